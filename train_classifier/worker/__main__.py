@@ -1,0 +1,8 @@
+"""Start of the worker."""
+
+import sys
+
+from train_classifier.worker.protocol import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,228 @@
+"""Building an environment in a container: what uv is told, what it may reach, and what its failures mean."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, Callable, NoReturn, Optional
+
+from train_classifier.errors import NoEnvironment
+from train_classifier.worker import engine, requirements
+from train_classifier.worker import image as images
+from train_classifier.worker.host import Account, Host
+from train_classifier.worker.image import MARK, Image
+from train_classifier.worker.store import Job, Store, read_json
+
+BUILD_TIMEOUT_S = 3600.0
+#: Where a build finds the store, uv and what it is told.
+STORE = "/train-classifier/store"
+UV = "/train-classifier/uv"
+CA = "/train-classifier/ca.pem"
+NETRC = "/train-classifier/netrc"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What an environment is to hold."""
+
+    lines: tuple[str, ...]
+    constraints: tuple[str, ...]
+    #: The image's frameworks and NumPy: constraints that name the image's side of a conflict.
+    frozen: tuple[str, ...]
+    options: tuple[str, ...]
+    #: Local packages, relative to the workspace.
+    paths: tuple[str, ...]
+    workspace: Path
+    #: Environment of the build.
+    variables: dict[str, str]
+    #: The program that runs in the image.
+    source: str
+
+    def definition(self) -> dict[str, Any]:
+        """Return the part of an environment's definition that the model's files make up."""
+        return {
+            "lines": sorted(self.lines),
+            "constraints": sorted([*self.constraints, *self.frozen]),
+            "options": list(self.options),
+            "paths": requirements.digest_of_paths(self.workspace, self.paths) if self.paths else "",
+        }
+
+
+def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
+    """Return the environment that has the most of what is wanted and nothing else.
+
+    It may be cleaned before it is used: the build then starts from nothing.
+    """
+    best: Optional[Path] = None
+    most = 0
+    for path in (store.store / "envs").glob("[0-9a-f]*/environment.json"):
+        record = read_json(path) or {}
+        other = record.get("definition", {})
+        same = all(other.get(key) == defined[key] for key in defined if key != "lines")
+        lines = other.get("lines", [])
+        if same and not defined["paths"] and set(lines) < set(defined["lines"]) and len(lines) > most:
+            best, most = path.parent, len(lines)
+    return best
+
+
+def build(
+    client: Any,
+    host: Host,
+    store: Store,
+    image: Image,
+    plan: Plan,
+    folder: Path,
+    nearest: Optional[Path],
+    account: Account,
+    job: Optional[Job],
+    say: Callable[[str], None],
+    check_cancel: Callable[[], None],
+) -> dict[str, str]:
+    """Make `folder`/site, and return the packages in it by name. Raises NoEnvironment in uv's own words."""
+    work = _write_work(plan, folder, account)
+    inside = f"{STORE}/envs/{folder.name}"
+    orders = {
+        "uv": UV,
+        "site": f"{inside}/site",
+        "work": f"{inside}/work",
+        "nearest": f"{STORE}/envs/{nearest.name}/site" if nearest else "",
+    }
+    (work / "plan.json").write_text(json.dumps(orders), encoding="utf-8")
+    _give(work, account)
+    count = len(plan.lines)
+    say(
+        f"installing {count} requirement{'s' if count != 1 else ''}"
+        + (" over a similar environment" if nearest else "")
+    )
+    try:
+        status, output = engine.run_helper(
+            client,
+            image.id,
+            [],
+            entrypoint=[image.python, "-c", plan.source, f"{inside}/work/plan.json"],
+            user=account,
+            mounts=_mounts(host, store),
+            environment=_environment(host, plan),
+            labels={**images.labels("build", job), images.PLACE: str(folder)},
+            timeout=BUILD_TIMEOUT_S,
+            say=say,
+            check_cancel=check_cancel,
+        )
+    except TimeoutError as error:
+        raise NoEnvironment(f"the requirements were not installed within {BUILD_TIMEOUT_S:.0f} s") from error
+    if status == 0:
+        for line in reversed(output.splitlines()):
+            if line.startswith(MARK):
+                packages: dict[str, str] = json.loads(line[len(MARK) :])
+                return packages
+    return explain(image, plan, status, output.decode("utf-8", "replace"))
+
+
+def _write_work(plan: Plan, folder: Path, account: Account) -> Path:
+    """Write what uv reads: flattened files, and copies of local packages (builds write into them)."""
+    work = folder / "work"
+    work.mkdir(0o700)
+    for name, lines in (
+        ("requirements.txt", (*plan.options, *plan.lines)),
+        ("constraints.txt", (*plan.constraints, *plan.frozen)),
+    ):
+        (work / name).write_text("\n".join([*lines, ""]), encoding="utf-8")
+    for relative in plan.paths:
+        source, target = plan.workspace / relative, work / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            # The repository itself may be the package: never copy the copy.
+            shutil.copytree(
+                source, target, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git")
+            )
+        else:
+            shutil.copy(source, target)
+    return work
+
+
+def _give(top: Path, account: Account) -> None:
+    """Give a tree to the account that builds in it."""
+    if os.geteuid() != 0:
+        return
+    os.chown(top, account.uid, account.gid)
+    for folder, folders, names in os.walk(top):
+        for name in (*folders, *names):
+            os.chown(os.path.join(folder, name), account.uid, account.gid, follow_symlinks=False)
+
+
+def _mounts(host: Host, store: Store) -> list[Any]:
+    from docker.types import Mount
+
+    mounts = [
+        Mount(STORE, str(store.store), type="bind"),
+        Mount(UV, str(host.uv), type="bind", read_only=True),
+    ]
+    if host.ca_bundle is not None:
+        mounts.append(Mount(CA, str(host.ca_bundle), type="bind", read_only=True))
+    if _netrc().is_file():
+        mounts.append(Mount(NETRC, str(_netrc()), type="bind", read_only=True))
+    return mounts
+
+
+def _netrc() -> Path:
+    """Return the caller's netrc: passwords of private indexes."""
+    return Path(os.environ.get("NETRC") or os.path.expanduser("~/.netrc"))
+
+
+def _environment(host: Host, plan: Plan) -> dict[str, str]:
+    variables = {
+        **plan.variables,
+        "HOME": "/tmp",
+        "UV_CACHE_DIR": f"{STORE}/uv-cache",
+        "UV_NO_CONFIG": "1",
+        "UV_PYTHON_DOWNLOADS": "never",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "NO_COLOR": "1",
+    }
+    if host.ca_bundle is not None:
+        variables.update(SSL_CERT_FILE=CA)
+    if _netrc().is_file():
+        variables.update(NETRC=NETRC)
+    return variables
+
+
+def explain(image: Image, plan: Plan, status: int, output: str) -> NoReturn:
+    """Raise NoEnvironment: what uv said, and for a conflict which side is the image's."""
+    lines = [line.rstrip() for line in output.splitlines()]
+    start = next((number for number, line in enumerate(lines) if line.startswith("error:")), 0)
+    detail = "\n".join(lines[start:][-40:]).strip()
+    sentence = " ".join(part.strip() for part in lines[start:])
+    unknown = re.findall(r"[Bb]ecause (\S+) was not found in the package registry", sentence)
+    if unknown:
+        raise NoEnvironment(
+            f"requirement {', '.join(dict.fromkeys(unknown))} is not in the package index (requirements.txt)",
+            "correct the name in requirements.txt",
+            detail,
+        )
+    clashing = [
+        pin
+        for pin in plan.frozen
+        if re.search(rf"(?<![\w.-]){re.escape(pin.partition('==')[0])}(?![\w-])", sentence)
+    ]
+    pins = ", ".join(clashing)
+    if "No solution found" in sentence and clashing:
+        raise NoEnvironment(
+            f"requirements.txt and the image {image.reference} disagree: the image's own {pins} "
+            "cannot be replaced",
+            f"ask in requirements.txt for versions that work with {pins}, or choose another --image",
+            detail,
+        )
+    if "No solution found" in sentence:
+        raise NoEnvironment("requirements.txt has no solution", "see what uv says of it", detail)
+    if re.search(
+        r"Failed to fetch|error sending request|dns error|[Cc]onnection refused|timed out", sentence
+    ):
+        raise NoEnvironment(
+            "the package index cannot be reached",
+            "check the host's network, its proxies and CA bundle (environment, ca_bundle in host.json)",
+            detail,
+        )
+    first = lines[start] if lines else f"exit status {status}"
+    raise NoEnvironment(f"requirements.txt cannot be installed: {first}", detail=detail)

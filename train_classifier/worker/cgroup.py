@@ -1,0 +1,93 @@
+"""Reads a running container's counters from its control group, version 1 and 2.
+
+Files: Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst of the kernel.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Optional
+
+MOUNT = Path("/sys/fs/cgroup")
+
+
+@dataclasses.dataclass
+class Memory:
+    """Bytes in use and at the peak, and processes killed for lack of memory."""
+
+    used: Optional[int] = None
+    peak: Optional[int] = None
+    kills: int = 0
+
+
+class ControlGroup:
+    """The control group of one process; everything is None where the host does not show it."""
+
+    def __init__(self, pid: int) -> None:
+        self._folders: dict[str, Path] = {}
+        try:
+            lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            lines = []
+        for line in lines:
+            _, controllers, path = line.split(":", 2)
+            for name in controllers.split(",") if controllers else ["unified"]:
+                folder = self._find(name, path)
+                if folder is not None:
+                    self._folders[name] = folder
+        self._peak = 0
+
+    @staticmethod
+    def _find(controller: str, path: str) -> Optional[Path]:
+        bases = [MOUNT / controller] if controller != "unified" else [MOUNT, MOUNT / "unified"]
+        for base in bases:
+            folder = base / path.lstrip("/")
+            # Inside a container the path may be one of the outer host: then nothing can be said.
+            if path != "/" and folder.is_dir():
+                return folder
+        return None
+
+    def memory(self) -> Memory:
+        """Return the memory counters as they are now; the peak also of what was seen before."""
+        found = Memory()
+        if "memory" in self._folders:
+            folder = self._folders["memory"]
+            found.used = _number(folder / "memory.usage_in_bytes")
+            found.peak = _number(folder / "memory.max_usage_in_bytes")
+            found.kills = _field(folder / "memory.oom_control", "oom_kill") or 0
+        elif "unified" in self._folders:
+            folder = self._folders["unified"]
+            found.used = _number(folder / "memory.current")
+            # memory.peak is there from Linux 5.19 on.
+            found.peak = _number(folder / "memory.peak")
+            found.kills = _field(folder / "memory.events", "oom_kill") or 0
+        self._peak = max(self._peak, found.peak or 0, found.used or 0)
+        found.peak = self._peak or None
+        return found
+
+    def cpu_seconds(self) -> Optional[float]:
+        """Return the processor time used so far."""
+        if "cpuacct" in self._folders:
+            nanoseconds = _number(self._folders["cpuacct"] / "cpuacct.usage")
+            return None if nanoseconds is None else nanoseconds / 1e9
+        if "unified" in self._folders:
+            microseconds = _field(self._folders["unified"] / "cpu.stat", "usage_usec")
+            return None if microseconds is None else microseconds / 1e6
+        return None
+
+
+def _number(path: Path) -> Optional[int]:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _field(path: Path, name: str) -> Optional[int]:
+    try:
+        for line in path.read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == name:
+                return int(value)
+    except (OSError, ValueError):
+        return None
+    return None

@@ -1,0 +1,248 @@
+"""A model's Python packages as an environment: built once by uv in the image, found by what defines it."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pkgutil
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from train_classifier.errors import BadInput, NoEnvironment, NotReady
+from train_classifier.job import SCHEMA
+from train_classifier.worker import image as images
+from train_classifier.worker import requirements
+from train_classifier.worker.build import Plan, build, find_nearest
+from train_classifier.worker.host import Account, Host
+from train_classifier.worker.image import Image
+from train_classifier.worker.locks import hold
+from train_classifier.worker.store import Job, Store, make_folder, read_json, write_json
+
+#: An environment of another recipe is another environment.
+RECIPE = 1
+#: Where a container finds the environment.
+MOUNTED = "/opt/train-classifier/environment"
+ACTIVATION = "train-classifier.pth"
+#: Distributions of which the image's own copy is never replaced, and never doubled.
+FROZEN = (
+    "tensorflow",
+    "tensorflow-cpu",
+    "tensorflow-gpu",
+    "tf-nightly",
+    "torch",
+    "jax",
+    "jaxlib",
+    "keras",
+    "numpy",
+)
+#: Index settings of pip, and what uv calls them.
+INDEX_SETTINGS = {
+    "PIP_INDEX_URL": "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL": "UV_INDEX", "PIP_FIND_LINKS": "UV_FIND_LINKS",
+    "PIP_TRUSTED_HOST": "UV_INSECURE_HOST", "PIP_NO_INDEX": "UV_NO_INDEX",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """What a container needs to have the model's packages, and what the manifest says of them."""
+
+    #: Of everything that defines it; "" when the image alone will do.
+    hash: str
+    #: `name==version` of every package that the job sees, the image's included; sorted.
+    packages: tuple[str, ...]
+    #: docker.types.Mount objects.
+    mounts: tuple[Any, ...]
+    #: Environment variables to set.
+    variables: dict[str, str]
+
+
+def prepare(
+    client: Any,
+    host: Host,
+    store: Store,
+    image: Image,
+    workspace: Path,
+    model: str,
+    job: Optional[Job],
+    say: Callable[[str], None],
+    check_cancel: Callable[[], None],
+) -> Environment:
+    """Return the environment of MODEL/requirements.txt over an image, built when it is not there yet.
+
+    A hit starts no container. Built once even when two jobs ask at once. Raises BadInput for a file that is
+    wrong, NoEnvironment with uv's own words when it cannot be built, NotReady without uv.
+    """
+    asked = requirements.parse(workspace, model)
+    if asked.problems:
+        raise BadInput(*asked.problems)
+    lines = list(asked.lines)
+    # The seed's sample imports distutils, which Python 3.12 dropped and Debian splits off; setuptools has it.
+    needs_distutils = not image.distutils and not any(_name(line) == "setuptools" for line in lines)
+    if needs_distutils:
+        lines.append("setuptools")
+    if not lines:
+        return Environment("", _listed(image.packages, {}), (), {})
+    plan = Plan(
+        lines=tuple(lines),
+        constraints=asked.constraints,
+        frozen=tuple(f"{name}=={image.packages[name]}" for name in FROZEN if name in image.packages),
+        options=asked.options,
+        paths=asked.paths,
+        workspace=workspace,
+        variables=_variables(host),
+        source=_source("inside_build.py"),
+    )
+    if not asked.lines and not host.uv.exists():
+        # Nothing was asked for: a host without uv can do that much.
+        say(f"setuptools is not installed ({host.uv} is missing): a model that imports distutils will fail")
+        return Environment("", _listed(image.packages, {}), (), {})
+    key = _key(host, image, plan)
+    account = host.job_user()
+    envs = make_folder(store.store / "envs", 0o700, account)
+    folder = envs / key
+    record = _complete(folder)
+    if record is None:
+        make_folder(store.store / "uv-cache", 0o700, account)
+        locks = make_folder(store.store / "locks", 0o700, account)
+        with hold(locks / f"environment-{key}.lock", check=check_cancel):
+            record = _complete(folder)
+            if record is None:
+                if not asked.lines:
+                    say(f"Python {image.python_version} of the image lacks distutils: adding setuptools")
+                try:
+                    record = _make(client, host, store, image, plan, key, account, job, say, check_cancel)
+                except NoEnvironment as error:
+                    if asked.lines:
+                        raise
+                    # Nothing was asked for: most models do without distutils.
+                    say(
+                        f"setuptools is not installed ({error.reason}): "
+                        "a model that imports distutils will fail"
+                    )
+                    return Environment("", _listed(image.packages, {}), (), {})
+    # What was used last is cleaned last.
+    os.utime(folder / "environment.json")
+    return _activated(folder, image, record)
+
+
+def _make(
+    client: Any,
+    host: Host,
+    store: Store,
+    image: Image,
+    plan: Plan,
+    key: str,
+    account: Account,
+    job: Optional[Job],
+    say: Callable[[str], None],
+    check_cancel: Callable[[], None],
+) -> dict[str, Any]:
+    """Build beside its place and rename it there; the environment's lock is held."""
+    envs = store.store / "envs"
+    temporary = envs / f".{key}.tmp"
+    if temporary.exists():
+        # A build that was killed; nobody else can be here, the lock says so.
+        images.remove_orphans(client, str(temporary))
+        shutil.rmtree(temporary)
+    make_folder(temporary, 0o700, account)
+    defined = dict(plan.definition(), image=image.id, python=image.python_version)
+    try:
+        nearest = find_nearest(store, defined)
+        packages = build(
+            client, host, store, image, plan, temporary, nearest, account, job, say, check_cancel
+        )
+        shutil.rmtree(temporary / "work")
+        record = {"schema": SCHEMA, "hash": key, "definition": defined, "packages": packages}
+        (temporary / ACTIVATION).write_text(_activation(image), encoding="utf-8")
+        os.chmod(temporary / ACTIVATION, 0o644)
+        write_json(temporary / "environment.json", record)
+        os.rename(temporary, envs / key)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return record
+
+
+def _complete(folder: Path) -> Optional[dict[str, Any]]:
+    """Return the record of an environment that was finished; the rename makes it appear at once and whole."""
+    record = read_json(folder / "environment.json")
+    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+
+
+def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environment:
+    from docker.types import Mount
+
+    site = folder / "site"
+    mounts = (
+        Mount(MOUNTED, str(site), type="bind", read_only=True),
+        Mount(f"{image.site[0]}/{ACTIVATION}", str(folder / ACTIVATION), type="bind", read_only=True),
+    )
+    variables = {"PATH": f"{MOUNTED}/bin:{image.search_path}"} if (site / "bin").is_dir() else {}
+    return Environment(record["hash"], _listed(image.packages, record["packages"]), mounts, variables)
+
+
+def _activation(image: Image) -> str:
+    """Return the line that puts the environment before the image's own packages.
+
+    site.addsitedir reads the environment's own .pth files, which PYTHONPATH does not; what it appended moves
+    before the image's first folder of packages.
+    """
+    first = image.site[0]
+    return (
+        f"import sys, site; n = len(sys.path); site.addsitedir({MOUNTED!r}); "
+        "new = sys.path[n:]; del sys.path[n:]; "
+        f"i = sys.path.index({first!r}) if {first!r} in sys.path else n; sys.path[i:i] = new\n"
+    )
+
+
+def _listed(base: dict[str, str], own: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name}=={version}" for name, version in sorted({**base, **own}.items()))
+
+
+def _name(line: str) -> str:
+    match = requirements.REQUIREMENT.match(line.partition(" --")[0].strip())
+    return match["name"].lower().replace("_", "-") if match else ""
+
+
+def _source(name: str) -> str:
+    return (pkgutil.get_data("train_classifier.worker", name) or b"").decode()
+
+
+def _variables(host: Host) -> dict[str, str]:
+    """Return what a build gets of the host's environment, with pip's index settings in uv's words."""
+    variables = dict(host.environment)
+    for pip, uv in INDEX_SETTINGS.items():
+        if pip in variables:
+            variables.setdefault(uv, variables[pip])
+    return variables
+
+
+def uv_version(host: Host) -> str:
+    """Return the version of the host's uv. Raises NotReady when it does not work."""
+    hint = "run the role training_host on this host"
+    try:
+        done = subprocess.run(
+            [str(host.uv), "--version"], capture_output=True, text=True, timeout=30, check=True,
+            env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise NotReady(f"{host.uv} is missing: Python packages cannot be installed", hint) from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise NotReady(f"{host.uv} does not work: {error}", hint) from error
+    return done.stdout.strip()
+
+
+def _key(host: Host, image: Image, plan: Plan) -> str:
+    indexes = {name: value for name, value in plan.variables.items() if name.startswith(("UV_", "PIP_"))}
+    defining = {
+        "recipe": RECIPE,
+        "image": image.id,
+        "python": image.python_version,
+        "architecture": image.architecture,
+        "uv": uv_version(host),
+        "indexes": indexes,
+        **plan.definition(),
+    }
+    return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()[:40]

@@ -1,0 +1,274 @@
+"""The image a job runs in: present or pulled, fit for this host, and what its Python has."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pkgutil
+import platform
+import re
+from typing import Any, Callable, Optional
+
+from train_classifier.errors import BadInput, NoEnvironment
+from train_classifier.job import JobSpec
+from train_classifier.worker import engine, reference
+from train_classifier.worker.host import Host
+from train_classifier.worker.store import Job, Store, read_json, write_json
+
+#: 2.17.0-gpu is the last that is known to find the GPU as shipped (shared facts, TensorFlow images).
+DEFAULT_GPU = "tensorflow/tensorflow:2.17.0-gpu"
+DEFAULT_CPU = "tensorflow/tensorflow:2.17.0"
+#: Label of a build's container: what it builds. One at a time, so what is left of it can be told.
+PLACE = f"{engine.LABEL}.place"
+MARK = b"train-classifier:"
+PROBE_TIMEOUT_S = 120.0
+BOOTSTRAP = (
+    "make an image on this host with the role training_host (training_host_image_source: bootstrap), "
+    "or name one that is here with --image"
+)
+NO_SHELL = "name an image with a shell and Python by --image"
+#: What uname -m says, in Docker's words.
+ARCHITECTURES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "ppc64le": "ppc64le",
+    "riscv64": "riscv64",
+}
+_FIND_PYTHON = (
+    "for name in python3 python; do "
+    'found=$(command -v "$name") && exec "$found" -c "$TRAIN_CLASSIFIER_PROBE"; done; '
+    "echo no-python; exit 64"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """An image that a job can run in."""
+
+    #: As asked for.
+    reference: str
+    id: str
+    #: The registry's digest, if the image came from one; never one that was not seen.
+    digest: Optional[str]
+    python: str
+    python_version: str
+    #: The interpreter's folders for packages, in the order of sys.path.
+    site: tuple[str, ...]
+    #: Every package of the image's Python, by normalised name.
+    packages: dict[str, str]
+    #: Those of tensorflow, torch, jax, keras and numpy that it has.
+    frameworks: dict[str, str]
+    #: Whether `import distutils.dir_util` works.
+    distutils: bool
+    architecture: str
+    #: PATH of the image.
+    search_path: str
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Return major and minor version of the image's Python."""
+        major, minor = self.python_version.split(".")[:2]
+        return int(major), int(minor)
+
+
+def labels(kind: str, job: Optional[Job], gpus: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return the labels of a helper container, for a job or (`doctor`) for none."""
+    return engine.labels(
+        kind, job=job.id if job else "", uid=os.geteuid(), folder=str(job.dir) if job else "", gpus=gpus
+    )
+
+
+def remove_orphans(client: Any, place: str) -> None:
+    """Remove what a killed worker's build left running; `place` is the folder whose lock the caller holds."""
+    label = f"{PLACE}={place}"
+    for left in engine.patiently(lambda: client.containers.list(all=True, filters={"label": label})):
+        engine.remove(left)
+
+
+def wanted(host: Host, spec: JobSpec, wants_gpu: bool) -> str:
+    """Return the reference a job gets: its own, the host's, else the pinned default. Raises BadInput."""
+    named = (
+        spec.image
+        or host.images.get("gpu" if wants_gpu else "cpu")
+        or (DEFAULT_GPU if wants_gpu else DEFAULT_CPU)
+    )
+    problem = reference.problem(named)
+    if problem:
+        raise BadInput(problem)
+    return named
+
+
+def resolve(
+    client: Any,
+    host: Host,
+    store: Store,
+    spec: JobSpec,
+    wants_gpu: bool,
+    job: Optional[Job],
+    say: Callable[[str], None],
+    check_cancel: Callable[[], None],
+) -> Image:
+    """Return the image of a job, pulled if it is missing and probed if it is new.
+
+    Raises BadInput for a malformed reference, NoEnvironment for an image that cannot be had or used.
+    """
+    named = wanted(host, spec, wants_gpu)
+    found = _find(client, named)
+    if found is None:
+        say(f"pulling image {named}")
+        _pull(client, named, say, check_cancel)
+        found = _find(client, named)
+        if found is None:
+            raise NoEnvironment(f"image {named} was pulled, but the engine does not have it", BOOTSTRAP)
+    return probe(client, host, store, found, named, job, check_cancel)
+
+
+def _find(client: Any, named: str) -> Any:
+    import docker.errors
+
+    try:
+        return engine.patiently(lambda: client.images.get(named))
+    except docker.errors.ImageNotFound:
+        return None
+
+
+def _pull(client: Any, named: str, say: Callable[[str], None], check_cancel: Callable[[], None]) -> None:
+    """Pull with the caller's own `docker login`; say how far it is."""
+    import docker.errors
+
+    tagged = named if "@" in named or ":" in named.rpartition("/")[2] else f"{named}:latest"
+    layers: dict[str, tuple[int, int]] = {}
+    spoken = 0
+    try:
+        for message in client.api.pull(tagged, stream=True, decode=True):
+            check_cancel()
+            if "error" in message:
+                raise NoEnvironment(
+                    f"image {named} is not on this host and cannot be pulled", BOOTSTRAP, message["error"]
+                )
+            detail = message.get("progressDetail") or {}
+            if message.get("status") == "Downloading" and detail.get("total"):
+                layers[message.get("id", "")] = (detail.get("current", 0), detail["total"])
+                done = sum(current for current, _ in layers.values()) >> 20
+                whole = sum(total for _, total in layers.values()) >> 20
+                if done - spoken >= 100:
+                    spoken = done
+                    say(f"pulling image {named}: {done} of {whole} MiB")
+    except docker.errors.APIError as error:
+        detail = str(error.explanation or error)
+        raise NoEnvironment(
+            f"image {named} is not on this host and cannot be pulled", BOOTSTRAP, detail
+        ) from error
+
+
+def probe(
+    client: Any,
+    host: Host,
+    store: Store,
+    found: Any,
+    named: str,
+    job: Optional[Job],
+    check_cancel: Callable[[], None],
+) -> Image:
+    """Return what an image that is present has; one container per image id, its answer is remembered.
+
+    Raises NoEnvironment: wrong architecture, no shell, no Python.
+    """
+    attributes = found.attrs
+    mine = ARCHITECTURES.get(platform.machine(), platform.machine())
+    theirs = attributes.get("Architecture") or mine
+    system = attributes.get("Os") or "linux"
+    if theirs != mine or system != "linux":
+        raise NoEnvironment(
+            f"image {named} is built for {system}/{theirs}, this host is linux/{mine}",
+            f"name an image for linux/{mine} with --image",
+        )
+    source = pkgutil.get_data("train_classifier.worker", "inside_probe.py") or b""
+    # Another probe asks other questions.
+    name = f"{found.id.partition(':')[2]}-{hashlib.sha256(source).hexdigest()[:8]}.json"
+    answer = read_json(store.images / name)
+    if answer is None:
+        answer = _ask(client, host, found.id, named, source.decode(), job, check_cancel)
+        write_json(store.images / name, answer)
+    return Image(
+        reference=named,
+        id=found.id,
+        digest=_digest(named, attributes.get("RepoDigests") or []),
+        python=answer["python"],
+        python_version=answer["version"],
+        site=tuple(answer["site"]),
+        packages=answer["packages"],
+        frameworks=answer["frameworks"],
+        distutils=answer["distutils"],
+        architecture=theirs,
+        search_path=answer["search_path"],
+    )
+
+
+def _ask(
+    client: Any,
+    host: Host,
+    identity: str,
+    named: str,
+    source: str,
+    job: Optional[Job],
+    check_cancel: Callable[[], None],
+) -> dict[str, Any]:
+    import docker.errors
+
+    try:
+        status, output = engine.run_helper(
+            client,
+            identity,
+            [],
+            entrypoint=["/bin/sh", "-c", _FIND_PYTHON],
+            user=host.job_user(),
+            environment={"TRAIN_CLASSIFIER_PROBE": source, "PYTHONDONTWRITEBYTECODE": "1"},
+            labels=labels("probe", job),
+            network="none",
+            timeout=PROBE_TIMEOUT_S,
+            check_cancel=check_cancel,
+        )
+    except docker.errors.APIError as error:
+        detail = str(error.explanation or error)
+        if re.search(r"/bin/sh.*(no such file|not found)", detail):
+            raise NoEnvironment(f"image {named} has no /bin/sh", NO_SHELL) from error
+        raise NoEnvironment(f"image {named} cannot be started", detail=detail) from error
+    except TimeoutError as error:
+        raise NoEnvironment(
+            f"Python in image {named} did not answer within {PROBE_TIMEOUT_S:.0f} s"
+        ) from error
+    for line in reversed(output.splitlines()):
+        if line.startswith(MARK):
+            answer: dict[str, Any] = json.loads(line[len(MARK) :])
+            return answer
+    text = output.decode("utf-8", "replace").strip()
+    if status == 64 and text.endswith("no-python"):
+        raise NoEnvironment(
+            f"image {named} has no Python", "name an image with Python 3.8 or newer by --image"
+        )
+    if status == 65 and "python-too-old" in text:
+        version = text.rpartition(" ")[2]
+        raise NoEnvironment(
+            f"image {named} has Python {version}", "name an image with Python 3.8 or newer by --image"
+        )
+    if status == 127 and "/bin/sh" in text:
+        raise NoEnvironment(f"image {named} has no /bin/sh", NO_SHELL)
+    if "exec format error" in text.lower():
+        raise NoEnvironment(f"image {named} is not built for this host's processor", detail=text[-2000:])
+    raise NoEnvironment(f"Python in image {named} does not work (exit status {status})", detail=text[-2000:])
+
+
+def _digest(named: str, digests: list[str]) -> Optional[str]:
+    """Return the digest under which a registry knows the image by this name."""
+    repository = named.partition("@")[0]
+    if ":" in repository.rpartition("/")[2]:
+        repository = repository.rpartition(":")[0]
+    for prefix in ("docker.io/library/", "docker.io/"):
+        repository = repository[len(prefix) :] if repository.startswith(prefix) else repository
+    for entry in digests:
+        name, _, digest = entry.partition("@")
+        if name == repository:
+            return digest
+    return None

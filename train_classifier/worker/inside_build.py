@@ -1,0 +1,98 @@
+"""Runs inside an image, by the image's own Python (3.8 on), as the job's user: makes an environment with uv.
+
+Sent as text (`python3 -c`), so it imports nothing of ours. Reads one JSON object from the file that its
+argument names. The packages of the image are lent to uv as metadata only: uv then counts them as installed,
+prefers them, and downloads only what is missing. The metadata goes away again before the environment is used.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import distributions
+
+LENT = "train-classifier-image"
+
+
+def normal(name: str) -> str:
+    """Return a package's normalised name (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def names_in(site: str) -> "dict[str, str]":
+    """Return the packages of a folder, with their versions."""
+    return {
+        normal(found.metadata["Name"]): found.version
+        for found in distributions(path=[site])
+        if found.metadata["Name"] and found.version
+    }
+
+
+def lend(site: str) -> None:
+    """Write metadata of every package of the image that the environment does not have itself."""
+    own = names_in(site)
+    seen = set()
+    for found in distributions():
+        name, version = found.metadata["Name"], found.version
+        if not name or not version or normal(name) in seen:
+            continue
+        seen.add(normal(name))
+        if normal(name) in own:
+            continue
+        # Made anew: Debian's egg-info has another form, and uv refuses to replace it.
+        folder = os.path.join(site, "%s-%s.dist-info" % (re.sub(r"[^A-Za-z0-9.]+", "_", name), version))
+        os.mkdir(folder)
+        lines = ["Metadata-Version: 2.1", "Name: %s" % name, "Version: %s" % version]
+        for key in ("Requires-Python",):
+            if found.metadata[key]:
+                lines.append("%s: %s" % (key, found.metadata[key]))
+        for extra in found.metadata.get_all("Provides-Extra") or []:
+            lines.append("Provides-Extra: %s" % extra)
+        for requirement in found.requires or []:
+            lines.append("Requires-Dist: %s" % " ".join(requirement.split()))
+        for file, text in (("METADATA", "\n".join(lines) + "\n"), ("INSTALLER", LENT + "\n")):
+            with open(os.path.join(folder, file), "w", encoding="utf-8") as out:
+                out.write(text)
+        with open(os.path.join(folder, "RECORD"), "w", encoding="utf-8") as out:
+            for file in ("METADATA", "INSTALLER", "RECORD"):
+                out.write("%s/%s,,\n" % (os.path.basename(folder), file))
+
+
+def take_back(site: str) -> None:
+    """Remove the lent metadata that is still there."""
+    for name in os.listdir(site):
+        try:
+            with open(os.path.join(site, name, "INSTALLER"), encoding="utf-8") as file:
+                lent = file.read().strip() == LENT
+        except OSError:
+            continue
+        if lent:
+            shutil.rmtree(os.path.join(site, name))
+
+
+def main() -> None:
+    """Build, and print what came of it as the last line."""
+    with open(sys.argv[1], encoding="utf-8") as file:
+        plan = json.load(file)
+    site, work = plan["site"], plan["work"]
+    os.makedirs(site)
+    # Hard links: only what differs takes space and time. One that was cleaned meanwhile is done without.
+    if plan["nearest"] and subprocess.call(["cp", "-al", plan["nearest"] + "/.", site]) != 0:
+        shutil.rmtree(site, ignore_errors=True)
+    os.makedirs(site, exist_ok=True)
+    lend(site)
+    command = [
+        plan["uv"], "pip", "install", "--no-progress", "--python", sys.executable, "--target", site,
+        "--link-mode", "hardlink", "--compile-bytecode", "-c", "constraints.txt", "-r", "requirements.txt",
+    ]  # fmt: skip
+    status = subprocess.call(command, cwd=work)
+    take_back(site)
+    if status == 0:
+        print()
+        print("train-classifier:" + json.dumps(names_in(site)))
+    sys.exit(status)
+
+
+main()

@@ -1,0 +1,179 @@
+"""Launchers: start the worker so that it outlives whoever asked: a system unit, a user unit, or setsid."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+from train_classifier.errors import NotReady
+from train_classifier.job import JobSpec
+from train_classifier.worker import program
+from train_classifier.worker.host import Account
+from train_classifier.worker.store import Job, write_bytes
+
+#: Seconds that packing and clearing up may take after a unit was told to stop.
+CLEARING_S = 300
+
+
+def launcher(caller: Account) -> str:
+    """Return what would start a worker for this account: `system`, `user` or `setsid`."""
+    if not os.path.isdir("/run/systemd/system") or shutil.which("systemd-run") is None:
+        return "setsid"
+    if caller.uid == 0:
+        return "system"
+    # Without lingering a user's units die with the last session.
+    lingers = os.path.exists(f"/var/lib/systemd/linger/{caller.name}")
+    if not lingers or not os.path.isdir(f"/run/user/{caller.uid}/systemd"):
+        return "setsid"
+    done = subprocess.run(
+        ["systemctl", "--user", "show-environment"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=_environment(caller),
+        timeout=10,
+        check=False,
+    )
+    return "user" if done.returncode == 0 else "setsid"
+
+
+def launch(job: Job, spec: JobSpec, caller: Account) -> dict[str, Any]:
+    """Start the worker of a submitted job; return `launcher` and `unit` or `pid`. Raises NotReady."""
+    kind = launcher(caller)
+    if kind == "setsid":
+        return {"launcher": kind, "pid": _setsid(job, caller)}
+    unit = f"tc-job-{job.id}"
+    argv = [
+        "systemd-run", *(["--user"] if kind == "user" else []), "--quiet", "--unit", unit, "--collect",
+        "--service-type=exec", "--description", f"train-classifier: {spec.model}",
+        "-p", "KillMode=mixed", "-p", f"TimeoutStopSec={int(spec.grace_s) + CLEARING_S}",
+        "-p", "ExecStopPost=" + " ".join(_quoted(word) for word in program.command("finish", str(job.dir))),
+        # The host's settings are the only thing of our environment that the worker needs.
+        *(["-p", f"Environment={_quoted(setting)}"] if (setting := _setting()) else []),
+        *program.command("run", str(job.dir)),
+    ]  # fmt: skip
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=_environment(caller),
+        cwd="/",
+        timeout=60,
+        check=False,
+    )
+    if done.returncode:
+        raise NotReady(
+            "systemd did not start the worker",
+            "look at: journalctl -u " + unit,
+            done.stdout.decode("utf-8", "replace").strip(),
+        )
+    return {"launcher": kind, "unit": f"{unit}.service"}
+
+
+def _setting() -> Optional[str]:
+    path = os.environ.get("TRAIN_CLASSIFIER_HOST_JSON")
+    return f"TRAIN_CLASSIFIER_HOST_JSON={path}" if path else None
+
+
+def _environment(caller: Account) -> dict[str, str]:
+    kept = {
+        key: os.environ[key] for key in ("TRAIN_CLASSIFIER_HOST_JSON", "DOCKER_HOST") if key in os.environ
+    }
+    found = {**caller.environment(), **kept}
+    if os.path.isdir(f"/run/user/{caller.uid}"):
+        found["XDG_RUNTIME_DIR"] = f"/run/user/{caller.uid}"
+    return found
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a unit file: systemd.syntax(7), and `$` and `%` that mean something in a command."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$").replace("%", "%%")
+    return f'"{escaped}"'
+
+
+def _setsid(job: Job, caller: Account) -> int:
+    """Start the worker in a session of its own, with a clean environment, orphaned to init."""
+    reader, writer = os.pipe()
+    # What an interpreter that crashes has to say goes where people look for it.
+    crash = os.open(job.dir / "crash.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            os.close(reader)
+            if os.fork() == 0:
+                os.write(writer, str(os.getpid()).encode())
+                null = os.open("/dev/null", os.O_RDWR)
+                for source, target in ((null, 0), (null, 1), (crash, 2)):
+                    os.dup2(source, target)
+                os.closerange(3, 65536)
+                os.chdir("/")
+                os.umask(0o022)
+                os.execve(sys.executable, program.command("run", str(job.dir)), _environment(caller))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.close(crash)
+    os.waitpid(child, 0)
+    with open(reader, "rb") as pipe:
+        pid = int(pipe.read() or b"0")
+    if not pid:
+        raise NotReady("the worker could not be started: fork failed")
+    return pid
+
+
+def start_time(pid: int) -> Optional[int]:
+    """Return when a process started, in clock ticks since boot (proc(5), stat), None if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name in parentheses may hold anything, also parentheses.
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def put_secrets(job: Job, account: Account, secrets: dict[str, str]) -> None:
+    """Lay the secrets where only this account reads them, in memory if the host has such a place."""
+    if not secrets:
+        return
+    places = [f"/run/user/{account.uid}", "/dev/shm"] if account.uid else ["/run", "/dev/shm"]
+    folder = next((Path(place) for place in places if os.access(place, os.W_OK)), job.dir)
+    path = folder / f"train-classifier-{job.id}.secrets"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(json.dumps(secrets).encode())
+    write_bytes(job.dir / "secrets-at", os.fsencode(path))
+
+
+def take_secrets(job: Job) -> dict[str, str]:
+    """Read the secrets once and remove them. Raises NotReady when they are gone."""
+    pointer = job.dir / "secrets-at"
+    try:
+        path = Path(os.fsdecode(pointer.read_bytes()))
+    except FileNotFoundError:
+        return {}
+    try:
+        secrets: dict[str, str] = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise NotReady(
+            "the job's secrets are gone: was the host rebooted?", "submit the job again"
+        ) from error
+    finally:
+        drop_secrets(job)
+    return secrets
+
+
+def drop_secrets(job: Job) -> None:
+    """Remove secrets that no worker took."""
+    pointer = job.dir / "secrets-at"
+    with contextlib.suppress(FileNotFoundError):
+        path = Path(os.fsdecode(pointer.read_bytes()))
+        if path.name == f"train-classifier-{job.id}.secrets":
+            path.unlink(missing_ok=True)
+        pointer.unlink()

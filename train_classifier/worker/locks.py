@@ -1,0 +1,106 @@
+"""Locks between processes: flock on a file, freed by the kernel when its holder dies."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Callable, Optional
+
+#: Seconds between two tries while a lock that can be cancelled is waited for.
+POLL_S = 0.1
+
+
+def open_lock(path: Path, mode: int = 0o600) -> int:
+    """Open (and make) the lock file; the descriptor is closed in children.
+
+    Root's files go to the owner of the folder, and `mode` holds whatever the umask is.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT, mode)
+    folder = os.stat(path.parent)
+    if os.geteuid() == 0 and folder.st_uid != 0:
+        os.fchown(descriptor, folder.st_uid, folder.st_gid)
+    if os.fstat(descriptor).st_uid == os.geteuid() or os.geteuid() == 0:
+        os.fchmod(descriptor, mode)
+    return descriptor
+
+
+def try_lock(descriptor: int, shared: bool = False) -> bool:
+    """Take the lock if it is free; True when taken."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+@contextlib.contextmanager
+def hold(
+    path: Path,
+    *,
+    shared: bool = False,
+    mode: int = 0o600,
+    check: Optional[Callable[[], None]] = None,
+    timeout: Optional[float] = None,
+) -> Iterator[int]:
+    """Hold the lock on `path`, waiting for it; yields the descriptor.
+
+    `check` is called while waiting and may raise; `timeout` (seconds) raises TimeoutError. A file that was
+    removed while it was waited for is opened anew: two holders never sit on two files of one name.
+    """
+    began = time.monotonic()
+    while True:
+        descriptor = open_lock(path, mode)
+        try:
+            if check is None and timeout is None:
+                fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            else:
+                while not try_lock(descriptor, shared):
+                    if check is not None:
+                        check()
+                    if timeout is not None and time.monotonic() - began > timeout:
+                        raise TimeoutError(f"{path} is held by another process")
+                    time.sleep(POLL_S)
+            if _is_current(descriptor, path):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def hold_now(path: Path, *, shared: bool = False, mode: int = 0o600) -> Iterator[bool]:
+    """Hold the lock if it is free right now; yields whether it is held."""
+    descriptor = open_lock(path, mode)
+    try:
+        yield try_lock(descriptor, shared) and _is_current(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether a living process holds the lock exclusively; a missing file is held by nobody."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(descriptor, shared=True)
+    finally:
+        os.close(descriptor)
+
+
+def _is_current(descriptor: int, path: Path) -> bool:
+    mine = os.fstat(descriptor)
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)

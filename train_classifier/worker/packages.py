@@ -1,0 +1,216 @@
+"""Debian packages of a model as a layer over its image: run and commit, found again by what it holds."""
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from train_classifier.errors import BadInput, NoEnvironment
+from train_classifier.worker import debian, engine
+from train_classifier.worker import image as images
+from train_classifier.worker.host import Host
+from train_classifier.worker.image import Image
+from train_classifier.worker.locks import hold
+from train_classifier.worker.store import Job, Store, make_folder
+
+#: A layer of another recipe is another layer.
+RECIPE = 1
+BUILD_TIMEOUT_S = 3600.0
+REPOSITORY = "train-classifier/packages"
+BASE = f"{engine.LABEL}.base"
+CONTENT = f"{engine.LABEL}.packages"
+#: Lies on a tmpfs: mount points made below it are not in the layer.
+SCRATCH = "/tmp/train-classifier"
+# `Pattern-Only`: a name that is not there is unknown, never a regular expression for others.
+_SCRIPT = f"""set -e
+. {SCRATCH}/environment
+command -v apt-get >/dev/null || {{ echo 'E: no apt-get in this image'; exit 100; }}
+options='-o Acquire::Retries=3 -o Acquire::http::Timeout=60 -o Acquire::https::Timeout=60'
+options="$options -o Acquire::Languages=none -o APT::Cmd::Pattern-Only=true"
+[ -e {SCRATCH}/ca.pem ] && options="$options -o Acquire::https::CAInfo={SCRATCH}/ca.pem"
+[ -d {SCRATCH}/sources ] && options="$options -o Dir::Etc::SourceList=/dev/null" &&
+    options="$options -o Dir::Etc::SourceParts={SCRATCH}/sources"
+DEBIAN_FRONTEND=noninteractive; export DEBIAN_FRONTEND
+apt-get $options update
+apt-get $options install -y --no-install-recommends -- "$@"
+apt-get clean
+rm -rf /var/lib/apt/lists/*
+"""
+
+
+def layer(
+    client: Any,
+    host: Host,
+    store: Store,
+    base: Image,
+    workspace: Path,
+    model: str,
+    job: Optional[Job],
+    say: Callable[[str], None],
+    check_cancel: Callable[[], None],
+) -> Image:
+    """Return the image with the packages of MODEL/apt-pkgs.txt; `base` itself when there are none.
+
+    Built once even when two jobs ask at once. Raises BadInput for a list that is wrong, NoEnvironment with
+    apt's own line when it cannot be built.
+    """
+    wanted = debian.parse(workspace, model)
+    if wanted.problems:
+        raise BadInput(*wanted.problems)
+    if not wanted.names:
+        return base
+    key = hashlib.sha256(json.dumps([RECIPE, base.id, wanted.names]).encode()).hexdigest()[:32]
+    tag = f"{REPOSITORY}:{key}"
+    found = _present(client, tag)
+    if found is None:
+        locks = make_folder(store.store / "locks", 0o700, host.job_user())
+        with hold(locks / f"packages-{key}.lock", check=check_cancel):
+            found = _present(client, tag)
+            if found is None:
+                scratch = store.store / f".packages-{key}"
+                # What a build that was killed left behind.
+                images.remove_orphans(client, str(scratch))
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir(0o700)
+                try:
+                    _build(client, host, base, wanted.names, tag, scratch, job, say, check_cancel)
+                finally:
+                    shutil.rmtree(scratch)
+                found = _present(client, tag)
+    if found is None:
+        raise NoEnvironment(f"the layer {tag} was removed while it was built", "start the job again")
+    made = images.probe(client, host, store, found, base.reference, job, check_cancel)
+    return dataclasses.replace(made, digest=base.digest)
+
+
+def _present(client: Any, tag: str) -> Any:
+    import docker.errors
+
+    try:
+        return engine.patiently(lambda: client.images.get(tag))
+    except docker.errors.ImageNotFound:
+        return None
+
+
+def _nearest(client: Any, base: Image, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Return the image to start from, and what it has already: the largest part of what is wanted."""
+    best: tuple[str, tuple[str, ...]] = (base.id, ())
+    filters = {"label": [f"{engine.LABEL}.kind=image", f"{BASE}={base.id}"]}
+    for candidate in engine.patiently(lambda: client.images.list(filters=filters)):
+        has = tuple((candidate.labels.get(CONTENT) or "").split())
+        if has and set(has) <= set(names) and len(has) > len(best[1]):
+            best = (candidate.id, has)
+    return best
+
+
+def _build(
+    client: Any,
+    host: Host,
+    base: Image,
+    names: tuple[str, ...],
+    tag: str,
+    scratch: Path,
+    job: Optional[Job],
+    say: Callable[[str], None],
+    check_cancel: Callable[[], None],
+) -> None:
+    start, has = _nearest(client, base, names)
+    missing = [name for name in names if name not in has]
+    say(f"installing {len(missing)} Debian package{'s' if len(missing) != 1 else ''}: {' '.join(missing)}")
+    config = client.api.inspect_image(base.id)["Config"] or {}
+    container = engine.create_helper(
+        client,
+        start,
+        # The engine merges what the container has into what is committed: the script goes into the entry
+        # point, which is put back, and the command stays the image's own.
+        config.get("Cmd") or [],
+        entrypoint=["/bin/sh", "-c", f"set -- {shlex.join(missing)}\n{_SCRIPT}", "train-classifier"],
+        # An empty user is root, and stays empty in the layer.
+        as_root=bool(config.get("User")),
+        working_dir="",
+        mounts=_mounts(host, scratch),
+        labels={**images.labels("build", job), images.PLACE: str(scratch)},
+    )
+    try:
+        status, output = engine.run_created(
+            container, timeout=BUILD_TIMEOUT_S, say=say, check_cancel=check_cancel
+        )
+        if status != 0:
+            _fail(base, missing, status, output.decode("utf-8", "replace"))
+        repository, _, version = tag.partition(":")
+        kept = {
+            **(config.get("Labels") or {}),
+            **images.labels("image", job),
+            images.PLACE: "",
+            BASE: base.id,
+            CONTENT: " ".join(names),
+        }
+        final = {**config, "Entrypoint": config.get("Entrypoint") or [], "Labels": kept}
+        engine.patiently(
+            lambda: client.api.commit(
+                container.id, repository=repository, tag=version, pause=False, conf=final,
+                message=f"Debian packages: {' '.join(names)}",
+            )
+        )  # fmt: skip
+    except TimeoutError as error:
+        raise NoEnvironment(
+            f"the Debian packages were not installed within {BUILD_TIMEOUT_S:.0f} s: {' '.join(missing)}"
+        ) from error
+    finally:
+        engine.remove(container)
+
+
+def _mounts(host: Host, scratch: Path) -> list[Any]:
+    """Return the mounts of a build: the host's proxies, CA bundle and sources; none ends in the layer."""
+    from docker.types import Mount
+
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(host.environment.items())]
+    (scratch / "environment").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    mounts = [
+        Mount(SCRATCH.rpartition("/")[0], None, type="tmpfs"),
+        Mount(f"{SCRATCH}/environment", str(scratch / "environment"), type="bind", read_only=True),
+    ]
+    if host.ca_bundle is not None:
+        mounts.append(Mount(f"{SCRATCH}/ca.pem", str(host.ca_bundle), type="bind", read_only=True))
+    if host.apt_sources is not None:
+        text = host.apt_sources.read_text(encoding="utf-8")
+        form = "sources" if any(line.lower().startswith("types:") for line in text.splitlines()) else "list"
+        target = f"{SCRATCH}/sources/host.{form}"
+        mounts.append(Mount(target, str(host.apt_sources), type="bind", read_only=True))
+    return mounts
+
+
+def _fail(base: Image, missing: list[str], status: int, output: str) -> None:
+    """Raise NoEnvironment with apt's own line."""
+    lines = [line.strip() for line in output.splitlines()]
+    errors = [line for line in lines if line.startswith("E: ")]
+    network = [
+        line for line in lines if line.startswith(("W: Failed to fetch", "E: Failed to fetch", "Err:"))
+    ]
+    listed = " ".join(missing)
+    detail = "\n".join((network[:5] + errors or lines)[-20:])
+    if "no apt-get in this image" in output:
+        raise NoEnvironment(
+            f"image {base.reference} has no apt-get, so apt-pkgs.txt cannot be installed ({listed})",
+            "use an image made from Debian or Ubuntu",
+        )
+    if network:
+        raise NoEnvironment(
+            f"the package mirror cannot be reached, so these are not installed: {listed}",
+            "check the host's network, its proxies and apt sources (environment, apt_sources in host.json)",
+            detail,
+        )
+    unknown = [
+        name for name in missing if any(f"package {name.partition('=')[0]}" in line for line in errors)
+    ]
+    if unknown:
+        raise NoEnvironment(
+            f"Debian package not found for {base.reference}: {', '.join(unknown)} (apt-pkgs.txt)",
+            "correct the name in apt-pkgs.txt",
+            detail,
+        )
+    first = errors[0] if errors else f"exit status {status}"
+    raise NoEnvironment(f"apt-get could not install {listed}: {first}", detail=detail)

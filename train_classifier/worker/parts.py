@@ -1,0 +1,11 @@
+"""Parts of this program that run in a child as the job's user; see `program.call`."""
+
+from typing import Any, Callable
+
+from train_classifier.worker import listing, pack, tree
+
+PARTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "pack": pack.pack,
+    "stock": listing.take_stock,
+    "tidy": tree.tidy_part,
+}

@@ -1,0 +1,67 @@
+"""This program itself: where it lies, and calling a part of it in a child as the job's user."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from train_classifier.errors import ExitCode, TrainClassifierError
+from train_classifier.worker.host import Account
+
+#: The folder that `python3 -I` is given.
+PROGRAM = Path(__file__).resolve().parents[2]
+
+
+def command(*arguments: str) -> list[str]:
+    """Return the command line of this program with arguments."""
+    return [sys.executable, "-I", str(PROGRAM), *arguments]
+
+
+def open_to_all() -> None:
+    """Let the job's user read this program, which root installed."""
+    for folder, _, names in os.walk(PROGRAM):
+        os.chmod(folder, 0o755)
+        for name in names:
+            os.chmod(os.path.join(folder, name), 0o644)
+
+
+def die_with(parent: int) -> None:
+    """Let the kernel end this process when its caller dies: what a dead worker began, others do anew.
+
+    PR_SET_PDEATHSIG is 1 (prctl(2)); it is lost at a change of user, so it is set after that, by the child.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def call(account: Account, part: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Run one of parts.PARTS in a child as `account` and return its answer.
+
+    Raises the part's own error; TrainClassifierError when the child died.
+    """
+    done = subprocess.run(
+        command("part", part, str(os.getpid())),
+        input=json.dumps(request).encode(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=account.environment(),
+        cwd="/",
+        check=False,
+        **account.options(),
+    )
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        tail = done.stderr.decode("utf-8", "replace")[-2000:]
+        raise TrainClassifierError(f"{part} ended with exit status {done.returncode}", detail=tail) from None
+    if "error" in answer:
+        error = answer["error"]
+        raise TrainClassifierError(
+            error["reason"], error.get("hint"), error.get("detail"), code=ExitCode(error["code"])
+        )
+    return answer

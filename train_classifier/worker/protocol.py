@@ -1,0 +1,169 @@
+"""The worker's doors: a JSON request to a JSON answer, two doors for rsync, and what it calls itself."""
+
+import errno
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable
+
+from train_classifier.errors import BadInput, ExitCode, TrainClassifierError
+from train_classifier.worker import finish, program, read, receive, submit
+from train_classifier.worker.host import Host, refuse_unsafe
+from train_classifier.worker.store import Job, Store
+
+Verb = Callable[[dict[str, Any], Host, Store], dict[str, Any]]
+REQUEST_BYTES = 1 << 30
+#: What a disk says, not a program.
+FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def _check(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    from train_classifier.worker import check
+
+    return check.check(host, request)
+
+
+def _clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    from train_classifier.worker import clean
+
+    return clean.clean(request, host, store)
+
+
+VERBS: dict[str, Verb] = {
+    "check": _check,
+    "prepare": submit.prepare,
+    "submit": submit.submit,
+    "read": read.read,
+    "status": read.status,
+    "list": read.list_jobs,
+    "cancel": read.cancel,
+    "clean": _clean,
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Go through the door that the arguments name; returns the exit status."""
+    if not arguments:
+        return _answer()
+    door, rest = arguments[0], arguments[1:]
+    if door in ("receive", "send") and len(rest) >= 3 and rest[1] == "--":
+        return _rsync(door, rest[0], rest[2:])
+    if door == "part" and len(rest) == 2:
+        program.die_with(int(rest[1]))
+        return _part(rest[0])
+    if door == "run" and len(rest) == 1:
+        from train_classifier.worker import supervise
+
+        supervise.carry_out(Path(rest[0]))
+        return 0
+    if door == "finish" and len(rest) == 1:
+        return _finish(Path(rest[0]))
+    print(f"unknown arguments: {' '.join(arguments)}", file=sys.stderr)
+    return int(ExitCode.BAD_INPUT)
+
+
+def _answer() -> int:
+    """Answer the request on standard input; failures are answers too."""
+    try:
+        answer = respond(sys.stdin.buffer.read(REQUEST_BYTES))
+    except Exception as error:
+        answer = {"error": describe(error)}
+    print(json.dumps(answer), flush=True)
+    return 0
+
+
+def respond(data: bytes) -> dict[str, Any]:
+    """Return the answer to one request. Raises what its verb raises, BadInput for what is no request."""
+    try:
+        request = json.loads(data)
+    except ValueError as error:
+        raise BadInput(f"the request is not JSON: {error}") from error
+    if not isinstance(request, dict):
+        raise BadInput("the request is not a JSON object")
+    verb = VERBS.get(str(request.get("verb")))
+    if verb is None:
+        raise BadInput(f"unknown verb {request.get('verb')!r}, known are: {', '.join(VERBS)}")
+    host = Host.load()
+    return verb(request, host, Store(host.state_dir(request)))
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """Return an error as the protocol writes it."""
+    if isinstance(error, TrainClassifierError):
+        return {
+            "code": int(error.code),
+            "reason": error.reason,
+            "hint": error.hint,
+            "detail": error.detail,
+            "problems": error.problems if isinstance(error, BadInput) else [],
+        }
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in FULL_OR_BROKEN):
+        return {
+            "code": int(ExitCode.NOT_READY),
+            "reason": f"{error.filename or 'the state folder'}: {error.strerror}",
+            "hint": "check the state folder of the host: its rights and the space on its disk",
+            "detail": None,
+            "problems": [],
+        }
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
+    return {
+        "code": int(ExitCode.BUG),
+        "reason": f"a bug in the worker: {type(error).__name__}: {error}",
+        "hint": "report it",
+        "detail": f"raised at {where}",
+        "problems": [],
+    }
+
+
+def _rsync(door: str, wanted: str, arguments: Sequence[str]) -> int:
+    """Serve rsync; its standard output is not ours, so a failure is one line of JSON on standard error."""
+    try:
+        host = Host.load()
+        job = _job(host, wanted)
+        arguments = arguments[1:] if arguments[0] == "rsync" else arguments
+        return receive.receive(job, host, arguments) if door == "receive" else receive.send(job, arguments)
+    except Exception as error:
+        described = describe(error)
+        print(json.dumps({"error": described}), file=sys.stderr, flush=True)
+        return int(described["code"])
+
+
+def _job(host: Host, wanted: str) -> Job:
+    """Return the job that a door of rsync is for: by its folder, or by its id."""
+    if wanted.startswith("/"):
+        refuse_unsafe(Path(wanted))
+        return Store.of(Path(wanted)).job(Path(wanted).name)
+    near = Store(program.PROGRAM.parent.parent)
+    return (near if (near.jobs / wanted).is_dir() else Store(host.state_dir({}))).job(wanted)
+
+
+def _part(name: str) -> int:
+    """Run a part of this program for `program.call`."""
+    from train_classifier.worker.parts import PARTS
+
+    try:
+        answer = PARTS[name](json.load(sys.stdin))
+    except Exception as error:
+        answer = {"error": describe(error)}
+    print(json.dumps(answer), flush=True)
+    return 0
+
+
+def _finish(folder: Path) -> int:
+    """Finish a job whose unit is over: systemd says how it ended in SERVICE_RESULT and EXIT_STATUS."""
+    import os
+
+    job = Job(folder)
+    result, status = os.environ.get("SERVICE_RESULT"), os.environ.get("EXIT_STATUS")
+    why = (
+        f"the job's worker ended too early ({result}, {status})" if result not in (None, "success") else None
+    )
+    try:
+        finish.finish(job, Host.load(), why)
+    except TrainClassifierError as error:
+        print(f"{error.reason}: {error.hint}", file=sys.stderr)
+        return int(error.code)
+    return 0

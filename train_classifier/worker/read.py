@@ -1,0 +1,146 @@
+"""Looking at jobs: `read` (log and status, waiting for news), `status`, `list`, `cancel`."""
+
+import base64
+import contextlib
+import os
+import time
+import zlib
+from typing import Any, Optional
+
+from train_classifier.errors import BadInput, NotReady, TrainClassifierError
+from train_classifier.worker import finish
+from train_classifier.worker.host import Host
+from train_classifier.worker.store import Job, Store, write_bytes
+
+POLL_S = 0.05
+#: Seconds between two looks whether the worker still lives.
+ALIVE_S = 1.0
+MOST_WAIT_S = 60.0
+DEFAULT_BYTES = 4 << 20
+MOST_BYTES = 16 << 20
+
+
+def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    """Return the log past an offset and the status; waits for news up to `wait` seconds.
+
+    A status that was not seen, bytes past the offset, or the end of the job answer at once.
+    """
+    job = store.find(request.get("id"))
+    offset = _number(request, "offset", 0, 1 << 62)
+    wait = min(_number(request, "wait", 0, MOST_WAIT_S * 60), MOST_WAIT_S)
+    most = int(min(_number(request, "max", DEFAULT_BYTES, 1 << 40), MOST_BYTES)) or DEFAULT_BYTES
+    seen = request.get("seen")
+    if request.get("renew"):
+        write_bytes(job.lease, b"")
+    until = time.monotonic() + wait
+    look_at = 0.0
+    while True:
+        now = time.monotonic()
+        if now >= look_at:
+            look_at = now + ALIVE_S
+            finish.finish_if_dead(job, host)
+        status = job.status()
+        # Asked after the status: what the log has then is all that a finished job will ever say.
+        size = log_size(job)
+        if size > offset or status["version"] != seen or now >= until:
+            break
+        time.sleep(POLL_S)
+    data = _log(job, int(offset), most) if size > offset else b""
+    over = status["state"] == "finished"
+    return {
+        "id": job.id,
+        "offset": int(offset),
+        "data": base64.b64encode(zlib.compress(data, 1)).decode("ascii") if data else "",
+        "log_size": size,
+        "status": status,
+        "result": job.result() if over else None,
+        "archive": str(job.archive) if over and job.archive.exists() else None,
+    }
+
+
+def log_size(job: Job) -> int:
+    """Return the bytes that the log has by now."""
+    try:
+        return os.stat(job.log).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _log(job: Job, offset: int, most: int) -> bytes:
+    with open(job.log, "rb") as file:
+        file.seek(offset)
+        return file.read(most)
+
+
+def _number(request: dict[str, Any], name: str, default: float, most: float) -> float:
+    value = request.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise BadInput(f"{name} is {value!r}, wanted a number from 0 to {most:g}")
+    return value
+
+
+def status(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    """Return status, result and specification of one job."""
+    job = store.find(request.get("id"))
+    finish.finish_if_dead(job, host)
+    found = job.status()
+    return {
+        "id": job.id,
+        "status": found,
+        "result": job.result() if found["state"] == "finished" else None,
+        "spec": job.spec().to_dict(),
+    }
+
+
+def list_jobs(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    """Return a line for each job: those at work and the newest twenty, or `all`."""
+    lines = [line for line in (_line(job, host) for job in store.all_jobs()) if line is not None]
+    if not request.get("all"):
+        newest = {line["id"] for line in lines[-20:]}
+        lines = [line for line in lines if line["state"] != "finished" or line["id"] in newest]
+    return {"jobs": lines}
+
+
+def _line(job: Job, host: Host) -> Optional[dict[str, Any]]:
+    try:
+        # When the engine is down, what is known is shown as it stands.
+        with contextlib.suppress(NotReady):
+            finish.finish_if_dead(job, host)
+        found = job.status()
+        result = job.result() if found["state"] == "finished" else None
+    except TrainClassifierError:
+        # Half made or half removed, or of another version of us.
+        return None
+    return {
+        "id": job.id,
+        "model": found.get("model"),
+        "state": found["state"],
+        "phase": found.get("phase"),
+        "outcome": result["outcome"] if result else None,
+        "exit_code": result["exit_code"] if result else None,
+        "submitter": found.get("submitter"),
+        "submitted": found.get("submitted"),
+        "started": found.get("started"),
+        "finished": result["finished"] if result else None,
+        "gpus": [gpu["uuid"] for gpu in result["gpus"]] if result else found.get("gpus", []),
+        "message": found.get("message"),
+    }
+
+
+def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    """Ask a job to stop; harmless when it has ended or was asked before.
+
+    Without a living worker the job is finished here, its container included.
+    """
+    job = store.find(request.get("id"))
+    found = job.status()
+    if found["state"] in ("prepared", "pushed"):
+        finish.remove(job, host.job_user())
+        return {"id": job.id, "state": "removed"}
+    if found["state"] != "finished" and not job.cancel.exists():
+        by = str(request.get("by") or "")[:200]
+        write_bytes(job.cancel, by.encode("utf-8", "replace"))
+        finish.finish_if_dead(job, host)
+    return {"id": job.id, "state": job.status()["state"]}

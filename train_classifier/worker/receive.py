@@ -1,0 +1,104 @@
+"""The two doors for rsync: sources into the mirror and the workspace, the archive out."""
+
+import base64
+import os
+import shutil
+import subprocess
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from train_classifier.errors import BadInput, NotReady
+from train_classifier.worker import locks, program, tree
+from train_classifier.worker.host import Account, Host
+from train_classifier.worker.store import Job, Store, make_folder
+
+#: Bytes of the unpacked list of files: 100,000 names take about ten million.
+LIST_BYTES = 1 << 30
+
+
+def unpack_list(text: Any) -> bytes:
+    """Return the NUL-separated list of a request, checked. Raises BadInput."""
+    try:
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(base64.b64decode(text, validate=True), LIST_BYTES)
+    except (TypeError, ValueError, zlib.error) as error:
+        raise BadInput(f"the list of files cannot be read: {error}") from error
+    if unpacker.unconsumed_tail:
+        raise BadInput("the list of files is over 1 GiB")
+    if not unpacker.eof:
+        raise BadInput("the list of files is cut off")
+    tree.parse_list(data)
+    return data
+
+
+def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
+    """Let rsync write into the job's mirror, then make the workspace from it; returns rsync's exit status.
+
+    Raises BadInput for a job that was submitted, NotReady during another push of it or without rsync.
+    """
+    _refuse_sender(arguments, wanted=False)
+    account = host.job_user()
+    store = Store.of(job.dir)
+    with locks.hold_now(job.lock) as mine:
+        if not mine:
+            raise NotReady(f"job {job.id} is being pushed or run by another process")
+        if job.status()["state"] not in ("prepared", "pushed"):
+            raise BadInput(f"job {job.id} was submitted already: its sources stay as they are")
+        mirror = store.mirror(job.spec().repository.key)
+        with locks.hold(mirror / "lock") as lock:
+            _tidy(account, mirror / "tree", job)
+            # The lock goes with rsync: should we be killed, the next push waits until it has ended.
+            status = _rsync(account, arguments[:-1], "./", mirror / "tree", lock)
+            if status not in (0, 24):
+                return status
+            # What a cut connection left, and names that came without being asked for.
+            _tidy(account, mirror / "tree", job)
+            tree.remove(account, job.workspace)
+            make_folder(job.workspace, 0o755, account)
+            try:
+                tree.copy(account, mirror / "tree", job.workspace)
+            except BaseException:
+                # Half a workspace is of no use, and may be what fills the disk.
+                tree.remove(account, job.workspace)
+                raise
+        job.write_status(state="pushed", message="")
+    return 0
+
+
+def send(job: Job, arguments: Sequence[str]) -> int:
+    """Let rsync read the job's archive, and nothing else; returns rsync's exit status."""
+    _refuse_sender(arguments, wanted=True)
+    if not job.archive.is_file():
+        raise NotReady(f"job {job.id} has no archive yet")
+    return _rsync(None, arguments[:-1], job.archive.name, job.dir, -1)
+
+
+def _refuse_sender(arguments: Sequence[str], wanted: bool) -> None:
+    if "--server" not in arguments or ("--sender" in arguments) != wanted or len(arguments) < 3:
+        raise BadInput(f"this door is for rsync only, not for {' '.join(arguments)!r}")
+
+
+def _tidy(account: Account, mirror: Path, job: Job) -> None:
+    names = job.dir / "files"
+    if account.options():
+        program.call(account, "tidy", {"tree": str(mirror), "names": str(names)})
+    else:
+        tree.tidy(mirror, names)
+
+
+def _rsync(account: Any, arguments: Sequence[str], path: str, folder: Path, lock: int) -> int:
+    """Run rsync on our standard input and output, in `folder`, with the one path that the door is for."""
+    rsync = shutil.which("rsync")
+    if rsync is None:
+        raise NotReady("rsync is not installed on the host", "apt-get install rsync")
+    os.umask(0o022)
+    return subprocess.run(
+        [rsync, *arguments, path],
+        cwd=folder,
+        env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
+        pass_fds=[lock] if lock >= 0 else [],
+        check=False,
+        **(account.options() if account is not None else {}),
+    ).returncode

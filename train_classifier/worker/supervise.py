@@ -1,0 +1,257 @@
+"""The worker: carries one job from `submitted` to `finished`. The list STEPS is the story."""
+
+import contextlib
+import os
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+from train_classifier.errors import TrainClassifierError
+from train_classifier.worker import (
+    container,
+    deliver,
+    engine,
+    finish,
+    launch,
+    locks,
+    manifest,
+    program,
+)
+from train_classifier.worker.host import Host, boot_id
+from train_classifier.worker.store import Job, Store
+from train_classifier.worker.training import Training
+from train_classifier.worker.watch import Watch
+
+
+class Run:
+    """One job while its worker lives."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.store = Store.of(job.dir)
+        self.spec = job.spec()
+        self.host = Host.load()
+        self.account = self.host.job_user()
+        self.watch = Watch(job, self.spec)
+        self.secrets: dict[str, str] = {}
+        self.engine: Any = None
+        self.image: Any = None
+        self.environment: Any = None
+        self.ticket: Any = None
+        self.gpu_count = int(job.status().get("gpus_wanted") or 0)
+        self.gpus: tuple[Any, ...] = ()
+        self.times: dict[str, list[Optional[float]]] = {}
+        self.durations: dict[str, float] = {}
+        self._said = ""
+
+    def say(self, text: str) -> None:
+        """Tell whoever follows the job what it is doing."""
+        if text != self._said:
+            self._said = text
+            self.job.write_status(message=text)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Go through one phase: seen in status.json, timed."""
+        began = time.monotonic()
+        self.times[name] = [time.time(), None]
+        self._said = ""
+        self.job.write_status(phase=name, message="", times=self.times)
+        try:
+            yield
+        finally:
+            self.durations[name] = round(time.monotonic() - began, 3)
+            self.times[name][1] = time.time()
+
+
+def find_image(run: Run) -> None:
+    """Find or pull the image: the host's GPU image where a GPU is used."""
+    from train_classifier.worker import image
+
+    run.image = image.resolve(
+        run.engine, run.host, run.store, run.spec, run.gpu_count > 0, run.job, run.say, run.watch.check
+    )
+
+
+def add_packages(run: Run) -> None:
+    """Lay the Debian packages of apt-pkgs.txt over the image."""
+    from train_classifier.worker import packages
+
+    run.image = packages.layer(
+        run.engine, run.host, run.store, run.image, run.job.workspace, run.spec.model, run.job,
+        run.say, run.watch.check,
+    )  # fmt: skip
+    manifest.note(
+        run.job,
+        image={"reference": run.image.reference, "digest": run.image.digest, "id": run.image.id},
+    )
+
+
+def build_environment(run: Run) -> None:
+    """Find or build the environment of requirements.txt."""
+    from train_classifier.worker import environment
+
+    run.environment = environment.prepare(
+        run.engine, run.host, run.store, run.image, run.job.workspace, run.spec.model, run.job,
+        run.say, run.watch.check,
+    )  # fmt: skip
+    manifest.note(
+        run.job,
+        environment={
+            "hash": run.environment.hash,
+            "python": run.image.python_version,
+            "packages": list(run.environment.packages),
+        },
+    )
+
+
+def wait_for_gpus(run: Run) -> None:
+    """Stand in the host's queue until the GPUs are ours."""
+    if run.gpu_count == 0:
+        return
+    run.gpus = run.ticket.wait(run.engine, run.host, run.spec.wait_s, run.say, run.watch.check)
+    run.job.write_status(gpus=[gpu.uuid for gpu in run.gpus])
+    manifest.note(run.job, gpus=[gpu.to_dict() for gpu in run.gpus])
+
+
+def check_gpus(run: Run) -> None:
+    """Prove that the framework in the container sees the GPUs."""
+    if not run.gpus:
+        found = {"mode": "off", "proven": False, "detail": "the job has no GPU"}
+        manifest.note(run.job, gpu_check=found)
+        return
+    from train_classifier.worker import proof
+
+    mode = run.spec.gpu_check or run.host.gpu_check or "framework"
+    found = proof.prove(
+        run.engine, run.host, run.store, run.image, run.environment, run.gpus, mode, run.job, run.say,
+        run.watch.check,
+    )  # fmt: skip
+    manifest.note(run.job, gpu_check=found)
+
+
+def train(run: Run) -> None:
+    """Run the model."""
+    from train_classifier.worker import gpu
+
+    container.prepare_folders(run.job, run.account, run.host)
+    program.call(run.account, "stock", {"job": str(run.job.dir)})
+    uuids = [found.uuid for found in run.gpus]
+    made = container.create(
+        run.engine,
+        run.job,
+        run.spec,
+        run.host,
+        run.account,
+        run.image.id,
+        run.image.python,
+        run.store.cache / run.spec.repository.key,
+        run.environment.mounts,
+        run.environment.variables,
+        uuids,
+        gpu.device_options(run.engine, run.gpus) if run.gpus else {},
+    )
+    training = Training(run.job, run.spec, run.watch, run.say)
+    try:
+        run.job.write_status(container=made.id, message="training")
+        training.run(made, run.secrets, uuids, run.host.nvidia_smi)
+    finally:
+        manifest.note(run.job, training=training.facts)
+        engine.remove(made)
+
+
+STEPS = (
+    ("image", find_image),
+    ("packages", add_packages),
+    ("environment", build_environment),
+    ("queue", wait_for_gpus),
+    ("gpu-check", check_gpus),
+    ("training", train),
+)
+
+
+def carry_out(folder: Path) -> None:
+    """Carry a submitted job to its end; returns when result.json is written."""
+    job = Job(folder)
+    with locks.hold(job.lock, timeout=60):
+        if job.status()["state"] != "submitted":
+            return
+        try:
+            run = Run(job)
+            run.watch.catch_signals()
+            run.secrets = launch.take_secrets(job)
+            job.write_status(
+                state="running",
+                started=time.time(),
+                boot_id=boot_id(),
+                pid=os.getpid(),
+                pid_start=launch.start_time(os.getpid()),
+                worker=str(program.PROGRAM),
+                message="",
+            )
+        except Exception as error:
+            deliver.conclude(job, None, as_error(job, error), {}, {})
+            raise
+        close(run, go(run))
+        _drop_empty(job.dir / "crash.txt")
+    finish.sweep(run.store, run.host, run.engine)
+
+
+def _drop_empty(path: Path) -> None:
+    """Remove a file into which nothing was written."""
+    if path.exists() and path.stat().st_size == 0:
+        path.unlink()
+
+
+def go(run: Run) -> Optional[TrainClassifierError]:
+    """Go through the steps; return what ended the job, None when training ended well."""
+    try:
+        from train_classifier.worker import queue
+
+        if run.gpu_count:
+            run.ticket = queue.Ticket.claim(run.host.queue_dir, run.job.id)
+        run.engine = engine.connect()
+        for name, step in STEPS:
+            with run.phase(name):
+                run.watch.check()
+                step(run)
+    except Exception as error:
+        return as_error(run.job, error)
+    return None
+
+
+def close(run: Run, cause: Optional[TrainClassifierError]) -> None:
+    """Free what the job held, pack what there is, and write the result. The GPUs go first: others wait."""
+    with run.phase("artefacts"):
+        try:
+            if run.engine is not None:
+                engine.remove_all(run.engine, run.job.id)
+            release_ticket(run)
+            answer, cause = deliver.pack(run.job, run.spec, run.account, cause)
+            deliver.remove_workspace(run.job, run.account)
+        except Exception as error:
+            answer = {}
+            # The first cause wins.
+            cause = cause or as_error(run.job, error)
+    deliver.conclude(run.job, run.spec, cause, answer, run.durations)
+
+
+def release_ticket(run: Run) -> None:
+    """Leave the queue."""
+    if run.ticket is not None:
+        ticket, run.ticket = run.ticket, None
+        ticket.release()
+
+
+def as_error(job: Job, error: Exception) -> TrainClassifierError:
+    """Return the error itself, or for an unexpected one a bug report; its traceback goes into crash.txt."""
+    if isinstance(error, TrainClassifierError):
+        return error
+    with open(job.dir / "crash.txt", "a", encoding="utf-8") as file:
+        traceback.print_exception(type(error), error, error.__traceback__, file=file)
+    return TrainClassifierError(
+        f"a bug in the worker: {type(error).__name__}: {error}",
+        f"report it with {job.dir / 'crash.txt'} of the host",
+    )

@@ -1,0 +1,155 @@
+"""Training itself: start the container, follow it to its end, stop it when told to, and say how it ended."""
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
+
+from train_classifier.errors import Lost, TimedOut, TrainClassifierError, TrainingFailed
+from train_classifier.job import JobSpec
+from train_classifier.worker import container
+from train_classifier.worker.cgroup import Memory
+from train_classifier.worker.log import LogFile, Pump, make_fifo
+from train_classifier.worker.running import Ending, Running, signal_of
+from train_classifier.worker.sample import Sampler
+from train_classifier.worker.store import Job
+from train_classifier.worker.watch import Watch
+
+POLL_S = 0.1
+
+
+class Training:
+    """One run of the model; `facts` is what result.json says about its end."""
+
+    def __init__(self, job: Job, spec: JobSpec, watch: Watch, say: Callable[[str], None]) -> None:
+        self.job = job
+        self.spec = spec
+        self.watch = watch
+        self.say = say
+        self.facts: dict[str, Any] = {}
+
+    def run(self, made: Any, secrets: Mapping[str, str], gpus: list[str], nvidia_smi: str) -> None:
+        """Run a created container to its end.
+
+        Raises TrainingFailed, TimedOut, Cancelled or Lost; returns when the model ended with status 0.
+        """
+        fifo = self.job.run / "out"
+        make_fifo(fifo)
+        if secrets:
+            make_fifo(self.job.run / "secrets")
+        hidden = [value.encode("utf-8", "surrogateescape") for value in secrets.values()]
+        log = LogFile(self.job.log, self.spec.log_max_bytes)
+        pump = Pump(fifo, log, hidden)
+        pump.on_error = lambda error: self.say(f"the log cannot be written: {error}")
+        pump.start()
+        running = Running(made)
+        sampler: Optional[Sampler] = None
+        try:
+            running.begin()
+            if secrets:
+                threading.Thread(
+                    target=container.write_secrets,
+                    args=(self.job.run / "secrets", secrets, running.ended),
+                    daemon=True,
+                ).start()
+            assert running.group is not None
+            sampler = Sampler(self.job.usage, running.group, gpus, nvidia_smi)
+            sampler.start()
+            stopped, memory = self._follow(running)
+        finally:
+            if sampler is not None:
+                sampler.stop()
+            running.send("KILL")
+            pump.finish()
+            log.close()
+        self._judge(running, stopped, memory)
+
+    def _follow(self, running: Running) -> tuple[Optional[TrainClassifierError], Memory]:
+        """Wait for the end; return why we stopped it, if we did, and its memory counters as last seen."""
+        assert running.group is not None
+        began = time.monotonic()
+        memory = Memory()
+        stopped: Optional[TrainClassifierError] = None
+        kill_at: Optional[float] = None
+        while True:
+            over = running.ended.wait(POLL_S)
+            seen = running.group.memory()
+            memory = Memory(seen.used, seen.peak, max(seen.kills, memory.kills))
+            if over:
+                return stopped, memory
+            now = time.monotonic()
+            if stopped is None:
+                stopped = self._reason_to_stop(now - began)
+                if stopped is not None:
+                    self.say(f"stopping: {stopped.reason}")
+                    running.send("TERM")
+                    kill_at = now + self.spec.grace_s
+            elif kill_at is not None and now > kill_at:
+                running.send("KILL")
+                kill_at = now + 30
+
+    def _reason_to_stop(self, elapsed: float) -> Optional[TrainClassifierError]:
+        try:
+            self.watch.check()
+        except TrainClassifierError as cause:
+            return cause
+        limit = self.spec.timeout_s
+        if limit is not None and elapsed > limit:
+            return TimedOut(
+                f"training was stopped after its time limit of {limit:g} s",
+                "raise --timeout, or go on from the checkpoints with --resume",
+            )
+        return None
+
+    def _judge(self, running: Running, stopped: Optional[TrainClassifierError], memory: Memory) -> None:
+        ending = running.ending
+        if ending is not None:
+            self.facts = {
+                "training_exit_status": ending.status,
+                "signal": signal_of(ending.status),
+                "out_of_memory": self._out_of_memory(ending, memory, stopped is not None),
+            }
+        if stopped is not None:
+            raise stopped
+        if running.failure is not None:
+            raise running.failure
+        assert ending is not None
+        if ending.status == 0:
+            return
+        if ending.from_outside:
+            raise Lost(
+                "the job's container was stopped from outside: the container engine was restarted, or "
+                "somebody ran docker stop",
+                "switch on live-restore in the engine's settings (role docker_engine does)",
+            )
+        raise self._failure(ending)
+
+    def _out_of_memory(
+        self, ending: Ending, memory: Memory, stopped: bool
+    ) -> Optional[dict[str, Optional[int]]]:
+        killed = ending.status == 137 and not stopped
+        if not (ending.out_of_memory or memory.kills or killed):
+            return None
+        limit, peak = self.spec.memory_bytes, memory.peak
+        # The kernel kills at the limit: the last bytes may have come between two looks.
+        if limit is not None and (ending.out_of_memory or memory.kills):
+            peak = limit
+        return {"limit_bytes": limit, "peak_bytes": peak}
+
+    def _failure(self, ending: Ending) -> TrainingFailed:
+        status, name = ending.status, self.facts["signal"]
+        if self.facts["out_of_memory"]:
+            found = self.facts["out_of_memory"]
+            limit, peak = found["limit_bytes"], found["peak_bytes"]
+            bounds = f"limit {_mib(limit)}, peak {_mib(peak)}"
+            if ending.out_of_memory or status != 137:
+                reason = f"the model ran out of memory ({bounds}): exit status {status}"
+            else:
+                reason = f"the model was killed, probably out of memory ({bounds}): exit status {status}"
+            return TrainingFailed(reason, "raise --memory, or let the model use less")
+        ended = f"the model ended with exit status {status}" + (f" ({name})" if name else "")
+        return TrainingFailed(ended, "its last lines are in the log", ending.error or None)
+
+
+def _mib(count: Optional[int]) -> str:
+    return "none" if count is None else f"{count / (1 << 20):.0f} MiB"
