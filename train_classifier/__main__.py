@@ -1,0 +1,5 @@
+"""`python -m train_classifier`."""
+
+from train_classifier.cli import main
+
+main()

@@ -1,0 +1,100 @@
+"""Finds the model's Python tracebacks in a log, and the place in the repository that each points at."""
+
+import dataclasses
+import posixpath
+import re
+
+#: Where the private copy of the repository lies in the container.
+WORKSPACE = "/workspace"
+#: GitHub shows ten annotations of a kind for a step; the last traceback is the one that ended the training.
+MOST = 10
+
+ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+#: A traceback of an ExceptionGroup stands behind a margin: `  | `, and `+-+---- 1 ----`.
+MARGIN = re.compile(r"\s*(?:\| ?|\+ (?=Exception Group)|\+-?\+?-{4,}.*$)")
+HEADER = re.compile(r"(?:Exception Group )?Traceback \(most recent call last\):\s*\Z")
+FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>[0-9]{1,9})(?:, in (?P<function>.*))?\Z')
+#: `ValueError: text`, `package.Error`, `KeyboardInterrupt`; also `ExceptionGroup: text (2 sub-exceptions)`.
+ERROR = re.compile(r"[A-Za-z_][\w.]*(?:: .*|:)?\Z")
+SYNTAX = ("SyntaxError", "IndentationError", "TabError")
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """A place in the caller's repository, and what went wrong there."""
+
+    #: Relative to the top of the repository.
+    file: str
+    line: int
+    message: str
+
+
+def find(log: str, workspace: str = WORKSPACE) -> list[Annotation]:
+    """Return one annotation for each traceback of the log, at its innermost frame in the repository.
+
+    Tracebacks without such a frame are left out; a place with the same message counts once. Of chained
+    exceptions each has its own. Only the last ten are returned, in order of appearance.
+    """
+    lines = [_plain(line) for line in log.replace("\r\n", "\n").split("\n")]
+    found: dict[Annotation, None] = {}
+    for index, line in enumerate(lines):
+        if HEADER.match(line.strip()):
+            annotation = _traceback(lines, index, workspace)
+        elif FRAME.match(line.strip()) and _bare_syntax_error(lines, index):
+            annotation = _traceback(lines, index - 1, workspace)
+        else:
+            continue
+        if annotation:
+            # The last of two equal ones keeps its place.
+            found.pop(annotation, None)
+            found[annotation] = None
+    return list(found)[-MOST:]
+
+
+def _plain(line: str) -> str:
+    """Return a line without colours, what was written over, and the margin of an ExceptionGroup."""
+    line = ANSI.sub("", line).rpartition("\r")[2]
+    while margin := MARGIN.match(line):
+        if not margin[0]:
+            break
+        line = line[margin.end() :]
+    return line.rstrip()
+
+
+def _bare_syntax_error(lines: list[str], index: int) -> bool:
+    """Say whether a SyntaxError of the entry point stands here: python prints it without a header."""
+    before = next((line for line in reversed(lines[max(index - 4, 0) : index]) if line.strip()), "")
+    if HEADER.match(before.strip()) or FRAME.match(before.strip()) or before.startswith("    "):
+        return False
+    return any(line.startswith(SYNTAX) for line in lines[index + 1 : index + 4])
+
+
+def _traceback(lines: list[str], header: int, workspace: str) -> Annotation | None:
+    """Read the traceback whose header is at `header`."""
+    place: tuple[str, int] | None = None
+    for line in lines[header + 1 : header + 2000]:
+        text = line.strip()
+        frame = FRAME.match(text)
+        if frame:
+            file = _relative(frame["file"], workspace)
+            place = (file, int(frame["line"])) if file else place
+        elif HEADER.match(text):
+            return None
+        elif line[:1].isspace() or not text:
+            # The source line of a frame, its marks, or an empty line of a message.
+            continue
+        elif ERROR.match(line):
+            return Annotation(*place, message=line[:2000]) if place else None
+        else:
+            # Other output between the lines of the traceback, by another thread or process.
+            continue
+    return None
+
+
+def _relative(file: str, workspace: str) -> str | None:
+    """Return a frame's file relative to the repository, None when it is not one of the repository's."""
+    path = posixpath.normpath(posixpath.join(workspace, file))
+    if file.startswith("<") or not path.startswith(workspace + "/"):
+        return None
+    relative = path[len(workspace) + 1 :]
+    return None if "site-packages/" in relative else relative

@@ -1,0 +1,511 @@
+"""The commands and their flags. What they do is imported only when they do it: `--help` must not wait."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from train_classifier.errors import BadInput, ExitCode, TrainClassifierError
+
+#: Typer carries click inside in some versions and beside it in others.
+_CLICK_ERROR = typer.BadParameter.__mro__[2]
+
+HELP = ["-h", "--help"]
+EXIT_CODES = """\b
+Exit codes: 0 trained · 1 our own bug · 2 bad input · 3 host or engine not ready
+4 training failed · 5 timed out · 6 cancelled · 7 trained, but nothing new in
+artefacts/ or not delivered · 8 GPU not available or not visible · 9 environment
+not built · 10 job lost · 11 out of touch, the job still runs"""
+
+app = typer.Typer(
+    name="train-classifier",
+    help="Train a repository's models on GPU hosts.\n\n"
+    "\b\nExamples:\n"
+    "  train-classifier train mnist                  train ./mnist, bring artefacts.tar.gz\n"
+    "  train-classifier train mnist --detach         print the job's id and leave\n"
+    "  train-classifier attach last                  pick it up again, from anywhere\n"
+    "  train-classifier doctor --host gpu1           is the host ready, and what to do\n\n" + EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": HELP, "max_content_width": 100},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from train_classifier import __version__
+
+        sys.stdout.write(f"train-classifier {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def _complete_model(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Complete the names of models in the repository."""
+    folder = str((ctx.params or {}).get("repo") or ".")
+    try:
+        with os.scandir(folder) as entries:
+            names = [
+                entry.name
+                for entry in entries
+                if entry.name.startswith(incomplete)
+                and entry.name.isidentifier()
+                and Path(entry.path, "__main__.py").is_file()
+            ]
+    except OSError:
+        return []
+    return sorted(names)
+
+
+Inventory = Annotated[
+    str | None,
+    typer.Option(
+        "--inventory", "-i", metavar="FILE", help="Ansible inventory of the hosts. Without one: this machine."
+    ),
+]
+HostName = Annotated[str | None, typer.Option("--host", metavar="HOST", help="A host of the inventory.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON value on standard output, everything else on standard error.")
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, a unique beginning of it, or last.")]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Where the archive goes. [default: artefacts.tar.gz]"
+    ),
+]
+
+
+def _group(name: str, *flags: str, metavar: str | None = None, help: str) -> Any:
+    return typer.Option(*flags, metavar=metavar, help=help, rich_help_panel=name)
+
+
+@app.command(
+    epilog="\b\nExamples:\n"
+    "  train-classifier train mnist\n"
+    "  train-classifier train mnist --gpus auto -- --epochs 3\n"
+    "  train-classifier train yolo --inventory hosts.yml --host gpu1 --timeout 6h --detach\n"
+    "  HF_TOKEN=… train-classifier train mnist --secret HF_TOKEN --data /mnt/digits:digits\n"
+)
+def train(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="The model: a Python package of the repository. [default: $MODEL]",
+            autocompletion=_complete_model,
+        ),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- ARGS…]", help="Arguments for the model itself, after --."),
+    ] = None,
+    repo: Annotated[
+        str | None, typer.Option("--repo", metavar="DIR", help="The repository. [default: .]")
+    ] = None,
+    inventory: Inventory = None,
+    host: HostName = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            "--gpus",
+            metavar="N|auto",
+            help="GPUs; 0 is the CPU; auto takes a GPU if there is one. [default: 1]",
+        ),
+    ] = None,
+    min_vram: Annotated[
+        str | None,
+        typer.Option("--min-vram", metavar="SIZE", help="Memory that must be free on each GPU, as 8GiB."),
+    ] = None,
+    gpu_check: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu-check", metavar="framework|device|off", help="How far the GPU is proven before training."
+        ),
+    ] = None,
+    image: Annotated[
+        str | None, typer.Option("--image", metavar="REF", help="Container image to train in.")
+    ] = None,
+    timeout: Annotated[
+        str | None, typer.Option("--timeout", metavar="TIME", help="Limit of the training, as 6h.")
+    ] = None,
+    wait: Annotated[
+        str | None, typer.Option("--wait", metavar="TIME", help="Longest wait for a GPU, as 2h.")
+    ] = None,
+    grace: Annotated[
+        str | None,
+        typer.Option("--grace", metavar="TIME", help="Time between SIGTERM and SIGKILL. [default: 10s]"),
+    ] = None,
+    lease: Annotated[
+        str | None,
+        typer.Option(
+            "--lease",
+            metavar="TIME",
+            help="Stop the job when nobody followed it for so long. [default: never]",
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", metavar="SIZE", help="Memory limit, as 16GiB.")
+    ] = None,
+    cpus: Annotated[str | None, typer.Option("--cpus", metavar="N", help="CPU limit, as 4 or 0.5.")] = None,
+    shm_size: Annotated[
+        str | None, typer.Option("--shm-size", metavar="SIZE", help="Size of /dev/shm. [default: 2GiB]")
+    ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option("--network", metavar="full|none", help="The container's network. [default: full]"),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", "-e", metavar="K=V", help="Set a variable in the container."),
+    ] = None,
+    env_file: Annotated[
+        list[str] | None,
+        typer.Option("--env-file", metavar="FILE", help="Set variables from a file of K=V lines."),
+    ] = None,
+    secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--secret", metavar="NAME", help="Pass this variable of yours on, and mask its value in the log."
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", metavar="HOST_DIR:NAME", help="A folder of the host, read-only at /data/NAME."
+        ),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="JOB|last", help="Start from a copy of that job's checkpoints."),
+    ] = None,
+    output: Output = None,
+    allow_empty: Annotated[
+        bool | None, typer.Option("--allow-empty", help="Writing nothing into artefacts/ is no failure.")
+    ] = None,
+    push_limit: Annotated[
+        str | None,
+        typer.Option("--push-limit", metavar="SIZE", help="Most that is pushed. [default: 5GiB]"),
+    ] = None,
+    log_max: Annotated[
+        str | None,
+        typer.Option("--log-max", metavar="SIZE", help="Most of the log that is kept. [default: 2GiB]"),
+    ] = None,
+    patience: Annotated[
+        str | None,
+        typer.Option(
+            "--patience",
+            metavar="TIME",
+            help="Give up after so long without a connection; the job runs on. [default: 10m]",
+        ),
+    ] = None,
+    detach: Annotated[
+        bool | None,
+        typer.Option("--detach", "-d", help="Print the job's id once it is safe on the host, and leave."),
+    ] = None,
+    json_mode: Json = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be pushed and run; touch nothing.")
+    ] = False,
+) -> int:
+    """Push the repository, train MODEL on a host, show its log, and bring artefacts.tar.gz.
+
+    Standard output is the job's log, byte for byte; everything of ours is on standard error.
+    Ctrl-C stops the job and collects what it left; a second one leaves at once. A hang-up stops nothing.
+    """
+    from train_classifier.cli import request
+
+    given = {
+        "gpus": gpus,
+        "min_vram": min_vram,
+        "gpu_check": gpu_check,
+        "image": image,
+        "timeout": timeout,
+        "wait": wait,
+        "grace": grace,
+        "lease": lease,
+        "memory": memory,
+        "cpus": cpus,
+        "shm_size": shm_size,
+        "network": network,
+        "env": env,
+        "env_file": env_file,
+        "secret": secret,
+        "data": data,
+        "resume": resume,
+        "output": output,
+        "allow_empty": allow_empty,
+        "push_limit": push_limit,
+        "log_max": log_max,
+        "detach": detach,
+        "host": host,
+        "inventory": inventory,
+    }
+    return request.train(
+        model,
+        arguments,
+        repo,
+        given,
+        patience=_patience(patience),
+        json_mode=json_mode,
+        dry_run=dry_run,
+    )
+
+
+@app.command(name="list", epilog="\b\nExample:\n  train-classifier list --inventory hosts.yml --all --json\n")
+def list_jobs(
+    inventory: Inventory = None,
+    host: HostName = None,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Finished jobs, too.")] = False,
+    json_mode: Json = False,
+) -> int:
+    """List jobs of all hosts of the inventory."""
+    from train_classifier.cli import jobs
+
+    console = _console(json_mode)
+    return jobs.show_list(_hosts(inventory, host), everything, console)
+
+
+@app.command(epilog="\b\nExample:\n  train-classifier status last\n")
+def status(job: JobId, inventory: Inventory = None, host: HostName = None, json_mode: Json = False) -> int:
+    """Show a job's state, phases and result."""
+    from train_classifier.cli import jobs
+
+    return jobs.show_status(_hosts(inventory, host), job, _console(json_mode))
+
+
+@app.command(epilog="\b\nExample:\n  train-classifier logs -f last | grep loss\n")
+def logs(
+    job: JobId,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Until the job ends; Ctrl-C only leaves.")
+    ] = False,
+    inventory: Inventory = None,
+    host: HostName = None,
+) -> int:
+    """Write a job's log to standard output: its bytes, nothing added."""
+    from train_classifier.cli import jobs
+    from train_classifier.cli.console import Console
+
+    try:
+        return jobs.show_logs(_hosts(inventory, host), job, follow, _patience(None), Console(quiet=True))
+    except KeyboardInterrupt:
+        return ExitCode.OUT_OF_TOUCH if follow else ExitCode.CANCELLED
+
+
+@app.command(epilog="\b\nExample:\n  train-classifier attach last --output results.tar.gz\n")
+def attach(
+    job: JobId,
+    output: Output = None,
+    inventory: Inventory = None,
+    host: HostName = None,
+    json_mode: Json = False,
+) -> int:
+    """Follow a job from its first byte, fetch its artefacts, and return its exit code. Ctrl-C only leaves."""
+    from train_classifier.cli import jobs
+
+    console = _console(json_mode)
+    run, code = jobs.attach(_hosts(inventory, host), job, jobs.output_path(output), _patience(None), console)
+    jobs.finish_attach(run, code, console)
+    return code
+
+
+@app.command(epilog="\b\nExample:\n  train-classifier fetch 20260131-120000-0123abcd -o results.tar.gz\n")
+def fetch(
+    job: JobId,
+    output: Output = None,
+    inventory: Inventory = None,
+    host: HostName = None,
+    json_mode: Json = False,
+) -> int:
+    """Bring the archive of a finished job."""
+    from train_classifier.cli import jobs
+
+    return jobs.fetch(
+        _hosts(inventory, host), job, jobs.output_path(output), _patience(None), _console(json_mode)
+    )
+
+
+@app.command(epilog="\b\nExample:\n  train-classifier cancel last\n")
+def cancel(job: JobId, inventory: Inventory = None, host: HostName = None, json_mode: Json = False) -> int:
+    """Stop a job. What it wrote so far is packed and can be fetched."""
+    from train_classifier.cli import jobs
+
+    return jobs.cancel(_hosts(inventory, host), job, _console(json_mode))
+
+
+@app.command(epilog="\b\nExample:\n  train-classifier clean --older 7d --keep-environments 20GiB --dry-run\n")
+def clean(
+    older: Annotated[
+        str | None,
+        typer.Option("--older", metavar="TIME", help="Remove finished jobs older than this, as 7d."),
+    ] = None,
+    keep_environments: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-environments",
+            metavar="SIZE",
+            help="Most that environments and caches may keep, as 20GiB.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    inventory: Inventory = None,
+    host: HostName = None,
+    json_mode: Json = False,
+) -> int:
+    """Remove what finished and dead jobs left on the hosts. Only ever touches what is ours."""
+    from train_classifier import units
+    from train_classifier.cli import jobs
+
+    seconds = _parsed("--older", units.duration, older)
+    keep = _parsed("--keep-environments", units.size, keep_environments)
+    return jobs.clean(_hosts(inventory, host), seconds, keep, dry_run, _console(json_mode))
+
+
+@app.command(epilog="\b\nExample:\n  train-classifier doctor --inventory hosts.yml\n")
+def doctor(
+    gpus: Annotated[
+        str | None, typer.Option("--gpus", metavar="N|auto", help="GPUs that a job would want.")
+    ] = None,
+    inventory: Inventory = None,
+    host: HostName = None,
+    json_mode: Json = False,
+) -> int:
+    """Is a host ready: each check, its result, and what to do about it."""
+    from train_classifier import options
+    from train_classifier.cli import doctor as doctors
+
+    wanted = _parsed("--gpus", options.gpus, gpus)
+    return doctors.doctor(_hosts(inventory, host), 1 if wanted is None else wanted, _console(json_mode))
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="\b\nExample:\n  train-classifier provision --inventory hosts.yml --host gpu1 -- --check --diff\n",
+)
+def provision(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- ARGS…]", help="Arguments for ansible-playbook, after --."),
+    ] = None,
+    inventory: Inventory = None,
+    host: HostName = None,
+) -> int:
+    """Make the inventory's hosts training servers: run site.yml on them."""
+    from train_classifier.cli import provision as provisioning
+
+    return provisioning.provision(inventory, host, arguments or [])
+
+
+def _console(json_mode: bool) -> Any:
+    from train_classifier.cli.console import Console
+
+    return Console(json_mode=json_mode)
+
+
+def _hosts(inventory: str | None, host: str | None) -> list[Any]:
+    from train_classifier.cli.hosts import hosts
+
+    return hosts(inventory, host)
+
+
+def _patience(given: str | None) -> float:
+    from train_classifier import units
+    from train_classifier.follow import PATIENCE_S
+
+    given = given or os.environ.get("TRAIN_CLASSIFIER_PATIENCE")
+    return PATIENCE_S if given is None else float(_parsed("--patience", units.duration, given))
+
+
+def _parsed(flag: str, parse: Callable[[Any], Any], value: str | None) -> Any:
+    if value is None:
+        return None
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise BadInput(f"{flag}: {error}") from None
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return the exit code. Never lets a traceback through."""
+    json_mode = "--json" in _ours(arguments)
+    command = _light(typer.main.get_command(app))
+    try:
+        status = command.main(list(arguments), prog_name="train-classifier", standalone_mode=False)
+        return int(status or 0)
+    except TrainClassifierError as error:
+        return _fail(error, json_mode)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("\n")
+        return ExitCode.CANCELLED
+    except typer.Exit as leave:
+        return leave.exit_code
+    except Exception as error:
+        if isinstance(error, _CLICK_ERROR):
+            words = str(error.format_message())  # type: ignore[attr-defined]
+            context = getattr(error, "ctx", None)
+            if type(error).__name__ == "NoArgsIsHelpError":
+                sys.stdout.write(f"{words}\n")
+                return ExitCode.BAD_INPUT
+            hint = f"{context.command_path} --help" if context is not None else None
+            return _fail(BadInput(words, hint=hint), json_mode)
+        from train_classifier.crash import write_crash_file
+
+        place = write_crash_file(traceback.format_exc())
+        reason = f"A bug in train-classifier ({type(error).__name__})."
+        return _fail(TrainClassifierError(reason, f"Please report it with {place}"), json_mode)
+
+
+class _AsGiven:
+    """Hands texts and flags on as they are. Typer would load pydantic for it: half a second a start."""
+
+    def coerce(self, value: Any, **_: Any) -> Any:
+        """Return the value."""
+        return list(value) if isinstance(value, tuple) else value
+
+
+def _light(command: Any) -> Any:
+    """Tell every parameter to leave its value alone: our own parsers report all problems at once."""
+    for each in (command, *getattr(command, "commands", {}).values()):
+        for parameter in each.params:
+            parameter._runtime_param = _AsGiven()
+        # The help flag is made anew at every parse, unless it is there already.
+        helper = (
+            each.get_help_option(typer.Context(each, help_option_names=HELP))
+            if hasattr(each, "get_help_option")
+            else None
+        )
+        if helper is not None:
+            helper._runtime_param = _AsGiven()
+    return command
+
+
+def _ours(arguments: Sequence[str]) -> Sequence[str]:
+    """Return the arguments before --: what follows is the model's."""
+    words = list(arguments)
+    return words[: words.index("--")] if "--" in words else words
+
+
+def _fail(error: TrainClassifierError, json_mode: bool) -> int:
+    from train_classifier.cli.console import Console
+    from train_classifier.cli.summary import error_json
+
+    console = Console(json_mode=json_mode)
+    if json_mode:
+        console.out(error_json(error))
+    console.error(error)
+    return int(error.code)

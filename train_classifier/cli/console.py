@@ -1,0 +1,222 @@
+"""What a person sees: the raw log on standard output, everything of ours on standard error.
+
+On a terminal one live line below the log shows the phase, its time and why it waits; piped, plain lines.
+"""
+
+import contextlib
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from train_classifier.cli import text
+from train_classifier.errors import TrainClassifierError
+from train_classifier.failures import failure
+
+#: Seconds between two drawings of the live line.
+TICK_S = 0.2
+COLOURS = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1", "cyan": "36"}
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+
+
+def is_terminal(stream: Any) -> bool:
+    """Return whether a person looks at the stream. GitHub's runner is none, whatever it pretends."""
+    if os.environ.get("GITHUB_ACTIONS") == "true" or os.environ.get("TERM") == "dumb":
+        return False
+    try:
+        return bool(stream.isatty())
+    except ValueError:
+        return False
+
+
+class Console:
+    """A Reporter that shows a run, and remembers what the closing summary needs."""
+
+    def __init__(self, *, json_mode: bool = False, quiet: bool = False) -> None:
+        self.json_mode = json_mode
+        self.quiet = quiet
+        self.live = is_terminal(sys.stderr) and not quiet
+        self.colour = self.live and "NO_COLOR" not in os.environ
+        self._unicode = "utf" in (sys.stderr.encoding or "").lower()
+        self._log_fd = 2 if json_mode else 1
+        self._log_shown = is_terminal(sys.stderr if json_mode else sys.stdout)
+        #: True once nobody reads the log any more.
+        self.log_gone = False
+        self._gone = False
+        self._lock = threading.RLock()
+        self._at_start = True
+        self._drawn = False
+        self._phase: str | None = None
+        self._begun = 0.0
+        self._words = ""
+        self._said = ""
+        self._bytes: tuple[int, int | None] | None = None
+        self._stop = threading.Event()
+        #: Seconds of each phase, in order.
+        self.seconds: dict[str, float] = {}
+        self.log_bytes = 0
+        if self.live:
+            threading.Thread(target=self._tick, daemon=True, name="live").start()
+
+    # The Reporter's side.
+
+    def log(self, data: bytes) -> None:
+        """Write log bytes as they are, at once. Nobody reading any more does not stop the job."""
+        with self._lock:
+            self.log_bytes += len(data)
+            self._clear()
+            if not self.log_gone:
+                try:
+                    _write_all(self._log_fd, data)
+                except OSError:
+                    self.log_gone = True
+                    self._line("nobody reads the log any more; the job goes on", "yellow")
+            self._at_start = data.endswith(b"\n") or not self._log_shown
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Show an event."""
+        with self._lock:
+            handler = getattr(self, f"_on_{event}", None)
+            if handler:
+                handler(fields)
+
+    def _on_phase(self, fields: Mapping[str, Any]) -> None:
+        if fields["state"] == "start":
+            self._enter(fields["phase"])
+        else:
+            self._leave(fields["phase"], float(fields["seconds"]))
+
+    def _on_progress(self, fields: Mapping[str, Any]) -> None:
+        self._bytes = (int(fields["done"]), fields.get("total"))
+
+    def _on_status(self, fields: Mapping[str, Any]) -> None:
+        times = fields.get("times") or {}
+        for name, span in times.items():
+            if name not in self.seconds and isinstance(span, list | tuple) and len(span) > 1 and span[1]:
+                self._leave(name, max(0.0, float(span[1]) - float(span[0])))
+        phase = fields.get("phase")
+        if phase and phase != self._phase and phase not in self.seconds and fields.get("state") == "running":
+            self._enter(phase)
+        message = text.clean(fields.get("message") or "")
+        if message and message != self._said:
+            self._said = message
+            if not self.live:
+                self._line(f"{phase or fields.get('state')}: {message}")
+        self._words = message
+
+    def _on_message(self, fields: Mapping[str, Any]) -> None:
+        self._line(text.clean(fields["text"]), "yellow" if fields.get("level") == "warning" else None)
+
+    def _on_started(self, fields: Mapping[str, Any]) -> None:
+        self._line(f"job {fields['id']} on {fields['host']}", "bold")
+
+    def _on_result(self, fields: Mapping[str, Any]) -> None:
+        self._enter(None)
+
+    # Our side.
+
+    def say(self, words: str, colour: str | None = None) -> None:
+        """Show one line of ours."""
+        with self._lock:
+            self._line(words, colour)
+
+    def error(self, error: TrainClassifierError) -> None:
+        """Show a failure: the reason, the tool's own lines, what to do next."""
+        with self._lock:
+            self.finish()
+            fields = failure(error)
+            for problem in fields["problems"] or [fields["reason"]]:
+                self._line(text.clean(problem), "red", always=True)
+            for line in text.clean(fields["detail"] or "").splitlines():
+                self._line(f"    {line}", "dim", always=True)
+            if fields["hint"]:
+                self._line(
+                    f"{'→' if self._unicode else '->'} {text.clean(fields['hint'])}", "cyan", always=True
+                )
+
+    def out(self, words: str) -> None:
+        """Write a command's result to standard output. Nobody reading it is no failure."""
+        with self._lock:
+            self._clear()
+            with contextlib.suppress(OSError):
+                _write_all(1, (words + "\n").encode("utf-8", "replace"))
+
+    def finish(self) -> None:
+        """End the live line; what follows is plain."""
+        with self._lock:
+            self._clear()
+            self._stop.set()
+            self.live = False
+
+    def hang_up(self) -> None:
+        """The terminal is gone: write nothing to it any more."""
+        with self._lock:
+            self.live, self._gone, self.log_gone = False, True, True
+            self._stop.set()
+
+    def paint(self, words: str, colour: str | None) -> str:
+        """Return words in a colour, on a terminal."""
+        return f"\x1b[{COLOURS[colour]}m{words}\x1b[0m" if colour and self.colour else words
+
+    def _enter(self, phase: str | None) -> None:
+        self._phase, self._begun, self._words, self._bytes = phase, time.monotonic(), "", None
+
+    def _leave(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+        sent = f", {text.size(self._bytes[0])}" if self._bytes and phase == self._phase else ""
+        if phase == self._phase:
+            self._phase = None
+        mark = self.paint("✓", "green") + " " if self.live and self._unicode else ""
+        self._line(f"{mark}{phase}: {text.duration(seconds)}{sent}")
+
+    def _line(self, words: str, colour: str | None = None, always: bool = False) -> None:
+        if self._gone or (self.quiet and not always):
+            return
+        self._clear()
+        if not self._at_start and is_terminal(sys.stderr):
+            words = "\n" + words
+        self._at_start = True
+        self._write(self.paint(words, colour) + "\n")
+
+    def _write(self, words: str) -> None:
+        if self._gone:
+            return
+        encoding = sys.stderr.encoding or "utf-8"
+        try:
+            _write_all(2, words.encode(encoding, "replace"))
+        except OSError:
+            self._gone = True
+
+    def _clear(self) -> None:
+        if self._drawn:
+            self._drawn = False
+            self._write("\r\x1b[K")
+
+    def _tick(self) -> None:
+        count = 0
+        while not self._stop.wait(TICK_S):
+            count += 1
+            with self._lock:
+                if self._phase and self._at_start and self.live:
+                    self._draw(count)
+
+    def _draw(self, count: int) -> None:
+        spin = SPINNER[count % len(SPINNER)] if self._unicode else "|/-\\"[count % 4]
+        words = f"{spin} {self._phase}  {text.duration(time.monotonic() - self._begun)}"
+        if self._bytes:
+            done, total = self._bytes
+            words += f"  {text.size(done)}" + (f" of {text.size(total)}" if total else "")
+        if self._words:
+            words += f"  {self._words}"
+        width = shutil.get_terminal_size().columns - 1
+        self._write(f"\r\x1b[K{self.paint(words[:width], 'cyan')}")
+        self._drawn = True
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

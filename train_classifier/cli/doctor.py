@@ -1,0 +1,60 @@
+"""`doctor`: each check of each host, its result, and what to do about it."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from train_classifier import jobs
+from train_classifier.cli import text
+from train_classifier.cli.console import Console
+from train_classifier.errors import ExitCode, TrainClassifierError
+from train_classifier.failures import failure
+from train_classifier.transport import Host
+
+MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red"), "skip": ("skip", "dim")}
+
+
+def doctor(hosts: Sequence[Host], gpus: int | str, console: Console) -> ExitCode:
+    """Check every host and return 0, or the code of the first failed check (3 or 8 as a rule)."""
+    request = {"verb": "check", "gpus": gpus, "min_vram_mib": None, "image": None, "deep": True}
+    answers = jobs.ask(hosts, lambda host: host.call(request, timeout=300))
+    code = ExitCode.TRAINED
+    report = []
+    for host, answer in answers:
+        if isinstance(answer, TrainClassifierError):
+            code = code or answer.code
+            report.append({"host": host.name, "ready": False, "error": failure(answer), "checks": []})
+            continue
+        failed = [check for check in answer.get("checks", []) if check.get("status") == "fail"]
+        if failed and not code:
+            code = ExitCode(failed[0].get("code") or ExitCode.NOT_READY)
+        report.append({**answer, "name": host.name})
+    console.finish()
+    if console.json_mode:
+        ready = code == ExitCode.TRAINED
+        console.out(json.dumps({"ready": ready, "exit_code": int(code), "hosts": report}))
+        return code
+    for (host, answer), _ in zip(answers, report, strict=True):
+        if isinstance(answer, TrainClassifierError):
+            console.out(console.paint(host.name, "bold"))
+            console.error(answer)
+        else:
+            _show(host.name, answer, console)
+    return code
+
+
+def _show(name: str, answer: dict[str, Any], console: Console) -> None:
+    checks = answer.get("checks", [])
+    console.out(console.paint(name, "bold"))
+    width = max((len(text.clean(check["name"])) for check in checks), default=0)
+    for check in checks:
+        mark, colour = MARKS.get(check["status"], (check["status"], None))
+        words = text.clean(check["message"])
+        console.out(
+            f"  {console.paint(mark.ljust(4), colour)}  {text.clean(check['name']).ljust(width)}  {words}"
+        )
+        if check.get("hint") and check["status"] in ("warn", "fail"):
+            console.out(f"        {' ' * width}  → {text.clean(check['hint'])}")
+    console.out(
+        "  " + (console.paint("ready", "green") if answer.get("ready") else console.paint("not ready", "red"))
+    )

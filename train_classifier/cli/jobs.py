@@ -1,0 +1,263 @@
+"""list, status, logs, attach, fetch, cancel and clean: jobs by their id, wherever they are."""
+
+import getpass
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from train_classifier import follow as following
+from train_classifier import jobs, training
+from train_classifier.cli import summary, text
+from train_classifier.cli.console import Console
+from train_classifier.errors import BadInput, ExitCode, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.transport import Host
+
+
+def show_list(hosts: Sequence[Host], everything: bool, console: Console) -> ExitCode:
+    """Show the jobs of all hosts; hosts that cannot be asked are named on standard error."""
+    found, errors = jobs.every(hosts, everything)
+    if console.json_mode:
+        console.out(json.dumps([{**job, "status": job.get("outcome") or job.get("state")} for job in found]))
+    elif found:
+        many = len(hosts) > 1
+        rows = [
+            [
+                job["id"],
+                job.get("model"),
+                job.get("outcome") or _state(job),
+                _age(job),
+                job.get("submitter"),
+                *([job["host"]] if many else []),
+            ]
+            for job in found
+        ]
+        console.out(text.table(rows, ("JOB", "MODEL", "STATUS", "TIME", "BY", *(["HOST"] if many else []))))
+    elif not errors:
+        console.say("No jobs." if everything else "No jobs of yours.")
+    for error in errors:
+        console.error(error)
+    return errors[0].code if errors else ExitCode.TRAINED
+
+
+def show_status(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
+    """Show one job's state, its phases and, once finished, its result."""
+    found = jobs.find(hosts, job)
+    status, result = found.answer.get("status") or {}, found.answer.get("result") or {}
+    if console.json_mode:
+        console.out(json.dumps({**found.answer, "host": found.host.name}))
+        return ExitCode.TRAINED
+    rows: list[tuple[str, Any]] = [
+        ("job", found.id),
+        ("model", status.get("model")),
+        ("host", found.host.name),
+        ("state", result.get("outcome") or _state(status)),
+    ]
+    if result:
+        rows += [("exit code", result.get("exit_code")), ("reason", result.get("reason"))]
+    elif status.get("message"):
+        rows.append(("message", status["message"]))
+    times = {} if result else status.get("times") or {}
+    for name, (begun, ended) in sorted(times.items(), key=lambda item: float(item[1][0])):
+        rows.append((name, text.duration((ended or time.time()) - begun) + ("" if ended else " so far")))
+    rows += [(name, text.duration(spent)) for name, spent in (result.get("seconds") or {}).items()]
+    archive = result.get("archive")
+    if archive:
+        rows.append(("archive", f"{text.size(archive['bytes'])}, sha256 {archive['sha256']}"))
+    for name, value in (result.get("metrics") or {}).items():
+        rows.append((name, value))
+    console.out(text.table([row for row in rows if row[1] is not None]))
+    return ExitCode.TRAINED
+
+
+def show_logs(hosts: Sequence[Host], job: str, keep_on: bool, patience: float, console: Console) -> ExitCode:
+    """Write the job's log so far, raw, with nothing added; with `keep_on` until the job ends."""
+    found = jobs.find(hosts, job)
+    if keep_on:
+        following.follow(found.host, found.id, Quiet(console), patience=patience)
+        return ExitCode.TRAINED
+    offset = 0
+    request: dict[str, Any] = {"verb": "read", "id": found.id, "wait": 0, "max": following.CHUNK, "seen": 0}
+    while True:
+        request["offset"] = offset
+        answer = following.patiently(
+            found.host, found.id, lambda: found.host.call(request), console, patience
+        )
+        data = following.unpack(answer)
+        console.log(data)
+        offset += len(data)
+        if not data or offset >= int(answer.get("log_size", 0)) or console.log_gone:
+            return ExitCode.TRAINED
+
+
+class Quiet:
+    """Passes the log on and keeps warnings; `logs` adds nothing of its own."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Show warnings only."""
+        if event == "message":
+            self._console.event(event, **fields)
+
+    def log(self, data: bytes) -> None:
+        """Write log bytes; end when nobody reads them."""
+        self._console.log(data)
+        if self._console.log_gone:
+            raise OutOfTouch("Nobody reads the log any more.", "The job runs on.")
+
+
+class Attached:
+    """A job that `attach` follows: what the summary is made of."""
+
+    def __init__(self, found: jobs.Found, console: Console) -> None:
+        self.job = found.id
+        self.model = str((found.answer.get("spec") or found.answer.get("status") or {}).get("model"))
+        self.host_name = found.host.name
+        self.result: dict[str, Any] | None = None
+        self.delivered: dict[str, Any] | None = None
+        self.failure: TrainClassifierError | None = None
+        self._console = console
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Remember the result and show the event."""
+        if event == "result":
+            self.result = fields["result"]
+        elif event == "delivered":
+            self.delivered = fields
+        self._console.event(event, **fields)
+
+    def log(self, data: bytes) -> None:
+        """Show log bytes."""
+        self._console.log(data)
+
+
+def attach(
+    hosts: Sequence[Host], job: str, output: Path, patience: float, console: Console
+) -> tuple[Attached, ExitCode]:
+    """Follow a job from its first byte to its end, then fetch; returns the job's own exit code."""
+    found = jobs.find(hosts, job)
+    run = Attached(found, console)
+    lease = (found.answer.get("spec") or {}).get("lease_s")
+    try:
+        answer = following.follow(found.host, found.id, run, patience=patience, renew=lease is not None)
+        training.fetch(found.host, found.id, answer["result"], output, run, patience)
+    except TrainClassifierError as error:
+        run.failure = error
+    except KeyboardInterrupt:
+        run.failure = OutOfTouch(
+            "Left; the job runs on.", f"Pick it up again: train-classifier attach {found.id}"
+        )
+    return run, run.failure.code if run.failure else ExitCode.TRAINED
+
+
+def fetch(hosts: Sequence[Host], job: str, output: Path, patience: float, console: Console) -> ExitCode:
+    """Bring the archive of a finished job, whatever the job ended with."""
+    from train_classifier import fetch as fetching
+
+    found = jobs.find(hosts, job)
+    result = found.answer.get("result")
+    if not result:
+        raise NotReady(
+            f"Job {found.id} on {found.host.name} is not finished.",
+            f"Wait for it: train-classifier attach {found.id}",
+        )
+    archive = result.get("archive")
+    if not archive:
+        raise BadInput(
+            f"Job {found.id} left no archive ({result.get('outcome')}: {result.get('reason')}).",
+            hint=f"Its log: train-classifier logs {found.id}",
+        )
+    delivered = fetching.fetch(found.host, found.id, archive, output, console, patience)
+    console.finish()
+    if console.json_mode:
+        console.out(json.dumps({"id": found.id, "exit_code": 0, "artefacts": delivered}))
+    else:
+        console.say(f"{delivered['path']}: {text.size(delivered['bytes'])}, sha256 {delivered['sha256']}")
+    return ExitCode.TRAINED
+
+
+def cancel(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
+    """Stop a job, running or waiting. Asking twice is harmless."""
+    found = jobs.find(hosts, job)
+    answer = training.cancel(found.host, found.id, f"{getpass.getuser()}@{socket.gethostname()}")
+    if console.json_mode:
+        console.out(json.dumps({"id": found.id, "exit_code": 0, "state": answer.get("state")}))
+    elif found.answer.get("result"):
+        console.say(f"Job {found.id} had ended already ({found.answer['result'].get('outcome')}).")
+    else:
+        console.say(f"Job {found.id} is being stopped.")
+    return ExitCode.TRAINED
+
+
+def clean(
+    hosts: Sequence[Host],
+    older_s: float | None,
+    keep_bytes: int | None,
+    dry_run: bool,
+    console: Console,
+) -> ExitCode:
+    """Remove what finished jobs left on every host, within the budget given."""
+    request = {
+        "verb": "clean",
+        "older_s": older_s,
+        "keep_environments_bytes": keep_bytes,
+        "dry_run": dry_run,
+    }
+    answers = jobs.ask(hosts, lambda host: host.call(request, timeout=3600))
+    errors = [answer for _, answer in answers if isinstance(answer, TrainClassifierError)]
+    good = [(host, answer) for host, answer in answers if isinstance(answer, dict)]
+    if console.json_mode:
+        console.out(json.dumps([{**answer, "host": host.name} for host, answer in good]))
+    else:
+        for host, answer in good:
+            removed = dict(answer.get("removed") or {})
+            freed = int(removed.pop("bytes", 0) or 0)
+            counts = {
+                name: len(value) if isinstance(value, list) else value for name, value in removed.items()
+            }
+            parts = [f"{count} {name}" for name, count in counts.items() if count]
+            verb = "would remove" if dry_run else "removed"
+            console.out(f"{host.name}: {verb} {', '.join(parts) or 'nothing'} ({text.size(freed)})")
+    for error in errors:
+        console.error(error)
+    return errors[0].code if errors else ExitCode.TRAINED
+
+
+def finish_attach(run: Attached, code: ExitCode, console: Console) -> None:
+    """Show how an attached job ended."""
+    console.finish()
+    if console.json_mode:
+        console.out(summary.as_json(run, code, console))
+    if run.failure:
+        console.error(run.failure)
+    if run.result is not None and not console.json_mode:
+        console.say(summary.as_text(run, console))
+
+
+def output_path(output: str | None) -> Path:
+    """Return where an archive goes, checked before anything is fetched. Raises BadInput."""
+    path = Path.cwd() / Path(output or "artefacts.tar.gz").expanduser()
+    if path.is_dir():
+        raise BadInput(f"--output {path} is a folder; name a file.")
+    if not path.parent.is_dir():
+        raise BadInput(f"--output {path}: the folder {path.parent} does not exist.")
+    if not os.access(path.parent, os.W_OK):
+        raise BadInput(f"--output {path}: the folder {path.parent} cannot be written.")
+    return path
+
+
+def _state(job: dict[str, Any]) -> str:
+    state = str(job.get("state") or "?")
+    return f"{state} ({job['phase']})" if state == "running" and job.get("phase") else state
+
+
+def _age(job: dict[str, Any]) -> str:
+    begun = job.get("started") or job.get("submitted")
+    if not begun:
+        return ""
+    return text.duration(max(0.0, float(job.get("finished") or time.time()) - float(begun)))

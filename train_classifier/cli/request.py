@@ -1,0 +1,87 @@
+"""From the flags of `train` to a run, or to what a dry run says."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from train_classifier.cli import text
+from train_classifier.cli.console import Console
+from train_classifier.errors import ExitCode
+
+#: Flags whose name differs from the request's.
+NAMES = {"env": "environment", "secret": "secrets"}
+
+
+def train(
+    model: str | None,
+    arguments: Sequence[str] | None,
+    repo: str | None,
+    given: dict[str, Any],
+    *,
+    patience: float,
+    json_mode: bool,
+    dry_run: bool,
+) -> ExitCode:
+    """Check the request, then run it. Raises BadInput with every problem of the request at once."""
+    from train_classifier.request import TrainRequest, build
+
+    # Flags not given are None or empty: then the environment and the settings have their say.
+    options = {NAMES.get(name, name): value for name, value in given.items() if value not in (None, [], ())}
+    plan = build(
+        TrainRequest(model=model, arguments=list(arguments) if arguments else None, repo=repo, **options),
+        os.environ,
+    )
+    console = Console(json_mode=json_mode)
+    for warning in plan.warnings:
+        console.event("message", level="warning", text=warning)
+    order = dataclasses.replace(plan.order(), patience_s=patience)
+    assert plan.target is not None
+    if dry_run:
+        _describe(plan, console)
+        return ExitCode.TRAINED
+    from train_classifier.cli.train import Run, finish
+
+    run = Run(order, plan.target.connect(own_session=True), plan.secrets, console)
+    code = run.run(plan.inventory)
+    finish(run, code, console)
+    return code
+
+
+def _describe(plan: Any, console: Console) -> None:
+    console.finish()
+    spec = plan.spec
+    if console.json_mode:
+        spoken = {
+            "id": None,
+            "model": spec.model,
+            "host": plan.target.name,
+            "outcome": "dry-run",
+            "exit_code": 0,
+            "spec": {**spec.to_dict(), "id": None},
+            "files": [os.fsdecode(path).encode("utf-8", "replace").decode() for path in plan.sources.paths],
+            "output": str(plan.output),
+            "warnings": plan.warnings,
+        }
+        console.out(json.dumps(spoken))
+        return
+    settings = {
+        name: value
+        for name, value in spec.to_dict().items()
+        if value not in (None, (), [], {}, "", False)
+        and name not in ("id", "schema", "model", "repository", "source_files", "source_bytes", "environment")
+    }
+    rows: list[tuple[str, object]] = [
+        ("model", spec.model),
+        ("repository", f"{plan.repository} ({(spec.repository.commit or 'no commit')[:12]})"),
+        ("host", plan.target.name),
+        ("push", f"{spec.source_files} files, {text.size(spec.source_bytes)}"),
+        ("output", plan.output),
+        *((name, " ".join(map(str, value)) if isinstance(value, list | tuple) else value)
+          for name, value in settings.items()),
+    ]  # fmt: skip
+    if spec.environment:
+        rows.append(("environment", " ".join(sorted(spec.environment))))
+    console.out(text.table(rows))
+    console.say("Dry run: nothing was touched.")

@@ -1,0 +1,252 @@
+"""`train`: the playbook in a thread, the signals in the main thread, the outcome as one exit code."""
+
+import contextlib
+import json
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from train_classifier import playbook, sink, training
+from train_classifier.cli import summary
+from train_classifier.cli.console import Console
+from train_classifier.errors import Cancelled, ExitCode, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.failures import error_from
+from train_classifier.training import Order
+from train_classifier.transport import Host
+from train_classifier.workspace import private_folder
+
+#: Seconds that leaving at once may take for the stop to reach the host.
+LEAVE_S = 5.0
+
+
+class Run:
+    """One `train` from the order to the outcome. A Reporter that listens in before the console shows."""
+
+    #: Seconds that leaving at once may take.
+    leave_s = LEAVE_S
+
+    def __init__(self, order: Order, host: Host, secrets: Mapping[str, str], console: Console) -> None:
+        self.order = order
+        self.host = host
+        self.console = console
+        self.result: dict[str, Any] | None = None
+        self.delivered: dict[str, Any] | None = None
+        self.failure: TrainClassifierError | None = None
+        self.started = False
+        self._secrets = dict(secrets)
+        self._phase: str | None = None
+        self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._abandon = threading.Event()
+        self._stopping: threading.Thread | None = None
+        self._start_event = threading.Event()
+        self._hung_up = False
+
+    @property
+    def job(self) -> str:
+        """The job's id."""
+        return self.order.spec.id
+
+    @property
+    def model(self) -> str:
+        """The job's model."""
+        return self.order.spec.model
+
+    @property
+    def host_name(self) -> str:
+        """Where it runs."""
+        return self.host.name
+
+    # The Reporter's side: called by the sink's threads.
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Remember what decides the outcome, and show the event."""
+        if event == "phase" and fields["state"] == "start":
+            self._phase = fields["phase"]
+        elif event == "started":
+            self.started = True
+            self._start_event.set()
+            self._inbox.put(("started", None))
+        elif event == "result":
+            self.result = fields["result"]
+        elif event == "delivered":
+            self.delivered = fields
+        elif event == "error":
+            self.failure = self.failure or error_from(fields)
+        self.console.event(event, **fields)
+
+    def log(self, data: bytes) -> None:
+        """Show log bytes."""
+        self.console.log(data)
+
+    # The run.
+
+    def run(self, inventory: str | None) -> ExitCode:
+        """Run the playbook on the one host and return the exit code; `failure` says why it is not 0."""
+        with private_folder() as folder, self._signals():
+            request = folder / "request.json"
+            request.touch(0o600)
+            request.write_text(self.order.to_json())
+            listener = sink.Sink(folder / "sink", self, self._answer)
+            thread = threading.Thread(
+                target=self._play, args=(folder, inventory), daemon=True, name="playbook"
+            )
+            thread.start()
+            try:
+                self._attend()
+            except TrainClassifierError as error:
+                self.failure = error
+                self._abandon.set()
+                thread.join(self.leave_s)
+            finally:
+                listener.close(drain=not self._abandon.is_set())
+        return self.failure.code if self.failure else ExitCode.TRAINED
+
+    def _answer(self, question: str) -> Any:
+        return self._secrets if question == "secrets" else None
+
+    def _play(self, folder: Path, inventory: str | None) -> None:
+        private = folder / "ansible"
+        private.mkdir(mode=0o700)
+        if inventory is None:
+            inventory = str(folder / "inventory.json")
+            local = {"all": {"hosts": {self.host.name: {"ansible_connection": "local"}}}}
+            Path(inventory).write_text(json.dumps(local))
+        try:
+            outcome = playbook.run(
+                "train.yml",
+                private,
+                inventory=inventory,
+                limit=self.host.name,
+                variables={
+                    "training_job_host": "all",
+                    "training_job_request_file": str(folder / "request.json"),
+                },
+                environment={sink.VARIABLE: str(folder / "sink")},
+                cancelled=self._abandon.is_set,
+            )
+            self._inbox.put(("done", outcome))
+        except BaseException as error:
+            self._inbox.put(("crash", error))
+
+    def _attend(self) -> None:
+        """Wait for the playbook's end and for signals. Raises what ends the run before its time."""
+        signals = 0
+        while True:
+            kind, value = self._inbox.get()
+            if kind == "done":
+                self._settle(value)
+                return
+            if kind == "crash":
+                raise value
+            if kind == "hangup":
+                self.console.hang_up()
+                self._hung_up = True
+            if self._hung_up and self.started:
+                raise OutOfTouch("The terminal is gone.", self._attach_hint())
+            if kind == "stop":
+                signals += 1
+                if signals == 1:
+                    self._stop(value)
+                else:
+                    self._leave()
+
+    def _stop(self, by: str) -> None:
+        """First Ctrl-C: the stop goes to the host directly, and the run goes on to collect what there is."""
+        if not self.started and self._phase not in ("start", "follow"):
+            self._abandon.set()
+            raise Cancelled(f"Cancelled by {by} before the job was started.")
+        self.console.say(f"{by}: stopping the job, then collecting what it left. Once more to leave at once.")
+        self._stopping = threading.Thread(target=self._send_stop, args=(by,), daemon=True, name="stop")
+        self._stopping.start()
+
+    def _send_stop(self, by: str) -> None:
+        job = self.order.spec.id
+        # Submitted or not is known only once the start's answer is here.
+        self._start_event.wait(60)
+        delay = 0.5
+        while not self._abandon.is_set():
+            try:
+                training.cancel(self.host, job, f"{by} of {self.order.spec.submitter}")
+                return
+            except TrainClassifierError as error:
+                self.console.say(
+                    f"the stop did not reach {self.host.name}: {error.reason} Trying again.", "yellow"
+                )
+                time.sleep(delay)
+                delay = min(delay * 2, 10)
+
+    def _leave(self) -> None:
+        """Second Ctrl-C: leave at once, but not before the stop had its chance."""
+        stopping = self._stopping
+        if stopping is not None:
+            stopping.join(self.leave_s)
+        if stopping is None or stopping.is_alive():
+            raise Cancelled(
+                f"Left at once; {self.host.name} has not confirmed the stop.",
+                f"Make sure: train-classifier cancel {self.order.spec.id}",
+            )
+        raise Cancelled(
+            "Left at once; the job is being stopped.",
+            f"What it leaves: train-classifier fetch {self.order.spec.id}",
+        )
+
+    def _settle(self, outcome: playbook.Outcome) -> None:
+        if self.failure is not None or outcome.status == 0:
+            return
+        reason = outcome.reason or f"ansible-playbook ended with exit status {outcome.status}."
+        first, _, rest = reason.partition("\n")
+        if self.started:
+            self.failure = OutOfTouch(f"Ansible failed: {first}", self._attach_hint(), rest or None)
+        elif outcome.unreachable:
+            self.failure = NotReady(
+                first, "Check the inventory: ansible -m ping reaches the host?", rest or None
+            )
+        else:
+            self.failure = TrainClassifierError(f"Ansible failed: {first}", detail=rest or None)
+
+    def _attach_hint(self) -> str:
+        return f"The job runs on. Pick it up again: train-classifier attach {self.order.spec.id}"
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn signals into messages for `_attend`; put the old handlers back at the end."""
+
+        def post(number: int, _frame: Any) -> None:
+            if number == signal.SIGHUP:
+                self._inbox.put(("hangup", None))
+            else:
+                self._inbox.put(("stop", "Ctrl-C" if number == signal.SIGINT else "SIGTERM"))
+
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {}
+        for number in numbers:
+            # nohup: what is ignored stays ignored.
+            if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:
+                before[number] = signal.signal(number, post)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def finish(run: Run, code: ExitCode, console: Console) -> None:
+    """Show the closing summary, or the one JSON object."""
+    console.finish()
+    if console.json_mode:
+        console.out(summary.as_json(run, code, console))
+        if run.failure:
+            console.error(run.failure)
+        return
+    if run.order.detach and run.started and not run.failure:
+        console.out(run.order.spec.id)
+        console.say(f"Pick it up again: train-classifier attach {run.order.spec.id}")
+        return
+    if run.failure:
+        console.error(run.failure)
+    if run.result is not None:
+        console.say(summary.as_text(run, console))

@@ -1,0 +1,72 @@
+"""Files of environment variables (`--env-file`): KEY=VALUE a line, quotes, comments; nothing is expanded."""
+
+import re
+from collections.abc import Mapping
+
+from train_classifier import options
+from train_classifier.units import quoted
+
+MOST_BYTES = 4 << 20
+_ASSIGNMENT = re.compile(r"(?:export[ \t]+)?([^\s=#'\"]+)[ \t]*(=?)[ \t]*")
+_SINGLE = re.compile(r"'([^']*)'", re.DOTALL)
+_DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "\n": ""}
+
+
+def parse(content: bytes, name: str, environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the variables of a file and its problems; a KEY alone takes its value from `environ`.
+
+    'single quotes' are literal, "double quotes" know \\n, \\t, \\" and \\\\; both may span lines. No value is
+    ever part of a problem.
+    """
+    text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").replace("\r\n", "\n")
+    found: dict[str, str] = {}
+    problems: list[str] = []
+    position = 0
+    while position < len(text):
+        line = text.count("\n", 0, position) + 1
+        end = text.find("\n", position)
+        end = len(text) if end < 0 else end
+        start = position + len(text[position:end]) - len(text[position:end].lstrip(" \t"))
+        position = end + 1
+        if start == end or text[start] == "#":
+            continue
+        match = _ASSIGNMENT.match(text, start, end)
+        if not match:
+            problems.append(f"{name}: line {line}: wanted KEY=VALUE")
+            continue
+        key = match[1]
+        try:
+            options.variable(key)
+            if not match[2]:
+                if match.end() != end and not text[match.end() : end].lstrip().startswith("#"):
+                    raise ValueError(f"wanted {key}=VALUE")
+                if key not in environ:
+                    raise ValueError(f"{key} has no value, and none in the environment of the caller")
+                value = environ[key]
+            else:
+                value, rest = _value(text, match.end(), end)
+                end = text.find("\n", rest)
+                end = len(text) if end < 0 else end
+                position = end + 1
+                if text[rest:end].strip() and not text[rest:end].lstrip().startswith("#"):
+                    raise ValueError(f"text follows the closing quote of {key}")
+            found[key] = options.variable_value(key, value)
+        except ValueError as error:
+            problems.append(f"{name}: line {line}: {error}")
+    return found, problems
+
+
+def _value(text: str, start: int, end: int) -> tuple[str, int]:
+    """Return the value that starts at a place, and where it ends."""
+    if text[start : start + 1] in ("'", '"'):
+        quote = text[start]
+        match = (_SINGLE if quote == "'" else _DOUBLE).match(text, start)
+        if not match:
+            raise ValueError(f"a {quoted(quote)} is never closed")
+        if quote == "'":
+            return match[1], match.end()
+        return re.sub(
+            r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[0]), match[1], flags=re.DOTALL
+        ), match.end()
+    return re.sub(r"(?:^|[ \t]+)#.*", "", text[start:end]).rstrip(" \t"), end

@@ -1,0 +1,107 @@
+"""Bring a job's archive to the caller: verified by its checksum, then renamed into place, or not at all."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from train_classifier.errors import NothingDelivered, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.follow import PATIENCE_S, patiently
+from train_classifier.reporting import Reporter
+from train_classifier.transport import Host
+
+BLOCK = 1 << 20
+#: Seconds between two progress events.
+TICK_S = 0.25
+
+
+def fetch(
+    host: Host,
+    job: str,
+    archive: dict[str, Any],
+    output: Path,
+    report: Reporter,
+    patience: float = PATIENCE_S,
+) -> dict[str, Any]:
+    """Put the archive ({sha256, bytes}) of `job` at `output` and return {path, bytes, sha256}.
+
+    The file at `output` is replaced only by a complete archive; it belongs to the caller.
+    Raises NothingDelivered when it cannot be written or stays corrupt, OutOfTouch when the host is gone.
+    """
+    again = f"The archive is still on {host.name}: train-classifier fetch {job}"
+    part = output.with_name(f".{output.name}.{job}.part")
+    ticker = _ticker(report, int(archive["bytes"]))
+    try:
+        with _owned(part):
+            for attempt in (1, 2):
+                patiently(host, job, lambda: host.pull(job, part, ticker), report, patience)
+                if _sha256(part) == archive["sha256"]:
+                    break
+                if attempt == 2:
+                    raise NothingDelivered(
+                        f"{output.name} arrived damaged twice: its checksum is not {host.name}'s.",
+                        f"Check the disks and memory on both sides. {again}",
+                    )
+                report.event(
+                    "message", level="warning", text=f"{output.name} arrived damaged: it is fetched again."
+                )
+                part.write_bytes(b"")
+            size = part.stat().st_size
+            part.replace(output)
+            _sync(output.parent)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        raise NothingDelivered(f"{output} cannot be written: {reason}.", again) from error
+    except (NothingDelivered, OutOfTouch):
+        raise
+    except NotReady as error:
+        raise NothingDelivered(f"{output} was not delivered. {error.reason}", again, error.detail) from error
+    except TrainClassifierError as error:
+        error.hint = error.hint or again
+        raise
+    return {"path": str(output), "bytes": size, "sha256": archive["sha256"]}
+
+
+@contextlib.contextmanager
+def _owned(part: Path) -> Iterator[None]:
+    """Make the part file in the caller's name, keep what an earlier try brought, leave nothing behind."""
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    os.close(descriptor)
+    try:
+        yield
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    """Return the checksum of the file, and see to it that its bytes are on the disk."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _ticker(report: Reporter, total: int) -> Any:
+    last = 0.0
+
+    def tick(done: int, _total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TICK_S or done >= total:
+            last = time.monotonic()
+            report.event("progress", phase="fetch", done=done, total=total)
+
+    return tick

@@ -1,0 +1,117 @@
+"""Follow a job: its log byte for byte from an offset, and its status, through cuts of the connection."""
+
+import base64
+import time
+import zlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from train_classifier.errors import OutOfTouch
+from train_classifier.reporting import Reporter
+from train_classifier.transport import Host, Unreachable
+
+#: Seconds that one look may wait on the host for something new.
+POLL_S = 25.0
+#: Bytes of log in one look.
+CHUNK = 4 << 20
+#: Seconds between two looks while the log trickles: one process a line would load the host.
+PAUSE_S = 0.15
+#: Seconds without a connection after which a controller gives up; the job never does.
+PATIENCE_S = 600.0
+#: A worker that ends without an answer this often in a row is broken, not cut off.
+NO_ANSWERS = 5
+
+T = TypeVar("T")
+
+
+def patiently(
+    host: Host, job: str, act: Callable[[], T], report: Reporter, patience: float = PATIENCE_S
+) -> T:
+    """Return what `act` returns, trying again while the connection is lost, up to `patience` seconds.
+
+    Raises OutOfTouch after that; a changed host key and other things that waiting cannot mend at once.
+    """
+    lost: float | None = None
+    delay, silent = 0.5, 0
+    while True:
+        try:
+            value = act()
+        except Unreachable as error:
+            now = time.monotonic()
+            if lost is None:
+                lost = now
+                if error.kind != "no-answer":
+                    report.event("message", level="warning", text=f"{error.reason} Trying again.")
+            silent = silent + 1 if error.kind == "no-answer" else 0
+            if error.final or silent >= NO_ANSWERS or now - lost + delay > patience:
+                raise OutOfTouch(
+                    f"Out of touch with {host.name}: {error.reason[:1].lower()}{error.reason[1:]}",
+                    f"The job runs on. Pick it up again: train-classifier attach {job}"
+                    + (f" ({error.hint})" if error.hint else ""),
+                    error.detail,
+                ) from error
+            time.sleep(delay)
+            delay = min(delay * 2, 10.0)
+            continue
+        if lost is not None:
+            gap = time.monotonic() - lost
+            report.event("message", level="info", text=f"In touch with {host.name} again after {gap:.0f} s.")
+        return value
+
+
+def follow(
+    host: Host,
+    job: str,
+    report: Reporter,
+    *,
+    offset: int = 0,
+    patience: float = PATIENCE_S,
+    renew: bool = False,
+) -> dict[str, Any]:
+    """Hand the log from byte `offset` on and every change of status to `report` until the job is finished.
+
+    Silence is no death: only the worker's own result ends it. `renew` keeps the job's lease alive.
+    Returns the last answer of `read`, with `result` and `archive`.
+    Raises OutOfTouch after `patience` seconds without a connection, and the worker's own failures.
+    """
+    seen = 0
+
+    def look() -> dict[str, Any]:
+        request = {
+            "verb": "read",
+            "id": job,
+            "offset": offset,
+            "wait": POLL_S,
+            "max": CHUNK,
+            "seen": seen,
+            "renew": renew,
+        }
+        return host.call(request, timeout=POLL_S + 30)
+
+    while True:
+        answer = patiently(host, job, look, report, patience)
+        data = unpack(answer)
+        if data:
+            report.log(data)
+            offset += len(data)
+        status = answer.get("status") or {}
+        if status.get("version", 0) != seen:
+            seen = status.get("version", 0)
+            report.event(
+                "status",
+                state=status.get("state"),
+                phase=status.get("phase"),
+                message=status.get("message"),
+                times=status.get("times"),
+            )
+        if answer.get("result") is not None and offset >= int(answer.get("log_size", 0)):
+            report.event("result", result=answer["result"])
+            return answer
+        if 0 < len(data) < CHUNK // 64:
+            time.sleep(PAUSE_S)
+
+
+def unpack(answer: dict[str, Any]) -> bytes:
+    """Return the log bytes that an answer of `read` carries."""
+    data = answer.get("data")
+    return zlib.decompress(base64.b64decode(data)) if data else b""

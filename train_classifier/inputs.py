@@ -1,0 +1,67 @@
+"""The action's inputs: `with:` wins over the environment, and both become one request."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from train_classifier import notify
+from train_classifier.errors import BadInput
+from train_classifier.request import TrainRequest
+
+#: Carries what stands under `with:`; empty means not given, as everywhere.
+PREFIX = "TRAIN_CLASSIFIER_INPUT_"
+VARIABLE = "TRAIN_CLASSIFIER_"
+#: Every input of action.yaml, with _ for -.
+INPUTS = (
+    "model", "repo", "inventory", "host", "gpus", "min_vram", "image", "timeout", "wait", "args", "env",
+    "secrets", "data", "output", "resume", "cancel_grace", "lease", "slack_webhook", "slack_notify",
+)  # fmt: skip
+#: What a workflow cancel leaves a model to end by itself: GitHub gives 10 s to everything together.
+CANCEL_GRACE_S = 3.0
+#: Variables that the step itself reads and nobody else may see.
+OWN = ("args", "cancel_grace", "slack_webhook", "slack_notify")
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the step was asked for."""
+
+    request: TrainRequest
+    #: The environment in which the request is checked.
+    environment: dict[str, str]
+    #: The webhook, empty for none; a secret.
+    webhook: str
+    wanted: frozenset[notify.Event]
+    output: str
+
+
+def read(environment: Mapping[str, str]) -> Inputs:
+    """Return the inputs. Raises BadInput for those that only the step knows; the rest is the request's."""
+    merged = {name: value for name, value in environment.items() if not name.startswith(PREFIX)}
+    for name in INPUTS:
+        given = environment.get(PREFIX + name.upper(), "")
+        if given.strip():
+            merged[VARIABLE + name.upper()] = given
+    values = {name: merged.get(VARIABLE + name.upper(), "") for name in INPUTS}
+    for name in OWN:
+        merged.pop(VARIABLE + name.upper(), None)
+    webhook = values["slack_webhook"].strip() or merged.pop("SLACK_IDENTIFIER", "").strip()
+    merged.pop("SLACK_IDENTIFIER", None)
+    try:
+        wanted = notify.events(values["slack_notify"])
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    # Literally one argument a line, a carriage return of a Windows editor aside.
+    lines = [line.removesuffix("\r") for line in values["args"].split("\n")]
+    arguments = [line for line in lines if line.strip()]
+    request = TrainRequest(
+        arguments=arguments or None, grace=values["cancel_grace"].strip() or None, cwd=Path.cwd()
+    )
+    return Inputs(request, merged, webhook, wanted, values["output"].strip())
+
+
+def withheld(environment: Mapping[str, str]) -> set[str]:
+    """Return the variables that no child process gets: everything that is an input, and the webhook."""
+    kept = VARIABLE + "HOST_JSON"
+    given = {name for name in environment if name.startswith(VARIABLE) and name != kept}
+    return given | ({"SLACK_IDENTIFIER"} & set(environment))

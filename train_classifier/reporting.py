@@ -1,0 +1,42 @@
+"""What a running job tells whoever listens: events as plain dictionaries, and the log as bytes."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+
+class Reporter(Protocol):
+    """Receives what happens. Both methods may be called from any thread, one call at a time.
+
+    Events: `phase` {phase, state: start|end, seconds}, `progress` {phase, done, total} in bytes,
+    `status` {state, phase, message}, `message` {level: info|warning, text}, `started` {id},
+    `result` {result}, `delivered` {path, bytes, sha256}, `error` {code, reason, hint, detail, problems}.
+    """
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Take one event."""
+
+    def log(self, data: bytes) -> None:
+        """Take the next bytes of the job's log."""
+
+
+class Silence:
+    """A reporter that nobody listens to."""
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Drop the event."""
+
+    def log(self, data: bytes) -> None:
+        """Drop the bytes."""
+
+
+@contextlib.contextmanager
+def phase(report: Reporter, name: str) -> Iterator[None]:
+    """Report the start and the end of a phase, also when it fails."""
+    begun = time.monotonic()
+    report.event("phase", phase=name, state="start")
+    try:
+        yield
+    finally:
+        report.event("phase", phase=name, state="end", seconds=time.monotonic() - begun)

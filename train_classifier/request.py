@@ -1,0 +1,274 @@
+"""One training run as asked for: flags, environment and settings become a Plan, or every problem at once."""
+
+import concurrent.futures
+import dataclasses
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train_classifier import checks, inventory, job, options, repository, sources, values
+from train_classifier.errors import BadInput
+from train_classifier.inventory import Target
+from train_classifier.job import JobSpec
+from train_classifier.sources import Sources
+from train_classifier.units import printable
+
+if TYPE_CHECKING:
+    from train_classifier.training import Order
+
+OUTPUT = "artefacts.tar.gz"
+_FIELDS = {
+    "timeout": "timeout_s",
+    "wait": "wait_s",
+    "grace": "grace_s",
+    "lease": "lease_s",
+    "min_vram": "min_vram_mib",
+    "memory": "memory_bytes",
+    "shm_size": "shm_bytes",
+    "log_max": "log_max_bytes",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """What the caller gave, as given: None means not given. Sizes, durations and numbers may be text."""
+
+    model: str | None = None
+    arguments: Sequence[str] | None = None
+    repo: str | None = None
+    inventory: str | None = None
+    host: str | None = None
+    image: str | None = None
+    gpus: str | int | None = None
+    min_vram: str | int | None = None
+    gpu_check: str | None = None
+    timeout: str | float | None = None
+    wait: str | float | None = None
+    grace: str | float | None = None
+    lease: str | float | None = None
+    memory: str | int | None = None
+    cpus: str | float | None = None
+    shm_size: str | int | None = None
+    pids: str | int | None = None
+    network: str | None = None
+    #: K=V, or K for the caller's own value; a table is taken too.
+    environment: Sequence[str] | Mapping[str, str] | None = None
+    env_file: Sequence[str] | None = None
+    secrets: Sequence[str] | None = None
+    #: HOST_DIR:NAME
+    data: Sequence[str] | None = None
+    resume: str | None = None
+    output: str | None = None
+    allow_empty: bool | str | None = None
+    log_max: str | int | None = None
+    push_limit: str | int | None = None
+    detach: bool | str | None = None
+    #: The folder that relative paths start from; None: this process's.
+    cwd: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A request without a problem."""
+
+    spec: JobSpec
+    #: The checkout's real path.
+    repository: Path
+    sources: Sources
+    #: Values by name; never written anywhere.
+    secrets: dict[str, str] = dataclasses.field(repr=False)
+    #: Where the archive goes; absolute.
+    output: Path
+    #: Absolute path or host list; None: no inventory, this machine.
+    inventory: str | None
+    #: The host, group or pattern that was asked for.
+    host: str | None
+    #: The one host that it means; None where the caller brings its own connection.
+    target: Target | None
+    detach: bool
+    warnings: list[str]
+
+    def order(self) -> "Order":
+        """Return the plan as the training functions want it."""
+        from train_classifier.training import Order, pack_names
+
+        return Order(
+            spec=self.spec,
+            tree=str(self.repository),
+            files=pack_names(self.sources.paths),
+            output=str(self.output),
+            python=self.target.python if self.target else None,
+            state_dir=self.target.state_dir if self.target else None,
+            detach=self.detach,
+        )
+
+
+def build(request: TrainRequest, environ: Mapping[str, str], *, resolve: bool = True) -> Plan:
+    """Check everything that the checkout and the request tell, and return what to do.
+
+    Order: flag, environment variable TRAIN_CLASSIFIER_<NAME>, train-classifier.toml, default. With `resolve`
+    the host is looked up in the inventory; inside Ansible it is known already.
+    Raises BadInput with all problems together; nothing on disk or on a host has changed.
+    """
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return _Builder(request, environ, resolve, pool).plan()
+
+
+class _Builder:
+    def __init__(
+        self,
+        request: TrainRequest,
+        environ: Mapping[str, str],
+        resolve: bool,
+        pool: concurrent.futures.ThreadPoolExecutor,
+    ) -> None:
+        self.request = request
+        self.environ = environ
+        self.resolve = resolve
+        self.pool = pool
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+
+    def plan(self) -> Plan:
+        """Return the plan, or raise BadInput."""
+        try:
+            cwd = (self.request.cwd or Path.cwd()).absolute()
+        except FileNotFoundError as error:
+            raise BadInput("the current folder no longer exists; change to another") from error
+        model = self._model()
+        top = self._catch(None, lambda: repository.resolve(cwd / (self._text("repo") or ".")))
+        given = values.gather(self.request, self.environ, cwd, model, top)
+        self.problems += given.problems
+        self.warnings += given.warnings
+        where = self._inventory(cwd)
+        target = None
+        if self.resolve and (where is not None or self._text("inventory") is None):
+            host = given.values.get("host")
+            target = self.pool.submit(
+                inventory.one, where, host, {**self.environ, inventory.VARIABLE: ""}, cwd
+            )
+        secrets, problems = checks.secrets(given.values, self.environ)
+        self.problems += problems
+        from_file = top is not None and given.origin.get("output") == values.FROM_FILE
+        text = str(given.values.get("output", OUTPUT))
+        output, problems = checks.output(text, top if top is not None and from_file else cwd)
+        self.problems += problems
+        arguments = self._catch((), self._arguments)
+        described = self.pool.submit(repository.describe, top, output) if top else None
+        found = self._repository(top, model, output, given.values)
+        self.warnings += checks.oddities(given.values, secrets, arguments)
+        resolved = self._catch(None, target.result) if target else None
+        if self.problems or top is None or model is None or described is None:
+            raise BadInput(*dict.fromkeys(self.problems))
+        identity, warnings = described.result()
+        self.warnings += warnings
+        spec = self._spec(given.values, model, identity, arguments, found)
+        self._raise_any(spec.problems())
+        return Plan(
+            spec=spec,
+            repository=top,
+            sources=found,
+            secrets=secrets,
+            output=output,
+            inventory=where,
+            host=given.values.get("host"),
+            target=resolved,
+            detach=given.values.get("detach", False),
+            warnings=list(dict.fromkeys(self.warnings)),
+        )
+
+    def _catch(self, default: Any, act: Any) -> Any:
+        try:
+            return act()
+        except BadInput as error:
+            self.problems += error.problems
+            return default
+
+    @staticmethod
+    def _raise_any(problems: list[str]) -> None:
+        if problems:
+            raise BadInput(*problems)
+
+    def _text(self, name: str) -> str | None:
+        given = getattr(self.request, name)
+        return given if given is not None else self.environ.get(options.variable_of(name)) or None
+
+    def _model(self) -> str | None:
+        name = self._text("model") if self.request.model is not None else None
+        name = name if name is not None else self._text("model") or self.environ.get("MODEL")
+        # What a shell completes to.
+        return name.rstrip("/") or name if name else None
+
+    def _inventory(self, cwd: Path) -> str | None:
+        if not self.resolve:
+            return None
+        found: str | None = self._catch(
+            None, lambda: inventory.source(self.request.inventory, self.environ, cwd)
+        )
+        return found
+
+    def _arguments(self) -> tuple[str, ...]:
+        given = self.request.arguments
+        found = values.split_arguments(self._text("arguments") or "") if given is None else tuple(given)
+        self._raise_any(checks.arguments(found))
+        return found
+
+    def _repository(
+        self, top: Path | None, model: str | None, output: Path, chosen: Mapping[str, Any]
+    ) -> Sources:
+        if top is None:
+            return Sources()
+        problems, warnings = repository.check_model(top, model)
+        good = not problems
+        if model is not None and good:
+            from train_classifier.worker import debian, requirements
+
+            wanted = requirements.parse(top, model)
+            problems += [printable(problem) for problem in wanted.problems]
+            problems += [printable(problem) for problem in debian.parse(top, model).problems]
+        # A walk through somebody's home folder tells nothing when there is no model in it.
+        known = (
+            good
+            or (top / ".git").exists()
+            or (top / options.SETTINGS_FILE).exists()
+            or repository.models(top)
+        )
+        found = Sources()
+        if known:
+            found = sources.collect(
+                top, model if good else None, output, chosen.get("push_limit", sources.DEFAULT_PUSH_LIMIT)
+            )
+        if good and not found.problems and model is not None:
+            pushed = set(found.paths)
+            lists = [*wanted.files, f"{model}/apt-pkgs.txt"]
+            problems += [
+                f"{printable(name)} is needed for the job's environment and is left out of the push"
+                for name in lists
+                if (top / name).is_file() and os.fsencode(name) not in pushed
+            ]
+        self.problems += problems + found.problems
+        self.warnings += warnings + found.warnings
+        return found
+
+    @staticmethod
+    def _spec(
+        chosen: dict[str, Any],
+        model: str,
+        identity: job.Repository,
+        arguments: tuple[str, ...],
+        found: Sources,
+    ) -> JobSpec:
+        fields = {field.name for field in dataclasses.fields(JobSpec)}
+        wanted = {_FIELDS.get(key, key): value for key, value in chosen.items()}
+        return JobSpec(
+            id=job.new_job_id(),
+            model=model,
+            repository=identity,
+            arguments=arguments,
+            submitter=f"{repository.user_name()}@{platform.node()}",
+            source_files=found.files,
+            source_bytes=found.bytes,
+            **{key: value for key, value in wanted.items() if key in fields},
+        )

@@ -1,0 +1,47 @@
+"""Which files of a checkout are private keys or hold settings that should stay: by name, then by content."""
+
+import os
+import re
+import stat
+
+#: Bytes read of a candidate: a certificate chain may stand before the key.
+LOOK = 65536
+_CANDIDATE = re.compile(
+    rb"(?:\.(?:pem|key|ppk|p12|pfx|p8|pk8|jks|keystore|asc|gpg)"
+    rb"|(?:^|[_.@-])(?:id_)?(?:rsa|dsa|ecdsa|ed25519)(?:_sk)?(?:[_.-](?:old|bak|backup|key))?"
+    rb"|(?:^|[_.-])(?:identity|deploy|key|private))\Z",
+    re.IGNORECASE,
+)
+_ARMOUR = re.compile(
+    rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|---- BEGIN SSH2 (?:ENCRYPTED )?PRIVATE KEY"
+)
+_DER_NAMES = (b".p12", b".pfx", b".p8", b".pk8")
+_TEMPLATES = re.compile(rb"\.(?:example|sample|template|tmpl|dist|defaults?)\Z", re.IGNORECASE)
+
+
+def is_candidate(name: bytes, status: os.stat_result) -> bool:
+    """Return whether a file's name, or its mode, suggests a private key."""
+    if _CANDIDATE.search(name):
+        return status.st_size > 0
+    # ssh refuses a key that others can read, so a key that is in use gives itself away.
+    return b"." not in name and not stat.S_IMODE(status.st_mode) & 0o077 and 100 <= status.st_size <= 16384
+
+
+def is_private_key(path: bytes) -> bool:
+    """Return whether a file holds a private key: PEM, OpenSSH, PGP, PuTTY, PKCS or Java.
+
+    Raises OSError when the file cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        head = os.read(handle, LOOK)
+    finally:
+        os.close(handle)
+    if _ARMOUR.search(head) or head.startswith((b"PuTTY-User-Key-File-", b"\xfe\xed\xfe\xed")):
+        return True
+    return path.lower().endswith(_DER_NAMES) and head.startswith(b"\x30")
+
+
+def is_environment_file(name: bytes) -> bool:
+    """Return whether a file is a `.env` with settings, not a sample of one."""
+    return (name == b".env" or name.startswith(b".env.")) and not _TEMPLATES.search(name)

@@ -1,0 +1,381 @@
+"""The action's step: one `train`, told to a workflow run. Runs as `python -m train_classifier.step`."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from train_classifier import inputs, job
+from train_classifier.cli.workflow import WorkflowConsole
+from train_classifier.errors import OUTCOMES, BadInput, Cancelled, ExitCode, TrainClassifierError
+from train_classifier.github import run_url
+from train_classifier.inputs import Inputs
+from train_classifier.papers import Papers
+
+#: Seconds without a look after which the worker stops the job, on this machine and over ssh.
+LEASE_S, REMOTE_LEASE_S = 600.0, 3600.0
+#: Seconds for reading the archive's papers and for Slack, once a cancel runs against the clock.
+HURRY_S = 0.5
+#: Seconds that the notices may take together, Slack's own limits of rate included.
+SLACK_S = 60.0
+GZIP = b"\x1f\x8b"
+
+
+class Step:
+    """What the step knows so far; whatever ends it, `close` tells the workflow run what there is."""
+
+    def __init__(self) -> None:
+        self.console = WorkflowConsole(os.environ)
+        self.begun = time.monotonic()
+        self.inputs: Inputs | None = None
+        self.plan: Any = None
+        self.run: Any = None
+        self.failure: TrainClassifierError | None = None
+        self.hurried = False
+        self._slack: list[threading.Thread] = []
+        self._told: set[str] = set()
+
+    # From the inputs to the job's end.
+
+    def train(self) -> None:
+        """Run the job. Raises what ended it before there was one; else `failure` says how it went."""
+        environment = dict(os.environ)
+        webhook = environment.get("TRAIN_CLASSIFIER_INPUT_SLACK_WEBHOOK") or environment.get(
+            "TRAIN_CLASSIFIER_SLACK_WEBHOOK"
+        )
+        for value in (webhook, environment.get("SLACK_IDENTIFIER")):
+            self._mask(value or "")
+        for name in inputs.withheld(os.environ):
+            del os.environ[name]
+        given = self.inputs = inputs.read(environment)
+        self._remove_old(given.output)
+        from train_classifier.request import build
+
+        self.plan = plan = build(given.request, given.environment)
+        for value in plan.secrets.values():
+            self._mask(value)
+        for warning in plan.warnings:
+            self.console.event("message", level="warning", text=warning)
+        spec = self._with_defaults(plan)
+        from train_classifier.cli.step import StepRun
+
+        order = dataclasses.replace(plan.order(), spec=spec)
+        assert plan.target is not None
+        host = plan.target.connect(own_session=True)
+        self.run = StepRun(order, host, plan.secrets, self.console, self)
+        self.run.run(plan.inventory)
+        self.failure = self.run.failure
+
+    def _mask(self, value: str) -> None:
+        if value.strip():
+            self.console.mask(value.strip())
+            if value.startswith(("https://", "http://")):
+                # The path alone is the secret.
+                self.console.mask(value.strip().partition("://")[2].partition("/")[2])
+
+    def _with_defaults(self, plan: Any) -> job.JobSpec:
+        """Return the specification with the action's own defaults for lease and grace."""
+        spec: job.JobSpec = plan.spec
+        if spec.lease_s is None and not plan.detach:
+            spec = dataclasses.replace(spec, lease_s=LEASE_S if plan.target.local else REMOTE_LEASE_S)
+        assert self.inputs is not None
+        if spec.grace_s == job.DEFAULT_GRACE_S and self.inputs.request.grace is None:
+            spec = dataclasses.replace(spec, grace_s=inputs.CANCEL_GRACE_S)
+        return spec
+
+    def _remove_old(self, output: str) -> None:
+        """Remove the archive of an earlier run: what fails must not deliver it again."""
+        path = Path.cwd() / Path(output or "artefacts.tar.gz").expanduser()
+        try:
+            if path.is_symlink():
+                path.unlink()
+            elif path.is_file():
+                with path.open("rb") as file:
+                    start = file.read(2)
+                if start and start != GZIP:
+                    raise BadInput(f"output {path.name} exists and is no archive: name another file")
+                path.unlink()
+        except OSError as error:
+            raise BadInput(f"the old {path.name} cannot be removed: {error.strerror}") from error
+
+    # What the run tells meanwhile.
+
+    def started(self, identifier: str) -> None:
+        """The job is safe on its host."""
+        self.console.workflow.set_output("job-id", identifier)
+        self._tell("start")
+
+    def cancelling(self) -> None:
+        """A cancel has come: from here on the clock runs."""
+        self.hurried = True
+        self._tell("cancelled")
+
+    # The end.
+
+    def close(self) -> ExitCode:
+        """Write annotations, outputs, report and summary, tell Slack, and return the exit code."""
+        code = self.failure.code if self.failure else ExitCode.TRAINED
+        console = self.console
+        console.finish()
+        if self.failure:
+            self._safely("the model's tracebacks", self._annotate_model)
+            console.error(self.failure)
+            console.finish()
+        delivered = (self.run.delivered if self.run else None) or {}
+        result = self._result(code)
+        papers = self._safely("the archive's papers", lambda: self._papers(delivered)) or Papers()
+        places = self._safely("the report", lambda: self._write_papers(papers, result)) or {}
+        self._outputs(code, result, delivered, places)
+        self._safely("the job summary", lambda: self._summary(papers, result))
+        if delivered and not self.failure:
+            console.say(f"{delivered['path']}: {delivered['bytes']} bytes, sha256 {delivered['sha256']}")
+        elif delivered:
+            console.say(f"What the job left is in {delivered['path']}")
+        endings = {ExitCode.TRAINED: "success", ExitCode.CANCELLED: "cancelled"}
+        if result["outcome"] != "submitted":
+            self._tell(endings.get(code, "failure"))
+        self._wait_for_slack()
+        console.finish()
+        return code
+
+    def _safely(self, what: str, act: Callable[[], Any]) -> Any:
+        """Return what `act` returns. A failure to tell of a job is said, and changes nothing about it."""
+        try:
+            return act()
+        except Exception as error:
+            self._warn(
+                f"A bug in train-classifier ({type(error).__name__}): {what} left out. {_crash_file()}"
+            )
+            return None
+
+    def _wait_for_slack(self) -> None:
+        """Wait for notices under way, but not once somebody wants the step to end."""
+        end = time.monotonic() + SLACK_S
+        while any(thread.is_alive() for thread in self._slack):
+            if time.monotonic() > end:
+                break
+            if self.hurried:
+                end = min(end, time.monotonic() + HURRY_S)
+            time.sleep(0.02)
+
+    def _result(self, code: ExitCode) -> dict[str, Any]:
+        """Return the job's own result, or what stands for it where there is none."""
+        found = dict((self.run.result if self.run else None) or {})
+        model = found.get("model") or (self.plan.spec.model if self.plan else None)
+        asked = self.inputs.environment if self.inputs else {}
+        found["model"] = model or asked.get("TRAIN_CLASSIFIER_MODEL") or asked.get("MODEL")
+        if self.failure and found.get("exit_code") != int(code):
+            found |= {
+                "exit_code": int(code),
+                "outcome": OUTCOMES[code],
+                "reason": self.failure.reason,
+                "hint": self.failure.hint,
+                "detail": self.failure.detail,
+            }
+        if isinstance(found.get("seconds"), dict):
+            spent = found["seconds"]
+            found["seconds"] = {name: spent[name] for name in (*job.PHASES, *spent) if name in spent}
+        found.setdefault("exit_code", int(code))
+        # A detached job is on its way, and no more is known of it.
+        detached = bool(self.plan and self.plan.detach and not self.failure)
+        found.setdefault("outcome", "submitted" if detached else OUTCOMES[code])
+        if self.run:
+            found.setdefault("id", self.run.job)
+        return found
+
+    def _phase(self, result: dict[str, Any]) -> str:
+        """Return the phase in which it ended; artefacts are packed and fetched after a failure, too."""
+        if result.get("outcome") == OUTCOMES[ExitCode.NOTHING_DELIVERED]:
+            return self.console.last_phase
+        ran = [name for name in result.get("seconds") or {} if name in job.PHASES and name != "artefacts"]
+        return ran[-1] if ran else self.console.last_phase or "request"
+
+    def _papers(self, delivered: dict[str, Any]) -> Papers:
+        from train_classifier import papers
+
+        if not delivered:
+            return Papers()
+        return papers.read(Path(delivered["path"]), HURRY_S if self.hurried else papers.MOST_S)
+
+    def _report(self, papers: Papers, result: dict[str, Any]) -> Any:
+        from train_classifier.report import Report
+
+        own = ("preflight", "push", "start", "fetch")
+        return Report(
+            result=result,
+            manifest=papers.facts,
+            history=papers.history,
+            usage=papers.usage,
+            log=self.console.tail(),
+            seconds={name: spent for name, spent in self.console.seconds.items() if name in own},
+            host=self.run.host_name if self.run else "",
+        )
+
+    def _write_papers(self, papers: Papers, result: dict[str, Any]) -> dict[str, str]:
+        """Put copies into the runner's temporary folder; the workspace gets the archive alone."""
+        base = os.environ.get("RUNNER_TEMP")
+        if not base or not self.run:
+            return {}
+        from train_classifier import page
+
+        places = {}
+        folder = Path(base, "train-classifier", self.run.job)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if papers.manifest:
+                (folder / "manifest.json").write_bytes(papers.manifest)
+                places["manifest"] = str(folder / "manifest.json")
+            (folder / "report.html").write_text(page.render(self._report(papers, result)), encoding="utf-8")
+            places["report"] = str(folder / "report.html")
+        except OSError as error:
+            self._warn(f"The report was not written to {folder}: {error.strerror}")
+        return places
+
+    def _outputs(
+        self, code: ExitCode, result: dict[str, Any], delivered: dict[str, Any], places: dict[str, str]
+    ) -> None:
+        image = result.get("image") or {}
+        metrics = result.get("metrics")
+        values = {
+            "job-id": result.get("id") if self.run and self.run.started else "",
+            "status": result["outcome"],
+            "exit-code": int(code),
+            "artefacts": delivered.get("path"),
+            "manifest": places.get("manifest"),
+            "report": places.get("report"),
+            "sha256": delivered.get("sha256"),
+            "duration": f"{time.monotonic() - self.begun:.1f}",
+            "image-digest": image.get("digest") or image.get("id"),
+            "metrics": json.dumps(metrics if isinstance(metrics, dict) else {}),
+        }
+        for name, value in values.items():
+            self.console.workflow.set_output(name, "" if value is None else str(value))
+
+    def _summary(self, papers: Papers, result: dict[str, Any]) -> None:
+        if not os.environ.get("GITHUB_STEP_SUMMARY") or result["outcome"] == "submitted":
+            return
+        from train_classifier import summary
+
+        workflow = self.console.workflow
+        workflow.add_summary(summary.markdown(self._report(papers, result), workflow.summary_room()))
+
+    def _annotate_model(self) -> None:
+        """Put each of the model's tracebacks on its line of the caller's repository."""
+        if not self.plan:
+            return
+        from train_classifier import annotations
+
+        top = Path(os.environ.get("GITHUB_WORKSPACE") or self.plan.repository).resolve()
+        for found in annotations.find(self.console.tail()):
+            place = Path(self.plan.repository, found.file)
+            if place.is_file() and place.resolve().is_relative_to(top):
+                self.console.annotate(found.message, str(place.resolve().relative_to(top)), found.line)
+
+    def _warn(self, words: str) -> None:
+        self.console.event("message", level="warning", text=words)
+
+    # Slack.
+
+    def _tell(self, what: str) -> None:
+        """Post a notice beside everything else; each kind at most once."""
+        if self.inputs is None or not self.inputs.webhook or what in self._told:
+            return
+        from train_classifier import notify
+
+        event = notify.Event(what)
+        if event not in self.inputs.wanted:
+            return
+        self._told.add(what)
+        code = self.failure.code if self.failure else ExitCode.TRAINED
+        result = self._result(code)
+        status = result.get("training_exit_status")
+        notice = notify.Notice(
+            event=event,
+            model=str(result.get("model") or "?"),
+            repository=os.environ.get("GITHUB_REPOSITORY", ""),
+            host=self.run.host_name if self.run else "",
+            job=str(result.get("id") or ""),
+            phase=self._phase(result) if event in (notify.Event.FAILED, notify.Event.CANCELLED) else "",
+            exit_status=status if isinstance(status, int) else int(code),
+            reason=self.failure.reason if self.failure else "",
+            hint=(self.failure.hint or "") if self.failure else "",
+            tail=self.console.tail()[-20000:],
+            seconds=time.monotonic() - self.begun if what != "start" else None,
+            metrics=result.get("metrics") or {},
+            run_url=run_url(os.environ),
+        )
+        webhook, wanted = self.inputs.webhook, self.inputs.wanted
+
+        def post() -> None:
+            trouble = notify.notify(webhook, notice, wanted)
+            if trouble:
+                self._warn(trouble)
+
+        thread = threading.Thread(target=post, name="notice", daemon=True)
+        self._slack.append(thread)
+        thread.start()
+
+
+@contextlib.contextmanager
+def interruptible(step: Step) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into KeyboardInterrupt, also those that came while Python was starting.
+
+    Afterwards they only make the step hurry: what happened is told in any case.
+    """
+
+    def hurry(_number: int, _frame: Any) -> None:
+        step.hurried = True
+
+    def stop(number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    numbers = {signal.SIGINT, signal.SIGTERM}
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, hurry)
+
+
+def _crash_file() -> str:
+    """Keep the traceback of a bug of ours and say where."""
+    from train_classifier.crash import write_crash_file
+
+    return f"Please report it with {write_crash_file(traceback.format_exc())}"
+
+
+def main() -> int:
+    """Run the step and return its exit code."""
+    step = Step()
+    try:
+        with interruptible(step):
+            step.train()
+    except TrainClassifierError as error:
+        step.failure = error
+    except KeyboardInterrupt:
+        step.hurried = True
+        ended = step.run is not None and (step.run.result is not None or step.run.failure is not None)
+        step.failure = step.run.failure if ended else Cancelled("Cancelled before anything was started.")
+    except Exception as error:
+        reason = f"A bug in train-classifier ({type(error).__name__})."
+        step.failure = TrainClassifierError(reason, _crash_file())
+    code = step.close()
+    # Python takes its handlers away as it ends: a signal that comes then would change the exit code.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

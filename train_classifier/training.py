@@ -1,0 +1,234 @@
+"""The five steps of a training run as plain functions over a Host: preflight, push, start, follow, fetch.
+
+The action plugins call them inside Ansible; attach, logs, fetch and cancel call the same ones without it.
+"""
+
+import base64
+import dataclasses
+import json
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train_classifier import fetch as fetching
+from train_classifier import follow as following
+from train_classifier.errors import BadInput, NothingDelivered, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.failures import error_from
+from train_classifier.job import JobSpec
+from train_classifier.reporting import Reporter, phase
+from train_classifier.transport import Host, Unreachable
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """One run as the controller sees it: the specification, what is pushed, where the archive goes."""
+
+    spec: JobSpec
+    #: The repository's folder here.
+    tree: str
+    #: base64 of zlib of NUL-separated relative paths, as the worker's `prepare` wants them.
+    files: str
+    #: Where the archive goes; absolute.
+    output: str
+    #: How the host runs Python and where it keeps state; None: the defaults.
+    python: str | None = None
+    state_dir: str | None = None
+    #: Seconds without a connection before the controller gives up.
+    patience_s: float = following.PATIENCE_S
+    #: Return once the job is safe on the host.
+    detach: bool = False
+
+    def to_json(self) -> str:
+        """Return the order as JSON; it holds no secret's value."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Order":
+        """Read what `to_json` wrote."""
+        data = json.loads(text)
+        data["spec"] = JobSpec.from_dict(data["spec"])
+        return cls(**data)
+
+
+def pack_names(names: Sequence[bytes]) -> str:
+    """Return relative paths in the form that travels."""
+    return base64.b64encode(zlib.compress(b"\0".join(names))).decode("ascii")
+
+
+def unpack_names(packed: str) -> list[bytes]:
+    """Return the relative paths that `pack_names` packed."""
+    return [name for name in zlib.decompress(base64.b64decode(packed)).split(b"\0") if name]
+
+
+def preflight(host: Host, order: Order, report: Reporter) -> dict[str, Any]:
+    """Ask the host whether it can take the job and return its answer.
+
+    Raises the first failed check as the exception of its class (NotReady, NoGpu, …).
+    """
+    with phase(report, "preflight"):
+        spec = order.spec
+        answer = host.call(
+            {
+                "verb": "check",
+                "gpus": spec.gpus,
+                "min_vram_mib": spec.min_vram_mib,
+                "image": spec.image,
+                "deep": False,
+            },
+            timeout=120,
+        )
+        checks = answer.get("checks") or []
+        for check in checks:
+            if check.get("status") == "warn":
+                report.event("message", level="warning", text=f"{host.name}: {check.get('message')}")
+        failed = [check for check in checks if check.get("status") == "fail"]
+        if failed:
+            first = failed[0]
+            detail = "\n".join(f"{check['name']}: {check['message']}" for check in failed[1:])
+            raise error_from(
+                {
+                    "code": first.get("code") or NotReady.code,
+                    "reason": first.get("message"),
+                    "hint": first.get("hint"),
+                    "detail": detail or None,
+                },
+                host.name,
+            )
+        if spec.gpus == "auto" and not answer.get("gpus"):
+            report.event(
+                "message", level="warning", text=f"{host.name} has no GPU: the job trains on the CPU."
+            )
+        return answer
+
+
+def push(host: Host, order: Order, report: Reporter) -> None:
+    """Make the job's folder on the host and send the sources into its mirror.
+
+    Raises NotReady and what the worker refuses; a lost connection is taken up again.
+    """
+    with phase(report, "push"):
+        spec = order.spec
+        names = unpack_names(order.files)
+        last = 0.0
+
+        def tick(done: int, _total: int | None) -> None:
+            nonlocal last
+            if time.monotonic() - last >= fetching.TICK_S:
+                last = time.monotonic()
+                report.event("progress", phase="push", done=done, total=spec.source_bytes or None)
+
+        tries = 0
+
+        def send() -> None:
+            nonlocal tries
+            tries += 1
+            # The answer to an earlier try may be what was lost: then the job's folder is there.
+            if tries == 1 or _state(host, spec.id) is None:
+                host.call({"verb": "prepare", "spec": spec.to_dict(), "files": order.files}, timeout=120)
+            try:
+                host.push(Path(order.tree), names, spec.id, tick)
+            except NotReady as error:
+                if tries > 1 and not isinstance(error, Unreachable) and "being pushed" in error.reason:
+                    # What is left of the cut connection still holds the mirror.
+                    raise Unreachable(error.reason, error.hint, error.detail) from error
+                raise
+
+        _before_start(host, order, send, report)
+
+
+def start(host: Host, order: Order, secrets: Mapping[str, str], report: Reporter) -> dict[str, Any]:
+    """Hand the job to the host's own worker; from here on it is safe. Returns the worker's answer."""
+    with phase(report, "start"):
+        asked = False
+
+        def submit() -> dict[str, Any]:
+            nonlocal asked
+            # The answer to the first try may be what was lost.
+            if asked and _state(host, order.spec.id) in ("submitted", "running", "finished"):
+                return {"id": order.spec.id, "state": "submitted"}
+            asked = True
+            return host.call({"verb": "submit", "id": order.spec.id, "secrets": dict(secrets)}, timeout=120)
+
+        answer: dict[str, Any] = _before_start(host, order, submit, report)
+        report.event("started", id=order.spec.id, host=host.name)
+        return answer
+
+
+def follow(host: Host, order: Order, report: Reporter) -> dict[str, Any]:
+    """Show the log and the status until the job is finished; return its result."""
+    answer = following.follow(
+        host,
+        order.spec.id,
+        report,
+        patience=order.patience_s,
+        renew=order.spec.lease_s is not None,
+    )
+    result: dict[str, Any] = answer["result"]
+    return result
+
+
+def fetch(
+    host: Host, job: str, result: Mapping[str, Any], output: Path, report: Reporter, patience: float
+) -> None:
+    """Bring the archive of a finished job, also of a failed one, then raise what the job ended with.
+
+    The first cause wins: an archive that cannot be fetched is an error of its own only after a good run.
+    """
+    archive = result.get("archive")
+    problem: TrainClassifierError | None = None
+    if archive:
+        try:
+            with phase(report, "fetch"):
+                delivered = fetching.fetch(host, job, archive, output, report, patience)
+            report.event("delivered", **delivered)
+        except TrainClassifierError as error:
+            problem = error
+    elif not result.get("exit_code"):
+        problem = NothingDelivered(f"Job {job} ended well, but left no archive.")
+    if result.get("exit_code"):
+        if problem:
+            text = f"The archive was not fetched: {problem.reason}"
+            report.event("message", level="warning", text=text)
+        raise failed(result)
+    if problem:
+        raise problem
+
+
+def failed(result: Mapping[str, Any]) -> TrainClassifierError:
+    """Return the exception that a result with an exit code other than 0 stands for."""
+    return error_from(
+        {
+            "code": result.get("exit_code"),
+            "reason": result.get("reason") or f"The job ended: {result.get('outcome')}.",
+            "hint": result.get("hint"),
+            "detail": result.get("detail"),
+        }
+    )
+
+
+def cancel(host: Host, job: str, by: str) -> dict[str, Any]:
+    """Ask the worker to stop the job; asking twice is harmless. Returns {id, state}."""
+    return host.call({"verb": "cancel", "id": job, "by": by}, timeout=60)
+
+
+def _state(host: Host, job: str) -> str | None:
+    """Return the job's state on the host, None when it is not there."""
+    try:
+        answer = host.call({"verb": "status", "id": job})
+    except BadInput:
+        return None
+    state: str | None = (answer.get("status") or {}).get("state")
+    return state
+
+
+def _before_start(host: Host, order: Order, act: Any, report: Reporter) -> Any:
+    """Try again through cuts; until the job is submitted, being out of touch means that it never started."""
+    try:
+        return following.patiently(host, order.spec.id, act, report, order.patience_s)
+    except OutOfTouch as error:
+        cause = error.__cause__
+        if not isinstance(cause, Unreachable):
+            raise
+        raise NotReady(cause.reason, cause.hint or "Nothing was started.", cause.detail) from error

@@ -1,0 +1,388 @@
+"""Reach a host: one call to the worker, one push, one pull. The controller's only subprocesses but Ansible's.
+
+Everything goes through one shell command line, over ssh or on this machine, so that a local job and a
+remote one take the same doors.
+"""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import tarfile
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from train_classifier import ssh_errors
+from train_classifier.errors import NotReady
+from train_classifier.failures import error_from
+from train_classifier.ssh_errors import Unreachable
+
+#: Exit statuses of our own shell line, apart from those of shells, ssh and Python.
+NO_WORKER = 97
+NO_PYTHON = 98
+
+#: Never ask (nobody may be there), never wait for long, notice a half-open connection.
+SSH_OPTIONS = {
+    "BatchMode": "yes",
+    "ConnectTimeout": "10",
+    "ServerAliveInterval": "5",
+    "ServerAliveCountMax": "2",
+}
+
+#: Runs on the host; a tar of the worker comes on standard input. Two at once: the first rename wins.
+INSTALL = """
+import os, shutil, sys, tarfile, tempfile
+state, name = sys.argv[1:]
+os.umask(0o022)
+if not os.path.isdir(state):
+    os.makedirs(os.path.dirname(state), exist_ok=True)
+    os.makedirs(state, mode=0o711 if os.getuid() == 0 else 0o700, exist_ok=True)
+workers = os.path.join(state, "workers")
+os.makedirs(workers, exist_ok=True)
+target = os.path.join(workers, name)
+folder = tempfile.mkdtemp(prefix="." + name + ".", dir=workers)
+try:
+    with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
+        archive.extractall(folder)
+    os.chmod(folder, 0o755)
+    try:
+        os.rename(folder, target)
+    except OSError:
+        if not os.path.isfile(os.path.join(target, "__main__.py")):
+            raise
+finally:
+    shutil.rmtree(folder, ignore_errors=True)
+"""
+
+Progress = Callable[[int, int | None], None]
+
+
+class Host:
+    """One machine that runs jobs, and how to reach it.
+
+    `ssh` is the whole ssh command line up to and with the destination; None means this machine.
+    `own_session` keeps the terminal's Ctrl-C from our children.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ssh: Sequence[str] | None = None,
+        *,
+        python: str | None = None,
+        state_dir: str | None = None,
+        own_session: bool = False,
+    ) -> None:
+        self.name = name
+        self.ssh = _with_options(ssh) if ssh else None
+        #: None: the distribution's own, which has the distribution's Docker SDK.
+        self.python = python
+        self.state_dir = state_dir
+        self.own_session = own_session
+
+    def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
+        """Ask the worker one thing and return its answer; `timeout` in seconds. Installs it if need be.
+
+        Raises Unreachable when the host cannot be reached, NotReady when it cannot run the worker, and
+        the worker's own failure as the exception of its class.
+        """
+        if self.state_dir:
+            request = {**request, "state_dir": self.state_dir}
+        data = json.dumps(request).encode("ascii")
+        for attempt in (1, 2):
+            status, out, err = self._run(self._shell(self._worker()), data, timeout)
+            if status != NO_WORKER or attempt == 2:
+                break
+            self.install(timeout)
+        self._check(status, err)
+        try:
+            answer = json.loads(_last_line(out))
+            if not isinstance(answer, dict):
+                raise ValueError
+        except ValueError:
+            raise Unreachable(
+                f"The worker on {self.name} did not answer '{request.get('verb')}' (exit status {status}).",
+                detail=_tail(err or out),
+                kind="no-answer",
+            ) from None
+        if answer.get("error"):
+            raise error_from(answer["error"], self.name)
+        return answer
+
+    def install(self, timeout: float = 60.0) -> None:
+        """Put this version's worker on the host, by content hash. Raises as `call` does."""
+        from train_classifier.bundle import bundle
+
+        name, files = bundle()
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for path, content in sorted(files.items()):
+                member = tarfile.TarInfo(path)
+                member.size = len(content)
+                member.mode = 0o644
+                archive.addfile(member, io.BytesIO(content))
+        program = base64.b64encode(INSTALL.encode()).decode()
+        line = (
+            f"{self._state()}; {self._needs_python()}; "
+            f'exec "$P" -I -c \'import base64;exec(base64.b64decode("{program}"))\' '
+            f'"$S" {name}'
+        )
+        status, out, err = self._run(self._shell(line), packed.getvalue(), timeout)
+        self._check(status, err)
+        if status:
+            raise NotReady(
+                f"The worker could not be installed on {self.name}.",
+                "Check that the state folder on the host can be written and its disk is not full.",
+                _tail(err or out),
+            )
+
+    def push(self, tree: Path, files: Sequence[bytes], job: str, progress: Progress | None = None) -> None:
+        """Send `files` (paths below `tree`) into the job's mirror on the host, by rsync.
+
+        `progress` gets bytes sent and, once known, the bytes of the whole tree.
+        Raises Unreachable, NotReady, or the worker's own failure.
+        """
+        self._rsync(
+            [
+                "-lptS",
+                "--dirs",
+                "--chmod=Du+rwx,Fu+rw,ug-s,o-t",
+                "--files-from=-",
+                "--from0",
+                "--ignore-missing-args",
+                f"{tree}/",
+                "host:.",
+            ],
+            f"receive {shlex.quote(job)}",
+            # Even with --from0 rsync takes a name that starts with # or ; for a comment.
+            b"".join(b"./" + name.rstrip(b"/") + b"\0" for name in files),
+            progress,
+        )
+
+    def pull(self, job: str, destination: Path, progress: Progress | None = None) -> None:
+        """Bring the job's archive into the file `destination`, going on where an earlier try was cut."""
+        self._rsync(
+            ["--partial", "--inplace", "--append", "host:artefacts.tar.gz", str(destination)],
+            f"send {shlex.quote(job)}",
+            b"",
+            progress,
+            pulling=True,
+        )
+
+    # How it is done.
+
+    def _state(self) -> str:
+        if self.state_dir:
+            return f"S={shlex.quote(self.state_dir)}"
+        return (
+            'if [ "$(id -u)" = 0 ]; then S=/var/lib/train-classifier/state; '
+            'else case "${XDG_STATE_HOME:-}" in /*) S=$XDG_STATE_HOME ;; *) S=$HOME/.local/state ;; esac; '
+            'S="$S/train-classifier"; fi'
+        )
+
+    def _needs_python(self) -> str:
+        if self.python:
+            choose = f"P={shlex.quote(self.python)}"
+        else:
+            choose = "P=/usr/bin/python3; [ -x $P ] || P=python3"
+        return f'{choose}; command -v "$P" >/dev/null 2>&1 || exit {NO_PYTHON}'
+
+    def _worker(self, door: str = "") -> str:
+        from train_classifier.bundle import bundle
+
+        return (
+            f'{self._state()}; W="$S/workers/{bundle()[0]}"; {self._needs_python()}; '
+            f'[ -f "$W/__main__.py" ] || exit {NO_WORKER}; exec "$P" -I "$W"{door}'
+        )
+
+    def _shell(self, line: str) -> list[str]:
+        """Return the argument vector that runs `line` by sh on the host, whatever the login shell is."""
+        if self.ssh is None:
+            return ["sh", "-c", line]
+        return [*self.ssh, f"exec sh -c {shlex.quote(line)}"]
+
+    def _run(self, argv: list[str], data: bytes, timeout: float) -> tuple[int, bytes, bytes]:
+        try:
+            done = subprocess.run(
+                argv,
+                input=data,
+                capture_output=True,
+                timeout=timeout,
+                env=_environment(),
+                start_new_session=self.own_session,
+                check=False,
+            )
+        except FileNotFoundError as error:
+            raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install it: {error}") from error
+        except subprocess.TimeoutExpired:
+            raise Unreachable(
+                f"{self.name} did not answer within {timeout:.0f} s.",
+                "Check the network and the load of the host, then try again.",
+                kind="silent",
+            ) from None
+        return done.returncode, done.stdout, done.stderr
+
+    def _check(self, status: int, err: bytes) -> None:
+        """Raise what a status other than the worker's own means."""
+        if status == 255 and self.ssh is not None:
+            raise ssh_errors.explain(self.name, self.ssh, err.decode("utf-8", "replace"))
+        if status == NO_PYTHON:
+            raise NotReady(
+                f"{self.name} has no {self.python or 'python3'}.",
+                "Install Python 3.9 or newer there (role training_host does), or set "
+                "ansible_python_interpreter in the inventory.",
+            )
+
+    def _rsync(
+        self,
+        arguments: list[str],
+        door: str,
+        data: bytes,
+        progress: Progress | None,
+        pulling: bool = False,
+    ) -> None:
+        # `call` has put the worker there: the two doors are used only after it.
+        path = f"exec sh -c {shlex.quote(self._worker(f' {door} -- ' + chr(34) + '$@' + chr(34)))} sh rsync"
+        with _remote_shell(self.ssh) as shell:
+            argv = [
+                "rsync",
+                "--no-h",
+                "--info=progress2",
+                "--outbuf=N",
+                "--timeout=120",
+                "-e",
+                shell,
+                "--rsync-path",
+                path,
+                *arguments,
+            ]
+            try:
+                process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=_environment(),
+                    start_new_session=self.own_session,
+                )
+            except FileNotFoundError as error:
+                raise NotReady("rsync is not installed on this machine.", "Install rsync.") from error
+            status, err = _attend(process, data, progress)
+        if status:
+            self._rsync_failed(status, err, pulling)
+
+    def _rsync_failed(self, status: int, err: bytes, pulling: bool) -> None:
+        text = err.decode("utf-8", "replace")
+        for line in text.splitlines():
+            if line.startswith('{"error"'):
+                with contextlib.suppress(ValueError):
+                    raise error_from(json.loads(line)["error"], self.name)
+        self._check(NO_PYTHON if status == NO_PYTHON else 0, err)
+        if status in (24,):
+            return  # Some source files vanished while they were sent: the rest arrived.
+        if re.search(r"rsync['\"]?: (command )?not found|No such file or directory: '?b?'?rsync", text):
+            raise NotReady(
+                f"rsync is not installed on {self.name}.", "Install it there: apt-get install rsync"
+            )
+        if "is your shell clean" in text:
+            raise NotReady(
+                f"The login shell on {self.name} prints text of its own.",
+                "Remove the output from its start-up files (.bashrc), or make it conditional on a terminal.",
+                _tail(err),
+            )
+        if "No space left on device" in text:
+            where = "here" if pulling else f"on {self.name}"
+            raise NotReady(f"The disk {where} is full.", "Free some space, then try again.", _tail(err))
+        # 10-14, 30, 35: the connection, its protocol or its time; 255: ssh itself.
+        if status in (10, 11, 12, 13, 14, 20, 30, 35, 255) and self.ssh is not None:
+            raise ssh_errors.explain(self.name, self.ssh, text)
+        raise NotReady(f"rsync failed with {self.name} (exit status {status}).", detail=_tail(err))
+
+
+def _with_options(ssh: Sequence[str]) -> list[str]:
+    """Add our options right after the command, where the first value wins; the inventory's own stay."""
+    given = " ".join(ssh).lower()
+    ours = [
+        word
+        for name, value in SSH_OPTIONS.items()
+        if name == "BatchMode" or name.lower() not in given
+        for word in ("-o", f"{name}={value}")
+    ]
+    return [ssh[0], *ours, *ssh[1:]]
+
+
+def _environment() -> dict[str, str]:
+    """Tools answer in English, so that their words can be understood."""
+    return {**os.environ, "LC_ALL": "C"}
+
+
+@contextlib.contextmanager
+def _remote_shell(ssh: list[str] | None) -> Iterator[str]:
+    """Yield what rsync's -e wants: a script that drops the host's name, then runs the rest there."""
+    with tempfile.TemporaryDirectory(prefix="train-classifier-rsh-") as folder:
+        script = Path(folder, "rsh")
+        run = f'exec {shlex.join(ssh)} "$@"' if ssh else 'exec sh -c "$*"'
+        script.write_text(f"shift\n{run}\n")
+        yield f"sh '{script}'"
+
+
+def _attend(process: "subprocess.Popen[bytes]", data: bytes, progress: Progress | None) -> tuple[int, bytes]:
+    """Feed rsync its list, read its progress, and return its exit status and what it complained of."""
+    assert process.stdin and process.stdout and process.stderr
+    stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+    complaints = bytearray()
+
+    def feed() -> None:
+        with contextlib.suppress(BrokenPipeError), stdin:
+            stdin.write(data)
+
+    def listen() -> None:
+        while block := os.read(stderr.fileno(), 65536):
+            complaints.extend(block)
+            del complaints[:-65536]
+
+    threads = [threading.Thread(target=feed, daemon=True), threading.Thread(target=listen, daemon=True)]
+    for thread in threads:
+        thread.start()
+    try:
+        rest = b""
+        while block := os.read(stdout.fileno(), 65536):
+            lines = re.split(rb"[\r\n]", rest + block)
+            rest = lines.pop()[-4096:]
+            for line in reversed(lines):
+                found = re.match(rb"\s*(\d+)\s+(\d+)%", line)
+                if found and progress:
+                    sent, percent = int(found[1]), int(found[2])
+                    progress(sent, sent * 100 // percent if percent else None)
+                    break
+        status = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    for thread in threads:
+        thread.join(5)
+    stdout.close()
+    stderr.close()
+    return status, bytes(complaints)
+
+
+def _last_line(out: bytes) -> bytes:
+    """The answer is the last line; a login shell's own words may stand before it."""
+    lines = out.strip().splitlines()
+    return lines[-1] if lines else b""
+
+
+def _tail(data: bytes, lines: int = 20) -> str | None:
+    text = data.decode("utf-8", "replace").strip()
+    return "\n".join(text.splitlines()[-lines:]) or None
+
+
+__all__ = ["Host", "Unreachable"]

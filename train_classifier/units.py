@@ -1,0 +1,163 @@
+"""Sizes, durations and counts as people write them, and the sentences for those that are not."""
+
+import math
+import re
+
+#: Largest size taken seriously: 1 PiB, the limit of a job's specification too.
+MOST_BYTES = 1 << 50
+#: Longest duration taken seriously: a leap year.
+MOST_SECONDS = 366 * 86400.0
+
+SIZE_FORMS = "write 8GiB, 500MB, 1.5GiB, 512m (as Docker does) or a plain number of bytes"
+VRAM_FORMS = "write 8GiB, 6000MiB or a plain number of MiB, as nvidia-smi shows them"
+DURATION_FORMS = "write 90 or 90s (seconds), 15m, 6h, 1h30m or 2d"
+
+# The single letters are Docker's, where 8g is 8 GiB; the two-letter forms are the SI's.
+_FACTORS = {
+    "": 1,
+    "b": 1,
+    **{letter: 1024**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
+}
+_SECONDS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([a-z]{0,3})\Z", re.ASCII)
+_DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})? ?(?:s|sec|m|min|h|d|w) ?)+\Z", re.ASCII)
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(sec|s|min|m|h|d|w)", re.ASCII)
+
+
+def printable(text: str | bytes) -> str:
+    """Return text that is safe on a terminal: control characters, bidi marks and broken UTF-8 as escapes."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "surrogateescape")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def quoted(value: object) -> str:
+    """Return a value for a sentence, in quotes when it is text, shortened when it is long."""
+    shown = f"'{printable(value)}'" if isinstance(value, str) else printable(str(value))
+    return shown if len(shown) <= 120 else f"{shown[:117]}..."
+
+
+def _number(value: int | float, forms: str) -> float:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no number to work with; {forms}")
+    if value < 0:
+        raise ValueError(f"{quoted(value)} is negative; {forms}")
+    return value
+
+
+def _limited(value: float, shown: object, most: float, words: str, forms: str) -> None:
+    if value > most:
+        raise ValueError(f"{quoted(shown)} is more than {words}; {forms}")
+
+
+def size(value: str | int | float, *, plain: int = 1, forms: str = SIZE_FORMS) -> int:
+    """Return bytes. `plain` is what a number without a unit counts, in bytes.
+
+    Raises ValueError with one sentence that names the accepted forms.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{quoted(value)} is not a size; {forms}")
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if not text:
+            raise ValueError(f"a size is empty; {forms}")
+        match = _SIZE.match(text)
+        if match and match[2] in _FACTORS:
+            result = float(match[1]) * (_FACTORS[match[2]] if match[2] else plain)
+            exact = (
+                int(match[1]) * (_FACTORS[match[2]] if match[2] else plain)
+                if match[1].isdigit()
+                else round(result)
+            )
+        elif text.startswith("-"):
+            raise ValueError(f"{quoted(value)} is negative; {forms}")
+        else:
+            raise ValueError(f"{quoted(value)} is not a size; {forms}")
+    else:
+        result = _number(value, forms) * plain
+        exact = round(result)
+    _limited(result, value, MOST_BYTES, "a pebibyte", forms)
+    return exact
+
+
+def vram_mib(value: str | int | float) -> int:
+    """Return MiB of GPU memory, rounded up; a plain number counts MiB.
+
+    Raises ValueError with one sentence, also for 1 to 255 MiB: `8` is a slip for `8GiB`.
+    """
+    mib = -(-size(value, plain=1 << 20, forms=VRAM_FORMS) // (1 << 20))
+    if 0 < mib < 256:
+        raise ValueError(f"{quoted(value)} is only {mib} MiB of GPU memory; {VRAM_FORMS}")
+    if mib > 1 << 24:
+        raise ValueError(f"{quoted(value)} is more than 16 TiB of GPU memory; {VRAM_FORMS}")
+    return mib
+
+
+def duration(value: str | int | float) -> float:
+    """Return seconds; a plain number counts seconds.
+
+    Raises ValueError with one sentence that names the accepted forms.
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{quoted(value)} is not a duration; {DURATION_FORMS}")
+    if isinstance(value, str):
+        text = value.strip().lower()
+        if not text:
+            raise ValueError(f"a duration is empty; {DURATION_FORMS}")
+        if re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,9})?", text, re.ASCII):
+            seconds = float(text)
+        elif _DURATION.match(text):
+            parts = _PART.findall(text)
+            sizes = [_SECONDS[unit] for _, unit in parts]
+            if sizes != sorted(set(sizes), reverse=True):
+                raise ValueError(f"{quoted(value)} names its units twice or out of order; {DURATION_FORMS}")
+            seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+        elif text.startswith("-"):
+            raise ValueError(f"{quoted(value)} is negative; {DURATION_FORMS}")
+        else:
+            raise ValueError(f"{quoted(value)} is not a duration; {DURATION_FORMS}")
+    else:
+        seconds = float(_number(value, DURATION_FORMS))
+    _limited(seconds, value, MOST_SECONDS, "a year", DURATION_FORMS)
+    return seconds
+
+
+def whole(value: str | int | float, least: int, most: int) -> int:
+    """Return a whole number between two bounds, both included. Raises ValueError with one sentence."""
+    text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text, re.ASCII) or not least <= int(text) <= most:
+        raise ValueError(f"{quoted(value)} is not a whole number from {least} to {most}")
+    return int(text)
+
+
+def decimal(value: str | int | float, least: float, most: float) -> float:
+    """Return a number between two bounds, both included. Raises ValueError with one sentence."""
+    written = isinstance(value, str) and re.fullmatch(
+        r"[+-]?[0-9]{1,18}(\.[0-9]{1,9})?", value.strip(), re.ASCII
+    )
+    counted = isinstance(value, int | float) and not isinstance(value, bool)
+    number = float(value) if written or counted else math.nan
+    if not least <= number <= most:
+        raise ValueError(f"{quoted(value)} is not a number from {least:g} to {most:g}")
+    return number
+
+
+def show_bytes(count: float) -> str:
+    """Return a count of bytes for people, in binary units."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def show_seconds(seconds: float) -> str:
+    """Return a duration for people: 4.2 s, 3 min 20 s, 2 h 5 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
