@@ -1,0 +1,22 @@
+"""Bring artefacts.tar.gz back, verified, and say how the job ended."""
+
+from pathlib import Path
+from typing import Any
+
+from train_classifier import training
+from train_classifier.action import Step
+from train_classifier.reporting import Reporter
+from train_classifier.training import Order
+from train_classifier.transport import Host
+
+
+class ActionModule(Step):
+    """Last step of a training run. Fails with the job's own reason if it did not end well."""
+
+    def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
+        """Fetch what a failed job left, too."""
+        if order.detach:
+            return {"skipped": True}
+        answer = host.call({"verb": "status", "id": order.spec.id})
+        training.fetch(host, order.spec.id, answer["result"], Path(order.output), report, order.patience_s)
+        return {"changed": True, "job": order.spec.id, "path": order.output}

@@ -1,0 +1,46 @@
+"""Check the request, then whether the host can take the job."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from train_classifier import training
+from train_classifier.action import Step
+from train_classifier.errors import BadInput
+from train_classifier.reporting import Reporter
+from train_classifier.training import Order
+from train_classifier.transport import Host
+
+
+class ActionModule(Step):
+    """First step of a training run. Under the command line the order is a file, else it is made here."""
+
+    def order(self, task_vars: Mapping[str, Any], report: Reporter) -> Order:
+        """Return the order, made from the role's variables when there is no file of it."""
+        hosts = task_vars.get("ansible_play_hosts_all") or []
+        if len(hosts) > 1:
+            raise BadInput(
+                f"{len(hosts)} hosts match where one is meant: {', '.join(map(str, hosts[:10]))}.",
+                hint="Name one: -e training_job_host=NAME",
+            )
+        if self._task.args.get("request"):
+            return super().order(task_vars, report)
+        from train_classifier.request import TrainRequest, build
+
+        given = {key: value for key, value in self._task.args.items() if value not in (None, "", [], {})}
+        if "arguments" in given and isinstance(given["arguments"], list):
+            given["arguments"] = [str(argument) for argument in given["arguments"]]
+        plan = build(TrainRequest(**given), os.environ, resolve=False)
+        for warning in plan.warnings:
+            report.event("message", level="warning", text=warning)
+        return dataclasses.replace(plan.order(), state_dir=task_vars.get("training_job_state_dir"))
+
+    def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
+        """Check the host and hand the order on."""
+        answer = training.preflight(host, order, report)
+        return {
+            "job": order.spec.id,
+            "gpus": len(answer.get("gpus") or []),
+            "request": self._task.args.get("request") or order.to_json(),
+        }
