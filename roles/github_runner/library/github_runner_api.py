@@ -1,0 +1,216 @@
+#!/usr/bin/python
+"""Ask GitHub about runners, and change what it knows of them. Runs where the credential is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.github_runner_api import ApiError, GitHub, Scope
+
+DOCUMENTATION = r"""
+module: github_runner_api
+short_description: Read and change self-hosted runner entries at GitHub
+description:
+  - For the role github_runner only. Credentials are never returned and never logged.
+options:
+  verb:
+    description: What to do, see the role's tasks.
+    type: str
+    required: true
+    choices: [scope, find, token, delete, labels, download, sweep]
+"""
+
+RETURN = r"""
+runner:
+  description: The entry of the asked name, null when there is none.
+  type: dict
+  returned: verb is find
+"""
+
+LINUX = "linux"
+
+
+def _custom(runner: dict[str, Any]) -> list[str]:
+    return [label["name"] for label in runner["labels"] if label.get("type") != "read-only"]
+
+
+def _brief(runner: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": runner["id"],
+        "name": runner["name"],
+        "status": runner["status"],
+        "busy": runner["busy"],
+        "labels": [label["name"] for label in runner["labels"]],
+        "custom_labels": _custom(runner),
+    }
+
+
+def scope(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Is the scope there, may we, and could strangers' code get in?"""
+    if github.has_credentials:
+        github.find("")
+    group = github.group(params["group"]) if github.has_credentials and params["group"] else None
+    return {
+        "public": github.public_reason(params["group"]),
+        "group_id": int(group["id"]) if group else 1,
+        "runner_url": github.scope.runner_url,
+        "api_url": github.scope.api_url,
+    }
+
+
+def find(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    runner = github.find(params["name"])
+    return {"runner": _brief(runner) if runner else None}
+
+
+def token(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    if check:
+        return {"changed": True, "token": ""}
+    minted = github.remove_token() if params["kind"] == "remove" else github.registration_token()
+    return {"changed": True, "token": minted}
+
+
+def delete(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    runner = github.find(params["name"])
+    if runner is None or (params["id"] and runner["id"] != params["id"]):
+        return {}
+    if runner["busy"]:
+        raise ApiError(
+            f"The runner {runner['name']!r} is running a job; wait for it or cancel it, then run again."
+        )
+    return {"changed": True if check else github.delete(runner["id"])}
+
+
+def labels(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Bring the custom labels of a registered runner to what is wanted, in place."""
+    runner = github.find(params["name"])
+    if runner is None:
+        return {"changed": check}
+    has, wanted = sorted(_custom(runner), key=str.casefold), sorted(params["labels"], key=str.casefold)
+    if [name.casefold() for name in has] == [name.casefold() for name in wanted]:
+        return {}
+    if not check:
+        github.set_labels(runner["id"], wanted)
+    return {"changed": True, "diff": {"before": "\n".join(has) + "\n", "after": "\n".join(wanted) + "\n"}}
+
+
+def download(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Where the archive is and what its SHA-256 must be."""
+    version, architecture = params["version"], params["architecture"]
+    known = f"actions-runner-{LINUX}-{architecture}-{version}.tar.gz"
+    for entry in github.downloads() if github.has_credentials else []:
+        if entry["os"] != LINUX or entry["architecture"] != architecture:
+            continue
+        if version and entry["filename"] != known:
+            continue
+        offered = entry["filename"].rsplit("-", 1)[1].removesuffix(".tar.gz")
+        return {
+            "version": offered,
+            "url": entry["download_url"],
+            "filename": entry["filename"],
+            "sha256": entry.get("sha256_checksum", ""),
+        }
+    if not version:
+        raise ApiError(
+            f"GitHub offers no runner for {LINUX} {architecture} here. "
+            "Set github_runner_version and github_runner_checksum."
+        )
+    release = f"https://github.com/actions/runner/releases/download/v{version}/{known}"
+    found = {"version": version, "url": release, "filename": known, "sha256": ""}
+    if not params["checksum"]:
+        public = GitHub(Scope(params["releases_url"], "repository", "actions/runner", params["releases_url"]))
+        answer = public.call("GET", f"/repos/actions/runner/releases/tags/v{version}")
+        digests = [asset.get("digest") or "" for asset in answer["assets"] if asset["name"] == known]
+        found["sha256"] = digests[0].removeprefix("sha256:") if digests else ""
+    return found
+
+
+def sweep(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Remove our entries that stayed offline for longer than `older_s`.
+
+    GitHub keeps no time of last contact: `known` carries when each was first seen offline, from run to run.
+    """
+    now, known = time.time(), params["known"]
+    keep = {f"host-{name}".casefold() for name in params["keep_hosts"]}
+    offline: dict[str, float] = {}
+    stale: list[dict[str, Any]] = []
+    for runner in github.runners():
+        names = {label["name"].casefold() for label in runner["labels"]}
+        ours = params["mark"].casefold() in names and runner["name"].startswith(params["prefix"])
+        if not ours or runner["status"] != "offline" or runner["busy"] or names & keep:
+            continue
+        key = str(runner["id"])
+        since = float(known.get(key, now))
+        if now - since >= params["older_s"]:
+            stale.append({"id": runner["id"], "name": runner["name"], "offline_s": int(now - since)})
+        offline[key] = since
+    removed = []
+    if not (check or params["dry_run"]):
+        for runner in stale:
+            if github.delete(runner["id"]):
+                removed.append(runner["name"])
+            offline.pop(str(runner["id"]))
+    return {"changed": bool(removed), "stale": stale, "removed": removed, "known": offline}
+
+
+VERBS = {f.__name__: f for f in (scope, find, token, delete, labels, download, sweep)}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "verb": {"required": True, "choices": sorted(VERBS)},
+            "url": {"required": True},
+            "api_url": {"default": ""},
+            "repository": {"default": ""},
+            "organization": {"default": ""},
+            "enterprise": {"default": ""},
+            "pat": {"default": "", "no_log": True},
+            "app_id": {"default": ""},
+            "app_installation_id": {"default": ""},
+            "app_key": {"default": "", "no_log": True},
+            "runner_url": {"default": ""},
+            "group": {"default": ""},
+            "name": {"default": ""},
+            "id": {"type": "int", "default": 0},
+            "kind": {"default": "registration", "choices": ["registration", "remove"]},
+            "labels": {"type": "list", "elements": "str", "default": []},
+            "version": {"default": ""},
+            "architecture": {"default": "x64"},
+            "checksum": {"default": ""},
+            "releases_url": {"default": "https://api.github.com"},
+            "mark": {"default": ""},
+            "prefix": {"default": ""},
+            "older_s": {"type": "float", "default": 0},
+            "dry_run": {"type": "bool", "default": True},
+            "known": {"type": "dict", "default": {}},
+            "keep_hosts": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        if params["runner_url"]:
+            # Where an instance is registered now, which need not be where it shall be.
+            elsewhere = not params["runner_url"].startswith(params["url"].rstrip("/") + "/")
+            scope_asked = Scope.parse(params["runner_url"], "" if elsewhere else params["api_url"])
+        else:
+            names = (params["repository"], params["organization"], params["enterprise"])
+            scope_asked = Scope.of(params["url"], *names, params["api_url"])
+        github = GitHub(
+            scope_asked,
+            pat=params["pat"],
+            app_id=params["app_id"],
+            app_installation_id=params["app_installation_id"],
+            app_key=params["app_key"],
+        )
+        answer = VERBS[params["verb"]](github, params, module.check_mode)
+    except ApiError as error:
+        module.fail_json(msg=str(error), status=error.status)
+    module.exit_json(**{"changed": False, **answer})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Filters of the role host_check: driver state and worker's answer as rows of one table."""
+
+from __future__ import annotations
+
+FRAMEWORK = "gpu-in-framework"
+NOT_PROVEN = "not proven: "
+GRAVITY = ("skip", "ok", "not proven", "warn", "fail")
+
+
+def _row(name: str, status: str, message: str, hint: str = "") -> dict:
+    return {"name": name, "status": status, "message": message, "hint": hint}
+
+
+def driver_rows(state: dict, expected: int = 0) -> list[dict]:
+    """Rows from `nvidia_driver_status`; `expected` is how many cards the host must have at least."""
+    cards, loaded, installed = state["cards"], state["loaded"], state["installed"]
+    rerun = "ansible-playbook site.yml --limit HOST -e nvidia_driver_reboot_ok=true"
+    if len(cards) < expected or (not cards and (loaded or installed)):
+        had = f"the driver {loaded or installed} is there" if loaded or installed else "no driver either"
+        return [
+            _row(
+                "card",
+                "fail",
+                f"{len(cards)} NVIDIA cards on the PCI bus, {max(expected, 1)} expected; {had}: a "
+                "card is gone",
+                "dmesg | grep -i xid (79: fell off the bus); power the host off and on; if it comes "
+                "again, change the card "
+                "or its slot",
+            )
+        ]
+    if not cards:
+        return [_row("card", "skip", "no NVIDIA card: this host trains on its CPU")]
+    rows = [
+        _row("card", "ok", ", ".join(f"{card['slot']} {card['id']} {card['architecture']}" for card in cards))
+    ]
+    if state["nouveau"]:
+        rows.append(
+            _row("nouveau", "fail", "nouveau is loaded and holds the card", f"reboot the host: {rerun}")
+        )
+    if not installed:
+        rows.append(
+            _row(
+                "driver",
+                "fail",
+                f"no NVIDIA module is installed for the kernel {state['kernel']}",
+                "ansible-playbook site.yml --limit HOST",
+            )
+        )
+    elif state["mismatch"]:
+        rows.append(
+            _row(
+                "driver",
+                "fail",
+                f"module loaded {loaded}, installed {installed}: driver/library version mismatch",
+                f"reboot the host: {rerun}",
+            )
+        )
+    elif not loaded and state["secure_boot"]:
+        rows.append(
+            _row(
+                "driver",
+                "fail",
+                f"{installed} is installed, not loaded, and Secure Boot is on: the kernel refuses "
+                "a module that is not signed by an enrolled key",
+                "see Secure Boot in docs/hosts.md",
+            )
+        )
+    elif not loaded:
+        rows.append(
+            _row(
+                "driver",
+                "fail",
+                f"{installed} is installed but not loaded",
+                f"modprobe nvidia, or reboot: {rerun}",
+            )
+        )
+    else:
+        rows.append(_row("driver", "ok", f"loaded {loaded} equals installed"))
+    free = sorted(set(state["packages"]) - set(state["held"]))
+    if free:
+        rows.append(
+            _row(
+                "hold",
+                "warn",
+                f"{len(free)} driver packages are not held ({free[0]} …): an upgrade may break the driver",
+                "ansible-playbook site.yml --limit HOST",
+            )
+        )
+    reasons = [
+        reason for reason in state["reboot_pending"] if "mismatch" not in reason and "nouveau" not in reason
+    ]
+    if reasons:
+        rows.append(
+            _row("reboot", "warn", f"a reboot is pending: {'; '.join(reasons)}", f"at a quiet hour: {rerun}")
+        )
+    return rows
+
+
+def engine_rows(daemon: dict) -> list[dict]:
+    """A row for the engine's configuration; `daemon` is the result of parsing it."""
+    if daemon.get("rc", 0) == 0:
+        return []
+    reason = (daemon.get("stderr_lines") or ["not JSON"])[-1]
+    return [
+        _row(
+            "daemon.json",
+            "fail",
+            f"the engine's configuration is not valid JSON: {reason}",
+            "python3 -m json.tool /etc/docker/daemon.json names the line; correct it before the "
+            "engine restarts",
+        )
+    ]
+
+
+def worker_rows(task: dict, limit_s: float, drained: bool = False) -> list[dict]:
+    """Rows from the worker's answer to `check`, or one that says why there is none; with the clock.
+
+    `drained`: the caller drained the host itself, so that this is no failure.
+    """
+    if task.get("failed") or "answer" not in task:
+        return [
+            _row(
+                "worker",
+                "fail",
+                task.get("msg", "no answer"),
+                "the worker needs Python 3.9 or newer on the host",
+            )
+        ]
+    answer = task["answer"]
+    if "error" in answer:
+        error = answer["error"]
+        return [_row("worker", "fail", error["reason"], error.get("hint") or "")]
+    rows = []
+    for check in answer["checks"]:
+        row = _row(check["name"], check["status"], check["message"], check.get("hint") or "")
+        if row["message"].startswith(NOT_PROVEN) or (
+            row["name"] == FRAMEWORK and row["status"] in ("skip", "warn")
+        ):
+            row["status"] = "not proven"
+            row["message"] = row["message"].removeprefix(NOT_PROVEN)
+        if row["name"] == "drain" and row["status"] == "fail" and drained:
+            row["status"] = "warn"
+        rows.append(row)
+    offset = task.get("clock_offset_s", 0.0)
+    if abs(offset) > limit_s:
+        rows = [row for row in rows if row["name"] != "clock"]
+        rows.append(
+            _row(
+                "clock",
+                "fail",
+                f"the host's clock is {offset:+.0f} s off this controller's",
+                "timedatectl set-ntp true on the host (package systemd-timesyncd or chrony)",
+            )
+        )
+    return rows
+
+
+def merge(ours: list[dict], workers: list[dict]) -> list[dict]:
+    """All rows; where both parts have one of a name, the graver. The worker looks at the driver too."""
+
+    def gravity(rows: list[dict], name: str) -> int:
+        return max((GRAVITY.index(row["status"]) for row in rows if row["name"] == name), default=-1)
+
+    kept = [row for row in ours if gravity(ours, row["name"]) >= gravity(workers, row["name"])]
+    return kept + [row for row in workers if gravity(workers, row["name"]) > gravity(kept, row["name"])]
+
+
+def ready(rows: list[dict]) -> bool:
+    """Whether no row failed."""
+    return not any(row["status"] == "fail" for row in rows)
+
+
+class FilterModule:
+    """What Ansible asks a filter plugin for."""
+
+    def filters(self) -> dict:
+        return {
+            "host_check_driver_rows": driver_rows,
+            "host_check_engine_rows": engine_rows,
+            "host_check_worker_rows": worker_rows,
+            "host_check_merge": merge,
+            "host_check_ready": ready,
+        }
