@@ -1,0 +1,1 @@
+"""A one-stage detector of handwritten digits in larger scenes."""
