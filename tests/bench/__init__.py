@@ -1,0 +1,1 @@
+"""Benches beside fairly written peers; never part of CI."""

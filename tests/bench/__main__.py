@@ -1,0 +1,194 @@
+"""Train the same models in the same image by train-classifier and by its peers; print a table of medians.
+
+Interleaved (each round runs every contestant once), after one round that does not count. Figures are
+ratios of one run of this bench; absolute seconds depend on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from hosts import fleet
+from hosts.machine import CA_BUNDLE, ca_bundle, make_image, run
+
+from bench.peers import CONTESTANTS, Bench, Run
+
+EMPTY = "import pathlib\npathlib.Path('artefacts').mkdir(exist_ok=True)\npathlib.Path('artefacts/done').write_text('{}')\n"
+LARGE = "import os\nos.makedirs('artefacts', exist_ok=True)\nwith open('artefacts/large', 'wb') as f:\n    for _ in range(200):\n        f.write(os.urandom(1 << 20))\n"
+TICKS = (
+    "import pathlib, time\npathlib.Path('artefacts').mkdir(exist_ok=True)\npathlib.Path('artefacts/done').touch()\n"
+    "for _ in range(60):\n    print('tick', time.time(), flush=True)\n    time.sleep(0.1)\n"
+)
+LOUD = (
+    "import pathlib, sys\npathlib.Path('artefacts').mkdir(exist_ok=True)\npathlib.Path('artefacts/done').touch()\n"
+    "line = 'x' * 999 + '\\n'\nfor _ in range(200000):\n    sys.stdout.write(line)\n"
+)
+# Small packages without dependencies: one more of them each round.
+COMMON = ["six==1.16.0", "idna==3.10", "attrs==24.2.0"]
+MORE = ["toolz==1.0.0", "zipp==3.20.2", "tomli==2.0.2", "colorama==0.4.6", "certifi==2024.8.30", "pytz==2024.2",
+        "filelock==3.16.1", "packaging==24.1", "tabulate==0.9.0", "termcolor==2.4.0", "wcwidth==0.2.13"]  # fmt: skip
+
+
+def repository(root: Path, code: str, requirements: list[str] | None = None, files: int = 0) -> Path:
+    """Make a repository with one model `model`, and `files` more files of 100 bytes."""
+    model = root / "model"
+    model.mkdir(parents=True)
+    (model / "__init__.py").touch()
+    (model / "__main__.py").write_text(code)
+    if requirements:
+        (model / "requirements.txt").write_text("\n".join(requirements) + "\n")
+    for number in range(files):
+        folder = root / "data" / f"{number // 100:03}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.txt").write_text(f"{number:<99}\n")
+    return root
+
+
+def bench_image() -> str:
+    """The image all train in: Debian 12 with Python and pip (the peers need pip), and this machine's CA bundle."""
+    slim = make_image("slim")
+    tag = "train-classifier-bench:bookworm"
+    have = run("docker", "image", "inspect", "-f", '{{index .Config.Labels "base"}}', tag, check=False).stdout.strip()
+    base = run("docker", "image", "inspect", "-f", "{{.Id}}", slim).stdout.strip()
+    if have == base:
+        return tag
+    bundle = ca_bundle()
+    container = run("docker", "create", slim, "sh", "-ec", "apt-get update -q && apt-get install -yq --no-install-recommends python3-pip && apt-get clean").stdout.strip()
+    try:
+        if bundle:
+            run("docker", "cp", bundle, f"{container}:/etc/ssl/certs/ca-certificates.crt")
+        run("docker", "start", "-a", container)
+        run("docker", "commit", "--change", "CMD [\"/bin/sh\"]", "--change", f"LABEL base={base}",
+            "--change", "ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt", container, tag)  # fmt: skip
+    finally:
+        run("docker", "rm", "-f", container)
+    return tag
+
+
+class Table:
+    """Collects runs and prints medians with the ratio to the first column."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, dict[str, list[float]]] = {}
+
+    def add(self, case: str, who: str, seconds: float) -> None:
+        self.results.setdefault(case, {}).setdefault(who, []).append(seconds)
+
+    def median(self, case: str, who: str) -> float:
+        return statistics.median(self.results[case][who])
+
+    def markdown(self) -> str:
+        columns = list(CONTESTANTS)
+        rows = [f"| median seconds | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
+        for case, found in self.results.items():
+            cells = []
+            for who in columns:
+                if who not in found:
+                    cells.append("–")
+                    continue
+                ratio = self.median(case, who) / self.median(case, columns[0])
+                cells.append(f"{self.median(case, who):.2f}" + (f" (×{ratio:.2f})" if who != columns[0] else ""))
+            rows.append(f"| {case} | {' | '.join(cells)} |")
+        return "\n".join(rows)
+
+
+def turnaround(
+    bench: Bench, table: Table, case: str, repo: Path, rounds: int, change: Callable[[int], None] | None = None
+) -> None:
+    """Time every contestant on `repo`, interleaved; `change(round)` alters it before each round (the first is not counted)."""
+    for number in range(rounds + 1):
+        if change:
+            change(number)
+        for who, contestant in CONTESTANTS.items():
+            output = bench.work / f"{who.replace(' ', '-')}.tar.gz"
+            done: Run = contestant(bench, repo, "model", output)
+            if not output.stat().st_size:
+                raise SystemExit(f"{case}: {who} brought nothing")
+            print(f"  {case}, round {number}: {who} {done.seconds:.2f} s {json.dumps(done.phases)}", flush=True)
+            if number:
+                table.add(case, who, done.seconds)
+                for phase, seconds in done.phases.items():
+                    table.results.setdefault(f"phases: {case}", {}).setdefault(phase, []).append(seconds)
+
+
+def lag(bench: Bench, repo: Path) -> dict[str, float]:
+    """Median seconds from a line's printing to its arrival at the caller; the stock playbook shows nothing until its end."""
+    found = {}
+    for who in ("train-classifier", "bare script"):
+        done = CONTESTANTS[who](bench, repo, "model", bench.work / "lag.tar.gz", True)
+        ticks = [(at, line.split()) for at, line in done.lines if line.startswith(b"tick ")]
+        found[who] = statistics.median(at - float(words[1]) for at, words in ticks)
+        print(f"  log lag: {who} {found[who] * 1000:.0f} ms over {len(ticks)} lines", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default 5)")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    options = parser.parse_args()
+    image = bench_image()
+    table = Table()
+    with tempfile.TemporaryDirectory(prefix="train-classifier-bench-") as name:
+        work = Path(name)
+        host = fleet.ssh_host(work / "host", make_image("slim"))
+        try:
+            host.load_image(image)
+            control = ["-o", "ControlMaster=auto", "-o", f"ControlPath={work}/c", "-o", "ControlPersist=60"]
+            ssh = ["ssh", *host.ssh_options(), *control]
+            bench = Bench("trainer@127.0.0.1", ssh, host.inventory("trainer"), image, work)
+            subprocess.run([*ssh, bench.target, "mkdir -p bench"], check=True)
+            if ca_bundle():
+                host.exec("cp", CA_BUNDLE, "/etc/ssl/certs/ca-certificates.crt")
+            empty = repository(work / "empty", EMPTY)
+            turnaround(bench, table, "empty model, again", empty, options.rounds)
+            playbook = statistics.median(bench.empty_playbook() for _ in range(options.rounds))
+
+            code = repository(work / "code", EMPTY, COMMON)
+            turnaround(bench, table, "code changed", code, options.rounds,
+                       lambda n: (code / "model/__main__.py").write_text(f"# {n}\n{EMPTY}") and None)  # fmt: skip
+            more = repository(work / "more", EMPTY, COMMON)
+            turnaround(bench, table, "one requirement more", more, options.rounds,
+                       lambda n: (more / "model/requirements.txt").write_text("\n".join(COMMON + MORE[: n + 1]) + "\n") and None)  # fmt: skip
+            many = repository(work / "many", EMPTY, files=10_000)
+            turnaround(bench, table, "10,000 files unchanged", many, options.rounds)
+            bench.rsync(many)
+            rsync = statistics.median(bench.rsync(many) for _ in range(options.rounds))
+            turnaround(bench, table, "200 MB of artefacts", repository(work / "large", LARGE), max(1, options.rounds // 2))
+            turnaround(bench, table, "200 MB of log", repository(work / "loud", LOUD), max(1, options.rounds // 2))
+            lags = lag(bench, repository(work / "ticks", TICKS))
+        finally:
+            host.remove()
+    phases = {case: found for case, found in table.results.items() if case.startswith("phases: ")}
+    for case in phases:
+        del table.results[case]
+    added = table.median("empty model, again", "train-classifier") - table.median("empty model, again", "bare script")
+    print(f"\n{platform.machine()}, Python {platform.python_version()}, {options.rounds} rounds, interleaved\n")
+    print(table.markdown())
+    print("\n| phases of train-classifier, median seconds | |\n|---|---|")
+    for case, found in phases.items():
+        words = " · ".join(f"{phase} {statistics.median(values):.2f}" for phase, values in found.items())
+        print(f"| {case.removeprefix('phases: ')} | {words} |")
+    push = statistics.median(phases["phases: 10,000 files unchanged"]["push"])
+    whole = table.median("empty model, again", "train-classifier") / table.median("empty model, again", "stock playbook")
+    print(f"\nWhat we add to the bare script: {added / playbook:.2f} empty one-task playbooks (of {playbook:.2f} s); aim 2.5.")
+    print(f"The whole beside the stock playbook: {whole:.2f}; aim 0.33.")
+    print(f"Push of 10,000 unchanged files: {push / rsync:.2f} of plain rsync ({rsync:.2f} s).")
+    print("Log lag: " + ", ".join(f"{who} {seconds * 1000:.0f} ms" for who, seconds in lags.items()) + "; aim under 500 ms.")
+    if options.json:
+        data = {"cases": table.results, "phases": phases, "empty_playbook": playbook, "rsync": rsync, "lag": lags}
+        options.json.write_text(json.dumps(data, indent=1))
+
+
+if __name__ == "__main__":
+    main()

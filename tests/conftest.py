@@ -1,0 +1,113 @@
+"""Fixtures that every test may use: the engine, the base image, the test hosts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+from pytest import TempPathFactory
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from hosts import fleet
+from hosts.machine import TestHost, make_image, sweep
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also run the long tests (marked full)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A terminated run takes its test hosts with it, as an interrupted one does.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--full"):
+        return
+    skip = pytest.mark.skip(reason="long: runs under --full")
+    for item in items:
+        if "full" in item.keywords:
+            item.add_marker(skip)
+
+
+def _ping() -> str:
+    """Why the engine does not answer; empty when it does."""
+    try:
+        docker.from_env(timeout=20).ping()
+    except (docker.errors.DockerException, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _start_engine() -> None:
+    """Start an engine that is installed and not running, as a machine without systemd leaves it."""
+    command = ["service", "docker", "start"]
+    if os.getuid():
+        command = ["sudo", "-n", *command]
+    subprocess.run(command, capture_output=True, check=False)
+    for _ in range(60):
+        if not _ping():
+            return
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[docker.DockerClient]:
+    """This machine's engine; skips with the reason when there is none."""
+    if _ping() and shutil.which("dockerd"):
+        _start_engine()
+    problem = _ping()
+    if problem:
+        pytest.skip(f"no container engine answers on this machine: {problem}")
+    client = docker.from_env()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def base_image(engine: docker.DockerClient) -> str:
+    """Tag of the smallest image a job runs in: Debian 12 with Python, made from the package mirror."""
+    return make_image("slim")
+
+
+@pytest.fixture(scope="session")
+def _hosts_possible(engine: docker.DockerClient) -> None:
+    if shutil.which("ssh") is None or shutil.which("ssh-keygen") is None:
+        pytest.skip("no ssh client on this machine: apt-get install openssh-client")
+    sweep()
+
+
+def _session(host: TestHost) -> Iterator[TestHost]:
+    try:
+        yield host
+    finally:
+        host.remove()
+
+
+@pytest.fixture(scope="session")
+def ssh_host(_hosts_possible: None, base_image: str, tmp_path_factory: TempPathFactory) -> Iterator[TestHost]:
+    """Debian 12 test host reached by ssh as root or trainer, ready for training."""
+    yield from _session(fleet.ssh_host(tmp_path_factory.mktemp("ssh-host"), base_image))
+
+
+@pytest.fixture(scope="session")
+def gpu_host(_hosts_possible: None, base_image: str, tmp_path_factory: TempPathFactory) -> Iterator[TestHost]:
+    """Debian 13 test host with two simulated GPUs (gpu_check = device)."""
+    yield from _session(fleet.gpu_host(tmp_path_factory.mktemp("gpu-host"), base_image))
+
+
+@pytest.fixture(scope="session")
+def plain_host(
+    _hosts_possible: None, base_image: str, tmp_path_factory: TempPathFactory
+) -> Iterator[TestHost]:
+    """Debian 12 test host without systemd."""
+    yield from _session(fleet.plain_host(tmp_path_factory.mktemp("plain-host"), base_image))

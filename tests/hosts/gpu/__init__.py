@@ -1,0 +1,1 @@
+"""The simulated GPU host: proves placement, isolation and reporting; it proves no CUDA."""

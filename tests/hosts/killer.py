@@ -1,0 +1,91 @@
+"""Kill -9 one of ours on a test host at the moment a job is in a phase: killer.py JOBS PHASE VICTIM.
+
+Runs inside the host (started by `docker exec`), because only there is it quick enough. `controller` kills
+nothing: it only says when. Prints the pid (0: nobody) once it struck; exit 1 if the phase did not come.
+"""
+
+import glob
+import json
+import os
+import signal
+import sys
+import time
+
+
+def processes(*words):
+    """The pids whose command line has all words."""
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                with open("/proc/%s/cmdline" % name, "rb") as file:
+                    command = file.read().replace(b"\0", b" ").decode("utf-8", "replace")
+            except OSError:
+                continue
+            if all(word in command for word in words) and "killer.py" not in command:
+                found.append(int(name))
+    return found
+
+
+def door(verb):
+    """The worker's own process behind rsync: not the shell that started it, not rsync itself."""
+    return [
+        pid
+        for pid in processes("/workers/", " %s " % verb, " -I ")
+        if os.readlink("/proc/%d/exe" % pid).startswith("/usr/bin/python")
+    ]
+
+
+def status(jobs):
+    """The status of the newest job."""
+    for path in sorted(glob.glob(jobs + "/*/status.json"))[-1:]:
+        try:
+            with open(path) as file:
+                return json.load(file)
+        except (OSError, ValueError):
+            pass
+    return {}
+
+
+def moment(jobs, phase):
+    """The pid of the worker when the phase has come, else None."""
+    if phase == "push":
+        return next(iter(door("receive")), None)
+    if phase == "fetch":
+        return next(iter(door("send")), None)
+    now = status(jobs)
+    if now.get("state") == "running" and now.get("phase") == phase and now.get("pid"):
+        # Training has begun when the model has said something.
+        log = "%s/%s/log.txt" % (jobs, now["id"])
+        if phase != "training" or (os.path.exists(log) and os.path.getsize(log)):
+            return now["pid"]
+    return None
+
+
+def main():
+    jobs, phase, victim = sys.argv[1:]
+    print("watching", flush=True)
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        pid = moment(jobs, phase)
+        if pid is not None:
+            # A little into the phase, not at its first instruction.
+            time.sleep(0.05)
+            pids = {
+                "worker": [pid],
+                "engine": processes("/usr/sbin/dockerd") or processes("dockerd"),
+                "controller": [],
+            }[victim]
+            for each in pids:
+                try:
+                    os.kill(each, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            print(",".join(map(str, pids)) or "0", flush=True)
+            return 0
+        time.sleep(0.004)
+    print("the phase did not come", flush=True)
+    return 1
+
+
+sys.exit(main())

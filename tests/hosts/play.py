@@ -1,0 +1,83 @@
+"""Run one of our roles on a test host with ansible-playbook."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from .machine import HostError, TestHost
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """What came of a run: the recap's counts and all that was printed (one line for each message)."""
+
+    status: int
+    changed: int
+    failed: int
+    output: str
+
+
+def play(
+    host: TestHost,
+    *roles: str,
+    check: bool = False,
+    fails: bool = False,
+    user: str = "root",
+    become: bool = True,
+    tasks_from: str = "main",
+    timeout: float = 1200,
+    **variables: object,
+) -> Played:
+    """Apply roles to a host and return the recap; raises HostError when it fails and should not, or the reverse."""
+    tasks = [
+        {"name": f"Apply {role}", "ansible.builtin.include_role": {"name": role, "tasks_from": tasks_from}}
+        for role in roles
+    ]
+    facts = variables.pop("ansible_facts", None)
+    if facts is not None:
+        tasks.insert(0, {"name": "Pretend", "ansible.builtin.set_fact": {**_cacheable(facts)}})
+    book = [{"hosts": "all", "gather_facts": False, "become": become, "tasks": tasks}]
+    program = Path(sys.executable).with_name("ansible-playbook")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "play.yml").write_text(json.dumps(book))
+        (Path(folder) / "variables.json").write_text(json.dumps(variables))
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
+            "ANSIBLE_NOCOLOR": "1",
+            "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        command = [
+            program,
+            "-i",
+            host.inventory(user),
+            "-e",
+            f"@{folder}/variables.json",
+            f"{folder}/play.yml",
+        ]
+        done = subprocess.run(
+            [str(word) for word in command] + (["--check"] if check else []),
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+    output = done.stdout + done.stderr
+    if (done.returncode != 0) != fails:
+        raise HostError(f"{', '.join(roles)} on {host.name}: exit {done.returncode}\n{output}")
+    recap = re.search(rf"^{re.escape(host.name)}\s*:.*?changed=(\d+).*?failed=(\d+)", output, re.M)
+    changed, failed = map(int, recap.groups()) if recap else (0, 0)
+    return Played(status=done.returncode, changed=changed, failed=failed, output=output)
+
+
+def _cacheable(facts: object) -> dict[str, object]:
+    assert isinstance(facts, dict)
+    # A fact set with cacheable is also found below ansible_facts.
+    return {**{f"ansible_{name}": value for name, value in facts.items()}, "cacheable": True}

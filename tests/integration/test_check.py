@@ -1,0 +1,187 @@
+"""The host check on this machine: a real engine, a stand-in nvidia-smi, and every refusal of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from test_queue import UUIDS
+from test_queue import Site as QueueSite
+
+from train_classifier.errors import BadInput
+from train_classifier.worker import check, queue
+from train_classifier.worker.host import Host
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A host with a state folder and no GPU."""
+    return Host(
+        service_user="nobody",
+        root=tmp_path / "root",
+        configured_state_dir=str(tmp_path / "state"),
+        queue_dir=tmp_path / "no-queue",
+        nvidia_smi="/nowhere/nvidia-smi",
+        disk_floor_bytes=1,
+    )
+
+
+def ask(host: Host, **request: Any) -> dict[str, dict[str, Any]]:
+    answer = check.check(host, {"state_dir": host.configured_state_dir, **request})
+    assert answer["ready"] is all(one["status"] != "fail" for one in answer["checks"])
+    json.dumps(answer)
+    return {one["name"]: one for one in answer["checks"]}
+
+
+def failures(found: dict[str, dict[str, Any]]) -> dict[str, int]:
+    return {name: one["code"] for name, one in found.items() if one["status"] == "fail"}
+
+
+def test_ready_without_a_gpu(engine: docker.DockerClient, host: Host) -> None:
+    answer = check.check(host, {"gpus": 0, "state_dir": host.configured_state_dir})
+    assert answer["ready"], answer["checks"]
+    assert answer["engine"]["version"] == engine.version()["Version"]
+    assert answer["host"]["cpus"] >= 1
+    assert answer["gpus"] == []
+    assert {
+        "python",
+        "docker-sdk",
+        "engine",
+        "rsync",
+        "uv",
+        "state-folder",
+        "disk",
+        "clock",
+        "drain",
+        "gpu",
+    } <= {one["name"] for one in answer["checks"]}
+
+
+def test_no_gpu_is_exit_8_and_auto_takes_the_cpu(engine: docker.DockerClient, host: Host) -> None:
+    found = ask(host, gpus=1)
+    assert failures(found) == {"gpu": 8}
+    assert "--gpus 0" in found["gpu"]["hint"]
+    found = ask(host, gpus="auto")
+    assert failures(found) == {}
+    assert found["gpu"]["status"] == "warn"
+    assert "training on the CPU" in found["gpu"]["message"]
+
+
+def test_more_gpus_than_there_are_and_too_little_memory(
+    engine: docker.DockerClient, host: Host, tmp_path: Path
+) -> None:
+    site = QueueSite(tmp_path)
+    host = dataclasses.replace(host, nvidia_smi=str(site.smi), queue_dir=site.folder)
+    found = ask(host, gpus=3)
+    assert found["gpu"]["message"] == "3 GPUs are asked for, this host has 2 GPUs"
+    found = ask(host, gpus=1, min_vram_mib=50000)
+    assert "at least 50000 MiB" in found["gpu-memory"]["message"]
+    # The engine here knows nothing of GPUs.
+    assert failures(found).get("gpu-containers") == 8
+
+
+def test_missing_queue_is_exit_3_and_comes_first(
+    engine: docker.DockerClient, host: Host, tmp_path: Path
+) -> None:
+    site = QueueSite(tmp_path)
+    found = ask(dataclasses.replace(host, nvidia_smi=str(site.smi)), gpus=1)
+    assert failures(found)["queue"] == 3
+    assert next(iter(failures(found).items())) == ("queue", 3)
+    assert "training_host" in found["queue"]["hint"]
+
+
+def test_who_has_which_gpu(engine: docker.DockerClient, host: Host, tmp_path: Path) -> None:
+    site = QueueSite(tmp_path)
+    (tmp_path / "apps").write_text(f"{UUIDS[1]}, {os.getpid()}, /usr/bin/blender, 200\n")
+    host = dataclasses.replace(host, nvidia_smi=str(site.smi), queue_dir=site.folder)
+    site.enqueue("a")
+    ticket = queue.Ticket.claim(site.folder, "a")
+    ticket.wait(engine, site.host, None, print, lambda: None)
+    answer = check.check(host, {"gpus": 1, "state_dir": host.configured_state_dir})
+    ticket.release()
+    assert answer["gpus"][0]["busy_by"].startswith("job a (mnist) of ")
+    assert "blender" in answer["gpus"][1]["busy_by"]
+    said = [one["message"] for one in answer["checks"] if one["name"] == "gpu-users"]
+    assert len(said) == 1
+    assert "which is no job of train-classifier" in said[0]
+
+
+def test_drained_host(engine: docker.DockerClient, host: Host) -> None:
+    marker = host.root / "var/lib/train-classifier/drain"
+    marker.parent.mkdir(parents=True)
+    marker.write_text("new power supply on Friday\n")
+    found = ask(host, gpus=0)
+    assert failures(found) == {"drain": 3}
+    assert "new power supply on Friday" in found["drain"]["message"]
+
+
+def test_disk_floor(engine: docker.DockerClient, host: Host) -> None:
+    found = ask(dataclasses.replace(host, disk_floor_bytes=1 << 60), gpus=0)
+    assert failures(found)["disk"] == 3
+    assert "train-classifier clean" in found["disk"]["hint"]
+
+
+def test_state_folder_that_cannot_be_used(engine: docker.DockerClient, host: Host) -> None:
+    found = ask(dataclasses.replace(host, service_user="no-such-account"), gpus=0)
+    if os.geteuid() == 0:
+        assert failures(found)["state-folder"] == 3
+    found = {one["name"]: one for one in check.check(host, {"state_dir": "relative"})["checks"]}
+    assert failures(found)["state-folder"] == 2
+
+
+def test_engine_that_is_not_there(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    found = ask(host, gpus=0)
+    assert failures(found) == {"engine": 3}
+    assert "is missing" in found["engine"]["message"]
+
+
+def test_user_without_the_right_to_use_docker(engine: docker.DockerClient, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to act as another user")
+    program = (
+        "import json; from train_classifier.worker import enginecheck\n"
+        "print(json.dumps([one.to_dict() for one in enginecheck.reach()[1]]))"
+    )
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", program], cwd=Path(__file__).parents[2], user=65534, group=65534, extra_groups=[],
+        env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    assert [(one["status"], one["code"]) for one in found] == [("fail", 3)]
+    assert "may not use Docker" in found[0]["message"]
+
+
+def test_the_sdk_is_not_imported(engine: docker.DockerClient, host: Host) -> None:
+    # Importing it takes longer than all the rest: the preflight of every job does without.
+    program = (
+        "import sys; from pathlib import Path; from train_classifier.worker import check; "
+        "from train_classifier.worker.host import Host\n"
+        f"host = Host(service_user='nobody', nvidia_smi='/nowhere', configured_state_dir='{host.configured_state_dir}')\n"
+        "check.check(host, {'gpus': 'auto'}); print('docker' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_wrong_requests() -> None:
+    for request in ({"gpus": "two"}, {"gpus": -1}, {"gpus": True}, {"gpus": 1, "min_vram_mib": "8"}):
+        with pytest.raises(BadInput):
+            check.check(Host(), request)
+
+
+def test_deep_runs_a_container(engine: docker.DockerClient, base_image: str, host: Host) -> None:
+    found = ask(host, gpus=0, deep=True, image=base_image)
+    assert found["image"]["status"] == "ok"
+    assert "Python 3" in found["image"]["message"]
+    found = ask(host, gpus=0, deep=True, image="localhost:9/nobody/nothing:1")
+    assert found["image"]["status"] == "warn"

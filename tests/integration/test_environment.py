@@ -1,0 +1,255 @@
+"""Environments with the real uv, the real index and the real engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import docker
+import pytest
+from worker_site import Site, numpy_image, site, uv
+
+from train_classifier.errors import BadInput, NoEnvironment, NotReady
+from train_classifier.worker import build
+
+__all__ = ["numpy_image", "site", "uv"]
+pytestmark = pytest.mark.engine
+
+WHERE = "import {0}; print({0}.__file__, getattr({0}, '__version__', ''))"
+
+
+def test_requirements_become_importable(site: Site) -> None:
+    made = site.prepare("\ufeffsix\r\nattrs  # classes\r\n")
+    assert {line.partition("==")[0] for line in made.packages} >= {"six", "attrs"}
+    printed = site.run(site.find(), made, WHERE.format("six") + "; import attr")
+    assert printed.startswith("/opt/train-classifier/environment/six.py")
+    assert site.containers() == []
+
+
+def test_distutils_works_without_any_requirement(site: Site) -> None:
+    made = site.prepare("")
+    program = "from distutils import dir_util; print(dir_util.copy_tree.__module__)"
+    assert "dir_util" in site.run(site.find(), made, program)
+    assert any("lacks distutils" in said for said in site.said)
+
+
+def test_a_hit_starts_no_container(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = site.prepare("six\nattrs")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a container was started")
+
+    monkeypatch.setattr(build.engine, "run_helper", refuse)
+    # The order of the lines, comments and code elsewhere in the repository define nothing.
+    assert site.prepare("# again\nattrs\nsix\n") == made
+
+
+def test_one_more_requirement_starts_from_the_nearest(site: Site) -> None:
+    first, second = site.prepare("six"), site.prepare("six\nidna")
+    envs = site.store.store / "envs"
+    assert first.hash != second.hash
+    one, two = (envs / made.hash / "site" / "six.py" for made in (first, second))
+    # The same inode: what was there was neither fetched nor copied.
+    assert one.stat().st_ino == two.stat().st_ino
+    assert not (envs / first.hash / "site" / "idna").exists()
+    assert any("over a similar environment" in said for said in site.said)
+    assert "idna" in site.run(site.find(), second, WHERE.format("idna"))
+
+
+def test_the_image_keeps_its_framework_and_gives_way_elsewhere(site: Site, numpy_image: str) -> None:
+    found = site.find(numpy_image)
+    assert found.frameworks == {"numpy": "1.26.4"}
+    kept = site.prepare("numpy\nsix\npython-dateutil==2.9.0.post0", numpy_image)
+    folder = site.store.store / "envs" / kept.hash / "site"
+    # What the image has and what nobody asks to be newer is used as it is.
+    assert not (folder / "numpy").exists()
+    assert not (folder / "six.py").exists()
+    assert {"numpy==1.26.4", "six==1.15.0", "python-dateutil==2.9.0.post0"} <= set(kept.packages)
+    program = (
+        "import dateutil, numpy, six; print(numpy.__file__, numpy.__version__, six.__file__, six.__version__)"
+    )
+    dist = "/usr/local/lib/python3.11/dist-packages"
+    assert site.run(found, kept, program).split() == [
+        f"{dist}/numpy/__init__.py",
+        "1.26.4",
+        f"{dist}/six.py",
+        "1.15.0",
+    ]
+    newer = site.prepare("six>=1.16", numpy_image)
+    assert "six==1.15.0" not in newer.packages
+    assert site.run(found, newer, WHERE.format("six")).startswith(
+        "/opt/train-classifier/environment/six.py 1.1"
+    )
+    names = [path.name for path in (site.store.store / "envs" / newer.hash / "site").iterdir()]
+    # Nothing of the metadata that was lent to uv is left, nor the image's replaced copy of it.
+    assert [name for name in names if name.startswith(("numpy", "six-1.15"))] == []
+
+
+def test_a_conflict_with_the_framework_names_both_sides(site: Site, numpy_image: str) -> None:
+    with pytest.raises(NoEnvironment) as raised:
+        site.prepare("numpy>=2", numpy_image)
+    assert numpy_image in raised.value.reason
+    assert "numpy==1.26.4" in raised.value.reason
+    assert "you require numpy>=2" in (raised.value.detail or "")
+    with pytest.raises(NoEnvironment) as raised:
+        # Not asked for, but needed by what is asked for.
+        site.prepare("contourpy==1.3.3\nnumpy<1.25", numpy_image)
+    assert "numpy==1.26.4" in raised.value.reason
+    assert site.containers() == []
+    assert site.environments() == []
+
+
+def test_unknown_package(site: Site) -> None:
+    with pytest.raises(NoEnvironment) as raised:
+        site.prepare("six\nno-such-package-of-ours-1")
+    assert "no-such-package-of-ours-1 is not in the package index" in raised.value.reason
+    assert "was not found in the package registry" in (raised.value.detail or "")
+    assert (site.containers(), site.environments()) == ([], [])
+
+
+def test_conflict_among_the_requirements(site: Site) -> None:
+    with pytest.raises(NoEnvironment, match="has no solution") as raised:
+        site.prepare("six==1.16.0\nsix==1.17.0")
+    assert "six==1.16.0" in (raised.value.detail or "")
+
+
+def test_problems_of_the_file_start_nothing(site: Site) -> None:
+    with pytest.raises(BadInput) as raised:
+        site.prepare("six 1\n-e .\n-r ../x")
+    assert len(raised.value.problems) == 3
+
+
+def test_hashes(site: Site) -> None:
+    good = "8abb2f1d86890a2dfb989f9a77cfcfd3e47c2a354b01111771326f8aa26e0254"
+    assert "six==1.16.0" in site.prepare(f"six==1.16.0 \\\n    --hash=sha256:{good}\n").packages
+    with pytest.raises(NoEnvironment) as raised:
+        site.prepare(f"six==1.16.0 --hash=sha256:{'0' * 64}\n")
+    assert "ash" in (raised.value.detail or "")
+
+
+def test_constraints_and_included_files(site: Site) -> None:
+    (site.workspace / "common.txt").write_text("idna\n")
+    (site.workspace / "limits.txt").write_text("idna<3\n")
+    assert "idna==2.10" in site.prepare("-r ../common.txt\n-c ../limits.txt").packages
+    (site.workspace / "limits.txt").write_text("idna<2.10\n")
+    assert "idna==2.9" in site.prepare("-r ../common.txt\n-c ../limits.txt").packages
+
+
+def test_local_package_is_built_from_a_copy(site: Site) -> None:
+    package = site.workspace / "lib" / "shapes"
+    package.mkdir(parents=True)
+    (package / "pyproject.toml").write_text(
+        "[build-system]\nrequires=['setuptools']\nbuild-backend='setuptools.build_meta'\n"
+        "[project]\nname='shapes'\nversion='1'\n[tool.setuptools]\npy-modules=['shapes']\n"
+    )
+    (package / "shapes.py").write_text("corners = 3\n")
+    first = site.prepare("./lib/shapes")
+    assert site.run(site.find(), first, "import shapes; print(shapes.corners)") == "3\n"
+    # Building writes beside the code: never in the job's workspace.
+    assert sorted(path.name for path in package.iterdir()) == ["pyproject.toml", "shapes.py"]
+    (package / "shapes.py").write_text("corners = 4\n")
+    second = site.prepare("./lib/shapes")
+    assert second.hash != first.hash
+    assert site.run(site.find(), second, "import shapes; print(shapes.corners)") == "4\n"
+
+
+def test_pth_files_and_programs_of_the_environment(site: Site) -> None:
+    package = site.workspace / "lib"
+    package.mkdir()
+    (package / "pyproject.toml").write_text(
+        "[build-system]\nrequires=['setuptools']\nbuild-backend='setuptools.build_meta'\n"
+        "[project]\nname='greeter'\nversion='1'\n[project.scripts]\ngreet='greeter:main'\n"
+        "[tool.setuptools]\npy-modules=['greeter']\n"
+    )
+    (package / "greeter.py").write_text("def main():\n    print('hello')\n")
+    made = site.prepare("./lib\nsetuptools\n")
+    assert (site.store.store / "envs" / made.hash / "site" / "distutils-precedence.pth").exists()
+    assert site.run(site.find(), made, "greet", shell=True) == "hello\n"
+
+
+def test_two_jobs_at_once_build_once(site: Site, tmp_path: Path) -> None:
+    def job(number: int) -> None:
+        mine = Site(docker.from_env(), tmp_path, site.base, site.host.uv)
+        made = mine.prepare("six\ncertifi")
+        (tmp_path / f"out-{number}").write_text(f"{made.hash}\n" + "\n".join(mine.said))
+
+    site.find()
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=job, args=(number,)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+        assert process.exitcode == 0
+    told = [(tmp_path / f"out-{number}").read_text() for number in range(2)]
+    assert len({text.splitlines()[0] for text in told}) == 1
+    assert sum("installing" in text for text in told) == 1
+    assert len(site.environments()) == 1
+
+
+def test_cancelled_build_leaves_nothing(site: Site) -> None:
+    def cancel() -> None:
+        if site.containers():
+            raise KeyboardInterrupt
+
+    site.find()
+    with pytest.raises(KeyboardInterrupt):
+        site.prepare("six\nattrs\nidna", check=cancel)
+    assert (site.containers(), site.environments()) == ([], [])
+
+
+def test_killed_build_is_cleaned_by_the_next(site: Site, tmp_path: Path) -> None:
+    site.find()
+    program = (
+        "import sys; from pathlib import Path; import docker; from worker_site import Site\n"
+        "Site(docker.from_env(), Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])).prepare('six\\nidna')\n"
+    )
+    here = Path(__file__).parent
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path, site.base, site.host.uv],
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"},
+    )
+    label = "train-classifier.kind=build"
+    mine = f"train-classifier.place={site.store.store}"
+
+    def building() -> list[str]:
+        found = site.client.containers.list(filters={"label": label}, ignore_removed=True)
+        return [
+            one.id
+            for one in found
+            if mine in f"train-classifier.place={one.labels['train-classifier.place']}"
+        ]
+
+    while not building():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    made = site.prepare("six\nidna")
+    assert site.environments() == [made.hash]
+    assert building() == []
+    assert "six" in site.run(site.find(), made, WHERE.format("six"))
+
+
+def test_index_that_cannot_be_reached(site: Site) -> None:
+    settings = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "UV_HTTP_RETRIES": "0"}
+    host = dataclasses.replace(site.host, environment=settings)
+    site.host = host
+    with pytest.raises(NoEnvironment, match="the package index cannot be reached"):
+        site.prepare("six")
+    # What nobody asked for stops nothing.
+    made = site.prepare("")
+    assert made.hash == ""
+    assert any("a model that imports distutils will fail" in said for said in site.said)
+
+
+def test_without_uv(site: Site) -> None:
+    site.host = dataclasses.replace(site.host, uv=Path("/nowhere/uv"))
+    with pytest.raises(NotReady, match="/nowhere/uv is missing"):
+        site.prepare("six")

@@ -1,0 +1,453 @@
+"""The role github_runner on a systemd host in a container, against the API stand-in that remembers.
+
+Real: Ansible, systemd, accounts, files, the role. Stand-ins: GitHub's API and its runner archive (tests/github_api).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from github_api.archive import make_archive  # noqa: E402
+from github_api.standin import StandIn  # noqa: E402
+from hosts.machine import LABEL, SYSTEMD_OPTIONS, make_image, process_start, run  # noqa: E402
+
+pytestmark = [pytest.mark.host, pytest.mark.engine, pytest.mark.timeout(3000)]
+
+REPO = "repos/acme/widgets"
+ARCHIVE = "actions-runner-linux-x64-2.336.0.tar.gz"
+SMI = """#!/bin/sh
+case "$*" in
+    *--query-gpu*) echo "NVIDIA GeForce RTX 3090, 24576, 550.163.01" ;;
+    *) echo "| NVIDIA-SMI 550.163.01   Driver Version: 550.163.01   CUDA Version: 12.4 |" ;;
+esac
+"""
+
+
+class Run:
+    """One ansible-playbook: its status, its output, and how many tasks changed something."""
+
+    def __init__(self, done: "subprocess.CompletedProcess[str]") -> None:
+        self.rc = done.returncode
+        self.out = done.stdout + done.stderr
+
+    @property
+    def changed(self) -> int:
+        recap = [line for line in self.out.splitlines() if line.startswith("gpu1 ")]
+        return int(recap[-1].split("changed=")[1].split()[0])
+
+    def good(self) -> "Run":
+        assert self.rc == 0, self.out
+        return self
+
+    def refused(self, *says: str) -> "Run":
+        assert self.rc != 0, self.out
+        said = " ".join(self.out.replace("\\n", " ").split())
+        for words in says:
+            assert words in said, self.out
+        assert "Traceback" not in self.out, self.out
+        return self
+
+
+class Host:
+    """A systemd container, and the role run on it."""
+
+    def __init__(self, name: str, folder: Path, standin: StandIn, gateway: str) -> None:
+        self.name, self.folder, self.standin = name, folder, standin
+        self.url = f"http://{gateway}:{standin.port}"
+
+    def sh(self, script: str, check: bool = True) -> str:
+        done = subprocess.run(
+            ["docker", "exec", "-i", self.name, "bash", "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    def role(self, tasks: str = "main", *options: str, **variables: Any) -> Run:
+        """Run the role with these variables (beside those that name the stand-in)."""
+        given = {
+            "github_runner_url": self.url,
+            "github_runner_repository": "acme/widgets",
+            "github_runner_pat": "pat-good",
+            "github_runner_name": "gpu",
+            "github_runner_restart_delay": 1,
+            **variables,
+        }
+        values = self.folder / "vars.json"
+        values.write_text(json.dumps(given))
+        playbook = self.folder / "play.yml"
+        play = {
+            "hosts": "gpu1",
+            "gather_facts": False,
+            "tasks": [
+                {
+                    "name": "Run the role",
+                    "ansible.builtin.include_role": {"name": "github_runner", "tasks_from": tasks},
+                }
+            ],
+        }
+        playbook.write_text(json.dumps([play]))
+        hosts = {
+            "all": {
+                "hosts": {
+                    "gpu1": {
+                        "ansible_connection": "community.docker.docker",
+                        "ansible_host": self.name,
+                        "ansible_python_interpreter": "/usr/bin/python3",
+                    }
+                }
+            }
+        }
+        inventory = self.folder / "hosts.json"
+        inventory.write_text(json.dumps(hosts))
+        bin_folder = Path(sys.executable).parent
+        environment = {
+            **os.environ,
+            "PATH": f"{bin_folder}:{os.environ['PATH']}",
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_PIPELINING": "True",
+            "ANSIBLE_LOCAL_TEMP": str(self.folder / "tmp"),
+        }
+        command = ["ansible-playbook", "-i", str(inventory), str(playbook), "-e", f"@{values}", *options]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500
+        )
+        return Run(done)
+
+    def runners(self, scope: str = REPO) -> dict[str, dict[str, Any]]:
+        with self.standin.state.lock:
+            return {r["name"]: dict(r) for r in self.standin.state.runners.get(scope, {}).values()}
+
+    def labels(self, name: str) -> set[str]:
+        return {label["name"] for label in self.runners()[name]["labels"]}
+
+    def wait(self, what: str, holds: Callable[[], bool]) -> None:
+        end = time.monotonic() + 180
+        while not holds():
+            assert time.monotonic() < end, (
+                f"never: {what}\n{self.sh('journalctl --no-pager -n 40', check=False)}"
+            )
+            time.sleep(0.2)
+
+    def online(self, *names: str) -> None:
+        self.wait(
+            f"{names} online", lambda: all(self.runners().get(n, {}).get("status") == "online" for n in names)
+        )
+
+    def job(self, script: str, number: int = 1) -> str:
+        """Hand a job to an instance; its log once it is done."""
+        folder = f"/var/lib/github-runner/{number}"
+        self.sh(
+            f"rm -f {folder}/.job-done; cat > /tmp/job <<'E'\n{script}\nE\nmv /tmp/job {folder}/.job; chown github-runner: {folder}/.job"
+        )
+        self.wait(
+            "job done", lambda: self.sh(f"test -e {folder}/.job-done && echo done", check=False) == "done"
+        )
+        return self.sh(f"cat {folder}/_diag/job.log")
+
+
+def start_host(release: str, folder: Path, standin: StandIn) -> Host:
+    name = f"tc-ghrunner-{uuid.uuid4().hex[:8]}"
+    owner = f"{LABEL}.owner={os.getpid()}:{process_start(os.getpid())}"
+    command = [
+        "docker",
+        "run",
+        "-d",
+        "--name",
+        name,
+        "--hostname",
+        "gpu1",
+        "--label",
+        LABEL,
+        "--label",
+        owner,
+    ]
+    run(*command, "--cpu-shares", "256", *SYSTEMD_OPTIONS, make_image(release, "--bare"), "/sbin/init")
+    gateway = run(
+        "docker", "inspect", "-f", "{{.NetworkSettings.Networks.bridge.Gateway}}", name
+    ).stdout.strip()
+    return Host(name, folder, standin, gateway)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """One host for the whole module: packages are installed once; each test starts from no runner."""
+    folder = tmp_path_factory.mktemp("runner")
+    with StandIn() as standin:
+        host = start_host(os.environ.get("GITHUB_RUNNER_RELEASE", "trixie"), folder, standin)
+        try:
+            host.wait("systemd is up", lambda: host.sh("systemctl is-active dbus", check=False) == "active")
+            yield host
+        finally:
+            subprocess.run(["docker", "rm", "-fv", host.name], check=True, capture_output=True)
+
+
+@pytest.fixture
+def host(machine: Host) -> Iterator[Host]:
+    machine.standin.state.__init__()  # type: ignore[misc]
+    machine.standin.state.serve_archive(ARCHIVE, make_archive("2.336.0"))
+    yield machine
+    machine.sh(
+        "systemctl disable --now 'github-runner@*' 2>/dev/null;"
+        "for n in /etc/github-runner/instances/*.json; do systemctl disable --now github-runner@$(basename $n .json); done 2>/dev/null;"
+        "systemctl reset-failed 2>/dev/null; rm -rf /var/lib/github-runner /etc/github-runner /var/cache/github-runner /usr/local/lib/github-runner"
+        " /etc/systemd/system/github-runner@.service /var/lib/github-runner-offline.json /usr/bin/nvidia-smi; systemctl daemon-reload",
+        check=False,
+    )
+    machine.sh(
+        "pkill -KILL -u github-runner; userdel github-runner; groupdel github-runner 2>/dev/null", check=False
+    )
+
+
+@pytest.mark.full
+def test_bare_check_converge_idempotent_labels_teardown(host: Host) -> None:
+    bare = host.role("main", "--check").good()
+    assert "would install runner 2.336.0" in bare.out
+    assert host.runners() == {}
+    assert host.sh("test -e /etc/github-runner || echo none") == "none"
+
+    first = host.role(github_runner_count=2, github_runner_labels=["lab"]).good()
+    host.online("gpu-1", "gpu-2")
+    assert host.labels("gpu-1") == {"self-hosted", "Linux", "X64", "train-classifier", "host-gpu1", "lab"}
+    assert "secret" not in first.out
+
+    again = host.role(github_runner_count=2, github_runner_labels=["lab"]).good()
+    assert again.changed == 0, again.out
+    assert (
+        host.role("main", "--check", "--diff", github_runner_count=2, github_runner_labels=["lab"])
+        .good()
+        .changed
+        == 0
+    )
+
+    # Labels change in place: the same entries, no restart.
+    ids = {name: runner["id"] for name, runner in host.runners().items()}
+    started = host.sh("systemctl show -P ExecMainStartTimestampMonotonic github-runner@1")
+    Path(host.folder / "smi").write_text(SMI)
+    subprocess.run(
+        ["docker", "cp", host.folder / "smi", f"{host.name}:/usr/bin/nvidia-smi"],
+        check=True,
+        capture_output=True,
+    )
+    host.sh("chmod 755 /usr/bin/nvidia-smi")
+    host.role(github_runner_count=2).good()
+    gpu = {"gpu", "gpu-rtx-3090", "vram-24g", "cuda-12.4", "driver-550"}
+    assert host.labels("gpu-2") == {"self-hosted", "Linux", "X64", "train-classifier", "host-gpu1"} | gpu
+    assert {name: runner["id"] for name, runner in host.runners().items()} == ids
+    assert host.sh("systemctl show -P ExecMainStartTimestampMonotonic github-runner@1") == started
+
+    # Fewer instances: the last is unregistered and gone.
+    host.role(github_runner_count=1).good()
+    assert set(host.runners()) == {"gpu-1"}
+    assert host.sh("ls /var/lib/github-runner") == "1\nhome"
+
+    host.role("teardown").good()
+    assert host.runners() == {}
+    assert host.sh(
+        "ls -d /var/lib/github-runner /etc/github-runner /usr/local/lib/github-runner 2>/dev/null; id github-runner 2>&1",
+        check=False,
+    ).endswith("no such user")
+    assert host.role("teardown").good().changed == 0
+
+
+@pytest.mark.full
+def test_registration_follows_what_is_there(host: Host) -> None:
+    """Names: taken, replaced, lost behind our back, offline without local configuration; 5xx on the way."""
+    other = host.standin.state.add_runner(REPO, "gpu-1", ["self-hosted", "host-gpu9"], status="offline")
+    host.role().refused("The name gpu-1 is taken", "host-gpu9", "github_runner_replace: true")
+    assert set(host.runners()) == {"gpu-1"}
+    assert host.runners()["gpu-1"]["id"] == other["id"]
+
+    # 130 others: ours is found past the first page; an API that fails twice is asked again.
+    host.standin.state.runners[REPO].clear()
+    for number in range(130):
+        host.standin.state.add_runner(REPO, f"other-{number}", ["self-hosted"])
+    left = host.standin.state.add_runner(REPO, "gpu-1", ["self-hosted", "host-gpu1"], status="offline")
+    host.standin.state.fail("registration-token", 503, times=2)
+    out = host.role().good().out
+    host.online("gpu-1")
+    assert host.runners()["gpu-1"]["id"] != left["id"], (
+        "an offline entry of this host is replaced without being asked for"
+    )
+    assert "secret" not in out
+    assert "secret" not in host.sh(
+        "cat /var/lib/github-runner/1/_diag/arguments; journalctl --no-pager -o cat"
+    )
+    assert (
+        host.sh(
+            "grep -rlE '(registration|remove)-secret|pat-good' /var/lib/github-runner /etc/github-runner; echo none"
+        )
+        == "none"
+    )
+
+    # Removed behind our back: the listener ends for good and says so; the role registers anew.
+    with host.standin.state.lock:
+        del host.standin.state.runners[REPO][host.runners()["gpu-1"]["id"]]
+    host.sh("systemctl kill -s INT github-runner@1; touch /tmp/x")
+    host.sh("systemctl restart github-runner@1", check=False)
+    host.wait("given up", lambda: host.sh("systemctl is-active github-runner@1", check=False) == "failed")
+    assert "Run the role github_runner again" in host.sh("journalctl --no-pager -o cat -u github-runner@1")
+    host.role().good()
+    host.online("gpu-1")
+
+
+@pytest.mark.full
+def test_refusals_before_anything_is_touched(host: Host) -> None:
+    wrong = host.role(
+        github_runner_mode="jit", github_runner_labels=["a,b"], github_runner_organization="acme"
+    )
+    wrong.refused(
+        "Set exactly one of github_runner_repository",
+        "a PAT is refused there",
+        "must not be empty nor hold a comma",
+    )
+    host.role(github_runner_pat="pat-expired").refused("It says so too when the token has expired")
+    host.role(github_runner_pat="pat-weak").refused(
+        "The token has the scopes: read:org", "Administration: write"
+    )
+    host.standin.state.public.add(REPO)
+    host.role().refused("acme/widgets is public", "github_runner_allow_public")
+    assert host.sh("test -e /etc/github-runner || echo none") == "none"
+
+
+@pytest.mark.full
+def test_a_given_token_and_an_expired_one(host: Host) -> None:
+    base: dict[str, Any] = {
+        "github_runner_pat": "",
+        "github_runner_version": "2.336.0",
+        "github_runner_checksum": host.standin.state.downloads[0]["sha256_checksum"],
+        "github_runner_download_url": f"{host.url}/_archive/{ARCHIVE}",
+    }
+    expired = host.standin.state.mint(REPO, "registration", lasts_s=-1)
+    run = host.role(**base, github_runner_token=expired)
+    run.refused("also what it says of an expired token", "last one hour")
+    assert expired not in run.out
+    good = host.standin.state.mint(REPO, "registration")
+    assert good not in host.role(**base, github_runner_token=good).good().out
+    host.online("gpu-1")
+    host.role("teardown", github_runner_pat="").refused("github_runner_remove_token")
+    gone = host.standin.state.mint(REPO, "remove")
+    assert gone not in host.role("teardown", github_runner_pat="", github_runner_remove_token=gone).good().out
+    assert host.runners() == {}
+
+
+@pytest.fixture(scope="module")
+def app_key(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("app")
+    run("openssl", "genrsa", "-out", folder / "app.pem", "2048")
+    run("openssl", "rsa", "-in", folder / "app.pem", "-pubout", "-out", folder / "public.pem")
+    return (folder / "app.pem").read_text(), folder / "public.pem"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mode", ["jit", "ephemeral"])
+def test_one_job_modes(host: Host, app_key: tuple[str, Path], mode: str) -> None:
+    """Each registration is minted by root from the App's key; `_work` is given back; the hooks report."""
+    host.standin.state.app_public_key = str(app_key[1])
+    variables = {
+        "github_runner_pat": "",
+        "github_runner_app_id": "1234",
+        "github_runner_app_key": app_key[0],
+        "github_runner_mode": mode,
+        "github_runner_environment": {"STANDIN_API": f"{host.url}/api/v3"},
+    }
+    out = host.role(**variables).good().out
+    host.online("gpu-1")
+    assert app_key[0].splitlines()[3] not in out
+    assert host.sh("stat -c '%U %a' /etc/github-runner/app.pem") == "root 600"
+    assert "denied" in host.sh("runuser -u github-runner -- cat /etc/github-runner/app.pem 2>&1", check=False)
+    assert host.sh("test -e /run/github-runner/1.env || echo gone") == "gone"
+
+    first = host.runners()["gpu-1"]["id"]
+    host.sh("install -d -o github-runner /var/lib/github-runner/1/_work")
+    log = host.job("echo hello; cat /etc/github-runner/app.pem || echo no key")
+    assert "hello" in log
+    assert "no key" in log
+    assert "disk:" in log
+    assert "codes [0, 0, 0]" in log
+    host.sh(
+        "cd /var/lib/github-runner/1/_work; mkdir deep; echo x > deep/file; ln -s /etc/shadow link; ln /etc/hostname hard 2>/dev/null;"
+        "echo x > twice; ln twice /var/lib/github-runner/twice"
+    )
+    host.wait(
+        "registered for the next job", lambda: host.runners().get("gpu-1", {}).get("id", first) != first
+    )
+    host.online("gpu-1")
+    assert host.standin.state.ended_jobs == ["gpu-1"]
+    host.sh("systemctl restart github-runner@1")
+    host.online("gpu-1")
+    owners = host.sh(
+        "cd /var/lib/github-runner/1/_work; stat -c '%n %U' deep deep/file link twice; stat -c %U /etc/shadow"
+    ).split("\n")
+    assert owners == [
+        "deep github-runner",
+        "deep/file github-runner",
+        "link github-runner",
+        "twice root",
+        "root",
+    ]
+
+    host.role("teardown", **variables).good()
+    assert host.runners() == {}
+
+
+@pytest.mark.full
+def test_a_running_job_holds_everything_back(host: Host) -> None:
+    host.role().good()
+    host.online("gpu-1")
+    host.sh(
+        "cat > /tmp/job <<'E'\nsleep 600\nE\nchown github-runner: /tmp/job; mv /tmp/job /var/lib/github-runner/1/.job"
+    )
+    host.wait(
+        "job runs",
+        lambda: host.sh("test -e /var/lib/github-runner/1/.job-running && echo yes", check=False) == "yes",
+    )
+    host.role("teardown").refused("is running a job; nothing was changed")
+    newer = "actions-runner-linux-x64-2.400.0.tar.gz"
+    host.standin.state.serve_archive(newer, make_archive("2.400.0"))
+    assert "update to 2.400.0 is deferred" in host.role(github_runner_update=True).good().out
+    host.sh("pkill -f 'sleep 600'")
+    host.wait(
+        "job done",
+        lambda: host.sh("test -e /var/lib/github-runner/1/.job-done && echo yes", check=False) == "yes",
+    )
+    host.role(github_runner_update=True).good()
+    host.online("gpu-1")
+    assert host.sh("/var/lib/github-runner/1/bin/Runner.Listener --version") == "2.400.0"
+
+    # How the listener ends decides: 5 is tried again, 7 is not.
+    host.sh("echo 5 > /var/lib/github-runner/1/.exit")
+    host.wait("restarted", lambda: int(host.sh("systemctl show -P NRestarts github-runner@1")) > 0)
+    host.sh("echo 7 > /var/lib/github-runner/1/.exit")
+    host.wait("given up", lambda: host.sh("systemctl is-active github-runner@1", check=False) == "failed")
+    assert "github_runner_update: true" in host.sh("journalctl --no-pager -o cat -u github-runner@1")
+
+
+@pytest.mark.full
+def test_sweep_takes_only_ours_that_stayed_offline(host: Host) -> None:
+    state = host.standin.state
+    state.add_runner(REPO, "gone-1", ["train-classifier", "host-gone"])
+    state.add_runner(REPO, "here-1", ["train-classifier", "host-gpu1"])
+    state.add_runner(REPO, "alive", ["train-classifier", "host-gone"], status="online")
+    state.add_runner(REPO, "theirs", ["self-hosted"])
+    first = host.role("sweep", github_runner_sweep_dry_run=False).good()
+    assert "offline, but not for long enough: 1" in first.out
+    dry = host.role("sweep", github_runner_sweep_older_than=0).good()
+    assert "would remove: gone-1" in dry.out
+    assert len(host.runners()) == 4
+    host.role("sweep", github_runner_sweep_older_than=0, github_runner_sweep_dry_run=False).good()
+    assert set(host.runners()) == {"here-1", "alive", "theirs"}

@@ -1,0 +1,133 @@
+"""Every request of the runner role's API client is one that GitHub's official description knows, and so is the stand-in's answer."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import jsonschema  # noqa: E402
+from github_api.contract import Prism, Unavailable, install  # noqa: E402
+from github_api.standin import StandIn  # noqa: E402
+
+
+def load_client() -> ModuleType:
+    path = ROOT / "roles/github_runner/module_utils/github_runner_api.py"
+    spec = importlib.util.spec_from_file_location("github_runner_api", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["github_runner_api"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+api = load_client()
+SCOPES = [("acme/widgets", "", ""), ("", "acme", ""), ("", "", "big")]
+
+
+@pytest.fixture(scope="module")
+def prism(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prism]:
+    try:
+        server = Prism(install(), tmp_path_factory.mktemp("prism"))
+    except Unavailable as reason:
+        pytest.skip(f"the contract was not checked: {reason}")
+    with server:
+        yield server
+
+
+def calls(github: Any) -> list[tuple[str, Any]]:
+    """Everything the client asks for, with what it asks."""
+    return [
+        ("list", lambda: list(github._pages(f"{github.scope.path}/actions/runners", "runners"))),
+        ("registration token", github.registration_token),
+        ("remove token", github.remove_token),
+        ("downloads", github.downloads),
+        ("just in time", lambda: github.just_in_time("gpu-1", 1, ["self-hosted", "gpu"], "_work")),
+        ("labels", lambda: github.set_labels(5, ["gpu", "lab"])),
+        ("no labels", lambda: github.set_labels(5, [])),
+        ("delete", lambda: github.delete(5)),
+    ]
+
+
+@pytest.mark.parametrize("scope", SCOPES, ids=["repository", "organisation", "enterprise"])
+def test_github_knows_every_request(prism: Prism, scope: tuple[str, str, str]) -> None:
+    github = api.GitHub(
+        api.Scope.of("https://github.com", *scope, prism.url), pat="any", sleep=lambda _: None
+    )
+    for name, ask in calls(github):
+        try:
+            ask()
+        except api.ApiError as error:
+            pytest.fail(f"{name}: {error}")
+    if scope[0]:
+        assert github.public_reason("") != ""
+    else:
+        assert github.groups()
+
+
+def test_an_app_asks_as_described(prism: Prism) -> None:
+    for path in ("/repos/acme/widgets/installation", "/orgs/acme/installation"):
+        assert prism.status("GET", path) == 200
+    assert prism.status("POST", "/app/installations/99/access_tokens") == 201
+
+
+def test_prism_refuses_what_github_would(prism: Prism) -> None:
+    """The check can fail: a wrong path, and bodies that break the description."""
+    path = "/repos/acme/widgets/actions/runners/generate-jitconfig"
+    assert prism.status("POST", "/repos/acme/widgets/actions/runners/registration_token") in (404, 405)
+    assert prism.status("POST", path, {"name": "x", "labels": ["gpu"]}) == 422
+    assert prism.status("POST", path, {"name": "x", "runner_group_id": 1, "labels": []}) == 422
+
+
+def test_the_stand_in_answers_as_described(prism: Prism) -> None:
+    """Each answer of the stand-in that the client reads fits the description's schema for it."""
+    description = prism.description
+    with StandIn("127.0.0.1") as standin:
+        standin.state.serve_archive("actions-runner-linux-x64-2.336.0.tar.gz", b"x")
+        runner = standin.state.add_runner("orgs/acme", "gpu-1", ["self-hosted", "gpu"])
+        root = f"http://127.0.0.1:{standin.port}"
+        github = api.GitHub(api.Scope.of(root, "", "acme", "", root), pat="pat-good")
+        org = "/orgs/{org}/actions"
+        jit = {"name": "new", "runner_group_id": 1, "labels": ["gpu"], "work_folder": "_work"}
+        for method, path, real, status, body in (
+            ("get", f"{org}/runners", "/orgs/acme/actions/runners", "200", None),
+            ("get", f"{org}/runners/downloads", "/orgs/acme/actions/runners/downloads", "200", None),
+            (
+                "post",
+                f"{org}/runners/registration-token",
+                "/orgs/acme/actions/runners/registration-token",
+                "201",
+                None,
+            ),
+            ("post", f"{org}/runners/remove-token", "/orgs/acme/actions/runners/remove-token", "201", None),
+            (
+                "post",
+                f"{org}/runners/generate-jitconfig",
+                "/orgs/acme/actions/runners/generate-jitconfig",
+                "201",
+                jit,
+            ),
+            (
+                "put",
+                f"{org}/runners/{{runner_id}}/labels",
+                f"/orgs/acme/actions/runners/{runner['id']}/labels",
+                "200",
+                {"labels": ["lab"]},
+            ),
+        ):
+            answer = github.call(method.upper(), real, body)
+            response = description["paths"][path][method]["responses"][status]
+            if "$ref" in response:
+                response = description["components"]["responses"][response["$ref"].rsplit("/", 1)[1]]
+            schema = {
+                **response["content"]["application/json"]["schema"],
+                "components": description["components"],
+            }
+            jsonschema.Draft4Validator(schema).validate(json.loads(json.dumps(answer)))

@@ -1,0 +1,108 @@
+"""The runner's archive: what does not match its SHA-256 is refused and not kept. The role's own tasks, on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROLE = ROOT / "roles/github_runner"
+sys.path.insert(0, str(ROOT / "tests"))
+
+from github_api.archive import make_archive  # noqa: E402
+from github_api.standin import StandIn  # noqa: E402
+
+ARCHIVE = "actions-runner-linux-x64-2.336.0.tar.gz"
+Fetch = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def standin() -> Iterator[StandIn]:
+    with StandIn("127.0.0.1") as server:
+        server.state.serve_archive(ARCHIVE, make_archive("2.336.0"))
+        yield server
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def fetch(standin: StandIn, kept: Path, tmp_path: Path) -> Fetch:
+    """Run the role's download tasks; variables may be given."""
+
+    def run(**variables: str) -> "subprocess.CompletedProcess[str]":
+        api = {
+            "url": f"http://127.0.0.1:{standin.port}",
+            "repository": "acme/widgets",
+            "pat": "pat-good",
+        }
+        play = {
+            "hosts": "localhost",
+            "connection": "local",
+            "gather_facts": False,
+            "module_defaults": {"github_runner_api": api},
+            "vars": {"ansible_python_interpreter": sys.executable},
+            "tasks": [
+                {"ansible.builtin.set_fact": {"__github_runner_install": []}},
+                {"ansible.builtin.include_role": {"name": "github_runner", "tasks_from": "download"}},
+            ],
+        }
+        values = {
+            "__github_runner_cache": str(kept),
+            "__github_runner_bare": False,
+            "__github_runner_architecture": "x64",
+            "__github_runner_found": {"results": [{"item": "1", "complete": False, "version": ""}]},
+            **variables,
+        }
+        (tmp_path / "play.yml").write_text(json.dumps([play]))
+        (tmp_path / "values.json").write_text(json.dumps(values))
+        environment = {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_LIBRARY": str(ROLE / "library"),
+            "ANSIBLE_MODULE_UTILS": str(ROLE / "module_utils"),
+            "ANSIBLE_NOCOLOR": "1",
+        }
+        program = Path(sys.executable).parent / "ansible-playbook"
+        command = [program, "-i", "localhost,", tmp_path / "play.yml", "-e", f"@{tmp_path / 'values.json'}"]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+
+    return run
+
+
+def test_a_good_archive_is_kept(fetch: Fetch, kept: Path, standin: StandIn) -> None:
+    done = fetch()
+    assert done.returncode == 0, done.stdout
+    assert (kept / ARCHIVE).read_bytes() == standin.state.archives[ARCHIVE]
+
+
+def test_a_truncated_archive_is_refused(fetch: Fetch, kept: Path, standin: StandIn) -> None:
+    standin.state.archives[ARCHIVE] = standin.state.archives[ARCHIVE][:-100]
+    done = fetch()
+    assert done.returncode == 2
+    assert "was not installed: The checksum for" in done.stdout + done.stderr
+    assert "Truncated or changed on the way" in done.stdout + done.stderr
+    assert list(kept.iterdir()) == []
+
+
+def test_a_wrong_checksum_is_refused(fetch: Fetch, kept: Path) -> None:
+    done = fetch(github_runner_version="2.336.0", github_runner_checksum="0" * 64)
+    assert done.returncode == 2
+    assert "github_runner_checksum is for another version" in done.stdout + done.stderr
+    assert list(kept.iterdir()) == []
+
+
+def test_an_archive_without_checksum_is_refused(fetch: Fetch, kept: Path, standin: StandIn) -> None:
+    del standin.state.downloads[0]["sha256_checksum"]
+    done = fetch()
+    assert done.returncode == 2
+    assert "nothing unverified is installed" in done.stdout + done.stderr
+    assert list(kept.iterdir()) == []

@@ -1,0 +1,164 @@
+"""GPUs in real containers on the simulated GPU host (CDI, Docker 26). It proves placement, and no CUDA."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosts.gpu.world import UUIDS, world
+from hosts.machine import TestHost
+
+pytestmark = [pytest.mark.engine, pytest.mark.host]
+
+SOURCE = "/opt/train-classifier-gpu-test"
+#: Runs on the host, as root: proves with the given mode and cards, and prints the answer or the refusal.
+PROGRAM = """
+import json, sys
+sys.path.insert(0, {source!r})
+from pathlib import Path
+from train_classifier.errors import TrainClassifierError
+from train_classifier.job import JobSpec, Repository
+from train_classifier.worker import engine, gpu, image, proof
+from train_classifier.worker.environment import Environment
+from train_classifier.worker.host import Host
+from train_classifier.worker.store import Store
+
+order = json.loads(sys.argv[1])
+host = Host.load()
+store = Store(Path(order["state"])).make(host.job_user())
+client = engine.connect()
+spec = JobSpec("x", "m", Repository("r", "0" * 16), image=order.get("image"))
+said = []
+try:
+    found = image.resolve(client, host, store, spec, True, None, said.append, lambda: None)
+    cards = [card for card in gpu.discover(host).gpus if card.uuid in order["uuids"]]
+    runs = []
+    real = engine.run_helper
+    engine.run_helper = lambda *a, **k: runs.append(1) or real(*a, **k)
+    for _ in range(order.get("times", 1)):
+        answer = proof.prove(
+            client, host, store, found, Environment("", (), (), {{}}), cards, order["mode"], None,
+            said.append, lambda: None,
+        )
+    print(json.dumps({{"answer": answer, "runs": len(runs), "said": said}}))
+except TrainClassifierError as error:
+    print(json.dumps({{"code": int(error.code), "reason": error.reason, "hint": error.hint, "detail": error.detail}}))
+"""
+#: A framework that answers as TensorFlow does, with the number of cards that it is told.
+TENSORFLOW = """
+__version__ = "2.17.0"
+class config:
+    @staticmethod
+    def list_physical_devices(kind):
+        print("Cannot dlopen some GPU libraries")
+        return ["/physical_device:GPU:%d" % n for n in range(COUNT)]
+"""
+
+
+@pytest.fixture(scope="module")
+def host(gpu_host: TestHost) -> TestHost:
+    package = Path(__file__).parents[2] / "train_classifier"
+    gpu_host.shell(f"rm -rf {SOURCE}; mkdir -p {SOURCE}")
+    subprocess.run(["docker", "cp", package, f"{gpu_host.container}:{SOURCE}/"], check=True)
+    gpu_host.write(f"{SOURCE}/program.py", PROGRAM.format(source=SOURCE))
+    return gpu_host
+
+
+def prove(host: TestHost, **order: Any) -> dict[str, Any]:
+    order = {"state": "/var/lib/train-classifier/state", "uuids": list(UUIDS), **order}
+    printed = host.exec("python3", f"{SOURCE}/program.py", json.dumps(order)).stdout
+    answer: dict[str, Any] = json.loads(printed.splitlines()[-1])
+    return answer
+
+
+def image_with(host: TestHost, name: str, files: dict[str, str]) -> str:
+    """An image on the host whose Python has these modules."""
+    folder = f"/tmp/{name}"
+    host.shell(f"rm -rf {folder}; mkdir -p {folder}")
+    base = host.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tc-slim").split()[0]
+    for file, text in files.items():
+        host.write(f"{folder}/{file}", text)
+    host.write(f"{folder}/Dockerfile", f"FROM {base}\nCOPY *.py /usr/lib/python3/dist-packages/\n")
+    host.docker("build", "-q", "-t", f"tc-env-{name}:1", folder)
+    return f"tc-env-{name}:1"
+
+
+@pytest.mark.parametrize("uuids", [UUIDS[:1], UUIDS[1:], UUIDS])
+def test_the_container_gets_exactly_its_cards(host: TestHost, uuids: tuple[str, ...]) -> None:
+    nodes = [f"/dev/nvidia{UUIDS.index(uuid)}" for uuid in uuids]
+    found = prove(host, mode="device", uuids=list(uuids))
+    assert found["answer"] == {"mode": "device", "proven": False, "detail": f"devices {', '.join(nodes)}"}
+
+
+def test_off_is_recorded_and_runs_nothing(host: TestHost) -> None:
+    found = prove(host, mode="off")
+    assert (found["answer"]["mode"], found["answer"]["proven"], found["runs"]) == ("off", False, 0)
+
+
+def test_no_framework_counts_as_device_and_is_said(host: TestHost) -> None:
+    found = prove(host, mode="framework")
+    assert (found["answer"]["mode"], found["answer"]["proven"]) == ("device", False)
+    assert any("neither tensorflow, torch nor jax is there" in said for said in found["said"])
+
+
+def test_a_framework_that_sees_the_cards_is_asked_once(host: TestHost) -> None:
+    image = image_with(host, "sees", {"tensorflow.py": TENSORFLOW.replace("COUNT", "2")})
+    found = prove(host, mode="framework", image=image, times=3, state="/var/lib/train-classifier/once")
+    assert found["answer"] == {"mode": "framework", "proven": True, "detail": "tensorflow 2.17.0: 2 GPUs"}
+    assert found["runs"] == 1
+    # Other cards are another proof.
+    found = prove(
+        host, mode="framework", image=image, uuids=[UUIDS[0]], state="/var/lib/train-classifier/once"
+    )
+    assert (found["code"], "sees 2 of 1 GPUs" in found["reason"]) == (8, True)
+
+
+def test_a_framework_that_sees_no_gpu_is_refused_with_its_own_words(host: TestHost) -> None:
+    image = image_with(host, "blind", {"tensorflow.py": TENSORFLOW.replace("COUNT", "0")})
+    for _ in range(2):
+        found = prove(host, mode="framework", image=image)
+        assert found["code"] == 8
+        assert "tensorflow 2.17.0" in found["reason"]
+        assert "sees 0 of 2 GPUs" in found["reason"]
+        assert "Cannot dlopen some GPU libraries" in found["detail"]
+    assert host.docker("ps", "-aq", "--filter", "label=train-classifier.kind=probe") == ""
+
+
+def test_each_framework_that_imports_must_agree(host: TestHost) -> None:
+    blind = "class cuda:\n    is_available = staticmethod(lambda: False)\n__version__ = '2.6'\n"
+    image = image_with(host, "mixed", {"tensorflow.py": TENSORFLOW.replace("COUNT", "2"), "torch.py": blind})
+    found = prove(host, mode="framework", image=image)
+    assert (found["code"], "torch 2.6" in found["reason"]) == (8, True)
+    broken = image_with(
+        host,
+        "broken",
+        {"tensorflow.py": TENSORFLOW.replace("COUNT", "2"), "torch.py": "import nothing_there\n"},
+    )
+    found = prove(host, mode="framework", image=broken)
+    assert found["answer"]["detail"] == "tensorflow 2.17.0: 2 GPUs; does not import: torch"
+
+
+def test_the_host_check_finds_the_cards(host: TestHost) -> None:
+    program = (
+        f"import sys, json; sys.path.insert(0, {SOURCE!r}); from train_classifier.worker import check; "
+        "from train_classifier.worker.host import Host; "
+        "print(json.dumps(check.check(Host.load(), {'gpus': 2, 'deep': True})))"
+    )
+    answer = json.loads(host.exec("python3", "-c", program).stdout)
+    assert answer["ready"], answer["checks"]
+    assert [card["uuid"] for card in answer["gpus"]] == list(UUIDS)
+    assert answer["engine"]["cdi"] is True
+    assert {one["name"]: one["status"] for one in answer["checks"]}["gpu-in-container"] == "ok"
+    host.write(
+        "/etc/simulated-gpus.json", world(fail={"exit": 18, "message": "Driver/library version mismatch"})
+    )
+    try:
+        answer = json.loads(host.exec("python3", "-c", program).stdout)
+    finally:
+        host.write("/etc/simulated-gpus.json", world())
+    failed = [one for one in answer["checks"] if one["status"] == "fail"]
+    assert [(one["name"], one["code"]) for one in failed] == [("gpu", 8)]
+    assert "reboot the host" in failed[0]["hint"]

@@ -1,0 +1,192 @@
+"""Jobs and their GPUs through the real command line over ssh, on a host with two simulated cards.
+
+A simulated GPU is no CUDA: device nodes, the CDI specification and nvidia-smi's answers are stand-ins, and the
+framework that sees nothing is a module of three lines. Who gets which card, who waits and what is refused is real.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosts.caller import Caller
+from hosts.gpu.world import UUIDS
+from hosts.machine import TestHost
+from loopback.world import tail, wait_until
+
+pytestmark = [pytest.mark.engine, pytest.mark.host]
+
+NODES = {uuid: f"/dev/nvidia{index}" for index, uuid in enumerate(UUIDS)}
+#: Says what it sees, then (with the argument `hold`) keeps its card until the test lets it go.
+LOOK = """
+import glob, json, os, shutil, subprocess, sys, time
+smi = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout if shutil.which("nvidia-smi") else ""
+seen = {"nodes": sorted(glob.glob("/dev/nvidia*")), "smi": smi.strip().splitlines(),
+        "variables": {name: value for name, value in os.environ.items() if name.startswith("NVIDIA")}}
+print(json.dumps(seen), flush=True)
+open("artefacts/seen.json", "w").write(json.dumps(seen))
+end = time.monotonic() + 200
+while "hold" in sys.argv and not os.path.exists("/cache/let-go") and time.monotonic() < end:
+    time.sleep(0.1)
+"""
+BLIND = """
+__version__ = "2.17.0"
+class config:
+    @staticmethod
+    def list_physical_devices(kind):
+        print("Cannot dlopen some GPU libraries")
+        return []
+"""
+
+
+def make(host: TestHost, folder: Path) -> Caller:
+    caller = Caller(host, folder)
+    (caller.repo / "artefacts").mkdir()
+    caller.model("look", LOOK)
+    return caller
+
+
+@pytest.fixture
+def caller(gpu_host: TestHost, tmp_path: Path) -> Iterator[Caller]:
+    caller = make(gpu_host, tmp_path)
+    yield caller
+    gpu_host.shell(f"rm -f {caller.state}/cache/*/let-go")
+
+
+def sees_exactly(seen: dict[str, Any], uuid: str) -> None:
+    assert seen["nodes"] == [NODES[uuid]]
+    assert len(seen["smi"]) == 1 and uuid in seen["smi"][0]
+    others = [other for other in UUIDS if other != uuid]
+    assert not [other for other in others if other in json.dumps(seen)]
+    assert seen["variables"].get("NVIDIA_VISIBLE_DEVICES") not in ("all", "0,1")
+
+
+def refused(caller: Caller, *words: str) -> dict[str, Any]:
+    """What a `train` that gets no GPU says; training never began and nothing was delivered."""
+    done = caller.run(*caller.train("look", "--json", *words))
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == answer["exit_code"] == 8, tail(done.stderr)
+    assert b'"nodes"' not in done.stderr and b"Traceback" not in done.stderr
+    assert "training" not in (answer.get("seconds") or {})
+    assert not (caller.work / "artefacts.tar.gz").exists()
+    return answer
+
+
+def test_each_job_gets_its_own_card_and_the_next_one_waits(caller: Caller) -> None:
+    jobs = []
+    for _ in range(2):
+        done = caller.run(*caller.train("look", "--gpus", "1", "--detach", "--", "hold"))
+        assert done.returncode == 0, tail(done.stderr)
+        jobs.append(done.stdout.decode().strip())
+    seen = {
+        job: wait_until(
+            lambda job=job: (
+                json.loads(caller.run("logs", job).stdout.splitlines()[0] or "null")
+                if caller.run("logs", job).stdout
+                else None
+            ),
+            90,
+        )
+        for job in jobs
+    }
+    listed = {one["id"]: one for one in json.loads(caller.run("list", "--json").stdout)}
+    given = [listed[job]["gpus"] for job in jobs]
+    assert sorted(given) == sorted([uuid] for uuid in UUIDS)
+    for job in jobs:
+        sees_exactly(seen[job], listed[job]["gpus"][0])
+
+    errors = caller.folder / "third"
+    third = caller.start(*caller.train("look"), errors=errors)
+    try:
+        wait_until(lambda: b"waiting for a GPU" in errors.read_bytes() or None, 90)
+        said = errors.read_text()
+        for job in jobs:
+            assert f"job {job} (look) of trainer has it since" in said
+        (waiting,) = [one for one in json.loads(caller.run("list", "--json").stdout) if one["id"] not in jobs]
+        assert (waiting["phase"], waiting["gpus"]) == ("queue", [])
+        assert "waiting for a GPU" in waiting["message"]
+    finally:
+        caller.host.shell(f"for c in {caller.state}/cache/*; do touch $c/let-go; done")
+        out, _ = third.communicate(timeout=120)
+    assert third.returncode == 0, tail(errors.read_bytes())
+    for job in jobs:
+        assert caller.result(job)["outcome"] == "trained"
+    result = caller.result(waiting["id"])
+    (card,) = result["gpus"]
+    sees_exactly(json.loads(out), card["uuid"])
+
+    with tarfile.open(caller.work / "artefacts.tar.gz") as archive:
+        member = archive.extractfile("job/manifest.json")
+        assert member is not None
+        manifest = json.load(member)
+    (recorded,) = manifest["gpus"]
+    assert recorded["uuid"] == card["uuid"]
+    assert (recorded["name"], recorded["driver"]) == ("NVIDIA GeForce RTX 4090", "550.163.01")
+    assert manifest["gpu_check"]["mode"] == "device"
+    # Device nodes were seen; that a framework can compute on them was not.
+    assert manifest["gpu_check"]["proven"] is False
+    assert NODES[card["uuid"]] in manifest["gpu_check"]["detail"]
+
+
+def test_more_cards_than_the_host_has(caller: Caller) -> None:
+    answer = refused(caller, "--gpus", "3")
+    assert "3 GPUs are asked for, this host has 2 GPUs" in answer["error"]["reason"]
+    assert "--gpus" in answer["error"]["hint"]
+
+
+def test_more_memory_than_a_card_has(caller: Caller) -> None:
+    answer = refused(caller, "--min-vram", "64GiB")
+    assert "65536 MiB" in answer["error"]["reason"] and "24564" in answer["error"]["reason"]
+    assert "--min-vram" in answer["error"]["hint"]
+
+
+def test_a_framework_that_sees_no_gpu_is_refused_before_training(caller: Caller) -> None:
+    host = caller.host
+    base = host.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tc-slim").split()[0]
+    host.write("/tmp/blind-job/tensorflow.py", BLIND)
+    host.write("/tmp/blind-job/Dockerfile", f"FROM {base}\nCOPY *.py /usr/lib/python3/dist-packages/\n")
+    host.docker("build", "-q", "-t", "tc-env-blind-job:1", "/tmp/blind-job")
+    answer = refused(caller, "--gpu-check", "framework", "--image", "tc-env-blind-job:1")
+    error = answer["error"]
+    assert "tensorflow 2.17.0 in image tc-env-blind-job:1 sees 0 of 1 GPUs" in error["reason"]
+    assert "driver 550.163.01" in error["reason"]
+    assert "Cannot dlopen some GPU libraries" in error["detail"]
+    assert host.containers() == []
+
+
+def test_doctor_finds_the_cards(caller: Caller) -> None:
+    done = caller.run("doctor", "--gpus", "2", "--json")
+    assert done.returncode == 0, tail(done.stderr)
+    answer = json.loads(done.stdout)
+    (host,) = answer["hosts"]
+    assert answer["ready"] is host["ready"] is True
+    assert [card["uuid"] for card in host["gpus"]] == list(UUIDS)
+    checks = {check["name"]: check for check in host["checks"]}
+    assert (checks["gpu"]["status"], checks["gpu-in-container"]["status"]) == ("ok", "ok")
+    assert all(node in checks["gpu-in-container"]["message"] for node in NODES.values())
+    # The check by devices proves no framework, and says so.
+    assert checks["gpu-in-framework"]["status"] == "skip"
+
+
+def test_a_host_without_a_gpu(ssh_host: TestHost, tmp_path: Path) -> None:
+    caller = make(ssh_host, tmp_path)
+    answer = refused(caller)
+    assert "no GPU" in answer["error"]["reason"]
+    assert "--gpus 0" in answer["error"]["hint"] and "--gpus auto" in answer["error"]["hint"]
+
+    done = caller.run(*caller.train("look", "--gpus", "auto"))
+    assert done.returncode == 0, tail(done.stderr)
+    assert b"trains on the CPU" in done.stderr
+    assert json.loads(done.stdout)["nodes"] == []
+
+    done = caller.run("doctor", "--gpus", "1", "--json")
+    assert done.returncode == 8, tail(done.stderr)
+    answer = json.loads(done.stdout)
+    assert (answer["ready"], answer["exit_code"]) == (False, 8)
+    (failed,) = [check for check in answer["hosts"][0]["checks"] if check["status"] == "fail"]
+    assert (failed["name"], failed["code"]) == ("gpu", 8)
+    assert "--gpus auto" in failed["hint"]

@@ -1,0 +1,64 @@
+"""The Molecule scenarios: every role on Debian 13, the whole host on Debian 12; both releases of all under --full."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROLES = ["docker_engine", "nvidia_driver", "nvidia_container_toolkit", "training_host", "host_check"]
+USUAL = [*((role, "trixie") for role in ROLES), ("host", "bookworm")]
+# Docker 20.10 of Debian 12 knows no CDI, so no simulated GPU host there.
+REST = [
+    *((role, "bookworm") for role in ROLES if role != "host_check"),
+    ("host", "trixie"),
+]
+
+pytestmark = [pytest.mark.host, pytest.mark.timeout(3600)]
+
+
+def molecule(scenario: str, release: str) -> None:
+    """Run a scenario's whole sequence; what it prints is the failure's message."""
+    environment = {
+        **os.environ,
+        # Molecule calls ansible-config and its kin by name.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MOLECULE_RELEASES": release,
+        "ANSIBLE_NOCOLOR": "1",
+        "NO_COLOR": "1",
+    }
+    done = subprocess.run(
+        ["molecule", "test", "-s", scenario],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-12000:]
+    left = ["docker", "ps", "-aq", "--filter", f"name=^tc-molecule-{scenario.replace('_', '-')}-"]
+    assert not subprocess.run(left, capture_output=True, text=True, check=True).stdout
+
+
+# Not yet in the usual run: provisioning (issue 3) is still being finished, see docs/architecture.md.
+@pytest.mark.full
+@pytest.mark.parametrize(("scenario", "release"), USUAL)
+def test_scenario(scenario: str, release: str) -> None:
+    molecule(scenario, release)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("scenario", "release"), REST)
+def test_scenario_on_the_other_release(scenario: str, release: str) -> None:
+    molecule(scenario, release)
+
+
+def test_every_scenario_is_run() -> None:
+    scenarios = {path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml")}
+    # github_runner's needs Node.js and has a test of its own.
+    assert scenarios - {"github_runner"} == {*ROLES, "host"}

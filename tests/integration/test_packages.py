@@ -1,0 +1,218 @@
+"""Images and Debian layers with the real engine and the real package mirror."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+from worker_site import Site, site, uv
+
+from train_classifier.errors import BadInput, NoEnvironment
+from train_classifier.worker import packages
+
+__all__ = ["site", "uv"]
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(autouse=True)
+def no_layers_left(engine: docker.DockerClient, site: Site) -> Iterator[None]:
+    """Each test makes its layers itself, and removes just those."""
+    before = {found.id for found in layers(engine)}
+    yield
+    for found in layers(engine):
+        if found.id not in before:
+            engine.images.remove(found.id, force=True)
+
+
+@pytest.fixture
+def own_base(engine: docker.DockerClient, base_image: str, site: Site) -> Iterator[str]:
+    """A base of this test's own, so that no layer over it is there yet."""
+    container = engine.containers.create(base_image, ["true"], labels={"train-classifier-test": site.job.id})
+    tag = f"tc-env-base:test-{os.getpid()}"
+    config = {
+        "Cmd": ["sleep", "1"], "Entrypoint": ["/bin/echo", "hello"], "User": "daemon", "WorkingDir": "/srv",
+        "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "BASE=kept"],
+    }  # fmt: skip
+    try:
+        made = container.commit("tc-env-base", f"test-{os.getpid()}", conf=config)
+    finally:
+        container.remove(force=True)
+    yield tag
+    for found in layers(engine):
+        if found.labels.get("train-classifier.base") == made.id:
+            engine.images.remove(found.id, force=True)
+    engine.images.remove(made.id, force=True)
+
+
+def layers(engine: docker.DockerClient) -> list[docker.models.images.Image]:
+    found: list[docker.models.images.Image] = engine.images.list(
+        filters={"label": "train-classifier.kind=image"}
+    )
+    return found
+
+
+def test_a_layer_holds_the_packages_and_nothing_of_the_host(
+    engine: docker.DockerClient, site: Site, own_base: str
+) -> None:
+    site.host = dataclasses.replace(site.host, environment={"http_proxy": "", "SECRET_PROXY": "it's hidden"})
+    made = site.layer("# tools\r\ntree\r\n", own_base)
+    assert "tree v" in site.run(made, None, "tree --version", shell=True)
+    base, new = (engine.api.inspect_image(name)["Config"] for name in (own_base, made.id))
+    for key in ("Cmd", "Entrypoint", "User", "WorkingDir", "Env", "Volumes", "ExposedPorts"):
+        assert new.get(key) == base.get(key), key
+    changed = [line["Path"] for line in left_behind(engine, made.id)]
+    assert [path for path in changed if path.startswith("/tmp/")] == []
+    assert site.containers() == []
+    # Found again by what it holds: no second build.
+    assert site.layer("tree", own_base).id == made.id
+    assert len([said for said in site.said if said.startswith("installing")]) == 1
+
+
+def left_behind(engine: docker.DockerClient, image: str) -> list[dict[str, str]]:
+    """What lies in /tmp of an image, by a container of it that never starts."""
+    container = engine.containers.create(image, ["true"])
+    try:
+        archive, _ = container.get_archive("/tmp")
+        names = (
+            subprocess.run(["tar", "-t"], input=b"".join(archive), capture_output=True, check=True)
+            .stdout.decode()
+            .split()
+        )
+        return [{"Path": f"/{name}"} for name in names if name != "tmp/"]
+    finally:
+        container.remove(force=True)
+
+
+def test_one_more_package_starts_from_the_nearest(
+    engine: docker.DockerClient, site: Site, own_base: str
+) -> None:
+    first = site.layer("tree", own_base)
+    second = site.layer("bc\ntree", own_base)
+    assert engine.api.inspect_image(second.id)["Parent"] == first.id
+    assert site.said[-1] != site.said[0]
+    assert "installing 1 Debian package: bc" in site.said
+    assert "tree v" in site.run(second, None, "tree --version && bc --version", shell=True)
+
+
+def test_unknown_package_and_unknown_version(site: Site, own_base: str) -> None:
+    with pytest.raises(NoEnvironment) as raised:
+        site.layer("tree\nno-such-package-of-ours", own_base)
+    assert "Debian package not found" in raised.value.reason
+    assert "no-such-package-of-ours" in raised.value.reason
+    assert "E: Unable to locate package no-such-package-of-ours" in (raised.value.detail or "")
+    with pytest.raises(NoEnvironment, match=r"Version '0.0.1' for 'tree' was not found"):
+        site.layer("tree=0.0.1", own_base)
+    assert site.containers() == []
+
+
+def test_a_name_is_never_a_pattern(site: Site, own_base: str) -> None:
+    with pytest.raises(NoEnvironment, match="not found"):
+        site.layer("tr.e", own_base)
+
+
+def test_options_in_disguise(site: Site) -> None:
+    with pytest.raises(BadInput, match="is an option, not a package"):
+        site.layer("-o\n")
+
+
+def test_unreachable_mirror(site: Site, own_base: str, tmp_path: Path) -> None:
+    sources = tmp_path / "host.sources"
+    sources.write_text("Types: deb\nURIs: http://127.0.0.1:9/debian\nSuites: bookworm\nComponents: main\n")
+    site.host = dataclasses.replace(site.host, apt_sources=sources)
+    with pytest.raises(NoEnvironment, match="the package mirror cannot be reached") as raised:
+        site.layer("tree", own_base)
+    assert "127.0.0.1:9" in (raised.value.detail or "")
+
+
+def test_two_jobs_at_once_build_once(site: Site, own_base: str, tmp_path: Path) -> None:
+    def job(number: int) -> None:
+        mine = Site(docker.from_env(), tmp_path, own_base, site.host.uv)
+        made = mine.layer("tree")
+        (tmp_path / f"out-{number}").write_text(f"{made.id}\n" + "\n".join(mine.said))
+
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=job, args=(number,)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(500)
+        assert process.exitcode == 0
+    told = [(tmp_path / f"out-{number}").read_text() for number in range(2)]
+    assert len({text.splitlines()[0] for text in told}) == 1
+    assert sum("installing" in text for text in told) == 1
+
+
+def test_cancelled_build_leaves_nothing(engine: docker.DockerClient, site: Site, own_base: str) -> None:
+    def cancel() -> None:
+        if site.containers():
+            raise KeyboardInterrupt
+
+    base = site.find(own_base)
+    (site.workspace / "m" / "apt-pkgs.txt").write_text("tree")
+    before = {found.id for found in layers(engine)}
+    with pytest.raises(KeyboardInterrupt):
+        packages.layer(
+            site.client, site.host, site.store, base, site.workspace, "m", site.job, site.said.append, cancel
+        )
+    assert site.containers() == []
+    assert {found.id for found in layers(engine)} == before
+    assert [path.name for path in site.store.store.iterdir() if path.name.startswith(".")] == []
+
+
+def test_image_is_probed_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = site.find()
+    assert found.version >= (3, 11)
+    assert found.digest is None
+    monkeypatch.setattr(packages.engine, "run_helper", None)
+    assert site.find() == found
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("true", "has no Python"), ("rm -f /bin/sh /usr/bin/sh", "has no /bin/sh")],
+)
+def test_images_that_cannot_be_used(
+    engine: docker.DockerClient, base_image: str, site: Site, script: str, words: str
+) -> None:
+    container = engine.containers.run(
+        base_image, ["sh", "-c", f"rm -f /usr/bin/python3* /usr/bin/python; {script}"], detach=True
+    )
+    tag = f"test-{os.getpid()}"
+    try:
+        container.wait()
+        made = container.commit("tc-env-broken", tag)
+    finally:
+        container.remove(force=True)
+    try:
+        with pytest.raises(NoEnvironment, match=words):
+            site.find(f"tc-env-broken:{tag}")
+        assert site.containers() == []
+    finally:
+        engine.images.remove(made.id, force=True)
+
+
+def test_image_for_another_processor(engine: docker.DockerClient, site: Site, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    tag = f"tc-env-foreign:test-{os.getpid()}"
+    foreign = "amd64" if os.uname().machine == "aarch64" else "arm64"
+    made, _ = engine.images.build(path=str(tmp_path), tag=tag, platform=f"linux/{foreign}")
+    try:
+        with pytest.raises(NoEnvironment, match=f"is built for linux/{foreign}, this host is linux/"):
+            site.find(tag)
+    finally:
+        engine.images.remove(made.id, force=True)
+
+
+def test_image_that_is_not_there(site: Site) -> None:
+    with pytest.raises(NoEnvironment, match="is not on this host and cannot be pulled") as raised:
+        site.find("localhost:9/nobody/nothing:1")
+    assert "training_host_image_source: bootstrap" in (raised.value.hint or "")
+    assert raised.value.detail
+    with pytest.raises(BadInput, match="is not an image reference"):
+        site.find("a b")

@@ -1,0 +1,337 @@
+"""The GPU queue with real processes: order, exclusion, death of a holder, and what people are told."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import docker
+import pytest
+from queue_worker import work
+
+from train_classifier.errors import NoGpu, NotReady, TimedOut
+from train_classifier.worker import queue, tickets
+from train_classifier.worker.engine import labels
+from train_classifier.worker.host import Host
+
+pytestmark = pytest.mark.engine
+
+WORKER = Path(__file__).with_name("queue_worker.py")
+UUIDS = ["GPU-00000000-0000-4000-8000-000000000000", "GPU-00000000-0000-4000-8000-000000000001"]
+SMI = """#!/bin/sh
+case "$*" in
+*query-gpu*) cat {folder}/gpus; exit "$(cat {folder}/status 2>/dev/null || echo 0)";;
+*query-compute-apps*) cat {folder}/apps 2>/dev/null; exit 0;;
+esac
+exit 2
+"""
+
+
+class Site:
+    """A queue folder and a stand-in nvidia-smi with two cards."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.folder = tmp_path / "queue"
+        self.folder.mkdir(0o2770)
+        self.marks = tmp_path / "marks"
+        self.marks.mkdir()
+        self.smi = tmp_path / "nvidia-smi"
+        self.smi.write_text(SMI.format(folder=tmp_path))
+        self.smi.chmod(0o755)
+        self.settings = tmp_path / "host.json"
+        self.settings.write_text(json.dumps({"nvidia_smi": str(self.smi), "queue_dir": str(self.folder)}))
+        self.host = Host(nvidia_smi=str(self.smi), queue_dir=self.folder)
+        self.processes: list[subprocess.Popen[str]] = []
+        self.cards()
+
+    def cards(self, free: int = 23000, count: int = 2) -> None:
+        lines = [f"{i}, {UUIDS[i]}, NVIDIA L4, 23034, {free}, 550.163.01, [N/A]" for i in range(count)]
+        (self.smi.parent / "gpus").write_text("\n".join(lines) + "\n")
+
+    def enqueue(self, job: str, want: int = 1, vram: int | None = None) -> None:
+        queue.enqueue(
+            self.folder, job=job, model="mnist", directory=Path("/nowhere"), want=want, min_vram_mib=vram
+        )
+
+    def start(self, job: str, hold: float, *more: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, WORKER, self.folder, job, self.marks, str(hold), *more],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "TRAIN_CLASSIFIER_HOST_JSON": str(self.settings), "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir() if path.name not in ("lock", "counter"))
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    made = Site(tmp_path)
+    yield made
+    for process in made.processes:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def read_until(process: subprocess.Popen[str], beginning: str) -> str:
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(beginning):
+            return line
+    raise AssertionError("".join(lines))
+
+
+def nothing() -> None:
+    return
+
+
+def told(said: list[str]) -> Callable[[str], None]:
+    return said.append
+
+
+def test_fifty_jobs_on_two_gpus(
+    engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAIN_CLASSIFIER_HOST_JSON", str(site.settings))
+    site.enqueue("before", want=2)
+    before = queue.Ticket.claim(site.folder, "before")
+    before.wait(engine, site.host, None, print, nothing)
+    jobs = [f"job-{number:02d}" for number in range(50)]
+    for job in jobs:
+        site.enqueue(job)
+    fork = multiprocessing.get_context("fork")
+    # Workers start in another order than that of submission.
+    processes = [
+        fork.Process(target=work, args=(site.folder, job, site.marks, 0.02)) for job in reversed(jobs)
+    ]
+    try:
+        for process in processes:
+            process.start()
+        while [entry.state for entry in queue.snapshot(site.folder)] != ["granted"] + ["waiting"] * 50:
+            assert all(process.is_alive() for process in processes)
+            time.sleep(0.2)
+        before.release()
+        for process in processes:
+            process.join(300)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    order = [json.loads(line) for line in (site.marks / "order").read_text().splitlines()]
+    assert [grant["job"] for grant in sorted(order, key=lambda grant: grant["at"])] == jobs
+    assert site.left() == []
+
+
+def test_a_dead_holder_gives_its_gpu_to_the_next(
+    engine: docker.DockerClient, base_image: str, site: Site
+) -> None:
+    site.cards(count=1)
+    site.enqueue("dead")
+    holder = site.start("dead", 600)
+    read_until(holder, "granted")
+    container = engine.containers.run(
+        base_image, ["sleep", "600"], detach=True, init=True,
+        labels=labels("job", job="dead", gpus=UUIDS[:1]),
+    )  # fmt: skip
+    try:
+        site.enqueue("next")
+        waiter = site.start("next", 0)
+        line = read_until(waiter, "waiting for a GPU")
+        assert "job dead (mnist) of" in line
+        assert "has it since" in line
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        (site.marks / UUIDS[0]).unlink()
+        assert UUIDS[0] in read_until(waiter, "granted")
+        assert waiter.wait(60) == 0
+        with pytest.raises(docker.errors.NotFound):
+            engine.containers.get(container.id)
+        assert site.left() == []
+    finally:
+        for left in engine.containers.list(all=True, filters={"label": "train-classifier.job=dead"}):
+            left.remove(force=True)
+
+
+def test_a_container_of_ours_holds_its_gpu(engine: docker.DockerClient, base_image: str, site: Site) -> None:
+    container = engine.containers.run(
+        base_image, ["sleep", "600"], detach=True, init=True,
+        labels=labels("job", job="without-ticket", gpus=UUIDS[:1]),
+    )  # fmt: skip
+    try:
+        site.enqueue("a")
+        ticket = queue.Ticket.claim(site.folder, "a")
+        assert [card.uuid for card in ticket.wait(engine, site.host, None, print, nothing)] == UUIDS[1:]
+        ticket.release()
+        site.cards(count=1)
+        site.enqueue("b")
+        ticket = queue.Ticket.claim(site.folder, "b")
+        said: list[str] = []
+        with pytest.raises(TimedOut, match="waited 1s for a GPU"):
+            ticket.wait(engine, site.host, 1, told(said), nothing)
+        assert said == ["waiting for a GPU: a container of a job that ended still holds it"]
+        ticket.release()
+    finally:
+        container.remove(force=True)
+
+
+def test_the_head_waits_for_all_its_gpus(engine: docker.DockerClient, site: Site) -> None:
+    site.enqueue("one")
+    one = site.start("one", 600)
+    read_until(one, "granted")
+    site.enqueue("both", want=2)
+    both = site.start("both", 0)
+    read_until(both, "waiting for a GPU")
+    site.enqueue("last")
+    last = site.start("last", 0)
+    # A card is free, but it is reserved for the one before.
+    assert "job both (mnist)" in read_until(last, "waiting for a GPU")
+    os.kill(one.pid, signal.SIGKILL)
+    one.wait()
+    (site.marks / UUIDS[0]).unlink()
+    assert json.loads(read_until(both, "granted").partition(" ")[2]) == UUIDS
+    read_until(last, "granted")
+    assert (both.wait(60), last.wait(60)) == (0, 0)
+
+
+def test_a_preparing_job_is_passed_over_only_when_slow(
+    engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.enqueue("builder", want=2)
+    builder = queue.Ticket.claim(site.folder, "builder")
+    site.enqueue("quick")
+    quick = queue.Ticket.claim(site.folder, "quick")
+    said: list[str] = []
+    with pytest.raises(TimedOut):
+        quick.wait(engine, site.host, 0.5, told(said), nothing)
+    assert "job builder (mnist)" in said[0]
+    assert "is before this one" in said[0]
+    monkeypatch.setattr(queue, "PREPARING_S", 0.0)
+    assert len(quick.wait(engine, site.host, None, print, nothing)) == 1
+    quick.release()
+    assert len(builder.wait(engine, site.host, None, print, nothing)) == 2
+    builder.release()
+    builder.release()
+    assert site.left() == []
+
+
+def test_cancel_while_waiting_leaves_the_queue(engine: docker.DockerClient, site: Site) -> None:
+    site.enqueue("holder", want=2)
+    holder = queue.Ticket.claim(site.folder, "holder")
+    holder.wait(engine, site.host, None, print, nothing)
+    site.enqueue("waiter")
+    waiter = queue.Ticket.claim(site.folder, "waiter")
+
+    def cancel() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        waiter.wait(engine, site.host, None, print, cancel)
+    waiter.release()
+    assert [entry.job for entry in queue.snapshot(site.folder)] == ["holder"]
+    holder.release()
+
+
+def test_a_foreign_process_on_the_gpu(
+    engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.cards(free=1000, count=1)
+    (site.smi.parent / "apps").write_text(f"{UUIDS[0]}, {os.getpid()}, /usr/bin/blender, 22000\n")
+    monkeypatch.setattr(queue, "FOREIGN_S", 0.0)
+    site.enqueue("big", vram=8000)
+    ticket = queue.Ticket.claim(site.folder, "big")
+    with pytest.raises(NoGpu, match="1000 MiB free, 8000 are asked for; it is used by /usr/bin/blender"):
+        ticket.wait(engine, site.host, None, print, nothing)
+    ticket.release()
+    # Without a floor of its own a job shares the card, as it would without us.
+    site.enqueue("small")
+    ticket = queue.Ticket.claim(site.folder, "small")
+    assert len(ticket.wait(engine, site.host, None, print, nothing)) == 1
+    ticket.release()
+
+
+def test_a_gpu_that_vanishes_while_waiting(engine: docker.DockerClient, site: Site) -> None:
+    site.enqueue("a")
+    ticket = queue.Ticket.claim(site.folder, "a")
+    (site.smi.parent / "gpus").write_text(
+        "Unable to determine the device handle for GPU0000:01:00.0: GPU is lost. Reboot the system\n"
+    )
+    (site.smi.parent / "status").write_text("15")
+    with pytest.raises(NoGpu, match="a GPU is lost"):
+        ticket.wait(engine, site.host, None, print, nothing)
+    ticket.release()
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(NotReady) as raised:
+        queue.enqueue(tmp_path / "queue", job="a", model="m", directory=tmp_path, want=1, min_vram_mib=None)
+    assert "training_host" in (raised.value.hint or "")
+
+
+def test_two_users_share_the_queue(site: Site) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to act as two users")
+    os.chown(site.folder, 0, 4242)
+    site.folder.chmod(0o2770)
+    for parent in site.folder.parents:
+        if parent.stat().st_uid == os.geteuid() and str(parent).startswith("/tmp/"):
+            parent.chmod(parent.stat().st_mode | 0o011)
+    program = (
+        "import os, sys; from pathlib import Path; from train_classifier.worker import queue\n"
+        "os.umask(0o077)\n"
+        "queue.enqueue(Path(sys.argv[1]), job=sys.argv[2], model='m', directory=Path('/'), want=1, "
+        "min_vram_mib=None)\n"
+        "print([entry.user for entry in queue.snapshot(Path(sys.argv[1]))])\n"
+    )
+    root = Path(__file__).parents[2]
+    for uid, job in ((5001, "a"), (5002, "b"), (0, "c")):
+        done = subprocess.run(
+            ["/usr/bin/python3", "-c", program, site.folder, job], cwd=root, user=uid, group=uid,
+            extra_groups=[4242], capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert [entry.user for entry in queue.snapshot(site.folder)] == ["uid 5001", "uid 5002", "root"]
+    assert {oct((site.folder / name).stat().st_mode & 0o777) for name in site.left()} == {"0o660"}
+
+
+def test_a_ticket_without_worker_is_dead_after_a_while(
+    engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.enqueue("late", want=2)
+    site.enqueue("a")
+    ticket = queue.Ticket.claim(site.folder, "a")
+    monkeypatch.setattr(queue, "PREPARING_S", 0.0)
+    assert len(ticket.wait(engine, site.host, None, print, nothing)) == 1
+    # Passed over, but its place is kept for a worker that comes late.
+    assert [entry.job for entry in queue.snapshot(site.folder)] == ["late", "a"]
+    ticket.release()
+    monkeypatch.setattr(tickets, "NEW_S", 0.0)
+    assert queue.snapshot(site.folder) == []
+    queue.withdraw(site.folder, "late")
+    assert site.left() == []
+
+
+def test_a_torn_ticket_and_counter_do_not_stop_the_queue(engine: docker.DockerClient, site: Site) -> None:
+    site.enqueue("a")
+    (site.folder / "000000000099-torn.json").write_text('{"job": "to')
+    (site.folder / "counter").write_text("")
+    site.enqueue("b")
+    assert [(entry.number, entry.job) for entry in queue.snapshot(site.folder)] == [(1, "a"), (100, "b")]
+    queue.withdraw(site.folder, "a")
+    ticket = queue.Ticket.claim(site.folder, "b")
+    ticket.wait(engine, site.host, None, print, nothing)
+    ticket.release()
+    assert site.left() == []

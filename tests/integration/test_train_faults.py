@@ -1,0 +1,398 @@
+"""`train` against what goes wrong: kills, cuts, signals, damaged archives, a full disk."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback.line import Line
+from loopback.sshd import Sshd
+from loopback.world import World, make_world, tail, wait_until
+
+pytestmark = pytest.mark.engine
+
+#: Writes a line every 50 ms for some seconds, then an artefact.
+COUNTING = """
+import time
+for n in range({count}):
+    print("line", n, flush=True); time.sleep(0.05)
+os.makedirs("artefacts", exist_ok=True)
+open("artefacts/a", "w").write("x")
+"""
+#: Notices SIGTERM, says so, and leaves a partial artefact.
+STOPPABLE = """
+import signal, time
+open("artefacts/partial", "w").write("x")
+def stop(*_):
+    print("stopping", flush=True); sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.fixture
+def world(base_image: str) -> Iterator[World]:
+    yield from make_world(base_image)
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    daemon = Sshd(tmp_path_factory.mktemp("sshd"))
+    yield daemon
+    daemon.stop()
+
+
+def lines(count: int) -> bytes:
+    return b"".join(b"line %d\n" % n for n in range(count))
+
+
+def family(pid: int) -> list[int]:
+    """The process and all below it, also those with sessions of their own."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    found = {pid}
+    for _ in range(10):
+        found |= {child for child, parent in parents.items() if parent in found}
+    return sorted(found)
+
+
+# Row 20: the controller is killed.
+
+
+@pytest.mark.parametrize("phase", ["image", "training"])
+def test_controller_killed_and_another_attaches(world: World, phase: str) -> None:
+    world.model(COUNTING.format(count=150))
+    process = world.start(*world.train("probe"))
+    world.wait_for(
+        lambda status: status["state"] == "running" and (phase == "image" or status["phase"] == phase)
+    )
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    other = world.folder / "elsewhere"
+    other.mkdir()
+    attached = world.run("attach", "last", "--inventory", world.local, cwd=other)
+    assert attached.returncode == 0, tail(attached.stderr)
+    (job,) = world.statuses()
+    assert attached.stdout == lines(150) == world.log(job["id"])
+    result = json.loads((world.state / "jobs" / job["id"] / "result.json").read_text())
+    fetched = hashlib.sha256((other / "artefacts.tar.gz").read_bytes()).hexdigest()
+    assert fetched == result["archive"]["sha256"]
+    # What the killed run left behind is swept by the next one, and its Ansible ended by itself.
+    world.run(*world.train("probe", "--gpus", "0", "--env", "X=1"))
+    world.assert_clean()
+
+
+def test_controller_killed_before_the_start_leaves_nothing_running(world: World, sshd: Sshd) -> None:
+    world.model(COUNTING.format(count=5))
+    with (world.repo / "large").open("wb") as file:
+        file.write(os.urandom(40 << 20))
+    with Line(sshd.port) as line:
+        sshd.trust(line.port)
+        process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
+        # In the middle of the push.
+        wait_until(lambda: True if line.bytes > 8 << 20 else None, 60)
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        wait_until(lambda: True if not world.processes() else None, 60)
+    states = [status["state"] for status in world.statuses()]
+    assert states in (["prepared"], [])
+    done = world.run(*world.train("probe"))
+    assert done.returncode == 0, tail(done.stderr)
+    assert done.stdout == lines(5)
+
+
+# Row 21: the connection is cut.
+
+
+@pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.full)])
+def test_cut_while_following(world: World, sshd: Sshd, seconds: float) -> None:
+    world.model(COUNTING.format(count=200))
+    with Line(sshd.port) as line:
+        sshd.trust(line.port)
+        process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
+        assert process.stdout is not None
+        first = process.stdout.readline() + process.stdout.readline()
+        line.cut()
+        time.sleep(seconds)
+        line.mend()
+        rest, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, tail(errors)
+    assert first + rest == lines(200)
+    assert b"was cut" in errors and b"In touch with trainer1 again" in errors
+    world.assert_clean()
+
+
+def test_half_open_connection_while_following(world: World, sshd: Sshd) -> None:
+    world.model(COUNTING.format(count=100))
+    with Line(sshd.port) as line:
+        sshd.trust(line.port)
+        process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        line.freeze()
+        time.sleep(3)
+        line.mend()
+        rest, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, tail(errors)
+    assert first + rest == lines(100)
+
+
+def test_cut_for_good_is_out_of_touch_and_attach_brings_the_rest(world: World, sshd: Sshd) -> None:
+    world.model(COUNTING.format(count=100))
+    with Line(sshd.port) as line:
+        sshd.trust(line.port)
+        arguments = world.train("probe", "--patience", "3s", inventory=world.inventory(sshd, line.port))
+        process = world.start(*arguments)
+        assert process.stdout is not None
+        process.stdout.readline()
+        line.cut()
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 11, tail(errors)
+    (job,) = world.statuses()
+    assert f"train-classifier attach {job['id']}".encode() in errors
+    attached = world.run("attach", job["id"], "--inventory", world.local)
+    assert attached.returncode == 0, tail(attached.stderr)
+    assert attached.stdout == lines(100)
+    world.assert_clean()
+
+
+def test_cut_in_the_push_is_taken_up_again(world: World, sshd: Sshd) -> None:
+    world.model(COUNTING.format(count=3))
+    for number in range(40):
+        (world.repo / f"part{number}").write_bytes(os.urandom(1 << 20))
+    with Line(sshd.port) as line:
+        sshd.trust(line.port)
+        line.cut_after = 15 << 20
+        process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
+        wait_until(lambda: True if line.cut_after is None else None, 60)
+        line.mend()
+        out, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, tail(errors)
+    assert out == lines(3)
+    assert b"was cut" in errors
+
+
+def test_cut_in_the_fetch_is_taken_up_again(world: World, sshd: Sshd) -> None:
+    world.model("open('artefacts/large', 'wb').write(os.urandom(30 << 20))\n")
+    with Line(sshd.port) as line:
+        sshd.trust(line.port)
+        line.cut_after = 15 << 20
+        process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
+        wait_until(lambda: True if line.cut_after is None else None, 120)
+        line.mend()
+        _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, tail(errors)
+    (job,) = world.statuses()
+    result = json.loads((world.state / "jobs" / job["id"] / "result.json").read_text())
+    fetched = hashlib.sha256((world.work / "artefacts.tar.gz").read_bytes()).hexdigest()
+    assert fetched == result["archive"]["sha256"]
+    world.assert_clean()
+
+
+# Row 28: cancel.
+
+
+def test_ctrl_c_once_stops_and_collects(world: World, sshd: Sshd) -> None:
+    world.model(STOPPABLE)
+    process = world.start(*world.train("probe", inventory=world.inventory(sshd)))
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 6, tail(errors)
+    assert out == b"stopping\n"
+    assert (world.work / "artefacts.tar.gz").exists()
+    assert b"Traceback" not in errors
+    world.assert_clean()
+
+
+def test_ctrl_c_twice_leaves_at_once_and_the_job_is_stopped(world: World) -> None:
+    world.model(
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(120)\n"
+    )
+    process = world.start(*world.train("probe", "--grace", "8s"))
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    os.killpg(process.pid, signal.SIGINT)
+    (job,) = world.statuses()
+    folder = world.state / "jobs" / job["id"]
+    wait_until(lambda: True if (folder / "cancel").exists() else None, 20)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 6, tail(errors)
+    assert not (folder / "result.json").exists(), "left only after the job's end"
+    result = wait_until(lambda: folder.joinpath("result.json").exists() or None, 60)
+    assert result and json.loads((folder / "result.json").read_text())["exit_code"] == 6
+    world.assert_clean()
+
+
+def test_a_workflow_cancel(world: World) -> None:
+    """SIGINT, 7.5 s, SIGTERM, 2.5 s, SIGKILL, as GitHub's runner does it, to a job that ignores SIGTERM."""
+    world.model(
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(120)\n"
+    )
+    process = world.start(*world.train("probe", "--grace", "12s"))
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(7.5)
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(2.5)
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    (job,) = world.statuses()
+    path = world.state / "jobs" / job["id"] / "result.json"
+    wait_until(lambda: path.exists() or None, 60)
+    assert json.loads(path.read_text())["exit_code"] == 6
+    wait_until(lambda: not world.processes() or None, 40)
+
+
+def test_sigterm_is_like_ctrl_c(world: World) -> None:
+    world.model(STOPPABLE)
+    process = world.start(*world.train("probe"))
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    os.kill(process.pid, signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out) == (6, b"stopping\n"), tail(errors)
+
+
+def test_ctrl_c_before_the_start(world: World, sshd: Sshd) -> None:
+    world.model(COUNTING.format(count=3))
+    (world.repo / "large").write_bytes(os.urandom(30 << 20))
+    with Line(sshd.port) as line:
+        sshd.trust(line.port)
+        process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
+        wait_until(lambda: True if line.bytes > 4 << 20 else None, 60)
+        line.freeze()
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        line.mend()
+    assert process.returncode == 6, tail(errors)
+    assert all(status["state"] == "prepared" for status in world.statuses())
+    wait_until(lambda: not world.processes() or None, 60)
+
+
+def test_terminal_gone_stops_nothing(world: World) -> None:
+    """A hang-up: the terminal closes, the kernel sends SIGHUP, the job runs on."""
+    world.model(COUNTING.format(count=100))
+    master, slave = pty.openpty()
+    process = world.start(
+        *world.train("probe"),
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(slave)
+    seen = b""
+    while b"line 3" not in seen:
+        assert select.select([master], [], [], 60)[0], tail(seen)
+        try:
+            seen += os.read(master, 65536)
+        except OSError:
+            pytest.fail(f"ended with {process.wait()}: {tail(seen)}")
+    assert b"\x1b[K" in seen, "no live line on a terminal"
+    os.close(master)
+    assert process.wait(timeout=30) == 11
+    attached = world.run("attach", "last", "--inventory", world.local)
+    assert attached.returncode == 0, tail(attached.stderr)
+    assert attached.stdout == lines(100)
+    world.assert_clean()
+
+
+@pytest.mark.parametrize("command", ["attach", "logs"])
+def test_ctrl_c_only_leaves_in_attach_and_logs(world: World, command: str) -> None:
+    world.model(COUNTING.format(count=100))
+    assert world.run(*world.train("probe", "--detach")).returncode == 0
+    follow = ["-f"] if command == "logs" else []
+    process = world.start(command, *follow, "last", "--inventory", world.local)
+    assert process.stdout is not None and process.stderr is not None
+    first = process.stdout.readline()
+    assert first == b"line 0\n", tail(process.stderr.read())
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 11, tail(errors)
+    assert b"Traceback" not in errors
+    attached = world.run("attach", "last", "--inventory", world.local)
+    assert (attached.returncode, attached.stdout) == (0, lines(100)), tail(attached.stderr)
+
+
+def test_cancel_from_another_shell(world: World) -> None:
+    world.model(STOPPABLE)
+    process = world.start(*world.train("probe"))
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    assert world.run("cancel", "last", "--inventory", world.local).returncode == 0
+    assert world.run("cancel", "last", "--inventory", world.local).returncode == 0
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out) == (6, b"stopping\n"), tail(errors)
+    assert world.run("cancel", "last", "--inventory", world.local).returncode == 0
+    world.assert_clean()
+
+
+# Row 36, and the disk on this side of row 29.
+
+
+def test_damaged_on_the_way_is_fetched_again(world: World) -> None:
+    world.model(COUNTING.format(count=1))
+    job = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
+    wait_until(lambda: True if world.statuses()[-1]["state"] == "finished" else None, 60)
+    (world.work / f".artefacts.tar.gz.{job}.part").write_bytes(b"garbage of an earlier try")
+    done = world.run("fetch", job, "--inventory", world.local)
+    assert done.returncode == 0, tail(done.stderr)
+    assert b"arrived damaged: it is fetched again" in done.stderr
+    result = json.loads((world.state / "jobs" / job / "result.json").read_text())
+    fetched = hashlib.sha256((world.work / "artefacts.tar.gz").read_bytes()).hexdigest()
+    assert fetched == result["archive"]["sha256"]
+    world.assert_clean()
+
+
+def test_damaged_for_good_keeps_the_previous_archive(world: World) -> None:
+    world.model(COUNTING.format(count=1))
+    job = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
+    wait_until(lambda: True if world.statuses()[-1]["state"] == "finished" else None, 60)
+    archive = world.state / "jobs" / job / "artefacts.tar.gz"
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    (world.work / "artefacts.tar.gz").write_bytes(b"the good one of yesterday")
+    done = world.run("fetch", job, "--inventory", world.local)
+    assert done.returncode == 7, tail(done.stderr)
+    assert (world.work / "artefacts.tar.gz").read_bytes() == b"the good one of yesterday"
+    assert [path.name for path in world.work.iterdir()] == ["artefacts.tar.gz"]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")
+def test_disk_full_here_keeps_the_previous_archive(world: World) -> None:
+    world.model("open('artefacts/large', 'wb').write(os.urandom(4 << 20))\n")
+    small = world.folder / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], check=True)
+    try:
+        (small / "artefacts.tar.gz").write_bytes(b"the good one of yesterday")
+        done = world.run(*world.train("probe"), cwd=small)
+        assert done.returncode == 7, tail(done.stderr)
+        assert b"disk here is full" in done.stderr and b"train-classifier fetch" in done.stderr
+        assert (small / "artefacts.tar.gz").read_bytes() == b"the good one of yesterday"
+        assert [path.name for path in small.iterdir()] == ["artefacts.tar.gz"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)

@@ -1,0 +1,372 @@
+"""`train` from end to end on this machine's engine, over a local connection and over ssh."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback.sshd import Sshd
+from loopback.world import World, make_world, tail, wait_until
+
+pytestmark = pytest.mark.engine
+
+GOOD = """
+print("hello from", os.environ["MODEL"], *sys.argv[1:])
+os.makedirs("artefacts", exist_ok=True)
+open("artefacts/weights.bin", "wb").write(bytes(range(256)) * 100)
+open("artefacts/metrics.json", "w").write('{"accuracy": 0.975}')
+"""
+#: Our own processes may not grow past this.
+MOST_MEMORY = 200 << 20
+
+
+@pytest.fixture
+def world(base_image: str) -> Iterator[World]:
+    yield from make_world(base_image)
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    daemon = Sshd(tmp_path_factory.mktemp("sshd"))
+    yield daemon
+    daemon.stop()
+
+
+def digest_of(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def members(archive: Path) -> set[str]:
+    with tarfile.open(archive) as opened:
+        return set(opened.getnames())
+
+
+@pytest.mark.parametrize("way", ["local", "ssh"])
+def test_trains(world: World, sshd: Sshd, way: str) -> None:
+    inventory = world.inventory(sshd) if way == "ssh" else world.local
+    model = world.model(GOOD)
+    before = digest_of(world.repo)
+    done = world.run(*world.train(model, "--", "--epochs", "3", inventory=inventory))
+    assert done.returncode == 0, tail(done.stderr)
+    assert done.stdout == b"hello from probe --epochs 3\n"
+    archive = world.work / "artefacts.tar.gz"
+    assert {"artefacts/weights.bin", "job/log.txt", "job/manifest.json"} <= members(archive)
+    said = done.stderr.decode()
+    assert hashlib.sha256(archive.read_bytes()).hexdigest() in said
+    assert str(archive) in said and "0.975" in said and "trained" in said
+    assert archive.stat().st_uid == os.getuid()
+    assert digest_of(world.repo) == before
+    assert b"\x1b" not in done.stderr
+    world.assert_clean()
+
+
+def test_json_is_one_object_and_the_log_goes_to_standard_error(world: World) -> None:
+    done = world.run(*world.train(world.model(GOOD), "--json"))
+    answer = json.loads(done.stdout)
+    assert (answer["exit_code"], answer["outcome"], answer["metrics"]) == (0, "trained", {"accuracy": 0.975})
+    assert answer["artefacts"]["bytes"] == (world.work / "artefacts.tar.gz").stat().st_size
+    assert b"hello from probe" in done.stderr
+    assert set(answer["seconds"]) >= {"preflight", "push", "start", "training", "fetch"}
+
+
+def test_failed_training_still_delivers_and_the_first_cause_wins(world: World) -> None:
+    world.model(GOOD + "sys.exit(3)\n")
+    done = world.run(*world.train("probe", "--json"))
+    answer = json.loads(done.stdout)
+    assert done.returncode == answer["exit_code"] == 4
+    assert "artefacts/weights.bin" in members(Path(answer["artefacts"]["path"]))
+    assert b"Traceback" not in done.stderr
+    world.assert_clean()
+
+
+def test_nothing_new_in_artefacts(world: World) -> None:
+    (world.repo / "artefacts" / "README.md").write_text("kept\n")
+    world.model("print('did nothing')\n")
+    done = world.run(*world.train("probe"))
+    assert done.returncode == 7, tail(done.stderr)
+    assert world.run(*world.train("probe", "--allow-empty")).returncode == 0
+
+
+def test_odd_artefacts_are_handed_through_and_never_followed(world: World) -> None:
+    """Fault row 35: links out of the folder, odd names, modes; the archive arrives, nothing is extracted."""
+    world.model(
+        """
+os.makedirs("artefacts/deep/er", exist_ok=True)
+os.symlink("/etc/shadow", "artefacts/shadow")
+os.symlink("../../..", "artefacts/up")
+open("artefacts/new\\nline", "w").write("x")
+open(b"artefacts/\\xff\\xfe", "w").write("x")
+open("artefacts/secret", "w").write("x"); os.chmod("artefacts/secret", 0)
+open("artefacts/setuid", "w").write("x"); os.chmod("artefacts/setuid", 0o6755)
+os.mkfifo("artefacts/fifo")
+"""
+    )
+    done = world.run(*world.train("probe"))
+    assert done.returncode == 0, tail(done.stderr)
+    with tarfile.open(world.work / "artefacts.tar.gz") as archive:
+        entries = {entry.name: entry for entry in archive.getmembers()}
+    assert "artefacts/new\nline" in entries
+    assert "artefacts/secret" in entries
+    for entry in entries.values():
+        assert not entry.isdev() and not entry.name.startswith("/") and ".." not in entry.name.split("/")
+        assert not entry.mode & 0o6000
+    shadow = entries.get("artefacts/shadow")
+    assert shadow is None or shadow.issym()
+    assert [path.name for path in world.work.iterdir()] == ["artefacts.tar.gz"]
+
+
+def watch_memory(
+    command: int, peaks: dict[str, int], events: list[int], temp: Path, stop: threading.Event
+) -> None:
+    """Note the largest memory of each of our processes and how many event files there ever are."""
+    while not stop.wait(0.1):
+        parents: dict[int, int] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                    parents[int(entry.name)] = int(fields[1])
+                except OSError:
+                    continue
+        family = {command}
+        for _ in range(8):
+            family |= {pid for pid, parent in parents.items() if parent in family}
+        for pid in family:
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+                name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
+            except OSError:
+                continue
+            for line in status.splitlines():
+                if line.startswith("VmHWM:"):
+                    peaks[name] = max(peaks.get(name, 0), int(line.split()[1]) << 10)
+        events.append(len(list(temp.glob("**/job_events/*"))))
+
+
+def measured(world: World, *arguments: str | Path) -> tuple[int, str, bytes, dict[str, int], int]:
+    """Run a `train`, and return exit code, sha256 of its output, stderr, memory peaks and event files."""
+    peaks: dict[str, int] = {}
+    events: list[int] = [0]
+    stop = threading.Event()
+    with (world.folder / "stderr").open("w+b") as errors:
+        process = world.start(*arguments, stderr=errors)
+        watcher = threading.Thread(
+            target=watch_memory, args=(process.pid, peaks, events, world.temp, stop), daemon=True
+        )
+        watcher.start()
+        digest = hashlib.sha256()
+        assert process.stdout is not None
+        while block := process.stdout.read(1 << 20):
+            digest.update(block)
+        code = process.wait()
+        stop.set()
+        watcher.join()
+        errors.seek(0)
+        return code, digest.hexdigest(), errors.read(), peaks, max(events)
+
+
+LINES = """
+for number in range(200_000):
+    print(f"line {number} of a long run, with some more words to fill it")
+open("artefacts/done", "w").write("x")
+"""
+BINARY = """
+import random
+block = random.Random(7).randbytes(1 << 20)
+for number in range(200):
+    sys.stdout.buffer.write(number.to_bytes(4, "big") + block[4:])
+open("artefacts/done", "w").write("x")
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "way"),
+    [
+        pytest.param(LINES, "ssh", id="lines-ssh"),
+        pytest.param(BINARY, "local", id="binary-local"),
+        pytest.param(LINES, "local", id="lines-local", marks=pytest.mark.full),
+        pytest.param(BINARY, "ssh", id="binary-ssh", marks=pytest.mark.full),
+    ],
+)
+def test_no_byte_is_lost_and_memory_stays_flat(world: World, sshd: Sshd, program: str, way: str) -> None:
+    inventory = world.inventory(sshd) if way == "ssh" else world.local
+    model = world.model(program)
+    code, digest, errors, peaks, events = measured(world, *world.train(model, inventory=inventory))
+    assert code == 0, tail(errors)
+    (job,) = world.jobs()
+    with (world.state / "jobs" / job["id"] / "log.txt").open("rb") as log:
+        kept = hashlib.file_digest(log, "sha256").hexdigest()
+    expected = hashlib.sha256()
+    if program is LINES:
+        for number in range(200_000):
+            expected.update(f"line {number} of a long run, with some more words to fill it\n".encode())
+    else:
+        import random
+
+        block = random.Random(7).randbytes(1 << 20)
+        for number in range(200):
+            expected.update(number.to_bytes(4, "big") + block[4:])
+    assert digest == kept == expected.hexdigest()
+    too_large = {name: peak >> 20 for name, peak in peaks.items() if peak > MOST_MEMORY}
+    assert not too_large
+    assert peaks, "no process was seen"
+    assert events < 200
+    logs = world.start("logs", job["id"], "--inventory", world.local, stderr=subprocess.DEVNULL)
+    again = hashlib.sha256()
+    assert logs.stdout is not None
+    while block := logs.stdout.read(1 << 20):
+        again.update(block)
+    assert logs.wait() == 0
+    assert again.hexdigest() == digest
+    world.assert_clean()
+
+
+def test_lines_appear_while_the_job_runs(world: World) -> None:
+    world.model(
+        "print('first'); sys.stdout.flush()\nimport time; time.sleep(20)\nopen('artefacts/a', 'w').write('x')\n"
+    )
+    process = world.start(*world.train("probe"))
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == b"first\n"
+    assert world.statuses()[-1]["state"] == "running"
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, tail(errors)
+
+
+def test_reader_of_the_log_that_goes_away_stops_nothing(world: World) -> None:
+    world.model(
+        "import time\nfor n in range(30):\n    print(n, flush=True); time.sleep(0.1)\nopen('artefacts/a', 'w').write('x')\n"
+    )
+    process = world.start(*world.train("probe"))
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.readline() == b"0\n"
+    process.stdout.close()
+    said = process.stderr.read()
+    assert process.wait() == 0, tail(said)
+    assert b"nobody reads the log" in said and b"Traceback" not in said
+    assert (world.work / "artefacts.tar.gz").exists()
+
+
+def test_plain_ansible_playbook_shows_lines_as_they_come(world: World, sshd: Sshd) -> None:
+    world.model(
+        "print('first', flush=True)\nimport time; time.sleep(20)\nopen('artefacts/a', 'w').write('x')\n"
+    )
+    root = Path(__file__).parents[2]
+    import sys
+
+    process = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            *("-i", str(world.inventory(sshd))),
+            str(root / "playbooks" / "train.yml"),
+            *(
+                "-e",
+                "training_job_model=probe",
+                "-e",
+                "training_job_gpus=0",
+                "-e",
+                "training_job_host=trainer1",
+            ),
+            *("-e", json.dumps({"training_job_repository": str(world.repo)})),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=world.work,
+        env={**world.environment, "ANSIBLE_CONFIG": str(root / "ansible.cfg")},
+    )
+    assert process.stdout is not None
+    seen = []
+    while (line := process.stdout.readline()) and line.strip() != b"first":
+        seen.append(line)
+    assert line, tail(b"".join(seen))
+    assert process.poll() is None and world.statuses()[-1]["state"] == "running"
+    rest = process.stdout.read()
+    assert process.wait() == 0, tail(rest)
+    assert (world.work / "artefacts.tar.gz").exists()
+
+
+def test_templates_in_user_text_are_never_rendered(world: World) -> None:
+    """Fault row 13, in arguments, variables and file names, under the command line."""
+    evil = "{{ lookup('pipe', 'touch " + str(world.folder / "rendered") + "') }}"
+    world.model("print(sys.argv[1]); print(os.environ['EVIL']); open('artefacts/a', 'w').write('x')\n")
+    (world.repo / "{{ lookup('pipe', 'id') }}").write_text("x")
+    done = world.run(*world.train("probe", "--env", f"EVIL={evil}", "--", evil))
+    assert done.returncode == 0, tail(done.stderr)
+    assert done.stdout.decode() == f"{evil}\n{evil}\n"
+    assert not (world.folder / "rendered").exists()
+
+
+def test_secret_is_masked_and_lies_nowhere(world: World) -> None:
+    """Fault row 51, as far as this side goes: not in a folder of the run, not on a command line."""
+    secret = "hunter2-a-very-rare-word"
+    world.model(
+        "import time\nprint(os.environ['PASSPHRASE'], flush=True); time.sleep(8); open('artefacts/a', 'w').write('x')\n"
+    )
+    process = world.start(
+        *world.train("probe", "--secret", "PASSPHRASE"), env={**world.environment, "PASSPHRASE": secret}
+    )
+    world.wait_for(lambda status: status.get("phase") == "training")
+    time.sleep(1)
+    needle = secret.encode()
+    for top in (world.temp, world.state, world.work):
+        for path in top.rglob("*"):
+            if path.is_file():
+                assert needle not in path.read_bytes(), path
+    for pid, command in world.processes():
+        assert secret not in command, pid
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, tail(errors)
+    assert out == b"***\n"
+    assert needle not in errors
+
+
+def test_detach_then_attach_from_another_folder(world: World) -> None:
+    world.model(
+        "import time\nfor n in range(20):\n    print(n, flush=True); time.sleep(0.1)\nopen('artefacts/a', 'w').write('x')\n"
+    )
+    done = world.run(*world.train("probe", "--detach"))
+    assert done.returncode == 0, tail(done.stderr)
+    job = done.stdout.decode().strip()
+    other = world.folder / "elsewhere"
+    other.mkdir()
+    attached = world.run("attach", job[:18], "--inventory", world.local, cwd=other)
+    assert attached.returncode == 0, tail(attached.stderr)
+    assert attached.stdout == b"".join(b"%d\n" % n for n in range(20))
+    assert (other / "artefacts.tar.gz").exists()
+
+
+def test_wrong_input_touches_nothing(world: World) -> None:
+    done = world.run(*world.train("no_such_model", "--timeout", "never", "--memory", "-1", "--json"))
+    answer = json.loads(done.stdout)
+    assert done.returncode == answer["exit_code"] == 2
+    assert len(answer["error"]["problems"]) >= 3
+    assert not world.state.exists()
+
+
+def test_job_ids_unknown_and_ambiguous(world: World) -> None:
+    """Fault row 12."""
+    world.model(GOOD)
+    first = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
+    second = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
+    wait_until(lambda: all(s["state"] == "finished" for s in world.statuses()) or None, 60)
+    for job, words in (("29991231", b"no job"), ("2", b"ambiguous"), ("../../etc", b"job"), ("", b"job")):
+        done = world.run("status", job, "--inventory", world.local)
+        assert done.returncode == 2, (job, tail(done.stderr))
+        assert words in done.stderr.lower() or b"several" in done.stderr or b"match" in done.stderr, (
+            done.stderr
+        )
+        assert b"Traceback" not in done.stderr
+    assert world.run("status", first, "--inventory", world.local).returncode == 0
+    assert second.encode() in world.run("status", "last", "--inventory", world.local).stdout

@@ -1,0 +1,99 @@
+"""Role training_host: the tree, the settings, the timer, what it refuses, and the image it makes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from hosts import fleet
+from hosts.machine import CA_BUNDLE, TestHost, ca_bundle
+from hosts.play import play
+
+pytestmark = [pytest.mark.engine, pytest.mark.host]
+
+ROOT = "/var/lib/train-classifier"
+
+
+@pytest.fixture(scope="module")
+def bare_host(_hosts_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestHost]:
+    """A Debian 13 host with nothing on it."""
+    made = fleet.bare_host(tmp_path_factory.mktemp("bare-host"))
+    yield made
+    made.remove()
+
+
+def test_the_tree_is_as_the_architecture_says(ssh_host: TestHost) -> None:
+    paths = f"{ROOT} {ROOT}/queue {ROOT}/state {ROOT}/host.json {ROOT}/bin/uv"
+    assert ssh_host.shell(f"stat -c '%a %U:%G' {paths}").splitlines() == [
+        "755 root:root",
+        "2770 root:docker",
+        "711 root:root",
+        "644 root:root",
+        "755 root:root",
+    ]
+    assert ssh_host.ssh(f"{ROOT}/bin/uv --version", user="trainer").stdout.startswith("uv ")
+    account = ssh_host.shell("getent passwd train-classifier").strip().split(":")
+    assert account[5:] == [f"{ROOT}/home", "/usr/sbin/nologin"]
+
+
+def test_settings_name_the_image_and_the_bundle(ssh_host: TestHost, base_image: str) -> None:
+    settings = json.loads(ssh_host.shell(f"cat {ROOT}/host.json"))
+    assert settings["images"]["cpu"] == base_image
+    assert settings.get("ca_bundle") == (CA_BUNDLE if ca_bundle() else None)
+
+
+def test_second_run_and_check_mode_change_nothing(ssh_host: TestHost, base_image: str) -> None:
+    told = fleet.role_variables(base_image)
+    assert play(ssh_host, "docker_engine", "training_host", **told).changed == 0
+    assert play(ssh_host, "docker_engine", "training_host", check=True, **told).changed == 0
+
+
+@pytest.mark.parametrize("user", ["root", "trainer"])
+def test_the_timer_cleans_for_each_account(ssh_host: TestHost, user: str) -> None:
+    assert ssh_host.shell(f"systemctl is-active train-classifier-clean@{user}.timer") == "active\n"
+    ssh_host.shell(f"systemctl start train-classifier-clean@{user}.service")
+    said = ssh_host.shell(f"journalctl -o cat -u train-classifier-clean@{user}.service")
+    answers = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert answers and set(answers[-1]["removed"]) >= {"jobs", "images", "environments"}
+
+
+def test_state_on_overlay_is_refused_before_anything_is_made(ssh_host: TestHost, base_image: str) -> None:
+    told = {**fleet.role_variables(base_image), "training_host_state_dir": "/opt/training/state"}
+    done = play(ssh_host, "training_host", fails=True, **told)
+    assert "/opt/training/state lies on a file system of type overlay" in done.output
+    assert ssh_host.exec("test", "-e", "/opt/training", check=False).returncode == 1
+
+
+def test_a_host_without_an_engine_is_told_what_to_run(bare_host: TestHost, base_image: str) -> None:
+    done = play(bare_host, "training_host", fails=True, **fleet.role_variables(base_image))
+    assert "there is no Docker engine; run the role docker_engine first." in done.output
+    assert bare_host.shell(f"ls -A {ROOT}") == ""
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_the_image_is_made_from_mirror_and_index(bare_host: TestHost) -> None:
+    told: dict[str, object] = {
+        "training_host_image_source": "bootstrap",
+        "training_host_users": ["trainer"],
+        "train_classifier_environment": {"NO_PROXY": "only-for-the-build.invalid"},
+    }
+    if ca_bundle() is not None:
+        told["train_classifier_ca_bundle"] = CA_BUNDLE
+    play(bare_host, "docker_engine", "training_host", timeout=3000, **told)
+    image = json.loads(bare_host.shell(f"cat {ROOT}/host.json"))["images"]["cpu"]
+    version = image.rpartition(":")[2].removesuffix("-cpu")
+    program = "import tensorflow, distutils.dir_util; print(tensorflow.__version__)"
+    assert (
+        bare_host.docker("run", "--rm", "--network", "none", image, "python3", "-c", program).strip()
+        == version
+    )
+    # The machine's proxies and bundle served the build; the image knows nothing of them.
+    found = json.loads(bare_host.docker("image", "inspect", image))[0]["Config"]["Env"]
+    assert not [line for line in found if line.split("=")[0] in ("NO_PROXY", "SSL_CERT_FILE", "UV_CACHE_DIR")]
+    assert bare_host.exec("sh", "-c", f"ls -d {ROOT}/state/.image.*", check=False).stdout == ""
+    assert play(bare_host, "docker_engine", "training_host", **told).changed == 0
+    play(bare_host, "training_host", tasks_from="uninstall", **told)
+    assert bare_host.shell(f"ls -A {ROOT}") == ""
+    assert bare_host.docker("images", "-q", "--filter", "label=train-classifier=1") == ""

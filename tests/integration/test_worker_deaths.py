@@ -1,0 +1,284 @@
+"""The worker is killed (-9) in each phase: nothing of the job is left, it ends as lost, its log and artefacts are kept."""
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from worker_support import IMAGE, Machine, accounts, docker, machine
+
+pytestmark = pytest.mark.engine
+LONG = "print('up', flush=True)\nopen('artefacts/partial','w').write('x')\nimport time\ntime.sleep(600)\n"
+#: Answers as the real one does for one card of 24 GB.
+NVIDIA_SMI = """#!/bin/sh
+case "$*" in
+*--query-gpu=index*) echo "0, GPU-00000000-1111-2222-3333-444444444444, NVIDIA Test, 24576, 24000, 550.54.14, [N/A]";;
+*--query-gpu=uuid,util*) echo "GPU-00000000-1111-2222-3333-444444444444, [N/A], [N/A]";;
+esac
+"""
+
+
+@pytest.fixture(scope="module", params=accounts())
+def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    with machine(request.param) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def tree(root: Path, program: str = LONG, **files: str) -> Iterator[Path]:
+    (root / "model").mkdir()
+    (root / "model" / "__main__.py").write_text(program)
+    for name, text in files.items():
+        (root / "model" / name.replace("_txt", ".txt").replace("_", "-")).write_text(text)
+    yield root
+
+
+def assert_lost(host: Machine, job: str, phase: str) -> dict[str, object]:
+    result = host.call("status", id=job)["result"]
+    assert result is not None, host.status(job)
+    assert (result["outcome"], result["exit_code"]) == ("lost", 10)
+    assert f"in phase {phase}" in result["reason"]
+    host.assert_clean(job)
+    # Whoever looks later sees the same.
+    assert host.call("read", id=job, offset=0)["result"] == result
+    assert host.call("cancel", id=job)["state"] == "finished"
+    return dict(result)
+
+
+def test_in_phase_image(host: Machine) -> None:
+    # A fresh state folder: the image is probed, which takes a moment.
+    with machine(host.user) as fresh:
+        job = fresh.start(LONG)
+        fresh.until(job, "image")
+        fresh.kill_worker(job)
+        assert_lost(fresh, job, "image")
+
+
+def test_in_phase_packages(host: Machine, tmp_path: Path) -> None:
+    sources = host.root / "sources.list"
+    # An address that swallows every packet (RFC 5737).
+    sources.write_text("deb [trusted=yes] http://192.0.2.1/debian bookworm main\n")
+    host.write_settings(apt_sources=str(sources))
+    try:
+        with tree(tmp_path, apt_pkgs_txt="hello\n") as sent:
+            job = host.start_tree(sent)
+        host.until(job, "packages")
+        label = f"label=train-classifier.job={job}"
+        end = time.monotonic() + 60
+        while not docker("ps", "-q", "--filter", label) and time.monotonic() < end:
+            time.sleep(0.05)
+        host.kill_worker(job)
+        assert_lost(host, job, "packages")
+    finally:
+        host.settings.pop("apt_sources")
+        host.write_settings()
+
+
+def test_in_phase_environment(host: Machine, tmp_path: Path) -> None:
+    uv = host.root / "uv"
+    uv.write_text("#!/bin/sh\ncase $1 in --version) echo uv 0.0.0;; *) sleep 600;; esac\n")
+    uv.chmod(0o755)
+    host.write_settings(uv=str(uv))
+    try:
+        with tree(tmp_path, requirements_txt="six\n") as sent:
+            job = host.start_tree(sent)
+        host.until(job, "environment")
+        time.sleep(1)
+        host.kill_worker(job)
+        assert_lost(host, job, "environment")
+    finally:
+        host.settings.pop("uv")
+        host.write_settings()
+
+
+def test_in_phase_queue(host: Machine) -> None:
+    smi = host.root / "nvidia-smi"
+    smi.write_text(NVIDIA_SMI)
+    smi.chmod(0o755)
+    host.write_settings(nvidia_smi=str(smi))
+    queue = Path(host.settings["queue_dir"])
+    # Somebody else's job holds the only card: its ticket is flocked by us.
+    other = queue / "000000000000-20200101-000000-00000000.json"
+    entry = {
+        "job": "20200101-000000-00000000", "model": "other", "uid": 0, "user": "root", "dir": "/nowhere", "want": 1,
+        "min_vram_mib": None, "state": "granted", "gpus": ["GPU-00000000-1111-2222-3333-444444444444"],
+        "since": time.time(), "since_boot": time.clock_gettime(time.CLOCK_BOOTTIME),
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+    }  # fmt: skip
+    try:
+        with open(other, "w") as held:
+            other.chmod(0o666)
+            fcntl.flock(held, fcntl.LOCK_EX)
+            held.write(json.dumps(entry))
+            held.flush()
+            job = host.start(LONG, gpus=1)
+            host.until(job, "queue")
+            assert [name for name in os.listdir(queue) if job in name]
+            host.kill_worker(job)
+            assert_lost(host, job, "queue")
+    finally:
+        other.unlink()
+        host.settings.pop("nvidia_smi")
+        host.write_settings()
+
+
+def test_in_phase_training(host: Machine) -> None:
+    job = host.start(LONG)
+    host.until(job, "training", text=b"up")
+    host.kill_worker(job)
+    assert_lost(host, job, "training")
+    assert host.log(job) == b"up\n"
+    assert "artefacts/partial" in host.names(job)
+    assert host.manifest(job)["outcome"] == "lost"
+
+
+def test_in_phase_artefacts(host: Machine) -> None:
+    program = "import os\nfor n in range(60):\n    open(f'artefacts/{n}','wb').write(os.urandom(1 << 20))\nprint('up')\n"
+    job = host.start(program)
+    host.until(job, "artefacts")
+    host.kill_worker(job)
+    assert_lost(host, job, "artefacts")
+    assert len(host.names(job)) == 61 and host.log(job) == b"up\n"
+    assert not list(host.job_dir(job).glob(".*"))
+
+
+def test_what_the_model_said_last_is_not_lost(host: Machine) -> None:
+    program = "import os, time\nopen('artefacts/x','w')\nprint('up', flush=True)\ntime.sleep(1.5)\nprint('last words', flush=True)\ntime.sleep(600)\n"
+    job = host.start(program)
+    status = host.until(job, "training", text=b"up\n")
+    # A stopped worker reads nothing: the words stay in the FIFO.
+    os.kill(status["pid"], signal.SIGSTOP)
+    time.sleep(2.5)
+    host.kill_worker(job)
+    time.sleep(0.2)
+    result = host.wait(job)
+    assert result["outcome"] == "lost" and host.log(job) == b"up\nlast words\n"
+
+
+def test_unmasked_words_of_a_job_with_secrets_are_dropped(host: Machine) -> None:
+    program = "import os, time\nopen('artefacts/x','w')\nprint('up', flush=True)\ntime.sleep(1.5)\nprint(os.environ['TOKEN'], flush=True)\ntime.sleep(600)\n"
+    job = host.start(program, {"TOKEN": "hunter2"})
+    status = host.until(job, "training", text=b"up\n")
+    os.kill(status["pid"], signal.SIGSTOP)
+    time.sleep(2.5)
+    host.kill_worker(job)
+    time.sleep(0.2)
+    assert host.wait(job)["outcome"] == "lost"
+    assert b"hunter2" not in host.log(job) and b"8 bytes of the log are missing" in host.log(job)
+
+
+def test_worker_that_never_starts(host: Machine, tmp_path: Path) -> None:
+    with tree(tmp_path) as sent:
+        spec = host.spec()
+        host.push(sent, spec)
+    job = spec["id"]
+    # As if the launcher had failed after the state was written: of an earlier boot, so no grace is due.
+    path = host.job_dir(job) / "status.json"
+    status = json.loads(path.read_text())
+    path.write_text(json.dumps({**status, "state": "submitted", "boot_id": "another"}))
+    result = host.wait(job)
+    assert result["outcome"] == "lost" and "rebooted" in result["reason"]
+    host.assert_clean(job)
+
+
+def test_reboot(host: Machine) -> None:
+    job = host.start(LONG)
+    host.until(job, "training", text=b"up")
+    host.kill_worker(job)
+    docker("stop", "-t", "0", f"tc-job-{job}")
+    path = host.job_dir(job) / "status.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "boot_id": "another"}))
+    result = host.call("status", id=job)["result"]
+    assert result["outcome"] == "lost" and "rebooted" in result["reason"]
+    assert "artefacts/partial" in host.names(job)
+    host.assert_clean(job)
+
+
+def test_the_next_worker_finishes_the_dead(host: Machine) -> None:
+    dead = host.start(LONG)
+    host.until(dead, "training", text=b"up")
+    host.kill_worker(dead)
+    _, result = host.train("open('artefacts/x','w')")
+    assert result["outcome"] == "trained"
+    end = time.monotonic() + 30
+    while not (host.job_dir(dead) / "result.json").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert json.loads((host.job_dir(dead) / "result.json").read_text())["outcome"] == "lost"
+    host.assert_clean(dead)
+
+
+def test_stop_hook_of_the_unit(host: Machine) -> None:
+    job = host.start(LONG)
+    host.until(job, "training", text=b"up")
+    command = [*host.prefix(), "/usr/bin/python3", "-I", str(host.program), "finish", str(host.job_dir(job))]
+    # While the worker lives, the hook does nothing.
+    subprocess.run(command, env={**host.environment(), "SERVICE_RESULT": "success"}, check=True)
+    assert host.status(job)["state"] == "running"
+    host.kill_worker(job)
+    time.sleep(0.2)
+    hook = {**host.environment(), "SERVICE_RESULT": "oom-kill", "EXIT_STATUS": "KILL"}
+    subprocess.run(command, env=hook, check=True)
+    result = json.loads((host.job_dir(job) / "result.json").read_text())
+    assert result["outcome"] == "lost" and "oom-kill" in result["reason"]
+    host.assert_clean(job)
+
+
+def test_at_a_random_moment(host: Machine) -> None:
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    for _ in range(3):
+        job = host.start("print('up')\nopen('artefacts/x','w').write('x')")
+        time.sleep(chance.uniform(0, 2.5))
+        with contextlib.suppress(ProcessLookupError, TypeError):
+            host.kill_worker(job)
+        result = host.wait(job)
+        assert result["outcome"] in ("lost", "trained")
+        host.assert_clean(job)
+
+
+def test_clean_removes_what_ended_and_nothing_else(host: Machine) -> None:
+    with machine(host.user) as fresh:
+        old, _ = fresh.train("open('artefacts/x','w')")
+        live = fresh.start(LONG)
+        fresh.until(live, "training", text=b"up")
+        foreign = docker("create", IMAGE, "true")
+        try:
+            dry = fresh.call("clean", older_s=0, dry_run=True)
+            assert dry["removed"]["jobs"] == 1 and fresh.job_dir(old).exists()
+            done = fresh.call("clean", older_s=0, keep_environments_bytes=0)
+            assert done["removed"]["jobs"] == 1 and not fresh.job_dir(old).exists()
+            assert docker("ps", "-aq", "--no-trunc", "--filter", f"id={foreign}") == foreign
+            assert fresh.status(live)["state"] == "running"
+            assert (fresh.state / "cache" / "0123456789abcdef").exists()
+        finally:
+            docker("rm", foreign)
+        fresh.call("cancel", id=live)
+        assert fresh.wait(live)["outcome"] == "cancelled"
+        # What was used last a while ago goes, down to the budget.
+        for path in (fresh.state / "cache").iterdir():
+            os.utime(path, (1, 1))
+        os.utime(fresh.job_dir(live) / "result.json", (1, 1))
+        done = fresh.call("clean", keep_environments_bytes=0)
+        assert done["removed"]["caches"] == 1
+        assert not list((fresh.state / "cache").iterdir()) and not list((fresh.state / "mirrors").iterdir())
+        assert fresh.job_dir(live).exists() and fresh.program.exists()
+
+
+def test_abandoned_pushes_are_removed(host: Machine, tmp_path: Path) -> None:
+    with tree(tmp_path) as sent:
+        spec = host.spec()
+        host.push(sent, spec)
+    path = host.job_dir(spec["id"]) / "status.json"
+    host.call("clean")
+    assert path.exists()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "updated": time.time() - 1000}))
+    host.call("clean", older_s=10**9)
+    assert not path.exists()

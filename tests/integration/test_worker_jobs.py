@@ -1,0 +1,319 @@
+"""Jobs that end well, as root and as a person: what they see, what they leave, and what is refused."""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from worker_support import IMAGE, Machine, Refused, accounts, docker, machine
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module", params=accounts())
+def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    with machine(request.param) as made:
+        yield made
+
+
+WRITES = "open('artefacts/out','w').write('x')\n"
+
+
+def test_a_job_end_to_end(host: Machine, tmp_path: Path) -> None:
+    tree = tmp_path / "repo with space"
+    (tree / "model").mkdir(parents=True)
+    (tree / "artefacts").mkdir()
+    (tree / "artefacts" / "README.md").write_text("old")
+    (tree / "model" / "__init__.py").touch()
+    (tree / "model" / "__main__.py").write_text(
+        "import json, os, sys\nprint('argv', sys.argv[1:], flush=False)\nprint('err', file=sys.stderr)\n"
+        "open('model/beside','w').write('x')\nos.makedirs('artefacts/sub')\n"
+        "open('artefacts/sub/out.bin','wb').write(bytes(1000))\n"
+        "json.dump({'loss': 0.5}, open('artefacts/metrics.json','w'))\n"
+    )
+    before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
+    job = host.start_tree(tree, arguments=["--x", "a b", "$HOME", "é\n"])
+    result = host.wait(job)
+    assert (result["outcome"], result["exit_code"], result["reason"]) == ("trained", 0, None)
+    assert result["training_exit_status"] == 0 and result["metrics"] == {"loss": 0.5}
+    assert host.log(job) == "argv ['--x', 'a b', '$HOME', 'é\\n']\nerr\n".encode()
+    assert set(result["seconds"]) == {
+        "image", "packages", "environment", "queue", "gpu-check", "training", "artefacts"
+    }  # fmt: skip
+    assert host.names(job) == [
+        "artefacts", "artefacts/README.md", "artefacts/metrics.json", "artefacts/sub", "artefacts/sub/out.bin",
+    ]  # fmt: skip
+    data = (host.job_dir(job) / "artefacts.tar.gz").read_bytes()
+    assert result["archive"] == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    manifest = host.manifest(job)
+    assert manifest["outcome"] == "trained" and manifest["arguments"] == ["--x", "a b", "$HOME", "é\n"]
+    assert manifest["image"]["reference"] == IMAGE
+    assert [line["path"] for line in manifest["artefacts"] if line["new"]] == [
+        "artefacts/metrics.json", "artefacts/sub/out.bin",
+    ]  # fmt: skip
+    assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
+    host.assert_clean(job)
+
+
+def test_confinement(host: Machine, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    for folder in tmp_path.parents[:2]:
+        folder.chmod(0o711)
+    (tmp_path / "input").write_text("given")
+    program = (
+        """
+import os, pwd, resource
+found = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
+print("caps", found["CapEff"].strip(), found["CapBnd"].strip(), "nnp", found["NoNewPrivs"].strip())
+print("uid", os.getuid() != 0, pwd.getpwuid(os.getuid()).pw_name == os.environ["USER"])
+open(os.path.expanduser("~/file"), "w").write("x")
+print("data", open("/data/d/input").read(), os.access("/data/d/input", os.W_OK))
+print("net", sorted(os.listdir("/sys/class/net")))
+print("pid1", open("/proc/1/comm").read().strip())
+print("shm", os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize)
+for name in ("KERAS_HOME", "HF_HOME", "TORCH_HOME", "TRAIN_CHECKPOINT_DIR"):
+    os.makedirs(os.environ[name], exist_ok=True)
+    open(os.environ[name] + "/kept", "w").write("x")
+try:
+    open("/run/train-classifier/new", "w")
+except OSError as error:
+    print("run", error.errno)
+print("stdin", repr(os.read(0, 1)))
+print("env", os.environ["MODEL"], repr(os.environ["ODD"]), len(os.environ["LONG"]))
+"""
+        + WRITES
+    )
+    odd = {"ODD": "a=b\nc '\"$x", "LONG": "x" * (131072 - 16)}
+    job, result = host.train(
+        program, network="none", shm_bytes=64 << 20, memory_bytes=256 << 20, cpus=1.5, pids=99, environment=odd,
+        data=[{"path": str(tmp_path), "name": "d"}],
+    )  # fmt: skip
+    text = host.log(job).decode()
+    assert result["outcome"] == "trained", (result, text)
+    assert "caps 0000000000000000 0000000000000000 nnp 1" in text
+    assert "uid True True" in text and "data given False" in text and "net ['lo']" in text
+    assert f"shm {64 << 20}" in text and "run 30" in text and "stdin b''" in text
+    assert f"env model {odd['ODD']!r} {len(odd['LONG'])}" in text
+    assert (host.state / "cache" / "0123456789abcdef" / "keras" / "kept").exists()
+    assert (host.job_dir(job) / "checkpoints" / "kept").exists()
+    host.assert_clean(job)
+
+
+def test_limits_reach_the_engine(host: Machine) -> None:
+    job = host.start(
+        "print('up', flush=True)\nimport time\ntime.sleep(60)", memory_bytes=64 << 20, cpus=0.5, pids=50
+    )
+    host.until(job, "training", text=b"up")
+    made = json.loads(docker("inspect", f"tc-job-{job}"))[0]
+    limits = made["HostConfig"]
+    assert (limits["Memory"], limits["MemorySwap"], limits["NanoCpus"], limits["PidsLimit"]) == (
+        64 << 20, 64 << 20, 500_000_000, 50,
+    )  # fmt: skip
+    assert limits["LogConfig"]["Type"] == "none" and limits["Init"] and limits["CapDrop"] == ["ALL"]
+    assert made["Config"]["User"].split(":")[0] != "0"
+    labels = {
+        key: value for key, value in made["Config"]["Labels"].items() if key.startswith("train-classifier")
+    }
+    assert labels["train-classifier"] == "1" and labels["train-classifier.job"] == job
+    assert (
+        labels["train-classifier.dir"] == str(host.job_dir(job)) and labels["train-classifier.kind"] == "job"
+    )
+    host.call("cancel", id=job)
+    assert host.wait(job)["outcome"] == "cancelled"
+    host.assert_clean(job)
+
+
+def test_secrets_stay_secret(host: Machine) -> None:
+    secret = "s3cret-'\"$(id)\nsecond line-é"
+    program = (
+        "import os, sys, time\nvalue = os.environ['TOKEN']\nsys.stdout.write('<' + value[:7])\nsys.stdout.flush()\n"
+        "sys.stdout.write(value[7:] + '>\\n')\nprint(len(value), flush=True)\n"
+        "open('artefacts/x','w').write('x')\ntime.sleep(2)\n"
+    )
+    job = host.start(program, {"TOKEN": secret})
+    host.until(job, "training", text=b"\n")
+    listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    inspected = docker("inspect", f"tc-job-{job}")
+    assert "s3cret" not in listed and "s3cret" not in inspected
+    result = host.wait(job)
+    assert result["outcome"] == "trained"
+    assert host.log(job) == f"<***>\n{len(secret)}\n".encode()
+    for path in host.job_dir(job).rglob("*"):
+        assert path.is_dir() or b"s3cret" not in path.read_bytes(), path
+    host.assert_clean(job)
+
+
+@pytest.mark.parametrize("given", [{}, {"TOKEN": "a\0b"}, {"TOKEN": "x", "OTHER": "y"}])
+def test_wrong_secrets_are_refused(host: Machine, tmp_path: Path, given: dict[str, str]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "__main__.py").touch()
+    spec = host.spec(secrets=["TOKEN"])
+    host.push(tmp_path, spec)
+    with pytest.raises(Refused, match="secret") as refused:
+        host.call("submit", id=spec["id"], secrets=given)
+    assert refused.value.code == 2
+    assert host.call("cancel", id=spec["id"])["state"] == "removed"
+    assert not host.job_dir(spec["id"]).exists()
+
+
+def test_resume_starts_from_a_copy(host: Machine) -> None:
+    program = (
+        "import os\npath = os.environ['TRAIN_CHECKPOINT_DIR'] + '/epoch'\n"
+        "epoch = int(open(path).read()) + 1 if os.path.exists(path) else 1\n"
+        "open(path, 'w').write(str(epoch))\nprint('epoch', epoch)\n" + WRITES
+    )
+    first, _ = host.train(program, model="model")
+    second, _ = host.train(program, resume=first)
+    third, result = host.train(program, resume="last")
+    assert [host.log(job) for job in (first, second, third)] == [b"epoch 1\n", b"epoch 2\n", b"epoch 3\n"]
+    assert host.manifest(third)["resumed_from"] == second and result["outcome"] == "trained"
+    with pytest.raises(Refused, match="no job"):
+        host.call("prepare", spec=host.spec(resume="20200101-000000-00000000"), files="eJwDAAAAAAE=")
+
+
+def test_nothing_new_and_allow_empty(host: Machine) -> None:
+    job, result = host.train("print('no results')")
+    assert (result["outcome"], result["exit_code"]) == ("nothing-delivered", 7)
+    assert host.manifest(job)["outcome"] == "nothing-delivered" and "artefacts" in result["reason"]
+    job, result = host.train("print('no results')", allow_empty=True)
+    assert (result["outcome"], result["exit_code"]) == ("trained", 0)
+    job, result = host.train("import os\nos.rmdir('artefacts')")
+    assert result["exit_code"] == 7
+    host.assert_clean(job)
+
+
+def test_the_model_cannot_reach_the_checkout_and_may_ruin_its_workspace(host: Machine) -> None:
+    program = """
+import os, subprocess
+os.makedirs("artefacts/closed")
+open("artefacts/closed/kept", "w").write("kept")
+os.makedirs("deep/" + "/".join(["d" * 50] * 60))
+open("unreadable", "w").close()
+os.makedirs("shut/inside")
+open("shut/inside/file", "w").close()
+for name in ("unreadable", "shut/inside", "shut", "artefacts/closed/kept", "artefacts/closed"):
+    os.chmod(name, 0)
+subprocess.run(["rm", "-rf", "model"], check=True)
+with open("/tmp/big", "wb") as file:
+    file.truncate(1 << 30)
+"""
+    job, result = host.train(program)
+    assert result["outcome"] == "trained", result
+    with host.archive(job) as archive:
+        file = archive.extractfile("artefacts/closed/kept")
+        assert file is not None and file.read() == b"kept"
+    host.assert_clean(job)
+    mirror = host.state / "mirrors" / "0123456789abcdef" / "tree"
+    assert sorted(os.listdir(mirror / "model")) == ["__init__.py", "__main__.py"]
+    job, result = host.train("import os\nos.system('rm -rf /workspace/* /workspace/.??*')")
+    assert result["exit_code"] == 7
+    host.assert_clean(job)
+
+
+def test_ids(host: Machine, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "__main__.py").write_text("print(1)")
+    with pytest.raises(Refused, match="no job"):
+        host.call("status", id="20990101-000000-00000000")
+    one = host.spec(id="20990101-000000-aaaaaaaa", allow_empty=True)
+    two = host.spec(id="20990101-000000-bbbbbbbb", allow_empty=True)
+    for spec in (one, two):
+        host.push(tmp_path, spec)
+        host.call("submit", id=spec["id"])
+    assert [host.wait(spec["id"])["outcome"] for spec in (one, two)] == ["trained", "trained"]
+    with pytest.raises(Refused, match="in use already"):
+        host.push(tmp_path, one)
+    with pytest.raises(Refused, match="submitted already"):
+        host.call("submit", id=one["id"])
+    done = host.rsync(tmp_path, one["id"], [b"model/__main__.py"])
+    assert done.returncode != 0 and b"submitted already" in done.stderr
+    with pytest.raises(Refused, match="ambiguous"):
+        host.call("status", id="20990101-000000")
+    assert host.call("status", id="20990101-000000-b")["id"] == two["id"]
+    assert host.call("status", id="last")["id"] == two["id"]
+    listed = {line["id"]: line for line in host.call("list", all=True)["jobs"]}
+    assert listed[one["id"]]["outcome"] == "trained" and listed[one["id"]]["state"] == "finished"
+    for wrong in ("", "../x", None, 5):
+        with pytest.raises(Refused) as refused:
+            host.call("status", id=wrong)
+        assert refused.value.code == 2
+
+
+def test_every_problem_at_once(host: Machine) -> None:
+    spec = host.spec(model="../x", gpus=-1, network="host", image=5)
+    with pytest.raises(Refused) as refused:
+        host.call("prepare", spec=spec, files="eJwDAAAAAAE=")
+    assert refused.value.code == 2 and len(refused.value.error["problems"]) == 4
+    missing = host.spec(data=[{"path": "/nowhere", "name": "a"}, {"path": "/nowhere2", "name": "b"}])
+    with pytest.raises(Refused) as refused:
+        host.call("prepare", spec=missing, files="eJwDAAAAAAE=")
+    assert len(refused.value.error["problems"]) == 2 and "/nowhere2" in refused.value.error["reason"]
+    assert not host.job_dir(missing["id"]).exists()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b'{"verb": "dance"}', b'{"verb": "status", "state_dir": "x"}', b"\xff"]
+)
+def test_what_is_no_request(host: Machine, data: bytes) -> None:
+    done = subprocess.run(
+        [*host.prefix(), "/usr/bin/python3", "-I", str(host.program)], input=data, capture_output=True,
+        env=host.environment(), check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["error"]["code"] == 2 and done.stderr == b""
+
+
+def test_data_that_vanished_after_the_push(host: Machine, tmp_path: Path) -> None:
+    folder = host.root / "data"
+    folder.mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "__main__.py").write_text("print(1)")
+    spec = host.spec(data=[{"path": str(folder), "name": "d"}])
+    host.push(tmp_path, spec)
+    folder.rmdir()
+    host.call("submit", id=spec["id"])
+    result = host.wait(spec["id"])
+    assert result["exit_code"] == 2 and str(folder) in result["reason"]
+    host.assert_clean(spec["id"])
+
+
+def test_not_enough_room(host: Machine) -> None:
+    host.write_settings(disk_floor_bytes=1 << 60)
+    try:
+        with pytest.raises(Refused, match="GiB free") as refused:
+            host.call("prepare", spec=host.spec(), files="eJwDAAAAAAE=")
+    finally:
+        host.write_settings(disk_floor_bytes=1 << 20)
+    assert refused.value.code == 3
+
+
+def test_long_poll_answers_at_once_when_there_is_news(host: Machine) -> None:
+    program = "import time\nfor n in range(3):\n    print(n)\n    time.sleep(1)\n" + WRITES
+    job = host.start(program)
+    offset, seen, text, states = 0, None, b"", []
+    while not states or states[-1] != "finished":
+        answer = host.call("read", id=job, offset=offset, seen=seen, wait=30)
+        data = zlib.decompress(base64.b64decode(answer["data"])) if answer["data"] else b""
+        assert answer["offset"] == offset
+        assert data or answer["status"]["version"] != seen
+        offset, seen = offset + len(data), answer["status"]["version"]
+        text += data
+        states.append(answer["status"]["state"])
+    assert text == b"0\n1\n2\n" == host.log(job)
+    assert answer["archive"] == str(host.job_dir(job) / "artefacts.tar.gz")
+
+
+def test_jobs_of_others_are_theirs(host: Machine) -> None:
+    job, _ = host.train(WRITES)
+    if host.user == "root" or os.geteuid() != 0:
+        assert (host.job_dir(job)).stat().st_mode & 0o077 == 0
+        return
+    done = subprocess.run(
+        ["setpriv", "--reuid=65534", "--clear-groups", "cat", str(host.job_dir(job) / "log.txt")],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0

@@ -1,0 +1,219 @@
+"""Launchers on a systemd host: system unit for root, user unit with linger, setsid without; and an engine that restarts."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hosts.machine import TestHost
+from loopback.world import wait_until
+from worker_support import IMAGE
+
+from train_classifier.bundle import bundle
+from train_classifier.job import SCHEMA, new_job_id
+
+pytestmark = pytest.mark.host
+#: Runs inside the host: prepares a job, pushes one file through the door, submits. Prints the answer.
+START = r"""
+import base64, json, os, subprocess, sys, tempfile, zlib
+program, spec, text, secrets = json.load(sys.stdin)
+entry = ["/usr/bin/python3", "-I", program]
+def call(**request):
+    answer = json.loads(subprocess.run(entry, input=json.dumps(request).encode(), stdout=subprocess.PIPE, check=True).stdout)
+    if "error" in answer:
+        sys.exit(json.dumps(answer))
+    return answer
+with tempfile.TemporaryDirectory() as folder:
+    os.mkdir(folder + "/model")
+    open(folder + "/model/__main__.py", "w").write(text)
+    open(folder + "/rsh", "w").write('shift\nexec sh -c "$*"\n')
+    job = call(verb="prepare", spec=spec, files=base64.b64encode(zlib.compress(b"model/__main__.py\0")).decode())["job"]
+    door = " ".join([*entry, "receive", job, "--", "rsync"])
+    subprocess.run(["rsync", "-lptS", "--files-from=-", "--from0", "-e", "sh " + folder + "/rsh", "--rsync-path", door,
+                    folder + "/", "host:."], input=b"model/__main__.py\0", check=True)
+print(json.dumps(call(verb="submit", id=spec["id"], secrets=secrets)))
+"""
+LONG = "print('up', flush=True)\nopen('artefacts/partial','w').write('x')\nimport time\ntime.sleep(600)\n"
+
+
+class Person:
+    """One account of a test host."""
+
+    def __init__(self, host: TestHost, user: str) -> None:
+        self.host = host
+        self.user = user
+        home = (
+            "/var/lib/train-classifier/state"
+            if user == "root"
+            else f"/home/{user}/.local/state/train-classifier"
+        )
+        self.state = home
+        self.program = f"{home}/workers/{bundle()[0]}"
+        for name, content in bundle()[1].items():
+            path = f"{self.program}/{name}"
+            host.exec(
+                "sh",
+                "-ec",
+                'mkdir -p "$(dirname "$1")"; cat >"$1"',
+                "sh",
+                path,
+                user=user,
+                input=content.decode(),
+            )
+
+    def call(self, **request: Any) -> dict[str, Any]:
+        done = self.host.exec(
+            "/usr/bin/python3", "-I", self.program, user=self.user, input=json.dumps(request)
+        )
+        answer: dict[str, Any] = json.loads(done.stdout)
+        assert "error" not in answer, answer
+        return answer
+
+    def start(self, text: str, secrets: dict[str, str] | None = None, **changes: Any) -> dict[str, Any]:
+        spec = {
+            "schema": SCHEMA, "id": new_job_id(), "model": "model", "gpus": 0, "image": IMAGE, "grace_s": 2.0,
+            "repository": {"name": "repo", "key": "0123456789abcdef", "commit": None, "dirty": None},
+            "secrets": sorted(secrets or {}), **changes,
+        }  # fmt: skip
+        done = self.host.exec(
+            "/usr/bin/python3", "-c", START, user=self.user,
+            input=json.dumps([self.program, spec, text, secrets or {}]),
+        )  # fmt: skip
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    def file(self, job: str, name: str) -> str:
+        return self.host.exec("cat", f"{self.state}/jobs/{job}/{name}", check=False).stdout
+
+    def until_log(self, job: str, text: str) -> dict[str, Any]:
+        end = time.monotonic() + 120
+        while text not in self.file(job, "log.txt"):
+            assert time.monotonic() < end, self.call(verb="status", id=job)
+            time.sleep(0.2)
+        status: dict[str, Any] = json.loads(self.file(job, "status.json"))
+        return status
+
+    def result(self, job: str, looking: bool = True) -> dict[str, Any]:
+        """Wait for the result; without `looking` by nothing that could finish a dead job."""
+        end = time.monotonic() + 120
+        while not self.file(job, "result.json"):
+            assert time.monotonic() < end, self.file(job, "status.json")
+            if looking:
+                self.call(verb="read", id=job, wait=2, offset=1 << 40)
+            else:
+                time.sleep(0.3)
+        found: dict[str, Any] = json.loads(self.file(job, "result.json"))
+        return found
+
+
+@pytest.fixture(scope="module")
+def prepared(ssh_host: TestHost) -> Iterator[TestHost]:
+    ssh_host.load_image(IMAGE)
+    before = ssh_host.exec("cat", "/var/lib/train-classifier/host.json", check=False).stdout
+    ssh_host.shell("install -d -m 2770 -o root -g docker /var/lib/train-classifier/queue")
+    ssh_host.write(
+        "/var/lib/train-classifier/host.json",
+        json.dumps({"schema": 1, "images": {"cpu": IMAGE, "gpu": IMAGE}, "service_user": "nobody",
+                    "disk_floor_bytes": 1 << 20}),
+    )  # fmt: skip
+    yield ssh_host
+    if before:
+        ssh_host.write("/var/lib/train-classifier/host.json", before)
+    else:
+        ssh_host.shell("rm -f /var/lib/train-classifier/host.json")
+
+
+@pytest.fixture(params=["system", "user", "setsid"])
+def person(request: pytest.FixtureRequest, prepared: TestHost) -> Iterator[tuple[Person, str]]:
+    user = "root" if request.param == "system" else "trainer"
+    prepared.shell("usermod -aG docker trainer")
+    if user == "trainer":
+        prepared.shell(f"loginctl {'enable' if request.param == 'user' else 'disable'}-linger trainer")
+        if request.param == "user":
+            prepared.shell(
+                'for n in $(seq 100); do [ -S "/run/user/$(id -u trainer)/bus" ] && exit 0; sleep 0.1; done; exit 1'
+            )
+    yield Person(prepared, user), request.param
+    if request.param == "user":
+        prepared.shell("loginctl disable-linger trainer")
+
+
+def test_launched(person: tuple[Person, str]) -> None:
+    me, launcher = person
+    answer = me.start(
+        "import os\nprint(os.environ['TOKEN'])\nopen('artefacts/x','w').write('x')", {"TOKEN": "hunter2"}
+    )
+    assert answer["launcher"] == launcher
+    assert answer.get("unit") == (None if launcher == "setsid" else f"tc-job-{answer['id']}.service")
+    result = me.result(answer["id"])
+    assert result["outcome"] == "trained", result
+    assert me.file(answer["id"], "log.txt") == "***\n"
+    assert me.host.containers(f"label=train-classifier.job={answer['id']}") == []
+    # The journal and the units never saw the secret.
+    assert "hunter2" not in me.host.shell("journalctl --no-pager -o cat")
+    # The result is written before the unit's stop hook has run.
+    units = "systemctl list-units --all --no-legend 'tc-job-*'"
+    wait_until(lambda: me.host.shell(units).strip() == "" or None, 30)
+
+
+def test_killed_worker_is_finished_by_its_unit(person: tuple[Person, str]) -> None:
+    me, launcher = person
+    job = me.start(LONG)["id"]
+    status = me.until_log(job, "up")
+    me.host.exec("kill", "-9", str(status["pid"]))
+    result = me.result(job, looking=launcher == "setsid")
+    assert (result["outcome"], result["exit_code"]) == ("lost", 10)
+    if launcher != "setsid":
+        assert "signal" in result["reason"], result["reason"]
+    assert me.file(job, "log.txt") == "up\n" and result["archive"]
+    assert me.host.containers(f"label=train-classifier.job={job}") == []
+
+
+def test_stopped_unit_ends_in_order(person: tuple[Person, str]) -> None:
+    me, launcher = person
+    job = me.start(LONG)["id"]
+    status = me.until_log(job, "up")
+    if launcher == "system":
+        me.host.exec("systemctl", "stop", status["unit"])
+    elif launcher == "user":
+        me.host.shell(
+            f"XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user stop {status['unit']}", user="trainer"
+        )
+    else:
+        me.host.exec("kill", str(status["pid"]))
+    result = me.result(job)
+    assert (result["outcome"], result["exit_code"]) == ("cancelled", 6) and "SIGTERM" in result["reason"]
+    assert result["archive"] and me.host.containers(f"label=train-classifier.job={job}") == []
+
+
+@pytest.mark.parametrize("live_restore", [True, False])
+def test_engine_restarts_during_training(prepared: TestHost, live_restore: bool) -> None:
+    me = Person(prepared, "root")
+    before = prepared.exec("cat", "/etc/docker/daemon.json", check=False).stdout
+    settings = {**(json.loads(before) if before else {}), "live-restore": live_restore}
+    prepared.write("/etc/docker/daemon.json", json.dumps(settings))
+    prepared.shell("systemctl restart docker; systemctl reset-failed docker")
+    try:
+        text = (
+            "import time\nfor n in range(80):\n    print('line', n, flush=True)\n    time.sleep(0.1)\n"
+            "open('artefacts/x','w').write('x')\n"
+        )
+        job = me.start(text)["id"]
+        me.until_log(job, "line 5\n")
+        prepared.shell("systemctl restart docker; systemctl reset-failed docker")
+        result = me.result(job)
+        log = me.file(job, "log.txt")
+        if live_restore:
+            assert result["outcome"] == "trained", result
+            assert log == "".join(f"line {n}\n" for n in range(80))
+        else:
+            assert (result["outcome"], result["exit_code"]) == ("lost", 10), (result["reason"], result)
+            assert "engine was restarted" in result["reason"] and log.startswith("line 0\n")
+        assert result["archive"] and prepared.containers(f"label=train-classifier.job={job}") == []
+    finally:
+        if before:
+            prepared.write("/etc/docker/daemon.json", before)
+        else:
+            prepared.shell("rm /etc/docker/daemon.json")
+        prepared.shell("systemctl restart docker; systemctl reset-failed docker")

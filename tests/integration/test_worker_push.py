@@ -1,0 +1,301 @@
+"""Pushing sources through the worker's door: odd names, cuts, and what the mirror looks like afterwards."""
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from worker_support import Machine, Refused, accounts, machine
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(params=accounts())
+def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    with machine(request.param) as made:
+        yield made
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / 'a repo\'s "name"\n'
+    (root / "model").mkdir(parents=True)
+    (root / "model" / "__main__.py").write_text("print('trained')\nopen('artefacts/x','w')\n")
+    return root
+
+
+def listing(folder: Path) -> dict[bytes, bytes]:
+    """Return every file below a folder and its content; for a link where it points."""
+    found = {}
+    root = os.fsencode(folder)
+    for base, folders, names in os.walk(root):
+        for name in [*names, *(entry for entry in folders if os.path.islink(os.path.join(base, entry)))]:
+            path = os.path.join(base, name)
+            found[os.path.relpath(path, root)] = (
+                b"-> " + os.readlink(path) if os.path.islink(path) else Path(os.fsdecode(path)).read_bytes()
+            )
+    return found
+
+
+def mirror(host: Machine) -> Path:
+    return host.state / "mirrors" / "0123456789abcdef" / "tree"
+
+
+def workspace(host: Machine, spec: dict[str, object]) -> Path:
+    return host.job_dir(str(spec["id"])) / "workspace"
+
+
+def test_odd_names_and_kinds_arrive(host: Machine, tree: Path) -> None:
+    root = os.fsencode(tree)
+    for name in [b"new\nline", b"\xff\xfe", b"-rf", b"*", b" lead", b"tab\t", "größe".encode(), b"{{ 7*7 }}", b"$(id)",
+                 b"a" * 255, b"back\\slash", b".hidden"]:  # fmt: skip
+        with open(os.path.join(root, name), "wb") as file:
+            file.write(name * 3)
+    (tree / "dangling").symlink_to("nowhere")
+    (tree / "loop").symlink_to("loop")
+    (tree / "to-folder").symlink_to("model")
+    (tree / "script").write_text("x")
+    (tree / "script").chmod(0o755)
+    os.link(tree / "script", tree / "hard")
+    with open(tree / "sparse", "wb") as file:
+        file.truncate(64 << 20)
+    spec = host.spec()
+    host.push(tree, spec)
+    assert listing(mirror(host)) == listing(tree) == listing(workspace(host, spec))
+    assert os.access(workspace(host, spec) / "script", os.X_OK)
+    # The workspace is a copy: no inode is shared with the mirror.
+    ours, theirs = os.stat(workspace(host, spec) / "script"), os.stat(mirror(host) / "script")
+    assert ours.st_ino != theirs.st_ino
+    assert os.stat(mirror(host) / "sparse").st_blocks * 512 < 1 << 20
+    host.call("submit", id=spec["id"])
+    assert host.wait(spec["id"])["outcome"] == "trained"
+    host.assert_clean(spec["id"])
+
+
+def test_changes_deletions_and_kinds_that_changed(host: Machine, tree: Path) -> None:
+    (tree / "becomes-folder").write_text("file")
+    (tree / "becomes-file").mkdir()
+    (tree / "becomes-file" / "inside").write_text("x")
+    (tree / "becomes-link").mkdir()
+    (tree / "becomes-link" / "inside").write_text("x")
+    (tree / "link-becomes-folder").symlink_to("/etc")
+    (tree / "goes").write_text("x")
+    (tree / "folder-goes" / "deep").mkdir(parents=True)
+    (tree / "folder-goes" / "deep" / "file").write_text("x")
+    host.push(tree, host.spec())
+    for name in ("becomes-file", "becomes-link", "folder-goes"):
+        shutil.rmtree(tree / name)
+    for name in ("becomes-folder", "link-becomes-folder", "goes"):
+        (tree / name).unlink()
+    (tree / "becomes-folder" / "sub").mkdir(parents=True)
+    (tree / "becomes-folder" / "sub" / "file").write_text("new")
+    (tree / "becomes-file").write_text("now a file")
+    (tree / "becomes-link").symlink_to("model")
+    (tree / "link-becomes-folder").mkdir()
+    (tree / "link-becomes-folder" / "passwd").write_text("not that one")
+    before = Path("/etc/passwd").read_bytes()
+    spec = host.spec()
+    host.push(tree, spec)
+    assert listing(mirror(host)) == listing(tree) == listing(workspace(host, spec))
+    assert not (mirror(host) / "folder-goes").exists()
+    assert Path("/etc/passwd").read_bytes() == before
+
+
+def test_fifos_sockets_and_devices_are_not_sent(host: Machine, tree: Path) -> None:
+    os.mkfifo(tree / "fifo")
+    with socket.socket(socket.AF_UNIX) as sock:
+        here = os.getcwd()
+        os.chdir(tree)
+        try:
+            sock.bind("socket")
+        finally:
+            os.chdir(here)
+    if os.geteuid() == 0:
+        os.mknod(tree / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    spec = host.spec()
+    host.push(tree, spec)
+    assert sorted(listing(workspace(host, spec))) == [b"model/__main__.py"]
+
+
+def test_cut_in_the_middle_leaves_nothing_odd(host: Machine, tree: Path) -> None:
+    (tree / "large").write_bytes(os.urandom(60 << 20))
+    spec = host.spec()
+    names = [b"model/__main__.py", b"large"]
+    host.call("prepare", spec=spec, files=_packed(names))
+    command = host.rsync_command(tree, spec["id"])
+    command[1:1] = ["--bwlimit=4000"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )  # fmt: skip
+    assert process.stdin
+    process.stdin.write(b"".join(name + b"\0" for name in names))
+    process.stdin.close()
+    end = time.monotonic() + 30
+    while (
+        not any(path.name.startswith(".large.") for path in mirror(host).iterdir()) and time.monotonic() < end
+    ):
+        time.sleep(0.05)
+    # Everything at once: the sender and the door with its rsync.
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert json.loads((host.job_dir(spec["id"]) / "status.json").read_text())["state"] == "prepared"
+    again = host.spec()
+    host.push(tree, again)
+    assert listing(mirror(host)) == listing(tree) == listing(workspace(host, again))
+    with pytest.raises(Refused, match="have not arrived"):
+        host.call("submit", id=spec["id"])
+
+
+def test_sender_alone_dies(host: Machine, tree: Path) -> None:
+    (tree / "large").write_bytes(os.urandom(40 << 20))
+    spec = host.spec()
+    names = [b"model/__main__.py", b"large"]
+    host.call("prepare", spec=spec, files=_packed(names))
+    command = host.rsync_command(tree, spec["id"])
+    command[1:1] = ["--bwlimit=4000"]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    assert process.stdin
+    process.stdin.write(b"".join(name + b"\0" for name in names))
+    process.stdin.close()
+    time.sleep(1.5)
+    process.kill()
+    process.wait()
+    # The same job can be pushed again, once its door has noticed.
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        done = host.rsync(tree, spec["id"], names)
+        if done.returncode == 0:
+            break
+        assert b"by another process" in done.stderr, done.stderr
+        time.sleep(0.2)
+    assert listing(mirror(host)) == listing(tree) == listing(workspace(host, spec))
+
+
+def test_two_pushes_of_one_repository_at_once(host: Machine, tree: Path) -> None:
+    (tree / "large").write_bytes(os.urandom(20 << 20))
+    names = [b"model/__main__.py", b"large"]
+    specs = [host.spec() for _ in range(3)]
+    processes = []
+    for spec in specs:
+        host.call("prepare", spec=spec, files=_packed(names))
+    for spec in specs:
+        process = subprocess.Popen(
+            host.rsync_command(tree, spec["id"]), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+        assert process.stdin
+        process.stdin.write(b"".join(name + b"\0" for name in names))
+        process.stdin.close()
+        processes.append(process)
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    for spec in specs:
+        assert listing(workspace(host, spec)) == listing(tree)
+
+
+@pytest.mark.parametrize("names", [[b"/etc/passwd"], [b"../x"], [b"a/../../b"], [b"a//b"], [b"./a"]])
+def test_lists_that_climb_are_refused(host: Machine, names: list[bytes]) -> None:
+    with pytest.raises(Refused) as refused:
+        host.call("prepare", spec=host.spec(), files=_packed(names))
+    assert refused.value.code == 2
+
+
+@pytest.mark.parametrize("files", ["", "no base64!", "AAAA", None, 5])
+def test_lists_that_are_none_are_refused(host: Machine, files: object) -> None:
+    with pytest.raises(Refused) as refused:
+        host.call("prepare", spec=host.spec(), files=files)
+    assert refused.value.code == 2
+
+
+def test_archive_through_its_door_and_nothing_else(host: Machine, tree: Path, tmp_path: Path) -> None:
+    job = host.start_tree(tree)
+    host.wait(job)
+    command = host.rsync_command(tree, job)
+    shell = command[command.index("-e") : command.index("--rsync-path")]
+    door = command[command.index("--rsync-path") + 1].replace(" receive ", " send ")
+    target = tmp_path / "got"
+    get = ["rsync", *shell, "--rsync-path", door]
+    subprocess.run([*get, "host:artefacts.tar.gz", str(target)], check=True, capture_output=True)
+    assert target.read_bytes() == (host.job_dir(job) / "artefacts.tar.gz").read_bytes()
+    target.unlink()
+    for name in ("spec.json", "/etc/passwd", "."):
+        done = subprocess.run([*get, f"host:{name}", str(target)], check=False, capture_output=True)
+        # The door offers the archive whatever is asked for; rsync refuses what it did not ask for.
+        content = target.read_bytes() if target.exists() else b""
+        assert b"root:" not in content and b"schema" not in content
+        assert done.returncode != 0 or content.startswith(b"\x1f\x8b")
+        target.unlink(missing_ok=True)
+    entry = [*host.prefix(), "/usr/bin/python3", "-I", str(host.program)]
+    for arguments in (
+        ["send", job, "--", "cat", "/etc/passwd"],
+        ["receive", job, "--", "sh", "-c", "id"],
+        ["dance"],
+    ):
+        done = subprocess.run([*entry, *arguments], env=host.environment(), capture_output=True, check=False)
+        assert done.returncode == 2 and b"Traceback" not in done.stderr and done.stdout == b""
+
+
+@pytest.mark.full
+def test_a_hundred_thousand_files(host: Machine, tree: Path) -> None:
+    for number in range(100_000):
+        if number % 1000 == 0:
+            (tree / f"d{number // 1000}").mkdir()
+        (tree / f"d{number // 1000}" / f"{number}").write_bytes(b"%d" % number)
+    spec = host.spec()
+    host.push(tree, spec)
+    assert listing(workspace(host, spec)) == listing(tree)
+
+
+def test_state_on_an_overlay_is_refused(host: Machine, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting wants root")
+    for name in ("lower", "upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    options = ",".join(f"{kind}dir={tmp_path / kind}" for kind in ("lower", "upper", "work"))
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(tmp_path / "merged")], check=True)
+    try:
+        with pytest.raises(Refused, match="overlay file system") as refused:
+            host.call("list", state_dir=str(tmp_path / "merged" / "state"))
+        assert refused.value.code == 3
+    finally:
+        subprocess.run(["umount", str(tmp_path / "merged")], check=True)
+
+
+def _packed(names: list[bytes]) -> str:
+    return base64.b64encode(zlib.compress(b"".join(name + b"\0" for name in names))).decode()
+
+
+def test_full_disk_at_push(host: Machine, tree: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("mounting wants root")
+    state = host.root / "small"
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m,mode=0755", "tmpfs", str(state)], check=True)
+    try:
+        shutil.copytree(host.program, state / "state" / "workers" / host.program.name)
+        subprocess.run(["chown", "-R", "--reference", str(host.state), str(state)], check=True)
+        small = Machine(state, host.user, host.settings)
+        small.write_settings(disk_floor_bytes=0)
+        (tree / "large").write_bytes(os.urandom(15 << 20))
+        spec = small.spec()
+        with pytest.raises((Refused, AssertionError), match=r"No space left|cannot be copied") as refused:
+            small.push(tree, spec)
+        assert "Traceback" not in str(refused.value)
+        assert small.status(spec["id"])["state"] == "prepared"
+        (tree / "large").unlink()
+        again = small.spec()
+        small.push(tree, again)
+        assert listing(workspace(small, again)) == listing(tree)
+    finally:
+        with contextlib.suppress(OSError):
+            subprocess.run(["umount", str(state)], check=True)

@@ -1,0 +1,141 @@
+"""What the tests of the worker's environment parts share: a host, its state folder, images with packages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from docker.types import Mount
+
+from train_classifier.job import JobSpec, Repository
+from train_classifier.worker import engine as worker_engine
+from train_classifier.worker import environment, image, packages
+from train_classifier.worker.environment import Environment
+from train_classifier.worker.host import Host
+from train_classifier.worker.image import Image
+from train_classifier.worker.store import Job, Store
+
+CA = Path("/etc/ssl/certs/ca-certificates.crt")
+JOB = "20260101-000000-0000{:04x}"
+
+
+def uv_binary() -> Path:
+    """The path of uv's own program: what is first on PATH may be a shim."""
+    printed = subprocess.run(
+        ["uv", "run", "--no-project", "--offline", "sh", "-c", 'echo "$UV"'],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    return Path(printed.strip())
+
+
+class Site:
+    """One host with its state folder, as one test sees it."""
+
+    def __init__(
+        self, client: docker.DockerClient, folder: Path, base: str, uv: Path, **settings: Any
+    ) -> None:
+        self.client = client
+        self.base = base
+        values: dict[str, Any] = {"uv": uv, "service_user": "nobody", "root": folder / "root"}
+        if CA.exists():
+            values["ca_bundle"] = CA
+        self.host = Host(**{**values, **settings})
+        self.store = Store(folder / "state").make(self.host.job_user())
+        self.job = Job(self.store.jobs / JOB.format(os.getpid() & 0xFFFF))
+        self.workspace = folder / "workspace"
+        (self.workspace / "m").mkdir(parents=True, exist_ok=True)
+        self.said: list[str] = []
+
+    def find(self, reference: str | None = None) -> Image:
+        spec = JobSpec(self.job.id, "m", Repository("r", "0" * 16), image=reference or self.base)
+        return image.resolve(
+            self.client, self.host, self.store, spec, False, self.job, self.said.append, lambda: None
+        )
+
+    def prepare(
+        self, text: str, reference: str | None = None, check: Callable[[], None] = lambda: None
+    ) -> Environment:
+        # Written whole: two jobs of a test may share the workspace.
+        written = self.workspace / "m" / f".requirements.{os.getpid()}"
+        written.write_text(text)
+        written.replace(self.workspace / "m" / "requirements.txt")
+        base = self.find(reference)
+        return environment.prepare(
+            self.client, self.host, self.store, base, self.workspace, "m", self.job, self.said.append, check
+        )
+
+    def layer(
+        self, text: str, reference: str | None = None, check: Callable[[], None] = lambda: None
+    ) -> Image:
+        (self.workspace / "m" / "apt-pkgs.txt").write_text(text)
+        base = self.find(reference)
+        return packages.layer(
+            self.client, self.host, self.store, base, self.workspace, "m", self.job, self.said.append, check
+        )
+
+    def run(self, found: Image, made: Environment | None, program: str, shell: bool = False) -> str:
+        """Run a program as a job would: the image's Python, the environment's mounts, the job's user."""
+        status, output = worker_engine.run_helper(
+            self.client, found.id, [],
+            entrypoint=["/bin/sh", "-c", program] if shell else [found.python, "-W", "ignore", "-c", program],
+            user=self.host.job_user(), network="none",
+            mounts=made.mounts if made else (), environment=made.variables if made else {},
+            labels=worker_engine.labels("probe", job=self.job.id),
+        )  # fmt: skip
+        assert status == 0, output.decode()
+        return output.decode()
+
+    def containers(self) -> list[Any]:
+        label = f"train-classifier.job={self.job.id}"
+        found: list[Any] = self.client.containers.list(all=True, filters={"label": label})
+        return found
+
+    def environments(self) -> list[str]:
+        folder = self.store.store / "envs"
+        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+@pytest.fixture(scope="session")
+def uv() -> Path:
+    return uv_binary()
+
+
+@pytest.fixture
+def site(engine: docker.DockerClient, base_image: str, tmp_path: Path, uv: Path) -> Iterator[Site]:
+    made = Site(engine, tmp_path, base_image, uv)
+    yield made
+    for container in made.containers():
+        container.remove(force=True)
+
+
+@pytest.fixture(scope="session")
+def numpy_image(engine: docker.DockerClient, base_image: str, uv: Path) -> Iterator[str]:
+    """An image whose own packages are an older NumPy, its framework, and an older six."""
+    script = (
+        "/uv pip install --system --break-system-packages --python /usr/bin/python3 numpy==1.26.4 six==1.15.0 && "
+        "cp -r /usr/local/lib/python3.11/dist-packages/six-1.15.0.dist-info /tmp/x && "
+        "rm -r /usr/local/lib/python3.11/dist-packages/six-1.15.0.dist-info && "
+        "cp /tmp/x/METADATA /usr/local/lib/python3.11/dist-packages/six-1.15.0.egg-info"
+    )
+    container = engine.containers.create(
+        base_image, ["sh", "-c", script],
+        # As mounts: what is given as volumes would be a part of the image.
+        mounts=[Mount("/uv", str(uv), "bind", read_only=True), Mount("/ca.pem", str(CA), "bind", read_only=True)],
+        environment={"SSL_CERT_FILE": "/ca.pem"},
+    )  # fmt: skip
+    try:
+        container.start()
+        assert container.wait()["StatusCode"] == 0, container.logs().decode()
+        made = container.commit("tc-env-numpy", f"test-{os.getpid()}", conf={"Cmd": [], "Entrypoint": []})
+    finally:
+        container.remove(force=True)
+    tag = f"tc-env-numpy:test-{os.getpid()}"
+    yield tag
+    engine.images.remove(made.id, force=True)

@@ -1,0 +1,281 @@
+"""A host for tests in a temporary folder, and the worker's doors as a controller uses them."""
+
+import base64
+import contextlib
+import dataclasses
+import grp
+import json
+import os
+import pwd
+import shlex
+import shutil
+import signal
+import subprocess
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from train_classifier.bundle import bundle
+from train_classifier.job import SCHEMA, new_job_id
+
+IMAGE = os.environ.get("TRAIN_CLASSIFIER_TEST_IMAGE", "tc-slim:bookworm")
+#: The host's own Python, with the distribution's Docker SDK.
+PYTHON = os.environ.get("TRAIN_CLASSIFIER_TEST_PYTHON", "/usr/bin/python3")
+#: Accounts that every Debian has: root's jobs run as the first, the second is a person without rights.
+SERVICE_USER = "nobody"
+PERSON = "daemon"
+
+
+def docker(*arguments: str) -> str:
+    """Run the docker command and return what it says."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def accounts() -> list[str]:
+    """Return the accounts that tests can run as: root and a person, or whoever runs them."""
+    return ["root", PERSON] if os.geteuid() == 0 else [pwd.getpwuid(os.geteuid()).pw_name]
+
+
+class Refused(Exception):
+    """The worker answered with an error."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error["reason"])
+        self.error = error
+        self.code = error["code"]
+
+
+@dataclasses.dataclass
+class Machine:
+    """The host as one account sees it."""
+
+    root: Path
+    user: str
+    settings: dict[str, Any]
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state"
+
+    @property
+    def program(self) -> Path:
+        return self.state / "workers" / bundle()[0]
+
+    def job_dir(self, job: str) -> Path:
+        return self.state / "jobs" / job
+
+    def prefix(self) -> list[str]:
+        """Return what a command line begins with to run as the account."""
+        entry = pwd.getpwnam(self.user)
+        if entry.pw_uid == os.geteuid():
+            return []
+        docker_group = grp.getgrnam("docker").gr_gid
+        return [
+            "setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", f"--groups={docker_group}",
+        ]  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(self.root),
+            "TRAIN_CLASSIFIER_HOST_JSON": str(self.root / "host.json"),
+        }
+
+    def install(self) -> None:
+        """Put the worker there, as the transport does."""
+        owner = pwd.getpwnam(self.user)
+        self.state.mkdir(mode=0o711 if self.user == "root" else 0o700)
+        for name, content in bundle()[1].items():
+            path = self.program / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        for folder, _, names in os.walk(self.state):
+            for path in [folder, *(os.path.join(folder, name) for name in names)]:
+                if os.geteuid() == 0:
+                    os.chown(path, owner.pw_uid, owner.pw_gid)
+
+    def write_settings(self, **changes: Any) -> None:
+        self.settings.update(changes)
+        path = self.root / "host.json"
+        path.write_text(json.dumps(self.settings))
+        path.chmod(0o644)
+
+    def call(self, verb: str, timeout: float = 60, **request: Any) -> dict[str, Any]:
+        """Ask the worker; raises Refused with its error."""
+        done = subprocess.run(
+            [*self.prefix(), PYTHON, "-I", str(self.program)],
+            input=json.dumps({"verb": verb, "state_dir": str(self.state), **request}).encode(),
+            capture_output=True, env=self.environment(), cwd="/", timeout=timeout, check=True,
+        )  # fmt: skip
+        assert b"Traceback" not in done.stdout + done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        if "error" in answer:
+            raise Refused(answer["error"])
+        return answer
+
+    def spec(self, **changes: Any) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA, "id": new_job_id(), "model": "model", "gpus": 0, "image": IMAGE, "grace_s": 2.0,
+            "repository": {"name": "repo", "key": "0123456789abcdef", "commit": None, "dirty": None},
+            **changes,
+        }  # fmt: skip
+
+    def push(self, tree: Path, spec: dict[str, Any]) -> None:
+        """Do `prepare` and let rsync through the door, as the transport does."""
+        names = [
+            os.path.relpath(os.path.join(os.fsencode(folder), name), os.fsencode(tree))
+            for folder, folders, files in os.walk(os.fsencode(tree))
+            for name in [*files, *(entry for entry in folders if os.path.islink(os.path.join(folder, entry)))]
+        ]
+        packed = base64.b64encode(zlib.compress(b"".join(name + b"\0" for name in names))).decode()
+        self.call("prepare", spec=spec, files=packed)
+        done = self.rsync(tree, spec["id"], names)
+        if done.returncode:
+            line = next((ln for ln in done.stderr.splitlines() if ln.startswith(b'{"error"')), None)
+            if line is not None:
+                raise Refused(json.loads(line)["error"])
+            raise AssertionError(done.stderr.decode(errors="replace"))
+
+    def rsync_command(self, tree: Path, job: str) -> list[str]:
+        door = shlex.join(
+            ["env", "-i", *(f"{k}={v}" for k, v in self.environment().items()), *self.prefix(), PYTHON, "-I",
+             str(self.program), "receive", job, "--", "rsync"]
+        )  # fmt: skip
+        shell = self.root / "rsh"
+        shell.write_text('shift\nexec sh -c "$*"\n')
+        return [
+            "rsync", "-lptS", "--chmod=Du+rwx,Fu+rw", "--files-from=-", "--from0", "-e", f"sh {shell}",
+            "--rsync-path", door, f"{tree}/", "host:.",
+        ]  # fmt: skip
+
+    def rsync(self, tree: Path, job: str, names: list[bytes]) -> "subprocess.CompletedProcess[bytes]":
+        return subprocess.run(
+            self.rsync_command(tree, job), input=b"".join(name + b"\0" for name in names),
+            capture_output=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    def start(self, program: str, secrets: dict[str, str] | None = None, **changes: Any) -> str:
+        """Submit a model whose __main__.py is `program`; returns the job's id."""
+        with tempfile.TemporaryDirectory() as folder:
+            tree = Path(folder)
+            (tree / "model").mkdir()
+            (tree / "model" / "__init__.py").touch()
+            (tree / "model" / "__main__.py").write_text(program)
+            return self.start_tree(tree, secrets, **changes)
+
+    def start_tree(self, tree: Path, secrets: dict[str, str] | None = None, **changes: Any) -> str:
+        spec = self.spec(secrets=sorted(secrets or {}), **changes)
+        self.push(tree, spec)
+        self.call("submit", id=spec["id"], secrets=secrets or {})
+        return str(spec["id"])
+
+    def wait(self, job: str, timeout: float = 90) -> dict[str, Any]:
+        """Follow a job to its end; returns its result."""
+        until = time.monotonic() + timeout
+        offset, seen = 0, None
+        while time.monotonic() < until:
+            answer = self.call("read", id=job, offset=offset, seen=seen, wait=5, renew=True)
+            offset, seen = answer["log_size"], answer["status"]["version"]
+            if answer["status"]["state"] == "finished":
+                result: dict[str, Any] = answer["result"]
+                return result
+        raise AssertionError(f"no end: {self.status(job)}")
+
+    def train(
+        self, program: str, secrets: dict[str, str] | None = None, **changes: Any
+    ) -> tuple[str, dict[str, Any]]:
+        job = self.start(program, secrets, **changes)
+        return job, self.wait(job)
+
+    def status(self, job: str) -> dict[str, Any]:
+        status: dict[str, Any] = self.call("status", id=job)["status"]
+        return status
+
+    def until(self, job: str, *phases: str, text: bytes = b"", timeout: float = 60) -> dict[str, Any]:
+        """Wait until a job is in one of the phases, and its log holds `text`."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            status = json.loads((self.job_dir(job) / "status.json").read_text())
+            if (not phases or status["phase"] in phases) and text in self.log(job):
+                return dict(status)
+            time.sleep(0.02)
+        raise AssertionError(f"never in {phases}: {self.status(job)}, log {self.log(job)[-500:]!r}")
+
+    def log(self, job: str) -> bytes:
+        path = self.job_dir(job) / "log.txt"
+        return path.read_bytes() if path.exists() else b""
+
+    def archive(self, job: str) -> tarfile.TarFile:
+        return tarfile.open(self.job_dir(job) / "artefacts.tar.gz")
+
+    def names(self, job: str) -> list[str]:
+        with self.archive(job) as archive:
+            return [name for name in archive.getnames() if name.startswith("artefacts")]
+
+    def manifest(self, job: str) -> dict[str, Any]:
+        with self.archive(job) as archive:
+            file = archive.extractfile("job/manifest.json")
+            assert file is not None
+            found: dict[str, Any] = json.load(file)
+            return found
+
+    def kill_worker(self, job: str, number: int = signal.SIGKILL) -> None:
+        os.kill(json.loads((self.job_dir(job) / "status.json").read_text())["pid"], number)
+
+    def assert_clean(self, job: str) -> None:
+        """Nothing of a job is left but its papers."""
+        end = time.monotonic() + 10
+        label = f"label=train-classifier.job={job}"
+        while docker("ps", "-aq", "--filter", label) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert docker("ps", "-aq", "--filter", label) == ""
+        left = {entry.name for entry in self.job_dir(job).iterdir()}
+        allowed = {
+            "spec.json", "status.json", "result.json", "log.txt", "usage.csv", "manifest.json", "artefacts.tar.gz",
+            "lock", "lease", "checkpoints", "files", "stock.json", "facts.json", "crash.txt", "cancel",
+        }  # fmt: skip
+        assert left <= allowed, left - allowed
+        crash = self.job_dir(job) / "crash.txt"
+        assert not crash.exists() or crash.read_text() == ""
+        assert not [name for name in os.listdir(self.settings["queue_dir"]) if job in name]
+        for place in ("/dev/shm", "/run"):
+            assert not [name for name in os.listdir(place) if job in name]
+
+
+@contextlib.contextmanager
+def machine(user: str = "root", **settings: Any) -> Iterator[Machine]:
+    """Make a host for one account, and remove it with all its containers."""
+    root = Path(tempfile.mkdtemp(prefix="train-classifier-test-", dir="/var/tmp"))
+    root.chmod(0o711)
+    try:
+        owner = pwd.getpwnam(user)
+        queue = root / "queue"
+        queue.mkdir()
+        if os.geteuid() == 0:
+            os.chown(root, owner.pw_uid, owner.pw_gid)
+            os.chown(queue, 0, grp.getgrnam("docker").gr_gid)
+        queue.chmod(0o2770)
+        made = Machine(root, user, {})
+        made.write_settings(
+            schema=1, images={"cpu": IMAGE, "gpu": IMAGE}, queue_dir=str(queue), service_user=SERVICE_USER,
+            disk_floor_bytes=1 << 20, **settings,
+        )  # fmt: skip
+        made.install()
+        yield made
+    finally:
+        jobs = root / "state" / "jobs"
+        for job in jobs.iterdir() if jobs.exists() else ():
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                pid = json.loads((job / "status.json").read_text())["pid"]
+                if job.name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+            left = docker("ps", "-aq", "--filter", f"label=train-classifier.job={job.name}").split()
+            if left:
+                docker("rm", "-fv", *left)
+        subprocess.run(["chmod", "-R", "u+rwX", "--", str(root)], check=False)
+        shutil.rmtree(root)

@@ -1,0 +1,86 @@
+"""The linters, as tests: one report and one exit status for all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+def files(*patterns: str) -> list[str]:
+    """Paths of the repository's files that match, as git knows them (all, where there is no git)."""
+    if (REPOSITORY / ".git").exists() and shutil.which("git"):
+        command = [
+            "git",
+            "-c",
+            "safe.directory=*",
+            "ls-files",
+            "-co",
+            "--exclude-standard",
+            "-z",
+            "--",
+            *patterns,
+        ]
+        listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+        return sorted(path for path in listed.split("\0") if path and (REPOSITORY / path).is_file())
+    found = {path for pattern in patterns for path in REPOSITORY.rglob(pattern)}
+    return sorted(str(p.relative_to(REPOSITORY)) for p in found if ".venv" not in p.parts and p.is_file())
+
+
+def shell_scripts() -> list[str]:
+    """Files that a POSIX shell or bash runs, by their first line."""
+    found = []
+    for path in files("*"):
+        with (REPOSITORY / path).open("rb") as stream:
+            first = stream.readline(64)
+        if first.startswith((b"#!/bin/sh", b"#!/bin/bash", b"#!/usr/bin/env bash", b"# shellcheck shell=")):
+            found.append(path)
+    return found
+
+
+def lint(*command: str | Path, **environment: str) -> None:
+    """Run a linter at the repository's root; fail with what it says."""
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+        env={**os.environ, "PATH": path, "NO_COLOR": "1", **environment},
+    )  # fmt: skip
+    if done.returncode:
+        pytest.fail(
+            f"{Path(str(command[0])).name}: exit {done.returncode}\n{done.stdout}{done.stderr}", pytrace=False
+        )
+
+
+def test_ruff() -> None:
+    lint(BIN / "ruff", "check", "--no-cache", ".")
+
+
+def test_mypy(tmp_path: Path) -> None:
+    lint(BIN / "mypy", "--cache-dir", str(tmp_path))
+
+
+def test_yamllint() -> None:
+    lint(BIN / "yamllint", "--config-file", ".config/yamllint.yml", *files("*.yml", "*.yaml"))
+
+
+def test_shellcheck() -> None:
+    program = shutil.which("shellcheck")
+    if program is None:
+        pytest.skip("shellcheck is not installed: apt-get install shellcheck")
+    lint(program, "--external-sources", "--source-path=SCRIPTDIR/..", *shell_scripts())
+
+
+def test_ansible_lint(tmp_path: Path) -> None:
+    # Offline: the collections come from the ansible package, not from Galaxy.
+    lint(
+        BIN / "ansible-lint", "--offline", "--config-file", ".config/ansible-lint.yml", "-q",
+        ANSIBLE_HOME=str(tmp_path), XDG_CACHE_HOME=str(tmp_path),
+    )  # fmt: skip

@@ -1,0 +1,107 @@
+"""Tracebacks of real Python processes become annotations at the right line of the repository."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from train_classifier.annotations import Annotation, find
+
+
+def traceback_of(tmp_path: Path, main: str, **others: str) -> str:
+    """Run a model and return its output as it would stand in log.txt, where the repository is at /workspace."""
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "__main__.py").write_text(main)
+    for name, text in others.items():
+        (tmp_path / "mnist" / f"{name}.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        text=True,
+    )
+    return done.stdout.replace(str(tmp_path), "/workspace")
+
+
+def test_innermost_frame_of_the_repository(tmp_path: Path) -> None:
+    log = traceback_of(
+        tmp_path,
+        "print('epoch 1')\nfrom mnist import data\ndata.load()\n",
+        data="import json\n\n\ndef load():\n    return json.loads('{')\n",
+    )
+    (found,) = find(log)
+    assert (found.file, found.line) == ("mnist/data.py", 5)
+    assert found.message.startswith("json.decoder.JSONDecodeError: Expecting property name")
+
+
+def test_chained_exceptions(tmp_path: Path) -> None:
+    log = traceback_of(
+        tmp_path, "try:\n    {}['a']\nexcept KeyError as error:\n    raise ValueError('no a') from error\n"
+    )
+    assert find(log) == [
+        Annotation("mnist/__main__.py", 2, "KeyError: 'a'"),
+        Annotation("mnist/__main__.py", 4, "ValueError: no a"),
+    ]
+
+
+def test_syntax_error_of_an_import(tmp_path: Path) -> None:
+    (found,) = find(traceback_of(tmp_path, "import mnist.data\n", data="x = 1\ny = (\n"))
+    assert (found.file, found.line) == ("mnist/data.py", 2)
+    assert found.message.startswith("SyntaxError: ")
+
+
+def test_syntax_error_of_the_entry_point(tmp_path: Path) -> None:
+    (found,) = find("epoch 1\n" + traceback_of(tmp_path, "x = 1\ndef f(:\n"))
+    assert (found.file, found.line) == ("mnist/__main__.py", 2)
+    assert found.message.startswith("SyntaxError: ")
+
+
+def test_exception_group(tmp_path: Path) -> None:
+    main = (
+        "def fail(error):\n    try:\n        raise error\n    except Exception as caught:\n        return caught\n"
+        "raise ExceptionGroup('two', [fail(ValueError('a')), fail(TypeError('b'))])\n"
+    )
+    assert find(traceback_of(tmp_path, main)) == [
+        Annotation("mnist/__main__.py", 6, "ExceptionGroup: two (2 sub-exceptions)"),
+        Annotation("mnist/__main__.py", 3, "ValueError: a"),
+        Annotation("mnist/__main__.py", 3, "TypeError: b"),
+    ]
+
+
+def test_recursion(tmp_path: Path) -> None:
+    (found,) = find(traceback_of(tmp_path, "def f():\n    f()\nf()\n"))
+    assert (found.file, found.line) == ("mnist/__main__.py", 2)
+
+
+def test_other_output_between_the_lines_and_a_progress_bar_before() -> None:
+    log = (
+        "50%\r100%\rTraceback (most recent call last):\n"
+        '  File "/workspace/mnist/__main__.py", line 7, in <module>\n'
+        "    \x1b[31mtrain()\x1b[0m\n"
+        "I0000 00:00 some C++ library has its say\n"
+        "\x1b[1;31mValueError\x1b[0m: bad: worse\n"
+    )
+    assert find(log) == [Annotation("mnist/__main__.py", 7, "ValueError: bad: worse")]
+
+
+def test_frames_elsewhere_are_no_annotations() -> None:
+    log = "".join(
+        f'Traceback (most recent call last):\n  File "{file}", line 1, in f\nKeyError: 1\n'
+        for file in (
+            "/usr/lib/python3.11/json/decoder.py",
+            "<string>",
+            "/workspace/../etc/passwd",
+            "/workspace/.venv/lib/python3.11/site-packages/x.py",
+            "/workspaces/a.py",
+        )
+    )
+    assert find(log) == []
+    assert find("") == []
+    assert find("Traceback (most recent call last):\n") == []
+
+
+def test_the_same_twice_counts_once_and_at_most_ten_are_kept() -> None:
+    one = 'Traceback (most recent call last):\n  File "/workspace/a.py", line {}, in f\nKeyError: 1\n'
+    assert len(find(one.format(1) * 3)) == 1
+    assert [found.line for found in find("".join(one.format(n) for n in range(1, 31)))] == list(range(21, 31))

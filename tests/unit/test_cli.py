@@ -1,0 +1,260 @@
+"""The command line: help, wrong use, one JSON object, what a person sees, and what crosses the sink."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train_classifier import jobs, sink
+from train_classifier.cli import text
+from train_classifier.cli.app import run
+from train_classifier.errors import BadInput, ExitCode, NotReady, TrainClassifierError
+from train_classifier.failures import error_from, failure
+from train_classifier.transport import Host
+from train_classifier.workspace import private_folder, sweep
+
+COMMANDS = ["train", "list", "status", "logs", "attach", "fetch", "cancel", "clean", "doctor", "provision"]
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "train_classifier", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_every_command_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    assert f"train-classifier {name}" in capsys.readouterr().out
+
+
+def test_help_loads_nothing_heavy() -> None:
+    program = (
+        "import sys; from train_classifier.cli.app import run; run(['train', '--help']);"
+        "print(sorted({'pydantic', 'ansible', 'ansible_runner', 'docker', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("arguments", [["train", "--no-such-flag"], ["no-such-command"], ["status"]])
+def test_wrong_use_is_bad_input_without_a_traceback(arguments: list[str]) -> None:
+    done = command(*arguments)
+    assert done.returncode == ExitCode.BAD_INPUT
+    assert done.stdout == ""
+    assert "--help" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "--no-such-flag", "--json"], ["status", "x", "--json", "-i", "/no/such/file"]]
+)
+def test_json_is_one_object_also_on_failure(arguments: list[str]) -> None:
+    done = command(*arguments)
+    assert done.returncode == json.loads(done.stdout)["exit_code"] == ExitCode.BAD_INPUT
+
+
+def test_json_of_the_model_is_not_ours() -> None:
+    done = command("train", "no_such_model", "--", "--json")
+    assert (done.returncode, done.stdout) == (ExitCode.BAD_INPUT, "")
+
+
+def test_completion_of_models(tmp_path: Path) -> None:
+    for name in ("mnist", "mobile", "yolo"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__main__.py").touch()
+    (tmp_path / "mnothing").mkdir()
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("train-classifier"))],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "_TRAIN_CLASSIFIER_COMPLETE": "complete_bash",
+            "COMP_WORDS": "train-classifier train m",
+            "COMP_CWORD": "2",
+        },
+        check=False,
+    )
+    assert done.stdout.split() == ["mnist", "mobile"], done.stderr
+
+
+def on_a_terminal(program: str, **environment: str) -> str:
+    """What a program of ours shows on a terminal."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm", "PYTHONIOENCODING": "utf-8", **environment},
+    )
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            block = os.read(master, 65536)
+        except OSError:
+            break
+        if not block:
+            break
+        shown += block
+    process.wait()
+    os.close(master)
+    return shown.decode()
+
+
+SHOW = """
+import time
+from train_classifier.cli.console import Console
+console = Console()
+console.event("phase", phase="push", state="start")
+console.event("progress", phase="push", done=1 << 20, total=4 << 20)
+time.sleep(0.6)
+console.event("phase", phase="push", state="end", seconds=0.6)
+console.event("status", state="running", phase="queue", message="waits for GPU 0: job X", times={})
+time.sleep(0.6)
+console.log(b"one\\ntwo")
+time.sleep(0.5)
+console.log(b" more\\n")
+console.finish()
+"""
+
+
+def test_live_line_on_a_terminal() -> None:
+    shown = on_a_terminal(SHOW)
+    assert "1.0 MiB of 4.0 MiB" in shown
+    assert "waits for GPU 0: job X" in shown
+    # A line of the log that is not finished is never drawn over.
+    assert "two more\r\n" in shown
+    assert shown.rstrip().endswith("two more")
+
+
+@pytest.mark.parametrize("environment", [{"GITHUB_ACTIONS": "true"}, {"TERM": "dumb"}])
+def test_no_terminal_tricks_where_nobody_sees_them(environment: dict[str, str]) -> None:
+    shown = on_a_terminal(SHOW, **environment)
+    assert "\x1b" not in shown
+    assert "queue: waits for GPU 0: job X" in shown
+
+
+def test_no_colour_when_asked() -> None:
+    assert "\x1b[3" not in on_a_terminal(SHOW, NO_COLOR="1")
+
+
+def test_control_characters_of_others_reach_no_terminal() -> None:
+    assert text.clean("a\x1b[2Jb\rc\nd\te") == "a�[2Jb�c\nd\te"
+
+
+def test_table_is_aligned() -> None:
+    assert text.table([("a", "1.0 s"), ("long", "10.0 s")], right=(1,)) == "a      1.0 s\nlong  10.0 s"
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")]
+)
+def test_sizes(count: int, words: str) -> None:
+    assert text.size(count) == words
+
+
+@pytest.mark.parametrize("code", [code for code in ExitCode if code])
+def test_failures_survive_the_way(code: ExitCode) -> None:
+    there = error_from({"code": int(code), "reason": "why", "hint": "how", "detail": "what"})
+    assert there.code == code
+    back = error_from(json.loads(json.dumps(failure(there))))
+    assert (type(back), back.reason, back.hint) == (type(there), there.reason, there.hint)
+
+
+class Collected:
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.bytes = b""
+
+    def event(self, event: str, **fields: Any) -> None:
+        self.events.append({"event": event, **fields})
+
+    def log(self, data: bytes) -> None:
+        self.bytes += data
+
+
+def test_sink_carries_events_and_bytes_in_order() -> None:
+    collected = Collected()
+    with private_folder() as folder:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        listener = sink.Sink(folder / "sink", collected, lambda question: {"asked": question})
+        sender = sink.SinkReporter(str(folder / "sink"))
+        payload = bytes(range(256)) * 10_000
+        sender.event("phase", phase="push", state="start")
+        sender.log(payload)
+        assert sender.ask("secrets") == {"asked": "secrets"}
+        sender.event("delivered", path="x\u2028\n")
+        sender.close()
+        listener.close()
+    assert collected.bytes == payload
+    assert [event["event"] for event in collected.events] == ["phase", "delivered"]
+    assert not folder.exists()
+
+
+def test_folders_of_killed_runs_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    # pytest's own folders may be too long for a socket: the run would go to /tmp.
+    monkeypatch.setattr("train_classifier.workspace.LONGEST", 4096)
+    dead = tmp_path / "train-classifier-run-dead"
+    dead.mkdir()
+    (dead / "lock").touch()
+    foreign = tmp_path / "something-else"
+    foreign.mkdir()
+    with private_folder() as mine:
+        sweep(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {mine.name, foreign.name}
+
+
+def test_all_hosts_are_asked_and_one_failure_hides_no_other(tmp_path: Path) -> None:
+    hosts = [
+        Host("gone", ["ssh", "-F", "/dev/null", "-p", "1", "127.0.0.1"]),
+        Host("here", state_dir=str(tmp_path / "state")),
+    ]
+    answers = jobs.ask(hosts, lambda host: host.call({"verb": "list", "all": True}))
+    assert isinstance(answers[0][1], NotReady)
+    assert answers[1][1] == {"jobs": []}
+    # The job may be on the host that could not be asked: not finding it is not "unknown".
+    with pytest.raises(NotReady):
+        jobs.find(hosts, "20260101-000000-00000000")
+    with pytest.raises(BadInput):
+        jobs.find(hosts[1:], "20260101-000000-00000000")
+
+
+def test_a_bug_of_ours_is_one_line_and_a_file(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("train_classifier.cli.app._hosts", broken)
+    assert run(["list", "--json"]) == ExitCode.BUG
+    out, err = capfd.readouterr()
+    place = Path(json.loads(out)["error"]["hint"].split()[-1])
+    assert "Traceback" not in err and "ZeroDivisionError" in place.read_text()
+    assert place.stat().st_mode & 0o777 == 0o600
+    place.unlink()
+
+
+def test_an_error_says_reason_detail_and_hint(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any) -> Any:
+        raise TrainClassifierError("It broke.", "Mend it.", "tool: line 1\ntool: line 2", ExitCode.NOT_READY)
+
+    monkeypatch.setattr("train_classifier.cli.app._hosts", failing)
+    assert run(["list"]) == ExitCode.NOT_READY
+    assert capfd.readouterr().err.splitlines()[:3] == ["It broke.", "    tool: line 1", "    tool: line 2"]

@@ -1,0 +1,167 @@
+"""The inventory's hosts as Ansible reaches them, and the faults of row 7: unknown, none, several."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from train_classifier import inventory
+from train_classifier.errors import BadInput, ExitCode
+
+LAB = """
+lab:
+  hosts:
+    gpu1:
+      ansible_host: 10.0.0.1
+      ansible_port: 2222
+      ansible_user: "{{ who }}"
+      ansible_ssh_common_args: "-o ProxyJump={{ hostvars['bastion'].ansible_host }}"
+      training_job_state_dir: /srv/{{ inventory_hostname }}
+    gpu2: { ansible_host: "{{ base }}.2" }
+    here: { ansible_connection: local, ansible_python_interpreter: auto_silent }
+jump:
+  hosts:
+    bastion: { ansible_host: jump.example }
+odd:
+  hosts:
+    windows: { ansible_connection: winrm }
+    password: { ansible_password: hunter2 }
+    undefined: { ansible_host: "{{ nowhere }}" }
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    """A folder with an inventory of three usable hosts and some that are not."""
+    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "group_vars" / "lab.yml").write_text(
+        "who: alice\nbase: 10.0.1\nansible_ssh_private_key_file: /keys/id one\n"
+        "ansible_python_interpreter: /usr/bin/python3.11\n"
+    )
+    path = tmp_path / "lab.yml"
+    path.write_text(LAB)
+    return path
+
+
+def refused(source: str | None, host: str | None, cwd: Path) -> str:
+    """Return the one sentence with which a host is refused."""
+    with pytest.raises(BadInput) as caught:
+        inventory.one(source, host, {}, cwd)
+    assert caught.value.code == ExitCode.BAD_INPUT
+    (problem,) = caught.value.problems
+    assert "\n" not in problem
+    assert "hunter2" not in problem
+    return problem
+
+
+def test_without_an_inventory_it_is_this_machine(tmp_path: Path) -> None:
+    assert inventory.one(None, None, {}, tmp_path) == inventory.Target("localhost")
+    assert inventory.one(None, "localhost", {}, tmp_path).local
+    assert "no inventory is given" in refused(None, "gpu1", tmp_path)
+
+
+def test_the_command_line_is_ansibles_own(lab: Path) -> None:
+    target = inventory.one("lab.yml", "gpu1", {}, lab.parent)
+    assert not target.local
+    assert target.ssh[0] == "ssh"
+    assert target.ssh[-1] == "10.0.0.1"
+    for word in (
+        "Port=2222",
+        'User="alice"',
+        'IdentityFile="/keys/id one"',
+        "ProxyJump=jump.example",
+        "ControlMaster=auto",
+        "PasswordAuthentication=no",
+    ):
+        assert word in target.ssh
+    assert any(word.startswith("ControlPath=") for word in target.ssh)
+    assert target.python == "/usr/bin/python3.11"
+    assert target.state_dir == "/srv/gpu1"
+    # ssh itself accepts it: -G prints the configuration that would be used, without connecting.
+    done = subprocess.run([target.ssh[0], "-G", *target.ssh[1:]], capture_output=True, text=True, check=True)
+    assert "hostname 10.0.0.1\n" in done.stdout
+    assert "port 2222\n" in done.stdout
+    assert "user alice\n" in done.stdout
+    assert "identityfile /keys/id one\n" in done.stdout
+    assert "proxyjump jump.example\n" in done.stdout
+
+
+def test_patterns_and_groups(lab: Path) -> None:
+    found = inventory.hosts("lab.yml", "lab:!gpu2", {}, lab.parent)
+    assert [target.name for target in found] == ["gpu1", "here"]
+    assert found[1].local
+    assert found[1].python is None
+    assert inventory.one("lab.yml", "jump", {}, lab.parent).ssh[-1] == "jump.example"
+
+
+def test_the_environment_names_the_inventory(lab: Path) -> None:
+    environ = {inventory.VARIABLE: str(lab)}
+    assert inventory.one(None, "gpu2", environ, Path("/")).ssh[-1] == "10.0.1.2"
+
+
+def test_a_list_of_hosts_is_an_inventory(tmp_path: Path) -> None:
+    assert inventory.one("someone@gpu7,", None, {}, tmp_path).ssh[-1] == "someone@gpu7"
+
+
+def test_hosts_that_are_not_there(lab: Path) -> None:
+    assert "did you mean 'gpu1'?" in refused("lab.yml", "gpu11", lab.parent)
+    assert "it has gpu1, gpu2, here" in refused("lab.yml", "zzz", lab.parent)
+    assert "matches 'z*'" in refused("lab.yml", "z*", lab.parent)
+    assert "no name of a host" in refused("lab.yml", "@/etc/passwd", lab.parent)
+    assert "no name of a host" in refused("lab.yml", "", lab.parent)
+
+
+def test_two_hosts_where_one_is_meant(lab: Path) -> None:
+    assert refused("lab.yml", "gpu*", lab.parent) == (
+        "'gpu*' matches 2 hosts where one is meant: gpu1, gpu2; name one by --host"
+    )
+    assert "has 7 hosts where one is meant: gpu1" in refused("lab.yml", None, lab.parent)
+
+
+def test_hosts_that_cannot_be_used(lab: Path) -> None:
+    assert "uses connection 'winrm'" in refused("lab.yml", "windows", lab.parent)
+    assert "is reached with a password" in refused("lab.yml", "password", lab.parent)
+    assert "'nowhere' is undefined" in refused("lab.yml", "undefined", lab.parent)
+
+
+def test_inventories_that_cannot_be_read(tmp_path: Path) -> None:
+    assert "does not exist" in refused("nope.yml", None, tmp_path)
+    assert "write 'gpu1,'" in refused("gpu1", None, tmp_path)
+    assert "is empty" in refused("", None, tmp_path)
+    (tmp_path / "broken.yml").write_text("a:\n  hosts: [\n")
+    assert "YAML parsing failed" in refused("broken.yml", None, tmp_path)
+    (tmp_path / "empty.yml").write_text("lab:\n")
+    assert "names no host" in refused("empty.yml", None, tmp_path)
+
+
+def test_templates_of_the_caller_stay_literal(lab: Path) -> None:
+    witness = lab.parent / "witness"
+    template = f"{{{{ lookup('pipe', 'touch {witness}') }}}}"
+    refused("lab.yml", template, lab.parent)
+    refused(template, None, lab.parent)
+    refused(f"{template},", None, lab.parent)
+    assert not witness.exists()
+
+
+def test_vaulted_variables_are_read_by_ansibles_means(lab: Path) -> None:
+    password = lab.parent / "password"
+    password.write_text("open sesame\n")
+    vault = Path(sys.executable).with_name("ansible-vault")
+    done = subprocess.run(
+        [vault, "encrypt_string", "--vault-password-file", password, "vera", "--name", "ansible_user"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    (lab.parent / "group_vars" / "jump.yml").write_text(done.stdout)
+    assert "vault" in refused("lab.yml", "bastion", lab.parent)
+    environ = {"ANSIBLE_VAULT_PASSWORD_FILE": str(password)}
+    assert 'User="vera"' in inventory.one("lab.yml", "bastion", environ, lab.parent).ssh
+
+
+def test_an_inventory_may_be_a_program(tmp_path: Path) -> None:
+    program = tmp_path / "cloud"
+    program.write_text(
+        '#!/bin/sh\necho noise >&2\necho \'{"all": {"hosts": ["gpu9"]}, "_meta": {"hostvars": {}}}\'\n'
+    )
+    program.chmod(0o755)
+    assert inventory.one("cloud", None, {"PATH": "/usr/bin:/bin"}, tmp_path).name == "gpu9"

@@ -1,0 +1,321 @@
+"""The filters of the NVIDIA roles: which driver for which card, a key's fingerprint, merging, the table's rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import shutil
+import subprocess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+ROLES = Path(__file__).parents[2] / "roles"
+
+
+def plugin(role: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        f"filters_{role}", ROLES / role / "filter_plugins" / f"{role}.py"
+    )
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+driver = plugin("nvidia_driver")
+toolkit = plugin("nvidia_container_toolkit")
+check = plugin("host_check")
+TABLE = yaml.safe_load((ROLES / "nvidia_driver/vars/main.yml").read_text())["__nvidia_driver_architectures"]
+
+
+def cards(*devices: int) -> list[dict[str, Any]]:
+    lines = [f"0000:{slot:02x}:00.0 0x10de {device:#06x} 0x030200" for slot, device in enumerate(devices, 1)]
+    return driver.cards(lines, TABLE)
+
+
+@pytest.mark.parametrize(
+    ("device", "architecture", "module"),
+    [
+        (0x102D, "older than Maxwell", "none"),  # Tesla K80
+        (0x13C2, "Maxwell", "proprietary"),  # GTX 970
+        (0x17C8, "Maxwell", "proprietary"),  # GTX 980 Ti
+        (0x15F8, "Pascal", "proprietary"),  # Tesla P100
+        (0x1B06, "Pascal", "proprietary"),  # GTX 1080 Ti
+        (0x1DB4, "Volta", "proprietary"),  # Tesla V100
+        (0x1EB8, "Turing", "either"),  # Tesla T4
+        (0x2184, "Turing", "either"),  # GTX 1660
+        (0x20B0, "Ampere", "either"),  # A100
+        (0x2204, "Ampere", "either"),  # RTX 3090
+        (0x2330, "Hopper", "either"),  # H100
+        (0x2684, "Ada", "either"),  # RTX 4090
+        (0x2B85, "Blackwell", "open"),  # RTX 5090
+        (0x2901, "Blackwell", "open"),  # B200
+        (0x4000, "newer than this role knows", "open"),
+    ],
+)
+def test_card_is_known_by_its_id(device: int, architecture: str, module: str) -> None:
+    [card] = cards(device)
+    assert (card["architecture"], card["module"]) == (architecture, module)
+
+
+def test_only_nvidias_display_devices_are_cards() -> None:
+    lines = [
+        "0000:01:00.0 0x10de 0x2204 0x030000",
+        "0000:01:00.1 0x10de 0x1aef 0x040300",  # its sound
+        "0000:02:00.0 0x1002 0x73bf 0x030000",  # another vendor's
+        "0000:03:00.0 0x10de 0x22a3 0x068000",  # an NVSwitch
+        "garbage",
+    ]
+    assert [card["slot"] for card in driver.cards(lines, TABLE)] == ["0000:01:00.0"]
+    assert driver.switches(lines) == ["0000:03:00.0"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "branch", "wish", "expected"),
+    [
+        # Debian 12 and 13 serve an A100 themselves.
+        ([0x20B0], 535, {}, ("distribution", 535, "proprietary")),
+        ([0x20B0], 550, {}, ("distribution", 550, "proprietary")),
+        # A GTX 970 on a distribution with 580.
+        ([0x13C2], 580, {}, ("distribution", 580, "proprietary")),
+        # From 560 on the open module is the default where it serves.
+        ([0x2684], 580, {}, ("distribution", 580, "open")),
+        # Blackwell is newer than Debian's branches: NVIDIA's repository, the open module.
+        ([0x2B85], 550, {}, ("cuda_repository", 580, "open")),
+        ([0x13C2, 0x2204], 550, {"source": "cuda_repository"}, ("cuda_repository", 580, "proprietary")),
+        ([0x2204], 550, {"branch": 570}, ("cuda_repository", 570, "open")),
+        ([0x2204], 550, {"module": "open"}, ("distribution", 550, "open")),
+    ],
+)
+def test_driver_is_chosen_by_card(
+    devices: list[int], branch: int, wish: dict[str, Any], expected: tuple[str, int, str]
+) -> None:
+    plan = driver.plan(cards(*devices), branch, **wish)
+    assert plan["problem"] == ""
+    assert (plan["source"], plan["branch"], plan["module"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "wish", "sentence"),
+    [
+        ([0x102D], {}, "needs the driver branch 470 or older"),
+        ([0x1B06, 0x2B85], {}, "No driver serves all cards"),
+        ([0x13C2], {"branch": 590}, "the last that does is 580"),
+        ([0x2B85], {"source": "distribution"}, "does not know the card"),
+        ([0x1B06], {"module": "open"}, "open kernel module does not serve"),
+        ([0x2B85], {"module": "proprietary"}, "proprietary kernel module does not serve"),
+        ([0x2204], {"source": "distribution", "branch": 580}, "packages the driver branch 550, not 580"),
+        ([0x1500], {}, "not in this role's table"),
+    ],
+)
+def test_what_no_driver_serves_is_refused_in_one_sentence(
+    devices: list[int], wish: dict[str, Any], sentence: str
+) -> None:
+    assert sentence in driver.plan(cards(*devices), 550, **wish)["problem"]
+
+
+def test_no_two_rows_of_the_table_claim_an_id() -> None:
+    rows = sorted((row["first"], row["last"]) for row in TABLE)
+    assert all(first <= last for first, last in rows)
+    assert all(before[1] < after[0] for before, after in itertools.pairwise(rows))
+
+
+@pytest.mark.skipif(not shutil.which("gpg"), reason="gpg makes the keys to compare with")
+@pytest.mark.parametrize("algorithm", ["ed25519", "rsa2048"])
+def test_fingerprint_equals_what_gpg_says(tmp_path: Path, algorithm: str) -> None:
+    home = tmp_path / "g"
+    home.mkdir(mode=0o700)
+    gpg = [
+        "gpg",
+        "--homedir",
+        str(home),
+        "--batch",
+        "--quiet",
+        "--passphrase",
+        "",
+        "--pinentry-mode",
+        "loopback",
+    ]
+    try:
+        subprocess.run(
+            [*gpg, "--quick-gen-key", "t <t@example.org>", algorithm, "sign"], check=True, capture_output=True
+        )
+        armoured = subprocess.run(
+            [*gpg, "--armor", "--export"], check=True, capture_output=True, text=True
+        ).stdout
+        listed = subprocess.run(
+            [*gpg, "--with-colons", "--list-keys"], check=True, capture_output=True, text=True
+        ).stdout
+    finally:
+        subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=True)
+    expected = next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr"))
+    assert toolkit.fingerprint(armoured) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<html>",
+        "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n!!!\n",
+        "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n",
+    ],
+)
+def test_what_is_no_key_has_no_fingerprint(text: str) -> None:
+    assert toolkit.fingerprint(text) == ""
+
+
+def test_a_merge_that_loses_something_is_seen() -> None:
+    before = {"live-restore": True, "runtimes": {"other": {"path": "a"}}, "features": {"buildkit": True}}
+    good = {
+        **before,
+        "runtimes": {**before["runtimes"], "nvidia": {}},
+        "features": {"buildkit": True, "cdi": True},
+    }
+    assert toolkit.lost(before, good) == []
+    assert toolkit.lost(before, {"runtimes": {"nvidia": {}}}) == [
+        "live-restore",
+        "features.buildkit",
+        "runtimes.other",
+    ]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [{}, {"live-restore": True}, {"runtimes": {"other": {}}}, {"features": {"cdi": False}}, {"runtimes": {}}],
+)
+def test_unmerge_gives_back_what_was_there(before: dict[str, Any]) -> None:
+    merged = {
+        **before,
+        "runtimes": {**before.get("runtimes", {}), "nvidia": {"path": "n"}},
+        "features": {**before.get("features", {}), "cdi": True},
+    }
+    assert toolkit.unmerge(merged, before) == before
+    # What was edited since stays.
+    assert toolkit.unmerge({**merged, "debug": True}, before) == {**before, "debug": True}
+
+
+def probe(*more: str) -> dict[str, Any]:
+    lines = ["pci 0000:01:00.0 0x10de 0x20b0 0x030200", "installed 550.163.01", "running 6.12.1", *more]
+    return driver.status(lines, TABLE, "6.12.1", "/run/reboot-required")
+
+
+def test_probe_of_a_healthy_host() -> None:
+    seen = probe(
+        "loaded 550.163.01",
+        "package ii nvidia-graphics-drivers libcuda1",
+        "package ii bash bash",
+        "held libcuda1:amd64",
+    )
+    assert (seen["mismatch"], seen["nouveau"], seen["secure_boot"], seen["reboot_pending"]) == (
+        False,
+        False,
+        False,
+        [],
+    )
+    assert (seen["packages"], seen["held"], seen["kernel_running"]) == (["libcuda1"], ["libcuda1"], True)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("loaded 535.1", "the loaded kernel module is 535.1, the installed driver 550.163.01"),
+        ("nouveau loaded", "nouveau is loaded"),
+        ("reboot linux-image-amd64 ", "/run/reboot-required asks for it (linux-image-amd64)"),
+        ("reboot", "/run/reboot-required asks for it"),
+    ],
+)
+def test_pending_reboot_says_why(line: str, words: str) -> None:
+    [reason] = probe(line)["reboot_pending"]
+    assert words in reason
+
+
+def test_secure_boot_is_the_variables_value() -> None:
+    assert probe("secureboot 1")["secure_boot"]
+    assert not probe("secureboot 0")["secure_boot"]
+
+
+def status(**changes: Any) -> dict[str, Any]:
+    return {
+        "cards": cards(0x20B0), "loaded": "550.1", "installed": "550.1", "mismatch": False, "nouveau": False,
+        "secure_boot": False, "kernel": "6.1", "kernel_running": True, "reboot_pending": [],
+        "packages": ["nvidia-smi"], "held": ["nvidia-smi"], **changes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "name", "outcome", "words"),
+    [
+        ({}, 1, "driver", "ok", "loaded 550.1 equals installed"),
+        ({"loaded": "535.1", "mismatch": True}, 1, "driver", "fail", "mismatch"),
+        ({"loaded": ""}, 1, "driver", "fail", "not loaded"),
+        ({"loaded": "", "secure_boot": True}, 1, "driver", "fail", "Secure Boot is on"),
+        ({"installed": "", "loaded": ""}, 1, "driver", "fail", "no NVIDIA module is installed"),
+        ({"nouveau": True}, 1, "nouveau", "fail", "holds the card"),
+        ({"cards": []}, 0, "card", "fail", "a card is gone"),
+        ({"cards": [], "loaded": "", "installed": ""}, 0, "card", "skip", "trains on its CPU"),
+        ({}, 2, "card", "fail", "1 NVIDIA cards on the PCI bus, 2 expected"),
+        ({"held": []}, 1, "hold", "warn", "not held"),
+        (
+            {"reboot_pending": ["/run/reboot-required asks for it"]},
+            1,
+            "reboot",
+            "warn",
+            "a reboot is pending",
+        ),
+    ],
+)
+def test_each_state_of_the_driver_has_its_own_row(
+    changes: dict[str, Any], expected: int, name: str, outcome: str, words: str
+) -> None:
+    rows = check.driver_rows(status(**changes), expected)
+    [row] = [row for row in rows if row["name"] == name]
+    assert row["status"] == outcome and words in row["message"]
+    assert check.ready(rows) == (outcome != "fail")
+    assert row["hint"] or outcome in ("ok", "skip")
+
+
+def row(name: str, status: str, message: str) -> dict[str, Any]:
+    return {"name": name, "status": status, "message": message, "hint": None}
+
+
+def test_framework_that_was_not_run_is_not_proven() -> None:
+    checks = [
+        row("gpu-in-framework", "skip", "not proven: gpu_check is device on this host"),
+        row("clock", "ok", "now"),
+    ]
+    rows = check.worker_rows({"answer": {"checks": checks}, "clock_offset_s": 0.0}, 60)
+    assert [(one["name"], one["status"]) for one in rows] == [
+        ("gpu-in-framework", "not proven"),
+        ("clock", "ok"),
+    ]
+    assert rows[0]["message"] == "gpu_check is device on this host"
+
+
+def test_clock_that_is_off_fails_although_the_host_finds_it_fine() -> None:
+    checks = [row("clock", "ok", "now")]
+    [one] = check.worker_rows({"answer": {"checks": checks}, "clock_offset_s": -3600.0}, 60)
+    assert one["status"] == "fail" and "-3600 s off" in one["message"]
+
+
+@pytest.mark.parametrize(("drained", "ready"), [(False, False), (True, True)])
+def test_host_that_the_play_drained_itself_is_not_unready(drained: bool, ready: bool) -> None:
+    checks = [row("drain", "fail", "the host is taken out of service")]
+    assert check.ready(check.worker_rows({"answer": {"checks": checks}}, 60, drained)) is ready
+
+
+def test_worker_that_did_not_answer_is_a_row() -> None:
+    [row] = check.worker_rows({"failed": True, "msg": "python3: not found"}, 60)
+    assert row["status"] == "fail" and "not found" in row["message"]
+
+
+def test_of_two_rows_of_one_name_the_graver_stays() -> None:
+    ours = [row("card", "ok", "a"), row("driver", "ok", "ours")]
+    workers = [row("driver", "fail", "theirs"), row("xid", "warn", "1"), row("xid", "warn", "2")]
+    assert [one["message"] for one in check.merge(ours, workers)] == ["a", "theirs", "1", "2"]
+    workers[0]["status"] = "skip"
+    assert [one["message"] for one in check.merge(ours, workers)] == ["a", "ours", "1", "2"]

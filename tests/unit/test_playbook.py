@@ -1,0 +1,77 @@
+"""ansible-runner's events, realistic and malformed, and what Ansible gets of the caller's environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train_classifier import content, playbook
+from train_classifier.workspace import private_folder
+
+
+def test_content_is_found() -> None:
+    root = content.root()
+    assert (root / "playbooks" / "train.yml").is_file()
+    assert (root / "plugins" / "action" / "training_follow.py").is_file()
+
+
+def test_the_first_reason_is_kept_and_no_event_file() -> None:
+    reasons = playbook.Reasons()
+    first = {"event": "runner_on_failed", "event_data": {"res": {"msg": "\x1b[0;31mno such thing\x1b[0m"}}}
+    assert reasons(first) is False
+    assert reasons({"event": "runner_on_failed", "event_data": {"res": {"msg": "later"}}}) is False
+    assert reasons.words() == "no such thing"
+    assert not reasons.unreachable
+
+
+def test_unreachable_is_known() -> None:
+    reasons = playbook.Reasons()
+    reasons({"event": "runner_on_unreachable", "event_data": {"res": {"msg": "no route"}}})
+    assert reasons.unreachable and reasons.words() == "no route"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {},
+        {"event": None},
+        {"event": "runner_on_failed"},
+        {"event": "runner_on_failed", "event_data": None},
+        {"event": "runner_on_failed", "event_data": {"res": "text"}},
+        {"event": "verbose", "stdout": None},
+        {"event": "EOF"},
+    ],
+)
+def test_malformed_events_do_no_harm(event: dict[str, Any]) -> None:
+    reasons = playbook.Reasons()
+    assert reasons(event) is False
+    assert reasons.words() is None
+
+
+def test_what_ansible_prints_outside_of_tasks_is_the_reason_of_last_resort() -> None:
+    reasons = playbook.Reasons()
+    for number in range(100):
+        reasons({"event": "verbose", "stdout": f"line {number}"})
+    assert (reasons.words() or "").splitlines()[-1] == "line 99"
+    assert len((reasons.words() or "").splitlines()) <= 30
+
+
+def test_a_failing_playbook_keeps_ansibles_words_and_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VERY_PRIVATE", "hunter2-very-rare")
+    with private_folder() as folder:
+        private = folder / "ansible"
+        private.mkdir()
+        outcome = playbook.run(
+            "train.yml",
+            private,
+            inventory="no-such-host,",
+            limit="another",
+            variables={"training_job_host": "all"},
+        )
+        assert outcome.status != 0
+        assert "limit" in (outcome.reason or "")
+        for path in private.rglob("*"):
+            assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
+    assert not Path(folder).exists()

@@ -1,0 +1,243 @@
+"""The checkout, what git says of it, and models that cannot be run (faults, rows 1 and 2)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from train_classifier import repository
+from train_classifier.errors import BadInput
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A repository with two models."""
+    for name in ("mnist", "yolo"):
+        folder = tmp_path / "repo with space" / name
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "__main__.py").write_text("print()\n")
+    return tmp_path / "repo with space"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Run git with an identity of its own."""
+    done = subprocess.run(
+        ["git", "-c", "user.name=T", "-c", "user.email=t@example.org", "-C", folder, *arguments],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def refused(repo: Path, name: str | None) -> str:
+    """Return the one sentence with which a model is refused."""
+    problems, warnings = repository.check_model(repo, name)
+    assert warnings == []
+    (problem,) = problems
+    assert problem.isprintable()
+    return problem
+
+
+def test_good_models(repo: Path) -> None:
+    assert repository.check_model(repo, "mnist") == ([], [])
+    assert repository.models(repo) == ["mnist", "yolo"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (None, "no model is named: give its name, or set MODEL; models here: mnist, yolo"),
+        ("", "no model is named"),
+        ("  ", "no model is named"),
+        ("/mnist", "is an absolute path"),
+        ("..", "climbs out of the repository"),
+        ("../repo/mnist", "climbs out of the repository"),
+        ("a/b", "is a path"),
+        ("mnist yolo", "holds a space"),
+        ("mn'ist", "holds a quote"),
+        ('mn"ist', "holds a quote"),
+        ("mnist;id", "holds ;"),
+        ("$(id)", "holds $, (, )"),
+        ("mnist\n", "holds a line break"),
+        ("mnist\0", "holds a NUL"),
+        ("\x1b[31m", "holds \\x1b, ["),
+        ("-mnist", "starts with a dash"),
+        ("--help", "starts with a dash"),
+        ("1mnist", "starts with a digit"),
+        ("mnist.train", "holds a dot"),
+        ("mnist.py", "holds a dot; did you mean 'mnist'?"),
+        ("{{ lookup('pipe', 'id') }}", "model '{{ lookup('pipe', 'id') }}' holds a space"),
+        (
+            "mnіst",
+            "holds U+0456 CYRILLIC SMALL LETTER BYELORUSSIAN-UKRAINIAN I, which only looks like 'mnist'",
+        ),
+        ("ｍnist", "holds U+FF4D FULLWIDTH LATIN SMALL LETTER M, which only looks like 'mnist'"),
+        ("größe", "holds U+00F6 LATIN SMALL LETTER O WITH DIAERESIS;"),
+        ("m" * 101, "is longer than 100 characters"),
+        ("mnits", "no model 'mnits' in"),
+        ("mnits", "did you mean 'mnist'?"),
+        ("MNIST", "did you mean 'mnist'? Capitals count"),
+        ("transformer", "models here: mnist, yolo"),
+    ],
+)
+def test_names_that_are_refused(repo: Path, name: str | None, said: str) -> None:
+    assert said in refused(repo, name)
+
+
+def test_folders_that_are_refused(repo: Path, tmp_path: Path) -> None:
+    (repo / "single.py").touch()
+    (repo / "plain").touch()
+    (repo / "bare").mkdir()
+    (repo / "gone").symlink_to("nowhere")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "__main__.py").touch()
+    (repo / "outside").symlink_to(outside)
+    (repo / "loop").symlink_to("loop")
+    for name in ("folder_main", "linked_main", "dangling_main", "venv"):
+        (repo / name).mkdir()
+    (repo / "folder_main" / "__main__.py").mkdir()
+    (repo / "linked_main" / "__main__.py").symlink_to(outside / "__main__.py")
+    (repo / "dangling_main" / "__main__.py").symlink_to("nowhere")
+    (repo / "venv" / "__main__.py").touch()
+    assert "single.py is a file; make it single/__main__.py" in refused(repo, "single")
+    assert "'plain' is a file; a model is a folder" in refused(repo, "plain")
+    assert "'bare' has no __main__.py" in refused(repo, "bare")
+    assert "leads nowhere" in refused(repo, "gone")
+    assert "leads nowhere" in refused(repo, "loop")
+    assert "is a symbolic link out of the repository" in refused(repo, "outside")
+    assert "folder_main/__main__.py is not a file" in refused(repo, "folder_main")
+    assert "linked_main/__main__.py is a symbolic link out of the repository" in refused(repo, "linked_main")
+    assert "dangling_main/__main__.py is a symbolic link that leads nowhere" in refused(repo, "dangling_main")
+    assert "name of a folder that is never pushed" in refused(repo, "venv")
+
+
+def test_what_is_odd_works_and_is_said(repo: Path) -> None:
+    (repo / "mnist" / "__init__.py").unlink()
+    assert repository.check_model(repo, "mnist") == (
+        [], ["mnist/__init__.py is missing; mnist runs as a namespace package"],
+    )  # fmt: skip
+    (repo / "alias").symlink_to("yolo")
+    assert repository.check_model(repo, "alias") == ([], [])
+    (repo / "yolo").rename(repo / "json")
+    assert "name of a module of Python itself" in repository.check_model(repo, "json")[1][0]
+
+
+def test_a_model_of_the_folder_above_is_found(repo: Path) -> None:
+    below = repo / "notebooks"
+    below.mkdir()
+    assert f"say --repo {repo}" in refused(below, "mnist")
+
+
+def test_checkouts_that_are_none(repo: Path) -> None:
+    link = repo / "link"
+    link.symlink_to("mnist")
+    assert repository.resolve(link) == repo / "mnist"
+    (repo / "loop").symlink_to("loop")
+    for folder, said in (
+        (repo / "nope", "no such folder"),
+        (repo / "mnist" / "__main__.py", "is not a folder"),
+        (repo / "loop", "--repo"),
+        (Path("/"), "whole file system"),
+        (Path("a\0b"), "null"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            repository.resolve(folder)
+
+
+def test_the_key_names_the_folder_and_its_user(repo: Path, tmp_path: Path) -> None:
+    first, warnings = repository.describe(repo)
+    assert warnings == []
+    assert first.name == "repo with space"
+    assert (first.commit, first.dirty) == (None, None)
+    assert first == repository.describe(repo)[0]
+    assert first.key != repository.describe(tmp_path)[0].key
+    assert len(first.key) == 16
+    assert int(first.key, 16) >= 0
+
+
+def test_commit_and_dirty(repo: Path) -> None:
+    git(repo, "init", "-q")
+    described, warnings = repository.describe(repo)
+    assert described.commit is None
+    assert warnings == ["the commit of this checkout is not recorded: it has no commit yet"]
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "one")
+    described, warnings = repository.describe(repo)
+    assert (described.commit, described.dirty, warnings) == (git(repo, "rev-parse", "HEAD"), False, [])
+    output = repo / "artefacts.tar.gz"
+    output.touch()
+    (repo / "artefacts").mkdir()
+    (repo / "artefacts" / "old").touch()
+    assert repository.describe(repo, output)[0].dirty is False
+    assert repository.describe(repo)[0].dirty is True
+    output.unlink()
+    (repo / "new.py").touch()
+    assert repository.describe(repo)[0].dirty is True
+    (repo / "new.py").unlink()
+    git(repo, "mv", "mnist/__init__.py", "mnist/other.py")
+    assert repository.describe(repo)[0].dirty is True
+
+
+def test_a_folder_inside_a_checkout(repo: Path) -> None:
+    git(repo, "init", "-q")
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "one")
+    (repo / "mnist" / "changed.py").touch()
+    described, _ = repository.describe(repo / "yolo")
+    assert (described.commit, described.dirty) == (git(repo, "rev-parse", "HEAD"), False)
+
+
+def test_variables_of_a_hook_do_not_point_elsewhere(
+    repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(repo, "init", "-q")
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "one")
+    commit = git(repo, "rev-parse", "HEAD")
+    git(tmp_path, "init", "-q", "other")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "other" / "index"))
+    assert repository.describe(repo)[0].commit == commit
+
+
+def test_without_git_training_goes_on(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(repo, "init", "-q")
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    monkeypatch.setenv("PATH", str(empty))
+    described, warnings = repository.describe(repo)
+    assert described.commit is None
+    assert warnings == ["the commit of this checkout is not recorded: git is not installed"]
+    monkeypatch.undo()
+    (repo / ".git" / "HEAD").write_text("rubbish\n")
+    described, (warning,) = repository.describe(repo)
+    assert described.commit is None
+    assert "not recorded: fatal: " in warning
+
+
+def test_a_checkout_of_another_user_is_trained_without_its_commit(repo: Path, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    git(repo, "init", "-q")
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "one")
+    for path in (repo, *repo.rglob("*")):
+        os.chown(path, 65534, 65534)
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c",
+         "import sys\nfrom pathlib import Path\nfrom train_classifier import repository\n"
+         "print(*repository.describe(Path(sys.argv[1])))", repo],
+        env={"PATH": os.environ["PATH"], "HOME": str(home)},
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "commit=None, dirty=None" in done.stdout
+    assert (
+        f"another user owns it; allow it with git config --global --add safe.directory {repo}" in done.stdout
+    )

@@ -1,0 +1,351 @@
+"""A request becomes a plan, or every problem at once: precedence, and faults 1 to 11, 13 and 15."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from ordinary_user import as_ordinary_user
+
+from train_classifier import options, request
+from train_classifier.errors import BadInput, ExitCode
+from train_classifier.request import Plan, TrainRequest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A repository with one model."""
+    folder = tmp_path / "repo"
+    (folder / "mnist").mkdir(parents=True)
+    (folder / "mnist" / "__init__.py").touch()
+    (folder / "mnist" / "__main__.py").write_text("print()\n")
+    return folder
+
+
+def build(repo: Path, environ: dict[str, str] | None = None, /, **given: object) -> Plan:
+    """Build a request for the model mnist from the repository's own folder."""
+    wanted = TrainRequest(**{"model": "mnist", "cwd": repo, **given})  # type: ignore[arg-type]
+    return request.build(wanted, environ or {})
+
+
+def refused(repo: Path, environ: dict[str, str] | None = None, /, **given: object) -> list[str]:
+    """Return the problems of a request, each one line."""
+    with pytest.raises(BadInput) as caught:
+        build(repo, environ, **given)
+    assert caught.value.code == ExitCode.BAD_INPUT
+    assert all("\n" not in problem for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def test_the_least_request(repo: Path) -> None:
+    plan = build(repo)
+    assert plan.spec.problems() == []
+    assert plan.spec.model == "mnist"
+    assert plan.spec.gpus == 1
+    assert plan.spec.timeout_s is None
+    assert plan.spec.source_files == 2
+    assert plan.output == repo / "artefacts.tar.gz"
+    assert plan.target is not None
+    assert plan.target.local
+    assert plan.warnings == []
+    order = plan.order()
+    assert order.tree == str(repo)
+    assert type(order).from_json(order.to_json()) == order
+
+
+def test_every_option_can_be_given_by_flag_and_by_variable() -> None:
+    fields = {field.name for field in dataclasses.fields(TrainRequest)}
+    assert set(options.SETTINGS) | set(options.REQUEST) <= fields
+
+
+def test_flag_then_variable_then_file_then_default(repo: Path) -> None:
+    (repo / "train-classifier.toml").write_text(
+        "[defaults]\ngpus = 0\ntimeout = '1h'\nwait = '1h'\nmemory = '1GiB'\n"
+        "environment = { A = 'file', B = 'file', C = 'file', D = 'file' }\nsecrets = ['FIRST']\n"
+        "[models.mnist]\ntimeout = '2h'\nwait = '2h'\n"
+    )
+    (repo / "vars.env").write_text("B=env-file\nC=env-file\n")
+    environ = {
+        "TRAIN_CLASSIFIER_TIMEOUT": "3h", "TRAIN_CLASSIFIER_ENV": "C=variable\nD='vari\nable'\n", "TRAIN_CLASSIFIER_PIDS": "",
+        "TRAIN_CLASSIFIER_WAIT": "3h", "TRAIN_CLASSIFIER_SECRETS": "SECOND, THIRD", "TRAIN_CLASSIFIER_DATA": "/a:x,/b:y",
+        "FIRST": "value one", "SECOND": "value two", "THIRD": "value three", "FOURTH": "value four",
+    }  # fmt: skip
+    plan = build(
+        repo, environ, wait="none", memory="2GiB", env_file=["vars.env"], environment=["A=flag"],
+        secrets=["FOURTH"], data=["/c:y"],
+    )  # fmt: skip
+    spec = plan.spec
+    assert spec.gpus == 0
+    assert spec.timeout_s == 3 * 3600
+    assert spec.wait_s is None
+    assert spec.memory_bytes == 2 << 30
+    assert spec.pids == 8192
+    assert spec.environment == {"A": "flag", "B": "env-file", "C": "env-file", "D": "vari\nable"}
+    assert spec.secrets == ("FIRST", "SECOND", "THIRD", "FOURTH")
+    assert plan.secrets["THIRD"] == "value three"
+    assert [(folder.path, folder.name) for folder in spec.data] == [("/a", "x"), ("/c", "y")]
+
+
+def test_the_model_from_the_environment(repo: Path) -> None:
+    (repo / "yolo").mkdir()
+    (repo / "yolo" / "__main__.py").touch()
+    both = {"MODEL": "mnist", "TRAIN_CLASSIFIER_MODEL": "yolo"}
+    assert build(repo, {"MODEL": "mnist"}, model=None).spec.model == "mnist"
+    assert build(repo, both, model=None).spec.model == "yolo"
+    assert build(repo, both, model="mnist/").spec.model == "mnist"
+    assert "no model is named" in refused(repo, {}, model=None)[0]
+    assert "no model is named" in refused(repo, both, model="")[0]
+
+
+def test_all_problems_come_together(repo: Path) -> None:
+    (repo / "train-classifier.toml").write_text("[defaults]\ntimout = 3\n[models.mnist]\npids = 1\n")
+    (repo / "mnist" / "requirements.txt").write_text("numpy\n-r missing.txt\n-e .\n")
+    (repo / "mnist" / "apt-pkgs.txt").write_text("curl\n-oDir::Etc=/tmp\n")
+    os.mkfifo(repo / "pipe")
+    found = refused(
+        repo, {"TRAIN_CLASSIFIER_GPU_CHECK": "maybe", "SHORT": "abc", "EMPTY": ""},
+        gpus="-1", min_vram="8", timeout="1e99", grace="nan", memory="-1", cpus="many", shm_size="x", pids="3",
+        network="host", image="Not An Image", environment=["1A=2", "NOWHERE"], env_file=["nope.env"],
+        secrets=["SHORT", "EMPTY", "MISSING", "A=B"], data=["/x"], resume="yesterday", output="missing/a.tar.gz",
+        inventory="nope.yml", arguments=["ok", "a\0b"], log_max="1", push_limit="-5", lease="1", detach="perhaps",
+    )  # fmt: skip
+    for said in (
+        "[defaults]: unknown key 'timout'", "[models.mnist] pids: 1 is not", "requirements.txt:2", "requirements.txt:3",
+        "apt-pkgs.txt:2", "TRAIN_CLASSIFIER_GPU_CHECK: 'maybe'", "--gpus: '-1'", "--min-vram: '8' is only 8 MiB",
+        "--timeout: '1e99'", "--grace: 'nan'", "--memory: '-1' is negative", "--cpus: 'many'", "--shm-size: 'x'",
+        "--pids: '3'", "--network: 'host'", "--image: 'Not An Image'", "--env: '1A'", "--env: NOWHERE has no value",
+        "--env-file 'nope.env': No such file", "--secret: secret 'A=…' carries a value", "--data: '/x' is not HOST_DIR:NAME",
+        "--resume: 'yesterday'", "output 'missing/a.tar.gz': there is no folder", "inventory 'nope.yml' does not exist",
+        "argument 2 of the model holds a NUL", "--log-max: '1'", "--push-limit: '-5' is negative", "--lease: '1'",
+        "--detach: 'perhaps'", "secret SHORT is shorter", "secret EMPTY is empty", "secret MISSING is not set",
+    ):  # fmt: skip
+        assert sum(said in problem for problem in found) == 1, (said, found)
+    assert len(found) == 32
+
+
+def test_secrets_that_cannot_be_kept(repo: Path) -> None:
+    found = refused(
+        repo, {"SHORT": "a1c", "EMPTY": " ", "BOTH": "hunter2hunter2"},
+        secrets=["SHORT", "EMPTY", "MISSING", "BOTH"], environment=["BOTH=1"],
+    )  # fmt: skip
+    assert found == [
+        "secret SHORT is shorter than 4 characters, too short to mask in a log",
+        "secret EMPTY is empty: set it, or drop it",
+        "secret MISSING is not set in the environment: export it, or drop it",
+        "BOTH is given both as a secret and as an environment variable: drop one",
+    ]
+
+
+def test_a_secret_is_nowhere_but_in_its_place(repo: Path) -> None:
+    plan = build(repo, {"KEY_ONE": "hunter2hunter2"}, secrets=["KEY_ONE"])
+    assert plan.secrets == {"KEY_ONE": "hunter2hunter2"}
+    assert "hunter2" not in repr(plan)
+    assert "hunter2" not in plan.order().to_json()
+    plan = build(
+        repo, {"KEY_ONE": "hunter2hunter2"}, secrets=["KEY_ONE"], arguments=["--k=hunter2hunter2"],
+        environment=["HF_TOKEN=x"],
+    )  # fmt: skip
+    assert plan.warnings == [
+        "HF_TOKEN is recorded with the job in clear; --secret HF_TOKEN would mask it",
+        "the value of secret KEY_ONE also stands in clear in an argument or variable",
+    ]
+    assert not any("hunter2" in warning for warning in plan.warnings)
+
+
+def test_environment_values(repo: Path) -> None:
+    big = "x" * (131072 - len("BIG") - 2)
+    plan = build(
+        repo,
+        {"MINE": "own"},
+        environment=["LINES=a\nb=c", "EQ==", "NONE=", "MINE", f"BIG={big}", "BYTE=\udcff"],
+    )
+    assert plan.spec.environment == {
+        "LINES": "a\nb=c", "EQ": "=", "NONE": "", "MINE": "own", "BIG": big, "BYTE": "\udcff",
+    }  # fmt: skip
+    (nul, long) = refused(repo, environment=["N=hunter2\0", f"BIG={big}x"])
+    assert nul == "--env: the value of N holds a NUL, which no environment variable can"
+    assert long == "--env: the value of BIG is over 128 KiB, the kernel's limit; put it into a file"
+
+
+def test_env_files(repo: Path) -> None:
+    (repo / "good.env").write_bytes(
+        b'\xef\xbb\xbf# comment\r\n\r\nA=1 # one\r\nexport B = two words \r\nC=\'li $teral\\n\'\r\nD="a\\nb\\"c" # x\r\n'
+        b"E=\"two\nlines\"\nF=a#b\nG=\nMINE\nH='#'\nI={{ lookup('pipe', 'id') }}\nJ=\xff"
+    )
+    assert build(repo, {"MINE": "own"}, env_file=["good.env"]).spec.environment == {
+        "A": "1", "B": "two words", "C": "li $teral\\n", "D": 'a\nb"c', "E": "two\nlines", "F": "a#b", "G": "",
+        "MINE": "own", "H": "#", "I": "{{ lookup('pipe', 'id') }}", "J": "\udcff",
+    }  # fmt: skip
+    (repo / "bad.env").write_text("A=1\n=x\nTWO WORDS=1\n1A=2\nNOWHERE\nB='hunter2' junk\nC=\"hunter2\nD=1\n")
+    found = refused(repo, env_file=["bad.env", "."])
+    assert [problem.partition(": ")[2] for problem in found] == [
+        "line 2: wanted KEY=VALUE",
+        "line 3: wanted TWO=VALUE",
+        "line 4: '1A' is no name of an environment variable: letters, digits and _, no digit first",
+        "line 5: NOWHERE has no value, and none in the environment of the caller",
+        "line 6: text follows the closing quote of B",
+        "line 7: a '\"' is never closed",
+        "is a folder",
+    ]
+    assert not any("hunter2" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["python", "python:3.11-slim", "tensorflow/tensorflow:2.17.0-gpu", "localhost:5000/a/b_c", f"a@sha256:{'0' * 64}",
+     "registry.example.org/x/y:tag@sha256:" + "a" * 64, "[::1]:5000/a"],
+)  # fmt: skip
+def test_image_references(repo: Path, reference: str) -> None:
+    assert build(repo, image=reference).spec.image == reference
+
+
+@pytest.mark.parametrize(
+    ("reference", "why"),
+    [
+        ("", "the value is empty"),
+        ("a b", "white space"),
+        ("Python:3", "lower case"),
+        ("https://registry/a", "it is a URL"),
+        ("a@sha256:123", "not sha256: and 64"),
+        ("a:", "grammar"),
+        (":tag", "grammar"),
+        ("-v", "grammar"),
+        ("a//b", "grammar"),
+        ("a:tag:tag", "grammar"),
+        ("--privileged", "grammar"),
+        ("a\0", "NUL"),
+        ("$(id)", "grammar"),
+    ],
+)
+def test_image_references_that_are_malformed(repo: Path, reference: str, why: str) -> None:
+    (problem,) = refused(repo, image=reference)
+    assert problem.startswith("--image: ")
+    assert why in problem
+
+
+def test_where_the_archive_goes(repo: Path, tmp_path: Path) -> None:
+    caller = tmp_path / "the caller's folder"
+    (caller / "sub").mkdir(parents=True)
+    assert build(repo, cwd=caller, repo="../repo").output == caller / "artefacts.tar.gz"
+    assert build(repo, cwd=caller, repo="../repo", output="sub/a b.tgz").output == caller / "sub" / "a b.tgz"
+    (repo / "train-classifier.toml").write_text("[defaults]\noutput = 'out.tgz'\n")
+    plan = build(repo, cwd=caller, repo="../repo")
+    assert plan.output == repo / "out.tgz"
+    (caller / "old.tgz").write_text("old")
+    (caller / "link.tgz").symlink_to("old.tgz")
+    assert build(repo, cwd=caller, repo="../repo", output="link.tgz").output == caller / "link.tgz"
+    os.mkfifo(caller / "pipe")
+    for output, said in (
+        ("sub", "is a folder; name a file in it, such as 'sub/artefacts.tar.gz'"),
+        ("new/", "is a folder"),
+        ("nope/a.tgz", "there is no folder"),
+        ("old.tgz/a.tgz", "is not a folder"),
+        ("pipe", "no regular file"),
+        ("a" * 300, "too long"),
+        ("x" * 210, "longer than 200 bytes"),
+        ("a\0b", "holds a NUL"),
+        ("", "is empty"),
+    ):
+        (problem,) = refused(repo, cwd=caller, repo="../repo", output=output)
+        assert said in problem.lower() or said in problem, (output, problem)
+
+
+def test_a_folder_that_the_user_may_not_write_to(repo: Path) -> None:
+    build(repo)  # imports what a request imports on its way
+    # pytest's own folder is closed to others.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "mnist").mkdir()
+        (folder / "mnist" / "__main__.py").touch()
+        folder.chmod(0o555)
+        try:
+            found = as_ordinary_user(lambda: refused(folder))
+        finally:
+            folder.chmod(0o755)
+    assert found == [f"output 'artefacts.tar.gz': this user may not write to {folder}"]
+
+
+def test_what_the_environment_needs_must_be_pushed(repo: Path) -> None:
+    (repo / "mnist" / "requirements.txt").write_text("-r ../common.txt\n")
+    (repo / "common.txt").write_text("numpy\n")
+    build(repo)
+    (repo / ".trainignore").write_text("common.txt\n")
+    assert refused(repo) == ["common.txt is needed for the job's environment and is left out of the push"]
+
+
+def test_requirements_that_are_merely_odd(repo: Path) -> None:
+    (repo / "mnist" / "requirements.txt").write_bytes(
+        b"\xef\xbb\xbf# comment\r\n--extra-index-url https://example.org/simple\r\nnumpy==1.26.4 "
+        b"--hash=sha256:" + b"0" * 64 + b"\r\n"
+    )
+    (repo / "mnist" / "apt-pkgs.txt").write_bytes(b"# comment\r\ncurl=7.88.1-10  # pinned\r\n\r\n")
+    assert build(repo).spec.source_files == 4
+
+
+def test_templates_stay_literal(repo: Path, tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    template = f"{{{{ lookup('pipe', 'touch {witness}') }}}}"
+    (repo / template.replace("/", "_")).touch()
+    plan = build(
+        repo, arguments=[template], environment=[f"T={template}"], output=template.replace("/", "_") + ".tgz"
+    )
+    assert plan.spec.arguments == (template,)
+    assert plan.spec.environment == {"T": template}
+    assert os.fsencode(template.replace("/", "_")) in plan.sources.paths
+    assert template in refused(repo, model=template)[0]
+    assert not witness.exists()
+
+
+def test_arguments(repo: Path) -> None:
+    environ = {"TRAIN_CLASSIFIER_ARGUMENTS": "--epochs 3 'two words' $HOME"}
+    assert build(repo, environ).spec.arguments == ("--epochs", "3", "two words", "$HOME")
+    assert build(repo, environ, arguments=[]).spec.arguments == ()
+    assert build(repo, arguments=["", "a\nb", "\udcff"]).spec.arguments == ("", "a\nb", "\udcff")
+    assert refused(repo, {"TRAIN_CLASSIFIER_ARGUMENTS": "'open"}) == [
+        "TRAIN_CLASSIFIER_ARGUMENTS: no closing quotation"
+    ]
+    assert "over 128 KiB" in refused(repo, arguments=["x" * 131072])[0]
+
+
+def test_a_variable_of_ours_that_is_misspelt(repo: Path) -> None:
+    plan = build(repo, {"TRAIN_CLASSIFIER_TIMOUT": "6h", "TRAIN_CLASSIFIER_HOST_JSON": "/x"})
+    assert plan.warnings == ["TRAIN_CLASSIFIER_TIMOUT is not read; did you mean TRAIN_CLASSIFIER_TIMEOUT?"]
+
+
+def test_the_host_is_found_in_the_inventory(repo: Path) -> None:
+    (repo / "lab.yml").write_text("lab: {hosts: {gpu1: {ansible_host: 10.0.0.1}, gpu2: {}}}\n")
+    (repo / "train-classifier.toml").write_text("[defaults]\nhost = 'gpu2'\n")
+    plan = build(repo, inventory="lab.yml", host="gpu1")
+    assert plan.inventory == str(repo / "lab.yml")
+    assert plan.target is not None
+    assert plan.target.ssh[-1] == "10.0.0.1"
+    plan = build(repo, {"TRAIN_CLASSIFIER_INVENTORY": "lab.yml"})
+    assert (plan.target.name if plan.target else None) == "gpu2"
+    found = refused(repo, inventory="lab.yml", host="gpu3", gpus="x")
+    assert len(found) == 2
+    assert "did you mean 'gpu" in found[1]
+
+
+def test_inside_ansible_the_host_is_not_looked_up(repo: Path) -> None:
+    wanted = TrainRequest(model="mnist", cwd=repo, inventory="nope.yml", host="nope")
+    assert request.build(wanted, {}, resolve=False).target is None
+
+
+def test_a_folder_without_any_model_is_not_walked(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    found = refused(tmp_path)
+    assert len(found) == 1
+    assert "holds no folder with a __main__.py" in found[0]
+
+
+def test_the_command_line_does_not_wait_for_pydantic() -> None:
+    script = "import sys, train_classifier.request, train_classifier.options\nprint('pydantic' in sys.modules, 'ansible' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False False\n"

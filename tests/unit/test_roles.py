@@ -1,0 +1,112 @@
+"""What every role and playbook owes: documented variables, a README of fixed shape, YAML that parses, plays that load."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "tasks").is_dir())
+# Carries a job out rather than provisioning; its variables are the CLI's.
+PROVISIONING = [name for name in ROLES if name != "training_job"]
+PLAYBOOKS = sorted([ROOT / "site.yml", *(ROOT / "playbooks").glob("*.yml")])
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def defaults(role: str) -> dict[str, Any]:
+    return load(ROOT / "roles" / role / "defaults/main.yml") or {}
+
+
+def options(role: str) -> dict[str, Any]:
+    return load(ROOT / "roles" / role / "meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+
+
+@pytest.mark.parametrize("role", PROVISIONING)
+def test_argument_specs_describe_just_the_defaults(role: str) -> None:
+    assert set(options(role)) == set(defaults(role))
+
+
+@pytest.mark.parametrize("role", PROVISIONING)
+def test_argument_specs_tell_the_default_that_holds(role: str) -> None:
+    # A default that is a template has no fixed value to compare.
+    told = {name: option["default"] for name, option in options(role).items() if "default" in option}
+    real = {name: value for name, value in defaults(role).items() if name in told and "{{" not in str(value)}
+    assert {name: told[name] for name in real} == real
+
+
+@pytest.mark.parametrize("role", PROVISIONING)
+def test_every_option_says_what_it_is(role: str) -> None:
+    assert not [
+        name
+        for name, option in options(role).items()
+        if not option.get("description") or not option.get("type")
+    ]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_variables_carry_the_prefix_of_their_role(role: str) -> None:
+    names = set(defaults(role))
+    internal = ROOT / "roles" / role / "vars"
+    for path in internal.glob("*.yml") if internal.is_dir() else ():
+        names |= set(load(path) or {})
+    assert not [name for name in names if not name.removeprefix("__").startswith(f"{role}_")]
+
+
+@pytest.mark.parametrize("role", PROVISIONING)
+def test_readme_has_the_fixed_shape(role: str) -> None:
+    lines = (ROOT / "roles" / role / "README.md").read_text(encoding="utf-8").splitlines()
+    assert lines[0] == f"# {role}"
+    assert [line for line in lines if line.startswith("## ")] == [
+        "## What it does",
+        "## Variables",
+        "## Example",
+        "## Tags",
+    ]
+
+
+@pytest.mark.parametrize("role", PROVISIONING)
+def test_main_begins_with_the_preflight(role: str) -> None:
+    if role == "host_check":
+        pytest.skip("host_check changes nothing: it is nothing but checks")
+    first = load(ROOT / "roles" / role / "tasks/main.yml")[0]
+    while "block" in first:
+        first = first["block"][0]
+    included = first.get("ansible.builtin.include_tasks") or first.get("ansible.builtin.import_tasks")
+    assert (included["file"] if isinstance(included, dict) else included) == "preflight.yml"
+
+
+def yaml_files() -> list[Path]:
+    folders = [ROOT / name for name in ("roles", "playbooks", "molecule", "inventory", ".config")]
+    return sorted(path for folder in folders if folder.is_dir() for path in folder.rglob("*.yml"))
+
+
+@pytest.mark.parametrize("path", yaml_files(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_yaml_parses_and_hides_no_failure(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if not text.startswith("$ANSIBLE_VAULT"):
+        list(yaml.safe_load_all(text))
+    for forbidden in ("ignore_errors:", "failed_when: false", "|| true"):
+        assert forbidden not in text
+
+
+@pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)
+def test_playbook_passes_the_syntax_check(path: Path) -> None:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "ANSIBLE_NOCOLOR": "1",
+    }
+    done = subprocess.run(
+        ["ansible-playbook", "--syntax-check", "-i", "inventory/example", str(path)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

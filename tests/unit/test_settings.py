@@ -1,0 +1,189 @@
+"""train-classifier.toml: precedence of its tables, its faults (row 5), its published schema."""
+
+import json
+import os
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from train_classifier import options, settings
+from train_classifier.errors import BadInput
+
+ROOT = Path(__file__).parents[2]
+
+
+def problems(text: str | bytes) -> list[str]:
+    """Return what is wrong with a settings file."""
+    with pytest.raises(BadInput) as caught:
+        settings.parse(text if isinstance(text, bytes) else text.encode())
+    assert all("\n" not in problem for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def test_a_model_wins_over_the_defaults_and_tables_add_up() -> None:
+    found = settings.parse(
+        b"""
+        [defaults]
+        gpus = 1
+        timeout = "6h"
+        secrets = ["HF_TOKEN"]
+        data = { digits = "/mnt/digits", more = "/mnt/more" }
+        environment = { EPOCHS = "3", SEED = "1" }
+        [models.mnist]
+        gpus = "auto"
+        timeout = "none"
+        min_vram = 6000
+        secrets = ["WANDB_API_KEY", "HF_TOKEN"]
+        data = ["/mnt/other:digits"]
+        environment = { EPOCHS = "5" }
+        """
+    )
+    mnist = found.of("mnist")
+    assert mnist["gpus"] == "auto"
+    assert mnist["timeout"] is None
+    assert mnist["min_vram"] == 6000
+    assert mnist["secrets"] == ("HF_TOKEN", "WANDB_API_KEY")
+    assert {folder.name: folder.path for folder in mnist["data"]} == {
+        "digits": "/mnt/other",
+        "more": "/mnt/more",
+    }
+    assert mnist["environment"] == {"EPOCHS": "5", "SEED": "1"}
+    assert found.of("yolo")["timeout"] == 21600
+    assert "image" not in found.of("yolo")
+
+
+def test_every_option_is_a_key() -> None:
+    assert set(settings.Table.model_fields) == set(options.SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (b"a = ", "line 1, column 5"),
+        (b"[defaults]\ngpus = = 1\n", "line 2, column 8"),
+        (b"[defaults\n", "line 1, column 10"),
+        (b"[defaults]\ngpus = 1\ngpus = 2\n", "line 3, column"),
+        (b"[defaults]\nimage = 'x\n", "line 3, column 1"),
+        (b"[defaults]\n# gr\xfcn\n", "line 2, column 5"),
+        (b"x = '''", "line 1, column"),
+    ],
+)
+def test_syntax_errors_name_line_and_column(text: bytes, place: str) -> None:
+    (problem,) = problems(text)
+    assert problem.startswith(f"train-classifier.toml: {place}")
+
+
+def test_a_byte_order_mark_and_windows_lines_are_fine() -> None:
+    assert settings.parse(b"\xef\xbb\xbf[defaults]\r\ngpus = 0\r\n").of(None) == {"gpus": 0}
+
+
+def test_unknown_keys_name_the_nearest() -> None:
+    found = problems(
+        "gpus = 1\n[default]\n[defaults]\ntimout = 3\nmin-vram = '8GiB'\n[models.mnist]\nenv = {}\nzzz = 1\n"
+    )
+    assert any("'gpus'; put it below [defaults] or [models.NAME]" in problem for problem in found)
+    assert any("'default'; did you mean 'defaults'?" in problem for problem in found)
+    assert any("[defaults]: unknown key 'timout'; did you mean 'timeout'?" in problem for problem in found)
+    assert any("[defaults]: unknown key 'min-vram'; did you mean 'min_vram'?" in problem for problem in found)
+    assert any(
+        "[models.mnist]: unknown key 'env'; did you mean 'environment'?" in problem for problem in found
+    )
+    assert any("[models.mnist]: unknown key 'zzz'; known are allow_empty" in problem for problem in found)
+    assert len(found) == 6
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("gpus = -1", "gpus: -1 is not a number of GPUs"),
+        ("gpus = '1'", "gpus: '1' is text; write it without quotes"),
+        ("gpus = 1.5", "gpus: 1.5 is of the wrong type"),
+        ("gpus = true", "gpus: True is not a number of GPUs"),
+        ("pids = 3", "pids: 3 is not a whole number from 16"),
+        ("cpus = nan", "cpus: nan is not a number"),
+        ("cpus = 1e99", "cpus: 1e+99 is not a number"),
+        ("allow_empty = 'yes'", "allow_empty: 'yes' is text"),
+        ("allow_empty = 1", "allow_empty: 1 is of the wrong type"),
+        ("timeout = -1", "timeout: -1 is negative"),
+        ("timeout = 0", "timeout: 0 is not from 1"),
+        ("timeout = 1e99", "timeout: 1e+99 is more than a year"),
+        ("grace = '2h'", "grace: '2h' is not from 0 to 3600"),
+        ("memory = '1KiB'", "memory: '1KiB' is 1024 bytes, less than the 6 MiB"),
+        ("memory = 1979-05-27", "memory: 1979-05-27 is not a size"),
+        ("image = 3", "image: 3 is not text"),
+        ("image = 'Upper/case:1 x'", "image: 'Upper/case:1 x' is not an image reference"),
+        ("network = 'host'", "network: 'host' is not one of full, none"),
+        ("gpu_check = true", "gpu_check: True is not one of framework, device, off"),
+        ("environment = 3", "environment: wanted a table"),
+        ("environment = { A = 1 }", "environment: the value of A is not text"),
+        ("environment = { 'A-B' = '1' }", "environment: 'A-B' is no name"),
+        ("secrets = 'A'", "secrets: wanted a list"),
+        ("secrets = ['A=hunter2']", "secrets: secret 'A=…' carries a value"),
+        ("data = ['digits']", "data: 'digits' is not HOST_DIR:NAME"),
+        ("data = { digits = 'relative' }", "data: data folder 'relative' is not an absolute path"),
+        ("data = ['/a:x', '/b:x']", "data: data name 'x' is given twice"),
+        ("output = ''", "output: the value is empty"),
+    ],
+)
+def test_wrong_values(line: str, said: str) -> None:
+    (problem,) = problems(f"[models.mnist]\n{line}\n")
+    assert problem.startswith(f"train-classifier.toml: [models.mnist] {said}")
+    assert "hunter2" not in problem
+
+
+def test_tables_of_the_wrong_shape() -> None:
+    assert problems("models = 3") == ["train-classifier.toml: models is 3, wanted a table: write [models]"]
+    assert problems("[models]\nmnist = 3") == [
+        "train-classifier.toml: models.mnist is 3, wanted a table: write [models.mnist]"
+    ]
+    assert "no name of a model" in problems("[models.'a/b']\n")[0]
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    assert settings.load(tmp_path).of("mnist") == {}
+    path = tmp_path / settings.FILE
+    path.symlink_to("nowhere")
+    with pytest.raises(BadInput, match="not a regular file"):
+        settings.load(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BadInput, match="not a regular file"):
+        settings.load(tmp_path)
+    path.unlink()
+    path.write_bytes(b"#" * (settings.MOST_BYTES + 1))
+    with pytest.raises(BadInput, match="over 1 MiB"):
+        settings.load(tmp_path)
+
+
+def test_models_that_do_not_exist_are_said() -> None:
+    found = settings.parse(b"[models.mnits]\ngpus = 0\n[models.mnist]\n")
+    assert settings.unknown_models(found, ["mnist"]) == [
+        "train-classifier.toml: [models.mnits] names no model of this repository; did you mean [models.mnist]?"
+    ]
+
+
+def test_the_published_schema_is_the_generated_one() -> None:
+    published = json.loads((ROOT / "docs" / "train-classifier.schema.json").read_text())
+    assert published == settings.json_schema()
+
+
+def test_the_schema_agrees_with_the_parser() -> None:
+    schema = settings.json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    checker = jsonschema.Draft202012Validator(schema)
+    good = '[defaults]\ngpus = "auto"\ncpus = 1.5\ntimeout = 90\ndata = { a = "/b" }\n[models.mnist]\ndata = ["/b:a"]\n'
+    assert settings.parse(good.encode())
+    checker.validate(tomllib.loads(good))
+    for bad in ("gpus = 1", "[defaults]\ntimout = 1", "[defaults]\ngpus = -1", "[models.'a/b']\ngpus = 1"):
+        assert problems(bad)
+        assert not checker.is_valid(tomllib.loads(bad)), bad
+
+
+def test_examples_in_the_manual_are_settings() -> None:
+    text = (ROOT / "docs" / "settings.md").read_text()
+    examples = [part.partition("```")[0] for part in text.split("```toml\n")[1:]]
+    assert examples
+    for example in examples:
+        settings.parse(example.encode())

@@ -1,0 +1,171 @@
+"""Reaching a host: every way in which ssh fails is its own sentence, bounded in time, against a real sshd."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback.line import Line
+from loopback.sshd import Sshd, free_port
+
+from train_classifier import ssh_errors, transport
+from train_classifier.errors import ExitCode, NotReady
+from train_classifier.transport import Host, Unreachable
+
+QUESTION = {"verb": "list", "all": True}
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    daemon = Sshd(tmp_path_factory.mktemp("sshd"))
+    yield daemon
+    daemon.stop()
+
+
+def host(ssh: list[str], **how: str) -> Host:
+    return Host("gpu1", ssh, **how)
+
+
+def refused(ssh: list[str], **how: str) -> Unreachable:
+    with pytest.raises(Unreachable) as caught:
+        host(ssh, **how).call(QUESTION)
+    assert caught.value.code == ExitCode.NOT_READY
+    assert "gpu1" in caught.value.reason
+    assert caught.value.hint
+    return caught.value
+
+
+def test_changed_host_key_is_refused_and_not_accepted(sshd: Sshd, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    sshd.keygen(other)
+    known = tmp_path / "known_hosts"
+    kind, key = other.with_suffix(".pub").read_text().split()[:2]
+    known.write_text(f"[127.0.0.1]:{sshd.port} {kind} {key}\n")
+    error = refused(sshd.ssh(known_hosts=known))
+    assert "host key of gpu1 has changed" in error.reason
+    assert error.final
+    assert known.read_text() == f"[127.0.0.1]:{sshd.port} {kind} {key}\n"
+
+
+def test_unknown_host_key_is_said(sshd: Sshd, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    known.touch()
+    assert "host key of gpu1 is not known" in refused(sshd.ssh(known_hosts=known)).reason
+    assert known.read_text() == ""
+
+
+def test_key_with_a_passphrase_and_no_agent(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    locked = tmp_path / "locked"
+    sshd.keygen(locked, "a long passphrase")
+    error = refused(sshd.ssh(key=locked))
+    assert "has a passphrase and no agent" in error.reason
+    assert "ssh-add" in str(error.hint)
+
+
+@pytest.mark.skipif(
+    os.getuid() != 0, reason="ssh checks the mode of files of other accounts only as root does here"
+)
+def test_key_that_others_may_read(sshd: Sshd, tmp_path: Path) -> None:
+    loose = tmp_path / "loose"
+    loose.write_text(sshd.key.read_text())
+    loose.chmod(0o644)
+    error = refused(sshd.ssh(key=loose))
+    assert "others may read the file" in error.reason
+    assert "chmod 600" in str(error.hint)
+
+
+def test_permission_denied(sshd: Sshd, tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger"
+    sshd.keygen(stranger)
+    assert "permission denied" in refused(sshd.ssh(key=stranger)).reason
+
+
+def test_port_refused(sshd: Sshd) -> None:
+    assert "nothing listens on its ssh port" in refused(sshd.ssh(port=free_port())).reason
+
+
+def test_unknown_name(sshd: Sshd) -> None:
+    assert "name of gpu1 is not known" in refused(sshd.ssh(host="no-such-host.invalid")).reason
+
+
+def test_silent_port_is_bounded(sshd: Sshd) -> None:
+    """Packets that are swallowed: the port accepts and nobody ever says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = sshd.ssh(port=server.getsockname()[1])
+        error = refused(["ssh", "-o", "ConnectTimeout=2", *command[1:]])
+    assert "timed out" in error.reason
+
+
+def test_half_open_connection_is_noticed(sshd: Sshd) -> None:
+    """The line dies without a word while a command runs: ssh's own keepalive ends it well within a minute."""
+    with Line(sshd.port) as line:
+        sshd.trust(line.port)
+        ssh = transport._with_options(sshd.ssh(port=line.port))
+        process = subprocess.Popen(
+            [*ssh, "echo ready; sleep 600"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        line.freeze()
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 255
+        assert ssh_errors.explain("gpu1", ssh, said).kind == "cut"
+        line.mend()
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("ssh: connect to host a port 22: No route to host", "down"),
+        ("ssh: connect to host a port 22: Network is unreachable", "down"),
+        ("ssh: connect to host a port 22: Connection timed out", "timeout"),
+        ("kex_exchange_identification: Connection closed by remote host", "cut"),
+        ("client_loop: send disconnect: Broken pipe", "cut"),
+        ("something never seen before", "cut"),
+    ],
+)
+def test_words_that_cannot_be_had_on_loopback(words: str, kind: str) -> None:
+    assert ssh_errors.explain("gpu1", ["ssh", "a"], words).kind == kind
+
+
+def test_python_missing_is_said(sshd: Sshd) -> None:
+    with pytest.raises(NotReady) as caught:
+        host(sshd.ssh(), python="/no/such/python3").call(QUESTION)
+    assert "has no /no/such/python3" in caught.value.reason
+
+
+def test_ssh_missing_is_said(tmp_path: Path) -> None:
+    with pytest.raises(NotReady, match="not installed on this machine"):
+        host([str(tmp_path / "ssh"), "gpu1"]).call(QUESTION)
+
+
+def test_worker_is_installed_once_and_survives_a_noisy_login_shell(sshd: Sshd, tmp_path: Path) -> None:
+    from train_classifier.bundle import bundle
+
+    state = tmp_path / "state of the host"
+    over_ssh = host(sshd.ssh(), state_dir=str(state))
+    assert over_ssh.call(QUESTION)["jobs"] == []
+    installed = state / "workers" / bundle()[0]
+    before = installed.stat().st_mtime_ns
+    assert Host("localhost", state_dir=str(state)).call(QUESTION)["jobs"] == []
+    assert installed.stat().st_mtime_ns == before
+    assert [entry.name for entry in (state / "workers").iterdir()] == [installed.name]
+
+
+def test_answer_after_other_words() -> None:
+    assert transport._last_line(b'Welcome to gpu1!\r\n\n{"a": 1}\r\n') == b'{"a": 1}'
+
+
+def test_rsync_missing_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_sh = tmp_path / "bin"
+    only_sh.mkdir()
+    (only_sh / "sh").symlink_to("/bin/sh")
+    monkeypatch.setenv("PATH", str(only_sh))
+    with pytest.raises(NotReady, match="rsync is not installed on this machine"):
+        Host("here", state_dir=str(tmp_path)).push(tmp_path, [b"a"], "20260101-000000-00000000")

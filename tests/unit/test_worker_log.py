@@ -1,0 +1,139 @@
+"""The worker's log: masking across reads, and the limit."""
+
+import os
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from train_classifier.worker.log import LogFile, Masker, Pump, make_fifo
+
+
+def masked(secrets: list[bytes], blocks: list[bytes]) -> bytes:
+    masker = Masker(secrets)
+    return b"".join(masker.feed(block) for block in blocks) + masker.flush()
+
+
+def test_secret_across_every_border() -> None:
+    text = b"before hunter2-long after"
+    for cut in range(len(text)):
+        assert masked([b"hunter2-long"], [text[:cut], text[cut:]]) == b"before *** after"
+    assert masked([b"hunter2-long"], [bytes([byte]) for byte in text]) == b"before *** after"
+
+
+@pytest.mark.parametrize(
+    ("secrets", "text", "shown"),
+    [
+        ([b"abc", b"abcdef"], b"xabcdefx", b"x***x"),
+        ([b"abc", b"abcdef"], b"xabcdex", b"x***dex"),
+        ([b"xab", b"abcdef"], b"-xabcdef-", b"-***-"),
+        ([b"aa"], b"aaaaa", b"***"),
+        ([b"line1\nline2"], b"say line1\nline2!", b"say ***!"),
+        ([b"token\n"], b"token token\n", b"*** ***"),
+        ([b""], b"nothing", b"nothing"),
+        ([b"\xff\x00\xfe"], b"a\xff\x00\xfeb", b"a***b"),
+        ([b"zz"], b"ends with z", b"ends with z"),
+    ],
+)
+def test_what_is_shown(secrets: list[bytes], text: bytes, shown: bytes) -> None:
+    assert masked(secrets, [text]) == shown
+    # The union of overlapping secrets is hidden wherever the borders fall, without a trace of any of them.
+    for cut in range(len(text)):
+        found = masked(secrets, [text[:cut], text[cut:]])
+        assert not any(secret and secret in found for secret in secrets)
+
+
+def test_random_streams_never_show_a_secret() -> None:
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    for _ in range(300):
+        secrets = [bytes(chance.choices(b"ab", k=chance.randint(2, 6))) for _ in range(2)]
+        text = bytes(chance.choices(b"abc", k=200))
+        cuts = sorted(chance.choices(range(200), k=10))
+        blocks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, 200], strict=True)]
+        found = masked(secrets, blocks)
+        assert not any(secret in found for secret in secrets)
+        assert found.count(b"c") == text.count(b"c")
+
+
+def test_held_back_is_at_most_a_beginning() -> None:
+    masker = Masker([b"password"])
+    assert masker.feed(b"a line\npass") == b"a line\n"
+    assert masker.feed(b"ing\n") == b"passing\n"
+
+
+def test_long_secret_of_one_letter_is_quick() -> None:
+    masker = Masker([b"a" * 100_000])
+    assert masker.feed(b"a" * 99_999) == b""
+    assert masker.feed(b"b" * 10) == b"a" * 99_999 + b"b" * 10
+
+
+@pytest.mark.parametrize("size", [100, 4096, 4097, 100_000, 1_000_003])
+@pytest.mark.parametrize("block", [1000, 4096, 70_000])
+def test_limit_keeps_head_and_tail(tmp_path: Path, size: int, block: int) -> None:
+    limit = 4096
+    data = os.urandom(size)
+    log = LogFile(tmp_path / "log.txt", limit)
+    for at in range(0, size, block):
+        log.write(data[at : at + block])
+    log.close()
+    found = (tmp_path / "log.txt").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+    if size <= limit:
+        assert found == data
+        return
+    assert len(found) < limit + 200
+    head, _, rest = found.partition(b"\n[train-classifier: ")
+    line, _, tail = rest.partition(b"]\n")
+    assert head == data[: limit // 2]
+    assert data.endswith(tail)
+    assert len(tail) >= limit // 4
+    assert int(line.split()[0]) == size - len(head) - len(tail)
+
+
+def test_limit_outlives_the_writer(tmp_path: Path) -> None:
+    data = os.urandom(50_000)
+    first = LogFile(tmp_path / "log.txt", 4096)
+    first.write(data[:30_000])
+    # The first writer was killed: another one goes on with its files.
+    second = LogFile(tmp_path / "log.txt", 4096)
+    second.write(data[30_000:])
+    second.close()
+    found = (tmp_path / "log.txt").read_bytes()
+    head, _, rest = found.partition(b"\n[train-classifier: ")
+    line, _, tail = rest.partition(b"]\n")
+    assert head == data[:2048] and data.endswith(tail)
+    assert int(line.split()[0]) == len(data) - len(head) - len(tail)
+
+
+def test_full_disk_does_not_stop_the_stream() -> None:
+    log = LogFile.__new__(LogFile)
+    with open("/dev/full", "ab", buffering=0) as full:
+        log._file, log._room, log._tail, log.lost, log.error = full, 1 << 20, None, 0, None
+        log.write(b"x" * 1000)
+    assert log.lost == 1000
+    assert log.error is not None and "No space left" in str(log.error)
+
+
+def test_pump_moves_every_byte_and_ends(tmp_path: Path) -> None:
+    make_fifo(tmp_path / "out")
+    data = os.urandom(5_000_000)
+    log = LogFile(tmp_path / "log.txt", 1 << 30)
+    pump = Pump(tmp_path / "out", log, [b"never in there"])
+    pump.start()
+
+    def write() -> None:
+        with open(tmp_path / "out", "wb") as fifo:
+            fifo.write(data)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    writer.join()
+    # A child that keeps the FIFO open must not hang it.
+    keeper = os.open(tmp_path / "out", os.O_WRONLY)
+    pump.finish()
+    os.close(keeper)
+    log.close()
+    assert (tmp_path / "log.txt").read_bytes() == data

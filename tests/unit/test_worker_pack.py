@@ -1,0 +1,275 @@
+"""Packing artefacts/: what is delivered, what is left out and why, and that memory stays flat."""
+
+import hashlib
+import json
+import os
+import resource
+import socket
+import stat
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train_classifier.worker.listing import take_stock
+from train_classifier.worker.pack import pack
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    (tmp_path / "workspace" / "artefacts").mkdir(parents=True)
+    (tmp_path / "log.txt").write_bytes(b"the log\n")
+    take_stock({"job": str(tmp_path)})
+    return tmp_path
+
+
+def packed(job: Path, need_new: bool = True) -> dict[str, Any]:
+    head = {"outcome": "trained", "exit_code": 0}
+    return pack({"job": str(job), "manifest": head, "need_new": need_new})
+
+
+def manifest(job: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((job / "manifest.json").read_text())
+    with tarfile.open(job / "artefacts.tar.gz") as archive:
+        file = archive.extractfile("job/manifest.json")
+        assert file is not None and json.load(file) == found
+    return found
+
+
+def names(job: Path) -> list[str]:
+    with tarfile.open(job / "artefacts.tar.gz") as archive:
+        return archive.getnames()
+
+
+def test_archive_and_manifest_agree(job: Path) -> None:
+    root = job / "workspace" / "artefacts"
+    (root / "sub").mkdir()
+    (root / "sub" / "model.bin").write_bytes(b"weights" * 1000)
+    (root / "metrics.json").write_text('{"accuracy": 0.97, "epochs": 3}')
+    answer = packed(job)
+    data = (job / "artefacts.tar.gz").read_bytes()
+    assert answer["archive"] == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    assert (answer["new"], answer["files"], answer["left_out"]) == (2, 2, 0)
+    assert answer["metrics"] == {"accuracy": 0.97, "epochs": 3}
+    found = {line["path"]: line for line in manifest(job)["artefacts"]}
+    line = found["artefacts/sub/model.bin"]
+    assert line["sha256"] == hashlib.sha256(b"weights" * 1000).hexdigest() and line["bytes"] == 7000
+    assert names(job) == [
+        "artefacts", "artefacts/metrics.json", "artefacts/sub", "artefacts/sub/model.bin",
+        "job/manifest.json", "job/log.txt",
+    ]  # fmt: skip
+    assert sorted(path.name for path in job.iterdir()) == [
+        "artefacts.tar.gz", "log.txt", "manifest.json", "stock.json", "workspace",
+    ]  # fmt: skip
+
+
+def test_what_was_there_is_delivered_but_is_no_result(tmp_path: Path) -> None:
+    root = tmp_path / "workspace" / "artefacts"
+    root.mkdir(parents=True)
+    (root / "README.md").write_text("old")
+    (root / "changed").write_text("old")
+    take_stock({"job": str(tmp_path)})
+    answer = packed(tmp_path)
+    assert answer["new"] == 0 and answer["files"] == 2
+    assert manifest(tmp_path)["outcome"] == "nothing-delivered"
+    assert packed(tmp_path, need_new=False)["new"] == 0
+    assert manifest(tmp_path)["outcome"] == "trained"
+    (root / "changed").write_text("new text")
+    assert packed(tmp_path)["new"] == 1
+    assert {line["path"]: line["new"] for line in manifest(tmp_path)["artefacts"]} == {
+        "artefacts/README.md": False,
+        "artefacts/changed": True,
+    }
+
+
+def test_links_devices_and_their_like(job: Path) -> None:
+    root = job / "workspace" / "artefacts"
+    (root / "sub").mkdir()
+    (root / "sub" / "real").write_text("x")
+    (root / "good").symlink_to("sub/real")
+    (root / "sub" / "up").symlink_to("../good")
+    (root / "dangling").symlink_to("later")
+    (root / "shadow").symlink_to("/etc/shadow")
+    (root / "climbs").symlink_to("../../secret")
+    (root / "and-back").symlink_to("../artefacts/sub/real")
+    (root / "loop").symlink_to("loop")
+    (root / "hop").symlink_to("/etc")
+    (root / "through").symlink_to("hop/passwd")
+    (root / "folder").symlink_to("../../..")
+    os.mkfifo(root / "fifo")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(root / "socket"))
+    expected = {"shadow", "climbs", "and-back", "hop", "through", "folder", "fifo", "socket"}
+    if os.geteuid() == 0:
+        os.mknod(root / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+        expected.add("device")
+    answer = packed(job)
+    found = manifest(job)
+    left_out = {line["path"]: line["reason"] for line in found["left_out"]}
+    assert set(left_out) == {f"artefacts/{name}" for name in expected}
+    assert answer["left_out"] == len(expected)
+    assert "outside artefacts/" in left_out["artefacts/climbs"]
+    assert "leads out" in left_out["artefacts/through"]
+    with tarfile.open(job / "artefacts.tar.gz") as archive:
+        kept = {member.name: member.linkname for member in archive if member.issym()}
+        assert all(member.isfile() or member.isdir() or member.issym() for member in archive)
+    assert kept == {
+        "artefacts/good": "sub/real", "artefacts/sub/up": "../good", "artefacts/dangling": "later",
+        "artefacts/loop": "loop",
+    }  # fmt: skip
+
+
+def test_artefacts_replaced_by_a_link_or_a_file(job: Path) -> None:
+    root = job / "workspace" / "artefacts"
+    root.rmdir()
+    root.symlink_to("/etc")
+    answer = packed(job)
+    assert (answer["new"], answer["files"], answer["metrics"]) == (0, 0, None)
+    assert manifest(job)["left_out"] == [{"path": "artefacts", "reason": "artefacts is a link, not a folder"}]
+    assert not any("passwd" in name for name in names(job))
+    root.unlink()
+    root.write_text("a file")
+    assert packed(job)["files"] == 0
+    root.unlink()
+    assert packed(job)["new"] == 0
+
+
+def test_modes_and_owners(job: Path) -> None:
+    root = job / "workspace" / "artefacts"
+    (root / "closed").mkdir()
+    (root / "closed" / "file").write_text("x")
+    (root / "none").write_text("y")
+    (root / "setuid").write_text("z")
+    (root / "setuid").chmod(0o6755)
+    (root / "none").chmod(0)
+    (root / "closed" / "file").chmod(0)
+    (root / "closed").chmod(0)
+    request = {"job": str(job), "manifest": {}, "need_new": False}
+    if os.geteuid() == 0:
+        # As root every mode reads; as an ordinary user the modes must be overcome.
+        subprocess.run(["chown", "-R", "daemon", str(job)], check=True)
+        for folder in job.parents:
+            if folder.stat().st_mode & 0o001 == 0:
+                folder.chmod(folder.stat().st_mode | 0o011)
+        script = "import json,os,sys\nos.setuid(1)\nfrom train_classifier.worker.pack import pack\npack(json.load(sys.stdin))"
+        repository = Path(__file__).parents[2]
+        subprocess.run(
+            ["/usr/bin/python3", "-B", "-c", script], input=json.dumps(request), text=True, check=True,
+            cwd=repository, env={"PYTHONPATH": str(repository), "TMPDIR": "/tmp"},
+        )  # fmt: skip
+    else:
+        pack(request)
+    with tarfile.open(job / "artefacts.tar.gz") as archive:
+        modes = {member.name: member.mode for member in archive}
+        assert modes["artefacts/none"] == 0o400
+        assert modes["artefacts/closed"] == 0o700
+        assert modes["artefacts/setuid"] == 0o755
+        assert {(member.uid, member.gid, member.uname) for member in archive} == {(0, 0, "")}
+        file = archive.extractfile("artefacts/closed/file")
+        assert file is not None and file.read() == b"x"
+
+
+def test_odd_names(job: Path) -> None:
+    root = os.fsencode(job / "workspace" / "artefacts")
+    odd = [b"new\nline", b"\xff\xfe", b"-rf", b"*", "größe".encode(), b"a" * 255, b"::error::x", b"{{ 1 }}"]
+    for name in odd:
+        with open(os.path.join(root, name), "wb") as file:
+            file.write(name)
+    deep = root
+    for _ in range(30):
+        deep = os.path.join(deep, b"d" * 100)
+    os.makedirs(deep)
+    with open(os.path.join(deep, b"leaf"), "wb") as file:
+        file.write(b"leaf")
+    assert packed(job)["files"] == len(odd) + 1
+    with tarfile.open(job / "artefacts.tar.gz") as archive:
+        found = {os.fsencode(member.name) for member in archive if member.isfile()}
+    assert {b"artefacts/" + name for name in odd} < found
+    assert any(name.endswith(b"/leaf") for name in found)
+    listed = subprocess.run(["tar", "-tzf", str(job / "artefacts.tar.gz")], capture_output=True, check=True)
+    assert listed.stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "not an object"),
+        ('{"a": "x"}', "'a' is not a finite number"),
+        ('{"a": true}', "'a' is not a finite number"),
+        ('{"a": {"b": 1}}', "'a' is not a finite number"),
+        ('{"a": NaN}', "'a' is not a finite number"),
+        ('{"a": 1' + "0" * 5000 + "}", "metrics.json"),
+        ("[" * 100_000, "not JSON"),
+        ('{"a": "' + "x" * (1 << 20) + '"}', "larger than 1 MiB"),
+    ],
+)
+def test_metrics_that_are_none(job: Path, text: str, problem: str) -> None:
+    (job / "workspace" / "artefacts" / "metrics.json").write_text(text)
+    answer = packed(job)
+    assert answer["metrics"] is None
+    assert problem in answer["metrics_problem"]
+
+
+FLAT = """
+import json, resource, sys
+from train_classifier.worker.pack import pack
+answer = pack(json.load(sys.stdin))
+# Not getrusage: its peak counts the process that started this one, until exec.
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(answer["files"], peak)
+"""
+
+
+def pack_apart(job: Path) -> tuple[int, int]:
+    """Pack in a process of its own; return the number of files and its peak memory in KiB."""
+    done = subprocess.run(
+        [sys.executable, "-c", FLAT], input=json.dumps({"job": str(job), "manifest": {}, "need_new": True}),
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    files, peak = map(int, done.stdout.split())
+    return files, peak
+
+
+@pytest.mark.parametrize("count", [10_000, pytest.param(100_000, marks=pytest.mark.full)])
+def test_many_files_in_flat_memory(job: Path, count: int) -> None:
+    root = job / "workspace" / "artefacts"
+    for number in range(count):
+        folder = root / f"{number // 1000}"
+        if number % 1000 == 0:
+            folder.mkdir()
+        (folder / f"{number}").write_bytes(b"%d" % number)
+    files, peak = pack_apart(job)
+    assert files == count
+    assert peak < 100 << 10
+    assert len(manifest(job)["artefacts"]) == count
+
+
+@pytest.mark.parametrize("size", [300 << 20, pytest.param(5 << 30, marks=pytest.mark.full)])
+def test_large_files_in_flat_memory(job: Path, size: int) -> None:
+    with open(job / "workspace" / "artefacts" / "large", "wb") as file:
+        file.truncate(size)
+        file.write(os.urandom(1 << 20))
+    files, peak = pack_apart(job)
+    assert files == 1 and peak < 100 << 10
+    assert manifest(job)["artefacts"][0]["bytes"] == size
+
+
+def test_no_room(job: Path) -> None:
+    (job / "workspace" / "artefacts" / "x").write_bytes(os.urandom(1 << 20))
+    script = (
+        "import json,resource,sys,signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        + FLAT
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=json.dumps({"job": str(job), "manifest": {}, "need_new": True}),
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert not list(job.glob(".*")) and not (job / "artefacts.tar.gz").exists()
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 65536

@@ -1,0 +1,72 @@
+"""The rules of the GPU queue that need no engine: numbers, durations, tickets as files."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from train_classifier.errors import NotReady
+from train_classifier.worker import queue, tickets
+
+
+def enqueue(folder: Path, job: str) -> Path:
+    return queue.enqueue(
+        folder, job=job, model="mnist", directory=Path("/jobs") / job, want=1, min_vram_mib=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0s"), (45, "45s"), (90, "1m30s"), (7200, "2h"), (5400.4, "1h30m"), (3601, "1h1s")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert queue.duration(seconds) == text
+
+
+def test_numbers_go_up_and_files_are_open_to_the_group(tmp_path: Path) -> None:
+    paths = [enqueue(tmp_path, job) for job in "ab"]
+    paths[1].unlink()
+    paths.append(enqueue(tmp_path, "c"))
+    assert [path.name for path in paths] == [
+        "000000000001-a.json",
+        "000000000002-b.json",
+        "000000000003-c.json",
+    ]
+    for name in ("lock", "counter", "000000000001-a.json"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o660
+
+
+def test_a_ticket_holds_what_the_contract_says(tmp_path: Path) -> None:
+    data = json.loads(enqueue(tmp_path, "a").read_text())
+    assert {"job", "uid", "user", "dir", "want", "min_vram_mib", "state", "gpus", "since"} <= set(data)
+    assert (data["state"], data["gpus"], data["dir"]) == ("new", [], "/jobs/a")
+
+
+def test_claim_once(tmp_path: Path) -> None:
+    enqueue(tmp_path, "a")
+    ticket = queue.Ticket.claim(tmp_path, "a")
+    assert ticket.entry.state == "preparing"
+    with pytest.raises(NotReady, match="held by another process"):
+        queue.Ticket.claim(tmp_path, "a")
+    # A held ticket is not withdrawn.
+    queue.withdraw(tmp_path, "a")
+    assert [entry.job for entry in queue.snapshot(tmp_path)] == ["a"]
+    ticket.release()
+    with pytest.raises(NotReady, match="lost its place"):
+        queue.Ticket.claim(tmp_path, "a")
+
+
+def test_a_ticket_of_an_earlier_boot_is_dead(tmp_path: Path) -> None:
+    path = enqueue(tmp_path, "a")
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "boot": "00000000-0000-0000-0000-000000000000"}))
+    assert queue.snapshot(tmp_path) == []
+
+
+def test_a_jump_of_the_clock_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enqueue(tmp_path, "a")
+    monkeypatch.setattr(tickets.time, "time", lambda: 1e10)
+    assert [entry.job for entry in queue.snapshot(tmp_path)] == ["a"]

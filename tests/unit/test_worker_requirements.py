@@ -1,0 +1,170 @@
+"""requirements.txt and apt-pkgs.txt: what is accepted, what is refused, and in which words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from train_classifier.worker import debian, reference
+from train_classifier.worker.requirements import Requirements, digest_of_paths, parse
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "lib" / "shapes").mkdir(parents=True)
+    (tmp_path / "lib" / "shapes" / "pyproject.toml").write_text("[project]\nname='shapes'\nversion='1'\n")
+    return tmp_path
+
+
+def ask(repository: Path, text: str | bytes) -> Requirements:
+    data = text if isinstance(text, bytes) else text.encode()
+    (repository / "mnist" / "requirements.txt").write_bytes(data)
+    return parse(repository, "mnist")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (b"", ()),
+        (b"# nothing\n\n   \n", ()),
+        (b"\xef\xbb\xbfsix\r\nattrs>=1\r\n", ("six", "attrs>=1")),
+        ("six\n".encode("utf-16"), ("six",)),
+        (b"six  # a comment", ("six",)),
+        (b"six==1.16.0 \\\n  --hash=sha256:aa", ("six==1.16.0   --hash=sha256:aa",)),
+        (b"Foo_bar[a, b] >=1,<2 ; python_version < '4'", ("Foo_bar[a, b] >=1,<2 ; python_version < '4'",)),
+        (b"foo (>=1.0)", ("foo (>=1.0)",)),
+        (b"torch==2.6.0+cu124", ("torch==2.6.0+cu124",)),
+        (b"foo @ https://example.org/foo.whl", ("foo @ https://example.org/foo.whl",)),
+        (b"git+https://example.org/foo.git@v1#egg=foo", ("git+https://example.org/foo.git@v1#egg=foo",)),
+        (b"./lib/shapes", ("./lib/shapes",)),
+        (b"shapes @ ./lib/shapes", ("shapes @ ./lib/shapes",)),
+    ],
+)
+def test_accepted(repository: Path, text: bytes, lines: tuple[str, ...]) -> None:
+    asked = ask(repository, text)
+    assert asked.problems == ()
+    assert asked.lines == lines
+
+
+def test_missing_file_asks_for_nothing(repository: Path) -> None:
+    assert parse(repository, "mnist") == Requirements()
+
+
+def test_options_and_included_files(repository: Path) -> None:
+    (repository / "mnist" / "more.txt").write_text("-i https://index.example/simple\nidna\n")
+    (repository / "limits.txt").write_text("idna<4\n")
+    text = "-r more.txt\n--constraint=../limits.txt\n-fhttps://wheels.example\n--extra-index-url https://b.example\n--pre\n"
+    asked = ask(repository, text)
+    assert asked.problems == ()
+    assert asked.files == ("mnist/requirements.txt", "mnist/more.txt", "limits.txt")
+    assert (asked.lines, asked.constraints) == (("idna",), ("idna<4",))
+    assert asked.options == (
+        "--index-url https://index.example/simple",
+        "--find-links https://wheels.example",
+        "--extra-index-url https://b.example",
+        "--pre",
+    )
+
+
+def test_files_that_include_each_other_end(repository: Path) -> None:
+    (repository / "mnist" / "more.txt").write_text("-r requirements.txt\nsix\n")
+    assert ask(repository, "-r more.txt\nidna\n").lines == ("six", "idna")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("-r nope.txt", "does not exist in the repository"),
+        ("-r ../../etc/passwd", "leads out of the repository"),
+        ("-r /etc/passwd", "is an absolute path"),
+        ("-r https://example.org/r.txt", "only files inside the repository can be included"),
+        ("-r", "lacks its file"),
+        ("-e ./lib/shapes", "editable packages are not supported"),
+        ("-c nope.txt", "does not exist in the repository"),
+        ("../outside", "leads out of the repository"),
+        ("/opt/wheels/foo.whl", "is an absolute path"),
+        ("foo.whl", "does not exist in the repository"),
+        ("foo @ file:///opt/foo.whl", "is a path of one machine"),
+        ("--install-option=x", "unknown option"),
+        ("-i", "lacks its value"),
+        ("six 1.16", "not a requirement"),
+        ("six=1.16", "not a requirement"),
+        ("$(id)", "not a requirement"),
+        (b"\xff\xfe\xff", "cannot be read"),
+    ],
+)
+def test_refused_with_file_and_line(repository: Path, text: str | bytes, problem: str) -> None:
+    data = text if isinstance(text, bytes) else f"six\n{text}\n".encode()
+    asked = ask(repository, data)
+    assert len(asked.problems) == 1
+    assert problem in asked.problems[0]
+    assert asked.problems[0].startswith("mnist/requirements.txt" + (":2: " if isinstance(text, str) else ""))
+
+
+def test_every_problem_is_reported(repository: Path) -> None:
+    assert len(ask(repository, "-e .\nsix 1\n-r nope.txt\n").problems) == 3
+
+
+def test_a_link_out_of_the_repository_is_refused(repository: Path) -> None:
+    (repository / "mnist" / "requirements.txt").symlink_to("/etc/hostname")
+    assert "leads out of the repository" in parse(repository, "mnist").problems[0]
+
+
+def test_digest_follows_contents_of_local_packages(repository: Path) -> None:
+    before = digest_of_paths(repository, ("lib/shapes",))
+    assert digest_of_paths(repository, ("lib/shapes",)) == before
+    (repository / "lib" / "shapes" / "shapes.py").write_text("x = 1\n")
+    after = digest_of_paths(repository, ("lib/shapes",))
+    (repository / "lib" / "shapes" / "shapes.py").write_text("x = 2\n")
+    assert len({before, after, digest_of_paths(repository, ("lib/shapes",))}) == 3
+
+
+def test_debian_packages(repository: Path) -> None:
+    (repository / "mnist" / "apt-pkgs.txt").write_bytes(
+        b"\xef\xbb\xbf# tools\r\ngit\r\nlibgl1=1:1.3~x+b1 # a version\r\n\r\ng++ curl\r\ngit\r\n"
+    )
+    assert debian.parse(repository, "mnist") == debian.Packages(("curl", "g++", "git", "libgl1=1:1.3~x+b1"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-o Debug::pkgProblemResolver=1",
+        "--allow-unauthenticated",
+        "vim-",
+        "Git",
+        "a;b",
+        "$(id)",
+        "../x.deb",
+        "x",
+    ],
+)
+def test_options_in_disguise_are_refused(repository: Path, text: str) -> None:
+    (repository / "mnist" / "apt-pkgs.txt").write_text(f"git\n{text}\n")
+    problems = debian.parse(repository, "mnist").problems
+    assert problems
+    assert all(problem.startswith("mnist/apt-pkgs.txt:2: ") for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "good"),
+    [
+        ("debian", True),
+        ("tensorflow/tensorflow:2.17.0-gpu", True),
+        ("localhost:5000/a/b_c@sha256:" + "0" * 64, True),
+        ("nvcr.io/nvidia/pytorch:24.01-py3", True),
+        ("", False),
+        ("-x", False),
+        ("a b", False),
+        ("Tensorflow/tensorflow:1", True),
+        ("tensorflow/Tensorflow", False),
+        ("a:", False),
+        ("a@sha256:12", False),
+        ("https://example.org/a", False),
+        ("a\n", False),
+    ],
+)
+def test_image_references(text: str, good: bool) -> None:
+    assert (reference.problem(text) is None) is good
