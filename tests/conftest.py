@@ -30,7 +30,26 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
+#: What is dear to make: tests that share one of these run in one process of `-n`.
+SHARED = ("ssh_host", "gpu_host", "plain_host")
+#: Tests that share nothing but the engine run wherever there is room.
+ALONE = ("unit", "lint", "integration/test_worker_", "integration/test_queue", "integration/test_train_")
+
+
+def _group(item: pytest.Item) -> str:
+    """The group of a test for pytest-xdist; empty when it may run anywhere."""
+    for name in SHARED:
+        if name in getattr(item, "fixturenames", ()):
+            return name
+    file = item.path.relative_to(Path(__file__).parent).as_posix()
+    return "" if file.startswith(ALONE) else file
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if group := _group(item):
+            item.add_marker(pytest.mark.xdist_group(group))
     if config.getoption("--full"):
         return
     skip = pytest.mark.skip(reason="long: runs under --full")
@@ -77,6 +96,13 @@ def engine() -> Iterator[docker.DockerClient]:
 def base_image(engine: docker.DockerClient) -> str:
     """Tag of the smallest image a job runs in: Debian 12 with Python, made from the package mirror."""
     return make_image("slim")
+
+
+@pytest.fixture(autouse=True)
+def _engine_where_marked(request: pytest.FixtureRequest) -> None:
+    """Tests marked `engine` skip where there is none, and find the base image made, in whatever order they run."""
+    if request.node.get_closest_marker("engine"):
+        request.getfixturevalue("base_image")
 
 
 @pytest.fixture(scope="session")

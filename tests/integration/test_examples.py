@@ -90,6 +90,7 @@ def test_results_are_ignored_by_git(repository: Path) -> None:
 def test_workflow_is_short_and_uploads_also_after_a_failure() -> None:
     text = (EXAMPLE / ".github" / "workflows" / "train.yml").read_text()
     assert len(text.splitlines()) <= 12
+    assert f"```yaml\n{text}```" in (EXAMPLE.parents[1] / "README.md").read_text()
     job = yaml.safe_load(text)["jobs"]["train"]
     assert job["runs-on"] == ["self-hosted", "linux", "docker", "X64"]
     checkout, train, upload = job["steps"]

@@ -21,7 +21,7 @@ import pytest
 from hosts.machine import TestHost
 from loopback.world import wait_until
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.engine, pytest.mark.host]
 
 KILLER = Path(__file__).parents[1] / "hosts" / "killer.py"
 VICTIMS = ("controller", "worker", "engine")

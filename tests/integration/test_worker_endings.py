@@ -76,7 +76,10 @@ def test_out_of_memory(host: Machine) -> None:
     program = WRITES + "import time\ntime.sleep(1)\nblocks = [bytearray(10 << 20) for _ in range(100)]"
     job, result = host.train(program, memory_bytes=64 << 20)
     assert (result["exit_code"], result["training_exit_status"]) == (4, 137)
-    assert result["out_of_memory"] == {"limit_bytes": 64 << 20, "peak_bytes": 64 << 20}
+    assert result["out_of_memory"]["limit_bytes"] == 64 << 20
+    # An engine on a busy host may never tell that it was the kernel; then the peak is what was seen last.
+    if "probably" not in result["reason"]:
+        assert result["out_of_memory"]["peak_bytes"] == 64 << 20
     assert (
         "out of memory" in result["reason"] and "64 MiB" in result["reason"] and "--memory" in result["hint"]
     )

@@ -13,7 +13,7 @@ from worker_support import IMAGE
 from train_classifier.bundle import bundle
 from train_classifier.job import SCHEMA, new_job_id
 
-pytestmark = pytest.mark.host
+pytestmark = [pytest.mark.engine, pytest.mark.host]
 #: Runs inside the host: prepares a job, pushes one file through the door, submits. Prints the answer.
 START = r"""
 import base64, json, os, subprocess, sys, tempfile, zlib

@@ -13,6 +13,8 @@ from train_classifier.worker.container import explain
 
 #: SIGKILL, SIGTERM, and the engine's own word for a container that it lost sight of.
 STOPPED_STATUSES = (137, 143, 255)
+#: By SIGKILL.
+KILLED_STATUS = 137
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +95,27 @@ class Running(threading.Thread):
                 unasked = not state.get("OOMKilled") and not self.signalled
                 if unasked and state["ExitCode"] in STOPPED_STATUSES:
                     outside = self._look_outside()
+                    if not outside and state["ExitCode"] == KILLED_STATUS:
+                        state = self._await_out_of_memory()
                 return Ending(
                     int(state["ExitCode"]),
                     bool(state.get("OOMKilled")),
                     str(state.get("Error") or ""),
                     outside,
                 )
+
+    def _await_out_of_memory(self) -> dict[str, Any]:
+        """Return the container's state, given a second to show what killed it.
+
+        The engine hears of the kernel's kill and of the exit by two ways: on a busy host the kill may come second.
+        """
+        for _ in range(10):
+            time.sleep(0.1)
+            engine.patiently(self.container.reload, away=self.engine_away.set)
+            if self.container.attrs["State"].get("OOMKilled"):
+                break
+        state: dict[str, Any] = self.container.attrs["State"]
+        return state
 
     def _look_outside(self) -> bool:
         """Tell whether the container was stopped from outside: by `docker stop`, or an engine shutting down.
