@@ -4,7 +4,8 @@ import concurrent.futures
 import dataclasses
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,13 +86,18 @@ class Plan:
     inventory: str | None
     #: The host, group or pattern that was asked for.
     host: str | None
-    #: The one host that it means; None where the caller brings its own connection.
-    target: Target | None
+    #: The one host that it means, still being asked for; None where the caller brings its own connection.
+    looking: "concurrent.futures.Future[Target] | None" = dataclasses.field(repr=False)
     detach: bool
     warnings: list[str]
 
+    @property
+    def target(self) -> Target | None:
+        """The one host, once Ansible has told. Raises BadInput as `inventory.one` does."""
+        return self.looking.result() if self.looking else None
+
     def order(self) -> "Order":
-        """Return the plan as the training functions want it."""
+        """Return the plan as the training functions want it, for whatever host."""
         from train_classifier.training import Order, pack_names
 
         return Order(
@@ -99,8 +105,6 @@ class Plan:
             tree=str(self.repository),
             files=pack_names(self.sources.paths),
             output=str(self.output),
-            python=self.target.python if self.target else None,
-            state_dir=self.target.state_dir if self.target else None,
             detach=self.detach,
         )
 
@@ -109,11 +113,26 @@ def build(request: TrainRequest, environ: Mapping[str, str], *, resolve: bool = 
     """Check everything that the checkout and the request tell, and return what to do.
 
     Order: flag, environment variable TRAIN_CLASSIFIER_<NAME>, train-classifier.toml, default. With `resolve`
-    the host is looked up in the inventory; inside Ansible it is known already.
+    the host is looked up in the inventory; inside Ansible it is known already. That takes Ansible a second:
+    when all else is well the plan comes at once, and whether there is such a host shows in `Plan.target`.
     Raises BadInput with all problems together; nothing on disk or on a host has changed.
     """
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         return _Builder(request, environ, resolve, pool).plan()
+
+
+def _beside(act: Callable[..., Target], *arguments: Any) -> "concurrent.futures.Future[Target]":
+    """Call a function in a thread that nobody has to wait for at exit."""
+    future: concurrent.futures.Future[Target] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(act(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="inventory").start()
+    return future
 
 
 class _Builder:
@@ -146,9 +165,7 @@ class _Builder:
         target = None
         if self.resolve and (where is not None or self._text("inventory") is None):
             host = given.values.get("host")
-            target = self.pool.submit(
-                inventory.one, where, host, {**self.environ, inventory.VARIABLE: ""}, cwd
-            )
+            target = _beside(inventory.one, where, host, {**self.environ, inventory.VARIABLE: ""}, cwd)
         secrets, problems = checks.secrets(given.values, self.environ)
         self.problems += problems
         from_file = top is not None and given.origin.get("output") == values.FROM_FILE
@@ -159,7 +176,8 @@ class _Builder:
         described = self.pool.submit(repository.describe, top, output) if top else None
         found = self._repository(top, model, output, given.values)
         self.warnings += checks.oddities(given.values, secrets, arguments)
-        resolved = self._catch(None, target.result) if target else None
+        if target and (self.problems or target.done()):
+            self._catch(None, target.result)
         if self.problems or top is None or model is None or described is None:
             raise BadInput(*dict.fromkeys(self.problems))
         identity, warnings = described.result()
@@ -174,7 +192,7 @@ class _Builder:
             output=output,
             inventory=where,
             host=given.values.get("host"),
-            target=resolved,
+            looking=target,
             detach=given.values.get("detach", False),
             warnings=list(dict.fromkeys(self.warnings)),
         )

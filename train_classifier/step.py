@@ -20,8 +20,6 @@ from train_classifier.github import run_url
 from train_classifier.inputs import Inputs
 from train_classifier.papers import Papers
 
-#: Seconds without a look after which the worker stops the job, on this machine and over ssh.
-LEASE_S, REMOTE_LEASE_S = 600.0, 3600.0
 #: Seconds for reading the archive's papers and for Slack, once a cancel runs against the clock.
 HURRY_S = 0.5
 #: Seconds that the notices may take together, Slack's own limits of rate included.
@@ -68,10 +66,9 @@ class Step:
         from train_classifier.cli.step import StepRun
 
         order = dataclasses.replace(plan.order(), spec=spec)
-        assert plan.target is not None
-        host = plan.target.connect(own_session=True)
-        self.run = StepRun(order, host, plan.secrets, self.console, self)
-        self.run.run(plan.inventory)
+        assert plan.looking is not None
+        self.run = StepRun(order, plan.looking, plan.secrets, self.console, self)
+        self.run.run(plan.inventory, plan.host)
         self.failure = self.run.failure
 
     def _mask(self, value: str) -> None:
@@ -82,10 +79,8 @@ class Step:
                 self.console.mask(value.strip().partition("://")[2].partition("/")[2])
 
     def _with_defaults(self, plan: Any) -> job.JobSpec:
-        """Return the specification with the action's own defaults for lease and grace."""
+        """Return the specification with the action's own default for grace."""
         spec: job.JobSpec = plan.spec
-        if spec.lease_s is None and not plan.detach:
-            spec = dataclasses.replace(spec, lease_s=LEASE_S if plan.target.local else REMOTE_LEASE_S)
         assert self.inputs is not None
         if spec.grace_s == job.DEFAULT_GRACE_S and self.inputs.request.grace is None:
             spec = dataclasses.replace(spec, grace_s=inputs.CANCEL_GRACE_S)

@@ -60,9 +60,7 @@ def write_module(host: machine.TestHost, version: str) -> None:
     path = f"/lib/modules/{kernel}/updates/nvidia.ko"
     code = f"import sys; open({path!r}, 'wb').write(bytes.fromhex(sys.stdin.read()))"
     host.exec("python3", "-c", code, input=module(version).hex())
-    host.shell(
-        'cd "/lib/modules/$(uname -r)"; touch modules.order modules.builtin; PATH=$PATH:/sbin depmod'
-    )
+    host.shell('cd "/lib/modules/$(uname -r)"; touch modules.order modules.builtin; PATH=$PATH:/sbin depmod')
 
 
 main(sys.argv[1])

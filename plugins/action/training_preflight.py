@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from train_classifier import training
+from train_classifier import sink, training
 from train_classifier.action import Step
 from train_classifier.errors import BadInput
 from train_classifier.reporting import Reporter
@@ -18,6 +18,9 @@ class ActionModule(Step):
 
     def order(self, task_vars: Mapping[str, Any], report: Reporter) -> Order:
         """Return the order, made from the role's variables when there is no file of it."""
+        if isinstance(report, sink.SinkReporter):
+            # The command line looks for the host while Ansible starts; nothing is touched before it knows.
+            report.ask("ready")
         hosts = task_vars.get("ansible_play_hosts_all") or []
         if len(hosts) > 1:
             raise BadInput(

@@ -58,12 +58,21 @@ def bench_image() -> str:
     """The image all train in: Debian 12 with Python and pip (the peers need pip), and this machine's CA bundle."""
     slim = make_image("slim")
     tag = "train-classifier-bench:bookworm"
-    have = run("docker", "image", "inspect", "-f", '{{index .Config.Labels "base"}}', tag, check=False).stdout.strip()
+    have = run(
+        "docker", "image", "inspect", "-f", '{{index .Config.Labels "base"}}', tag, check=False
+    ).stdout.strip()
     base = run("docker", "image", "inspect", "-f", "{{.Id}}", slim).stdout.strip()
     if have == base:
         return tag
     bundle = ca_bundle()
-    container = run("docker", "create", slim, "sh", "-ec", "apt-get update -q && apt-get install -yq --no-install-recommends python3-pip && apt-get clean").stdout.strip()
+    container = run(
+        "docker",
+        "create",
+        slim,
+        "sh",
+        "-ec",
+        "apt-get update -q && apt-get install -yq --no-install-recommends python3-pip && apt-get clean",
+    ).stdout.strip()
     try:
         if bundle:
             run("docker", "cp", bundle, f"{container}:/etc/ssl/certs/ca-certificates.crt")
@@ -97,13 +106,20 @@ class Table:
                     cells.append("–")
                     continue
                 ratio = self.median(case, who) / self.median(case, columns[0])
-                cells.append(f"{self.median(case, who):.2f}" + (f" (×{ratio:.2f})" if who != columns[0] else ""))
+                cells.append(
+                    f"{self.median(case, who):.2f}" + (f" (×{ratio:.2f})" if who != columns[0] else "")
+                )
             rows.append(f"| {case} | {' | '.join(cells)} |")
         return "\n".join(rows)
 
 
 def turnaround(
-    bench: Bench, table: Table, case: str, repo: Path, rounds: int, change: Callable[[int], None] | None = None
+    bench: Bench,
+    table: Table,
+    case: str,
+    repo: Path,
+    rounds: int,
+    change: Callable[[int], None] | None = None,
 ) -> None:
     """Time every contestant on `repo`, interleaved; `change(round)` alters it before each round (the first is not counted)."""
     for number in range(rounds + 1):
@@ -114,7 +130,9 @@ def turnaround(
             done: Run = contestant(bench, repo, "model", output)
             if not output.stat().st_size:
                 raise SystemExit(f"{case}: {who} brought nothing")
-            print(f"  {case}, round {number}: {who} {done.seconds:.2f} s {json.dumps(done.phases)}", flush=True)
+            print(
+                f"  {case}, round {number}: {who} {done.seconds:.2f} s {json.dumps(done.phases)}", flush=True
+            )
             if number:
                 table.add(case, who, done.seconds)
                 for phase, seconds in done.phases.items():
@@ -164,29 +182,55 @@ def main() -> None:
             turnaround(bench, table, "10,000 files unchanged", many, options.rounds)
             bench.rsync(many)
             rsync = statistics.median(bench.rsync(many) for _ in range(options.rounds))
-            turnaround(bench, table, "200 MB of artefacts", repository(work / "large", LARGE), max(1, options.rounds // 2))
-            turnaround(bench, table, "200 MB of log", repository(work / "loud", LOUD), max(1, options.rounds // 2))
+            turnaround(
+                bench,
+                table,
+                "200 MB of artefacts",
+                repository(work / "large", LARGE),
+                max(1, options.rounds // 2),
+            )
+            turnaround(
+                bench, table, "200 MB of log", repository(work / "loud", LOUD), max(1, options.rounds // 2)
+            )
             lags = lag(bench, repository(work / "ticks", TICKS))
         finally:
             host.remove()
     phases = {case: found for case, found in table.results.items() if case.startswith("phases: ")}
     for case in phases:
         del table.results[case]
-    added = table.median("empty model, again", "train-classifier") - table.median("empty model, again", "bare script")
-    print(f"\n{platform.machine()}, Python {platform.python_version()}, {options.rounds} rounds, interleaved\n")
+    added = table.median("empty model, again", "train-classifier") - table.median(
+        "empty model, again", "bare script"
+    )
+    print(
+        f"\n{platform.machine()}, Python {platform.python_version()}, {options.rounds} rounds, interleaved\n"
+    )
     print(table.markdown())
     print("\n| phases of train-classifier, median seconds | |\n|---|---|")
     for case, found in phases.items():
         words = " · ".join(f"{phase} {statistics.median(values):.2f}" for phase, values in found.items())
         print(f"| {case.removeprefix('phases: ')} | {words} |")
     push = statistics.median(phases["phases: 10,000 files unchanged"]["push"])
-    whole = table.median("empty model, again", "train-classifier") / table.median("empty model, again", "stock playbook")
-    print(f"\nWhat we add to the bare script: {added / playbook:.2f} empty one-task playbooks (of {playbook:.2f} s); aim 2.5.")
+    whole = table.median("empty model, again", "train-classifier") / table.median(
+        "empty model, again", "stock playbook"
+    )
+    print(
+        f"\nWhat we add to the bare script: {added / playbook:.2f} empty one-task playbooks (of {playbook:.2f} s); aim 2.5."
+    )
     print(f"The whole beside the stock playbook: {whole:.2f}; aim 0.33.")
     print(f"Push of 10,000 unchanged files: {push / rsync:.2f} of plain rsync ({rsync:.2f} s).")
-    print("Log lag: " + ", ".join(f"{who} {seconds * 1000:.0f} ms" for who, seconds in lags.items()) + "; aim under 500 ms.")
+    print(
+        "Log lag: "
+        + ", ".join(f"{who} {seconds * 1000:.0f} ms" for who, seconds in lags.items())
+        + "; aim under 500 ms."
+    )
     if options.json:
-        data = {"cases": table.results, "phases": phases, "empty_playbook": playbook, "rsync": rsync, "lag": lags}
+        data = {
+            "cases": table.results,
+            "phases": phases,
+            "empty_playbook": playbook,
+            "rsync": rsync,
+            "lag": lags,
+        }
         options.json.write_text(json.dumps(data, indent=1))
 
 

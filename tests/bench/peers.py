@@ -45,7 +45,11 @@ class Bench:
         env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
         start = time.time()
         process = subprocess.Popen(
-            argv, env=env, cwd=self.work, stdout=subprocess.PIPE, stderr=subprocess.PIPE if not timed_lines else None
+            argv,
+            env=env,
+            cwd=self.work,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if not timed_lines else None,
         )
         lines = []
         if timed_lines:
@@ -81,7 +85,14 @@ class Bench:
             "bench_output": str(output),
             "bench_requirements": (repo / model / "requirements.txt").exists(),
         }
-        argv = ["ansible-playbook", "-i", str(self.inventory), str(HERE / "stock.yml"), "-e", json.dumps(values)]
+        argv = [
+            "ansible-playbook",
+            "-i",
+            str(self.inventory),
+            str(HERE / "stock.yml"),
+            "-e",
+            json.dumps(values),
+        ]
         config = self.work / "ansible.cfg"
         config.touch()  # empty: the defaults of Ansible, not ours
         return self._time(argv, {"ANSIBLE_CONFIG": str(config)}, timed_lines)
@@ -105,7 +116,15 @@ class Bench:
 
     def rsync(self, repo: Path) -> float:
         """Seconds of a plain rsync of the tree, as the bare script does it."""
-        argv = ["rsync", "-a", "--delete", "-e", " ".join(self.ssh), f"{repo}/", f"{self.target}:bench/rsync/"]
+        argv = [
+            "rsync",
+            "-a",
+            "--delete",
+            "-e",
+            " ".join(self.ssh),
+            f"{repo}/",
+            f"{self.target}:bench/rsync/",
+        ]
         return self._time(argv, {}).seconds
 
 

@@ -37,14 +37,14 @@ def train(
     for warning in plan.warnings:
         console.event("message", level="warning", text=warning)
     order = dataclasses.replace(plan.order(), patience_s=patience)
-    assert plan.target is not None
+    assert plan.looking is not None
     if dry_run:
         _describe(plan, console)
         return ExitCode.TRAINED
     from train_classifier.cli.train import Run, finish
 
-    run = Run(order, plan.target.connect(own_session=True), plan.secrets, console)
-    code = run.run(plan.inventory)
+    run = Run(order, plan.looking, plan.secrets, console)
+    code = run.run(plan.inventory, plan.host)
     finish(run, code, console)
     return code
 

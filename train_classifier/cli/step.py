@@ -1,20 +1,24 @@
 """`train` under a workflow run: a cancel has ten seconds, and whoever gave it is no person at a terminal."""
 
 import contextlib
+import dataclasses
 import os
 import shlex
 import signal
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
 from train_classifier.cli.console import Console
 from train_classifier.cli.train import Run
 from train_classifier.errors import Cancelled, ExitCode
+from train_classifier.inventory import Target
 from train_classifier.training import Order
-from train_classifier.transport import Host
 
+#: Seconds without a look after which the worker stops the job, on this machine and over ssh.
+LEASE_S, REMOTE_LEASE_S = 600.0, 3600.0
 #: GitHub sends SIGINT, after 7.5 s SIGTERM, after 2.5 s more SIGKILL. Seconds from the first of them after
 #: which the artefacts are left on the host: what remains is for saying so.
 COLLECT_S = 6.5
@@ -38,12 +42,12 @@ class StepRun(Run):
     def __init__(
         self,
         order: Order,
-        host: Host,
+        target: "Future[Target]",
         secrets: Mapping[str, str],
         console: Console,
         listener: Listener,
     ) -> None:
-        super().__init__(order, host, secrets, console)
+        super().__init__(order, target, secrets, console)
         self._listener = listener
         self._left: list[int] = []
         self._inventory: str | None = None
@@ -54,10 +58,18 @@ class StepRun(Run):
         if event == "started":
             self._listener.started(self.job)
 
-    def run(self, inventory: str | None) -> ExitCode:
+    def _complete(self, target: Target) -> Order:
+        """Give the job a lease, unless one was given or nobody is to look after it."""
+        order = super()._complete(target)
+        if order.spec.lease_s is not None or order.detach:
+            return order
+        lease = LEASE_S if target.local else REMOTE_LEASE_S
+        return dataclasses.replace(order, spec=dataclasses.replace(order.spec, lease_s=lease))
+
+    def run(self, inventory: str | None, limit: str | None) -> ExitCode:
         """Run, then remove what leaving in the middle of it left on this side."""
         self._inventory = inventory
-        code = super().run(inventory)
+        code = super().run(inventory, limit)
         for process in self._left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)

@@ -1,12 +1,14 @@
 """`train`: the playbook in a thread, the signals in the main thread, the outcome as one exit code."""
 
 import contextlib
+import dataclasses
 import json
 import queue
 import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from train_classifier.cli import summary
 from train_classifier.cli.console import Console
 from train_classifier.errors import Cancelled, ExitCode, NotReady, OutOfTouch, TrainClassifierError
 from train_classifier.failures import error_from
+from train_classifier.inventory import THIS_MACHINE, Target
 from train_classifier.training import Order
 from train_classifier.transport import Host
 from train_classifier.workspace import private_folder
@@ -29,9 +32,13 @@ class Run:
     #: Seconds that leaving at once may take.
     leave_s = LEAVE_S
 
-    def __init__(self, order: Order, host: Host, secrets: Mapping[str, str], console: Console) -> None:
+    def __init__(
+        self, order: Order, target: "Future[Target]", secrets: Mapping[str, str], console: Console
+    ) -> None:
+        """Take the order; the target may still be looked for while Ansible starts."""
         self.order = order
-        self.host = host
+        self._target = target
+        self._host: Host | None = None
         self.console = console
         self.result: dict[str, Any] | None = None
         self.delivered: dict[str, Any] | None = None
@@ -56,9 +63,16 @@ class Run:
         return self.order.spec.model
 
     @property
+    def host(self) -> Host:
+        """The host, once it is known. Raises BadInput when there is no such one."""
+        if self._host is None:
+            self._host = self._target.result().connect(own_session=True)
+        return self._host
+
+    @property
     def host_name(self) -> str:
-        """Where it runs."""
-        return self.host.name
+        """Where it runs; empty while that is not known."""
+        return self._host.name if self._host else ""
 
     # The Reporter's side: called by the sink's threads.
 
@@ -84,15 +98,14 @@ class Run:
 
     # The run.
 
-    def run(self, inventory: str | None) -> ExitCode:
+    def run(self, inventory: str | None, limit: str | None) -> ExitCode:
         """Run the playbook on the one host and return the exit code; `failure` says why it is not 0."""
         with private_folder() as folder, self._signals():
-            request = folder / "request.json"
-            request.touch(0o600)
-            request.write_text(self.order.to_json())
+            self._request = folder / "request.json"
+            self._request.touch(0o600)
             listener = sink.Sink(folder / "sink", self, self._answer)
             thread = threading.Thread(
-                target=self._play, args=(folder, inventory), daemon=True, name="playbook"
+                target=self._play, args=(folder, inventory, limit), daemon=True, name="playbook"
             )
             thread.start()
             try:
@@ -106,21 +119,36 @@ class Run:
         return self.failure.code if self.failure else ExitCode.TRAINED
 
     def _answer(self, question: str) -> Any:
-        return self._secrets if question == "secrets" else None
+        if question == "secrets":
+            return self._secrets
+        if question == "ready":
+            # The first step asks before it touches the host.
+            try:
+                self.order = self._complete(self._target.result())
+            except BaseException as error:
+                self._inbox.put(("crash", error))
+                raise ConnectionError("there is no such host") from error
+            self._request.write_text(self.order.to_json())
+            return self.host.name
+        return None
 
-    def _play(self, folder: Path, inventory: str | None) -> None:
+    def _complete(self, target: Target) -> Order:
+        """Return the order for this host."""
+        return dataclasses.replace(self.order, python=target.python, state_dir=target.state_dir)
+
+    def _play(self, folder: Path, inventory: str | None, limit: str | None) -> None:
         private = folder / "ansible"
         private.mkdir(mode=0o700)
         if inventory is None:
-            inventory = str(folder / "inventory.json")
-            local = {"all": {"hosts": {self.host.name: {"ansible_connection": "local"}}}}
+            inventory, limit = str(folder / "inventory.json"), None
+            local = {"all": {"hosts": {THIS_MACHINE: {"ansible_connection": "local"}}}}
             Path(inventory).write_text(json.dumps(local))
         try:
             outcome = playbook.run(
                 "train.yml",
                 private,
                 inventory=inventory,
-                limit=self.host.name,
+                limit=limit,
                 variables={
                     "training_job_host": "all",
                     "training_job_request_file": str(folder / "request.json"),
@@ -197,6 +225,9 @@ class Run:
     def _settle(self, outcome: playbook.Outcome) -> None:
         if self.failure is not None or outcome.status == 0:
             return
+        if not self._phase:
+            # Ansible ended before the first step: if the inventory is the reason, that is said better there.
+            self._target.result()
         reason = outcome.reason or f"ansible-playbook ended with exit status {outcome.status}."
         first, _, rest = reason.partition("\n")
         if self.started:

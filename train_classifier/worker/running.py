@@ -107,7 +107,7 @@ class Running(threading.Thread):
     def _await_out_of_memory(self) -> dict[str, Any]:
         """Return the container's state, given a second to show what killed it.
 
-        The engine hears of the kernel's kill and of the exit by two ways: on a busy host the kill may come second.
+        The engine hears of the kernel's kill and of the exit by two ways: the kill may come second.
         """
         for _ in range(10):
             time.sleep(0.1)
