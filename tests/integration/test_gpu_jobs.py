@@ -172,6 +172,20 @@ def test_doctor_finds_the_cards(caller: Caller) -> None:
     assert checks["gpu-in-framework"]["status"] == "skip"
 
 
+def test_auto_takes_the_cpu_of_a_host_whose_engine_cannot_hand_a_gpu_over(
+    caller: Caller, gpu_host: TestHost
+) -> None:
+    gpu_host.shell("mv /etc/cdi/nvidia.json /root/")
+    try:
+        done = caller.run(*caller.train("look", "--gpus", "auto"))
+        assert done.returncode == 0, tail(done.stderr)
+        assert b"cannot give a GPU" in done.stderr and b"training on the CPU" in done.stderr
+        assert json.loads(done.stdout)["nodes"] == []
+        assert caller.run(*caller.train("look", "--gpus", "1")).returncode == 8
+    finally:
+        gpu_host.shell("mv /root/nvidia.json /etc/cdi/")
+
+
 def test_a_host_without_a_gpu(ssh_host: TestHost, tmp_path: Path) -> None:
     caller = make(ssh_host, tmp_path)
     answer = refused(caller)

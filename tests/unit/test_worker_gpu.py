@@ -302,6 +302,18 @@ def test_auto_fails_nothing(tmp_path: Path) -> None:
     assert any("training on the CPU" in one.message for one in found)
 
 
+def test_auto_takes_the_cpu_when_the_engine_cannot_hand_over(tmp_path: Path) -> None:
+    host = smi(tmp_path, f"0, {UUID.format(0)}, NVIDIA A100, 40960, 40000, 550.163.01, Disabled\n")
+    discovery = gpu.discover(host)
+    (found,) = [
+        one
+        for one in gpucheck.check(host, "auto", None, {"Runtimes": {}}, discovery)
+        if one.name == "gpu-containers"
+    ]
+    assert (found.status, "training on the CPU" in found.message) == ("warn", True)
+    assert "of at least 50000 MiB" in (gpucheck.obstacle(host, 50000, discovery) or "")
+
+
 @pytest.mark.parametrize(
     ("info", "version", "words"),
     [

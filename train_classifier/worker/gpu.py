@@ -165,6 +165,10 @@ def _processes(host: Host) -> dict[str, list[Process]]:
     return users
 
 
+#: What is said with the reason why `auto` takes the CPU.
+ON_CPU = ": training on the CPU, as --gpus auto allows"
+
+
 def wanted(asked: Union[int, str], discovery: Discovery) -> tuple[int, Optional[str]]:
     """Return how many GPUs a job is to have, and for `auto` what people are to be told. Raises NoGpu.
 
@@ -173,7 +177,7 @@ def wanted(asked: Union[int, str], discovery: Discovery) -> tuple[int, Optional[
     if asked == "auto":
         if discovery.gpus:
             return 1, None
-        return 0, f"no GPU on this host ({discovery.problem}): training on the CPU, as --gpus auto allows"
+        return 0, f"no GPU on this host ({discovery.problem}){ON_CPU}"
     count = int(asked)
     if count == 0:
         return 0, None

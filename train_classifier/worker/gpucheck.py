@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from train_classifier.errors import ExitCode, NoGpu
-from train_classifier.worker import cdi, gpu
+from train_classifier.errors import ExitCode, NoGpu, NotReady
+from train_classifier.worker import cdi, enginecheck, gpu
 from train_classifier.worker.findings import Finding, fail, from_error, ok, skip, warn
 from train_classifier.worker.gpu import Discovery
 from train_classifier.worker.host import Host
@@ -137,6 +137,19 @@ def handover(info: Optional[dict[str, Any]], root: Path) -> Finding:
     return fail(name, f"the engine cannot give a GPU to a container: {why}", role, ExitCode.NO_GPU)
 
 
+def obstacle(host: Host, min_vram_mib: Optional[int], discovery: Discovery) -> Optional[str]:
+    """Return why a host's cards cannot be used by a job that would take the CPU, too."""
+    try:
+        gpu.require_vram(1, discovery, min_vram_mib)
+        info, _ = enginecheck.ask()
+    except NoGpu as error:
+        return error.reason
+    except (OSError, ValueError, NotReady):
+        return None
+    found = handover(info, host.root)
+    return found.message if found.status == "fail" else None
+
+
 def kernel_faults(root: Path) -> list[Finding]:
     """Return the faults of cards in the kernel's log since boot, if this user may read it."""
     try:
@@ -202,7 +215,12 @@ def check(
     if discovery.gpus:
         found += _of_cards(host, count, min_vram_mib, info, discovery)
     if asked == "auto":
-        found = [warn(one.name, one.message, one.hint) if one.status == "fail" else one for one in found]
+        found = [
+            warn(one.name, one.message + (gpu.ON_CPU if count else ""), one.hint)
+            if one.status == "fail"
+            else one
+            for one in found
+        ]
     return found
 
 

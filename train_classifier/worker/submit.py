@@ -173,9 +173,14 @@ def _gpus(spec: JobSpec, host: Host) -> tuple[int, str]:
     """Return how many GPUs the job will have, and what is to be said about that."""
     if spec.gpus == 0:
         return 0, ""
-    from train_classifier.worker import gpu
+    from train_classifier.worker import gpu, gpucheck
 
-    count, message = gpu.wanted(spec.gpus, gpu.discover(host, processes=False))
+    discovery = gpu.discover(host, processes=False)
+    count, message = gpu.wanted(spec.gpus, discovery)
+    if count and spec.gpus == "auto":
+        obstacle = gpucheck.obstacle(host, spec.min_vram_mib, discovery)
+        if obstacle:
+            return 0, obstacle + gpu.ON_CPU
     return count, message or ""
 
 
