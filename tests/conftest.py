@@ -33,16 +33,40 @@ def pytest_configure(config: pytest.Config) -> None:
 #: What is dear to make: tests that share one of these run in one process of `-n`.
 SHARED = ("ssh_host", "gpu_host", "plain_host")
 #: Tests that share nothing but the engine run wherever there is room.
-ALONE = ("unit", "lint", "integration/test_worker_", "integration/test_queue", "integration/test_train_")
+ALONE = (
+    "unit",
+    "lint",
+    "integration/test_molecule",
+    "integration/test_queue",
+    "integration/test_train_",
+    "integration/test_worker_",
+)
+#: What takes long begins first, so that no process waits for another at the end.
+FIRST = ("integration/test_molecule", "integration/test_provisioning", "integration/test_kills")
+LAST = ("lint", "unit")
+
+
+def _file(item: pytest.Item) -> str:
+    return item.path.relative_to(Path(__file__).parent).as_posix()
 
 
 def _group(item: pytest.Item) -> str:
     """The group of a test for pytest-xdist; empty when it may run anywhere."""
+    file = _file(item)
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    if file == "integration/test_kills.py" and "case" in parameters:
+        # These are many: they have hosts of their own, except for the one with GPUs.
+        case = parameters["case"]
+        return "gpu_host" if case.phase == "queue" else f"kills {case.init}"
     for name in SHARED:
         if name in getattr(item, "fixturenames", ()):
             return name
-    file = item.path.relative_to(Path(__file__).parent).as_posix()
     return "" if file.startswith(ALONE) else file
+
+
+def _rank(item: pytest.Item) -> int:
+    file = _file(item)
+    return 0 if file.startswith(FIRST) else 2 if file.startswith(LAST) else 1
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,6 +74,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if group := _group(item):
             item.add_marker(pytest.mark.xdist_group(group))
+    if hasattr(config, "workerinput"):
+        items.sort(key=_rank)
     if config.getoption("--full"):
         return
     skip = pytest.mark.skip(reason="long: runs under --full")

@@ -20,16 +20,6 @@ __all__ = ["site", "uv"]
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(autouse=True)
-def no_layers_left(engine: docker.DockerClient, site: Site) -> Iterator[None]:
-    """Each test makes its layers itself, and removes just those."""
-    before = {found.id for found in layers(engine)}
-    yield
-    for found in layers(engine):
-        if found.id not in before:
-            engine.images.remove(found.id, force=True)
-
-
 @pytest.fixture
 def own_base(engine: docker.DockerClient, base_image: str, site: Site) -> Iterator[str]:
     """A base of this test's own, so that no layer over it is there yet."""
@@ -44,15 +34,15 @@ def own_base(engine: docker.DockerClient, base_image: str, site: Site) -> Iterat
     finally:
         container.remove(force=True)
     yield tag
-    for found in layers(engine):
-        if found.labels.get("train-classifier.base") == made.id:
-            engine.images.remove(found.id, force=True)
+    for found in layers(engine, made.id):
+        engine.images.remove(found.id, force=True)
     engine.images.remove(made.id, force=True)
 
 
-def layers(engine: docker.DockerClient) -> list[docker.models.images.Image]:
+def layers(engine: docker.DockerClient, base: str) -> list[docker.models.images.Image]:
+    """The layers over a base; other tests make theirs meanwhile."""
     found: list[docker.models.images.Image] = engine.images.list(
-        filters={"label": "train-classifier.kind=image"}
+        filters={"label": ["train-classifier.kind=image", f"train-classifier.base={base}"]}
     )
     return found
 
@@ -155,13 +145,12 @@ def test_cancelled_build_leaves_nothing(engine: docker.DockerClient, site: Site,
 
     base = site.find(own_base)
     (site.workspace / "m" / "apt-pkgs.txt").write_text("tree")
-    before = {found.id for found in layers(engine)}
     with pytest.raises(KeyboardInterrupt):
         packages.layer(
             site.client, site.host, site.store, base, site.workspace, "m", site.job, site.said.append, cancel
         )
     assert site.containers() == []
-    assert {found.id for found in layers(engine)} == before
+    assert layers(engine, base.id) == []
     assert [path.name for path in site.store.store.iterdir() if path.name.startswith(".")] == []
 
 
