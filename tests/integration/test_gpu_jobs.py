@@ -173,7 +173,7 @@ def test_doctor_finds_the_cards(caller: Caller) -> None:
 
 
 def test_auto_takes_the_cpu_of_a_host_whose_engine_cannot_hand_a_gpu_over(
-    caller: Caller, gpu_host: TestHost, base_image: str
+    caller: Caller, gpu_host: TestHost
 ) -> None:
     gpu_host.shell("mv /etc/cdi/nvidia.json /root/")
     try:
@@ -183,11 +183,8 @@ def test_auto_takes_the_cpu_of_a_host_whose_engine_cannot_hand_a_gpu_over(
         assert json.loads(done.stdout)["nodes"] == []
         assert caller.run(*caller.train("look", "--gpus", "1")).returncode == 8
     finally:
-        # The engine takes a moment to see the specification again.
-        gpu_host.shell(
-            "mv /root/nvidia.json /etc/cdi/; "
-            f"timeout 60 sh -c 'until docker run --rm --device nvidia.com/gpu=0 {base_image} true; do sleep 0.2; done' 2>&1"
-        )
+        # An engine in a container does not see that the file has come back.
+        gpu_host.shell("mv /root/nvidia.json /etc/cdi/; systemctl restart docker")
 
 
 def test_a_host_without_a_gpu(ssh_host: TestHost, tmp_path: Path) -> None:
