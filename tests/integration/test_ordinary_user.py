@@ -86,6 +86,7 @@ def checkout(world: World) -> Path:
     repo = world.repo
     world.model(MODEL)
     (repo / "probe" / "requirements.txt").write_text("six==1.16.0\n")
+    (repo / "probe" / "apt-pkgs.txt").write_text("tree\n")
     (repo / "README.md").write_text("read me\n")
     (repo / ".gitignore").write_text("ignored/\n")
     (repo / "ignored").mkdir()
@@ -144,6 +145,18 @@ def test_ordinary_users_flow(world: World, tmp_path: Path) -> None:
         command = ["git", "-c", f"safe.directory={repo}", "--no-optional-locks", "status", "--porcelain"]
         return subprocess.run(command, cwd=repo, check=True, capture_output=True, text=True).stdout
 
+    def layers() -> list[str]:
+        labels = [
+            "--filter",
+            "label=train-classifier.kind=image",
+            "--filter",
+            f"label=train-classifier.uid={NOBODY}",
+        ]
+        listed = subprocess.run(
+            ["docker", "images", "-q", *labels], check=True, capture_output=True, text=True
+        )
+        return listed.stdout.split()
+
     before = snapshot(repo)
     assert left_in_git() == ""
     assert run("train", "probe", "--gpus", "0").decode() == f"{NOBODY} [{NOBODY}] 0o750 six\n"
@@ -167,8 +180,17 @@ def test_ordinary_users_flow(world: World, tmp_path: Path) -> None:
     run("status", "last")
     # The archive of the first run is no source of the second, and is replaced by it.
     assert run("train", "probe", "--gpus", "0").endswith(b"six\n")
+    assert len(layers()) == 1
     run("clean", "--older", "0s")
     assert list((state / "jobs").iterdir()) == []
+    # What makes the second run fast stays while it is fresh, and until it is too much.
+    run("clean", "--older", "0s", "--keep-environments", "0")
+    environments = state / "store" / "envs"
+    assert len(layers()) == 1 and len(list(environments.iterdir())) == 1
+    for used in (*environments.glob("*/environment.json"), *(state / "images").glob("*.json")):
+        os.utime(used, (1, 1))
+    removed = json.loads(run("clean", "--older", "0s", "--keep-environments", "0", "--json"))
+    assert layers() == [] and list(environments.iterdir()) == [], removed
     again = snapshot(repo)
     assert again.pop("artefacts.tar.gz") and again == before
     for folder in (home, world.temp, world.work):

@@ -151,7 +151,7 @@ def _build(
         final = {**config, "Entrypoint": config.get("Entrypoint") or [], "Labels": kept}
         engine.patiently(
             lambda: client.api.commit(
-                container.id, repository=repository, tag=version, pause=False, conf=final,
+                container.id, repository=repository, tag=version, conf=final,
                 message=f"Debian packages: {' '.join(names)}",
             )
         )  # fmt: skip
