@@ -29,11 +29,16 @@ def processes(*words):
 
 def door(verb):
     """The worker's own process behind rsync: not the shell that started it, not rsync itself."""
-    return [
-        pid
-        for pid in processes("/workers/", " %s " % verb, " -I ")
-        if os.readlink("/proc/%d/exe" % pid).startswith("/usr/bin/python")
-    ]
+    found = []
+    for pid in processes("/workers/", " %s " % verb, " -I "):
+        try:
+            with open("/proc/%d/cmdline" % pid, "rb") as file:
+                program = file.read().partition(b"\0")[0]
+        except OSError:
+            continue
+        if program.rpartition(b"/")[2].startswith(b"python"):
+            found.append(pid)
+    return found
 
 
 def status(jobs):
