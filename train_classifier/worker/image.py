@@ -26,6 +26,14 @@ BOOTSTRAP = (
     "make an image on this host with the role training_host (training_host_image_source: bootstrap), "
     "or name one that is here with --image"
 )
+#: What engines and registries say to somebody who is not logged in.
+REFUSALS = (
+    "no basic auth credentials",
+    "unauthorized",
+    "access denied",
+    "denied:",
+    "authentication required",
+)
 NO_SHELL = "name an image with a shell and Python by --image"
 #: What uname -m says, in Docker's words.
 ARCHITECTURES = {
@@ -144,9 +152,7 @@ def _pull(client: Any, named: str, say: Callable[[str], None], check_cancel: Cal
         for message in client.api.pull(tagged, stream=True, decode=True):
             check_cancel()
             if "error" in message:
-                raise NoEnvironment(
-                    f"image {named} is not on this host and cannot be pulled", BOOTSTRAP, message["error"]
-                )
+                raise _not_pulled(named, str(message["error"]))
             detail = message.get("progressDetail") or {}
             if message.get("status") == "Downloading" and detail.get("total"):
                 layers[message.get("id", "")] = (detail.get("current", 0), detail["total"])
@@ -156,10 +162,19 @@ def _pull(client: Any, named: str, say: Callable[[str], None], check_cancel: Cal
                     spoken = done
                     say(f"pulling image {named}: {done} of {whole} MiB")
     except docker.errors.APIError as error:
-        detail = str(error.explanation or error)
-        raise NoEnvironment(
-            f"image {named} is not on this host and cannot be pulled", BOOTSTRAP, detail
-        ) from error
+        raise _not_pulled(named, str(error.explanation or error)) from error
+
+
+def _not_pulled(named: str, detail: str) -> NoEnvironment:
+    """Return the failure with the registry's own words, and a hint that fits them."""
+    hint = BOOTSTRAP
+    if any(word in detail for word in REFUSALS):
+        registry = (
+            named.partition("/")[0] if "/" in named and re.search(r"[.:]", named.partition("/")[0]) else ""
+        )
+        command = f"docker login {registry}".rstrip()
+        hint = f"if the image is private, log in once on the host, as the user that trains: {command}"
+    return NoEnvironment(f"image {named} is not on this host and cannot be pulled", hint, detail)
 
 
 def probe(

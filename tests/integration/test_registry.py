@@ -1,0 +1,92 @@
+"""Images from a real registry that wants a password (Debian's docker-registry, on the test host's loopback)."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hosts.caller import Caller
+from hosts.machine import TestHost
+from loopback.world import tail
+
+pytestmark = [pytest.mark.engine, pytest.mark.host]
+
+ADDRESS = "127.0.0.1:5000"
+IMAGE = f"{ADDRESS}/team/base:1"
+CONFIG = """
+version: 0.1
+storage: {filesystem: {rootdirectory: /var/lib/docker/test-registry}}
+http: {addr: 127.0.0.1:5000}
+auth: {htpasswd: {realm: test, path: /root/htpasswd}}
+"""
+LOGIN = f"echo 'pa ss' | docker login -u team --password-stdin {ADDRESS}"
+
+
+@pytest.fixture
+def registry(ssh_host: TestHost, base_image: str) -> Iterator[str]:
+    """The digest of an image that only the registry has."""
+    ssh_host.shell(
+        "command -v docker-registry >/dev/null || { apt-get update -q; apt-get install -yq --no-install-recommends "
+        "docker-registry; systemctl disable --now docker-registry; }"
+    )
+    ssh_host.write("/root/registry.yml", CONFIG)
+    crypt = (
+        "import crypt; print('team:' + crypt.crypt('pa ss', crypt.mksalt(crypt.METHOD_BLOWFISH, rounds=16)))"
+    )
+    ssh_host.shell(f'python3 -W ignore -c "{crypt}" >/root/htpasswd')
+    ssh_host.shell("systemd-run -q --unit tc-registry docker-registry serve /root/registry.yml")
+    try:
+        ssh_host.shell(
+            f"for _ in $(seq 50); do {LOGIN} && break; sleep 0.2; done; docker tag {base_image} {IMAGE}"
+        )
+        said = ssh_host.shell(
+            f"docker push -q {IMAGE} >/dev/null; docker inspect -f '{{{{index .RepoDigests 0}}}}' {IMAGE}"
+        )
+        ssh_host.shell(f"docker rmi {IMAGE}; docker logout {ADDRESS}")
+        yield said.strip().partition("@")[2]
+    finally:
+        ssh_host.shell(
+            f"systemctl stop tc-registry; docker rmi {IMAGE} 2>/dev/null; rm -rf /var/lib/docker/test-registry",
+            check=False,
+        )
+        ssh_host.shell("rm -f ~/.docker/config.json", user="trainer")
+
+
+def test_a_private_image_is_pulled_with_the_users_own_login(
+    ssh_host: TestHost, registry: str, tmp_path: Path
+) -> None:
+    caller = Caller(ssh_host, tmp_path)
+    caller.model(
+        "probe", "import os\nos.makedirs('artefacts', exist_ok=True)\nopen('artefacts/x', 'w').write('x')\n"
+    )
+    words = caller.train("probe", "--gpus", "0", "--image", IMAGE)
+
+    refused = caller.run(*words)
+    assert refused.returncode == 9, tail(refused.stderr)
+    assert b"cannot be pulled" in refused.stderr and b"docker login" in refused.stderr
+    assert b"Traceback" not in refused.stderr
+
+    ssh_host.shell(LOGIN, user="trainer")
+    done = caller.run(*words)
+    assert done.returncode == 0, tail(done.stderr)
+    assert b"pulling image" in done.stderr
+    with tarfile.open(caller.work / "artefacts.tar.gz") as archive:
+        member = archive.extractfile("job/manifest.json")
+        assert member is not None
+        manifest = json.load(member)
+    assert manifest["image"]["reference"] == IMAGE
+    assert manifest["image"]["digest"] == registry
+
+    # What is on the host is not asked for again: the registry may be away.
+    ssh_host.shell("systemctl stop tc-registry")
+    again = caller.run(*words)
+    assert again.returncode == 0, tail(again.stderr)
+    assert b"pulling image" not in again.stderr
+
+    ssh_host.shell(f"docker rmi {IMAGE}")
+    away = caller.run(*words)
+    assert away.returncode == 9, tail(away.stderr)
+    assert b"cannot be pulled" in away.stderr and b"connection refused" in away.stderr
