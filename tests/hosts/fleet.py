@@ -72,6 +72,9 @@ def ssh_host(directory: Path, slim: str) -> TestHost:
     """Debian 12 with Docker 20.10: users root and trainer (docker group, linger)."""
     host = TestHost.create("ssh-host", make_image("bookworm"), directory)
     try:
+        # Role docker_engine leaves a working engine as it is: this one keeps its containers when it dies.
+        host.write("/etc/docker/daemon.json", json.dumps({"live-restore": True}))
+        host.shell("systemctl restart docker")
         host.load_image(slim)
         place_uv(host)
         play(host, "docker_engine", "training_host", **role_variables(slim))

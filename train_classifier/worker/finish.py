@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.errors import Lost, NotReady, TrainClassifierError
@@ -55,6 +56,7 @@ def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
             why or _reason(status), "submit it again; --resume goes on from its checkpoints"
         )
         launch.drop_secrets(job)
+        remove_torn(job)
         client = engine.connect()
         drain_and_remove(client, job, _try_spec(job))
         remove_ticket(host, job)
@@ -110,6 +112,14 @@ def remove_ticket(host: Host, job: Job) -> None:
     from train_classifier.worker import queue
 
     queue.withdraw(host.queue_dir, job.id)
+
+
+def remove_torn(job: Job) -> None:
+    """Remove what processes that are gone were writing when they were killed."""
+    for torn in job.dir.glob(".*.tmp"):
+        writer = torn.name.split(".")[-3]
+        if writer.isdigit() and not Path("/proc", writer).exists():
+            torn.unlink(missing_ok=True)
 
 
 def remove_half_built(store: Store, account: Account) -> None:
