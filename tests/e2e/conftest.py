@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -35,8 +33,10 @@ def shared(base_image: str) -> Iterator[Path]:
                 ["uv", "run", "--no-project", "--offline", "sh", "-c", 'echo "$UV"'],
                 check=True, capture_output=True, text=True,
             ).stdout.strip()  # fmt: skip
-            # A home of mode 0700 hides the real one from the accounts that jobs run as.
+            # A home of mode 0700 hides the real ones from the accounts that runners and jobs run as.
             shutil.copy2(found, folder / "uv")
+        if ACT.exists():
+            shutil.copy2(ACT, folder / "act")
         yield folder
     finally:
         subprocess.run(["chmod", "-R", "u+rwX", str(folder)], check=False, capture_output=True)
@@ -131,49 +131,6 @@ def slack() -> Iterator[Callable[..., Slack]]:
     yield make
     for each in made:
         each.close()
-
-
-class Watch:
-    """Looks at every process's command line and every file of a folder meanwhile, for words that may not be there."""
-
-    def __init__(self, folder: Path, words: list[bytes]) -> None:
-        self.folder = folder
-        self.words = words
-        self.found: set[str] = set()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-
-    def _look(self) -> None:
-        while not self._end.wait(0.1):
-            for entry in Path("/proc").glob("[0-9]*/cmdline"):
-                with contextlib.suppress(OSError):
-                    line = entry.read_bytes()
-                    if any(word in line for word in self.words) and int(entry.parent.name) != os.getpid():
-                        self.found.add(line.replace(b"\0", b" ").decode("utf-8", "replace"))
-            with contextlib.suppress(OSError):
-                for path in self.folder.rglob("*"):
-                    with contextlib.suppress(OSError):
-                        if path.is_file() and any(word in path.read_bytes() for word in self.words):
-                            self.found.add(str(path))
-
-    def stop(self) -> set[str]:
-        self._end.set()
-        self._thread.join()
-        return self.found
-
-
-@pytest.fixture
-def watch() -> Iterator[Callable[..., Watch]]:
-    made: list[Watch] = []
-
-    def make(folder: Path, *words: str) -> Watch:
-        made.append(Watch(folder, [word.encode() for word in words]))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.stop()
 
 
 def eventually(found: Callable[[], Any], seconds: float = 60) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,16 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hosts.machine import TestHost
 from loopback.sshd import Sshd
 
 from .conftest import Slack, eventually
-from .world import GOOD, Step, World
+from .world import GOOD, NOBODY, PLAIN_PATH, Step, World
 
 pytestmark = pytest.mark.engine
 
 #: What the runner waits: seconds from SIGINT to SIGTERM, and from there to SIGKILL.
 TERM_S, KILL_S = 7.5, 2.5
-NOBODY = 65534
 
 LONG = (
     GOOD
@@ -193,12 +194,11 @@ def test_ordinary_user(make_world: Callable[..., World], shared: Path) -> None:
         pytest.skip("becoming another user needs root")
     world = make_world("my workspace", shared / "tools of nobody")
     world.model(GOOD)
-    for path in [world.folder, *world.folder.rglob("*")]:
-        os.chown(path, NOBODY, NOBODY)
-    world.tools.mkdir()
+    world.give(NOBODY)
+    world.tools.mkdir(exist_ok=True)
     os.chown(world.tools, NOBODY, NOBODY)
     before = {path: path.lstat().st_mtime_ns for path in sorted(world.action.rglob("*"))}
-    step = world.step(NOBODY, MODEL="mnist", PATH="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+    step = world.step(NOBODY, MODEL="mnist", PATH=PLAIN_PATH)
     step.process.wait(280)
     assert step.process.returncode == 0, step.log
     assert "hello from mnist" in step.log
@@ -216,10 +216,46 @@ def test_ordinary_user(make_world: Callable[..., World], shared: Path) -> None:
 
     (world.repo / "artefacts.tar.gz").unlink()
     os.chown(world.repo, 0, 0)
-    step = world.step(NOBODY, MODEL="mnist", PATH="/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
+    step = world.step(NOBODY, MODEL="mnist", PATH=PLAIN_PATH)
     assert step.process.wait(120) == 2, step.log
     assert "may not write" in step.log
     assert "Preparing" not in step.log
+
+
+RESUMING = (
+    GOOD
+    + """
+print("card", [name for name in sorted(os.listdir("/dev")) if name.startswith("nvidia")])
+print("data", open("/data/digits/digit.txt").read())
+checkpoint = os.environ["TRAIN_CHECKPOINT_DIR"] + "/epoch"
+epoch = int(open(checkpoint).read()) if os.path.exists(checkpoint) else 0
+print("epoch", epoch)
+open(checkpoint, "w").write(str(epoch + 1))
+"""
+)
+
+
+@pytest.mark.host
+def test_gpu_host(world: World, gpu_host: TestHost) -> None:
+    """Over ssh on a simulated GPU host: one card of two, a data folder, and a second run that goes on."""
+    gpu_host.write("/srv/digits/digit.txt", "seven")
+    world.model(RESUMING)
+    given = {
+        "MODEL": "mnist",
+        "TRAIN_CLASSIFIER_INPUT_INVENTORY": str(gpu_host.inventory("trainer")),
+        "TRAIN_CLASSIFIER_INPUT_GPUS": "1",
+        "TRAIN_CLASSIFIER_INPUT_DATA": "/srv/digits:digits",
+    }
+    for epoch, resume in enumerate(({}, {"TRAIN_CLASSIFIER_INPUT_RESUME": "last"})):
+        step = world.step(**given, **resume)
+        assert step.process.wait(280) == 0, step.log
+        assert re.search(r"card \['nvidia\d'\]", step.log), step.log
+        assert "data seven" in step.log
+        assert f"epoch {epoch}" in step.log
+        manifest = json.loads(Path(step.outputs["manifest"]).read_text())
+        assert manifest["gpu_check"]["mode"] == "device", manifest
+    assert gpu_host.containers() == []
+    assert [path.name for path in world.temp.iterdir()] == []
 
 
 def test_outside_github(world: World) -> None:

@@ -7,13 +7,16 @@ is fetched from GitHub here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,10 @@ runs:
         if [ -d "$RUNNER_TEMP/train-classifier" ]; then cp -rp "$RUNNER_TEMP/train-classifier" "$TC_UPLOADS/temp"; fi
 """
 MAIN = "import os, sys, time\n"
+#: An ordinary account.
+NOBODY = 65534
+#: For accounts that may not read what the tests' own PATH names.
+PLAIN_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 GOOD = """
 print("hello from", os.environ["MODEL"], sys.argv[1:])
 os.makedirs("artefacts", exist_ok=True)
@@ -73,12 +80,45 @@ def action_folder(target: Path) -> Path:
     return target
 
 
+class Watch:
+    """Looks at every process's command line and every file of a folder meanwhile, for words that may not be there."""
+
+    def __init__(self, folder: Path, words: list[bytes]) -> None:
+        self.folder = folder
+        self.words = words
+        self.found: set[str] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._end.wait(0.1):
+            for entry in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    line = entry.read_bytes()
+                    if any(word in line for word in self.words) and int(entry.parent.name) != os.getpid():
+                        self.found.add(line.replace(b"\0", b" ").decode("utf-8", "replace"))
+            with contextlib.suppress(OSError):
+                for path in self.folder.rglob("*"):
+                    with contextlib.suppress(OSError):
+                        if path.is_file() and any(word in path.read_bytes() for word in self.words):
+                            self.found.add(str(path))
+
+    def stop(self) -> set[str]:
+        self._end.set()
+        self._thread.join()
+        return self.found
+
+
 class World:
     """One runner with one caller's repository."""
 
     def __init__(self, folder: Path, image: str, action: Path, tools: Path, uv: Path, name: str) -> None:
         self.folder = folder
         self.action = action
+        self.identity: int | None = None
+        self._secrets: set[str] = set()
+        self._logs: list[str] = []
         self.tools = tools
         self.repo = folder / name
         self.uploads = folder / "uploads"
@@ -149,13 +189,24 @@ class World:
     def act(
         self, *arguments: str, secrets: dict[str, str] | None = None, timeout: float = 280, **environment: str
     ) -> Done:
-        """Run the workflow as a push would. Secrets go by a file: act's own argument list is no place for them."""
+        """Run the workflow as a push would, as `identity` if there is one, and watch for secrets meanwhile.
+
+        Secrets go by a file: act's own argument list is no place for them.
+        """
         whole = {**self.environment, **environment}
         file = self.folder / "act-secrets"
         file.touch(0o600)
         file.write_text("".join(f"{name}={value}\n" for name, value in (secrets or {}).items()))
+        # Of a webhook's address its last part alone is the secret.
+        words = {value.rpartition("/")[2] if "://" in value else value for value in (secrets or {}).values()}
+        self._secrets |= words
+        user: dict[str, Any] = {}
+        if self.identity is not None:
+            self.give(self.identity)
+            user = {"user": self.identity, "group": self.identity, "extra_groups": [docker_group()]}
+            whole.update(HOME=str(self.home), PATH=PLAIN_PATH)
         command = [
-            str(ACT), "push", "-C", str(self.repo), "-P", "self-hosted=-self-hosted", "--secret-file", str(file),
+            str(self.folder.parent / "act"), "push", "-C", str(self.repo), "-P", "self-hosted=-self-hosted", "--secret-file", str(file),
             "--action-cache-path", str(self.tools), "--action-offline-mode",
             "--local-repository", f"Incuvers/train-classifier@v1={self.action}",
             "--local-repository", f"actions/upload-artifact@v5={self.folder / 'upload-artifact'}",
@@ -171,17 +222,23 @@ class World:
         ):
             if whole.get(name):
                 command += ["--env", f"{name}={whole[name]}"]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            env=whole,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-        file.unlink()
-        return Done(done.returncode, done.stdout + done.stderr)
+        watch = Watch(self.temp, [word.encode() for word in words])
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, env=whole, timeout=timeout, stdin=subprocess.DEVNULL,
+                check=False, cwd=self.folder, **user,
+            )  # fmt: skip
+        finally:
+            found = watch.stop()
+            file.unlink()
+        assert found == set()
+        self._logs.append(done.stdout + done.stderr)
+        return Done(done.returncode, self._logs[-1])
+
+    def give(self, identity: int) -> None:
+        """Make all of it this account's."""
+        for path in [self.folder, *self.folder.rglob("*")]:
+            os.chown(path, identity, identity, follow_symlinks=False)
 
     def step(self, identity: int | None = None, **environment: str) -> Step:
         """Start the action's step as the runner does: `sh -e` on a file with the text of its `run:`, stdin closed."""
@@ -237,11 +294,19 @@ class World:
         return found
 
     def assert_clean(self, *documented: str) -> None:
-        """Nothing of ours is left but what is documented: in the checkout, on the engine, in the temporary folder."""
+        """Nothing of ours is left but what is documented: in the checkout, on the engine, in the temporary folder.
+
+        All of the checkout is the runner's own, and no secret is in a log or a file.
+        """
         status = (self.uploads / "status").read_text().splitlines()
         assert sorted(status) == sorted(f"?? {name}" for name in documented)
         assert self.containers() == []
         assert [path.name for path in self.temp.iterdir()] == []
+        owner = pwd.getpwuid(os.getuid() if self.identity is None else self.identity).pw_name
+        owners = {line.split(" ", 1)[0] for line in (self.uploads / "owners").read_text().splitlines()}
+        assert owners == {owner}
+        assert self.search(*self._secrets) == []
+        assert not [word for word in self._secrets for log in self._logs if word in log]
 
     def search(self, *words: str) -> list[str]:
         """Return the files of this world that hold one of the words."""

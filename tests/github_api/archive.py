@@ -151,7 +151,8 @@ def stop(*_):
 
 
 signal.signal(signal.SIGINT, stop)
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
+# A handler, since what is ignored stays ignored in the worker and its job.
+signal.signal(signal.SIGTERM, lambda *_: None)
 session("online")
 print("Listening for Jobs", flush=True)
 while True:
@@ -204,6 +205,9 @@ def make_archive(version: str) -> bytes:
     }
     plain = io.BytesIO()
     with tarfile.open(fileobj=plain, mode="w") as archive:
+        folder = tarfile.TarInfo("./bin")
+        folder.type, folder.mode, folder.mtime = tarfile.DIRTYPE, 0o755, 1_700_000_000
+        archive.addfile(folder)
         for name, text in files.items():
             entry = tarfile.TarInfo(f"./{name}")
             entry.size, entry.mode, entry.mtime = len(text.encode()), 0o755, 1_700_000_000

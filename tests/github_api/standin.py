@@ -186,6 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
             else json.dumps(content).encode()
         )
         self.send_response(status)
+        kind = "application/octet-stream" if isinstance(content, bytes) else "application/json; charset=utf-8"
+        self.send_header("Content-Type", kind)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))

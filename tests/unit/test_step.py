@@ -10,14 +10,19 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from train_classifier import inputs, papers, step
+from train_classifier import inputs, job, papers, step
+from train_classifier.cli.step import StepRun
+from train_classifier.cli.workflow import WorkflowConsole
 from train_classifier.errors import BadInput
+from train_classifier.inventory import Target
+from train_classifier.training import Order
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yaml").read_text())
@@ -134,6 +139,28 @@ def test_trouble_in_telling_changes_nothing(
     (crash,) = tmp_path.glob("train-classifier-crash-*")
     assert b"ZeroDivisionError" in said
     assert str(crash).encode() in said
+
+
+@pytest.mark.parametrize(
+    ("local", "given", "detach", "lease"),
+    [
+        (True, None, False, 600.0),
+        (False, None, False, 3600.0),
+        (True, 42.0, False, 42.0),
+        (False, 42.0, False, 42.0),
+        (True, None, True, None),
+    ],
+)
+def test_lease(local: bool, given: float | None, detach: bool, lease: float | None) -> None:
+    """Ten minutes here, an hour over ssh, what is given, and none for a job that shall run on alone."""
+    spec = job.JobSpec("x", "m", job.Repository("r", "0" * 16), lease_s=given)
+    order = Order(spec, "/tree", "", "/out/artefacts.tar.gz", detach=detach)
+    target = Target("host", local=local, ssh=[] if local else ["ssh", "host"])
+    looking: Future[Target] = Future()
+    looking.set_result(target)
+    console = WorkflowConsole({})
+    run = StepRun(order, looking, {}, console, step.Step())
+    assert run._complete(target).spec.lease_s == lease
 
 
 def archive(path: Path, **members: bytes) -> Path:
