@@ -52,8 +52,6 @@ def molecule(scenario: str, release: str) -> None:
     assert not subprocess.run(left, capture_output=True, text=True, check=True).stdout
 
 
-# Not yet in the usual run: provisioning (issue 3) is still being finished, see docs/architecture.md.
-@pytest.mark.full
 @pytest.mark.parametrize(("scenario", "release"), USUAL)
 def test_scenario(scenario: str, release: str) -> None:
     molecule(scenario, release)
