@@ -5,12 +5,14 @@ Both come from npm into a cache folder (never into the repository). From the des
 are taken, unchanged, with everything they refer to: the whole of it takes Prism a minute to read.
 """
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -36,36 +38,28 @@ def cache() -> Path:
 
 def install() -> Path:
     """The cache folder with both packages in it, installed first when they are missing. Raises Unavailable."""
-    folder = cache()
-    if all(_version(folder, name) == wanted for name, wanted in PACKAGES.items()):
-        return folder
-    npm = shutil.which("npm")
-    if not npm:
-        raise Unavailable("npm is missing: apt-get install npm")
-    folder.mkdir(parents=True, exist_ok=True)
     wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
-    command = [
-        npm,
-        "install",
-        "--no-audit",
-        "--no-fund",
-        "--ignore-scripts",
-        "--prefix",
-        str(folder),
-        *wanted,
-    ]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        raise Unavailable(f"npm install failed: {done.stderr.strip().splitlines()[-1:]}")
+    folder = cache() / "-".join(PACKAGES.values())
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder
+        npm = shutil.which("npm")
+        if not npm:
+            raise Unavailable("npm is missing: apt-get install npm")
+        # Renamed once it is whole: an installation that was cut off must not be taken for one.
+        with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+            made = Path(work) / "made"
+            made.mkdir()
+            options = ["--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(made)]
+            done = subprocess.run(
+                [npm, "install", *options, *wanted], cwd=made, capture_output=True, text=True
+            )
+            if done.returncode:
+                raise Unavailable(f"npm install failed: {done.stderr.strip().splitlines()[-1:]}")
+            made.rename(folder)
     return folder
-
-
-def _version(folder: Path, name: str) -> str:
-    try:
-        found = json.loads((folder / "node_modules" / name / "package.json").read_text())["version"]
-    except OSError:
-        return ""
-    return str(found)
 
 
 def cut(description: dict[str, Any]) -> dict[str, Any]:
