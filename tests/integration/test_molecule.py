@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+# The longest first.
 ROLES = [
-    "docker_engine",
     "nvidia_driver",
+    "docker_engine",
     "nvidia_container_toolkit",
     "training_host",
     "host_check",
