@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hosts import fleet
 from hosts.caller import Caller
 from hosts.machine import TestHost
+from hosts.play import play
 from loopback.world import tail
 
 pytestmark = [pytest.mark.engine, pytest.mark.host]
@@ -90,3 +92,17 @@ def test_a_private_image_is_pulled_with_the_users_own_login(
     away = caller.run(*words)
     assert away.returncode == 9, tail(away.stderr)
     assert b"cannot be pulled" in away.stderr and b"connection refused" in away.stderr
+
+
+def test_the_role_pulls_the_training_image(ssh_host: TestHost, registry: str, base_image: str) -> None:
+    told = fleet.role_variables(base_image)
+    pulled = {**told, "training_host_images": {}, "training_host_pull_images": {"cpu": IMAGE, "gpu": IMAGE}}
+    ssh_host.shell(LOGIN)
+    try:
+        assert play(ssh_host, "training_host", **pulled).changed > 0
+        assert registry in ssh_host.docker("image", "inspect", "-f", "{{.RepoDigests}}", IMAGE)
+        settings = json.loads(ssh_host.shell("cat /var/lib/train-classifier/host.json"))
+        assert settings["images"]["cpu"] == IMAGE
+    finally:
+        ssh_host.shell(f"docker logout {ADDRESS}")
+        play(ssh_host, "training_host", **told)

@@ -1,0 +1,118 @@
+"""The playbooks update, verify and teardown on a host that trains: a running job is waited for, never cut."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hosts import fleet
+from hosts.caller import Caller
+from hosts.machine import TestHost
+from hosts.play import ROOT
+from loopback.world import tail, wait_until
+
+pytestmark = [pytest.mark.engine, pytest.mark.host]
+
+LONG = """
+import os, time
+while not os.path.exists("/checkpoints/end"):
+    time.sleep(0.1)
+os.makedirs("artefacts", exist_ok=True)
+open("artefacts/weights", "w").write("trained")
+"""
+
+
+def start(playbook: str, inventory: Path, **variables: object) -> subprocess.Popen[str]:
+    """Start one of our playbooks for all hosts of an inventory; its standard output has everything."""
+    program = Path(sys.executable).with_name("ansible-playbook")
+    told = {f"{playbook}_hosts": "all", **variables}
+    environment = {
+        **os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "PYTHONUNBUFFERED": "1",
+        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    return subprocess.Popen(
+        [program, "-i", inventory, "-e", json.dumps(told), ROOT / "playbooks" / f"{playbook}.yml"],
+        env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def run(playbook: str, inventory: Path, **variables: object) -> tuple[int, str]:
+    process = start(playbook, inventory, **variables)
+    printed, _ = process.communicate(timeout=600)
+    return process.returncode, printed
+
+
+@pytest.fixture
+def job(ssh_host: TestHost, tmp_path: Path) -> Iterator[tuple[Caller, subprocess.Popen[bytes], str]]:
+    """Whoever trains on the host, the training that runs there, and its container."""
+    caller = Caller(ssh_host, tmp_path)
+    caller.model("long", LONG)
+    training = caller.start(*caller.train("long", "--gpus", "0"), errors=tmp_path / "errors")
+    try:
+        running = ("ps", "-q", "--filter", "label=train-classifier.kind=job")
+        yield caller, training, wait_until(lambda: ssh_host.docker(*running).strip() or None, 120)
+    finally:
+        ssh_host.shell("docker ps -q --filter label=train-classifier.kind=job | xargs -r docker rm -f")
+        training.kill()
+        training.wait()
+        ssh_host.shell("rm -f /var/lib/train-classifier/drain")
+
+
+def test_update_waits_for_a_running_job_and_teardown_refuses(
+    ssh_host: TestHost, base_image: str, tmp_path: Path, job: tuple[Caller, subprocess.Popen[bytes], str]
+) -> None:
+    caller, training, container = job
+
+    status, printed = run("teardown", ssh_host.inventory())
+    assert status != 0 and "1 training job(s) run (" in printed and "nothing was touched" in printed, printed
+    assert re.search(r"changed=0 .*failed=1", printed), printed
+
+    told = {**fleet.role_variables(base_image), "host_check_drain_poll_s": 1}
+    update = start("update", ssh_host.inventory(), **told)
+    assert update.stdout is not None
+    lines: list[str] = []
+    for line in update.stdout:
+        lines.append(line)
+        if "RETRYING" in line and "Wait for running jobs" in line:
+            break
+    assert update.poll() is None and not [line for line in lines if "docker_engine" in line], "".join(lines)
+
+    # Nobody else gets onto a host that drains.
+    (tmp_path / "other").mkdir()
+    other = Caller(ssh_host, tmp_path / "other")
+    other.model("long", LONG)
+    refused = other.run(*other.train("long", "--gpus", "0"))
+    assert refused.returncode != 0 and b"drained by playbooks/update.yml" in refused.stderr, tail(
+        refused.stderr
+    )
+
+    where = '{{range .Mounts}}{{if eq .Destination "/checkpoints"}}{{.Source}}{{end}}{{end}}'
+    ssh_host.write(f"{ssh_host.docker('inspect', '-f', where, container).strip()}/end", "")
+    lines += update.stdout.readlines()
+    assert update.wait(timeout=600) == 0, "".join(lines)[-6000:]
+    assert training.wait(timeout=120) == 0, (tmp_path / "errors").read_text()
+    assert (caller.work / "artefacts.tar.gz").exists()
+    assert ssh_host.exec("test", "-e", "/var/lib/train-classifier/drain", check=False).returncode == 1
+
+    report = tmp_path / "report.json"
+    status, printed = run("verify", ssh_host.inventory(), host_check_json=str(report))
+    assert status == 0, printed
+    assert json.loads(report.read_text())
+
+
+def test_a_host_that_fails_ends_the_update_before_the_next_one(ssh_host: TestHost, tmp_path: Path) -> None:
+    inventory = tmp_path / "inventory.ini"
+    others = ssh_host.inventory().read_text()
+    inventory.write_text(
+        others.replace("[training]\n", "[training]\nbroken ansible_host=127.0.0.1 ansible_port=1\n")
+    )
+    status, printed = run("update", inventory)
+    assert status != 0
+    assert "broken" in printed and ssh_host.name not in printed, printed
+    assert ssh_host.exec("test", "-e", "/var/lib/train-classifier/drain", check=False).returncode == 1
