@@ -26,7 +26,7 @@ REST = [
     ("host", "trixie"),
 ]
 
-pytestmark = [pytest.mark.host, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(3600)]
 
 
 def molecule(scenario: str, release: str) -> None:
