@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,9 @@ class Caller:
         self.repo, self.work, self.temp = folder / "repository", folder / "work", folder / "temp"
         for each in (self.repo, self.work, self.temp):
             each.mkdir()
+        # Short, since a socket's path may have 108 bytes and ssh adds its own to it.
+        self.control = tempfile.mkdtemp(prefix="tc-cp-")
+        weakref.finalize(self, shutil.rmtree, self.control, ignore_errors=True)
         self.state = (
             "/var/lib/train-classifier/state"
             if user == "root"
@@ -44,7 +50,7 @@ class Caller:
         return {
             **os.environ,
             "TMPDIR": str(self.temp),
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.folder / "cp"),
+            "ANSIBLE_SSH_CONTROL_PATH_DIR": self.control,
         }
 
     def run(

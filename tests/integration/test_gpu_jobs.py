@@ -106,7 +106,8 @@ def test_each_job_gets_its_own_card_and_the_next_one_waits(caller: Caller) -> No
         said = errors.read_text()
         for job in jobs:
             assert f"job {job} (look) of trainer has it since" in said
-        (waiting,) = [one for one in json.loads(caller.run("list", "--json").stdout) if one["id"] not in jobs]
+        listed = json.loads(caller.run("list", "--json").stdout)
+        (waiting,) = [one for one in listed if one["model"] == "look" and one["id"] not in jobs]
         assert (waiting["phase"], waiting["gpus"]) == ("queue", [])
         assert "waiting for a GPU" in waiting["message"]
     finally:

@@ -49,7 +49,7 @@ def molecule(scenario: str, release: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-12000:]
-    left = ["docker", "ps", "-aq", "--filter", f"name=^tc-molecule-{scenario.replace('_', '-')}-"]
+    left = ["docker", "ps", "-aq", "--filter", f"name=^tc-molecule-{scenario.replace('_', '-')}-debian"]
     assert not subprocess.run(left, capture_output=True, text=True, check=True).stdout
 
 
