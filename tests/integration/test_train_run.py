@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -152,7 +153,9 @@ def watch_memory(
             for line in status.splitlines():
                 if line.startswith("VmHWM:"):
                     peaks[name] = max(peaks.get(name, 0), int(line.split()[1]) << 10)
-        events.append(len(list(temp.glob("**/job_events/*"))))
+        # Folders come and go meanwhile.
+        with contextlib.suppress(OSError):
+            events.append(len(list(temp.glob("**/job_events/*"))))
 
 
 def measured(world: World, *arguments: str | Path) -> tuple[int, str, bytes, dict[str, int], int]:
