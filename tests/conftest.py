@@ -30,6 +30,13 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(_AtOnce(terminal))
+
+
 #: What is dear to make: tests that share one of these run in one process of `-n`.
 SHARED = ("ssh_host", "gpu_host", "plain_host")
 #: Tests that share nothing but the engine run wherever there is room.
@@ -67,6 +74,20 @@ def _group(item: pytest.Item) -> str:
 def _rank(item: pytest.Item) -> int:
     file = _file(item)
     return 0 if file.startswith(FIRST) else 2 if file.startswith(LAST) else 1
+
+
+class _AtOnce:
+    """Tells of a failure when it happens: the long run may be ended by somebody's time limit before its summary."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            words = [line for line in report.longreprtext.splitlines() if line.startswith("E  ")]
+            self.terminal.ensure_newline()
+            for line in (f"FAILED {report.nodeid} ({report.when})", *(words or [report.longreprtext])[-6:]):
+                self.terminal.write_line(line[:300])
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -345,7 +345,7 @@ def test_one_job_modes(host: Host, app_key: tuple[str, Path], mode: str) -> None
         "root",
     ]
 
-    host.role("teardown", **variables).good()
+    host.role("uninstall", **variables).good()
     assert host.runners() == {}
 
 
@@ -375,7 +375,7 @@ def test_a_given_token_and_a_running_job(host: Host) -> None:
     host.start_job("sleep 600")
     gone = host.standin.state.mint(REPO, "remove")
     away = {"github_runner_pat": "", "github_runner_remove_token": gone}
-    host.role("teardown", **away).refused("is running a job; nothing was changed")
+    host.role("uninstall", **away).refused("is running a job; nothing was changed")
     newer = with_token("2.400.0", good)
     assert "update to 2.400.0 is deferred" in host.role(**newer).good().out
     host.sh("pkill -xf 'sleep 600'")
@@ -391,10 +391,10 @@ def test_a_given_token_and_a_running_job(host: Host) -> None:
     host.wait("given up", lambda: host.sh("systemctl is-active github-runner@1", check=False) == "failed")
     assert "github_runner_update: true" in host.sh("journalctl --no-pager -o cat -u github-runner@1")
 
-    host.role("teardown", github_runner_pat="").refused("github_runner_remove_token")
-    assert gone not in host.role("teardown", **away).good().out
+    host.role("uninstall", github_runner_pat="").refused("github_runner_remove_token")
+    assert gone not in host.role("uninstall", **away).good().out
     assert host.runners() == {}
-    assert host.role("teardown", **away).good().changed == 0
+    assert host.role("uninstall", **away).good().changed == 0
 
 
 def test_sweep_takes_only_ours_that_stayed_offline(host: Host) -> None:

@@ -22,7 +22,7 @@ def load(name: str, path: Path) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("entry", ["main", "teardown", "sweep"])
+@pytest.mark.parametrize("entry", ["main", "uninstall", "sweep"])
 def test_every_default_is_documented_as_it_is(entry: str) -> None:
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     specs = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]
