@@ -3,7 +3,7 @@
 import base64
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 from train_classifier.errors import OutOfTouch
@@ -14,8 +14,8 @@ from train_classifier.transport import Host, Unreachable
 POLL_S = 25.0
 #: Bytes of log in one look.
 CHUNK = 4 << 20
-#: Seconds between two looks while the log trickles: one process a line would load the host.
-PAUSE_S = 0.15
+#: Seconds after which the host is asked anew: a controller that is gone renews no lease for longer.
+STREAM_S = 60.0
 #: Seconds without a connection after which a controller gives up; the job never does.
 PATIENCE_S = 600.0
 #: A worker that ends without an answer this often in a row is broken, not cut off.
@@ -71,44 +71,53 @@ def follow(
     """Hand the log from byte `offset` on and every change of status to `report` until the job is finished.
 
     Silence is no death: only the worker's own result ends it. `renew` keeps the job's lease alive.
-    Returns the last answer of `read`, with `result` and `archive`.
+    Returns the last answer of `follow`, with `result` and `archive`.
     Raises OutOfTouch after `patience` seconds without a connection, and the worker's own failures.
     """
     seen = 0
+    answers: Iterator[dict[str, Any]] = iter(())
 
     def look() -> dict[str, Any]:
-        request = {
-            "verb": "read",
-            "id": job,
-            "offset": offset,
-            "wait": POLL_S,
-            "max": CHUNK,
-            "seen": seen,
-            "renew": renew,
-        }
-        return host.call(request, timeout=POLL_S + 30)
+        nonlocal answers
+        answer = next(answers, None)
+        if answer is None:
+            request = {
+                "verb": "follow",
+                "id": job,
+                "offset": offset,
+                "wait": POLL_S,
+                "for": STREAM_S,
+                "max": CHUNK,
+                "seen": seen,
+                "renew": renew,
+            }
+            answers = host.stream(request, POLL_S + 30)
+            answer = next(answers)
+        return answer
 
-    while True:
-        answer = patiently(host, job, look, report, patience)
-        data = unpack(answer)
-        if data:
-            report.log(data)
-            offset += len(data)
-        status = answer.get("status") or {}
-        if status.get("version", 0) != seen:
-            seen = status.get("version", 0)
-            report.event(
-                "status",
-                state=status.get("state"),
-                phase=status.get("phase"),
-                message=status.get("message"),
-                times=status.get("times"),
-            )
-        if answer.get("result") is not None and offset >= int(answer.get("log_size", 0)):
-            report.event("result", result=answer["result"])
-            return answer
-        if 0 < len(data) < CHUNK // 64:
-            time.sleep(PAUSE_S)
+    try:
+        while True:
+            answer = patiently(host, job, look, report, patience)
+            data = unpack(answer)
+            if data:
+                report.log(data)
+                offset += len(data)
+            status = answer.get("status") or {}
+            if status.get("version", 0) != seen:
+                seen = status.get("version", 0)
+                report.event(
+                    "status",
+                    state=status.get("state"),
+                    phase=status.get("phase"),
+                    message=status.get("message"),
+                    times=status.get("times"),
+                )
+            if answer.get("result") is not None and offset >= int(answer.get("log_size", 0)):
+                report.event("result", result=answer["result"])
+                return answer
+    finally:
+        if isinstance(answers, Generator):
+            answers.close()
 
 
 def unpack(answer: dict[str, Any]) -> bytes:

@@ -63,22 +63,15 @@ def unpack_names(packed: str) -> list[bytes]:
 
 
 def preflight(host: Host, order: Order, report: Reporter) -> dict[str, Any]:
-    """Ask the host whether it can take the job and return its answer.
+    """Ask the host whether it can take the job, have it make the job's folder, and return what it checked.
 
-    Raises the first failed check as the exception of its class (NotReady, NoGpu, …).
+    Raises the first failed check as the exception of its class (NotReady, NoGpu, …), and what
+    the worker refuses.
     """
     with phase(report, "preflight"):
         spec = order.spec
-        answer = host.call(
-            {
-                "verb": "check",
-                "gpus": spec.gpus,
-                "min_vram_mib": spec.min_vram_mib,
-                "image": spec.image,
-                "deep": False,
-            },
-            timeout=120,
-        )
+        asked = {"gpus": spec.gpus, "min_vram_mib": spec.min_vram_mib, "image": spec.image, "deep": False}
+        answer: dict[str, Any] = host.call({**_prepare(order), "check": asked}, timeout=120)["check"]
         checks = answer.get("checks") or []
         for check in checks:
             if check.get("status") == "warn":
@@ -103,8 +96,12 @@ def preflight(host: Host, order: Order, report: Reporter) -> dict[str, Any]:
         return answer
 
 
+def _prepare(order: Order) -> dict[str, Any]:
+    return {"verb": "prepare", "spec": order.spec.to_dict(), "files": order.files}
+
+
 def push(host: Host, order: Order, report: Reporter) -> None:
-    """Make the job's folder on the host and send the sources into its mirror.
+    """Send the sources into the mirror of the job that `preflight` prepared.
 
     Raises NotReady and what the worker refuses; a lost connection is taken up again.
     """
@@ -124,9 +121,9 @@ def push(host: Host, order: Order, report: Reporter) -> None:
         def send() -> None:
             nonlocal tries
             tries += 1
-            # The answer to an earlier try may be what was lost: then the job's folder is there.
-            if tries == 1 or _state(host, spec.id) is None:
-                host.call({"verb": "prepare", "spec": spec.to_dict(), "files": order.files}, timeout=120)
+            # A host that was away for long has forgotten a job that was never submitted.
+            if tries > 1 and _state(host, spec.id) is None:
+                host.call(_prepare(order), timeout=120)
             try:
                 host.push(Path(order.tree), names, spec.id, tick)
             except NotReady as error:

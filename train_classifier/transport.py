@@ -10,12 +10,14 @@ import io
 import json
 import os
 import re
+import selectors
 import shlex
 import subprocess
 import tarfile
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,51 @@ class Host:
         if answer.get("error"):
             raise error_from(answer["error"], self.name)
         return answer
+
+    def stream(self, request: dict[str, Any], silence: float) -> Iterator[dict[str, Any]]:
+        """Ask the worker one thing and yield its answers as they come, until it has no more.
+
+        The host is given up after `silence` seconds without an answer. Raises as `call` does; an answer
+        that is a failure is raised. Close the iterator to end it early.
+        """
+        if self.state_dir:
+            request = {**request, "state_dir": self.state_dir}
+        data = json.dumps(request).encode("ascii")
+        for attempt in (1, 2):
+            answered = False
+            lines = self._lines(self._shell(self._worker()), data, silence)
+            with contextlib.closing(lines):
+                try:
+                    while True:
+                        line = next(lines)
+                        try:
+                            answer = json.loads(line)
+                        except ValueError:
+                            answer = None
+                        if not isinstance(answer, dict):
+                            # A login shell's own words may stand before the first answer.
+                            if answered:
+                                raise Unreachable(
+                                    f"The worker on {self.name} was cut off in the middle of an answer.",
+                                    kind="no-answer",
+                                )
+                            continue
+                        answered = True
+                        if answer.get("error"):
+                            raise error_from(answer["error"], self.name)
+                        yield answer
+                except StopIteration as end:
+                    status, err = end.value
+            if status != NO_WORKER or attempt == 2:
+                break
+            self.install()
+        self._check(status, err)
+        if not answered:
+            raise Unreachable(
+                f"The worker on {self.name} did not answer '{request.get('verb')}' (exit status {status}).",
+                detail=_tail(err),
+                kind="no-answer",
+            )
 
     def install(self, timeout: float = 60.0) -> None:
         """Put this version's worker on the host, by content hash. Raises as `call` does."""
@@ -222,12 +269,69 @@ class Host:
         except FileNotFoundError as error:
             raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install it: {error}") from error
         except subprocess.TimeoutExpired:
-            raise Unreachable(
-                f"{self.name} did not answer within {timeout:.0f} s.",
-                "Check the network and the load of the host, then try again.",
-                kind="silent",
-            ) from None
+            raise self._silent(timeout) from None
         return done.returncode, done.stdout, done.stderr
+
+    def _silent(self, seconds: float) -> Unreachable:
+        return Unreachable(
+            f"{self.name} did not answer within {seconds:.0f} s.",
+            "Check the network and the load of the host, then try again.",
+            kind="silent",
+        )
+
+    def _lines(
+        self, argv: list[str], data: bytes, silence: float
+    ) -> Generator[bytes, None, tuple[int, bytes]]:
+        """Run a command and yield what it prints line by line; its value is (exit status, complaints)."""
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_environment(),
+                start_new_session=self.own_session,
+            )
+        except FileNotFoundError as error:
+            raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install it: {error}") from error
+        assert process.stdin and process.stdout and process.stderr
+        out, err = process.stdout.fileno(), process.stderr.fileno()
+        complaints, parts = bytearray(), list[bytes]()
+        try:
+            with selectors.DefaultSelector() as waiting:
+                waiting.register(out, selectors.EVENT_READ)
+                waiting.register(err, selectors.EVENT_READ)
+                # A request is small: it fits the pipe, whoever reads it when.
+                with contextlib.suppress(BrokenPipeError), process.stdin:
+                    process.stdin.write(data)
+                until = time.monotonic() + silence
+                while waiting.get_map():
+                    ready = waiting.select(max(0.0, until - time.monotonic()))
+                    if not ready:
+                        raise self._silent(silence)
+                    for key, _ in ready:
+                        block = os.read(key.fd, 1 << 18)
+                        if not block:
+                            waiting.unregister(key.fd)
+                        elif key.fd == err:
+                            complaints += block
+                            del complaints[:-65536]
+                        else:
+                            until = time.monotonic() + silence
+                            *whole, rest = block.split(b"\n")
+                            for piece in whole:
+                                parts.append(piece)
+                                yield b"".join(parts)
+                                parts.clear()
+                            parts.append(rest)
+            if any(parts):
+                yield b"".join(parts)
+            return process.wait(timeout=30), bytes(complaints)
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            process.stderr.close()
 
     def _check(self, status: int, err: bytes) -> None:
         """Raise what a status other than the worker's own means."""

@@ -17,4 +17,4 @@ class ActionModule(Step):
         if order.detach:
             return {"skipped": True}
         result = training.follow(host, order, report)
-        return {"outcome": result.get("outcome"), "exit_code": result.get("exit_code")}
+        return {"result": result}

@@ -13,6 +13,7 @@ from loopback.line import Line
 from loopback.sshd import Sshd, free_port
 
 from train_classifier import ssh_errors, transport
+from train_classifier.bundle import bundle
 from train_classifier.errors import ExitCode, NotReady
 from train_classifier.transport import Host, Unreachable
 
@@ -169,3 +170,62 @@ def test_rsync_missing_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(only_sh))
     with pytest.raises(NotReady, match="rsync is not installed on this machine"):
         Host("here", state_dir=str(tmp_path)).push(tmp_path, [b"a"], "20260101-000000-00000000")
+
+
+def spoken(program: str, tmp_path: Path) -> Host:
+    """This machine, whose worker is `program`, a shell script."""
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\ncat >{tmp_path}/request\n{program}\n")
+    python.chmod(0o755)
+    here = Host("gpu1", None, python=str(python), state_dir=str(tmp_path / "state"))
+    worker = tmp_path / "state/workers" / bundle()[0]
+    worker.mkdir(parents=True)
+    (worker / "__main__.py").touch()
+    return here
+
+
+def test_stream_gives_each_answer_when_it_comes(tmp_path: Path) -> None:
+    fifo = tmp_path / "go on"
+    os.mkfifo(fifo)
+    here = spoken(
+        f"""echo Welcome; printf '{{"n": '; sleep 0.2; echo '1}}'; read _ <'{fifo}'; echo '{{"n": 2}}'""",
+        tmp_path,
+    )
+    answers = here.stream(QUESTION, silence=20)
+    assert next(answers) == {"n": 1}
+    fifo.write_text("\n")
+    assert list(answers) == [{"n": 2}]
+
+
+@pytest.mark.parametrize(
+    ("program", "kind", "answered"),
+    [
+        ("sleep 60", "silent", 0),
+        ("""echo '{"n": 1}'; sleep 60""", "silent", 1),
+        ("echo nonsense; exit 3", "no-answer", 0),
+        ("""echo '{"n": 1}'; printf '{"n": '""", "no-answer", 1),
+    ],
+    ids=["silent", "silent after an answer", "no answer", "cut in an answer"],
+)
+def test_stream_that_fails(tmp_path: Path, program: str, kind: str, answered: int) -> None:
+    got = []
+    with pytest.raises(Unreachable) as caught:
+        for answer in spoken(program, tmp_path).stream(QUESTION, silence=1):
+            got.append(answer)
+    assert (caught.value.kind, len(got)) == (kind, answered)
+
+
+def test_stream_left_early_leaves_no_process(tmp_path: Path) -> None:
+    answers = spoken(f"""echo $$ >{tmp_path}/pid; echo '{{"n": 1}}'; exec sleep 60""", tmp_path).stream(
+        QUESTION, silence=20
+    )
+    next(answers)
+    pid = int((tmp_path / "pid").read_text())
+    answers.close()  # type: ignore[attr-defined]
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_stream_hands_on_a_refusal(tmp_path: Path) -> None:
+    here = spoken("""echo '{"error": {"code": 3, "reason": "no engine"}}'""", tmp_path)
+    with pytest.raises(NotReady, match="no engine"):
+        list(here.stream(QUESTION, silence=20))

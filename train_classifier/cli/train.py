@@ -137,13 +137,13 @@ class Run:
         return dataclasses.replace(self.order, python=target.python, state_dir=target.state_dir)
 
     def _play(self, folder: Path, inventory: str | None, limit: str | None) -> None:
-        private = folder / "ansible"
-        private.mkdir(mode=0o700)
-        if inventory is None:
-            inventory, limit = str(folder / "inventory.json"), None
-            local = {"all": {"hosts": {THIS_MACHINE: {"ansible_connection": "local"}}}}
-            Path(inventory).write_text(json.dumps(local))
         try:
+            private = folder / "ansible"
+            private.mkdir(mode=0o700)
+            if inventory is None:
+                inventory, limit = str(folder / "inventory.json"), None
+                local = {"all": {"hosts": {THIS_MACHINE: {"ansible_connection": "local"}}}}
+                Path(inventory).write_text(json.dumps(local))
             outcome = playbook.run(
                 "train.yml",
                 private,

@@ -2,18 +2,21 @@
 
 import errno
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator, Union
 
 from train_classifier.errors import BadInput, ExitCode, TrainClassifierError
 from train_classifier.worker import finish, program, read, receive, submit
 from train_classifier.worker.host import Host, refuse_unsafe
 from train_classifier.worker.store import Job, Store
 
-Verb = Callable[[dict[str, Any], Host, Store], dict[str, Any]]
+#: One answer, or a row of them, each on a line of its own.
+Answer = Union[dict[str, Any], Iterator[dict[str, Any]]]
+Verb = Callable[[dict[str, Any], Host, Store], Answer]
 REQUEST_BYTES = 1 << 30
 #: What a disk says, not a program.
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -36,6 +39,7 @@ VERBS: dict[str, Verb] = {
     "prepare": submit.prepare,
     "submit": submit.submit,
     "read": read.read,
+    "follow": read.follow,
     "status": read.status,
     "list": read.list_jobs,
     "cancel": read.cancel,
@@ -68,14 +72,21 @@ def _answer() -> int:
     """Answer the request on standard input; failures are answers too."""
     try:
         answer = respond(sys.stdin.buffer.read(REQUEST_BYTES))
+        for each in [answer] if isinstance(answer, dict) else answer:
+            print(json.dumps(each), flush=True)
+    except BrokenPipeError:
+        # Nobody listens any more. Python would complain of it once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        answer = {"error": describe(error)}
-    print(json.dumps(answer), flush=True)
+        print(json.dumps({"error": describe(error)}), flush=True)
     return 0
 
 
-def respond(data: bytes) -> dict[str, Any]:
-    """Return the answer to one request. Raises what its verb raises, BadInput for what is no request."""
+def respond(data: bytes) -> Answer:
+    """Return the answer to one request, or a row of them.
+
+    Raises what its verb raises, BadInput for what is no request.
+    """
     try:
         request = json.loads(data)
     except ValueError as error:
@@ -154,8 +165,6 @@ def _part(name: str) -> int:
 
 def _finish(folder: Path) -> int:
     """Finish a job whose unit is over: systemd says how it ended in SERVICE_RESULT and EXIT_STATUS."""
-    import os
-
     job = Job(folder)
     result, status = os.environ.get("SERVICE_RESULT"), os.environ.get("EXIT_STATUS")
     why = (

@@ -1,11 +1,11 @@
-"""Looking at jobs: `read` (log and status, waiting for news), `status`, `list`, `cancel`."""
+"""Looking at jobs: `read` (log and status, waiting for news), `follow` (over and over), `list`, `cancel`."""
 
 import base64
 import contextlib
 import os
 import time
 import zlib
-from typing import Any, Optional
+from typing import Any, Iterator, Optional
 
 from train_classifier.errors import BadInput, NotReady, TrainClassifierError
 from train_classifier.worker import finish
@@ -16,6 +16,7 @@ POLL_S = 0.05
 #: Seconds between two looks whether the worker still lives.
 ALIVE_S = 1.0
 MOST_WAIT_S = 60.0
+PAUSE_BYTES = 1 << 16
 DEFAULT_BYTES = 4 << 20
 MOST_BYTES = 16 << 20
 
@@ -56,6 +57,27 @@ def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
         "result": job.result() if over else None,
         "archive": str(job.archive) if over and job.archive.exists() else None,
     }
+
+
+def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str, Any]]:
+    """Yield what `read` returns, for `for` seconds or until the whole log of a finished job is out.
+
+    One process for many lines. With `renew` the lease is renewed at each of them.
+    """
+    until = time.monotonic() + _number(request, "for", 0, MOST_WAIT_S * 60)
+    while True:
+        answer = read(request, host, store)
+        yield answer
+        size = len(zlib.decompress(base64.b64decode(answer["data"]))) if answer["data"] else 0
+        offset = answer["offset"] + size
+        if answer["status"]["state"] == "finished" and offset >= answer["log_size"]:
+            return
+        if time.monotonic() >= until:
+            return
+        if size < PAUSE_BYTES:
+            # While the log trickles, lines are gathered.
+            time.sleep(POLL_S)
+        request = {**request, "offset": offset, "seen": answer["status"]["version"]}
 
 
 def log_size(job: Job) -> int:

@@ -15,12 +15,21 @@ from train_classifier.worker.store import Job, Store, make_folder, write_bytes, 
 def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     """Make the folder of a new job, and its mirror; nothing is promised yet.
 
+    With `check` (what the verb of that name is asked) the host is checked first: a failed check is an
+    answer, and nothing is made.
     Raises BadInput with every problem of the specification, NotReady when the host has no room.
     """
     try:
         spec = JobSpec.from_dict(request.get("spec"))
     except ValueError as error:
         raise BadInput(*str(error).splitlines()) from error
+    checked: dict[str, Any] = {}
+    if isinstance(request.get("check"), dict):
+        from train_classifier.worker import check
+
+        checked = {"check": check.check(host, {**request["check"], "state_dir": request.get("state_dir")})}
+        if any(each["status"] == "fail" for each in checked["check"]["checks"]):
+            return checked
     files = receive.unpack_list(request.get("files"))
     problems = container.missing_data(spec)
     resumed = None
@@ -51,7 +60,7 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
         # Half a job is none.
         tree.remove(account, job.dir)
         raise
-    return {"id": job.id, "job": str(job.dir), "tree": str(tree_of_mirror)}
+    return {"id": job.id, "job": str(job.dir), "tree": str(tree_of_mirror), **checked}
 
 
 def _furnish(
