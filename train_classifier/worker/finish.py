@@ -56,7 +56,7 @@ def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
             why or _reason(status), "submit it again; --resume goes on from its checkpoints"
         )
         launch.drop_secrets(job)
-        remove_torn(job)
+        remove_torn(job, status.get("pid"))
         client = engine.connect()
         drain_and_remove(client, job, _try_spec(job))
         remove_ticket(host, job)
@@ -114,11 +114,14 @@ def remove_ticket(host: Host, job: Job) -> None:
     queue.withdraw(host.queue_dir, job.id)
 
 
-def remove_torn(job: Job) -> None:
-    """Remove what processes that are gone were writing when they were killed."""
+def remove_torn(job: Job, worker: Optional[int]) -> None:
+    """Remove what processes that are gone were writing when they were killed.
+
+    `worker` is one of them, though it may still be listed: its lock is free before it is reaped.
+    """
     for torn in job.dir.glob(".*.tmp"):
         writer = torn.name.split(".")[-3]
-        if writer.isdigit() and not Path("/proc", writer).exists():
+        if writer.isdigit() and (int(writer) == worker or not Path("/proc", writer).exists()):
             torn.unlink(missing_ok=True)
 
 
