@@ -147,7 +147,9 @@ class Machine:
              str(self.program), "receive", job, "--", "rsync"]
         )  # fmt: skip
         shell = self.root / "rsh"
-        shell.write_text('shift\nexec sh -c "$*"\n')
+        if not shell.exists():
+            # Written once: another push may be about to read it.
+            shell.write_text('shift\nexec sh -c "$*"\n')
         return [
             "rsync", "-lptS", "--chmod=Du+rwx,Fu+rw", "--files-from=-", "--from0", "-e", f"sh {shell}",
             "--rsync-path", door, f"{tree}/", "host:.",
