@@ -17,6 +17,7 @@ from train_classifier import sink
 from train_classifier.crash import write_crash_file
 from train_classifier.errors import BadInput, NotReady, TrainClassifierError
 from train_classifier.failures import failure
+from train_classifier.inventory import Target
 from train_classifier.reporting import Reporter
 from train_classifier.training import Order
 from train_classifier.transport import Host
@@ -103,14 +104,22 @@ class Step(ActionBase):  # type: ignore[misc]  # ansible is untyped
         request = str(self._task.args["request"])
         return Order.from_json(Path(request).read_text() if request.startswith("/") else request)
 
-    def host(self, order: Order | None, task_vars: Mapping[str, Any]) -> Host:
+    def host(self, order: Order, task_vars: Mapping[str, Any]) -> Host:
         """Return the host of Ansible's connection, reached exactly as Ansible would."""
+        target = self.target(task_vars)
+        return Host(
+            target.name,
+            None if target.local else target.ssh,
+            python=order.python or target.python,
+            state_dir=order.state_dir,
+        )
+
+    def target(self, task_vars: Mapping[str, Any]) -> Target:
+        """Return what Ansible makes of the inventory. Raises NotReady for what we cannot reach."""
         name = str(task_vars.get("inventory_hostname", "localhost"))
         kind = str(self._connection.transport).rpartition(".")[2]
-        ssh: list[str] | None
-        if kind == "local":
-            ssh = None
-        elif kind == "ssh":
+        words: list[str] = []
+        if kind == "ssh":
             connection = self._connection
             connection.host = connection.get_option("host") or self._play_context.remote_addr
             if connection.get_option("password") or self._play_context.password:
@@ -118,21 +127,24 @@ class Step(ActionBase):  # type: ignore[misc]  # ansible is untyped
                     f"{name} is reached with a password; train-classifier works with keys only.",
                     "Put a key on the host and remove ansible_password from the inventory.",
                 )
-            words = connection._build_command(connection.get_option("ssh_executable"), "ssh", connection.host)
-            ssh = [os.fsdecode(word) for word in words]
-        else:
+            built = connection._build_command(connection.get_option("ssh_executable"), "ssh", connection.host)
+            words = [os.fsdecode(word) for word in built]
+        elif kind != "local":
             raise NotReady(
                 f"{name} is reached by connection '{kind}'; train-classifier knows ssh and local.",
                 "Set ansible_connection in the inventory to ssh or local.",
             )
-        return Host(
-            name, ssh, python=self._python(order, task_vars), state_dir=order.state_dir if order else None
+        state_dir = self._templar.template(task_vars.get("training_job_state_dir"))
+        return Target(
+            name,
+            local=kind == "local",
+            ssh=words,
+            state_dir=str(state_dir) if state_dir else None,
+            python=self._python(task_vars),
         )
 
-    def _python(self, order: Order | None, task_vars: Mapping[str, Any]) -> str | None:
-        if order is not None and order.python:
-            return order.python
-        given = task_vars.get("ansible_python_interpreter")
+    def _python(self, task_vars: Mapping[str, Any]) -> str | None:
+        given = self._templar.template(task_vars.get("ansible_python_interpreter"))
         # Implicit localhost names the controller's own interpreter, which is not the host's.
         if not given or given == task_vars.get("ansible_playbook_python") or str(given).startswith("auto"):
             return None

@@ -2,9 +2,9 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
 import platform
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,15 +86,15 @@ class Plan:
     inventory: str | None
     #: The host, group or pattern that was asked for.
     host: str | None
-    #: The one host that it means, still being asked for; None where the caller brings its own connection.
-    looking: "concurrent.futures.Future[Target] | None" = dataclasses.field(repr=False)
+    #: Asks Ansible for the one host that it means; None where the caller brings its own connection.
+    look: "Callable[[], Target] | None" = dataclasses.field(repr=False)
     detach: bool
     warnings: list[str]
 
     @property
     def target(self) -> Target | None:
-        """The one host, once Ansible has told. Raises BadInput as `inventory.one` does."""
-        return self.looking.result() if self.looking else None
+        """The one host; asks Ansible, which takes a second. Raises BadInput as `inventory.one` does."""
+        return self.look() if self.look else None
 
     def order(self) -> "Order":
         """Return the plan as the training functions want it, for whatever host."""
@@ -113,26 +113,12 @@ def build(request: TrainRequest, environ: Mapping[str, str], *, resolve: bool = 
     """Check everything that the checkout and the request tell, and return what to do.
 
     Order: flag, environment variable TRAIN_CLASSIFIER_<NAME>, train-classifier.toml, default. With `resolve`
-    the host is looked up in the inventory; inside Ansible it is known already. That takes Ansible a second:
-    when all else is well the plan comes at once, and whether there is such a host shows in `Plan.target`.
+    the host is the inventory's; inside Ansible it is known already. To ask for it takes Ansible a second: it
+    is asked here only to tell all problems together, else by `Plan.target` or the playbook's first step.
     Raises BadInput with all problems together; nothing on disk or on a host has changed.
     """
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         return _Builder(request, environ, resolve, pool).plan()
-
-
-def _beside(act: Callable[..., Target], *arguments: Any) -> "concurrent.futures.Future[Target]":
-    """Call a function in a thread that nobody has to wait for at exit."""
-    future: concurrent.futures.Future[Target] = concurrent.futures.Future()
-
-    def run() -> None:
-        try:
-            future.set_result(act(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True, name="inventory").start()
-    return future
 
 
 class _Builder:
@@ -162,10 +148,11 @@ class _Builder:
         self.problems += given.problems
         self.warnings += given.warnings
         where = self._inventory(cwd)
-        target = None
+        look = None
         if self.resolve and (where is not None or self._text("inventory") is None):
             host = given.values.get("host")
-            target = _beside(inventory.one, where, host, {**self.environ, inventory.VARIABLE: ""}, cwd)
+            environ = {**self.environ, inventory.VARIABLE: ""}
+            look = functools.cache(lambda: inventory.one(where, host, environ, cwd))
         secrets, problems = checks.secrets(given.values, self.environ)
         self.problems += problems
         from_file = top is not None and given.origin.get("output") == values.FROM_FILE
@@ -176,8 +163,8 @@ class _Builder:
         described = self.pool.submit(repository.describe, top, output) if top else None
         found = self._repository(top, model, output, given.values)
         self.warnings += checks.oddities(given.values, secrets, arguments)
-        if target and (self.problems or target.done()):
-            self._catch(None, target.result)
+        if look and (self.problems or where is None):
+            self._catch(None, look)
         if self.problems or top is None or model is None or described is None:
             raise BadInput(*dict.fromkeys(self.problems))
         identity, warnings = described.result()
@@ -192,7 +179,7 @@ class _Builder:
             output=output,
             inventory=where,
             host=given.values.get("host"),
-            looking=target,
+            look=look,
             detach=given.values.get("detach", False),
             warnings=list(dict.fromkeys(self.warnings)),
         )

@@ -62,7 +62,7 @@ class SinkReporter:
         with self._lock:
             _send(self._socket, b"L", data)
 
-    def ask(self, question: str) -> Any:
+    def ask(self, question: Any) -> Any:
         """Return the command line's answer to a question."""
         with self._lock:
             _send(self._socket, b"Q", json.dumps(question).encode())
@@ -79,7 +79,7 @@ class SinkReporter:
 class Sink:
     """The command line's end: hands what arrives to `report`, in order, and answers questions."""
 
-    def __init__(self, path: Path, report: Reporter, answer: Callable[[str], Any]) -> None:
+    def __init__(self, path: Path, report: Reporter, answer: Callable[[Any], Any]) -> None:
         self.path = path
         self._report = report
         self._answer = answer

@@ -66,8 +66,8 @@ class Step:
         from train_classifier.cli.step import StepRun
 
         order = dataclasses.replace(plan.order(), spec=spec)
-        assert plan.looking is not None
-        self.run = StepRun(order, plan.looking, plan.secrets, self.console, self)
+        assert plan.look is not None
+        self.run = StepRun(order, plan.look, plan.secrets, self.console, self)
         self.run.run(plan.inventory, plan.host)
         self.failure = self.run.failure
 

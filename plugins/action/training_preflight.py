@@ -18,15 +18,16 @@ class ActionModule(Step):
 
     def order(self, task_vars: Mapping[str, Any], report: Reporter) -> Order:
         """Return the order, made from the role's variables when there is no file of it."""
-        if isinstance(report, sink.SinkReporter):
-            # The command line looks for the host while Ansible starts; nothing is touched before it knows.
-            report.ask("ready")
         hosts = task_vars.get("ansible_play_hosts_all") or []
         if len(hosts) > 1:
             raise BadInput(
                 f"{len(hosts)} hosts match where one is meant: {', '.join(map(str, hosts[:10]))}.",
                 hint="Name one: -e training_job_host=NAME",
             )
+        target = self.target(task_vars)
+        if isinstance(report, sink.SinkReporter):
+            # The command line completes the order for this host; nothing is touched before.
+            report.ask({"host": dataclasses.asdict(target)})
         if self._task.args.get("request"):
             return super().order(task_vars, report)
         from train_classifier.request import TrainRequest, build
@@ -37,7 +38,7 @@ class ActionModule(Step):
         plan = build(TrainRequest(**given), os.environ, resolve=False)
         for warning in plan.warnings:
             report.event("message", level="warning", text=warning)
-        return dataclasses.replace(plan.order(), state_dir=task_vars.get("training_job_state_dir"))
+        return dataclasses.replace(plan.order(), state_dir=target.state_dir)
 
     def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
         """Check the host and hand the order on."""

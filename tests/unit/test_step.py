@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -156,10 +155,8 @@ def test_lease(local: bool, given: float | None, detach: bool, lease: float | No
     spec = job.JobSpec("x", "m", job.Repository("r", "0" * 16), lease_s=given)
     order = Order(spec, "/tree", "", "/out/artefacts.tar.gz", detach=detach)
     target = Target("host", local=local, ssh=[] if local else ["ssh", "host"])
-    looking: Future[Target] = Future()
-    looking.set_result(target)
     console = WorkflowConsole({})
-    run = StepRun(order, looking, {}, console, step.Step())
+    run = StepRun(order, lambda: target, {}, console, step.Step())
     assert run._complete(target).spec.lease_s == lease
 
 

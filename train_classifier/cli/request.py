@@ -37,13 +37,13 @@ def train(
     for warning in plan.warnings:
         console.event("message", level="warning", text=warning)
     order = dataclasses.replace(plan.order(), patience_s=patience)
-    assert plan.looking is not None
+    assert plan.look is not None
     if dry_run:
         _describe(plan, console)
         return ExitCode.TRAINED
     from train_classifier.cli.train import Run, finish
 
-    run = Run(order, plan.looking, plan.secrets, console)
+    run = Run(order, plan.look, plan.secrets, console)
     code = run.run(plan.inventory, plan.host)
     finish(run, code, console)
     return code

@@ -6,8 +6,7 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,12 +41,12 @@ class StepRun(Run):
     def __init__(
         self,
         order: Order,
-        target: "Future[Target]",
+        look: Callable[[], Target],
         secrets: Mapping[str, str],
         console: Console,
         listener: Listener,
     ) -> None:
-        super().__init__(order, target, secrets, console)
+        super().__init__(order, look, secrets, console)
         self._listener = listener
         self._left: list[int] = []
         self._inventory: str | None = None

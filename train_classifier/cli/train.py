@@ -7,8 +7,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,11 @@ class Run:
     leave_s = LEAVE_S
 
     def __init__(
-        self, order: Order, target: "Future[Target]", secrets: Mapping[str, str], console: Console
+        self, order: Order, look: Callable[[], Target], secrets: Mapping[str, str], console: Console
     ) -> None:
-        """Take the order; the target may still be looked for while Ansible starts."""
+        """Take the order. The playbook tells its host; `look` asks the inventory when that fails."""
         self.order = order
-        self._target = target
+        self._look = look
         self._host: Host | None = None
         self.console = console
         self.result: dict[str, Any] | None = None
@@ -64,9 +63,9 @@ class Run:
 
     @property
     def host(self) -> Host:
-        """The host, once it is known. Raises BadInput when there is no such one."""
+        """The host. Raises BadInput when there is no such one."""
         if self._host is None:
-            self._host = self._target.result().connect(own_session=True)
+            self._host = self._look().connect(own_session=True)
         return self._host
 
     @property
@@ -118,19 +117,19 @@ class Run:
                 listener.close(drain=not self._abandon.is_set())
         return self.failure.code if self.failure else ExitCode.TRAINED
 
-    def _answer(self, question: str) -> Any:
+    def _answer(self, question: Any) -> Any:
         if question == "secrets":
             return self._secrets
-        if question == "ready":
-            # The first step asks before it touches the host.
-            try:
-                self.order = self._complete(self._target.result())
-            except BaseException as error:
-                self._inbox.put(("crash", error))
-                raise ConnectionError("there is no such host") from error
+        # The first step says what Ansible makes of the inventory, before it touches the host.
+        try:
+            target = Target(**question["host"])
+            self._host = target.connect(own_session=True)
+            self.order = self._complete(target)
             self._request.write_text(self.order.to_json())
-            return self.host.name
-        return None
+        except BaseException as error:
+            self._inbox.put(("crash", error))
+            raise ConnectionError("the order cannot be completed") from error
+        return target.name
 
     def _complete(self, target: Target) -> Order:
         """Return the order for this host."""
@@ -153,7 +152,12 @@ class Run:
                     "training_job_host": "all",
                     "training_job_request_file": str(folder / "request.json"),
                 },
-                environment={sink.VARIABLE: str(folder / "sink")},
+                # A file that no plugin understands is an error, not an empty inventory.
+                environment={
+                    sink.VARIABLE: str(folder / "sink"),
+                    "ANSIBLE_INVENTORY_UNPARSED_FAILED": "True",
+                    "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
+                },
                 cancelled=self._abandon.is_set,
             )
             self._inbox.put(("done", outcome))
@@ -223,11 +227,13 @@ class Run:
         )
 
     def _settle(self, outcome: playbook.Outcome) -> None:
-        if self.failure is not None or outcome.status == 0:
-            return
-        if not self._phase:
+        if self._host is None:
             # Ansible ended before the first step: if the inventory is the reason, that is said better there.
-            self._target.result()
+            self._look()
+        elif outcome.status == 0:
+            return
+        if self.failure is not None:
+            return
         reason = outcome.reason or f"ansible-playbook ended with exit status {outcome.status}."
         first, _, rest = reason.partition("\n")
         if self.started:
