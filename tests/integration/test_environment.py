@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import http.server
+import io
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import docker
 import pytest
@@ -235,6 +242,95 @@ def test_killed_build_is_cleaned_by_the_next(site: Site, tmp_path: Path) -> None
     assert site.environments() == [made.hash]
     assert building() == []
     assert "six" in site.run(site.find(), made, WHERE.format("six"))
+
+
+class PrivateIndex(http.server.BaseHTTPRequestHandler):
+    """A package index that wants a password, and serves whoever asks it as a proxy, too."""
+
+    asked: ClassVar[list[str]] = []
+    login = base64.b64encode(b"ml:hunter2-a-rare-word").decode()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        path = self.path.partition("://")[2].partition("/")[2] or self.path.lstrip("/")
+        if self.headers.get("Authorization") != f"Basic {self.login}":
+            self._answer(401, b"", ("WWW-Authenticate", 'Basic realm="private"'))
+        elif path.startswith("simple/tc-private"):
+            self._answer(200, f'<a href="/{WHEEL}">{WHEEL}</a>'.encode(), ("Content-Type", "text/html"))
+        elif path == WHEEL:
+            self._answer(200, wheel(), ("Content-Type", "application/octet-stream"))
+        else:
+            self._answer(404, b"")
+
+    def _answer(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
+        self.send_response(status)
+        for name, value in (*headers, ("Content-Length", str(len(body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+WHEEL = "tc_private-1.0-py3-none-any.whl"
+
+
+def wheel() -> bytes:
+    buffer = io.BytesIO()
+    info = "tc_private-1.0.dist-info"
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("tc_private.py", "")
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tc-private\nVersion: 1.0\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(
+            f"{info}/RECORD", f"tc_private.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n"
+        )
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def private_index(engine: docker.DockerClient) -> Iterator[str]:
+    """Address of a private index, as containers see it."""
+    gateway = engine.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+    PrivateIndex.asked.clear()
+    with http.server.ThreadingHTTPServer((gateway, 0), PrivateIndex) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"{gateway}:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("way", ["straight", "by a proxy"])
+def test_private_index_by_netrc(
+    site: Site, private_index: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller's netrc opens it, and stays nowhere; by a proxy the name is one that only the proxy knows."""
+    server = private_index if way == "straight" else "index.private.example"
+    settings = {"UV_INDEX": f"http://{server}/simple", "UV_HTTP_RETRIES": "0"}
+    if way == "by a proxy":
+        settings["http_proxy"] = f"http://{private_index}"
+    site.host = dataclasses.replace(site.host, environment=settings)
+    netrc = tmp_path / "a netrc"
+    netrc.write_text(f"machine {server.partition(':')[0]} login ml password hunter2-a-rare-word\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(NoEnvironment, match="wants a login"):
+        site.prepare("tc-private")
+    monkeypatch.setenv("NETRC", str(netrc))
+    made = site.prepare("tc-private")
+    assert "tc-private==1.0" in made.packages
+    assert site.run(site.find(), made, WHERE.format("tc_private")).startswith(
+        "/opt/train-classifier/environment/"
+    )
+    if way == "by a proxy":
+        assert f"http://{server}/simple/tc-private/" in PrivateIndex.asked
+    for path in site.store.root.rglob("*"):
+        assert not path.is_file() or b"hunter2" not in path.read_bytes(), path
+    assert "hunter2" not in "".join(site.said)
 
 
 def test_index_that_cannot_be_reached(site: Site) -> None:

@@ -20,7 +20,6 @@ BUILD_TIMEOUT_S = 3600.0
 STORE = "/train-classifier/store"
 UV = "/train-classifier/uv"
 CA = "/train-classifier/ca.pem"
-NETRC = "/train-classifier/netrc"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +103,9 @@ def build(
             entrypoint=[image.python, "-c", plan.source, f"{inside}/work/plan.json"],
             user=account,
             mounts=_mounts(host, store),
-            environment=_environment(host, plan),
+            environment=_environment(
+                host, plan, f"{inside}/work/netrc" if (work / "netrc").exists() else None
+            ),
             labels={**images.labels("build", job), images.PLACE: str(folder)},
             timeout=BUILD_TIMEOUT_S,
             say=say,
@@ -129,6 +130,11 @@ def _write_work(plan: Plan, folder: Path, account: Account) -> Path:
         ("constraints.txt", (*plan.constraints, *plan.frozen)),
     ):
         (work / name).write_text("\n".join([*lines, ""]), encoding="utf-8")
+    if _netrc().is_file():
+        # A copy, since the account that builds cannot read the caller's own when that is root.
+        descriptor = os.open(work / "netrc", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(_netrc().read_bytes())
     for relative in plan.paths:
         source, target = plan.workspace / relative, work / relative
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -161,8 +167,6 @@ def _mounts(host: Host, store: Store) -> list[Any]:
     ]
     if host.ca_bundle is not None:
         mounts.append(Mount(CA, str(host.ca_bundle), type="bind", read_only=True))
-    if _netrc().is_file():
-        mounts.append(Mount(NETRC, str(_netrc()), type="bind", read_only=True))
     return mounts
 
 
@@ -171,7 +175,7 @@ def _netrc() -> Path:
     return Path(os.environ.get("NETRC") or os.path.expanduser("~/.netrc"))
 
 
-def _environment(host: Host, plan: Plan) -> dict[str, str]:
+def _environment(host: Host, plan: Plan, netrc: Optional[str]) -> dict[str, str]:
     variables = {
         **plan.variables,
         "HOME": "/tmp",
@@ -183,8 +187,8 @@ def _environment(host: Host, plan: Plan) -> dict[str, str]:
     }
     if host.ca_bundle is not None:
         variables.update(SSL_CERT_FILE=CA)
-    if _netrc().is_file():
-        variables.update(NETRC=NETRC)
+    if netrc is not None:
+        variables.update(NETRC=netrc)
     return variables
 
 
@@ -194,6 +198,12 @@ def explain(image: Image, plan: Plan, status: int, output: str) -> NoReturn:
     start = next((number for number, line in enumerate(lines) if line.startswith("error:")), 0)
     detail = "\n".join(lines[start:][-40:]).strip()
     sentence = " ".join(part.strip() for part in lines[start:])
+    if re.search(r"valid authentication credentials|401 Unauthorized|403 Forbidden", sentence):
+        raise NoEnvironment(
+            "the package index wants a login, or another one",
+            "put it into ~/.netrc of your account on the host: machine NAME login NAME password WORD",
+            detail,
+        )
     unknown = re.findall(r"[Bb]ecause (\S+) was not found in the package registry", sentence)
     if unknown:
         raise NoEnvironment(
