@@ -10,8 +10,8 @@ from train_classifier.errors import OutOfTouch
 from train_classifier.reporting import Reporter
 from train_classifier.transport import Host, Unreachable
 
-#: Seconds that one look may wait on the host for something new.
-POLL_S = 25.0
+#: Seconds after which the host answers, though there is nothing new: then whoever is told can be missed, too.
+POLL_S = 10.0
 #: Bytes of log in one look.
 CHUNK = 4 << 20
 #: Seconds after which the host is asked anew: a controller that is gone renews no lease for longer.
@@ -112,6 +112,9 @@ def follow(
                     message=status.get("message"),
                     times=status.get("times"),
                 )
+            elif not data:
+                # A plugin whose command line was killed notices it here, and renews no lease any longer.
+                report.event("alive")
             if answer.get("result") is not None and offset >= int(answer.get("log_size", 0)):
                 report.event("result", result=answer["result"])
                 return answer

@@ -155,6 +155,9 @@ class Host:
             if status != NO_WORKER or attempt == 2:
                 break
             self.install()
+        if answered and status == 255 and self.ssh is not None:
+            # Of a shared connection that ends ssh says nothing.
+            raise Unreachable(f"The connection to {self.name} was cut.", "Check the network.", _tail(err))
         self._check(status, err)
         if not answered:
             raise Unreachable(

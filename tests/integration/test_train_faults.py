@@ -99,6 +99,26 @@ def test_controller_killed_and_another_attaches(world: World, phase: str) -> Non
     world.assert_clean()
 
 
+def test_killed_command_leaves_no_process_though_the_job_is_silent(world: World) -> None:
+    """The playbook's side has nothing to tell, and must still notice that nobody listens: it renews a lease."""
+    world.model("import time\nprint('up', flush=True)\ntime.sleep(300)\n")
+    process = world.start(*world.train("probe"))
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    time.sleep(1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    (job,) = world.statuses()
+
+    def ours() -> list[tuple[int, str]]:
+        # The job's own worker stays.
+        return [(pid, command) for pid, command in world.processes() if job["id"] not in command]
+
+    wait_until(lambda: True if not ours() else None, 60)
+    assert world.run("cancel", job["id"], "--inventory", world.local).returncode == 0
+    assert world.run("attach", job["id"], "--inventory", world.local).returncode == 6
+
+
 def test_controller_killed_before_the_start_leaves_nothing_running(world: World, sshd: Sshd) -> None:
     world.model(COUNTING.format(count=5))
     with (world.repo / "large").open("wb") as file:
