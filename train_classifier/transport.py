@@ -307,29 +307,41 @@ class Host:
                 # A request is small: it fits the pipe, whoever reads it when.
                 with contextlib.suppress(BrokenPipeError), process.stdin:
                     process.stdin.write(data)
-                until = time.monotonic() + silence
-                while waiting.get_map():
+                until, open_ = time.monotonic() + silence, True
+                while open_:
                     ready = waiting.select(max(0.0, until - time.monotonic()))
                     if not ready:
                         raise self._silent(silence)
                     for key, _ in ready:
                         block = os.read(key.fd, 1 << 18)
-                        if not block:
-                            waiting.unregister(key.fd)
-                        elif key.fd == err:
+                        if key.fd == err:
                             complaints += block
                             del complaints[:-65536]
+                            if not block:
+                                waiting.unregister(err)
+                        elif not block:
+                            open_ = False
                         else:
-                            until = time.monotonic() + silence
                             *whole, rest = block.split(b"\n")
                             for piece in whole:
                                 parts.append(piece)
                                 yield b"".join(parts)
                                 parts.clear()
                             parts.append(rest)
+                            # From here, since whoever takes the lines may take long.
+                            until = time.monotonic() + silence
             if any(parts):
                 yield b"".join(parts)
-            return process.wait(timeout=30), bytes(complaints)
+            try:
+                status = process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                raise self._silent(30) from None
+            # Not to its end: a shared connection's master may keep it open.
+            os.set_blocking(err, False)
+            with contextlib.suppress(BlockingIOError):
+                while block := os.read(err, 1 << 16):
+                    complaints += block
+            return status, bytes(complaints[-65536:])
         finally:
             process.kill()
             process.wait()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -229,3 +231,23 @@ def test_stream_hands_on_a_refusal(tmp_path: Path) -> None:
     here = spoken("""echo '{"error": {"code": 3, "reason": "no engine"}}'""", tmp_path)
     with pytest.raises(NotReady, match="no engine"):
         list(here.stream(QUESTION, silence=20))
+
+
+def test_stream_waits_for_whoever_takes_its_answers(tmp_path: Path) -> None:
+    answers = spoken("""echo '{"n": 1}'; sleep 1.5; echo '{"n": 2}'; sleep 0.3""", tmp_path).stream(
+        QUESTION, silence=1
+    )
+    assert next(answers) == {"n": 1}
+    time.sleep(1.2)
+    assert list(answers) == [{"n": 2}]
+
+
+def test_stream_does_not_wait_for_who_keeps_its_standard_error(tmp_path: Path) -> None:
+    here = spoken(
+        """echo '{"n": 1}'; sleep 30 >/dev/null & echo $! >PID""".replace("PID", str(tmp_path / "pid")),
+        tmp_path,
+    )
+    begun = time.monotonic()
+    assert list(here.stream(QUESTION, silence=20)) == [{"n": 1}]
+    assert time.monotonic() - begun < 15
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
