@@ -55,6 +55,14 @@ class Step:
             del os.environ[name]
         given = self.inputs = inputs.read(environment)
         self._remove_old(given.output)
+        from train_classifier.cli.play import Play
+
+        with Play() as play:
+            asked = given.request
+            play.foresee(given.environment, asked.repo, asked.inventory, asked.host)
+            self._train(given, play)
+
+    def _train(self, given: Inputs, play: Any) -> None:
         from train_classifier.request import build
 
         self.plan = plan = build(given.request, given.environment)
@@ -68,7 +76,7 @@ class Step:
         order = dataclasses.replace(plan.order(), spec=spec)
         assert plan.look is not None
         self.run = StepRun(order, plan.look, plan.secrets, self.console, self)
-        self.run.run(plan.inventory, plan.host)
+        self.run.run(play, plan.inventory, plan.host)
         self.failure = self.run.failure
 
     def _mask(self, value: str) -> None:
