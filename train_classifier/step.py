@@ -9,11 +9,11 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from train_classifier import inputs, job
+from train_classifier import inputs, job, stale
 from train_classifier.cli.workflow import WorkflowConsole
 from train_classifier.errors import OUTCOMES, BadInput, Cancelled, ExitCode, TrainClassifierError
 from train_classifier.github import run_url
@@ -24,7 +24,6 @@ from train_classifier.papers import Papers
 HURRY_S = 0.5
 #: Seconds that the notices may take together, Slack's own limits of rate included.
 SLACK_S = 60.0
-GZIP = b"\x1f\x8b"
 
 
 class Step:
@@ -54,18 +53,23 @@ class Step:
         for name in inputs.withheld(os.environ):
             del os.environ[name]
         given = self.inputs = inputs.read(environment)
-        self._remove_old(given.output)
+        problems = [*given.problems, *self._remove_old(given.environment)]
         from train_classifier.cli.play import Play
 
         with Play() as play:
             asked = given.request
             play.foresee(given.environment, asked.repo, asked.inventory, asked.host)
-            self._train(given, play)
+            self._train(given, problems, play)
 
-    def _train(self, given: Inputs, play: Any) -> None:
+    def _train(self, given: Inputs, problems: list[str], play: Any) -> None:
         from train_classifier.request import build
 
-        self.plan = plan = build(given.request, given.environment)
+        try:
+            self.plan = plan = build(given.request, given.environment)
+        except BadInput as error:
+            raise BadInput(*problems, *error.problems, hint=error.hint) from error
+        if problems:
+            raise BadInput(*problems)
         for value in plan.secrets.values():
             self._mask(value)
         for warning in plan.warnings:
@@ -94,20 +98,20 @@ class Step:
             spec = dataclasses.replace(spec, grace_s=inputs.CANCEL_GRACE_S)
         return spec
 
-    def _remove_old(self, output: str) -> None:
-        """Remove the archive of an earlier run: what fails must not deliver it again."""
-        path = Path.cwd() / Path(output or "artefacts.tar.gz").expanduser()
+    def _remove_old(self, environment: Mapping[str, str]) -> list[str]:
+        """Remove the archive of an earlier run: what fails must not deliver it again. Return the problems."""
         try:
-            if path.is_symlink():
-                path.unlink()
-            elif path.is_file():
-                with path.open("rb") as file:
-                    start = file.read(2)
-                if start and start != GZIP:
-                    raise BadInput(f"output {path.name} exists and is no archive: name another file")
-                path.unlink()
+            path = stale.place(environment, Path.cwd())
+        except ValueError as error:
+            self._warn(f"{error}. An archive of an earlier run is left: the settings may say where.")
+            return []
+        try:
+            stale.remove(path)
+        except ValueError as error:
+            return [str(error)]
         except OSError as error:
-            raise BadInput(f"the old {path.name} cannot be removed: {error.strerror}") from error
+            return [f"the old {path.name} cannot be removed: {error.strerror}"]
+        return []
 
     # What the run tells meanwhile.
 
