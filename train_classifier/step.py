@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train_classifier import inputs, job, stale
 from train_classifier.cli.workflow import WorkflowConsole
@@ -19,6 +19,9 @@ from train_classifier.errors import OUTCOMES, BadInput, Cancelled, ExitCode, Tra
 from train_classifier.github import run_url
 from train_classifier.inputs import Inputs
 from train_classifier.papers import Papers
+
+if TYPE_CHECKING:
+    from train_classifier.report import Report
 
 #: Seconds for reading the archive's papers and for Slack, once a cancel runs against the clock.
 HURRY_S = 0.5
@@ -93,8 +96,7 @@ class Step:
     def _with_defaults(self, plan: Any) -> job.JobSpec:
         """Return the specification with the action's own default for grace."""
         spec: job.JobSpec = plan.spec
-        assert self.inputs is not None
-        if spec.grace_s == job.DEFAULT_GRACE_S and self.inputs.request.grace is None:
+        if "grace" not in plan.origin:
             spec = dataclasses.replace(spec, grace_s=inputs.CANCEL_GRACE_S)
         return spec
 
@@ -138,17 +140,21 @@ class Step:
             console.finish()
         delivered = (self.run.delivered if self.run else None) or {}
         result = self._result(code)
+        # First what later steps go by: what follows takes time, and GitHub may kill the step in it.
+        self._outputs(code, result, delivered)
+        endings = {ExitCode.TRAINED: "success", ExitCode.CANCELLED: "cancelled"}
+        if result["outcome"] != "submitted":
+            self._tell(endings.get(code, "failure"))
         papers = self._safely("the archive's papers", lambda: self._papers(delivered)) or Papers()
-        places = self._safely("the report", lambda: self._write_papers(papers, result)) or {}
-        self._outputs(code, result, delivered, places)
-        self._safely("the job summary", lambda: self._summary(papers, result))
+        self._safely("the manifest", lambda: self._write_manifest(papers))
+        report = self._safely("the report", lambda: self._report(papers, result))
+        if report:
+            self._safely("the job summary", lambda: self._summary(report))
+            self._safely("the report", lambda: self._write_report(report))
         if delivered and not self.failure:
             console.say(f"{delivered['path']}: {delivered['bytes']} bytes, sha256 {delivered['sha256']}")
         elif delivered:
             console.say(f"What the job left is in {delivered['path']}")
-        endings = {ExitCode.TRAINED: "success", ExitCode.CANCELLED: "cancelled"}
-        if result["outcome"] != "submitted":
-            self._tell(endings.get(code, "failure"))
         self._wait_for_slack()
         console.finish()
         return code
@@ -212,43 +218,48 @@ class Step:
             return Papers()
         return papers.read(Path(delivered["path"]), HURRY_S if self.hurried else papers.MOST_S)
 
-    def _report(self, papers: Papers, result: dict[str, Any]) -> Any:
+    def _report(self, papers: Papers, result: dict[str, Any]) -> "Report":
         from train_classifier.report import Report
 
         own = ("preflight", "push", "start", "fetch")
+        # Curves take their time to draw: a cancel leaves none for them.
+        drawn = Papers() if self.hurried else papers
         return Report(
             result=result,
             manifest=papers.facts,
-            history=papers.history,
-            usage=papers.usage,
+            history=drawn.history,
+            usage=drawn.usage,
             log=self.console.tail(),
+            log_is_cut=self.console.tail_is_cut,
             seconds={name: spent for name, spent in self.console.seconds.items() if name in own},
             host=self.run.host_name if self.run else "",
         )
 
-    def _write_papers(self, papers: Papers, result: dict[str, Any]) -> dict[str, str]:
-        """Put copies into the runner's temporary folder; the workspace gets the archive alone."""
-        base = os.environ.get("RUNNER_TEMP")
-        if not base or not self.run:
-            return {}
+    # Copies go into the runner's temporary folder: the workspace gets the archive alone.
+
+    def _write_manifest(self, papers: Papers) -> None:
+        if papers.manifest:
+            self._write("manifest", "manifest.json", papers.manifest)
+
+    def _write_report(self, report: "Report") -> None:
         from train_classifier import page
 
-        places = {}
+        self._write("report", "report.html", page.render(report).encode())
+
+    def _write(self, output: str, name: str, content: bytes) -> None:
+        base = os.environ.get("RUNNER_TEMP")
+        if not base or not self.run:
+            return
         folder = Path(base, "train-classifier", self.run.job)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if papers.manifest:
-                (folder / "manifest.json").write_bytes(papers.manifest)
-                places["manifest"] = str(folder / "manifest.json")
-            (folder / "report.html").write_text(page.render(self._report(papers, result)), encoding="utf-8")
-            places["report"] = str(folder / "report.html")
+            (folder / name).write_bytes(content)
         except OSError as error:
-            self._warn(f"The report was not written to {folder}: {error.strerror}")
-        return places
+            self._warn(f"{name} was not written to {folder}: {error.strerror}")
+        else:
+            self.console.workflow.set_output(output, str(folder / name))
 
-    def _outputs(
-        self, code: ExitCode, result: dict[str, Any], delivered: dict[str, Any], places: dict[str, str]
-    ) -> None:
+    def _outputs(self, code: ExitCode, result: dict[str, Any], delivered: dict[str, Any]) -> None:
         image = result.get("image") or {}
         metrics = result.get("metrics")
         values = {
@@ -256,8 +267,9 @@ class Step:
             "status": result["outcome"],
             "exit-code": int(code),
             "artefacts": delivered.get("path"),
-            "manifest": places.get("manifest"),
-            "report": places.get("report"),
+            # Set again once they are written.
+            "manifest": "",
+            "report": "",
             "sha256": delivered.get("sha256"),
             "duration": f"{time.monotonic() - self.begun:.1f}",
             "image-digest": image.get("digest") or image.get("id"),
@@ -266,13 +278,13 @@ class Step:
         for name, value in values.items():
             self.console.workflow.set_output(name, "" if value is None else str(value))
 
-    def _summary(self, papers: Papers, result: dict[str, Any]) -> None:
-        if not os.environ.get("GITHUB_STEP_SUMMARY") or result["outcome"] == "submitted":
+    def _summary(self, report: "Report") -> None:
+        if not os.environ.get("GITHUB_STEP_SUMMARY") or report.result["outcome"] == "submitted":
             return
         from train_classifier import summary
 
         workflow = self.console.workflow
-        workflow.add_summary(summary.markdown(self._report(papers, result), workflow.summary_room()))
+        workflow.add_summary(summary.markdown(report, workflow.summary_room()))
 
     def _annotate_model(self) -> None:
         """Put each of the model's tracebacks on its line of the caller's repository."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import re
@@ -10,13 +11,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from train_classifier import inputs, job, notify, papers, step
+from train_classifier import curves, inputs, job, notify, papers, request, step
 from train_classifier.cli.step import StepRun
 from train_classifier.cli.workflow import WorkflowConsole
 from train_classifier.inventory import Target
@@ -190,3 +192,131 @@ def test_damaged_papers(tmp_path: Path, damage: str) -> None:
     found = papers.read(path)
     assert found.facts == {}
     assert found.history == ""
+
+
+def usage(seconds: int, gpus: int) -> bytes:
+    """A usage.csv as the worker writes it: every five seconds a row for each GPU."""
+    rows = [
+        f"{at:.1f},150.0,{1 << 30},GPU-{'0' * 30}-{gpu},{gpu},8000\n"
+        for at in range(0, seconds, 5)
+        for gpu in range(gpus)
+    ]
+    return (
+        b"time_s,cpu_percent,memory_bytes,gpu_uuid,gpu_util_percent,gpu_memory_mib\n" + "".join(rows).encode()
+    )
+
+
+def test_papers_of_a_long_job(tmp_path: Path) -> None:
+    """Five days on eight GPUs, past any limit on the file: the chart still reaches the end, with all cards on it."""
+    table = usage(5 * 86400, 8)
+    assert len(table) > 16 << 20
+    path = archive(tmp_path / "a.tar.gz", **{"job/manifest.json": b"{}", "job/usage.csv": table})
+    found = papers.read(path)
+    assert 0.4 * papers.MOST_TABLE < len(found.usage) < 1.1 * papers.MOST_TABLE
+    gpu = next(chart for chart in curves.usage(found.usage) if chart.title == "GPU use")
+    assert gpu.domain() == pytest.approx((0, 7200), abs=0.1)
+    names = [line.name for line in gpu.series]
+    assert names == [f"GPU {n}" for n in range(curves.MOST_SERIES)]
+    for number, line in enumerate(gpu.series):
+        assert {round(y, 6) for _, y in line.points} == {number}
+
+
+@pytest.mark.parametrize("form", ["short", "no end", "one key", "long line", "long head", "empty", "late"])
+def test_thinned(form: str) -> None:
+    """A table keeps its head, first and last row; one that fits is not touched; nothing makes it long."""
+    table = b"epoch,loss\n" + b"".join(b"%d,%d\n" % (n, n) for n in range(10_000))
+    most = 20_000
+    if form == "short":
+        assert papers.thinned(io.BytesIO(table[:5000])) == table[:5000]
+        return
+    if form == "no end":
+        table = table.removesuffix(b"\n")
+    elif form == "one key":
+        table = b"name,loss\n" + b"same,1\n" * 50_000
+    elif form == "long line":
+        table += b"x" * 100_000 + b"\n1,1\n"
+    elif form == "long head":
+        table = b"x" * 100_000
+    elif form == "empty":
+        table = b""
+    late = iter([False, True])
+    found = papers.thinned(io.BytesIO(table), (lambda: next(late)) if form == "late" else lambda: False, most)
+    rows = found.splitlines()
+    assert len(found) < 1.1 * most
+    if form in ("long head", "empty"):
+        assert found == b""
+    elif form == "one key":
+        assert set(rows) == {b"name,loss", b"same,1"}
+    else:
+        assert rows[:2] == [b"epoch,loss", b"0,0"]
+        assert rows[-1] == (b"8190,8190" if form == "late" else b"9999,9999")
+        steps = {int(b.split(b",")[0]) - int(a.split(b",")[0]) for a, b in itertools.pairwise(rows[1:-1])}
+        assert len(steps) == 1
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+def test_outputs_come_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], hurried: bool
+) -> None:
+    """What later steps go by is written before the curves are drawn, once; a cancel leaves the curves out."""
+    outputs, markdown = tmp_path / "outputs", tmp_path / "summary"
+    for name, value in {
+        "GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": outputs, "GITHUB_STEP_SUMMARY": markdown, "RUNNER_TEMP": tmp_path,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, str(value))
+    path = archive(
+        tmp_path / "a.tar.gz",
+        **{
+            "job/manifest.json": b"{}",
+            "artefacts/history.csv": b"epoch,loss\n1,2\n2,1\n",
+            "job/usage.csv": b"",
+        },
+    )
+    there: list[bool] = []
+    draw = curves.history
+
+    def history(text: str) -> list[curves.Chart]:
+        there.append("a.tar.gz" in outputs.read_text())
+        return draw(text)
+
+    monkeypatch.setattr(curves, "history", history)
+    telling = step.Step()
+    telling.hurried = hurried
+    result = {"model": "m", "outcome": "trained", "exit_code": 0}
+    delivered = {"path": str(path), "bytes": 1, "sha256": "0"}
+    telling.run = types.SimpleNamespace(
+        delivered=delivered, result=result, started=True, job="20260101-000000-00000000", host_name="here"
+    )
+    assert telling.close() == 0
+    assert there == [True]
+    assert ("mermaid" in markdown.read_text()) == (not hurried)
+    (page,) = tmp_path.glob("train-classifier/*/report.html")
+    assert ("<svg" in page.read_text()) == (not hurried)
+    written = outputs.read_text()
+    for name, file in (("manifest", "manifest.json"), ("report", "report.html")):
+        assert written.rindex(f"{page.with_name(file)}") > written.rindex(f"\n{name}<<")
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "grace"),
+    [
+        ({}, "", 3.0),
+        ({"TRAIN_CLASSIFIER_INPUT_CANCEL_GRACE": "10s"}, "", 10.0),
+        ({"TRAIN_CLASSIFIER_CANCEL_GRACE": "10s"}, "", 10.0),
+        ({"TRAIN_CLASSIFIER_GRACE": "10s"}, "", 10.0),
+        ({}, '[defaults]\ngrace = "10s"\n', 10.0),
+        ({"TRAIN_CLASSIFIER_INPUT_CANCEL_GRACE": "4s"}, '[defaults]\ngrace = "10s"\n', 4.0),
+    ],
+)
+def test_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], settings: str, grace: float
+) -> None:
+    """Three seconds are for those who say nothing; ten that are asked for are ten, wherever they are asked for."""
+    assert job.DEFAULT_GRACE_S == 10.0
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "__main__.py").touch()
+    (tmp_path / "train-classifier.toml").write_text(settings)
+    found = inputs.read({"MODEL": "m", **given})
+    plan = request.build(found.request, found.environment, resolve=False)
+    assert step.Step()._with_defaults(plan).grace_s == grace
