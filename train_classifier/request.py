@@ -90,6 +90,8 @@ class Plan:
     look: "Callable[[], Target] | None" = dataclasses.field(repr=False)
     detach: bool
     warnings: list[str]
+    #: Where each value that was given comes from, by its key.
+    origin: dict[str, str]
 
     @property
     def target(self) -> Target | None:
@@ -182,6 +184,7 @@ class _Builder:
             look=look,
             detach=given.values.get("detach", False),
             warnings=list(dict.fromkeys(self.warnings)),
+            origin=given.origin,
         )
 
     def _catch(self, default: Any, act: Any) -> Any:
