@@ -19,7 +19,6 @@ from train_classifier.units import printable
 if TYPE_CHECKING:
     from train_classifier.training import Order
 
-OUTPUT = "artefacts.tar.gz"
 _FIELDS = {
     "timeout": "timeout_s",
     "wait": "wait_s",
@@ -158,7 +157,7 @@ class _Builder:
         secrets, problems = checks.secrets(given.values, self.environ)
         self.problems += problems
         from_file = top is not None and given.origin.get("output") == values.FROM_FILE
-        text = str(given.values.get("output", OUTPUT))
+        text = str(given.values.get("output", options.OUTPUT))
         output, problems = checks.output(text, top if top is not None and from_file else cwd)
         self.problems += problems
         arguments = self._catch((), self._arguments)

@@ -13,7 +13,7 @@ from train_classifier import playbook, training
 from train_classifier.cli import summary
 from train_classifier.cli.console import Console
 from train_classifier.cli.play import Play
-from train_classifier.errors import Cancelled, ExitCode, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.errors import BadInput, Cancelled, ExitCode, NotReady, OutOfTouch, TrainClassifierError
 from train_classifier.failures import error_from
 from train_classifier.inventory import Target
 from train_classifier.training import Order
@@ -47,6 +47,9 @@ class Run:
         self._abandon = threading.Event()
         self._stopping: threading.Thread | None = None
         self._start_event = threading.Event()
+        #: Held where it is settled whether the job may start or the run is over before that.
+        self._gate = threading.Lock()
+        self._refused = False
         self._hung_up = False
 
     @property
@@ -111,7 +114,9 @@ class Run:
         return self.failure.code if self.failure else ExitCode.TRAINED
 
     def answer(self, question: Any) -> Any:
-        """Answer a step: the secrets, or what Ansible makes of the inventory, which completes the order."""
+        """Answer a step: may it start, the secrets, or what Ansible makes of the inventory (the order)."""
+        if question == "start":
+            return self._may_start()
         if question == "secrets":
             return self._secrets
         try:
@@ -123,6 +128,13 @@ class Run:
             self._inbox.put(("crash", error))
             raise ConnectionError("the order cannot be completed") from error
         return target.name
+
+    def _may_start(self) -> bool:
+        """Let the job start, unless a stop came first: from here on a stop has to reach the host."""
+        with self._gate:
+            if not self._refused:
+                self._phase = "start"
+            return not self._refused
 
     def _complete(self, target: Target) -> Order:
         """Return the order for this host."""
@@ -152,7 +164,9 @@ class Run:
 
     def _stop(self, by: str) -> None:
         """First Ctrl-C: the stop goes to the host directly, and the run goes on to collect what there is."""
-        if not self.started and self._phase not in ("start", "follow"):
+        with self._gate:
+            self._refused = not self.started and self._phase not in ("start", "follow")
+        if self._refused:
             self._abandon.set()
             raise Cancelled(f"Cancelled by {by} before the job was started.")
         self.console.say(f"{by}: stopping the job, then collecting what it left. Once more to leave at once.")
@@ -166,7 +180,12 @@ class Run:
         delay = 0.5
         while not self._abandon.is_set():
             try:
-                training.cancel(self.host, job, f"{by} of {self.order.spec.submitter}")
+                answer = training.cancel(self.host, job, f"{by} of {self.order.spec.submitter}")
+                if answer.get("state") != "removed":
+                    return
+                # A submission that is on its way keeps the folder: asked again, the job is gone or started.
+                time.sleep(delay)
+            except BadInput:
                 return
             except TrainClassifierError as error:
                 self.console.say(
@@ -178,6 +197,8 @@ class Run:
     def _leave(self) -> None:
         """Second Ctrl-C: leave at once, but not before the stop had its chance."""
         stopping = self._stopping
+        # Whether the job was submitted is not waited for any longer: a stop takes it away before that, too.
+        self._start_event.set()
         if stopping is not None:
             stopping.join(self.leave_s)
         if stopping is None or stopping.is_alive():
