@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from train_classifier.bundle import bundle
 from train_classifier.job import SCHEMA, new_job_id
 
@@ -57,6 +59,8 @@ class Machine:
     root: Path
     user: str
     settings: dict[str, Any]
+    #: Another address of the engine than its own.
+    docker_host: str | None = None
 
     @property
     def state(self) -> Path:
@@ -84,6 +88,7 @@ class Machine:
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self.root),
             "TRAIN_CLASSIFIER_HOST_JSON": str(self.root / "host.json"),
+            **({"DOCKER_HOST": self.docker_host} if self.docker_host else {}),
         }
 
     def install(self) -> None:
@@ -104,6 +109,56 @@ class Machine:
         path = self.root / "host.json"
         path.write_text(json.dumps(self.settings))
         path.chmod(0o644)
+
+    @contextlib.contextmanager
+    def patched(self, module: str, text: str) -> Iterator[None]:
+        """Let the installed worker have `text` at the end of a module: faults that no outside could time."""
+        path = self.program / "train_classifier" / "worker" / f"{module}.py"
+        whole = path.read_bytes()
+        path.write_bytes(whole + b"\n\n" + text.encode())
+        try:
+            yield
+        finally:
+            path.write_bytes(whole)
+
+    @contextlib.contextmanager
+    def on_small_disk(self, size: str) -> Iterator["Machine"]:
+        """The same host with its state folder on a disk of its own, which can be filled for real."""
+        if os.geteuid() != 0:
+            pytest.skip("mounting wants root")
+        disk = Path(tempfile.mkdtemp(dir=self.root))
+        options = f"size={size},mode=0755"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True)
+        try:
+            shutil.copytree(self.program, disk / "state" / "workers" / self.program.name)
+            subprocess.run(["chown", "-R", "--reference", str(self.state), str(disk)], check=True)
+            subprocess.run(["chmod", "--reference", str(self.state), str(disk / "state")], check=True)
+            small = Machine(disk, self.user, {**self.settings})
+            small.write_settings(disk_floor_bytes=0)
+            yield small
+        finally:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+
+    def until_finished(self, job: str, timeout: float = 60) -> None:
+        """Wait for the end of a job by its files alone, without a look."""
+        end = time.monotonic() + timeout
+        while json.loads((self.job_dir(job) / "status.json").read_text())["state"] != "finished":
+            assert time.monotonic() < end, (self.job_dir(job) / "status.json").read_text()
+            time.sleep(0.1)
+
+    def until_worker_is_gone(self, job: str, timeout: float = 60) -> None:
+        """Wait for the death of a job's worker, without a look that would finish the job."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            pid = json.loads((self.job_dir(job) / "status.json").read_text())["pid"]
+            if pid is not None:
+                try:
+                    if b") Z " in Path(f"/proc/{pid}/stat").read_bytes():
+                        return
+                except (FileNotFoundError, ProcessLookupError):
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"the worker lives: {self.status(job)}")
 
     def call(self, verb: str, timeout: float = 60, **request: Any) -> dict[str, Any]:
         """Ask the worker; raises Refused with its error."""
@@ -236,6 +291,9 @@ class Machine:
         while docker("ps", "-aq", "--filter", label) and time.monotonic() < end:
             time.sleep(0.1)
         assert docker("ps", "-aq", "--filter", label) == ""
+        # The worker says `finished` before it clears up.
+        while (self.job_dir(job) / "run").exists() and time.monotonic() < end:
+            time.sleep(0.05)
         left = {entry.name for entry in self.job_dir(job).iterdir()}
         allowed = {
             "spec.json", "status.json", "result.json", "log.txt", "usage.csv", "manifest.json", "artefacts.tar.gz",

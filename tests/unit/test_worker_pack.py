@@ -64,7 +64,7 @@ def test_archive_and_manifest_agree(job: Path) -> None:
         "job/manifest.json", "job/log.txt",
     ]  # fmt: skip
     assert sorted(path.name for path in job.iterdir()) == [
-        "artefacts.tar.gz", "log.txt", "manifest.json", "stock.json", "workspace",
+        "artefacts.tar.gz", "log.txt", "manifest.json", "packed.json", "stock.json", "workspace",
     ]  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The container engine: reaching it, outliving its restarts, and short-lived helper containers."""
 
 import os
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Callable, Optional, TypeVar
@@ -19,8 +20,8 @@ CALL_TIMEOUT_S = 60
 OUTPUT_BYTES = 1 << 20
 
 
-def connect() -> Any:
-    """Return a docker.DockerClient; DOCKER_HOST is respected.
+def connect(timeout: Optional[int] = CALL_TIMEOUT_S) -> Any:
+    """Return a docker.DockerClient whose calls wait `timeout` seconds; DOCKER_HOST is respected.
 
     Raises NotReady with the reason: no SDK, no right to use the engine, engine down.
     """
@@ -31,7 +32,9 @@ def connect() -> Any:
             f"the Docker SDK for Python cannot be imported: {error}", "apt-get install python3-docker"
         ) from error
     try:
-        client = docker.from_env(version="auto", timeout=CALL_TIMEOUT_S)
+        # requests takes None for "as long as it takes", though the SDK's types do not say so.
+        options: dict[str, Any] = {"version": "auto", "timeout": timeout}
+        client = docker.from_env(**options)
         client.ping()
     except Exception as error:  # The SDK wraps refusals in whatever its HTTP layers raise.
         raise _unreachable(error) from error
@@ -88,6 +91,31 @@ def patiently(
         time.sleep(0.2)
 
 
+def aside(call: Callable[[], T], check: Callable[[], None]) -> T:
+    """Return call(), made in a thread of its own since it may take long; `check` meanwhile may raise.
+
+    A call that was left alone ends with this process.
+    """
+    done = threading.Event()
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def go() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=go, name="engine", daemon=True).start()
+    while not done.wait(0.1):
+        check()
+    if failed:
+        raise failed[0]
+    return found[0]
+
+
 def incarnation() -> Optional[tuple[int, int]]:
     """Return what changes when the engine of this machine restarts; None where it does not show."""
     try:
@@ -111,12 +139,12 @@ def labels(
     }
 
 
-def remove(container: Any) -> None:
+def remove(container: Any, patience: float = PATIENCE_S) -> None:
     """Kill and remove a container; one that is gone already is fine."""
     import docker.errors
 
     try:
-        patiently(lambda: container.remove(force=True, v=True))
+        patiently(lambda: container.remove(force=True, v=True), patience=patience)
     except docker.errors.NotFound:
         return
     except docker.errors.APIError as error:
@@ -125,13 +153,14 @@ def remove(container: Any) -> None:
             raise
 
 
-def remove_all(client: Any, job: str) -> list[str]:
+def remove_all(client: Any, job: str, patience: float = PATIENCE_S) -> list[str]:
     """Remove every container that carries the label of this job; returns their ids."""
+    wanted = {"label": f"{LABEL}.job={job}"}
     found = patiently(
-        lambda: client.containers.list(all=True, filters={"label": f"{LABEL}.job={job}"}, ignore_removed=True)
+        lambda: client.containers.list(all=True, filters=wanted, ignore_removed=True), patience=patience
     )
     for container in found:
-        remove(container)
+        remove(container, patience)
     return [container.id for container in found]
 
 
@@ -211,6 +240,13 @@ def create_helper(
     )
 
 
+def start_once(container: Any) -> None:
+    """Start a created container; after an outage the engine may have started it before it could say so."""
+    container.reload()
+    if container.status == "created":
+        container.start()
+
+
 def run_created(
     container: Any,
     *,
@@ -221,7 +257,7 @@ def run_created(
     """Start a created container, wait for its end and return its exit status and the end of its output."""
     began = spoken = time.monotonic()
     pause = 0.02
-    container.start()
+    patiently(lambda: start_once(container), check_cancel)
     while True:
         patiently(container.reload, check_cancel)
         if container.status in ("exited", "dead"):
