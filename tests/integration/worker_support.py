@@ -61,6 +61,8 @@ class Machine:
     settings: dict[str, Any]
     #: Another address of the engine than its own.
     docker_host: str | None = None
+    #: The interpreter that runs the worker.
+    python: str = PYTHON
 
     @property
     def state(self) -> Path:
@@ -163,7 +165,7 @@ class Machine:
     def call(self, verb: str, timeout: float = 60, **request: Any) -> dict[str, Any]:
         """Ask the worker; raises Refused with its error."""
         done = subprocess.run(
-            [*self.prefix(), PYTHON, "-I", str(self.program)],
+            [*self.prefix(), self.python, "-I", str(self.program)],
             input=json.dumps({"verb": verb, "state_dir": str(self.state), **request}).encode(),
             capture_output=True, env=self.environment(), cwd="/", timeout=timeout, check=True,
         )  # fmt: skip
@@ -198,7 +200,7 @@ class Machine:
 
     def rsync_command(self, tree: Path, job: str) -> list[str]:
         door = shlex.join(
-            ["env", "-i", *(f"{k}={v}" for k, v in self.environment().items()), *self.prefix(), PYTHON, "-I",
+            ["env", "-i", *(f"{k}={v}" for k, v in self.environment().items()), *self.prefix(), self.python, "-I",
              str(self.program), "receive", job, "--", "rsync"]
         )  # fmt: skip
         shell = self.root / "rsh"
