@@ -106,6 +106,7 @@ class Plan:
             tree=str(self.repository),
             files=pack_names(self.sources.paths),
             output=str(self.output),
+            fingerprint=sources.fingerprint(self.repository, self.sources.paths),
             detach=self.detach,
         )
 

@@ -182,21 +182,23 @@ class Machine:
             **changes,
         }  # fmt: skip
 
-    def push(self, tree: Path, spec: dict[str, Any]) -> None:
-        """Do `prepare` and let rsync through the door, as the transport does."""
+    def push(self, tree: Path, spec: dict[str, Any], fingerprint: str | None = None) -> bool:
+        """Do `prepare` and let rsync through the door, as the transport does; tell whether that was needed."""
         names = [
             os.path.relpath(os.path.join(os.fsencode(folder), name), os.fsencode(tree))
             for folder, folders, files in os.walk(os.fsencode(tree))
             for name in [*files, *(entry for entry in folders if os.path.islink(os.path.join(folder, entry)))]
         ]
         packed = base64.b64encode(zlib.compress(b"".join(name + b"\0" for name in names))).decode()
-        self.call("prepare", spec=spec, files=packed)
+        if self.call("prepare", spec=spec, files=packed, fingerprint=fingerprint)["pushed"]:
+            return False
         done = self.rsync(tree, spec["id"], names)
         if done.returncode:
             line = next((ln for ln in done.stderr.splitlines() if ln.startswith(b'{"error"')), None)
             if line is not None:
                 raise Refused(json.loads(line)["error"])
             raise AssertionError(done.stderr.decode(errors="replace"))
+        return True
 
     def rsync_command(self, tree: Path, job: str) -> list[str]:
         door = shlex.join(
