@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from train_classifier import notify
-from train_classifier.errors import BadInput
 from train_classifier.request import TrainRequest
 
 #: Carries what stands under `with:`; empty means not given, as everywhere.
@@ -32,11 +31,12 @@ class Inputs:
     #: The webhook, empty for none; a secret.
     webhook: str
     wanted: frozenset[notify.Event]
-    output: str
+    #: What is wrong with the inputs that only the step knows; the rest is the request's to say.
+    problems: tuple[str, ...] = ()
 
 
 def read(environment: Mapping[str, str]) -> Inputs:
-    """Return the inputs. Raises BadInput for those that only the step knows; the rest is the request's."""
+    """Return the inputs, and what is wrong with those that only the step knows."""
     merged = {name: value for name, value in environment.items() if not name.startswith(PREFIX)}
     for name in INPUTS:
         given = environment.get(PREFIX + name.upper(), "")
@@ -47,17 +47,20 @@ def read(environment: Mapping[str, str]) -> Inputs:
         merged.pop(VARIABLE + name.upper(), None)
     webhook = values["slack_webhook"].strip() or merged.pop("SLACK_IDENTIFIER", "").strip()
     merged.pop("SLACK_IDENTIFIER", None)
+    problems = []
     try:
         wanted = notify.events(values["slack_notify"])
     except ValueError as error:
-        raise BadInput(str(error)) from error
+        # Whoever asked for some notice wants to hear of this failure.
+        wanted = notify.events(None)
+        problems.append(str(error))
     # Literally one argument a line, a carriage return of a Windows editor aside.
     lines = [line.removesuffix("\r") for line in values["args"].split("\n")]
     arguments = [line for line in lines if line.strip()]
     request = TrainRequest(
         arguments=arguments or None, grace=values["cancel_grace"].strip() or None, cwd=Path.cwd()
     )
-    return Inputs(request, merged, webhook, wanted, values["output"].strip())
+    return Inputs(request, merged, webhook, wanted, tuple(problems))
 
 
 def withheld(environment: Mapping[str, str]) -> set[str]:

@@ -14,6 +14,8 @@ from train_classifier.worker import reference
 
 #: The settings file, at the top of a repository.
 SETTINGS_FILE = "train-classifier.toml"
+#: The archive, unless another name is given.
+OUTPUT = "artefacts.tar.gz"
 #: Lifts a limit that a lower level sets: `--timeout none`.
 NONE = "none"
 #: A masked secret shorter than this would blot out half the log and still be guessed.

@@ -19,7 +19,6 @@ from train_classifier.units import printable
 if TYPE_CHECKING:
     from train_classifier.training import Order
 
-OUTPUT = "artefacts.tar.gz"
 _FIELDS = {
     "timeout": "timeout_s",
     "wait": "wait_s",
@@ -90,6 +89,8 @@ class Plan:
     look: "Callable[[], Target] | None" = dataclasses.field(repr=False)
     detach: bool
     warnings: list[str]
+    #: Where each value that was given comes from, by its key.
+    origin: dict[str, str]
 
     @property
     def target(self) -> Target | None:
@@ -105,6 +106,7 @@ class Plan:
             tree=str(self.repository),
             files=pack_names(self.sources.paths),
             output=str(self.output),
+            fingerprint=sources.fingerprint(self.repository, self.sources.paths),
             detach=self.detach,
         )
 
@@ -156,7 +158,7 @@ class _Builder:
         secrets, problems = checks.secrets(given.values, self.environ)
         self.problems += problems
         from_file = top is not None and given.origin.get("output") == values.FROM_FILE
-        text = str(given.values.get("output", OUTPUT))
+        text = str(given.values.get("output", options.OUTPUT))
         output, problems = checks.output(text, top if top is not None and from_file else cwd)
         self.problems += problems
         arguments = self._catch((), self._arguments)
@@ -182,6 +184,7 @@ class _Builder:
             look=look,
             detach=given.values.get("detach", False),
             warnings=list(dict.fromkeys(self.warnings)),
+            origin=given.origin,
         )
 
     def _catch(self, default: Any, act: Any) -> Any:

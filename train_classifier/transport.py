@@ -65,6 +65,9 @@ finally:
 
 Progress = Callable[[int, int | None], None]
 
+#: Questions under way: see `abandon`.
+_UNDER_WAY: "set[subprocess.Popen[bytes]]" = set()
+
 
 class Host:
     """One machine that runs jobs, and how to reach it.
@@ -260,20 +263,29 @@ class Host:
 
     def _run(self, argv: list[str], data: bytes, timeout: float) -> tuple[int, bytes, bytes]:
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 argv,
-                input=data,
-                capture_output=True,
-                timeout=timeout,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env=_environment(),
                 start_new_session=self.own_session,
-                check=False,
             )
         except FileNotFoundError as error:
             raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install it: {error}") from error
+        _UNDER_WAY.add(process)
+        try:
+            with process:
+                try:
+                    out, err = process.communicate(data, timeout)
+                except BaseException:
+                    process.kill()
+                    raise
         except subprocess.TimeoutExpired:
             raise self._silent(timeout) from None
-        return done.returncode, done.stdout, done.stderr
+        finally:
+            _UNDER_WAY.discard(process)
+        return process.returncode, out, err
 
     def _silent(self, seconds: float) -> Unreachable:
         return Unreachable(
@@ -425,6 +437,12 @@ class Host:
         raise NotReady(f"rsync failed with {self.name} (exit status {status}).", detail=_tail(err))
 
 
+def abandon() -> None:
+    """Kill every question under way: whoever asked leaves, and its threads will not wait for the answers."""
+    for process in list(_UNDER_WAY):
+        process.kill()
+
+
 def _with_options(ssh: Sequence[str]) -> list[str]:
     """Add our options right after the command, where the first value wins; the inventory's own stay."""
     given = " ".join(ssh).lower()
@@ -504,4 +522,4 @@ def _tail(data: bytes, lines: int = 20) -> str | None:
     return "\n".join(text.splitlines()[-lines:]) or None
 
 
-__all__ = ["Host", "Unreachable"]
+__all__ = ["Host", "Unreachable", "abandon"]

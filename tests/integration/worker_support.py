@@ -61,6 +61,8 @@ class Machine:
     settings: dict[str, Any]
     #: Another address of the engine than its own.
     docker_host: str | None = None
+    #: The interpreter that runs the worker.
+    python: str = PYTHON
 
     @property
     def state(self) -> Path:
@@ -163,7 +165,7 @@ class Machine:
     def call(self, verb: str, timeout: float = 60, **request: Any) -> dict[str, Any]:
         """Ask the worker; raises Refused with its error."""
         done = subprocess.run(
-            [*self.prefix(), PYTHON, "-I", str(self.program)],
+            [*self.prefix(), self.python, "-I", str(self.program)],
             input=json.dumps({"verb": verb, "state_dir": str(self.state), **request}).encode(),
             capture_output=True, env=self.environment(), cwd="/", timeout=timeout, check=True,
         )  # fmt: skip
@@ -180,25 +182,27 @@ class Machine:
             **changes,
         }  # fmt: skip
 
-    def push(self, tree: Path, spec: dict[str, Any]) -> None:
-        """Do `prepare` and let rsync through the door, as the transport does."""
+    def push(self, tree: Path, spec: dict[str, Any], fingerprint: str | None = None) -> bool:
+        """Do `prepare` and let rsync through the door, as the transport does; tell whether that was needed."""
         names = [
             os.path.relpath(os.path.join(os.fsencode(folder), name), os.fsencode(tree))
             for folder, folders, files in os.walk(os.fsencode(tree))
             for name in [*files, *(entry for entry in folders if os.path.islink(os.path.join(folder, entry)))]
         ]
         packed = base64.b64encode(zlib.compress(b"".join(name + b"\0" for name in names))).decode()
-        self.call("prepare", spec=spec, files=packed)
+        if self.call("prepare", spec=spec, files=packed, fingerprint=fingerprint)["pushed"]:
+            return False
         done = self.rsync(tree, spec["id"], names)
         if done.returncode:
             line = next((ln for ln in done.stderr.splitlines() if ln.startswith(b'{"error"')), None)
             if line is not None:
                 raise Refused(json.loads(line)["error"])
             raise AssertionError(done.stderr.decode(errors="replace"))
+        return True
 
     def rsync_command(self, tree: Path, job: str) -> list[str]:
         door = shlex.join(
-            ["env", "-i", *(f"{k}={v}" for k, v in self.environment().items()), *self.prefix(), PYTHON, "-I",
+            ["env", "-i", *(f"{k}={v}" for k, v in self.environment().items()), *self.prefix(), self.python, "-I",
              str(self.program), "receive", job, "--", "rsync"]
         )  # fmt: skip
         shell = self.root / "rsh"
@@ -297,7 +301,7 @@ class Machine:
         left = {entry.name for entry in self.job_dir(job).iterdir()}
         allowed = {
             "spec.json", "status.json", "result.json", "log.txt", "usage.csv", "manifest.json", "artefacts.tar.gz",
-            "lock", "lease", "checkpoints", "files", "stock.json", "facts.json", "crash.txt", "cancel",
+            "lock", "lease", "checkpoints", "resumed", "files", "stock.json", "facts.json", "crash.txt", "cancel",
         }  # fmt: skip
         assert left <= allowed, left - allowed
         crash = self.job_dir(job) / "crash.txt"

@@ -318,8 +318,8 @@ def attach(
     """Follow a job from its first byte, fetch its artefacts, and return its exit code. Ctrl-C only leaves."""
     from train_classifier.cli import jobs
 
-    console = _console(json_mode)
-    run, code = jobs.attach(_hosts(inventory, host), job, jobs.output_path(output), _patience(None), console)
+    path, patience, console = jobs.output_path(output), _patience(None), _console(json_mode)
+    run, code = jobs.attach(_hosts(inventory, host), job, path, patience, console)
     jobs.finish_attach(run, code, console)
     return code
 
@@ -335,9 +335,8 @@ def fetch(
     """Bring the archive of a finished job."""
     from train_classifier.cli import jobs
 
-    return jobs.fetch(
-        _hosts(inventory, host), job, jobs.output_path(output), _patience(None), _console(json_mode)
-    )
+    path, patience = jobs.output_path(output), _patience(None)
+    return jobs.fetch(_hosts(inventory, host), job, path, patience, _console(json_mode))
 
 
 @app.command(epilog="\b\nExample:\n  train-classifier cancel last\n")
@@ -446,7 +445,8 @@ def run(arguments: Sequence[str]) -> int:
     command = _light(typer.main.get_command(app))
     try:
         status = command.main(list(arguments), prog_name="train-classifier", standalone_mode=False)
-        return int(status or 0)
+        # Typer's own number for Ctrl-C.
+        return ExitCode.CANCELLED if status == 130 else int(status or 0)
     except TrainClassifierError as error:
         return _fail(error, json_mode)
     except (KeyboardInterrupt, typer.Abort):

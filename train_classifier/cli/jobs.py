@@ -1,6 +1,5 @@
 """list, status, logs, attach, fetch, cancel and clean: jobs by their id, wherever they are."""
 
-import getpass
 import json
 import os
 import socket
@@ -9,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from train_classifier import checks, jobs, options, training
 from train_classifier import follow as following
-from train_classifier import jobs, training
 from train_classifier.cli import summary, text
 from train_classifier.cli.console import Console
 from train_classifier.errors import BadInput, ExitCode, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.options import OUTPUT
+from train_classifier.repository import user_name
 from train_classifier.transport import Host
 
 
@@ -75,7 +76,7 @@ def show_status(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
 
 def show_logs(hosts: Sequence[Host], job: str, keep_on: bool, patience: float, console: Console) -> ExitCode:
     """Write the job's log so far, raw, with nothing added; with `keep_on` until the job ends."""
-    found = jobs.find(hosts, job)
+    found = jobs.find(hosts, job).started()
     if keep_on:
         following.follow(found.host, found.id, Quiet(console), patience=patience)
         return ExitCode.TRAINED
@@ -140,7 +141,12 @@ def attach(
     hosts: Sequence[Host], job: str, output: Path, patience: float, console: Console
 ) -> tuple[Attached, ExitCode]:
     """Follow a job from its first byte to its end, then fetch; returns the job's own exit code."""
-    found = jobs.find(hosts, job)
+    try:
+        found = jobs.find(hosts, job).started()
+    except KeyboardInterrupt:
+        raise OutOfTouch(
+            "Left before the job was found; if it runs, it runs on.", "See train-classifier list."
+        ) from None
     run = Attached(found, console)
     lease = (found.answer.get("spec") or {}).get("lease_s")
     try:
@@ -159,7 +165,7 @@ def fetch(hosts: Sequence[Host], job: str, output: Path, patience: float, consol
     """Bring the archive of a finished job, whatever the job ended with."""
     from train_classifier import fetch as fetching
 
-    found = jobs.find(hosts, job)
+    found = jobs.find(hosts, job).started()
     result = found.answer.get("result")
     if not result:
         raise NotReady(
@@ -184,7 +190,7 @@ def fetch(hosts: Sequence[Host], job: str, output: Path, patience: float, consol
 def cancel(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
     """Stop a job, running or waiting. Asking twice is harmless."""
     found = jobs.find(hosts, job)
-    answer = training.cancel(found.host, found.id, f"{getpass.getuser()}@{socket.gethostname()}")
+    answer = training.cancel(found.host, found.id, f"{user_name()}@{socket.gethostname()}")
     if console.json_mode:
         console.out(json.dumps({"id": found.id, "exit_code": 0, "state": answer.get("state")}))
     elif found.answer.get("result"):
@@ -241,13 +247,13 @@ def finish_attach(run: Attached, code: ExitCode, console: Console) -> None:
 
 def output_path(output: str | None) -> Path:
     """Return where an archive goes, checked before anything is fetched. Raises BadInput."""
-    path = Path.cwd() / Path(output or "artefacts.tar.gz").expanduser()
-    if path.is_dir():
-        raise BadInput(f"--output {path} is a folder; name a file.")
-    if not path.parent.is_dir():
-        raise BadInput(f"--output {path}: the folder {path.parent} does not exist.")
-    if not os.access(path.parent, os.W_OK):
-        raise BadInput(f"--output {path}: the folder {path.parent} cannot be written.")
+    try:
+        here = Path.cwd()
+    except FileNotFoundError as error:
+        raise BadInput("the current folder no longer exists; change to another") from error
+    path, problems = checks.output(output or os.environ.get(options.variable_of("output")) or OUTPUT, here)
+    if problems:
+        raise BadInput(*problems)
     return path
 
 

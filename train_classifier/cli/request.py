@@ -25,26 +25,31 @@ def train(
     dry_run: bool,
 ) -> ExitCode:
     """Check the request, then run it. Raises BadInput with every problem of the request at once."""
-    from train_classifier.request import TrainRequest, build
+    from train_classifier.cli.play import Play
 
     # Flags not given are None or empty: then the environment and the settings have their say.
     options = {NAMES.get(name, name): value for name, value in given.items() if value not in (None, [], ())}
-    plan = build(
-        TrainRequest(model=model, arguments=list(arguments) if arguments else None, repo=repo, **options),
-        os.environ,
-    )
-    console = Console(json_mode=json_mode)
-    for warning in plan.warnings:
-        console.event("message", level="warning", text=warning)
-    order = dataclasses.replace(plan.order(), patience_s=patience)
-    assert plan.look is not None
-    if dry_run:
-        _describe(plan, console)
-        return ExitCode.TRAINED
-    from train_classifier.cli.train import Run, finish
+    with Play() as play:
+        if not dry_run:
+            play.foresee(os.environ, repo, options.get("inventory"), options.get("host"))
+        from train_classifier.request import TrainRequest, build
 
-    run = Run(order, plan.look, plan.secrets, console)
-    code = run.run(plan.inventory, plan.host)
+        plan = build(
+            TrainRequest(model=model, arguments=list(arguments) if arguments else None, repo=repo, **options),
+            os.environ,
+        )
+        console = Console(json_mode=json_mode)
+        for warning in plan.warnings:
+            console.event("message", level="warning", text=warning)
+        order = dataclasses.replace(plan.order(), patience_s=patience)
+        assert plan.look is not None
+        if dry_run:
+            _describe(plan, console)
+            return ExitCode.TRAINED
+        from train_classifier.cli.train import Run, finish
+
+        run = Run(order, plan.look, plan.secrets, console)
+        code = run.run(play, plan.inventory, plan.host)
     finish(run, code, console)
     return code
 

@@ -1,16 +1,14 @@
 """`train` under a workflow run: a cancel has ten seconds, and whoever gave it is no person at a terminal."""
 
-import contextlib
 import dataclasses
-import os
 import shlex
-import signal
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from train_classifier.cli.console import Console
+from train_classifier.cli.play import Play
 from train_classifier.cli.train import Run
 from train_classifier.errors import Cancelled, ExitCode
 from train_classifier.inventory import Target
@@ -48,7 +46,6 @@ class StepRun(Run):
     ) -> None:
         super().__init__(order, look, secrets, console)
         self._listener = listener
-        self._left: list[int] = []
         self._inventory: str | None = None
 
     def event(self, event: str, **fields: Any) -> None:
@@ -65,13 +62,10 @@ class StepRun(Run):
         lease = LEASE_S if target.local else REMOTE_LEASE_S
         return dataclasses.replace(order, spec=dataclasses.replace(order.spec, lease_s=lease))
 
-    def run(self, inventory: str | None, limit: str | None) -> ExitCode:
+    def run(self, play: Play, inventory: str | None, limit: str | None) -> ExitCode:
         """Run, then remove what leaving in the middle of it left on this side."""
         self._inventory = inventory
-        code = super().run(inventory, limit)
-        for process in self._left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+        code = super().run(play, inventory, limit)
         output = Path(self.order.output)
         output.with_name(f".{output.name}.{self.job}.part").unlink(missing_ok=True)
         return code
@@ -88,7 +82,6 @@ class StepRun(Run):
         timer.start()
 
     def _leave(self) -> None:
-        self._left = descendants("ansible-playbook")
         stopping = self._stopping
         if stopping is not None:
             stopping.join(self.leave_s)
@@ -110,20 +103,3 @@ class StepRun(Run):
         if self.host.ssh is None or self._inventory is None:
             return []
         return ["--inventory", shlex.quote(self._inventory), "--host", shlex.quote(self.host.name)]
-
-
-def descendants(program: str) -> list[int]:
-    """Return the processes below our children that run `program`, those children included."""
-    parents: dict[int, int] = {}
-    named: set[int] = set()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if program.encode() in (entry / "cmdline").read_bytes():
-                named.add(int(entry.name))
-    found = {process for process in named if parents.get(process) == os.getpid()}
-    while more := {process for process, parent in parents.items() if parent in found} - found:
-        found |= more
-    return sorted(found)

@@ -135,6 +135,11 @@ class WorkflowConsole(Console):
         with self._lock:
             return bytes(self._tail).decode("utf-8", "replace")
 
+    @property
+    def tail_is_cut(self) -> bool:
+        """Whether the log is longer than `tail`."""
+        return self.log_bytes > TAIL
+
     def _line(self, words: str, colour: str | None = None, always: bool = False) -> None:
         start = b"" if self._at_start else b"\n"
         words = _ANSI.sub("", words)

@@ -44,7 +44,7 @@ def pack(request: dict[str, Any]) -> dict[str, Any]:
     temporary = job / ".artefacts.tar.gz.tmp"
     try:
         with contextlib.ExitStack() as stack:
-            packed, left_out = stack.enter_context(_notes()), stack.enter_context(_notes())
+            packed, left_out = stack.enter_context(_notes(job)), stack.enter_context(_notes(job))
             with _compressed(temporary) as (stream, digest), _tar(stream) as tar:
                 for entry in listing.walk(root):
                     if entry.left_out:
@@ -192,8 +192,9 @@ def _tar(stream: BinaryIO) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _notes() -> Iterator[IO[bytes]]:
-    with tempfile.TemporaryFile() as file:
+def _notes(job: Path) -> Iterator[IO[bytes]]:
+    # Not in /tmp, which may lie in memory: a million files take hundreds of megabytes.
+    with tempfile.TemporaryFile(dir=job) as file:
         yield file
 
 

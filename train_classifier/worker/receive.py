@@ -13,7 +13,7 @@ from typing import Any
 from train_classifier.errors import BadInput, Cancelled, NotReady
 from train_classifier.worker import locks, program, tree
 from train_classifier.worker.host import Account, Host
-from train_classifier.worker.store import Job, Store, make_folder
+from train_classifier.worker.store import Job, Store, make_folder, write_bytes
 
 #: What rsync's client says to its server for the options that a transport of ours may use.
 OPTION = re.compile(
@@ -57,6 +57,7 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
             raise BadInput(f"job {job.id} was submitted already: its sources stay as they are")
         mirror = store.mirror(job.spec().repository.key)
         with locks.hold(mirror / "lock") as lock:
+            _fingerprint(mirror).unlink(missing_ok=True)
             _tidy(account, mirror / "tree", job)
             # The lock goes with rsync: should we be killed, the next push waits until it has ended.
             status = _rsync(account, arguments, "./", mirror / "tree", lock)
@@ -64,16 +65,49 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
                 return status
             # What a cut connection left, and names that came without being asked for.
             _tidy(account, mirror / "tree", job)
-            tree.remove(account, job.workspace)
-            make_folder(job.workspace, 0o755, account)
-            try:
-                tree.copy(account, mirror / "tree", job.workspace)
-            except BaseException:
-                # Half a workspace is of no use, and may be what fills the disk.
-                tree.remove(account, job.workspace)
-                raise
+            told = job.dir / "fingerprint"
+            if status == 0 and told.exists():
+                write_bytes(_fingerprint(mirror), told.read_bytes())
+            _lay_out(account, mirror, job, lock)
         job.write_status(state="pushed", message="")
     return 0
+
+
+def adopt(job: Job, account: Account, mirror: Path, fingerprint: Any) -> bool:
+    """Make the workspace from the mirror as it is, if it holds just what would be pushed; tell whether so.
+
+    `fingerprint` stands for that: the controller's hash of the files' identities, told again by each push.
+    The caller holds the job's lock.
+    """
+    if not isinstance(fingerprint, str) or not fingerprint:
+        return False
+    write_bytes(job.dir / "fingerprint", fingerprint.encode())
+    try:
+        with locks.hold(mirror / "lock", timeout=0) as lock:
+            if _fingerprint(mirror).read_text() != fingerprint:
+                return False
+            _lay_out(account, mirror, job, lock)
+    except (TimeoutError, FileNotFoundError):
+        # Another push is under way, or nothing is known of the mirror.
+        return False
+    job.write_status(state="pushed")
+    return True
+
+
+def _fingerprint(mirror: Path) -> Path:
+    """The file that tells what the mirror was made from; missing while it is written to."""
+    return mirror / "fingerprint"
+
+
+def _lay_out(account: Account, mirror: Path, job: Job, lock: int) -> None:
+    tree.remove(account, job.workspace)
+    make_folder(job.workspace, 0o755, account)
+    try:
+        tree.copy(account, mirror / "tree", job.workspace)
+    except BaseException:
+        # Half a workspace is of no use, and may be what fills the disk.
+        tree.remove(account, job.workspace)
+        raise
 
 
 def send(job: Job, arguments: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.errors import BadInput, NotReady
-from train_classifier.job import JOB_ID, SCHEMA, JobSpec
+from train_classifier.job import JOB_ID, SCHEMA, STATES, JobSpec
 from train_classifier.worker.host import Account, boot_id, uptime
 
 #: More than status, facts, manifest and result of a job take.
@@ -146,10 +146,12 @@ class Store:
             raise BadInput(f"job id {wanted!r}", hint=hint)
         jobs = self.all_jobs()
         if wanted == "last":
-            newest = max(jobs, key=lambda job: (job.created(), job.id), default=None)
-            if newest is None:
-                raise BadInput(f"there is no job in {self.jobs}", hint=hint)
-            return newest
+            for job in sorted(jobs, key=lambda job: (job.created(), job.id), reverse=True):
+                # A push that was cut leaves a folder that never became a job.
+                state = (read_json(job.dir / "status.json") or {}).get("state")
+                if state and state not in STATES[:2]:
+                    return job
+            raise BadInput(f"there is no job in {self.jobs}", hint=hint)
         found = [job for job in jobs if job.id.startswith(wanted)]
         if not found:
             raise BadInput(f"there is no job {wanted!r} in {self.jobs}", hint=hint)

@@ -2,7 +2,6 @@
 
 import os
 import time
-from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.errors import BadInput, Cancelled, NotReady, TrainClassifierError
@@ -16,7 +15,7 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
     """Make the folder of a new job, and its mirror; nothing is promised yet.
 
     With `check` (what the verb of that name is asked) the host is checked first: a failed check is an
-    answer, and nothing is made.
+    answer, and nothing is made. `pushed` in the answer: the host has what `fingerprint` stands for already.
     Raises BadInput with every problem of the specification, NotReady when the host has no room.
     """
     try:
@@ -55,18 +54,21 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
     if os.geteuid() == 0:
         os.chown(job.dir, account.uid, account.gid)
     try:
-        tree_of_mirror = _furnish(job, spec, files, resumed, account, store)
+        _furnish(job, spec, files, resumed, account, store)
+        mirror = store.mirror(spec.repository.key)
+        with locks.hold(job.lock):
+            pushed = receive.adopt(job, account, mirror, request.get("fingerprint"))
     except BaseException:
         # Half a job is none.
         tree.remove(account, job.dir)
         raise
-    return {"id": job.id, "job": str(job.dir), "tree": str(tree_of_mirror), **checked}
+    return {"id": job.id, "job": str(job.dir), "tree": str(mirror / "tree"), "pushed": pushed, **checked}
 
 
 def _furnish(
     job: Job, spec: JobSpec, files: bytes, resumed: Optional[Job], account: Account, store: Store
-) -> Path:
-    """Fill a new job's folder, and make sure of its mirror and cache; return the mirror's tree."""
+) -> None:
+    """Fill a new job's folder, and make sure of its mirror and cache."""
     with locks.hold(job.lock):
         data = spec.to_dict()
         if resumed is not None:
@@ -76,7 +78,7 @@ def _furnish(
         for folder in (job.run, job.home, job.checkpoints):
             make_folder(folder, 0o700, account)
         mirror = make_folder(store.mirror(spec.repository.key), 0o700, account)
-        received = make_folder(mirror / "tree", 0o755, account)
+        make_folder(mirror / "tree", 0o755, account)
         cache = make_folder(store.cache / spec.repository.key, 0o700, account)
         job.write_status(
             schema=SCHEMA, id=job.id, model=spec.model, submitter=spec.submitter, state="prepared",
@@ -89,7 +91,6 @@ def _furnish(
             write_bytes(resumed.dir / "resumed", b"")
             tree.copy(account, resumed.checkpoints, job.checkpoints)
         os.utime(cache)
-    return received
 
 
 def _resumed(store: Store, spec: JobSpec) -> Job:
