@@ -203,13 +203,12 @@ class Scene:
         host = self.host
         wait_until(lambda: not host.containers() or None, 60)
         assert host.shell("find /var/lib/train-classifier/queue -name '*.json'") == ""
-        left = host.shell(
-            f"cd {self.jobs_dir}; find . -mindepth 2 -maxdepth 2 '(' -name workspace -o -name run -o -name '*.tmp*' -o -name '.*' ')'"
-        )
-        assert left == ""
+        find = f"cd {self.jobs_dir}; find . -mindepth 2 -maxdepth 2 '(' -name workspace -o -name run -o -name '*.tmp*' -o -name '.*' ')'"
+        # The worker says `finished` before it clears up.
+        wait_until(lambda: host.shell(find) == "" or None, 30)
         assert (
             host.shell(
-                f"test ! -d {self.state}/store/envs || find {self.state}/store/envs -maxdepth 1 -name '.*.tmp*'"
+                f"test ! -d {self.state}/store/build || find {self.state}/store/build -maxdepth 1 -name '.*.tmp*'"
             )
             == ""
         )

@@ -333,3 +333,26 @@ def test_full_disk_at_push(host: Machine, tree: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             subprocess.run(["umount", str(state)], check=True)
+
+
+def test_the_send_door_gives_the_archive_and_nothing_else(host: Machine, tmp_path: Path) -> None:
+    job, _ = host.train("open('artefacts/x','w')")
+    other = host.root / "other-file"
+    other.write_text("foreign")
+    got = tmp_path / "got"
+    got.mkdir()
+    command = host.rsync_command(tmp_path, job)
+    door = command[command.index("--rsync-path") + 1].replace(" receive ", " send ")
+    shell = command[command.index("-e") + 1]
+    # Names of the caller's choice, as an old client sends them.
+    done = subprocess.run(
+        ["rsync", "--old-args", "-e", shell, "--rsync-path", door, f"host:{other}", "host:x", f"{got}/"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert [path.name for path in got.iterdir()] in (["artefacts.tar.gz"], []), done.stderr
+    single = tmp_path / "single"
+    subprocess.run(
+        ["rsync", "--partial", "--inplace", "--append", "-e", shell, "--rsync-path", door, "host:artefacts.tar.gz",
+         str(single)], check=True, timeout=60,
+    )  # fmt: skip
+    assert single.read_bytes() == (host.job_dir(job) / "artefacts.tar.gz").read_bytes()

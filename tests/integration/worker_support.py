@@ -301,7 +301,7 @@ class Machine:
         left = {entry.name for entry in self.job_dir(job).iterdir()}
         allowed = {
             "spec.json", "status.json", "result.json", "log.txt", "usage.csv", "manifest.json", "artefacts.tar.gz",
-            "lock", "lease", "checkpoints", "files", "stock.json", "facts.json", "crash.txt", "cancel",
+            "lock", "lease", "checkpoints", "resumed", "files", "stock.json", "facts.json", "crash.txt", "cancel",
         }  # fmt: skip
         assert left <= allowed, left - allowed
         crash = self.job_dir(job) / "crash.txt"

@@ -1,9 +1,10 @@
 """The container engine: reaching it, outliving its restarts, and short-lived helper containers."""
 
+import calendar
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional, TypeVar
 
 from train_classifier.errors import NotReady
@@ -14,6 +15,8 @@ T = TypeVar("T")
 LABEL = "train-classifier"
 #: Seconds an engine may be away (a restart, an upgrade) before a job gives it up.
 PATIENCE_S = 300.0
+#: Seconds after which a container of no job (a doctor's probe) has outlived its maker.
+STRAY_S = 7200.0
 #: Seconds without an answer after which a call to the engine is given up.
 CALL_TIMEOUT_S = 60
 #: Bytes of a helper's output that are kept, at its end.
@@ -164,6 +167,61 @@ def remove_all(client: Any, job: str, patience: float = PATIENCE_S) -> list[str]
     return [container.id for container in found]
 
 
+def is_stray(container: Any) -> bool:
+    """Tell whether a container of ours belongs to no job and is older than any such lives: its maker died."""
+    mine = container.labels
+    if LABEL not in mine or mine.get(f"{LABEL}.job") or mine.get(f"{LABEL}.dir"):
+        return False
+    # 2026-01-31T12:00:00.123456789Z; a container from the summary of a list has seconds since the epoch.
+    made = container.attrs.get("Created")
+    if isinstance(made, str):
+        made = calendar.timegm(time.strptime(made.partition(".")[0].rstrip("Z"), "%Y-%m-%dT%H:%M:%S"))
+    return time.time() - float(made or 0) > STRAY_S
+
+
+def no_gpus(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variable that keeps the NVIDIA runtime's hands off a container.
+
+    Where that runtime is the engine's default, an image with NVIDIA_VISIBLE_DEVICES=all (those with CUDA are
+    such) gets every card, asked for or not. Not set where cards are asked for by the runtime itself; those
+    by CDI come without it.
+    """
+    asked = options.get("device_requests") or ()
+    if any(request.get("Driver") != "cdi" for request in asked):
+        return {}
+    return {"NVIDIA_VISIBLE_DEVICES": "void"}
+
+
+def layers(client: Any, uid: Optional[int] = None, base: Optional[str] = None) -> list[dict[str, Any]]:
+    """Return what the engine lists of our package layers: those of an account, or over a base.
+
+    The SDK's own list asks for each image once more, and fails when one is gone by then.
+    """
+    wanted = [f"{LABEL}=1", f"{LABEL}.kind=image"]
+    wanted += [f"{LABEL}.uid={uid}"] if uid is not None else []
+    wanted += [f"{LABEL}.base={base}"] if base is not None else []
+    found: list[dict[str, Any]] = patiently(lambda: client.api.images(filters={"label": wanted}))
+    return found
+
+
+def remove_image(names: Sequence[str]) -> bool:
+    """Remove an image by its tags; False when it is in use. Large layers take minutes: no time limit."""
+    import docker.errors
+
+    client = connect(timeout=None)
+    try:
+        for name in names:
+            client.images.remove(name)
+    except docker.errors.APIError as error:
+        # 409: a container, perhaps of another user, was made from it.
+        if error.status_code in (404, 409):
+            return False
+        raise
+    finally:
+        client.close()
+    return True
+
+
 def run_helper(
     client: Any,
     image: str,
@@ -229,7 +287,7 @@ def create_helper(
             image,
             list(command),
             mounts=list(mounts),
-            environment=environment or {},
+            environment={**(environment or {}), **no_gpus(options)},
             labels=labels,
             network_mode="none" if network == "none" else "bridge",
             security_opt=["no-new-privileges"],

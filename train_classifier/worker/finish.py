@@ -2,16 +2,17 @@
 
 import contextlib
 import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.errors import ExitCode, Lost, NotReady, TrainClassifierError
-from train_classifier.job import JobSpec
-from train_classifier.worker import deliver, engine, launch, locks, manifest, tree
-from train_classifier.worker.host import Account, Host, boot_id
+from train_classifier.job import SCHEMA, JobSpec
+from train_classifier.worker import deliver, engine, launch, locks, manifest, program, tree
+from train_classifier.worker.host import Account, Host, boot_id, uptime
 from train_classifier.worker.log import LogFile
-from train_classifier.worker.store import Job, Store
+from train_classifier.worker.store import Job, Store, read_json
 
 #: Seconds that a started worker may take until it holds its job's lock.
 STARTING_S = 30.0
@@ -21,11 +22,6 @@ ABANDONED_S = 15 * 60.0
 #: tried in any case.
 MORE_BYTES = 1 << 20
 AGAIN_S = 600.0
-
-
-def uptime() -> float:
-    """Return seconds since boot, which no change of the clock touches."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def is_dead(job: Job, status: dict[str, Any]) -> bool:
@@ -58,6 +54,9 @@ def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
     when its worker lives or it has ended. Raises NotReady when the engine cannot be asked: its container
     might still run.
     """
+    other = _named_worker(job)
+    if other is not None:
+        return _finish_by(other, job)
     with locks.hold_now(job.lock) as mine:
         if not mine:
             return False
@@ -82,6 +81,30 @@ def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
         deliver.conclude(job, spec, cause, answer, {})
         deliver.remove_workspace(job, account)
         return True
+
+
+def _named_worker(job: Job) -> Optional[Path]:
+    """Return the program of another version that carries the job and is there to finish it, else None."""
+    named = (read_json(job.dir / "status.json") or {}).get("worker")
+    if not named or Path(named) == program.PROGRAM:
+        return None
+    # Never a program from anywhere else than where programs are put.
+    programs = Store.of(job.dir).workers.resolve()
+    there = Path(named).resolve().parent == programs and (Path(named) / "__main__.py").is_file()
+    return Path(named) if there else None
+
+
+def _finish_by(worker: Path, job: Job) -> bool:
+    """Let another version finish its job; it looks itself whether its worker lives. Raises NotReady."""
+    before = (job.dir / "result.json").exists()
+    done = subprocess.run(
+        [program.PYTHON, "-I", str(worker), "finish", str(job.dir)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/", check=False,
+    )  # fmt: skip
+    if done.returncode:
+        said = done.stdout.decode("utf-8", "replace").strip()[-2000:]
+        raise NotReady(f"job {job.id} could not be finished by the version that began it", detail=said)
+    return not before and (job.dir / "result.json").exists()
 
 
 def _is_untidy(job: Job) -> bool:
@@ -196,8 +219,8 @@ def remove_torn(job: Job, worker: Optional[int]) -> None:
 
 def remove_half_built(store: Store, account: Account) -> None:
     """Remove the environments whose build was killed: those whose lock nobody holds."""
-    for half in (store.store / "envs").glob(".*.tmp"):
-        lock = store.store / "locks" / f"environment-{half.name[1:-4]}.lock"
+    for half in store.builds.glob(".*.tmp"):
+        lock = store.locks / f"environment-{half.name[1:-4]}.lock"
         if not lock.exists():
             continue
         with locks.hold_now(lock) as mine:
@@ -210,6 +233,9 @@ def sweep(store: Store, host: Host, client: Any) -> None:
     account = host.job_user()
     for job in store.all_jobs():
         try:
+            if _is_of_another_schema_and_dead(job):
+                finish(job, host)
+                continue
             status = job.status()
             if status["state"] == "finished" or is_dead(job, status):
                 finish_if_dead(job, host)
@@ -220,15 +246,31 @@ def sweep(store: Store, host: Host, client: Any) -> None:
             continue
 
 
+def _is_of_another_schema_and_dead(job: Job) -> bool:
+    """Tell whether a job that we cannot read has nobody, for longer than a worker takes to start."""
+    data: Any = read_json(job.dir / "status.json")
+    if not isinstance(data, dict) or data.get("schema") == SCHEMA or (job.dir / "result.json").exists():
+        return False
+    quiet: bool = abs(time.time() - os.stat(job.dir / "status.json").st_mtime) > 2 * STARTING_S
+    return quiet and _named_worker(job) is not None and not locks.is_held(job.lock)
+
+
 def is_abandoned(job: Job, status: dict[str, Any]) -> bool:
     """Tell whether a job was prepared, never submitted, and not touched for a while."""
-    return status["state"] in ("prepared", "pushed") and time.time() - status["updated"] > ABANDONED_S
+    if status["state"] not in ("prepared", "pushed"):
+        return False
+    if "updated_uptime" not in status:
+        # One without a status.
+        return time.time() - float(status["updated"]) > ABANDONED_S
+    # After a reboot its controller gets the same time again.
+    since = float(status["updated_uptime"]) if status["updated_boot"] == boot_id() else 0.0
+    return uptime() - since > ABANDONED_S
 
 
-def remove(job: Job, account: Account) -> bool:
-    """Remove a job's folder under its lock; False when somebody holds it."""
+def remove(job: Job, account: Account, unless_submitted: bool = False) -> bool:
+    """Remove a job's folder under its lock; False when somebody holds it, or has submitted it meanwhile."""
     with locks.hold_now(job.lock) as mine:
-        if not mine:
+        if not mine or (unless_submitted and job.status()["state"] not in ("prepared", "pushed")):
             return False
         launch.drop_secrets(job)
         tree.remove(account, job.dir)

@@ -216,6 +216,9 @@ def probe(
     if answer is None:
         answer = _ask(client, host, found.id, named, source.decode(), job, check_cancel)
         write_json(store.images / name, answer)
+    else:
+        # What was used last is cleaned last.
+        os.utime(store.images / name)
     return Image(
         reference=named,
         id=found.id,

@@ -22,8 +22,10 @@ MASK = b"***"
 READ_BYTES = 1 << 20
 #: Seconds that `finish` reads on, should something still write that nobody could stop.
 LAST_S = 10.0
-#: Seconds of silence after which a held-back beginning of a secret is taken for ordinary text.
+#: Seconds of silence after which a held-back beginning of a secret is shown, if it is short: at most one byte
+#: in SHARE of the secret.
 QUIET_S = 0.25
+SHARE = 4
 _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ is there from Python 3.10 on.
 
 
@@ -36,25 +38,46 @@ class Masker:
         found |= {secret.strip(b"\r\n") for secret in found} - {b""}
         self.secrets = sorted(found)
         self.held = b""
+        #: The end of what was shown, as long as it may be the beginning of a secret that is still coming.
+        self.shown = b""
 
     def feed(self, data: bytes) -> bytes:
         """Return what can be shown; the longest end that may be the beginning of a secret is held back."""
         if not self.secrets:
             return data
-        data = self.held + data
+        before = len(self.shown)
+        data = self.shown + self.held + data
         hidden = self._hidden(data)
         cut = len(data) - max(self._beginning(data, secret) for secret in self.secrets)
         for start, end in hidden:
             # What overlaps a secret that may still be coming is decided together with it.
             if start < cut < end:
                 cut = start
-        self.held = data[cut:]
-        return self._masked(data[:cut], hidden)
+        if cut < before:
+            # What was shown may go on being one.
+            self.held = data[before:]
+            return b""
+        self.held, self.shown = data[cut:], b""
+        return self._masked(data[:cut], hidden, before)
+
+    def relax(self) -> bytes:
+        """Return what was held back if it says little of a secret, and remember that it was shown.
+
+        A program that prints the first letter of a secret and waits is not kept waiting; one that stops in
+        the middle of a secret is.
+        """
+        data = self.shown + self.held
+        much = any(self._beginning(data, secret) * SHARE > len(secret) for secret in self.secrets)
+        if not self.held or much or self._hidden(data):
+            return b""
+        shown, self.held, self.shown = self.held, b"", data
+        return shown
 
     def flush(self) -> bytes:
-        """Return what was held back."""
-        data, self.held = self.held, b""
-        return self._masked(data, self._hidden(data))
+        """Return what was held back, since no more will come."""
+        before, data = len(self.shown), self.shown + self.held
+        self.held = self.shown = b""
+        return self._masked(data, self._hidden(data), before)
 
     def _hidden(self, data: bytes) -> list[tuple[int, int]]:
         spans = []
@@ -83,11 +106,12 @@ class Masker:
         return 0
 
     @staticmethod
-    def _masked(data: bytes, hidden: list[tuple[int, int]]) -> bytes:
-        pieces, at = [], 0
+    def _masked(data: bytes, hidden: list[tuple[int, int]], shown: int) -> bytes:
+        """Return what of `data` is to be shown after its first `shown` bytes, which were shown already."""
+        pieces, at = [], shown
         for start, end in hidden:
-            if end <= len(data):
-                pieces += [data[at:start], MASK]
+            if shown < end <= len(data):
+                pieces += [data[at : max(start, at)], MASK]
                 at = end
         return b"".join([*pieces, data[at:]])
 
@@ -224,7 +248,7 @@ class Pump(threading.Thread):
             elif ended:
                 break
             elif self.masker.held and time.monotonic() - heard > QUIET_S:
-                self._write(self.masker.flush())
+                self._write(self.masker.relax())
         self._write(self.masker.flush())
 
     def _read(self) -> bytes:

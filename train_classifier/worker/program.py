@@ -14,11 +14,13 @@ from train_classifier.worker.host import Account
 
 #: The folder that `python3 -I` is given.
 PROGRAM = Path(__file__).resolve().parents[2]
+#: What runs it.
+PYTHON = sys.executable
 
 
 def command(*arguments: str) -> list[str]:
     """Return the command line of this program with arguments."""
-    return [sys.executable, "-I", str(PROGRAM), *arguments]
+    return [PYTHON, "-I", str(PROGRAM), *arguments]
 
 
 def open_to_all() -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 import zlib
@@ -9,11 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train_classifier.errors import BadInput, NotReady
+from train_classifier.errors import BadInput, Cancelled, NotReady
 from train_classifier.worker import locks, program, tree
 from train_classifier.worker.host import Account, Host
 from train_classifier.worker.store import Job, Store, make_folder, write_bytes
 
+#: What rsync's client says to its server for the options that a transport of ours may use.
+OPTION = re.compile(
+    r"--(server|sender|partial|inplace|append|from0|dirs|numeric-ids|ignore-missing-args|no-[a-z-]+|stats"
+    r"|(timeout|bwlimit|block-size|checksum-choice|compress-choice|compress-level|log-format|out-format)=[\w%.,-]+"
+    r"|files-from=-)\Z|-[A-Za-z0-9.,]+\Z"
+)
 #: Bytes of the unpacked list of files: 100,000 names take about ten million.
 LIST_BYTES = 1 << 30
 
@@ -38,12 +45,14 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
 
     Raises BadInput for a job that was submitted, NotReady during another push of it or without rsync.
     """
-    _refuse_sender(arguments, wanted=False)
+    arguments = _refuse_sender(arguments, wanted=False)
     account = host.job_user()
     store = Store.of(job.dir)
     with locks.hold_now(job.lock) as mine:
         if not mine:
             raise NotReady(f"job {job.id} is being pushed or run by another process")
+        if job.cancel.exists():
+            raise Cancelled(f"job {job.id} was cancelled: it is not pushed any more")
         if job.status()["state"] not in ("prepared", "pushed"):
             raise BadInput(f"job {job.id} was submitted already: its sources stay as they are")
         mirror = store.mirror(job.spec().repository.key)
@@ -51,7 +60,7 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
             _fingerprint(mirror).unlink(missing_ok=True)
             _tidy(account, mirror / "tree", job)
             # The lock goes with rsync: should we be killed, the next push waits until it has ended.
-            status = _rsync(account, arguments[:-1], "./", mirror / "tree", lock)
+            status = _rsync(account, arguments, "./", mirror / "tree", lock)
             if status not in (0, 24):
                 return status
             # What a cut connection left, and names that came without being asked for.
@@ -103,15 +112,25 @@ def _lay_out(account: Account, mirror: Path, job: Job, lock: int) -> None:
 
 def send(job: Job, arguments: Sequence[str]) -> int:
     """Let rsync read the job's archive, and nothing else; returns rsync's exit status."""
-    _refuse_sender(arguments, wanted=True)
+    arguments = _refuse_sender(arguments, wanted=True)
     if not job.archive.is_file():
         raise NotReady(f"job {job.id} has no archive yet")
-    return _rsync(None, arguments[:-1], job.archive.name, job.dir, -1)
+    return _rsync(None, arguments, job.archive.name, job.dir, -1)
 
 
-def _refuse_sender(arguments: Sequence[str], wanted: bool) -> None:
+def _refuse_sender(arguments: Sequence[str], wanted: bool) -> list[str]:
+    """Return rsync's own words for the server's side, without any path: the door has one, which is ours.
+
+    Raises BadInput for another direction and for options that reach further than that path.
+    """
     if "--server" not in arguments or ("--sender" in arguments) != wanted or len(arguments) < 3:
         raise BadInput(f"this door is for rsync only, not for {' '.join(arguments)!r}")
+    # After the first `.` come paths.
+    options = list(arguments[: arguments.index(".")] if "." in arguments else arguments[:-1])
+    odd = [word for word in options if not OPTION.match(word)]
+    if odd:
+        raise BadInput(f"this door knows no option {', '.join(odd)} of rsync")
+    return [*options, "."]
 
 
 def _tidy(account: Account, mirror: Path, job: Job) -> None:

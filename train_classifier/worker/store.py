@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from train_classifier.errors import BadInput, NotReady
 from train_classifier.job import JOB_ID, SCHEMA, STATES, JobSpec
-from train_classifier.worker.host import Account
+from train_classifier.worker.host import Account, boot_id, uptime
 
 #: More than status, facts, manifest and result of a job take.
 RESERVE_BYTES = 1 << 18
@@ -84,8 +84,12 @@ class Store:
         self.jobs = root / "jobs"
         self.mirrors = root / "mirrors"
         self.cache = root / "cache"
-        #: uv's cache and the environments: one mount, or hard links turn into copies.
         self.store = root / "store"
+        self.envs = self.store / "envs"
+        self.locks = self.store / "locks"
+        #: All that builds reach: uv's cache and theirs in one mount, or hard links turn into copies.
+        self.builds = self.store / "build"
+        self.uv_cache = self.builds / "uv-cache"
         self.images = root / "images"
         self.proofs = root / "proofs"
         self.workers = root / "workers"
@@ -213,6 +217,8 @@ class Job:
             data.update(changes)
             data["version"] += 1
             data["updated"] = time.time()
+            # The same on a clock that nobody sets.
+            data["updated_uptime"], data["updated_boot"] = uptime(), boot_id()
             write_json(self.dir / "status.json", data)
             return dict(data)
 

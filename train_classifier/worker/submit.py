@@ -4,10 +4,10 @@ import os
 import time
 from typing import Any, Optional
 
-from train_classifier.errors import BadInput, NotReady, TrainClassifierError
+from train_classifier.errors import BadInput, Cancelled, NotReady, TrainClassifierError
 from train_classifier.job import NAME, SCHEMA, JobSpec
 from train_classifier.worker import container, finish, launch, locks, program, receive, tree
-from train_classifier.worker.host import Account, Host, boot_id
+from train_classifier.worker.host import Account, Host, boot_id, uptime
 from train_classifier.worker.store import Job, Store, make_folder, write_bytes, write_json
 
 
@@ -87,6 +87,8 @@ def _furnish(
             finished=None,
         )  # fmt: skip
         if resumed is not None:
+            # Nobody cleans them meanwhile.
+            write_bytes(resumed.dir / "resumed", b"")
             tree.copy(account, resumed.checkpoints, job.checkpoints)
         os.utime(cache)
 
@@ -133,6 +135,10 @@ def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     spec = job.spec()
     secrets = _secrets(request, spec)
     caller = host.caller()
+    if job.cancel.exists():
+        # Its cancel came while it was pushed, and could not remove it.
+        finish.remove(job, host.job_user(), unless_submitted=True)
+        raise Cancelled(f"job {job.id} was cancelled before it was submitted")
     with locks.hold(job.lock, timeout=10):
         status = job.status()
         if status["state"] != "pushed":
@@ -150,7 +156,7 @@ def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
             write_bytes(job.lease, b"")
             kind = launch.launcher(caller)
             job.write_status(
-                state="submitted", submitted=time.time(), submitted_uptime=finish.uptime(), boot_id=boot_id(),
+                state="submitted", submitted=time.time(), submitted_uptime=uptime(), boot_id=boot_id(),
                 gpus_wanted=count, message=message, launcher=kind,
                 unit=None if kind == "setsid" else f"tc-job-{job.id}.service",
             )  # fmt: skip

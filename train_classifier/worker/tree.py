@@ -6,6 +6,7 @@ All of it runs as the job's user: whatever a model or a push left there can do n
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,19 +111,18 @@ def _gone(trees: list[str]) -> bool:
 
 def disk_usage(tree: Path) -> int:
     """Return the bytes that a tree takes on disk, each hard link once; unreadable parts count as nothing."""
-    seen: set[tuple[int, int]] = set()
-    total = 0
+    return sum(dict(files(tree)).values())
+
+
+def files(tree: Path) -> Iterator[tuple[tuple[int, int], int]]:
+    """Yield (device, inode) and bytes on disk of everything in a tree, a file as often as it is linked."""
     for folder, folders, names in os.walk(tree, onerror=None):
         for name in [*folders, *names]:
             try:
                 found = os.lstat(os.path.join(folder, name))
             except FileNotFoundError:
                 continue
-            if found.st_nlink > 1 and (found.st_dev, found.st_ino) in seen:
-                continue
-            seen.add((found.st_dev, found.st_ino))
-            total += found.st_blocks * 512
-    return total
+            yield (found.st_dev, found.st_ino), found.st_blocks * 512
 
 
 def tidy_part(request: dict[str, Any]) -> dict[str, Any]:
