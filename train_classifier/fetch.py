@@ -32,7 +32,7 @@ def fetch(
     The file at `output` is replaced only by a complete archive; it belongs to the caller.
     Raises NothingDelivered when it cannot be written or stays corrupt, OutOfTouch when the host is gone.
     """
-    again = f"The archive is still on {host.name}: train-classifier fetch {job}"
+    again = f"The archive is still on {host.name}: train-classifier fetch {job}{host.flags}"
     part = output.with_name(f".{output.name}.{job}.part")
     ticker = _ticker(report, int(archive["bytes"]))
     try:

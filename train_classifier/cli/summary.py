@@ -51,13 +51,15 @@ def as_text(run: Finished, console: Console) -> str:
     ]
     if run.delivered:
         rows.append(("artefacts", f"{run.delivered['path']} ({text.size(run.delivered['bytes'])})"))
-        rows.append(("sha256", run.delivered["sha256"]))
     metrics = result.get("metrics")
     if isinstance(metrics, dict):
         for name, value in list(metrics.items())[:12]:
-            rows.append((name, f"{value:.6g}" if isinstance(value, int | float) else value))
+            rows.append((text.short(name, 50), text.number(value)))
     width = max(len(text.clean(name)) for name, _ in rows)
     lines = [f"{text.clean(name).ljust(width)}  {value}" for name, value in rows]
+    if run.delivered:
+        # Its 64 digits beside the other values would be wider than a terminal.
+        lines.append(f"sha256  {run.delivered['sha256']}")
     spent = seconds(run.result, console)
     if spent:
         lines.append("")
