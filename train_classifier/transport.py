@@ -14,7 +14,6 @@ import selectors
 import shlex
 import subprocess
 import tarfile
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -25,6 +24,7 @@ from train_classifier import ssh_errors
 from train_classifier.errors import BadInput, NotReady
 from train_classifier.failures import error_from
 from train_classifier.ssh_errors import Unreachable
+from train_classifier.workspace import private_folder
 
 #: Exit statuses of our own shell line, apart from those of shells, ssh and Python.
 NO_WORKER = 97
@@ -472,8 +472,9 @@ def _environment() -> dict[str, str]:
 @contextlib.contextmanager
 def _remote_shell(ssh: list[str] | None) -> Iterator[str]:
     """Yield what rsync's -e wants: a script that drops the host's name, then runs the rest there."""
-    with tempfile.TemporaryDirectory(prefix="train-classifier-rsh-") as folder:
-        script = Path(folder, "rsh")
+    # One that a killed run leaves is swept by the next.
+    with private_folder() as folder:
+        script = folder / "rsh"
         run = f'exec {shlex.join(ssh)} "$@"' if ssh else 'exec sh -c "$*"'
         script.write_text(f"shift\n{run}\n")
         yield f"sh '{script}'"

@@ -20,8 +20,9 @@ HELP = ["-h", "--help"]
 EXIT_CODES = """\b
 Exit codes: 0 trained · 1 our own bug · 2 bad input · 3 host or engine not
 ready · 4 training failed · 5 timed out · 6 cancelled · 7 trained, but
-nothing new in artefacts/ or not delivered · 8 GPU not available or not visible
-9 environment not built · 10 job lost · 11 out of touch, the job still runs"""
+nothing new in artefacts/ or not delivered · 8 GPU not available or not
+visible · 9 environment not built · 10 job lost · 11 out of touch, the job
+still runs"""
 
 app = typer.Typer(
     name="train-classifier",

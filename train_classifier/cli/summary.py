@@ -13,6 +13,9 @@ from train_classifier.job import PHASES
 #: Phases in the order in which a run goes through them.
 ORDER = ("preflight", "push", "start", *PHASES, "fetch")
 
+#: Columns of the longest name that the others are lined up with.
+LABEL = 20
+
 
 class Finished(Protocol):
     """What a summary is made of."""
@@ -55,7 +58,8 @@ def as_text(run: Finished, console: Console) -> str:
     if isinstance(metrics, dict):
         for name, value in list(metrics.items())[:12]:
             rows.append((text.short(name, 50), text.number(value)))
-    width = max(len(text.clean(name)) for name, _ in rows)
+    # One long name of a metric does not push all values off the terminal.
+    width = max((len(name) for name, _ in rows if len(name) <= LABEL), default=0)
     lines = [f"{text.clean(name).ljust(width)}  {value}" for name, value in rows]
     if run.delivered:
         # Its 64 digits beside the other values would be wider than a terminal.
