@@ -1,10 +1,10 @@
-"""The end of a job, whoever carries it out: pack, clear the workspace, write the result."""
+"""The end of a job, whoever carries it out: pack, write the result."""
 
 from typing import Any, Optional
 
 from train_classifier.errors import NothingDelivered, TrainClassifierError
 from train_classifier.job import JobSpec
-from train_classifier.worker import manifest, program, tree
+from train_classifier.worker import manifest, program
 from train_classifier.worker.host import Account
 from train_classifier.worker.store import Job
 
@@ -43,11 +43,6 @@ def pack(
             "write results into artefacts/ below the working directory, or say --allow-empty",
         )
     return answer, cause
-
-
-def remove_workspace(job: Job, account: Account) -> None:
-    """Remove what only a running job needs; checkpoints and archive stay."""
-    tree.remove(account, job.workspace, job.home, job.run)
 
 
 def conclude(

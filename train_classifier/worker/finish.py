@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from train_classifier.errors import Lost, NotReady, TrainClassifierError
 from train_classifier.job import JobSpec
-from train_classifier.worker import deliver, engine, launch, locks, tree
+from train_classifier.worker import deliver, engine, launch, locks, spare, tree
 from train_classifier.worker.host import Account, Host, boot_id
 from train_classifier.worker.log import LogFile
 from train_classifier.worker.store import Job, Store
@@ -44,13 +44,13 @@ def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
     `why` overrides the reason. Returns False when its worker lives or it has ended. Raises NotReady when
     the engine cannot be asked: its container might still run.
     """
+    store, mirror = Store.of(job.dir), None
     with locks.hold_now(job.lock) as mine:
         if not mine:
             return False
         status = job.status()
         if status["state"] not in ("submitted", "running"):
             return False
-        spec: Optional[JobSpec] = None
         answer: dict[str, Any] = {}
         cause: TrainClassifierError = Lost(
             why or _reason(status), "submit it again; --resume goes on from its checkpoints"
@@ -63,11 +63,17 @@ def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
         spec = _try_spec(job)
         account = host.job_user()
         if spec is not None:
+            mirror = store.mirror(spec.repository.key)
+            spare.bring_back(job, mirror)
             answer, _ = deliver.pack(job, spec, account, cause)
-            deliver.remove_workspace(job, account)
-        remove_half_built(Store.of(job.dir), account)
+            spare.set_aside(job, mirror, account)
+        remove_half_built(store, account)
         deliver.conclude(job, spec, cause, answer, {})
-        return True
+        if mirror is not None:
+            spare.keep(job, mirror, account)
+    if mirror is not None:
+        spare.clear(store, mirror, account)
+    return True
 
 
 def _try_spec(job: Job) -> Optional[JobSpec]:

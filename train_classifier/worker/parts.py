@@ -2,10 +2,11 @@
 
 from typing import Any, Callable
 
-from train_classifier.worker import listing, pack, tree
+from train_classifier.worker import listing, pack, stamp, tree
 
 PARTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "pack": pack.pack,
     "stock": listing.take_stock,
     "tidy": tree.tidy_part,
+    **stamp.PARTS,
 }

@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from train_classifier.errors import BadInput, NotReady
-from train_classifier.worker import locks, program, tree
+from train_classifier.worker import locks, program, spare, tree
 from train_classifier.worker.host import Account, Host
-from train_classifier.worker.store import Job, Store, make_folder
+from train_classifier.worker.store import Job, Store
 
 #: Bytes of the unpacked list of files: 100,000 names take about ten million.
 LIST_BYTES = 1 << 30
@@ -48,21 +49,16 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
             raise BadInput(f"job {job.id} was submitted already: its sources stay as they are")
         mirror = store.mirror(job.spec().repository.key)
         with locks.hold(mirror / "lock") as lock:
-            _tidy(account, mirror / "tree", job)
-            # The lock goes with rsync: should we be killed, the next push waits until it has ended.
-            status = _rsync(account, arguments[:-1], "./", mirror / "tree", lock)
-            if status not in (0, 24):
-                return status
-            # What a cut connection left, and names that came without being asked for.
-            _tidy(account, mirror / "tree", job)
-            tree.remove(account, job.workspace)
-            make_folder(job.workspace, 0o755, account)
-            try:
-                tree.copy(account, mirror / "tree", job.workspace)
-            except BaseException:
-                # Half a workspace is of no use, and may be what fills the disk.
-                tree.remove(account, job.workspace)
-                raise
+            tidy = _tidying(account, mirror / "tree", job)
+            tidy()
+            with spare.weeding(account, mirror, job) as ahead:
+                # The lock goes with rsync: should we be killed, the next push waits until it has ended.
+                status = _rsync(account, arguments[:-1], "./", mirror / "tree", lock)
+                if status not in (0, 24):
+                    return status
+                # What a cut connection left, and names that came without being asked for.
+                tidy()
+            spare.lay_out(account, mirror, job, lock, ahead)
         job.write_status(state="pushed", message="")
     return 0
 
@@ -80,12 +76,12 @@ def _refuse_sender(arguments: Sequence[str], wanted: bool) -> None:
         raise BadInput(f"this door is for rsync only, not for {' '.join(arguments)!r}")
 
 
-def _tidy(account: Account, mirror: Path, job: Job) -> None:
+def _tidying(account: Account, mirror: Path, job: Job) -> Callable[[], Any]:
+    """Return what removes from the mirror all that is not in the job's list."""
     names = job.dir / "files"
     if account.options():
-        program.call(account, "tidy", {"tree": str(mirror), "names": str(names)})
-    else:
-        tree.tidy(mirror, names)
+        return partial(program.call, account, "tidy", {"tree": str(mirror), "names": str(names)})
+    return partial(tree.tidy, mirror, *tree.parse_list(names.read_bytes()))
 
 
 def _rsync(account: Any, arguments: Sequence[str], path: str, folder: Path, lock: int) -> int:

@@ -18,6 +18,7 @@ from train_classifier.worker import (
     locks,
     manifest,
     program,
+    spare,
 )
 from train_classifier.worker.host import Host, boot_id
 from train_classifier.worker.store import Job, Store
@@ -34,6 +35,7 @@ class Run:
         self.spec = job.spec()
         self.host = Host.load()
         self.account = self.host.job_user()
+        self.mirror = self.store.mirror(self.spec.repository.key)
         self.watch = Watch(job, self.spec)
         self.secrets: dict[str, str] = {}
         self.engine: Any = None
@@ -195,7 +197,10 @@ def carry_out(folder: Path) -> None:
             deliver.conclude(job, None, as_error(job, error), {}, {})
             raise
         close(run, go(run))
+        spare.keep(job, run.mirror, run.account)
         _drop_empty(job.dir / "crash.txt")
+    # Nobody waits any more: now there is time for removing what may be large.
+    spare.clear(run.store, run.mirror, run.account)
     finish.sweep(run.store, run.host, run.engine)
 
 
@@ -230,7 +235,7 @@ def close(run: Run, cause: Optional[TrainClassifierError]) -> None:
                 engine.remove_all(run.engine, run.job.id)
             release_ticket(run)
             answer, cause = deliver.pack(run.job, run.spec, run.account, cause)
-            deliver.remove_workspace(run.job, run.account)
+            spare.set_aside(run.job, run.mirror, run.account)
         except Exception as error:
             answer = {}
             # The first cause wins.
