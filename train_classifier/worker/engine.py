@@ -1,6 +1,7 @@
 """The container engine: reaching it, outliving its restarts, and short-lived helper containers."""
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Callable, Optional, TypeVar
@@ -25,17 +26,35 @@ def connect() -> Any:
     Raises NotReady with the reason: no SDK, no right to use the engine, engine down.
     """
     try:
+        _import_sdk()
         import docker
     except ImportError as error:
         raise NotReady(
             f"the Docker SDK for Python cannot be imported: {error}", "apt-get install python3-docker"
         ) from error
     try:
+        # Asks for the engine's version, and so whether it answers.
         client = docker.from_env(version="auto", timeout=CALL_TIMEOUT_S)
-        client.ping()
     except Exception as error:  # The SDK wraps refusals in whatever its HTTP layers raise.
         raise _unreachable(error) from error
     return client
+
+
+def _import_sdk() -> None:
+    """Import the Docker SDK without setuptools, which would take three times as long as the SDK itself.
+
+    Older SDKs import distutils, and where setuptools is installed its own copy of it comes before Python's,
+    with all of setuptools behind it.
+    """
+    kept = list(sys.meta_path)
+    sys.meta_path[:] = [finder for finder in kept if type(finder).__name__ != "DistutilsMetaFinder"]
+    try:
+        import docker  # noqa: F401
+    except ImportError:
+        # Python 3.12 has no distutils any more, and Debian packs it apart: then setuptools' is the only one.
+        sys.meta_path[:] = kept
+        for name in [name for name in sys.modules if name.partition(".")[0] == "distutils"]:
+            del sys.modules[name]
 
 
 def _unreachable(error: BaseException) -> NotReady:

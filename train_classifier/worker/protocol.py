@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Iterator, Union
@@ -118,6 +117,8 @@ def describe(error: BaseException) -> dict[str, Any]:
             "detail": None,
             "problems": [],
         }
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
     return {

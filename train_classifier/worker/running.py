@@ -48,9 +48,14 @@ class Running(threading.Thread):
         """Start the container. Raises what `explain` returns."""
         import docker.errors
 
+        tried = False
+
         def go() -> None:
-            # After an outage: the engine may have started it before it could say so.
-            self.container.reload()
+            nonlocal tried
+            if tried:
+                # After an outage: the engine may have started it before it could say so.
+                self.container.reload()
+            tried = True
             if self.container.status == "created":
                 self.container.start()
 

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
@@ -254,6 +253,8 @@ def as_error(job: Job, error: Exception) -> TrainClassifierError:
     """Return the error itself, or for an unexpected one a bug report; its traceback goes into crash.txt."""
     if isinstance(error, TrainClassifierError):
         return error
+    import traceback
+
     with open(job.dir / "crash.txt", "a", encoding="utf-8") as file:
         traceback.print_exception(type(error), error, error.__traceback__, file=file)
     return TrainClassifierError(

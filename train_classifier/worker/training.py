@@ -59,7 +59,8 @@ class Training:
         finally:
             if sampler is not None:
                 sampler.stop()
-            running.send("KILL")
+            if running.ending is None:
+                running.send("KILL")
             pump.finish()
             log.close()
         self._judge(running, stopped, memory)
