@@ -70,7 +70,7 @@ def run(host: Machine, tree: Path, key: str, program: str = "") -> tuple[str, di
     job = push(host, tree, key)
     given = inodes(host, job)
     host.call("submit", id=job, secrets={})
-    result = host.wait(job)
+    result = host.wait(job, 300)
     # A model that shuts its workspace shuts its artefacts in.
     assert result["outcome"] == "trained" or "os.chmod('.', 0)" in program, (result, host.log(job))
     settled(host, key)
@@ -152,7 +152,7 @@ def test_an_unchanged_tree_is_used_again(host: Machine, tree: Path, key: str) ->
     assert_equal(host, job, key, tree)
     assert not (host.job_dir(job) / "weeds").exists()
     host.call("submit", id=job, secrets={})
-    result = host.wait(job)
+    result = host.wait(job, 300)
     assert result["outcome"] == "trained" and "artefacts/done" in host.names(job)
     settled(host, key)
     # What the model made went before the next job asked for it.
@@ -245,7 +245,7 @@ def test_the_checkout_changes_between(host: Machine, tree: Path, key: str) -> No
     second = inodes(host, job)
     assert second["data/9"] == first["data/9"] and second["data/1"] != first["data/1"]
     host.call("submit", id=job, secrets={})
-    assert host.wait(job)["outcome"] == "trained"
+    assert host.wait(job, 300)["outcome"] == "trained"
     settled(host, key)
     again = push(host, tree, key)
     assert inodes(host, again) == second
@@ -276,7 +276,7 @@ def test_a_stamp_that_does_not_belong(host: Machine, tree: Path, key: str, ruin:
 
 
 def test_killed_in_the_middle_of_putting_right(host: Machine, tree: Path, key: str) -> None:
-    for number in range(3000):
+    for number in range(800):
         (tree / f"data/deep/{number}").write_text(f"{number}\n")
     program = "for n in os.listdir('data/deep'):\n    open('data/deep/' + n, 'w').write('evil')\n"
     killed = 0
@@ -315,7 +315,7 @@ def test_killed_in_the_middle_of_putting_right(host: Machine, tree: Path, key: s
 
 def test_the_receiver_alone_is_killed(host: Machine, tree: Path, key: str) -> None:
     """What copies for it may live on: the next push waits for it."""
-    for number in range(3000):
+    for number in range(800):
         (tree / f"data/deep/{number}").write_text(f"{number}\n")
     run(host, tree, key, "for n in os.listdir('data/deep'):\n    open('data/deep/' + n, 'w').write('evil')\n")
     spec = spec_of(host, key)
@@ -371,7 +371,7 @@ def test_pushes_of_one_repository_at_once(host: Machine, tree: Path, key: str) -
     for spec in specs:
         host.call("submit", id=spec["id"], secrets={})
     for spec in specs:
-        assert host.wait(str(spec["id"]))["outcome"] == "trained"
+        assert host.wait(str(spec["id"]), 300)["outcome"] == "trained"
     settled(host, key)
     assert_equal(host, push(host, tree, key), key, tree)
 
@@ -426,7 +426,7 @@ def test_a_mirror_that_is_gone_at_the_end_of_the_job(host: Machine, tree: Path, 
     host.call("submit", id=job, secrets={})
     host.until(job, text=b"on")
     subprocess.run(["rm", "-rf", str(host.state / "mirrors" / key)], check=True)
-    assert host.wait(job)["outcome"] == "trained"
+    assert host.wait(job, 300)["outcome"] == "trained"
     host.assert_clean(job)
     assert_equal(host, push(host, tree, key), key, tree)
 
@@ -443,5 +443,5 @@ def test_the_result_waits_for_no_removal(host: Machine, tree: Path, key: str) ->
     # Not removed yet, but out of the way.
     left = {path.name for path in host.job_dir(job).iterdir()}
     assert not left & {"workspace", "home", "run", "stamp"}
-    host.wait(job)
+    host.wait(job, 300)
     settled(host, key)

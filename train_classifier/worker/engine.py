@@ -2,6 +2,7 @@
 
 import calendar
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ def connect(timeout: Optional[int] = CALL_TIMEOUT_S) -> Any:
     Raises NotReady with the reason: no SDK, no right to use the engine, engine down.
     """
     try:
+        _import_sdk()
         import docker
     except ImportError as error:
         raise NotReady(
@@ -37,11 +39,28 @@ def connect(timeout: Optional[int] = CALL_TIMEOUT_S) -> Any:
     try:
         # requests takes None for "as long as it takes", though the SDK's types do not say so.
         options: dict[str, Any] = {"version": "auto", "timeout": timeout}
+        # Asks for the engine's version, and so whether it answers.
         client = docker.from_env(**options)
-        client.ping()
     except Exception as error:  # The SDK wraps refusals in whatever its HTTP layers raise.
         raise _unreachable(error) from error
     return client
+
+
+def _import_sdk() -> None:
+    """Import the Docker SDK without setuptools, which would take three times as long as the SDK itself.
+
+    Older SDKs import distutils, and where setuptools is installed its own copy of it comes before Python's,
+    with all of setuptools behind it.
+    """
+    kept = list(sys.meta_path)
+    sys.meta_path[:] = [finder for finder in kept if type(finder).__name__ != "DistutilsMetaFinder"]
+    try:
+        import docker  # noqa: F401
+    except ImportError:
+        # Python 3.12 has no distutils any more, and Debian packs it apart: then setuptools' is the only one.
+        sys.meta_path[:] = kept
+        for name in [name for name in sys.modules if name.partition(".")[0] == "distutils"]:
+            del sys.modules[name]
 
 
 def _unreachable(error: BaseException) -> NotReady:

@@ -216,6 +216,8 @@ class Pump(threading.Thread):
         #: Why the thread ended too early, if it did.
         self.failure: Optional[Exception] = None
         self._ended = threading.Event()
+        # `finish` closes the second: then the first can be read, and nobody waits for a look at the event.
+        self._told, self._tell = os.pipe()
         self._reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         # Our own writer: without it the end of every process that wrote would look like the end of the log.
         self._writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -239,8 +241,10 @@ class Pump(threading.Thread):
             ended = self._ended.is_set()
             if ended and until is None:
                 until = time.monotonic() + LAST_S
-            ready, _, _ = select.select([self._reader], [], [], 0 if ended else 0.1)
-            data = self._read() if ready else b""
+            ready, _, _ = select.select(
+                [self._reader, *([] if ended else [self._told])], [], [], 0 if ended else 0.1
+            )
+            data = self._read() if self._reader in ready else b""
             if data:
                 heard = time.monotonic()
                 self.received += len(data)
@@ -272,7 +276,9 @@ class Pump(threading.Thread):
         if self._ended.is_set():
             return
         self._ended.set()
+        os.close(self._tell)
         if self.is_alive():
             self.join()
+        os.close(self._told)
         os.close(self._reader)
         os.close(self._writer)

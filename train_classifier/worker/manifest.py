@@ -1,7 +1,6 @@
 """The papers of a job: what result.json and manifest.json say about it."""
 
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any, Optional
@@ -25,6 +24,8 @@ def note(job: Job, **facts: Any) -> None:
 
 def describe_host() -> dict[str, Any]:
     """Return what the host is: name, os, kernel, boot_id, cpus, memory_bytes."""
+    import platform
+
     release = {}
     try:
         for line in Path("/etc/os-release").read_text(encoding="utf-8", errors="replace").splitlines():

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Iterator, Union
@@ -112,6 +111,8 @@ def describe(error: BaseException) -> dict[str, Any]:
         return describe(fault)
     if isinstance(error, OSError) and error.filename is not None:
         return describe(NotReady(f"{error.filename}: {error.strerror}", faults.DISK_HINT))
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
     return {

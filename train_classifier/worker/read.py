@@ -12,7 +12,10 @@ from train_classifier.worker import finish
 from train_classifier.worker.host import Host
 from train_classifier.worker.store import Job, Store, write_bytes
 
-POLL_S = 0.05
+#: Seconds between two looks for news.
+POLL_S = 0.02
+#: Seconds for which lines are gathered while the log trickles.
+GATHER_S = 0.05
 #: Seconds between two looks whether the worker still lives.
 ALIVE_S = 1.0
 #: Seconds between two signs of life to the worker.
@@ -86,9 +89,8 @@ def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[s
             return
         if time.monotonic() >= until:
             return
-        if size < PAUSE_BYTES:
-            # While the log trickles, lines are gathered.
-            time.sleep(POLL_S)
+        if 0 < size < PAUSE_BYTES:
+            time.sleep(GATHER_S)
         request = {**request, "offset": offset, "seen": answer["status"]["version"]}
 
 

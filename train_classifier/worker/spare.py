@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 from train_classifier.errors import TrainClassifierError
 from train_classifier.job import JOB_ID
@@ -68,7 +68,7 @@ def lay_out(account: Account, mirror: Path, job: Job, lock: int, ahead: Optional
             if ahead is not None and ahead.right is not None:
                 stamp.put_right(request, ahead.right)
             else:
-                _call(account, "put_right", request, lock)
+                program.call(account, "put_right", request, [lock])
             tree.remove(account, weeds)
             return
         except Exception:
@@ -77,7 +77,7 @@ def lay_out(account: Account, mirror: Path, job: Job, lock: int, ahead: Optional
     make_folder(job.workspace, 0o755, account)
     try:
         tree.copy(account, mirror / "tree", job.workspace, lock)
-        _call(account, "take_stamp", request, lock)
+        program.call(account, "take_stamp", request, [lock])
     except BaseException:
         # Half a workspace is of no use, and may be what fills the disk.
         tree.remove(account, job.workspace, job.stamp)
@@ -106,7 +106,7 @@ def keep(job: Job, mirror: Path, account: Account) -> None:
         if not (mine.is_dir() and its_stamp.is_file()):
             return
         request = {"workspace": str(mine), "old": str(its_stamp), "weeds": str(mirror / f"{job.id}.weeds")}
-        _call(account, "weed", request, -1)
+        program.call(account, "weed", request)
         with contextlib.suppress(FileNotFoundError):
             os.rename(mirror / "spare", mirror / f"{job.id}.older")
         # Killed between the two: a stamp that does not belong recognises no file.
@@ -136,10 +136,3 @@ def discard(mirror: Path, account: Account) -> bool:
         if mine:
             tree.remove(account, mirror / "spare", mirror / "spare.stamp")
         return mine
-
-
-def _call(account: Account, part: str, request: dict[str, Any], lock: int) -> None:
-    if account.options():
-        program.call(account, part, request, [lock] if lock >= 0 else [])
-    else:
-        stamp.PARTS[part](request)

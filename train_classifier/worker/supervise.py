@@ -3,7 +3,6 @@
 import contextlib
 import os
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
@@ -299,6 +298,8 @@ def as_error(job: Job, error: Exception) -> TrainClassifierError:
     fault = faults.of_host(error)
     if fault is not None:
         return fault
+    import traceback
+
     # A full disk may refuse the traceback too.
     with contextlib.suppress(OSError), open(job.dir / "crash.txt", "a", encoding="utf-8") as file:
         traceback.print_exception(type(error), error, error.__traceback__, file=file)

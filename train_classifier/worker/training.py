@@ -60,7 +60,8 @@ class Training:
             if sampler is not None:
                 sampler.stop()
             # An engine that went for good has been waited for: whoever looks next removes the container.
-            running.send("KILL", patience=0.0 if running.failure is not None else SIGNAL_PATIENCE_S)
+            if running.ending is None:
+                running.send("KILL", patience=0.0 if running.failure is not None else SIGNAL_PATIENCE_S)
             pump.finish()
             log.close()
         self._judge(running, stopped, memory)
