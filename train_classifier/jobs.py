@@ -101,7 +101,10 @@ def find(hosts: Sequence[Host], job: str) -> Found:
     if len(errors) == 1:
         raise errors[0][1]
     names = ", ".join(host.name for host, _ in errors) or "no host"
-    raise BadInput(f"There is no job {job} on {names}.", hint="train-classifier list --all shows every job.")
+    flags = hosts[0].flags if hosts else ""
+    raise BadInput(
+        f"There is no job {job} on {names}.", hint=f"See every job: train-classifier list --all{flags}"
+    )
 
 
 def _others(hint: str | None, hosts: Sequence[Host], without: Host) -> str | None:

@@ -218,6 +218,7 @@ SETTINGS: dict[str, Callable[[Any], Any]] = {
 #: Parsers of what only a flag or an environment variable may say.
 REQUEST: dict[str, Callable[[Any], Any]] = {
     "lease": _seconds(5, units.MOST_SECONDS),
+    "patience": _seconds(0, units.MOST_SECONDS),
     "resume": resume,
     "detach": boolean,
 }

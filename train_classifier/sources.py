@@ -87,6 +87,11 @@ class _Walk:
     def __init__(self, top: bytes, output: bytes | None) -> None:
         self.top = top
         self.output = output
+        #: What a fetch that was killed left beside the output.
+        self.part = None
+        if output is not None:
+            folder, name = os.path.split(output)
+            self.part = re.compile(re.escape(folder + b"/." + name) + rb"\.[-0-9a-f]+\.part\Z")
         self.sources = Sources()
         self.ignore = TrainIgnore(Path(os.fsdecode(top)))
         self.may_read_all = os.geteuid() == 0
@@ -180,7 +185,7 @@ class _Walk:
             kind = next((word for test, word in _KINDS if test(status.st_mode)), "special file")
             self.specials.append((kind, path))
             return False
-        if entry.path == self.output:
+        if entry.path == self.output or (self.part is not None and self.part.match(entry.path)):
             return False
         if not self.may_read_all and not os.access(entry.path, os.R_OK):
             self.unreadable.append(path)

@@ -18,6 +18,7 @@ from train_classifier.cli.workflow import WorkflowConsole
 from train_classifier.errors import OUTCOMES, BadInput, Cancelled, ExitCode, TrainClassifierError
 from train_classifier.github import run_url
 from train_classifier.inputs import Inputs
+from train_classifier.options import LEAST_SECRET
 from train_classifier.papers import Papers
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Step:
         self.hurried = False
         self._slack: list[threading.Thread] = []
         self._told: set[str] = set()
+        self._hidden: set[str] = set()
 
     # From the inputs to the job's end.
 
@@ -88,10 +90,13 @@ class Step:
 
     def _mask(self, value: str) -> None:
         if value.strip():
-            self.console.mask(value.strip())
+            masked = [value.strip()]
             if value.startswith(("https://", "http://")):
                 # The path alone is the secret.
-                self.console.mask(value.strip().partition("://")[2].partition("/")[2])
+                masked.append(value.strip().partition("://")[2].partition("/")[2])
+            for each in masked:
+                self.console.mask(each)
+                self._hidden |= {part for part in (each, *each.splitlines()) if len(part) >= LEAST_SECRET}
 
     def _with_defaults(self, plan: Any) -> job.JobSpec:
         """Return the specification with the action's own default for grace."""
@@ -135,6 +140,7 @@ class Step:
         console = self.console
         console.finish()
         if self.failure:
+            inputs.translate(self.failure)
             self._safely("the model's tracebacks", self._annotate_model)
             console.error(self.failure)
             console.finish()
@@ -165,9 +171,20 @@ class Step:
             return act()
         except Exception as error:
             self._warn(
-                f"A bug in train-classifier ({type(error).__name__}): {what} left out. {_crash_file()}"
+                f"A bug in train-classifier ({type(error).__name__}): {what} left out. {self.crash_file()}"
             )
             return None
+
+    def crash_file(self) -> str:
+        """Keep the traceback of a bug of ours, without any secret, and say where."""
+        from train_classifier.crash import write_crash_file
+
+        trace = traceback.format_exc()
+        for value in sorted(self._hidden, key=len, reverse=True):
+            # As it stands, and as the text of an exception may quote it.
+            for form in (value, repr(value)[1:-1]):
+                trace = trace.replace(form, "***")
+        return f"Please report it with {write_crash_file(trace)}"
 
     def _wait_for_slack(self) -> None:
         """Wait for notices under way, but not once somebody wants the step to end."""
@@ -182,6 +199,9 @@ class Step:
     def _result(self, code: ExitCode) -> dict[str, Any]:
         """Return the job's own result, or what stands for it where there is none."""
         found = dict((self.run.result if self.run else None) or {})
+        for key in ("reason", "hint"):
+            if isinstance(found.get(key), str):
+                found[key] = inputs.in_words(found[key])
         model = found.get("model") or (self.plan.spec.model if self.plan else None)
         asked = self.inputs.environment if self.inputs else {}
         found["model"] = model or asked.get("TRAIN_CLASSIFIER_MODEL") or asked.get("MODEL")
@@ -367,13 +387,6 @@ def interruptible(step: Step) -> Iterator[None]:
             signal.signal(number, hurry)
 
 
-def _crash_file() -> str:
-    """Keep the traceback of a bug of ours and say where."""
-    from train_classifier.crash import write_crash_file
-
-    return f"Please report it with {write_crash_file(traceback.format_exc())}"
-
-
 def main() -> int:
     """Run the step and return its exit code."""
     step = Step()
@@ -388,7 +401,7 @@ def main() -> int:
         step.failure = step.run.failure if ended else Cancelled("Cancelled before anything was started.")
     except Exception as error:
         reason = f"A bug in train-classifier ({type(error).__name__})."
-        step.failure = TrainClassifierError(reason, _crash_file())
+        step.failure = TrainClassifierError(reason, step.crash_file())
     code = step.close()
     # Python takes its handlers away as it ends: a signal that comes then would change the exit code.
     for number in (signal.SIGINT, signal.SIGTERM):

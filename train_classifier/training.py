@@ -42,6 +42,8 @@ class Order:
     state_dir: str | None = None
     #: Seconds without a connection before the controller gives up.
     patience_s: float = following.PATIENCE_S
+    #: The flags by which another command finds the host again, with a space before each.
+    flags: str = ""
     #: Return once the job is safe on the host.
     detach: bool = False
 
@@ -96,7 +98,8 @@ def preflight(host: Host, order: Order, report: Reporter) -> dict[str, Any]:
                 },
                 host.name,
             )
-        if spec.gpus == "auto" and not answer.get("gpus"):
+        said = any(check.get("status") == "warn" and check.get("name") == "gpu" for check in checks)
+        if spec.gpus == "auto" and not answer.get("gpus") and not said:
             report.event(
                 "message", level="warning", text=f"{host.name} has no GPU: the job trains on the CPU."
             )

@@ -27,7 +27,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 
 @pytest.mark.parametrize("user", accounts())
-@pytest.mark.parametrize("step", ["conclude", "say_finished", "remove_workspace"])
+@pytest.mark.parametrize("step", ["conclude", "say_finished", "clear_up"])
 def test_killed_between_the_last_steps(user: str, step: str) -> None:
     with machine(user) as host:
         with host.patched("deliver", DIES.format(name=step)):

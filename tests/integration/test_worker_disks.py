@@ -98,6 +98,8 @@ def test_out_of_inodes_before_the_job(host: Machine) -> None:
     # What can be read is read, and what can be removed makes room.
     assert host.call("list", all=True)["jobs"][0]["id"] == trained
     assert host.call("clean", older_s=0)["removed"]["jobs"] == 1
+    for path in made:
+        path.unlink()
     assert host.train(WRITES)[1]["outcome"] == "trained"
 
 

@@ -7,6 +7,8 @@ import itertools
 import json
 import os
 import re
+import signal
+import stat
 import subprocess
 import sys
 import tarfile
@@ -21,6 +23,7 @@ import yaml
 from train_classifier import curves, inputs, job, notify, papers, request, step
 from train_classifier.cli.step import StepRun
 from train_classifier.cli.workflow import WorkflowConsole
+from train_classifier.errors import ExitCode, NoGpu
 from train_classifier.inventory import Target
 from train_classifier.training import Order
 
@@ -320,3 +323,110 @@ def test_grace(
     found = inputs.read({"MODEL": "m", **given})
     plan = request.build(found.request, found.environment, resolve=False)
     assert step.Step()._with_defaults(plan).grace_s == grace
+
+
+def step_run(lease: float | None = None, detach: bool = False, inventory: str | None = None) -> StepRun:
+    """A run whose host is known, over ssh where there is an inventory."""
+    spec = job.JobSpec("20260101-000000-00000000", "m", job.Repository("r", "0" * 16), lease_s=lease)
+    order = Order(spec, "/tree", "", "/out/artefacts.tar.gz", detach=detach)
+    target = Target("trainer", local=not inventory, ssh=["ssh", "trainer"] if inventory else [])
+    run = StepRun(order, lambda: target, {}, WorkflowConsole({}), step.Step())
+    run._inventory = inventory
+    assert run.host.name == "trainer"
+    return run
+
+
+@pytest.mark.parametrize("inventory", [None, "/my hosts.yml"])
+@pytest.mark.parametrize("lease", [600.0, None])
+def test_out_of_touch(inventory: str | None, lease: float | None) -> None:
+    """Who is out of touch reads how long the job waits for somebody, and the whole command to pick it up."""
+    run = step_run(lease, inventory=inventory)
+    theirs = f"The job runs on. Pick it up again: train-classifier attach {run.job} (Check the network.)"
+    code = int(ExitCode.OUT_OF_TOUCH)
+    run.event("error", code=code, reason="Out of touch.", hint=theirs)
+    assert run.failure is not None
+    hint = run.failure.hint or ""
+    assert hint.endswith(" (Check the network.)")
+    where = " --inventory '/my hosts.yml' --host trainer" if inventory else ""
+    assert f": train-classifier attach {run.job}{where} (" in hint
+    assert ("stopped unless" in hint and "10 min" in hint) == (lease is not None)
+    assert ("runs on" in hint) == (lease is None)
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("name one with --image", "name one with input image"),
+        ("ask with --gpus 0, or --gpus auto", "ask with input gpus 0, or input gpus auto"),
+        ("ask for less with --min-vram, or", "ask for less with input min-vram, or"),
+        ("or say --allow-empty", "or say allow_empty in train-classifier.toml"),
+        ("raise --memory, or", "raise memory in train-classifier.toml, or"),
+        ("(train --detach)", "(train TRAIN_CLASSIFIER_DETACH)"),
+        ("--secret X would mask it", "input secrets X would mask it"),
+        ("--repo 'a': no such folder", "input repo 'a': no such folder"),
+        ("run git submodule update --init first", "run git submodule update --init first"),
+        ("sudo nvidia-ctk cdi generate --output=/x.yaml", "sudo nvidia-ctk cdi generate --output=/x.yaml"),
+        ("It: train-classifier fetch J --host h", "It: train-classifier fetch J --host h"),
+        (
+            "by --image:\n  train-classifier fetch J --host h",
+            "by input image:\n  train-classifier fetch J --host h",
+        ),
+    ],
+)
+def test_words_of_the_action(said: str, shown: str) -> None:
+    """Hints name inputs where the command line's name flags; commands to type stay as they are."""
+    assert inputs.in_words(said) == shown
+
+
+def test_every_hint_is_in_the_words_of_the_action(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """In the annotation, a warning and the summary alike, whoever found it."""
+    markdown = tmp_path / "summary"
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(markdown))
+    telling = step.Step()
+    telling.console.event("message", level="warning", text="--min-vram has no effect")
+    telling.failure = NoGpu("There is none.", "say --gpus auto")
+    telling.run = types.SimpleNamespace(
+        delivered=None, started=True, job="j", host_name="h",
+        result={"exit_code": 8, "outcome": "no-gpu", "reason": "There is none.", "hint": "say --gpus auto"},
+    )  # fmt: skip
+    assert telling.close() == 8
+    said = capfdbinary.readouterr().out.decode()
+    assert "::warning title=train-classifier::input min-vram has no effect" in said
+    assert "There is none.%0Asay input gpus auto" in said
+    assert "say input gpus auto" in markdown.read_text()
+
+
+def test_crash_file_holds_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A bug whose exception quotes secrets leaves a file without them, which only its owner may read."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    hook, several = "https://hooks.example/services/T0/B0/pl4nted", "first pl4nted\nsecond pl4nted"
+    for name, value in {
+        "MODEL": "m",
+        "SLACK_IDENTIFIER": hook,
+        "TOKEN": several,
+        "GITHUB_ACTIONS": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TRAIN_CLASSIFIER_INPUT_SECRETS", "TOKEN")
+    monkeypatch.setenv("TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY", "none")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "__main__.py").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def broken(_self: object, plan: Any) -> None:
+        raise RuntimeError(f"a bug: {plan.secrets} {hook} {hook.partition('//')[2]}\n{several}")
+
+    monkeypatch.setattr(step.Step, "_with_defaults", broken)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert step.main() == 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    (crash,) = tmp_path.glob("train-classifier-crash-*")
+    assert stat.S_IMODE(crash.stat().st_mode) == 0o600
+    assert "a bug" in crash.read_text()
+    assert "pl4nted" not in crash.read_text()

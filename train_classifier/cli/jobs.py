@@ -67,9 +67,9 @@ def show_status(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
     rows += [(name, text.duration(spent)) for name, spent in (result.get("seconds") or {}).items()]
     archive = result.get("archive")
     if archive:
-        rows.append(("archive", f"{text.size(archive['bytes'])}, sha256 {archive['sha256']}"))
+        rows += [("archive", text.size(archive["bytes"])), ("sha256", archive["sha256"])]
     for name, value in (result.get("metrics") or {}).items():
-        rows.append((name, value))
+        rows.append((text.short(name, 50), text.number(value)))
     console.out(text.table([row for row in rows if row[1] is not None]))
     return ExitCode.TRAINED
 
@@ -145,7 +145,8 @@ def attach(
         found = jobs.find(hosts, job).started()
     except KeyboardInterrupt:
         raise OutOfTouch(
-            "Left before the job was found; if it runs, it runs on.", "See train-classifier list."
+            "Left before the job was found; if it runs, it runs on.",
+            f"See train-classifier list{hosts[0].flags if hosts else ''}",
         ) from None
     run = Attached(found, console)
     lease = (found.answer.get("spec") or {}).get("lease_s")
@@ -155,9 +156,8 @@ def attach(
     except TrainClassifierError as error:
         run.failure = error
     except KeyboardInterrupt:
-        run.failure = OutOfTouch(
-            "Left; the job runs on.", f"Pick it up again: train-classifier attach {found.id}"
-        )
+        again = f"train-classifier attach {found.id}{found.host.flags}"
+        run.failure = OutOfTouch("Left; the job runs on.", f"Pick it up again: {again}")
     return run, run.failure.code if run.failure else ExitCode.TRAINED
 
 
@@ -170,20 +170,21 @@ def fetch(hosts: Sequence[Host], job: str, output: Path, patience: float, consol
     if not result:
         raise NotReady(
             f"Job {found.id} on {found.host.name} is not finished.",
-            f"Wait for it: train-classifier attach {found.id}",
+            f"Wait for it: train-classifier attach {found.id}{found.host.flags}",
         )
     archive = result.get("archive")
     if not archive:
         raise BadInput(
             f"Job {found.id} left no archive ({result.get('outcome')}: {result.get('reason')}).",
-            hint=f"Its log: train-classifier logs {found.id}",
+            hint=f"Its log: train-classifier logs {found.id}{found.host.flags}",
         )
     delivered = fetching.fetch(found.host, found.id, archive, output, console, patience)
     console.finish()
     if console.json_mode:
         console.out(json.dumps({"id": found.id, "exit_code": 0, "artefacts": delivered}))
     else:
-        console.say(f"{delivered['path']}: {text.size(delivered['bytes'])}, sha256 {delivered['sha256']}")
+        console.say(f"{delivered['path']}: {text.size(delivered['bytes'])}")
+        console.say(f"sha256  {delivered['sha256']}")
     return ExitCode.TRAINED
 
 

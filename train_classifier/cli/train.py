@@ -66,7 +66,7 @@ class Run:
     def host(self) -> Host:
         """The host. Raises BadInput when there is no such one."""
         if self._host is None:
-            self._host = self._look().connect(own_session=True)
+            self._host = self._look().connect(own_session=True, flags=self.order.flags)
         return self._host
 
     @property
@@ -121,7 +121,7 @@ class Run:
             return self._secrets
         try:
             target = Target(**question["host"])
-            self._host = target.connect(own_session=True)
+            self._host = target.connect(own_session=True, flags=self.order.flags)
             self.order = self._complete(target)
             self._play.order_file.write_text(self.order.to_json())
         except BaseException as error:
@@ -204,11 +204,11 @@ class Run:
         if stopping is None or stopping.is_alive():
             raise Cancelled(
                 f"Left at once; {self.host.name} has not confirmed the stop.",
-                f"Make sure: train-classifier cancel {self.order.spec.id}",
+                f"Make sure: {self._command('cancel', self.job)}",
             )
         raise Cancelled(
             "Left at once; the job is being stopped.",
-            f"What it leaves: train-classifier fetch {self.order.spec.id}",
+            f"What it leaves: {self._command('fetch', self.job)}",
         )
 
     def _settle(self, outcome: playbook.Outcome) -> None:
@@ -231,7 +231,10 @@ class Run:
             self.failure = TrainClassifierError(f"Ansible failed: {first}", detail=rest or None)
 
     def _attach_hint(self) -> str:
-        return f"The job runs on. Pick it up again: train-classifier attach {self.order.spec.id}"
+        return f"The job runs on. Pick it up again: {self._command('attach', self.job)}"
+
+    def _command(self, verb: str, job: str) -> str:
+        return f"train-classifier {verb} {job}{self.order.flags}"
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -266,7 +269,7 @@ def finish(run: Run, code: ExitCode, console: Console) -> None:
         return
     if run.order.detach and run.started and not run.failure:
         console.out(run.order.spec.id)
-        console.say(f"Pick it up again: train-classifier attach {run.order.spec.id}")
+        console.say(f"Pick it up again: train-classifier attach {run.order.spec.id}{run.order.flags}")
         return
     if run.failure:
         console.error(run.failure)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from train_classifier.errors import BadInput, NotReady, TrainClassifierError
-from train_classifier.worker import engine, finish, program, tree
+from train_classifier.worker import engine, finish, program, spare, tree
 from train_classifier.worker.host import Account, Host
-from train_classifier.worker.kept import FRESH_S, Shelf, children, live_jobs
+from train_classifier.worker.kept import FRESH_S, Shelf, children, live_jobs, mtime
 from train_classifier.worker.store import Job, Store
 
 #: A controller may have installed a worker just now, to call it in a moment.
@@ -53,6 +53,15 @@ class Cleaning:
             if old or finish.is_abandoned(job, status):
                 size = tree.disk_usage(job.dir)
                 self.count("jobs", size, partial(finish.remove, job, self.account))
+
+    def spares(self, older_s: float) -> None:
+        """Remove the workspaces kept for a next job that did not come, and what killed workers left there."""
+        for mirror in children(self.store.mirrors):
+            if not self.dry_run:
+                spare.clear(self.store, mirror, self.account)
+            folder = mirror / "spare"
+            if folder.exists() and time.time() - mtime(mirror / "spare.stamp") >= older_s:
+                self.count("caches", tree.disk_usage(folder), partial(spare.discard, mirror, self.account))
 
     def containers(self) -> None:
         """Remove containers of this state folder whose job has ended or is gone."""
@@ -128,6 +137,7 @@ def clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
         finish.sweep(store, host, cleaning.client)
     if older is not None:
         cleaning.jobs(older)
+        cleaning.spares(older)
     cleaning.containers()
     cleaning.workers()
     kept = cleaning.budget(1 << 62 if most is None else int(most))

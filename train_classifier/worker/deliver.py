@@ -9,9 +9,9 @@ from typing import Any, Optional
 
 from train_classifier.errors import ExitCode, NothingDelivered, TrainClassifierError
 from train_classifier.job import JobSpec
-from train_classifier.worker import manifest, program, tree
+from train_classifier.worker import manifest, program, spare, tree
 from train_classifier.worker.host import Account
-from train_classifier.worker.store import Job, read_json
+from train_classifier.worker.store import Job, Store, read_json
 
 #: What a job ended with: the packer's answer, and the error unless it ended well.
 Ended = tuple[dict[str, Any], Optional[TrainClassifierError]]
@@ -78,14 +78,30 @@ def _judged(
     return cause
 
 
-def remove_workspace(job: Job, account: Account) -> None:
-    """Remove what only a running job needs; checkpoints and archive stay. The last step of all.
+def clear_up(job: Job, account: Account) -> None:
+    """Leave in a job's folder what tells of it; its workspace becomes the repository's spare. The last step.
 
-    What the model wrote and nobody could pack stays too, until it is packed.
+    What the model wrote and nobody could pack stays too, until it is packed. The caller holds the job's lock.
     """
-    unpacked = bool((job.result() or {}).get("unpacked"))
-    # run/ goes last: while it is there, somebody still has to clear up.
-    tree.remove(account, *([] if unpacked else [job.workspace, job.packed]), job.home, job.run)
+    if (job.result() or {}).get("unpacked"):
+        tree.remove(account, job.home, job.run)
+        return
+    tree.remove(account, job.packed)
+    mirror = mirror_of(job)
+    if mirror is None:
+        # run/ goes last: while it is there, somebody still has to clear up.
+        tree.remove(account, job.workspace, job.stamp, job.home, job.run)
+        return
+    spare.set_aside(job, mirror, account)
+    spare.keep(job, mirror, account)
+
+
+def mirror_of(job: Job) -> Optional[Path]:
+    """Return the folder of the mirror that a job was pushed to, None when its specification is unreadable."""
+    try:
+        return Store.of(job.dir).mirror(job.spec().repository.key)
+    except TrainClassifierError:
+        return None
 
 
 def conclude(

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from train_classifier.errors import ExitCode, Lost, NotReady, TrainClassifierError
 from train_classifier.job import SCHEMA, JobSpec
-from train_classifier.worker import deliver, engine, launch, locks, manifest, program, tree
+from train_classifier.worker import deliver, engine, launch, locks, manifest, program, spare, tree
 from train_classifier.worker.host import Account, Host, boot_id, uptime
 from train_classifier.worker.log import LogFile
 from train_classifier.worker.store import Job, Store, read_json
@@ -79,8 +79,16 @@ def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
             answer, cause = before if before is not None else deliver.pack(job, spec, account, cause)
         remove_half_built(Store.of(job.dir), account)
         deliver.conclude(job, spec, cause, answer, {})
-        deliver.remove_workspace(job, account)
-        return True
+        deliver.clear_up(job, account)
+    _clear_mirror(job, account)
+    return True
+
+
+def _clear_mirror(job: Job, account: Account) -> None:
+    """Remove what a job that is over left beside its mirror; its lock is free by now."""
+    mirror = deliver.mirror_of(job)
+    if mirror is not None:
+        spare.clear(Store.of(job.dir), mirror, account)
 
 
 def _named_worker(job: Job) -> Optional[Path]:
@@ -139,8 +147,9 @@ def clear_up(job: Job, host: Host) -> bool:
             remove_ticket(host, job)
         if result.get("unpacked") and job.workspace.exists() and _is_worth_packing(job, result):
             _pack_again(job, result, account)
-        deliver.remove_workspace(job, account)
-        return True
+        deliver.clear_up(job, account)
+    _clear_mirror(job, account)
+    return True
 
 
 def _pack_again(job: Job, result: dict[str, Any], account: Account) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any, Callable
 
-from train_classifier.worker import listing, pack, place, tree
+from train_classifier.worker import listing, pack, place, stamp, tree
 
 PARTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "pack": pack.pack,
@@ -10,4 +10,5 @@ PARTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "place-finish": place.finish_part,
     "stock": listing.take_stock,
     "tidy": tree.tidy_part,
+    **stamp.PARTS,
 }

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from train_classifier.errors import BadInput, Cancelled, NotReady
-from train_classifier.worker import locks, program, tree
+from train_classifier.worker import locks, program, spare, tree
 from train_classifier.worker.host import Account, Host
-from train_classifier.worker.store import Job, Store, make_folder, write_bytes
+from train_classifier.worker.store import Job, Store, write_bytes
 
 #: What rsync's client says to its server for the options that a transport of ours may use.
 OPTION = re.compile(
@@ -58,17 +59,19 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
         mirror = store.mirror(job.spec().repository.key)
         with locks.hold(mirror / "lock") as lock:
             _fingerprint(mirror).unlink(missing_ok=True)
-            _tidy(account, mirror / "tree", job)
-            # The lock goes with rsync: should we be killed, the next push waits until it has ended.
-            status = _rsync(account, arguments, "./", mirror / "tree", lock)
-            if status not in (0, 24):
-                return status
-            # What a cut connection left, and names that came without being asked for.
-            _tidy(account, mirror / "tree", job)
+            tidy = _tidying(account, mirror / "tree", job)
+            tidy()
+            with spare.weeding(account, mirror, job) as ahead:
+                # The lock goes with rsync: should we be killed, the next push waits until it has ended.
+                status = _rsync(account, arguments, "./", mirror / "tree", lock)
+                if status not in (0, 24):
+                    return status
+                # What a cut connection left, and names that came without being asked for.
+                tidy()
             told = job.dir / "fingerprint"
             if status == 0 and told.exists():
                 write_bytes(_fingerprint(mirror), told.read_bytes())
-            _lay_out(account, mirror, job, lock)
+            spare.lay_out(account, mirror, job, lock, ahead)
         job.write_status(state="pushed", message="")
     return 0
 
@@ -86,7 +89,7 @@ def adopt(job: Job, account: Account, mirror: Path, fingerprint: Any) -> bool:
         with locks.hold(mirror / "lock", timeout=0) as lock:
             if _fingerprint(mirror).read_text() != fingerprint:
                 return False
-            _lay_out(account, mirror, job, lock)
+            spare.lay_out(account, mirror, job, lock, None)
     except (TimeoutError, FileNotFoundError):
         # Another push is under way, or nothing is known of the mirror.
         return False
@@ -97,17 +100,6 @@ def adopt(job: Job, account: Account, mirror: Path, fingerprint: Any) -> bool:
 def _fingerprint(mirror: Path) -> Path:
     """The file that tells what the mirror was made from; missing while it is written to."""
     return mirror / "fingerprint"
-
-
-def _lay_out(account: Account, mirror: Path, job: Job, lock: int) -> None:
-    tree.remove(account, job.workspace)
-    make_folder(job.workspace, 0o755, account)
-    try:
-        tree.copy(account, mirror / "tree", job.workspace)
-    except BaseException:
-        # Half a workspace is of no use, and may be what fills the disk.
-        tree.remove(account, job.workspace)
-        raise
 
 
 def send(job: Job, arguments: Sequence[str]) -> int:
@@ -133,12 +125,12 @@ def _refuse_sender(arguments: Sequence[str], wanted: bool) -> list[str]:
     return [*options, "."]
 
 
-def _tidy(account: Account, mirror: Path, job: Job) -> None:
+def _tidying(account: Account, mirror: Path, job: Job) -> Callable[[], Any]:
+    """Return what removes from the mirror all that is not in the job's list."""
     names = job.dir / "files"
     if account.options():
-        program.call(account, "tidy", {"tree": str(mirror), "names": str(names)})
-    else:
-        tree.tidy(mirror, names)
+        return partial(program.call, account, "tidy", {"tree": str(mirror), "names": str(names)})
+    return partial(tree.tidy, mirror, *tree.parse_list(names.read_bytes()))
 
 
 def _rsync(account: Any, arguments: Sequence[str], path: str, folder: Path, lock: int) -> int:

@@ -175,6 +175,8 @@ class Job:
         self.cancel = folder / "cancel"
         self.lease = folder / "lease"
         self.workspace = folder / "workspace"
+        #: By which files of the workspace are recognised; see `spare`.
+        self.stamp = folder / "stamp"
         self.checkpoints = folder / "checkpoints"
         self.run = folder / "run"
         self.home = folder / "home"

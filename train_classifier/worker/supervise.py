@@ -19,6 +19,7 @@ from train_classifier.worker import (
     locks,
     manifest,
     program,
+    spare,
 )
 from train_classifier.worker.host import Host, boot_id
 from train_classifier.worker.store import Job, Store
@@ -38,6 +39,7 @@ class Run:
         self.spec = job.spec()
         self.host = Host.load()
         self.account = self.host.job_user()
+        self.mirror = self.store.mirror(self.spec.repository.key)
         self.watch = Watch(job, self.spec)
         self.secrets: dict[str, str] = {}
         self.engine: Any = None
@@ -215,6 +217,8 @@ def carry_out(folder: Path) -> None:
             return
         close(run, go(run))
         _drop_empty(job.dir / "crash.txt")
+    # Nobody waits any more: now there is time for removing what may be large.
+    spare.clear(run.store, run.mirror, run.account)
     finish.sweep(run.store, run.host, run.engine)
 
 
@@ -223,7 +227,7 @@ def give_up(job: Job, cause: TrainClassifierError) -> None:
     deliver.conclude(job, finish.try_spec(job), cause, {}, {})
     host = Host.load()
     finish.remove_ticket(host, job)
-    deliver.remove_workspace(job, host.job_user())
+    deliver.clear_up(job, host.job_user())
 
 
 def _drop_empty(path: Path) -> None:
@@ -275,7 +279,7 @@ def close(run: Run, cause: Optional[TrainClassifierError]) -> None:
     deliver.conclude(run.job, run.spec, cause, answer, run.durations)
     if freed:
         # Else a container may still be there: whoever looks next removes it, and clears up.
-        deliver.remove_workspace(run.job, run.account)
+        deliver.clear_up(run.job, run.account)
 
 
 def release_ticket(run: Run) -> None:

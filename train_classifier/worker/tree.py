@@ -38,9 +38,8 @@ def parse_list(data: bytes) -> tuple[set[bytes], set[bytes]]:
     return files, folders
 
 
-def tidy(tree: Path, names: Path) -> None:
-    """Remove from the mirror what is not in the list, or is a file where a folder is wanted and the like."""
-    files, folders = parse_list(names.read_bytes())
+def tidy(tree: Path, files: set[bytes], folders: set[bytes]) -> None:
+    """Remove from the mirror what is not listed, or is a file where a folder is wanted and the like."""
     root = os.fsencode(tree)
     stack = [b""]
     while stack:
@@ -57,14 +56,18 @@ def tidy(tree: Path, names: Path) -> None:
                     os.unlink(entry.path)
 
 
-def copy(account: Account, source: Path, target: Path) -> None:
-    """Copy a tree with everything but sharing no inode, as the account. Raises NotReady with cp's words."""
+def copy(account: Account, source: Path, target: Path, lock: int = -1) -> None:
+    """Copy a tree with everything but sharing no inode, as the account, which holds on to `lock` meanwhile.
+
+    Raises NotReady with cp's words.
+    """
     done = subprocess.run(
         ["cp", "-a", "--reflink=auto", "--", f"{source}/.", str(target)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=account.environment(),
+        pass_fds=[lock] if lock >= 0 else [],
         check=False,
         **account.options(),
     )
@@ -127,5 +130,5 @@ def files(tree: Path) -> Iterator[tuple[tuple[int, int], int]]:
 
 def tidy_part(request: dict[str, Any]) -> dict[str, Any]:
     """Do `tidy` for a child of this program. The request: `tree`, `names`."""
-    tidy(Path(request["tree"]), Path(request["names"]))
+    tidy(Path(request["tree"]), *parse_list(Path(request["names"]).read_bytes()))
     return {}
