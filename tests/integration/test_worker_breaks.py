@@ -98,6 +98,17 @@ def test_full_disk_while_the_model_talks(host: Machine, ending: str) -> None:
         small.assert_clean(job)
 
 
+def test_a_log_that_stops_ends_the_job(host: Machine) -> None:
+    """Nobody empties the FIFO any more: the model would stand still for good, with its GPU."""
+    broken = "def _broken(self, data):\n    raise ValueError('broken on purpose')\nPump._write = _broken\n"
+    with host.patched("log", broken):
+        job = host.start(WRITES + "import time\ntime.sleep(600)\n", grace_s=1.0)
+        result = host.wait(job, timeout=60)
+    assert result["exit_code"] == 1 and "log stopped: broken on purpose" in result["reason"]
+    assert "artefacts/weights" in host.names(job)
+    host.assert_clean(job)
+
+
 def test_disk_that_stays_full_is_named(host: Machine) -> None:
     """A step fills the disk for good: the job ends at once, and says by whose fault."""
     fills = """

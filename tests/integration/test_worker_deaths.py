@@ -341,6 +341,6 @@ def test_abandoned_pushes_are_removed(host: Machine, tmp_path: Path) -> None:
     path = host.job_dir(spec["id"]) / "status.json"
     host.call("clean")
     assert path.exists()
-    path.write_text(json.dumps({**json.loads(path.read_text()), "updated": time.time() - 1000}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "updated_uptime": -1000.0}))
     host.call("clean", older_s=10**9)
     assert not path.exists()

@@ -211,36 +211,6 @@ def no_gpus(options: Mapping[str, Any]) -> dict[str, str]:
     return {"NVIDIA_VISIBLE_DEVICES": "void"}
 
 
-def layers(client: Any, uid: Optional[int] = None, base: Optional[str] = None) -> list[dict[str, Any]]:
-    """Return what the engine lists of our package layers: those of an account, or over a base.
-
-    The SDK's own list asks for each image once more, and fails when one is gone by then.
-    """
-    wanted = [f"{LABEL}=1", f"{LABEL}.kind=image"]
-    wanted += [f"{LABEL}.uid={uid}"] if uid is not None else []
-    wanted += [f"{LABEL}.base={base}"] if base is not None else []
-    found: list[dict[str, Any]] = patiently(lambda: client.api.images(filters={"label": wanted}))
-    return found
-
-
-def remove_image(names: Sequence[str]) -> bool:
-    """Remove an image by its tags; False when it is in use. Large layers take minutes: no time limit."""
-    import docker.errors
-
-    client = connect(timeout=None)
-    try:
-        for name in names:
-            client.images.remove(name)
-    except docker.errors.APIError as error:
-        # 409: a container, perhaps of another user, was made from it.
-        if error.status_code in (404, 409):
-            return False
-        raise
-    finally:
-        client.close()
-    return True
-
-
 def run_helper(
     client: Any,
     image: str,

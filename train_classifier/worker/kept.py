@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from train_classifier.errors import TrainClassifierError
-from train_classifier.worker import engine, locks, manifest, tree
+from train_classifier.worker import layers, locks, manifest, tree
 from train_classifier.worker.host import Account
 from train_classifier.worker.store import Job, Store
 
@@ -171,7 +171,7 @@ class Shelf:
             return
         client = self.client
         used = self._in_use("image", "id")
-        for summary in engine.layers(client, os.geteuid()):
+        for summary in layers.listed(client, os.geteuid()):
             identity = summary["Id"]
             if identity in used:
                 continue
@@ -187,7 +187,7 @@ class Shelf:
         fresh = time.time() - self._image_used(identity) <= FRESH_S
         if fresh or identity in self._in_use("image", "id"):
             return False
-        return engine.remove_image(tags or [identity])
+        return layers.remove(tags or [identity])
 
 
 def _parent_size(client: Any, parent: Optional[str]) -> int:

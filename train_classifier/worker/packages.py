@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from train_classifier.errors import BadInput, NoEnvironment
-from train_classifier.worker import debian, engine
+from train_classifier.worker import debian, engine, layers
 from train_classifier.worker import image as images
 from train_classifier.worker.host import Host
 from train_classifier.worker.image import Image
@@ -98,7 +98,7 @@ def _present(client: Any, tag: str) -> Any:
 def _nearest(client: Any, base: Image, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """Return the image to start from, and what it has already: the largest part of what is wanted."""
     best: tuple[str, tuple[str, ...]] = (base.id, ())
-    for candidate in engine.layers(client, base=base.id):
+    for candidate in layers.listed(client, base=base.id):
         has = tuple(((candidate.get("Labels") or {}).get(CONTENT) or "").split())
         if has and set(has) <= set(names) and len(has) > len(best[1]):
             best = (candidate["Id"], has)
