@@ -94,6 +94,8 @@ class Plan:
     #: The flags by which another command finds the host again, with a space before each.
     flags: str
     warnings: list[str]
+    #: Where each value that was given comes from, by its key.
+    origin: dict[str, str]
 
     @property
     def target(self) -> Target | None:
@@ -109,6 +111,7 @@ class Plan:
             tree=str(self.repository),
             files=pack_names(self.sources.paths),
             output=str(self.output),
+            fingerprint=sources.fingerprint(self.repository, self.sources.paths),
             flags=self.flags,
             detach=self.detach,
         )
@@ -190,6 +193,7 @@ class _Builder:
             patience_s=given.values.get("patience"),
             flags=inventory.flags(where if self.request.inventory is not None else None, self.request.host),
             warnings=list(dict.fromkeys(self.warnings)),
+            origin=given.origin,
         )
 
     def _catch(self, default: Any, act: Any) -> Any:

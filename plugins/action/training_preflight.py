@@ -55,5 +55,6 @@ class ActionModule(Step):
         return {
             "job": order.spec.id,
             "gpus": len(answer.get("gpus") or []),
+            "pushed": answer["pushed"],
             "request": self._task.args.get("request") or order.to_json(),
         }

@@ -285,4 +285,45 @@ def test_stale_archive(world: World) -> None:
     step = world.step(MODEL="missing", TRAIN_CLASSIFIER_INPUT_OUTPUT="precious.txt")
     assert step.process.wait(120) == 2, step.log
     assert "is no archive" in step.log
+    # Beside what else is wrong.
+    assert "'missing'" in step.log
     assert (world.repo / "precious.txt").read_text() == "mine"
+
+
+def test_stale_archive_of_the_settings(world: World) -> None:
+    """Where train-classifier.toml names the archive that one is removed, and no other; not on a guess."""
+    settings, unrelated = world.repo / "train-classifier.toml", world.repo / "artefacts.tar.gz"
+    results = world.repo / "results.tar.gz"
+    unrelated.write_bytes(b"\x1f\x8bunrelated")
+    results.write_bytes(b"\x1f\x8bold")
+    settings.write_text('[defaults]\noutput = "results.tar.gz"\n')
+    step = world.step(MODEL="missing")
+    assert step.process.wait(120) == 2, step.log
+    assert not results.exists()
+    assert unrelated.exists()
+    settings.write_text("[defaults\n")
+    step = world.step(MODEL="missing")
+    assert step.process.wait(120) == 2, step.log
+    assert unrelated.exists()
+    assert "An archive of an earlier run is left" in step.log
+
+
+def test_inputs_in_trouble(world: World, slack: Callable[..., Slack]) -> None:
+    """A misspelt slack-notify hides no other problem, silences no notice and delivers nothing old."""
+    hook = slack(200)
+    (world.repo / "artefacts.tar.gz").write_bytes(b"\x1f\x8bold")
+    step = world.step(
+        MODEL="missing",
+        SLACK_IDENTIFIER=hook.url,
+        TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY="sucess",
+        TRAIN_CLASSIFIER_INPUT_TIMEOUT="soon",
+    )
+    assert step.process.wait(120) == 2, step.log
+    errors = [line for line in step.log.splitlines() if line.startswith("::error")]
+    for words in ("sucess", "'missing'", "soon"):
+        assert [line for line in errors if words in line], step.log
+    assert (step.outputs["status"], step.outputs["exit-code"]) == ("bad-input", "2")
+    assert "was refused" in step.summary
+    assert len(hook.received) == 1
+    assert "sucess" in hook.texts()[0]
+    assert not (world.repo / "artefacts.tar.gz").exists()

@@ -56,6 +56,37 @@ def test_folders_come_before_what_they_hold_and_files_are_counted(repo: Path) ->
     assert found.problems == found.warnings == []
 
 
+def test_fingerprint_tells_every_change(repo: Path) -> None:
+    (repo / "link").symlink_to("mnist")
+    paths = sources.collect(repo, "mnist").paths
+
+    def now() -> str | None:
+        return sources.fingerprint(repo, paths)
+
+    seen = [now()]
+    assert seen[0] is not None and now() == seen[0]
+
+    def changed() -> bool:
+        seen.append(now())
+        return None not in seen and len(set(seen)) == len(seen)
+
+    entry = repo / "mnist" / "__main__.py"
+    before = entry.stat()
+    entry.write_bytes(entry.read_bytes().swapcase())
+    os.utime(entry, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert changed()
+    entry.chmod(0o755)
+    assert changed()
+    entry.rename(repo / "aside")
+    (repo / "aside").rename(entry)
+    assert changed()
+    (repo / "link").unlink()
+    (repo / "link").symlink_to("mnist")
+    assert changed()
+    entry.unlink()
+    assert now() is None
+
+
 def test_generated_folders_stay_at_any_depth(repo: Path) -> None:
     for name in (".git", ".venv", "venv", "node_modules", "__pycache__"):
         write(repo, {f"{name}/x": "", f"deep/down/{name}/x": ""})

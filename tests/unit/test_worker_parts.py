@@ -161,8 +161,7 @@ def test_lists(tmp_path: Path) -> None:
     (tmp_path / "tree" / "d").symlink_to("/etc")
     (tmp_path / "tree" / "e").mkdir()
     (tmp_path / "tree" / "e" / "x").touch()
-    (tmp_path / "names").write_bytes(b"a/b/c\0d/\0e\0")
-    tidy(tmp_path / "tree", tmp_path / "names")
+    tidy(tmp_path / "tree", *parse_list(b"a/b/c\0d/\0e\0"))
     left = sorted(str(path.relative_to(tmp_path / "tree")) for path in (tmp_path / "tree").rglob("*"))
     assert left == ["a", "a/b", "a/b/c"]
 

@@ -1,5 +1,6 @@
 """`train` under a workflow run: a cancel has ten seconds, and whoever gave it is no person at a terminal."""
 
+import contextlib
 import dataclasses
 import shlex
 import threading
@@ -10,15 +11,20 @@ from typing import Any, Protocol
 from train_classifier.cli.console import Console
 from train_classifier.cli.play import Play
 from train_classifier.cli.train import Run
-from train_classifier.errors import Cancelled, ExitCode
+from train_classifier.errors import Cancelled, ExitCode, OutOfTouch, TrainClassifierError
 from train_classifier.inventory import Target
 from train_classifier.training import Order
+from train_classifier.units import show_seconds
 
 #: Seconds without a look after which the worker stops the job, on this machine and over ssh.
 LEASE_S, REMOTE_LEASE_S = 600.0, 3600.0
 #: GitHub sends SIGINT, after 7.5 s SIGTERM, after 2.5 s more SIGKILL. Seconds from the first of them after
 #: which the artefacts are left on the host: what remains is for saying so.
 COLLECT_S = 6.5
+#: How the worker says that a lease ran out.
+LEFT_ALONE = "its controller is gone"
+#: Seconds that a job which is over waits for the look at the one before it.
+LOOK_BACK_S = 5.0
 
 
 class Listener(Protocol):
@@ -47,12 +53,48 @@ class StepRun(Run):
         super().__init__(order, look, secrets, console)
         self._listener = listener
         self._inventory: str | None = None
+        self._looking_back: threading.Thread | None = None
 
     def event(self, event: str, **fields: Any) -> None:
         """Take an event, and tell the step of those that it waits for."""
         super().event(event, **fields)
         if event == "started":
             self._listener.started(self.job)
+            # Beside the training: nobody has to wait for what there was before.
+            self._looking_back = threading.Thread(target=self._look_back, daemon=True, name="look-back")
+            self._looking_back.start()
+        elif event == "error" and isinstance(self.failure, OutOfTouch):
+            # A plugin gives the hint of the command line.
+            theirs, ours = super()._attach_hint(), self._attach_hint()
+            self.failure.hint = (self.failure.hint or theirs).replace(theirs, ours)
+
+    def _look_back(self) -> None:
+        """Tell of the job before this one of the same model, if its controller was killed."""
+        with contextlib.suppress(TrainClassifierError):
+            jobs = self.host.call({"verb": "list"})["jobs"]
+            before = [each for each in jobs if each["model"] == self.model and each["id"] < self.job]
+            if not before or LEFT_ALONE not in (before[-1]["message"] or ""):
+                return
+            last = str(before[-1]["id"])
+            spec = self.host.call({"verb": "status", "id": last})["spec"]
+            if spec["repository"]["key"] == self.order.spec.repository.key:
+                words = (
+                    f"The last run of {self.model} was killed; its job {last} was stopped when its lease "
+                    f"ran out. What that left is on {self.host.name}: {self._command('fetch', last)}"
+                )
+                self.console.event("message", level="warning", text=words)
+
+    def _attach_hint(self) -> str:
+        lease = self.order.spec.lease_s
+        if lease is None:
+            return f"The job runs on. Pick it up again: {self._command('attach', self.job)}"
+        return (
+            f"The job is stopped unless somebody picks it up within {show_seconds(lease)}: "
+            f"{self._command('attach', self.job)}"
+        )
+
+    def _command(self, verb: str, job: str) -> str:
+        return " ".join(["train-classifier", verb, job, *self._where])
 
     def _complete(self, target: Target) -> Order:
         """Give the job a lease, unless one was given or nobody is to look after it."""
@@ -66,6 +108,8 @@ class StepRun(Run):
         """Run, then remove what leaving in the middle of it left on this side."""
         self._inventory = inventory
         code = super().run(play, inventory, limit)
+        if self._looking_back is not None and code is not ExitCode.CANCELLED:
+            self._looking_back.join(LOOK_BACK_S)
         output = Path(self.order.output)
         output.with_name(f".{output.name}.{self.job}.part").unlink(missing_ok=True)
         return code
@@ -85,16 +129,16 @@ class StepRun(Run):
         stopping = self._stopping
         if stopping is not None:
             stopping.join(self.leave_s)
-        fetch = " ".join(["train-classifier", "fetch", self.job, *self._where])
+        fetch = self._command("fetch", self.job)
         if stopping is None or stopping.is_alive():
             raise Cancelled(
                 f"Left in time for the cancel; {self.host.name} has not confirmed the stop. "
                 f"It stops by itself within {self.order.spec.lease_s or 0:.0f} s, when its lease runs out.",
-                f"What it leaves stays there for 7 days: {fetch}",
+                f"What it leaves stays there: {fetch}",
             )
         raise Cancelled(
             "Cancelled; the job is being stopped, and what it leaves was not collected in time.",
-            f"It stays on {self.host.name} for 7 days: {fetch}",
+            f"It stays on {self.host.name}: {fetch}",
         )
 
     @property

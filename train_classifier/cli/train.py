@@ -204,11 +204,11 @@ class Run:
         if stopping is None or stopping.is_alive():
             raise Cancelled(
                 f"Left at once; {self.host.name} has not confirmed the stop.",
-                f"Make sure: {self._command('cancel')}",
+                f"Make sure: {self._command('cancel', self.job)}",
             )
         raise Cancelled(
             "Left at once; the job is being stopped.",
-            f"What it leaves: {self._command('fetch')}",
+            f"What it leaves: {self._command('fetch', self.job)}",
         )
 
     def _settle(self, outcome: playbook.Outcome) -> None:
@@ -231,10 +231,10 @@ class Run:
             self.failure = TrainClassifierError(f"Ansible failed: {first}", detail=rest or None)
 
     def _attach_hint(self) -> str:
-        return f"The job runs on. Pick it up again: {self._command('attach')}"
+        return f"The job runs on. Pick it up again: {self._command('attach', self.job)}"
 
-    def _command(self, verb: str) -> str:
-        return f"train-classifier {verb} {self.order.spec.id}{self.order.flags}"
+    def _command(self, verb: str, job: str) -> str:
+        return f"train-classifier {verb} {job}{self.order.flags}"
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
