@@ -170,7 +170,10 @@ def _find(
 
 def _unreadable(where: str, answer: Mapping[str, Any]) -> str:
     reason = " ".join(printable(line) for line in str(answer["error"]).splitlines() if line.strip())
-    return f"inventory {quoted(where)} cannot be read: {reason}"
+    hint = (
+        "; name the file of its password by ANSIBLE_VAULT_PASSWORD_FILE" if "vault secrets" in reason else ""
+    )
+    return f"inventory {quoted(where)} cannot be read: {reason}{hint}"
 
 
 def _single(found: list[dict[str, Any]], host: str | None) -> list[dict[str, Any]]:

@@ -7,17 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ordinary_user import NOBODY, as_ordinary_user
 
 from train_classifier import inventory as inventories
-from train_classifier import jobs
+from train_classifier import jobs, training
 from train_classifier.cli import app
-from train_classifier.errors import BadInput, ExitCode, NotReady
+from train_classifier.errors import BadInput, ExitCode, NotReady, TrainClassifierError
 from train_classifier.job import SCHEMA, JobSpec, Repository
 from train_classifier.transport import Host
 
@@ -160,3 +162,37 @@ def test_ctrl_c_leaves_at_once_while_a_host_does_not_answer(
         while Path(f"/proc/{pid}").exists():
             assert time.monotonic() < until, "a connection is left"
             time.sleep(0.05)
+
+
+def test_the_job_of_another_user_is_theirs_alone() -> None:
+    """Fault row 12: neither shown nor stopped, and what it is called is no secret worth a traceback."""
+    if os.getuid():
+        pytest.skip("only root has another user at hand")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        top = Path(folder)
+        top.chmod(0o755)
+        make_job(top / "theirs", OLD)
+        (top / "theirs").chmod(0o700)
+        (top / "own").mkdir()
+        os.chown(top / "own", NOBODY, NOBODY)
+
+        def act() -> list[str]:
+            found = []
+            for place in ("own", "theirs"):
+                host = Host("here", state_dir=str(top / place))
+                for question in (jobs.find, lambda hosts, job: training.cancel(hosts[0], job, "me")):
+                    try:
+                        question([host], OLD)
+                        found.append("found")
+                    except TrainClassifierError as error:
+                        found.append(f"{int(error.code)} {error.reason} {error.hint}")
+            return found
+
+        # What that user may not be able to read is read before.
+        jobs.find([Host("here", state_dir=str(top / "theirs"))], OLD)
+        answers = as_ordinary_user(act)
+        assert (top / "theirs" / "jobs" / OLD / "status.json").exists()
+        assert not (top / "theirs" / "jobs" / OLD / "cancel").exists()
+    assert all(answer.startswith("2 there is no job") for answer in answers[:2]), answers
+    assert all("the jobs of other users are theirs alone" in answer for answer in answers[:2])
+    assert all(answer.startswith("3 ") for answer in answers[2:]), answers
