@@ -365,13 +365,11 @@ class World:
         if not words:
             return []
         tops = [str(top) for top in (self.folder, self.action, self.tools.resolve())]
-        flags = [part for word in words for part in ("-e", word)]
+        # By standard input: a word in an argument list is what is looked for, too.
         listed = subprocess.run(
-            ["grep", "-rlaF", "--devices=skip", *flags, "--", *tops],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+            ["grep", "-rlaF", "--devices=skip", "--file=-", "--", *tops],
+            input="".join(f"{word}\n" for word in words), capture_output=True, text=True, check=False,
+        )  # fmt: skip
         assert listed.returncode in (0, 1), listed.stderr
         found = [path for path in listed.stdout.splitlines() if Path(path).name != "step.log"]
         for path in self.folder.rglob("*.tar.gz"):
