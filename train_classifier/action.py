@@ -112,6 +112,7 @@ class Step(ActionBase):  # type: ignore[misc]  # ansible is untyped
             None if target.local else target.ssh,
             python=order.python or target.python,
             state_dir=order.state_dir,
+            flags=order.flags,
         )
 
     def target(self, task_vars: Mapping[str, Any]) -> Target:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +86,31 @@ def test_main_begins_with_the_preflight(role: str) -> None:
     assert (included["file"] if isinstance(included, dict) else included) == "preflight.yml"
 
 
+@pytest.mark.parametrize("role", PROVISIONING)
+def test_facts_are_a_small_subset_that_is_used(role: str) -> None:
+    text = "\n".join(path.read_text() for path in (ROOT / "roles" / role).rglob("*.yml"))
+    subsets = re.findall(r"(?:gather_subset|fact_subset): (\[.*\])", text)
+    assert bool(subsets) == ("ansible.builtin.setup:" in text)
+    for subset in subsets:
+        assert set(yaml.safe_load(subset)) - {"!all", "!min"} <= {"distribution", "platform", "service_mgr"}
+        assert {"!all", "!min"} <= set(yaml.safe_load(subset))
+
+
+@pytest.mark.parametrize("name", ["provision", "update"])
+def test_a_play_of_several_roles_gathers_facts_once_for_all(name: str) -> None:
+    first, *others = load(ROOT / f"playbooks/{name}.yml")
+    assert first["gather_facts"] and set(first["gather_subset"]) >= {"!all", "!min", "distribution"}
+    assert not [play for play in others if play["gather_facts"]]
+
+
+def test_pipelining_is_on() -> None:
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    program = Path(sys.executable).with_name("ansible-config")
+    command = [program, "dump", "-t", "connection", "ssh"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert re.search(r"^pipelining\(.*ansible\.cfg\) = True$", done.stdout, re.M)
+
+
 def yaml_files() -> list[Path]:
     folders = [ROOT / name for name in ("roles", "playbooks", "molecule", "inventory", ".config")]
     return sorted(path for folder in folders if folder.is_dir() for path in folder.rglob("*.yml"))
@@ -98,10 +125,37 @@ def test_yaml_parses_and_hides_no_failure(path: Path) -> None:
         assert forbidden not in text
 
 
+#: As docs/hosts.md says; of the example only.
+VAULT_PASSWORD = "change-me"
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> dict[str, str]:
+    """The environment that opens the example's secrets."""
+    file = tmp_path / "password"
+    file.write_text(VAULT_PASSWORD)
+    return {"ANSIBLE_VAULT_PASSWORD_FILE": str(file)}
+
+
+def test_example_shows_vaulted_secrets(vault: dict[str, str]) -> None:
+    file = ROOT / "inventory/example/group_vars/training/vault.yml"
+    assert file.read_text().startswith("$ANSIBLE_VAULT;")
+    assert f"`{VAULT_PASSWORD}`" in (ROOT / "docs/hosts.md").read_text()
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-inventory"), "-i", "inventory/example", "--host", "gpu-2"],
+        cwd=ROOT, env={**os.environ, **vault}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    seen = json.loads(done.stdout)
+    assert seen["vault_github_runner_pat"] == "replace-me"
+    # A Maxwell card: TensorFlow 2.17 has no kernels for it.
+    assert ":2.16." in seen["training_host_pull_images"]["gpu"]
+
+
 @pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)
-def test_playbook_passes_the_syntax_check(path: Path) -> None:
+def test_playbook_passes_the_syntax_check(path: Path, vault: dict[str, str]) -> None:
     environment = {
         **os.environ,
+        **vault,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ANSIBLE_NOCOLOR": "1",
     }

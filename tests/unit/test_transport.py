@@ -161,6 +161,13 @@ def test_worker_is_installed_once_and_survives_a_noisy_login_shell(sshd: Sshd, t
     assert [entry.name for entry in (state / "workers").iterdir()] == [installed.name]
 
 
+def test_a_machine_without_sshd_skips_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(pytest.skip.Exception, match="apt-get install openssh-server"):
+        Sshd(tmp_path / "sshd")
+    assert not (tmp_path / "sshd").exists()
+
+
 def test_answer_after_other_words() -> None:
     assert transport._last_line(b'Welcome to gpu1!\r\n\n{"a": 1}\r\n') == b'{"a": 1}'
 

@@ -13,7 +13,7 @@ from train_classifier import playbook, training
 from train_classifier.cli import summary
 from train_classifier.cli.console import Console
 from train_classifier.cli.play import Play
-from train_classifier.errors import Cancelled, ExitCode, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.errors import BadInput, Cancelled, ExitCode, NotReady, OutOfTouch, TrainClassifierError
 from train_classifier.failures import error_from
 from train_classifier.inventory import Target
 from train_classifier.training import Order
@@ -47,6 +47,9 @@ class Run:
         self._abandon = threading.Event()
         self._stopping: threading.Thread | None = None
         self._start_event = threading.Event()
+        #: Held where it is settled whether the job may start or the run is over before that.
+        self._gate = threading.Lock()
+        self._refused = False
         self._hung_up = False
 
     @property
@@ -63,7 +66,7 @@ class Run:
     def host(self) -> Host:
         """The host. Raises BadInput when there is no such one."""
         if self._host is None:
-            self._host = self._look().connect(own_session=True)
+            self._host = self._look().connect(own_session=True, flags=self.order.flags)
         return self._host
 
     @property
@@ -111,18 +114,27 @@ class Run:
         return self.failure.code if self.failure else ExitCode.TRAINED
 
     def answer(self, question: Any) -> Any:
-        """Answer a step: the secrets, or what Ansible makes of the inventory, which completes the order."""
+        """Answer a step: may it start, the secrets, or what Ansible makes of the inventory (the order)."""
+        if question == "start":
+            return self._may_start()
         if question == "secrets":
             return self._secrets
         try:
             target = Target(**question["host"])
-            self._host = target.connect(own_session=True)
+            self._host = target.connect(own_session=True, flags=self.order.flags)
             self.order = self._complete(target)
             self._play.order_file.write_text(self.order.to_json())
         except BaseException as error:
             self._inbox.put(("crash", error))
             raise ConnectionError("the order cannot be completed") from error
         return target.name
+
+    def _may_start(self) -> bool:
+        """Let the job start, unless a stop came first: from here on a stop has to reach the host."""
+        with self._gate:
+            if not self._refused:
+                self._phase = "start"
+            return not self._refused
 
     def _complete(self, target: Target) -> Order:
         """Return the order for this host."""
@@ -152,7 +164,9 @@ class Run:
 
     def _stop(self, by: str) -> None:
         """First Ctrl-C: the stop goes to the host directly, and the run goes on to collect what there is."""
-        if not self.started and self._phase not in ("start", "follow"):
+        with self._gate:
+            self._refused = not self.started and self._phase not in ("start", "follow")
+        if self._refused:
             self._abandon.set()
             raise Cancelled(f"Cancelled by {by} before the job was started.")
         self.console.say(f"{by}: stopping the job, then collecting what it left. Once more to leave at once.")
@@ -166,7 +180,12 @@ class Run:
         delay = 0.5
         while not self._abandon.is_set():
             try:
-                training.cancel(self.host, job, f"{by} of {self.order.spec.submitter}")
+                answer = training.cancel(self.host, job, f"{by} of {self.order.spec.submitter}")
+                if answer.get("state") != "removed":
+                    return
+                # A submission that is on its way keeps the folder: asked again, the job is gone or started.
+                time.sleep(delay)
+            except BadInput:
                 return
             except TrainClassifierError as error:
                 self.console.say(
@@ -178,16 +197,18 @@ class Run:
     def _leave(self) -> None:
         """Second Ctrl-C: leave at once, but not before the stop had its chance."""
         stopping = self._stopping
+        # Whether the job was submitted is not waited for any longer: a stop takes it away before that, too.
+        self._start_event.set()
         if stopping is not None:
             stopping.join(self.leave_s)
         if stopping is None or stopping.is_alive():
             raise Cancelled(
                 f"Left at once; {self.host.name} has not confirmed the stop.",
-                f"Make sure: train-classifier cancel {self.order.spec.id}",
+                f"Make sure: {self._command('cancel', self.job)}",
             )
         raise Cancelled(
             "Left at once; the job is being stopped.",
-            f"What it leaves: train-classifier fetch {self.order.spec.id}",
+            f"What it leaves: {self._command('fetch', self.job)}",
         )
 
     def _settle(self, outcome: playbook.Outcome) -> None:
@@ -210,7 +231,10 @@ class Run:
             self.failure = TrainClassifierError(f"Ansible failed: {first}", detail=rest or None)
 
     def _attach_hint(self) -> str:
-        return f"The job runs on. Pick it up again: train-classifier attach {self.order.spec.id}"
+        return f"The job runs on. Pick it up again: {self._command('attach', self.job)}"
+
+    def _command(self, verb: str, job: str) -> str:
+        return f"train-classifier {verb} {job}{self.order.flags}"
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -245,7 +269,7 @@ def finish(run: Run, code: ExitCode, console: Console) -> None:
         return
     if run.order.detach and run.started and not run.failure:
         console.out(run.order.spec.id)
-        console.say(f"Pick it up again: train-classifier attach {run.order.spec.id}")
+        console.say(f"Pick it up again: train-classifier attach {run.order.spec.id}{run.order.flags}")
         return
     if run.failure:
         console.error(run.failure)

@@ -51,21 +51,28 @@ def seconds(times: dict[str, list[Optional[float]]], now: Optional[float] = None
     }
 
 
-def result(
-    job: Job, spec: Optional[JobSpec], status: dict[str, Any], error: Optional[TrainClassifierError]
-) -> dict[str, Any]:
-    """Return result.json for a job that ended by `error`, or well; facts that are not known are null."""
-    facts = read_facts(job)
+def ending(error: Optional[TrainClassifierError]) -> dict[str, Any]:
+    """Return what result.json says of the error that ended a job, or of a good end."""
     code = ExitCode.TRAINED if error is None else ExitCode(error.code)
     return {
-        "schema": SCHEMA,
-        "id": job.id,
-        "model": spec.model if spec is not None else status.get("model"),
         "outcome": OUTCOMES[code],
         "exit_code": int(code),
         "reason": error.reason if error is not None else None,
         "hint": error.hint if error is not None else None,
         "detail": error.detail if error is not None else None,
+    }
+
+
+def result(
+    job: Job, spec: Optional[JobSpec], status: dict[str, Any], error: Optional[TrainClassifierError]
+) -> dict[str, Any]:
+    """Return result.json for a job that ended by `error`, or well; facts that are not known are null."""
+    facts = read_facts(job)
+    return {
+        "schema": SCHEMA,
+        "id": job.id,
+        "model": spec.model if spec is not None else status.get("model"),
+        **ending(error),
         "training_exit_status": None,
         "signal": None,
         "out_of_memory": None,

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from train_classifier.worker.host import Account
 
 #: The folder that `python3 -I` is given.
 PROGRAM = Path(__file__).resolve().parents[2]
+#: What runs it.
+PYTHON = sys.executable
 
 
 def command(*arguments: str) -> list[str]:
     """Return the command line of this program with arguments."""
-    return [sys.executable, "-I", str(PROGRAM), *arguments]
+    return [PYTHON, "-I", str(PROGRAM), *arguments]
 
 
 def open_to_all() -> None:
@@ -39,8 +42,10 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def call(account: Account, part: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Run one of parts.PARTS in a child as `account` and return its answer.
+def call(
+    account: Account, part: str, request: dict[str, Any], keep_open: Sequence[int] = ()
+) -> dict[str, Any]:
+    """Run one of parts.PARTS in a child as `account` and return its answer; `keep_open` goes with it.
 
     Raises the part's own error; TrainClassifierError when the child died.
     """
@@ -51,6 +56,7 @@ def call(account: Account, part: str, request: dict[str, Any]) -> dict[str, Any]
         stderr=subprocess.PIPE,
         env=account.environment(),
         cwd="/",
+        pass_fds=keep_open,
         check=False,
         **account.options(),
     )
