@@ -101,16 +101,19 @@ def test_seed(world: World, slack: Callable[..., Slack]) -> None:
     world.assert_clean("artefacts.tar.gz")
 
 
+@pytest.mark.xdist_group("nobody")
 def test_ordinary_user(ordinary: World, slack: Callable[..., Slack]) -> None:
     """A runner of an ordinary account without uv, in a folder with spaces: nothing there becomes another's."""
     world = ordinary
     world.path = PLAIN_PATH
+    fresh = not (world.tools / "tool_cache").exists()
     hook = slack(200)
     world.model(GOOD + 'print("in", os.getcwd(), flush=True)\n')
     world.workflow(SEED.replace("      - name: Upload", "      - run: pwd -P\n      - name: Upload"))
     done = world.act(secrets={"SLACK_IDENTIFIER": hook.url})
     assert done.status == 0, done.log
     assert f"{world.tools.resolve()}/" in done.log
+    assert ("Preparing the action's" in done.log) == fresh
     archive = world.uploads / "artefacts" / "artefacts.tar.gz"
     assert "artefacts/weights.bin" in members(archive)
     assert archive.stat().st_uid == NOBODY
@@ -130,6 +133,7 @@ def test_sample(world: World) -> None:
     assert (spec["lease_s"], spec["grace_s"]) == (600, 3)
 
 
+@pytest.mark.xdist_group("nobody")
 def test_failing_model(ordinary: World, slack: Callable[..., Slack]) -> None:
     """Inputs reach the model as they are; a failure shows where, delivers what there is, and gives nothing away."""
     world, hook = ordinary, slack(200)
@@ -236,6 +240,7 @@ while not os.path.exists("/data/gate/open"):
 )
 
 
+@pytest.mark.xdist_group("nobody")
 def test_two_at_once(ordinary: World) -> None:
     """Two jobs of one workflow on one host, at work at the same time, do not get in each other's way."""
     world = ordinary
@@ -299,6 +304,7 @@ def test_no_gpu(world: World, slack: Callable[..., Slack]) -> None:
     world.assert_clean()
 
 
+@pytest.mark.xdist_group("nobody")
 def test_slack_in_trouble(ordinary: World, slack: Callable[..., Slack]) -> None:
     """429, 500, never, 404 and nonsense: a good job stays good, and one line says what became of the notice."""
     limited, broken, silent = slack(429, 429, 200), slack(500), slack(0)

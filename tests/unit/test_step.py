@@ -332,6 +332,7 @@ def step_run(lease: float | None = None, detach: bool = False, inventory: str | 
     target = Target("trainer", local=not inventory, ssh=["ssh", "trainer"] if inventory else [])
     run = StepRun(order, lambda: target, {}, WorkflowConsole({}), step.Step())
     run._inventory = inventory
+    run.order = run._complete(target)
     assert run.host.name == "trainer"
     return run
 
@@ -340,14 +341,18 @@ def step_run(lease: float | None = None, detach: bool = False, inventory: str | 
 @pytest.mark.parametrize("lease", [600.0, None])
 def test_out_of_touch(inventory: str | None, lease: float | None) -> None:
     """Who is out of touch reads how long the job waits for somebody, and the whole command to pick it up."""
-    run = step_run(lease, inventory=inventory)
-    theirs = f"The job runs on. Pick it up again: train-classifier attach {run.job} (Check the network.)"
+    # Without a lease runs what is to run on alone.
+    run = step_run(lease, detach=lease is None, inventory=inventory)
+    where = " --inventory '/my hosts.yml' --host trainer" if inventory else ""
+    # As `follow` says it, which got the order.
+    theirs = (
+        f"The job runs on. Pick it up again: train-classifier attach {run.job}{where} (Check the network.)"
+    )
     code = int(ExitCode.OUT_OF_TOUCH)
     run.event("error", code=code, reason="Out of touch.", hint=theirs)
     assert run.failure is not None
     hint = run.failure.hint or ""
     assert hint.endswith(" (Check the network.)")
-    where = " --inventory '/my hosts.yml' --host trainer" if inventory else ""
     assert f": train-classifier attach {run.job}{where} (" in hint
     assert ("stopped unless" in hint and "10 min" in hint) == (lease is not None)
     assert ("runs on" in hint) == (lease is None)

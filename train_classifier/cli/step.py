@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import shlex
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from train_classifier import inventory
 from train_classifier.cli.console import Console
 from train_classifier.cli.play import Play
 from train_classifier.cli.train import Run
@@ -93,12 +93,13 @@ class StepRun(Run):
             f"{self._command('attach', self.job)}"
         )
 
-    def _command(self, verb: str, job: str) -> str:
-        return " ".join(["train-classifier", verb, job, *self._where])
-
     def _complete(self, target: Target) -> Order:
-        """Give the job a lease, unless one was given or nobody is to look after it."""
-        order = super()._complete(target)
+        """Give the job a lease, unless one was given or nobody is to look after it.
+
+        An input and a setting of the repository name the host, too: commands to type elsewhere need flags.
+        """
+        flags = "" if target.local else inventory.flags(self._inventory, target.name)
+        order = dataclasses.replace(super()._complete(target), flags=flags)
         if order.spec.lease_s is not None or order.detach:
             return order
         lease = LEASE_S if target.local else REMOTE_LEASE_S
@@ -140,10 +141,3 @@ class StepRun(Run):
             "Cancelled; the job is being stopped, and what it leaves was not collected in time.",
             f"It stays on {self.host.name}: {fetch}",
         )
-
-    @property
-    def _where(self) -> list[str]:
-        """Flags by which another command finds the host."""
-        if self.host.ssh is None or self._inventory is None:
-            return []
-        return ["--inventory", shlex.quote(self._inventory), "--host", shlex.quote(self.host.name)]
