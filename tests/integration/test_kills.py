@@ -319,7 +319,7 @@ def test_killed(scene: Scene, case: Case) -> None:
         built = ("image", "packages", "environment")
         allowed = {**dict.fromkeys(built, (3, 9)), "start": (3,), "gpu-check": (3, 8)}
         allowed["training"] = (10,) if case.init == "none" else ()
-        assert case.victim == "engine" and code in allowed.get(case.phase, ()), (code, said)
+        assert case.victim == "engine" and code in allowed.get(case.phase, ()), f"exit {code}: {said}"
     listed = json.loads(scene.run("list", "--all", "--json").stdout)
     assert [entry["state"] for entry in listed if entry["id"] == job] in (["finished"], []), listed
     scene.assert_nothing_left()

@@ -161,8 +161,10 @@ def test_an_index_that_breaks_off(site: Site, index: None, manner: str) -> None:
     Lame.manner = manner
     with pytest.raises(NoEnvironment) as raised:
         site.prepare("tc-lame\nsetuptools ; python_version < '3'\n")
-    assert raised.value.reason == "the package index cannot be reached", raised.value.detail
-    assert WHEEL in (raised.value.detail or "") and raised.value.hint
+    assert raised.value.reason == "the package index broke off in the middle of a download", (
+        raised.value.detail
+    )
+    assert "tc-lame==1.0" in (raised.value.detail or "") and raised.value.hint
     assert (site.containers(), site.environments()) == ([], [])
     # Nothing of the half that came is taken for the whole.
     Lame.manner = "whole"

@@ -212,5 +212,11 @@ def explain(image: Image, plan: Plan, status: int, output: str) -> NoReturn:
             "check the host's network, its proxies and CA bundle (environment, ca_bundle in host.json)",
             detail,
         )
+    if re.search(r"network timeout|before message length|error decoding response body", sentence):
+        raise NoEnvironment(
+            "the package index broke off in the middle of a download",
+            "submit it again; if it stays so, check the host's network and its proxies",
+            detail,
+        )
     first = lines[start] if lines else f"exit status {status}"
     raise NoEnvironment(f"requirements.txt cannot be installed: {first}", detail=detail)
