@@ -86,6 +86,7 @@ class Site:
         host.write("/srv/toolkit_repository.py", (ROOT / "molecule/shared/toolkit_repository.py").read_text())
         self.variables = {
             "provision_hosts": "all",
+            "update_hosts": "all",
             "teardown_hosts": "all",
             "training_host_images": {"cpu": "tc-slim:bookworm", "gpu": "tc-slim:bookworm"},
             "train_classifier_ca_bundle": CA_BUNDLE if ca_bundle() else "",
@@ -222,6 +223,9 @@ def test_killed_at_every_task_it_converges(site: Site) -> None:
         if role == "docker_engine":
             site.goes(IMAGE)
     site.stands()
+    updated = site.goes(f"- import_playbook: {ROOT / 'playbooks/update.yml'}\n")
+    assert "TASK [github_runner : Download | Ask which version is offered] " in updated
+    site.host.shell("test ! -e /var/lib/train-classifier/drain; systemctl is-active github-runner@1")
     site.variables.update(simulated)
     site.killed_at_every_task(site.book("nvidia_driver"))
     printed = site.goes(site.site, "--check")
