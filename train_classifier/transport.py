@@ -388,7 +388,17 @@ class Host:
         progress: Progress | None,
         pulling: bool = False,
     ) -> None:
-        # `call` has put the worker there: the two doors are used only after it.
+        status, err = self._rsync_once(arguments, door, data, progress)
+        if status == NO_WORKER:
+            # `call` has put a worker there; this side was updated since, or somebody cleaned.
+            self.install()
+            status, err = self._rsync_once(arguments, door, data, progress)
+        if status:
+            self._rsync_failed(status, err, pulling)
+
+    def _rsync_once(
+        self, arguments: list[str], door: str, data: bytes, progress: Progress | None
+    ) -> tuple[int, bytes]:
         path = f"exec sh -c {shlex.quote(self._worker(f' {door} -- ' + chr(34) + '$@' + chr(34)))} sh rsync"
         with _remote_shell(self.ssh) as shell:
             argv = [
@@ -414,9 +424,7 @@ class Host:
                 )
             except FileNotFoundError as error:
                 raise NotReady("rsync is not installed on this machine.", "Install rsync.") from error
-            status, err = _attend(process, data, progress)
-        if status:
-            self._rsync_failed(status, err, pulling)
+            return _attend(process, data, progress)
 
     def _rsync_failed(self, status: int, err: bytes, pulling: bool) -> None:
         text = err.decode("utf-8", "replace")
