@@ -50,7 +50,7 @@ class ActionModule(Step):
         if self._task.check_mode:
             text = f"Check mode: the request is good; nothing was pushed to {host.name} and nothing was run."
             report.event("message", level="info", text=text)
-            return {"request": order.to_json()}
+            return {"request": order.to_json(), "pushed": False}
         answer = training.preflight(host, order, report)
         return {
             "job": order.spec.id,
