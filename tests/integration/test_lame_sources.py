@@ -21,11 +21,11 @@ from typing import ClassVar
 
 import docker
 import pytest
-from worker_site import Site, site, uv
+from worker_site import Site, site, tmp_path, uv
 
 from train_classifier.errors import NoEnvironment
 
-__all__ = ["site", "uv"]
+__all__ = ["site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
 
 WHEEL = "tc_lame-1.0-py3-none-any.whl"

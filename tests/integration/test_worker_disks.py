@@ -109,10 +109,12 @@ def test_a_model_that_uses_up_the_inodes(host: Machine) -> None:
         "import os, sys, time\nos.mkdir('artefacts/many')\nat = 0\ntry:\n    while True:\n"
         "        open(f'artefacts/many/{at}', 'w').close()\n        at += 1\nexcept OSError as error:\n"
         "    print('full', error.errno, flush=True)\n"
-        "while not os.path.exists('/cache/go'):\n    time.sleep(0.1)\n"
+        "while os.path.exists('/cache/stay'):\n    time.sleep(0.1)\n"
         "for n in range(0, at, 2):\n    os.remove(f'artefacts/many/{n}')\nsys.exit(5)\n"
     )
-    cache = host.state / "cache" / "0123456789abcdef"
+    stay = host.state / "cache" / "0123456789abcdef" / "stay"
+    assert host.train(WRITES)[1]["outcome"] == "trained"
+    stay.touch()
     job = host.start(program, lease_s=600.0)
     host.until(job, "training", text=b"full 28")
     # Looking, and keeping the lease, needs no inode.
@@ -120,8 +122,7 @@ def test_a_model_that_uses_up_the_inodes(host: Machine) -> None:
     assert answer["status"]["state"] == "running"
     time.sleep(1)
     assert host.status(job)["state"] == "running"
-    # A link to what is there takes a name, and no inode.
-    os.link(host.job_dir(job) / "log.txt", cache / "go")
+    stay.unlink()
     result = host.wait(job)
     assert (result["outcome"], result["exit_code"], result["training_exit_status"]) == ("failed", 4, 5), (
         result
