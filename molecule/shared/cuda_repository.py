@@ -61,7 +61,8 @@ def build(root: Path, name: str, version: str, contents: dict[str, str], depends
     tree = root.parent / f"{name}.tree"
     contents = {
         "DEBIAN/control": f"Package: {name}\nVersion: {version}\nArchitecture: all\n"
-        "Maintainer: tests <tests@example.org>\nSource: nvidia-driver\n"
+        "Maintainer: tests <tests@example.org>\n"
+        + ("" if name == "cuda-keyring" else "Source: nvidia-driver\n")
         + (f"Depends: {depends}\n" if depends else "")
         + "Description: stand-in for tests\n",
         **contents,
