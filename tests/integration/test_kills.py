@@ -87,7 +87,7 @@ for name in ("status.json", "spec.json"):
             with open(path) as file:
                 data = json.load(file)
             with open(path, "w") as file:
-                json.dump({**data, "updated": then}, file)
+                json.dump({**data, "updated": then, "updated_uptime": data["updated_uptime"] - 1200}, file)
         os.utime(path, (then, then))
 """
 
