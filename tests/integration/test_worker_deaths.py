@@ -15,7 +15,7 @@ import pytest
 from worker_support import IMAGE, Machine, Refused, accounts, docker, machine
 
 pytestmark = pytest.mark.engine
-LONG = "print('up', flush=True)\nopen('artefacts/partial','w').write('x')\nimport time\ntime.sleep(600)\n"
+LONG = "open('artefacts/partial','w').write('x')\nprint('up', flush=True)\nimport time\ntime.sleep(600)\n"
 #: Answers as the real one does for one card of 24 GB.
 NVIDIA_SMI = """#!/bin/sh
 case "$*" in

@@ -84,7 +84,7 @@ def settled(host: Machine, key: str) -> None:
     end = time.monotonic() + 60
     while time.monotonic() < end:
         left = sorted(path.name for path in mirror.iterdir())
-        if set(left) <= {"lock", "spare", "spare.stamp", "tree"}:
+        if set(left) <= {"fingerprint", "lock", "spare", "spare.stamp", "tree"}:
             return
         time.sleep(0.05)
     raise AssertionError(left)
