@@ -51,7 +51,8 @@ def molecule(scenario: str, release: str) -> None:
     if done.returncode:
         wrong = [line for line in done.stdout.splitlines() if line.startswith(("fatal: ", "[ERROR]: "))]
         pytest.fail(f"{done.stdout[-12000:]}\n{os.linesep.join(wrong[-4:])}", pytrace=False)
-    left = ["docker", "ps", "-aq", "--filter", f"name=^tc-molecule-{scenario.replace('_', '-')}-debian"]
+    prefix = os.environ.get("MOLECULE_HOST_PREFIX", "tc-molecule")
+    left = ["docker", "ps", "-aq", "--filter", f"name=^{prefix}-{scenario.replace('_', '-')}-debian"]
     assert not subprocess.run(left, capture_output=True, text=True, check=True).stdout
 
 
