@@ -106,10 +106,10 @@ def build(name: str, version: str, folder: Path) -> None:
     )
 
 
-def index() -> None:
+def index(root: Path) -> None:
     """Write Packages and Release."""
     stanzas = []
-    for deb in sorted(ROOT.glob("*.deb")):
+    for deb in sorted(root.glob("*.deb")):
         data = deb.read_bytes()
         control = subprocess.run(["dpkg-deb", "-f", deb], check=True, capture_output=True, text=True).stdout
         stanzas.append(
@@ -117,26 +117,17 @@ def index() -> None:
             f"{hashlib.sha256(data).hexdigest()}\n"
         )
     packages = "\n".join(stanzas).encode()
-    (ROOT / "Packages").write_bytes(packages)
-    (ROOT / "Packages.gz").write_bytes(gzip.compress(packages))
+    (root / "Packages").write_bytes(packages)
+    (root / "Packages.gz").write_bytes(gzip.compress(packages))
     lines = ["Origin: stand-in", "Suite: stable", f"Date: {formatdate(usegmt=True)}", "SHA256:"]
     for name in ("Packages", "Packages.gz"):
-        data = (ROOT / name).read_bytes()
+        data = (root / name).read_bytes()
         lines.append(f" {hashlib.sha256(data).hexdigest()} {len(data)} {name}")
-    (ROOT / "Release").write_text("\n".join(lines) + "\n")
+    (root / "Release").write_text("\n".join(lines) + "\n")
 
 
-def main(versions: list[str]) -> None:
-    """Make the repository with every package in each of `versions`."""
-    shutil.rmtree(ROOT, ignore_errors=True)
-    ROOT.mkdir(parents=True)
-    work = Path("/srv/nvidia-repository.work")
-    shutil.rmtree(work, ignore_errors=True)
-    for version in versions:
-        for name in PACKAGES:
-            build(name, version, work)
-    shutil.rmtree(work)
-    index()
+def sign(root: Path) -> str:
+    """Sign Release, export the key as gpgkey, and return the key's fingerprint."""
     home = Path("/srv/nvidia-repository.gnupg")
     home.mkdir(mode=0o700, exist_ok=True)
     environment = {**os.environ, "GNUPGHOME": str(home)}
@@ -149,18 +140,33 @@ def main(versions: list[str]) -> None:
             stderr=subprocess.DEVNULL,
         )
     subprocess.run(
-        [*gpg, "--yes", "--armor", "--export", "--output", ROOT / "gpgkey"], check=True, env=environment
+        [*gpg, "--yes", "--armor", "--export", "--output", root / "gpgkey"], check=True, env=environment
     )
     subprocess.run(
-        [*gpg, "--yes", "--clearsign", "--output", ROOT / "InRelease", ROOT / "Release"],
+        [*gpg, "--yes", "--clearsign", "--output", root / "InRelease", root / "Release"],
         check=True,
         env=environment,
     )
     listed = subprocess.run(
         [*gpg, "--with-colons", "--list-keys"], check=True, env=environment, capture_output=True, text=True
     )
-    print(next(line.split(":")[9] for line in listed.stdout.splitlines() if line.startswith("fpr")))  # noqa: T201
     subprocess.run(["gpgconf", "--kill", "all"], check=True, env=environment)
+    return next(line.split(":")[9] for line in listed.stdout.splitlines() if line.startswith("fpr"))
 
 
-main(sys.argv[1:])
+def main(versions: list[str]) -> None:
+    """Make the repository with every package in each of `versions`."""
+    shutil.rmtree(ROOT, ignore_errors=True)
+    ROOT.mkdir(parents=True)
+    work = Path("/srv/nvidia-repository.work")
+    shutil.rmtree(work, ignore_errors=True)
+    for version in versions:
+        for name in PACKAGES:
+            build(name, version, work)
+    shutil.rmtree(work)
+    index(ROOT)
+    print(sign(ROOT))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

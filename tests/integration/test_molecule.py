@@ -57,7 +57,8 @@ def molecule(scenario: str, release: str) -> None:
     checked = checked.partition(f"[{scenario} > check] Executed")[0]
     recap = re.findall(r"^\S+ .*changed=(\d+) .*failed=(\d+)", checked, re.M)
     assert recap and set(recap) == {("0", "0")}, "\n".join(re.findall(r"TASK .*\nchanged: .*", checked))
-    left = ["docker", "ps", "-aq", "--filter", f"name=^tc-molecule-{scenario.replace('_', '-')}-debian"]
+    prefix = os.environ.get("MOLECULE_HOST_PREFIX", "tc-molecule")
+    left = ["docker", "ps", "-aq", "--filter", f"name=^{prefix}-{scenario.replace('_', '-')}-debian"]
     assert not subprocess.run(left, capture_output=True, text=True, check=True).stdout
 
 

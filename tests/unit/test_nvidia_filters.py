@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.util
 import itertools
 import shutil
@@ -16,10 +18,9 @@ import yaml
 ROLES = Path(__file__).parents[2] / "roles"
 
 
-def plugin(role: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        f"filters_{role}", ROLES / role / "filter_plugins" / f"{role}.py"
-    )
+def plugin(role: str, path: str | None = None) -> ModuleType:
+    path = path or f"filter_plugins/{role}.py"
+    spec = importlib.util.spec_from_file_location(f"{role}_{Path(path).stem}", ROLES / role / path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -28,6 +29,7 @@ def plugin(role: str) -> ModuleType:
 
 driver = plugin("nvidia_driver")
 toolkit = plugin("nvidia_container_toolkit")
+lists = plugin("nvidia_container_toolkit", "files/apt_lists.py")
 check = plugin("host_check")
 TABLE = yaml.safe_load((ROLES / "nvidia_driver/vars/main.yml").read_text())["__nvidia_driver_architectures"]
 
@@ -118,6 +120,97 @@ def test_what_no_driver_serves_is_refused_in_one_sentence(
     assert sentence in driver.plan(cards(*devices), 550, **wish)["problem"]
 
 
+NVSWITCH = {"switches": ["0000:05:00.0"]}
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        # Debian packages no fabric manager, without which no card behind an NVSwitch computes.
+        ({"fabric": False, **NVSWITCH}, ("cuda_repository", 580, "open")),
+        ({"fabric": False}, ("distribution", 535, "proprietary")),
+        ({"fabric": True, **NVSWITCH}, ("distribution", 535, "proprietary")),
+        ({"fabric": False, "branch": 535, **NVSWITCH}, ("cuda_repository", 535, "proprietary")),
+    ],
+)
+def test_nvswitch_wants_a_source_with_a_fabric_manager(
+    wish: dict[str, Any], expected: tuple[str, int, str]
+) -> None:
+    plan = driver.plan(cards(0x20B0), 535, **wish)
+    assert (plan["problem"], plan["source"], plan["branch"], plan["module"]) == ("", *expected)
+
+
+def test_nvswitch_without_a_fabric_manager_is_refused() -> None:
+    plan = driver.plan(cards(0x20B0), 535, "distribution", fabric=False, **NVSWITCH)
+    assert (
+        "NVSwitch bridges (0000:05:00.0), and its distribution packages no fabric manager" in plan["problem"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("kernels", "images", "expected"),
+    [
+        # By the package that brings kernels.
+        (
+            ["6.12.43+deb13-amd64", "6.12.48+deb13-amd64"],
+            ["linux-image-6.12.43+deb13-amd64", "linux-image-6.12.48+deb13-amd64", "linux-image-amd64"],
+            [
+                "linux-headers-6.12.43+deb13-amd64",
+                "linux-headers-6.12.48+deb13-amd64",
+                "linux-headers-amd64",
+            ],
+        ),
+        (
+            ["6.8.0-45-generic"],
+            [
+                "linux-image-6.8.0-45-generic",
+                "linux-image-generic-hwe-22.04",
+                "linux-image-unsigned-6.8.0-generic",
+            ],
+            ["linux-headers-6.8.0-45-generic", "linux-headers-generic-hwe-22.04"],
+        ),
+        # Else by the flavour of the kernel.
+        (
+            ["6.1.0-25-cloud-amd64"],
+            ["linux-image-6.1.0-25-cloud-amd64"],
+            ["linux-headers-6.1.0-25-cloud-amd64", "linux-headers-cloud-amd64"],
+        ),
+        (["6.1.0-25-amd64"], [], ["linux-headers-6.1.0-25-amd64", "linux-headers-amd64"]),
+        (["6.8.0-1018-aws"], [], ["linux-headers-6.8.0-1018-aws", "linux-headers-aws"]),
+        (["6.12.1"], [], ["linux-headers-6.12.1"]),
+    ],
+)
+def test_headers_for_the_kernels_that_are_there_and_those_to_come(
+    kernels: list[str], images: list[str], expected: list[str]
+) -> None:
+    assert driver.header_packages(kernels, images) == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["deb http://deb.debian.org/debian trixie main"], "http://deb.debian.org/debian"),
+        (["deb [signed-by=/k] https://m.example.org/debian/ trixie main"], "https://m.example.org/debian"),
+        # Debian's cloud images.
+        (
+            [
+                "URIs: mirror+file:///etc/apt/mirrors/debian-security.list",
+                "URIs: mirror+file:///etc/apt/mirrors/debian.list",
+            ],
+            "mirror+file:///etc/apt/mirrors/debian.list",
+        ),
+        (["URIs: http://security.debian.org/debian-security"], ""),
+        (
+            ["URIs: http://apt.example.org/debian-security http://apt.example.org/debian"],
+            "http://apt.example.org/debian",
+        ),
+        ([], ""),
+    ],
+)
+def test_hosts_own_mirror_is_found(lines: list[str], expected: str) -> None:
+    assert driver.mirror(lines) == expected
+
+
 def test_no_two_rows_of_the_table_claim_an_id() -> None:
     rows = sorted((row["first"], row["last"]) for row in TABLE)
     assert all(first <= last for first, last in rows)
@@ -156,6 +249,54 @@ def test_fingerprint_equals_what_gpg_says(tmp_path: Path, algorithm: str) -> Non
     assert toolkit.fingerprint(armoured) == expected
 
 
+def armour(*packets: bytes, blank: str = "") -> str:
+    body = base64.encodebytes(b"".join(packets)).decode()
+    return f"-----BEGIN PGP PUBLIC KEY BLOCK-----\n{blank}\n{body}-----END PGP PUBLIC KEY BLOCK-----\n"
+
+
+def packet(kind: int, body: bytes) -> bytes:
+    return bytes([0xC0 | kind, len(body)]) + body
+
+
+GOOD, EVIL = packet(6, b"\x04good"), packet(6, b"\x04evil")
+#: A name, and a signature.
+REST = packet(13, b"me") + packet(2, b"\x04sig")
+
+
+def test_a_key_is_all_its_packets() -> None:
+    fingerprint = toolkit.fingerprint(armour(GOOD, REST))
+    assert fingerprint == hashlib.sha1(b"\x99\x00\x05\x04good").hexdigest().upper()
+    # A subkey belongs to it.
+    assert toolkit.fingerprint(armour(GOOD, REST, packet(14, b"\x04sub"), REST)) == fingerprint
+    # The old form of a packet's header: tag 6, a length of one octet.
+    assert toolkit.fingerprint(armour(bytes([0x98, 5]), b"\x04good", REST)) == fingerprint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(armour(GOOD, REST, EVIL, REST), id="two keys in one block"),
+        pytest.param(armour(GOOD, REST) + armour(EVIL, REST), id="two blocks"),
+        pytest.param(armour(EVIL, REST) + armour(GOOD, REST), id="two blocks, the other first"),
+        pytest.param(armour(GOOD, packet(5, b"\x04evil")), id="a secret key"),
+        pytest.param(armour(GOOD, b"\xc6"), id="cut in a header"),
+        pytest.param(armour(GOOD, b"\xc6\x20\x04evil"), id="cut in a body"),
+        pytest.param(armour(GOOD, b"\xe6evil"), id="a length in parts"),
+        pytest.param(armour(GOOD, b"\x00\x01\x02"), id="no packet"),
+        pytest.param(armour(GOOD, bytes([0x9B]), b"\x04evil"), id="a length without end"),
+        # gpg takes a line of blanks as the end of the headers.
+        pytest.param(
+            armour(EVIL, blank=" \n").replace("-----END", armour(GOOD).split("\n", 1)[1] + "-----END", 1),
+            id="two bodies",
+        ),
+        pytest.param("evil\n" + armour(GOOD), id="something before"),
+        pytest.param(armour(GOOD) + "evil\n", id="something after"),
+    ],
+)
+def test_what_is_more_than_one_key_has_no_fingerprint(text: str) -> None:
+    assert toolkit.fingerprint(text) == ""
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -167,6 +308,63 @@ def test_fingerprint_equals_what_gpg_says(tmp_path: Path, algorithm: str) -> Non
 )
 def test_what_is_no_key_has_no_fingerprint(text: str) -> None:
     assert toolkit.fingerprint(text) == ""
+
+
+LINE = "deb [signed-by=/k] https://nvidia.github.io/libnvidia-container/stable/deb/$(ARCH) /\n"
+OTHER = "deb http://deb.debian.org/debian trixie main\n"
+STANZA = "Types: deb\nURIs: https://nvidia.github.io/libnvidia-container/stable/deb/amd64\nSuites: /\n"
+TWO = """Types: deb
+# both
+URIs: http://mirror.example.org/apt
+ https://nvidia.github.io/libnvidia-container/stable/deb/amd64
+Suites: /
+"""
+DEBIAN = "Types: deb\nURIs: http://deb.debian.org/debian\nSuites: trixie\nComponents: main\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "left"),
+    [
+        ("a.list", OTHER + LINE, [OTHER.strip()]),
+        ("a.list", f"# {LINE}{OTHER}", [OTHER.strip()]),
+        ("sources.list", LINE, []),
+        ("a.sources", f"{DEBIAN}\n{STANZA}", DEBIAN.splitlines()),
+        ("a.sources", f"{STANZA}\n\n{DEBIAN}", DEBIAN.splitlines()),
+        ("a.sources", TWO, ["Types: deb", "URIs: http://mirror.example.org/apt", "Suites: /"]),
+    ],
+)
+def test_lists_of_others_are_put_out_and_come_back(
+    tmp_path: Path, name: str, text: str, left: list[str]
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    path.chmod(0o640)
+    lists.put_out([path], tmp_path / "away")
+    read = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    assert read == left
+    lists.bring_back([path], tmp_path / "away", tmp_path)
+    assert path.read_text() == text
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert sorted(one.name for one in tmp_path.iterdir()) == [name]
+
+
+@pytest.mark.parametrize(("name", "text"), [("nvidia.list", LINE), ("nvidia.sources", STANZA)])
+def test_a_list_of_nothing_else_is_put_away_and_comes_back(tmp_path: Path, name: str, text: str) -> None:
+    path, away = tmp_path / name, tmp_path / "away"
+    path.write_text(text)
+    assert lists.put_out([path], away) == [str(path)]
+    assert not path.exists()
+    assert lists.put_out([path], away) == []
+    lists.bring_back([], away, tmp_path)
+    assert path.read_text() == text
+
+
+def test_lists_without_nvidias_repository_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.sources"
+    path.write_text(DEBIAN)
+    before = path.stat()
+    assert lists.put_out([path, tmp_path / "missing"], tmp_path / "away") == []
+    assert path.stat() == before
 
 
 def test_a_merge_that_loses_something_is_seen() -> None:
@@ -225,13 +423,35 @@ def test_probe_of_a_healthy_host() -> None:
     [
         ("loaded 535.1", "the loaded kernel module is 535.1, the installed driver 550.163.01"),
         ("nouveau loaded", "nouveau is loaded"),
-        ("reboot linux-image-amd64 ", "/run/reboot-required asks for it (linux-image-amd64)"),
-        ("reboot", "/run/reboot-required asks for it"),
     ],
 )
 def test_pending_reboot_says_why(line: str, words: str) -> None:
     [reason] = probe(line)["reboot_pending"]
     assert words in reason
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("reboot linux-image-amd64 ", "/run/reboot-required asks for it (linux-image-amd64)"),
+        ("reboot", "/run/reboot-required asks for it"),
+    ],
+)
+def test_what_only_the_distribution_wishes_is_not_pending(line: str, words: str) -> None:
+    seen = probe(line, "loaded 550.163.01")
+    assert (seen["reboot_pending"], seen["reboot_wished"]) == ([], words)
+
+
+@pytest.mark.parametrize(
+    ("line", "kernels"),
+    [
+        ("newest 6.12.1", ["6.12.1"]),
+        ("newest 6.12.9", ["6.12.1", "6.12.9"]),
+        ("image linux-image-amd64", ["6.12.1"]),
+    ],
+)
+def test_the_next_boots_kernel_is_built_for(line: str, kernels: list[str]) -> None:
+    assert probe(line)["kernels"] == kernels
 
 
 def test_secure_boot_is_the_variables_value() -> None:
@@ -242,7 +462,7 @@ def test_secure_boot_is_the_variables_value() -> None:
 def status(**changes: Any) -> dict[str, Any]:
     return {
         "cards": cards(0x20B0), "loaded": "550.1", "installed": "550.1", "mismatch": False, "nouveau": False,
-        "secure_boot": False, "kernel": "6.1", "kernel_running": True, "reboot_pending": [],
+        "secure_boot": False, "kernel": "6.1", "kernel_running": True, "reboot_pending": [], "reboot_wished": "",
         "packages": ["nvidia-smi"], "held": ["nvidia-smi"], **changes,
     }  # fmt: skip
 
@@ -261,7 +481,7 @@ def status(**changes: Any) -> dict[str, Any]:
         ({}, 2, "card", "fail", "1 NVIDIA cards on the PCI bus, 2 expected"),
         ({"held": []}, 1, "hold", "warn", "not held"),
         (
-            {"reboot_pending": ["/run/reboot-required asks for it"]},
+            {"reboot_wished": "/run/reboot-required asks for it"},
             1,
             "reboot",
             "warn",
@@ -319,3 +539,12 @@ def test_of_two_rows_of_one_name_the_graver_stays() -> None:
     assert [one["message"] for one in check.merge(ours, workers)] == ["a", "theirs", "1", "2"]
     workers[0]["status"] = "skip"
     assert [one["message"] for one in check.merge(ours, workers)] == ["a", "ours", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("nowhere/report.json", "there is no folder"), (".", "which is a folder"), ("report.json", "")],
+)
+def test_a_report_that_could_not_be_written_is_refused(tmp_path: Path, path: str, words: str) -> None:
+    said = check.unwritable(str(tmp_path / path))
+    assert words in said if words else said == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -124,10 +125,37 @@ def test_yaml_parses_and_hides_no_failure(path: Path) -> None:
         assert forbidden not in text
 
 
+#: As docs/hosts.md says; of the example only.
+VAULT_PASSWORD = "change-me"
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> dict[str, str]:
+    """The environment that opens the example's secrets."""
+    file = tmp_path / "password"
+    file.write_text(VAULT_PASSWORD)
+    return {"ANSIBLE_VAULT_PASSWORD_FILE": str(file)}
+
+
+def test_example_shows_vaulted_secrets(vault: dict[str, str]) -> None:
+    file = ROOT / "inventory/example/group_vars/training/vault.yml"
+    assert file.read_text().startswith("$ANSIBLE_VAULT;")
+    assert f"`{VAULT_PASSWORD}`" in (ROOT / "docs/hosts.md").read_text()
+    done = subprocess.run(
+        [Path(sys.executable).with_name("ansible-inventory"), "-i", "inventory/example", "--host", "gpu-2"],
+        cwd=ROOT, env={**os.environ, **vault}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    seen = json.loads(done.stdout)
+    assert seen["vault_github_runner_pat"] == "replace-me"
+    # A Maxwell card: TensorFlow 2.17 has no kernels for it.
+    assert ":2.16." in seen["training_host_pull_images"]["gpu"]
+
+
 @pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)
-def test_playbook_passes_the_syntax_check(path: Path) -> None:
+def test_playbook_passes_the_syntax_check(path: Path, vault: dict[str, str]) -> None:
     environment = {
         **os.environ,
+        **vault,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "ANSIBLE_NOCOLOR": "1",
     }

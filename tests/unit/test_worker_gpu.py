@@ -114,6 +114,33 @@ def test_memory_floor() -> None:
     assert gpu.free_enough(card(free=None), 200)
 
 
+def test_memory_that_something_else_holds() -> None:
+    taken = gpu.Discovery((card(), card(1, free=300)))
+    gpu.require_free(1, taken, 4000)
+    with pytest.raises(NoGpu, match=r"^GPU 1 \(NVIDIA L4\) has 300 of 24564 MiB free; wanted 4000 MiB"):
+        gpu.require_free(2, taken, 4000)
+    # A job's own card is in use, not taken; a card that does not say passes.
+    gpu.require_free(2, taken, 4000, {UUID.format(1)})
+    gpu.require_free(2, gpu.Discovery((card(), card(1, free=None))), 4000)
+    # A GTX 970 never has the 4000 MiB of the default floor free.
+    gpu.require_free(1, gpu.Discovery((card(total=4041, free=3960),)), 4000)
+    with pytest.raises(NoGpu):
+        gpu.require_free(1, gpu.Discovery((card(total=4041, free=2000),)), None)
+
+
+@pytest.mark.parametrize(
+    ("held", "outcome"), [(None, "ok"), ((), "fail"), ((UUID.format(0),), "ok")], ids=["job", "proof", "busy"]
+)
+def test_only_the_proof_minds_who_has_the_memory(
+    tmp_path: Path, held: tuple[str, ...] | None, outcome: str
+) -> None:
+    host = smi(tmp_path, f"0, {UUID.format(0)}, NVIDIA L4, 23034, 200, 550.163.01, [N/A]\n")
+    found = gpucheck.check(host, 1, 4000, None, gpu.discover(host), held)
+    [memory] = [one for one in found if one.name == "gpu-memory"]
+    assert memory.status == outcome
+    assert "200" in memory.message
+
+
 class Engine:
     """An engine's /info: the one thing that device_options reads."""
 

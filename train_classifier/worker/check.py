@@ -39,8 +39,8 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
     discovery = Discovery() if asked == 0 else gpu.discover(host)
     if asked != 0:
         found.append(queue_folder(host, discovery))
-    found += gpucheck.check(host, asked, floor, info, discovery)
     users = _users(host, discovery)
+    found += gpucheck.check(host, asked, floor, info, discovery, users if request.get("deep") else None)
     found += foreign(host, discovery, users)
     if request.get("deep"):
         found += _deep(host, request, asked, discovery, found)

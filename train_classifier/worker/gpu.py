@@ -7,7 +7,7 @@ import pwd
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -202,6 +202,37 @@ def big_enough(gpu: Gpu, min_vram_mib: Optional[int]) -> bool:
 def free_enough(gpu: Gpu, min_vram_mib: Optional[int]) -> bool:
     """Tell whether as much memory is free as was asked for by number; without a number anything will do."""
     return min_vram_mib is None or gpu.memory_free_mib is None or gpu.memory_free_mib >= min_vram_mib
+
+
+#: The driver keeps a part of a card's memory for itself: of a GTX 970 (4041 MiB) it never has 4000 free.
+WHOLE = 0.9
+
+
+def require_free(
+    count: int, discovery: Discovery, min_vram_mib: Optional[int], held: Collection[str] = ()
+) -> None:
+    """Raise NoGpu when fewer than `count` cards have the floor's memory free, or nearly all that they have.
+
+    A card of `held` is a job's of ours, which uses its memory rightly; one that does not say ([N/A]) passes.
+    """
+    floor = DEFAULT_MIN_VRAM_MIB if min_vram_mib is None else min_vram_mib
+    full = [
+        gpu
+        for gpu in discovery.gpus
+        if gpu.uuid not in held
+        and gpu.memory_free_mib is not None
+        and gpu.memory_free_mib < min(floor, (gpu.memory_total_mib or floor) * WHOLE)
+    ]
+    if len(discovery.gpus) - len(full) < count:
+        cards = ", ".join(
+            f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_free_mib} of {gpu.memory_total_mib} MiB free"
+            + (f", used by {holders(gpu)}" if gpu.busy_by else "")
+            for gpu in full
+        )
+        raise NoGpu(
+            f"{cards}; wanted {floor} MiB",
+            "nvidia-smi on the host names who uses it; what a killed run left, kill by its pid",
+        )
 
 
 def require_vram(count: int, discovery: Discovery, min_vram_mib: Optional[int]) -> list[str]:

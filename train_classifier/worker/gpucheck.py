@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -192,8 +193,13 @@ def check(
     min_vram_mib: Optional[int],
     info: Optional[dict[str, Any]],
     discovery: Discovery,
+    held: Optional[Collection[str]] = None,
 ) -> list[Finding]:
-    """Return every finding about GPUs; with `auto` nothing of it stops a job."""
+    """Return every finding about GPUs; with `auto` nothing of it stops a job.
+
+    `held` are the cards that jobs of ours have: memory that anything else took is then a fault. None does not
+    look at that, for a job that can wait for it.
+    """
     if asked == 0:
         return [skip("gpu", "no GPU is asked for")]
     found = [driver(host.root)]
@@ -213,7 +219,7 @@ def check(
         else:
             found.append(from_error("gpu", error))
     if discovery.gpus:
-        found += _of_cards(host, count, min_vram_mib, info, discovery)
+        found += _of_cards(host, count, min_vram_mib, info, discovery, held)
     if asked == "auto":
         found = [
             warn(one.name, one.message + (gpu.ON_CPU if count else ""), one.hint)
@@ -224,17 +230,27 @@ def check(
     return found
 
 
+def _memory(card: gpu.Gpu) -> str:
+    free = "" if card.memory_free_mib is None else f" ({card.memory_free_mib} free)"
+    return f"{card.memory_total_mib} MiB{free}"
+
+
 def _of_cards(
-    host: Host, count: int, min_vram_mib: Optional[int], info: Optional[dict[str, Any]], discovery: Discovery
+    host: Host,
+    count: int,
+    min_vram_mib: Optional[int],
+    info: Optional[dict[str, Any]],
+    discovery: Discovery,
+    held: Optional[Collection[str]],
 ) -> list[Finding]:
     found = []
     try:
         unknown = gpu.require_vram(count, discovery, min_vram_mib)
+        if held is not None:
+            gpu.require_free(count, discovery, min_vram_mib, held)
         found += [warn("gpu-memory", sentence) for sentence in unknown]
         if not unknown:
-            found.append(
-                ok("gpu-memory", ", ".join(f"{card.memory_total_mib} MiB" for card in discovery.gpus))
-            )
+            found.append(ok("gpu-memory", ", ".join(_memory(card) for card in discovery.gpus)))
     except NoGpu as error:
         found.append(from_error("gpu-memory", error))
     found.append(handover(info, host.root))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 FRAMEWORK = "gpu-in-framework"
 NOT_PROVEN = "not proven: "
 GRAVITY = ("skip", "ok", "not proven", "warn", "fail")
@@ -86,12 +89,15 @@ def driver_rows(state: dict, expected: int = 0) -> list[dict]:
                 "ansible-playbook site.yml --limit HOST",
             )
         )
-    reasons = [
-        reason for reason in state["reboot_pending"] if "mismatch" not in reason and "nouveau" not in reason
-    ]
-    if reasons:
+    if state["reboot_wished"]:
         rows.append(
-            _row("reboot", "warn", f"a reboot is pending: {'; '.join(reasons)}", f"at a quiet hour: {rerun}")
+            _row(
+                "reboot",
+                "warn",
+                f"a reboot is pending: {state['reboot_wished']}",
+                "at a quiet hour: ansible-playbook playbooks/update.yml --limit HOST -e "
+                "nvidia_driver_reboot_ok=true",
+            )
         )
     return rows
 
@@ -170,6 +176,33 @@ def ready(rows: list[dict]) -> bool:
     return not any(row["status"] == "fail" for row in rows)
 
 
+def results(found: dict, active: list[str], batch: list[str], missing: dict) -> dict:
+    """The results of the hosts that the table is about; of one that was lost, `missing`.
+
+    `found` has None for each host of the play without a result. A host that is still in the play (`active`)
+    but neither in this batch nor checked comes later (serial): it is no failure.
+    """
+    return {
+        host: one or missing
+        for host, one in found.items()
+        if one is not None or host in batch or host not in active
+    }
+
+
+def unwritable(path: str) -> str:
+    """Why the table cannot be written to `path` on this controller, as a sentence; empty when it can."""
+    target = Path(path).expanduser().absolute()
+    if not path:
+        return ""
+    if target.is_dir():
+        return f"host_check_json is {path}, which is a folder: name a file in it."
+    if not target.parent.is_dir():
+        return f"host_check_json is {path}, and there is no folder {target.parent}: make it first (mkdir -p)."
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        return f"host_check_json is {path}, and this user may not write to {target.parent}: name another."
+    return ""
+
+
 class FilterModule:
     """What Ansible asks a filter plugin for."""
 
@@ -180,4 +213,6 @@ class FilterModule:
             "host_check_worker_rows": worker_rows,
             "host_check_merge": merge,
             "host_check_ready": ready,
+            "host_check_results": results,
+            "host_check_unwritable": unwritable,
         }

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 NVIDIA = "0x10de"
 # PCI classes: 0300xx VGA controller, 0302xx 3D controller, 0680xx other bridge (an NVSwitch).
 CARD_CLASSES = ("0x0300", "0x0302")
 BRIDGE_CLASS = "0x0680"
+# A package that brings kernels, by its name: linux-image-amd64, but not linux-image-6.12.43+deb13-amd64.
+META = re.compile(r"linux-image-(?!\d|extra|unsigned|.*-dbg)[a-z0-9.-]+")
+# The end of a kernel's name: amd64, cloud-amd64, rt-amd64 on Debian; generic, lowlatency, aws on Ubuntu.
+FLAVOUR = re.compile(r"-((?:cloud-|rt-)?[a-z][a-z0-9_]*)$")
 # Whatever is installed from these source packages is the driver and is held, not just what the role names.
 SOURCES = re.compile(
     r"nvidia-(graphics-drivers|open-gpu-kernel-modules|persistenced|modprobe|kernel|driver|fabricmanager)"
@@ -61,6 +66,37 @@ def switches(lines: list[str]) -> list[str]:
     return [row[0] for row in rows if len(row) == 4 and row[1] == NVIDIA and row[3].startswith(BRIDGE_CLASS)]
 
 
+def kernels(named: str, newest: str) -> list[str]:
+    """The kernels that need the module: the one that runs, and the one that the next boot takes."""
+    return [kernel for kernel in dict.fromkeys([named, newest]) if kernel]
+
+
+def header_packages(kernels: list[str], images: list[str]) -> list[str]:
+    """The packages of headers for `kernels`, and those that bring the headers of each later kernel.
+
+    `images` are the installed packages `linux-image-*`. One without a version (linux-image-amd64,
+    linux-image-generic-hwe-24.04) brings new kernels, so its sister brings their headers. Without any it
+    goes by the flavour that ends a kernel's name.
+    """
+    versions = [f"linux-headers-{kernel}" for kernel in kernels]
+    metas = sorted(name.replace("image", "headers", 1) for name in images if META.fullmatch(name))
+    if not metas and kernels and (flavour := FLAVOUR.search(kernels[0])):
+        metas = [f"linux-headers-{flavour[1]}"]
+    return versions + metas
+
+
+def mirror(lines: list[str]) -> str:
+    """The first of the lines of apt's sources that is Debian's own archive, not its security updates.
+
+    Cloud images name a list of mirrors (mirror+file:/etc/apt/mirrors/debian.list) instead of a server.
+    """
+    for line in lines:
+        for address in re.findall(r"[a-z+]+:/[^\s\]]+", line):
+            if re.search(r"/debian/?$|^mirror\+.*/debian\.list$", address):
+                return address.rstrip("/")
+    return ""
+
+
 def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -> dict:
     """What the probe of tasks/inspect.yml saw, as `nvidia_driver_status`."""
     seen: dict[str, list[str]] = {}
@@ -78,9 +114,10 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         )
     if nouveau and installed:
         pending.append("nouveau is loaded and holds the card; it is blacklisted from the next boot on")
+    wished = ""
     if "reboot" in seen:
-        packages = seen["reboot"][0]
-        pending.append(f"{reboot_file} asks for it" + (f" ({packages})" if packages else ""))
+        names = seen["reboot"][0]
+        wished = f"{reboot_file} asks for it" + (f" ({names})" if names else "")
     packages = [fields for fields in (line.split() for line in seen.get("package", [])) if len(fields) == 3]
     return {
         "cards": cards(seen.get("pci", []), table),
@@ -92,18 +129,31 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         "secure_boot": "1" in seen.get("secureboot", []),
         "kernel": kernel,
         "kernel_running": seen.get("running", [""])[0] == kernel,
+        "kernels": kernels(kernel, seen.get("newest", [""])[0]),
+        "images": sorted(seen.get("image", [])),
+        # What the driver needs, and what only the distribution wishes: that one disturbs no card.
         "reboot_pending": pending,
+        "reboot_wished": wished,
         "packages": sorted({name for _, source, name in packages if SOURCES.match(source)}),
         "held": sorted({name.partition(":")[0] for name in seen.get("held", [])}),
     }
 
 
 def plan(
-    cards: list[dict], distribution_branch: int, source: str = "auto", branch: int = 0, module: str = "auto"
+    cards: list[dict],
+    distribution_branch: int,
+    source: str = "auto",
+    branch: int = 0,
+    module: str = "auto",
+    *,
+    switches: Sequence[str] = (),
+    fabric: bool = True,
 ) -> dict:
     """The driver that serves every card: `{source, branch, module, problem}`; problem a sentence or empty.
 
-    `distribution_branch` is what the host's distribution packages; `branch` 0 leaves the choice here.
+    `distribution_branch` is what the host's distribution packages, `fabric` whether it packages the fabric
+    manager, without which no card behind NVSwitch bridges (`switches`) computes; `branch` 0 leaves the
+    choice here.
     """
     answer = {"source": source, "branch": branch, "module": module, "problem": ""}
 
@@ -139,11 +189,17 @@ def plan(
 
     if answer["source"] == "auto":
         wanted = branch or distribution_branch
-        serves = least <= wanted <= most and wanted == distribution_branch
+        serves = least <= wanted <= most and wanted == distribution_branch and (fabric or not switches)
         answer["source"] = "distribution" if serves else "cuda_repository"
     if not answer["branch"]:
         # 580 is the last branch for Maxwell, Pascal and Volta, and new enough for every card in the table.
         answer["branch"] = distribution_branch if answer["source"] == "distribution" else 580
+    if answer["source"] == "distribution" and switches and not fabric:
+        return refuse(
+            f"This host has NVSwitch bridges ({', '.join(switches)}), and its distribution packages no "
+            "fabric manager, without which their cards do not compute: set nvidia_driver_source to auto or "
+            "cuda_repository."
+        )
     if answer["source"] == "distribution" and answer["branch"] != distribution_branch:
         return refuse(
             f"This distribution packages the driver branch {distribution_branch}, not "
@@ -187,4 +243,9 @@ class FilterModule:
     """What Ansible asks a filter plugin for."""
 
     def filters(self) -> dict:
-        return {"nvidia_driver_status": status, "nvidia_driver_plan": plan}
+        return {
+            "nvidia_driver_status": status,
+            "nvidia_driver_plan": plan,
+            "nvidia_driver_header_packages": header_packages,
+            "nvidia_driver_mirror": mirror,
+        }

@@ -1,0 +1,8 @@
+# shellcheck shell=bash
+set -o pipefail
+# mokutil and its libraries: by the steps that the role names, not by the role.
+dpkg-query -W -f '${Package}\n' | sort | diff /srv/packages-before - | grep -v -e '^[0-9]' -e '^> \(mokutil\|libefivar1t64\|libefivar1\|libkeyutils1\|openssl\)$'
+apt-mark showhold
+find /etc/modprobe.d /etc/apt/apt.conf.d /etc/apt/sources.list.d /var/lib/train-classifier -iname '*nvidia*' -o -name installed
+find /lib/modules /usr/src -path '*nvidia-current*'
+exit 0
