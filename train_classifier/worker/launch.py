@@ -54,6 +54,8 @@ def launch(job: Job, spec: JobSpec, caller: Account) -> dict[str, Any]:
     argv = [
         "systemd-run", *(["--user"] if kind == "user" else []), "--quiet", "--unit", unit, "--collect",
         "--service-type=exec", "--description", f"train-classifier: {spec.model}",
+        # A host that shuts down stops the job while there is still an engine to stop it by.
+        *(["-p", "After=docker.service"] if kind == "system" else []),
         "-p", "KillMode=mixed", "-p", f"TimeoutStopSec={int(spec.grace_s) + CLEARING_S}",
         "-p", "ExecStopPost=" + " ".join(_quoted(word) for word in program.command("finish", str(job.dir))),
         # The host's settings and another engine's address are all of our environment that the worker needs.
