@@ -232,7 +232,7 @@ def test_a_host_without_a_gpu(ssh_host: TestHost, tmp_path: Path) -> None:
 
     done = caller.run(*caller.train("look", "--gpus", "auto"))
     assert done.returncode == 0, tail(done.stderr)
-    assert b"trains on the CPU" in done.stderr
+    assert b"training on the CPU" in done.stderr
     assert json.loads(done.stdout)["nodes"] == []
 
     done = caller.run("doctor", "--gpus", "1", "--json")

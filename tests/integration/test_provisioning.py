@@ -195,6 +195,12 @@ def site(base_image: str, tmp_path: Path) -> Iterator[Site]:
 def test_killed_at_random_tasks_it_converges(site: Site) -> None:
     site.killed_at_random_tasks(site.site, TASKS, 5)
     site.stands()
+
+
+@pytest.mark.full
+def test_teardown_killed_at_random_tasks_it_converges(site: Site) -> None:
+    site.killed_at_random_tasks(site.site, TASKS, 5)
+    site.stands()
     site.killed_at_random_tasks(site.teardown, TEARDOWN_TASKS, 2)
     site.goes(site.teardown)
     site.is_bare()
