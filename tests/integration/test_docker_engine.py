@@ -136,9 +136,8 @@ def test_restart_waits_for_a_running_job(host: TestHost, base_image: str) -> Non
     host.docker("rm", "-f", "job")
 
     # A job that builds or packs has no container, one without a GPU no ticket; its state is not root's.
-    folder = f"/home/trainer/elsewhere/jobs/{JOB}"
-    host.shell(f"mkdir -p {folder}", user="trainer")
-    host.shell(f"systemd-run -q --unit worker --uid trainer flock {folder}/lock sleep infinity")
+    worker = ("python3", "-Ic", "import time; time.sleep(1e6)", "run", f"/home/trainer/elsewhere/jobs/{JOB}")
+    host.exec("systemd-run", "-q", "--unit", "worker", "--uid", "trainer", *worker)
     done = play(host, "docker_engine")
     assert f"waits for its restart, since 1 job(s) run on it ({JOB})" in done.output
     assert started(host) == before

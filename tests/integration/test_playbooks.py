@@ -69,6 +69,12 @@ def test_update_waits_for_a_running_job_and_teardown_refuses(
 ) -> None:
     caller, training, container = job
 
+    # The job is found without its container, too: it has none while it builds and packs.
+    look = (ROOT / "roles/host_check/files/jobs.py").read_text().replace("/var/run/docker.sock", "/nowhere")
+    found = json.loads(ssh_host.exec("python3", "-I", "-", input=look).stdout)["jobs"]
+    name = '{{index .Config.Labels "train-classifier.job"}}'
+    assert found == [ssh_host.docker("inspect", "-f", name, container).strip()]
+
     status, printed = run("teardown", ssh_host.inventory())
     assert status != 0 and "1 job(s) run (" in printed and "nothing was touched" in printed, printed
     assert re.search(r"changed=0 .*failed=1", printed), printed

@@ -1,8 +1,9 @@
 """Say what runs on this host and must not be cut, as JSON; as root, changing nothing. Python 3.9.
 
-A worker holds its job's lock, and its ticket, open from its start until the result is written: while it
-builds, waits for a GPU, trains and packs. So the kernel names the jobs of every account, wherever their state
-lies. The engine adds containers whose worker is dead, and the process list what GitHub runners do.
+A worker's command line ends with its job's folder, from its start until the result is written: while it
+builds, waits for a GPU, trains and packs; so does its stop hook's. What holds a job's lock or ticket open
+counts, too, whatever it is called. So the kernel names the jobs of every account, wherever their state lies.
+The engine adds containers whose worker is dead, and the process list what GitHub runners do.
 """
 
 import http.client
@@ -15,7 +16,7 @@ from pathlib import Path
 
 SOCKET = "/var/run/docker.sock"
 ID = r"(\d{8}-\d{6}-[0-9a-f]{8})"
-#: What a worker has open, and what its command line ends with (also before it has opened anything).
+#: What a worker has open (a root without CAP_SYS_PTRACE sees its own alone), and a word of its command line.
 OPEN = re.compile(rf"/(?:jobs/{ID}/lock|queue/\d+-{ID}\.json)\Z")
 FOLDER = re.compile(rf"/.*/jobs/{ID}\Z")
 RUNNER = re.compile(r"/(github-runner@[^/\n]+)\.service")
