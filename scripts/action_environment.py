@@ -6,10 +6,13 @@ written.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import json
 import os
 import platform
+import re
 import shutil
 import signal
 import stat
@@ -17,12 +20,18 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 ACTION = Path(__file__).resolve().parent.parent
-#: The version that is brought in where a runner has no uv.
-UV = "0.13.9"
+#: Version and hashes of the uv that is brought in where a runner has none.
+UV = ACTION / "scripts" / "requirements-uv.lock"
+#: What role training_host leaves on a host: its settings, and the uv that they name if no other.
+HOST_JSON = Path("/var/lib/train-classifier/host.json")
+HOST_UV = Path("/var/lib/train-classifier/bin/uv")
+#: Failures of a tool that another folder may not have.
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 #: Environments of other locks are removed once nothing has used them for so long.
 UNUSED_S = 30 * 86400
 
@@ -35,7 +44,7 @@ def key() -> str:
     """Return the name of the environment: it changes with the lock, the interpreter and the machine."""
     digest = hashlib.sha256((ACTION / "requirements.lock").read_bytes())
     base = os.path.realpath(sys.executable)
-    digest.update("\0".join([UV, sys.version, base, platform.machine()]).encode())
+    digest.update("\0".join([sys.version, base, platform.machine()]).encode())
     return f"{sys.version_info[0]}.{sys.version_info[1]}-{digest.hexdigest()[:16]}"
 
 
@@ -73,7 +82,10 @@ def find(name: str) -> Path | None:
 
 
 def make(name: str) -> Path:
-    """Make the environment in the first folder that takes it. Two at once: the second waits for the first."""
+    """Make the environment in the first folder that takes it. Two at once: the second waits for the first.
+
+    Raises Refused.
+    """
     problems = []
     for cache in caches():
         try:
@@ -81,34 +93,35 @@ def make(name: str) -> Path:
             if not ours(cache):
                 raise PermissionError(f"{cache} belongs to another user, or others may write to it")
             lock = os.open(cache / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                made = cache / name
+                if not (ours(made) and (made / "bin" / "python").exists()):
+                    sweep(cache, name)
+                    build(cache, name)
+                return made
+            finally:
+                os.close(lock)
         except OSError as error:
             problems.append(str(error))
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            made = cache / name
-            if ours(made) and (made / "bin" / "python").exists():
-                return made
-            sweep(cache, name)
-            build(cache, name)
-            return made
-        finally:
-            os.close(lock)
     raise Refused(
         "No folder takes the action's Python packages: "
         + "; ".join(problems)
-        + ". Give the runner a tool cache that it may write to."
+        + ". Give the runner a tool cache that it may write to and that has room."
     )
 
 
 def build(cache: Path, name: str) -> None:
-    """Build in a temporary folder and rename it into place. Raises Refused."""
+    """Build in a temporary folder and rename it into place.
+
+    Raises Refused, and OSError where another folder may serve.
+    """
     print(f"Preparing the action's Python packages in {cache} (once for each version)", flush=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{name}.new-", dir=cache))
     try:
         target = folder / "environment"
-        uv = shutil.which("uv") or bring_uv(folder)
-        run([uv, "venv", "--no-project", "--relocatable", "--python", sys.executable, str(target)])
+        uv = shutil.which("uv") or host_uv() or bring_uv(folder)
+        run([uv, "venv", "--no-project", "--relocatable", "--python", sys.executable, str(target)], cache)
         run(
             [
                 uv,
@@ -120,7 +133,8 @@ def build(cache: Path, name: str) -> None:
                 "--compile-bytecode",
                 "-r",
                 str(ACTION / "requirements.lock"),
-            ]
+            ],
+            cache,
         )
         shutil.rmtree(cache / name, ignore_errors=True)
         target.chmod(0o755)
@@ -129,20 +143,57 @@ def build(cache: Path, name: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def host_uv() -> str | None:
+    """Return the uv that role training_host put on this host, if root alone can have put it there."""
+    settings = Path(os.environ.get("TRAIN_CLASSIFIER_HOST_JSON") or HOST_JSON)
+    uv: object = str(HOST_UV)
+    try:
+        if os.path.lexists(settings):
+            if not roots(settings):
+                return None
+            uv = json.loads(settings.read_text(encoding="utf-8")).get("uv", uv)
+        # Its own path: whoever may turn a link round later does not change what is run.
+        real = os.path.realpath(str(uv))
+        return real if roots(Path(real)) and os.access(real, os.X_OK) else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def roots(file: Path) -> bool:
+    """Say whether root alone can have put a file there: it and every folder above are root's."""
+    file = Path(os.path.realpath(file))
+    for path in (file, *file.parents):
+        found = path.lstat()
+        # In a folder such as /tmp nobody can replace what is root's.
+        shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
+        if found.st_uid != 0 or (shared and not sticky):
+            return False
+    return stat.S_ISREG(file.lstat().st_mode)
+
+
 def bring_uv(folder: Path) -> str:
-    """Install uv into a private environment and return its path. Raises Refused."""
+    """Install uv into a private environment and return its path. Raises Refused and OSError as `run` does."""
     tool = folder / "uv"
     run(
         [sys.executable, "-I", "-m", "venv", str(tool)],
+        folder,
         "Install it: apt-get install python3-venv (or install uv).",
     )
     pip = [str(tool / "bin" / "python"), "-I", "-m", "pip", "install", "--quiet", "--only-binary", ":all:"]
-    run([*pip, "--disable-pip-version-check", f"uv=={UV}"])
+    run([*pip, "--disable-pip-version-check", "--require-hashes", "-r", str(UV)], folder)
     return str(tool / "bin" / "uv")
 
 
-def run(command: list[str], hint: str = "Can this runner reach its Python index? See PIP_INDEX_URL.") -> None:
-    """Run a tool of the build; a signal takes it along. Raises Refused with its last words."""
+def run(
+    command: list[str],
+    folder: Path,
+    hint: str = "Can this runner reach its Python index? See PIP_INDEX_URL.",
+) -> None:
+    """Run a tool of the build; a signal takes it along.
+
+    Raises Refused with its last words, OSError where what it says is that `folder` takes no more.
+    """
     environment = {**os.environ, "UV_NO_CONFIG": "1", "UV_HTTP_TIMEOUT": "180", "UV_NO_PROGRESS": "1"}
     for theirs, pips in (("UV_DEFAULT_INDEX", "PIP_INDEX_URL"), ("UV_INDEX", "PIP_EXTRA_INDEX_URL")):
         if environment.get(pips):
@@ -174,7 +225,12 @@ def run(command: list[str], hint: str = "Can this runner reach its Python index?
         process.wait()
         raise
     if process.returncode:
-        last = said.decode("utf-8", "replace").strip().splitlines()[-12:]
+        words = said.decode("utf-8", "replace").strip()
+        # As Rust and Python say it.
+        for number in re.findall(r"(?:os error |\[Errno )([0-9]{1,3})[)\]]", words):
+            if int(number) in FULL:
+                raise OSError(int(number), os.strerror(int(number)), str(folder))
+        last = words.splitlines()[-12:]
         tool = " ".join([Path(command[0]).name, *command[1:3]])
         raise Refused(
             "\n".join([f"The action's Python packages were not made ready ({tool}). {hint}", *last])
@@ -206,6 +262,29 @@ def stop(number: int, _frame: object) -> None:
     raise KeyboardInterrupt(number)
 
 
+def close(code: int, status: str, words: str) -> int:
+    """Tell the workflow run how it ended before there was a step, and return the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    error(words)
+    forget()
+    if os.environ.get("GITHUB_OUTPUT"):
+        with contextlib.suppress(OSError), Path(os.environ["GITHUB_OUTPUT"]).open("a") as file:
+            file.write(f"status={status}\nexit-code={code}\nmetrics={{}}\n")
+    return code
+
+
+def forget() -> None:
+    """Remove the archive of an earlier run: a step that fails must not deliver it again."""
+    sys.path.insert(0, str(ACTION))
+    from train_classifier import stale
+
+    try:
+        stale.remove(stale.place(os.environ, Path.cwd()))
+    except (OSError, ValueError) as trouble:
+        print(f"An archive of an earlier run may still be there: {trouble}", flush=True)
+
+
 def main() -> int:
     """Become the step, or return its exit code where that cannot be."""
     signal.signal(signal.SIGINT, stop)
@@ -215,12 +294,22 @@ def main() -> int:
         made = find(name) or make(name)
         with contextlib.suppress(OSError):
             os.utime(made)
+        become(made)
     except Refused as refused:
-        error(str(refused))
-        return 3
+        return close(3, "not-ready", str(refused))
     except KeyboardInterrupt:
-        error("Cancelled before anything was started.")
-        return 6
+        return close(6, "cancelled", "Cancelled before anything was started.")
+    except OSError as trouble:
+        return close(3, "not-ready", f"The action cannot be started: {trouble}")
+    except Exception as bug:
+        traceback.print_exc(file=sys.stdout)
+        words = f"A bug in train-classifier ({type(bug).__name__}): please report it with this log."
+        return close(1, "bug", words)
+    raise AssertionError("exec returned")
+
+
+def become(made: Path) -> None:
+    """Replace this process by the step. Raises OSError where that cannot be."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ACTION),
@@ -234,7 +323,7 @@ def main() -> int:
     python = str(made / "bin" / "python")
     # Handled signals turn into the default ones at exec; blocked ones wait for the step to be ready.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    return os.execve(python, [python, "-m", "train_classifier.step", *sys.argv[1:]], environment)
+    os.execve(python, [python, "-m", "train_classifier.step", *sys.argv[1:]], environment)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 : "${repo:?}" "${work:?}"
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/train-classifier
-uv_version=0.13.9
+uv_version=$(sed -n 's/^uv==\([0-9.]*\).*/\1/p' "$repo/scripts/requirements-uv.lock")
 
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 [ -t 2 ] || say() { printf '%s\n' "$*" >&2; }
@@ -77,7 +77,7 @@ need_uv() {
     rm -rf "$cache/uv-$uv_version.new"
     python3 -m venv "$cache/uv-$uv_version.new" || die "could not make a Python environment in $cache"
     "$cache/uv-$uv_version.new/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
-        "uv==$uv_version" || die "could not fetch uv: is the Python index reachable? Look at PIP_INDEX_URL and HTTPS_PROXY."
+        --require-hashes -r "$repo/scripts/requirements-uv.lock" || die "could not fetch uv: is the Python index reachable? Look at PIP_INDEX_URL and HTTPS_PROXY."
     rm -rf "$cache/uv-$uv_version"
     mv "$cache/uv-$uv_version.new" "$cache/uv-$uv_version"
     # The move breaks the environment's own scripts; the binary is all we use.

@@ -64,7 +64,7 @@ def _group(item: pytest.Item) -> str:
     if file == "integration/test_kills.py" and "case" in parameters:
         # These are many: they have hosts of their own, except for the one with GPUs.
         case = parameters["case"]
-        return "gpu_host" if case.phase == "queue" else f"kills {case.init}"
+        return "gpu_host" if case.phase in ("queue", "gpu-check") else f"kills {case.init}"
     for name in SHARED:
         if name in getattr(item, "fixturenames", ()):
             return name

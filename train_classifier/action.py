@@ -104,14 +104,15 @@ class Step(ActionBase):  # type: ignore[misc]  # ansible is untyped
         request = str(self._task.args["request"])
         return Order.from_json(Path(request).read_text() if request.startswith("/") else request)
 
-    def host(self, order: Order, task_vars: Mapping[str, Any]) -> Host:
+    def host(self, order: Order | None, task_vars: Mapping[str, Any]) -> Host:
         """Return the host of Ansible's connection, reached exactly as Ansible would."""
         target = self.target(task_vars)
         return Host(
             target.name,
             None if target.local else target.ssh,
-            python=order.python or target.python,
-            state_dir=order.state_dir,
+            python=(order.python if order else None) or target.python,
+            state_dir=order.state_dir if order else target.state_dir,
+            flags=order.flags if order else "",
         )
 
     def target(self, task_vars: Mapping[str, Any]) -> Target:

@@ -1,21 +1,33 @@
 """Finds the model's Python tracebacks in a log, and the place in the repository that each points at."""
 
+import builtins
 import dataclasses
 import posixpath
 import re
 
 #: Where the private copy of the repository lies in the container.
 WORKSPACE = "/workspace"
-#: GitHub shows ten annotations of a kind for a step; the last traceback is the one that ended the training.
-MOST = 10
+#: GitHub shows ten errors of a step; the tenth is what says how the job ended. The last traceback is the
+#: one that ended the training.
+MOST = 9
 
 ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 #: A traceback of an ExceptionGroup stands behind a margin: `  | `, and `+-+---- 1 ----`.
 MARGIN = re.compile(r"\s*(?:\| ?|\+ (?=Exception Group)|\+-?\+?-{4,}.*$)")
+#: torchrun and PyTorch's own hook put the process in front of each line.
+RANK = re.compile(r"(?:\[(?:rank|default)[0-9]{1,6}\]: ?)+")
 HEADER = re.compile(r"(?:Exception Group )?Traceback \(most recent call last\):\s*\Z")
 FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>[0-9]{1,9})(?:, in (?P<function>.*))?\Z')
 #: `ValueError: text`, `package.Error`, `KeyboardInterrupt`; also `ExceptionGroup: text (2 sub-exceptions)`.
-ERROR = re.compile(r"[A-Za-z_][\w.]*(?:: .*|:)?\Z")
+ERROR = re.compile(r"[A-Za-z_][\w.]*(?:: .*|:)\Z")
+#: Without a text it could be a word of any other output, but for such names.
+BARE_ERROR = re.compile(r"(?:[A-Za-z_]\w*\.)*(?P<name>[A-Za-z_]\w*)\Z")
+ENDINGS = ("Error", "Exception", "Interrupt", "Exit", "Warning")
+BUILTINS = {
+    name
+    for name, value in vars(builtins).items()
+    if isinstance(value, type) and issubclass(value, BaseException)
+}
 SYNTAX = ("SyntaxError", "IndentationError", "TabError")
 
 
@@ -33,27 +45,38 @@ def find(log: str, workspace: str = WORKSPACE) -> list[Annotation]:
     """Return one annotation for each traceback of the log, at its innermost frame in the repository.
 
     Tracebacks without such a frame are left out; a place with the same message counts once. Of chained
-    exceptions each has its own. Only the last ten are returned, in order of appearance.
+    exceptions each has its own. Of processes that put their rank in front each is read for itself. Only the
+    last are returned, in order of appearance.
     """
-    lines = [_plain(line) for line in log.replace("\r\n", "\n").split("\n")]
+    processes: dict[str, list[str]] = {}
+    numbers: dict[str, list[int]] = {}
+    for number, raw in enumerate(log.replace("\r\n", "\n").split("\n")):
+        line = ANSI.sub("", raw).rpartition("\r")[2]
+        rank = RANK.match(line)
+        process = rank[0] if rank else ""
+        processes.setdefault(process, []).append(_plain(line[len(process) :]))
+        numbers.setdefault(process, []).append(number)
+    seen: list[tuple[int, Annotation]] = []
+    for process, lines in processes.items():
+        for index, line in enumerate(lines):
+            if HEADER.match(line.strip()):
+                annotation = _traceback(lines, index, workspace)
+            elif FRAME.match(line.strip()) and _bare_syntax_error(lines, index):
+                annotation = _traceback(lines, index - 1, workspace)
+            else:
+                continue
+            if annotation:
+                seen.append((numbers[process][index], annotation))
     found: dict[Annotation, None] = {}
-    for index, line in enumerate(lines):
-        if HEADER.match(line.strip()):
-            annotation = _traceback(lines, index, workspace)
-        elif FRAME.match(line.strip()) and _bare_syntax_error(lines, index):
-            annotation = _traceback(lines, index - 1, workspace)
-        else:
-            continue
-        if annotation:
-            # The last of two equal ones keeps its place.
-            found.pop(annotation, None)
-            found[annotation] = None
+    for _, annotation in sorted(seen, key=lambda each: each[0]):
+        # The last of two equal ones keeps its place.
+        found.pop(annotation, None)
+        found[annotation] = None
     return list(found)[-MOST:]
 
 
 def _plain(line: str) -> str:
-    """Return a line without colours, what was written over, and the margin of an ExceptionGroup."""
-    line = ANSI.sub("", line).rpartition("\r")[2]
+    """Return a line without the margin of an ExceptionGroup."""
     while margin := MARGIN.match(line):
         if not margin[0]:
             break
@@ -83,12 +106,18 @@ def _traceback(lines: list[str], header: int, workspace: str) -> Annotation | No
         elif line[:1].isspace() or not text:
             # The source line of a frame, its marks, or an empty line of a message.
             continue
-        elif ERROR.match(line):
+        elif _is_error(line):
             return Annotation(*place, message=line[:2000]) if place else None
         else:
             # Other output between the lines of the traceback, by another thread or process.
             continue
     return None
+
+
+def _is_error(line: str) -> bool:
+    """Say whether a line ends a traceback."""
+    bare = BARE_ERROR.match(line)
+    return bool(ERROR.match(line) or (bare and (bare["name"] in BUILTINS or bare["name"].endswith(ENDINGS))))
 
 
 def _relative(file: str, workspace: str) -> str | None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import os
 import time
@@ -11,6 +13,7 @@ from typing import Any
 
 from train_classifier.errors import NothingDelivered, NotReady, OutOfTouch, TrainClassifierError
 from train_classifier.follow import PATIENCE_S, patiently
+from train_classifier.job import JOB_ID
 from train_classifier.reporting import Reporter
 from train_classifier.transport import Host
 
@@ -32,8 +35,8 @@ def fetch(
     The file at `output` is replaced only by a complete archive; it belongs to the caller.
     Raises NothingDelivered when it cannot be written or stays corrupt, OutOfTouch when the host is gone.
     """
-    again = f"The archive is still on {host.name}: train-classifier fetch {job}"
-    part = output.with_name(f".{output.name}.{job}.part")
+    again = f"The archive is still on {host.name}: train-classifier fetch {job}{host.flags}"
+    part = output.with_name(part_name(output, job))
     ticker = _ticker(report, int(archive["bytes"]))
     try:
         with _owned(part):
@@ -53,6 +56,7 @@ def fetch(
             size = part.stat().st_size
             part.replace(output)
             _sync(output.parent)
+            sweep(output)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise NothingDelivered(f"{output} cannot be written: {reason}.", again) from error
@@ -66,15 +70,45 @@ def fetch(
     return {"path": str(output), "bytes": size, "sha256": archive["sha256"]}
 
 
+def part_name(output: Path, job: str) -> str:
+    """Return the name of the file beside `output` that holds what has arrived of a job's archive."""
+    return f".{output.name}.{job}.part"
+
+
+def sweep(output: Path) -> None:
+    """Remove what fetches that were killed left beside `output`: parts whose lock nobody holds."""
+    for part in output.parent.glob(glob.escape(f".{output.name}.") + "*.part"):
+        if not JOB_ID.match(part.name[len(output.name) + 2 : -len(".part")]):
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(part, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
+            finally:
+                os.close(descriptor)
+
+
 @contextlib.contextmanager
 def _owned(part: Path) -> Iterator[None]:
-    """Make the part file in the caller's name, keep what an earlier try brought, leave nothing behind."""
+    """Make the part file in the caller's name, keep what an earlier try brought, leave nothing behind.
+
+    Its lock tells a part that is being written from one whose writer was killed.
+    """
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    os.close(descriptor)
     try:
-        yield
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NothingDelivered(
+                f"{part.name} is being written by another fetch of this job.", "Wait for it, or stop it."
+            ) from None
+        try:
+            yield
+        finally:
+            part.unlink(missing_ok=True)
     finally:
-        part.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -46,7 +46,7 @@ def patiently(
             if error.final or silent >= NO_ANSWERS or now - lost + delay > patience:
                 raise OutOfTouch(
                     f"Out of touch with {host.name}: {error.reason[:1].lower()}{error.reason[1:]}",
-                    f"The job runs on. Pick it up again: train-classifier attach {job}"
+                    f"The job runs on. Pick it up again: train-classifier attach {job}{host.flags}"
                     + (f" ({error.hint})" if error.hint else ""),
                     error.detail,
                 ) from error

@@ -1,11 +1,12 @@
 """The action's inputs: `with:` wins over the environment, and both become one request."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from train_classifier import notify
-from train_classifier.errors import BadInput
+from train_classifier import notify, options
+from train_classifier.errors import BadInput, TrainClassifierError
 from train_classifier.request import TrainRequest
 
 #: Carries what stands under `with:`; empty means not given, as everywhere.
@@ -20,6 +21,10 @@ INPUTS = (
 CANCEL_GRACE_S = 3.0
 #: Variables that the step itself reads and nobody else may see.
 OWN = ("args", "cancel_grace", "slack_webhook", "slack_notify")
+#: Flags whose input is spelt otherwise.
+SPELT = {"secret": "secrets", "grace": "cancel-grace"}
+#: What runs up to the end of its line is a command to type, in which flags are flags.
+FLAG = re.compile(r"train-classifier [a-z]+ .*|(?<![\w-])--(?P<flag>[a-z][a-z-]*)(?![\w=-])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +37,12 @@ class Inputs:
     #: The webhook, empty for none; a secret.
     webhook: str
     wanted: frozenset[notify.Event]
-    output: str
+    #: What is wrong with the inputs that only the step knows; the rest is the request's to say.
+    problems: tuple[str, ...] = ()
 
 
 def read(environment: Mapping[str, str]) -> Inputs:
-    """Return the inputs. Raises BadInput for those that only the step knows; the rest is the request's."""
+    """Return the inputs, and what is wrong with those that only the step knows."""
     merged = {name: value for name, value in environment.items() if not name.startswith(PREFIX)}
     for name in INPUTS:
         given = environment.get(PREFIX + name.upper(), "")
@@ -47,17 +53,20 @@ def read(environment: Mapping[str, str]) -> Inputs:
         merged.pop(VARIABLE + name.upper(), None)
     webhook = values["slack_webhook"].strip() or merged.pop("SLACK_IDENTIFIER", "").strip()
     merged.pop("SLACK_IDENTIFIER", None)
+    problems = []
     try:
         wanted = notify.events(values["slack_notify"])
     except ValueError as error:
-        raise BadInput(str(error)) from error
+        # Whoever asked for some notice wants to hear of this failure.
+        wanted = notify.events(None)
+        problems.append(str(error))
     # Literally one argument a line, a carriage return of a Windows editor aside.
     lines = [line.removesuffix("\r") for line in values["args"].split("\n")]
     arguments = [line for line in lines if line.strip()]
     request = TrainRequest(
         arguments=arguments or None, grace=values["cancel_grace"].strip() or None, cwd=Path.cwd()
     )
-    return Inputs(request, merged, webhook, wanted, values["output"].strip())
+    return Inputs(request, merged, webhook, wanted, tuple(problems))
 
 
 def withheld(environment: Mapping[str, str]) -> set[str]:
@@ -65,3 +74,30 @@ def withheld(environment: Mapping[str, str]) -> set[str]:
     kept = VARIABLE + "HOST_JSON"
     given = {name for name in environment if name.startswith(VARIABLE) and name != kept}
     return given | ({"SLACK_IDENTIFIER"} & set(environment))
+
+
+def in_words(text: str) -> str:
+    """Return a sentence that speaks of the command line's flags as one that speaks of the action's inputs."""
+
+    def spelt(match: re.Match[str]) -> str:
+        flag = match["flag"]
+        if flag is None:
+            return match[0]
+        name = SPELT.get(flag, flag)
+        if name.replace("-", "_") in INPUTS:
+            return f"input {name}"
+        if flag.replace("-", "_") in options.SETTINGS:
+            return f"{flag.replace('-', '_')} in {options.SETTINGS_FILE}"
+        if flag.replace("-", "_") in options.REQUEST:
+            return options.variable_of(flag.replace("-", "_"))
+        return match[0]
+
+    return FLAG.sub(spelt, text)
+
+
+def translate(error: TrainClassifierError) -> None:
+    """Put what a failure says into the words of the action; the tools' own lines stay as they are."""
+    error.reason = in_words(error.reason)
+    error.hint = in_words(error.hint) if error.hint else error.hint
+    if isinstance(error, BadInput):
+        error.problems = [in_words(problem) for problem in error.problems]

@@ -5,6 +5,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -36,9 +37,11 @@ class Target:
     #: The inventory's training_job_state_dir and ansible_python_interpreter; None: the host's default.
     state_dir: str | None = None
     python: str | None = None
+    #: Why we cannot reach it, whatever it answers; None: nothing speaks against it.
+    problem: str | None = None
 
-    def connect(self, own_session: bool = False) -> "Host":
-        """Return the host as the transport wants it."""
+    def connect(self, own_session: bool = False, flags: str = "") -> "Host":
+        """Return the host as the transport wants it; `flags` find it again, see `flags`."""
         from train_classifier.transport import Host
 
         return Host(
@@ -47,7 +50,15 @@ class Target:
             python=self.python,
             state_dir=self.state_dir,
             own_session=own_session,
+            flags=flags,
+            problem=self.problem,
         )
+
+
+def flags(inventory: str | None, host: str | None) -> str:
+    """Return the flags with which another command asks the same hosts, each with a space before it."""
+    given = (("--inventory", inventory), ("--host", host))
+    return "".join(f" {name} {shlex.quote(value)}" for name, value in given if value is not None)
 
 
 def source(inventory: str | None, environ: Mapping[str, str], cwd: Path) -> str | None:
@@ -83,18 +94,38 @@ def hosts(
 ) -> list[Target]:
     """Return the hosts of an inventory, or those that match `limit`: a host, a group or a pattern.
 
-    Without an inventory (nor TRAIN_CLASSIFIER_INVENTORY) that is this machine. Raises BadInput with one
-    sentence per problem: no such inventory, unknown host, nothing that matches, hosts we cannot reach.
+    Without an inventory (nor TRAIN_CLASSIFIER_INVENTORY) that is this machine. A host that we cannot reach
+    carries its problem as long as there is one that we can. Raises BadInput with one sentence per problem:
+    no such inventory, unknown host, nothing that matches, no host that we can reach.
     """
-    return _targets(_find(inventory, limit, environ, cwd))
+    found = _targets(_find(inventory, limit, environ, cwd))
+    if all(target.problem for target in found):
+        raise BadInput(*(str(target.problem) for target in found))
+    return found
+
+
+def named(inventory: str, pattern: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    """Return the names of the hosts that match `pattern`; no variable is looked at, so no vault is opened.
+
+    Raises BadInput when the inventory cannot be read.
+    """
+    answer = _ask(inventory, pattern, os.environ if environ is None else environ, names_only=True)
+    if "error" in answer:
+        raise BadInput(_unreadable(inventory, answer))
+    return [str(host["name"]) for host in answer["hosts"]]
 
 
 def _targets(found: list[dict[str, Any]]) -> list[Target]:
-    problems = [f"host '{printable(host['name'])}' {host['problem']}" for host in found if host["problem"]]
-    if problems:
-        raise BadInput(*problems)
     return [
-        Target(host["name"], host["local"], host["ssh"], host["state_dir"], host["python"]) for host in found
+        Target(
+            host["name"],
+            host["local"],
+            host["ssh"],
+            host.get("state_dir"),
+            host.get("python"),
+            f"host '{printable(host['name'])}' {host['problem']}" if host["problem"] else None,
+        )
+        for host in found
     ]
 
 
@@ -105,7 +136,10 @@ def one(
     cwd: Path | None = None,
 ) -> Target:
     """Return the one host that is meant. Raises BadInput as `hosts` does, and when there are several."""
-    return _targets(_single(_find(inventory, host, environ, cwd), host))[0]
+    found = _targets(_single(_find(inventory, host, environ, cwd), host))[0]
+    if found.problem:
+        raise BadInput(found.problem)
+    return found
 
 
 def _find(
@@ -125,14 +159,21 @@ def _find(
         raise BadInput(f"host {quoted(limit)} is no name of a host or group")
     answer = _ask(where, limit, environ)
     if "error" in answer:
-        reason = " ".join(printable(line) for line in str(answer["error"]).splitlines() if line.strip())
-        raise BadInput(f"inventory {quoted(where)} cannot be read: {reason}")
+        raise BadInput(_unreadable(where, answer))
     found: list[dict[str, Any]] = answer["hosts"]
     if not found:
         raise BadInput(
             _unknown(where, limit, answer["names"]) if limit else f"inventory {quoted(where)} names no host"
         )
     return found
+
+
+def _unreadable(where: str, answer: Mapping[str, Any]) -> str:
+    reason = " ".join(printable(line) for line in str(answer["error"]).splitlines() if line.strip())
+    hint = (
+        "; name the file of its password by ANSIBLE_VAULT_PASSWORD_FILE" if "vault secrets" in reason else ""
+    )
+    return f"inventory {quoted(where)} cannot be read: {reason}{hint}"
 
 
 def _single(found: list[dict[str, Any]], host: str | None) -> list[dict[str, Any]]:
@@ -157,7 +198,9 @@ def _unknown(where: str, limit: str, names: list[str]) -> str:
     return f"host {quoted(limit)} is not in inventory {quoted(where)}; {hint}"
 
 
-def _ask(inventory: str, limit: str | None, environ: Mapping[str, str]) -> dict[str, Any]:
+def _ask(
+    inventory: str, limit: str | None, environ: Mapping[str, str], names_only: bool = False
+) -> dict[str, Any]:
     from train_classifier.playbook import ansible_environment
 
     environment = {
@@ -173,7 +216,7 @@ def _ask(inventory: str, limit: str | None, environ: Mapping[str, str]) -> dict[
     try:
         done = subprocess.run(
             [sys.executable, "-m", "train_classifier.inventory_reader"],
-            input=json.dumps({"inventory": inventory, "limit": limit}).encode(),
+            input=json.dumps({"inventory": inventory, "limit": limit, "names_only": names_only}).encode(),
             env=environment,
             capture_output=True,
             timeout=TIMEOUT_S,

@@ -14,8 +14,11 @@ STATE_DIR = "training_job_state_dir"
 _PASSWORDS = ("ansible_password", "ansible_ssh_pass", "ansible_ssh_password")
 
 
-def read(inventory: str, limit: str | None) -> dict[str, Any]:
-    """Return `hosts`, or `error` with what Ansible says; `names` are all its hosts and groups."""
+def read(inventory: str, limit: str | None, names_only: bool = False) -> dict[str, Any]:
+    """Return `hosts`, or `error` with what Ansible says; `names` are all its hosts and groups.
+
+    With `names_only` nothing but the `name` of each host: no variable is read.
+    """
     from ansible import constants as C
     from ansible.cli import CLI
     from ansible.errors import AnsibleError
@@ -42,7 +45,10 @@ def read(inventory: str, limit: str | None) -> dict[str, Any]:
         if limit:
             manager.subset(limit)
         chosen = manager.list_hosts("all") if everyone else []
-        hosts = [_reach(host, variables.get_vars(host=host), loader) for host in chosen]
+        if names_only:
+            hosts = [{"name": str(host.name)} for host in chosen]
+        else:
+            hosts = [_reach(host, variables.get_vars(host=host), loader) for host in chosen]
     except AnsibleError as error:
         return {"error": str(error)}
     return {"names": [*everyone, *groups], "hosts": hosts}
@@ -94,12 +100,12 @@ def _reach(host: Any, variables: dict[str, Any], loader: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer one request: `{"inventory", "limit"}`."""
+    """Answer one request: `{"inventory", "limit", "names_only"}`."""
     request = json.load(sys.stdin)
     # Whatever Ansible prints goes to standard error, so that standard output is one JSON object.
     with os.fdopen(os.dup(1), "w") as answer:
         os.dup2(2, 1)
-        json.dump(read(request["inventory"], request["limit"]), answer)
+        json.dump(read(request["inventory"], request["limit"], request["names_only"]), answer)
 
 
 if __name__ == "__main__":

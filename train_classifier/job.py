@@ -5,8 +5,8 @@ Everything here is written as JSON; `SCHEMA` is raised when a reader of the old 
 """
 
 import dataclasses
+import os
 import re
-import secrets
 import time
 from typing import Any, Optional, Union
 
@@ -38,7 +38,7 @@ DEFAULT_LOG_MAX_BYTES = 2 << 30
 def new_job_id(now: Optional[float] = None) -> str:
     """Return a new job id: UTC second of submission and 32 random bits."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
-    return f"{stamp}-{secrets.token_hex(4)}"
+    return f"{stamp}-{os.urandom(4).hex()}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """Find and list jobs on all hosts of an inventory at once, without Ansible."""
 
-import concurrent.futures
+import queue
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from train_classifier.errors import BadInput, TrainClassifierError
-from train_classifier.transport import Host
+from train_classifier.errors import BadInput, NotReady, TrainClassifierError
+from train_classifier.job import JOB_ID, STATES
+from train_classifier.transport import Host, abandon
 
 T = TypeVar("T")
 #: Hosts that are asked at the same time.
@@ -25,43 +27,92 @@ class Found:
         """The job's whole id."""
         return str(self.answer["id"])
 
+    def started(self) -> "Found":
+        """Return this job. Raises NotReady when it was prepared and never started: nothing will ever come."""
+        if (self.answer.get("status") or {}).get("state") in STATES[:2]:
+            raise NotReady(
+                f"Job {self.id} on {self.host.name} was never started (its push was cut, or still runs).",
+                "Train again.",
+            )
+        return self
+
 
 def ask(hosts: Sequence[Host], question: Callable[[Host], T]) -> list[tuple[Host, T | TrainClassifierError]]:
-    """Put the question to every host at once and return the answers, or why there is none, in order."""
+    """Put the question to every host at once and return the answers, or why there is none, in order.
 
-    def one(host: Host) -> T | TrainClassifierError:
-        try:
-            return question(host)
-        except TrainClassifierError as error:
-            return error
+    Ctrl-C ends it at once, its connections included.
+    """
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    answered: queue.SimpleQueue[tuple[int, T | BaseException]] = queue.SimpleQueue()
+    for number in range(len(hosts)):
+        waiting.put(number)
 
-    with concurrent.futures.ThreadPoolExecutor(min(AT_ONCE, max(1, len(hosts)))) as pool:
-        return list(zip(hosts, pool.map(one, hosts), strict=True))
+    def work() -> None:
+        while True:
+            try:
+                number = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                answered.put((number, question(hosts[number])))
+            except BaseException as error:
+                answered.put((number, error))
+
+    # Daemons: nobody waits at the exit for a host that does not answer.
+    for _ in range(min(AT_ONCE, len(hosts))):
+        threading.Thread(target=work, daemon=True, name="ask").start()
+    answers: dict[int, T | TrainClassifierError] = {}
+    try:
+        while len(answers) < len(hosts):
+            number, answer = answered.get()
+            if isinstance(answer, BaseException) and not isinstance(answer, TrainClassifierError):
+                raise answer
+            answers[number] = answer
+    except BaseException:
+        abandon()
+        raise
+    return [(host, answers[number]) for number, host in enumerate(hosts)]
 
 
 def find(hosts: Sequence[Host], job: str) -> Found:
     """Return the job by its id, a unique beginning of it, or `last` for the newest of all hosts.
 
-    Raises BadInput when no host has it or several match, and the host's own failure when the job
-    might be on a host that could not be asked.
+    Raises BadInput when no host has it or several match, and the host's own failure when the job that is
+    meant might be on a host that could not be asked.
     """
     answers = ask(hosts, lambda host: host.call({"verb": "status", "id": job}))
     found = [Found(host, answer) for host, answer in answers if isinstance(answer, dict)]
+    errors = [(host, answer) for host, answer in answers if isinstance(answer, TrainClassifierError)]
+    if not (found and JOB_ID.match(job)):
+        for host, error in errors:
+            if not isinstance(error, BadInput):
+                # The newest of those that answered may not be the newest.
+                error.hint = _others(error.hint, hosts, host)
+                raise error
+            if len(hosts) > 1 and "ambiguous" in error.reason:
+                raise BadInput(f"{host.name}: {error.reason}", hint=error.hint)
     if job == "last" and found:
         return max(found, key=lambda one: one.id)
     if len({one.id for one in found}) > 1:
         places = ", ".join(f"{one.id} on {one.host.name}" for one in found)
-        raise BadInput(f"Job {job} is ambiguous: {places}.")
+        raise BadInput(f"Job {job} is ambiguous: {places}.", hint="Give more of the id.")
     if found:
         return found[0]
-    errors = [(host, answer) for host, answer in answers if isinstance(answer, TrainClassifierError)]
-    for _, error in errors:
-        if not isinstance(error, BadInput):
-            raise error
     if len(errors) == 1:
         raise errors[0][1]
     names = ", ".join(host.name for host, _ in errors) or "no host"
-    raise BadInput(f"There is no job {job} on {names}.", hint="train-classifier list --all shows every job.")
+    flags = hosts[0].flags if hosts else ""
+    raise BadInput(
+        f"There is no job {job} on {names}.", hint=f"See every job: train-classifier list --all{flags}"
+    )
+
+
+def _others(hint: str | None, hosts: Sequence[Host], without: Host) -> str | None:
+    """Return the hint; with other hosts in the inventory also how to ask just one of them."""
+    others = [host.name for host in hosts if host is not without]
+    if not others:
+        return hint
+    return " ".join(part for part in (hint, f"To ask one host alone: --host {others[0]}") if part)
 
 
 def every(hosts: Sequence[Host], everything: bool) -> tuple[list[dict[str, Any]], list[TrainClassifierError]]:

@@ -14,6 +14,8 @@ from train_classifier.worker import reference
 
 #: The settings file, at the top of a repository.
 SETTINGS_FILE = "train-classifier.toml"
+#: The archive, unless another name is given.
+OUTPUT = "artefacts.tar.gz"
 #: Lifts a limit that a lower level sets: `--timeout none`.
 NONE = "none"
 #: A masked secret shorter than this would blot out half the log and still be guessed.
@@ -216,6 +218,7 @@ SETTINGS: dict[str, Callable[[Any], Any]] = {
 #: Parsers of what only a flag or an environment variable may say.
 REQUEST: dict[str, Callable[[Any], Any]] = {
     "lease": _seconds(5, units.MOST_SECONDS),
+    "patience": _seconds(0, units.MOST_SECONDS),
     "resume": resume,
     "detach": boolean,
 }

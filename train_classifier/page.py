@@ -89,7 +89,7 @@ def render(report: Report) -> str:
             f'<tr><th>{esc(name)}</th><td class="number">{esc(value)}</td></tr>' for name, value in metrics
         )
         body.append(f"<h2>Final metrics</h2><table>{rows}</table>")
-    charts = report.charts()
+    charts = report.charts
     if charts:
         body.append(f'<h2>Curves</h2><div class="charts">{"".join(map(_figure, charts))}</div>')
     tail = report.tail(MOST_LOG)

@@ -6,19 +6,25 @@ import json
 import tarfile
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-#: Largest paper that is read, in bytes.
+#: Largest manifest that is read, in bytes.
 MOST = 16 << 20
+#: Bytes of a table that are kept: what is drawn are some sixty points, and to read a megabyte takes a second.
+MOST_TABLE = 1 << 20
+#: Rows with the same first field that belong together: one for each GPU of a host.
+MOST_GROUP = 64
 #: Seconds after which the rest of a large archive is left unread.
 MOST_S = 60.0
-NAMES = ("job/manifest.json", "job/usage.csv", "artefacts/history.csv")
+MANIFEST = "job/manifest.json"
+TABLES = ("job/usage.csv", "artefacts/history.csv")
 
 
 @dataclasses.dataclass(frozen=True)
 class Papers:
-    """What was found; text that is missing is empty."""
+    """What was found; text that is missing is empty, and long tables are thinned."""
 
     manifest: bytes = b""
     usage: str = ""
@@ -37,16 +43,58 @@ class Papers:
 def read(archive: Path, seconds: float = MOST_S) -> Papers:
     """Return the papers in an archive of ours. A damaged archive gives those in front of the damage."""
     end = time.monotonic() + seconds
+
+    def late() -> bool:
+        return time.monotonic() > end
+
     found: dict[str, bytes] = {}
     damage = (OSError, EOFError, tarfile.TarError, zlib.error)
     with contextlib.suppress(*damage), tarfile.open(archive, "r|gz") as tar:
         for member in tar:
             # TarFile remembers every member: a million of them would take a gigabyte.
             tar.members = []  # type: ignore[attr-defined]
-            if member.name in NAMES and member.isreg() and member.size <= MOST:
-                source = tar.extractfile(member)
-                found[member.name] = source.read() if source else b""
-            if len(found) == len(NAMES) or time.monotonic() > end:
+            source = tar.extractfile(member) if member.isreg() else None
+            if source and member.name == MANIFEST and member.size <= MOST:
+                found[member.name] = source.read()
+            elif source and member.name in TABLES:
+                found[member.name] = thinned(source, late)
+            if len(found) == 1 + len(TABLES) or late():
                 break
-    manifest, usage, history = (found.get(name, b"") for name in NAMES)
+    manifest, usage, history = (found.get(name, b"") for name in (MANIFEST, *TABLES))
     return Papers(manifest, usage.decode("utf-8", "replace"), history.decode("utf-8", "replace"))
+
+
+def thinned(table: IO[bytes], late: Callable[[], bool] = lambda: False, most: int = MOST_TABLE) -> bytes:
+    """Return a CSV file with its head and every n-th row, so that it is at most `most` bytes or little more.
+
+    Consecutive rows with the same first field stay together: usage.csv has one for each GPU. First and last
+    row stay, too. What comes once it is `late`, and what follows a line longer than all that, is left out.
+    """
+    head = table.readline(most)
+    if not head.endswith(b"\n"):
+        return b"" if len(head) == most else head
+    kept: list[list[bytes]] = []
+    group: list[bytes] = []
+    size, every, number = 0, 1, -1
+    key: bytes | None = None
+    count = 0
+    while line := table.readline(most):
+        count += 1
+        if len(line) == most or (count % 4096 == 0 and late()):
+            break
+        first = line.partition(b",")[0]
+        if first != key or len(group) == MOST_GROUP:
+            key, group = first, []
+            number += 1
+            if number % every == 0:
+                kept.append(group)
+        group.append(line)
+        if number % every == 0:
+            size += len(line)
+            if size > most and len(kept) > 2:
+                kept = kept[::2]
+                every *= 2
+                size = sum(map(len, (line for rows in kept for line in rows)))
+    if kept and kept[-1] is not group:
+        kept.append(group)
+    return head + b"".join(line for rows in kept for line in rows)

@@ -1,6 +1,7 @@
 """What there is to say about a job that ended: facts, metrics, curves, the end of the log."""
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -45,6 +46,8 @@ class Report:
     history: str = ""
     usage: str = ""
     log: str = ""
+    #: Whether the log is longer than that.
+    log_is_cut: bool = False
     #: Seconds of the controller's own phases (push, fetch), beside those in the result.
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     #: Name of the host in the inventory, if it is not the manifest's.
@@ -141,8 +144,9 @@ class Report:
         shown = [(str(name)[:80], f"{value:.6g}") for name, value in metrics if _is_number(value)]
         return shown[:MOST_METRICS]
 
+    @functools.cached_property
     def charts(self) -> list[curves.Chart]:
-        """Return the learning curves, then what the job used."""
+        """The learning curves, then what the job used."""
         return curves.history(self.history) + curves.usage(self.usage)
 
     def tail(self, most_bytes: int) -> str:
@@ -162,7 +166,11 @@ class Report:
         if not any(kept):
             return ""
         missing = len(lines) - len(kept)
-        head = [f"… {missing} earlier line{'s' if missing > 1 else ''}, see log.txt"] if missing else []
+        if self.log_is_cut:
+            # How many there are in all is not known here.
+            head = ["… earlier lines are in log.txt"]
+        else:
+            head = [f"… {missing} earlier line{'s' if missing > 1 else ''}, see log.txt"] if missing else []
         return "\n".join([*head, *reversed(kept)])
 
 

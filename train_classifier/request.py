@@ -19,7 +19,6 @@ from train_classifier.units import printable
 if TYPE_CHECKING:
     from train_classifier.training import Order
 
-OUTPUT = "artefacts.tar.gz"
 _FIELDS = {
     "timeout": "timeout_s",
     "wait": "wait_s",
@@ -49,6 +48,7 @@ class TrainRequest:
     wait: str | float | None = None
     grace: str | float | None = None
     lease: str | float | None = None
+    patience: str | float | None = None
     memory: str | int | None = None
     cpus: str | float | None = None
     shm_size: str | int | None = None
@@ -89,7 +89,13 @@ class Plan:
     #: Asks Ansible for the one host that it means; None where the caller brings its own connection.
     look: "Callable[[], Target] | None" = dataclasses.field(repr=False)
     detach: bool
+    #: Seconds without a connection before this side gives up; None: the default.
+    patience_s: float | None
+    #: The flags by which another command finds the host again, with a space before each.
+    flags: str
     warnings: list[str]
+    #: Where each value that was given comes from, by its key.
+    origin: dict[str, str]
 
     @property
     def target(self) -> Target | None:
@@ -100,13 +106,16 @@ class Plan:
         """Return the plan as the training functions want it, for whatever host."""
         from train_classifier.training import Order, pack_names
 
-        return Order(
+        order = Order(
             spec=self.spec,
             tree=str(self.repository),
             files=pack_names(self.sources.paths),
             output=str(self.output),
+            fingerprint=sources.fingerprint(self.repository, self.sources.paths),
+            flags=self.flags,
             detach=self.detach,
         )
+        return order if self.patience_s is None else dataclasses.replace(order, patience_s=self.patience_s)
 
 
 def build(request: TrainRequest, environ: Mapping[str, str], *, resolve: bool = True) -> Plan:
@@ -156,7 +165,7 @@ class _Builder:
         secrets, problems = checks.secrets(given.values, self.environ)
         self.problems += problems
         from_file = top is not None and given.origin.get("output") == values.FROM_FILE
-        text = str(given.values.get("output", OUTPUT))
+        text = str(given.values.get("output", options.OUTPUT))
         output, problems = checks.output(text, top if top is not None and from_file else cwd)
         self.problems += problems
         arguments = self._catch((), self._arguments)
@@ -181,7 +190,10 @@ class _Builder:
             host=given.values.get("host"),
             look=look,
             detach=given.values.get("detach", False),
+            patience_s=given.values.get("patience"),
+            flags=inventory.flags(where if self.request.inventory is not None else None, self.request.host),
             warnings=list(dict.fromkeys(self.warnings)),
+            origin=given.origin,
         )
 
     def _catch(self, default: Any, act: Any) -> Any:

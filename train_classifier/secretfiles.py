@@ -1,8 +1,7 @@
-"""Which files of a checkout are private keys or hold settings that should stay: by name, then by content."""
+"""Which files of a checkout are private keys or hold settings that should stay: by their content."""
 
 import os
 import re
-import stat
 
 #: Bytes read of a candidate: a certificate chain may stand before the key.
 LOOK = 65536
@@ -12,6 +11,13 @@ _CANDIDATE = re.compile(
     rb"|(?:^|[_.-])(?:identity|deploy|key|private))\Z",
     re.IGNORECASE,
 )
+#: Text whose look at a key is most likely an example, a test's or a document's: not looked into.
+_SOURCE_CODE = frozenset(
+    b".py .pyi .pyx .ipynb .c .cc .cpp .cu .h .hpp .java .js .jsx .ts .tsx .go .rs .rb .pl .php .cs .swift"
+    b" .kt .scala .lua .r .jl .m .md .rst .tex .html .htm .css .diff .patch".split()
+)
+#: Larger than any key that a person keeps in a file of its own.
+MOST_KEY = 16384
 _ARMOUR = re.compile(
     rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|---- BEGIN SSH2 (?:ENCRYPTED )?PRIVATE KEY"
 )
@@ -20,11 +26,15 @@ _TEMPLATES = re.compile(rb"\.(?:example|sample|template|tmpl|dist|defaults?)\Z",
 
 
 def is_candidate(name: bytes, status: os.stat_result) -> bool:
-    """Return whether a file's name, or its mode, suggests a private key."""
+    """Return whether a file is looked into: one named like a key, and every small one but source code."""
     if _CANDIDATE.search(name):
         return status.st_size > 0
-    # ssh refuses a key that others can read, so a key that is in use gives itself away.
-    return b"." not in name and not stat.S_IMODE(status.st_mode) & 0o077 and 100 <= status.st_size <= 16384
+    return 100 <= status.st_size <= MOST_KEY and _suffix(name) not in _SOURCE_CODE
+
+
+def _suffix(name: bytes) -> bytes:
+    dot = name.rfind(b".")
+    return name[dot:].lower() if dot > 0 else b""
 
 
 def is_private_key(path: bytes) -> bool:

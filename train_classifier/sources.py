@@ -4,6 +4,7 @@
 # ruff: noqa: PTH113, PTH114, PTH115, PTH118, PTH120, PTH123, PTH208
 
 import dataclasses
+import hashlib
 import heapq
 import os
 import re
@@ -26,6 +27,7 @@ _KINDS = (
     (stat.S_ISBLK, "device"),
     (stat.S_ISCHR, "device"),
 )
+_IDENTITY = ("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_dev")
 _GENERATED = frozenset(name.encode() for name in GENERATED)
 
 
@@ -43,6 +45,26 @@ class Sources:
     def listing(self) -> _Bytes:
         """Return the paths as the worker's `prepare` wants them: each ended by a NUL."""
         return b"".join(path + b"\0" for path in self.paths)
+
+
+def fingerprint(repository: Path, paths: list[_Bytes]) -> str | None:
+    """Return a hash of what the listed files are just now, None when one of them cannot be looked at.
+
+    The same hash later means that nothing was changed: a file's ctime moves with its content, its mode and
+    its times, and no user can set it back (inode(7)).
+    """
+    top = os.fsencode(repository)
+    digest = hashlib.sha256()
+    try:
+        for path in paths:
+            found = os.lstat(os.path.join(top, path.rstrip(b"/")))
+            folder = stat.S_ISDIR(found.st_mode)
+            # A folder's size and times tell of what is in it, which the list tells of already.
+            seen = [found.st_mode] if folder else [getattr(found, name) for name in _IDENTITY]
+            digest.update(path + b"\0" + " ".join(map(str, seen)).encode() + b"\0")
+    except OSError:
+        return None
+    return digest.hexdigest()
 
 
 def collect(
@@ -65,6 +87,11 @@ class _Walk:
     def __init__(self, top: bytes, output: bytes | None) -> None:
         self.top = top
         self.output = output
+        #: What a fetch that was killed left beside the output.
+        self.part = None
+        if output is not None:
+            folder, name = os.path.split(output)
+            self.part = re.compile(re.escape(folder + b"/." + name) + rb"\.[-0-9a-f]+\.part\Z")
         self.sources = Sources()
         self.ignore = TrainIgnore(Path(os.fsdecode(top)))
         self.may_read_all = os.geteuid() == 0
@@ -158,7 +185,7 @@ class _Walk:
             kind = next((word for test, word in _KINDS if test(status.st_mode)), "special file")
             self.specials.append((kind, path))
             return False
-        if entry.path == self.output:
+        if entry.path == self.output or (self.part is not None and self.part.match(entry.path)):
             return False
         if not self.may_read_all and not os.access(entry.path, os.R_OK):
             self.unreadable.append(path)

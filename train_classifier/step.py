@@ -9,22 +9,25 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from train_classifier import inputs, job
+from train_classifier import inputs, job, stale
 from train_classifier.cli.workflow import WorkflowConsole
 from train_classifier.errors import OUTCOMES, BadInput, Cancelled, ExitCode, TrainClassifierError
 from train_classifier.github import run_url
 from train_classifier.inputs import Inputs
+from train_classifier.options import LEAST_SECRET
 from train_classifier.papers import Papers
+
+if TYPE_CHECKING:
+    from train_classifier.report import Report
 
 #: Seconds for reading the archive's papers and for Slack, once a cancel runs against the clock.
 HURRY_S = 0.5
 #: Seconds that the notices may take together, Slack's own limits of rate included.
 SLACK_S = 60.0
-GZIP = b"\x1f\x8b"
 
 
 class Step:
@@ -40,6 +43,7 @@ class Step:
         self.hurried = False
         self._slack: list[threading.Thread] = []
         self._told: set[str] = set()
+        self._hidden: set[str] = set()
 
     # From the inputs to the job's end.
 
@@ -54,10 +58,23 @@ class Step:
         for name in inputs.withheld(os.environ):
             del os.environ[name]
         given = self.inputs = inputs.read(environment)
-        self._remove_old(given.output)
+        problems = [*given.problems, *self._remove_old(given.environment)]
+        from train_classifier.cli.play import Play
+
+        with Play() as play:
+            asked = given.request
+            play.foresee(given.environment, asked.repo, asked.inventory, asked.host)
+            self._train(given, problems, play)
+
+    def _train(self, given: Inputs, problems: list[str], play: Any) -> None:
         from train_classifier.request import build
 
-        self.plan = plan = build(given.request, given.environment)
+        try:
+            self.plan = plan = build(given.request, given.environment)
+        except BadInput as error:
+            raise BadInput(*problems, *error.problems, hint=error.hint) from error
+        if problems:
+            raise BadInput(*problems)
         for value in plan.secrets.values():
             self._mask(value)
         for warning in plan.warnings:
@@ -68,38 +85,40 @@ class Step:
         order = dataclasses.replace(plan.order(), spec=spec)
         assert plan.look is not None
         self.run = StepRun(order, plan.look, plan.secrets, self.console, self)
-        self.run.run(plan.inventory, plan.host)
+        self.run.run(play, plan.inventory, plan.host)
         self.failure = self.run.failure
 
     def _mask(self, value: str) -> None:
         if value.strip():
-            self.console.mask(value.strip())
+            masked = [value.strip()]
             if value.startswith(("https://", "http://")):
                 # The path alone is the secret.
-                self.console.mask(value.strip().partition("://")[2].partition("/")[2])
+                masked.append(value.strip().partition("://")[2].partition("/")[2])
+            for each in masked:
+                self.console.mask(each)
+                self._hidden |= {part for part in (each, *each.splitlines()) if len(part) >= LEAST_SECRET}
 
     def _with_defaults(self, plan: Any) -> job.JobSpec:
         """Return the specification with the action's own default for grace."""
         spec: job.JobSpec = plan.spec
-        assert self.inputs is not None
-        if spec.grace_s == job.DEFAULT_GRACE_S and self.inputs.request.grace is None:
+        if "grace" not in plan.origin:
             spec = dataclasses.replace(spec, grace_s=inputs.CANCEL_GRACE_S)
         return spec
 
-    def _remove_old(self, output: str) -> None:
-        """Remove the archive of an earlier run: what fails must not deliver it again."""
-        path = Path.cwd() / Path(output or "artefacts.tar.gz").expanduser()
+    def _remove_old(self, environment: Mapping[str, str]) -> list[str]:
+        """Remove the archive of an earlier run: what fails must not deliver it again. Return the problems."""
         try:
-            if path.is_symlink():
-                path.unlink()
-            elif path.is_file():
-                with path.open("rb") as file:
-                    start = file.read(2)
-                if start and start != GZIP:
-                    raise BadInput(f"output {path.name} exists and is no archive: name another file")
-                path.unlink()
+            path = stale.place(environment, Path.cwd())
+        except ValueError as error:
+            self._warn(f"{error}. An archive of an earlier run is left: the settings may say where.")
+            return []
+        try:
+            stale.remove(path)
+        except ValueError as error:
+            return [str(error)]
         except OSError as error:
-            raise BadInput(f"the old {path.name} cannot be removed: {error.strerror}") from error
+            return [f"the old {path.name} cannot be removed: {error.strerror}"]
+        return []
 
     # What the run tells meanwhile.
 
@@ -121,22 +140,27 @@ class Step:
         console = self.console
         console.finish()
         if self.failure:
+            inputs.translate(self.failure)
             self._safely("the model's tracebacks", self._annotate_model)
             console.error(self.failure)
             console.finish()
         delivered = (self.run.delivered if self.run else None) or {}
         result = self._result(code)
+        # First what later steps go by: what follows takes time, and GitHub may kill the step in it.
+        self._outputs(code, result, delivered)
+        endings = {ExitCode.TRAINED: "success", ExitCode.CANCELLED: "cancelled"}
+        if result["outcome"] != "submitted":
+            self._tell(endings.get(code, "failure"))
         papers = self._safely("the archive's papers", lambda: self._papers(delivered)) or Papers()
-        places = self._safely("the report", lambda: self._write_papers(papers, result)) or {}
-        self._outputs(code, result, delivered, places)
-        self._safely("the job summary", lambda: self._summary(papers, result))
+        self._safely("the manifest", lambda: self._write_manifest(papers))
+        report = self._safely("the report", lambda: self._report(papers, result))
+        if report:
+            self._safely("the job summary", lambda: self._summary(report))
+            self._safely("the report", lambda: self._write_report(report))
         if delivered and not self.failure:
             console.say(f"{delivered['path']}: {delivered['bytes']} bytes, sha256 {delivered['sha256']}")
         elif delivered:
             console.say(f"What the job left is in {delivered['path']}")
-        endings = {ExitCode.TRAINED: "success", ExitCode.CANCELLED: "cancelled"}
-        if result["outcome"] != "submitted":
-            self._tell(endings.get(code, "failure"))
         self._wait_for_slack()
         console.finish()
         return code
@@ -147,9 +171,20 @@ class Step:
             return act()
         except Exception as error:
             self._warn(
-                f"A bug in train-classifier ({type(error).__name__}): {what} left out. {_crash_file()}"
+                f"A bug in train-classifier ({type(error).__name__}): {what} left out. {self.crash_file()}"
             )
             return None
+
+    def crash_file(self) -> str:
+        """Keep the traceback of a bug of ours, without any secret, and say where."""
+        from train_classifier.crash import write_crash_file
+
+        trace = traceback.format_exc()
+        for value in sorted(self._hidden, key=len, reverse=True):
+            # As it stands, and as the text of an exception may quote it.
+            for form in (value, repr(value)[1:-1]):
+                trace = trace.replace(form, "***")
+        return f"Please report it with {write_crash_file(trace)}"
 
     def _wait_for_slack(self) -> None:
         """Wait for notices under way, but not once somebody wants the step to end."""
@@ -164,6 +199,9 @@ class Step:
     def _result(self, code: ExitCode) -> dict[str, Any]:
         """Return the job's own result, or what stands for it where there is none."""
         found = dict((self.run.result if self.run else None) or {})
+        for key in ("reason", "hint"):
+            if isinstance(found.get(key), str):
+                found[key] = inputs.in_words(found[key])
         model = found.get("model") or (self.plan.spec.model if self.plan else None)
         asked = self.inputs.environment if self.inputs else {}
         found["model"] = model or asked.get("TRAIN_CLASSIFIER_MODEL") or asked.get("MODEL")
@@ -200,43 +238,48 @@ class Step:
             return Papers()
         return papers.read(Path(delivered["path"]), HURRY_S if self.hurried else papers.MOST_S)
 
-    def _report(self, papers: Papers, result: dict[str, Any]) -> Any:
+    def _report(self, papers: Papers, result: dict[str, Any]) -> "Report":
         from train_classifier.report import Report
 
         own = ("preflight", "push", "start", "fetch")
+        # Curves take their time to draw: a cancel leaves none for them.
+        drawn = Papers() if self.hurried else papers
         return Report(
             result=result,
             manifest=papers.facts,
-            history=papers.history,
-            usage=papers.usage,
+            history=drawn.history,
+            usage=drawn.usage,
             log=self.console.tail(),
+            log_is_cut=self.console.tail_is_cut,
             seconds={name: spent for name, spent in self.console.seconds.items() if name in own},
             host=self.run.host_name if self.run else "",
         )
 
-    def _write_papers(self, papers: Papers, result: dict[str, Any]) -> dict[str, str]:
-        """Put copies into the runner's temporary folder; the workspace gets the archive alone."""
-        base = os.environ.get("RUNNER_TEMP")
-        if not base or not self.run:
-            return {}
+    # Copies go into the runner's temporary folder: the workspace gets the archive alone.
+
+    def _write_manifest(self, papers: Papers) -> None:
+        if papers.manifest:
+            self._write("manifest", "manifest.json", papers.manifest)
+
+    def _write_report(self, report: "Report") -> None:
         from train_classifier import page
 
-        places = {}
+        self._write("report", "report.html", page.render(report).encode())
+
+    def _write(self, output: str, name: str, content: bytes) -> None:
+        base = os.environ.get("RUNNER_TEMP")
+        if not base or not self.run:
+            return
         folder = Path(base, "train-classifier", self.run.job)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if papers.manifest:
-                (folder / "manifest.json").write_bytes(papers.manifest)
-                places["manifest"] = str(folder / "manifest.json")
-            (folder / "report.html").write_text(page.render(self._report(papers, result)), encoding="utf-8")
-            places["report"] = str(folder / "report.html")
+            (folder / name).write_bytes(content)
         except OSError as error:
-            self._warn(f"The report was not written to {folder}: {error.strerror}")
-        return places
+            self._warn(f"{name} was not written to {folder}: {error.strerror}")
+        else:
+            self.console.workflow.set_output(output, str(folder / name))
 
-    def _outputs(
-        self, code: ExitCode, result: dict[str, Any], delivered: dict[str, Any], places: dict[str, str]
-    ) -> None:
+    def _outputs(self, code: ExitCode, result: dict[str, Any], delivered: dict[str, Any]) -> None:
         image = result.get("image") or {}
         metrics = result.get("metrics")
         values = {
@@ -244,8 +287,9 @@ class Step:
             "status": result["outcome"],
             "exit-code": int(code),
             "artefacts": delivered.get("path"),
-            "manifest": places.get("manifest"),
-            "report": places.get("report"),
+            # Set again once they are written.
+            "manifest": "",
+            "report": "",
             "sha256": delivered.get("sha256"),
             "duration": f"{time.monotonic() - self.begun:.1f}",
             "image-digest": image.get("digest") or image.get("id"),
@@ -254,13 +298,13 @@ class Step:
         for name, value in values.items():
             self.console.workflow.set_output(name, "" if value is None else str(value))
 
-    def _summary(self, papers: Papers, result: dict[str, Any]) -> None:
-        if not os.environ.get("GITHUB_STEP_SUMMARY") or result["outcome"] == "submitted":
+    def _summary(self, report: "Report") -> None:
+        if not os.environ.get("GITHUB_STEP_SUMMARY") or report.result["outcome"] == "submitted":
             return
         from train_classifier import summary
 
         workflow = self.console.workflow
-        workflow.add_summary(summary.markdown(self._report(papers, result), workflow.summary_room()))
+        workflow.add_summary(summary.markdown(report, workflow.summary_room()))
 
     def _annotate_model(self) -> None:
         """Put each of the model's tracebacks on its line of the caller's repository."""
@@ -343,13 +387,6 @@ def interruptible(step: Step) -> Iterator[None]:
             signal.signal(number, hurry)
 
 
-def _crash_file() -> str:
-    """Keep the traceback of a bug of ours and say where."""
-    from train_classifier.crash import write_crash_file
-
-    return f"Please report it with {write_crash_file(traceback.format_exc())}"
-
-
 def main() -> int:
     """Run the step and return its exit code."""
     step = Step()
@@ -364,7 +401,7 @@ def main() -> int:
         step.failure = step.run.failure if ended else Cancelled("Cancelled before anything was started.")
     except Exception as error:
         reason = f"A bug in train-classifier ({type(error).__name__})."
-        step.failure = TrainClassifierError(reason, _crash_file())
+        step.failure = TrainClassifierError(reason, step.crash_file())
     code = step.close()
     # Python takes its handlers away as it ends: a signal that comes then would change the exit code.
     for number in (signal.SIGINT, signal.SIGTERM):

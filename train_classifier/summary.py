@@ -54,7 +54,7 @@ def markdown(report: Report, limit: int = 1 << 20) -> str:
         sections.append("\n".join(["### Final metrics", "", "| Metric | Value |", "|---|---:|", *rows]))
     log = "" if report.good else "log"
     charts = []
-    for chart in report.charts():
+    for chart in report.charts:
         legend = " · ".join(
             f"{square} {code(line.name)}" for square, line in zip(SQUARES, chart.series, strict=False)
         )

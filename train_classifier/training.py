@@ -20,6 +20,9 @@ from train_classifier.job import JobSpec
 from train_classifier.reporting import Reporter, phase
 from train_classifier.transport import Host, Unreachable
 
+#: Bytes a second that a slow disk copies.
+SLOW_DISK = 10_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Order:
@@ -32,11 +35,15 @@ class Order:
     files: str
     #: Where the archive goes; absolute.
     output: str
+    #: What the files are just now (`sources.fingerprint`); None: unknown.
+    fingerprint: str | None = None
     #: How the host runs Python and where it keeps state; None: the defaults.
     python: str | None = None
     state_dir: str | None = None
     #: Seconds without a connection before the controller gives up.
     patience_s: float = following.PATIENCE_S
+    #: The flags by which another command finds the host again, with a space before each.
+    flags: str = ""
     #: Return once the job is safe on the host.
     detach: bool = False
 
@@ -65,13 +72,15 @@ def unpack_names(packed: str) -> list[bytes]:
 def preflight(host: Host, order: Order, report: Reporter) -> dict[str, Any]:
     """Ask the host whether it can take the job, have it make the job's folder, and return what it checked.
 
+    `pushed` in the answer: the host has these very sources already, and nothing is to be sent.
     Raises the first failed check as the exception of its class (NotReady, NoGpu, …), and what
     the worker refuses.
     """
     with phase(report, "preflight"):
         spec = order.spec
         asked = {"gpus": spec.gpus, "min_vram_mib": spec.min_vram_mib, "image": spec.image, "deep": False}
-        answer: dict[str, Any] = host.call({**_prepare(order), "check": asked}, timeout=120)["check"]
+        made = host.call({**_prepare(order), "check": asked}, timeout=_copying(order))
+        answer: dict[str, Any] = made["check"]
         checks = answer.get("checks") or []
         for check in checks:
             if check.get("status") == "warn":
@@ -89,15 +98,30 @@ def preflight(host: Host, order: Order, report: Reporter) -> dict[str, Any]:
                 },
                 host.name,
             )
-        if spec.gpus == "auto" and not answer.get("gpus"):
+        said = any(check.get("status") == "warn" and check.get("name") == "gpu" for check in checks)
+        if spec.gpus == "auto" and not answer.get("gpus") and not said:
             report.event(
                 "message", level="warning", text=f"{host.name} has no GPU: the job trains on the CPU."
             )
-        return answer
+    pushed = bool(made.get("pushed"))
+    if pushed:
+        with phase(report, "push"):
+            report.event("progress", phase="push", done=0, total=0)
+    return {**answer, "pushed": pushed}
 
 
 def _prepare(order: Order) -> dict[str, Any]:
-    return {"verb": "prepare", "spec": order.spec.to_dict(), "files": order.files}
+    return {
+        "verb": "prepare",
+        "spec": order.spec.to_dict(),
+        "files": order.files,
+        "fingerprint": order.fingerprint,
+    }
+
+
+def _copying(order: Order) -> float:
+    """Return the seconds that a host may take to make a job's folder and to copy its sources."""
+    return 120 + order.spec.source_bytes / SLOW_DISK
 
 
 def push(host: Host, order: Order, report: Reporter) -> None:
@@ -123,7 +147,7 @@ def push(host: Host, order: Order, report: Reporter) -> None:
             tries += 1
             # A host that was away for long has forgotten a job that was never submitted.
             if tries > 1 and _state(host, spec.id) is None:
-                host.call(_prepare(order), timeout=120)
+                host.call(_prepare(order), timeout=_copying(order))
             try:
                 host.push(Path(order.tree), names, spec.id, tick)
             except NotReady as error:

@@ -14,7 +14,6 @@ import selectors
 import shlex
 import subprocess
 import tarfile
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from train_classifier import ssh_errors
-from train_classifier.errors import NotReady
+from train_classifier.errors import BadInput, NotReady
 from train_classifier.failures import error_from
 from train_classifier.ssh_errors import Unreachable
+from train_classifier.workspace import private_folder
 
 #: Exit statuses of our own shell line, apart from those of shells, ssh and Python.
 NO_WORKER = 97
@@ -65,6 +65,9 @@ finally:
 
 Progress = Callable[[int, int | None], None]
 
+#: Questions under way: see `abandon`.
+_UNDER_WAY: "set[subprocess.Popen[bytes]]" = set()
+
 
 class Host:
     """One machine that runs jobs, and how to reach it.
@@ -81,6 +84,8 @@ class Host:
         python: str | None = None,
         state_dir: str | None = None,
         own_session: bool = False,
+        flags: str = "",
+        problem: str | None = None,
     ) -> None:
         self.name = name
         self.ssh = _with_options(ssh) if ssh else None
@@ -88,6 +93,10 @@ class Host:
         self.python = python
         self.state_dir = state_dir
         self.own_session = own_session
+        #: The flags by which another command finds it again, with a space before each; for hints.
+        self.flags = flags
+        #: Why it cannot be asked at all; what every question is answered with.
+        self.problem = problem
 
     def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
         """Ask the worker one thing and return its answer; `timeout` in seconds. Installs it if need be.
@@ -95,9 +104,7 @@ class Host:
         Raises Unreachable when the host cannot be reached, NotReady when it cannot run the worker, and
         the worker's own failure as the exception of its class.
         """
-        if self.state_dir:
-            request = {**request, "state_dir": self.state_dir}
-        data = json.dumps(request).encode("ascii")
+        data = self._request(request)
         for attempt in (1, 2):
             status, out, err = self._run(self._shell(self._worker()), data, timeout)
             if status != NO_WORKER or attempt == 2:
@@ -124,9 +131,7 @@ class Host:
         The host is given up after `silence` seconds without an answer. Raises as `call` does; an answer
         that is a failure is raised. Close the iterator to end it early.
         """
-        if self.state_dir:
-            request = {**request, "state_dir": self.state_dir}
-        data = json.dumps(request).encode("ascii")
+        data = self._request(request)
         for attempt in (1, 2):
             answered = False
             lines = self._lines(self._shell(self._worker()), data, silence)
@@ -228,6 +233,13 @@ class Host:
 
     # How it is done.
 
+    def _request(self, request: dict[str, Any]) -> bytes:
+        if self.problem:
+            raise BadInput(self.problem)
+        if self.state_dir:
+            request = {**request, "state_dir": self.state_dir}
+        return json.dumps(request).encode("ascii")
+
     def _state(self) -> str:
         if self.state_dir:
             return f"S={shlex.quote(self.state_dir)}"
@@ -260,20 +272,29 @@ class Host:
 
     def _run(self, argv: list[str], data: bytes, timeout: float) -> tuple[int, bytes, bytes]:
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 argv,
-                input=data,
-                capture_output=True,
-                timeout=timeout,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env=_environment(),
                 start_new_session=self.own_session,
-                check=False,
             )
         except FileNotFoundError as error:
             raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install it: {error}") from error
+        _UNDER_WAY.add(process)
+        try:
+            with process:
+                try:
+                    out, err = process.communicate(data, timeout)
+                except BaseException:
+                    process.kill()
+                    raise
         except subprocess.TimeoutExpired:
             raise self._silent(timeout) from None
-        return done.returncode, done.stdout, done.stderr
+        finally:
+            _UNDER_WAY.discard(process)
+        return process.returncode, out, err
 
     def _silent(self, seconds: float) -> Unreachable:
         return Unreachable(
@@ -367,7 +388,17 @@ class Host:
         progress: Progress | None,
         pulling: bool = False,
     ) -> None:
-        # `call` has put the worker there: the two doors are used only after it.
+        status, err = self._rsync_once(arguments, door, data, progress)
+        if status == NO_WORKER:
+            # `call` has put a worker there; this side was updated since, or somebody cleaned.
+            self.install()
+            status, err = self._rsync_once(arguments, door, data, progress)
+        if status:
+            self._rsync_failed(status, err, pulling)
+
+    def _rsync_once(
+        self, arguments: list[str], door: str, data: bytes, progress: Progress | None
+    ) -> tuple[int, bytes]:
         path = f"exec sh -c {shlex.quote(self._worker(f' {door} -- ' + chr(34) + '$@' + chr(34)))} sh rsync"
         with _remote_shell(self.ssh) as shell:
             argv = [
@@ -393,9 +424,7 @@ class Host:
                 )
             except FileNotFoundError as error:
                 raise NotReady("rsync is not installed on this machine.", "Install rsync.") from error
-            status, err = _attend(process, data, progress)
-        if status:
-            self._rsync_failed(status, err, pulling)
+            return _attend(process, data, progress)
 
     def _rsync_failed(self, status: int, err: bytes, pulling: bool) -> None:
         text = err.decode("utf-8", "replace")
@@ -425,6 +454,12 @@ class Host:
         raise NotReady(f"rsync failed with {self.name} (exit status {status}).", detail=_tail(err))
 
 
+def abandon() -> None:
+    """Kill every question under way: whoever asked leaves, and its threads will not wait for the answers."""
+    for process in list(_UNDER_WAY):
+        process.kill()
+
+
 def _with_options(ssh: Sequence[str]) -> list[str]:
     """Add our options right after the command, where the first value wins; the inventory's own stay."""
     given = " ".join(ssh).lower()
@@ -445,8 +480,9 @@ def _environment() -> dict[str, str]:
 @contextlib.contextmanager
 def _remote_shell(ssh: list[str] | None) -> Iterator[str]:
     """Yield what rsync's -e wants: a script that drops the host's name, then runs the rest there."""
-    with tempfile.TemporaryDirectory(prefix="train-classifier-rsh-") as folder:
-        script = Path(folder, "rsh")
+    # One that a killed run leaves is swept by the next.
+    with private_folder() as folder:
+        script = folder / "rsh"
         run = f'exec {shlex.join(ssh)} "$@"' if ssh else 'exec sh -c "$*"'
         script.write_text(f"shift\n{run}\n")
         yield f"sh '{script}'"
@@ -504,4 +540,4 @@ def _tail(data: bytes, lines: int = 20) -> str | None:
     return "\n".join(text.splitlines()[-lines:]) or None
 
 
-__all__ = ["Host", "Unreachable"]
+__all__ = ["Host", "Unreachable", "abandon"]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from train_classifier import sink, training
+from train_classifier import inventory, sink, training
 from train_classifier.action import Step
 from train_classifier.errors import BadInput
 from train_classifier.reporting import Reporter
@@ -15,6 +15,9 @@ from train_classifier.transport import Host
 
 class ActionModule(Step):
     """First step of a training run. Under the command line the order is a file, else it is made here."""
+
+    # Checks the request in check mode, too; the other steps are left out then.
+    _supports_check_mode = True
 
     def order(self, task_vars: Mapping[str, Any], report: Reporter) -> Order:
         """Return the order, made from the role's variables when there is no file of it."""
@@ -38,13 +41,20 @@ class ActionModule(Step):
         plan = build(TrainRequest(**given), os.environ, resolve=False)
         for warning in plan.warnings:
             report.event("message", level="warning", text=warning)
-        return dataclasses.replace(plan.order(), state_dir=target.state_dir)
+        where = task_vars.get("inventory_file")
+        flags = inventory.flags(str(where), target.name) if where else ""
+        return dataclasses.replace(plan.order(), state_dir=target.state_dir, flags=flags)
 
     def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
         """Check the host and hand the order on."""
+        if self._task.check_mode:
+            text = f"Check mode: the request is good; nothing was pushed to {host.name} and nothing was run."
+            report.event("message", level="info", text=text)
+            return {"request": order.to_json(), "pushed": False}
         answer = training.preflight(host, order, report)
         return {
             "job": order.spec.id,
             "gpus": len(answer.get("gpus") or []),
+            "pushed": answer["pushed"],
             "request": self._task.args.get("request") or order.to_json(),
         }

@@ -5,7 +5,7 @@ from typing import Any
 
 from train_classifier import sink, training
 from train_classifier.action import Step
-from train_classifier.errors import BadInput
+from train_classifier.errors import BadInput, Cancelled
 from train_classifier.reporting import Reporter
 from train_classifier.training import Order
 from train_classifier.transport import Host
@@ -16,6 +16,9 @@ class ActionModule(Step):
 
     def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
         """Start the job with the values of its secrets, which are on no disk and on no command line."""
+        if isinstance(report, sink.SinkReporter) and not report.ask("start"):
+            # Killing us would not take back what is already on its way to the host.
+            raise Cancelled("Cancelled before the job was started.")
         names = order.spec.secrets
         if names and isinstance(report, sink.SinkReporter):
             secrets = report.ask("secrets")

@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 HERE = Path(__file__).parent / "peers"
 
@@ -23,6 +25,14 @@ class Run:
     output: bytes
     #: (arrival, line) of each line of the log, seconds since the epoch.
     lines: list[tuple[float, bytes]]
+    #: The same of what it said beside the log.
+    said: list[tuple[float, bytes]] = dataclasses.field(default_factory=list)
+
+
+def _stamp(stream: IO[bytes], found: list[tuple[float, bytes]]) -> None:
+    """Note each line of a stream and when it came."""
+    for line in stream:
+        found.append((time.time(), line))
 
 
 class Failed(Exception):
@@ -49,21 +59,24 @@ class Bench:
             env=env,
             cwd=self.work,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if not timed_lines else None,
+            stderr=subprocess.PIPE,
         )
-        lines = []
+        lines: list[tuple[float, bytes]] = []
+        said: list[tuple[float, bytes]] = []
         if timed_lines:
-            assert process.stdout
-            for line in process.stdout:
-                lines.append((time.time(), line))
+            assert process.stdout and process.stderr
+            beside = threading.Thread(target=_stamp, args=(process.stderr, said))
+            beside.start()
+            _stamp(process.stdout, lines)
+            beside.join()
             process.wait()
-            out, err = b"", b""
+            out, err = b"", b"".join(line for _, line in said)
         else:
             out, err = process.communicate()
         seconds = time.time() - start
         if process.returncode:
             raise Failed(f"{argv[:3]}: exit {process.returncode}\n{out[-2000:]!r}\n{(err or b'')[-2000:]!r}")
-        return Run(seconds, {}, out, lines)
+        return Run(seconds, {}, out, lines, said)
 
     def _script(self, name: str, repo: Path, model: str, output: Path, timed_lines: bool) -> Run:
         return self._time([str(HERE / name), str(repo), model, self.image, str(output)], {}, timed_lines)

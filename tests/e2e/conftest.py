@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from e2e.world import ACT, World, action_folder
+from e2e.world import ACT, NOBODY, PLAIN_PATH, World, action_folder
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +62,8 @@ def make_world(
 
     yield make
     for world in made:
+        world.close()
+    for world in made:
         # Only what a test that failed left: the others have asserted that there is nothing.
         for container in world.containers():
             subprocess.run(["docker", "rm", "-f", container], check=False, capture_output=True)
@@ -72,6 +75,23 @@ def make_world(
 @pytest.fixture
 def world(make_world: Callable[..., World]) -> World:
     return make_world()
+
+
+@pytest.fixture
+def ordinary(make_world: Callable[..., World], shared: Path) -> World:
+    """A runner of an ordinary account that has uv; its tools lie in a folder with spaces."""
+    if os.geteuid():
+        pytest.skip("becoming another user needs root")
+    # act cannot start a step below a path with spaces; by this link it does, and the step's own folder has them.
+    real, link = shared / "tools of nobody", shared / "tools-of-nobody"
+    real.mkdir(exist_ok=True)
+    os.chown(real, NOBODY, NOBODY)
+    if not link.exists():
+        link.symlink_to(real.name)
+    world = make_world(tools=link)
+    world.identity = NOBODY
+    world.path = f"{shared}:{PLAIN_PATH}"
+    return world
 
 
 class Slack:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import tarfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .conftest import Slack
-from .world import GOOD, NOBODY, ROOT, World
+from .conftest import Slack, eventually
+from .world import GOOD, NOBODY, PLAIN_PATH, ROOT, World
 
 pytestmark = pytest.mark.engine
 
@@ -100,29 +101,24 @@ def test_seed(world: World, slack: Callable[..., Slack]) -> None:
     world.assert_clean("artefacts.tar.gz")
 
 
-def test_ordinary_user(make_world: Callable[..., World], shared: Path, slack: Callable[..., Slack]) -> None:
-    """A runner of an ordinary account, its workspace in a folder with spaces: nothing there becomes another's."""
-    if os.geteuid():
-        pytest.skip("becoming another user needs root")
-    # act cannot start a step below a path with spaces; by this link it does, and the step's own folder has them.
-    real, link = shared / "tools of nobody", shared / "tools-of-nobody"
-    real.mkdir(exist_ok=True)
-    os.chown(real, NOBODY, NOBODY)
-    if not link.exists():
-        link.symlink_to(real.name)
-    world = make_world(tools=link)
-    world.identity = NOBODY
+@pytest.mark.xdist_group("nobody")
+def test_ordinary_user(ordinary: World, slack: Callable[..., Slack]) -> None:
+    """A runner of an ordinary account without uv, in a folder with spaces: nothing there becomes another's."""
+    world = ordinary
+    world.path = PLAIN_PATH
+    fresh = not (world.tools / "tool_cache").exists()
     hook = slack(200)
     world.model(GOOD + 'print("in", os.getcwd(), flush=True)\n')
     world.workflow(SEED.replace("      - name: Upload", "      - run: pwd -P\n      - name: Upload"))
     done = world.act(secrets={"SLACK_IDENTIFIER": hook.url})
     assert done.status == 0, done.log
-    assert f"{real}/" in done.log
+    assert f"{world.tools.resolve()}/" in done.log
+    assert ("Preparing the action's" in done.log) == fresh
     archive = world.uploads / "artefacts" / "artefacts.tar.gz"
     assert "artefacts/weights.bin" in members(archive)
     assert archive.stat().st_uid == NOBODY
     world.assert_clean("artefacts.tar.gz")
-    assert [path for path in world.folder.rglob("*") if path.lstat().st_uid != NOBODY] == []
+    world.assert_owned()
 
 
 def test_sample(world: World) -> None:
@@ -137,9 +133,10 @@ def test_sample(world: World) -> None:
     assert (spec["lease_s"], spec["grace_s"]) == (600, 3)
 
 
-def test_failing_model(world: World, slack: Callable[..., Slack]) -> None:
+@pytest.mark.xdist_group("nobody")
+def test_failing_model(ordinary: World, slack: Callable[..., Slack]) -> None:
     """Inputs reach the model as they are; a failure shows where, delivers what there is, and gives nothing away."""
-    hook = slack(200)
+    world, hook = ordinary, slack(200)
     world.model(FAILING, "my models/mnist")
     world.write("sub/.keep", "")
     world.workflow("""\
@@ -194,16 +191,25 @@ jobs:
     assert [text for text in hook.texts() if "has started" in text]
     assert [text for text in hook.texts() if "failed with exit status: 1" in text and "no such digit" in text]
     world.assert_clean("sub/results.tar.gz")
+    world.assert_owned()
     for secret in (PLANTED, "sl4ckpl4nted"):
         assert not [text for text in hook.texts() if secret in text]
 
 
 @pytest.mark.parametrize(
-    "model", ["mnist; touch pwned", "$(touch pwned)", "`touch pwned`", '"; touch pwned; "']
+    ("model", "way"),
+    [
+        ("mnist; touch pwned", "with"),
+        ("$(touch pwned)", "with"),
+        ('"; touch pwned; "', "with"),
+        ("$(touch pwned)", "env"),
+        ("`touch pwned`", "env"),
+    ],
 )
-def test_injection(world: World, model: str) -> None:
-    """A model's name is a name: refused with a sentence, run by nobody."""
+def test_injection(world: World, model: str, way: str) -> None:
+    """A model's name is a name, by input and by the seed's variable: refused with a sentence, run by nobody."""
     world.model(GOOD)
+    given = json.dumps({way: {"model" if way == "with" else "MODEL": model}}).strip("{}")
     world.workflow(f"""\
 on: push
 jobs:
@@ -211,8 +217,7 @@ jobs:
     runs-on: self-hosted
     steps:
       - uses: actions/checkout@v5
-      - uses: Incuvers/train-classifier@v1
-        with: {{ model: {json.dumps(model)} }}
+      - {{ uses: Incuvers/train-classifier@v1, {given}}} }}
       - uses: actions/upload-artifact@v5
         if: always()
         with: {{ name: artefacts, path: artefacts.tar.gz }}
@@ -225,24 +230,52 @@ jobs:
     world.assert_clean()
 
 
-def test_two_at_once(world: World) -> None:
-    """Two jobs of one workflow on one host do not get in each other's way."""
-    world.model(GOOD)
-    world.model(GOOD, "yolo")
-    world.workflow("""\
+#: Ends once the test has seen both at work.
+TOGETHER = (
+    GOOD
+    + """
+while not os.path.exists("/data/gate/open"):
+    time.sleep(0.05)
+"""
+)
+
+
+@pytest.mark.xdist_group("nobody")
+def test_two_at_once(ordinary: World) -> None:
+    """Two jobs of one workflow on one host, at work at the same time, do not get in each other's way."""
+    world = ordinary
+    gate = world.folder / "gate"
+    gate.mkdir()
+    gate.chmod(0o755)
+    world.model(TOGETHER)
+    world.model(TOGETHER, "yolo")
+    world.workflow(f"""\
 on: push
 jobs:
   train:
-    strategy: { matrix: { model: [mnist, yolo] } }
+    strategy: {{ matrix: {{ model: [mnist, yolo] }} }}
     runs-on: [self-hosted, linux, docker, X64]
     steps:
       - uses: actions/checkout@v5
       - uses: Incuvers/train-classifier@v1
-        with: { model: "${{ matrix.model }}" }
+        with: {{ model: "${{{{ matrix.model }}}}", data: "{gate}:gate" }}
       - uses: actions/upload-artifact@v5
-        with: { name: "artefacts-${{ matrix.model }}", path: artefacts.tar.gz }
+        with: {{ name: "artefacts-${{{{ matrix.model }}}}", path: artefacts.tar.gz }}
 """)
+
+    def both_at_work() -> bool:
+        return sum(b"hello from" in log.read_bytes() for log in world.state.glob("*/jobs/*/log.txt")) == 2
+
+    def watch() -> None:
+        with contextlib.suppress(AssertionError):
+            eventually(both_at_work, 240)
+            (gate / "open").touch()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
     done = world.act()
+    watching.join()
+    assert (gate / "open").exists(), done.log
     assert done.status == 0, done.log
     for model in ("mnist", "yolo"):
         assert f"hello from {model}" in done.log
@@ -252,6 +285,8 @@ jobs:
             assert json.loads(source.read())["model"] == model
     assert len(world.jobs()) == 2
     world.assert_clean("artefacts.tar.gz")
+    (gate / "open").unlink()
+    world.assert_owned()
 
 
 def test_no_gpu(world: World, slack: Callable[..., Slack]) -> None:
@@ -269,10 +304,11 @@ def test_no_gpu(world: World, slack: Callable[..., Slack]) -> None:
     world.assert_clean()
 
 
-def test_slack_in_trouble(world: World, slack: Callable[..., Slack]) -> None:
+@pytest.mark.xdist_group("nobody")
+def test_slack_in_trouble(ordinary: World, slack: Callable[..., Slack]) -> None:
     """429, 500, never, 404 and nonsense: a good job stays good, and one line says what became of the notice."""
     limited, broken, silent = slack(429, 429, 200), slack(500), slack(0)
-    gone = slack(404)
+    world, gone = ordinary, slack(404)
     world.model(GOOD)
     world.workflow("""\
 on: push
@@ -307,3 +343,4 @@ jobs:
     for words in ("HTTP 500", "HTTP 404", "no answer", "neither"):
         assert [line for line in said if words in line]
     world.assert_clean("artefacts.tar.gz")
+    world.assert_owned()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,7 +31,7 @@ TERM_S, KILL_S = 7.5, 2.5
 LONG = (
     GOOD
     + """
-print("training", flush=True)
+print("under way", flush=True)
 while True:
     time.sleep(0.1)
 """
@@ -41,23 +44,51 @@ os.makedirs("artefacts", exist_ok=True)
 with open("artefacts/weights.bin", "wb") as file:
     for _ in range(30):
         file.write(os.urandom(1 << 20))
-print("training", flush=True)
+print("under way", flush=True)
 while True:
     time.sleep(0.1)
 """
 
 
-def cancel(step: Step) -> list[str]:
-    """Cancel a step as the runner does. Return the signals that were sent."""
-    sent = []
+def cancel(step: Step) -> dict[str, float]:
+    """Cancel a step as the runner does. Return the signals that were sent, each with its time."""
+    sent = {}
     for number, wait in ((signal.SIGINT, TERM_S), (signal.SIGTERM, KILL_S), (signal.SIGKILL, 30)):
         # The entry process alone gets it, no group.
+        sent[number.name] = time.time()
         step.process.send_signal(number)
-        sent.append(number.name)
         with contextlib.suppress(subprocess.TimeoutExpired):
             step.process.wait(wait)
             break
     return sent
+
+
+def groups(log: str) -> dict[str, list[str]]:
+    """Return the lines of each folded group, as the runner folds them; "" has what stands open.
+
+    No group begins in another one, and none is left open.
+    """
+    found: dict[str, list[str]] = {"": []}
+    inside, stopped = "", ""
+    for line in log.splitlines():
+        if stopped:
+            if line == f"::{stopped}::":
+                stopped = ""
+            else:
+                found[inside].append(line)
+        elif line.startswith("::stop-commands::"):
+            stopped = line.removeprefix("::stop-commands::")
+        elif line.startswith("::group::"):
+            assert not inside, log
+            inside = line.removeprefix("::group::")
+            found.setdefault(inside, [])
+        elif line == "::endgroup::":
+            assert inside, log
+            inside = ""
+        else:
+            found[inside].append(line)
+    assert (inside, stopped) == ("", ""), log
+    return found
 
 
 def left(world: World) -> list[str]:
@@ -76,7 +107,12 @@ def left(world: World) -> list[str]:
 
 def running(world: World) -> bool:
     """Say whether the training is under way."""
-    return any(b"training" in log.read_bytes() for log in world.state.glob("*/jobs/*/log.txt"))
+    return any(b"under way" in log.read_bytes() for log in world.state.glob("*/jobs/*/log.txt"))
+
+
+def plain(world: World) -> dict[str, str]:
+    """Return the environment of an ordinary account."""
+    return {"PATH": PLAIN_PATH, "HOME": str(world.home)}
 
 
 @pytest.fixture
@@ -99,8 +135,10 @@ def test_cancel(world: World, slack: Callable[..., Slack], sshd: Sshd, way: str)
     step = world.step(
         MODEL="mnist", SLACK_IDENTIFIER=hook.url, TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY="cancelled", **where
     )
-    eventually(lambda: running(world) or step.process.poll() is not None)
+    # The log is live: it shows what the model writes while it runs.
+    eventually(lambda: "under way" in step.log or step.process.poll() is not None)
     assert step.process.poll() is None, step.log
+    assert len(world.containers()) == 1
     sent = cancel(step)
     eventually(lambda: not world.containers())
     assert "SIGKILL" not in sent, step.log
@@ -119,6 +157,12 @@ def test_cancel(world: World, slack: Callable[..., Slack], sshd: Sshd, way: str)
         eventually(lambda: (job / "result.json").exists() and (job / "result.json").read_text())
     )
     assert result["outcome"] == "cancelled"
+    # The container had ended before the runner lost its patience.
+    ended = json.loads((job / "status.json").read_text())["times"]["training"][1]
+    assert ended < sent.get("SIGTERM", math.inf)
+    folded = groups(step.log)
+    assert {"", "preflight", "push", "start"} <= set(folded)
+    assert "under way" in folded[""]
     assert [
         path.name for path in world.repo.iterdir() if path.name.startswith(".") and path.name != ".git"
     ] == []
@@ -167,7 +211,7 @@ def test_cancel_before_the_job(world: World) -> None:
     step = world.step(MODEL="mnist")
     eventually(lambda: step.log)
     sent = cancel(step)
-    assert sent == ["SIGINT"], step.log
+    assert list(sent) == ["SIGINT"], step.log
     assert step.process.returncode == 6, step.log
     eventually(lambda: not world.containers())
 
@@ -186,8 +230,20 @@ def test_killed_runner(world: World) -> None:
     assert result["archive"]
     assert world.containers() == []
     eventually(lambda: not left(world))
+    # The next run of this model finds it, and tells once.
+    world.model(GOOD)
+    world.model(GOOD, "yolo")
+    for model, told in (("yolo", False), ("mnist", True), ("mnist", False)):
+        step = world.step(MODEL=model)
+        assert step.process.wait(120) == 0, step.log
+        said = [line for line in step.log.splitlines() if job.name in line]
+        assert bool(said) == told, step.log
+        if told:
+            assert said[0].startswith("::warning")
+            assert f"train-classifier fetch {job.name}" in said[0]
 
 
+@pytest.mark.xdist_group("nobody")
 def test_ordinary_user(make_world: Callable[..., World], shared: Path) -> None:
     """An ordinary user without uv, a read-only action, a workspace with spaces: nothing is written but the archive."""
     if os.geteuid():
@@ -213,6 +269,23 @@ def test_ordinary_user(make_world: Callable[..., World], shared: Path) -> None:
     assert sorted(status.stdout.split()) == ["??", "??", "artefacts.tar.gz", "mnist/"]
     assert world.containers() == []
     assert [path.name for path in world.temp.iterdir()] == []
+
+    # The next checkout into this workspace is the runner's own, and so is all that it removes.
+    git = ["git", "-c", f"safe.directory={world.repo}", "-C", str(world.repo)]
+    for command in (
+        ["clean", "-ffdxq"],
+        ["commit", "-q", "--allow-empty", "-m", "x"],
+        ["checkout", "-qf", "HEAD"],
+    ):
+        subprocess.run(
+            [*git, *command], check=True, user=NOBODY, group=NOBODY, extra_groups=[], env=plain(world)
+        )
+    assert [path.name for path in world.repo.iterdir()] == [".git"]
+    world.model(GOOD)
+    world.give(NOBODY)
+    step = world.step(NOBODY, MODEL="mnist", PATH=PLAIN_PATH)
+    assert step.process.wait(120) == 0, step.log
+    assert "Preparing" not in step.log
 
     (world.repo / "artefacts.tar.gz").unlink()
     os.chown(world.repo, 0, 0)
@@ -254,25 +327,80 @@ def test_gpu_host(world: World, gpu_host: TestHost) -> None:
         assert f"epoch {epoch}" in step.log
         manifest = json.loads(Path(step.outputs["manifest"]).read_text())
         assert manifest["gpu_check"]["mode"] == "device", manifest
+    # A cancel frees the cards: the next job wants both, and would not wait for them.
+    given |= {"TRAIN_CLASSIFIER_INPUT_GPUS": "2", "TRAIN_CLASSIFIER_INPUT_WAIT": "0"}
+    world.model(LONG)
+    step = world.step(**given)
+    eventually(lambda: "under way" in step.log or step.process.poll() is not None, 240)
+    assert step.process.poll() is None, step.log
+    cancel(step)
+    assert step.process.returncode == 6, step.log
+    eventually(lambda: gpu_host.containers() == [])
+    world.model(RESUMING)
+    step = world.step(**given)
+    assert step.process.wait(280) == 0, step.log
+    assert "card ['nvidia0', 'nvidia1']" in step.log
     assert gpu_host.containers() == []
     assert [path.name for path in world.temp.iterdir()] == []
 
 
 def test_outside_github(world: World) -> None:
-    """Without any variable of GitHub's the step trains all the same, and speaks no command."""
+    """Without any variable of GitHub's or the runner's the step trains all the same, and speaks no command."""
     world.model(GOOD)
-    step = world.step(
-        MODEL="mnist",
-        GITHUB_ACTIONS="",
-        GITHUB_OUTPUT="",
-        GITHUB_STEP_SUMMARY="",
-        GITHUB_WORKSPACE="",
-        RUNNER_TEMP="",
-    )
+    made = world.tools / "tool_cache" / "train-classifier"
+    if made.exists():
+        # Where the step looks without a tool cache: what another test has prepared serves, too.
+        (world.folder / "cache" / "train-classifier").mkdir(parents=True)
+        subprocess.run(
+            ["cp", "-al", made, world.folder / "cache" / "train-classifier" / "action"], check=True
+        )
+    step = world.step(outside=True, MODEL="mnist")
+    surroundings = Path("/proc", str(step.process.pid), "environ").read_bytes()
+    assert b"GITHUB_" not in surroundings
+    assert b"RUNNER_" not in surroundings
     step.process.wait(280)
     assert step.process.returncode == 0, step.log
     assert not [line for line in step.log.splitlines() if line.startswith("::")]
     assert (world.repo / "artefacts.tar.gz").exists()
+
+
+#: What a model does with its secrets that it should not.
+TELLING = (
+    GOOD
+    + """
+for name in ("TOKEN", "KEY"):
+    print(name, os.environ[name], flush=True)
+    print(os.environ[name].splitlines()[-1], file=sys.stderr, flush=True)
+raise ValueError(os.environ["TOKEN"])
+"""
+)
+
+
+def test_secrets(world: World, slack: Callable[..., Slack]) -> None:
+    """The runner hears of every secret before it shows anything, and nothing else of ours holds one."""
+    hook = slack(200)
+    token, key = "pl4nted-token", "-----BEGIN pl4nted-----\npl4nted-key-line\n-----END pl4nted-----"
+    world.model(TELLING)
+    step = world.step(
+        MODEL="mnist",
+        TOKEN=token,
+        KEY=key,
+        SLACK_IDENTIFIER=hook.url,
+        TRAIN_CLASSIFIER_INPUT_SECRETS="TOKEN KEY",
+        TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY="all",
+    )
+    assert step.process.wait(280) == 4, step.log
+    lines = [line for line in step.log.splitlines() if not line.startswith("Preparing the action's")]
+    first = next(number for number, line in enumerate(lines) if not line.startswith("::add-mask::"))
+    masked = {line.removeprefix("::add-mask::") for line in lines[:first]}
+    assert {token, *key.split("\n"), hook.url, hook.url.partition("://")[2].partition("/")[2]} <= masked
+    assert "TOKEN ***" in lines
+    words = ["pl4nted-token", "pl4nted-key-line", "sl4ckpl4nted"]
+    assert world.search(*words) == []
+    assert [text for text in hook.texts() for word in words if word in text] == []
+    assert len(hook.texts()) == 2
+    (job,) = world.jobs()
+    assert stat.S_IMODE(job.stat().st_mode) & 0o077 == 0
 
 
 def test_stale_archive(world: World) -> None:
@@ -285,4 +413,45 @@ def test_stale_archive(world: World) -> None:
     step = world.step(MODEL="missing", TRAIN_CLASSIFIER_INPUT_OUTPUT="precious.txt")
     assert step.process.wait(120) == 2, step.log
     assert "is no archive" in step.log
+    # Beside what else is wrong.
+    assert "'missing'" in step.log
     assert (world.repo / "precious.txt").read_text() == "mine"
+
+
+def test_stale_archive_of_the_settings(world: World) -> None:
+    """Where train-classifier.toml names the archive that one is removed, and no other; not on a guess."""
+    settings, unrelated = world.repo / "train-classifier.toml", world.repo / "artefacts.tar.gz"
+    results = world.repo / "results.tar.gz"
+    unrelated.write_bytes(b"\x1f\x8bunrelated")
+    results.write_bytes(b"\x1f\x8bold")
+    settings.write_text('[defaults]\noutput = "results.tar.gz"\n')
+    step = world.step(MODEL="missing")
+    assert step.process.wait(120) == 2, step.log
+    assert not results.exists()
+    assert unrelated.exists()
+    settings.write_text("[defaults\n")
+    step = world.step(MODEL="missing")
+    assert step.process.wait(120) == 2, step.log
+    assert unrelated.exists()
+    assert "An archive of an earlier run is left" in step.log
+
+
+def test_inputs_in_trouble(world: World, slack: Callable[..., Slack]) -> None:
+    """A misspelt slack-notify hides no other problem, silences no notice and delivers nothing old."""
+    hook = slack(200)
+    (world.repo / "artefacts.tar.gz").write_bytes(b"\x1f\x8bold")
+    step = world.step(
+        MODEL="missing",
+        SLACK_IDENTIFIER=hook.url,
+        TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY="sucess",
+        TRAIN_CLASSIFIER_INPUT_TIMEOUT="soon",
+    )
+    assert step.process.wait(120) == 2, step.log
+    errors = [line for line in step.log.splitlines() if line.startswith("::error")]
+    for words in ("sucess", "'missing'", "soon"):
+        assert [line for line in errors if words in line], step.log
+    assert (step.outputs["status"], step.outputs["exit-code"]) == ("bad-input", "2")
+    assert "was refused" in step.summary
+    assert len(hook.received) == 1
+    assert "sucess" in hook.texts()[0]
+    assert not (world.repo / "artefacts.tar.gz").exists()

@@ -14,9 +14,11 @@ import json
 import os
 import pwd
 import shutil
+import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,12 @@ PARTS = (
     "roles",
     "plugins",
     "scripts",
+)
+#: The commit that the sample workflow names.
+SAMPLE_UPLOAD = (
+    (ROOT / "examples/classifiers/.github/workflows/train.yml")
+    .read_text()
+    .partition("upload-artifact@")[2][:40]
 )
 UPLOAD = """\
 name: stand-in for actions/upload-artifact
@@ -81,11 +89,12 @@ def action_folder(target: Path) -> Path:
 
 
 class Watch:
-    """Looks at every process's command line and every file of a folder meanwhile, for words that may not be there."""
+    """Looks at every command line and every new file of some folders meanwhile, for words that may not be there."""
 
-    def __init__(self, folder: Path, words: list[bytes]) -> None:
-        self.folder = folder
+    def __init__(self, folders: list[Path], words: list[bytes]) -> None:
+        self.folders = folders
         self.words = words
+        self.since = time.time()
         self.found: set[str] = set()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -98,16 +107,26 @@ class Watch:
                     line = entry.read_bytes()
                     if any(word in line for word in self.words) and int(entry.parent.name) != os.getpid():
                         self.found.add(line.replace(b"\0", b" ").decode("utf-8", "replace"))
-            with contextlib.suppress(OSError):
-                for path in self.folder.rglob("*"):
-                    with contextlib.suppress(OSError):
-                        if path.is_file() and any(word in path.read_bytes() for word in self.words):
-                            self.found.add(str(path))
+            for folder in self.folders:
+                with contextlib.suppress(OSError):
+                    for path in folder.rglob("*"):
+                        with contextlib.suppress(OSError):
+                            if changed(path, self.since) and any(
+                                word in path.read_bytes() for word in self.words
+                            ):
+                                self.found.add(str(path))
 
     def stop(self) -> set[str]:
         self._end.set()
         self._thread.join()
         return self.found
+
+
+def changed(path: Path, since: float) -> bool:
+    """Say whether a path is a file that was made or changed since then, whatever its own times say."""
+    found = path.lstat()
+    # The clock of a file system may be a tick behind.
+    return stat.S_ISREG(found.st_mode) and found.st_ctime >= since - 0.1
 
 
 class World:
@@ -117,7 +136,11 @@ class World:
         self.folder = folder
         self.action = action
         self.identity: int | None = None
+        #: PATH of a runner with an account of its own.
+        self.path = PLAIN_PATH
         self._secrets: set[str] = set()
+        self._watches: list[Watch] = []
+        self._unsearched = False
         self._logs: list[str] = []
         self.tools = tools
         self.repo = folder / name
@@ -204,12 +227,13 @@ class World:
         if self.identity is not None:
             self.give(self.identity)
             user = {"user": self.identity, "group": self.identity, "extra_groups": [docker_group()]}
-            whole.update(HOME=str(self.home), PATH=PLAIN_PATH)
+            whole.update(HOME=str(self.home), PATH=self.path)
         command = [
             str(self.folder.parent / "act"), "push", "-C", str(self.repo), "-P", "self-hosted=-self-hosted", "--secret-file", str(file),
             "--action-cache-path", str(self.tools), "--action-offline-mode",
             "--local-repository", f"Incuvers/train-classifier@v1={self.action}",
             "--local-repository", f"actions/upload-artifact@v5={self.folder / 'upload-artifact'}",
+            "--local-repository", f"actions/upload-artifact@{SAMPLE_UPLOAD}={self.folder / 'upload-artifact'}",
             *arguments,
         ]  # fmt: skip
         # A runner hands its own environment on; act gives steps only what it is told.
@@ -222,7 +246,7 @@ class World:
         ):
             if whole.get(name):
                 command += ["--env", f"{name}={whole[name]}"]
-        watch = Watch(self.temp, [word.encode() for word in words])
+        watch = self._watch(words)
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, env=whole, timeout=timeout, stdin=subprocess.DEVNULL,
@@ -240,12 +264,32 @@ class World:
         for path in [self.folder, *self.folder.rglob("*")]:
             os.chown(path, identity, identity, follow_symlinks=False)
 
-    def step(self, identity: int | None = None, **environment: str) -> Step:
-        """Start the action's step as the runner does: `sh -e` on a file with the text of its `run:`, stdin closed."""
+    def _watch(self, words: set[str]) -> Watch:
+        self._watches.append(Watch([self.temp, self.action], [word.encode() for word in words]))
+        return self._watches[-1]
+
+    def close(self) -> None:
+        """End what watches the steps. No secret of theirs was in a process list or is in a file."""
+        found = [words for watch in self._watches for words in watch.stop()]
+        assert not found, found
+        if self._unsearched:
+            found = self.search(*self._secrets)
+            assert not found, found
+
+    def step(self, identity: int | None = None, *, outside: bool = False, **environment: str) -> Step:
+        """Start the action's step as the runner does: `sh -e` on a file with the text of its `run:`, stdin closed.
+
+        With `outside` no variable of GitHub's or the runner's is there at all. The webhook and what `secrets` names
+        are watched for from now on.
+        """
         script = self.folder / "step.sh"
-        script.write_text(
-            yaml.safe_load((self.action / "action.yaml").read_text())["runs"]["steps"][0]["run"]
-        )
+        command = yaml.safe_load((self.action / "action.yaml").read_text())["runs"]["steps"][0]["run"]
+        script.write_text(command.replace("$GITHUB_ACTION_PATH", str(self.action)) if outside else command)
+        named = environment.get("TRAIN_CLASSIFIER_INPUT_SECRETS", "").split()
+        hooks = [environment.get(n, "") for n in ("SLACK_IDENTIFIER", "TRAIN_CLASSIFIER_INPUT_SLACK_WEBHOOK")]
+        words = {line for name in named for line in environment[name].splitlines()}
+        words |= {hook.rpartition("/")[2] for hook in hooks if hook}
+        self._secrets |= words
         script.chmod(0o755)
         files = {name: self.folder / name.lower() for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
         for file in files.values():
@@ -254,8 +298,7 @@ class World:
         runner_temp = self.folder / "runner temp"
         runner_temp.mkdir(exist_ok=True)
         runner_temp.chmod(0o777)
-        whole = {
-            **self.environment,
+        theirs = {
             "GITHUB_ACTIONS": "true",
             "GITHUB_WORKSPACE": str(self.repo),
             "GITHUB_ACTION_PATH": str(self.action),
@@ -265,11 +308,13 @@ class World:
             "RUNNER_TEMP": str(runner_temp),
             "RUNNER_TOOL_CACHE": str(self.tools / "tool_cache"),
             **{name: str(path) for name, path in files.items()},
-            **environment,
         }
+        whole = {**self.environment, **({} if outside else theirs), **environment}
         if identity is not None:
             whole["HOME"] = str(self.home)
         log = self.folder / "step.log"
+        if words:
+            self._watch(words)
         with log.open("wb") as output:
             process = subprocess.Popen(
                 ["sh", "-e", str(script)], cwd=self.repo, env=whole, stdin=subprocess.DEVNULL, stdout=output,
@@ -308,15 +353,32 @@ class World:
         assert self.search(*self._secrets) == []
         assert not [word for word in self._secrets for log in self._logs if word in log]
 
+    def assert_owned(self) -> None:
+        """All that a run left in this world and in the tool cache is the runner's own."""
+        for top in (self.folder, self.tools.resolve()):
+            strangers = [path for path in top.rglob("*") if path.lstat().st_uid != self.identity]
+            assert not strangers, strangers[:20]
+
     def search(self, *words: str) -> list[str]:
-        """Return the files of this world that hold one of the words."""
-        found = []
-        for path in self.folder.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                content = path.read_bytes()
-                if path.name.endswith(".tar.gz"):
-                    content += gzip.decompress(content)
-                found += [f"{path}: {word}" for word in words if word.encode() in content]
+        """Return the files of this world, the action's folder and the tool cache that hold one of the words."""
+        self._unsearched = False
+        if not words:
+            return []
+        tops = [str(top) for top in (self.folder, self.action, self.tools.resolve())]
+        # By standard input: a word in an argument list is what is looked for, too.
+        listed = subprocess.run(
+            ["grep", "-rlaF", "--devices=skip", "--file=-", "--", *tops],
+            input="".join(f"{word}\n" for word in words), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert listed.returncode in (0, 1), listed.stderr
+        found = [path for path in listed.stdout.splitlines() if Path(path).name != "step.log"]
+        for path in self.folder.rglob("*.tar.gz"):
+            content = gzip.decompress(path.read_bytes())
+            found += [f"{path}: {word}" for word in words if word.encode() in content]
+        for path in self.folder.rglob("step.log"):
+            # The runner obeys such a line and shows none of it.
+            shown = [line for line in path.read_bytes().splitlines() if not line.startswith(b"::add-mask::")]
+            found += [f"{path}: {word}" for word in words if word.encode() in b"\n".join(shown)]
         return found
 
 

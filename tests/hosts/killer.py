@@ -1,7 +1,8 @@
 """Kill -9 one of ours on a test host at the moment a job is in a phase: killer.py JOBS PHASE VICTIM.
 
-Runs inside the host (started by `docker exec`), because only there is it quick enough. `controller` kills
-nothing: it only says when. Prints the pid (0: nobody) once it struck; exit 1 if the phase did not come.
+PHASE is one of the worker's, or one of the controller's: preflight, push, start, fetch. Runs inside the host (started
+by `docker exec`), because only there is it quick enough. `controller` kills nothing: it only says when. Prints the pid
+(0: nobody) once it struck; exit 1 if the phase did not come.
 """
 
 import glob
@@ -41,6 +42,20 @@ def door(verb):
     return found
 
 
+def verb(jobs):
+    """The worker that answers one request: it gets no arguments."""
+    for pid in processes(os.path.dirname(jobs) + "/workers/", " -I "):
+        try:
+            with open("/proc/%d/cmdline" % pid, "rb") as file:
+                words = file.read().rstrip(b"\0").split(b"\0")
+        except OSError:
+            continue
+        python = words[0].rpartition(b"/")[2].startswith(b"python")
+        if python and words[-1].rpartition(b"/")[0].endswith(b"/workers"):
+            return pid
+    return None
+
+
 def status(jobs):
     """The status of the newest job."""
     for path in sorted(glob.glob(jobs + "/*/status.json"))[-1:]:
@@ -54,6 +69,11 @@ def status(jobs):
 
 def moment(jobs, phase):
     """The pid of the worker when the phase has come, else None."""
+    if phase == "preflight":
+        # The first thing that a run asks for.
+        return verb(jobs)
+    if phase == "start":
+        return verb(jobs) if status(jobs).get("state") == "pushed" else None
     if phase == "push":
         return next(iter(door("receive")), None)
     if phase == "fetch":
@@ -74,8 +94,8 @@ def main():
     while time.monotonic() < end:
         pid = moment(jobs, phase)
         if pid is not None:
-            # A little into the phase, not at its first instruction.
-            time.sleep(0.05)
+            # A little into the phase, not at its first instruction; an answer takes less than the others.
+            time.sleep(0.02 if phase == "start" else 0.05)
             pids = {
                 "worker": [pid],
                 "engine": processes("/usr/sbin/dockerd") or processes("dockerd"),

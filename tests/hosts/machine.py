@@ -254,7 +254,7 @@ class TestHost:
 
     # Living and dying
 
-    def wait(self, seconds: float = 60) -> None:
+    def wait(self, seconds: float = 240) -> None:
         """Wait until ssh answers and the engine does (where one is installed)."""
         ready = (
             "pgrep -x sshd >/dev/null; test -s /etc/ssh/ssh_host_ed25519_key.pub; "

@@ -58,5 +58,16 @@ def test_a_bare_host_trains_by_one_command(_hosts_possible: None, tmp_path: Path
         preparing = again.partition("Prepared in")[0].splitlines()
         assert not [line for line in preparing if line.startswith(("  ", "Installing", "Fetching"))]
         assert "environment: installing" not in again
+        # The seed's own way, distutils included, in the container with TensorFlow.
+        trained = host.ssh(
+            f"cd {CHECKOUT}/examples/classifiers && ../../.venv/bin/train-classifier train yolo --gpus 0",
+            user="trainer", timeout=1800,
+        )  # fmt: skip
+        precision = next(line for line in trained.stderr.splitlines() if line.startswith("test_map50"))
+        assert float(precision.split()[1]) >= 0.5
+        packed = host.shell(f"tar -tf {CHECKOUT}/examples/classifiers/artefacts.tar.gz")
+        assert {"artefacts/model.keras", "artefacts/metrics.json", "artefacts/history.csv"} <= set(
+            packed.split()
+        )
     finally:
         host.remove()

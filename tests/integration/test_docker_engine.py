@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hosts import fleet
@@ -14,6 +15,7 @@ from hosts.play import play
 pytestmark = [pytest.mark.engine, pytest.mark.host]
 
 CONFIG = "/etc/docker/daemon.json"
+JOB = "20260101-000000-0000000a"
 MARKER = "/run/train-classifier/engine-restart-pending"
 
 
@@ -120,12 +122,30 @@ def test_restart_waits_for_a_running_job(host: TestHost, base_image: str) -> Non
     host.docker("run", "-d", "--name", "job", *labels, base_image, "sleep", "infinity")
     before = started(host)
     done = play(host, "docker_engine", docker_engine_daemon_options={"max-concurrent-uploads": 2})
-    assert "waits for its restart, since 1 job(s)" in done.output
+    assert "waits for its restart, since 1 job(s) run on it (the container job)" in done.output
     assert started(host) == before
     assert host.docker("ps", "-q", "--filter", "name=job").strip()
+    # It is what a restart is for, yet with containers that nobody can ask for it would be blind.
+    host.shell("systemctl stop docker.socket docker.service")
     refused = play(host, "docker_engine", tasks_from="uninstall", fails=True)
-    assert "1 training job(s) run on this engine" in refused.output
+    assert "the engine does not answer, so nobody can tell which jobs run in its containers" in refused.output
+    host.shell("systemctl start docker")
+    refused = play(host, "docker_engine", tasks_from="uninstall", fails=True)
+    assert "1 job(s) run (the container job): nothing was touched" in refused.output
+    before = started(host)
     host.docker("rm", "-f", "job")
+
+    # A job that builds or packs has no container, one without a GPU no ticket; its state is not root's.
+    folder = f"/home/trainer/elsewhere/jobs/{JOB}"
+    host.shell(f"mkdir -p {folder}", user="trainer")
+    host.shell(f"systemd-run -q --unit worker --uid trainer flock {folder}/lock sleep infinity")
+    done = play(host, "docker_engine")
+    assert f"waits for its restart, since 1 job(s) run on it ({JOB})" in done.output
+    assert started(host) == before
+    for role in ("docker_engine", "training_host", "nvidia_driver", "nvidia_container_toolkit"):
+        refused = play(host, role, tasks_from="uninstall", fails=True)
+        assert f"1 job(s) run ({JOB}): nothing was touched" in refused.output
+    host.shell("systemctl stop worker")
     play(host, "docker_engine", docker_engine_daemon_options={"max-concurrent-uploads": 2})
     assert started(host) != before
     assert host.exec("test", "-e", MARKER, check=False).returncode == 1
@@ -145,6 +165,52 @@ def test_engine_without_systemd(plain_host: TestHost) -> None:
     play(plain_host, "docker_engine")
     assert json.loads(plain_host.docker("info", "--format", "{{json .}}"))["LiveRestoreEnabled"] is True
     assert play(plain_host, "docker_engine").changed == 0
+
+
+#: docker-ce, as far as dpkg can tell: its daemon is there and does not run.
+FOREIGN = """
+mkdir -p /srv/deb/DEBIAN /srv/deb/usr/bin
+printf 'Package: docker-ce\\nVersion: 1\\nArchitecture: all\\nMaintainer: t <t@example.org>\\n' >/srv/deb/DEBIAN/control
+printf 'Conflicts: docker.io\\nDescription: stand-in\\n' >>/srv/deb/DEBIAN/control
+printf '#!/bin/sh\\n' >/srv/deb/usr/bin/dockerd
+chmod 755 /srv/deb/usr/bin/dockerd
+dpkg-deb -b /srv/deb /srv/docker-ce.deb
+dpkg -i /srv/docker-ce.deb
+"""
+
+
+def test_without_network_or_beside_a_stopped_docker_ce_nothing_is_installed(
+    _hosts_possible: None, tmp_path: Path
+) -> None:
+    bare = fleet.bare_host(tmp_path)
+    try:
+        # A mirror that nobody can reach; the host's own settings may know a way to it.
+        sources = "/etc/apt/sources.list /etc/apt/sources.list.d/*"
+        bare.shell(f"sed -i -E 's#https?://[^/ ]+#http://127.0.0.1:9#' $(ls {sources} 2>/dev/null)")
+        bare.write("/etc/apt/apt.conf.d/99mirror", 'Acquire::http::Proxy::127.0.0.1 "DIRECT";\n')
+        told = {"docker_engine_download_retries": 1, "docker_engine_download_delay": 1}
+        done = play(bare, "docker_engine", fails=True, **told)
+        assert "docker.io and docker-cli could not be installed" in done.output
+        assert re.search(
+            r"could not be installed: .*127\.0\.0\.1.*name it \(train_classifier_environment\)", done.output
+        )
+        assert "Traceback" not in done.output
+
+        bare.shell(FOREIGN)
+        for record in (
+            "",
+            '{"foreign": false, "settings": {}, "packages": ["docker.io"], "created_config": true}',
+        ):
+            if record:
+                bare.write("/etc/docker/train-classifier.json", record)
+            done = play(bare, "docker_engine", fails=True)
+            assert (
+                "dockerd is installed from docker-ce, which the distribution's docker.io would replace"
+                in done.output
+            )
+        assert bare.shell("dpkg-query -W -f '${db:Status-Status}' docker-ce") == "installed"
+    finally:
+        bare.remove()
 
 
 @pytest.mark.parametrize("role", ["docker_engine", "training_host"])

@@ -20,12 +20,12 @@ from typing import ClassVar
 
 import docker
 import pytest
-from worker_site import Site, numpy_image, site, uv
+from worker_site import Site, numpy_image, site, tmp_path, uv
 
 from train_classifier.errors import BadInput, NoEnvironment, NotReady
 from train_classifier.worker import build
 
-__all__ = ["numpy_image", "site", "uv"]
+__all__ = ["numpy_image", "site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
 
 WHERE = "import {0}; print({0}.__file__, getattr({0}, '__version__', ''))"
@@ -59,7 +59,7 @@ def test_a_hit_starts_no_container(site: Site, monkeypatch: pytest.MonkeyPatch) 
 
 def test_one_more_requirement_starts_from_the_nearest(site: Site) -> None:
     first, second = site.prepare("six"), site.prepare("six\nidna")
-    envs = site.store.store / "envs"
+    envs = site.store.envs
     assert first.hash != second.hash
     one, two = (envs / made.hash / "site" / "six.py" for made in (first, second))
     # The same inode: what was there was neither fetched nor copied.
@@ -73,7 +73,7 @@ def test_the_image_keeps_its_framework_and_gives_way_elsewhere(site: Site, numpy
     found = site.find(numpy_image)
     assert found.frameworks == {"numpy": "1.26.4"}
     kept = site.prepare("numpy\nsix\npython-dateutil==2.9.0.post0", numpy_image)
-    folder = site.store.store / "envs" / kept.hash / "site"
+    folder = site.store.envs / kept.hash / "site"
     # What the image has and what nobody asks to be newer is used as it is.
     assert not (folder / "numpy").exists()
     assert not (folder / "six.py").exists()
@@ -93,7 +93,7 @@ def test_the_image_keeps_its_framework_and_gives_way_elsewhere(site: Site, numpy
     assert site.run(found, newer, WHERE.format("six")).startswith(
         "/opt/train-classifier/environment/six.py 1.1"
     )
-    names = [path.name for path in (site.store.store / "envs" / newer.hash / "site").iterdir()]
+    names = [path.name for path in (site.store.envs / newer.hash / "site").iterdir()]
     # Nothing of the metadata that was lent to uv is left, nor the image's replaced copy of it.
     assert [name for name in names if name.startswith(("numpy", "six-1.15"))] == []
 
@@ -166,6 +166,65 @@ def test_local_package_is_built_from_a_copy(site: Site) -> None:
     assert site.run(site.find(), second, "import shapes; print(shapes.corners)") == "4\n"
 
 
+def test_a_repository_that_is_the_package_keeps_its_files_apart(site: Site) -> None:
+    """Its own requirements.txt and constraints.txt are not what is installed."""
+    (site.workspace / "pyproject.toml").write_text(
+        "[build-system]\nrequires=['setuptools']\nbuild-backend='setuptools.build_meta'\n"
+        "[project]\nname='shapes'\nversion='1'\n[tool.setuptools]\npy-modules=['shapes']\n"
+    )
+    (site.workspace / "shapes.py").write_text("corners = 3\n")
+    (site.workspace / "requirements.txt").write_text("no-such-package-of-ours-1\n")
+    (site.workspace / "constraints.txt").write_text("idna==1.0\n")
+    (site.workspace / "limits.txt").write_text("idna==2.10\n")
+    made = site.prepare(".\nidna\n-c ../limits.txt\n")
+    assert {"shapes==1", "idna==2.10"} <= set(made.packages)
+    assert site.run(site.find(), made, "import shapes; print(shapes.corners)") == "3\n"
+
+
+HOSTILE = """
+import glob, os
+from setuptools import setup
+for folder in glob.glob("/train-classifier/build/.*.tmp"):
+    for name in ("train-classifier.pth", "environment.json"):
+        if not os.path.lexists(os.path.join(folder, name)):
+            os.symlink(os.environ["VICTIM"], os.path.join(folder, name))
+seen = sorted(os.listdir("/train-classifier/build"))
+setup(name="hostile", version="1", py_modules=["hostile"], description=" ".join(seen))
+"""
+
+
+def test_what_a_build_plants_is_never_followed(site: Site, tmp_path: Path) -> None:
+    """Code of a requirement runs as the job's user; nothing that runs as root follows its links."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    victim.chmod(0o600)
+    site.host = dataclasses.replace(site.host, environment={"VICTIM": str(victim)})
+    earlier = site.prepare("idna")
+    package = site.workspace / "lib"
+    package.mkdir()
+    (package / "setup.py").write_text(HOSTILE)
+    (package / "hostile.py").touch()
+    made = site.prepare("./lib")
+    assert (victim.read_text(), victim.stat().st_mode & 0o777, victim.stat().st_uid) == (
+        "precious", 0o600, os.geteuid(),
+    )  # fmt: skip
+    folder = site.store.envs / made.hash
+    assert (
+        not (folder / "environment.json").is_symlink() and not (folder / "train-classifier.pth").is_symlink()
+    )
+    # Nothing but its own folder and uv's cache is within reach: no other environment, no lock.
+    said = site.run(
+        site.find(), made, "import importlib.metadata as m; print(m.metadata('hostile')['Summary'])"
+    )
+    assert sorted(said.split()) == [f".{made.hash}.tmp", "uv-cache"]
+    assert earlier.hash not in said
+    # A link that somebody slipped in later is not mounted either.
+    (folder / "train-classifier.pth").unlink()
+    (folder / "train-classifier.pth").symlink_to(victim)
+    with pytest.raises(NotReady, match="tampered"):
+        site.prepare("./lib")
+
+
 def test_pth_files_and_programs_of_the_environment(site: Site) -> None:
     package = site.workspace / "lib"
     package.mkdir()
@@ -176,7 +235,7 @@ def test_pth_files_and_programs_of_the_environment(site: Site) -> None:
     )
     (package / "greeter.py").write_text("def main():\n    print('hello')\n")
     made = site.prepare("./lib\nsetuptools\n")
-    assert (site.store.store / "envs" / made.hash / "site" / "distutils-precedence.pth").exists()
+    assert (site.store.envs / made.hash / "site" / "distutils-precedence.pth").exists()
     assert site.run(site.find(), made, "greet", shell=True) == "hello\n"
 
 
@@ -223,7 +282,7 @@ def test_killed_build_is_cleaned_by_the_next(site: Site, tmp_path: Path) -> None
         env={**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"},
     )
     label = "train-classifier.kind=build"
-    mine = f"train-classifier.place={site.store.store}"
+    mine = f"train-classifier.place={site.store.builds}"
 
     def building() -> list[str]:
         found = site.client.containers.list(filters={"label": label}, ignore_removed=True)

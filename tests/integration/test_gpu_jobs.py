@@ -6,6 +6,7 @@ framework that sees nothing is a module of three lines. Who gets which card, who
 
 from __future__ import annotations
 
+import csv
 import json
 import tarfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import documented
 from hosts.caller import Caller
 from hosts.gpu.world import UUIDS
 from hosts.machine import TestHost
@@ -99,6 +101,7 @@ def test_each_job_gets_its_own_card_and_the_next_one_waits(caller: Caller) -> No
     for job in jobs:
         sees_exactly(seen[job], listed[job]["gpus"][0])
 
+    listed_before = listed
     errors = caller.folder / "third"
     third = caller.start(*caller.train("look"), errors=errors)
     try:
@@ -116,6 +119,12 @@ def test_each_job_gets_its_own_card_and_the_next_one_waits(caller: Caller) -> No
     assert third.returncode == 0, tail(errors.read_bytes())
     for job in jobs:
         assert caller.result(job)["outcome"] == "trained"
+        # A row for its own card every few seconds, and none for the other's.
+        text = caller.host.shell(f"cat {caller.state}/jobs/{job}/usage.csv")
+        rows = list(csv.DictReader(text.splitlines()))
+        assert {(row["gpu_uuid"], row["gpu_util_percent"], row["gpu_memory_mib"]) for row in rows} == {
+            (listed_before[job]["gpus"][0], "0", "354")
+        }
     result = caller.result(waiting["id"])
     (card,) = result["gpus"]
     sees_exactly(json.loads(out), card["uuid"])
@@ -125,6 +134,11 @@ def test_each_job_gets_its_own_card_and_the_next_one_waits(caller: Caller) -> No
         assert member is not None
         manifest = json.load(member)
     (recorded,) = manifest["gpus"]
+    for paper in ("manifest.json", "result.json"):
+        below = {
+            key.removeprefix("gpus[].").partition("[")[0] for key in documented(paper) if "gpus[]" in key
+        }
+        assert set(recorded) == below
     assert recorded["uuid"] == card["uuid"]
     assert (recorded["name"], recorded["driver"]) == ("NVIDIA GeForce RTX 4090", "550.163.01")
     assert manifest["gpu_check"]["mode"] == "device"
@@ -157,6 +171,28 @@ def test_a_framework_that_sees_no_gpu_is_refused_before_training(caller: Caller)
     assert "driver 550.163.01" in error["reason"]
     assert "Cannot dlopen some GPU libraries" in error["detail"]
     assert host.containers() == []
+
+
+def test_a_check_that_is_switched_off_is_recorded_as_no_proof(caller: Caller) -> None:
+    done = caller.run(*caller.train("look", "--gpus", "1", "--gpu-check", "off", "--json"))
+    assert done.returncode == 0, tail(done.stderr)
+    answer = json.loads(done.stdout)
+    result = caller.result(answer["id"])
+    expected = {"mode": "off", "proven": False, "detail": "switched off (gpu_check = off)"}
+    assert result["gpu_check"] == expected
+    with tarfile.open(caller.work / "artefacts.tar.gz") as archive:
+        members = {name: archive.extractfile(name) for name in ("job/manifest.json", "artefacts/seen.json")}
+        manifest, seen = (json.load(member) for member in members.values() if member is not None)
+    assert manifest["gpu_check"] == expected
+    # Not proven, but given: exactly one card, and the same in every paper.
+    (card,) = manifest["gpus"]
+    assert result["gpus"] == [card]
+    sees_exactly(seen, card["uuid"])
+    # The check would have started a container of its own.
+    assert (
+        "probe"
+        not in caller.host.docker("ps", "-a", "--format", '{{.Label "train-classifier.kind"}}').split()
+    )
 
 
 def test_doctor_finds_the_cards(caller: Caller) -> None:
@@ -196,7 +232,7 @@ def test_a_host_without_a_gpu(ssh_host: TestHost, tmp_path: Path) -> None:
 
     done = caller.run(*caller.train("look", "--gpus", "auto"))
     assert done.returncode == 0, tail(done.stderr)
-    assert b"trains on the CPU" in done.stderr
+    assert b"training on the CPU" in done.stderr
     assert json.loads(done.stdout)["nodes"] == []
 
     done = caller.run("doctor", "--gpus", "1", "--json")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,11 @@ def molecule(scenario: str, release: str) -> None:
     if done.returncode:
         wrong = [line for line in done.stdout.splitlines() if line.startswith(("fatal: ", "[ERROR]: "))]
         pytest.fail(f"{done.stdout[-12000:]}\n{os.linesep.join(wrong[-4:])}", pytrace=False)
+    # Molecule itself compares nothing in check mode.
+    checked = done.stdout.rpartition(f"[{scenario} > check] Executing")[2]
+    checked = checked.partition(f"[{scenario} > check] Executed")[0]
+    recap = re.findall(r"^\S+ .*changed=(\d+) .*failed=(\d+)", checked, re.M)
+    assert recap and set(recap) == {("0", "0")}, "\n".join(re.findall(r"TASK .*\nchanged: .*", checked))
     prefix = os.environ.get("MOLECULE_HOST_PREFIX", "tc-molecule")
     left = ["docker", "ps", "-aq", "--filter", f"name=^{prefix}-{scenario.replace('_', '-')}-debian"]
     assert not subprocess.run(left, capture_output=True, text=True, check=True).stdout

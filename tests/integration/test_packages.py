@@ -11,12 +11,12 @@ from pathlib import Path
 
 import docker
 import pytest
-from worker_site import Site, site, uv
+from worker_site import Site, site, tmp_path, uv
 
 from train_classifier.errors import BadInput, NoEnvironment
 from train_classifier.worker import packages
 
-__all__ = ["site", "uv"]
+__all__ = ["site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
 
 

@@ -70,7 +70,7 @@ def test_update_waits_for_a_running_job_and_teardown_refuses(
     caller, training, container = job
 
     status, printed = run("teardown", ssh_host.inventory())
-    assert status != 0 and "1 training job(s) run (" in printed and "nothing was touched" in printed, printed
+    assert status != 0 and "1 job(s) run (" in printed and "nothing was touched" in printed, printed
     assert re.search(r"changed=0 .*failed=1", printed), printed
 
     told = {**fleet.role_variables(base_image), "host_check_drain_poll_s": 1}
@@ -116,3 +116,44 @@ def test_a_host_that_fails_ends_the_update_before_the_next_one(ssh_host: TestHos
     assert status != 0
     assert "broken" in printed and ssh_host.name not in printed, printed
     assert ssh_host.exec("test", "-e", "/var/lib/train-classifier/drain", check=False).returncode == 1
+
+
+def test_a_host_that_is_not_proven_gets_no_runner(ssh_host: TestHost, base_image: str) -> None:
+    told = {
+        **fleet.role_variables(base_image), "host_check_strict": False, "host_check_deep": False,
+        "github_runner_repository": "acme/widgets", "github_runner_pat": "x", "github_runner_url": "http://127.0.0.1:9",
+    }  # fmt: skip
+    ssh_host.write("/var/lib/train-classifier/drain", "new power supply\n")
+    try:
+        status, printed = run("provision", ssh_host.inventory(), **told)
+    finally:
+        ssh_host.shell("rm -f /var/lib/train-classifier/drain")
+    assert status == 0, printed[-6000:]
+    assert "0 of 1 hosts ready" in printed and "gets no runner, since it is not proven to train" in printed
+    assert "Ask GitHub" not in re.sub(r"^TASK .*\nskipping: .*$", "", printed, flags=re.M), printed[-6000:]
+    # The facts were gathered once for all roles.
+    gathered = re.findall(r"^TASK \[.*?[Gg]ather.* [Ff]acts?.*\n(?:ok|changed): ", printed, re.M)
+    assert len(gathered) == 1, gathered
+
+
+@pytest.mark.full
+def test_a_host_that_nobody_asked_to_prove_gets_no_runner(ssh_host: TestHost, base_image: str) -> None:
+    told = {
+        **fleet.role_variables(base_image), "provision_check": False, "github_runner_repository": "acme/widgets",
+        "github_runner_pat": "x", "github_runner_url": "http://127.0.0.1:9",
+    }  # fmt: skip
+    status, printed = run("provision", ssh_host.inventory(), **told)
+    assert status == 0 and "gets no runner, since it is not proven to train" in printed, printed[-6000:]
+    status, printed = run("provision", ssh_host.inventory(), provision_runner_unproven=True, **told)
+    assert status != 0 and "http://127.0.0.1:9" in printed, printed[-6000:]
+
+
+def test_update_leaves_a_host_alone_that_somebody_drained(ssh_host: TestHost) -> None:
+    ssh_host.write("/var/lib/train-classifier/drain", "new power supply\n")
+    try:
+        status, printed = run("update", ssh_host.inventory())
+        assert ssh_host.shell("cat /var/lib/train-classifier/drain") == "new power supply\n"
+    finally:
+        ssh_host.shell("rm -f /var/lib/train-classifier/drain")
+    assert status != 0 and "was taken out of service by somebody else (new power supply)" in printed, printed
+    assert re.search(r"changed=0 .*failed=1", printed), printed

@@ -262,44 +262,6 @@ def test_reader_of_the_log_that_goes_away_stops_nothing(world: World) -> None:
     assert (world.work / "artefacts.tar.gz").exists()
 
 
-def test_plain_ansible_playbook_shows_lines_as_they_come(world: World, sshd: Sshd) -> None:
-    world.model(
-        "print('first', flush=True)\nimport time; time.sleep(20)\nopen('artefacts/a', 'w').write('x')\n"
-    )
-    root = Path(__file__).parents[2]
-    import sys
-
-    process = subprocess.Popen(
-        [
-            str(Path(sys.executable).with_name("ansible-playbook")),
-            *("-i", str(world.inventory(sshd))),
-            str(root / "playbooks" / "train.yml"),
-            *(
-                "-e",
-                "training_job_model=probe",
-                "-e",
-                "training_job_gpus=0",
-                "-e",
-                "training_job_host=trainer1",
-            ),
-            *("-e", json.dumps({"training_job_repository": str(world.repo)})),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=world.work,
-        env={**world.environment, "ANSIBLE_CONFIG": str(root / "ansible.cfg")},
-    )
-    assert process.stdout is not None
-    seen = []
-    while (line := process.stdout.readline()) and line.strip() != b"first":
-        seen.append(line)
-    assert line, tail(b"".join(seen))
-    assert process.poll() is None and world.statuses()[-1]["state"] == "running"
-    rest = process.stdout.read()
-    assert process.wait() == 0, tail(rest)
-    assert (world.work / "artefacts.tar.gz").exists()
-
-
 def test_templates_in_user_text_are_never_rendered(world: World) -> None:
     """Fault row 13, in arguments, variables and file names, under the command line."""
     evil = "{{ lookup('pipe', 'touch " + str(world.folder / "rendered") + "') }}"

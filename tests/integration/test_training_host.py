@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -64,9 +65,31 @@ def test_state_on_overlay_is_refused_before_anything_is_made(ssh_host: TestHost,
     assert ssh_host.exec("test", "-e", "/opt/training", check=False).returncode == 1
 
 
+def test_without_network_it_says_which_server_and_keeps_what_is_there(
+    ssh_host: TestHost, base_image: str
+) -> None:
+    told = {
+        **fleet.role_variables(base_image),
+        "training_host_disk_floor_bytes": 1 << 60,
+        "training_host_uv_version": "0.0.1",
+        "training_host_environment": {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"},
+        "training_host_download_retries": 1,
+        "training_host_download_delay": 1,
+    }
+    before = ssh_host.shell(f"ls -A {ROOT} {ROOT}/bin; sha256sum {ROOT}/bin/uv {ROOT}/host.json")
+    done = play(ssh_host, "training_host", fails=True, **told)
+    assert "uv 0.0.1 could not be fetched" in done.output and "127.0.0.1" in done.output
+    assert ssh_host.shell(f"ls -A {ROOT} {ROOT}/bin; sha256sum {ROOT}/bin/uv {ROOT}/host.json") == before
+
+
 def test_a_host_without_an_engine_is_told_what_to_run(bare_host: TestHost, base_image: str) -> None:
-    done = play(bare_host, "training_host", fails=True, **fleet.role_variables(base_image))
+    told = {**fleet.role_variables(base_image), "training_host_disk_floor_bytes": 1 << 60}
+    done = play(bare_host, "training_host", fails=True, **told)
     assert "there is no Docker engine; run the role docker_engine first." in done.output
+    # Both at once, and a host that has its image is not asked for the room that it takes.
+    assert re.search(
+        r"only \d+ MiB are free below /var/lib/train-classifier/state or /var/lib/docker", done.output
+    )
     assert bare_host.shell(f"ls -A {ROOT}") == ""
 
 

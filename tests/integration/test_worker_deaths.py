@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_support import IMAGE, Machine, accounts, docker, machine
+from worker_support import IMAGE, Machine, Refused, accounts, docker, machine
 
 pytestmark = pytest.mark.engine
-LONG = "print('up', flush=True)\nopen('artefacts/partial','w').write('x')\nimport time\ntime.sleep(600)\n"
+LONG = "open('artefacts/partial','w').write('x')\nprint('up', flush=True)\nimport time\ntime.sleep(600)\n"
 #: Answers as the real one does for one card of 24 GB.
 NVIDIA_SMI = """#!/bin/sh
 case "$*" in
@@ -277,6 +277,63 @@ def test_clean_removes_what_ended_and_nothing_else(host: Machine) -> None:
         assert fresh.job_dir(live).exists() and fresh.program.exists()
 
 
+def test_clean_finishes_the_dead_and_nobody_else(host: Machine) -> None:
+    with machine(host.user) as fresh:
+        dead, live = (fresh.start(LONG) for _ in range(2))
+        for job in (dead, live):
+            fresh.until(job, "training", text=b"up")
+        fresh.kill_worker(dead)
+        assert fresh.call("clean", dry_run=True)["removed"]["jobs"] == 0
+        assert not (fresh.job_dir(dead) / "result.json").exists()
+        # By the files alone: any verb that looks at the job would finish it, too.
+        end = time.monotonic() + 30
+        while not (fresh.job_dir(dead) / "result.json").exists() and time.monotonic() < end:
+            # A killed worker's children may hold its lock for a moment.
+            fresh.call("clean", older_s=10**9)
+        result = json.loads((fresh.job_dir(dead) / "result.json").read_text())
+        assert (result["outcome"], result["exit_code"]) == ("lost", 10)
+        assert "artefacts/partial" in fresh.names(dead) and fresh.log(dead) == b"up\n"
+        fresh.assert_clean(dead)
+        assert fresh.status(live)["state"] == "running"
+        assert docker("ps", "-q", "--filter", f"label=train-classifier.job={live}")
+        fresh.call("cancel", id=live)
+        assert fresh.wait(live)["outcome"] == "cancelled"
+        fresh.assert_clean(live)
+
+
+def test_checkpoints_count_into_the_budget_and_go_with_it(host: Machine) -> None:
+    saves = (
+        "import os\nopen(os.environ['TRAIN_CHECKPOINT_DIR'] + '/epoch', 'wb').write(os.urandom(5 << 20))\n"
+        "open('artefacts/x', 'w').write('x')\nprint('up', flush=True)\n"
+    )
+    with machine(host.user) as fresh:
+        old, _ = fresh.train(saves)
+        young, _ = fresh.train(saves)
+        live = fresh.start(saves + "import time\ntime.sleep(600)\n")
+        fresh.until(live, "training", text=b"up")
+        kept = fresh.call("clean", keep_environments_bytes=1 << 40)
+        assert kept["removed"]["caches"] == 0 and kept["kept_bytes"] >= 10 << 20
+        # Only what was not used for a while goes, and of that no more than the budget asks for.
+        os.utime(fresh.job_dir(old) / "result.json", (1, 1))
+        done = fresh.call("clean", keep_environments_bytes=kept["kept_bytes"] - 1)
+        assert (done["removed"]["caches"], done["removed"]["jobs"]) == (1, 0)
+        assert kept["kept_bytes"] - done["kept_bytes"] == done["removed"]["bytes"] >= 5 << 20
+        assert not (fresh.job_dir(old) / "checkpoints").exists()
+        assert (fresh.job_dir(young) / "checkpoints" / "epoch").exists()
+        # Those of a job at work are never counted out, however little may be kept.
+        done = fresh.call("clean", keep_environments_bytes=0)
+        assert done["removed"]["caches"] == 0
+        for job in (young, live):
+            assert (fresh.job_dir(job) / "checkpoints" / "epoch").stat().st_size == 5 << 20
+        # The job itself is still all there; only going on from it is refused, and said why.
+        assert "artefacts/x" in fresh.names(old) and fresh.log(old) == b"up\n"
+        with pytest.raises(Refused, match="no checkpoints any more"):
+            fresh.start(saves, resume=old)
+        fresh.call("cancel", id=live)
+        assert fresh.wait(live)["outcome"] == "cancelled"
+        fresh.assert_clean(live)
+
+
 def test_abandoned_pushes_are_removed(host: Machine, tmp_path: Path) -> None:
     with tree(tmp_path) as sent:
         spec = host.spec()
@@ -284,6 +341,6 @@ def test_abandoned_pushes_are_removed(host: Machine, tmp_path: Path) -> None:
     path = host.job_dir(spec["id"]) / "status.json"
     host.call("clean")
     assert path.exists()
-    path.write_text(json.dumps({**json.loads(path.read_text()), "updated": time.time() - 1000}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "updated_uptime": -1000.0}))
     host.call("clean", older_s=10**9)
     assert not path.exists()

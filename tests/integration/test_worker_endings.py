@@ -154,9 +154,9 @@ def test_cancel_before_training(host: Machine) -> None:
 
 
 def test_lease_that_runs_out(host: Machine) -> None:
-    job = host.start("print('up', flush=True)\nimport time\ntime.sleep(600)", lease_s=5.0)
+    job = host.start("print('up', flush=True)\nimport time\ntime.sleep(600)", lease_s=10.0)
     host.until(job, "training", text=b"up")
-    for _ in range(8):
+    for _ in range(12):
         time.sleep(1)
         answer = host.call("read", id=job, offset=0, wait=0, renew=True)
         assert answer["status"]["state"] == "running"

@@ -321,3 +321,9 @@ def test_jobs_of_others_are_theirs(host: Machine) -> None:
         capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode != 0
+
+
+def test_a_job_without_gpus_gets_none_from_a_default_runtime(host: Machine) -> None:
+    program = "import os\nprint(os.environ['NVIDIA_VISIBLE_DEVICES'])\n" + WRITES
+    job, _ = host.train(program, environment={"NVIDIA_VISIBLE_DEVICES": "all"})
+    assert host.log(job) == b"void\n"

@@ -55,6 +55,40 @@ def workspace(host: Machine, spec: dict[str, object]) -> Path:
     return host.job_dir(str(spec["id"])) / "workspace"
 
 
+def test_what_the_host_has_already_is_not_sent(host: Machine, tree: Path) -> None:
+    first, second, other, third = (host.spec() for _ in range(4))
+    assert host.push(tree, first, "a" * 64)
+    assert not host.push(tree, second, "a" * 64)
+    assert listing(workspace(host, second)) == listing(tree)
+    ours, theirs = (os.stat(workspace(host, spec) / "model/__main__.py") for spec in (first, second))
+    assert ours.st_ino != theirs.st_ino
+    host.call("submit", id=second["id"])
+    assert host.wait(second["id"])["exit_code"] == 0
+    # What a push was told for holds until the next one.
+    (tree / "model" / "more.py").write_text("x = 1\n")
+    assert host.push(tree, other, "b" * 64)
+    assert host.push(tree, third, "a" * 64)
+    assert listing(workspace(host, third)) == listing(tree)
+
+
+def test_a_push_that_was_cut_vouches_for_nothing(host: Machine, tree: Path) -> None:
+    first, cut, last = (host.spec() for _ in range(3))
+    host.push(tree, first, "a" * 64)
+    packed = base64.b64encode(zlib.compress(b"model/__main__.py\0")).decode()
+    host.call("prepare", spec=cut, files=packed, fingerprint="b" * 64)
+    command = host.rsync_command(tree, cut["id"])
+    # The list of names never ends: rsync is at work when it is killed.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        mark = mirror(host).parent / "fingerprint"
+        until = time.monotonic() + 30
+        while mark.exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        process.kill()
+    assert host.push(tree, last, "a" * 64)
+    assert listing(workspace(host, last)) == listing(tree)
+
+
 def test_odd_names_and_kinds_arrive(host: Machine, tree: Path) -> None:
     root = os.fsencode(tree)
     for name in [b"new\nline", b"\xff\xfe", b"-rf", b"*", b" lead", b"tab\t", "größe".encode(), b"{{ 7*7 }}", b"$(id)",
@@ -299,3 +333,26 @@ def test_full_disk_at_push(host: Machine, tree: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             subprocess.run(["umount", str(state)], check=True)
+
+
+def test_the_send_door_gives_the_archive_and_nothing_else(host: Machine, tmp_path: Path) -> None:
+    job, _ = host.train("open('artefacts/x','w')")
+    other = host.root / "other-file"
+    other.write_text("foreign")
+    got = tmp_path / "got"
+    got.mkdir()
+    command = host.rsync_command(tmp_path, job)
+    door = command[command.index("--rsync-path") + 1].replace(" receive ", " send ")
+    shell = command[command.index("-e") + 1]
+    # Names of the caller's choice, as an old client sends them.
+    done = subprocess.run(
+        ["rsync", "--old-args", "-e", shell, "--rsync-path", door, f"host:{other}", "host:x", f"{got}/"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert [path.name for path in got.iterdir()] in (["artefacts.tar.gz"], []), done.stderr
+    single = tmp_path / "single"
+    subprocess.run(
+        ["rsync", "--partial", "--inplace", "--append", "-e", shell, "--rsync-path", door, "host:artefacts.tar.gz",
+         str(single)], check=True, timeout=60,
+    )  # fmt: skip
+    assert single.read_bytes() == (host.job_dir(job) / "artefacts.tar.gz").read_bytes()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,17 @@ import docker
 import pytest
 from docker.types import Mount
 
+from train_classifier.bundle import bundle
 from train_classifier.job import JobSpec, Repository
 from train_classifier.worker import engine as worker_engine
-from train_classifier.worker import environment, image, packages
+from train_classifier.worker import environment, image, packages, program
 from train_classifier.worker.environment import Environment
 from train_classifier.worker.host import Host
 from train_classifier.worker.image import Image
 from train_classifier.worker.store import Job, Store
 
+#: The host's own: the interpreter of the tests may be out of that user's reach.
+PYTHON = "/usr/bin/python3"
 CA = Path("/etc/ssl/certs/ca-certificates.crt")
 JOB = "20260101-000000-0000{:04x}"
 
@@ -35,6 +40,16 @@ def uv_binary() -> Path:
     return Path(printed.strip())
 
 
+def install_program(folder: Path) -> None:
+    """Put the worker where the job's user can read it: parts of it run as that user."""
+    program.PROGRAM, program.PYTHON = folder / "program", PYTHON
+    for name, content in bundle()[1].items():
+        path = program.PROGRAM / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    program.open_to_all()
+
+
 class Site:
     """One host with its state folder, as one test sees it."""
 
@@ -48,6 +63,7 @@ class Site:
             values["ca_bundle"] = CA
         self.host = Host(**{**values, **settings})
         self.store = Store(folder / "state").make(self.host.job_user())
+        install_program(folder)
         self.job = Job(self.store.jobs / JOB.format(os.getpid() & 0xFFFF))
         self.workspace = folder / "workspace"
         (self.workspace / "m").mkdir(parents=True, exist_ok=True)
@@ -98,13 +114,23 @@ class Site:
         return found
 
     def environments(self) -> list[str]:
-        folder = self.store.store / "envs"
-        return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        """What is built, or half built."""
+        found = [path.name for folder in (self.store.envs, self.store.builds) for path in folder.glob("*")]
+        return sorted(name for name in found if name != "uv-cache")
 
 
 @pytest.fixture(scope="session")
 def uv() -> Path:
     return uv_binary()
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder through which the job's user comes; pytest closes its own to all others at each start."""
+    folder = Path(tempfile.mkdtemp(prefix="train-classifier-test-", dir="/var/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from train_classifier.bundle import bundle
 from train_classifier.job import SCHEMA, new_job_id
 
@@ -57,6 +59,10 @@ class Machine:
     root: Path
     user: str
     settings: dict[str, Any]
+    #: Another address of the engine than its own.
+    docker_host: str | None = None
+    #: The interpreter that runs the worker.
+    python: str = PYTHON
 
     @property
     def state(self) -> Path:
@@ -84,6 +90,7 @@ class Machine:
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self.root),
             "TRAIN_CLASSIFIER_HOST_JSON": str(self.root / "host.json"),
+            **({"DOCKER_HOST": self.docker_host} if self.docker_host else {}),
         }
 
     def install(self) -> None:
@@ -105,10 +112,60 @@ class Machine:
         path.write_text(json.dumps(self.settings))
         path.chmod(0o644)
 
+    @contextlib.contextmanager
+    def patched(self, module: str, text: str) -> Iterator[None]:
+        """Let the installed worker have `text` at the end of a module: faults that no outside could time."""
+        path = self.program / "train_classifier" / "worker" / f"{module}.py"
+        whole = path.read_bytes()
+        path.write_bytes(whole + b"\n\n" + text.encode())
+        try:
+            yield
+        finally:
+            path.write_bytes(whole)
+
+    @contextlib.contextmanager
+    def on_small_disk(self, size: str) -> Iterator["Machine"]:
+        """The same host with its state folder on a disk of its own, which can be filled for real."""
+        if os.geteuid() != 0:
+            pytest.skip("mounting wants root")
+        disk = Path(tempfile.mkdtemp(dir=self.root))
+        options = f"size={size},mode=0755"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True)
+        try:
+            shutil.copytree(self.program, disk / "state" / "workers" / self.program.name)
+            subprocess.run(["chown", "-R", "--reference", str(self.state), str(disk)], check=True)
+            subprocess.run(["chmod", "--reference", str(self.state), str(disk / "state")], check=True)
+            small = Machine(disk, self.user, {**self.settings})
+            small.write_settings(disk_floor_bytes=0)
+            yield small
+        finally:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+
+    def until_finished(self, job: str, timeout: float = 60) -> None:
+        """Wait for the end of a job by its files alone, without a look."""
+        end = time.monotonic() + timeout
+        while json.loads((self.job_dir(job) / "status.json").read_text())["state"] != "finished":
+            assert time.monotonic() < end, (self.job_dir(job) / "status.json").read_text()
+            time.sleep(0.1)
+
+    def until_worker_is_gone(self, job: str, timeout: float = 60) -> None:
+        """Wait for the death of a job's worker, without a look that would finish the job."""
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            pid = json.loads((self.job_dir(job) / "status.json").read_text())["pid"]
+            if pid is not None:
+                try:
+                    if b") Z " in Path(f"/proc/{pid}/stat").read_bytes():
+                        return
+                except (FileNotFoundError, ProcessLookupError):
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"the worker lives: {self.status(job)}")
+
     def call(self, verb: str, timeout: float = 60, **request: Any) -> dict[str, Any]:
         """Ask the worker; raises Refused with its error."""
         done = subprocess.run(
-            [*self.prefix(), PYTHON, "-I", str(self.program)],
+            [*self.prefix(), self.python, "-I", str(self.program)],
             input=json.dumps({"verb": verb, "state_dir": str(self.state), **request}).encode(),
             capture_output=True, env=self.environment(), cwd="/", timeout=timeout, check=True,
         )  # fmt: skip
@@ -125,25 +182,27 @@ class Machine:
             **changes,
         }  # fmt: skip
 
-    def push(self, tree: Path, spec: dict[str, Any]) -> None:
-        """Do `prepare` and let rsync through the door, as the transport does."""
+    def push(self, tree: Path, spec: dict[str, Any], fingerprint: str | None = None) -> bool:
+        """Do `prepare` and let rsync through the door, as the transport does; tell whether that was needed."""
         names = [
             os.path.relpath(os.path.join(os.fsencode(folder), name), os.fsencode(tree))
             for folder, folders, files in os.walk(os.fsencode(tree))
             for name in [*files, *(entry for entry in folders if os.path.islink(os.path.join(folder, entry)))]
         ]
         packed = base64.b64encode(zlib.compress(b"".join(name + b"\0" for name in names))).decode()
-        self.call("prepare", spec=spec, files=packed)
+        if self.call("prepare", spec=spec, files=packed, fingerprint=fingerprint)["pushed"]:
+            return False
         done = self.rsync(tree, spec["id"], names)
         if done.returncode:
             line = next((ln for ln in done.stderr.splitlines() if ln.startswith(b'{"error"')), None)
             if line is not None:
                 raise Refused(json.loads(line)["error"])
             raise AssertionError(done.stderr.decode(errors="replace"))
+        return True
 
     def rsync_command(self, tree: Path, job: str) -> list[str]:
         door = shlex.join(
-            ["env", "-i", *(f"{k}={v}" for k, v in self.environment().items()), *self.prefix(), PYTHON, "-I",
+            ["env", "-i", *(f"{k}={v}" for k, v in self.environment().items()), *self.prefix(), self.python, "-I",
              str(self.program), "receive", job, "--", "rsync"]
         )  # fmt: skip
         shell = self.root / "rsh"
@@ -236,10 +295,13 @@ class Machine:
         while docker("ps", "-aq", "--filter", label) and time.monotonic() < end:
             time.sleep(0.1)
         assert docker("ps", "-aq", "--filter", label) == ""
+        # The worker says `finished` before it clears up.
+        while (self.job_dir(job) / "run").exists() and time.monotonic() < end:
+            time.sleep(0.05)
         left = {entry.name for entry in self.job_dir(job).iterdir()}
         allowed = {
             "spec.json", "status.json", "result.json", "log.txt", "usage.csv", "manifest.json", "artefacts.tar.gz",
-            "lock", "lease", "checkpoints", "files", "stock.json", "facts.json", "crash.txt", "cancel",
+            "lock", "lease", "checkpoints", "resumed", "files", "stock.json", "facts.json", "crash.txt", "cancel",
         }  # fmt: skip
         assert left <= allowed, left - allowed
         crash = self.job_dir(job) / "crash.txt"

@@ -1,13 +1,52 @@
-"""Workflow files: zizmor finds nothing, and they follow GitHub's schemas."""
+"""Workflow files and the examples in the docs: zizmor finds nothing, and they follow GitHub's schemas."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from test_lint import BIN, files, lint
+import yaml
+from test_lint import BIN, REPOSITORY, files, lint
 
 WORKFLOWS = files(".github/workflows/*.yml", "examples/classifiers/.github/workflows/*.yml")
+#: Strict but for our own action, which has no commit to name before it is released.
+EXAMPLES = (
+    BIN / "zizmor",
+    "--offline",
+    "--quiet",
+    "--config",
+    REPOSITORY / ".config" / "zizmor-examples.yml",
+)
+#: What a reader puts around an example that is only steps, or only jobs.
+HEAD = "on: push\npermissions: { contents: read }\n"
+JOB = "jobs:\n  train:\n    runs-on: [self-hosted, linux, docker, X64]\n    steps:\n"
+OUTPUTS = "      - { id: train, run: 'true' }\n"
+
+
+def examples() -> list[tuple[str, str]]:
+    """Return the workflow that each example of the pages makes, with its place for a name."""
+    found = []
+    for page in ("README.md", "docs/action.md", "docs/from-the-seed.md", "examples/classifiers/README.md"):
+        text = (REPOSITORY / page).read_text()
+        for block in re.finditer(r"```yaml\n(.*?)```", text, re.DOTALL):
+            example = block[1]
+            read = yaml.safe_load(example)
+            if isinstance(read, list):
+                outputs = OUTPUTS if "steps.train.outputs" in example and "id: train" not in example else ""
+                example = HEAD + JOB + outputs + example
+            elif "jobs" not in read:
+                continue
+            line = text.count("\n", 0, block.start()) + 1
+            found.append((f"{page.replace('/', '-')}-{line}", example))
+    return found
+
+
+def schema_of(kind: str, *paths: str | Path) -> None:
+    program = Path(BIN / "check-jsonschema")
+    if not program.exists():
+        pytest.skip("check-jsonschema is not installed")
+    lint(program, "--builtin-schema", f"vendor.github-{kind}", *paths)
 
 
 def test_zizmor() -> None:
@@ -16,12 +55,36 @@ def test_zizmor() -> None:
 
 
 def test_zizmor_sample() -> None:
-    lint(BIN / "zizmor", "--offline", "--quiet", "--config", ".config/zizmor-examples.yml", "examples")
+    lint(*EXAMPLES, "examples")
 
 
-@pytest.mark.parametrize(("schema", "paths"), [("workflows", WORKFLOWS), ("actions", ["action.yaml"])])
-def test_schema(schema: str, paths: list[str]) -> None:
-    program = Path(BIN / "check-jsonschema")
-    if not program.exists():
-        pytest.skip("check-jsonschema is not installed")
-    lint(program, "--builtin-schema", f"vendor.github-{schema}", *paths)
+@pytest.mark.parametrize(("kind", "paths"), [("workflows", WORKFLOWS), ("actions", ["action.yaml"])])
+def test_schema(kind: str, paths: list[str]) -> None:
+    schema_of(kind, *paths)
+
+
+def test_examples_in_the_docs(tmp_path: Path) -> None:
+    """Each is a workflow as GitHub wants it, in which zizmor finds nothing."""
+    folder = tmp_path / ".github" / "workflows"
+    folder.mkdir(parents=True)
+    for name, example in examples():
+        (folder / f"{name}.yml").write_text(example)
+    paths = sorted(folder.iterdir())
+    assert len(paths) >= 8
+    schema_of("workflows", *paths)
+    lint(*EXAMPLES, tmp_path)
+
+
+def test_examples_pin_what_our_own_workflows_pin() -> None:
+    """A reader copies the commits that we run ourselves, each with its version."""
+    own = {}
+    for path in files(".github/workflows/*.yml"):
+        own.update(re.findall(r"uses: ([\w/-]+)@([0-9a-f]{40} # v[\d.]+)", (REPOSITORY / path).read_text()))
+    texts = [example for _, example in examples()]
+    texts += [(REPOSITORY / path).read_text() for path in WORKFLOWS if path.startswith("examples")]
+    seen = set()
+    for action, at in re.findall(r"uses: ([\w/-]+)@(.*)", "\n".join(texts)):
+        if not action.startswith("Incuvers/") and action in own:
+            assert at == own[action], action
+            seen.add(action)
+    assert seen == {"actions/checkout", "actions/upload-artifact"}

@@ -10,11 +10,14 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 
 class Sshd:
     """One running sshd. `ssh()` is the command line that reaches it; files lie below `folder`."""
 
     def __init__(self, folder: Path) -> None:
+        require()
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.key = folder / "id_ed25519"
@@ -34,7 +37,7 @@ class Sshd:
         )
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
-        program = shutil.which("sshd") or "/usr/sbin/sshd"
+        program = sshd_program()
         self._log = (folder / "log").open("wb")
         self._process = subprocess.Popen([program, "-D", "-e", "-f", str(config)], stderr=self._log)
         self.trust(self.port)
@@ -89,6 +92,20 @@ class Sshd:
         self._process.terminate()
         self._process.wait()
         self._log.close()
+
+
+def sshd_program() -> str:
+    """Return where the daemon is; it often lies on no PATH but root's."""
+    return shutil.which("sshd", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin") or ""
+
+
+def require() -> None:
+    """Skip the test that wants a daemon of its own on a machine that lacks what this takes."""
+    if not sshd_program():
+        pytest.skip("no sshd on this machine: apt-get install openssh-server")
+    for program in ("ssh", "ssh-keygen"):
+        if shutil.which(program) is None:
+            pytest.skip(f"no {program} on this machine: apt-get install openssh-client")
 
 
 def free_port() -> int:

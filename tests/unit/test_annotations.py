@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from train_classifier.annotations import Annotation, find
 
 
@@ -101,7 +103,40 @@ def test_frames_elsewhere_are_no_annotations() -> None:
     assert find("Traceback (most recent call last):\n") == []
 
 
-def test_the_same_twice_counts_once_and_at_most_ten_are_kept() -> None:
+def test_the_same_twice_counts_once_and_as_many_are_kept_as_github_shows() -> None:
+    """Ten errors of a step are shown, and one of them says how the job ended."""
     one = 'Traceback (most recent call last):\n  File "/workspace/a.py", line {}, in f\nKeyError: 1\n'
     assert len(find(one.format(1) * 3)) == 1
-    assert [found.line for found in find("".join(one.format(n) for n in range(1, 31)))] == list(range(21, 31))
+    assert [found.line for found in find("".join(one.format(n) for n in range(1, 31)))] == list(range(22, 31))
+
+
+def test_ranks_of_a_distributed_training() -> None:
+    """PyTorch puts the rank in front of each line, and the processes write between each other's lines."""
+    one = (
+        "[rank{0}]: Traceback (most recent call last):\n"
+        '[rank{0}]:   File "/workspace/mnist/__main__.py", line 4{0}, in <module>\n'
+        "[rank{0}]:     train()\n"
+        "[rank{0}]:     ~~~~~^^\n"
+        "[rank{0}]: torch.distributed.DistBackendError: NCCL error of {0}\n"
+    )
+    mixed = [
+        line for pair in zip(*(one.format(n).splitlines() for n in range(2)), strict=True) for line in pair
+    ]
+    for log in (one.format(0) + one.format(1), "\n".join(mixed), "\n".join(f"[default0]:{x}" for x in mixed)):
+        assert find(log) == [
+            Annotation("mnist/__main__.py", 40, "torch.distributed.DistBackendError: NCCL error of 0"),
+            Annotation("mnist/__main__.py", 41, "torch.distributed.DistBackendError: NCCL error of 1"),
+        ]
+
+
+@pytest.mark.parametrize(
+    "error", ["KeyboardInterrupt", "StopIteration", "mnist.data.LoadError", "AssertionError"]
+)
+def test_a_word_between_the_lines_is_no_error(error: str) -> None:
+    """What another thread prints between frame and error is not taken for the error."""
+    log = (
+        "Traceback (most recent call last):\n"
+        '  File "/workspace/mnist/__main__.py", line 7, in <module>\n'
+        f"    train()\ndone\nsaved.checkpoint\n{error}\n"
+    )
+    assert find(log) == [Annotation("mnist/__main__.py", 7, error)]

@@ -121,7 +121,8 @@ from train_classifier.cli.console import Console
 console = Console()
 console.event("phase", phase="push", state="start")
 console.event("progress", phase="push", done=1 << 20, total=4 << 20)
-time.sleep(0.6)
+while console.live and not console._drawn:
+    time.sleep(0.05)
 console.event("phase", phase="push", state="end", seconds=0.6)
 console.event("status", state="running", phase="queue", message="waits for GPU 0: job X", times={})
 time.sleep(0.6)

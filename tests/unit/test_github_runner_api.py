@@ -197,6 +197,12 @@ def test_a_group_open_to_public_repositories_counts_as_public(standin: StandIn) 
         github.group("none")
 
 
+def test_without_a_credential_nobody_knows_who_may_use_a_group(standin: StandIn) -> None:
+    github = client(standin, repository="", organization="acme", pat="")
+    assert "cannot tell whether the default runner group of acme is open" in github.public_reason("")
+    assert "the runner group 'gpus'" in github.public_reason("gpus")
+
+
 def test_deleting_twice_is_no_error(standin: StandIn) -> None:
     runner = standin.state.add_runner(REPO, "one", [])
     assert client(standin).delete(runner["id"]) is True

@@ -2,7 +2,9 @@
 
 import importlib.machinery
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -90,3 +92,70 @@ def test_work_that_is_a_link_is_refused(prepare: ModuleType, tmp_path: Path) -> 
     with pytest.raises(OSError):
         prepare.repair_ownership(tmp_path / "_work", 12345, 12345)
     assert prepare.repair_ownership(tmp_path / "none", 12345, 12345) == (0, 0)
+
+
+class _Account:
+    pw_uid, pw_gid = os.getuid(), os.getgid()
+
+
+def test_a_refused_registration_is_tried_ever_more_seldom(
+    prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "instances").mkdir()
+    instance = {"mode": "jit", "user": "somebody", "folder": str(tmp_path / "1")}
+    (tmp_path / "instances/1.json").write_text(json.dumps(instance))
+    slept: list[float] = []
+    refused = True
+
+    def mint(*_: object) -> None:
+        if refused:
+            raise prepare.ApiError("The App's key was revoked (401).", 401)
+
+    monkeypatch.setattr(prepare, "ETC", tmp_path)
+    monkeypatch.setattr(prepare, "RUN", tmp_path / "run")
+    monkeypatch.setattr(prepare, "mint", mint)
+    monkeypatch.setattr(prepare.pwd, "getpwnam", lambda _: _Account)
+    monkeypatch.setattr(prepare.time, "sleep", slept.append)
+    assert [prepare.main("1") for _ in range(9)] == [1] * 9
+    assert slept == [5, 10, 20, 40, 80, 160, 300, 300, 300]
+    assert "revoked (401). Trying again in 300 s." in capsys.readouterr().err
+    # It waits before systemd's own limit ends it.
+    assert max(slept) < 900
+    refused = False
+    assert prepare.main("1") == 0
+    refused = True
+    assert prepare.main("1") == 1
+    assert slept[-1] == 5
+
+
+def hook(name: str, folder: Path) -> str:
+    environment = {"PATH": f"{folder}/bin:{os.environ['PATH']}", "GITHUB_RUNNER_FOLDER": str(folder)}
+    script = ROLE / "files" / name
+    return subprocess.run(
+        ["bash", script], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="giving files away needs root")
+def test_hooks_report_what_a_job_leaves(tmp_path: Path) -> None:
+    (tmp_path / "_work").mkdir()
+    docker = tmp_path / "bin/docker"
+    docker.parent.mkdir()
+    docker.write_text("#!/bin/sh\ncat $GITHUB_RUNNER_FOLDER/running\n")
+    docker.chmod(0o755)
+    running = tmp_path / "running"
+    running.write_text("before\n")
+    assert hook("job-started.sh", tmp_path) == ""
+    (tmp_path / "_work/ours").write_text("x")
+    said = hook("job-completed.sh", tmp_path)
+    assert "::warning" not in said and "disk:" in said
+
+    hook("job-started.sh", tmp_path)
+    running.write_text("before\nleft\n")
+    theirs = tmp_path / "_work/::error::theirs"
+    theirs.write_text("x")
+    os.chown(theirs, 12345, 12345)
+    said = hook("job-completed.sh", tmp_path)
+    assert "::warning title=containers left::containers of train-classifier still run: left\n" in said
+    assert "::warning title=foreign files left::1 entries in _work belong to another user" in said
+    assert "::error" not in said

@@ -158,6 +158,20 @@ def test_vaulted_variables_are_read_by_ansibles_means(lab: Path) -> None:
     assert 'User="vera"' in inventory.one("lab.yml", "bastion", environ, lab.parent).ssh
 
 
+def test_a_vaulted_file_is_said_and_names_alone_need_no_password(lab: Path) -> None:
+    (lab.parent / "password").write_text("open sesame\n")
+    secret = lab.parent / "group_vars" / "jump.yml"
+    secret.write_text("ansible_user: vera\n")
+    vault = Path(sys.executable).with_name("ansible-vault")
+    subprocess.run(
+        [vault, "encrypt", "--vault-password-file", lab.parent / "password", secret],
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert "ANSIBLE_VAULT_PASSWORD_FILE" in refused("lab.yml", "bastion", lab.parent)
+    assert inventory.named(str(lab), "jump:&bastion") == ["bastion"]
+    assert inventory.named(str(lab), "jump:&gpu1") == inventory.named(str(lab), "nowhere") == []
+
+
 def test_an_inventory_may_be_a_program(tmp_path: Path) -> None:
     program = tmp_path / "cloud"
     program.write_text(

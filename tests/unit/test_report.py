@@ -153,6 +153,20 @@ def test_summary_never_exceeds_its_limit(limit: int) -> None:
     assert ("*Cut:" in text) == (limit < 1 << 20)
 
 
+def test_a_log_that_is_cut_is_not_counted() -> None:
+    """Of a long log only the end is at hand: how many lines there are is not known, and not made up."""
+    log = "".join(f"line {n}\n" for n in range(1000))
+    assert Report(result=FAILED, log=log).tail(9000).startswith("… 800 earlier lines, see log.txt\n")
+    assert (
+        Report(result=FAILED, log=log, log_is_cut=True)
+        .tail(9000)
+        .startswith("… earlier lines are in log.txt\n")
+    )
+    assert (
+        Report(result=FAILED, log="one", log_is_cut=True).tail(9000) == "… earlier lines are in log.txt\none"
+    )
+
+
 def test_a_result_with_nothing_in_it_is_told() -> None:
     report = Report(result={})
     assert "The job" in summary.markdown(report)

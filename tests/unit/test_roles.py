@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,31 @@ def test_main_begins_with_the_preflight(role: str) -> None:
         first = first["block"][0]
     included = first.get("ansible.builtin.include_tasks") or first.get("ansible.builtin.import_tasks")
     assert (included["file"] if isinstance(included, dict) else included) == "preflight.yml"
+
+
+@pytest.mark.parametrize("role", PROVISIONING)
+def test_facts_are_a_small_subset_that_is_used(role: str) -> None:
+    text = "\n".join(path.read_text() for path in (ROOT / "roles" / role).rglob("*.yml"))
+    subsets = re.findall(r"(?:gather_subset|fact_subset): (\[.*\])", text)
+    assert bool(subsets) == ("ansible.builtin.setup:" in text)
+    for subset in subsets:
+        assert set(yaml.safe_load(subset)) - {"!all", "!min"} <= {"distribution", "platform", "service_mgr"}
+        assert {"!all", "!min"} <= set(yaml.safe_load(subset))
+
+
+@pytest.mark.parametrize("name", ["provision", "update"])
+def test_a_play_of_several_roles_gathers_facts_once_for_all(name: str) -> None:
+    first, *others = load(ROOT / f"playbooks/{name}.yml")
+    assert first["gather_facts"] and set(first["gather_subset"]) >= {"!all", "!min", "distribution"}
+    assert not [play for play in others if play["gather_facts"]]
+
+
+def test_pipelining_is_on() -> None:
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    program = Path(sys.executable).with_name("ansible-config")
+    command = [program, "dump", "-t", "connection", "ssh"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert re.search(r"^pipelining\(.*ansible\.cfg\) = True$", done.stdout, re.M)
 
 
 def yaml_files() -> list[Path]:

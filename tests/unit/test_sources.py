@@ -56,6 +56,37 @@ def test_folders_come_before_what_they_hold_and_files_are_counted(repo: Path) ->
     assert found.problems == found.warnings == []
 
 
+def test_fingerprint_tells_every_change(repo: Path) -> None:
+    (repo / "link").symlink_to("mnist")
+    paths = sources.collect(repo, "mnist").paths
+
+    def now() -> str | None:
+        return sources.fingerprint(repo, paths)
+
+    seen = [now()]
+    assert seen[0] is not None and now() == seen[0]
+
+    def changed() -> bool:
+        seen.append(now())
+        return None not in seen and len(set(seen)) == len(seen)
+
+    entry = repo / "mnist" / "__main__.py"
+    before = entry.stat()
+    entry.write_bytes(entry.read_bytes().swapcase())
+    os.utime(entry, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert changed()
+    entry.chmod(0o755)
+    assert changed()
+    entry.rename(repo / "aside")
+    (repo / "aside").rename(entry)
+    assert changed()
+    (repo / "link").unlink()
+    (repo / "link").symlink_to("mnist")
+    assert changed()
+    entry.unlink()
+    assert now() is None
+
+
 def test_generated_folders_stay_at_any_depth(repo: Path) -> None:
     for name in (".git", ".venv", "venv", "node_modules", "__pycache__"):
         write(repo, {f"{name}/x": "", f"deep/down/{name}/x": ""})
@@ -216,6 +247,44 @@ def test_private_keys_stay_and_are_named(repo: Path) -> None:
     found = sources.collect(repo)
     assert {"id_rsa", "tls/server.pem"} <= names(found)
     assert "id_rsa" not in found.warnings[0].partition("(")[0]
+
+
+def test_keys_of_any_name_and_mode_are_found_by_what_they_hold(repo: Path) -> None:
+    names_of_keys = {
+        "id_ed25519_work",
+        "id_rsa_github",
+        "deploykey",
+        "gh_deploy_key.bak",
+        "mykey.txt",
+        "conf/prod.yaml",
+    }
+    (repo / "conf").mkdir()
+    for number, name in enumerate(sorted(names_of_keys)):
+        kind = ("ed25519", "rsa", "ecdsa")[number % 3]
+        form = ["-m", "PEM"] if kind == "rsa" else []
+        made = subprocess.run(
+            ["ssh-keygen", "-q", "-t", kind, *form, "-N", "" if number % 2 else "a passphrase", "-f", repo / name],
+            capture_output=True, check=False,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+        (repo / name).chmod(0o644)
+    write(repo, {"account.json": '{"private_key": "' + KEY.replace("\n", "\\n") + '"}', "notes.md": KEY})
+    (repo / "large.txt").write_text("x" * 100_000)
+    found = sources.collect(repo)
+    assert names(found) == {
+        "conf/", "notes.md", "large.txt", *(f"{name}.pub" for name in names_of_keys),
+    }  # fmt: skip
+    (warning,) = found.warnings
+    assert warning.startswith("private keys are not pushed: account.json") and "and 2 more" in warning
+
+
+def test_what_a_killed_fetch_left_is_no_source(repo: Path) -> None:
+    left = "20260101-000000-0123abcd"
+    write(
+        repo, {f".out.tgz.{left}.part": "x", f"sub/.out.tgz.{left}.part": "x", ".out.tgz.a.part": "x", ".other.part": "x"}
+    )  # fmt: skip
+    kept = {"sub/", f"sub/.out.tgz.{left}.part", ".other.part"}
+    assert names(sources.collect(repo, output=repo / "out.tgz")) - {".out.tgz.a.part"} == kept
 
 
 def test_env_files_are_pushed_and_said(repo: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from loopback.sshd import Sshd, free_port
 
 from train_classifier import ssh_errors, transport
 from train_classifier.bundle import bundle
-from train_classifier.errors import ExitCode, NotReady
+from train_classifier.errors import BadInput, ExitCode, NotReady
 from train_classifier.transport import Host, Unreachable
 
 QUESTION = {"verb": "list", "all": True}
@@ -161,6 +162,13 @@ def test_worker_is_installed_once_and_survives_a_noisy_login_shell(sshd: Sshd, t
     assert [entry.name for entry in (state / "workers").iterdir()] == [installed.name]
 
 
+def test_a_machine_without_sshd_skips_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    with pytest.raises(pytest.skip.Exception, match="apt-get install openssh-server"):
+        Sshd(tmp_path / "sshd")
+    assert not (tmp_path / "sshd").exists()
+
+
 def test_answer_after_other_words() -> None:
     assert transport._last_line(b'Welcome to gpu1!\r\n\n{"a": 1}\r\n') == b'{"a": 1}'
 
@@ -172,6 +180,18 @@ def test_rsync_missing_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", str(only_sh))
     with pytest.raises(NotReady, match="rsync is not installed on this machine"):
         Host("here", state_dir=str(tmp_path)).push(tmp_path, [b"a"], "20260101-000000-00000000")
+
+
+def test_a_push_or_pull_puts_the_worker_there_that_was_cleaned_meanwhile(tmp_path: Path) -> None:
+    here = Host("here", state_dir=str(tmp_path / "state"))
+    # The worker's own answer, not that of a shell without one.
+    for act in (
+        lambda: here.pull("20260101-000000-00000000", tmp_path / "x"),
+        lambda: here.push(tmp_path, [], "20260101-000000-00000000"),
+    ):
+        with pytest.raises(BadInput, match="no job"):
+            act()
+        shutil.rmtree(tmp_path / "state")
 
 
 def spoken(program: str, tmp_path: Path) -> Host:

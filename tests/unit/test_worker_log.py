@@ -137,3 +137,77 @@ def test_pump_moves_every_byte_and_ends(tmp_path: Path) -> None:
     os.close(keeper)
     log.close()
     assert (tmp_path / "log.txt").read_bytes() == data
+
+
+@pytest.mark.parametrize("cut", range(1, 24))
+def test_pause_in_the_middle_of_a_secret(cut: int) -> None:
+    secret = b"hunter2-a-very-rare-word"
+    masker = Masker([secret])
+    shown = masker.feed(b"token=" + secret[:cut])
+    early = masker.relax()
+    # A quarter of it at most, however long the pause.
+    assert len(early) <= len(secret) // 4 and masker.relax() == b""
+    shown += early + masker.feed(secret[cut:] + b"\n") + masker.flush()
+    assert shown == b"token=" + early + b"***\n"
+
+
+def test_pause_after_what_only_looks_like_a_secret() -> None:
+    masker = Masker([b"hunter2-a-very-rare-word"])
+    assert masker.feed(b"> h") == b"> "
+    assert masker.relax() == b"h"
+    # A second pause, then it turns out to be something else: nothing is doubled, nothing lost.
+    assert masker.feed(b"u") == b"" and masker.relax() == b"u"
+    assert masker.feed(b"g me\n") + masker.flush() == b"g me\n"
+    assert masker.feed(b"hunter2-a-very-rare-wor") == b"" and masker.relax() == b""
+    assert masker.feed(b"k\n") == b"hunter2-a-very-rare-work\n"
+
+
+def test_random_pauses_show_no_secret() -> None:
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    for _ in range(300):
+        secrets = [bytes(chance.choices(b"ab", k=chance.randint(4, 12))) for _ in range(2)]
+        text = bytes(chance.choices(b"abc", k=200))
+        masker, found, at = Masker(secrets), b"", 0
+        while at < len(text):
+            step = chance.randint(1, 12)
+            found += masker.feed(text[at : at + step])
+            at += step
+            if chance.random() < 0.5:
+                found += masker.relax()
+        found += masker.flush()
+        assert not any(secret in found for secret in secrets)
+        assert found.count(b"c") == text.count(b"c")
+
+
+def test_torn_count_of_what_was_dropped(tmp_path: Path) -> None:
+    data = os.urandom(9000)
+    LogFile(tmp_path / "log.txt", 4096).write(data)
+    # Killed, or out of space, between making and filling it.
+    (tmp_path / "log.dropped").write_text("")
+    again = LogFile(tmp_path / "log.txt", 4096)
+    again.write(b"the end")
+    again.close()
+    found = (tmp_path / "log.txt").read_bytes()
+    assert found.startswith(data[:2048]) and found.endswith(b"the end") and data[-500:] in found
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
+
+
+def test_pump_outlives_a_log_and_a_listener_that_fail(tmp_path: Path) -> None:
+    make_fifo(tmp_path / "out")
+    log = LogFile(tmp_path / "log.txt", 1 << 30)
+    log._file.close()
+    log._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+    pump = Pump(tmp_path / "out", log, [])
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    pump.on_error = refuse
+    pump.start()
+    with open(tmp_path / "out", "wb", buffering=0) as fifo:
+        for _ in range(100):
+            fifo.write(bytes(65536))
+    pump.finish()
+    assert pump.failure is None and log.lost == 100 * 65536

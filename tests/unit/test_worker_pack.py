@@ -64,7 +64,7 @@ def test_archive_and_manifest_agree(job: Path) -> None:
         "job/manifest.json", "job/log.txt",
     ]  # fmt: skip
     assert sorted(path.name for path in job.iterdir()) == [
-        "artefacts.tar.gz", "log.txt", "manifest.json", "stock.json", "workspace",
+        "artefacts.tar.gz", "log.txt", "manifest.json", "packed.json", "stock.json", "workspace",
     ]  # fmt: skip
 
 
@@ -236,7 +236,10 @@ def pack_apart(job: Path) -> tuple[int, int]:
     return files, peak
 
 
-@pytest.mark.parametrize("count", [10_000, pytest.param(100_000, marks=pytest.mark.full)])
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    "count", [10_000, *(pytest.param(n, marks=pytest.mark.full) for n in (100_000, 1_000_000))]
+)
 def test_many_files_in_flat_memory(job: Path, count: int) -> None:
     root = job / "workspace" / "artefacts"
     for number in range(count):
@@ -250,7 +253,15 @@ def test_many_files_in_flat_memory(job: Path, count: int) -> None:
     assert len(manifest(job)["artefacts"]) == count
 
 
-@pytest.mark.parametrize("size", [300 << 20, pytest.param(5 << 30, marks=pytest.mark.full)])
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    # Over 8 GiB a size no longer fits the header's octal digits; the last is sparse and has 100 GB of zeros.
+    "size",
+    [
+        300 << 20,
+        *(pytest.param(size, marks=pytest.mark.full) for size in (5 << 30, 9 << 30, 100_000_000_000)),
+    ],
+)
 def test_large_files_in_flat_memory(job: Path, size: int) -> None:
     with open(job / "workspace" / "artefacts" / "large", "wb") as file:
         file.truncate(size)
@@ -258,6 +269,40 @@ def test_large_files_in_flat_memory(job: Path, size: int) -> None:
     files, peak = pack_apart(job)
     assert files == 1 and peak < 100 << 10
     assert manifest(job)["artefacts"][0]["bytes"] == size
+    with tarfile.open(job / "artefacts.tar.gz") as archive:
+        assert [member.size for member in archive if member.name == "artefacts/large"] == [size]
+
+
+def test_paths_that_no_call_takes_whole(job: Path) -> None:
+    """A name has at most 255 bytes, a path at most 4096: longer ones are made, and packed, from folder to folder."""
+    at = os.open(job / "workspace" / "artefacts", os.O_RDONLY)
+    for _ in range(30):
+        os.mkdir(b"d" * 255, dir_fd=at)
+        below = os.open(b"d" * 255, os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    with open(os.open(b"f" * 255, os.O_WRONLY | os.O_CREAT, dir_fd=at), "wb") as file:
+        file.write(b"deep")
+    os.close(at)
+    try:
+        assert packed(job)["files"] == 1
+        (line,) = manifest(job)["artefacts"]
+        assert len(line["path"]) == len("artefacts") + 31 * 256
+        with tarfile.open(job / "artefacts.tar.gz") as archive:
+            member = next(each for each in archive if each.isfile() and each.name.startswith("artefacts"))
+            file_in = archive.extractfile(member)
+            assert member.name == line["path"] and file_in is not None and file_in.read() == b"deep"
+    finally:
+        # pytest cannot remove it.
+        subprocess.run(["rm", "-rf", str(job / "workspace")], check=True)
+
+
+def test_lists_do_not_go_through_the_folder_for_temporary_files(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job / "workspace" / "artefacts" / "x").write_text("x")
+    monkeypatch.setattr("tempfile.tempdir", str(job / "no-such-folder"))
+    assert packed(job)["files"] == 1
 
 
 def test_no_room(job: Path) -> None:

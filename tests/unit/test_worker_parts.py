@@ -92,6 +92,10 @@ def test_finding_jobs(tmp_path: Path) -> None:
     second = job(tmp_path, "20260101-000001-00000000")
     os.utime(first.dir / "spec.json", (1, 1))
     (tmp_path / "jobs" / "no-job").mkdir()
+    for made in (first, second):
+        made.write_status(state="finished")
+    # Pushed and never started: no job that anybody means.
+    job(tmp_path, "20260101-000002-00000000").write_status(state="pushed")
     assert store.find("last").id == second.id
     assert store.find("20260101-000000").id == first.id
     for wrong, words in (("20260101", "ambiguous"), ("2027", "no job"), ("", "job id"), ("..", "no job")):
@@ -161,8 +165,7 @@ def test_lists(tmp_path: Path) -> None:
     (tmp_path / "tree" / "d").symlink_to("/etc")
     (tmp_path / "tree" / "e").mkdir()
     (tmp_path / "tree" / "e" / "x").touch()
-    (tmp_path / "names").write_bytes(b"a/b/c\0d/\0e\0")
-    tidy(tmp_path / "tree", tmp_path / "names")
+    tidy(tmp_path / "tree", *parse_list(b"a/b/c\0d/\0e\0"))
     left = sorted(str(path.relative_to(tmp_path / "tree")) for path in (tmp_path / "tree").rglob("*"))
     assert left == ["a", "a/b", "a/b/c"]
 

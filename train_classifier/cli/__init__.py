@@ -1,10 +1,31 @@
 """The command line: the only place that prints and exits."""
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command and exit with its code."""
+    _settle_streams()
     from train_classifier.cli.app import run
 
     sys.exit(run(sys.argv[1:]))
+
+
+def _settle_streams() -> None:
+    """Make the standard streams usable, however we were started.
+
+    A closed one would be the number of the next file that is opened, and the log would be written into it.
+    An encoding that lacks a character of ours shows a question mark.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")

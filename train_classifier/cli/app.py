@@ -1,6 +1,7 @@
 """The commands and their flags. What they do is imported only when they do it: `--help` must not wait."""
 
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -10,29 +11,31 @@ from typing import Annotated, Any
 import typer
 
 from train_classifier.errors import BadInput, ExitCode, TrainClassifierError
+from train_classifier.units import quoted
 
 #: Typer carries click inside in some versions and beside it in others.
 _CLICK_ERROR = typer.BadParameter.__mro__[2]
 
 HELP = ["-h", "--help"]
 EXIT_CODES = """\b
-Exit codes: 0 trained · 1 our own bug · 2 bad input · 3 host or engine not ready
-4 training failed · 5 timed out · 6 cancelled · 7 trained, but nothing new in
-artefacts/ or not delivered · 8 GPU not available or not visible · 9 environment
-not built · 10 job lost · 11 out of touch, the job still runs"""
+Exit codes: 0 trained · 1 our own bug · 2 bad input · 3 host or engine not
+ready · 4 training failed · 5 timed out · 6 cancelled · 7 trained, but
+nothing new in artefacts/ or not delivered · 8 GPU not available or not
+visible · 9 environment not built · 10 job lost · 11 out of touch, the job
+still runs"""
 
 app = typer.Typer(
     name="train-classifier",
     help="Train a repository's models on GPU hosts.\n\n"
     "\b\nExamples:\n"
-    "  train-classifier train mnist                  train ./mnist, bring artefacts.tar.gz\n"
-    "  train-classifier train mnist --detach         print the job's id and leave\n"
-    "  train-classifier attach last                  pick it up again, from anywhere\n"
-    "  train-classifier doctor --host gpu1           is the host ready, and what to do\n\n" + EXIT_CODES,
+    "  train-classifier train mnist           train ./mnist, bring artefacts.tar.gz\n"
+    "  train-classifier train mnist --detach  print the job's id and leave\n"
+    "  train-classifier attach last           pick it up again, from anywhere\n"
+    "  train-classifier doctor -i hosts.yml   are the hosts ready, and what to do\n\n" + EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": HELP, "max_content_width": 100},
+    context_settings={"help_option_names": HELP, "max_content_width": 80},
 )
 
 
@@ -98,10 +101,11 @@ def _group(name: str, *flags: str, metavar: str | None = None, help: str) -> Any
     epilog="\b\nExamples:\n"
     "  train-classifier train mnist\n"
     "  train-classifier train mnist --gpus auto -- --epochs 3\n"
-    "  train-classifier train yolo --inventory hosts.yml --host gpu1 --timeout 6h --detach\n"
-    "  HF_TOKEN=… train-classifier train mnist --secret HF_TOKEN --data /mnt/digits:digits\n"
+    "  train-classifier train yolo -i hosts.yml --host gpu-1 --timeout 6h --detach\n"
+    "  HF_TOKEN=… train-classifier train mnist --secret HF_TOKEN --data /mnt/a:b\n"
 )
 def train(
+    ctx: typer.Context,
     model: Annotated[
         str | None,
         typer.Argument(
@@ -164,6 +168,10 @@ def train(
     cpus: Annotated[str | None, typer.Option("--cpus", metavar="N", help="CPU limit, as 4 or 0.5.")] = None,
     shm_size: Annotated[
         str | None, typer.Option("--shm-size", metavar="SIZE", help="Size of /dev/shm. [default: 2GiB]")
+    ] = None,
+    pids: Annotated[
+        str | None,
+        typer.Option("--pids", metavar="N", help="Most processes and threads. [default: 8192]"),
     ] = None,
     network: Annotated[
         str | None,
@@ -241,6 +249,7 @@ def train(
         "memory": memory,
         "cpus": cpus,
         "shm_size": shm_size,
+        "pids": pids,
         "network": network,
         "env": env,
         "env_file": env_file,
@@ -251,26 +260,27 @@ def train(
         "allow_empty": allow_empty,
         "push_limit": push_limit,
         "log_max": log_max,
+        "patience": patience,
         "detach": detach,
         "host": host,
         "inventory": inventory,
     }
-    return request.train(
-        model,
-        arguments,
-        repo,
-        given,
-        patience=_patience(patience),
-        json_mode=json_mode,
-        dry_run=dry_run,
-    )
+    if arguments:
+        words = shlex.join(arguments)
+        raise BadInput(
+            f"unexpected {quoted(words)}: one run trains one model; the model's own arguments go after --",
+            hint=f"train-classifier train {shlex.quote(str(model))} -- {words}",
+        )
+    return request.train(model, ctx.obj, repo, given, json_mode=json_mode, dry_run=dry_run)
 
 
 @app.command(name="list", epilog="\b\nExample:\n  train-classifier list --inventory hosts.yml --all --json\n")
 def list_jobs(
     inventory: Inventory = None,
     host: HostName = None,
-    everything: Annotated[bool, typer.Option("--all", "-a", help="Finished jobs, too.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Every job there; else those at work and the newest twenty.")
+    ] = False,
     json_mode: Json = False,
 ) -> int:
     """List jobs of all hosts of the inventory."""
@@ -302,7 +312,8 @@ def logs(
     from train_classifier.cli.console import Console
 
     try:
-        return jobs.show_logs(_hosts(inventory, host), job, follow, _patience(None), Console(quiet=True))
+        patience = _patience()
+        return jobs.show_logs(_hosts(inventory, host), job, follow, patience, Console(quiet=True))
     except KeyboardInterrupt:
         return ExitCode.OUT_OF_TOUCH if follow else ExitCode.CANCELLED
 
@@ -318,8 +329,8 @@ def attach(
     """Follow a job from its first byte, fetch its artefacts, and return its exit code. Ctrl-C only leaves."""
     from train_classifier.cli import jobs
 
-    console = _console(json_mode)
-    run, code = jobs.attach(_hosts(inventory, host), job, jobs.output_path(output), _patience(None), console)
+    path, patience, console = jobs.output_path(output), _patience(), _console(json_mode)
+    run, code = jobs.attach(_hosts(inventory, host), job, path, patience, console)
     jobs.finish_attach(run, code, console)
     return code
 
@@ -335,9 +346,8 @@ def fetch(
     """Bring the archive of a finished job."""
     from train_classifier.cli import jobs
 
-    return jobs.fetch(
-        _hosts(inventory, host), job, jobs.output_path(output), _patience(None), _console(json_mode)
-    )
+    path, patience = jobs.output_path(output), _patience()
+    return jobs.fetch(_hosts(inventory, host), job, path, patience, _console(json_mode))
 
 
 @app.command(epilog="\b\nExample:\n  train-classifier cancel last\n")
@@ -371,8 +381,9 @@ def clean(
     from train_classifier import units
     from train_classifier.cli import jobs
 
-    seconds = _parsed("--older", units.duration, older)
-    keep = _parsed("--keep-environments", units.size, keep_environments)
+    seconds, keep = _parsed(
+        ("--older", units.duration, older), ("--keep-environments", units.size, keep_environments)
+    )
     return jobs.clean(_hosts(inventory, host), seconds, keep, dry_run, _console(json_mode))
 
 
@@ -389,15 +400,16 @@ def doctor(
     from train_classifier import options
     from train_classifier.cli import doctor as doctors
 
-    wanted = _parsed("--gpus", options.gpus, gpus)
+    (wanted,) = _parsed(("--gpus", options.gpus, gpus))
     return doctors.doctor(_hosts(inventory, host), 1 if wanted is None else wanted, _console(json_mode))
 
 
 @app.command(
     context_settings={"ignore_unknown_options": True},
-    epilog="\b\nExample:\n  train-classifier provision --inventory hosts.yml --host gpu1 -- --check --diff\n",
+    epilog="\b\nExample:\n  train-classifier provision -i hosts.yml --host gpu-1 -- --check --diff\n",
 )
 def provision(
+    ctx: typer.Context,
     arguments: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- ARGS…]", help="Arguments for ansible-playbook, after --."),
@@ -408,7 +420,7 @@ def provision(
     """Make the inventory's hosts training servers: run site.yml on them."""
     from train_classifier.cli import provision as provisioning
 
-    return provisioning.provision(inventory, host, arguments or [])
+    return provisioning.provision(inventory, host, [*(arguments or ()), *(ctx.obj or ())])
 
 
 def _console(json_mode: bool) -> Any:
@@ -423,30 +435,37 @@ def _hosts(inventory: str | None, host: str | None) -> list[Any]:
     return hosts(inventory, host)
 
 
-def _patience(given: str | None) -> float:
-    from train_classifier import units
+def _patience() -> float:
+    from train_classifier import options
     from train_classifier.follow import PATIENCE_S
 
-    given = given or os.environ.get("TRAIN_CLASSIFIER_PATIENCE")
-    return PATIENCE_S if given is None else float(_parsed("--patience", units.duration, given))
+    variable = options.variable_of("patience")
+    (found,) = _parsed((variable, options.REQUEST["patience"], os.environ.get(variable) or None))
+    return PATIENCE_S if found is None else float(found)
 
 
-def _parsed(flag: str, parse: Callable[[Any], Any], value: str | None) -> Any:
-    if value is None:
-        return None
-    try:
-        return parse(value)
-    except ValueError as error:
-        raise BadInput(f"{flag}: {error}") from None
+def _parsed(*wanted: tuple[str, Callable[[Any], Any], str | None]) -> list[Any]:
+    """Return the values of (name, parser, text), None where not given. Raises BadInput with every problem."""
+    found, problems = [], []
+    for name, parse, text in wanted:
+        try:
+            found.append(None if text is None else parse(text))
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise BadInput(*problems)
+    return found
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit code. Never lets a traceback through."""
-    json_mode = "--json" in _ours(arguments)
+    ours, theirs = _split(arguments)
+    json_mode = "--json" in ours
     command = _light(typer.main.get_command(app))
     try:
-        status = command.main(list(arguments), prog_name="train-classifier", standalone_mode=False)
-        return int(status or 0)
+        status = command.main(ours, prog_name="train-classifier", standalone_mode=False, obj=theirs)
+        # Typer's own number for Ctrl-C.
+        return ExitCode.CANCELLED if status == 130 else int(status or 0)
     except TrainClassifierError as error:
         return _fail(error, json_mode)
     except (KeyboardInterrupt, typer.Abort):
@@ -462,6 +481,9 @@ def run(arguments: Sequence[str]) -> int:
                 sys.stdout.write(f"{words}\n")
                 return ExitCode.BAD_INPUT
             hint = f"{context.command_path} --help" if context is not None else None
+            command_name = context.info_name if context is not None else None
+            if (type(error).__name__, command_name) == ("NoSuchOption", "train"):
+                hint = f"The model's own flags go after --: train-classifier train MODEL -- …; ours: {hint}"
             return _fail(BadInput(words, hint=hint), json_mode)
         from train_classifier.crash import write_crash_file
 
@@ -494,10 +516,17 @@ def _light(command: Any) -> Any:
     return command
 
 
-def _ours(arguments: Sequence[str]) -> Sequence[str]:
-    """Return the arguments before --: what follows is the model's."""
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
+    """Return our words, and those after the first -- of a command that hands them on (None without --).
+
+    Our parser would drop the -- and take the first of them for the model when MODEL is in the environment.
+    """
     words = list(arguments)
-    return words[: words.index("--")] if "--" in words else words
+    command = next((word for word in words if not word.startswith("-")), None)
+    if "--" not in words or command not in ("train", "provision"):
+        return words, None
+    place = words.index("--")
+    return words[:place], words[place + 1 :]
 
 
 def _fail(error: TrainClassifierError, json_mode: bool) -> int:

@@ -5,21 +5,24 @@ On a terminal one live line below the log shows the phase, its time and why it w
 
 import contextlib
 import os
+import select
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from train_classifier.cli import text
 from train_classifier.errors import TrainClassifierError
 from train_classifier.failures import failure
 
+if TYPE_CHECKING:
+    from train_classifier.cli.live import LiveLine
+
 #: Seconds between two drawings of the live line.
 TICK_S = 0.2
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1", "cyan": "36"}
-SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 
 
 def is_terminal(stream: Any) -> bool:
@@ -27,9 +30,15 @@ def is_terminal(stream: Any) -> bool:
     if os.environ.get("GITHUB_ACTIONS") == "true" or os.environ.get("TERM") == "dumb":
         return False
     try:
-        return bool(stream.isatty())
+        # None: whoever started us closed the stream.
+        return stream is not None and bool(stream.isatty())
     except ValueError:
         return False
+
+
+def encoding_of(stream: Any) -> str:
+    """Return the encoding of a stream that may be closed."""
+    return getattr(stream, "encoding", None) or "utf-8"
 
 
 class Console:
@@ -39,8 +48,11 @@ class Console:
         self.json_mode = json_mode
         self.quiet = quiet
         self.live = is_terminal(sys.stderr) and not quiet
-        self.colour = self.live and "NO_COLOR" not in os.environ
-        self._unicode = "utf" in (sys.stderr.encoding or "").lower()
+        coloured = not quiet and "NO_COLOR" not in os.environ
+        #: Each stream for itself: one may go to a file, the other to a person.
+        self.colour = coloured and is_terminal(sys.stderr)
+        self.colour_out = coloured and is_terminal(sys.stdout)
+        self._unicode = "utf" in encoding_of(sys.stderr).lower()
         self._log_fd = 2 if json_mode else 1
         self._log_shown = is_terminal(sys.stderr if json_mode else sys.stdout)
         #: True once nobody reads the log any more.
@@ -158,8 +170,12 @@ class Console:
             self._stop.set()
 
     def paint(self, words: str, colour: str | None) -> str:
-        """Return words in a colour, on a terminal."""
+        """Return words for standard error in a colour, if that is a terminal."""
         return f"\x1b[{COLOURS[colour]}m{words}\x1b[0m" if colour and self.colour else words
+
+    def paint_out(self, words: str, colour: str | None) -> str:
+        """Return words for standard output in a colour, if that is a terminal."""
+        return f"\x1b[{COLOURS[colour]}m{words}\x1b[0m" if colour and self.colour_out else words
 
     def _enter(self, phase: str | None) -> None:
         self._phase, self._begun, self._words, self._bytes = phase, time.monotonic(), "", None
@@ -184,7 +200,7 @@ class Console:
     def _write(self, words: str) -> None:
         if self._gone:
             return
-        encoding = sys.stderr.encoding or "utf-8"
+        encoding = encoding_of(sys.stderr)
         try:
             _write_all(2, words.encode(encoding, "replace"))
         except OSError:
@@ -196,27 +212,26 @@ class Console:
             self._write("\r\x1b[K")
 
     def _tick(self) -> None:
-        count = 0
+        from train_classifier.cli.live import LiveLine
+
+        drawer = LiveLine(encoding_of(sys.stderr), self.colour)
         while not self._stop.wait(TICK_S):
-            count += 1
             with self._lock:
                 if self._phase and self._at_start and self.live:
-                    self._draw(count)
+                    self._draw(drawer, self._phase)
 
-    def _draw(self, count: int) -> None:
-        spin = SPINNER[count % len(SPINNER)] if self._unicode else "|/-\\"[count % 4]
-        words = f"{spin} {self._phase}  {text.duration(time.monotonic() - self._begun)}"
-        if self._bytes:
-            done, total = self._bytes
-            words += f"  {text.size(done)}" + (f" of {text.size(total)}" if total else "")
-        if self._words:
-            words += f"  {self._words}"
+    def _draw(self, drawer: "LiveLine", phase: str) -> None:
         width = shutil.get_terminal_size().columns - 1
-        self._write(f"\r\x1b[K{self.paint(words[:width], 'cyan')}")
+        line = drawer.draw(width, phase, time.monotonic() - self._begun, self._bytes, self._words)
+        self._write(f"\r\x1b[K{line}")
         self._drawn = True
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(descriptor, view) :]
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:
+            # Whoever shares the stream made it non-blocking: its reader is slow, not gone.
+            select.select([], [descriptor], [])

@@ -19,16 +19,19 @@ def doctor(hosts: Sequence[Host], gpus: int | str, console: Console) -> ExitCode
     request = {"verb": "check", "gpus": gpus, "min_vram_mib": None, "image": None, "deep": True}
     answers = jobs.ask(hosts, lambda host: host.call(request, timeout=300))
     code = ExitCode.TRAINED
-    report = []
+    report: list[dict[str, Any]] = []
     for host, answer in answers:
         if isinstance(answer, TrainClassifierError):
             code = code or answer.code
-            report.append({"host": host.name, "ready": False, "error": failure(answer), "checks": []})
+            # The same keys as for a host that answers.
+            blank = dict.fromkeys(("worker", "python", "host", "engine", "launcher", "state_dir"))
+            known = {"name": host.name, "ready": False, "error": failure(answer)}
+            report.append({**blank, "gpus": [], "checks": [], **known})
             continue
         failed = [check for check in answer.get("checks", []) if check.get("status") == "fail"]
         if failed and not code:
             code = ExitCode(failed[0].get("code") or ExitCode.NOT_READY)
-        report.append({**answer, "name": host.name})
+        report.append({**answer, "name": host.name, "error": None})
     console.finish()
     if console.json_mode:
         ready = code == ExitCode.TRAINED
@@ -36,7 +39,7 @@ def doctor(hosts: Sequence[Host], gpus: int | str, console: Console) -> ExitCode
         return code
     for (host, answer), _ in zip(answers, report, strict=True):
         if isinstance(answer, TrainClassifierError):
-            console.out(console.paint(host.name, "bold"))
+            console.out(console.paint_out(host.name, "bold"))
             console.error(answer)
         else:
             _show(host.name, answer, console)
@@ -45,16 +48,21 @@ def doctor(hosts: Sequence[Host], gpus: int | str, console: Console) -> ExitCode
 
 def _show(name: str, answer: dict[str, Any], console: Console) -> None:
     checks = answer.get("checks", [])
-    console.out(console.paint(name, "bold"))
+    console.out(console.paint_out(name, "bold"))
     width = max((len(text.clean(check["name"])) for check in checks), default=0)
     for check in checks:
         mark, colour = MARKS.get(check["status"], (check["status"], None))
         words = text.clean(check["message"])
         console.out(
-            f"  {console.paint(mark.ljust(4), colour)}  {text.clean(check['name']).ljust(width)}  {words}"
+            f"  {console.paint_out(mark.ljust(4), colour)}  {text.clean(check['name']).ljust(width)}  {words}"
         )
         if check.get("hint") and check["status"] in ("warn", "fail"):
             console.out(f"        {' ' * width}  → {text.clean(check['hint'])}")
     console.out(
-        "  " + (console.paint("ready", "green") if answer.get("ready") else console.paint("not ready", "red"))
+        "  "
+        + (
+            console.paint_out("ready", "green")
+            if answer.get("ready")
+            else console.paint_out("not ready", "red")
+        )
     )

@@ -1,9 +1,19 @@
 """The hosts that a command asks."""
 
+import os
+from pathlib import Path
+
 from train_classifier import inventory as inventories
+from train_classifier import options
 from train_classifier.transport import Host
 
 
 def hosts(inventory: str | None, host: str | None) -> list[Host]:
     """Return the hosts of the inventory, or those named. Ctrl-C does not reach their connections."""
-    return [target.connect(own_session=True) for target in inventories.hosts(inventory, host)]
+    where = None
+    if inventory is not None:
+        where = inventories.source(inventory, os.environ, Path.cwd())
+    flags = inventories.flags(where, host)
+    host = host if host is not None else os.environ.get(options.variable_of("host")) or None
+    found = inventories.hosts(inventory, host)
+    return [target.connect(own_session=True, flags=flags) for target in found]

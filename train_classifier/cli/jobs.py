@@ -1,6 +1,5 @@
 """list, status, logs, attach, fetch, cancel and clean: jobs by their id, wherever they are."""
 
-import getpass
 import json
 import os
 import socket
@@ -9,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from train_classifier import checks, jobs, options, training
 from train_classifier import follow as following
-from train_classifier import jobs, training
 from train_classifier.cli import summary, text
 from train_classifier.cli.console import Console
 from train_classifier.errors import BadInput, ExitCode, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.options import OUTPUT
+from train_classifier.repository import user_name
 from train_classifier.transport import Host
 
 
@@ -66,16 +67,16 @@ def show_status(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
     rows += [(name, text.duration(spent)) for name, spent in (result.get("seconds") or {}).items()]
     archive = result.get("archive")
     if archive:
-        rows.append(("archive", f"{text.size(archive['bytes'])}, sha256 {archive['sha256']}"))
+        rows += [("archive", text.size(archive["bytes"])), ("sha256", archive["sha256"])]
     for name, value in (result.get("metrics") or {}).items():
-        rows.append((name, value))
+        rows.append((text.short(name, 50), text.number(value)))
     console.out(text.table([row for row in rows if row[1] is not None]))
     return ExitCode.TRAINED
 
 
 def show_logs(hosts: Sequence[Host], job: str, keep_on: bool, patience: float, console: Console) -> ExitCode:
     """Write the job's log so far, raw, with nothing added; with `keep_on` until the job ends."""
-    found = jobs.find(hosts, job)
+    found = jobs.find(hosts, job).started()
     if keep_on:
         following.follow(found.host, found.id, Quiet(console), patience=patience)
         return ExitCode.TRAINED
@@ -140,7 +141,13 @@ def attach(
     hosts: Sequence[Host], job: str, output: Path, patience: float, console: Console
 ) -> tuple[Attached, ExitCode]:
     """Follow a job from its first byte to its end, then fetch; returns the job's own exit code."""
-    found = jobs.find(hosts, job)
+    try:
+        found = jobs.find(hosts, job).started()
+    except KeyboardInterrupt:
+        raise OutOfTouch(
+            "Left before the job was found; if it runs, it runs on.",
+            f"See train-classifier list{hosts[0].flags if hosts else ''}",
+        ) from None
     run = Attached(found, console)
     lease = (found.answer.get("spec") or {}).get("lease_s")
     try:
@@ -149,9 +156,8 @@ def attach(
     except TrainClassifierError as error:
         run.failure = error
     except KeyboardInterrupt:
-        run.failure = OutOfTouch(
-            "Left; the job runs on.", f"Pick it up again: train-classifier attach {found.id}"
-        )
+        again = f"train-classifier attach {found.id}{found.host.flags}"
+        run.failure = OutOfTouch("Left; the job runs on.", f"Pick it up again: {again}")
     return run, run.failure.code if run.failure else ExitCode.TRAINED
 
 
@@ -159,32 +165,33 @@ def fetch(hosts: Sequence[Host], job: str, output: Path, patience: float, consol
     """Bring the archive of a finished job, whatever the job ended with."""
     from train_classifier import fetch as fetching
 
-    found = jobs.find(hosts, job)
+    found = jobs.find(hosts, job).started()
     result = found.answer.get("result")
     if not result:
         raise NotReady(
             f"Job {found.id} on {found.host.name} is not finished.",
-            f"Wait for it: train-classifier attach {found.id}",
+            f"Wait for it: train-classifier attach {found.id}{found.host.flags}",
         )
     archive = result.get("archive")
     if not archive:
         raise BadInput(
             f"Job {found.id} left no archive ({result.get('outcome')}: {result.get('reason')}).",
-            hint=f"Its log: train-classifier logs {found.id}",
+            hint=f"Its log: train-classifier logs {found.id}{found.host.flags}",
         )
     delivered = fetching.fetch(found.host, found.id, archive, output, console, patience)
     console.finish()
     if console.json_mode:
         console.out(json.dumps({"id": found.id, "exit_code": 0, "artefacts": delivered}))
     else:
-        console.say(f"{delivered['path']}: {text.size(delivered['bytes'])}, sha256 {delivered['sha256']}")
+        console.say(f"{delivered['path']}: {text.size(delivered['bytes'])}")
+        console.say(f"sha256  {delivered['sha256']}")
     return ExitCode.TRAINED
 
 
 def cancel(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
     """Stop a job, running or waiting. Asking twice is harmless."""
     found = jobs.find(hosts, job)
-    answer = training.cancel(found.host, found.id, f"{getpass.getuser()}@{socket.gethostname()}")
+    answer = training.cancel(found.host, found.id, f"{user_name()}@{socket.gethostname()}")
     if console.json_mode:
         console.out(json.dumps({"id": found.id, "exit_code": 0, "state": answer.get("state")}))
     elif found.answer.get("result"):
@@ -241,13 +248,13 @@ def finish_attach(run: Attached, code: ExitCode, console: Console) -> None:
 
 def output_path(output: str | None) -> Path:
     """Return where an archive goes, checked before anything is fetched. Raises BadInput."""
-    path = Path.cwd() / Path(output or "artefacts.tar.gz").expanduser()
-    if path.is_dir():
-        raise BadInput(f"--output {path} is a folder; name a file.")
-    if not path.parent.is_dir():
-        raise BadInput(f"--output {path}: the folder {path.parent} does not exist.")
-    if not os.access(path.parent, os.W_OK):
-        raise BadInput(f"--output {path}: the folder {path.parent} cannot be written.")
+    try:
+        here = Path.cwd()
+    except FileNotFoundError as error:
+        raise BadInput("the current folder no longer exists; change to another") from error
+    path, problems = checks.output(output or os.environ.get(options.variable_of("output")) or OUTPUT, here)
+    if problems:
+        raise BadInput(*problems)
     return path
 
 

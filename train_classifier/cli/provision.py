@@ -1,39 +1,73 @@
 """`provision`: site.yml on an inventory, by ansible-playbook itself, so that people see what they know."""
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train_classifier import content
+from train_classifier import content, options
+from train_classifier import inventory as inventories
 from train_classifier.errors import BadInput, ExitCode, NotReady
 from train_classifier.playbook import ansible_environment
+from train_classifier.units import quoted
+
+#: The group whose hosts site.yml prepares.
+GROUP = "training"
+#: Where Ansible looks for collections besides the Python path.
+COLLECTIONS = "~/.ansible/collections:/usr/share/ansible/collections"
 
 
 def provision(inventory: str | None, host: str | None, arguments: Sequence[str]) -> ExitCode:
-    """Run site.yml and return 0, or 3 when a host could not be made ready."""
+    """Run site.yml and return 0, or 3 when a host could not be made ready.
+
+    Raises BadInput when there is no inventory, or no host of the group `training` in it, and NotReady when
+    this machine lacks what Ansible needs.
+    """
     root = content.root()
-    if inventory is None:
-        inventory = str(root / "inventory" / "local")
-        if not Path(inventory).exists():
+    host = host if host is not None else os.environ.get(options.variable_of("host")) or None
+    where = inventories.source(inventory, os.environ, Path.cwd())
+    if where is None:
+        # A checkout has an inventory of this machine alone.
+        where = str(root / "inventory" / "local")
+        if not Path(where).exists():
             raise BadInput(
                 "provision needs --inventory FILE.",
                 hint="inventory/example in the repository is one to copy.",
             )
-    elif not Path(inventory).exists():
-        raise BadInput(f"There is no inventory {inventory}.")
+        sys.stderr.write("No inventory is given: this machine is made a training server.\n")
+        sys.stderr.flush()
+    if not inventories.named(where, f"{GROUP}:&{host}" if host else GROUP):
+        what = f"{quoted(host)} in" if host else "in"
+        raise BadInput(
+            f"there is no host of group {GROUP} {what} inventory {quoted(where)}: nothing would be done",
+            hint=f"Put the hosts into a group of that name: {GROUP}: {{hosts: {{gpu-1: }}}}",
+        )
+    _require_collections()
     program = Path(sys.executable).with_name("ansible-playbook")
     limit = ["--limit", host] if host else []
-    command = [str(program), "-i", inventory, *limit, *arguments, str(root / "site.yml")]
+    command = [str(program), "-i", where, *limit, *arguments, str(root / "site.yml")]
     try:
         status = subprocess.run(
             command, env={**os.environ, **ansible_environment(root)}, check=False
         ).returncode
     except FileNotFoundError as error:
-        raise NotReady(f"{program} is missing.", "Install train-classifier[provision].") from error
+        raise NotReady(f"{program} is missing.", "Install train-classifier again.") from error
     except KeyboardInterrupt:
         return ExitCode.CANCELLED
     if status == 0:
         return ExitCode.TRAINED
     return ExitCode.BAD_INPUT if status in (1, 5) else ExitCode.NOT_READY
+
+
+def _require_collections() -> None:
+    if importlib.util.find_spec("ansible_collections") is not None:
+        return
+    places = os.environ.get("ANSIBLE_COLLECTIONS_PATH") or COLLECTIONS
+    if any(Path(place, "ansible_collections").expanduser().is_dir() for place in places.split(":")):
+        return
+    raise NotReady(
+        "The Ansible collections that site.yml uses are not installed here.",
+        "Install train-classifier[provision], which brings them.",
+    )

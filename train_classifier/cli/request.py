@@ -1,8 +1,8 @@
 """From the flags of `train` to a run, or to what a dry run says."""
 
-import dataclasses
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,33 +20,46 @@ def train(
     repo: str | None,
     given: dict[str, Any],
     *,
-    patience: float,
     json_mode: bool,
     dry_run: bool,
 ) -> ExitCode:
     """Check the request, then run it. Raises BadInput with every problem of the request at once."""
-    from train_classifier.request import TrainRequest, build
+    from train_classifier.cli.play import Play
 
     # Flags not given are None or empty: then the environment and the settings have their say.
     options = {NAMES.get(name, name): value for name, value in given.items() if value not in (None, [], ())}
-    plan = build(
-        TrainRequest(model=model, arguments=list(arguments) if arguments else None, repo=repo, **options),
-        os.environ,
-    )
-    console = Console(json_mode=json_mode)
-    for warning in plan.warnings:
-        console.event("message", level="warning", text=warning)
-    order = dataclasses.replace(plan.order(), patience_s=patience)
-    assert plan.look is not None
-    if dry_run:
-        _describe(plan, console)
-        return ExitCode.TRAINED
-    from train_classifier.cli.train import Run, finish
+    with Play() as play:
+        if not dry_run:
+            play.foresee(os.environ, repo, options.get("inventory"), options.get("host"))
+        from train_classifier.request import TrainRequest, build
 
-    run = Run(order, plan.look, plan.secrets, console)
-    code = run.run(plan.inventory, plan.host)
+        plan = build(
+            TrainRequest(model=model, arguments=arguments, repo=repo, **options),
+            os.environ,
+        )
+        console = Console(json_mode=json_mode)
+        for warning in plan.warnings:
+            console.event("message", level="warning", text=warning)
+        assert plan.look is not None
+        if dry_run:
+            _describe(plan, console)
+            return ExitCode.TRAINED
+        from train_classifier.cli.train import Run, finish
+
+        run = Run(plan.order(), plan.look, plan.secrets, console)
+        code = run.run(play, plan.inventory, plan.host)
     finish(run, code, console)
     return code
+
+
+def _shown(name: str, value: Any) -> str:
+    if name == "data":
+        return " ".join(f"{folder['path']}:{folder['name']}" for folder in value)
+    if name.endswith("_bytes"):
+        return text.size(value)
+    if name.endswith("_s"):
+        return text.duration(value)
+    return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _describe(plan: Any, console: Console) -> None:
@@ -78,9 +91,8 @@ def _describe(plan: Any, console: Console) -> None:
         ("host", plan.target.name),
         ("push", f"{spec.source_files} files, {text.size(spec.source_bytes)}"),
         ("output", plan.output),
-        *((name, " ".join(map(str, value)) if isinstance(value, list | tuple) else value)
-          for name, value in settings.items()),
-    ]  # fmt: skip
+        *((name, _shown(name, value)) for name, value in settings.items()),
+    ]
     if spec.environment:
         rows.append(("environment", " ".join(sorted(spec.environment))))
     console.out(text.table(rows))

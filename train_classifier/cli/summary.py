@@ -13,6 +13,9 @@ from train_classifier.job import PHASES
 #: Phases in the order in which a run goes through them.
 ORDER = ("preflight", "push", "start", *PHASES, "fetch")
 
+#: Columns of the longest name that the others are lined up with.
+LABEL = 20
+
 
 class Finished(Protocol):
     """What a summary is made of."""
@@ -51,13 +54,16 @@ def as_text(run: Finished, console: Console) -> str:
     ]
     if run.delivered:
         rows.append(("artefacts", f"{run.delivered['path']} ({text.size(run.delivered['bytes'])})"))
-        rows.append(("sha256", run.delivered["sha256"]))
     metrics = result.get("metrics")
     if isinstance(metrics, dict):
         for name, value in list(metrics.items())[:12]:
-            rows.append((name, f"{value:.6g}" if isinstance(value, int | float) else value))
-    width = max(len(text.clean(name)) for name, _ in rows)
+            rows.append((text.short(name, 50), text.number(value)))
+    # One long name of a metric does not push all values off the terminal.
+    width = max((len(name) for name, _ in rows if len(name) <= LABEL), default=0)
     lines = [f"{text.clean(name).ljust(width)}  {value}" for name, value in rows]
+    if run.delivered:
+        # Its 64 digits beside the other values would be wider than a terminal.
+        lines.append(f"sha256  {run.delivered['sha256']}")
     spent = seconds(run.result, console)
     if spent:
         lines.append("")

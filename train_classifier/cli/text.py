@@ -25,6 +25,19 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def number(value: object) -> str:
+    """Return a metric as people read it: whole numbers whole, others to six digits."""
+    if isinstance(value, float) and not (value.is_integer() and abs(value) < 1e15):
+        return f"{value:.6g}"
+    return str(int(value)) if isinstance(value, float) else short(value, 28)
+
+
+def short(text: object, most: int) -> str:
+    """Return text of at most that many characters."""
+    words = str(text)
+    return words if len(words) <= most else words[: most - 1] + "…"
+
+
 def clean(text: object) -> str:
     """Return text without control characters but newlines and tabs."""
     return _CONTROL.sub("�", str(text))

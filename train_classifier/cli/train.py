@@ -2,24 +2,22 @@
 
 import contextlib
 import dataclasses
-import json
 import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from train_classifier import playbook, sink, training
+from train_classifier import playbook, training
 from train_classifier.cli import summary
 from train_classifier.cli.console import Console
-from train_classifier.errors import Cancelled, ExitCode, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.cli.play import Play
+from train_classifier.errors import BadInput, Cancelled, ExitCode, NotReady, OutOfTouch, TrainClassifierError
 from train_classifier.failures import error_from
-from train_classifier.inventory import THIS_MACHINE, Target
+from train_classifier.inventory import Target
 from train_classifier.training import Order
 from train_classifier.transport import Host
-from train_classifier.workspace import private_folder
 
 #: Seconds that leaving at once may take for the stop to reach the host.
 LEAVE_S = 5.0
@@ -49,6 +47,9 @@ class Run:
         self._abandon = threading.Event()
         self._stopping: threading.Thread | None = None
         self._start_event = threading.Event()
+        #: Held where it is settled whether the job may start or the run is over before that.
+        self._gate = threading.Lock()
+        self._refused = False
         self._hung_up = False
 
     @property
@@ -65,7 +66,7 @@ class Run:
     def host(self) -> Host:
         """The host. Raises BadInput when there is no such one."""
         if self._host is None:
-            self._host = self._look().connect(own_session=True)
+            self._host = self._look().connect(own_session=True, flags=self.order.flags)
         return self._host
 
     @property
@@ -97,72 +98,47 @@ class Run:
 
     # The run.
 
-    def run(self, inventory: str | None, limit: str | None) -> ExitCode:
+    def run(self, play: Play, inventory: str | None, limit: str | None) -> ExitCode:
         """Run the playbook on the one host and return the exit code; `failure` says why it is not 0."""
-        with private_folder() as folder, self._signals():
-            self._request = folder / "request.json"
-            self._request.touch(0o600)
-            listener = sink.Sink(folder / "sink", self, self._answer)
-            thread = threading.Thread(
-                target=self._play, args=(folder, inventory, limit), daemon=True, name="playbook"
-            )
-            thread.start()
+        play.start(inventory, limit)
+        self._play, self._inbox = play, play.inbox
+        with self._signals():
+            play.attend(self)
             try:
                 self._attend()
             except TrainClassifierError as error:
                 self.failure = error
                 self._abandon.set()
-                thread.join(self.leave_s)
             finally:
-                listener.close(drain=not self._abandon.is_set())
+                play.end(self.leave_s)
         return self.failure.code if self.failure else ExitCode.TRAINED
 
-    def _answer(self, question: Any) -> Any:
+    def answer(self, question: Any) -> Any:
+        """Answer a step: may it start, the secrets, or what Ansible makes of the inventory (the order)."""
+        if question == "start":
+            return self._may_start()
         if question == "secrets":
             return self._secrets
-        # The first step says what Ansible makes of the inventory, before it touches the host.
         try:
             target = Target(**question["host"])
-            self._host = target.connect(own_session=True)
+            self._host = target.connect(own_session=True, flags=self.order.flags)
             self.order = self._complete(target)
-            self._request.write_text(self.order.to_json())
+            self._play.order_file.write_text(self.order.to_json())
         except BaseException as error:
             self._inbox.put(("crash", error))
             raise ConnectionError("the order cannot be completed") from error
         return target.name
 
+    def _may_start(self) -> bool:
+        """Let the job start, unless a stop came first: from here on a stop has to reach the host."""
+        with self._gate:
+            if not self._refused:
+                self._phase = "start"
+            return not self._refused
+
     def _complete(self, target: Target) -> Order:
         """Return the order for this host."""
         return dataclasses.replace(self.order, python=target.python, state_dir=target.state_dir)
-
-    def _play(self, folder: Path, inventory: str | None, limit: str | None) -> None:
-        try:
-            private = folder / "ansible"
-            private.mkdir(mode=0o700)
-            if inventory is None:
-                inventory, limit = str(folder / "inventory.json"), None
-                local = {"all": {"hosts": {THIS_MACHINE: {"ansible_connection": "local"}}}}
-                Path(inventory).write_text(json.dumps(local))
-            outcome = playbook.run(
-                "train.yml",
-                private,
-                inventory=inventory,
-                limit=limit,
-                variables={
-                    "training_job_host": "all",
-                    "training_job_request_file": str(folder / "request.json"),
-                },
-                # A file that no plugin understands is an error, not an empty inventory.
-                environment={
-                    sink.VARIABLE: str(folder / "sink"),
-                    "ANSIBLE_INVENTORY_UNPARSED_FAILED": "True",
-                    "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
-                },
-                cancelled=self._abandon.is_set,
-            )
-            self._inbox.put(("done", outcome))
-        except BaseException as error:
-            self._inbox.put(("crash", error))
 
     def _attend(self) -> None:
         """Wait for the playbook's end and for signals. Raises what ends the run before its time."""
@@ -188,7 +164,9 @@ class Run:
 
     def _stop(self, by: str) -> None:
         """First Ctrl-C: the stop goes to the host directly, and the run goes on to collect what there is."""
-        if not self.started and self._phase not in ("start", "follow"):
+        with self._gate:
+            self._refused = not self.started and self._phase not in ("start", "follow")
+        if self._refused:
             self._abandon.set()
             raise Cancelled(f"Cancelled by {by} before the job was started.")
         self.console.say(f"{by}: stopping the job, then collecting what it left. Once more to leave at once.")
@@ -202,7 +180,12 @@ class Run:
         delay = 0.5
         while not self._abandon.is_set():
             try:
-                training.cancel(self.host, job, f"{by} of {self.order.spec.submitter}")
+                answer = training.cancel(self.host, job, f"{by} of {self.order.spec.submitter}")
+                if answer.get("state") != "removed":
+                    return
+                # A submission that is on its way keeps the folder: asked again, the job is gone or started.
+                time.sleep(delay)
+            except BadInput:
                 return
             except TrainClassifierError as error:
                 self.console.say(
@@ -214,16 +197,18 @@ class Run:
     def _leave(self) -> None:
         """Second Ctrl-C: leave at once, but not before the stop had its chance."""
         stopping = self._stopping
+        # Whether the job was submitted is not waited for any longer: a stop takes it away before that, too.
+        self._start_event.set()
         if stopping is not None:
             stopping.join(self.leave_s)
         if stopping is None or stopping.is_alive():
             raise Cancelled(
                 f"Left at once; {self.host.name} has not confirmed the stop.",
-                f"Make sure: train-classifier cancel {self.order.spec.id}",
+                f"Make sure: {self._command('cancel', self.job)}",
             )
         raise Cancelled(
             "Left at once; the job is being stopped.",
-            f"What it leaves: train-classifier fetch {self.order.spec.id}",
+            f"What it leaves: {self._command('fetch', self.job)}",
         )
 
     def _settle(self, outcome: playbook.Outcome) -> None:
@@ -246,7 +231,10 @@ class Run:
             self.failure = TrainClassifierError(f"Ansible failed: {first}", detail=rest or None)
 
     def _attach_hint(self) -> str:
-        return f"The job runs on. Pick it up again: train-classifier attach {self.order.spec.id}"
+        return f"The job runs on. Pick it up again: {self._command('attach', self.job)}"
+
+    def _command(self, verb: str, job: str) -> str:
+        return f"train-classifier {verb} {job}{self.order.flags}"
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -281,7 +269,7 @@ def finish(run: Run, code: ExitCode, console: Console) -> None:
         return
     if run.order.detach and run.started and not run.failure:
         console.out(run.order.spec.id)
-        console.say(f"Pick it up again: train-classifier attach {run.order.spec.id}")
+        console.say(f"Pick it up again: train-classifier attach {run.order.spec.id}{run.order.flags}")
         return
     if run.failure:
         console.error(run.failure)

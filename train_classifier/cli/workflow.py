@@ -13,6 +13,7 @@ from train_classifier.cli.console import Console
 from train_classifier.errors import TrainClassifierError
 from train_classifier.failures import failure
 from train_classifier.github import Workflow
+from train_classifier.inputs import in_words
 
 #: Bytes of the log's end that are kept for the summary, the annotations and Slack.
 TAIL = 512 << 10
@@ -52,7 +53,7 @@ class WorkflowConsole(Console):
             self._at_start = data.endswith(b"\n")
 
     def _on_message(self, fields: Mapping[str, Any]) -> None:
-        words = text.clean(fields["text"])
+        words = in_words(text.clean(fields["text"]))
         if fields.get("level") == "warning" and self.workflow.active:
             self._command()
             self.workflow.warning(words, title="train-classifier")
@@ -134,6 +135,11 @@ class WorkflowConsole(Console):
         """Return the end of the log."""
         with self._lock:
             return bytes(self._tail).decode("utf-8", "replace")
+
+    @property
+    def tail_is_cut(self) -> bool:
+        """Whether the log is longer than `tail`."""
+        return self.log_bytes > TAIL
 
     def _line(self, words: str, colour: str | None = None, always: bool = False) -> None:
         start = b"" if self._at_start else b"\n"

@@ -4,20 +4,19 @@ import dataclasses
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
 
 from train_classifier.errors import NoEnvironment
-from train_classifier.worker import engine, requirements
+from train_classifier.worker import engine, place, requirements
 from train_classifier.worker import image as images
 from train_classifier.worker.host import Account, Host
 from train_classifier.worker.image import MARK, Image
 from train_classifier.worker.store import Job, Store, read_json
 
 BUILD_TIMEOUT_S = 3600.0
-#: Where a build finds the store, uv and what it is told.
-STORE = "/train-classifier/store"
+#: Where a build finds its folder beside uv's cache, uv, and the host's CA bundle.
+BUILDS = "/train-classifier/build"
 UV = "/train-classifier/uv"
 CA = "/train-classifier/ca.pem"
 
@@ -56,7 +55,7 @@ def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
     """
     best: Optional[Path] = None
     most = 0
-    for path in (store.store / "envs").glob("[0-9a-f]*/environment.json"):
+    for path in store.envs.glob("[0-9a-f]*/environment.json"):
         record = read_json(path) or {}
         other = record.get("definition", {})
         same = all(other.get(key) == defined[key] for key in defined if key != "lines")
@@ -80,16 +79,34 @@ def build(
     check_cancel: Callable[[], None],
 ) -> dict[str, str]:
     """Make `folder`/site, and return the packages in it by name. Raises NoEnvironment in uv's own words."""
-    work = _write_work(plan, folder, account)
-    inside = f"{STORE}/envs/{folder.name}"
+    inside = f"{BUILDS}/{folder.name}"
+    ours = f"{inside}/{place.OURS}"
     orders = {
         "uv": UV,
         "site": f"{inside}/site",
-        "work": f"{inside}/work",
-        "nearest": f"{STORE}/envs/{nearest.name}/site" if nearest else "",
+        "requirements": f"{ours}/requirements.txt",
+        "constraints": f"{ours}/constraints.txt",
+        "repository": f"{inside}/{place.REPOSITORY}",
     }
-    (work / "plan.json").write_text(json.dumps(orders), encoding="utf-8")
-    _give(work, account)
+    files = {
+        "plan.json": json.dumps(orders),
+        "requirements.txt": "\n".join([*plan.options, *plan.lines, ""]),
+        "constraints.txt": "\n".join([*plan.constraints, *plan.frozen, ""]),
+    }
+    netrc = _netrc()
+    if netrc.is_file():
+        # A copy, since the account that builds cannot read the caller's own when that is root.
+        files["netrc"] = netrc.read_text(encoding="utf-8", errors="surrogateescape")
+    place.make(
+        account,
+        {
+            "folder": str(folder),
+            "nearest": f"{nearest}/site" if nearest else None,
+            "files": files,
+            "paths": list(plan.paths),
+            "workspace": str(plan.workspace),
+        },
+    )
     count = len(plan.lines)
     say(
         f"installing {count} requirement{'s' if count != 1 else ''}"
@@ -100,12 +117,10 @@ def build(
             client,
             image.id,
             [],
-            entrypoint=[image.python, "-c", plan.source, f"{inside}/work/plan.json"],
+            entrypoint=[image.python, "-c", plan.source, f"{ours}/plan.json"],
             user=account,
             mounts=_mounts(host, store),
-            environment=_environment(
-                host, plan, f"{inside}/work/netrc" if (work / "netrc").exists() else None
-            ),
+            environment=_environment(host, plan, f"{ours}/netrc" if "netrc" in files else None),
             labels={**images.labels("build", job), images.PLACE: str(folder)},
             timeout=BUILD_TIMEOUT_S,
             say=say,
@@ -121,48 +136,11 @@ def build(
     return explain(image, plan, status, output.decode("utf-8", "replace"))
 
 
-def _write_work(plan: Plan, folder: Path, account: Account) -> Path:
-    """Write what uv reads: flattened files, and copies of local packages (builds write into them)."""
-    work = folder / "work"
-    work.mkdir(0o700)
-    for name, lines in (
-        ("requirements.txt", (*plan.options, *plan.lines)),
-        ("constraints.txt", (*plan.constraints, *plan.frozen)),
-    ):
-        (work / name).write_text("\n".join([*lines, ""]), encoding="utf-8")
-    if _netrc().is_file():
-        # A copy, since the account that builds cannot read the caller's own when that is root.
-        descriptor = os.open(work / "netrc", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(_netrc().read_bytes())
-    for relative in plan.paths:
-        source, target = plan.workspace / relative, work / relative
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            # The repository itself may be the package: never copy the copy.
-            shutil.copytree(
-                source, target, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git")
-            )
-        else:
-            shutil.copy(source, target)
-    return work
-
-
-def _give(top: Path, account: Account) -> None:
-    """Give a tree to the account that builds in it."""
-    if os.geteuid() != 0:
-        return
-    os.chown(top, account.uid, account.gid)
-    for folder, folders, names in os.walk(top):
-        for name in (*folders, *names):
-            os.chown(os.path.join(folder, name), account.uid, account.gid, follow_symlinks=False)
-
-
 def _mounts(host: Host, store: Store) -> list[Any]:
     from docker.types import Mount
 
     mounts = [
-        Mount(STORE, str(store.store), type="bind"),
+        Mount(BUILDS, str(store.builds), type="bind"),
         Mount(UV, str(host.uv), type="bind", read_only=True),
     ]
     if host.ca_bundle is not None:
@@ -179,7 +157,7 @@ def _environment(host: Host, plan: Plan, netrc: Optional[str]) -> dict[str, str]
     variables = {
         **plan.variables,
         "HOME": "/tmp",
-        "UV_CACHE_DIR": f"{STORE}/uv-cache",
+        "UV_CACHE_DIR": f"{BUILDS}/uv-cache",
         "UV_NO_CONFIG": "1",
         "UV_PYTHON_DOWNLOADS": "never",
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -232,6 +210,12 @@ def explain(image: Image, plan: Plan, status: int, output: str) -> NoReturn:
         raise NoEnvironment(
             "the package index cannot be reached",
             "check the host's network, its proxies and CA bundle (environment, ca_bundle in host.json)",
+            detail,
+        )
+    if re.search(r"network timeout|before message length|error decoding response body", sentence):
+        raise NoEnvironment(
+            "the package index broke off in the middle of a download",
+            "submit it again; if it stays so, check the host's network and its proxies",
             detail,
         )
     first = lines[start] if lines else f"exit status {status}"

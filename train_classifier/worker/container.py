@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train_classifier.errors import BadInput, NoEnvironment, NotReady, TrainClassifierError
+from train_classifier.errors import BadInput, NoEnvironment, NoGpu, NotReady, TrainClassifierError
 from train_classifier.job import JobSpec
 from train_classifier.worker import engine
 from train_classifier.worker.host import Account, Host
@@ -14,6 +14,17 @@ from train_classifier.worker.store import Job, write_bytes
 
 RUN = "/run/train-classifier"
 CA = f"{RUN}/ca.crt"
+#: What engine, NVIDIA runtime and CDI say when they cannot give a GPU; a path may name NVIDIA too.
+GPU_REFUSALS = (
+    "could not select device driver",
+    "nvidia-container-cli",
+    "nvidia-container-runtime",
+    "unresolvable CDI devices",
+    "CDI device injection failed",
+    "failed to inject CDI devices",
+    "CDI support is not enabled",
+    "error gathering device information",
+)
 #: Everything the model prints goes to the FIFO; secrets are read from another, so that the engine never knows
 #: them; then the model takes the shell's place.
 WRAPPER = f"""exec >{RUN}/out 2>&1 </dev/null
@@ -118,6 +129,7 @@ def create(
         options["nano_cpus"] = int(spec.cpus * 1e9)
     if spec.shm_bytes:
         options["shm_size"] = spec.shm_bytes
+    variables = {**environment_of(spec, host, account, job), **environment, **engine.no_gpus(options)}
     named = name_of(job)
 
     def make() -> Any:
@@ -130,7 +142,7 @@ def create(
                 hostname=job.id,
                 user=f"{account.uid}:{account.gid}",
                 working_dir="/workspace",
-                environment={**environment_of(spec, host, account, job), **environment},
+                environment=variables,
                 mounts=everything,
                 network_mode="none" if spec.network == "none" else "bridge",
                 cap_drop=["ALL"],
@@ -159,9 +171,7 @@ def explain(error: Any) -> TrainClassifierError:
     text = str(error.explanation or error)
     if "/bin/sh" in text and ("no such file" in text or "not found" in text):
         return NoEnvironment("the image has no /bin/sh", "take an image with a shell and Python", text)
-    if "could not select device driver" in text or "nvidia" in text.lower() or "cdi" in text.lower():
-        from train_classifier.errors import NoGpu
-
+    if any(words in text for words in GPU_REFUSALS):
         return NoGpu("the engine cannot give the container a GPU", "run: train-classifier doctor", text)
     return NotReady("the engine refused the job's container", "run: train-classifier doctor", text)
 

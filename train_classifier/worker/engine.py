@@ -1,8 +1,11 @@
 """The container engine: reaching it, outliving its restarts, and short-lived helper containers."""
 
+import calendar
 import os
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional, TypeVar
 
 from train_classifier.errors import NotReady
@@ -13,29 +16,51 @@ T = TypeVar("T")
 LABEL = "train-classifier"
 #: Seconds an engine may be away (a restart, an upgrade) before a job gives it up.
 PATIENCE_S = 300.0
+#: Seconds after which a container of no job (a doctor's probe) has outlived its maker.
+STRAY_S = 7200.0
 #: Seconds without an answer after which a call to the engine is given up.
 CALL_TIMEOUT_S = 60
 #: Bytes of a helper's output that are kept, at its end.
 OUTPUT_BYTES = 1 << 20
 
 
-def connect() -> Any:
-    """Return a docker.DockerClient; DOCKER_HOST is respected.
+def connect(timeout: Optional[int] = CALL_TIMEOUT_S) -> Any:
+    """Return a docker.DockerClient whose calls wait `timeout` seconds; DOCKER_HOST is respected.
 
     Raises NotReady with the reason: no SDK, no right to use the engine, engine down.
     """
     try:
+        _import_sdk()
         import docker
     except ImportError as error:
         raise NotReady(
             f"the Docker SDK for Python cannot be imported: {error}", "apt-get install python3-docker"
         ) from error
     try:
-        client = docker.from_env(version="auto", timeout=CALL_TIMEOUT_S)
-        client.ping()
+        # requests takes None for "as long as it takes", though the SDK's types do not say so.
+        options: dict[str, Any] = {"version": "auto", "timeout": timeout}
+        # Asks for the engine's version, and so whether it answers.
+        client = docker.from_env(**options)
     except Exception as error:  # The SDK wraps refusals in whatever its HTTP layers raise.
         raise _unreachable(error) from error
     return client
+
+
+def _import_sdk() -> None:
+    """Import the Docker SDK without setuptools, which would take three times as long as the SDK itself.
+
+    Older SDKs import distutils, and where setuptools is installed its own copy of it comes before Python's,
+    with all of setuptools behind it.
+    """
+    kept = list(sys.meta_path)
+    sys.meta_path[:] = [finder for finder in kept if type(finder).__name__ != "DistutilsMetaFinder"]
+    try:
+        import docker  # noqa: F401
+    except ImportError:
+        # Python 3.12 has no distutils any more, and Debian packs it apart: then setuptools' is the only one.
+        sys.meta_path[:] = kept
+        for name in [name for name in sys.modules if name.partition(".")[0] == "distutils"]:
+            del sys.modules[name]
 
 
 def _unreachable(error: BaseException) -> NotReady:
@@ -88,6 +113,31 @@ def patiently(
         time.sleep(0.2)
 
 
+def aside(call: Callable[[], T], check: Callable[[], None]) -> T:
+    """Return call(), made in a thread of its own since it may take long; `check` meanwhile may raise.
+
+    A call that was left alone ends with this process.
+    """
+    done = threading.Event()
+    found: list[T] = []
+    failed: list[BaseException] = []
+
+    def go() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=go, name="engine", daemon=True).start()
+    while not done.wait(0.1):
+        check()
+    if failed:
+        raise failed[0]
+    return found[0]
+
+
 def incarnation() -> Optional[tuple[int, int]]:
     """Return what changes when the engine of this machine restarts; None where it does not show."""
     try:
@@ -111,12 +161,12 @@ def labels(
     }
 
 
-def remove(container: Any) -> None:
+def remove(container: Any, patience: float = PATIENCE_S) -> None:
     """Kill and remove a container; one that is gone already is fine."""
     import docker.errors
 
     try:
-        patiently(lambda: container.remove(force=True, v=True))
+        patiently(lambda: container.remove(force=True, v=True), patience=patience)
     except docker.errors.NotFound:
         return
     except docker.errors.APIError as error:
@@ -125,14 +175,40 @@ def remove(container: Any) -> None:
             raise
 
 
-def remove_all(client: Any, job: str) -> list[str]:
+def remove_all(client: Any, job: str, patience: float = PATIENCE_S) -> list[str]:
     """Remove every container that carries the label of this job; returns their ids."""
+    wanted = {"label": f"{LABEL}.job={job}"}
     found = patiently(
-        lambda: client.containers.list(all=True, filters={"label": f"{LABEL}.job={job}"}, ignore_removed=True)
+        lambda: client.containers.list(all=True, filters=wanted, ignore_removed=True), patience=patience
     )
     for container in found:
-        remove(container)
+        remove(container, patience)
     return [container.id for container in found]
+
+
+def is_stray(container: Any) -> bool:
+    """Tell whether a container of ours belongs to no job and is older than any such lives: its maker died."""
+    mine = container.labels
+    if LABEL not in mine or mine.get(f"{LABEL}.job") or mine.get(f"{LABEL}.dir"):
+        return False
+    # 2026-01-31T12:00:00.123456789Z; a container from the summary of a list has seconds since the epoch.
+    made = container.attrs.get("Created")
+    if isinstance(made, str):
+        made = calendar.timegm(time.strptime(made.partition(".")[0].rstrip("Z"), "%Y-%m-%dT%H:%M:%S"))
+    return time.time() - float(made or 0) > STRAY_S
+
+
+def no_gpus(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the variable that keeps the NVIDIA runtime's hands off a container.
+
+    Where that runtime is the engine's default, an image with NVIDIA_VISIBLE_DEVICES=all (those with CUDA are
+    such) gets every card, asked for or not. Not set where cards are asked for by the runtime itself; those
+    by CDI come without it.
+    """
+    asked = options.get("device_requests") or ()
+    if any(request.get("Driver") != "cdi" for request in asked):
+        return {}
+    return {"NVIDIA_VISIBLE_DEVICES": "void"}
 
 
 def run_helper(
@@ -200,7 +276,7 @@ def create_helper(
             image,
             list(command),
             mounts=list(mounts),
-            environment=environment or {},
+            environment={**(environment or {}), **no_gpus(options)},
             labels=labels,
             network_mode="none" if network == "none" else "bridge",
             security_opt=["no-new-privileges"],
@@ -209,6 +285,13 @@ def create_helper(
             **options,
         )
     )
+
+
+def start_once(container: Any) -> None:
+    """Start a created container; after an outage the engine may have started it before it could say so."""
+    container.reload()
+    if container.status == "created":
+        container.start()
 
 
 def run_created(
@@ -221,7 +304,7 @@ def run_created(
     """Start a created container, wait for its end and return its exit status and the end of its output."""
     began = spoken = time.monotonic()
     pause = 0.02
-    container.start()
+    patiently(lambda: start_once(container), check_cancel)
     while True:
         patiently(container.reload, check_cancel)
         if container.status in ("exited", "dead"):

@@ -1,6 +1,5 @@
 """Is there a container engine that jobs can run on? Asked over its socket: importing the SDK takes long."""
 
-import http.client
 import importlib.util
 import json
 import os
@@ -18,15 +17,19 @@ TIMEOUT_S = 20.0
 LEAST = (20, 10)
 
 
-class _Connection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(self._path)
+def _get(address: str, path: str) -> dict[str, Any]:
+    """Return what the engine answers. HTTP/1.0 by hand: http.client brings mail and TLS with it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(TIMEOUT_S)
+        connection.connect(address)
+        connection.sendall(f"GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n".encode())
+        with connection.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+    if not re.match(rb"HTTP/1\.[01] 200\b", head):
+        words = (head.partition(b"\r\n")[0] + b": " + body)[:200].decode("utf-8", "replace")
+        raise ValueError(f"{path} answered {words}")
+    found: dict[str, Any] = json.loads(body)
+    return found
 
 
 def ask() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -35,23 +38,8 @@ def ask() -> tuple[dict[str, Any], dict[str, Any]]:
     if not address.startswith("unix://"):
         client = engine.connect()
         return client.info(), client.version()
-    answers = []
-    connection = _Connection(address[len("unix://") :])
-    try:
-        for path in ("/info", "/version"):
-            connection.request("GET", path)
-            response = connection.getresponse()
-            data = response.read()
-            if response.status != 200:
-                raise ValueError(
-                    f"{path} answered {response.status}: {data[:200].decode('utf-8', 'replace')}"
-                )
-            answers.append(json.loads(data))
-    except http.client.HTTPException as error:
-        raise ValueError(f"{type(error).__name__}: {error}") from error
-    finally:
-        connection.close()
-    return answers[0], answers[1]
+    path = address[len("unix://") :]
+    return _get(path, "/info"), _get(path, "/version")
 
 
 def sdk() -> Finding:

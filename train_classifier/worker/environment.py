@@ -1,11 +1,11 @@
 """A model's Python packages as an environment: built once by uv in the image, found by what defines it."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import pkgutil
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -13,12 +13,12 @@ from typing import Any, Callable, Optional
 from train_classifier.errors import BadInput, NoEnvironment, NotReady
 from train_classifier.job import SCHEMA
 from train_classifier.worker import image as images
-from train_classifier.worker import requirements
+from train_classifier.worker import place, requirements, tree
 from train_classifier.worker.build import Plan, build, find_nearest
 from train_classifier.worker.host import Account, Host
 from train_classifier.worker.image import Image
 from train_classifier.worker.locks import hold
-from train_classifier.worker.store import Job, Store, make_folder, read_json, write_json
+from train_classifier.worker.store import Job, Store, make_folder, read_json
 
 #: An environment of another recipe is another environment.
 RECIPE = 1
@@ -100,14 +100,16 @@ def prepare(
         return Environment("", _listed(image.packages, {}), (), {})
     key = _key(host, image, plan)
     account = host.job_user()
-    envs = make_folder(store.store / "envs", 0o700, account)
-    folder = envs / key
-    record = _complete(folder)
+    for made in (store.envs, store.locks, store.builds):
+        make_folder(made, 0o700, account)
+    folder = store.envs / key
+    lock = store.locks / f"environment-{key}.lock"
+    # Held while it is looked at and marked as used, so that `clean` cannot take it in between.
+    with hold(lock, shared=True, check=check_cancel):
+        record = _use(folder)
     if record is None:
-        make_folder(store.store / "uv-cache", 0o700, account)
-        locks = make_folder(store.store / "locks", 0o700, account)
-        with hold(locks / f"environment-{key}.lock", check=check_cancel):
-            record = _complete(folder)
+        with hold(lock, check=check_cancel):
+            record = _use(folder)
             if record is None:
                 if not asked.lines:
                     say(f"Python {image.python_version} of the image lacks distutils: adding setuptools")
@@ -122,8 +124,6 @@ def prepare(
                         "a model that imports distutils will fail"
                     )
                     return Environment("", _listed(image.packages, {}), (), {})
-    # What was used last is cleaned last.
-    os.utime(folder / "environment.json")
     return _activated(folder, image, record)
 
 
@@ -140,27 +140,32 @@ def _make(
     check_cancel: Callable[[], None],
 ) -> dict[str, Any]:
     """Build beside its place and rename it there; the environment's lock is held."""
-    envs = store.store / "envs"
-    temporary = envs / f".{key}.tmp"
-    if temporary.exists():
+    temporary = store.builds / f".{key}.tmp"
+    if os.path.lexists(temporary):
         # A build that was killed; nobody else can be here, the lock says so.
         images.remove_orphans(client, str(temporary))
-        shutil.rmtree(temporary)
-    make_folder(temporary, 0o700, account)
+        tree.remove(account, temporary)
     defined = dict(plan.definition(), image=image.id, python=image.python_version)
     try:
         nearest = find_nearest(store, defined)
-        packages = build(
-            client, host, store, image, plan, temporary, nearest, account, job, say, check_cancel
-        )
-        shutil.rmtree(temporary / "work")
+        # Nobody removes uv's cache from under a build.
+        with hold(store.locks / "uv-cache.lock", shared=True, check=check_cancel):
+            packages = build(
+                client, host, store, image, plan, temporary, nearest, account, job, say, check_cancel
+            )
         record = {"schema": SCHEMA, "hash": key, "definition": defined, "packages": packages}
-        (temporary / ACTIVATION).write_text(_activation(image), encoding="utf-8")
-        os.chmod(temporary / ACTIVATION, 0o644)
-        write_json(temporary / "environment.json", record)
-        os.rename(temporary, envs / key)
+        place.finish(
+            account,
+            {
+                "folder": str(temporary),
+                "target": str(store.envs / key),
+                "activation": [ACTIVATION, _activation(image)],
+                "record": record,
+            },
+        )
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(NotReady):
+            tree.remove(account, temporary)
         raise
     return record
 
@@ -171,10 +176,21 @@ def _complete(folder: Path) -> Optional[dict[str, Any]]:
     return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
 
 
+def _use(folder: Path) -> Optional[dict[str, Any]]:
+    """Return the record of an environment if it is there, marked as used now: used last is cleaned last."""
+    record = _complete(folder)
+    if record is not None:
+        os.utime(folder / "environment.json", follow_symlinks=False)
+    return record
+
+
 def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environment:
     from docker.types import Mount
 
     site = folder / "site"
+    # The engine follows links, with all its rights.
+    if site.is_symlink() or (folder / ACTIVATION).is_symlink():
+        raise NotReady(f"the environment {folder} was tampered with: it holds links", "remove that folder")
     mounts = (
         Mount(MOUNTED, str(site), type="bind", read_only=True),
         Mount(f"{image.site[0]}/{ACTIVATION}", str(folder / ACTIVATION), type="bind", read_only=True),

@@ -5,6 +5,7 @@ import json
 import os
 import pwd
 import re
+import time
 from pathlib import Path
 from typing import Any, Optional
 
@@ -184,6 +185,11 @@ def file_system(path: Path) -> str:
             if inside and len(point) >= len(best):
                 best, kind = point, after.split()[0]
     return kind
+
+
+def uptime() -> float:
+    """Return seconds since boot, which no change of the clock touches."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def boot_id() -> str:

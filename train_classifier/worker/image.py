@@ -7,6 +7,7 @@ import os
 import pkgutil
 import platform
 import re
+import threading
 from typing import Any, Callable, Optional
 
 from train_classifier.errors import BadInput, NoEnvironment
@@ -142,15 +143,18 @@ def _find(client: Any, named: str) -> Any:
 
 
 def _pull(client: Any, named: str, say: Callable[[str], None], check_cancel: Callable[[], None]) -> None:
-    """Pull with the caller's own `docker login`; say how far it is."""
+    """Pull with the caller's own `docker login`; say how far it is, also after a restart of the engine."""
     import docker.errors
 
     tagged = named if "@" in named or ":" in named.rpartition("/")[2] else f"{named}:latest"
-    layers: dict[str, tuple[int, int]] = {}
-    spoken = 0
-    try:
+    left = threading.Event()
+
+    def pull() -> None:
+        layers: dict[str, tuple[int, int]] = {}
+        spoken = 0
         for message in client.api.pull(tagged, stream=True, decode=True):
-            check_cancel()
+            if left.is_set():
+                return
             if "error" in message:
                 raise _not_pulled(named, str(message["error"]))
             detail = message.get("progressDetail") or {}
@@ -161,8 +165,14 @@ def _pull(client: Any, named: str, say: Callable[[str], None], check_cancel: Cal
                 if done - spoken >= 100:
                     spoken = done
                     say(f"pulling image {named}: {done} of {whole} MiB")
+
+    try:
+        # Between two words of a slow registry nobody could cancel.
+        engine.aside(lambda: engine.patiently(pull, check_cancel), check_cancel)
     except docker.errors.APIError as error:
         raise _not_pulled(named, str(error.explanation or error)) from error
+    finally:
+        left.set()
 
 
 def _not_pulled(named: str, detail: str) -> NoEnvironment:
@@ -206,6 +216,9 @@ def probe(
     if answer is None:
         answer = _ask(client, host, found.id, named, source.decode(), job, check_cancel)
         write_json(store.images / name, answer)
+    else:
+        # What was used last is cleaned last.
+        os.utime(store.images / name)
     return Image(
         reference=named,
         id=found.id,

@@ -76,18 +76,14 @@ def main() -> None:
     """Build, and print what came of it as the last line."""
     with open(sys.argv[1], encoding="utf-8") as file:
         plan = json.load(file)
-    site, work = plan["site"], plan["work"]
-    os.makedirs(site)
-    # Hard links: only what differs takes space and time. One that was cleaned meanwhile is done without.
-    if plan["nearest"] and subprocess.call(["cp", "-al", plan["nearest"] + "/.", site]) != 0:
-        shutil.rmtree(site, ignore_errors=True)
-    os.makedirs(site, exist_ok=True)
+    site = plan["site"]
     lend(site)
     command = [
         plan["uv"], "pip", "install", "--no-progress", "--python", sys.executable, "--target", site,
-        "--link-mode", "hardlink", "--compile-bytecode", "-c", "constraints.txt", "-r", "requirements.txt",
+        "--link-mode", "hardlink", "--compile-bytecode", "-c", plan["constraints"],
+        "-r", plan["requirements"],
     ]  # fmt: skip
-    status = subprocess.call(command, cwd=work)
+    status = subprocess.call(command, cwd=plan["repository"])
     take_back(site)
     if status == 0:
         print()

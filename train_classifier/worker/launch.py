@@ -17,6 +17,7 @@ from train_classifier.worker.store import Job, write_bytes
 
 #: Seconds that packing and clearing up may take after a unit was told to stop.
 CLEARING_S = 300
+KEPT = ("TRAIN_CLASSIFIER_HOST_JSON", "DOCKER_HOST")
 
 
 def launcher(caller: Account) -> str:
@@ -28,6 +29,9 @@ def launcher(caller: Account) -> str:
     # Without lingering a user's units die with the last session.
     lingers = os.path.exists(f"/var/lib/systemd/linger/{caller.name}")
     if not lingers or not os.path.isdir(f"/run/user/{caller.uid}/systemd"):
+        return "setsid"
+    if not _manager_has_our_groups():
+        # It keeps the groups that it started with: before this account was added to docker, say.
         return "setsid"
     done = subprocess.run(
         ["systemctl", "--user", "show-environment"],
@@ -50,10 +54,12 @@ def launch(job: Job, spec: JobSpec, caller: Account) -> dict[str, Any]:
     argv = [
         "systemd-run", *(["--user"] if kind == "user" else []), "--quiet", "--unit", unit, "--collect",
         "--service-type=exec", "--description", f"train-classifier: {spec.model}",
+        # A host that shuts down stops the job while there is still an engine to stop it by.
+        *(["-p", "After=docker.service"] if kind == "system" else []),
         "-p", "KillMode=mixed", "-p", f"TimeoutStopSec={int(spec.grace_s) + CLEARING_S}",
         "-p", "ExecStopPost=" + " ".join(_quoted(word) for word in program.command("finish", str(job.dir))),
-        # The host's settings are the only thing of our environment that the worker needs.
-        *(["-p", f"Environment={_quoted(setting)}"] if (setting := _setting()) else []),
+        # The host's settings and another engine's address are all of our environment that the worker needs.
+        *(word for setting in _settings() for word in ("-p", f"Environment={_quoted(setting)}")),
         *program.command("run", str(job.dir)),
     ]  # fmt: skip
     done = subprocess.run(
@@ -75,16 +81,32 @@ def launch(job: Job, spec: JobSpec, caller: Account) -> dict[str, Any]:
     return {"launcher": kind, "unit": f"{unit}.service"}
 
 
-def _setting() -> Optional[str]:
-    path = os.environ.get("TRAIN_CLASSIFIER_HOST_JSON")
-    return f"TRAIN_CLASSIFIER_HOST_JSON={path}" if path else None
+def _manager_has_our_groups(root: Path = Path("/")) -> bool:
+    """Tell whether this account's own systemd has the groups that we have; True when that cannot be seen."""
+    ours = set(os.getgroups())
+    for folder in (root / "proc").glob("[0-9]*"):
+        try:
+            if os.stat(folder).st_uid != os.geteuid() or (folder / "comm").read_text() != "systemd\n":
+                continue
+            lines = (folder / "status").read_text().splitlines()
+        except OSError:
+            continue
+        words = next((line.split()[1:] for line in lines if line.startswith("Groups:")), [])
+        return ours <= {int(word) for word in words} | {os.getgid()}
+    return True
+
+
+def _kept() -> dict[str, str]:
+    """Return what a worker is given of our environment."""
+    return {key: os.environ[key] for key in KEPT if os.environ.get(key)}
+
+
+def _settings() -> list[str]:
+    return [f"{key}={value}" for key, value in _kept().items()]
 
 
 def _environment(caller: Account) -> dict[str, str]:
-    kept = {
-        key: os.environ[key] for key in ("TRAIN_CLASSIFIER_HOST_JSON", "DOCKER_HOST") if key in os.environ
-    }
-    found = {**caller.environment(), **kept}
+    found = {**caller.environment(), **_kept()}
     if os.path.isdir(f"/run/user/{caller.uid}"):
         found["XDG_RUNTIME_DIR"] = f"/run/user/{caller.uid}"
     return found

@@ -5,6 +5,7 @@ readers can follow it by offset: past half of the limit the output goes to two s
 what they hold at the end is appended after one line that says how much is missing.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -15,10 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, Optional
 
+from train_classifier.worker.store import write_bytes
+
 MASK = b"***"
 READ_BYTES = 1 << 20
-#: Seconds of silence after which a held-back beginning of a secret is taken for ordinary text.
+#: Seconds that `finish` reads on, should something still write that nobody could stop.
+LAST_S = 10.0
+#: Seconds of silence after which a held-back beginning of a secret is shown, if it is short: at most one byte
+#: in SHARE of the secret.
 QUIET_S = 0.25
+SHARE = 4
 _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ is there from Python 3.10 on.
 
 
@@ -31,25 +38,46 @@ class Masker:
         found |= {secret.strip(b"\r\n") for secret in found} - {b""}
         self.secrets = sorted(found)
         self.held = b""
+        #: The end of what was shown, as long as it may be the beginning of a secret that is still coming.
+        self.shown = b""
 
     def feed(self, data: bytes) -> bytes:
         """Return what can be shown; the longest end that may be the beginning of a secret is held back."""
         if not self.secrets:
             return data
-        data = self.held + data
+        before = len(self.shown)
+        data = self.shown + self.held + data
         hidden = self._hidden(data)
         cut = len(data) - max(self._beginning(data, secret) for secret in self.secrets)
         for start, end in hidden:
             # What overlaps a secret that may still be coming is decided together with it.
             if start < cut < end:
                 cut = start
-        self.held = data[cut:]
-        return self._masked(data[:cut], hidden)
+        if cut < before:
+            # What was shown may go on being one.
+            self.held = data[before:]
+            return b""
+        self.held, self.shown = data[cut:], b""
+        return self._masked(data[:cut], hidden, before)
+
+    def relax(self) -> bytes:
+        """Return what was held back if it says little of a secret, and remember that it was shown.
+
+        A program that prints the first letter of a secret and waits is not kept waiting; one that stops in
+        the middle of a secret is.
+        """
+        data = self.shown + self.held
+        much = any(self._beginning(data, secret) * SHARE > len(secret) for secret in self.secrets)
+        if not self.held or much or self._hidden(data):
+            return b""
+        shown, self.held, self.shown = self.held, b"", data
+        return shown
 
     def flush(self) -> bytes:
-        """Return what was held back."""
-        data, self.held = self.held, b""
-        return self._masked(data, self._hidden(data))
+        """Return what was held back, since no more will come."""
+        before, data = len(self.shown), self.shown + self.held
+        self.held = self.shown = b""
+        return self._masked(data, self._hidden(data), before)
 
     def _hidden(self, data: bytes) -> list[tuple[int, int]]:
         spans = []
@@ -78,11 +106,12 @@ class Masker:
         return 0
 
     @staticmethod
-    def _masked(data: bytes, hidden: list[tuple[int, int]]) -> bytes:
-        pieces, at = [], 0
+    def _masked(data: bytes, hidden: list[tuple[int, int]], shown: int) -> bytes:
+        """Return what of `data` is to be shown after its first `shown` bytes, which were shown already."""
+        pieces, at = [], shown
         for start, end in hidden:
-            if end <= len(data):
-                pieces += [data[at:start], MASK]
+            if shown < end <= len(data):
+                pieces += [data[at : max(start, at)], MASK]
                 at = end
         return b"".join([*pieces, data[at:]])
 
@@ -128,11 +157,18 @@ class LogFile:
             self._tail.close()
             self._tail = None
             if self._old.exists():
-                dropped = int(self._dropped.read_text()) if self._dropped.exists() else 0
-                self._dropped.write_text(str(dropped + self._old.stat().st_size))
+                write_bytes(self._dropped, str(self._count() + self._old.stat().st_size).encode(), sync=False)
             os.replace(self._new, self._old)
             return 0
         return self._tail.write(view[:room]) or 0
+
+    def _count(self) -> int:
+        """Return the bytes that were dropped so far, as noted; what a full disk left empty counts as none."""
+        try:
+            text = self._dropped.read_bytes().strip()
+        except FileNotFoundError:
+            return 0
+        return int(text) if text.isdigit() else 0
 
     def close(self) -> None:
         """Append the end of a log that passed its limit, and say how much is missing. Idempotent."""
@@ -141,7 +177,7 @@ class LogFile:
         if self._tail is not None:
             self._tail.close()
         try:
-            missing = (int(self._dropped.read_text()) if self._dropped.exists() else 0) + self.lost
+            missing = self._count() + self.lost
             if missing:
                 text = f"\n[train-classifier: {missing} bytes of the log are missing here]\n"
                 self._file.write(text.encode())
@@ -177,7 +213,11 @@ class Pump(threading.Thread):
         self.received = 0
         #: Called with the error when the disk is full or broken, once.
         self.on_error: Optional[Callable[[OSError], None]] = None
+        #: Why the thread ended too early, if it did.
+        self.failure: Optional[Exception] = None
         self._ended = threading.Event()
+        # `finish` closes the second: then the first can be read, and nobody waits for a look at the event.
+        self._told, self._tell = os.pipe()
         self._reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         # Our own writer: without it the end of every process that wrote would look like the end of the log.
         self._writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -189,11 +229,22 @@ class Pump(threading.Thread):
                 raise
 
     def run(self) -> None:
+        try:
+            self._run()
+        except Exception as error:
+            self.failure = error
+
+    def _run(self) -> None:
         heard = time.monotonic()
-        while True:
+        until: Optional[float] = None
+        while until is None or time.monotonic() < until:
             ended = self._ended.is_set()
-            ready, _, _ = select.select([self._reader], [], [], 0 if ended else 0.1)
-            data = self._read() if ready else b""
+            if ended and until is None:
+                until = time.monotonic() + LAST_S
+            ready, _, _ = select.select(
+                [self._reader, *([] if ended else [self._told])], [], [], 0 if ended else 0.1
+            )
+            data = self._read() if self._reader in ready else b""
             if data:
                 heard = time.monotonic()
                 self.received += len(data)
@@ -201,7 +252,7 @@ class Pump(threading.Thread):
             elif ended:
                 break
             elif self.masker.held and time.monotonic() - heard > QUIET_S:
-                self._write(self.masker.flush())
+                self._write(self.masker.relax())
         self._write(self.masker.flush())
 
     def _read(self) -> bytes:
@@ -216,14 +267,18 @@ class Pump(threading.Thread):
         self.log.write(data)
         if self.log.error is not None and self.on_error is not None:
             tell, self.on_error = self.on_error, None
-            tell(self.log.error)
+            # The same disk may refuse the message too: the stream goes on, or the model stands still.
+            with contextlib.suppress(OSError):
+                tell(self.log.error)
 
     def finish(self) -> None:
         """Take what is still in the FIFO, once nothing runs that could write, and end. Idempotent."""
         if self._ended.is_set():
             return
         self._ended.set()
+        os.close(self._tell)
         if self.is_alive():
             self.join()
+        os.close(self._told)
         os.close(self._reader)
         os.close(self._writer)

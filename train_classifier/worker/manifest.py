@@ -1,7 +1,6 @@
 """The papers of a job: what result.json and manifest.json say about it."""
 
 import os
-import platform
 import time
 from pathlib import Path
 from typing import Any, Optional
@@ -25,6 +24,8 @@ def note(job: Job, **facts: Any) -> None:
 
 def describe_host() -> dict[str, Any]:
     """Return what the host is: name, os, kernel, boot_id, cpus, memory_bytes."""
+    import platform
+
     release = {}
     try:
         for line in Path("/etc/os-release").read_text(encoding="utf-8", errors="replace").splitlines():
@@ -51,21 +52,28 @@ def seconds(times: dict[str, list[Optional[float]]], now: Optional[float] = None
     }
 
 
-def result(
-    job: Job, spec: Optional[JobSpec], status: dict[str, Any], error: Optional[TrainClassifierError]
-) -> dict[str, Any]:
-    """Return result.json for a job that ended by `error`, or well; facts that are not known are null."""
-    facts = read_facts(job)
+def ending(error: Optional[TrainClassifierError]) -> dict[str, Any]:
+    """Return what result.json says of the error that ended a job, or of a good end."""
     code = ExitCode.TRAINED if error is None else ExitCode(error.code)
     return {
-        "schema": SCHEMA,
-        "id": job.id,
-        "model": spec.model if spec is not None else status.get("model"),
         "outcome": OUTCOMES[code],
         "exit_code": int(code),
         "reason": error.reason if error is not None else None,
         "hint": error.hint if error is not None else None,
         "detail": error.detail if error is not None else None,
+    }
+
+
+def result(
+    job: Job, spec: Optional[JobSpec], status: dict[str, Any], error: Optional[TrainClassifierError]
+) -> dict[str, Any]:
+    """Return result.json for a job that ended by `error`, or well; facts that are not known are null."""
+    facts = read_facts(job)
+    return {
+        "schema": SCHEMA,
+        "id": job.id,
+        "model": spec.model if spec is not None else status.get("model"),
+        **ending(error),
         "training_exit_status": None,
         "signal": None,
         "out_of_memory": None,

@@ -23,6 +23,7 @@ from typing import IO, Any, BinaryIO, Optional, cast
 from train_classifier.errors import OUTCOMES, ExitCode
 from train_classifier.worker import listing
 from train_classifier.worker.listing import Entry
+from train_classifier.worker.store import write_json
 
 BLOCK = 1 << 20
 METRICS_BYTES = 1 << 20
@@ -32,16 +33,18 @@ def pack(request: dict[str, Any]) -> dict[str, Any]:
     """Write manifest.json and artefacts.tar.gz into the job's folder.
 
     The request: `job` (folder), `manifest` (its head), `need_new` (nothing new in artefacts/ means
-    nothing-delivered). The answer: `new, files, bytes, left_out, metrics, metrics_problem, archive`.
+    nothing-delivered), `ending` (what ended the job, kept as it is). The answer: `new, files, bytes,
+    left_out, metrics, metrics_problem, archive`; it lies in packed.json too, should whoever asked die.
     """
     job = Path(request["job"])
     root = job / "workspace" / "artefacts"
     stock = listing.read_stock(job / "stock.json")
     answer: dict[str, Any] = {"new": 0, "files": 0, "bytes": 0, "left_out": 0}
+    (job / "packed.json").unlink(missing_ok=True)
     temporary = job / ".artefacts.tar.gz.tmp"
     try:
         with contextlib.ExitStack() as stack:
-            packed, left_out = stack.enter_context(_notes()), stack.enter_context(_notes())
+            packed, left_out = stack.enter_context(_notes(job)), stack.enter_context(_notes(job))
             with _compressed(temporary) as (stream, digest), _tar(stream) as tar:
                 for entry in listing.walk(root):
                     if entry.left_out:
@@ -67,6 +70,9 @@ def pack(request: dict[str, Any]) -> dict[str, Any]:
                     _add_paper(tar, job / name, f"job/{name}")
         answer["archive"] = {"sha256": digest.hexdigest(), "bytes": os.stat(temporary).st_size}
         os.replace(temporary, job / "artefacts.tar.gz")
+        # The archive counts: a disk that is full now is no reason to have none.
+        with contextlib.suppress(OSError):
+            write_json(job / "packed.json", {**answer, "ending": request.get("ending")})
     finally:
         temporary.unlink(missing_ok=True)
     return answer
@@ -186,8 +192,9 @@ def _tar(stream: BinaryIO) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _notes() -> Iterator[IO[bytes]]:
-    with tempfile.TemporaryFile() as file:
+def _notes(job: Path) -> Iterator[IO[bytes]]:
+    # Not in /tmp, which may lie in memory: a million files take hundreds of megabytes.
+    with tempfile.TemporaryFile(dir=job) as file:
         yield file
 
 

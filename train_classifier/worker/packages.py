@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from train_classifier.errors import BadInput, NoEnvironment
-from train_classifier.worker import debian, engine
+from train_classifier.worker import debian, engine, layers
 from train_classifier.worker import image as images
 from train_classifier.worker.host import Host
 from train_classifier.worker.image import Image
@@ -66,7 +66,7 @@ def layer(
     tag = f"{REPOSITORY}:{key}"
     found = _present(client, tag)
     if found is None:
-        locks = make_folder(store.store / "locks", 0o700, host.job_user())
+        locks = make_folder(store.locks, 0o700, host.job_user())
         with hold(locks / f"packages-{key}.lock", check=check_cancel):
             found = _present(client, tag)
             if found is None:
@@ -98,11 +98,10 @@ def _present(client: Any, tag: str) -> Any:
 def _nearest(client: Any, base: Image, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
     """Return the image to start from, and what it has already: the largest part of what is wanted."""
     best: tuple[str, tuple[str, ...]] = (base.id, ())
-    filters = {"label": [f"{engine.LABEL}.kind=image", f"{BASE}={base.id}"]}
-    for candidate in engine.patiently(lambda: client.images.list(filters=filters)):
-        has = tuple((candidate.labels.get(CONTENT) or "").split())
+    for candidate in layers.listed(client, base=base.id):
+        has = tuple(((candidate.get("Labels") or {}).get(CONTENT) or "").split())
         if has and set(has) <= set(names) and len(has) > len(best[1]):
-            best = (candidate.id, has)
+            best = (candidate["Id"], has)
     return best
 
 
@@ -140,7 +139,6 @@ def _build(
         )
         if status != 0:
             _fail(base, missing, status, output.decode("utf-8", "replace"))
-        repository, _, version = tag.partition(":")
         kept = {
             **(config.get("Labels") or {}),
             **images.labels("image", job),
@@ -149,18 +147,37 @@ def _build(
             CONTENT: " ".join(names),
         }
         final = {**config, "Entrypoint": config.get("Entrypoint") or [], "Labels": kept}
-        engine.patiently(
-            lambda: client.api.commit(
-                container.id, repository=repository, tag=version, conf=final,
-                message=f"Debian packages: {' '.join(names)}",
-            )
-        )  # fmt: skip
+        _commit(client, container, tag, final, f"Debian packages: {' '.join(names)}", check_cancel)
     except TimeoutError as error:
         raise NoEnvironment(
             f"the Debian packages were not installed within {BUILD_TIMEOUT_S:.0f} s: {' '.join(missing)}"
         ) from error
     finally:
         engine.remove(container)
+
+
+def _commit(
+    client: Any,
+    container: Any,
+    tag: str,
+    config: dict[str, Any],
+    message: str,
+    check_cancel: Callable[[], None],
+) -> None:
+    """Commit the container as `tag`: gigabytes take minutes, so without a time limit, and once."""
+    repository, _, version = tag.partition(":")
+
+    def commit() -> None:
+        # After an outage: the engine may have done it before it could say so.
+        if _present(client, tag) is not None:
+            return
+        patient = engine.connect(timeout=None)
+        try:
+            patient.api.commit(container.id, repository=repository, tag=version, conf=config, message=message)
+        finally:
+            patient.close()
+
+    engine.aside(lambda: engine.patiently(commit, check_cancel), check_cancel)
 
 
 def _mounts(host: Host, scratch: Path) -> list[Any]:

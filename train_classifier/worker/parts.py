@@ -2,10 +2,13 @@
 
 from typing import Any, Callable
 
-from train_classifier.worker import listing, pack, tree
+from train_classifier.worker import listing, pack, place, stamp, tree
 
 PARTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "pack": pack.pack,
+    "place-make": place.make_part,
+    "place-finish": place.finish_part,
     "stock": listing.take_stock,
     "tidy": tree.tidy_part,
+    **stamp.PARTS,
 }

@@ -1,16 +1,14 @@
 """The worker's doors: a JSON request to a JSON answer, two doors for rsync, and what it calls itself."""
 
-import errno
 import json
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Iterator, Union
 
-from train_classifier.errors import BadInput, ExitCode, TrainClassifierError
-from train_classifier.worker import finish, program, read, receive, submit
+from train_classifier.errors import BadInput, ExitCode, NotReady, TrainClassifierError
+from train_classifier.worker import faults, finish, program, read, receive, submit
 from train_classifier.worker.host import Host, refuse_unsafe
 from train_classifier.worker.store import Job, Store
 
@@ -18,8 +16,6 @@ from train_classifier.worker.store import Job, Store
 Answer = Union[dict[str, Any], Iterator[dict[str, Any]]]
 Verb = Callable[[dict[str, Any], Host, Store], Answer]
 REQUEST_BYTES = 1 << 30
-#: What a disk says, not a program.
-FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 def _check(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
@@ -110,14 +106,13 @@ def describe(error: BaseException) -> dict[str, Any]:
             "detail": error.detail,
             "problems": error.problems if isinstance(error, BadInput) else [],
         }
-    if isinstance(error, OSError) and (error.filename is not None or error.errno in FULL_OR_BROKEN):
-        return {
-            "code": int(ExitCode.NOT_READY),
-            "reason": f"{error.filename or 'the state folder'}: {error.strerror}",
-            "hint": "check the state folder of the host: its rights and the space on its disk",
-            "detail": None,
-            "problems": [],
-        }
+    fault = faults.of_host(error)
+    if fault is not None:
+        return describe(fault)
+    if isinstance(error, OSError) and error.filename is not None:
+        return describe(NotReady(f"{error.filename}: {error.strerror}", faults.DISK_HINT))
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
     return {

@@ -281,10 +281,12 @@ class _Turn:
             )
         )
         mine = self.ticket.entry.job
+        for container in filter(engine.is_stray, found):
+            engine.remove(container)
         return {
             uuid
             for container in found
-            if container.labels.get(f"{engine.LABEL}.job") != mine
+            if container.labels.get(f"{engine.LABEL}.job") != mine and not engine.is_stray(container)
             for uuid in container.labels.get(label, "").split(",")
         }
 

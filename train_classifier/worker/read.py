@@ -12,9 +12,14 @@ from train_classifier.worker import finish
 from train_classifier.worker.host import Host
 from train_classifier.worker.store import Job, Store, write_bytes
 
-POLL_S = 0.05
+#: Seconds between two looks for news.
+POLL_S = 0.02
+#: Seconds for which lines are gathered while the log trickles.
+GATHER_S = 0.05
 #: Seconds between two looks whether the worker still lives.
 ALIVE_S = 1.0
+#: Seconds between two signs of life to the worker.
+RENEW_S = 1.0
 MOST_WAIT_S = 60.0
 PAUSE_BYTES = 1 << 16
 DEFAULT_BYTES = 4 << 20
@@ -32,7 +37,7 @@ def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     most = int(min(_number(request, "max", DEFAULT_BYTES, 1 << 40), MOST_BYTES)) or DEFAULT_BYTES
     seen = request.get("seen")
     if request.get("renew"):
-        write_bytes(job.lease, b"")
+        _renew(job)
     until = time.monotonic() + wait
     look_at = 0.0
     while True:
@@ -59,6 +64,16 @@ def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     }
 
 
+def _renew(job: Job) -> None:
+    """Show the worker that the controller is there, at most once a second.
+
+    By the file's time alone: that works on a full disk too, and a look must never fail for it.
+    """
+    with contextlib.suppress(OSError):
+        if not 0 <= time.time() - os.stat(job.lease).st_mtime < RENEW_S:
+            os.utime(job.lease)
+
+
 def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str, Any]]:
     """Yield what `read` returns, for `for` seconds or until the whole log of a finished job is out.
 
@@ -74,9 +89,8 @@ def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[s
             return
         if time.monotonic() >= until:
             return
-        if size < PAUSE_BYTES:
-            # While the log trickles, lines are gathered.
-            time.sleep(POLL_S)
+        if 0 < size < PAUSE_BYTES:
+            time.sleep(GATHER_S)
         request = {**request, "offset": offset, "seen": answer["status"]["version"]}
 
 
@@ -158,11 +172,13 @@ def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     """
     job = store.find(request.get("id"))
     found = job.status()
-    if found["state"] in ("prepared", "pushed"):
-        finish.remove(job, host.job_user())
-        return {"id": job.id, "state": "removed"}
     if found["state"] != "finished" and not job.cancel.exists():
+        # First of all: whoever pushes or submits it at this moment sees it too.
         by = str(request.get("by") or "")[:200]
         write_bytes(job.cancel, by.encode("utf-8", "replace"))
-        finish.finish_if_dead(job, host)
+    if found["state"] in ("prepared", "pushed") and finish.remove(
+        job, host.job_user(), unless_submitted=True
+    ):
+        return {"id": job.id, "state": "removed"}
+    finish.finish_if_dead(job, host)
     return {"id": job.id, "state": job.status()["state"]}

@@ -2,18 +2,26 @@
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
-from train_classifier.errors import BadInput, NotReady
-from train_classifier.worker import locks, program, tree
+from train_classifier.errors import BadInput, Cancelled, NotReady
+from train_classifier.worker import locks, program, spare, tree
 from train_classifier.worker.host import Account, Host
-from train_classifier.worker.store import Job, Store, make_folder
+from train_classifier.worker.store import Job, Store, write_bytes
 
+#: What rsync's client says to its server for the options that a transport of ours may use.
+OPTION = re.compile(
+    r"--(server|sender|partial|inplace|append|from0|dirs|numeric-ids|ignore-missing-args|no-[a-z-]+|stats"
+    r"|(timeout|bwlimit|block-size|checksum-choice|compress-choice|compress-level|log-format|out-format)=[\w%.,-]+"
+    r"|files-from=-)\Z|-[A-Za-z0-9.,]+\Z"
+)
 #: Bytes of the unpacked list of files: 100,000 names take about ten million.
 LIST_BYTES = 1 << 30
 
@@ -38,54 +46,91 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
 
     Raises BadInput for a job that was submitted, NotReady during another push of it or without rsync.
     """
-    _refuse_sender(arguments, wanted=False)
+    arguments = _refuse_sender(arguments, wanted=False)
     account = host.job_user()
     store = Store.of(job.dir)
     with locks.hold_now(job.lock) as mine:
         if not mine:
             raise NotReady(f"job {job.id} is being pushed or run by another process")
+        if job.cancel.exists():
+            raise Cancelled(f"job {job.id} was cancelled: it is not pushed any more")
         if job.status()["state"] not in ("prepared", "pushed"):
             raise BadInput(f"job {job.id} was submitted already: its sources stay as they are")
         mirror = store.mirror(job.spec().repository.key)
         with locks.hold(mirror / "lock") as lock:
-            _tidy(account, mirror / "tree", job)
-            # The lock goes with rsync: should we be killed, the next push waits until it has ended.
-            status = _rsync(account, arguments[:-1], "./", mirror / "tree", lock)
-            if status not in (0, 24):
-                return status
-            # What a cut connection left, and names that came without being asked for.
-            _tidy(account, mirror / "tree", job)
-            tree.remove(account, job.workspace)
-            make_folder(job.workspace, 0o755, account)
-            try:
-                tree.copy(account, mirror / "tree", job.workspace)
-            except BaseException:
-                # Half a workspace is of no use, and may be what fills the disk.
-                tree.remove(account, job.workspace)
-                raise
+            _fingerprint(mirror).unlink(missing_ok=True)
+            tidy = _tidying(account, mirror / "tree", job)
+            tidy()
+            with spare.weeding(account, mirror, job) as ahead:
+                # The lock goes with rsync: should we be killed, the next push waits until it has ended.
+                status = _rsync(account, arguments, "./", mirror / "tree", lock)
+                if status not in (0, 24):
+                    return status
+                # What a cut connection left, and names that came without being asked for.
+                tidy()
+            told = job.dir / "fingerprint"
+            if status == 0 and told.exists():
+                write_bytes(_fingerprint(mirror), told.read_bytes())
+            spare.lay_out(account, mirror, job, lock, ahead)
         job.write_status(state="pushed", message="")
     return 0
 
 
+def adopt(job: Job, account: Account, mirror: Path, fingerprint: Any) -> bool:
+    """Make the workspace from the mirror as it is, if it holds just what would be pushed; tell whether so.
+
+    `fingerprint` stands for that: the controller's hash of the files' identities, told again by each push.
+    The caller holds the job's lock.
+    """
+    if not isinstance(fingerprint, str) or not fingerprint:
+        return False
+    write_bytes(job.dir / "fingerprint", fingerprint.encode())
+    try:
+        with locks.hold(mirror / "lock", timeout=0) as lock:
+            if _fingerprint(mirror).read_text() != fingerprint:
+                return False
+            spare.lay_out(account, mirror, job, lock, None)
+    except (TimeoutError, FileNotFoundError):
+        # Another push is under way, or nothing is known of the mirror.
+        return False
+    job.write_status(state="pushed")
+    return True
+
+
+def _fingerprint(mirror: Path) -> Path:
+    """The file that tells what the mirror was made from; missing while it is written to."""
+    return mirror / "fingerprint"
+
+
 def send(job: Job, arguments: Sequence[str]) -> int:
     """Let rsync read the job's archive, and nothing else; returns rsync's exit status."""
-    _refuse_sender(arguments, wanted=True)
+    arguments = _refuse_sender(arguments, wanted=True)
     if not job.archive.is_file():
         raise NotReady(f"job {job.id} has no archive yet")
-    return _rsync(None, arguments[:-1], job.archive.name, job.dir, -1)
+    return _rsync(None, arguments, job.archive.name, job.dir, -1)
 
 
-def _refuse_sender(arguments: Sequence[str], wanted: bool) -> None:
+def _refuse_sender(arguments: Sequence[str], wanted: bool) -> list[str]:
+    """Return rsync's own words for the server's side, without any path: the door has one, which is ours.
+
+    Raises BadInput for another direction and for options that reach further than that path.
+    """
     if "--server" not in arguments or ("--sender" in arguments) != wanted or len(arguments) < 3:
         raise BadInput(f"this door is for rsync only, not for {' '.join(arguments)!r}")
+    # After the first `.` come paths.
+    options = list(arguments[: arguments.index(".")] if "." in arguments else arguments[:-1])
+    odd = [word for word in options if not OPTION.match(word)]
+    if odd:
+        raise BadInput(f"this door knows no option {', '.join(odd)} of rsync")
+    return [*options, "."]
 
 
-def _tidy(account: Account, mirror: Path, job: Job) -> None:
+def _tidying(account: Account, mirror: Path, job: Job) -> Callable[[], Any]:
+    """Return what removes from the mirror all that is not in the job's list."""
     names = job.dir / "files"
     if account.options():
-        program.call(account, "tidy", {"tree": str(mirror), "names": str(names)})
-    else:
-        tree.tidy(mirror, names)
+        return partial(program.call, account, "tidy", {"tree": str(mirror), "names": str(names)})
+    return partial(tree.tidy, mirror, *tree.parse_list(names.read_bytes()))
 
 
 def _rsync(account: Any, arguments: Sequence[str], path: str, folder: Path, lock: int) -> int:

@@ -15,6 +15,8 @@ from train_classifier.worker.container import explain
 STOPPED_STATUSES = (137, 143, 255)
 #: By SIGKILL.
 KILLED_STATUS = 137
+#: Seconds that a signal waits for an engine that is away; the loop that sends it has more to look at.
+SIGNAL_PATIENCE_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,14 +50,8 @@ class Running(threading.Thread):
         """Start the container. Raises what `explain` returns."""
         import docker.errors
 
-        def go() -> None:
-            # After an outage: the engine may have started it before it could say so.
-            self.container.reload()
-            if self.container.status == "created":
-                self.container.start()
-
         try:
-            engine.patiently(go)
+            engine.patiently(lambda: engine.start_once(self.container))
         except docker.errors.NotFound as error:
             raise Lost("the job's container was removed by somebody before it started") from error
         except docker.errors.APIError as error:
@@ -134,17 +130,24 @@ class Running(threading.Thread):
             self.engine_away.set()
         return bool(events) or self.engine_away.is_set()
 
-    def send(self, name: str) -> None:
-        """Send a signal; a container that has ended meanwhile is fine."""
+    def send(self, name: str, patience: float = SIGNAL_PATIENCE_S) -> bool:
+        """Send a signal, and tell whether it arrived; a container that has ended meanwhile is fine.
+
+        False: the engine is away. Its end is told by the watching thread, never by a signal that failed.
+        """
         import docker.errors
 
         self.signalled = True
         try:
-            engine.patiently(lambda: self.container.kill(signal=name))
+            engine.patiently(lambda: self.container.kill(signal=name), patience=patience)
         except docker.errors.APIError as error:
             # 404: gone; 409: not running any more.
-            if error.status_code not in (404, 409):
+            return error.status_code in (404, 409)
+        except Exception as error:
+            if not engine.is_outage(error):
                 raise
+            return False
+        return True
 
 
 def signal_of(status: int) -> Optional[str]:

@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.errors import BadInput, NotReady
-from train_classifier.job import JOB_ID, SCHEMA, JobSpec
-from train_classifier.worker.host import Account
+from train_classifier.job import JOB_ID, SCHEMA, STATES, JobSpec
+from train_classifier.worker.host import Account, boot_id, uptime
+
+#: More than status, facts, manifest and result of a job take.
+RESERVE_BYTES = 1 << 18
 
 
-def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write_bytes(path: Path, data: bytes, mode: int = 0o600, sync: bool = True) -> None:
     """Write a file whole or not at all: a temporary file beside it, fsync, rename.
+
+    Without `sync` it is whole for whoever looks, but may be lost with the power.
 
     What root writes belongs to the owner of the folder, so that the job's user can read and remove it.
     """
@@ -28,7 +33,8 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
+            if sync:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
@@ -78,8 +84,12 @@ class Store:
         self.jobs = root / "jobs"
         self.mirrors = root / "mirrors"
         self.cache = root / "cache"
-        #: uv's cache and the environments: one mount, or hard links turn into copies.
         self.store = root / "store"
+        self.envs = self.store / "envs"
+        self.locks = self.store / "locks"
+        #: All that builds reach: uv's cache and theirs in one mount, or hard links turn into copies.
+        self.builds = self.store / "build"
+        self.uv_cache = self.builds / "uv-cache"
         self.images = root / "images"
         self.proofs = root / "proofs"
         self.workers = root / "workers"
@@ -136,10 +146,12 @@ class Store:
             raise BadInput(f"job id {wanted!r}", hint=hint)
         jobs = self.all_jobs()
         if wanted == "last":
-            newest = max(jobs, key=lambda job: (job.created(), job.id), default=None)
-            if newest is None:
-                raise BadInput(f"there is no job in {self.jobs}", hint=hint)
-            return newest
+            for job in sorted(jobs, key=lambda job: (job.created(), job.id), reverse=True):
+                # A push that was cut leaves a folder that never became a job.
+                state = (read_json(job.dir / "status.json") or {}).get("state")
+                if state and state not in STATES[:2]:
+                    return job
+            raise BadInput(f"there is no job in {self.jobs}", hint=hint)
         found = [job for job in jobs if job.id.startswith(wanted)]
         if not found:
             raise BadInput(f"there is no job {wanted!r} in {self.jobs}", hint=hint)
@@ -163,11 +175,17 @@ class Job:
         self.cancel = folder / "cancel"
         self.lease = folder / "lease"
         self.workspace = folder / "workspace"
+        #: By which files of the workspace are recognised; see `spare`.
+        self.stamp = folder / "stamp"
         self.checkpoints = folder / "checkpoints"
         self.run = folder / "run"
         self.home = folder / "home"
         #: What lay in artefacts/ before training.
         self.stock = folder / "stock.json"
+        #: What the packer said, from then on until result.json is there.
+        self.packed = folder / "packed.json"
+        #: Space for the last papers of a job that filled the disk.
+        self.reserve = folder / "reserve"
         self._writing = threading.Lock()
 
     def spec(self) -> JobSpec:
@@ -201,8 +219,23 @@ class Job:
             data.update(changes)
             data["version"] += 1
             data["updated"] = time.time()
+            # The same on a clock that nobody sets.
+            data["updated_uptime"], data["updated_boot"] = uptime(), boot_id()
             write_json(self.dir / "status.json", data)
             return dict(data)
+
+    def keep_reserve(self) -> None:
+        """Take the space that the job's last papers will want. Raises OSError on a full disk."""
+        descriptor = os.open(self.reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            _hand_over(descriptor, self.dir)
+            os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+        finally:
+            os.close(descriptor)
+
+    def drop_reserve(self) -> None:
+        """Give that space back, to write into. Idempotent."""
+        self.reserve.unlink(missing_ok=True)
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""

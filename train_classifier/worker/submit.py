@@ -2,13 +2,12 @@
 
 import os
 import time
-from pathlib import Path
 from typing import Any, Optional
 
-from train_classifier.errors import BadInput, NotReady, TrainClassifierError
+from train_classifier.errors import BadInput, Cancelled, NotReady, TrainClassifierError
 from train_classifier.job import NAME, SCHEMA, JobSpec
 from train_classifier.worker import container, finish, launch, locks, program, receive, tree
-from train_classifier.worker.host import Account, Host, boot_id
+from train_classifier.worker.host import Account, Host, boot_id, uptime
 from train_classifier.worker.store import Job, Store, make_folder, write_bytes, write_json
 
 
@@ -16,7 +15,7 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
     """Make the folder of a new job, and its mirror; nothing is promised yet.
 
     With `check` (what the verb of that name is asked) the host is checked first: a failed check is an
-    answer, and nothing is made.
+    answer, and nothing is made. `pushed` in the answer: the host has what `fingerprint` stands for already.
     Raises BadInput with every problem of the specification, NotReady when the host has no room.
     """
     try:
@@ -55,18 +54,21 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
     if os.geteuid() == 0:
         os.chown(job.dir, account.uid, account.gid)
     try:
-        tree_of_mirror = _furnish(job, spec, files, resumed, account, store)
+        _furnish(job, spec, files, resumed, account, store)
+        mirror = store.mirror(spec.repository.key)
+        with locks.hold(job.lock):
+            pushed = receive.adopt(job, account, mirror, request.get("fingerprint"))
     except BaseException:
         # Half a job is none.
         tree.remove(account, job.dir)
         raise
-    return {"id": job.id, "job": str(job.dir), "tree": str(tree_of_mirror), **checked}
+    return {"id": job.id, "job": str(job.dir), "tree": str(mirror / "tree"), "pushed": pushed, **checked}
 
 
 def _furnish(
     job: Job, spec: JobSpec, files: bytes, resumed: Optional[Job], account: Account, store: Store
-) -> Path:
-    """Fill a new job's folder, and make sure of its mirror and cache; return the mirror's tree."""
+) -> None:
+    """Fill a new job's folder, and make sure of its mirror and cache."""
     with locks.hold(job.lock):
         data = spec.to_dict()
         if resumed is not None:
@@ -76,7 +78,7 @@ def _furnish(
         for folder in (job.run, job.home, job.checkpoints):
             make_folder(folder, 0o700, account)
         mirror = make_folder(store.mirror(spec.repository.key), 0o700, account)
-        received = make_folder(mirror / "tree", 0o755, account)
+        make_folder(mirror / "tree", 0o755, account)
         cache = make_folder(store.cache / spec.repository.key, 0o700, account)
         job.write_status(
             schema=SCHEMA, id=job.id, model=spec.model, submitter=spec.submitter, state="prepared",
@@ -85,9 +87,10 @@ def _furnish(
             finished=None,
         )  # fmt: skip
         if resumed is not None:
+            # Nobody cleans them meanwhile.
+            write_bytes(resumed.dir / "resumed", b"")
             tree.copy(account, resumed.checkpoints, job.checkpoints)
         os.utime(cache)
-    return received
 
 
 def _resumed(store: Store, spec: JobSpec) -> Job:
@@ -132,6 +135,10 @@ def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     spec = job.spec()
     secrets = _secrets(request, spec)
     caller = host.caller()
+    if job.cancel.exists():
+        # Its cancel came while it was pushed, and could not remove it.
+        finish.remove(job, host.job_user(), unless_submitted=True)
+        raise Cancelled(f"job {job.id} was cancelled before it was submitted")
     with locks.hold(job.lock, timeout=10):
         status = job.status()
         if status["state"] != "pushed":
@@ -149,7 +156,7 @@ def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
             write_bytes(job.lease, b"")
             kind = launch.launcher(caller)
             job.write_status(
-                state="submitted", submitted=time.time(), submitted_uptime=finish.uptime(), boot_id=boot_id(),
+                state="submitted", submitted=time.time(), submitted_uptime=uptime(), boot_id=boot_id(),
                 gpus_wanted=count, message=message, launcher=kind,
                 unit=None if kind == "setsid" else f"tc-job-{job.id}.service",
             )  # fmt: skip

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
@@ -13,16 +12,21 @@ from train_classifier.worker import (
     container,
     deliver,
     engine,
+    faults,
     finish,
     launch,
     locks,
     manifest,
     program,
+    spare,
 )
 from train_classifier.worker.host import Host, boot_id
 from train_classifier.worker.store import Job, Store
 from train_classifier.worker.training import Training
 from train_classifier.worker.watch import Watch
+
+#: Seconds that the end of a job waits for an engine that is away: longer ones were waited for before.
+CLOSING_PATIENCE_S = 60.0
 
 
 class Run:
@@ -34,6 +38,7 @@ class Run:
         self.spec = job.spec()
         self.host = Host.load()
         self.account = self.host.job_user()
+        self.mirror = self.store.mirror(self.spec.repository.key)
         self.watch = Watch(job, self.spec)
         self.secrets: dict[str, str] = {}
         self.engine: Any = None
@@ -47,23 +52,35 @@ class Run:
         self._said = ""
 
     def say(self, text: str) -> None:
-        """Tell whoever follows the job what it is doing."""
+        """Tell whoever follows the job what it is doing; a disk that refuses the words stops nothing."""
         if text != self._said:
             self._said = text
-            self.job.write_status(message=text)
+            with _but_for_the_disk():
+                self.job.write_status(message=text)
 
     @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Go through one phase: seen in status.json, timed."""
+    def phase(self, name: str, must_show: bool = True) -> Iterator[None]:
+        """Go through one phase: seen in status.json unless the disk refuses and it need not be, timed."""
         began = time.monotonic()
         self.times[name] = [time.time(), None]
         self._said = ""
-        self.job.write_status(phase=name, message="", times=self.times)
+        with contextlib.nullcontext() if must_show else _but_for_the_disk():
+            self.job.write_status(phase=name, message="", times=self.times)
         try:
             yield
         finally:
             self.durations[name] = round(time.monotonic() - began, 3)
             self.times[name][1] = time.time()
+
+
+@contextlib.contextmanager
+def _but_for_the_disk() -> Iterator[None]:
+    """Go on when a disk is full or broken."""
+    try:
+        yield
+    except OSError as error:
+        if not faults.of_disk(error):
+            raise
 
 
 def find_image(run: Run) -> None:
@@ -158,8 +175,10 @@ def train(run: Run) -> None:
         run.job.write_status(container=made.id, message="training")
         training.run(made, run.secrets, uuids, run.host.nvidia_smi)
     finally:
-        manifest.note(run.job, training=training.facts)
-        engine.remove(made)
+        # The container is removed by `close`, whatever comes of it. How the model ended must be noted.
+        run.job.drop_reserve()
+        with _but_for_the_disk():
+            manifest.note(run.job, training=training.facts)
 
 
 STEPS = (
@@ -182,6 +201,7 @@ def carry_out(folder: Path) -> None:
             run = Run(job)
             run.watch.catch_signals()
             run.secrets = launch.take_secrets(job)
+            job.keep_reserve()
             job.write_status(
                 state="running",
                 started=time.time(),
@@ -192,11 +212,21 @@ def carry_out(folder: Path) -> None:
                 message="",
             )
         except Exception as error:
-            deliver.conclude(job, None, as_error(job, error), {}, {})
-            raise
+            give_up(job, as_error(job, error))
+            return
         close(run, go(run))
         _drop_empty(job.dir / "crash.txt")
+    # Nobody waits any more: now there is time for removing what may be large.
+    spare.clear(run.store, run.mirror, run.account)
     finish.sweep(run.store, run.host, run.engine)
+
+
+def give_up(job: Job, cause: TrainClassifierError) -> None:
+    """End a job that could not even begin, and leave nothing of it but its papers."""
+    deliver.conclude(job, finish.try_spec(job), cause, {}, {})
+    host = Host.load()
+    finish.remove_ticket(host, job)
+    deliver.clear_up(job, host.job_user())
 
 
 def _drop_empty(path: Path) -> None:
@@ -223,19 +253,32 @@ def go(run: Run) -> Optional[TrainClassifierError]:
 
 
 def close(run: Run, cause: Optional[TrainClassifierError]) -> None:
-    """Free what the job held, pack what there is, and write the result. The GPUs go first: others wait."""
-    with run.phase("artefacts"):
+    """Free what the job held, pack what there is, write the result, then clear up.
+
+    The GPUs go first: others wait. No step keeps another from being done, and the first cause wins.
+    """
+    run.job.drop_reserve()
+    freed = False
+    answer: dict[str, Any] = {}
+    with run.phase("artefacts", must_show=False):
         try:
             if run.engine is not None:
-                engine.remove_all(run.engine, run.job.id)
-            release_ticket(run)
-            answer, cause = deliver.pack(run.job, run.spec, run.account, cause)
-            deliver.remove_workspace(run.job, run.account)
+                engine.remove_all(run.engine, run.job.id, patience=CLOSING_PATIENCE_S)
+            freed = True
         except Exception as error:
-            answer = {}
-            # The first cause wins.
+            cause = cause or as_error(run.job, error)
+        try:
+            release_ticket(run)
+        except Exception as error:
+            cause = cause or as_error(run.job, error)
+        try:
+            answer, cause = deliver.pack(run.job, run.spec, run.account, cause)
+        except Exception as error:
             cause = cause or as_error(run.job, error)
     deliver.conclude(run.job, run.spec, cause, answer, run.durations)
+    if freed:
+        # Else a container may still be there: whoever looks next removes it, and clears up.
+        deliver.clear_up(run.job, run.account)
 
 
 def release_ticket(run: Run) -> None:
@@ -246,10 +289,19 @@ def release_ticket(run: Run) -> None:
 
 
 def as_error(job: Job, error: Exception) -> TrainClassifierError:
-    """Return the error itself, or for an unexpected one a bug report; its traceback goes into crash.txt."""
+    """Return the error itself, the host's fault in our words, or for a bug a report of it.
+
+    A bug's traceback goes into crash.txt.
+    """
     if isinstance(error, TrainClassifierError):
         return error
-    with open(job.dir / "crash.txt", "a", encoding="utf-8") as file:
+    fault = faults.of_host(error)
+    if fault is not None:
+        return fault
+    import traceback
+
+    # A full disk may refuse the traceback too.
+    with contextlib.suppress(OSError), open(job.dir / "crash.txt", "a", encoding="utf-8") as file:
         traceback.print_exception(type(error), error, error.__traceback__, file=file)
     return TrainClassifierError(
         f"a bug in the worker: {type(error).__name__}: {error}",

@@ -10,7 +10,7 @@ from train_classifier.job import JobSpec
 from train_classifier.worker import container
 from train_classifier.worker.cgroup import Memory
 from train_classifier.worker.log import LogFile, Pump, make_fifo
-from train_classifier.worker.running import Ending, Running, signal_of
+from train_classifier.worker.running import SIGNAL_PATIENCE_S, Ending, Running, signal_of
 from train_classifier.worker.sample import Sampler
 from train_classifier.worker.store import Job
 from train_classifier.worker.watch import Watch
@@ -40,7 +40,7 @@ class Training:
         hidden = [value.encode("utf-8", "surrogateescape") for value in secrets.values()]
         log = LogFile(self.job.log, self.spec.log_max_bytes)
         pump = Pump(fifo, log, hidden)
-        pump.on_error = lambda error: self.say(f"the log cannot be written: {error}")
+        pump.on_error = self._say_of_log
         pump.start()
         running = Running(made)
         sampler: Optional[Sampler] = None
@@ -55,21 +55,27 @@ class Training:
             assert running.group is not None
             sampler = Sampler(self.job.usage, running.group, gpus, nvidia_smi)
             sampler.start()
-            stopped, memory = self._follow(running)
+            stopped, memory = self._follow(running, pump)
         finally:
             if sampler is not None:
                 sampler.stop()
-            running.send("KILL")
+            # An engine that went for good has been waited for: whoever looks next removes the container.
+            if running.ending is None:
+                running.send("KILL", patience=0.0 if running.failure is not None else SIGNAL_PATIENCE_S)
             pump.finish()
             log.close()
         self._judge(running, stopped, memory)
 
-    def _follow(self, running: Running) -> tuple[Optional[TrainClassifierError], Memory]:
+    def _say_of_log(self, error: OSError) -> None:
+        self.say(f"the log cannot be written: {error.strerror or error}")
+
+    def _follow(self, running: Running, pump: Pump) -> tuple[Optional[TrainClassifierError], Memory]:
         """Wait for the end; return why we stopped it, if we did, and its memory counters as last seen."""
         assert running.group is not None
         began = time.monotonic()
         memory = Memory()
         stopped: Optional[TrainClassifierError] = None
+        told = False
         kill_at: Optional[float] = None
         while True:
             over = running.ended.wait(POLL_S)
@@ -79,16 +85,21 @@ class Training:
                 return stopped, memory
             now = time.monotonic()
             if stopped is None:
-                stopped = self._reason_to_stop(now - began)
+                stopped = self._reason_to_stop(now - began, pump)
                 if stopped is not None:
                     self.say(f"stopping: {stopped.reason}")
-                    running.send("TERM")
-                    kill_at = now + self.spec.grace_s
+            if stopped is not None and not told:
+                # Until it arrives: the engine may be away.
+                told = running.send("TERM")
+                kill_at = now + self.spec.grace_s
             elif kill_at is not None and now > kill_at:
                 running.send("KILL")
                 kill_at = now + 30
 
-    def _reason_to_stop(self, elapsed: float) -> Optional[TrainClassifierError]:
+    def _reason_to_stop(self, elapsed: float, pump: Pump) -> Optional[TrainClassifierError]:
+        if not pump.is_alive():
+            # Nobody empties the FIFO: the model would stand still for good, with its GPU.
+            return TrainClassifierError(f"a bug in the worker: its log stopped: {pump.failure}", "report it")
         try:
             self.watch.check()
         except TrainClassifierError as cause:

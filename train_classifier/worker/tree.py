@@ -6,6 +6,7 @@ All of it runs as the job's user: whatever a model or a push left there can do n
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,8 @@ def parse_list(data: bytes) -> tuple[set[bytes], set[bytes]]:
     return files, folders
 
 
-def tidy(tree: Path, names: Path) -> None:
-    """Remove from the mirror what is not in the list, or is a file where a folder is wanted and the like."""
-    files, folders = parse_list(names.read_bytes())
+def tidy(tree: Path, files: set[bytes], folders: set[bytes]) -> None:
+    """Remove from the mirror what is not listed, or is a file where a folder is wanted and the like."""
     root = os.fsencode(tree)
     stack = [b""]
     while stack:
@@ -56,14 +56,18 @@ def tidy(tree: Path, names: Path) -> None:
                     os.unlink(entry.path)
 
 
-def copy(account: Account, source: Path, target: Path) -> None:
-    """Copy a tree with everything but sharing no inode, as the account. Raises NotReady with cp's words."""
+def copy(account: Account, source: Path, target: Path, lock: int = -1) -> None:
+    """Copy a tree with everything but sharing no inode, as the account, which holds on to `lock` meanwhile.
+
+    Raises NotReady with cp's words.
+    """
     done = subprocess.run(
         ["cp", "-a", "--reflink=auto", "--", f"{source}/.", str(target)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=account.environment(),
+        pass_fds=[lock] if lock >= 0 else [],
         check=False,
         **account.options(),
     )
@@ -110,22 +114,21 @@ def _gone(trees: list[str]) -> bool:
 
 def disk_usage(tree: Path) -> int:
     """Return the bytes that a tree takes on disk, each hard link once; unreadable parts count as nothing."""
-    seen: set[tuple[int, int]] = set()
-    total = 0
+    return sum(dict(files(tree)).values())
+
+
+def files(tree: Path) -> Iterator[tuple[tuple[int, int], int]]:
+    """Yield (device, inode) and bytes on disk of everything in a tree, a file as often as it is linked."""
     for folder, folders, names in os.walk(tree, onerror=None):
         for name in [*folders, *names]:
             try:
                 found = os.lstat(os.path.join(folder, name))
             except FileNotFoundError:
                 continue
-            if found.st_nlink > 1 and (found.st_dev, found.st_ino) in seen:
-                continue
-            seen.add((found.st_dev, found.st_ino))
-            total += found.st_blocks * 512
-    return total
+            yield (found.st_dev, found.st_ino), found.st_blocks * 512
 
 
 def tidy_part(request: dict[str, Any]) -> dict[str, Any]:
     """Do `tidy` for a child of this program. The request: `tree`, `names`."""
-    tidy(Path(request["tree"]), Path(request["names"]))
+    tidy(Path(request["tree"]), *parse_list(Path(request["names"]).read_bytes()))
     return {}

@@ -12,6 +12,7 @@ import os
 import pwd
 import stat
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from github_runner_local import LocalError, configure, drop
 
 ETC = Path("/etc/github-runner")
 RUN = Path("/run/github-runner")
+#: Seconds before another try after a refusal, doubled each time: a revoked key must not be tried every few
+#: seconds, and one that is mended needs nobody here.
+FIRST_DELAY_S = 5
+LONGEST_DELAY_S = 300
 
 
 def repair_ownership(work: Path, uid: int, gid: int) -> tuple[int, int]:
@@ -117,6 +122,21 @@ def mint(name: str, instance: dict[str, Any], folder: Path) -> None:
         handle.write(f"ACTIONS_RUNNER_INPUT_JITCONFIG={config}\n")
 
 
+def delay_s(name: str, failed: bool) -> float:
+    """Seconds to wait before systemd tries again, counting refusals in a row; a success begins anew."""
+    count = RUN / f"{name}.refusals"
+    if not failed:
+        count.unlink(missing_ok=True)
+        return 0
+    try:
+        before = int(count.read_text())
+    except (FileNotFoundError, ValueError):
+        before = 0
+    RUN.mkdir(mode=0o700, exist_ok=True)
+    count.write_text(f"{before + 1}\n")
+    return min(FIRST_DELAY_S * 2**before, LONGEST_DELAY_S)
+
+
 def main(name: str) -> int:
     instance = json.loads((ETC / "instances" / f"{name}.json").read_text())
     account = pwd.getpwnam(instance["user"])
@@ -128,8 +148,12 @@ def main(name: str) -> int:
         if instance["mode"] != "persistent":
             mint(name, instance, folder)
     except (ApiError, LocalError, OSError) as error:
-        sys.stderr.write(f"github-runner {name}: {error}\n")
+        wait = delay_s(name, failed=True)
+        sys.stderr.write(f"github-runner {name}: {error} Trying again in {wait:.0f} s.\n")
+        sys.stderr.flush()
+        time.sleep(wait)
         return 1
+    delay_s(name, failed=False)
     return 0
 
 

@@ -383,7 +383,7 @@ class GitHub:
     def public_reason(self, group_name: str) -> str:
         """Why strangers' code could reach a runner here, or an empty string.
 
-        Without a credential a repository that anybody can read is public; of an organisation, nothing known.
+        Without a credential a repository that anybody can read is public; an organisation is told as unknown.
         """
         if self.scope.kind == "repository":
             try:
@@ -396,7 +396,11 @@ class GitHub:
                 return ""
             return f"The repository {self.scope.name} is public"
         if not self.has_credentials:
-            return ""
+            name = f"the runner group {group_name!r}" if group_name else "the default runner group"
+            return (
+                f"A registration token cannot tell whether {name} of {self.scope.name} is open to public "
+                "repositories"
+            )
         group = self.group(group_name)
         if group and group.get("allows_public_repositories"):
             return f"The runner group {group['name']!r} of {self.scope.name} is open to public repositories"

@@ -1,0 +1,48 @@
+"""The keys that docs/manifest.md documents, and those that a job's papers really have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "docs" / "manifest.md"
+
+
+def documented(paper: str) -> set[str]:
+    """The keys in the table of one section of the page."""
+    sections = re.split(r"^## (.+)$", PAGE.read_text(), flags=re.MULTILINE)
+    section = dict(zip(sections[1::2], sections[2::2], strict=True))[paper]
+    keys = re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)
+    assert len(keys) == len(set(keys)), "a key is documented twice"
+    return set(keys)
+
+
+def keys_of(data: dict[str, Any], paper: str) -> set[str]:
+    """Every key of a paper as the page writes it: `a.b`, `a[].b`, `a.NAME` where names are free."""
+    free = {key.rpartition(".")[0] for key in documented(paper) if key.rpartition(".")[2].isupper()}
+    return _keys(data, "", free)
+
+
+def _keys(value: Any, path: str, free: set[str]) -> set[str]:
+    if isinstance(value, dict) and path not in free:
+        below = (_keys(each, f"{path}.{key}".lstrip("."), free) for key, each in value.items())
+        return set().union(*below)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return set().union(*(_keys(each, f"{path}[]", free) for each in value))
+    return {path}
+
+
+def matches(found: set[str], paper: str) -> tuple[set[str], set[str]]:
+    """The keys that are not documented, and the documented ones that are not there.
+
+    A key whose value is null or empty stands for all that may be below it.
+    """
+    known = documented(paper)
+    tops = {re.sub(r"(\[\])?\.[^.]*$", "", key) for key in known if "." in key}
+    tops |= {re.sub(r"(\[\])?\.[^.]*$", "", key) for key in tops if "." in key}
+    here = {
+        next((key for key in known if re.fullmatch(rf"{re.escape(each)}\.[A-Z]+", key)), each)
+        for each in found
+    }
+    return here - known - tops, known - here

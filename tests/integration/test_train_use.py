@@ -1,0 +1,228 @@
+"""`train` and its companions as people use them: plain Ansible, several hosts, limits, keys, what a killed fetch leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback.line import Line
+from loopback.sshd import Sshd
+from loopback.world import World, make_world, tail, wait_until
+
+pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).parents[2]
+GOOD = "print('hello', *sys.argv[1:], flush=True); open('artefacts/weights', 'w').write('x')\n"
+
+
+@pytest.fixture
+def world(base_image: str) -> Iterator[World]:
+    yield from make_world(base_image)
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    daemon = Sshd(tmp_path_factory.mktemp("sshd"))
+    yield daemon
+    daemon.stop()
+
+
+def playbook(world: World, name: str, inventory: Path, **variables: object) -> subprocess.Popen[bytes]:
+    """Start one of our playbooks from the user's own repository, with nothing set for Ansible."""
+    environment = {k: v for k, v in world.environment.items() if not k.startswith("ANSIBLE_")}
+    # Not even the package's place: it is installed beside ansible-playbook.
+    environment.pop("PYTHONPATH")
+    extra = [word for key, value in variables.items() if key != "flags" for word in ("-e", f"{key}={value}")]
+    program = str(Path(sys.executable).with_name("ansible-playbook"))
+    return subprocess.Popen(
+        [program, "-i", str(inventory), str(ROOT / "playbooks" / name), *extra, *variables.get("flags", ())],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=world.repo, env={**environment, "PWD": str(world.repo), "PASSPHRASE": "a-rare-word"},
+    )  # fmt: skip
+
+
+def test_plain_ansible_over_ssh(world: World, sshd: Sshd) -> None:
+    """From the user's repository: live lines, the settings file, a masked secret, no template rendered (row 13)."""
+    evil = "{{ lookup('pipe', 'touch " + str(world.folder / "rendered") + "') }}"
+    world.model(
+        "import time\nprint('first', os.environ['PASSPHRASE'], os.environ['EVIL'], flush=True)\n"
+        "time.sleep(12)\nopen('seen', 'w').write('x')\n"
+    )
+    (world.repo / "{{ lookup('pipe', 'id') }}").write_text("x")
+    (world.repo / "train-classifier.toml").write_text(
+        f"[defaults]\nallow_empty = true\nsecrets = ['PASSPHRASE']\nenvironment = {{ EVIL = \"{evil}\" }}\n"
+    )
+    where = world.inventory(sshd)
+    names = {"training_job_host": "trainer1", "training_job_model": "probe", "training_job_gpus": "0"}
+    process = playbook(world, "train.yml", where, **names)
+    assert process.stdout is not None
+    seen = []
+    while (line := process.stdout.readline()) and not line.startswith(b"first"):
+        seen.append(line)
+    assert line.decode().strip() == f"first *** {evil}", tail(b"".join(seen))
+    assert process.poll() is None and world.statuses()[-1]["state"] == "running"
+    rest = process.stdout.read()
+    # Nothing new in artefacts/ is no failure: the settings file says so.
+    assert process.wait() == 0, tail(rest)
+    assert (world.repo / "artefacts.tar.gz").exists()
+    assert not (world.folder / "rendered").exists()
+    assert b"a-rare-word" not in b"".join(seen) + line + rest
+
+
+def test_plain_ansible_on_this_machine(world: World) -> None:
+    """A failing model, check mode, and a job that cancel.yml stops."""
+    world.model("open('artefacts/partial', 'w').write('x'); print('so far', flush=True); sys.exit(3)\n")
+    names = {"training_job_host": "here", "training_job_model": "probe", "training_job_gpus": "0"}
+    checked = playbook(world, "train.yml", world.local, **names, flags=["--check"])
+    said = checked.communicate(timeout=120)[0]
+    assert checked.returncode == 0, tail(said)
+    assert b"Check mode: the request is good; nothing was pushed to here" in said
+    assert not world.state.exists()
+    wrong = playbook(
+        world, "train.yml", world.local, **{**names, "training_job_model": "nope"}, flags=["--check"]
+    )
+    said = wrong.communicate(timeout=120)[0]
+    assert wrong.returncode == 2 and b"no model 'nope'" in said
+    failing = playbook(world, "train.yml", world.local, **names)
+    said = failing.communicate(timeout=120)[0]
+    assert failing.returncode == 2
+    assert b"so far" in said and b"exited with status 3" in said.replace(
+        b"exit status 3", b"exited with status 3"
+    ), tail(said)
+    with tarfile.open(world.repo / "artefacts.tar.gz") as archive:
+        assert "artefacts/partial" in archive.getnames()
+    world.model("import time\nprint('up', flush=True)\ntime.sleep(300)\n")
+    detached = playbook(world, "train.yml", world.local, **names, training_job_detach="true")
+    said = detached.communicate(timeout=120)[0]
+    assert detached.returncode == 0, tail(said)
+    job = world.wait_for(lambda status: status["phase"] == "training")["id"]
+    stopped = playbook(world, "cancel.yml", world.local, training_job_host="here", training_job_id=job)
+    said = stopped.communicate(timeout=120)[0]
+    assert stopped.returncode == 0, tail(said)
+    assert world.run("attach", job, "--inventory", world.local).returncode == 6
+
+
+def test_time_limit(world: World) -> None:
+    world.model("import time\nopen('artefacts/partial', 'w').write('x')\ntime.sleep(300)\n")
+    done = world.run(*world.train("probe", "--timeout", "1s", "--grace", "1s", "--json"))
+    answer = json.loads(done.stdout)
+    assert (done.returncode, answer["exit_code"], answer["outcome"]) == (5, 5, "timed-out"), tail(done.stderr)
+    assert (world.work / "artefacts.tar.gz").exists()
+    world.assert_clean()
+
+
+def test_two_hosts(world: World) -> None:
+    """Fault row 7 by the command, a job found on the second host, and hints that work as they are printed."""
+    hosts = {
+        name: {
+            "ansible_connection": "local",
+            "training_job_state_dir": str(world.folder / f"state of {name}"),
+        }
+        for name in ("one", "two")
+    }
+    where = world.folder / "the lab's hosts.yml"
+    where.write_text(json.dumps({"all": {"hosts": hosts}}))
+    world.model(GOOD)
+    both = world.run(*world.train("probe", inventory=where))
+    assert both.returncode == 2 and b"2 hosts where one is meant: one, two" in both.stderr, tail(both.stderr)
+    assert world.run(*world.train("probe", "--host", "nobody", inventory=where)).returncode == 2
+    assert not list(world.folder.glob("state of *"))
+    started = world.run(
+        *world.train("probe", "--host", "two", "--detach", inventory=where.name), cwd=world.folder
+    )
+    assert started.returncode == 0, tail(started.stderr)
+    job = started.stdout.decode().strip()
+    (hint,) = [line for line in started.stderr.decode().splitlines() if line.startswith("Pick it up again: ")]
+    _, *words = shlex.split(hint.partition(": ")[2])
+    assert "--host" in words
+    picked = world.run(*words)
+    assert (picked.returncode, picked.stdout) == (0, b"hello\n"), tail(picked.stderr)
+    # From any controller, all hosts at once.
+    (world.work / "artefacts.tar.gz").unlink()
+    again = world.run("attach", job[:-3], "--inventory", where)
+    assert (again.returncode, again.stdout) == (0, b"hello\n"), tail(again.stderr)
+    assert (world.work / "artefacts.tar.gz").exists()
+    unknown = world.run("status", "20010101-000000-00000000", "-i", where)
+    assert unknown.returncode == 2
+    assert f"--inventory '{where}'".replace("'s hosts", "'\"'\"'s hosts").encode() in unknown.stderr, tail(
+        unknown.stderr
+    )
+
+
+def test_keys_never_reach_the_host_and_files_may_change_meanwhile(world: World) -> None:
+    """Fault rows 14 and 15: nothing that holds a key lies in mirror, workspace or archive."""
+    for name in ("id_ed25519_work", "deploykey", "notes.txt"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", world.repo / name], check=True)
+        (world.repo / name).chmod(0o644)
+    for number in range(3000):
+        (world.repo / f"steady{number:04}").write_text(f"{number}\n")
+    world.model(
+        "good = all(open(f'steady{n:04}').read() == f'{n}\\n' for n in range(3000))\n"
+        "print(good, flush=True); open('artefacts/a', 'w').write('x')\n"
+    )
+    over = threading.Event()
+
+    def churn() -> None:
+        number = 0
+        while not over.is_set():
+            number += 1
+            (world.repo / f"moving{number % 200:03}").write_bytes(os.urandom(1 + number % 9999))
+            with contextlib.suppress(FileNotFoundError):
+                (world.repo / f"moving{(number * 7) % 200:03}").unlink()
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        done = world.run(*world.train("probe"))
+    finally:
+        over.set()
+        thread.join()
+    assert (done.returncode, done.stdout) == (0, b"True\n"), tail(done.stderr)
+    assert b"private keys are not pushed: deploykey, id_ed25519_work, notes.txt" in done.stderr
+    (mirror,) = (world.state / "mirrors").glob("*/tree")
+    assert (mirror / "deploykey.pub").exists()
+    found = subprocess.run(
+        ["grep", "-rlaF", "-e", "-----BEGIN OPENSSH PRIVATE KEY", world.state / "mirrors", world.state / "jobs"],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert found.stdout == b""
+
+
+def test_killed_in_the_fetch(world: World, sshd: Sshd) -> None:
+    """Row 20, `attach` in its fetch: the part is no source, and the next fetch sweeps all that is left."""
+    if shutil.which("rsync") is None:
+        pytest.skip("no rsync on this machine: apt-get install rsync")
+    world.model("open('artefacts/large', 'wb').write(os.urandom(30 << 20))\n")
+    job = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
+    wait_until(lambda: True if world.statuses()[-1]["state"] == "finished" else None, 60)
+    # Fetched into the repository, as people do who work there.
+    with Line(sshd.port) as line:
+        sshd.trust(line.port)
+        process = world.start("attach", job, "-i", world.inventory(sshd, line.port), cwd=world.repo)
+        part = world.repo / f".artefacts.tar.gz.{job}.part"
+        wait_until(lambda: True if line.bytes > 8 << 20 and part.exists() else None, 60)
+        line.freeze()
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        line.mend()
+        wait_until(lambda: not world.processes() or None, 60)
+    assert part.exists() and list(world.temp.iterdir()), "nothing was left to sweep"
+    listed = world.run(
+        *world.train("probe", "--dry-run", "--json", "--output", world.repo / "artefacts.tar.gz")
+    )
+    assert part.name not in json.loads(listed.stdout)["files"]
+    world.model(GOOD)
+    done = world.run(*world.train("probe"), cwd=world.repo)
+    assert done.returncode == 0, tail(done.stderr)
+    assert not part.exists()
+    world.assert_clean()

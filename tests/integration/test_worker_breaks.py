@@ -1,0 +1,175 @@
+"""Nothing is lost when things break at a job's end: kills between its last steps, full disks, an engine gone for good."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engine_proxy import proxied
+from worker_support import Machine, accounts, docker, machine
+
+pytestmark = pytest.mark.engine
+WRITES = "import os\nopen('artefacts/weights','wb').write(os.urandom(1000))\nprint('up', flush=True)\n"
+#: The worker kills itself in place of a step, as `kill -9` between two instructions would.
+DIES = """
+def {name}(*_arguments, **_options):
+    import os
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.fixture(scope="module", params=accounts()[-1:])
+def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    with machine(request.param) as made:
+        yield made
+
+
+@pytest.mark.parametrize("user", accounts())
+@pytest.mark.parametrize("step", ["conclude", "say_finished", "clear_up"])
+def test_killed_between_the_last_steps(user: str, step: str) -> None:
+    with machine(user) as host:
+        with host.patched("deliver", DIES.format(name=step)):
+            job = host.start(WRITES)
+            host.until_worker_is_gone(job)
+        archive = (host.job_dir(job) / "artefacts.tar.gz").read_bytes()
+        result = host.wait(job)
+        assert (result["outcome"], result["exit_code"], result["reason"]) == ("trained", 0, None)
+        assert result["archive"]["bytes"] == len(archive)
+        assert (host.job_dir(job) / "artefacts.tar.gz").read_bytes() == archive
+        assert "artefacts/weights" in host.names(job) and host.manifest(job)["outcome"] == "trained"
+        host.assert_clean(job)
+
+
+def test_whoever_finishes_a_dead_job_may_die_too(host: Machine) -> None:
+    job = host.start(WRITES + "import time\ntime.sleep(600)\n")
+    host.until(job, "training", text=b"up")
+    host.kill_worker(job)
+    with host.patched("deliver", DIES.format(name="conclude")), pytest.raises(Exception, match=r"-9|SIGKILL"):
+        for _ in range(100):
+            host.call("status", id=job)
+            time.sleep(0.05)
+    result = host.wait(job)
+    assert result["outcome"] == "lost" and "artefacts/weights" in host.names(job)
+    host.assert_clean(job)
+
+
+def test_full_disk_at_packing_keeps_what_the_model_wrote(host: Machine) -> None:
+    with host.on_small_disk("12m") as small:
+        job = small.start(
+            "import os\nopen('artefacts/weights','wb').write(os.urandom(7 << 20))\nprint('up')\n"
+        )
+        result = small.wait(job)
+        assert (result["outcome"], result["exit_code"]) == ("nothing-delivered", 7), result
+        assert "could not be packed" in result["reason"] and "fetch" in result["hint"]
+        assert "No space left" in result["detail"] and result["archive"] is None
+        weights = small.job_dir(job) / "workspace" / "artefacts" / "weights"
+        assert weights.stat().st_size == 7 << 20
+        # As long as there is no room, looking changes nothing.
+        assert small.call("status", id=job)["result"] == result and weights.exists()
+        subprocess.run(["mount", "-o", "remount,size=40m", str(small.root)], check=True)
+        done = small.call("status", id=job)["result"]
+        assert (done["outcome"], done["exit_code"], done["reason"]) == ("trained", 0, None), done
+        assert done["archive"]["bytes"] == (small.job_dir(job) / "artefacts.tar.gz").stat().st_size
+        assert "artefacts/weights" in small.names(job) and small.manifest(job)["outcome"] == "trained"
+        assert small.call("status", id=job)["result"] == done
+        small.assert_clean(job)
+
+
+@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)\n"])
+def test_full_disk_while_the_model_talks(host: Machine, ending: str) -> None:
+    program = (
+        "import os, sys, time\nopen('artefacts/first','w').write('x')\nprint('up', flush=True)\n"
+        "filler = open('filler', 'wb', buffering=0)\ntry:\n    while True:\n        filler.write(bytes(4096))\n"
+        "except OSError:\n    pass\n"
+        # More than a FIFO holds: somebody has to go on reading.
+        "for _ in range(100):\n    os.write(1, b'y' * 65535 + b'\\n')\n"
+        "os.unlink('filler')\nfiller.close()\ntime.sleep(1)\nos.write(1, b'the end\\n')\n"
+    )
+    with host.on_small_disk("16m") as small:
+        job = small.start(program + ending)
+        result = small.wait(job, timeout=60)
+        assert result["outcome"] == ("failed" if ending else "trained"), result
+        assert result["training_exit_status"] == (3 if ending else 0)
+        log = small.log(job)
+        assert log.startswith(b"up\n") and b"the end\n" in log and b"bytes of the log are missing here" in log
+        assert "artefacts/first" in small.names(job)
+        small.assert_clean(job)
+
+
+def test_a_log_that_stops_ends_the_job(host: Machine) -> None:
+    """Nobody empties the FIFO any more: the model would stand still for good, with its GPU."""
+    broken = "def _broken(self, data):\n    raise ValueError('broken on purpose')\nPump._write = _broken\n"
+    with host.patched("log", broken):
+        job = host.start(WRITES + "import time\ntime.sleep(600)\n", grace_s=1.0)
+        result = host.wait(job, timeout=60)
+    assert result["exit_code"] == 1 and "log stopped: broken on purpose" in result["reason"]
+    assert "artefacts/weights" in host.names(job)
+    host.assert_clean(job)
+
+
+def test_disk_that_stays_full_is_named(host: Machine) -> None:
+    """A step fills the disk for good: the job ends at once, and says by whose fault."""
+    fills = """
+def layer(client, host, store, base, workspace, model, job, say, check_cancel):
+    with open(store.root / "fill", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            say("the disk is full now")
+    return base
+"""
+    with host.on_small_disk("12m") as small, small.patched("packages", fills):
+        job = small.start(WRITES)
+        result = small.wait(job, timeout=60)
+        assert (result["outcome"], result["exit_code"]) == ("not-ready", 3), result
+        assert "No space left on device" in result["reason"] and "disk" in result["hint"]
+        (small.state / "fill").unlink()
+        assert small.status(job)["state"] == "finished"
+        small.assert_clean(job)
+
+
+def test_engine_that_does_not_come_back(host: Machine, tmp_path: Path) -> None:
+    """The job is lost by the engine's fault and says so; what the model wrote is delivered all the same."""
+    with proxied() as engine, machine(host.user) as away:
+        away.docker_host = engine.address
+        with away.patched("engine", "PATIENCE_S = 2.0\npatiently.__defaults__ = (None, None, 2.0)\n"), \
+                away.patched("supervise", "CLOSING_PATIENCE_S = 1.0\n"):  # fmt: skip
+            job = away.start(WRITES + "import time\ntime.sleep(600)\n")
+            away.until(job, "training", text=b"up")
+            engine.stop()
+            away.until_finished(job, timeout=90)
+        result = json.loads((away.job_dir(job) / "result.json").read_text())
+        assert (result["outcome"], result["exit_code"]) == ("lost", 10), result
+        assert "engine went away" in result["reason"]
+        assert "artefacts/weights" in away.names(job) and away.log(job) == b"up\n"
+        # Nobody can remove the container yet, and looking does no harm.
+        assert away.call("read", id=job, offset=0)["result"] == result
+        assert docker("ps", "-q", "--filter", f"label=train-classifier.job={job}")
+        engine.start()
+        assert away.call("read", id=job, offset=0)["result"] == result
+        away.assert_clean(job)
+
+
+def test_engine_restart_during_a_step(host: Machine) -> None:
+    """A helper container is started anew, not given up, when the connection breaks at its start."""
+    with proxied() as engine, machine(host.user) as fresh:
+        fresh.docker_host = engine.address
+        engine.cut_after(b"/start", times=1)
+        job, result = fresh.train(WRITES)
+        assert engine.cuts == 1 and result["outcome"] == "trained", result
+        fresh.assert_clean(job)
+
+
+@pytest.mark.parametrize("user", accounts())
+def test_a_job_that_cannot_begin_leaves_nothing(user: str, tmp_path: Path) -> None:
+    with machine(user) as host:
+        gone = "\n_take = take_secrets\ndef take_secrets(job):\n    drop_secrets_only(job)\n    return _take(job)\n" \
+               "def drop_secrets_only(job):\n    Path(os.fsdecode((job.dir / 'secrets-at').read_bytes())).unlink()\n"  # fmt: skip
+        with host.patched("launch", gone):
+            job, result = host.train(WRITES, {"TOKEN": "hunter2"})
+        assert (result["outcome"], result["exit_code"]) == ("not-ready", 3)
+        assert "secrets are gone" in result["reason"]
+        host.assert_clean(job)

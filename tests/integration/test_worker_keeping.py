@@ -1,0 +1,256 @@
+"""What `clean` may take and what not: other versions' jobs, things in use, a budget that really frees the disk."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_proxy import proxied
+from worker_support import IMAGE, Machine, Refused, accounts, docker, machine
+
+from train_classifier.worker import engine, locks, packages
+
+pytestmark = pytest.mark.engine
+LONG = "print('up', flush=True)\nopen('artefacts/partial','w').write('x')\nimport time\ntime.sleep(600)\n"
+
+
+@pytest.fixture(params=accounts()[-1:])
+def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    with machine(request.param) as made:
+        yield made
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Change a JSON file in place, keeping its owner."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_jobs_that_cannot_be_read_stay(host: Machine) -> None:
+    newer, _ = host.train("open('artefacts/x','w')")
+    damaged, _ = host.train("open('artefacts/x','w')")
+    old, _ = host.train("open('artefacts/x','w')")
+    host.assert_clean(old)
+    for job in (newer, damaged):
+        rewrite(host.job_dir(job) / "result.json", finished=1.0)
+        os.utime(host.job_dir(job) / "spec.json", (1, 1))
+    rewrite(host.job_dir(newer) / "status.json", schema=99)
+    (host.job_dir(damaged) / "status.json").write_text("{")
+    done = host.call("clean", older_s=0)
+    assert done["removed"]["jobs"] == 1 and not host.job_dir(old).exists()
+    for job in (newer, damaged):
+        assert (host.job_dir(job) / "artefacts.tar.gz").exists()
+
+
+def test_the_version_that_began_a_job_finishes_it(host: Machine) -> None:
+    job = host.start(LONG)
+    host.until(job, "training", text=b"up")
+    other = host.program.with_name("0" * 16)
+    shutil.copytree(host.program, other)
+    subprocess.run(["chown", "-R", "--reference", str(host.program), str(other)], check=True)
+    with open(other / "train_classifier" / "worker" / "finish.py", "a") as file:
+        file.write("\n\ndef _reason(status):\n    return 'finished by the version that began it'\n")
+    status = host.job_dir(job) / "status.json"
+    pid = json.loads(status.read_text())["pid"]
+    host.kill_worker(job)
+    end = time.monotonic() + 10
+    while locks.is_held(host.job_dir(job) / "lock") and time.monotonic() < end:
+        time.sleep(0.05)
+    assert pid
+    rewrite(status, worker=str(other))
+    result = host.wait(job)
+    assert result["reason"] == "finished by the version that began it"
+    assert "artefacts/partial" in host.names(job)
+    host.assert_clean(job)
+    # `clean` keeps the programs of jobs at work, and one that is not there is done without.
+    second = host.start(LONG)
+    host.until(second, "training", text=b"up")
+    host.kill_worker(second)
+    time.sleep(0.2)
+    rewrite(host.job_dir(second) / "status.json", worker=str(other.with_name("1" * 16)))
+    assert host.wait(second)["outcome"] == "lost"
+
+
+def environment(host: Machine, key: str, used: float) -> Path:
+    """Make an environment and the copies of its files that uv's cache has, as hard links."""
+    folder = host.state / "store" / "envs" / key
+    cache = host.state / "store" / "build" / "uv-cache" / key
+    for path in (folder, cache, host.state / "store" / "locks"):
+        path.mkdir(parents=True, exist_ok=True)
+    (cache / "wheel").write_bytes(os.urandom(4 << 20))
+    os.link(cache / "wheel", folder / "wheel")
+    (folder / "environment.json").write_text("{}")
+    owner = subprocess.run(
+        ["stat", "-c", "%u", str(host.state / "store")], capture_output=True, text=True, check=True
+    )
+    subprocess.run(
+        ["chown", "-R", owner.stdout.strip(), *map(str, (host.state / "store").iterdir())], check=True
+    )
+    os.utime(folder / "environment.json", (used, used))
+    return folder
+
+
+def on_disk(host: Machine) -> int:
+    done = subprocess.run(
+        ["du", "-sB1", str(host.state / "store")], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout.split()[0])
+
+
+def test_the_budget_frees_what_it_says(host: Machine) -> None:
+    host.train("open('artefacts/x','w')")
+    old, new = environment(host, "a" * 40, 1), environment(host, "b" * 40, 2)
+    (host.state / "store" / "build" / "uv-cache" / "lonely").write_bytes(os.urandom(1 << 20))
+    for path in (host.state / "cache").iterdir():
+        os.utime(path, None)
+    before = on_disk(host)
+    everything = host.call("clean")
+    assert abs(everything["kept_bytes"] - before) < 2 << 20 and on_disk(host) == before
+    # Room for one environment: the older one goes, and with it uv's cache, or not a byte would be freed.
+    dry = host.call("clean", keep_environments_bytes=6 << 20, dry_run=True)
+    done = host.call("clean", keep_environments_bytes=6 << 20)
+    assert dry["removed"] == done["removed"] and done["removed"]["environments"] == 1
+    assert not old.exists() and (new / "wheel").stat().st_size == 4 << 20
+    freed = before - on_disk(host)
+    assert freed >= 5 << 20 and abs(done["removed"]["bytes"] - freed) < 1 << 20
+    assert done["kept_bytes"] <= 6 << 20
+
+
+def test_what_comes_into_use_meanwhile_stays(host: Machine) -> None:
+    """A job finds the environment after it was listed, before it would be removed."""
+    host.train("open('artefacts/x','w')")
+    touched, locked = environment(host, "a" * 40, 1), environment(host, "b" * 40, 1)
+    meanwhile = f"""
+def _used(self, *found):
+    os.utime({str(touched / "environment.json")!r})
+    return iter(())
+Shelf._images = _used
+"""
+    lock = host.state / "store" / "locks" / f"environment-{'b' * 40}.lock"
+    with host.patched("kept", meanwhile), locks.hold(lock, shared=True):
+        done = host.call("clean", keep_environments_bytes=0)
+    assert done["removed"]["environments"] == 0 and touched.exists() and locked.exists()
+    os.utime(touched / "environment.json", (1, 1))
+    assert host.call("clean", keep_environments_bytes=0)["removed"]["environments"] == 2
+
+
+def test_a_probe_without_its_maker_is_removed(host: Machine) -> None:
+    labels = [
+        f"--label=train-classifier{name}={value}"
+        for name, value in {
+            "": 1,
+            ".kind": "probe",
+            ".job": "",
+            ".dir": "",
+            ".uid": 0,
+            ".gpus": "GPU-x",
+        }.items()
+    ]
+    stray = docker("create", *labels, IMAGE, "sleep", "1")
+    try:
+        host.call("clean")
+        assert docker("ps", "-aq", "--no-trunc", "--filter", f"id={stray}") == stray
+        with host.patched("engine", "STRAY_S = -10.0\n"):
+            # Others may be about: only what is counted here is ours alone.
+            assert host.call("clean")["removed"]["containers"] >= 1
+        assert docker("ps", "-aq", "--filter", f"id={stray}") == ""
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            docker("rm", "-f", stray)
+
+
+def test_a_clock_that_jumps_abandons_nothing(host: Machine, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "__main__.py").write_text("open('artefacts/x','w')\n")
+    spec = host.spec()
+    host.push(tmp_path, spec)
+    with host.patched("finish", "import types\ntime = types.SimpleNamespace(time=lambda: 4e9)\n"):
+        host.call("clean")
+    assert host.job_dir(spec["id"]).exists()
+    rewrite(host.job_dir(spec["id"]) / "status.json", updated_uptime=-10_000.0)
+    host.call("clean")
+    assert not host.job_dir(spec["id"]).exists()
+
+
+def test_cancel_during_a_push(host: Machine, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "__main__.py").write_text("open('artefacts/x','w')\n")
+    spec = host.spec()
+    host.push(tmp_path, spec)
+    # A push holds the lock.
+    with locks.hold(host.job_dir(spec["id"]) / "lock"):
+        assert host.call("cancel", id=spec["id"], by="me")["state"] == "pushed"
+        with pytest.raises(Refused, match="cancelled") as refused:
+            host.call("submit", id=spec["id"], secrets={})
+        assert refused.value.code == 6 and host.job_dir(spec["id"]).exists()
+    with pytest.raises(Refused, match="cancelled"):
+        host.call("submit", id=spec["id"], secrets={})
+    assert not host.job_dir(spec["id"]).exists()
+
+
+def test_cancel_during_a_pull_from_a_registry_that_never_answers(host: Machine) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as registry:
+        port = registry.getsockname()[1]
+        job = host.start(LONG, image=f"127.0.0.1:{port}/slow/image:1")
+        host.until(job, "image")
+        connection, _ = registry.accept()
+        with connection:
+            host.call("cancel", id=job, by="me")
+            result = host.wait(job, timeout=10)
+    assert result["outcome"] == "cancelled"
+    host.assert_clean(job)
+
+
+def test_a_large_layer_is_committed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the engine takes for it: an answer that is late is not an engine that is away."""
+    tag = f"tc-keeping-layer:test-{os.getpid()}"
+    with proxied() as proxy:
+        monkeypatch.setenv("DOCKER_HOST", proxy.address)
+        client = engine.connect(timeout=1)
+        container = client.containers.create(IMAGE, ["true"])
+        try:
+            proxy.slow = (b"/commit?", 3.0)
+            packages._commit(client, container, tag, {"Labels": {}}, "test", lambda: None)
+            assert proxy.slowed == 1 and docker("images", "-q", tag)
+            # After an outage it is looked for, not made again.
+            packages._commit(client, container, tag, {"Labels": {}}, "test", lambda: None)
+            assert proxy.slowed == 1
+        finally:
+            container.remove()
+            docker("rmi", tag)
+
+
+def test_a_second_cancel_finishes_a_job_whose_worker_died(host: Machine) -> None:
+    job = host.start(LONG)
+    host.until(job, "training", text=b"up")
+    status = json.loads((host.job_dir(job) / "status.json").read_text())
+    os.kill(status["pid"], 19)
+    assert host.call("cancel", id=job, by="me")["state"] == "running"
+    host.kill_worker(job)
+    end = time.monotonic() + 10
+    while locks.is_held(host.job_dir(job) / "lock") and time.monotonic() < end:
+        time.sleep(0.05)
+    assert host.call("cancel", id=job, by="me")["state"] == "finished"
+    assert docker("ps", "-aq", "--filter", f"label=train-classifier.job={job}") == ""
+
+
+def test_looking_renews_the_lease_on_a_full_disk(host: Machine) -> None:
+    with host.on_small_disk("16m") as small:
+        job = small.start(LONG, lease_s=600.0)
+        small.until(job, "training", text=b"up")
+        os.utime(small.job_dir(job) / "lease", (1, 1))
+        with contextlib.suppress(OSError), open(small.root / "fill", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        answer = small.call("read", id=job, offset=0, renew=True)
+        assert answer["status"]["state"] == "running"
+        assert time.time() - (small.job_dir(job) / "lease").stat().st_mtime < 60
+        (small.root / "fill").unlink()
+        small.call("cancel", id=job)
+        small.wait(job)

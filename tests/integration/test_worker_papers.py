@@ -1,0 +1,95 @@
+"""The papers of real jobs have the keys that docs/manifest.md documents, and no others."""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from documented import documented, keys_of, matches
+from worker_site import CA, uv_binary
+from worker_support import Machine, accounts, machine
+
+pytestmark = pytest.mark.engine
+#: Delivers what the manifest has a key for: files old and new, a link, what is left out, metrics, a checkpoint.
+GOOD = """
+import json, os, time
+os.symlink("weights", "artefacts/link")
+os.symlink("/etc/passwd", "artefacts/leads-out")
+open("artefacts/weights", "w").write("x")
+json.dump({"loss": 0.5}, open("artefacts/metrics.json", "w"))
+open(os.environ["TRAIN_CHECKPOINT_DIR"] + "/epoch", "w").write("1")
+time.sleep(1)
+"""
+HUNGRY = "import time\ntime.sleep(1)\nblocks = [bytearray(10 << 20) for _ in range(100)]\n"
+
+
+@pytest.fixture(scope="module", params=accounts()[-1:])
+def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    settings = {"ca_bundle": str(CA)} if CA.exists() else {}
+    with machine(request.param, **settings) as made:
+        shutil.copy2(uv_binary(), made.root / "uv")
+        made.write_settings(uv=str(made.root / "uv"))
+        yield made
+
+
+def test_papers_have_the_documented_keys(host: Machine, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "artefacts").mkdir()
+    (tmp_path / "artefacts" / "README.md").write_text("old")
+    (tmp_path / "model" / "__main__.py").write_text(GOOD)
+    (tmp_path / "model" / "requirements.txt").write_text("six\n")
+    data = host.root / "data"
+    data.mkdir()
+    data.chmod(0o755)
+    jobs = [
+        host.start_tree(
+            tmp_path, {"TOKEN": "hunter2"}, environment={"NAME": "private"},
+            data=[{"path": str(data), "name": "d"}], arguments=["--x"],
+        )
+    ]  # fmt: skip
+    assert host.wait(jobs[0])["outcome"] == "trained"
+    jobs.append(host.start(HUNGRY, memory_bytes=64 << 20))
+    assert host.wait(jobs[1])["out_of_memory"]
+    papers = {
+        "manifest.json": [host.manifest(job) for job in jobs],
+        "result.json": [json.loads((host.job_dir(job) / "result.json").read_text()) for job in jobs],
+    }
+    for paper, found in papers.items():
+        every: set[str] = set()
+        for each in found:
+            keys = keys_of(each, paper)
+            every |= keys
+            # Whatever became of the job, every key is there; one with nothing to tell is null or empty.
+            assert {key.partition(".")[0].removesuffix("[]") for key in documented(paper)} == set(each)
+        unknown, missing = matches(every, paper)
+        assert not unknown
+        # Jobs with cards are those of the simulated GPU host: test_gpu_jobs compares these.
+        assert {key for key in missing if not key.startswith("gpus[].")} == set()
+    first = papers["manifest.json"][0]
+    assert first["environment_variables"] == ["NAME"] and first["secrets"] == ["TOKEN"]
+    assert "private" not in json.dumps(papers) and "hunter2" not in json.dumps(papers)
+    assert check_values(first)
+    with open(host.job_dir(jobs[0]) / "usage.csv", newline="") as file:
+        assert set(next(csv.reader(file))) == documented("usage.csv")
+
+
+def check_values(manifest: dict[str, Any]) -> bool:
+    """What the page says of values, where a job can show it."""
+    listed = {line["path"]: line for line in manifest["artefacts"]}
+    assert listed["artefacts/README.md"]["new"] is False and listed["artefacts/weights"]["new"] is True
+    assert "link" not in listed["artefacts/weights"] and "sha256" not in listed["artefacts/link"]
+    assert [line["path"] for line in manifest["left_out"]] == ["artefacts/leads-out"]
+    # The manifest is written while the artefacts are packed.
+    open_phases = [phase for phase, (_, end) in manifest["times"].items() if end is None]
+    assert open_phases == ["artefacts"]
+    return True
+
+
+def test_a_job_that_never_trained_has_a_result_with_the_documented_keys(host: Machine) -> None:
+    _, result = host.train("", image="no-such.invalid/image:1")
+    assert result["exit_code"] == 9 and result["archive"] is None
+    assert not matches(keys_of(result, "result.json"), "result.json")[0]
+    assert {key.partition(".")[0].removesuffix("[]") for key in documented("result.json")} == set(result)

@@ -1,0 +1,198 @@
+"""Commands that name a job: which one is meant, jobs that never started, where an archive may go, leaving early."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ordinary_user import NOBODY, as_ordinary_user
+
+from train_classifier import inventory as inventories
+from train_classifier import jobs, training
+from train_classifier.cli import app
+from train_classifier.errors import BadInput, ExitCode, NotReady, TrainClassifierError
+from train_classifier.job import SCHEMA, JobSpec, Repository
+from train_classifier.transport import Host
+
+OLD, NEW, NEWEST = "20260101-000000-00000001", "20260102-000000-00000002", "20260103-000000-00000003"
+GONE = Host("gone", ["ssh", "-F", "/dev/null", "-p", "1", "127.0.0.1"])
+
+
+def make_job(state_dir: Path, job: str, state: str = "finished") -> None:
+    """Write a job's folder as the worker does."""
+    folder = state_dir / "jobs" / job
+    folder.mkdir(parents=True)
+    spec = JobSpec(id=job, model="mnist", repository=Repository("r", "0" * 16))
+    (folder / "spec.json").write_text(json.dumps(spec.to_dict()))
+    os.utime(folder / "spec.json", (int(job[6:8]), int(job[6:8])))
+    status = {"schema": SCHEMA, "id": job, "model": "mnist", "version": 1, "state": state, "updated": 0.0}
+    (folder / "status.json").write_text(json.dumps({**status, "times": {}}))
+    (folder / "log.txt").write_bytes(job.encode() + b"\n")
+    if state == "finished":
+        result = {"outcome": "failed", "exit_code": 4, "reason": "because", "archive": None, "gpus": []}
+        (folder / "result.json").write_text(json.dumps({**result, "finished": 1.0}))
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Our command on hosts of this machine, each with its own state folder, whatever the inventory."""
+
+    def run(*words: str, hosts: Sequence[str] = ("one",)) -> tuple[int, str, str]:
+        found = [Host(name, state_dir=str(tmp_path / name)) for name in hosts]
+        monkeypatch.setattr("train_classifier.cli.hosts.hosts", lambda *_: found)
+        capfd.readouterr()
+        code = app.run(words)
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_last_is_the_newest_that_was_started_on_any_host(tmp_path: Path, command: Any) -> None:
+    make_job(tmp_path / "one", OLD)
+    make_job(tmp_path / "two", NEW)
+    # What a cut push leaves.
+    make_job(tmp_path / "one", NEWEST, "prepared")
+    code, out, said = command("status", "last", "--json", hosts=("one", "two"))
+    assert code == 0, said
+    answer = json.loads(out)
+    assert (answer["id"], answer["host"]) == (NEW, "two")
+    assert command("logs", "last") == (0, OLD + "\n", "")
+    make_job(tmp_path / "three", OLD, "pushed")
+    assert command("status", "last", hosts=["three"])[0] == ExitCode.BAD_INPUT
+
+
+@pytest.mark.parametrize("state", ["prepared", "pushed"])
+@pytest.mark.parametrize("words", [("attach",), ("logs",), ("logs", "-f"), ("fetch",)], ids=" ".join)
+def test_a_job_that_was_never_started_is_not_waited_for(
+    tmp_path: Path, command: Any, state: str, words: tuple[str, ...]
+) -> None:
+    make_job(tmp_path / "one", OLD, state)
+    code, out, said = command(*words, OLD)
+    assert (code, out) == (ExitCode.NOT_READY, "")
+    assert f"Job {OLD} on one was never started" in said and "Train again" in said
+
+
+def test_the_wrong_job_is_never_meant_when_a_host_cannot_be_asked(tmp_path: Path) -> None:
+    make_job(tmp_path / "here", OLD)
+    here = Host("here", state_dir=str(tmp_path / "here"))
+    for wanted in ("last", OLD[:9]):
+        with pytest.raises(NotReady) as caught:
+            jobs.find([GONE, here], wanted)
+        assert "--host here" in str(caught.value.hint)
+    # A whole id is one job's alone.
+    assert jobs.find([GONE, here], OLD).id == OLD
+    assert jobs.find([here], "last").id == OLD
+
+
+def test_ids_that_begin_alike(tmp_path: Path) -> None:
+    for host, job in (("one", OLD), ("two", NEW)):
+        make_job(tmp_path / host, job)
+    both = [Host(name, state_dir=str(tmp_path / name)) for name in ("one", "two")]
+    with pytest.raises(BadInput, match="ambiguous"):
+        jobs.find(both, "2026")
+    # Alike on one host alone: the other's only match is not the one that is meant.
+    make_job(tmp_path / "one", NEWEST)
+    with pytest.raises(BadInput, match="ambiguous"):
+        jobs.find(both, "2026")
+    assert jobs.find(both, NEW[:8]).id == NEW
+
+
+@pytest.mark.parametrize("name", ["attach", "fetch"])
+def test_where_an_archive_may_not_go(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Fault row 9, for the commands that fetch later: refused before any host is asked."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    table = {
+        "folder": "is a folder", "new/": "is a folder", "nope/a.tgz": "there is no folder", "file/a.tgz": "is not a folder",
+        "pipe": "no regular file", "/dev/null": "no regular file", "a" * 300: "too long", "x" * 230: "longer than 200 bytes",
+        "~nobody-of-this-name/x": "home",
+    }  # fmt: skip
+    if os.getuid():
+        table["/usr/a.tgz"] = "may not write"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inventories, "hosts", lambda *_: pytest.fail("a host was looked for"))
+    for output, said in table.items():
+        capfd.readouterr()
+        assert app.run([name, "last", "-o", output]) == ExitCode.BAD_INPUT, output
+        assert said in capfd.readouterr().err.lower(), output
+    assert Path("/dev/null").is_char_device() and (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(("list",), 6), (("cancel", "last"), 6), (("attach", "last"), 11), (("logs", "-f", "last"), 11)],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_ctrl_c_leaves_at_once_while_a_host_does_not_answer(
+    tmp_path: Path, words: tuple[str, ...], code: int
+) -> None:
+    slow = tmp_path / "slow"
+    slow.write_text(f"#!/bin/sh\necho $$ >>{tmp_path}/pids\nexec sleep 600\n")
+    slow.chmod(0o755)
+    hosts = {name: {"ansible_ssh_executable": str(slow), "ansible_host": "127.0.0.1"} for name in ("a", "b")}
+    (tmp_path / "hosts.yml").write_text(json.dumps({"all": {"hosts": hosts}}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train_classifier", *words, "-i", str(tmp_path / "hosts.yml")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    pids: list[str] = []
+    until = time.monotonic() + 60
+    while len(pids) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+        pids = (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code, said
+    assert "Traceback" not in said
+    for pid in pids:
+        until = time.monotonic() + 10
+        while Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < until, "a connection is left"
+            time.sleep(0.05)
+
+
+def test_the_job_of_another_user_is_theirs_alone() -> None:
+    """Fault row 12: neither shown nor stopped, and what it is called is no secret worth a traceback."""
+    if os.getuid():
+        pytest.skip("only root has another user at hand")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        top = Path(folder)
+        top.chmod(0o755)
+        make_job(top / "theirs", OLD)
+        (top / "theirs").chmod(0o700)
+        (top / "own").mkdir()
+        os.chown(top / "own", NOBODY, NOBODY)
+
+        def act() -> list[str]:
+            found = []
+            for place in ("own", "theirs"):
+                host = Host("here", state_dir=str(top / place))
+                for question in (jobs.find, lambda hosts, job: training.cancel(hosts[0], job, "me")):
+                    try:
+                        question([host], OLD)
+                        found.append("found")
+                    except TrainClassifierError as error:
+                        found.append(f"{int(error.code)} {error.reason} {error.hint}")
+            return found
+
+        # What that user may not be able to read is read before.
+        jobs.find([Host("here", state_dir=str(top / "theirs"))], OLD)
+        answers = as_ordinary_user(act)
+        assert (top / "theirs" / "jobs" / OLD / "status.json").exists()
+        assert not (top / "theirs" / "jobs" / OLD / "cancel").exists()
+    assert all(answer.startswith("2 there is no job") for answer in answers[:2]), answers
+    assert all("the jobs of other users are theirs alone" in answer for answer in answers[:2])
+    assert all(answer.startswith("3 ") for answer in answers[2:]), answers

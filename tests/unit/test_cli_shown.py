@@ -1,0 +1,195 @@
+"""What is shown, and to whom: colours for each stream, slow readers, the width of a terminal, the same JSON for all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from train_classifier.cli import app, summary, text
+from train_classifier.cli.console import Console
+from train_classifier.cli.doctor import doctor
+from train_classifier.errors import BadInput, ExitCode, NotReady
+from train_classifier.transport import Host
+
+CHECKS = [{"name": "engine", "status": "ok", "message": "Docker 26", "hint": None, "code": None}]
+ANSWER = {
+    "worker": "w", "python": "3.11", "host": {"name": "h"}, "engine": {}, "gpus": [], "launcher": "user", "state_dir": "/s",
+    "checks": CHECKS, "ready": True,
+}  # fmt: skip
+
+DOCTOR = f"""
+from train_classifier.cli.console import Console
+from train_classifier.cli.doctor import _show
+from train_classifier.errors import NotReady
+console = Console()
+_show("gpu-1", {ANSWER!r}, console)
+console.error(NotReady("no engine"))
+"""
+
+
+@pytest.mark.parametrize("person", ["stdout", "stderr"])
+def test_each_stream_has_its_own_colours(person: str) -> None:
+    """One stream is a terminal, the other a file."""
+    master, slave = pty.openpty()
+    other = "stderr" if person == "stdout" else "stdout"
+    done = subprocess.run(
+        [sys.executable, "-c", DOCTOR], check=False,
+        env={**{k: v for k, v in os.environ.items() if k != "NO_COLOR"}, "TERM": "xterm", "GITHUB_ACTIONS": ""},
+        **{person: slave, other: subprocess.PIPE},
+    )  # fmt: skip
+    os.close(slave)
+    shown = os.read(master, 65536)
+    os.close(master)
+    filed = getattr(done, other)
+    assert b"\x1b[3" in shown
+    assert b"\x1b" not in filed
+    assert (b"Docker 26" in shown) == (person == "stdout") and (b"no engine" in filed) == (person == "stdout")
+
+
+def test_a_slow_reader_of_a_non_blocking_stream_gets_every_byte() -> None:
+    """What shares our standard output may have made it non-blocking: a full pipe is no reader that went away."""
+    program = (
+        "import os; os.set_blocking(1, False)\n"
+        "from train_classifier.cli.console import Console\n"
+        "console = Console()\n"
+        "for n in range(64): console.log(bytes([n]) * 65536)\n"
+        "print(console.log_gone, file=__import__('sys').stderr)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    time.sleep(1)
+    digest = hashlib.sha256()
+    while block := os.read(process.stdout.fileno(), 5000):
+        digest.update(block)
+    assert process.stderr.read() == b"False\n"
+    assert process.wait() == 0
+    assert digest.digest() == hashlib.sha256(b"".join(bytes([n]) * 65536 for n in range(64))).digest()
+
+
+def test_nothing_heavy_is_loaded_where_nobody_looks() -> None:
+    program = (
+        "import sys; from train_classifier.cli.console import Console\n"
+        "console = Console()\n"
+        "console.event('phase', phase='push', state='start')\n"
+        "console.event('progress', phase='push', done=1, total=2)\n"
+        "console.event('phase', phase='push', state='end', seconds=1.0); console.finish()\n"
+        "print('rich' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+class Ended:
+    """A run that ended well, with long names of all kinds."""
+
+    job = "20260101-000000-00000001"
+    model = "mnist"
+    host_name = "gpu-1"
+    failure = None
+    delivered: ClassVar[dict[str, Any] | None] = {
+        "path": "/home/somebody/a repository/artefacts.tar.gz",
+        "bytes": 12345,
+        "sha256": "0" * 64,
+    }
+    result: ClassVar[dict[str, Any] | None] = {
+        "outcome": "trained", "seconds": {"environment": 51.8, "training": 59.9},
+        "metrics": {"parameters": 25600001, "loss": 0.1012345678, "steps": 25600001.0, "a" * 90: 1, "tiny": 1.5e-07, "ok": True},
+    }  # fmt: skip
+
+
+def test_the_summary_fits_a_terminal() -> None:
+    console = Console(quiet=True)
+    shown = summary.as_text(Ended(), console)
+    assert max(len(line) for line in shown.splitlines()) <= 80, shown
+    assert "0" * 64 in shown
+    rows = {line.split()[0]: line.split()[-1] for line in shown.splitlines() if len(line.split()) == 2}
+    assert (rows["parameters"], rows["steps"], rows["loss"]) == ("25600001", "25600001", "0.101235")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "train", "list", "status", "logs", "attach", "fetch", "cancel", "clean", "doctor", "provision"],
+)
+def test_help_fits_a_terminal(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert app.run([*name.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Usage" in shown and max(len(line) for line in shown.splitlines()) <= 80
+
+
+def test_a_dry_run_shows_values_as_they_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "__main__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    words = ["--data", "/srv/a:b", "--memory", "16GiB", "--timeout", "6h", "--", "two words"]
+    assert app.run(["train", "mnist", "--dry-run", *words]) == 0
+    shown = capfd.readouterr().out
+    assert all(word in shown for word in ("/srv/a:b", "16.0 GiB", "6:00:00", "'two words'"))
+    assert "{" not in shown
+
+
+def test_numbers() -> None:
+    assert [text.number(value) for value in (3, 2.0, 0.5, 1e300, float("nan"))] == [
+        "3",
+        "2",
+        "0.5",
+        "1e+300",
+        "nan",
+    ]
+
+
+class Told(Host):
+    """A host whose every answer is known."""
+
+    def __init__(self, name: str, answer: Any) -> None:
+        super().__init__(name)
+        self._answer = answer
+
+    def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        return dict(self._answer)
+
+
+def test_doctor_says_the_same_of_every_host(capfd: pytest.CaptureFixture[str]) -> None:
+    hosts = [Told("good", ANSWER), Told("gone", NotReady("no route")), Told("odd", BadInput("a password"))]
+    assert doctor(hosts, 1, Console(json_mode=True)) == ExitCode.NOT_READY
+    answer = json.loads(capfd.readouterr().out)
+    assert [host["name"] for host in answer["hosts"]] == ["good", "gone", "odd"]
+    good, *bad = answer["hosts"]
+    assert good["error"] is None
+    for host in bad:
+        assert set(host) == set(good)
+        assert host["error"]["reason"] and not host["ready"]
+        assert host["host"] is None
+
+
+def test_a_host_that_cannot_be_used_hides_no_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    hosts = {
+        "here": {"ansible_connection": "local", "training_job_state_dir": str(tmp_path / "state")},
+        "windows": {"ansible_connection": "winrm"},
+        "password": {"ansible_password": "hunter2"},
+    }
+    where = tmp_path / "hosts.yml"
+    where.write_text(json.dumps({"all": {"hosts": hosts}}))
+    assert app.run(["list", "--all", "--json", "-i", str(where)]) == ExitCode.BAD_INPUT
+    out, said = capfd.readouterr()
+    assert json.loads(out) == []
+    assert "host 'windows' uses connection 'winrm'" in said and "host 'password' is reached with" in said
+    assert app.run(["status", "last", "-i", str(where)]) == ExitCode.BAD_INPUT
+    assert "There is no job last on here, windows, password" in capfd.readouterr().err

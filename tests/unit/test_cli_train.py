@@ -1,0 +1,169 @@
+"""`train` and its playbook: who wins when a stop and the start meet."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train_classifier import training
+from train_classifier.cli.console import Console
+from train_classifier.cli.train import Run
+from train_classifier.errors import BadInput, ExitCode
+from train_classifier.job import JobSpec, Repository
+from train_classifier.playbook import Outcome
+from train_classifier.training import Order
+
+JOB = "20260101-000000-00000001"
+
+
+class Script:
+    """Plays the playbook's part: its steps are what the test says, in a thread of its own."""
+
+    def __init__(self, steps: Any) -> None:
+        self.inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._steps = steps
+        self._thread: threading.Thread | None = None
+        self.ended = False
+
+    def start(self, inventory: str | None, limit: str | None) -> None:
+        pass
+
+    def attend(self, run: Run) -> None:
+        self._thread = threading.Thread(target=self._steps, args=(run, self), daemon=True)
+        self._thread.start()
+
+    def end(self, patience: float) -> None:
+        self.ended = True
+        assert self._thread is not None
+        self._thread.join(10)
+
+
+class Target:
+    name = "here"
+    local = True
+
+    def connect(self, own_session: bool) -> Any:
+        return self
+
+
+@pytest.fixture
+def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stops that reached the host."""
+    found: list[str] = []
+
+    def cancel(host: Any, job: str, by: str) -> dict[str, Any]:
+        found.append(by)
+        return {"id": job, "state": "running"}
+
+    monkeypatch.setattr(training, "cancel", cancel)
+    return found
+
+
+def made() -> Run:
+    spec = JobSpec(id=JOB, model="mnist", repository=Repository("r", "0" * 16))
+    return Run(Order(spec, "/", "", "/x"), Target, {"A": "secret"}, Console(quiet=True))  # type: ignore[arg-type]
+
+
+def push(run: Run) -> None:
+    run.event("phase", phase="push", state="start")
+    run.event("phase", phase="push", state="end", seconds=0.1)
+
+
+def test_a_stop_between_push_and_start_keeps_the_job_from_starting(cancelled: list[str]) -> None:
+    asked: list[bool] = []
+
+    def steps(run: Run, script: Script) -> None:
+        push(run)
+        script.inbox.put(("stop", "Ctrl-C"))
+        while not script.ended:
+            threading.Event().wait(0.01)
+        # The step was already on its way when the run was given up.
+        asked.append(run.answer("start"))
+
+    run, script = made(), Script(steps)
+    assert run.run(script, None, None) == ExitCode.CANCELLED  # type: ignore[arg-type]
+    assert "before the job was started" in str(run.failure)
+    assert (asked, cancelled) == ([False], [])
+
+
+def test_a_stop_after_the_start_was_allowed_reaches_the_host(cancelled: list[str]) -> None:
+    def steps(run: Run, script: Script) -> None:
+        push(run)
+        assert run.answer("start") is True
+        # Nothing is known of the job yet: its submission is under way.
+        script.inbox.put(("stop", "Ctrl-C"))
+        while run._stopping is None:
+            threading.Event().wait(0.01)
+        run.event("started", id=JOB, host="here")
+        run._stopping.join(10)
+        run.event("error", code=6, reason="cancelled")
+        script.inbox.put(("done", Outcome(2, None, False)))
+
+    run = made()
+    run._host = Target()  # type: ignore[assignment]
+    assert run.run(Script(steps), None, None) == ExitCode.CANCELLED  # type: ignore[arg-type]
+    assert len(cancelled) == 1
+
+
+def test_leaving_at_once_during_the_start_takes_the_job_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The submission may still be on its way: the host is asked until the job is gone or was started."""
+    answers = iter([{"state": "removed"}, BadInput("there is no job")])
+    asked = []
+
+    def cancel(host: Any, job: str, by: str) -> Any:
+        asked.append(by)
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(training, "cancel", cancel)
+
+    def steps(run: Run, script: Script) -> None:
+        push(run)
+        assert run.answer("start") is True
+        script.inbox.put(("stop", "Ctrl-C"))
+        script.inbox.put(("stop", "Ctrl-C"))
+
+    run = made()
+    run._host = Target()  # type: ignore[assignment]
+    assert run.run(Script(steps), None, None) == ExitCode.CANCELLED  # type: ignore[arg-type]
+    assert "is being stopped" in str(run.failure)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_step_asks_before_it_submits(
+    allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    from train_classifier import sink
+    from train_classifier.errors import Cancelled
+    from train_classifier.reporting import Silence
+
+    path = Path(__file__).parents[2] / "plugins" / "action" / "training_start.py"
+    spec = importlib.util.spec_from_file_location("training_start", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    submitted = []
+    monkeypatch.setattr(module.training, "start", lambda *_: submitted.append(1))
+    place = Path("/tmp") / f"tc-{tmp_path.name[:40]}-{allowed}"
+    listener = sink.Sink(place, Silence(), lambda question: allowed if question == "start" else {})
+    try:
+        step = module.ActionModule.__new__(module.ActionModule)
+        arguments = (made().order, None, sink.SinkReporter(str(place)))
+        if allowed:
+            assert step.step(*arguments)["changed"]
+        else:
+            with pytest.raises(Cancelled):
+                step.step(*arguments)
+    finally:
+        listener.close(drain=False)
+        place.unlink()
+    assert submitted == [1] * allowed

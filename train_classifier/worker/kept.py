@@ -1,0 +1,201 @@
+"""What is kept to be quick next time, and the disk it takes: environments, uv's cache, caches, layers.
+
+Whatever is removed is looked at again under the lock of whoever would use it: measuring takes long, and a job
+may have come meanwhile.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from train_classifier.errors import TrainClassifierError
+from train_classifier.worker import layers, locks, manifest, tree
+from train_classifier.worker.host import Account
+from train_classifier.worker.store import Job, Store
+
+#: Nothing used within this many seconds is removed for the budget's sake: a job may be about to use it.
+FRESH_S = 600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """One thing kept."""
+
+    kind: str
+    #: Bytes that no other thing accounts for.
+    bytes: int
+    used: float
+    remove: Callable[[], bool]
+    #: Those of them that stay on the disk until uv's cache goes: an environment is hard links into it.
+    shared: int = 0
+
+
+def live_jobs(store: Store) -> list[Job]:
+    """Return the jobs that have not ended."""
+    return [job for job in store.all_jobs() if not (job.dir / "result.json").exists()]
+
+
+def is_fresh(path: Path) -> bool:
+    """Tell whether something was used just now."""
+    return time.time() - mtime(path) <= FRESH_S
+
+
+def mtime(path: Path) -> float:
+    """Return when a path was changed last, 0 when it is gone."""
+    try:
+        return os.lstat(path).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def children(folder: Path) -> list[Path]:
+    """Return the folders in a folder."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    except FileNotFoundError:
+        return []
+
+
+class Shelf:
+    """What one state folder keeps."""
+
+    def __init__(self, store: Store, account: Account, client: Optional[Any]) -> None:
+        self.store = store
+        self.account = account
+        self.client = client
+        #: Files of uv's cache.
+        self.cached: set[tuple[int, int]] = set()
+        self.cache_bytes = 0
+
+    def things(self) -> list[Kept]:
+        """Return everything that may go, what was used longest ago first; uv's cache is not among it."""
+        # Each file is counted once: with the environment that was used last of those that share it.
+        seen: set[tuple[int, int]] = set()
+        cache = dict(tree.files(self.store.uv_cache))
+        self.cached = set(cache)
+        found = [*self._environments(seen), *self._caches(), *self._checkpoints(), *self._images()]
+        self.cache_bytes = sum(size for file, size in cache.items() if file not in seen)
+        return sorted(found, key=lambda thing: thing.used)
+
+    def _in_use(self, *path: str) -> set[Any]:
+        """Return one noted fact of every job at work."""
+        found = set()
+        for job in live_jobs(self.store):
+            value: Any = manifest.read_facts(job)
+            for key in path:
+                value = (value or {}).get(key)
+            found.add(value)
+        return found
+
+    def _environments(self, seen: set[tuple[int, int]]) -> Iterator[Kept]:
+        used = self._in_use("environment", "hash")
+        folders = [folder for folder in children(self.store.envs) if not folder.name.startswith(".")]
+        for folder in sorted(folders, key=lambda one: -mtime(one / "environment.json")):
+            own = shared = 0
+            for file, size in tree.files(folder):
+                if file not in seen:
+                    seen.add(file)
+                    own += size
+                    shared += size if file in self.cached else 0
+            if folder.name not in used:
+                when = mtime(folder / "environment.json")
+                yield Kept("environments", own, when, partial(self._drop_environment, folder), shared)
+
+    def _drop_environment(self, folder: Path) -> bool:
+        # A job that finds it holds the lock until it is marked as used.
+        with locks.hold_now(self.store.locks / f"environment-{folder.name}.lock") as mine:
+            busy = is_fresh(folder / "environment.json") or folder.name in self._in_use("environment", "hash")
+            if not mine or busy:
+                return False
+            tree.remove(self.account, folder)
+        return True
+
+    def drop_uv_cache(self) -> bool:
+        """Remove uv's cache unless a build is using it. Environments keep their files."""
+        with locks.hold_now(self.store.locks / "uv-cache.lock") as mine:
+            if mine:
+                tree.remove(self.account, self.store.uv_cache)
+            return mine
+
+    def _repositories_in_use(self) -> set[str]:
+        used = set()
+        for job in live_jobs(self.store):
+            try:
+                used.add(job.spec().repository.key)
+            except TrainClassifierError:
+                continue
+        return used
+
+    def _caches(self) -> Iterator[Kept]:
+        used = self._repositories_in_use()
+        for folder in children(self.store.cache):
+            mirror = self.store.mirror(folder.name)
+            if folder.name not in used:
+                size = tree.disk_usage(folder) + (tree.disk_usage(mirror) if mirror.exists() else 0)
+                yield Kept("caches", size, mtime(folder), partial(self._drop_cache, folder, mirror))
+
+    def _drop_cache(self, folder: Path, mirror: Path) -> bool:
+        if not mirror.exists():
+            tree.remove(self.account, folder)
+            return True
+        with locks.hold_now(mirror / "lock") as mine:
+            # `prepare` touches the cache before a push takes the mirror's lock.
+            if not mine or is_fresh(folder) or folder.name in self._repositories_in_use():
+                return False
+            tree.remove(self.account, folder, mirror)
+        return True
+
+    def _checkpoints(self) -> Iterator[Kept]:
+        for job in self.store.all_jobs():
+            if (job.dir / "result.json").exists() and job.checkpoints.is_dir():
+                size = tree.disk_usage(job.checkpoints)
+                if size:
+                    # A --resume that reads them has touched them.
+                    used = max(mtime(job.dir / "result.json"), mtime(job.dir / "resumed"))
+                    yield Kept("caches", size, used, partial(self._drop_checkpoints, job))
+
+    def _drop_checkpoints(self, job: Job) -> bool:
+        with locks.hold_now(job.lock) as mine:
+            if not mine or is_fresh(job.dir / "resumed"):
+                return False
+            tree.remove(self.account, job.checkpoints)
+        return True
+
+    def _images(self) -> Iterator[Kept]:
+        """Yield the package layers that this account made and no container or job uses."""
+        if self.client is None:
+            return
+        client = self.client
+        used = self._in_use("image", "id")
+        for summary in layers.listed(client, os.geteuid()):
+            identity = summary["Id"]
+            if identity in used:
+                continue
+            size = int(summary.get("Size", 0)) - _parent_size(client, summary.get("ParentId"))
+            remove = partial(self._drop_image, identity, summary.get("RepoTags") or [])
+            yield Kept("images", max(size, 0), self._image_used(identity), remove)
+
+    def _image_used(self, identity: str) -> float:
+        records = self.store.images.glob(f"{identity.partition(':')[2]}*.json")
+        return max((mtime(record) for record in records), default=0.0)
+
+    def _drop_image(self, identity: str, tags: list[str]) -> bool:
+        fresh = time.time() - self._image_used(identity) <= FRESH_S
+        if fresh or identity in self._in_use("image", "id"):
+            return False
+        return layers.remove(tags or [identity])
+
+
+def _parent_size(client: Any, parent: Optional[str]) -> int:
+    import docker.errors
+
+    if not parent:
+        return 0
+    try:
+        return int(client.api.inspect_image(parent).get("Size", 0))
+    except docker.errors.NotFound:
+        return 0
