@@ -254,14 +254,14 @@ class Host:
             choose = f"P={shlex.quote(self.python)}"
         else:
             choose = "P=/usr/bin/python3; [ -x $P ] || P=python3"
-        return f'{choose}; command -v "$P" >/dev/null 2>&1 || exit {NO_PYTHON}'
+        return f'{choose}; command -v "$P" >/dev/null 2>&1 || {_end_with(NO_PYTHON)}'
 
     def _worker(self, door: str = "") -> str:
         from train_classifier.bundle import bundle
 
         return (
             f'{self._state()}; W="$S/workers/{bundle()[0]}"; {self._needs_python()}; '
-            f'[ -f "$W/__main__.py" ] || exit {NO_WORKER}; exec "$P" -I "$W"{door}'
+            f'[ -f "$W/__main__.py" ] || {_end_with(NO_WORKER)}; exec "$P" -I "$W"{door}'
         )
 
     def _shell(self, line: str) -> list[str]:
@@ -424,7 +424,10 @@ class Host:
                 )
             except FileNotFoundError as error:
                 raise NotReady("rsync is not installed on this machine.", "Install rsync.") from error
-            return _attend(process, data, progress)
+            status, err = _attend(process, data, progress)
+        # rsync hands on the status of the far shell only if it is gone when rsync looks: else that is 12.
+        said = re.search(rb"^train-classifier: exit (\d+)$", err, re.MULTILINE)
+        return int(said[1]) if said else status, err
 
     def _rsync_failed(self, status: int, err: bytes, pulling: bool) -> None:
         text = err.decode("utf-8", "replace")
@@ -486,6 +489,11 @@ def _remote_shell(ssh: list[str] | None) -> Iterator[str]:
         run = f'exec {shlex.join(ssh)} "$@"' if ssh else 'exec sh -c "$*"'
         script.write_text(f"shift\n{run}\n")
         yield f"sh '{script}'"
+
+
+def _end_with(status: int) -> str:
+    """Return the shell command that ends with a status of ours, and says so where statuses get lost."""
+    return f"{{ echo 'train-classifier: exit {status}' >&2; exit {status}; }}"
 
 
 def _attend(process: "subprocess.Popen[bytes]", data: bytes, progress: Progress | None) -> tuple[int, bytes]:

@@ -255,11 +255,12 @@ def create_helper(
     network: str = "full",
     entrypoint: Optional[Sequence[str]] = None,
     as_root: bool = False,
+    hide_gpus: bool = True,
     **options: Any,
 ) -> Any:
     """Create the container of `run_helper`, not started; whoever calls this removes it (`remove`).
 
-    `as_root`: uid 0 also where the image names another user.
+    `as_root`: uid 0 also where the image names another user. `hide_gpus`: see `no_gpus`.
     """
     from docker.types import LogConfig
 
@@ -276,7 +277,7 @@ def create_helper(
             image,
             list(command),
             mounts=list(mounts),
-            environment={**(environment or {}), **no_gpus(options)},
+            environment={**(environment or {}), **(no_gpus(options) if hide_gpus else {})},
             labels=labels,
             network_mode="none" if network == "none" else "bridge",
             security_opt=["no-new-privileges"],

@@ -51,6 +51,10 @@ def walk(root: Path) -> Iterator[Entry]:
     """Yield artefacts/ and everything below, parents first. Missing: nothing."""
     base = os.fsencode(root.name)
     try:
+        mode = os.stat(root.parent).st_mode
+        if mode & 0o700 != 0o700:
+            # The model may have shut its working directory; what it delivers is not lost for that.
+            os.chmod(root.parent, stat.S_IMODE(mode) | 0o700)
         found = os.lstat(root)
     except FileNotFoundError:
         return

@@ -130,6 +130,8 @@ def _build(
         # An empty user is root, and stays empty in the layer.
         as_root=bool(config.get("User")),
         working_dir="",
+        # Likewise a variable: the layer keeps what the base says of it, and where that is nothing gets ours.
+        hide_gpus=any(line.startswith("NVIDIA_VISIBLE_DEVICES=") for line in config.get("Env") or ()),
         mounts=_mounts(host, scratch),
         labels={**images.labels("build", job), images.PLACE: str(scratch)},
     )
