@@ -14,6 +14,8 @@ from train_classifier.transport import Host, Unreachable
 POLL_S = 10.0
 #: Bytes of log in one look.
 CHUNK = 4 << 20
+#: Bytes of an archive up to which it comes with the result, without a process and a connection of its own.
+INLINE = 128 << 10
 #: Seconds after which the host is asked anew: a controller that is gone renews no lease for longer.
 STREAM_S = 60.0
 #: Seconds without a connection after which a controller gives up; the job never does.
@@ -59,40 +61,46 @@ def patiently(
         return value
 
 
+def request(offset: int = 0, seen: int = 0, renew: bool = False, inline: bool = False) -> dict[str, Any]:
+    """Return what the worker's `follow` is asked of a job, apart from its id."""
+    return {
+        "offset": offset,
+        "wait": POLL_S,
+        "for": STREAM_S,
+        "max": CHUNK,
+        "seen": seen,
+        "renew": renew,
+        "inline": INLINE if inline else 0,
+    }
+
+
 def follow(
     host: Host,
     job: str,
     report: Reporter,
     *,
-    offset: int = 0,
     patience: float = PATIENCE_S,
     renew: bool = False,
+    inline: bool = False,
+    answers: Iterator[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Hand the log from byte `offset` on and every change of status to `report` until the job is finished.
+    """Hand the log and every change of status to `report` until the job is finished.
 
-    Silence is no death: only the worker's own result ends it. `renew` keeps the job's lease alive.
+    Silence is no death: only the worker's own result ends it. `renew` keeps the job's lease alive, `inline`
+    asks for a small archive with the result, `answers` is a stream from the job's beginning that is open.
     Returns the last answer of `follow`, with `result` and `archive`.
     Raises OutOfTouch after `patience` seconds without a connection, and the worker's own failures.
     """
-    seen = 0
-    answers: Iterator[dict[str, Any]] = iter(())
+    offset = seen = 0
+    stream: Iterator[dict[str, Any]] = answers or iter(())
 
     def look() -> dict[str, Any]:
-        nonlocal answers
-        answer = next(answers, None)
+        nonlocal stream
+        answer = next(stream, None)
         if answer is None:
-            request = {
-                "verb": "follow",
-                "id": job,
-                "offset": offset,
-                "wait": POLL_S,
-                "for": STREAM_S,
-                "max": CHUNK,
-                "seen": seen,
-                "renew": renew,
-            }
-            answers = host.stream(request, POLL_S + 30)
-            answer = next(answers)
+            asked = {"verb": "follow", "id": job, **request(offset, seen, renew, inline)}
+            stream = host.stream(asked, POLL_S + 30)
+            answer = next(stream)
         return answer
 
     try:
@@ -119,8 +127,8 @@ def follow(
                 report.event("result", result=answer["result"])
                 return answer
     finally:
-        if isinstance(answers, Generator):
-            answers.close()
+        if isinstance(stream, Generator):
+            stream.close()
 
 
 def unpack(answer: dict[str, Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""The five steps of a training run as plain functions over a Host: preflight, push, start, follow, fetch.
+"""The steps of a training run as plain functions over a Host: preflight, push, start, follow, fetch.
 
 The action plugins call them inside Ansible; attach, logs, fetch and cancel call the same ones without it.
 """
@@ -8,7 +8,7 @@ import dataclasses
 import json
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from train_classifier.transport import Host, Unreachable
 
 #: Bytes a second that a slow disk copies.
 SLOW_DISK = 10_000_000
+#: Seconds that a host may take to start a job's worker.
+SUBMIT_S = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,33 +161,48 @@ def push(host: Host, order: Order, report: Reporter) -> None:
         _before_start(host, order, send, report)
 
 
-def start(host: Host, order: Order, secrets: Mapping[str, str], report: Reporter) -> dict[str, Any]:
-    """Hand the job to the host's own worker; from here on it is safe. Returns the worker's answer."""
+def start(host: Host, order: Order, secrets: Mapping[str, str], report: Reporter) -> Iterator[dict[str, Any]]:
+    """Hand the job to the host's own worker; from here on it is safe.
+
+    Returns the open stream of what `follow` is told, an empty one of a job that is left alone.
+    """
     with phase(report, "start"):
         asked = False
+        request: dict[str, Any] = {"verb": "submit", "id": order.spec.id, "secrets": dict(secrets)}
+        if not order.detach:
+            request["follow"] = following.request(renew=order.spec.lease_s is not None, inline=True)
 
-        def submit() -> dict[str, Any]:
+        def submit() -> Iterator[dict[str, Any]]:
             nonlocal asked
             # The answer to the first try may be what was lost.
             if asked and _state(host, order.spec.id) in ("submitted", "running", "finished"):
-                return {"id": order.spec.id, "state": "submitted"}
+                return iter(())
             asked = True
-            return host.call({"verb": "submit", "id": order.spec.id, "secrets": dict(secrets)}, timeout=120)
+            answers = host.stream(request, SUBMIT_S)
+            next(answers)
+            return answers
 
-        answer: dict[str, Any] = _before_start(host, order, submit, report)
+        answers: Iterator[dict[str, Any]] = _before_start(host, order, submit, report)
         report.event("started", id=order.spec.id, host=host.name)
-        return answer
+        return answers
 
 
-def follow(host: Host, order: Order, report: Reporter) -> dict[str, Any]:
-    """Show the log and the status until the job is finished; return its result."""
+def follow(host: Host, order: Order, answers: Iterator[dict[str, Any]], report: Reporter) -> dict[str, Any]:
+    """Show the log and the status until the job is finished; return its result.
+
+    `answers` comes from `start`. A small archive arrives with the result and is kept for `fetch`.
+    """
     answer = following.follow(
         host,
         order.spec.id,
         report,
         patience=order.patience_s,
         renew=order.spec.lease_s is not None,
+        inline=True,
+        answers=answers,
     )
+    if answer.get("content"):
+        fetching.keep(Path(order.output), order.spec.id, base64.b64decode(answer["content"]))
     result: dict[str, Any] = answer["result"]
     return result
 

@@ -1,4 +1,4 @@
-"""Hand the job to the host's own worker. From here on it survives the controller."""
+"""Hand the job to the host's own worker, and show its log until it is finished."""
 
 import os
 from typing import Any
@@ -12,10 +12,14 @@ from train_classifier.transport import Host
 
 
 class ActionModule(Step):
-    """Third step of a training run."""
+    """Third step of a training run. A job that failed fails in the next step, after its archive came."""
 
     def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
-        """Start the job with the values of its secrets, which are on no disk and on no command line."""
+        """Start the job with the values of its secrets, which are on no disk and on no command line.
+
+        Then follow it, unless the order says to leave it alone: in one step and over one connection, since
+        each of both costs more time than a worker takes to begin.
+        """
         if isinstance(report, sink.SinkReporter) and not report.ask("start"):
             # Killing us would not take back what is already on its way to the host.
             raise Cancelled("Cancelled before the job was started.")
@@ -27,5 +31,6 @@ class ActionModule(Step):
             if missing:
                 raise BadInput(*(f"secret {name} is not set in the environment" for name in missing))
             secrets = {name: os.environ[name] for name in names}
-        training.start(host, order, secrets, report)
-        return {"changed": True, "job": order.spec.id}
+        answers = training.start(host, order, secrets, report)
+        done = {"changed": True, "job": order.spec.id}
+        return done if order.detach else {**done, "result": training.follow(host, order, answers, report)}

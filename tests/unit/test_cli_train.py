@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 from pathlib import Path
@@ -157,7 +158,7 @@ def test_the_step_asks_before_it_submits(
     listener = sink.Sink(place, Silence(), lambda question: allowed if question == "start" else {})
     try:
         step = module.ActionModule.__new__(module.ActionModule)
-        arguments = (made().order, None, sink.SinkReporter(str(place)))
+        arguments = (dataclasses.replace(made().order, detach=True), None, sink.SinkReporter(str(place)))
         if allowed:
             assert step.step(*arguments)["changed"]
         else:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import fcntl
+import hashlib
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from train_classifier import follow, training
+from train_classifier import fetch, follow, training
 from train_classifier.errors import ExitCode, NotReady, OutOfTouch
 from train_classifier.reporting import Silence
 from train_classifier.ssh_errors import Unreachable
@@ -88,3 +91,41 @@ def test_bytes_come_as_they_are() -> None:
 def test_names_travel_whatever_they_are() -> None:
     names = [b"a b/", b"a b/new\nline", b"\xff\xfe", b"{{ x }}"]
     assert training.unpack_names(training.pack_names(names)) == names
+
+
+class Pulled(Host):
+    """A host whose archive is `content`; counts how often it is asked for it."""
+
+    content = b"archive"
+    pulls = 0
+
+    def pull(self, _job: str, target: Path, _progress: Any = None) -> None:
+        self.pulls += 1
+        target.write_bytes(self.content)
+
+
+@pytest.mark.parametrize(
+    ("came", "pulls"), [(b"archive", 0), (b"arch", 1), (b"ARCHIVE", 1), (None, 1)], ids=str
+)
+def test_an_archive_that_came_with_the_result_is_not_fetched(
+    came: bytes | None, pulls: int, tmp_path: Path
+) -> None:
+    """Verified like any other: what is damaged or cut short is fetched all the same."""
+    host, output, job = Pulled("gpu1"), tmp_path / "artefacts.tar.gz", "20260101-000000-00000000"
+    archive = {"bytes": 7, "sha256": hashlib.sha256(b"archive").hexdigest()}
+    if came is not None:
+        fetch.keep(output, job, came)
+    fetch.fetch(host, job, archive, output, Silence())
+    assert output.read_bytes() == b"archive" and host.pulls == pulls
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_nothing_is_kept_where_nothing_can_be(tmp_path: Path) -> None:
+    fetch.keep(tmp_path / "missing" / "artefacts.tar.gz", "20260101-000000-00000000", b"archive")
+    # Nor in the way of another fetch of this job.
+    output = tmp_path / "artefacts.tar.gz"
+    part = tmp_path / fetch.part_name(output, "20260101-000000-00000000")
+    with part.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        fetch.keep(output, "20260101-000000-00000000", b"archive")
+    assert part.read_bytes() == b""

@@ -14,7 +14,7 @@ from train_classifier.workspace import private_folder
 def test_content_is_found() -> None:
     root = content.root()
     assert (root / "playbooks" / "train.yml").is_file()
-    assert (root / "plugins" / "action" / "training_follow.py").is_file()
+    assert (root / "plugins" / "action" / "training_fetch.py").is_file()
 
 
 def test_the_first_reason_is_kept_and_no_event_file() -> None:

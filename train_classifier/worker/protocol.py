@@ -1,5 +1,6 @@
 """The worker's doors: a JSON request to a JSON answer, two doors for rsync, and what it calls itself."""
 
+import itertools
 import json
 import os
 import sys
@@ -24,6 +25,15 @@ def _check(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     return check.check(host, request)
 
 
+def _submit(request: dict[str, Any], host: Host, store: Store) -> Answer:
+    answer = submit.submit(request, host, store)
+    if not isinstance(request.get("follow"), dict):
+        return answer
+    # In the same process: another one would start for longer than a short job takes.
+    following = read.follow({**request["follow"], "id": request["id"]}, host, store)
+    return itertools.chain([answer], following)
+
+
 def _clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     from train_classifier.worker import clean
 
@@ -33,7 +43,7 @@ def _clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
 VERBS: dict[str, Verb] = {
     "check": _check,
     "prepare": submit.prepare,
-    "submit": submit.submit,
+    "submit": _submit,
     "read": read.read,
     "follow": read.follow,
     "status": read.status,

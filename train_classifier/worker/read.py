@@ -5,6 +5,7 @@ import contextlib
 import os
 import time
 import zlib
+from pathlib import Path
 from typing import Any, Iterator, Optional
 
 from train_classifier.errors import BadInput, NotReady, TrainClassifierError
@@ -24,6 +25,7 @@ MOST_WAIT_S = 60.0
 PAUSE_BYTES = 1 << 16
 DEFAULT_BYTES = 4 << 20
 MOST_BYTES = 16 << 20
+MOST_INLINE = 1 << 20
 
 
 def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
@@ -77,15 +79,21 @@ def _renew(job: Job) -> None:
 def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str, Any]]:
     """Yield what `read` returns, for `for` seconds or until the whole log of a finished job is out.
 
-    One process for many lines. With `renew` the lease is renewed at each of them.
+    One process for many lines. With `renew` the lease is renewed at each of them. The last answer has the
+    archive itself, as `content`, if that is of at most `inline` bytes.
     """
     until = time.monotonic() + _number(request, "for", 0, MOST_WAIT_S * 60)
+    inline = _number(request, "inline", 0, MOST_INLINE)
     while True:
         answer = read(request, host, store)
-        yield answer
         size = len(zlib.decompress(base64.b64decode(answer["data"]))) if answer["data"] else 0
         offset = answer["offset"] + size
-        if answer["status"]["state"] == "finished" and offset >= answer["log_size"]:
+        over = answer["status"]["state"] == "finished" and offset >= answer["log_size"]
+        if over and answer["archive"] and os.stat(answer["archive"]).st_size <= inline:
+            content = Path(answer["archive"]).read_bytes()
+            answer["content"] = base64.b64encode(content).decode("ascii")
+        yield answer
+        if over:
             return
         if time.monotonic() >= until:
             return
