@@ -203,7 +203,7 @@ class Scene:
         host = self.host
         wait_until(lambda: not host.containers() or None, 60)
         assert host.shell("find /var/lib/train-classifier/queue -name '*.json'") == ""
-        find = f"cd {self.jobs_dir}; find . -mindepth 2 -maxdepth 2 '(' -name workspace -o -name run -o -name '*.tmp*' -o -name '.*' ')'"
+        find = f"test -d {self.jobs_dir} || exit 0; cd {self.jobs_dir}; find . -mindepth 2 -maxdepth 2 '(' -name workspace -o -name run -o -name '*.tmp*' -o -name '.*' ')'"
         # The worker says `finished` before it clears up.
         wait_until(lambda: host.shell(find) == "" or None, 30)
         assert (

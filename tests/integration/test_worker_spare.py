@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -429,11 +430,15 @@ def test_the_result_waits_for_no_removal(host: Machine, tree: Path, key: str) ->
     """A job that is over is told so before thousands of files are deleted."""
     (tree / "model/__main__.py").write_text(READS + MANY)
     job = push(host, tree, key)
-    host.call("submit", id=job, secrets={})
-    kept = finished(host, job)
-    # First renamed, then removed.
-    set_aside = host.state / "mirrors" / key / f"{job}.workspace"
-    assert any((folder / "many").exists() for folder in (workspace(host, job), set_aside))
+    mirror = host.state / "mirrors" / key
+    with (mirror / "lock").open("rb") as lock:
+        # As a push does: nothing is removed before it lets go.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        host.call("submit", id=job, secrets={})
+        kept = finished(host, job)
+        assert any(
+            (folder / "many").exists() for folder in (workspace(host, job), mirror / f"{job}.workspace")
+        )
     settled(host, key)
     host.assert_clean(job)
     assert json.loads((host.job_dir(job) / "status.json").read_text()) == kept
