@@ -30,13 +30,14 @@ REST = [
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(3600)]
 
 
-def molecule(scenario: str, release: str) -> None:
+def molecule(scenario: str, release: str, long: bool) -> None:
     """Run a scenario's whole sequence; what it prints is the failure's message."""
     environment = {
         **os.environ,
         # Molecule calls ansible-config and its kin by name.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MOLECULE_RELEASES": release,
+        "MOLECULE_LONG": "1" if long else "",
         "ANSIBLE_NOCOLOR": "1",
         "NO_COLOR": "1",
     }
@@ -63,14 +64,14 @@ def molecule(scenario: str, release: str) -> None:
 
 
 @pytest.mark.parametrize(("scenario", "release"), USUAL)
-def test_scenario(scenario: str, release: str) -> None:
-    molecule(scenario, release)
+def test_scenario(scenario: str, release: str, request: pytest.FixtureRequest) -> None:
+    molecule(scenario, release, bool(request.config.getoption("--full")))
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(("scenario", "release"), REST)
 def test_scenario_on_the_other_release(scenario: str, release: str) -> None:
-    molecule(scenario, release)
+    molecule(scenario, release, long=True)
 
 
 def test_every_scenario_is_run() -> None:
