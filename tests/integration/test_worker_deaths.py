@@ -267,6 +267,7 @@ def test_clean_removes_what_ended_and_nothing_else(host: Machine) -> None:
             docker("rm", foreign)
         fresh.call("cancel", id=live)
         assert fresh.wait(live)["outcome"] == "cancelled"
+        fresh.assert_clean(live)
         # What was used last a while ago goes, down to the budget.
         for path in (fresh.state / "cache").iterdir():
             os.utime(path, (1, 1))

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import dataclasses
+import fcntl
 import grp
 import json
 import os
@@ -298,6 +299,13 @@ class Machine:
         # The worker says `finished` before it clears up.
         while (self.job_dir(job) / "run").exists() and time.monotonic() < end:
             time.sleep(0.05)
+        # It lets go of the job when its workspace is put by, too.
+        with (self.job_dir(job) / "lock").open("rb") as lock:
+            while time.monotonic() < end:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.05)
         left = {entry.name for entry in self.job_dir(job).iterdir()}
         allowed = {
             "spec.json", "status.json", "result.json", "log.txt", "usage.csv", "manifest.json", "artefacts.tar.gz",
