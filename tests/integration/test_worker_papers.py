@@ -1,5 +1,6 @@
 """The papers of real jobs have the keys that docs/manifest.md documents, and no others."""
 
+import base64
 import csv
 import json
 import shutil
@@ -86,6 +87,26 @@ def check_values(manifest: dict[str, Any]) -> bool:
     open_phases = [phase for phase, (_, end) in manifest["times"].items() if end is None]
     assert open_phases == ["artefacts"]
     return True
+
+
+def test_a_small_archive_comes_with_the_result(host: Machine, tmp_path: Path) -> None:
+    """By the very call that submits the job; never a large one, and never what a link leads to."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "__main__.py").write_text("print('said')\nopen('artefacts/x', 'w').write('x')\n")
+    spec = host.spec()
+    host.push(tmp_path, spec)
+    asked = {"offset": 0, "wait": 10, "for": 60}
+    last = host.call("submit", id=spec["id"], secrets={}, follow={**asked, "inline": 1 << 20})
+    archive = host.job_dir(spec["id"]) / "artefacts.tar.gz"
+    assert last["result"]["outcome"] == "trained"
+    assert base64.b64decode(last["content"]) == archive.read_bytes()
+    size = archive.stat().st_size
+    assert "content" in host.call("follow", id=spec["id"], **asked, inline=size)
+    for most in (0, size - 1):
+        assert "content" not in host.call("follow", id=spec["id"], **asked, inline=most)
+    archive.unlink()
+    archive.symlink_to("/etc/passwd")
+    assert "content" not in host.call("follow", id=spec["id"], **asked, inline=1 << 20)
 
 
 def test_a_job_that_never_trained_has_a_result_with_the_documented_keys(host: Machine) -> None:

@@ -171,7 +171,8 @@ class Machine:
             capture_output=True, env=self.environment(), cwd="/", timeout=timeout, check=True,
         )  # fmt: skip
         assert b"Traceback" not in done.stdout + done.stderr
-        answer: dict[str, Any] = json.loads(done.stdout)
+        # Of a row of answers the last one.
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         if "error" in answer:
             raise Refused(answer["error"])
         return answer

@@ -3,14 +3,15 @@
 import base64
 import contextlib
 import os
+import stat
 import time
 import zlib
-from pathlib import Path
 from typing import Any, Iterator, Optional
 
 from train_classifier.errors import BadInput, NotReady, TrainClassifierError
 from train_classifier.worker import finish
 from train_classifier.worker.host import Host
+from train_classifier.worker.listing import O_FILE
 from train_classifier.worker.store import Job, Store, write_bytes
 
 #: Seconds between two looks for news.
@@ -89,9 +90,10 @@ def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[s
         size = len(zlib.decompress(base64.b64decode(answer["data"]))) if answer["data"] else 0
         offset = answer["offset"] + size
         over = answer["status"]["state"] == "finished" and offset >= answer["log_size"]
-        if over and answer["archive"] and os.stat(answer["archive"]).st_size <= inline:
-            content = Path(answer["archive"]).read_bytes()
-            answer["content"] = base64.b64encode(content).decode("ascii")
+        if over and inline and answer["archive"]:
+            content = _small(answer["archive"], inline)
+            if content:
+                answer["content"] = base64.b64encode(content).decode("ascii")
         yield answer
         if over:
             return
@@ -100,6 +102,19 @@ def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[s
         if 0 < size < PAUSE_BYTES:
             time.sleep(GATHER_S)
         request = {**request, "offset": offset, "seen": answer["status"]["version"]}
+
+
+def _small(archive: str, most: float) -> bytes:
+    """Return what an archive holds; nothing of one that is larger or cannot be read, which is then fetched.
+
+    Its folder is the job's user's, so that a link there is not followed.
+    """
+    try:
+        with open(os.open(archive, O_FILE), "rb") as file:
+            found = os.fstat(file.fileno())
+            return file.read() if stat.S_ISREG(found.st_mode) and found.st_size <= most else b""
+    except OSError:
+        return b""
 
 
 def log_size(job: Job) -> int:
