@@ -13,6 +13,7 @@ from typing import Any
 import docker
 import pytest
 from docker.types import Mount
+from worker_support import stop_what_names
 
 from train_classifier.bundle import bundle
 from train_classifier.job import JobSpec, Repository
@@ -130,6 +131,7 @@ def tmp_path() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="train-classifier-test-", dir="/var/tmp"))
     folder.chmod(0o755)
     yield folder
+    stop_what_names(folder)
     shutil.rmtree(folder)
 
 

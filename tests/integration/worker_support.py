@@ -320,6 +320,23 @@ class Machine:
             assert not [name for name in os.listdir(place) if job in name]
 
 
+def stop_what_names(root: Path) -> None:
+    """Kill what is still at work in a test's folder: workers, and the rm or cp that outlives a worker."""
+    for _ in range(600):
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.fsencode(root) in (folder / "cmdline").read_bytes() and int(folder.name) != os.getpid():
+                    found.append(int(folder.name))
+        if not found:
+            return
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    raise AssertionError(f"these do not end: {found}")
+
+
 @contextlib.contextmanager
 def machine(user: str = "root", **settings: Any) -> Iterator[Machine]:
     """Make a host for one account, and remove it with all its containers."""
@@ -341,12 +358,9 @@ def machine(user: str = "root", **settings: Any) -> Iterator[Machine]:
         made.install()
         yield made
     finally:
+        stop_what_names(root)
         jobs = root / "state" / "jobs"
         for job in jobs.iterdir() if jobs.exists() else ():
-            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                pid = json.loads((job / "status.json").read_text())["pid"]
-                if job.name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    os.kill(pid, signal.SIGKILL)
             left = docker("ps", "-aq", "--filter", f"label=train-classifier.job={job.name}").split()
             if left:
                 docker("rm", "-fv", *left)
