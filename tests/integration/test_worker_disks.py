@@ -58,8 +58,11 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 def read_only(folder: Path) -> Iterator[None]:
     """Show a folder read-only to everybody who opens something in it from now on."""
     subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
     try:
+        # Refused while somebody writes a file through it.
+        deadline = time.monotonic() + 30
+        while subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=False).returncode:
+            assert time.monotonic() < deadline
         yield
     finally:
         subprocess.run(["umount", str(folder)], check=True)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 PROGRAM = Path(__file__).parents[2] / "roles/host_check/files/jobs.py"
-PACKING, STARTING, QUEUED = (f"20260101-000000-0000000{n}" for n in (1, 2, 3))
+# One for each test: they run side by side, and the program looks at the whole machine.
+PACKING, STARTING, QUEUED, READ = (f"20260101-000000-0000000{n}" for n in (1, 2, 3, 4))
 HOLD = "import sys, time; held = open(sys.argv[1], 'w'); print(flush=True); time.sleep(100)"
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -71,11 +72,11 @@ def test_a_worker_that_has_opened_nothing_yet_is_found(tmp_path: Path, start: St
 
 
 def test_who_reads_a_log_is_no_job(tmp_path: Path, start: Start) -> None:
-    log = tmp_path / "jobs" / STARTING / "log.txt"
+    log = tmp_path / "jobs" / READ / "log.txt"
     log.parent.mkdir(parents=True)
     log.write_text("")
     start(sys.executable, "-c", HOLD.replace(", 'w')", ")"), log, wait=True)
-    assert STARTING not in look()["jobs"]
+    assert READ not in look()["jobs"]
 
 
 def test_a_workflow_job_is_found(tmp_path: Path, start: Start) -> None:
