@@ -18,6 +18,7 @@ from train_classifier.cli.workflow import WorkflowConsole
 from train_classifier.errors import OUTCOMES, BadInput, Cancelled, ExitCode, TrainClassifierError
 from train_classifier.github import run_url
 from train_classifier.inputs import Inputs
+from train_classifier.interrupts import deliver_again
 from train_classifier.options import LEAST_SECRET
 from train_classifier.papers import Papers
 
@@ -376,6 +377,7 @@ def interruptible(step: Step) -> Iterator[None]:
     def stop(number: int, _frame: Any) -> None:
         raise KeyboardInterrupt(number)
 
+    deliver_again()
     numbers = {signal.SIGINT, signal.SIGTERM}
     for number in numbers:
         signal.signal(number, stop)

@@ -3,10 +3,13 @@
 import os
 import sys
 
+from train_classifier.interrupts import deliver_again
+
 
 def main() -> None:
     """Run the command and exit with its code."""
     _settle_streams()
+    deliver_again()
     from train_classifier.cli.app import run
 
     sys.exit(run(sys.argv[1:]))

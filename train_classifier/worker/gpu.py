@@ -13,7 +13,7 @@ from typing import Any, Optional, Union
 
 from train_classifier.errors import NoGpu
 from train_classifier.job import DEFAULT_MIN_VRAM_MIB
-from train_classifier.worker import cdi
+from train_classifier.worker import cdi, engine
 from train_classifier.worker.host import Host
 
 FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "driver_version", "mig.mode.current")
@@ -282,7 +282,7 @@ def device_options(client: Any, gpus: Sequence[Gpu], root: Path = Path("/")) -> 
     """
     from docker.types import DeviceRequest
 
-    info = client.info()
+    info = engine.patiently(client.info)
     major = int(re.match(r"\d*", str(info.get("ServerVersion", "")))[0] or 0)  # type: ignore[index]
     folders = info.get("CDISpecDirs") or ()
     names = cdi.gpu_names(folders, root)

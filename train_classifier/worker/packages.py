@@ -119,7 +119,8 @@ def _build(
     start, has = _nearest(client, base, names)
     missing = [name for name in names if name not in has]
     say(f"installing {len(missing)} Debian package{'s' if len(missing) != 1 else ''}: {' '.join(missing)}")
-    config = client.api.inspect_image(base.id)["Config"] or {}
+    found = engine.patiently(lambda: client.api.inspect_image(base.id), check_cancel)
+    config = found["Config"] or {}
     container = engine.create_helper(
         client,
         start,

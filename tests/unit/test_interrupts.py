@@ -1,0 +1,63 @@
+"""A signal whose exception Python drops arrives all the same."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+LOST = """
+import signal, sys, time, weakref
+
+from train_classifier.interrupts import deliver_again
+
+def stop(number, frame):
+    raise KeyboardInterrupt(number)
+
+class Thing:
+    pass
+
+if {again}:
+    deliver_again()
+if {ours}:
+    signal.signal({number}, stop)
+thing = Thing()
+kept = weakref.ref(thing, lambda _: signal.raise_signal({number}))
+try:
+    del thing
+    time.sleep({seconds})
+    print("lost")
+except KeyboardInterrupt as caught:
+    print("caught", *map(int, caught.args))
+"""
+
+
+def run(**values: object) -> tuple[str, str]:
+    done = subprocess.run(
+        [sys.executable, "-c", LOST.format(**values)], capture_output=True, text=True, check=True
+    )
+    return done.stdout, done.stderr
+
+
+def test_python_drops_it() -> None:
+    assert run(again=False, ours=True, number=2, seconds=0.3)[0] == "lost\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_comes_again(number: int) -> None:
+    assert run(again=True, ours=True, number=int(number), seconds=60) == (f"caught {int(number)}\n", "")
+
+
+def test_pythons_own_handler() -> None:
+    assert run(again=True, ours=False, number=2, seconds=60) == ("caught\n", "")
+
+
+def test_other_errors_are_told_as_before() -> None:
+    program = (
+        "import weakref; from train_classifier.interrupts import deliver_again; deliver_again()\n"
+        "class Thing: pass\nthing = Thing(); kept = weakref.ref(thing, lambda _: 1 / 0); del thing"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "ZeroDivisionError" in done.stderr
