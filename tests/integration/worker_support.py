@@ -326,7 +326,8 @@ def stop_what_names(root: Path) -> None:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if os.fsencode(root) in (folder / "cmdline").read_bytes() and int(folder.name) != os.getpid():
+                mine = os.geteuid() in (0, folder.stat().st_uid) and int(folder.name) != os.getpid()
+                if mine and os.fsencode(root) in (folder / "cmdline").read_bytes():
                     found.append(int(folder.name))
         if not found:
             return

@@ -125,6 +125,14 @@ def test_yaml_parses_and_hides_no_failure(path: Path) -> None:
         assert forbidden not in text
 
 
+def test_a_mirror_is_asked_as_often_as_the_role_says() -> None:
+    """The apt module's own five tries would multiply a role's retries: an outage would take minutes to be told."""
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "roles").glob("*/tasks/*.yml")]
+    asked = sum(text.count("update_cache: true\n") for text in texts)
+    once = sum(len(re.findall(r"update_cache: true\n +update_cache_retries: 1\n", text)) for text in texts)
+    assert asked == once > 0
+
+
 #: As docs/hosts.md says; of the example only.
 VAULT_PASSWORD = "change-me"
 
