@@ -146,11 +146,11 @@ def test_a_whole_job(host: Machine, tmp_path: Path) -> None:
     # A job that is stopped, one whose worker dies, and what removes them.
     program = "import time\nopen('artefacts/x','w').write('x')\nprint('up', flush=True)\ntime.sleep(600)\n"
     stopped = host.start(program)
-    host.until(stopped, "training", text=b"up")
+    host.until(stopped, "training", text=b"up\n")
     host.call("cancel", id=stopped)
     assert host.wait(stopped)["outcome"] == "cancelled"
     killed = host.start(program)
-    host.until(killed, "training", text=b"up")
+    host.until(killed, "training", text=b"up\n")
     host.kill_worker(killed)
     assert host.wait(killed)["outcome"] == "lost"
     for one in (stopped, killed):

@@ -44,7 +44,7 @@ def start(caller: Caller) -> str:
     done = caller.run(*caller.train("probe", "--gpus", "0", "--detach"))
     assert done.returncode == 0, tail(done.stderr)
     job = done.stdout.decode().strip()
-    wait_until(lambda: b"up" in caller.run("logs", job).stdout or None, 60)
+    wait_until(lambda: b"up\n" in caller.run("logs", job).stdout or None, 60)
     return job
 
 

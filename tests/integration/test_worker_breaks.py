@@ -44,7 +44,7 @@ def test_killed_between_the_last_steps(user: str, step: str) -> None:
 
 def test_whoever_finishes_a_dead_job_may_die_too(host: Machine) -> None:
     job = host.start(WRITES + "import time\ntime.sleep(600)\n")
-    host.until(job, "training", text=b"up")
+    host.until(job, "training", text=b"up\n")
     host.kill_worker(job)
     with host.patched("deliver", DIES.format(name="conclude")), pytest.raises(Exception, match=r"-9|SIGKILL"):
         for _ in range(100):
@@ -138,7 +138,7 @@ def test_engine_that_does_not_come_back(host: Machine, tmp_path: Path) -> None:
         with away.patched("engine", "PATIENCE_S = 2.0\npatiently.__defaults__ = (None, None, 2.0)\n"), \
                 away.patched("supervise", "CLOSING_PATIENCE_S = 1.0\n"):  # fmt: skip
             job = away.start(WRITES + "import time\ntime.sleep(600)\n")
-            away.until(job, "training", text=b"up")
+            away.until(job, "training", text=b"up\n")
             engine.stop()
             away.until_finished(job, timeout=90)
         result = json.loads((away.job_dir(job) / "result.json").read_text())

@@ -136,7 +136,7 @@ def test_in_phase_queue(host: Machine) -> None:
 
 def test_in_phase_training(host: Machine) -> None:
     job = host.start(LONG)
-    host.until(job, "training", text=b"up")
+    host.until(job, "training", text=b"up\n")
     host.kill_worker(job)
     assert_lost(host, job, "training")
     assert host.log(job) == b"up\n"
@@ -195,7 +195,7 @@ def test_worker_that_never_starts(host: Machine, tmp_path: Path) -> None:
 
 def test_reboot(host: Machine) -> None:
     job = host.start(LONG)
-    host.until(job, "training", text=b"up")
+    host.until(job, "training", text=b"up\n")
     host.kill_worker(job)
     docker("stop", "-t", "0", f"tc-job-{job}")
     path = host.job_dir(job) / "status.json"
@@ -208,7 +208,7 @@ def test_reboot(host: Machine) -> None:
 
 def test_the_next_worker_finishes_the_dead(host: Machine) -> None:
     dead = host.start(LONG)
-    host.until(dead, "training", text=b"up")
+    host.until(dead, "training", text=b"up\n")
     host.kill_worker(dead)
     _, result = host.train("open('artefacts/x','w')")
     assert result["outcome"] == "trained"
@@ -221,7 +221,7 @@ def test_the_next_worker_finishes_the_dead(host: Machine) -> None:
 
 def test_stop_hook_of_the_unit(host: Machine) -> None:
     job = host.start(LONG)
-    host.until(job, "training", text=b"up")
+    host.until(job, "training", text=b"up\n")
     command = [*host.prefix(), "/usr/bin/python3", "-I", str(host.program), "finish", str(host.job_dir(job))]
     # While the worker lives, the hook does nothing.
     subprocess.run(command, env={**host.environment(), "SERVICE_RESULT": "success"}, check=True)
@@ -253,7 +253,7 @@ def test_clean_removes_what_ended_and_nothing_else(host: Machine) -> None:
     with machine(host.user) as fresh:
         old, _ = fresh.train("open('artefacts/x','w')")
         live = fresh.start(LONG)
-        fresh.until(live, "training", text=b"up")
+        fresh.until(live, "training", text=b"up\n")
         foreign = docker("create", IMAGE, "true")
         try:
             dry = fresh.call("clean", older_s=0, dry_run=True)
@@ -282,7 +282,7 @@ def test_clean_finishes_the_dead_and_nobody_else(host: Machine) -> None:
     with machine(host.user) as fresh:
         dead, live = (fresh.start(LONG) for _ in range(2))
         for job in (dead, live):
-            fresh.until(job, "training", text=b"up")
+            fresh.until(job, "training", text=b"up\n")
         fresh.kill_worker(dead)
         assert fresh.call("clean", dry_run=True)["removed"]["jobs"] == 0
         assert not (fresh.job_dir(dead) / "result.json").exists()
@@ -311,7 +311,7 @@ def test_checkpoints_count_into_the_budget_and_go_with_it(host: Machine) -> None
         old, _ = fresh.train(saves)
         young, _ = fresh.train(saves)
         live = fresh.start(saves + "import time\ntime.sleep(600)\n")
-        fresh.until(live, "training", text=b"up")
+        fresh.until(live, "training", text=b"up\n")
         kept = fresh.call("clean", keep_environments_bytes=1 << 40)
         assert kept["removed"]["caches"] == 0 and kept["kept_bytes"] >= 10 << 20
         # Only what was not used for a while goes, and of that no more than the budget asks for.

@@ -119,7 +119,7 @@ def test_a_model_that_uses_up_the_inodes(host: Machine) -> None:
     assert host.train(WRITES)[1]["outcome"] == "trained"
     stay.touch()
     job = host.start(program, lease_s=600.0)
-    host.until(job, "training", text=b"full 28")
+    host.until(job, "training", text=b"full 28\n")
     # Looking, and keeping the lease, needs no inode.
     answer = host.call("read", id=job, offset=0, wait=0, renew=True)
     assert answer["status"]["state"] == "running"
@@ -148,7 +148,7 @@ def test_read_only_before_the_job(host: Machine) -> None:
 
 def test_read_only_for_a_while_during_training(host: Machine) -> None:
     job = host.start(WAITS, lease_s=600.0)
-    host.until(job, "training", text=b"up")
+    host.until(job, "training", text=b"up\n")
     with read_only(host.state):
         time.sleep(1)
         answer = host.call("read", id=job, offset=0, wait=0, renew=True)
@@ -163,7 +163,7 @@ def test_read_only_for_a_while_during_training(host: Machine) -> None:
 def test_read_only_when_the_job_ends(host: Machine) -> None:
     """Nothing can be written down; once it can be again, the next look ends the job, and what it wrote is delivered."""
     job = host.start(WAITS)
-    host.until(job, "training", text=b"up")
+    host.until(job, "training", text=b"up\n")
     (host.state / "cache" / "0123456789abcdef" / "go").touch()
     with read_only(host.state):
         end = time.monotonic() + 60

@@ -112,7 +112,7 @@ def test_limits_reach_the_engine(host: Machine) -> None:
     job = host.start(
         "print('up', flush=True)\nimport time\ntime.sleep(60)", memory_bytes=64 << 20, cpus=0.5, pids=50
     )
-    host.until(job, "training", text=b"up")
+    host.until(job, "training", text=b"up\n")
     made = json.loads(docker("inspect", f"tc-job-{job}"))[0]
     limits = made["HostConfig"]
     assert (limits["Memory"], limits["MemorySwap"], limits["NanoCpus"], limits["PidsLimit"]) == (

@@ -18,7 +18,7 @@ from worker_support import IMAGE, Machine, Refused, accounts, docker, machine
 from train_classifier.worker import engine, locks, packages
 
 pytestmark = pytest.mark.engine
-LONG = "print('up', flush=True)\nopen('artefacts/partial','w').write('x')\nimport time\ntime.sleep(600)\n"
+LONG = "open('artefacts/partial','w').write('x')\nprint('up', flush=True)\nimport time\ntime.sleep(600)\n"
 
 
 @pytest.fixture(params=accounts()[-1:])
@@ -50,7 +50,7 @@ def test_jobs_that_cannot_be_read_stay(host: Machine) -> None:
 
 def test_the_version_that_began_a_job_finishes_it(host: Machine) -> None:
     job = host.start(LONG)
-    host.until(job, "training", text=b"up")
+    host.until(job, "training", text=b"up\n")
     other = host.program.with_name("0" * 16)
     shutil.copytree(host.program, other)
     subprocess.run(["chown", "-R", "--reference", str(host.program), str(other)], check=True)
@@ -70,7 +70,7 @@ def test_the_version_that_began_a_job_finishes_it(host: Machine) -> None:
     host.assert_clean(job)
     # `clean` keeps the programs of jobs at work, and one that is not there is done without.
     second = host.start(LONG)
-    host.until(second, "training", text=b"up")
+    host.until(second, "training", text=b"up\n")
     host.kill_worker(second)
     time.sleep(0.2)
     rewrite(host.job_dir(second) / "status.json", worker=str(other.with_name("1" * 16)))
@@ -228,7 +228,7 @@ def test_a_large_layer_is_committed_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_second_cancel_finishes_a_job_whose_worker_died(host: Machine) -> None:
     job = host.start(LONG)
-    host.until(job, "training", text=b"up")
+    host.until(job, "training", text=b"up\n")
     status = json.loads((host.job_dir(job) / "status.json").read_text())
     os.kill(status["pid"], 19)
     assert host.call("cancel", id=job, by="me")["state"] == "running"
@@ -243,7 +243,7 @@ def test_a_second_cancel_finishes_a_job_whose_worker_died(host: Machine) -> None
 def test_looking_renews_the_lease_on_a_full_disk(host: Machine) -> None:
     with host.on_small_disk("16m") as small:
         job = small.start(LONG, lease_s=600.0)
-        small.until(job, "training", text=b"up")
+        small.until(job, "training", text=b"up\n")
         os.utime(small.job_dir(job) / "lease", (1, 1))
         with contextlib.suppress(OSError), open(small.root / "fill", "wb", buffering=0) as file:
             while True:

@@ -34,7 +34,7 @@ with tempfile.TemporaryDirectory() as folder:
                     folder + "/", "host:."], input=b"model/__main__.py\0", check=True)
 print(json.dumps(call(verb="submit", id=spec["id"], secrets=secrets)))
 """
-LONG = "print('up', flush=True)\nopen('artefacts/partial','w').write('x')\nimport time\ntime.sleep(600)\n"
+LONG = "open('artefacts/partial','w').write('x')\nprint('up', flush=True)\nimport time\ntime.sleep(600)\n"
 
 
 class Person:
@@ -160,7 +160,7 @@ def test_launched(person: tuple[Person, str]) -> None:
 def test_killed_worker_is_finished_by_its_unit(person: tuple[Person, str]) -> None:
     me, launcher = person
     job = me.start(LONG)["id"]
-    status = me.until_log(job, "up")
+    status = me.until_log(job, "up\n")
     me.host.exec("kill", "-9", str(status["pid"]))
     result = me.result(job, looking=launcher == "setsid")
     assert (result["outcome"], result["exit_code"]) == ("lost", 10)
@@ -173,7 +173,7 @@ def test_killed_worker_is_finished_by_its_unit(person: tuple[Person, str]) -> No
 def test_stopped_unit_ends_in_order(person: tuple[Person, str]) -> None:
     me, launcher = person
     job = me.start(LONG)["id"]
-    status = me.until_log(job, "up")
+    status = me.until_log(job, "up\n")
     if launcher == "system":
         me.host.exec("systemctl", "stop", status["unit"])
     elif launcher == "user":

@@ -383,7 +383,7 @@ def test_a_killed_worker_leaves_its_workspace_too(host: Machine, tree: Path, key
     job = push(host, tree, key)
     first = inodes(host, job)
     host.call("submit", id=job, secrets={})
-    host.until(job, text=b"on")
+    host.until(job, text=b"on\n")
     host.kill_worker(job)
     end = time.monotonic() + 30
     while host.status(job)["state"] != "finished" and time.monotonic() < end:
@@ -416,7 +416,7 @@ def test_a_mirror_that_is_gone_at_the_end_of_the_job(host: Machine, tree: Path, 
     (tree / "model/__main__.py").write_text(READS + "import time\nprint('on', flush=True)\ntime.sleep(2)\n")
     job = push(host, tree, key)
     host.call("submit", id=job, secrets={})
-    host.until(job, text=b"on")
+    host.until(job, text=b"on\n")
     subprocess.run(["rm", "-rf", str(host.state / "mirrors" / key)], check=True)
     assert host.wait(job, 300)["outcome"] == "trained"
     host.assert_clean(job)

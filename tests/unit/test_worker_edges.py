@@ -7,7 +7,7 @@ import pytest
 from docker.types import DeviceRequest
 
 from train_classifier.errors import BadInput, NoGpu, NotReady
-from train_classifier.worker import container, engine, faults, launch, receive
+from train_classifier.worker import container, engine, faults, launch, program, receive
 
 
 class Refusal:
@@ -95,3 +95,24 @@ def test_faults_of_the_host_are_no_bugs() -> None:
     assert (
         faults.of_host(FileNotFoundError(2, "No such file")) is None and faults.of_host(ValueError()) is None
     )
+
+
+def test_the_program_is_opened_while_another_process_writes_its_bytecode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python writes `submit.cpython-311.pyc.<number>` and renames it: what was listed may be gone."""
+    (tmp_path / "__main__.py").touch(0o600)
+    (tmp_path / "__pycache__").mkdir(0o700)
+    (tmp_path / "__pycache__" / "later.pyc").touch(0o600)
+    walk = os.walk
+
+    def as_seen_before_the_rename(top: Path) -> list[tuple[str, list[str], list[str]]]:
+        return [(folder, folders, ["gone.pyc.1399", *names]) for folder, folders, names in walk(top)]
+
+    monkeypatch.setattr(program, "PROGRAM", tmp_path)
+    monkeypatch.setattr(program.os, "walk", as_seen_before_the_rename)
+    program.open_to_all()
+    monkeypatch.undo()
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")} == {
+        "__main__.py": 0o644, "__pycache__": 0o755, "later.pyc": 0o644,
+    }  # fmt: skip

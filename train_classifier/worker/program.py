@@ -1,5 +1,6 @@
 """This program itself: where it lies, and calling a part of it in a child as the job's user."""
 
+import contextlib
 import json
 import os
 import signal
@@ -28,7 +29,9 @@ def open_to_all() -> None:
     for folder, _, names in os.walk(PROGRAM):
         os.chmod(folder, 0o755)
         for name in names:
-            os.chmod(os.path.join(folder, name), 0o644)
+            # Another process that starts from here may be writing bytecode: its temporary file is renamed.
+            with contextlib.suppress(FileNotFoundError):
+                os.chmod(os.path.join(folder, name), 0o644)
 
 
 def die_with(parent: int) -> None:
