@@ -154,27 +154,47 @@ def test_in_phase_artefacts(host: Machine) -> None:
     assert not list(host.job_dir(job).glob(".*"))
 
 
-def test_what_the_model_said_last_is_not_lost(host: Machine) -> None:
-    program = "import os, time\nopen('artefacts/x','w')\nprint('up', flush=True)\ntime.sleep(1.5)\nprint('last words', flush=True)\ntime.sleep(600)\n"
-    job = host.start(program)
+#: Says its last words once nobody reads, as /cache/go tells, and then tells that in /cache/said.
+LAST_WORDS = """
+import os, time
+open('artefacts/x', 'w')
+print('up', flush=True)
+while not os.path.exists('/cache/go'):
+    time.sleep(0.05)
+print({words}, flush=True)
+open('/cache/said', 'w')
+time.sleep(600)
+"""
+
+
+def until_said(host: Machine, job: str) -> None:
+    """Let a job say its last words to a stopped worker: they stay in the FIFO. Then kill that."""
     status = host.until(job, "training", text=b"up\n")
-    # A stopped worker reads nothing: the words stay in the FIFO.
+    cache = host.state / "cache" / "0123456789abcdef"
     os.kill(status["pid"], signal.SIGSTOP)
-    time.sleep(2.5)
+    (cache / "go").touch()
+    try:
+        end = time.monotonic() + 60
+        while not (cache / "said").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        for name in ("go", "said"):
+            (cache / name).unlink(missing_ok=True)
     host.kill_worker(job)
-    time.sleep(0.2)
+    host.until_worker_is_gone(job)
+
+
+def test_what_the_model_said_last_is_not_lost(host: Machine) -> None:
+    job = host.start(LAST_WORDS.format(words="'last words'"))
+    until_said(host, job)
     result = host.wait(job)
     assert result["outcome"] == "lost" and host.log(job) == b"up\nlast words\n"
 
 
 def test_unmasked_words_of_a_job_with_secrets_are_dropped(host: Machine) -> None:
-    program = "import os, time\nopen('artefacts/x','w')\nprint('up', flush=True)\ntime.sleep(1.5)\nprint(os.environ['TOKEN'], flush=True)\ntime.sleep(600)\n"
-    job = host.start(program, {"TOKEN": "hunter2"})
-    status = host.until(job, "training", text=b"up\n")
-    os.kill(status["pid"], signal.SIGSTOP)
-    time.sleep(2.5)
-    host.kill_worker(job)
-    time.sleep(0.2)
+    job = host.start(LAST_WORDS.format(words="os.environ['TOKEN']"), {"TOKEN": "hunter2"})
+    until_said(host, job)
     assert host.wait(job)["outcome"] == "lost"
     assert b"hunter2" not in host.log(job) and b"8 bytes of the log are missing" in host.log(job)
 

@@ -254,11 +254,11 @@ def test_stream_hands_on_a_refusal(tmp_path: Path) -> None:
 
 
 def test_stream_waits_for_whoever_takes_its_answers(tmp_path: Path) -> None:
-    answers = spoken("""echo '{"n": 1}'; sleep 1.5; echo '{"n": 2}'; sleep 0.3""", tmp_path).stream(
-        QUESTION, silence=1
+    answers = spoken("""echo '{"n": 1}'; sleep 3; echo '{"n": 2}'; sleep 0.3""", tmp_path).stream(
+        QUESTION, silence=2
     )
     assert next(answers) == {"n": 1}
-    time.sleep(1.2)
+    time.sleep(2.4)
     assert list(answers) == [{"n": 2}]
 
 
