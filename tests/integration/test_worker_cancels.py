@@ -283,7 +283,8 @@ def test_a_silent_job_outlives_the_engines_quiet_streams(engine: sdk.DockerClien
 
 @pytest.mark.full
 def test_a_silent_job_outlives_a_minute(host: Machine) -> None:
-    job, result = host.train(f"import time\ntime.sleep(100)\n{WRITES}print('awake')\n", lease_s=None)
+    job = host.start(f"import time\ntime.sleep(100)\n{WRITES}print('awake')\n", lease_s=None)
+    result = host.wait(job, 300)
     assert result["outcome"] == "trained", result
     assert host.log(job) == b"awake\n"
     host.assert_clean(job)
