@@ -215,7 +215,8 @@ def _ask(
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "train_classifier.inventory_reader"],
+            # -P: the current folder may be anybody's checkout, and is no place to import from.
+            [sys.executable, "-P", "-m", "train_classifier.inventory_reader"],
             input=json.dumps({"inventory": inventory, "limit": limit, "names_only": names_only}).encode(),
             env=environment,
             capture_output=True,

@@ -9,6 +9,8 @@ import os
 import sys
 from typing import Any
 
+from train_classifier import content
+
 #: Inventory variable that moves a host's state folder.
 STATE_DIR = "training_job_state_dir"
 _PASSWORDS = ("ansible_password", "ansible_ssh_pass", "ansible_ssh_password")
@@ -31,6 +33,9 @@ def read(inventory: str, limit: str | None, names_only: bool = False) -> dict[st
     try:
         init_plugin_loader()
         loader = DataLoader()
+        # As in our playbooks. Otherwise Ansible reads group_vars and host_vars of the current folder, which
+        # may be anybody's checkout, and variables name programs.
+        loader.set_basedir(str(content.root() / "playbooks"))
         secrets = CLI.setup_vault_secrets(
             loader, vault_ids=list(C.DEFAULT_VAULT_IDENTITY_LIST), ask_vault_pass=False, auto_prompt=False
         )

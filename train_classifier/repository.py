@@ -6,65 +6,20 @@ import os
 import platform
 import pwd
 import re
-import subprocess
 import sys
 import unicodedata
 from pathlib import Path
 
-from train_classifier import job
+from train_classifier import git_state, job
 from train_classifier.errors import BadInput
 from train_classifier.units import printable, quoted
 
 #: Folders of generated content: never pushed, never a model.
 GENERATED = (".git", ".venv", "venv", "node_modules", "__pycache__")
-#: Seconds for one question to git; a checkout that takes longer is trained without an answer.
-GIT_TIMEOUT = 60.0
 #: Letters that look like ASCII and are not, as people meet them: Cyrillic, Greek, dotless i, dashes.
 _LOOKS_LIKE = dict(
     zip("аеорсухіјѕԁһӏνοαρτυικγпмтɑɡı‐‑‒–—−", "aeopcyxijsdhlvoaptuikynmtagi------", strict=True)  # noqa: RUF001
 )
-
-
-class GitSilent(Exception):
-    """git cannot answer; the text says why."""
-
-
-def git(repository: Path, *arguments: str) -> bytes:
-    """Return what git prints about a checkout, changing nothing in it.
-
-    Raises GitSilent when git is missing, refuses the checkout (safe.directory), fails or takes too long.
-    """
-    # Variables of a hook that calls us would point git at another checkout.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    environment |= {"LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
-    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM", "GIT_CEILING_DIRECTORIES"):
-        if name in os.environ:
-            environment[name] = os.environ[name]
-    try:
-        done = subprocess.run(
-            # A checkout's own configuration could name a program to run at every status.
-            ["git", "-c", "core.fsmonitor=false", "-C", str(repository), *arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=GIT_TIMEOUT,
-            check=False,
-        )
-    except FileNotFoundError as error:
-        raise GitSilent("git is not installed") from error
-    except OSError as error:
-        raise GitSilent(f"git cannot be run: {error.strerror}") from error
-    except subprocess.TimeoutExpired as error:
-        raise GitSilent(f"git did not answer within {GIT_TIMEOUT:.0f} s") from error
-    if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip()
-        if "dubious ownership" in said:
-            raise GitSilent(
-                "git refuses it, since another user owns it; allow it with "
-                f"git config --global --add safe.directory {repository}"
-            )
-        raise GitSilent(printable(said.splitlines()[0]) if said else f"git exited {done.returncode}")
-    return done.stdout
 
 
 def resolve(folder: Path) -> Path:
@@ -102,35 +57,26 @@ def describe(repository: Path, output: Path | None = None) -> tuple[job.Reposito
     identity = "\0".join((platform.node(), os.fsdecode(repository), user_name()))
     key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     name = printable(repository.name)
-    if not any((folder / ".git").exists() for folder in (repository, *repository.parents)):
+    if not git_state.is_checkout(repository):
         return job.Repository(name, key), []
+    commit = None
     try:
-        commit = (
-            git(repository, "rev-parse", "--verify", "--quiet", "HEAD").decode("ascii", "replace").strip()
+        with git_state.opened(repository) as git:
+            commit = git.commit()
+            results = {output, repository / "artefacts"}
+            dirty = git.changed(lambda path: path in results)
+    except git_state.GitSilent as silent:
+        what = "the commit of this checkout"
+        if commit is not None:
+            what = f"whether this checkout differs from {commit[:12]}"
+        return job.Repository(name, key, commit), [f"{what} is not recorded: {silent}"]
+    warnings = []
+    if dirty is None:
+        warnings.append(
+            f"whether this checkout differs from {commit[:12]} is not recorded: "
+            "files seem to be changed that a filter of git (such as LFS) writes, and no filter is run"
         )
-    except GitSilent as silent:
-        why = "it has no commit yet" if str(silent) == "git exited 1" else str(silent)
-        return job.Repository(name, key), [f"the commit of this checkout is not recorded: {why}"]
-    try:
-        top = Path(os.fsdecode(git(repository, "rev-parse", "--show-toplevel").removesuffix(b"\n")))
-        status = git(repository, "status", "--porcelain=v1", "-z", "--untracked-files=normal", "--", ".")
-    except GitSilent as silent:
-        return job.Repository(name, key, commit), [
-            f"whether this checkout differs from {commit[:12]} is not recorded: {silent}"
-        ]
-    return job.Repository(name, key, commit, _dirty(status, top, repository, output)), []
-
-
-def _dirty(status: bytes, top: Path, repository: Path, output: Path | None) -> bool:
-    ours = {output, repository / "artefacts"}
-    entries = iter(status.split(b"\0"))
-    for entry in entries:
-        if entry[:1] in (b"R", b"C"):
-            next(entries, None)
-        path = top / os.fsdecode(entry[3:].rstrip(b"/")) if entry else None
-        if path and not (entry.startswith(b"?? ") and path in ours):
-            return True
-    return False
+    return job.Repository(name, key, commit, dirty), warnings
 
 
 def models(repository: Path) -> list[str]:

@@ -1,24 +1,28 @@
 """What of the repository is pushed, and everything odd or wrong that can be seen in it beforehand."""
 
 # Paths are bytes here, since names need not be UTF-8.
-# ruff: noqa: PTH113, PTH114, PTH115, PTH118, PTH120, PTH123, PTH208
+# ruff: noqa: PTH115, PTH118, PTH120, PTH123, PTH208
 
 import dataclasses
+import errno
 import hashlib
 import heapq
 import os
 import re
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from train_classifier import secretfiles
-from train_classifier.repository import GENERATED, GitSilent, git
+from train_classifier import git_state, secretfiles
+from train_classifier.repository import GENERATED
 from train_classifier.trainignore import FILE as IGNORE_FILE
 from train_classifier.trainignore import TrainIgnore
 from train_classifier.units import printable, show_bytes
 
 DEFAULT_PUSH_LIMIT = 5 << 30
+#: Seconds that the walk through a checkout may take.
+WALK_S = 600.0
 _Bytes = bytes
 _LFS_HEADER = b"version https://git-lfs.github.com/spec/v1\n"
 _KINDS = (
@@ -29,6 +33,10 @@ _KINDS = (
 )
 _IDENTITY = ("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns", "st_ino", "st_dev")
 _GENERATED = frozenset(name.encode() for name in GENERATED)
+
+
+class _TooLong(Exception):
+    """The walk takes too long."""
 
 
 @dataclasses.dataclass
@@ -105,22 +113,35 @@ class _Walk:
         self.strays: list[bytes] = []
         self.unreadable: list[bytes] = []
         self.left_out: set[bytes] = set()
+        self.asked_for_git = False
+        self.deadline = time.monotonic() + WALK_S
 
     def run(self, model: str | None) -> None:
         """Walk the tree; folders come before what they hold."""
-        pending = [(b"", False)]
-        while pending:
-            pending.extend(reversed(self._folder(*pending.pop())))
+        pending: list[tuple[bytes, bool | None]] = [(b"", None)]
+        try:
+            while pending:
+                pending.extend(reversed(self._folder(*pending.pop())))
+        except _TooLong:
+            self.sources.problems.append(
+                f"the checkout was not read within {WALK_S / 60:.0f} min: name a smaller folder by --repo, "
+                f"or use fewer patterns with wildcards in {IGNORE_FILE}"
+            )
+            return
         if model:
             self._need(model)
         self.sources.files = sum(not path.endswith(b"/") for path in self.sources.paths)
 
-    def _folder(self, relative: bytes, left_out: bool) -> list[tuple[bytes, bool]]:
+    def _folder(self, relative: bytes, folder_decision: bool | None) -> list[tuple[bytes, bool | None]]:
         """List one folder (`b""` or ending in `/`); return the folders below it to list next.
 
-        From a folder that is `left_out` only what .trainignore brings back is taken.
+        What was decided of the folder holds for what is in it. From one that is left out only what
+        .trainignore brings back is taken.
         """
         paths = self.sources.paths
+        left_out = folder_decision is True
+        if time.monotonic() > self.deadline:
+            raise _TooLong
         in_artefacts = relative.startswith(b"artefacts/")
         try:
             with os.scandir(os.path.join(self.top, relative)) as scan:
@@ -132,14 +153,22 @@ class _Walk:
             return []
         if relative and not left_out:
             paths.append(relative)
-        below: list[tuple[bytes, bool]] = []
+        below: list[tuple[bytes, bool | None]] = []
         for entry in entries:
             name = entry.name
             path = relative + name
             try:
                 folder = entry.is_dir(follow_symlinks=False)
                 decision = self.ignore.decide(path, folder) if self.ignore else None
-                if decision is None and (left_out or name in _GENERATED):
+                if name == b".git":
+                    # It may hold credentials: actions/checkout writes the workflow's token into .git/config.
+                    self.asked_for_git = (
+                        self.asked_for_git or decision is False or self.ignore.reaches_into(path)
+                    )
+                    self.left_out.add(path)
+                    continue
+                decision = folder_decision if decision is None else decision
+                if decision is None and name in _GENERATED:
                     decision = True
                 if decision is None and in_artefacts and path not in self._tracked():
                     decision = True
@@ -150,7 +179,7 @@ class _Walk:
                         self.left_out.add(path)
                     if not decision or self.ignore.reaches_into(path):
                         self._parents(path, left_out and not decision)
-                        below.append((path + b"/", bool(decision)))
+                        below.append((path + b"/", decision))
                 elif decision:
                     self.left_out.add(path)
                 elif self._file(entry, path, decision is False):
@@ -200,7 +229,7 @@ class _Walk:
         if 100 <= size < 1024:
             self.pointers.append(path)
         if name == b".gitattributes" and not self.uses_lfs:
-            self.uses_lfs = b"filter=lfs" in Path(os.fsdecode(entry.path)).read_bytes()
+            self.uses_lfs = b"filter=lfs" in _start(entry.path, 1 << 20)
         self.sources.bytes += size
         self.sizes.append((size, path))
         return True
@@ -228,13 +257,12 @@ class _Walk:
         if self.tracked is None:
             repository = Path(os.fsdecode(self.top))
             found: set[bytes] = set()
-            inside_git = any((folder / ".git").exists() for folder in (repository, *repository.parents))
+            names: list[bytes] | None = None
             try:
-                names = (
-                    git(repository, "ls-files", "-z", "--", "artefacts").split(b"\0") if inside_git else None
-                )
-            except GitSilent as silent:
-                names = None
+                if git_state.is_checkout(repository):
+                    with git_state.opened(repository) as git:
+                        names = git.tracked("artefacts")
+            except git_state.GitSilent as silent:
                 self.sources.warnings.append(f"of artefacts/ only README and .gitignore are pushed: {silent}")
             if names is None:
                 names = [
@@ -280,6 +308,8 @@ class _Walk:
                 f"private keys are not pushed: {_named(self.keys)} (a line such as "
                 f"!{printable(self.keys[0])} in {IGNORE_FILE} sends one)"
             )
+        if self.asked_for_git:
+            sources.warnings.append(f".git is never pushed, whatever {IGNORE_FILE} says")
         if self.env_files:
             sources.warnings.append(
                 f"{_named(self.env_files)}: pushed, passwords too; a line in {IGNORE_FILE} leaves it out"
@@ -301,17 +331,18 @@ class _Walk:
 
     def _is_pointer(self, path: bytes) -> bool:
         try:
-            with open(os.path.join(self.top, path), "rb") as file:
-                return file.read(len(_LFS_HEADER)) == _LFS_HEADER
+            return _start(os.path.join(self.top, path), len(_LFS_HEADER)) == _LFS_HEADER
         except OSError:
             return False
 
     def _submodules(self) -> Iterator[str]:
-        modules = os.path.join(self.top, b".gitmodules")
-        if not os.path.isfile(modules) or os.path.islink(modules):
+        try:
+            modules = _start(os.path.join(self.top, b".gitmodules"), 1 << 20)
+        except OSError:
             return
-        with open(modules, "rb") as file:
-            found = re.findall(rb'^\s*path\s*=\s*"?(.+?)"?\s*$', file.read(1 << 20), re.MULTILINE)
+        lines = [line.strip().partition(b"=") for line in modules.split(b"\n")]
+        named = [value.strip().strip(b'"') for key, _, value in lines if key.strip() == b"path"]
+        found = [path for path in named if path and b"\0" not in path and not self._strays(b"", path)]
         empty = []
         for path in found:
             try:
@@ -321,6 +352,15 @@ class _Walk:
                 empty.append(path)
         if empty:
             yield f"git submodules are empty: {_named(empty)}; run git submodule update --init first"
+
+
+def _start(path: bytes, size: int) -> bytes:
+    """Return the first bytes of a regular file. Raises OSError for anything else."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        return file.read(size)
 
 
 def _named(paths: list[bytes]) -> str:

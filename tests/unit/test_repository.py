@@ -220,12 +220,13 @@ def test_without_git_training_goes_on(repo: Path, tmp_path: Path, monkeypatch: p
     assert "not recorded: fatal: " in warning
 
 
-def test_a_checkout_of_another_user_is_trained_without_its_commit(repo: Path, tmp_path: Path) -> None:
+def test_checkout_of_another_user_is_recorded(repo: Path, tmp_path: Path) -> None:
     if os.geteuid():
         pytest.skip("only root can give a file away")
     git(repo, "init", "-q")
     git(repo, "add", ".")
     git(repo, "commit", "-qm", "one")
+    commit = git(repo, "rev-parse", "HEAD")
     for path in (repo, *repo.rglob("*")):
         os.chown(path, 65534, 65534)
     home = tmp_path / "home"
@@ -237,7 +238,108 @@ def test_a_checkout_of_another_user_is_trained_without_its_commit(repo: Path, tm
         env={"PATH": os.environ["PATH"], "HOME": str(home)},
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "commit=None, dirty=None" in done.stdout
-    assert (
-        f"another user owns it; allow it with git config --global --add safe.directory {repo}" in done.stdout
-    )
+    assert f"commit='{commit}', dirty=False) []" in done.stdout
+
+
+def test_git_folder_of_another_user_above_a_checkout_is_not_read(repo: Path, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give a file away")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-qm", "one", "--allow-empty")
+    os.chown(tmp_path / ".git", 65534, 65534)
+    described, (warning,) = repository.describe(repo)
+    assert described.commit is None
+    assert warning.endswith(f"{tmp_path}/.git, above it, belongs to another user")
+
+
+def test_git_file_that_names_another_repository_is_not_followed(repo: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    git(tmp_path, "init", "-q", str(other))
+    git(other, "commit", "-qm", "one", "--allow-empty")
+    (repo / ".git").write_text(f"gitdir: {other}/.git\n")
+    described, (warning,) = repository.describe(repo)
+    assert described.commit is None
+    assert warning.endswith(f"names the git folder {other}/.git, which does not name it in turn")
+    (repo / ".git").unlink()
+    (repo / ".git").symlink_to(other / ".git")
+    described, (warning,) = repository.describe(repo)
+    assert described.commit is None
+    assert warning.endswith("repo with space/.git is no folder")
+    (repo / ".git").unlink()
+    os.mkfifo(repo / ".git")
+    assert repository.describe(repo)[0].commit is None
+
+
+def test_linked_worktree_and_submodule(repo: Path, tmp_path: Path) -> None:
+    git(repo, "init", "-q")
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "one")
+    linked = tmp_path / "linked"
+    git(repo, "worktree", "add", "-q", str(linked))
+    git(linked, "commit", "-qm", "two", "--allow-empty")
+    described, warnings = repository.describe(linked)
+    assert (described.commit, described.dirty, warnings) == (git(linked, "rev-parse", "HEAD"), False, [])
+
+    above = tmp_path / "above"
+    git(tmp_path, "init", "-q", str(above))
+    git(above, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(repo), "sub")
+    git(above, "commit", "-qm", "one")
+    assert repository.describe(above)[0].dirty is False
+    described, warnings = repository.describe(above / "sub")
+    assert (described.commit, described.dirty, warnings) == (git(repo, "rev-parse", "HEAD"), False, [])
+    (above / "sub" / "new.py").touch()
+    assert repository.describe(above / "sub")[0].dirty is True
+    assert repository.describe(above)[0].dirty is True
+    (above / "sub" / "new.py").unlink()
+    git(above / "sub", "commit", "-qm", "two", "--allow-empty")
+    assert repository.describe(above)[0].dirty is True
+
+
+def test_content_that_a_filter_writes_is_neither_clean_nor_dirty(repo: Path) -> None:
+    git(repo, "init", "-q")
+    (repo / ".gitattributes").write_text("*.bin filter=upper\n*.txt text\n")
+    (repo / "large.bin").write_text("content\n")
+    (repo / "plain.txt").write_text("content\n")
+    git(repo, "config", "filter.upper.clean", "tr a-z A-Z")
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "one")
+    for name in ("large.bin", "plain.txt"):
+        os.utime(repo / name, (1, 1))
+    described, (warning,) = repository.describe(repo)
+    assert described.dirty is None
+    assert "a filter of git (such as LFS) writes" in warning
+    (repo / "plain.txt").write_text("another\n")
+    assert repository.describe(repo)[0].dirty is True
+
+
+@pytest.mark.parametrize("form", ["split", "sparse", "sha256", "packed", "crlf", "mode", "excludes"])
+def test_forms_of_a_checkout(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    git(repo, "init", "-q", *(["--object-format=sha256"] if form == "sha256" else []))
+    (repo / "line.txt").write_text("one\n")
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "one")
+    if form == "split":
+        git(repo, "update-index", "--split-index")
+    elif form == "sparse":
+        git(repo, "sparse-checkout", "set", "--cone", "--sparse-index", "mnist")
+        assert not (repo / "yolo").exists()
+    elif form == "packed":
+        git(repo, "gc", "-q")
+    elif form == "crlf":
+        git(repo, "config", "core.autocrlf", "true")
+        (repo / "line.txt").unlink()
+        git(repo, "checkout", "--", "line.txt")
+        assert (repo / "line.txt").read_bytes() == b"one\r\n"
+    elif form == "mode":
+        git(repo, "config", "core.fileMode", "false")
+        (repo / "line.txt").chmod(0o755)
+    elif form == "excludes":
+        (tmp_path / "gitconfig").write_text("[core]\n\texcludesFile = " + str(tmp_path / "ignore"))
+        (tmp_path / "ignore").write_text(".DS_Store\n")
+        (repo / ".DS_Store").touch()
+    os.utime(repo / "line.txt", (1, 1))
+    described, warnings = repository.describe(repo)
+    assert (described.commit, described.dirty, warnings) == (git(repo, "rev-parse", "HEAD"), False, [])
+    (repo / "line.txt").write_text("two\n")
+    assert repository.describe(repo)[0].dirty is True
