@@ -41,7 +41,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 #: What is dear to make: tests that share one of these run in one process of `-n`.
-SHARED = ("ssh_host", "gpu_host", "plain_host")
+SHARED = ("ssh_host", "gpu_host", "systemd_host", "plain_host")
 #: Tests that share nothing but the engine run wherever there is room.
 ALONE = (
     "unit",
@@ -65,9 +65,10 @@ def _group(item: pytest.Item) -> str:
     file = _file(item)
     parameters = getattr(getattr(item, "callspec", None), "params", {})
     if file == "integration/test_kills.py" and "case" in parameters:
-        # These are many: they have hosts of their own, except for the one with GPUs.
         case = parameters["case"]
-        return "gpu_host" if case.phase in ("queue", "gpu-check") else f"kills {case.init}"
+        if case.phase in ("queue", "gpu-check"):
+            return "gpu_host"
+        return {"systemd": "systemd_host", "none": "plain_host"}[case.init]
     for name in SHARED:
         if name in getattr(item, "fixturenames", ()):
             return name
@@ -179,6 +180,14 @@ def ssh_host(_hosts_possible: None, base_image: str, tmp_path_factory: TempPathF
 def gpu_host(_hosts_possible: None, base_image: str, tmp_path_factory: TempPathFactory) -> Iterator[TestHost]:
     """Debian 13 test host with two simulated GPUs (gpu_check = device)."""
     yield from _session(fleet.gpu_host(tmp_path_factory.mktemp("gpu-host"), base_image))
+
+
+@pytest.fixture(scope="session")
+def systemd_host(
+    _hosts_possible: None, base_image: str, tmp_path_factory: TempPathFactory
+) -> Iterator[TestHost]:
+    """Debian 12 test host with systemd, prepared without Ansible."""
+    yield from _session(fleet.systemd_host(tmp_path_factory.mktemp("systemd-host"), base_image))
 
 
 @pytest.fixture(scope="session")

@@ -84,6 +84,19 @@ def ssh_host(directory: Path, slim: str) -> TestHost:
     return host
 
 
+def systemd_host(directory: Path, slim: str) -> TestHost:
+    """Debian 12 with Docker 20.10, live-restore and the users of ssh_host, prepared without Ansible."""
+    host = TestHost.create("systemd-host", make_image("bookworm"), directory)
+    try:
+        host.write("/etc/docker/daemon.json", json.dumps({"live-restore": True}))
+        host.shell("systemctl restart docker")
+        prepare(host, slim)
+    except BaseException:
+        host.remove()
+        raise
+    return host
+
+
 def bare_host(directory: Path, release: str = "trixie") -> TestHost:
     """A Debian release without Docker and without anything of ours."""
     return TestHost.create("bare-host", make_image(release, "--bare"), directory)

@@ -249,7 +249,9 @@ def archived_log(archive: Path) -> bytes:
 @pytest.fixture
 def scene(request: pytest.FixtureRequest, case: Case, tmp_path: Path) -> Scene:
     name = (
-        "gpu_host" if case.phase in GPU_PHASES else {"systemd": "ssh_host", "none": "plain_host"}[case.init]
+        "gpu_host"
+        if case.phase in GPU_PHASES
+        else {"systemd": "systemd_host", "none": "plain_host"}[case.init]
     )
     return Scene(request.getfixturevalue(name), case, tmp_path)
 
