@@ -153,8 +153,8 @@ def slack() -> Iterator[Callable[..., Slack]]:
         each.close()
 
 
-def eventually(found: Callable[[], Any], seconds: float = 60) -> Any:
-    """Return what `found` returns once it is true; fail after a while."""
+def eventually(found: Callable[[], Any], seconds: float = 240) -> Any:
+    """Return what `found` returns once it is true; fail after a limit that suits a busy machine."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         value = found()

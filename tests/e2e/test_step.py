@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
@@ -12,7 +11,6 @@ import signal
 import stat
 import subprocess
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,8 +23,11 @@ from .world import GOOD, NOBODY, PLAIN_PATH, Step, World
 
 pytestmark = pytest.mark.engine
 
-#: What the runner waits: seconds from SIGINT to SIGTERM, and from there to SIGKILL.
-TERM_S, KILL_S = 7.5, 2.5
+#: What the runner waits from SIGINT to SIGTERM, in seconds. Its SIGKILL 2.5 s later is never sent: no test depends on
+#: the speed of the machine.
+TERM_S = 7.5
+#: A limit that suits a busy machine.
+PATIENCE_S = 240
 
 LONG = (
     GOOD
@@ -36,31 +37,46 @@ while True:
     time.sleep(0.1)
 """
 )
-#: Ignores SIGTERM; with a grace of nine seconds there is no time left to collect anything.
+#: Ignores SIGTERM.
 STUBBORN = """
 import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 os.makedirs("artefacts", exist_ok=True)
 with open("artefacts/weights.bin", "wb") as file:
-    for _ in range(30):
-        file.write(os.urandom(1 << 20))
+    file.write(os.urandom(4 << 20))
 print("under way", flush=True)
 while True:
     time.sleep(0.1)
 """
 
 
-def cancel(step: Step) -> dict[str, float]:
-    """Cancel a step as the runner does. Return the signals that were sent, each with its time."""
-    sent = {}
-    for number, wait in ((signal.SIGINT, TERM_S), (signal.SIGTERM, KILL_S), (signal.SIGKILL, 30)):
+def cancel(step: Step, patience: float = TERM_S) -> list[str]:
+    """Cancel a step as the runner does and wait for its end. Return the signals that it took.
+
+    `patience` is the time from SIGINT to SIGTERM in seconds.
+    """
+    sent = []
+    for number, wait in ((signal.SIGINT, patience), (signal.SIGTERM, PATIENCE_S)):
         # The entry process alone gets it, no group.
-        sent[number.name] = time.time()
         step.process.send_signal(number)
+        sent.append(number.name)
         with contextlib.suppress(subprocess.TimeoutExpired):
             step.process.wait(wait)
             break
     return sent
+
+
+@contextlib.contextmanager
+def unlimited_collecting(world: World) -> Iterator[None]:
+    """Let the step collect for as long as no second signal comes."""
+    path = world.action / "train_classifier" / "cli" / "step.py"
+    text = path.read_text()
+    assert "\nCOLLECT_S = 6.5\n" in text
+    path.write_text(text.replace("\nCOLLECT_S = 6.5\n", "\nCOLLECT_S = 6500\n"))
+    try:
+        yield
+    finally:
+        path.write_text(text)
 
 
 def groups(log: str) -> dict[str, list[str]]:
@@ -139,9 +155,8 @@ def test_cancel(world: World, slack: Callable[..., Slack], sshd: Sshd, way: str)
     eventually(lambda: "under way" in step.log or step.process.poll() is not None)
     assert step.process.poll() is None, step.log
     assert len(world.containers()) == 1
-    sent = cancel(step)
+    cancel(step)
     eventually(lambda: not world.containers())
-    assert "SIGKILL" not in sent, step.log
     assert step.process.returncode == 6, step.log
     assert step.outputs["status"] == "cancelled"
     job = world.jobs()[0]
@@ -157,9 +172,6 @@ def test_cancel(world: World, slack: Callable[..., Slack], sshd: Sshd, way: str)
         eventually(lambda: (job / "result.json").exists() and (job / "result.json").read_text())
     )
     assert result["outcome"] == "cancelled"
-    # The container had ended before the runner lost its patience.
-    ended = json.loads((job / "status.json").read_text())["times"]["training"][1]
-    assert ended < sent.get("SIGTERM", math.inf)
     folded = groups(step.log)
     assert {"", "preflight", "push", "start"} <= set(folded)
     assert "under way" in folded[""]
@@ -177,19 +189,28 @@ def test_cancel(world: World, slack: Callable[..., Slack], sshd: Sshd, way: str)
 def test_cancel_leaves_what_takes_too_long(world: World, why: str) -> None:
     """What cannot be collected in time stays on the host: the step ends by itself and says how to get it."""
     world.model(STUBBORN)
-    how = {"TRAIN_CLASSIFIER_CANCEL_GRACE": "9s"}
     if why == "slow line":
-        # Thirty megabytes at two a second: the cancel comes to its end in the middle of fetching.
+        # Four megabytes in a minute: the runner's SIGTERM comes in the middle of fetching.
         (world.folder / "bin").mkdir()
         slow = world.folder / "bin" / "rsync"
-        slow.write_text(f'#!/bin/sh\nexec {shutil.which("rsync")} --bwlimit=2048 "$@"\n')
+        slow.write_text(f'#!/bin/sh\nexec {shutil.which("rsync")} --bwlimit=64 "$@"\n')
         slow.chmod(0o755)
         how = {"TRAIN_CLASSIFIER_CANCEL_GRACE": "1s", "PATH": f"{slow.parent}:{os.environ['PATH']}"}
-    step = world.step(MODEL="mnist", **how)
-    eventually(lambda: running(world) or step.process.poll() is not None, 120)
-    assert step.process.poll() is None, step.log
-    sent = cancel(step)
-    assert "SIGKILL" not in sent, step.log
+        limit: contextlib.AbstractContextManager[None] = unlimited_collecting(world)
+    else:
+        how = {"TRAIN_CLASSIFIER_CANCEL_GRACE": "20s"}
+        limit = contextlib.nullcontext()
+    with limit:
+        step = world.step(MODEL="mnist", **how)
+        eventually(lambda: running(world) or step.process.poll() is not None)
+        assert step.process.poll() is None, step.log
+        if why == "slow line":
+            step.process.send_signal(signal.SIGINT)
+            eventually(lambda: "::group::fetch" in step.log or step.process.poll() is not None)
+            step.process.send_signal(signal.SIGTERM)
+            step.process.wait(PATIENCE_S)
+        else:
+            assert cancel(step, PATIENCE_S) == ["SIGINT"]
     assert step.process.returncode == 6, step.log
     job = world.jobs()[0]
     assert f"train-classifier fetch {job.name}" in step.log
@@ -200,7 +221,7 @@ def test_cancel_leaves_what_takes_too_long(world: World, why: str) -> None:
     eventually(lambda: not left(world))
     assert not (world.repo / "artefacts.tar.gz").exists()
     assert list(world.repo.glob(".*.part")) == []
-    eventually(lambda: (job / "result.json").exists(), 120)
+    eventually(lambda: (job / "result.json").exists())
     assert (job / "artefacts.tar.gz").exists()
     assert world.containers() == []
 
@@ -210,8 +231,7 @@ def test_cancel_before_the_job(world: World) -> None:
     world.model(LONG)
     step = world.step(MODEL="mnist")
     eventually(lambda: step.log)
-    sent = cancel(step)
-    assert list(sent) == ["SIGINT"], step.log
+    assert cancel(step, PATIENCE_S) == ["SIGINT"], step.log
     assert step.process.returncode == 6, step.log
     eventually(lambda: not world.containers())
 
@@ -224,7 +244,7 @@ def test_killed_runner(world: World) -> None:
     step.process.kill()
     step.process.wait()
     job = world.jobs()[0]
-    eventually(lambda: (job / "result.json").exists(), 90)
+    eventually(lambda: (job / "result.json").exists())
     result = json.loads((job / "result.json").read_text())
     assert "its controller is gone" in result["reason"]
     assert result["archive"]
@@ -235,7 +255,7 @@ def test_killed_runner(world: World) -> None:
     world.model(GOOD, "yolo")
     for model, told in (("yolo", False), ("mnist", True), ("mnist", False)):
         step = world.step(MODEL=model)
-        assert step.process.wait(120) == 0, step.log
+        assert step.process.wait(PATIENCE_S) == 0, step.log
         said = [line for line in step.log.splitlines() if job.name in line]
         assert bool(said) == told, step.log
         if told:
@@ -255,7 +275,7 @@ def test_ordinary_user(make_world: Callable[..., World], shared: Path) -> None:
     os.chown(world.tools, NOBODY, NOBODY)
     before = {path: path.lstat().st_mtime_ns for path in sorted(world.action.rglob("*"))}
     step = world.step(NOBODY, MODEL="mnist", PATH=PLAIN_PATH)
-    step.process.wait(280)
+    step.process.wait(PATIENCE_S)
     assert step.process.returncode == 0, step.log
     assert "hello from mnist" in step.log
     assert {path: path.lstat().st_mtime_ns for path in sorted(world.action.rglob("*"))} == before
@@ -284,13 +304,13 @@ def test_ordinary_user(make_world: Callable[..., World], shared: Path) -> None:
     world.model(GOOD)
     world.give(NOBODY)
     step = world.step(NOBODY, MODEL="mnist", PATH=PLAIN_PATH)
-    assert step.process.wait(120) == 0, step.log
+    assert step.process.wait(PATIENCE_S) == 0, step.log
     assert "Preparing" not in step.log
 
     (world.repo / "artefacts.tar.gz").unlink()
     os.chown(world.repo, 0, 0)
     step = world.step(NOBODY, MODEL="mnist", PATH=PLAIN_PATH)
-    assert step.process.wait(120) == 2, step.log
+    assert step.process.wait(PATIENCE_S) == 2, step.log
     assert "may not write" in step.log
     assert "Preparing" not in step.log
 
@@ -321,7 +341,7 @@ def test_gpu_host(world: World, gpu_host: TestHost) -> None:
     }
     for epoch, resume in enumerate(({}, {"TRAIN_CLASSIFIER_INPUT_RESUME": "last"})):
         step = world.step(**given, **resume)
-        assert step.process.wait(280) == 0, step.log
+        assert step.process.wait(PATIENCE_S) == 0, step.log
         assert re.search(r"card \['nvidia\d'\]", step.log), step.log
         assert "data seven" in step.log
         assert f"epoch {epoch}" in step.log
@@ -338,7 +358,7 @@ def test_gpu_host(world: World, gpu_host: TestHost) -> None:
     eventually(lambda: gpu_host.containers() == [])
     world.model(RESUMING)
     step = world.step(**given)
-    assert step.process.wait(280) == 0, step.log
+    assert step.process.wait(PATIENCE_S) == 0, step.log
     assert "card ['nvidia0', 'nvidia1']" in step.log
     assert gpu_host.containers() == []
     assert [path.name for path in world.temp.iterdir()] == []
@@ -358,7 +378,7 @@ def test_outside_github(world: World) -> None:
     surroundings = Path("/proc", str(step.process.pid), "environ").read_bytes()
     assert b"GITHUB_" not in surroundings
     assert b"RUNNER_" not in surroundings
-    step.process.wait(280)
+    step.process.wait(PATIENCE_S)
     assert step.process.returncode == 0, step.log
     assert not [line for line in step.log.splitlines() if line.startswith("::")]
     assert (world.repo / "artefacts.tar.gz").exists()
@@ -389,7 +409,7 @@ def test_secrets(world: World, slack: Callable[..., Slack]) -> None:
         TRAIN_CLASSIFIER_INPUT_SECRETS="TOKEN KEY",
         TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY="all",
     )
-    assert step.process.wait(280) == 4, step.log
+    assert step.process.wait(PATIENCE_S) == 4, step.log
     lines = [line for line in step.log.splitlines() if not line.startswith("Preparing the action's")]
     first = next(number for number, line in enumerate(lines) if not line.startswith("::add-mask::"))
     masked = {line.removeprefix("::add-mask::") for line in lines[:first]}
@@ -408,10 +428,10 @@ def test_stale_archive(world: World) -> None:
     (world.repo / "artefacts.tar.gz").write_bytes(b"\x1f\x8bold")
     world.write("precious.txt", "mine")
     step = world.step(MODEL="missing")
-    assert step.process.wait(120) == 2, step.log
+    assert step.process.wait(PATIENCE_S) == 2, step.log
     assert not (world.repo / "artefacts.tar.gz").exists()
     step = world.step(MODEL="missing", TRAIN_CLASSIFIER_INPUT_OUTPUT="precious.txt")
-    assert step.process.wait(120) == 2, step.log
+    assert step.process.wait(PATIENCE_S) == 2, step.log
     assert "is no archive" in step.log
     # Beside what else is wrong.
     assert "'missing'" in step.log
@@ -426,12 +446,12 @@ def test_stale_archive_of_the_settings(world: World) -> None:
     results.write_bytes(b"\x1f\x8bold")
     settings.write_text('[defaults]\noutput = "results.tar.gz"\n')
     step = world.step(MODEL="missing")
-    assert step.process.wait(120) == 2, step.log
+    assert step.process.wait(PATIENCE_S) == 2, step.log
     assert not results.exists()
     assert unrelated.exists()
     settings.write_text("[defaults\n")
     step = world.step(MODEL="missing")
-    assert step.process.wait(120) == 2, step.log
+    assert step.process.wait(PATIENCE_S) == 2, step.log
     assert unrelated.exists()
     assert "An archive of an earlier run is left" in step.log
 
@@ -446,7 +466,7 @@ def test_inputs_in_trouble(world: World, slack: Callable[..., Slack]) -> None:
         TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY="sucess",
         TRAIN_CLASSIFIER_INPUT_TIMEOUT="soon",
     )
-    assert step.process.wait(120) == 2, step.log
+    assert step.process.wait(PATIENCE_S) == 2, step.log
     errors = [line for line in step.log.splitlines() if line.startswith("::error")]
     for words in ("sucess", "'missing'", "soon"):
         assert [line for line in errors if words in line], step.log

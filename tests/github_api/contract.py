@@ -125,7 +125,7 @@ class Prism:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=240)
 
     def status(self, method: str, path: str, body: dict[str, Any] | None = None) -> int:
         """The status Prism answers to a request made here, not by the client."""

@@ -90,7 +90,7 @@ def moment(jobs, phase):
 def main():
     jobs, phase, victim = sys.argv[1:]
     print("watching", flush=True)
-    end = time.monotonic() + 90
+    end = time.monotonic() + 240
     while time.monotonic() < end:
         pid = moment(jobs, phase)
         if pid is not None:

@@ -137,7 +137,7 @@ class Host:
         return {label["name"] for label in self.runners()[name]["labels"]}
 
     def wait(self, what: str, holds: Callable[[], bool]) -> None:
-        end = time.monotonic() + 180
+        end = time.monotonic() + 240
         while not holds():
             assert time.monotonic() < end, (
                 f"never: {what}\n{self.sh('journalctl --no-pager -n 40', check=False)}"

@@ -102,7 +102,7 @@ def test_update_waits_for_a_running_job_and_teardown_refuses(
     ssh_host.write(f"{ssh_host.docker('inspect', '-f', where, container).strip()}/end", "")
     lines += update.stdout.readlines()
     assert update.wait(timeout=600) == 0, "".join(lines)[-6000:]
-    assert training.wait(timeout=120) == 0, (tmp_path / "errors").read_text()
+    assert training.wait(timeout=240) == 0, (tmp_path / "errors").read_text()
     assert (caller.work / "artefacts.tar.gz").exists()
     assert ssh_host.exec("test", "-e", "/var/lib/train-classifier/drain", check=False).returncode == 1
 

@@ -157,7 +157,7 @@ def test_a_dead_holder_gives_its_gpu_to_the_next(
         holder.wait()
         (site.marks / UUIDS[0]).unlink()
         assert UUIDS[0] in read_until(waiter, "granted")
-        assert waiter.wait(60) == 0
+        assert waiter.wait(240) == 0
         with pytest.raises(docker.errors.NotFound):
             engine.containers.get(container.id)
         assert site.left() == []
@@ -204,7 +204,7 @@ def test_the_head_waits_for_all_its_gpus(engine: docker.DockerClient, site: Site
     (site.marks / UUIDS[0]).unlink()
     assert json.loads(read_until(both, "granted").partition(" ")[2]) == UUIDS
     read_until(last, "granted")
-    assert (both.wait(60), last.wait(60)) == (0, 0)
+    assert (both.wait(240), last.wait(240)) == (0, 0)
 
 
 def test_a_preparing_job_is_passed_over_only_when_slow(

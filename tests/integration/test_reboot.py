@@ -101,7 +101,7 @@ def test_the_plug_is_pulled_under_somebody_who_follows(ssh_host: TestHost, tmp_p
     ssh_host.kill_container()
     wait_until(lambda: b"was cut" in errors.read_bytes() or None, 120)
     ssh_host.start()
-    rest, _ = process.communicate(timeout=200)
+    rest, _ = process.communicate(timeout=240)
     said = errors.read_bytes()
     assert (process.returncode, rest) == (10, b""), tail(said)
     assert b"In touch with" in said and b"rebooted" in said and b"Traceback" not in said

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from loopback.line import Line
 from loopback.sshd import Sshd
-from loopback.world import World, make_world, tail, wait_until
+from loopback.world import HOLD, World, make_world, tail, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -55,8 +55,7 @@ def test_plain_ansible_over_ssh(world: World, sshd: Sshd) -> None:
     """From the user's repository: live lines, the settings file, a masked secret, no template rendered (row 13)."""
     evil = "{{ lookup('pipe', 'touch " + str(world.folder / "rendered") + "') }}"
     world.model(
-        "import time\nprint('first', os.environ['PASSPHRASE'], os.environ['EVIL'], flush=True)\n"
-        "time.sleep(12)\nopen('seen', 'w').write('x')\n"
+        f"print('first', os.environ['PASSPHRASE'], os.environ['EVIL'], flush=True)\n{HOLD}open('seen', 'w').write('x')\n"
     )
     (world.repo / "{{ lookup('pipe', 'id') }}").write_text("x")
     (world.repo / "train-classifier.toml").write_text(
@@ -71,6 +70,7 @@ def test_plain_ansible_over_ssh(world: World, sshd: Sshd) -> None:
         seen.append(line)
     assert line.decode().strip() == f"first *** {evil}", tail(b"".join(seen))
     assert process.poll() is None and world.statuses()[-1]["state"] == "running"
+    world.go()
     rest = process.stdout.read()
     # Nothing new in artefacts/ is no failure: the settings file says so.
     assert process.wait() == 0, tail(rest)
@@ -84,17 +84,17 @@ def test_plain_ansible_on_this_machine(world: World) -> None:
     world.model("open('artefacts/partial', 'w').write('x'); print('so far', flush=True); sys.exit(3)\n")
     names = {"training_job_host": "here", "training_job_model": "probe", "training_job_gpus": "0"}
     checked = playbook(world, "train.yml", world.local, **names, flags=["--check"])
-    said = checked.communicate(timeout=120)[0]
+    said = checked.communicate(timeout=240)[0]
     assert checked.returncode == 0, tail(said)
     assert b"Check mode: the request is good; nothing was pushed to here" in said
     assert not world.state.exists()
     wrong = playbook(
         world, "train.yml", world.local, **{**names, "training_job_model": "nope"}, flags=["--check"]
     )
-    said = wrong.communicate(timeout=120)[0]
+    said = wrong.communicate(timeout=240)[0]
     assert wrong.returncode == 2 and b"no model 'nope'" in said
     failing = playbook(world, "train.yml", world.local, **names)
-    said = failing.communicate(timeout=120)[0]
+    said = failing.communicate(timeout=240)[0]
     assert failing.returncode == 2
     assert b"so far" in said and b"exited with status 3" in said.replace(
         b"exit status 3", b"exited with status 3"
@@ -103,11 +103,11 @@ def test_plain_ansible_on_this_machine(world: World) -> None:
         assert "artefacts/partial" in archive.getnames()
     world.model("import time\nprint('up', flush=True)\ntime.sleep(300)\n")
     detached = playbook(world, "train.yml", world.local, **names, training_job_detach="true")
-    said = detached.communicate(timeout=120)[0]
+    said = detached.communicate(timeout=240)[0]
     assert detached.returncode == 0, tail(said)
     job = world.wait_for(lambda status: status["phase"] == "training")["id"]
     stopped = playbook(world, "cancel.yml", world.local, training_job_host="here", training_job_id=job)
-    said = stopped.communicate(timeout=120)[0]
+    said = stopped.communicate(timeout=240)[0]
     assert stopped.returncode == 0, tail(said)
     assert world.run("attach", job, "--inventory", world.local).returncode == 6
 

@@ -89,7 +89,7 @@ def test_full_disk_while_the_model_talks(host: Machine, ending: str) -> None:
     )
     with host.on_small_disk("16m") as small:
         job = small.start(program + ending)
-        result = small.wait(job, timeout=60)
+        result = small.wait(job, timeout=240)
         assert result["outcome"] == ("failed" if ending else "trained"), result
         assert result["training_exit_status"] == (3 if ending else 0)
         log = small.log(job)
@@ -103,7 +103,7 @@ def test_a_log_that_stops_ends_the_job(host: Machine) -> None:
     broken = "def _broken(self, data):\n    raise ValueError('broken on purpose')\nPump._write = _broken\n"
     with host.patched("log", broken):
         job = host.start(WRITES + "import time\ntime.sleep(600)\n", grace_s=1.0)
-        result = host.wait(job, timeout=60)
+        result = host.wait(job, timeout=240)
     assert result["exit_code"] == 1 and "log stopped: broken on purpose" in result["reason"]
     assert "artefacts/weights" in host.names(job)
     host.assert_clean(job)
@@ -123,7 +123,7 @@ def layer(client, host, store, base, workspace, model, job, say, check_cancel):
 """
     with host.on_small_disk("12m") as small, small.patched("packages", fills):
         job = small.start(WRITES)
-        result = small.wait(job, timeout=60)
+        result = small.wait(job, timeout=240)
         assert (result["outcome"], result["exit_code"]) == ("not-ready", 3), result
         assert "No space left on device" in result["reason"] and "disk" in result["hint"]
         (small.state / "fill").unlink()
@@ -140,7 +140,7 @@ def test_engine_that_does_not_come_back(host: Machine, tmp_path: Path) -> None:
             job = away.start(WRITES + "import time\ntime.sleep(600)\n")
             away.until(job, "training", text=b"up\n")
             engine.stop()
-            away.until_finished(job, timeout=90)
+            away.until_finished(job, timeout=240)
         result = json.loads((away.job_dir(job) / "result.json").read_text())
         assert (result["outcome"], result["exit_code"]) == ("lost", 10), result
         assert "engine went away" in result["reason"]

@@ -132,7 +132,7 @@ def assert_cancelled(host: Machine, job: str, phase: str) -> None:
 def test_cancel_while_the_image_is_pulled(host: Machine, registry: str) -> None:
     job = host.start(WRITES, image=registry)
     host.until(job, "image")
-    assert Registry.begun.wait(60)
+    assert Registry.begun.wait(240)
     host.call("cancel", id=job, by="me@there")
     assert_cancelled(host, job, "image")
     assert docker("images", "-q", registry) == ""
@@ -190,7 +190,7 @@ def test_cancel_while_the_environment_is_built(host: Machine, tmp_path: Path) ->
 
 
 def wait_for_a_build(job: str) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while not docker("ps", "-q", "--filter", f"label=train-classifier.job={job}"):
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -273,7 +273,7 @@ def test_a_silent_job_outlives_the_engines_quiet_streams(engine: sdk.DockerClien
         container.wait = impatient
         running = Running(container)
         running.begin()
-        assert running.ended.wait(60)
+        assert running.ended.wait(240)
         assert running.failure is None and running.ending is not None
         assert (running.ending.status, running.ending.from_outside) == (7, False)
         assert len(waits) > 2

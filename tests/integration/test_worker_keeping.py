@@ -59,7 +59,7 @@ def test_the_version_that_began_a_job_finishes_it(host: Machine) -> None:
     status = host.job_dir(job) / "status.json"
     pid = json.loads(status.read_text())["pid"]
     host.kill_worker(job)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 240
     while locks.is_held(host.job_dir(job) / "lock") and time.monotonic() < end:
         time.sleep(0.05)
     assert pid
@@ -72,7 +72,7 @@ def test_the_version_that_began_a_job_finishes_it(host: Machine) -> None:
     second = host.start(LONG)
     host.until(second, "training", text=b"up\n")
     host.kill_worker(second)
-    time.sleep(0.2)
+    host.until_worker_is_gone(second)
     rewrite(host.job_dir(second) / "status.json", worker=str(other.with_name("1" * 16)))
     assert host.wait(second)["outcome"] == "lost"
 
@@ -202,7 +202,7 @@ def test_cancel_during_a_pull_from_a_registry_that_never_answers(host: Machine) 
         connection, _ = registry.accept()
         with connection:
             host.call("cancel", id=job, by="me")
-            result = host.wait(job, timeout=10)
+            result = host.wait(job, timeout=240)
     assert result["outcome"] == "cancelled"
     host.assert_clean(job)
 
@@ -233,7 +233,7 @@ def test_a_second_cancel_finishes_a_job_whose_worker_died(host: Machine) -> None
     os.kill(status["pid"], 19)
     assert host.call("cancel", id=job, by="me")["state"] == "running"
     host.kill_worker(job)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 240
     while locks.is_held(host.job_dir(job) / "lock") and time.monotonic() < end:
         time.sleep(0.05)
     assert host.call("cancel", id=job, by="me")["state"] == "finished"

@@ -87,7 +87,7 @@ class Person:
         return self.host.exec("cat", f"{self.state}/jobs/{job}/{name}", check=False).stdout
 
     def until_log(self, job: str, text: str) -> dict[str, Any]:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while text not in self.file(job, "log.txt"):
             assert time.monotonic() < end, self.call(verb="status", id=job)
             time.sleep(0.2)
@@ -96,7 +96,7 @@ class Person:
 
     def result(self, job: str, looking: bool = True) -> dict[str, Any]:
         """Wait for the result; without `looking` by nothing that could finish a dead job."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 240
         while not self.file(job, "result.json"):
             assert time.monotonic() < end, self.file(job, "status.json")
             if looking:
@@ -196,12 +196,14 @@ def test_engine_restarts_during_training(prepared: TestHost, live_restore: bool)
     prepared.shell("systemctl restart docker; systemctl reset-failed docker")
     try:
         text = (
-            "import time\nfor n in range(80):\n    print('line', n, flush=True)\n    time.sleep(0.1)\n"
+            "import os, time\nfor n in range(80):\n    print('line', n, flush=True)\n    time.sleep(0.1)\n"
+            "while not os.path.exists('/checkpoints/go'):\n    time.sleep(0.1)\n"
             "open('artefacts/x','w').write('x')\n"
         )
         job = me.start(text)["id"]
         me.until_log(job, "line 5\n")
         prepared.shell("systemctl restart docker; systemctl reset-failed docker")
+        prepared.shell(f"touch $(find {me.state}/jobs/{job} -name checkpoints)/go")
         result = me.result(job)
         log = me.file(job, "log.txt")
         if live_restore:

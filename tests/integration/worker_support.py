@@ -142,14 +142,14 @@ class Machine:
         finally:
             subprocess.run(["umount", "-l", str(disk)], check=True)
 
-    def until_finished(self, job: str, timeout: float = 60) -> None:
+    def until_finished(self, job: str, timeout: float = 240) -> None:
         """Wait for the end of a job by its files alone, without a look."""
         end = time.monotonic() + timeout
         while json.loads((self.job_dir(job) / "status.json").read_text())["state"] != "finished":
             assert time.monotonic() < end, (self.job_dir(job) / "status.json").read_text()
             time.sleep(0.1)
 
-    def until_worker_is_gone(self, job: str, timeout: float = 60) -> None:
+    def until_worker_is_gone(self, job: str, timeout: float = 240) -> None:
         """Wait for the death of a job's worker, without a look that would finish the job."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -163,7 +163,7 @@ class Machine:
             time.sleep(0.05)
         raise AssertionError(f"the worker lives: {self.status(job)}")
 
-    def call(self, verb: str, timeout: float = 60, **request: Any) -> dict[str, Any]:
+    def call(self, verb: str, timeout: float = 240, **request: Any) -> dict[str, Any]:
         """Ask the worker; raises Refused with its error."""
         done = subprocess.run(
             [*self.prefix(), self.python, "-I", str(self.program)],
@@ -219,7 +219,7 @@ class Machine:
     def rsync(self, tree: Path, job: str, names: list[bytes]) -> "subprocess.CompletedProcess[bytes]":
         return subprocess.run(
             self.rsync_command(tree, job), input=b"".join(name + b"\0" for name in names),
-            capture_output=True, timeout=120, check=False,
+            capture_output=True, timeout=240, check=False,
         )  # fmt: skip
 
     def start(self, program: str, secrets: dict[str, str] | None = None, **changes: Any) -> str:
@@ -237,7 +237,7 @@ class Machine:
         self.call("submit", id=spec["id"], secrets=secrets or {})
         return str(spec["id"])
 
-    def wait(self, job: str, timeout: float = 90) -> dict[str, Any]:
+    def wait(self, job: str, timeout: float = 240) -> dict[str, Any]:
         """Follow a job to its end; returns its result."""
         until = time.monotonic() + timeout
         offset, seen = 0, None
@@ -259,7 +259,7 @@ class Machine:
         status: dict[str, Any] = self.call("status", id=job)["status"]
         return status
 
-    def until(self, job: str, *phases: str, text: bytes = b"", timeout: float = 60) -> dict[str, Any]:
+    def until(self, job: str, *phases: str, text: bytes = b"", timeout: float = 240) -> dict[str, Any]:
         """Wait until a job is in one of the phases, and its log holds `text`."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -292,7 +292,7 @@ class Machine:
 
     def assert_clean(self, job: str) -> None:
         """Nothing of a job is left but its papers."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 240
         label = f"label=train-classifier.job={job}"
         while docker("ps", "-aq", "--filter", label) and time.monotonic() < end:
             time.sleep(0.1)

@@ -18,6 +18,12 @@ from .sshd import Sshd
 
 PACKAGE = Path(__file__).resolve().parents[2]
 MAIN = "import os, sys\n"
+#: Python that waits until the test says so (World.go).
+HOLD = """
+import time
+while not os.path.exists("/checkpoints/go"):
+    time.sleep(0.05)
+"""
 
 
 class World:
@@ -119,9 +125,14 @@ class World:
         answer: list[dict[str, Any]] = json.loads(done.stdout)
         return answer
 
-    def wait_for(self, state: Callable[[dict[str, Any]], bool], timeout: float = 60) -> dict[str, Any]:
+    def wait_for(self, state: Callable[[dict[str, Any]], bool], timeout: float = 240) -> dict[str, Any]:
         """Return the newest job's status file once `state` holds for it."""
         return wait_until(lambda: next((s for s in self.statuses()[-1:] if state(s)), None), timeout)
+
+    def go(self) -> None:
+        """Let the newest job go on from HOLD."""
+        newest = max((self.state / "jobs").iterdir())
+        (next(newest.rglob("checkpoints")) / "go").touch()
 
     def statuses(self) -> list[dict[str, Any]]:
         """Return the status files of all jobs, oldest first."""
@@ -165,8 +176,13 @@ class World:
         return found
 
 
-def wait_until(found: Callable[[], Any], timeout: float) -> Any:
-    """Return what `found` returns once it is not None; fail after `timeout` seconds."""
+#: A limit that suits a busy machine, in seconds.
+PATIENCE_S = 240.0
+
+
+def wait_until(found: Callable[[], Any], timeout: float = PATIENCE_S) -> Any:
+    """Return what `found` returns once it is not None; fail after `timeout` seconds, or PATIENCE_S if that is more."""
+    timeout = max(timeout, PATIENCE_S)
     end = time.monotonic() + timeout
     while time.monotonic() < end:
         value = found()

@@ -40,7 +40,7 @@ class Script:
     def end(self, patience: float) -> None:
         self.ended = True
         assert self._thread is not None
-        self._thread.join(10)
+        self._thread.join(240)
 
 
 class Target:
@@ -100,7 +100,7 @@ def test_a_stop_after_the_start_was_allowed_reaches_the_host(cancelled: list[str
         while run._stopping is None:
             threading.Event().wait(0.01)
         run.event("started", id=JOB, host="here")
-        run._stopping.join(10)
+        run._stopping.join(240)
         run.event("error", code=6, reason="cancelled")
         script.inbox.put(("done", Outcome(2, None, False)))
 

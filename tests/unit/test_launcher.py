@@ -59,7 +59,7 @@ def start(action: Path, cwd: Path, *prefix: str, **environment: str) -> subproce
 def run(action: Path, cwd: Path, *prefix: str, **environment: str) -> tuple[int, str]:
     """Run the launcher to its end. Return its exit code and what it said."""
     process = start(action, cwd, *prefix, **environment)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=240)
     return process.returncode, said
 
 
@@ -79,7 +79,7 @@ def test_two_runners_prepare_once(tmp_path: Path, action: Path) -> None:
     """Two steps at once on a runner with an empty tool cache make one environment, and a third makes none."""
     cache = {"RUNNER_TOOL_CACHE": str(tmp_path / "tool cache")}
     both = [start(action, tmp_path, **cache) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    said = [process.communicate(timeout=240)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert sum("Preparing" in words for words in said) == 1
     status, third = run(action, tmp_path, **cache)

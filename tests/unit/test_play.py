@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def started() -> list[int]:
     """Our ansible-playbook, once it is there."""
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not (found := descendants("ansible-playbook")):
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -73,7 +73,7 @@ def test_steps_wait_until_somebody_attends(folder: Path) -> None:
         play.start(str(folder / "hosts"), "one")
         assert set(first) <= set(descendants("ansible-playbook"))
         play.attend(attendant)
-        kind, outcome = play.inbox.get(timeout=60)
+        kind, outcome = play.inbox.get(timeout=240)
     assert kind == "done" and isinstance(outcome, playbook.Outcome) and outcome.status != 0
     assert attendant.asked[0]["host"]["name"] == "one"
     assert not list(folder.glob(f"{PREFIX}*"))
@@ -88,7 +88,7 @@ def test_another_host_is_meant_after_all(folder: Path) -> None:
         play.start(str(folder / "hosts"), "two")
         assert not set(first) & set(descendants("ansible-playbook"))
         play.attend(attendant)
-        play.inbox.get(timeout=60)
+        play.inbox.get(timeout=240)
     assert [question["host"]["name"] for question in attendant.asked] == ["two"]
 
 

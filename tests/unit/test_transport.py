@@ -117,7 +117,7 @@ def test_half_open_connection_is_noticed(sshd: Sshd) -> None:
         )
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         line.freeze()
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=240)
         assert process.returncode == 255
         assert ssh_errors.explain("gpu1", ssh, said).kind == "cut"
         line.mend()
