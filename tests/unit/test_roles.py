@@ -159,8 +159,7 @@ def test_example_shows_vaulted_secrets(vault: dict[str, str]) -> None:
     assert ":2.16." in seen["training_host_pull_images"]["gpu"]
 
 
-@pytest.mark.parametrize("path", PLAYBOOKS, ids=lambda path: path.name)
-def test_playbook_passes_the_syntax_check(path: Path, vault: dict[str, str]) -> None:
+def test_playbooks_pass_the_syntax_check(vault: dict[str, str]) -> None:
     environment = {
         **os.environ,
         **vault,
@@ -168,7 +167,7 @@ def test_playbook_passes_the_syntax_check(path: Path, vault: dict[str, str]) -> 
         "ANSIBLE_NOCOLOR": "1",
     }
     done = subprocess.run(
-        ["ansible-playbook", "--syntax-check", "-i", "inventory/example", str(path)],
+        ["ansible-playbook", "--syntax-check", "-i", "inventory/example", *map(str, PLAYBOOKS)],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
