@@ -1,7 +1,9 @@
 """Find and list jobs on all hosts of an inventory at once, without Ansible."""
 
+import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -59,8 +61,11 @@ def ask(hosts: Sequence[Host], question: Callable[[Host], T]) -> list[tuple[Host
                 answered.put((number, error))
 
     # Daemons: nobody waits at the exit for a host that does not answer.
-    for _ in range(min(AT_ONCE, len(hosts))):
-        threading.Thread(target=work, daemon=True, name="ask").start()
+    threads = [
+        threading.Thread(target=work, daemon=True, name="ask") for _ in range(min(AT_ONCE, len(hosts)))
+    ]
+    for thread in threads:
+        thread.start()
     answers: dict[int, T | TrainClassifierError] = {}
     try:
         while len(answers) < len(hosts):
@@ -69,7 +74,14 @@ def ask(hosts: Sequence[Host], question: Callable[[Host], T]) -> list[tuple[Host
                 raise answer
             answers[number] = answer
     except BaseException:
-        abandon()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting.get_nowait()
+        # Again and again for a moment: a thread may be about to start its question.
+        end = time.monotonic() + 5
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
+            abandon()
+            time.sleep(0.01)
         raise
     return [(host, answers[number]) for number, host in enumerate(hosts)]
 
