@@ -100,4 +100,5 @@ def main(release: str, versions: list[str]) -> None:
     )
 
 
-main(sys.argv[1], sys.argv[2:])
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])
