@@ -51,9 +51,23 @@ ALONE = (
     "integration/test_train_",
     "integration/test_worker_",
 )
-#: What takes long begins first, so that no process waits for another at the end.
-FIRST = ("integration/test_molecule", "integration/test_provisioning", "integration/test_kills")
-LAST = ("lint", "unit")
+#: What takes long begins first, the longest before the others, so that no process waits for another at the end: groups, or
+#: the beginnings of tests that have none.
+FIRST = (
+    "integration/test_molecule.py::test_scenario[nvidia_driver",
+    "ssh_host",
+    "integration/test_provisioning.py",
+    "integration/test_molecule.py::test_scenario[host-",
+    "integration/test_github_runner.py",
+    "integration/test_molecule.py",
+    "integration/test_docker_engine.py",
+    "gpu_host",
+    "e2e/",
+    "plain_host",
+    "systemd_host",
+    "lint/test_lint.py",
+)
+LAST = ("unit",)
 
 
 def _file(item: pytest.Item) -> str:
@@ -76,8 +90,9 @@ def _group(item: pytest.Item) -> str:
 
 
 def _rank(item: pytest.Item) -> int:
-    file = _file(item)
-    return 0 if file.startswith(FIRST) else 2 if file.startswith(LAST) else 1
+    name = _group(item) or item.nodeid.removeprefix("tests/")
+    found = (number for number, beginning in enumerate(FIRST) if name.startswith(beginning))
+    return next(found, len(FIRST) + name.startswith(LAST))
 
 
 class _AtOnce:

@@ -224,8 +224,8 @@ def test_auto_takes_the_cpu_of_a_host_whose_engine_cannot_hand_a_gpu_over(
         gpu_host.shell("mv /root/nvidia.json /etc/cdi/; systemctl restart docker")
 
 
-def test_a_host_without_a_gpu(ssh_host: TestHost, tmp_path: Path) -> None:
-    caller = make(ssh_host, tmp_path)
+def test_a_host_without_a_gpu(systemd_host: TestHost, tmp_path: Path) -> None:
+    caller = make(systemd_host, tmp_path)
     answer = refused(caller)
     assert "no GPU" in answer["error"]["reason"]
     assert "--gpus 0" in answer["error"]["hint"] and "--gpus auto" in answer["error"]["hint"]

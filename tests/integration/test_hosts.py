@@ -12,31 +12,33 @@ pytestmark = [pytest.mark.engine, pytest.mark.host]
 
 
 @pytest.mark.parametrize("user", ["root", "trainer"])
-def test_ssh_reaches_the_engine(ssh_host: TestHost, user: str) -> None:
-    assert ssh_host.ssh("id -un", user=user).stdout.strip() == user
-    assert ssh_host.ssh("docker version -f '{{.Server.Version}}'", user=user).stdout.startswith("20.10")
+def test_ssh_reaches_the_engine(systemd_host: TestHost, user: str) -> None:
+    assert systemd_host.ssh("id -un", user=user).stdout.strip() == user
+    assert systemd_host.ssh("docker version -f '{{.Server.Version}}'", user=user).stdout.startswith("20.10")
 
 
-def test_base_image_runs(ssh_host: TestHost, base_image: str) -> None:
-    printed = ssh_host.docker("run", "--rm", "--cap-drop", "ALL", base_image, "python3", "-c", "print(6 * 7)")
+def test_base_image_runs(systemd_host: TestHost, base_image: str) -> None:
+    printed = systemd_host.docker(
+        "run", "--rm", "--cap-drop", "ALL", base_image, "python3", "-c", "print(6 * 7)"
+    )
     assert printed == "42\n"
 
 
-def test_trainer_has_a_user_manager(ssh_host: TestHost) -> None:
+def test_trainer_has_a_user_manager(systemd_host: TestHost) -> None:
     run = "XDG_RUNTIME_DIR=/run/user/$(id -u) systemd-run --user --wait --pipe --quiet id -un"
-    assert ssh_host.ssh(run, user="trainer").stdout.strip() == "trainer"
+    assert systemd_host.ssh(run, user="trainer").stdout.strip() == "trainer"
 
 
-def test_state_is_not_on_overlay(ssh_host: TestHost) -> None:
-    kinds = ssh_host.shell("stat -f -c %T /var/lib/train-classifier /var/lib/docker /home").split()
+def test_state_is_not_on_overlay(systemd_host: TestHost) -> None:
+    kinds = systemd_host.shell("stat -f -c %T /var/lib/train-classifier /var/lib/docker /home").split()
     assert not {"overlayfs", "nfs"} & set(kinds)
 
 
-def test_a_restart_is_a_reboot(ssh_host: TestHost) -> None:
-    before = ssh_host.ssh("cat /proc/sys/kernel/random/boot_id").stdout
-    ssh_host.reboot(hard=True)
-    assert ssh_host.ssh("cat /proc/sys/kernel/random/boot_id", user="trainer").stdout != before
-    assert ssh_host.ssh("docker images -q", user="trainer").stdout.strip()
+def test_a_restart_is_a_reboot(systemd_host: TestHost) -> None:
+    before = systemd_host.ssh("cat /proc/sys/kernel/random/boot_id").stdout
+    systemd_host.reboot(hard=True)
+    assert systemd_host.ssh("cat /proc/sys/kernel/random/boot_id", user="trainer").stdout != before
+    assert systemd_host.ssh("docker images -q", user="trainer").stdout.strip()
 
 
 def test_a_container_gets_just_its_simulated_gpu(gpu_host: TestHost, base_image: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from loopback.line import Line
 from loopback.sshd import Sshd
-from loopback.world import World, make_world, tail, wait_until
+from loopback.world import HOLD, World, make_world, tail, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -30,6 +30,8 @@ for n in range({count}):
 os.makedirs("artefacts", exist_ok=True)
 open("artefacts/a", "w").write("x")
 """
+#: The same, and waits for World.go before the artefact.
+COUNTING_HELD = COUNTING.replace("os.makedirs", f"{HOLD}os.makedirs")
 #: Notices SIGTERM, says so, and leaves a partial artefact.
 STOPPABLE = """
 import signal, time
@@ -143,7 +145,7 @@ def test_controller_killed_before_the_start_leaves_nothing_running(world: World,
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.full)])
 def test_cut_while_following(world: World, sshd: Sshd, seconds: float) -> None:
-    world.model(COUNTING.format(count=200))
+    world.model(COUNTING_HELD.format(count=200))
     with Line(sshd.port) as line:
         sshd.trust(line.port)
         process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
@@ -152,6 +154,7 @@ def test_cut_while_following(world: World, sshd: Sshd, seconds: float) -> None:
         line.cut()
         time.sleep(seconds)
         line.mend()
+        world.go()
         rest, errors = process.communicate(timeout=240)
     assert process.returncode == 0, tail(errors)
     assert first + rest == lines(200)
@@ -175,7 +178,7 @@ def test_half_open_connection_while_following(world: World, sshd: Sshd) -> None:
 
 
 def test_cut_for_good_is_out_of_touch_and_attach_brings_the_rest(world: World, sshd: Sshd) -> None:
-    world.model(COUNTING.format(count=100))
+    world.model(COUNTING_HELD.format(count=100))
     with Line(sshd.port) as line:
         sshd.trust(line.port)
         arguments = world.train("probe", "--patience", "3s", inventory=world.inventory(sshd, line.port))
@@ -187,6 +190,7 @@ def test_cut_for_good_is_out_of_touch_and_attach_brings_the_rest(world: World, s
     assert process.returncode == 11, tail(errors)
     (job,) = world.statuses()
     assert f"train-classifier attach {job['id']}".encode() in errors
+    world.go()
     attached = world.run("attach", job["id"], "--inventory", world.local)
     assert attached.returncode == 0, tail(attached.stderr)
     assert attached.stdout == lines(100)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_support import Machine, accounts, docker, machine
+from worker_support import HOLD, Machine, accounts, docker, machine
 
 pytestmark = pytest.mark.engine
 WRITES = "open('artefacts/partial','w').write('x')\n"
@@ -152,10 +152,12 @@ def test_cancel_before_training(host: Machine) -> None:
 
 
 def test_lease_that_runs_out(host: Machine) -> None:
-    job = host.start("print('up', flush=True)\nimport time\ntime.sleep(600)", lease_s=10.0)
+    job = host.start("print('up', flush=True)\nimport time\ntime.sleep(600)", lease_s=20.0)
     host.until(job, "training", text=b"up\n")
-    for _ in range(12):
-        time.sleep(1)
+    # Longer than the lease, with far more room for each look than a busy machine takes.
+    begun = time.monotonic()
+    while time.monotonic() < begun + 22:
+        time.sleep(2)
         answer = host.call("read", id=job, offset=0, wait=0, renew=True)
         assert answer["status"]["state"] == "running"
     # Nobody renews any more; looking on without renewing does not count. A clock that jumps changes nothing.
@@ -211,7 +213,7 @@ def peak_kib(pid: int) -> int:
 def test_log_over_its_limit_in_flat_memory(host: Machine) -> None:
     program = WRITES + (
         "import os, time\nblock = b'0123456789abcdef' * 65536\n"
-        "for n in range(200):\n    os.write(1, b'<%04d>' % n + block)\nprint('the end', flush=True)\ntime.sleep(4)\n"
+        "for n in range(200):\n    os.write(1, b'<%04d>' % n + block)\nprint('the end', flush=True)\n" + HOLD
     )
     limit = 16 << 20
     job = host.start(program, {"NEVER": "not in there"}, log_max_bytes=limit)
@@ -223,6 +225,7 @@ def test_log_over_its_limit_in_flat_memory(host: Machine) -> None:
         time.sleep(0.1)
     time.sleep(1)
     assert peak_kib(pid) < 100 << 10
+    host.go(job)
     result = host.wait(job)
     log = host.log(job)
     assert result["outcome"] == "trained" and len(log) < limit + 200

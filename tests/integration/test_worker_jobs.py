@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_support import IMAGE, Machine, Refused, accounts, docker, machine
+from worker_support import HOLD, IMAGE, Machine, Refused, accounts, docker, machine
 
 pytestmark = pytest.mark.engine
 
@@ -137,13 +137,14 @@ def test_secrets_stay_secret(host: Machine) -> None:
     program = (
         "import os, sys, time\nvalue = os.environ['TOKEN']\nsys.stdout.write('<' + value[:7])\nsys.stdout.flush()\n"
         "sys.stdout.write(value[7:] + '>\\n')\nprint(len(value), flush=True)\n"
-        "open('artefacts/x','w').write('x')\ntime.sleep(2)\n"
+        f"open('artefacts/x','w').write('x')\n{HOLD}"
     )
     job = host.start(program, {"TOKEN": secret})
     host.until(job, "training", text=b"\n")
     listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     inspected = docker("inspect", f"tc-job-{job}")
     assert "s3cret" not in listed and "s3cret" not in inspected
+    host.go(job)
     result = host.wait(job)
     assert result["outcome"] == "trained"
     assert host.log(job) == f"<***>\n{len(secret)}\n".encode()

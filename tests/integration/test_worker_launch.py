@@ -108,20 +108,20 @@ class Person:
 
 
 @pytest.fixture(scope="module")
-def prepared(ssh_host: TestHost) -> Iterator[TestHost]:
-    ssh_host.load_image(IMAGE)
-    before = ssh_host.exec("cat", "/var/lib/train-classifier/host.json", check=False).stdout
-    ssh_host.shell("install -d -m 2770 -o root -g docker /var/lib/train-classifier/queue")
-    ssh_host.write(
+def prepared(systemd_host: TestHost) -> Iterator[TestHost]:
+    systemd_host.load_image(IMAGE)
+    before = systemd_host.exec("cat", "/var/lib/train-classifier/host.json", check=False).stdout
+    systemd_host.shell("install -d -m 2770 -o root -g docker /var/lib/train-classifier/queue")
+    systemd_host.write(
         "/var/lib/train-classifier/host.json",
         json.dumps({"schema": 1, "images": {"cpu": IMAGE, "gpu": IMAGE}, "service_user": "nobody",
                     "disk_floor_bytes": 1 << 20}),
     )  # fmt: skip
-    yield ssh_host
+    yield systemd_host
     if before:
-        ssh_host.write("/var/lib/train-classifier/host.json", before)
+        systemd_host.write("/var/lib/train-classifier/host.json", before)
     else:
-        ssh_host.shell("rm -f /var/lib/train-classifier/host.json")
+        systemd_host.shell("rm -f /var/lib/train-classifier/host.json")
 
 
 @pytest.fixture(params=["system", "user", "setsid"])
@@ -135,8 +135,7 @@ def person(request: pytest.FixtureRequest, prepared: TestHost) -> Iterator[tuple
                 'for n in $(seq 100); do [ -S "/run/user/$(id -u trainer)/bus" ] && exit 0; sleep 0.1; done; exit 1'
             )
     yield Person(prepared, user), request.param
-    if request.param == "user":
-        prepared.shell("loginctl disable-linger trainer")
+    prepared.shell("loginctl enable-linger trainer")
 
 
 def test_launched(person: tuple[Person, str]) -> None:

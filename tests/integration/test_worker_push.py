@@ -161,6 +161,14 @@ def test_fifos_sockets_and_devices_are_not_sent(host: Machine, tree: Path) -> No
     assert sorted(listing(workspace(host, spec))) == [b"model/__main__.py"]
 
 
+def until_in_the_middle(host: Machine) -> None:
+    """Wait until a push has begun with `large`."""
+    end = time.monotonic() + 240
+    while not any(path.name.startswith(".large.") for path in mirror(host).iterdir()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_cut_in_the_middle_leaves_nothing_odd(host: Machine, tree: Path) -> None:
     (tree / "large").write_bytes(os.urandom(60 << 20))
     spec = host.spec()
@@ -174,11 +182,7 @@ def test_cut_in_the_middle_leaves_nothing_odd(host: Machine, tree: Path) -> None
     assert process.stdin
     process.stdin.write(b"".join(name + b"\0" for name in names))
     process.stdin.close()
-    end = time.monotonic() + 240
-    while (
-        not any(path.name.startswith(".large.") for path in mirror(host).iterdir()) and time.monotonic() < end
-    ):
-        time.sleep(0.05)
+    until_in_the_middle(host)
     # Everything at once: the sender and the door with its rsync.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -203,7 +207,7 @@ def test_sender_alone_dies(host: Machine, tree: Path) -> None:
     assert process.stdin
     process.stdin.write(b"".join(name + b"\0" for name in names))
     process.stdin.close()
-    time.sleep(1.5)
+    until_in_the_middle(host)
     process.kill()
     process.wait()
     # The same job can be pushed again, once its door has noticed.

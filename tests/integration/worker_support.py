@@ -28,6 +28,12 @@ from train_classifier.job import SCHEMA, new_job_id
 IMAGE = os.environ.get("TRAIN_CLASSIFIER_TEST_IMAGE", "tc-slim:bookworm")
 #: The host's own Python, with the distribution's Docker SDK.
 PYTHON = os.environ.get("TRAIN_CLASSIFIER_TEST_PYTHON", "/usr/bin/python3")
+#: Python that waits until the test says so (Machine.go).
+HOLD = """
+import os, time
+while not os.path.exists(os.environ["TRAIN_CHECKPOINT_DIR"] + "/go"):
+    time.sleep(0.05)
+"""
 #: Accounts that every Debian has: root's jobs run as the first, the second is a person without rights.
 SERVICE_USER = "nobody"
 PERSON = "daemon"
@@ -268,6 +274,10 @@ class Machine:
                 return dict(status)
             time.sleep(0.02)
         raise AssertionError(f"never in {phases}: {self.status(job)}, log {self.log(job)[-500:]!r}")
+
+    def go(self, job: str) -> None:
+        """Let a job go on from HOLD."""
+        (next(self.job_dir(job).rglob("checkpoints")) / "go").touch()
 
     def log(self, job: str) -> bytes:
         path = self.job_dir(job) / "log.txt"
