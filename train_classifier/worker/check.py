@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,9 @@ LEAST_PYTHON = (3, 9)
 NOT_BEFORE = 1735689600.0  # 2025-01-01
 NOT_AFTER = 4102444800.0  # 2100-01-01
 DRAIN = "var/lib/train-classifier/drain"
+#: The program that adds the firewall's rules, and the file that tells others than root how that went.
+FIREWALL = "var/lib/train-classifier/bin/metadata-firewall"
+FIREWALL_RESULT = "run/train-classifier/metadata"
 
 
 def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
@@ -43,6 +47,7 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
     found += gpucheck.check(host, asked, floor, info, discovery, users if request.get("deep") else None)
     found += foreign(host, discovery, users)
     if request.get("deep"):
+        found.append(metadata(host))
         found += _deep(host, request, asked, discovery, found)
     found.sort(key=lambda one: one.status == "fail" and one.code != ExitCode.NOT_READY)
     return {
@@ -174,6 +179,39 @@ def drain(host: Host) -> Finding:
     reason = (gpucheck.text_of(path) or "").splitlines()
     why = f": {reason[0][:200]}" if reason else ""
     return fail("drain", f"the host is taken out of service{why}", f"on the host: rm {path}")
+
+
+def metadata(host: Host) -> Finding:
+    """Check that containers cannot get the machine's credentials from the metadata service of a cloud."""
+    name = "metadata"
+    if host.metadata_service == "allowed":
+        return ok(name, "containers may use the metadata service of a cloud, as this host's settings allow")
+    problem = _open_metadata(host)
+    if problem is None:
+        return ok(name, "containers cannot reach the metadata service of a cloud")
+    return warn(
+        name,
+        f"containers can reach the metadata service of a cloud (169.254.169.254), if there is one: {problem}",
+        f"{ROLE}; training_host_allow_metadata: true allows it to models that use the role of the machine",
+    )
+
+
+def _open_metadata(host: Host) -> Optional[str]:
+    """Return why containers can reach the metadata service, None when they cannot."""
+    result = gpucheck.text_of(host.root / FIREWALL_RESULT)
+    if result is None:
+        return "this host has no rules of ours in its firewall"
+    if result != "blocked":
+        return result.partition(": ")[2][:200] or "the rules of the firewall are not known"
+    if os.geteuid() != 0:
+        return None
+    # Only root may read the rules themselves.
+    program = host.root / FIREWALL
+    try:
+        done = subprocess.run([program, "check"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{program} does not run: {error}"
+    return None if done.returncode == 0 else (done.stdout + done.stderr).strip()[-200:]
 
 
 def queue_folder(host: Host, discovery: Discovery) -> Finding:

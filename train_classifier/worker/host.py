@@ -67,6 +67,8 @@ class Host:
     apt_sources: Optional[Path] = None
     gpu_check: Optional[str] = None
     disk_floor_bytes: int = FIVE_GIB
+    #: "allowed" where the administrator lets containers reach the metadata service of a cloud.
+    metadata_service: str = "blocked"
     #: Where /proc, /sys, /dev, /etc and /var of this host are looked up; tests name another.
     root: Path = Path("/")
     #: Name or path of the tool that lists the GPUs.
@@ -98,6 +100,7 @@ class Host:
             "images": dict, "uv": str, "queue_dir": str, "service_user": str, "state_dir": str,
             "ca_bundle": str, "environment": dict, "apt_sources": str, "gpu_check": str,
             "disk_floor_bytes": int, "root": str, "nvidia_smi": str,
+            "metadata_service": str,
         }  # fmt: skip
         values: dict[str, Any] = {}
         for key, value in data.items():

@@ -1,0 +1,201 @@
+"""Row 17: a container does not get the machine's credentials from the metadata service of a cloud."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from hosts.fleet import role_variables
+from hosts.machine import TestHost
+from hosts.play import play
+
+pytestmark = [pytest.mark.engine, pytest.mark.host]
+
+PROGRAM = "/var/lib/train-classifier/bin/metadata-firewall"
+RESULT = "/run/train-classifier/metadata"
+UNIT = "train-classifier-firewall"
+IPV4, IPV6 = "169.254.169.254", "fd00:ec2::254"
+
+#: A metadata service with credentials on port 80, and a DNS server on TCP and UDP port 53 of the same addresses.
+CLOUD = textwrap.dedent("""
+    import http.server, socket, socketserver, threading
+    class Credentials(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"the-secret-of-the-machine")
+    class Http(http.server.ThreadingHTTPServer):
+        address_family = socket.AF_INET6
+    class Tcp(socketserver.ThreadingTCPServer):
+        address_family = socket.AF_INET6
+        allow_reuse_address = True
+    class Udp(socketserver.ThreadingUDPServer):
+        address_family = socket.AF_INET6
+    class TcpName(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(b"an-answer-of-the-name-server")
+    class UdpName(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request[1].sendto(b"an-answer-of-the-name-server", self.client_address)
+    for server in (Http(("::", 80), Credentials), Http(("::", 32526), Credentials), Tcp(("::", 53), TcpName),
+                   Udp(("::", 53), UdpName)):
+        threading.Thread(target=server.serve_forever).start()
+    print("ready", flush=True)
+""")
+#: A network of its own behind a veth pair: an address of the host itself would not be forwarded.
+NETWORK = f"""
+    mount -o remount,rw /proc/sys
+    echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6
+    echo 0 >/proc/sys/net/ipv6/conf/default/disable_ipv6
+    echo 1 >/proc/sys/net/ipv6/conf/all/forwarding
+    ip netns add cloud
+    ip link add cloud0 type veth peer name cloud1 netns cloud
+    ip addr add 169.254.169.253/30 dev cloud0
+    ip addr add fd00:ec2::1/64 dev cloud0 nodad
+    ip link set cloud0 up
+    ip -n cloud addr add {IPV4}/30 dev cloud1
+    ip -n cloud addr add {IPV6}/64 dev cloud1 nodad
+    ip -n cloud link set lo up
+    ip -n cloud link set cloud1 up
+    ip -n cloud route add default via fd00:ec2::1
+    systemd-run --quiet --unit test-cloud ip netns exec cloud python3 -u /root/cloud.py
+"""
+#: What a model would do; prints what it got, or the name of the error.
+ASK = textwrap.dedent("""
+    import socket, sys
+    address, port, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as connection:
+        connection.settimeout(20)
+        try:
+            connection.connect((address, port))
+            connection.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+            print(connection.makefile("rb").read() if kind == "tcp" else connection.recv(100))
+        except OSError as error:
+            print(type(error).__name__, error)
+""")
+
+
+def until(holds: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.2)
+
+
+def start_cloud(host: TestHost) -> None:
+    """Put the metadata service of a cloud beside the host; a reboot takes it away."""
+    host.write("/root/cloud.py", CLOUD)
+    host.shell(NETWORK)
+    # The engine of this release has no IPv6 on its default bridge, and restores no network with it before the host has IPv6.
+    host.docker("network", "rm", "own-bridge", check=False)
+    host.docker("network", "create", "--ipv6", "--subnet", "fd12::/64", "own-bridge")
+    until(
+        lambda: "ready" in host.shell("journalctl -o cat -u test-cloud.service --boot=0"), "the cloud starts"
+    )
+
+
+@pytest.fixture(scope="module")
+def cloud_host(ssh_host: TestHost) -> Iterator[TestHost]:
+    """The Debian 12 host that the role provisioned, in a cloud."""
+    start_cloud(ssh_host)
+    yield ssh_host
+    ssh_host.docker("network", "rm", "own-bridge")
+    ssh_host.shell("systemctl stop test-cloud.service; ip netns del cloud")
+
+
+def ask(
+    host: TestHost, image: str, address: str, port: int, kind: str = "tcp", network: str = "bridge"
+) -> str:
+    return host.docker(
+        "run", "--rm", "--network", network, image, "python3", "-c", ASK, address, str(port), kind
+    )  # fmt: skip
+
+
+def assert_blocked(host: TestHost, image: str) -> None:
+    """No container gets the credentials, on no network, and names are still resolved."""
+    assert "ConnectionRefusedError" in ask(host, image, IPV4, 80)
+    assert "ConnectionRefusedError" in ask(host, image, IPV4, 80, network="own-bridge")
+    assert "ConnectionRefusedError" in ask(host, image, IPV4, 32526)
+    assert "ConnectionRefusedError" in ask(host, image, IPV6, 80, network="own-bridge")
+    assert "an-answer" in ask(host, image, IPV4, 53, "tcp")
+    assert "an-answer" in ask(host, image, IPV4, 53, "udp")
+    assert "an-answer" in ask(host, image, IPV6, 53, "udp", network="own-bridge")
+
+
+def checked(host: TestHost, user: str) -> tuple[str, str]:
+    """Status and message of the check, as `doctor` gets them."""
+    request = json.dumps({"verb": "check", "gpus": 0, "deep": True})
+    answer = host.exec("python3", "-I", "/var/lib/train-classifier/worker", user=user, input=request).stdout
+    row = next(row for row in json.loads(answer)["checks"] if row["name"] == "metadata")
+    return row["status"], row["message"]
+
+
+def test_17_no_container_reaches_the_credentials(cloud_host: TestHost, base_image: str) -> None:
+    assert_blocked(cloud_host, base_image)
+    # The host itself needs the service: its own traffic is not touched.
+    assert "the-secret" in cloud_host.exec("python3", "-c", ASK, IPV4, "80", "tcp").stdout
+    for user in ("root", "trainer"):
+        assert checked(cloud_host, user) == ("ok", "containers cannot reach the metadata service of a cloud")
+
+
+def test_17_rules_return_after_an_engine_restart(cloud_host: TestHost, base_image: str) -> None:
+    # The timer would hide a unit that the engine does not start.
+    cloud_host.shell(f"systemctl stop {UNIT}.timer; iptables -F DOCKER-USER; systemctl restart docker")
+    until(
+        lambda: "TRAIN-CLASSIFIER" in cloud_host.shell("iptables -S DOCKER-USER"), "the unit adds the rules"
+    )
+    assert_blocked(cloud_host, base_image)
+    cloud_host.shell(f"systemctl start {UNIT}.timer")
+
+
+def test_17_rules_return_after_a_flush(cloud_host: TestHost, base_image: str) -> None:
+    cloud_host.shell(f"systemctl stop {UNIT}.timer; iptables -F DOCKER-USER")
+    status, message = checked(cloud_host, "root")
+    assert status == "warn" and "the first rule of DOCKER-USER is not ours" in message
+    # An accepting rule before ours would let everything through.
+    cloud_host.shell(f"iptables -I DOCKER-USER -j ACCEPT; systemctl start {UNIT}.timer")
+    until(lambda: checked(cloud_host, "root")[0] == "ok", "the timer adds the rules")
+    assert_blocked(cloud_host, base_image)
+    cloud_host.shell("iptables -D DOCKER-USER -j ACCEPT")
+
+
+def test_17_rules_are_there_after_a_reboot(cloud_host: TestHost, base_image: str) -> None:
+    cloud_host.reboot()
+    start_cloud(cloud_host)
+    until(lambda: cloud_host.exec("test", "-e", RESULT, check=False).returncode == 0, "the unit ran")
+    assert_blocked(cloud_host, base_image)
+
+
+def test_17_a_firewall_that_cannot_be_changed_is_said(cloud_host: TestHost, base_image: str) -> None:
+    cloud_host.shell(f"systemctl stop {UNIT}.timer; mv /usr/sbin/iptables /usr/sbin/iptables.away")
+    try:
+        done = play(cloud_host, "training_host", **role_variables(base_image))
+        assert "the firewall cannot be changed: metadata-firewall: iptables is not installed" in " ".join(
+            done.output.split()
+        )
+        for user in ("root", "trainer"):
+            status, message = checked(cloud_host, user)
+            assert status == "warn" and "iptables is not installed" in message
+    finally:
+        cloud_host.shell(f"mv /usr/sbin/iptables.away /usr/sbin/iptables; {PROGRAM} block")
+
+
+def test_17_the_role_allows_it_and_takes_the_rules_back(cloud_host: TestHost, base_image: str) -> None:
+    variables = role_variables(base_image)
+    play(cloud_host, "training_host", **{**variables, "training_host_allow_metadata": True})
+    try:
+        assert "the-secret" in ask(cloud_host, base_image, IPV4, 80)
+        assert checked(cloud_host, "trainer")[0] == "ok"
+        left = cloud_host.shell(
+            f"ls -d {PROGRAM} {RESULT} /etc/systemd/system/{UNIT}* /etc/systemd/system/*/{UNIT}* 2>/dev/null || true; "
+            "iptables -S; ip6tables -S"
+        )
+        assert PROGRAM not in left and UNIT not in left and "TRAIN-CLASSIFIER" not in left
+    finally:
+        play(cloud_host, "training_host", **variables)
+    assert_blocked(cloud_host, base_image)
+    assert play(cloud_host, "training_host", **variables).changed == 0
