@@ -130,6 +130,8 @@ def build(cache: Path, name: str) -> None:
                 "--python",
                 str(target / "bin" / "python"),
                 "--require-hashes",
+                "--only-binary",
+                ":all:",
                 "--compile-bytecode",
                 "-r",
                 str(ACTION / "requirements.lock"),

@@ -101,9 +101,11 @@ need_environment() {
     if [ ! -x "$venv/bin/python" ]; then
         "$uv" venv --quiet --python '>=3.11' "$venv" || die "no Python 3.11 or newer found"
     fi
-    "$uv" pip install --quiet --python "$venv/bin/python" --require-hashes -r "$lock" ||
+    "$uv" pip install --quiet --python "$venv/bin/python" --require-hashes --only-binary :all: -r "$lock" ||
         die "could not install $1: is the Python index reachable? Look at PIP_INDEX_URL and HTTPS_PROXY."
-    "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --editable "$repo" || die "could not install $repo"
+    # What builds it is locked too.
+    "$uv" pip install --quiet --python "$venv/bin/python" --build-constraints "$repo/scripts/requirements-build.lock" \
+        --no-deps --editable "$repo" || die "could not install $repo"
     echo "$stamp" >>"$venv/train-classifier.stamp"
 }
 

@@ -6,6 +6,7 @@ fabric manager does not carry the branch in its name.
 Runs on the test host, as root, beside toolkit_repository.py: `cuda_repository.py debian13 580.95.05 …`.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -72,9 +73,11 @@ def build(root: Path, name: str, version: str, contents: dict[str, str], depends
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text)
         target.chmod(0o755 if text.startswith("#!") else 0o644)
+    # Packages that are made again are the same files: the role knows one of them by its checksum.
     subprocess.run(
-        ["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, root], check=True, stdout=subprocess.DEVNULL
-    )
+        ["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, root],
+        check=True, stdout=subprocess.DEVNULL, env={**os.environ, "SOURCE_DATE_EPOCH": "0"},
+    )  # fmt: skip
     shutil.rmtree(tree)
 
 

@@ -38,12 +38,10 @@ PARTS = (
     "plugins",
     "scripts",
 )
-#: The commit that the sample workflow names.
-SAMPLE_UPLOAD = (
-    (ROOT / "examples/classifiers/.github/workflows/train.yml")
-    .read_text()
-    .partition("upload-artifact@")[2][:40]
-)
+SAMPLE = (ROOT / "examples/classifiers/.github/workflows/train.yml").read_text()
+#: The commits that the sample workflow names.
+SAMPLE_UPLOAD = SAMPLE.partition("upload-artifact@")[2][:40]
+SAMPLE_ACTION = SAMPLE.partition("train-classifier@")[2][:40]
 UPLOAD = """\
 name: stand-in for actions/upload-artifact
 inputs: { name: {}, path: {}, retention-days: {}, compression-level: {}, if-no-files-found: {} }
@@ -232,6 +230,7 @@ class World:
             str(self.folder.parent / "act"), "push", "-C", str(self.repo), "-P", "self-hosted=-self-hosted", "--secret-file", str(file),
             "--action-cache-path", str(self.tools), "--action-offline-mode",
             "--local-repository", f"Incuvers/train-classifier@v1={self.action}",
+            "--local-repository", f"Incuvers/train-classifier@{SAMPLE_ACTION}={self.action}",
             "--local-repository", f"actions/upload-artifact@v5={self.folder / 'upload-artifact'}",
             "--local-repository", f"actions/upload-artifact@{SAMPLE_UPLOAD}={self.folder / 'upload-artifact'}",
             *arguments,

@@ -6,6 +6,7 @@ are taken, unchanged, with everything they refer to: the whole of it takes Prism
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -19,7 +20,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-PACKAGES = {"@octokit/openapi": "23.0.2", "@stoplight/prism-cli": "5.16.0"}
+#: package.json names the versions; package-lock.json has a hash of every package that they bring, and no registry's address:
+#: npm install --package-lock-only --omit-lockfile-registry-resolved --ignore-scripts
+LOCK = Path(__file__).parent / "npm"
 PATHS = re.compile(
     r"/(repos/\{owner\}/\{repo\}|orgs/\{org\}|enterprises/\{enterprise\})(/actions/runners.*|/actions/runner-groups|/installation)"
     r"|/repos/\{owner\}/\{repo\}|/repos/\{owner\}/\{repo\}/releases/tags/\{tag\}"
@@ -38,8 +41,8 @@ def cache() -> Path:
 
 def install() -> Path:
     """The cache folder with both packages in it, installed first when they are missing. Raises Unavailable."""
-    wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
-    folder = cache() / "-".join(PACKAGES.values())
+    lock_hash = hashlib.sha256((LOCK / "package-lock.json").read_bytes()).hexdigest()
+    folder = cache() / lock_hash[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -51,13 +54,11 @@ def install() -> Path:
         # Renamed once it is whole: an installation that was cut off must not be taken for one.
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:
             made = Path(work) / "made"
-            made.mkdir()
-            options = ["--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(made)]
-            done = subprocess.run(
-                [npm, "install", *options, *wanted], cwd=made, capture_output=True, text=True
-            )
+            shutil.copytree(LOCK, made)
+            options = ["--no-audit", "--no-fund", "--ignore-scripts"]
+            done = subprocess.run([npm, "ci", *options], cwd=made, capture_output=True, text=True)
             if done.returncode:
-                raise Unavailable(f"npm install failed: {done.stderr.strip().splitlines()[-1:]}")
+                raise Unavailable(f"npm ci failed: {done.stderr.strip().splitlines()[-1:]}")
             made.rename(folder)
     return folder
 

@@ -95,7 +95,8 @@ def test_workflow_is_short_and_uploads_also_after_a_failure() -> None:
     assert job["runs-on"] == ["self-hosted", "linux", "docker", "X64"]
     checkout, train, upload = job["steps"]
     assert checkout["uses"].startswith("actions/checkout@")
-    assert train == {"uses": "Incuvers/train-classifier@v1", "env": {"MODEL": "mnist"}}
+    assert train["uses"].startswith("Incuvers/train-classifier@")
+    assert train["env"] == {"MODEL": "mnist"}
     assert upload["if"] == "always()"
     assert upload["with"]["path"] == "artefacts.tar.gz"
 

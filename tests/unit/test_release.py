@@ -126,3 +126,34 @@ def test_build_is_pinned() -> None:
         line for line in (ROOT / "scripts" / "release").read_text().splitlines() if "build --quiet" in line
     ]
     assert "--require-hashes --build-constraints scripts/requirements-build.lock" in build
+
+
+def test_pin(checkout: Path) -> None:
+    """Every example names the commit of the release, and which release that is; nothing else changes."""
+    (checkout / "docs").mkdir()
+    workflows = checkout / "examples" / "classifiers" / ".github" / "workflows"
+    workflows.mkdir(parents=True)
+    old = "uses: Incuvers/train-classifier@" + "a" * 40
+    text = f"- {old} # v1.0.0\n- {{ {old}, env: {{ M: m }} }}\n- uses: actions/checkout@{'b' * 40} # v5.0.0\n"
+    pages = [checkout / "README.md", checkout / "docs" / "a.md", workflows.parents[1] / "README.md"]
+    pages.append(workflows / "train.yml")
+    for page in pages:
+        page.write_text(text)
+    git = ["git", "-C", str(checkout)]
+    subprocess.run([*git, "tag", "v1.2.3"], check=True)
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert release(checkout, "pin", "v1.2.3").returncode == 0
+    new = f"uses: Incuvers/train-classifier@{head}"
+    for page in pages:
+        assert page.read_text().splitlines() == [
+            f"- {new} # v1.2.3",
+            f"- {{ {new}, env: {{ M: m }} }} # v1.2.3",
+            f"- uses: actions/checkout@{'b' * 40} # v5.0.0",
+        ]
+    # A commit that is not released has no version to name.
+    assert release(checkout, "pin", head).returncode == 0
+    assert pages[0].read_text().splitlines()[0] == f"- {new}"
+    done = release(checkout, "pin", "v9.9.9")
+    assert done.returncode == 1 and "there is no commit v9.9.9" in done.stderr

@@ -67,7 +67,7 @@ def test_docs_hold_valid_workflows() -> None:
             yaml.safe_load(block)
         for name in re.findall(r"steps\.train\.outputs\.([a-z0-9-]+)", text):
             assert name in ACTION["outputs"]
-        for given in re.findall(r"train-classifier@v1\n\s+with: (\{.*\})", text):
+        for given in re.findall(r"train-classifier@[0-9a-f]{40}.*\n\s+with: (\{.*\})", text):
             assert set(yaml.safe_load(given)) <= set(ACTION["inputs"])
 
 
