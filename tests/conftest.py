@@ -70,6 +70,17 @@ FIRST = (
 LAST = ("unit",)
 
 
+#: In CI these go through the jobs of a person, and of root only what is named here; `--full` goes through all as both.
+ROOT_TOO = {
+    "integration/test_worker_deaths.py": ("in_phase_training", "in_phase_artefacts", "clean_removes"),
+    "integration/test_worker_disks.py": ("read_only_before",),
+    "integration/test_worker_jobs.py": (
+        "end_to_end", "confinement", "limits", "secrets", "resume", "cannot_reach", "jobs_of_others",
+    ),
+    "integration/test_worker_push.py": ("has_already", "odd_names", "changes", "fifos", "archive", "door"),
+}  # fmt: skip
+
+
 def _file(item: pytest.Item) -> str:
     return item.path.relative_to(Path(__file__).parent).as_posix()
 
@@ -93,6 +104,14 @@ def _rank(item: pytest.Item) -> int:
     name = _group(item) or item.nodeid.removeprefix("tests/")
     found = (number for number, beginning in enumerate(FIRST) if name.startswith(beginning))
     return next(found, len(FIRST) + name.startswith(LAST))
+
+
+def _long(item: pytest.Item) -> bool:
+    if "full" in item.keywords:
+        return True
+    named = ROOT_TOO.get(_file(item))
+    as_root = getattr(getattr(item, "callspec", None), "params", {}).get("host") == "root"
+    return named is not None and as_root and not any(name in item.name for name in named)
 
 
 class _AtOnce:
@@ -120,7 +139,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     skip = pytest.mark.skip(reason="long: runs under --full")
     for item in items:
-        if "full" in item.keywords:
+        if _long(item):
             item.add_marker(skip)
 
 

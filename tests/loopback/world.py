@@ -184,11 +184,12 @@ def wait_until(found: Callable[[], Any], timeout: float = PATIENCE_S) -> Any:
     """Return what `found` returns once it is not None; fail after `timeout` seconds, or PATIENCE_S if that is more."""
     timeout = max(timeout, PATIENCE_S)
     end = time.monotonic() + timeout
-    while time.monotonic() < end:
+    while (begun := time.monotonic()) < end:
         value = found()
         if value is not None:
             return value
-        time.sleep(0.05)
+        # A question that costs much is asked seldom: what it waits for needs the machine, too.
+        time.sleep(max(0.05, 2 * (time.monotonic() - begun)))
     raise AssertionError(f"not within {timeout} s: {found}")
 
 
