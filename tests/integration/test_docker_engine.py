@@ -51,7 +51,7 @@ def start_unit(host: TestHost, unit: str, program: str, *words: str, until: str)
     """Run a Python program as a unit of the host, and wait until it is ready."""
     host.write(f"/srv/{unit}.py", program)
     host.shell(f"systemd-run -q --unit {unit} python3 /srv/{unit}.py {' '.join(words)}")
-    host.shell(f"for _ in $(seq 100); do {until} && exit 0; sleep 0.1; done; exit 1")
+    host.shell(f"for _ in $(seq 2000); do {until} && exit 0; sleep 0.1; done; exit 1")
 
 
 @pytest.fixture(scope="module")

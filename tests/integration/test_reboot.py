@@ -33,7 +33,7 @@ def lingering(ssh_host: TestHost, request: pytest.FixtureRequest) -> Iterator[bo
     ssh_host.shell(f"loginctl {'enable' if request.param else 'disable'}-linger trainer")
     if request.param:
         ready = '[ -S "/run/user/$(id -u trainer)/bus" ]'
-        ssh_host.shell(f"for n in $(seq 100); do {ready} && exit 0; sleep 0.1; done; exit 1")
+        ssh_host.shell(f"for n in $(seq 2000); do {ready} && exit 0; sleep 0.1; done; exit 1")
     yield request.param
     ssh_host.shell("loginctl enable-linger trainer")
 

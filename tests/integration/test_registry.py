@@ -42,7 +42,7 @@ def registry(ssh_host: TestHost, base_image: str) -> Iterator[str]:
     ssh_host.shell("systemd-run -q --unit tc-registry docker-registry serve /root/registry.yml")
     try:
         ssh_host.shell(
-            f"for _ in $(seq 50); do {LOGIN} && break; sleep 0.2; done; docker tag {base_image} {IMAGE}"
+            f"for _ in $(seq 1000); do {LOGIN} && break; sleep 0.2; done; docker tag {base_image} {IMAGE}"
         )
         said = ssh_host.shell(
             f"docker push -q {IMAGE} >/dev/null; docker inspect -f '{{{{index .RepoDigests 0}}}}' {IMAGE}"

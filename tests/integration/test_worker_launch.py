@@ -132,7 +132,7 @@ def person(request: pytest.FixtureRequest, prepared: TestHost) -> Iterator[tuple
         prepared.shell(f"loginctl {'enable' if request.param == 'user' else 'disable'}-linger trainer")
         if request.param == "user":
             prepared.shell(
-                'for n in $(seq 100); do [ -S "/run/user/$(id -u trainer)/bus" ] && exit 0; sleep 0.1; done; exit 1'
+                'for n in $(seq 2000); do [ -S "/run/user/$(id -u trainer)/bus" ] && exit 0; sleep 0.1; done; exit 1'
             )
     yield Person(prepared, user), request.param
     prepared.shell("loginctl enable-linger trainer")

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -113,31 +112,48 @@ def spec(**changes: object) -> JobSpec:
     return JobSpec(**values)  # type: ignore[arg-type]
 
 
-def test_lease_is_measured_by_changes_not_by_the_clock(tmp_path: Path) -> None:
+class Clock:
+    """Stands in for the module time: it goes on when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr("train_classifier.worker.watch.time", made)
+    return made
+
+
+def test_lease_is_measured_by_changes_not_by_the_clock(tmp_path: Path, clock: Clock) -> None:
     made = job(tmp_path, "20260101-000000-00000000")
-    watch = Watch(made, spec(lease_s=0.4))
+    watch = Watch(made, spec(lease_s=4.0))
     made.lease.touch()
     os.utime(made.lease, (1, 1))
     watch.check()
     for stamp in (2, 10**9, 3):
-        time.sleep(0.25)
+        clock.now += 2.5
         os.utime(made.lease, (stamp, stamp))
         watch.check()
-    time.sleep(0.6)
+    clock.now += 6
     with pytest.raises(Cancelled, match="controller is gone"):
         watch.check()
 
 
-def test_the_first_cause_wins(tmp_path: Path) -> None:
+def test_the_first_cause_wins(tmp_path: Path, clock: Clock) -> None:
     made = job(tmp_path, "20260101-000000-00000000")
     watch = Watch(made, spec())
     watch.check()
     made.cancel.write_text("one")
-    time.sleep(0.15)
+    clock.now += 1
     with pytest.raises(Cancelled, match="cancelled by one"):
         watch.check()
     made.cancel.write_text("two")
-    time.sleep(0.15)
+    clock.now += 1
     with pytest.raises(Cancelled, match="cancelled by one"):
         watch.check()
 
