@@ -17,7 +17,7 @@ from pytest import TempPathFactory
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from hosts import fleet
+from hosts import drivers, fleet
 from hosts.machine import TestHost, make_image, sweep
 
 
@@ -41,7 +41,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 #: What is dear to make: tests that share one of these run in one process of `-n`.
-SHARED = ("ssh_host", "gpu_host", "systemd_host", "plain_host")
+SHARED = ("ssh_host", "gpu_host", "systemd_host", "plain_host", "driver_host")
 #: Tests that share nothing but the engine run wherever there is room.
 ALONE = (
     "unit",
@@ -230,3 +230,19 @@ def plain_host(
 ) -> Iterator[TestHost]:
     """Debian 12 test host without systemd."""
     yield from _session(fleet.plain_host(tmp_path_factory.mktemp("plain-host"), base_image))
+
+
+@pytest.fixture(scope="session")
+def driver_host(_hosts_possible: None, tmp_path_factory: TempPathFactory) -> Iterator[TestHost]:
+    """Bare Debian 12 test host, with the apt of Ubuntu's time, for what installs drivers."""
+    yield from _session(fleet.bare_host(tmp_path_factory.mktemp("driver-host"), "bookworm"))
+
+
+@pytest.fixture
+def cards(driver_host: TestHost) -> Iterator[TestHost]:
+    """`driver_host` with two simulated cards, Ubuntu's kernel, no driver, and an archive with two drivers."""
+    drivers.prepare(driver_host)
+    try:
+        yield driver_host
+    finally:
+        drivers.clean(driver_host)

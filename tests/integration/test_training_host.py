@@ -30,7 +30,7 @@ def test_the_tree_is_as_the_architecture_says(ssh_host: TestHost) -> None:
         "755 root:root",
         "2770 root:docker",
         "711 root:root",
-        "644 root:root",
+        "640 root:docker",
         "755 root:root",
     ]
     assert ssh_host.ssh(f"{ROOT}/bin/uv --version", user="trainer").stdout.startswith("uv ")

@@ -459,11 +459,185 @@ def test_secure_boot_is_the_variables_value() -> None:
     assert not probe("secureboot 0")["secure_boot"]
 
 
+TWO_CARDS = ("pci 0000:02:00.0 0x10de 0x20b0 0x030200", "loaded 590.48.01")
+DKMS = "package ii nvidia-graphics-drivers nvidia-kernel-dkms"
+
+
+@pytest.mark.parametrize(
+    ("lines", "serves", "answers", "unserved"),
+    [
+        (("served 0000:01:00.0", "served 0000:02:00.0"), True, False, []),
+        (("served 0000:01:00.0", "listed 0"), False, False, ["0000:02:00.0"]),
+        (("listed 2",), True, True, ["0000:01:00.0", "0000:02:00.0"]),
+        (("listed 1",), False, False, ["0000:01:00.0", "0000:02:00.0"]),
+        (("served 0000:01:00.0", "served 0000:02:00.0", "listed 2"), True, True, []),
+    ],
+)
+def test_driver_serves_every_card_or_not(
+    lines: tuple[str, ...], serves: bool, answers: bool, unserved: list[str]
+) -> None:
+    seen = probe(*TWO_CARDS, *lines)
+    assert (seen["serves"], seen["answers"], seen["unserved"]) == (serves, answers, unserved)
+
+
+@pytest.mark.parametrize(
+    ("lines", "ours", "origin"),
+    [
+        ((DKMS, "brought nvidia-kernel-dkms"), True, "from the package nvidia-kernel-dkms"),
+        ((DKMS,), False, "from the package nvidia-kernel-dkms"),
+        # The role brought something else of the driver, not its module.
+        (
+            (DKMS, "package ii fabric-manager nvidia-fabricmanager", "brought nvidia-fabricmanager"),
+            False,
+            "from the package nvidia-kernel-dkms and 1 more",
+        ),
+        (("brought nvidia-kernel-dkms",), False, "from no package"),
+        (("runfile found",), False, "from NVIDIA's installer"),
+    ],
+)
+def test_whose_driver_it_is(lines: tuple[str, ...], ours: bool, origin: str) -> None:
+    seen = probe(*lines)
+    assert (seen["ours"], seen["origin"]) == (ours, origin)
+
+
+def test_holds_of_an_administrator_are_told_from_the_roles() -> None:
+    seen = probe(
+        DKMS,
+        "package ii nvidia-graphics-drivers libcuda1",
+        *("held nvidia-kernel-dkms", "held libcuda1", "held bash", "holds libcuda1", "holds nvidia-smi"),
+    )
+    assert (seen["held_by_others"], seen["held_by_us"]) == (["nvidia-kernel-dkms"], ["libcuda1"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "state", "ours", "expected"),
+    [
+        (["Inst a (1 x [all])", "Conf a (1 x [all])"], "present", False, ([], [], ["a"], False, False)),
+        # Its own driver may move by an update; another only by consent.
+        (["Inst d [1] (2 x [all])"], "latest", True, ([], ["d 1 by 2"], [], True, False)),
+        (["Inst d [1] (2 x [all])"], "present", True, ([], ["d 1 by 2"], [], True, True)),
+        (["Inst d [1] (2 x [all])"], "latest", False, ([], ["d 1 by 2"], [], True, True)),
+        (["Remv d:i386 [1]", "Inst a (1 x [all])"], "latest", True, (["d"], [], ["a"], True, True)),
+        (["Remv other [1] [d ]"], "present", False, (["other"], [], [], False, False)),
+        (["unsolvable", ""], "present", False, ([], [], [], False, False)),
+    ],
+)
+def test_what_apt_would_do_to_the_driver(
+    lines: list[str], state: str, ours: bool, expected: tuple[Any, ...]
+) -> None:
+    seen = {"packages": ["d"], "loaded": "590.1", "ours": ours}
+    change = driver.change(lines, seen, ["a"], state)
+    assert tuple(change[key] for key in ("removed", "replaced", "added", "touches", "consent")) == expected
+
+
+def test_packages_over_a_driver_without_packages_take_consent() -> None:
+    seen = {"packages": [], "loaded": "590.1", "ours": False}
+    assert driver.change(["Inst a (1 x [all])"], seen, ["a"])["consent"]
+    assert not driver.change(["Inst linux-headers-1 (1 x)"], seen, ["linux-headers-1"])["consent"]
+    assert not driver.change(["Inst a (1 x [all])"], {**seen, "loaded": ""}, ["a"])["consent"]
+
+
+@pytest.mark.parametrize(
+    ("images", "flavour", "expected"),
+    [
+        (["linux-image-6.8.0-60-generic", "linux-image-generic"], "", ["generic"]),
+        (["linux-image-generic-hwe-24.04"], "", ["generic-hwe-24.04"]),
+        (["linux-image-aws", "linux-image-generic"], "", ["aws", "generic"]),
+        (["linux-image-generic"], "nvidia", ["nvidia"]),
+        (["linux-image-6.8.0-60-generic"], "", ["generic"]),
+        ([], "", ["generic"]),
+    ],
+)
+def test_signed_modules_for_the_kernels_that_are_there_and_those_to_come(
+    images: list[str], flavour: str, expected: list[str]
+) -> None:
+    kernels = ["6.8.0-60-generic", "6.8.0-71-generic"]
+    names = driver.signed_modules(580, "-open", kernels, images, flavour)
+    assert names == [f"linux-modules-nvidia-580-server-open-{name}" for name in [*kernels, *expected]]
+
+
+KERNEL_PACKAGES = ["linux-generic", "linux-headers-generic", "linux-image-generic"]
+
+
+def test_signed_modules_and_the_kernels_packages_are_held_together() -> None:
+    installed = [*KERNEL_PACKAGES, "linux-image-6.8.0-60-generic", "linux-firmware", "linux-base"]
+    assert driver.kernel_packages(installed) == KERNEL_PACKAGES
+    modules = "linux-modules-nvidia-580-server-generic"
+    seen = {"packages": [modules, "nvidia-utils-580"], "held": [], "kernel_packages": KERNEL_PACKAGES}
+    assert driver.to_hold(seen) == [modules, "nvidia-utils-580", *KERNEL_PACKAGES]
+    assert driver.to_hold({**seen, "held": [modules]}) == ["nvidia-utils-580", *KERNEL_PACKAGES]
+    # A module that DKMS builds needs no kernel held.
+    assert driver.to_hold({**seen, "packages": ["nvidia-dkms-580"]}) == ["nvidia-dkms-580"]
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("https://m.example.org/debian", ""),
+        ("https://u:p%40w@m.example.org/debian", "machine m.example.org/debian login u password p@w"),
+        ("http://u:pw@m.example.org:8080", "machine http://m.example.org:8080 login u password pw"),
+        ("mirror+file:/etc/apt/mirrors/debian.list", ""),
+    ],
+)
+def test_password_of_a_mirror_goes_into_auth_conf(address: str, expected: str) -> None:
+    assert driver.login(address) == toolkit.login(address) == expected
+
+
+TOOLKIT = [
+    "nvidia-container-toolkit",
+    "nvidia-container-toolkit-base",
+    "libnvidia-container-tools",
+    "libnvidia-container1",
+]
+
+
+def installed(version: str, held: tuple[str, ...] = (), names: list[str] = TOOLKIT) -> list[str]:
+    return [f"now {'hi' if name in held else 'ii'} {name} {version}" for name in names]
+
+
+@pytest.mark.parametrize(
+    ("lines", "kept", "missing", "problem"),
+    [
+        ([], False, TOOLKIT, ""),
+        ([*installed("1.19.0-1"), "works yes"], True, [], ""),
+        ([*installed("1.17.8-1", (TOOLKIT[3],)), "works yes"], True, [], ""),
+        ([*installed("1.17.8~rc.1-1"), "works yes"], False, TOOLKIT, ""),
+        ([*installed("1.17.7-1"), "works yes"], False, TOOLKIT, ""),
+        ([*installed("1.17.7-1", (TOOLKIT[3],)), "works yes"], False, TOOLKIT, "apt-mark unhold libnvidia-container1"),
+        ([*installed("1.19.0-1"), "works no"], False, TOOLKIT, "is newer than 1.18.2-1"),
+        ([*installed("1.19.0-1", names=TOOLKIT[1:]), "works yes"], False, TOOLKIT, "is newer than 1.18.2-1"),
+        ([*installed("1.18.2-1"), "works yes"], True, [], ""),
+        ([*installed("1.18.2-1"), "works yes", *(f"brought {name} 1.18.2-1" for name in TOOLKIT)], False, [], ""),
+        # Of an earlier release, which wrote down only what was there before.
+        ([*installed("1.18.2-1", tuple(TOOLKIT)), "works yes", "recorded"], False, [], ""),
+        ([*installed("1.19.0-1", tuple(TOOLKIT)), "works yes", "recorded"], True, [], ""),
+    ],
+)  # fmt: skip
+def test_toolkit_of_an_administrator_is_kept_or_refused(
+    lines: list[str], kept: bool, missing: list[str], problem: str
+) -> None:
+    decision = toolkit.decision(lines, TOOLKIT, "1.18.2-1", "1.17.8")
+    assert (decision["kept"], decision["missing"]) == (kept, missing)
+    assert problem in decision["problem"] and bool(problem) == bool(decision["problem"])
+
+
+def test_toolkit_of_the_role_may_go_back_and_is_released_alone() -> None:
+    ours = [f"brought {name} 1.18.2-1" for name in TOOLKIT]
+    holds = ["holding", *(f"holds {name}" for name in TOOLKIT[:3])]
+    lines = [*installed("1.18.2-1", tuple(TOOLKIT[:3])), "works yes", *ours, *holds]
+    decision = toolkit.decision(lines, TOOLKIT, "1.18.1-1", "1.17.8")
+    assert (decision["downgrade"], decision["unhold"]) == (TOOLKIT, sorted(TOOLKIT[:3]))
+    assert decision["problem"] == "" and decision["hold"] == TOOLKIT[3:]
+    # One is held by an administrator.
+    lines = [*installed("1.18.2-1", tuple(TOOLKIT)), "works yes", *ours, *holds]
+    assert "libnvidia-container1" in toolkit.decision(lines, TOOLKIT, "1.18.1-1", "1.17.8")["problem"]
+
+
 def status(**changes: Any) -> dict[str, Any]:
     return {
         "cards": cards(0x20B0), "loaded": "550.1", "installed": "550.1", "mismatch": False, "nouveau": False,
         "secure_boot": False, "kernel": "6.1", "kernel_running": True, "reboot_pending": [], "reboot_wished": "",
-        "packages": ["nvidia-smi"], "held": ["nvidia-smi"], **changes,
+        "packages": ["nvidia-smi"], "held": ["nvidia-smi"], "ours": True, **changes,
     }  # fmt: skip
 
 
@@ -480,6 +654,7 @@ def status(**changes: Any) -> dict[str, Any]:
         ({"cards": [], "loaded": "", "installed": ""}, 0, "card", "skip", "trains on its CPU"),
         ({}, 2, "card", "fail", "1 NVIDIA cards on the PCI bus, 2 expected"),
         ({"held": []}, 1, "hold", "warn", "not held"),
+        ({"held": [], "ours": False}, 1, "driver", "ok", "loaded 550.1 equals installed"),
         (
             {"reboot_wished": "/run/reboot-required asks for it"},
             1,

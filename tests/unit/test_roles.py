@@ -77,8 +77,8 @@ def test_readme_has_the_fixed_shape(role: str) -> None:
 
 @pytest.mark.parametrize("role", PROVISIONING)
 def test_main_begins_with_the_preflight(role: str) -> None:
-    if role == "host_check":
-        pytest.skip("host_check changes nothing: it is nothing but checks")
+    if role in ("host_check", "common"):
+        pytest.skip("host_check is nothing but checks, and common is included in parts")
     first = load(ROOT / "roles" / role / "tasks/main.yml")[0]
     while "block" in first:
         first = first["block"][0]
@@ -131,6 +131,77 @@ def test_a_mirror_is_asked_as_often_as_the_role_says() -> None:
     asked = sum(text.count("update_cache: true\n") for text in texts)
     once = sum(len(re.findall(r"update_cache: true\n +update_cache_retries: 1\n", text)) for text in texts)
     assert asked == once > 0
+
+
+#: Variables that may hold a password: environments (proxies, indexes), the engine's configuration, addresses of mirrors,
+#: credentials of GitHub.
+SECRET = re.compile(
+    r"\b(?:common_environment|(?:docker_engine|nvidia_driver|nvidia_container_toolkit|training_host|github_runner"
+    r"|train_classifier|host_check)_environment|__(?:training_host_build|github_runner)_environment"
+    r"|__docker_engine_(?:proxy|merge|config_text|record|left|record_read|config_read)|docker_engine_daemon_options"
+    r"|__training_host_settings|training_host_apt_mirror"
+    r"|nvidia_driver_(?:debian_mirror|cuda_repository_url)|__nvidia_driver_(?:mirror|sources|keyring_url)"
+    r"|nvidia_container_toolkit_(?:repository_url|key_url)|__nvidia_container_toolkit_(?:before|after|merged|daemon)"
+    r"|github_runner_(?:pat|app_key|token|remove_token|download_url)|__github_runner_(?:minted|answer))\b"
+)
+#: Files that may hold one.
+FILES = re.compile(
+    r"docker_engine_config_file|__docker_engine_record_file|nvidia_container_toolkit_daemon_json"
+)
+#: What only tells where something lies, or how many there are, is no secret.
+HARMLESS = re.compile(
+    r"\w+ \| (?:length|dirname)|\w+\.rc\b|\w+ \| regex_replace\('//\[\^/@\]\*@', '//'\)"
+    r"|__docker_engine_merge\.kept|__docker_engine_record\.(?:foreign|holds|packages|created_\w+|remove_data)"
+    r"|\w+(?:_url)? \| urlsplit\('hostname'\)"
+)
+#: The modules that show what they write when Ansible runs with --diff, and those that show what they were told or what they read.
+WRITE = ("copy", "template", "lineinfile", "blockinfile")
+SHOW = ("set_fact", "command", "shell", "slurp", "debug", "get_url", "uri", "script")
+
+
+def tasks_of(path: Path) -> list[dict[str, Any]]:
+    """Every task, block, and play of a file, those of blocks included."""
+    found: list[dict[str, Any]] = []
+
+    def walk(node: Any) -> None:
+        if isinstance(node, list):
+            for item in node:
+                walk(item)
+        elif isinstance(node, dict):
+            found.append(node)
+            for key in ("block", "rescue", "always", "tasks", "pre_tasks", "post_tasks", "handlers", "roles"):
+                walk(node.get(key))
+
+    walk(load(path))
+    return [task for task in found if isinstance(task, dict)]
+
+
+TASK_FILES = sorted(
+    [*(ROOT / "roles").glob("*/tasks/*.yml"), *(ROOT / "roles").glob("*/handlers/*.yml"), *PLAYBOOKS]
+)
+
+
+@pytest.mark.parametrize("path", TASK_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_task_shows_a_secret(path: Path) -> None:
+    for task in tasks_of(path):
+        name = task.get("name")
+        # On the command line of the module, which ps and -vvv show: roles/common/tasks/environment.yml.
+        told = HARMLESS.sub("", json.dumps(task.get("environment", "")))
+        assert not SECRET.search(told) or "__github_runner_environment" in told, f"{name}: environment {told}"
+        for module in (*WRITE, *SHOW):
+            arguments = task.get(f"ansible.builtin.{module}")
+            told = HARMLESS.sub("", json.dumps(arguments))
+            reads = module in (*WRITE, "slurp", "command") and FILES.search(told)
+            if arguments is None or not (SECRET.search(told) or reads):
+                continue
+            if (
+                module in WRITE
+                and isinstance(arguments, dict)
+                and not {"content", "src", "line", "block"} & set(arguments)
+            ):
+                continue
+            hidden = "no_log" in task or (module in WRITE and task.get("diff") is False)
+            assert hidden, f"{name}: {module} shows a secret"
 
 
 #: As docs/hosts.md says; of the example only.

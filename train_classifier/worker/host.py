@@ -86,6 +86,9 @@ class Host:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return cls()
+        except PermissionError as error:
+            hint = "who trains is in the group docker: add this account to training_host_users, log in again"
+            raise NotReady(f"{path} cannot be read: {error}", hint) from error
         except (OSError, ValueError) as error:
             raise NotReady(f"{path} cannot be read: {error}", hint) from error
         return cls._from(data, path, hint)

@@ -80,7 +80,8 @@ def driver_rows(state: dict, expected: int = 0) -> list[dict]:
     else:
         rows.append(_row("driver", "ok", f"loaded {loaded} equals installed"))
     free = sorted(set(state["packages"]) - set(state["held"]))
-    if free:
+    # A driver that somebody else brought is theirs to hold.
+    if free and state["ours"]:
         rows.append(
             _row(
                 "hold",

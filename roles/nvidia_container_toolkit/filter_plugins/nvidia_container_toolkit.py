@@ -1,4 +1,4 @@
-"""Filters of the role nvidia_container_toolkit: a key's fingerprint, what a merge added."""
+"""Filters of the role nvidia_container_toolkit: a key's fingerprint, whose packages are there, a merge."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import copy
 import hashlib
 import re
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 BLOCK = "PGP PUBLIC KEY BLOCK-----"
 
@@ -75,6 +76,99 @@ def fingerprint(key: str) -> str:
     return hashlib.sha1(b"\x99" + len(packet).to_bytes(2, "big") + packet).hexdigest().upper()
 
 
+def login(address: str) -> str:
+    """A line of apt's auth.conf for the user and the password in an address; empty without one."""
+    match = re.fullmatch(r"(https?://)([^/@:]*)(?::([^/@]*))?@([^/]+)(/.*)?", address)
+    if not match:
+        return ""
+    scheme, user, password, host, path = match.groups()
+    # Without its scheme apt gives a login to https alone.
+    machine = ("" if scheme == "https://" else scheme) + host + (path or "")
+    return f"machine {machine} login {unquote(user)} password {unquote(password or '')}"
+
+
+def _order(version: str) -> tuple[list[int], bool, list[int]]:
+    """A key that sorts the toolkit's versions: 1.18.0~rc.1-1 before 1.18.0-1 before 1.18.1-1."""
+    upstream, _, revision = version.partition("-")
+    final, tilde, _ = upstream.partition("~")
+    numbers = [int(number) for number in re.findall(r"\d+", final)]
+    return numbers, not tilde, [int(number) for number in re.findall(r"\d+", revision)]
+
+
+def decision(lines: list[str], packages: list[str], wanted: str, least: str) -> dict:
+    """Whose toolkit is there, and what is to be done, from the lines of tasks/inspect.yml.
+
+    `kept`: somebody else's, which works and is new enough, so that nothing is done to it. Otherwise
+    `missing` are the packages to install in the version `wanted`, `hold` those to hold afterwards, and
+    `problem` says why that must not be.
+    """
+    seen: dict[str, list[list[str]]] = {}
+    for line in lines:
+        word, *rest = line.split()
+        seen.setdefault(word, []).append(rest)
+    now = {
+        name: (version, status.startswith("h"))
+        for status, name, version in (row for row in seen.get("now", []) if len(row) == 3)
+        if status[1:2] == "i"
+    }
+    before = {row[1]: row[0] for row in seen.get("before", []) if len(row) == 3}
+    if "brought" in seen:
+        brought = {row[0]: row[1] for row in seen["brought"] if len(row) == 2}
+    elif "recorded" in seen:
+        # Releases before this one wrote down only what was there before: a newer one is not theirs.
+        there = {name for name, status in before.items() if status[1:2] == "i"}
+        brought = {
+            name: version
+            for name, (version, _) in now.items()
+            if name not in there and _order(version) <= _order(wanted)
+        }
+    else:
+        brought = {}
+    if "holding" in seen:
+        our_holds = {row[0] for row in seen.get("holds", []) if row}
+    else:
+        held_before = {name for name, status in before.items() if status.startswith("h")}
+        our_holds = set(brought) - held_before
+    ours = {name for name, (version, _) in now.items() if brought.get(name) == version}
+    versions = {version for version, _ in now.values()}
+    whole = set(now) == set(packages) and len(versions) == 1
+    new_enough = whole and _order(next(iter(versions)).split("-")[0]) >= _order(least)
+    kept = bool(whole and new_enough and ["yes"] in seen.get("works", []) and set(now) - ours)
+    missing = [name for name in packages if name not in now or now[name][0] != wanted]
+    others_holds = sorted(name for name in now if now[name][1] and name not in our_holds)
+    locked = [name for name in others_holds if name in missing]
+    newer = [
+        name for name in missing if name in now and name not in ours and _order(now[name][0]) > _order(wanted)
+    ]
+    problem = ""
+    if not kept and locked:
+        held = ", ".join(f"{name} {now[name][0]}" for name in locked)
+        problem = (
+            f"an administrator holds {held}, which is not a whole, working toolkit of {least} or newer: "
+            f"release it (apt-mark unhold {' '.join(locked)}) and run again"
+        )
+    elif not kept and newer:
+        there = ", ".join(f"{name} {now[name][0]}" for name in newer)
+        problem = (
+            f"{there} is newer than {wanted}, and the toolkit does not work: repair it, or set "
+            f"nvidia_container_toolkit_version to {now[newer[0]][0]}, and run again"
+        )
+    return {
+        "kept": kept,
+        "version": next(iter(versions)) if whole else "",
+        "missing": [] if kept else missing,
+        "hold": []
+        if kept
+        else [name for name in packages if not now.get(name, ("", False))[1] and name in {*missing, *ours}],
+        "downgrade": [name for name in missing if name in ours and _order(now[name][0]) > _order(wanted)],
+        "unhold": sorted(name for name in missing if name in now and now[name][1] and name in our_holds),
+        "problem": problem,
+        "ours": sorted(ours),
+        "purge": sorted(name for name in ours if before.get(name, "")[1:2] != "i"),
+        "our_holds": sorted(name for name in our_holds if name in now and now[name][1]),
+    }
+
+
 def lost(before: dict, after: dict) -> list[str]:
     """The keys of daemon.json that a merge changed although they are not its business."""
     return sorted(
@@ -108,6 +202,8 @@ class FilterModule:
     def filters(self) -> dict:
         return {
             "nvidia_container_toolkit_fingerprint": fingerprint,
+            "nvidia_container_toolkit_decision": decision,
+            "nvidia_container_toolkit_login": login,
             "nvidia_container_toolkit_lost": lost,
             "nvidia_container_toolkit_unmerge": unmerge,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 NVIDIA = "0x10de"
 # PCI classes: 0300xx VGA controller, 0302xx 3D controller, 0680xx other bridge (an NVSwitch).
@@ -18,6 +19,12 @@ SOURCES = re.compile(
     r"nvidia-(graphics-drivers|open-gpu-kernel-modules|persistenced|modprobe|kernel|driver|fabricmanager)"
     r"|fabric-?manager|linux-restricted-(modules|signatures)"
 )
+# A package that brings the kernel module: whoever installed it chose the driver.
+MODULE = re.compile(r"nvidia-.*dkms.*|linux-modules-nvidia-.*")
+# Ubuntu's signed modules, one package a kernel, and one that follows the kernels of a flavour.
+SIGNED = "linux-modules-nvidia-"
+# What `apt-get -s` says: `Inst NAME [OLD] (NEW …)` and `Remv NAME [OLD]`, where NAME may end in `:i386`.
+STEP = re.compile(r"(Inst|Remv) (\S+?)(?::\w+)?(?: \[([^\]]+)\])?(?: \((\S+) .*)?(?: .*)?")
 
 
 def _architecture(device: int, table: list[dict]) -> dict:
@@ -85,6 +92,77 @@ def header_packages(kernels: list[str], images: list[str]) -> list[str]:
     return versions + metas
 
 
+def kernel_packages(installed: Sequence[str]) -> list[str]:
+    """The packages among `installed` that bring the next kernel: linux-image-generic, linux-generic, ….
+
+    Without one of their names ending in a version, they go by the flavours of the images.
+    """
+    flavours = [name.removeprefix("linux-image-") for name in installed if META.fullmatch(name)]
+    names = {f"linux-{part}{flavour}" for flavour in flavours for part in ("", "image-", "headers-")}
+    return sorted(names & set(installed))
+
+
+def signed_modules(
+    branch: int, suffix: str, kernels: list[str], images: list[str], flavour: str
+) -> list[str]:
+    """Ubuntu's packages of signed modules: for each of `kernels`, and for each kernel to come.
+
+    The packages for kernels to come have the flavours of the installed kernel metapackages: one of another
+    flavour would bring a second kernel. Without such a metapackage `flavour` says it, or else the end of the
+    running kernel's name.
+    """
+    flavours = [name.removeprefix("linux-image-") for name in images if META.fullmatch(name)]
+    if flavour:
+        flavours = [flavour]
+    elif not flavours and kernels and (end := FLAVOUR.search(kernels[0])):
+        flavours = [end[1]]
+    return [f"{SIGNED}{branch}-server{suffix}-{name}" for name in [*kernels, *sorted(flavours)]]
+
+
+def to_hold(status: dict) -> list[str]:
+    """The packages that must be held and are not.
+
+    Signed modules follow the kernel metapackage. Held without it, the next kernel would come without a
+    module, so both are held together.
+    """
+    packages = list(status["packages"])
+    if any(name.startswith(SIGNED) for name in packages):
+        packages += status["kernel_packages"]
+    return [name for name in packages if name not in status["held"]]
+
+
+def change(lines: list[str], status: dict, missing: list[str], state: str = "present") -> dict:
+    """What apt would do to the driver, from the lines of its simulation.
+
+    `removed` and `replaced` name installed packages, `added` new ones. `touches`: a driver that is there
+    would change. `consent`: the administrator must have asked for that.
+    """
+    removed, replaced, added = [], [], []
+    for match in filter(None, map(STEP.fullmatch, lines)):
+        action, name, old, new = match.groups()
+        if action == "Remv":
+            removed.append(name)
+        elif not old:
+            added.append(name)
+        elif name in status["packages"]:
+            replaced.append(f"{name} {old} by {new}")
+    driver = sorted(set(removed) & set(status["packages"]))
+    # A driver that no package brought would be hidden by packages beside it.
+    over = bool(
+        status["loaded"]
+        and not status["packages"]
+        and [name for name in missing if not name.startswith("linux-headers-")]
+    )
+    moves_within = state == "latest" and status["ours"]
+    return {
+        "removed": sorted(set(removed)),
+        "replaced": replaced,
+        "added": sorted(set(added)),
+        "touches": bool(driver or replaced or over),
+        "consent": bool(driver or over or (replaced and not moves_within)),
+    }
+
+
 def mirror(lines: list[str]) -> str:
     """The first of the lines of apt's sources that is Debian's own archive, not its security updates.
 
@@ -95,6 +173,25 @@ def mirror(lines: list[str]) -> str:
             if re.search(r"/debian/?$|^mirror\+.*/debian\.list$", address):
                 return address.rstrip("/")
     return ""
+
+
+def login(address: str) -> str:
+    """A line of apt's auth.conf for the user and the password in an address; empty without one."""
+    match = re.fullmatch(r"(https?://)([^/@:]*)(?::([^/@]*))?@([^/]+)(/.*)?", address)
+    if not match:
+        return ""
+    scheme, user, password, host, path = match.groups()
+    # Without its scheme apt gives a login to https alone.
+    machine = ("" if scheme == "https://" else scheme) + host + (path or "")
+    return f"machine {machine} login {unquote(user)} password {unquote(password or '')}"
+
+
+def _origin(packages: list[str], runfile: bool) -> str:
+    names = [name for name in packages if MODULE.fullmatch(name)] or packages
+    if names:
+        more = len(packages) - 1
+        return f"from the package {names[0]}" + (f" and {more} more" if more else "")
+    return "from NVIDIA's installer" if runfile else "from no package"
 
 
 def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -> dict:
@@ -118,9 +215,17 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
     if "reboot" in seen:
         names = seen["reboot"][0]
         wished = f"{reboot_file} asks for it" + (f" ({names})" if names else "")
-    packages = [fields for fields in (line.split() for line in seen.get("package", [])) if len(fields) == 3]
+    rows = [fields for fields in (line.split() for line in seen.get("package", [])) if len(fields) == 3]
+    packages = sorted({name for _, source, name in rows if SOURCES.match(source)})
+    held = sorted({name.partition(":")[0] for name in seen.get("held", [])})
+    brought = set(seen.get("brought", []))
+    ours = any(MODULE.fullmatch(name) for name in brought & set(packages))
+    on_bus = cards(seen.get("pci", []), table)
+    served = {slot.lower() for slot in seen.get("served", [])}
+    answered = max((int(count) for count in seen.get("listed", []) if count.isdigit()), default=0)
+    unserved = [card["slot"] for card in on_bus if card["slot"] not in served]
     return {
-        "cards": cards(seen.get("pci", []), table),
+        "cards": on_bus,
         "switches": switches(seen.get("pci", [])),
         "loaded": loaded,
         "installed": installed,
@@ -131,11 +236,24 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         "kernel_running": seen.get("running", [""])[0] == kernel,
         "kernels": kernels(kernel, seen.get("newest", [""])[0]),
         "images": sorted(seen.get("image", [])),
+        "kernel_packages": kernel_packages([name for *_, name in rows]),
+        # Whether the loaded driver serves every card: by its own list, or by that of nvidia-smi.
+        "answers": bool(loaded and on_bus and answered >= len(on_bus)),
+        "serves": bool(loaded and on_bus and (not unserved or answered >= len(on_bus))),
+        "unserved": unserved,
+        # Whether this role brought the driver, and how it came if not.
+        "ours": ours,
+        "brought": sorted(brought),
+        "origin": _origin(packages, "runfile" in seen),
+        "runfile": "runfile" in seen and not packages,
         # What the driver needs, and what only the distribution wishes: that one disturbs no card.
         "reboot_pending": pending,
         "reboot_wished": wished,
-        "packages": sorted({name for _, source, name in packages if SOURCES.match(source)}),
-        "held": sorted({name.partition(":")[0] for name in seen.get("held", [])}),
+        "packages": packages,
+        "held": held,
+        # Holds of an administrator, which this role neither releases nor passes over.
+        "held_by_others": sorted((set(held) & set(packages)) - set(seen.get("holds", []))),
+        "held_by_us": sorted(set(held) & set(seen.get("holds", []))),
     }
 
 
@@ -247,5 +365,9 @@ class FilterModule:
             "nvidia_driver_status": status,
             "nvidia_driver_plan": plan,
             "nvidia_driver_header_packages": header_packages,
+            "nvidia_driver_signed_modules": signed_modules,
+            "nvidia_driver_to_hold": to_hold,
+            "nvidia_driver_change": change,
             "nvidia_driver_mirror": mirror,
+            "nvidia_driver_login": login,
         }

@@ -1,0 +1,68 @@
+"""Row 21: on Ubuntu the kernel metapackages and the driver's modules are held together, so no kernel comes without one."""
+
+from __future__ import annotations
+
+import pytest
+from hosts import archive
+from hosts.drivers import OURS, drive, load
+from hosts.machine import TestHost
+
+pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(1800)]
+
+# A driver's next release comes with the next kernel.
+NEXT = [
+    *archive.ubuntu_modules("580-server-open", 71, "580.105.08"),
+    *archive.ubuntu_driver("580-server", "580.105.08"),
+]
+
+
+def kernels_without_module(host: TestHost) -> list[str]:
+    """The kernels in /boot for which modinfo finds no module of the driver."""
+    return host.shell(
+        "for kernel in $(ls /boot | sed -n 's/^vmlinuz-//p'); do "
+        'PATH=$PATH:/sbin modinfo -k "$kernel" -F version nvidia >/dev/null 2>&1 || echo "$kernel"; done'
+    ).split()
+
+
+def boot(host: TestHost) -> list[str]:
+    """The kernels in /boot."""
+    return sorted(host.shell("ls /boot | sed -n 's/^vmlinuz-//p'").split())
+
+
+def test_21_no_upgrade_brings_a_kernel_without_its_module(cards: TestHost) -> None:
+    # The next boot takes another kernel than the one that runs: both get the module.
+    archive.publish(cards, [*archive.ubuntu_kernel(61), *archive.ubuntu_kernel(60, meta=False), *OURS,
+                            *archive.ubuntu_modules("580-server-open", 61, "580.95.05")])  # fmt: skip
+    cards.shell("apt-get -qq -y dist-upgrade >/dev/null")
+    assert boot(cards) == ["6.8.0-60-generic", "6.8.0-61-generic"]
+    drive(cards)
+    assert kernels_without_module(cards) == []
+    held = set(cards.shell("apt-mark showhold").split())
+    assert {"linux-generic", "linux-image-generic", "linux-headers-generic"} <= held
+    assert {"linux-modules-nvidia-580-server-open-generic", "nvidia-utils-580-server"} <= held
+    unattended = cards.shell("apt-config dump Unattended-Upgrade::Package-Blacklist")
+    assert '"^linux-image-generic$"' in unattended or r'"^linux\-image\-generic$"' in unattended
+
+    # apt's own solver: neither an upgrade nor a full one brings a kernel that has no module.
+    archive.publish(cards, [*archive.ubuntu_kernel(71), *archive.ubuntu_kernel(60, meta=False), *OURS, *NEXT])
+    for command in ("upgrade", "dist-upgrade", "upgrade --with-new-pkgs"):
+        cards.shell(f"apt-get -qq -y {command} >/dev/null")
+        assert kernels_without_module(cards) == []
+    assert boot(cards) == ["6.8.0-60-generic", "6.8.0-61-generic"]
+
+    # update.yml moves both, and holds them again.
+    load(cards, "580.95.05")
+    moved = drive(cards, fails=True, nvidia_driver_state="latest")
+    assert "needs a reboot: the loaded kernel module is 580.95.05" in moved.output, moved.output
+    assert "6.8.0-71-generic" in boot(cards)
+    assert kernels_without_module(cards) in ([], ["6.8.0-61-generic"])
+    assert held - set(cards.shell("apt-mark showhold").split()) == set()
+
+
+def test_21_one_module_package_without_its_kernel_package_is_not_held(cards: TestHost) -> None:
+    cards.shell("dpkg --purge linux-generic linux-image-generic linux-headers-generic >/dev/null")
+    drive(cards)
+    held = set(cards.shell("apt-mark showhold").split())
+    installed = set(cards.shell("dpkg-query -W -f '${Package}\\n' 'linux-*'").split())
+    assert not {"linux-generic", "linux-image-generic", "linux-headers-generic"} & (held | installed)
+    assert kernels_without_module(cards) == []
