@@ -52,9 +52,13 @@ def user_name() -> str:
 def describe(repository: Path, output: Path | None = None) -> tuple[job.Repository, list[str]]:
     """Return what identifies the checkout, and warnings. `output` does not make it dirty.
 
-    The key names this folder for this user on this controller: one mirror on the host for each.
+    The key names this folder for this user on this controller, and in a workflow also the repository at
+    GitHub: one mirror and one cache on the host for each. Nothing in the checkout has a say in it.
     """
     identity = "\0".join((platform.node(), os.fsdecode(repository), user_name()))
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        # A runner uses the folder of one repository for the next of that name.
+        identity += "\0" + os.environ.get("GITHUB_REPOSITORY", "")
     key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     name = printable(repository.name)
     if not git_state.is_checkout(repository):

@@ -1,0 +1,58 @@
+"""Row 18: /cache belongs to one repository of one user, and a checkout has no say in which it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from worker_support import machine
+
+from train_classifier import repository
+
+
+@pytest.mark.engine
+def test_18_a_repository_does_not_see_the_cache_of_another() -> None:
+    with machine() as host:
+        write = "open('/cache/code.py', 'w').write('theirs'); open('artefacts/x', 'w')"
+        assert host.train(write, repository=_key("a"))[1]["outcome"] == "trained"
+        look = "import os; assert not os.path.exists('/cache/code.py'); open('artefacts/x', 'w')"
+        assert host.train(look, repository=_key("b"))[1]["outcome"] == "trained"
+        again = "assert open('/cache/code.py').read() == 'theirs'; open('artefacts/x', 'w')"
+        assert host.train(again, repository=_key("a"))[1]["outcome"] == "trained"
+
+
+def _key(letter: str) -> dict[str, str | None]:
+    return {"name": "repo", "key": letter * 16, "commit": None, "dirty": None}
+
+
+def test_18_nothing_in_a_checkout_chooses_its_key(tmp_path: Path) -> None:
+    before = repository.describe(tmp_path)[0].key
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text('[remote "origin"]\n\turl = https://git.example/other/repo\n')
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "other"\n')
+    (tmp_path / "train-classifier.toml").write_text("")
+    assert repository.describe(tmp_path)[0].key == before
+
+
+def test_18_a_folder_that_a_runner_uses_again_is_another_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runner checks out one/repo and other/repo into the same folder."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    keys = set()
+    for name in ("one/repo", "other/repo"):
+        monkeypatch.setenv("GITHUB_REPOSITORY", name)
+        keys.add(repository.describe(tmp_path)[0].key)
+    monkeypatch.delenv("GITHUB_ACTIONS")
+    keys.add(repository.describe(tmp_path)[0].key)
+    assert len(keys) == 3
+
+
+def test_18_users_and_folders_have_keys_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    keys = {repository.describe(folder)[0].key for folder in folders}
+    monkeypatch.setattr(repository, "user_name", lambda: "somebody-else")
+    keys |= {repository.describe(folder)[0].key for folder in folders}
+    assert len(keys) == 4
