@@ -227,7 +227,7 @@ class Scene:
         wait_until(lambda: host.shell(find) == "" or None, 30)
         assert (
             host.shell(
-                f"test ! -d {self.state}/store/build || find {self.state}/store/build -maxdepth 1 -name '.*.tmp*'"
+                f"test ! -d {self.state}/environments/build || find {self.state}/environments/build -maxdepth 1 -name '.*.tmp*'"
             )
             == ""
         )

@@ -185,7 +185,7 @@ def test_ordinary_users_flow(world: World, tmp_path: Path) -> None:
     assert list((state / "jobs").iterdir()) == []
     # What makes the second run fast stays while it is fresh, and until it is too much.
     run("clean", "--older", "0s", "--keep-environments", "0")
-    environments = state / "store" / "envs"
+    environments = state / "environments" / "envs"
     assert len(layers()) == 1 and len(list(environments.iterdir())) == 1
     for used in (*environments.glob("*/environment.json"), *(state / "images").glob("*.json")):
         os.utime(used, (1, 1))

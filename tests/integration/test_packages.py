@@ -151,7 +151,7 @@ def test_cancelled_build_leaves_nothing(engine: docker.DockerClient, site: Site,
         )
     assert site.containers() == []
     assert layers(engine, base.id) == []
-    assert [path.name for path in site.store.store.iterdir() if path.name.startswith(".")] == []
+    assert [path.name for path in site.store.environments.iterdir() if path.name.startswith(".")] == []
 
 
 def test_image_is_probed_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

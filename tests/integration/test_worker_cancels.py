@@ -182,7 +182,7 @@ def test_cancel_while_the_environment_is_built(host: Machine, tmp_path: Path) ->
         wait_for_a_build(job)
         host.call("cancel", id=job, by="me@there")
         assert_cancelled(host, job, "environment")
-        assert not list((host.state / "store" / "envs").iterdir())
+        assert not list((host.state / "environments" / "envs").iterdir())
     finally:
         for name in ("environment", "uv"):
             host.settings.pop(name)

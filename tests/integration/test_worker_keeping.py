@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from engine_proxy import proxied
-from worker_support import IMAGE, Machine, Refused, accounts, docker, machine
+from worker_support import IMAGE, SERVICE_USER, Machine, Refused, accounts, docker, machine
 
 from train_classifier.worker import engine, locks, packages
 
@@ -78,27 +78,39 @@ def test_the_version_that_began_a_job_finishes_it(host: Machine) -> None:
 
 
 def environment(host: Machine, key: str, used: float) -> Path:
-    """Make an environment and the copies of its files that uv's cache has, as hard links."""
-    folder = host.state / "store" / "envs" / key
-    cache = host.state / "store" / "build" / "uv-cache" / key
-    for path in (folder, cache, host.state / "store" / "locks"):
-        path.mkdir(parents=True, exist_ok=True)
-    (cache / "wheel").write_bytes(os.urandom(4 << 20))
-    os.link(cache / "wheel", folder / "wheel")
+    """Make an environment, as a build leaves it."""
+    folder = host.state / "environments" / "envs" / key
+    (folder / "site").mkdir(parents=True)
+    (folder / "site" / "wheel").write_bytes(os.urandom(4 << 20))
     (folder / "environment.json").write_text("{}")
-    owner = subprocess.run(
-        ["stat", "-c", "%u", str(host.state / "store")], capture_output=True, text=True, check=True
-    )
-    subprocess.run(
-        ["chown", "-R", owner.stdout.strip(), *map(str, (host.state / "store").iterdir())], check=True
-    )
+    give(host, folder, folder / "site")
     os.utime(folder / "environment.json", (used, used))
     return folder
 
 
+def uv_cache(host: Machine, name: str, used: float) -> Path:
+    """Make a cache of uv, and the lock whose time is its last use."""
+    folder = host.state / "environments" / "uv-caches" / name
+    folder.mkdir()
+    (folder / "wheel").write_bytes(os.urandom(1 << 20))
+    lock = host.state / "environments" / "locks" / f"{name}.lock"
+    lock.touch()
+    give(host, lock, folder)
+    os.utime(lock, (used, used))
+    return folder
+
+
+def give(host: Machine, ours: Path, leaf: Path) -> None:
+    """Give what a build makes to whom it belongs: `leaf` to those who build, the rest to those who submit."""
+    if os.geteuid() == 0:
+        builder = SERVICE_USER if host.user == "root" else host.user
+        subprocess.run(["chown", "-R", host.user, str(ours)], check=True)
+        subprocess.run(["chown", "-R", builder, str(leaf)], check=True)
+
+
 def on_disk(host: Machine) -> int:
     done = subprocess.run(
-        ["du", "-sB1", str(host.state / "store")], capture_output=True, text=True, check=True
+        ["du", "-sB1", str(host.state / "environments")], capture_output=True, text=True, check=True
     )
     return int(done.stdout.split()[0])
 
@@ -106,20 +118,41 @@ def on_disk(host: Machine) -> int:
 def test_the_budget_frees_what_it_says(host: Machine) -> None:
     host.train("open('artefacts/x','w')")
     old, new = environment(host, "a" * 40, 1), environment(host, "b" * 40, 2)
-    (host.state / "store" / "build" / "uv-cache" / "lonely").write_bytes(os.urandom(1 << 20))
+    cache = uv_cache(host, "image-1", 1.5)
     for path in (host.state / "cache").iterdir():
         os.utime(path, None)
     before = on_disk(host)
     everything = host.call("clean")
     assert abs(everything["kept_bytes"] - before) < 2 << 20 and on_disk(host) == before
-    # Room for one environment: the older one goes, and with it uv's cache, or not a byte would be freed.
-    dry = host.call("clean", keep_environments_bytes=6 << 20, dry_run=True)
-    done = host.call("clean", keep_environments_bytes=6 << 20)
+    # Room for one environment: what was used before it goes.
+    dry = host.call("clean", keep_environments_bytes=9 << 19, dry_run=True)
+    done = host.call("clean", keep_environments_bytes=9 << 19)
     assert dry["removed"] == done["removed"] and done["removed"]["environments"] == 1
-    assert not old.exists() and (new / "wheel").stat().st_size == 4 << 20
+    assert not old.exists() and not cache.exists()
+    assert (new / "site" / "wheel").stat().st_size == 4 << 20
     freed = before - on_disk(host)
     assert freed >= 5 << 20 and abs(done["removed"]["bytes"] - freed) < 1 << 20
-    assert done["kept_bytes"] <= 6 << 20
+    assert done["kept_bytes"] <= 9 << 19
+
+
+def test_environments_of_the_last_release_are_removed_once_no_job_runs(host: Machine) -> None:
+    """They belong to the job's user as a whole, so they are removed as that user and never used."""
+    old = host.state / "store"
+    (old / "envs" / ("a" * 40) / "site").mkdir(parents=True)
+    (old / "envs" / ("a" * 40) / "environment.json").write_text("{}")
+    outside = host.root / "outside"
+    outside.mkdir()
+    (outside / "precious").touch()
+    (old / "build").symlink_to(outside)
+    give(host, host.state / "store", old)
+    job = host.start(LONG)
+    host.until(job, "training", text=b"up\n")
+    host.call("clean")
+    assert (old / "envs").exists()
+    host.call("cancel", id=job, by="a test")
+    host.wait(job)
+    assert host.call("clean")["removed"]["environments"] == 1
+    assert not old.exists() and (outside / "precious").exists()
 
 
 def test_what_comes_into_use_meanwhile_stays(host: Machine) -> None:
@@ -132,7 +165,7 @@ def _used(self, *found):
     return iter(())
 Shelf._images = _used
 """
-    lock = host.state / "store" / "locks" / f"environment-{'b' * 40}.lock"
+    lock = host.state / "environments" / "locks" / f"environment-{'b' * 40}.lock"
     with host.patched("kept", meanwhile), locks.hold(lock, shared=True):
         done = host.call("clean", keep_environments_bytes=0)
     assert done["removed"]["environments"] == 0 and touched.exists() and locked.exists()

@@ -77,7 +77,11 @@ class Site:
         )
 
     def prepare(
-        self, text: str, reference: str | None = None, check: Callable[[], None] = lambda: None
+        self,
+        text: str,
+        reference: str | None = None,
+        check: Callable[[], None] = lambda: None,
+        repository: str = "0" * 16,
     ) -> Environment:
         # Written whole: two jobs of a test may share the workspace.
         written = self.workspace / "m" / f".requirements.{os.getpid()}"
@@ -85,8 +89,9 @@ class Site:
         written.replace(self.workspace / "m" / "requirements.txt")
         base = self.find(reference)
         return environment.prepare(
-            self.client, self.host, self.store, base, self.workspace, "m", self.job, self.said.append, check
-        )
+            self.client, self.host, self.store, base, self.workspace, "m", repository, self.job,
+            self.said.append, check,
+        )  # fmt: skip
 
     def layer(
         self, text: str, reference: str | None = None, check: Callable[[], None] = lambda: None
@@ -104,7 +109,7 @@ class Site:
             entrypoint=["/bin/sh", "-c", program] if shell else [found.python, "-W", "ignore", "-c", program],
             user=self.host.job_user(), network="none",
             mounts=made.mounts if made else (), environment=made.variables if made else {},
-            labels=worker_engine.labels("probe", job=self.job.id),
+            labels=worker_engine.labels("probe", job=self.job.id), limits=self.host.limits("a test"),
         )  # fmt: skip
         assert status == 0, output.decode()
         return output.decode()
@@ -116,8 +121,9 @@ class Site:
 
     def environments(self) -> list[str]:
         """What is built, or half built."""
-        found = [path.name for folder in (self.store.envs, self.store.builds) for path in folder.glob("*")]
-        return sorted(name for name in found if name != "uv-cache")
+        return sorted(
+            path.name for folder in (self.store.envs, self.store.builds) for path in folder.glob("*")
+        )
 
 
 @pytest.fixture(scope="session")

@@ -200,6 +200,10 @@ def test_settings_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         '{"uv": 5}',
         '{"images": {"cpu": 1}}',
         '{"disk_floor_bytes": true}',
+        '{"build_pids": 1}',
+        '{"build_cpus": "2"}',
+        '{"build_timeout_s": NaN}',
+        '{"build_memory_bytes": 1' + "0" * 30 + "}",
     ):
         path.write_text(wrong)
         with pytest.raises(NotReady, match=r"host\.json"):

@@ -1,24 +1,44 @@
-"""Building an environment in a container: what uv is told, what it may reach, and what its failures mean."""
+"""Building an environment in containers: what uv is told, what each step can write, what failures mean.
+
+A first container installs wheels by name from the host's own indexes, with a cache of uv that all
+repositories share which use this image: nothing is built, and nothing of what was installed runs. A second
+one compiles them, and can write nothing but the environment. If something must be built, or if the model's
+files name other places, one container does everything with a cache of that repository alone.
+"""
 
 import dataclasses
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
 
 from train_classifier.errors import NoEnvironment
-from train_classifier.worker import engine, place, requirements
+from train_classifier.worker import answer, engine, logins, place, requirements
 from train_classifier.worker import image as images
 from train_classifier.worker.host import Account, Host
-from train_classifier.worker.image import MARK, Image
-from train_classifier.worker.store import Job, Store, read_json
+from train_classifier.worker.image import Image
+from train_classifier.worker.store import Job, Store, make_leaf, read_json
 
-BUILD_TIMEOUT_S = 3600.0
-#: Where a build finds its folder beside uv's cache, uv, and the host's CA bundle.
-BUILDS = "/train-classifier/build"
+PURPOSE = "the build of the environment (requirements.txt)"
+#: Where a build finds the parts of its folder, uv's cache, uv, and the host's CA bundle.
+BUILD = "/train-classifier/build"
+CACHE = "/train-classifier/uv-cache"
 UV = "/train-classifier/uv"
 CA = "/train-classifier/ca.pem"
+
+
+#: Options of a requirements file that name no place and build nothing.
+SHARED_OPTIONS = {"--require-hashes", "--pre", "--only-binary"}
+#: What uv says when another try, with builds allowed, would fail alike.
+UNREACHABLE = re.compile(
+    r"valid authentication credentials|401 Unauthorized|403 Forbidden|error sending request|dns error"
+    r"|[Cc]onnection refused|timed out|network timeout|before message length|error decoding response body"
+    r"|Hash mismatch"
+)
+
+
+class NeedsBuilding(Exception):
+    """Something has to be built, or wheels alone are no solution."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +57,20 @@ class Plan:
     variables: dict[str, str]
     #: The program that runs in the image.
     source: str
+
+    def may_share(self) -> bool:
+        """Tell whether wheels by name from the host's own indexes could be all that is wanted.
+
+        uv's cache knows an index by a hash that is easy to forge, and a local wheel by its path and time:
+        what a checkout names never comes near a cache that others use.
+        """
+        named = [*self.lines, *self.constraints]
+        options = {option.partition(" ")[0] for option in self.options}
+        return (
+            not self.paths
+            and options <= SHARED_OPTIONS
+            and not any("${" in line or "://" in line or "@" in line for line in named)
+        )
 
     def definition(self) -> dict[str, Any]:
         """Return the part of an environment's definition that the model's files make up."""
@@ -65,113 +99,170 @@ def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
     return best
 
 
-def build(
-    client: Any,
-    host: Host,
-    store: Store,
-    image: Image,
-    plan: Plan,
-    folder: Path,
-    nearest: Optional[Path],
-    account: Account,
-    job: Optional[Job],
-    say: Callable[[str], None],
-    check_cancel: Callable[[], None],
-) -> dict[str, str]:
-    """Make `folder`/site, and return the packages in it by name. Raises NoEnvironment in uv's own words."""
-    inside = f"{BUILDS}/{folder.name}"
-    ours = f"{inside}/{place.OURS}"
-    orders = {
-        "uv": UV,
-        "site": f"{inside}/site",
-        "requirements": f"{ours}/requirements.txt",
-        "constraints": f"{ours}/constraints.txt",
-        "repository": f"{inside}/{place.REPOSITORY}",
-    }
-    files = {
-        "plan.json": json.dumps(orders),
-        "requirements.txt": "\n".join([*plan.options, *plan.lines, ""]),
-        "constraints.txt": "\n".join([*plan.constraints, *plan.frozen, ""]),
-    }
-    netrc = _netrc()
-    if netrc.is_file():
-        # A copy, since the account that builds cannot read the caller's own when that is root.
-        files["netrc"] = netrc.read_text(encoding="utf-8", errors="surrogateescape")
-    place.make(
-        account,
-        {
-            "folder": str(folder),
-            "nearest": f"{nearest}/site" if nearest else None,
-            "files": files,
-            "paths": list(plan.paths),
-            "workspace": str(plan.workspace),
-        },
-    )
-    count = len(plan.lines)
-    say(
-        f"installing {count} requirement{'s' if count != 1 else ''}"
-        + (" over a similar environment" if nearest else "")
-    )
-    try:
-        status, output = engine.run_helper(
-            client,
-            image.id,
-            [],
-            entrypoint=[image.python, "-c", plan.source, f"{ours}/plan.json"],
-            user=account,
-            mounts=_mounts(host, store),
-            environment=_environment(host, plan, f"{ours}/netrc" if "netrc" in files else None),
-            labels={**images.labels("build", job), images.PLACE: str(folder)},
-            timeout=BUILD_TIMEOUT_S,
-            say=say,
-            check_cancel=check_cancel,
+@dataclasses.dataclass(frozen=True)
+class Builder:
+    """Who builds what, for whom."""
+
+    client: Any
+    host: Host
+    store: Store
+    image: Image
+    plan: Plan
+    account: Account
+    job: Optional[Job]
+    say: Callable[[str], None]
+    check_cancel: Callable[[], None]
+
+    def install(self, folder: Path, nearest: Optional[Path], repository: str) -> dict[str, str]:
+        """Make `folder`/site, and return the packages in it by name.
+
+        `repository` "" installs wheels alone, with the shared cache: raises NeedsBuilding. Else whatever is
+        needed is built, with a cache of that repository. Raises NoEnvironment in uv's own words.
+        """
+        shared = not repository
+        cache = make_leaf(cache_of(self.store, self.image, repository), self.account)
+        count = len(self.plan.lines)
+        self.say(
+            ("installing" if shared else "building and installing")
+            + f" {count} requirement{'s' if count != 1 else ''}"
+            + (" over a similar environment" if nearest else "")
         )
-    except TimeoutError as error:
-        raise NoEnvironment(f"the requirements were not installed within {BUILD_TIMEOUT_S:.0f} s") from error
-    if status == 0:
-        for line in reversed(output.splitlines()):
-            if line.startswith(MARK):
-                packages: dict[str, str] = json.loads(line[len(MARK) :])
-                return packages
-    return explain(image, plan, status, output.decode("utf-8", "replace"))
+        entries, problem = logins.entries_for(self.plan.variables)
+        request = {
+            "nearest": f"{nearest}/{place.SITE}" if nearest else None,
+            "paths": list(self.plan.paths),
+            "workspace": str(self.plan.workspace),
+            "open": None if shared else str(cache),
+        }
+        place.make(self.account, folder, self._files(shared, entries), request)
+        status, output = self._run(
+            folder,
+            [self.image.python, "-c", self.plan.source, f"{BUILD}/{place.OURS}/plan.json"],
+            mounts=self._mounts(folder, cache, shared),
+            environment=self._environment(bool(entries)),
+        )
+        said = output.decode("utf-8", "replace")
+        if status != 0:
+            if shared and not UNREACHABLE.search(said):
+                raise NeedsBuilding
+            explain(self.image, self.plan, status, said, problem)
+        packages, sources = _read(output)
+        if sources:
+            raise NeedsBuilding
+        if shared:
+            self._compile(folder)
+        return packages
+
+    def _files(self, shared: bool, entries: str) -> dict[str, str]:
+        ours = f"{BUILD}/{place.OURS}"
+        plan = {
+            "uv": UV,
+            "shared": shared,
+            "site": f"{BUILD}/{place.SITE}",
+            "requirements": f"{ours}/requirements.txt",
+            "constraints": f"{ours}/constraints.txt",
+            "repository": f"{BUILD}/{place.WORK}",
+        }
+        files = {
+            "plan.json": json.dumps(plan),
+            "requirements.txt": "\n".join([*self.plan.options, *self.plan.lines, ""]),
+            "constraints.txt": "\n".join([*self.plan.constraints, *self.plan.frozen, ""]),
+        }
+        return {**files, "netrc": entries} if entries else files
+
+    def _mounts(self, folder: Path, cache: Path, shared: bool) -> list[Any]:
+        from docker.types import Mount
+
+        mounts = [
+            Mount(CACHE, str(cache), type="bind"),
+            Mount(f"{BUILD}/{place.SITE}", str(folder / place.SITE), type="bind"),
+            Mount(f"{BUILD}/{place.OURS}", str(folder / place.OURS), type="bind", read_only=True),
+            Mount(UV, str(self.host.uv), type="bind", read_only=True),
+        ]
+        if not shared:
+            mounts.append(Mount(f"{BUILD}/{place.WORK}", str(folder / place.WORK), type="bind"))
+        if self.host.ca_bundle is not None:
+            mounts.append(Mount(CA, str(self.host.ca_bundle), type="bind", read_only=True))
+        return mounts
+
+    def _environment(self, logged_in: bool) -> dict[str, str]:
+        variables = {
+            **self.plan.variables,
+            "HOME": "/tmp",
+            "UV_CACHE_DIR": CACHE,
+            "UV_NO_CONFIG": "1",
+            "UV_PYTHON_DOWNLOADS": "never",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "NO_COLOR": "1",
+        }
+        if self.host.ca_bundle is not None:
+            variables.update(SSL_CERT_FILE=CA)
+        if logged_in:
+            variables.update(NETRC=f"{BUILD}/{place.OURS}/netrc")
+        return variables
+
+    def _compile(self, folder: Path) -> None:
+        """Compile what was installed: Python starts without site, so that no .pth file of it is read."""
+        from docker.types import Mount
+
+        site = f"{BUILD}/{place.SITE}"
+        # Modules of other Pythons do not compile, which is no error.
+        self._run(
+            folder,
+            [self.image.python, "-I", "-S", "-m", "compileall", "-q", "-q", "-j", "0", site],
+            mounts=[Mount(site, str(folder / place.SITE), type="bind")],
+            network="none",
+        )
+
+    def _run(self, folder: Path, program: list[str], **options: Any) -> tuple[int, bytes]:
+        limits = self.host.limits(PURPOSE)
+        try:
+            return engine.run_helper(
+                self.client,
+                self.image.id,
+                [],
+                entrypoint=program,
+                user=self.account,
+                labels={**images.labels("build", self.job), images.PLACE: str(folder)},
+                limits=limits,
+                say=self.say,
+                check_cancel=self.check_cancel,
+                **options,
+            )
+        except TimeoutError as error:
+            raise engine.LimitReached(
+                f"the requirements were not installed within {limits.timeout_s:.0f} s", "build_timeout_s"
+            ) from error
 
 
-def _mounts(host: Host, store: Store) -> list[Any]:
-    from docker.types import Mount
+def cache_of(store: Store, image: Image, repository: str) -> Path:
+    """Return uv's cache for an image, or for one repository in that image.
 
-    mounts = [
-        Mount(BUILDS, str(store.builds), type="bind"),
-        Mount(UV, str(host.uv), type="bind", read_only=True),
-    ]
-    if host.ca_bundle is not None:
-        mounts.append(Mount(CA, str(host.ca_bundle), type="bind", read_only=True))
-    return mounts
+    The image's own Python runs while its cache is writable, and anybody's checkout may name an image.
+    """
+    own = f"-repository-{repository}" if repository else ""
+    return store.uv_caches / f"image-{image.base.rpartition(':')[2][:32]}{own}"
 
 
-def _netrc() -> Path:
-    """Return the caller's netrc: passwords of private indexes."""
-    return Path(os.environ.get("NETRC") or os.path.expanduser("~/.netrc"))
+def _read(output: bytes) -> tuple[dict[str, str], list[Any]]:
+    """Return the packages that a build installed, and those that must be built. Raises NoEnvironment."""
+    found = answer.read(output)
+    if isinstance(found, dict) and isinstance(found.get("sources"), list):
+        packages = answer.packages(found.get("packages"))
+        if packages is not None:
+            return packages, found["sources"]
+    raise NoEnvironment(
+        "what the build of the environment printed at its end cannot be read",
+        "the image or a package that was built writes into its output: try another --image",
+        output[-2000:].decode("utf-8", "replace"),
+    )
 
 
-def _environment(host: Host, plan: Plan, netrc: Optional[str]) -> dict[str, str]:
-    variables = {
-        **plan.variables,
-        "HOME": "/tmp",
-        "UV_CACHE_DIR": f"{BUILDS}/uv-cache",
-        "UV_NO_CONFIG": "1",
-        "UV_PYTHON_DOWNLOADS": "never",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "NO_COLOR": "1",
-    }
-    if host.ca_bundle is not None:
-        variables.update(SSL_CERT_FILE=CA)
-    if netrc is not None:
-        variables.update(NETRC=netrc)
-    return variables
+def explain(image: Image, plan: Plan, status: int, output: str, netrc: str = "") -> NoReturn:
+    """Raise NoEnvironment: what uv said, and for a conflict which side is the image's.
 
-
-def explain(image: Image, plan: Plan, status: int, output: str) -> NoReturn:
-    """Raise NoEnvironment: what uv said, and for a conflict which side is the image's."""
+    `netrc` says what is wrong with the caller's.
+    """
     lines = [line.rstrip() for line in output.splitlines()]
     start = next((number for number, line in enumerate(lines) if line.startswith("error:")), 0)
     detail = "\n".join(lines[start:][-40:]).strip()
@@ -179,7 +270,9 @@ def explain(image: Image, plan: Plan, status: int, output: str) -> NoReturn:
     if re.search(r"valid authentication credentials|401 Unauthorized|403 Forbidden", sentence):
         raise NoEnvironment(
             "the package index wants a login, or another one",
-            "put it into ~/.netrc of your account on the host: machine NAME login NAME password WORD",
+            netrc
+            or "put it into ~/.netrc of your account on the host: machine NAME login NAME password WORD; "
+            "it serves the indexes that host.json names (environment), not those of requirements.txt",
             detail,
         )
     unknown = re.findall(r"[Bb]ecause (\S+) was not found in the package registry", sentence)

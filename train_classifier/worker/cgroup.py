@@ -64,6 +64,16 @@ class ControlGroup:
         found.peak = self._peak or None
         return found
 
+    def process_limit(self) -> Optional[int]:
+        """Return the most processes of the group."""
+        folder = self._folders.get("pids") or self._folders.get("unified")
+        return _number(folder / "pids.max") if folder is not None else None
+
+    def refused_processes(self) -> int:
+        """Return how often the limit of processes refused a new one."""
+        folder = self._folders.get("pids") or self._folders.get("unified")
+        return (_field(folder / "pids.events", "max") or 0) if folder is not None else 0
+
     def cpu_seconds(self) -> Optional[float]:
         """Return the processor time used so far."""
         if "cpuacct" in self._folders:

@@ -94,28 +94,23 @@ class Cleaning:
             if str(folder) not in named and time.time() - folder.stat().st_mtime > WORKER_S:
                 self.count("workers", tree.disk_usage(folder), partial(_remove_own, folder))
 
-    def budget(self, most: int) -> int:
-        """Remove what was used longest ago until the rest fits into `most` bytes; return the bytes kept.
+    def old_environments(self) -> None:
+        """Remove what the last release kept of environments; a job of it may be using them until it ends."""
+        folder = self.store.old_environments
+        if folder.is_dir() and not folder.is_symlink() and not live_jobs(self.store):
+            remove = partial(_remove_as, self.account, folder)
+            self.count("environments", tree.disk_usage(folder), remove)
 
-        uv's cache goes last, and whole: what is only there costs no more than a download.
-        """
-        shelf = Shelf(self.store, self.account, self.client)
-        things = shelf.things()
-        total = sum(thing.bytes for thing in things) + shelf.cache_bytes
-        # Of environments that went, what uv's cache still holds.
-        held = 0
+    def budget(self, most: int) -> int:
+        """Remove what was used longest ago until the rest fits into `most` bytes; return the bytes kept."""
+        things = Shelf(self.store, self.account, self.client).things()
+        total = sum(thing.bytes for thing in things)
         for thing in things:
             if total <= most:
                 break
             old = time.time() - thing.used > FRESH_S
-            if old and self.count(thing.kind, thing.bytes - thing.shared, thing.remove):
+            if old and self.count(thing.kind, thing.bytes, thing.remove):
                 total -= thing.bytes
-                held += thing.shared
-        total += held
-        if total > most and shelf.cache_bytes + held:
-            cache = shelf.cache_bytes + held
-            if self.count("caches", cache, shelf.drop_uv_cache):
-                total -= cache
         return total
 
 
@@ -140,6 +135,7 @@ def clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
         cleaning.spares(older)
     cleaning.containers()
     cleaning.workers()
+    cleaning.old_environments()
     kept = cleaning.budget(1 << 62 if most is None else int(most))
     return {"removed": cleaning.removed, "kept_bytes": kept}
 
@@ -155,6 +151,11 @@ def _number(request: dict[str, Any], name: str) -> Optional[float]:
 
 def _remove_own(folder: Path) -> bool:
     shutil.rmtree(folder)
+    return True
+
+
+def _remove_as(account: Account, folder: Path) -> bool:
+    tree.remove(account, folder)
     return True
 
 

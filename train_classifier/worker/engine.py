@@ -8,8 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional, TypeVar
 
-from train_classifier.errors import NotReady
-from train_classifier.worker.host import Account
+from train_classifier.errors import NoEnvironment, NotReady
+from train_classifier.worker.cgroup import ControlGroup
+from train_classifier.worker.host import Account, Limits
 
 T = TypeVar("T")
 
@@ -22,6 +23,22 @@ STRAY_S = 7200.0
 CALL_TIMEOUT_S = 60
 #: Bytes of a helper's output that are kept, at its end.
 OUTPUT_BYTES = 1 << 20
+#: What apt-get and dpkg need as root: files of all owners, their own accounts, file capabilities.
+ROOT_CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETFCAP", "SETGID", "SETUID", "SYS_CHROOT",
+)  # fmt: skip
+#: Share of the processor beside a container with the engine's default of 1024: training goes first.
+CPU_SHARES = 512
+KILLED_STATUS = 137
+
+
+class LimitReached(NoEnvironment):
+    """A build or a check wanted more than the host lets it have."""
+
+    def __init__(self, reason: str, setting: str) -> None:
+        super().__init__(
+            reason, f"raise {setting} in host.json of the host (role variable training_host_{setting})"
+        )
 
 
 def connect(timeout: Optional[int] = CALL_TIMEOUT_S) -> Any:
@@ -220,6 +237,7 @@ def run_helper(
     mounts: Sequence[Any] = (),
     environment: Optional[dict[str, str]] = None,
     labels: dict[str, str],
+    limits: Limits,
     network: str = "full",
     entrypoint: Optional[Sequence[str]] = None,
     timeout: Optional[float] = None,
@@ -229,16 +247,17 @@ def run_helper(
 ) -> tuple[int, bytes]:
     """Run a build or a probe in a container and return its exit status and the end of its output.
 
-    `user` None: root, with the engine's default capabilities, as package managers need; else all capabilities
-    are dropped. `say` gets its last line now and then. The container is removed whatever happens: at the end,
-    when `check_cancel` raises, and after `timeout` seconds (TimeoutError). `options` go to docker's create.
+    `user` None: root, with the capabilities that package managers need; else all capabilities are dropped.
+    `say` gets its last line now and then. The container is removed whatever happens: at the end, when
+    `check_cancel` raises, after `timeout` seconds (TimeoutError), and at a limit (LimitReached). `timeout`
+    None is that of the limits. `options` go to docker's create.
     """
     container = create_helper(
         client, image, command, user=user, mounts=mounts, environment=environment, labels=labels,
-        network=network, entrypoint=entrypoint, **options,
+        limits=limits, network=network, entrypoint=entrypoint, **options,
     )  # fmt: skip
     try:
-        return run_created(container, timeout=timeout, say=say, check_cancel=check_cancel)
+        return run_created(container, limits, timeout=timeout, say=say, check_cancel=check_cancel)
     finally:
         remove(container)
 
@@ -252,6 +271,7 @@ def create_helper(
     mounts: Sequence[Any] = (),
     environment: Optional[dict[str, str]] = None,
     labels: dict[str, str],
+    limits: Limits,
     network: str = "full",
     entrypoint: Optional[Sequence[str]] = None,
     as_root: bool = False,
@@ -267,8 +287,9 @@ def create_helper(
     if as_root:
         options["user"] = "0"
     elif user is not None:
-        options.setdefault("user", f"{user.uid}:{user.gid}")
-        options.setdefault("cap_drop", ["ALL"])
+        options["user"] = f"{user.uid}:{user.gid}"
+    if user is None:
+        options["cap_add"] = list(ROOT_CAPABILITIES)
     if entrypoint is not None:
         # Docker keeps the image's own entry point when it is given an empty list.
         options.setdefault("entrypoint", list(entrypoint) or [""])
@@ -281,6 +302,13 @@ def create_helper(
             labels=labels,
             network_mode="none" if network == "none" else "bridge",
             security_opt=["no-new-privileges"],
+            cap_drop=["ALL"],
+            pids_limit=limits.pids,
+            # Without the second limit the same again could go to swap.
+            mem_limit=limits.memory_bytes,
+            memswap_limit=limits.memory_bytes,
+            nano_cpus=int(limits.cpus * 1e9),
+            cpu_shares=CPU_SHARES,
             init=True,
             log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "2"}),
             **options,
@@ -297,13 +325,19 @@ def start_once(container: Any) -> None:
 
 def run_created(
     container: Any,
+    limits: Limits,
     *,
     timeout: Optional[float] = None,
     say: Optional[Callable[[str], None]] = None,
     check_cancel: Callable[[], None] = lambda: None,
 ) -> tuple[int, bytes]:
-    """Start a created container, wait for its end and return its exit status and the end of its output."""
+    """Start a created container, wait for its end and return its exit status and the end of its output.
+
+    Raises LimitReached as soon as it was refused a process or memory, TimeoutError.
+    """
     began = spoken = time.monotonic()
+    timeout = limits.timeout_s if timeout is None else timeout
+    group: Optional[ControlGroup] = None
     pause = 0.02
     patiently(lambda: start_once(container), check_cancel)
     while True:
@@ -311,8 +345,10 @@ def run_created(
         if container.status in ("exited", "dead"):
             break
         check_cancel()
+        group = group or _group_of(container, limits)
+        _check_limits(group, limits)
         now = time.monotonic()
-        if timeout is not None and now - began > timeout:
+        if now - began > timeout:
             raise TimeoutError(f"no end after {timeout:.0f} s")
         if say is not None and now - spoken > 2:
             spoken = now
@@ -321,5 +357,44 @@ def run_created(
                 say(last.splitlines()[-1][-200:])
         time.sleep(pause)
         pause = min(pause * 1.5, 0.2)
+    if _ran_out_of_memory(container):
+        raise _memory_limit(limits)
     output = patiently(lambda: container.logs(tail=20000), check_cancel)
     return int(container.attrs["State"]["ExitCode"]), output[-OUTPUT_BYTES:]
+
+
+def _group_of(container: Any, limits: Limits) -> Optional[ControlGroup]:
+    """Return the control group of a container, None where it cannot be seen."""
+    process = container.attrs["State"].get("Pid")
+    group = ControlGroup(process) if process else None
+    # Where the engine counts processes otherwise than we do, this is another group.
+    return group if group is not None and group.process_limit() == limits.pids else None
+
+
+def _check_limits(group: Optional[ControlGroup], limits: Limits) -> None:
+    """Raise LimitReached when the kernel refused something: what goes on from there only wastes time."""
+    if group is None:
+        return
+    if group.memory().kills:
+        raise _memory_limit(limits)
+    if group.refused_processes():
+        raise LimitReached(
+            f"{limits.purpose} started more than {limits.pids} processes and threads", "build_pids"
+        )
+
+
+def _memory_limit(limits: Limits) -> LimitReached:
+    memory = f"{limits.memory_bytes >> 20} MiB of memory"
+    return LimitReached(f"{limits.purpose} needs more than {memory}", "build_memory_bytes")
+
+
+def _ran_out_of_memory(container: Any) -> bool:
+    """Tell whether the kernel killed something in a container that ended; the engine may hear of it late."""
+    state = container.attrs["State"]
+    for _ in range(10 if state["ExitCode"] == KILLED_STATUS else 0):
+        if state.get("OOMKilled"):
+            break
+        time.sleep(0.1)
+        patiently(container.reload)
+        state = container.attrs["State"]
+    return bool(state.get("OOMKilled"))

@@ -13,15 +13,15 @@ from typing import Any, Callable, Optional
 from train_classifier.errors import BadInput, NoEnvironment, NotReady
 from train_classifier.job import SCHEMA
 from train_classifier.worker import image as images
-from train_classifier.worker import place, requirements, tree
-from train_classifier.worker.build import Plan, build, find_nearest
-from train_classifier.worker.host import Account, Host
+from train_classifier.worker import place, requirements
+from train_classifier.worker.build import Builder, NeedsBuilding, Plan, cache_of, find_nearest
+from train_classifier.worker.host import Host
 from train_classifier.worker.image import Image
 from train_classifier.worker.locks import hold
-from train_classifier.worker.store import Job, Store, make_folder, read_json
+from train_classifier.worker.store import Job, Store, read_json
 
 #: An environment of another recipe is another environment.
-RECIPE = 1
+RECIPE = 2
 #: Where a container finds the environment.
 MOUNTED = "/opt/train-classifier/environment"
 ACTIVATION = "train-classifier.pth"
@@ -65,14 +65,16 @@ def prepare(
     image: Image,
     workspace: Path,
     model: str,
+    repository: str,
     job: Optional[Job],
     say: Callable[[str], None],
     check_cancel: Callable[[], None],
 ) -> Environment:
     """Return the environment of MODEL/requirements.txt over an image, built when it is not there yet.
 
-    A hit starts no container. Built once even when two jobs ask at once. Raises BadInput for a file that is
-    wrong, NoEnvironment with uv's own words when it cannot be built, NotReady without uv.
+    A hit starts no container. Built once even when two jobs ask at once. Wheels alone make an environment for
+    everybody; one in which something was built is that of `repository` (its key) alone. Raises BadInput for a
+    file that is wrong, NoEnvironment with uv's own words when it cannot be built, NotReady without uv.
     """
     asked = requirements.parse(workspace, model)
     if asked.problems:
@@ -98,81 +100,70 @@ def prepare(
         # Nothing was asked for: a host without uv can do that much.
         say(f"setuptools is not installed ({host.uv} is missing): a model that imports distutils will fail")
         return Environment("", _listed(image.packages, {}), (), {})
-    key = _key(host, image, plan)
-    account = host.job_user()
-    for made in (store.envs, store.locks, store.builds):
-        make_folder(made, 0o700, account)
-    folder = store.envs / key
-    lock = store.locks / f"environment-{key}.lock"
-    # Held while it is looked at and marked as used, so that `clean` cannot take it in between.
-    with hold(lock, shared=True, check=check_cancel):
-        record = _use(folder)
-    if record is None:
-        with hold(lock, check=check_cancel):
-            record = _use(folder)
-            if record is None:
-                if not asked.lines:
-                    say(f"Python {image.python_version} of the image lacks distutils: adding setuptools")
-                try:
-                    record = _make(client, host, store, image, plan, key, account, job, say, check_cancel)
-                except NoEnvironment as error:
-                    if asked.lines:
-                        raise
-                    # Nothing was asked for: most models do without distutils.
-                    say(
-                        f"setuptools is not installed ({error.reason}): "
-                        "a model that imports distutils will fail"
-                    )
-                    return Environment("", _listed(image.packages, {}), (), {})
-    return _activated(folder, image, record)
+    builder = Builder(client, host, store, image, plan, host.job_user(), job, say, check_cancel)
+    owners = ("", repository) if plan.may_share() else (repository,)
+    hashes = {owner: _key(host, image, plan, owner) for owner in owners}
+    for key in hashes.values():
+        # Held while it is looked at and marked as used, so that `clean` cannot take it in between.
+        with hold(_lock(store, key), shared=True, check=check_cancel):
+            record = _use(store.envs / key)
+        if record is not None:
+            return _activated(store.envs / key, image, record)
+    if not asked.lines:
+        say(f"Python {image.python_version} of the image lacks distutils: adding setuptools")
+    for owner, key in hashes.items():
+        try:
+            with hold(_lock(store, key), check=check_cancel):
+                record = _use(store.envs / key) or _make(builder, key, owner)
+            return _activated(store.envs / key, image, record)
+        except NeedsBuilding:
+            continue
+        except NoEnvironment as error:
+            if asked.lines:
+                raise
+            # Nothing was asked for: most models do without distutils.
+            say(f"setuptools is not installed ({error.reason}): a model that imports distutils will fail")
+            return Environment("", _listed(image.packages, {}), (), {})
+    raise AssertionError("whatever needs building was built")
 
 
-def _make(
-    client: Any,
-    host: Host,
-    store: Store,
-    image: Image,
-    plan: Plan,
-    key: str,
-    account: Account,
-    job: Optional[Job],
-    say: Callable[[str], None],
-    check_cancel: Callable[[], None],
-) -> dict[str, Any]:
-    """Build beside its place and rename it there; the environment's lock is held."""
+def _lock(store: Store, key: str) -> Path:
+    return store.locks / f"environment-{key}.lock"
+
+
+def _make(builder: Builder, key: str, owner: str) -> dict[str, Any]:
+    """Build beside its place and rename it there; the environment's lock is held. Raises NeedsBuilding."""
+    store, image, account = builder.store, builder.image, builder.account
     temporary = store.builds / f".{key}.tmp"
     if os.path.lexists(temporary):
         # A build that was killed; nobody else can be here, the lock says so.
-        images.remove_orphans(client, str(temporary))
-        tree.remove(account, temporary)
-    defined = dict(plan.definition(), image=image.id, python=image.python_version)
+        images.remove_orphans(builder.client, str(temporary))
+        place.remove(account, temporary)
+    defined = {
+        **builder.plan.definition(),
+        "image": image.id,
+        "python": image.python_version,
+        "repository": owner,
+    }
     try:
         nearest = find_nearest(store, defined)
+        lock = store.locks / f"{cache_of(store, image, owner).name}.lock"
         # Nobody removes uv's cache from under a build.
-        with hold(store.locks / "uv-cache.lock", shared=True, check=check_cancel):
-            packages = build(
-                client, host, store, image, plan, temporary, nearest, account, job, say, check_cancel
-            )
+        with hold(lock, shared=True, check=builder.check_cancel):
+            os.utime(lock)
+            packages = builder.install(temporary, nearest, owner)
         record = {"schema": SCHEMA, "hash": key, "definition": defined, "packages": packages}
-        place.finish(
-            account,
-            {
-                "folder": str(temporary),
-                "target": str(store.envs / key),
-                "activation": [ACTIVATION, _activation(image)],
-                "record": record,
-            },
-        )
+        place.finish(account, temporary, store.envs / key, (ACTIVATION, _activation(image)), record)
     except BaseException:
         with contextlib.suppress(NotReady):
-            tree.remove(account, temporary)
+            place.remove(account, temporary)
         raise
     return record
 
 
 def _complete(folder: Path) -> Optional[dict[str, Any]]:
     """Return the record of an environment that was finished; the rename makes it appear at once and whole."""
-    record = read_json(folder / "environment.json")
+    record = read_json(folder / place.RECORD)
     return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
 
 
@@ -180,14 +171,14 @@ def _use(folder: Path) -> Optional[dict[str, Any]]:
     """Return the record of an environment if it is there, marked as used now: used last is cleaned last."""
     record = _complete(folder)
     if record is not None:
-        os.utime(folder / "environment.json", follow_symlinks=False)
+        os.utime(folder / place.RECORD, follow_symlinks=False)
     return record
 
 
 def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environment:
     from docker.types import Mount
 
-    site = folder / "site"
+    site = folder / place.SITE
     # The engine follows links, with all its rights.
     if site.is_symlink() or (folder / ACTIVATION).is_symlink():
         raise NotReady(f"the environment {folder} was tampered with: it holds links", "remove that folder")
@@ -250,7 +241,7 @@ def uv_version(host: Host) -> str:
     return done.stdout.strip()
 
 
-def _key(host: Host, image: Image, plan: Plan) -> str:
+def _key(host: Host, image: Image, plan: Plan, repository: str) -> str:
     indexes = {name: value for name, value in plan.variables.items() if name.startswith(("UV_", "PIP_"))}
     defining = {
         "recipe": RECIPE,
@@ -259,6 +250,7 @@ def _key(host: Host, image: Image, plan: Plan) -> str:
         "architecture": image.architecture,
         "uv": uv_version(host),
         "indexes": indexes,
+        "repository": repository,
         **plan.definition(),
     }
     return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()[:40]

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from train_classifier.errors import ExitCode, Lost, NotReady, TrainClassifierError
 from train_classifier.job import SCHEMA, JobSpec
-from train_classifier.worker import deliver, engine, launch, locks, manifest, program, spare, tree
+from train_classifier.worker import deliver, engine, launch, locks, manifest, place, program, spare, tree
 from train_classifier.worker.host import Account, Host, boot_id, uptime
 from train_classifier.worker.log import LogFile
 from train_classifier.worker.store import Job, Store, read_json
@@ -234,7 +234,7 @@ def remove_half_built(store: Store, account: Account) -> None:
             continue
         with locks.hold_now(lock) as mine:
             if mine:
-                tree.remove(account, half)
+                place.remove(account, half)
 
 
 def sweep(store: Store, host: Host, client: Any) -> None:

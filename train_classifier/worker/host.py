@@ -16,6 +16,9 @@ SCHEMA = 1
 FIVE_GIB = 5 << 30
 #: Settings that name a file or a folder.
 PATHS = ("uv", "queue_dir", "ca_bundle", "apt_sources", "root")
+#: The smallest limits of builds with which an engine starts a container at all, and the largest number.
+LEAST = {"build_memory_bytes": 16 << 20, "build_pids": 16, "build_cpus": 0.01, "build_timeout_s": 1}
+MOST = 1 << 50
 
 #: Locks, atomic renames and hard links are not to be trusted here, and Docker cannot mount from some of them.
 NETWORK_FILE_SYSTEMS = {
@@ -53,6 +56,18 @@ class Account:
 
 
 @dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a container may use that builds or checks something for a job."""
+
+    #: What it does, for people.
+    purpose: str
+    memory_bytes: int
+    pids: int
+    cpus: float
+    timeout_s: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Host:
     """The settings of host.json; see docs/architecture.md."""
 
@@ -69,6 +84,11 @@ class Host:
     disk_floor_bytes: int = FIVE_GIB
     #: "allowed" where the administrator lets containers reach the metadata service of a cloud.
     metadata_service: str = "blocked"
+    #: Limits of builds and checks; see `limits`. None: as much as this host can give.
+    build_memory_bytes: Optional[int] = None
+    build_pids: int = 4096
+    build_cpus: Optional[float] = None
+    build_timeout_s: float = 3600
     #: Where /proc, /sys, /dev, /etc and /var of this host are looked up; tests name another.
     root: Path = Path("/")
     #: Name or path of the tool that lists the GPUs.
@@ -102,20 +122,39 @@ class Host:
         kinds: dict[str, Any] = {
             "images": dict, "uv": str, "queue_dir": str, "service_user": str, "state_dir": str,
             "ca_bundle": str, "environment": dict, "apt_sources": str, "gpu_check": str,
-            "disk_floor_bytes": int, "root": str, "nvidia_smi": str,
-            "metadata_service": str,
+            "disk_floor_bytes": int, "root": str, "nvidia_smi": str, "metadata_service": str,
+            "build_memory_bytes": int, "build_pids": int, "build_cpus": (int, float),
+            "build_timeout_s": (int, float),
         }  # fmt: skip
         values: dict[str, Any] = {}
         for key, value in data.items():
             if value is None or key not in kinds:
                 continue
             if not isinstance(value, kinds[key]) or isinstance(value, bool):
-                raise NotReady(f"{path}: {key} is {value!r}, wanted {kinds[key].__name__}", hint)
+                kind = "number" if isinstance(kinds[key], tuple) else kinds[key].__name__
+                raise NotReady(f"{path}: {key} is {value!r}, wanted {kind}", hint)
+            if key in LEAST and not LEAST[key] <= value <= MOST:
+                raise NotReady(f"{path}: {key} is {value!r}, wanted {LEAST[key]} to {MOST}", hint)
             if kinds[key] is dict and not all(isinstance(item, str) for item in value.values()):
                 raise NotReady(f"{path}: the values of {key} must be text", hint)
             name = "configured_state_dir" if key == "state_dir" else key
             values[name] = Path(value) if key in PATHS else value
         return cls(**values)
+
+    def limits(self, purpose: str) -> Limits:
+        """Return the limits of builds, probes and GPU checks; `purpose` says which, for people.
+
+        By default three quarters of the memory, and at least 2 GiB; no more CPUs than there are.
+        """
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        cpus = os.cpu_count() or 1
+        return Limits(
+            purpose,
+            self.build_memory_bytes or max(2 << 30, memory * 3 // 4),
+            self.build_pids,
+            min(self.build_cpus or cpus, cpus),
+            self.build_timeout_s,
+        )
 
     def caller(self) -> Account:
         """Return the account that this process runs as."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import os
 import pkgutil
 import platform
@@ -12,6 +11,7 @@ from typing import Any, Callable, Optional
 
 from train_classifier.errors import BadInput, NoEnvironment
 from train_classifier.job import JobSpec
+from train_classifier.worker import answer as answers
 from train_classifier.worker import engine, reference
 from train_classifier.worker.host import Host
 from train_classifier.worker.store import Job, Store, read_json, write_json
@@ -21,7 +21,6 @@ DEFAULT_GPU = "tensorflow/tensorflow:2.17.0-gpu"
 DEFAULT_CPU = "tensorflow/tensorflow:2.17.0"
 #: Label of a build's container: what it builds. One at a time, so what is left of it can be told.
 PLACE = f"{engine.LABEL}.place"
-MARK = b"train-classifier:"
 PROBE_TIMEOUT_S = 120.0
 BOOTSTRAP = (
     "make an image on this host with the role training_host (training_host_image_source: bootstrap), "
@@ -58,6 +57,8 @@ class Image:
     #: As asked for.
     reference: str
     id: str
+    #: Id of the image under our layer of Debian packages; `id` where there is none.
+    base: str
     #: The registry's digest, if the image came from one; never one that was not seen.
     digest: Optional[str]
     python: str
@@ -125,6 +126,11 @@ def resolve(
     named = wanted(host, spec, wants_gpu)
     found = _find(client, named)
     if found is None:
+        if reference.is_local(named):
+            # Others find layers and images under such names.
+            raise NoEnvironment(
+                f"image {named} is not on this host, and such names are never pulled", BOOTSTRAP
+            )
         say(f"pulling image {named}")
         _pull(client, named, say, check_cancel)
         found = _find(client, named)
@@ -222,6 +228,7 @@ def probe(
     return Image(
         reference=named,
         id=found.id,
+        base=found.id,
         digest=_digest(named, attributes.get("RepoDigests") or []),
         python=answer["python"],
         python_version=answer["version"],
@@ -254,6 +261,7 @@ def _ask(
             user=host.job_user(),
             environment={"TRAIN_CLASSIFIER_PROBE": source, "PYTHONDONTWRITEBYTECODE": "1"},
             labels=labels("probe", job),
+            limits=host.limits(f"the look at Python in image {named}"),
             network="none",
             timeout=PROBE_TIMEOUT_S,
             check_cancel=check_cancel,
@@ -267,10 +275,9 @@ def _ask(
         raise NoEnvironment(
             f"Python in image {named} did not answer within {PROBE_TIMEOUT_S:.0f} s"
         ) from error
-    for line in reversed(output.splitlines()):
-        if line.startswith(MARK):
-            answer: dict[str, Any] = json.loads(line[len(MARK) :])
-            return answer
+    answer = answers.read(output)
+    if answer is not None:
+        return _checked(answer, named)
     text = output.decode("utf-8", "replace").strip()
     if status == 64 and text.endswith("no-python"):
         raise NoEnvironment(
@@ -286,6 +293,34 @@ def _ask(
     if "exec format error" in text.lower():
         raise NoEnvironment(f"image {named} is not built for this host's processor", detail=text[-2000:])
     raise NoEnvironment(f"Python in image {named} does not work (exit status {status})", detail=text[-2000:])
+
+
+def _checked(answer: Any, named: str) -> dict[str, Any]:
+    """Return what an image said of its Python, which may be anything. Raises NoEnvironment."""
+    try:
+        packages, frameworks = (answers.packages(answer[key]) for key in ("packages", "frameworks"))
+        texts = [answer["python"], answer["version"], answer["search_path"], *answer["site"]]
+        sound = (
+            all(isinstance(text, str) and "\0" not in text for text in texts)
+            and re.fullmatch(r"3\.\d{1,3}\.\d{1,3}", answer["version"])
+            and isinstance(answer["site"], list)
+            and all(path.startswith("/") for path in [answer["python"], *answer["site"]])
+            and answer["site"]
+            and packages is not None
+            and frameworks is not None
+        )
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise NoEnvironment(
+            f"what Python in image {named} says of itself makes no sense", detail=str(answer)[:2000]
+        )
+    return {
+        **answer,
+        "packages": packages,
+        "frameworks": frameworks,
+        "distutils": bool(answer.get("distutils")),
+    }
 
 
 def _digest(named: str, digests: list[str]) -> Optional[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from train_classifier.errors import TrainClassifierError
-from train_classifier.worker import layers, locks, manifest, tree
+from train_classifier.worker import layers, locks, manifest, place, tree
 from train_classifier.worker.host import Account
 from train_classifier.worker.store import Job, Store
 
@@ -30,8 +30,6 @@ class Kept:
     bytes: int
     used: float
     remove: Callable[[], bool]
-    #: Those of them that stay on the disk until uv's cache goes: an environment is hard links into it.
-    shared: int = 0
 
 
 def live_jobs(store: Store) -> list[Job]:
@@ -67,18 +65,16 @@ class Shelf:
         self.store = store
         self.account = account
         self.client = client
-        #: Files of uv's cache.
-        self.cached: set[tuple[int, int]] = set()
-        self.cache_bytes = 0
 
     def things(self) -> list[Kept]:
-        """Return everything that may go, what was used longest ago first; uv's cache is not among it."""
-        # Each file is counted once: with the environment that was used last of those that share it.
-        seen: set[tuple[int, int]] = set()
-        cache = dict(tree.files(self.store.uv_cache))
-        self.cached = set(cache)
-        found = [*self._environments(seen), *self._caches(), *self._checkpoints(), *self._images()]
-        self.cache_bytes = sum(size for file, size in cache.items() if file not in seen)
+        """Return everything that may go, what was used longest ago first."""
+        found = [
+            *self._environments(),
+            *self._uv_caches(),
+            *self._caches(),
+            *self._checkpoints(),
+            *self._images(),
+        ]
         return sorted(found, key=lambda thing: thing.used)
 
     def _in_use(self, *path: str) -> set[Any]:
@@ -91,35 +87,38 @@ class Shelf:
             found.add(value)
         return found
 
-    def _environments(self, seen: set[tuple[int, int]]) -> Iterator[Kept]:
+    def _environments(self) -> Iterator[Kept]:
         used = self._in_use("environment", "hash")
-        folders = [folder for folder in children(self.store.envs) if not folder.name.startswith(".")]
-        for folder in sorted(folders, key=lambda one: -mtime(one / "environment.json")):
-            own = shared = 0
-            for file, size in tree.files(folder):
-                if file not in seen:
-                    seen.add(file)
-                    own += size
-                    shared += size if file in self.cached else 0
+        for folder in children(self.store.envs):
             if folder.name not in used:
-                when = mtime(folder / "environment.json")
-                yield Kept("environments", own, when, partial(self._drop_environment, folder), shared)
+                when = mtime(folder / place.RECORD)
+                remove = partial(self._remove_environment, folder)
+                yield Kept("environments", tree.disk_usage(folder), when, remove)
 
-    def _drop_environment(self, folder: Path) -> bool:
+    def _remove_environment(self, folder: Path) -> bool:
         # A job that finds it holds the lock until it is marked as used.
-        with locks.hold_now(self.store.locks / f"environment-{folder.name}.lock") as mine:
-            busy = is_fresh(folder / "environment.json") or folder.name in self._in_use("environment", "hash")
-            if not mine or busy:
+        with locks.hold_now(self.store.locks / f"environment-{folder.name}.lock") as held:
+            busy = is_fresh(folder / place.RECORD) or folder.name in self._in_use("environment", "hash")
+            if not held or busy:
+                return False
+            place.remove(self.account, folder)
+        return True
+
+    def _uv_caches(self) -> Iterator[Kept]:
+        """Yield uv's caches; without one the next build downloads again."""
+        for folder in children(self.store.uv_caches):
+            lock = self.store.locks / f"{folder.name}.lock"
+            yield Kept(
+                "caches", tree.disk_usage(folder), mtime(lock), partial(self._remove_uv_cache, folder, lock)
+            )
+
+    def _remove_uv_cache(self, folder: Path, lock: Path) -> bool:
+        # Builds hold it shared.
+        with locks.hold_now(lock) as held:
+            if not held or is_fresh(lock):
                 return False
             tree.remove(self.account, folder)
         return True
-
-    def drop_uv_cache(self) -> bool:
-        """Remove uv's cache unless a build is using it. Environments keep their files."""
-        with locks.hold_now(self.store.locks / "uv-cache.lock") as mine:
-            if mine:
-                tree.remove(self.account, self.store.uv_cache)
-            return mine
 
     def _repositories_in_use(self) -> set[str]:
         used = set()

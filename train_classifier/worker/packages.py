@@ -5,6 +5,7 @@ import hashlib
 import json
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -14,11 +15,10 @@ from train_classifier.worker import image as images
 from train_classifier.worker.host import Host
 from train_classifier.worker.image import Image
 from train_classifier.worker.locks import hold
-from train_classifier.worker.store import Job, Store, make_folder
+from train_classifier.worker.store import Job, Store
 
 #: A layer of another recipe is another layer.
 RECIPE = 1
-BUILD_TIMEOUT_S = 3600.0
 REPOSITORY = "train-classifier/packages"
 BASE = f"{engine.LABEL}.base"
 CONTENT = f"{engine.LABEL}.packages"
@@ -62,15 +62,14 @@ def layer(
         raise BadInput(*wanted.problems)
     if not wanted.names:
         return base
-    key = hashlib.sha256(json.dumps([RECIPE, base.id, wanted.names]).encode()).hexdigest()[:32]
-    tag = f"{REPOSITORY}:{key}"
+    tag = _tag(base, wanted.names)
+    key = tag.rpartition(":")[2]
     found = _present(client, tag)
     if found is None:
-        locks = make_folder(store.locks, 0o700, host.job_user())
-        with hold(locks / f"packages-{key}.lock", check=check_cancel):
+        with hold(store.locks / f"packages-{key}.lock", check=check_cancel):
             found = _present(client, tag)
             if found is None:
-                scratch = store.store / f".packages-{key}"
+                scratch = store.environments / f".packages-{key}"
                 # What a build that was killed left behind.
                 images.remove_orphans(client, str(scratch))
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -83,7 +82,13 @@ def layer(
     if found is None:
         raise NoEnvironment(f"the layer {tag} was removed while it was built", "start the job again")
     made = images.probe(client, host, store, found, base.reference, job, check_cancel)
-    return dataclasses.replace(made, digest=base.digest)
+    return dataclasses.replace(made, digest=base.digest, base=base.base)
+
+
+def _tag(base: Image, names: Sequence[str]) -> str:
+    """Return the name of the layer that has these packages over a base."""
+    key = hashlib.sha256(json.dumps([RECIPE, base.id, list(names)]).encode()).hexdigest()[:32]
+    return f"{REPOSITORY}:{key}"
 
 
 def _present(client: Any, tag: str) -> Any:
@@ -100,6 +105,9 @@ def _nearest(client: Any, base: Image, names: tuple[str, ...]) -> tuple[str, tup
     best: tuple[str, tuple[str, ...]] = (base.id, ())
     for candidate in layers.listed(client, base=base.id):
         has = tuple(((candidate.get("Labels") or {}).get(CONTENT) or "").split())
+        # Any image of a registry may have such labels; its name says that it was made here.
+        if _tag(base, has) not in (candidate.get("RepoTags") or ()):
+            continue
         if has and set(has) <= set(names) and len(has) > len(best[1]):
             best = (candidate["Id"], has)
     return best
@@ -116,6 +124,7 @@ def _build(
     say: Callable[[str], None],
     check_cancel: Callable[[], None],
 ) -> None:
+    limits = host.limits("the installation of the Debian packages (apt-pkgs.txt)")
     start, has = _nearest(client, base, names)
     missing = [name for name in names if name not in has]
     say(f"installing {len(missing)} Debian package{'s' if len(missing) != 1 else ''}: {' '.join(missing)}")
@@ -135,11 +144,10 @@ def _build(
         hide_gpus=any(line.startswith("NVIDIA_VISIBLE_DEVICES=") for line in config.get("Env") or ()),
         mounts=_mounts(host, scratch),
         labels={**images.labels("build", job), images.PLACE: str(scratch)},
+        limits=limits,
     )
     try:
-        status, output = engine.run_created(
-            container, timeout=BUILD_TIMEOUT_S, say=say, check_cancel=check_cancel
-        )
+        status, output = engine.run_created(container, limits, say=say, check_cancel=check_cancel)
         if status != 0:
             _fail(base, missing, status, output.decode("utf-8", "replace"))
         kept = {
@@ -152,8 +160,9 @@ def _build(
         final = {**config, "Entrypoint": config.get("Entrypoint") or [], "Labels": kept}
         _commit(client, container, tag, final, f"Debian packages: {' '.join(names)}", check_cancel)
     except TimeoutError as error:
-        raise NoEnvironment(
-            f"the Debian packages were not installed within {BUILD_TIMEOUT_S:.0f} s: {' '.join(missing)}"
+        raise engine.LimitReached(
+            f"the Debian packages were not installed within {limits.timeout_s:.0f} s: {' '.join(missing)}",
+            "build_timeout_s",
         ) from error
     finally:
         engine.remove(container)

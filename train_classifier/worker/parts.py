@@ -6,8 +6,7 @@ from train_classifier.worker import listing, pack, place, stamp, tree
 
 PARTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "pack": pack.pack,
-    "place-make": place.make_part,
-    "place-finish": place.finish_part,
+    "place-fill": place.fill_part,
     "stock": listing.take_stock,
     "tidy": tree.tidy_part,
     **stamp.PARTS,

@@ -1,7 +1,12 @@
-"""Where an environment is built: a folder made, filled and finished as the job's user.
+"""The folder of a build: made and finished by the submitting account, filled and emptied as the job's user.
 
-What runs in a build (a setup.py, say) may do anything to this folder and to uv's cache beside it; so nothing
-here is touched with more rights than that user has, and no other part of the store is within its reach.
+    build/.HASH.tmp/    the submitting account's
+      ours/             what uv reads of ours, a netrc among it; nobody else writes here
+      site/             the job's user's: the environment
+      work/             the job's user's: copies of local packages, since builds write into them
+
+What runs in a build (a setup.py, say) may do anything to site/ and work/. So nothing in these is touched with
+more rights than that user has; record and activation are written beside site/, where it cannot write.
 """
 
 import os
@@ -10,55 +15,72 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from train_classifier.worker import program
+from train_classifier.worker import program, tree
 from train_classifier.worker.host import Account
-from train_classifier.worker.store import write_bytes, write_json
+from train_classifier.worker.store import make_folder, make_leaf, write_bytes, write_json
 
-#: What uv reads of ours, and the copies of local packages (builds write into them): two folders, since a
-#: repository that is a package itself has files of the same names.
-OURS = "work/ours"
-REPOSITORY = "work/repository"
-
-
-def make(account: Account, request: dict[str, Any]) -> None:
-    """Do `make_part` as the account. Raises what it raises."""
-    _as(account, "place-make", make_part, request)
+OURS = "ours"
+SITE = "site"
+WORK = "work"
+RECORD = "environment.json"
 
 
-def finish(account: Account, request: dict[str, Any]) -> None:
-    """Do `finish_part` as the account. Raises what it raises."""
-    _as(account, "place-finish", finish_part, request)
+def make(account: Account, folder: Path, files: dict[str, str], request: dict[str, Any]) -> None:
+    """Make the folder of a build with `files` (name to text) in ours/, and fill it: see `fill_part`."""
+    through = 0o711 if os.geteuid() == 0 else 0o700
+    os.mkdir(folder, 0o700)
+    os.chmod(folder, through)
+    ours = make_folder(folder / OURS, through)
+    for name, text in files.items():
+        _write_for(account, ours / name, text)
+    for name in (SITE, WORK):
+        make_leaf(folder / name, account)
+    program.call(account, "place-fill", {"folder": str(folder), **request})
 
 
-def _as(account: Account, name: str, part: Any, request: dict[str, Any]) -> None:
-    if account.options():
-        program.call(account, name, request)
-    else:
-        part(request)
+def finish(account: Account, folder: Path, target: Path, activation: tuple[str, str], record: Any) -> None:
+    """Make an environment of what was built: complete it, then rename it to where it is found.
+
+    `activation` is name and text of its .pth file.
+    """
+    tree.remove(account, folder / WORK)
+    shutil.rmtree(folder / OURS)
+    # Its maker may have closed it.
+    make_leaf(folder / SITE, account)
+    name, text = activation
+    write_bytes(folder / name, text.encode(), 0o644)
+    write_json(folder / RECORD, record)
+    os.rename(folder, target)
 
 
-def make_part(request: dict[str, Any]) -> dict[str, Any]:
-    """Make the folder of a build.
+def remove(account: Account, folder: Path) -> None:
+    """Remove a build or an environment: what the job's user wrote as that user. Idempotent."""
+    if folder.is_dir() and not folder.is_symlink():
+        # First, so that nobody finds half an environment.
+        (folder / RECORD).unlink(missing_ok=True)
+        tree.remove(account, folder / SITE, folder / WORK)
+        shutil.rmtree(folder)
 
-    The request: `folder`, `nearest` (the site of an environment to start from, or null), `files` (name to
-    text, ours), `paths` (local packages, relative to `workspace`).
+
+def fill_part(request: dict[str, Any]) -> dict[str, Any]:
+    """Fill the folder of a build.
+
+    The request: `folder`, `nearest` (the site of an environment to start from, or null), `paths` (local
+    packages, relative to `workspace`), `open` (a cache that earlier builds may have closed, or null).
     """
     folder = Path(request["folder"])
-    (folder.parent / "uv-cache").mkdir(0o700, exist_ok=True)
-    folder.mkdir(0o700)
-    site = folder / "site"
-    site.mkdir()
-    # Hard links: only what differs takes space and time. One that was cleaned meanwhile is done without.
+    if request["open"]:
+        subprocess.run(
+            ["chmod", "-R", "u+rwX", "--", request["open"]], stderr=subprocess.DEVNULL, check=False
+        )
     nearest = request["nearest"]
-    if nearest and subprocess.run(["cp", "-al", f"{nearest}/.", str(site)], check=False).returncode != 0:
-        shutil.rmtree(site)
-        site.mkdir()
-    (folder / OURS).mkdir(parents=True)
-    for name, text in request["files"].items():
-        (folder / OURS / name).write_text(text, encoding="utf-8", errors="surrogateescape")
-    (folder / REPOSITORY).mkdir()
+    # Shares no inode: another build may write into this one. One that was cleaned meanwhile is done without.
+    copy = ["cp", "-a", "--reflink=auto", "--", f"{nearest}/.", str(folder / SITE)]
+    if nearest and subprocess.run(copy, stderr=subprocess.DEVNULL, check=False).returncode != 0:
+        for left in (folder / SITE).iterdir():
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
     for relative in request["paths"]:
-        source, target = Path(request["workspace"]) / relative, folder / REPOSITORY / relative
+        source, target = Path(request["workspace"]) / relative, folder / WORK / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             shutil.copytree(
@@ -69,16 +91,10 @@ def make_part(request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def finish_part(request: dict[str, Any]) -> dict[str, Any]:
-    """Make an environment of what was built: complete it, then rename it to where it is found.
-
-    The request: `folder`, `target`, `activation` (name and text of its .pth file), `record`.
-    """
-    folder = Path(request["folder"])
-    shutil.rmtree(folder / "work")
-    name, text = request["activation"]
-    # By rename: whatever a build may have put there is replaced, never followed.
-    write_bytes(folder / name, text.encode(), 0o644)
-    write_json(folder / "environment.json", request["record"])
-    os.rename(folder, request["target"])
-    return {}
+def _write_for(account: Account, path: Path, text: str) -> None:
+    """Write a file that the account reads and others do not; it may hold passwords."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
+    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        if os.geteuid() == 0:
+            os.fchown(descriptor, account.uid, account.gid)

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
 from train_classifier.errors import NoGpu
+from train_classifier.worker import answer as answers
 from train_classifier.worker import engine, gpu
 from train_classifier.worker import image as images
 from train_classifier.worker.environment import Environment
 from train_classifier.worker.gpu import Gpu
 from train_classifier.worker.host import Host, boot_id
-from train_classifier.worker.image import MARK, Image
+from train_classifier.worker.image import Image
 from train_classifier.worker.store import Job, Store, read_json, write_json
 
 #: TensorFlow compiles kernels for a card it has no binaries for: minutes.
 TIMEOUT_S = 900.0
+FRAMEWORKS = ("tensorflow", "torch", "jax")
 MODES = ("framework", "device", "off")
 HINT = (
     "the image's CUDA must suit the driver and the card: try another --image, or --gpus 0 for the CPU; "
@@ -96,16 +98,13 @@ def _by_framework(
         mounts=environment.mounts,
         environment={**environment.variables, "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp", "USER": "job"},
     )  # fmt: skip
-    answer = next(
-        (json.loads(line[len(MARK) :]) for line in reversed(output.splitlines()) if line.startswith(MARK)),
-        None,
-    )
-    if answer is None:
+    answer = answers.read(output)
+    if not _makes_sense(answer):
         raise NoGpu(
             f"the GPU check in image {image.reference} failed (exit status {status})", HINT, _tail(output)
         )
-    importing = {name: said for name, said in answer.items() if said["gpus"] is not None}
-    broken = {name: said for name, said in answer.items() if said["gpus"] is None}
+    importing = {name: said for name, said in answer.items() if said.get("gpus") is not None}
+    broken = {name: said for name, said in answer.items() if said.get("gpus") is None}
     blind = {name: said for name, said in importing.items() if said["gpus"] != len(gpus)}
     if blind:
         name, said = next(iter(blind.items()))
@@ -175,6 +174,7 @@ def _run(
             mounts=mounts,
             environment=environment,
             labels=images.labels("probe", job, tuple(card.uuid for card in gpus)),
+            limits=host.limits("the GPU check"),
             network="none",
             timeout=TIMEOUT_S,
             check_cancel=check_cancel,
@@ -183,8 +183,22 @@ def _run(
     except docker.errors.APIError as error:
         detail = str(error.explanation or error)
         raise NoGpu("the container engine cannot give the GPU to a container", HINT, detail) from error
+    except engine.LimitReached as error:
+        raise NoGpu(error.reason, error.hint) from error
     except TimeoutError as error:
         raise NoGpu(f"the GPU check did not end within {TIMEOUT_S:.0f} s", HINT) from error
+
+
+def _makes_sense(answer: Any) -> bool:
+    """Tell whether this is what the check prints: the image and the environment may print anything."""
+    return isinstance(answer, dict) and all(
+        isinstance(said, dict)
+        and name in FRAMEWORKS
+        and (said.get("gpus") is None or type(said["gpus"]) is int)
+        and isinstance(said.get("output"), str)
+        and (said.get("gpus") is None or isinstance(said.get("version"), str))
+        for name, said in answer.items()
+    )
 
 
 def _tail(output: bytes) -> str:

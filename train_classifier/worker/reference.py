@@ -23,3 +23,14 @@ def problem(reference: str) -> Optional[str]:
     if reference != reference.lower():
         hint = "; names of repositories are lower case"
     return f"image {reference!r} is not an image reference, such as tensorflow/tensorflow:2.17.0-gpu{hint}"
+
+
+def is_local(reference: str) -> bool:
+    """Tell whether a name is one that this host gives to what it makes: layers, the images of the role.
+
+    On Docker's own registry anybody could own that name.
+    """
+    name = reference
+    for prefix in ("index.docker.io/", "docker.io/", "registry-1.docker.io/"):
+        name = name[len(prefix) :] if name.startswith(prefix) else name
+    return name.startswith("train-classifier/")

@@ -76,6 +76,16 @@ def make_folder(path: Path, mode: int, owner: Optional[Account] = None) -> Path:
     return path
 
 
+def make_leaf(path: Path, account: Account) -> Path:
+    """Make a folder that `account` writes into, in one of the submitter's; open an existing one again."""
+    make_folder(path, 0o700)
+    if os.geteuid() == 0:
+        os.chown(path, account.uid, account.gid)
+    # Whoever wrote into it may have closed it.
+    os.chmod(path, 0o700)
+    return path
+
+
 class Store:
     """The state folder of one submitting account."""
 
@@ -84,12 +94,14 @@ class Store:
         self.jobs = root / "jobs"
         self.mirrors = root / "mirrors"
         self.cache = root / "cache"
-        self.store = root / "store"
-        self.envs = self.store / "envs"
-        self.locks = self.store / "locks"
-        #: All that builds reach: uv's cache and theirs in one mount, or hard links turn into copies.
-        self.builds = self.store / "build"
-        self.uv_cache = self.builds / "uv-cache"
+        #: What the last release kept there; see `kept`.
+        self.old_environments = root / "store"
+        self.environments = root / "environments"
+        self.envs = self.environments / "envs"
+        self.locks = self.environments / "locks"
+        self.builds = self.environments / "build"
+        #: uv's caches: one for each image, and one for each repository that builds something.
+        self.uv_caches = self.environments / "uv-caches"
         self.images = root / "images"
         self.proofs = root / "proofs"
         self.workers = root / "workers"
@@ -107,8 +119,9 @@ class Store:
             os.makedirs(self.root.parent, exist_ok=True)
             for path in (self.root, self.jobs, self.mirrors, self.cache):
                 make_folder(path, through)
-            make_folder(self.store, 0o700, account)
-            for path in (self.images, self.proofs):
+            for path in (self.environments, self.envs, self.builds, self.uv_caches):
+                make_folder(path, through)
+            for path in (self.locks, self.images, self.proofs):
                 make_folder(path, 0o700)
             make_folder(self.workers, 0o755)
         except OSError as error:

@@ -111,8 +111,8 @@ def build_environment(run: Run) -> None:
     from train_classifier.worker import environment
 
     run.environment = environment.prepare(
-        run.engine, run.host, run.store, run.image, run.job.workspace, run.spec.model, run.job,
-        run.say, run.watch.check,
+        run.engine, run.host, run.store, run.image, run.job.workspace, run.spec.model,
+        run.spec.repository.key, run.job, run.say, run.watch.check,
     )  # fmt: skip
     manifest.note(
         run.job,

@@ -1,0 +1,204 @@
+"""Row 6: what one repository builds, installs or names reaches no environment and no cache of another."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+from index_server import Index, sdist, serve, wheel
+from worker_site import Site, site, tmp_path, uv
+
+from train_classifier.errors import NoEnvironment
+from train_classifier.worker import packages
+from train_classifier.worker.environment import Environment
+
+__all__ = ["site", "tmp_path", "uv"]
+pytestmark = pytest.mark.engine
+
+ATTACKER, VICTIM = "a" * 16, "b" * 16
+#: Writes its code over every copy of victim.py that it can reach, in place and by a new file.
+POISON = """
+import os
+SEEN = []
+for top in ("/train-classifier", "/tmp", "/opt", "/var/tmp"):
+    for folder, _, names in os.walk(top):
+        for name in names:
+            path = os.path.join(folder, name)
+            if name == "victim.py":
+                SEEN.append(path)
+                for target in (path, path + ".new"):
+                    try:
+                        with open(target, "w") as file:
+                            file.write("value = 'poisoned'\\n")
+                    except OSError as error:
+                        SEEN.append(str(error))
+                try:
+                    os.replace(path + ".new", path)
+                except OSError as error:
+                    SEEN.append(str(error))
+"""
+CLEAN = "value = 'clean'\n"
+VALUE = "import victim; print(victim.value)"
+
+
+@pytest.fixture
+def index(site: Site, engine: docker.DockerClient) -> Iterator[Index]:
+    """The index of the host, with a package that everybody uses and one of an attacker."""
+    with serve(engine) as made:
+        made.add(wheel("victim", "1.0", CLEAN), sdist("evil", "1.0", POISON))
+        settings = {"UV_DEFAULT_INDEX": made.url, "no_proxy": made.host}
+        site.host = dataclasses.replace(site.host, environment=settings)
+        yield made
+
+
+def pinned(index: Index) -> str:
+    """Return a requirement with its hash."""
+    ((name, content),) = ((name, data) for name, data in index.files.items() if name.startswith("victim"))
+    assert name
+    return f"victim==1.0 --hash=sha256:{hashlib.sha256(content).hexdigest()}\n"
+
+
+def prepare(site: Site, text: str, image: str | None = None, repository: str = "0" * 16) -> Environment:
+    """Make an environment from the test's index alone: the image lacks distutils, which setuptools would bring."""
+    return site.prepare(f"{text}\nsetuptools ; python_version < '3'\n", image, repository=repository)
+
+
+def caches(site: Site) -> list[str]:
+    return sorted(path.name.partition("-repository-")[2] for path in site.store.uv_caches.iterdir())
+
+
+def test_06_a_build_back_end_changes_no_wheel_of_others(site: Site, index: Index) -> None:
+    """Row 6 as it was found: B's requirements are pinned by hash, and ran A's code."""
+    prepare(site, "victim\n", repository=VICTIM)
+    attack = prepare(site, "victim\nevil\n", repository=ATTACKER)
+    seen = site.run(site.find(), attack, "import evil; print(evil.seen)")
+    assert "victim.py" in seen, "the attack did not reach even its own cache"
+    later = prepare(site, pinned(index), repository=VICTIM)
+    assert site.run(site.find(), later, VALUE) == "clean\n"
+    # Nor does anybody else find the environment of the attacker.
+    same = prepare(site, "victim\nevil\n", repository=VICTIM)
+    assert same.hash != attack.hash
+    assert caches(site) == ["", ATTACKER, VICTIM]
+
+
+def test_06_wheels_alone_are_shared(site: Site, index: Index) -> None:
+    first = prepare(site, "victim", repository=ATTACKER)
+    asked = len(index.asked)
+    assert prepare(site, "victim", repository=VICTIM).hash == first.hash
+    assert (len(index.asked), caches(site)) == (asked, [""])
+
+
+def test_06_the_newest_version_is_built_rather_than_an_older_wheel_taken(site: Site, index: Index) -> None:
+    index.add(wheel("growing", "1.0"), sdist("growing", "2.0", ""))
+    assert "growing==2.0" in prepare(site, "growing", repository=VICTIM).packages
+    # What has a wheel needs no build, whatever older versions have.
+    index.add(wheel("growing", "3.0"))
+    prepare(site, "growing\nvictim", repository=ATTACKER)
+    assert caches(site) == ["", VICTIM]
+
+
+@pytest.mark.parametrize("way", ["option", "address", "path"])
+def test_06_what_a_checkout_names_stays_out_of_the_shared_cache(site: Site, index: Index, way: str) -> None:
+    """uv knows an index by a weak hash of its address, and a local wheel by its path and time."""
+    name, content = wheel("own", "1.0")
+    index.add((name, content))
+    (site.workspace / name).write_bytes(content)
+    line = {
+        "option": f"--index-url {index.url}\nown", "address": f"own @ http://{index.address}/files/{name}",
+        "path": f"./{name}",
+    }[way]  # fmt: skip
+    made = prepare(site, line, repository=ATTACKER)
+    assert "own==1.0" in made.packages
+    assert caches(site) == [ATTACKER]
+
+
+def test_06_no_inode_is_shared(site: Site, index: Index) -> None:
+    index.add(wheel("more", "1.0"))
+    first, second = prepare(site, "victim"), prepare(site, "victim\nmore")
+    assert any("over a similar environment" in said for said in site.said)
+    inodes = []
+    for folder, _, names in os.walk(site.store.environments):
+        for name in names:
+            found = Path(folder, name).lstat()
+            assert found.st_nlink == 1, Path(folder, name)
+            inodes.append(found.st_ino)
+    assert len(inodes) == len(set(inodes))
+    assert {first.hash, second.hash} == set(site.environments())
+
+
+def test_06_nothing_of_an_environment_runs_while_the_cache_is_writable(site: Site, index: Index) -> None:
+    mark = "import os; os.path.isdir('/train-classifier/uv-cache') and os.mkdir('/train-classifier/uv-cache/mark')\n"
+    index.add(wheel("hooked", "1.0", files={"hooked.pth": mark, "sitecustomize.py": mark}))
+    made = prepare(site, "hooked")
+    # Compiled all the same: that saves seconds at each import.
+    folder = site.store.envs / made.hash / "site"
+    assert list((folder / "__pycache__").glob("hooked.*.pyc"))
+    assert list(site.store.uv_caches.rglob("mark")) == []
+
+
+def test_06_the_python_of_an_image_reaches_the_cache_of_that_image_alone(
+    site: Site, index: Index, engine: docker.DockerClient, base_image: str
+) -> None:
+    """A checkout names its image, and the image's Python runs while its cache is writable."""
+    prepare(site, "victim", repository=VICTIM)
+    folder = "/usr/lib/python3/dist-packages"
+    program = f"echo import evil_hook >{folder}/evil.pth; cat >{folder}/evil_hook.py <<'E'\n{POISON}\nE"
+    container = engine.containers.create(base_image, ["sh", "-c", program])
+    try:
+        container.start()
+        container.wait()
+        evil = container.commit("tc-env-evil", f"test-{os.getpid()}", conf={"Cmd": [], "Entrypoint": []})
+    finally:
+        container.remove(force=True)
+    try:
+        prepare(site, "victim", f"tc-env-evil:test-{os.getpid()}", repository=ATTACKER)
+    finally:
+        engine.images.remove(evil.id, force=True)
+    later = prepare(site, pinned(index), repository=VICTIM)
+    assert site.run(site.find(), later, VALUE) == "clean\n"
+    assert len(list(site.store.uv_caches.iterdir())) == 2
+
+
+def test_06_an_image_with_the_labels_of_a_layer_is_no_layer(
+    site: Site, engine: docker.DockerClient, base_image: str
+) -> None:
+    """Whoever makes an image chooses its labels: another repository's layer would begin from it."""
+    base = site.find()
+    labels = {
+        "train-classifier": "1", "train-classifier.kind": "image", "train-classifier.base": base.id,
+        "train-classifier.packages": "bc",
+    }  # fmt: skip
+    container = engine.containers.create(base_image, ["true"])
+    try:
+        evil = container.commit("tc-env-layer", f"test-{os.getpid()}", conf={"Labels": labels})
+    finally:
+        container.remove(force=True)
+    try:
+        assert packages._nearest(engine, base, ("bc", "tree"))[0] != evil.id
+    finally:
+        engine.images.remove(evil.id, force=True)
+
+
+@pytest.mark.parametrize("prefix", ["", "docker.io/", "index.docker.io/"])
+def test_06_names_of_layers_are_never_pulled(site: Site, prefix: str) -> None:
+    with pytest.raises(NoEnvironment, match="such names are never pulled"):
+        site.find(f"{prefix}train-classifier/packages:{'0' * 32}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root submits for another account")
+def test_06_only_leaves_belong_to_the_account_that_builds(site: Site, index: Index, tmp_path: Path) -> None:
+    """Rule 2: root's records and folders lie where a build cannot write."""
+    made = prepare(site, "victim\nevil", repository=ATTACKER)
+    account = site.host.job_user()
+    leaves = {site.store.envs / made.hash / "site", *site.store.uv_caches.iterdir()}
+    assert {path.stat().st_uid for path in leaves} == {account.uid}
+    for folder, folders, names in os.walk(site.store.environments):
+        folders[:] = [name for name in folders if Path(folder, name) not in leaves]
+        for path in (Path(folder), *(Path(folder, name) for name in names)):
+            found = path.lstat()
+            assert (found.st_uid, found.st_mode & 0o022) == (0, 0), path

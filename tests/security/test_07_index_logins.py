@@ -1,0 +1,120 @@
+"""Row 7: a build gets the logins of the indexes that the host configures, and no other line of the netrc."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+from index_server import Index, sdist, serve, wheel
+from worker_site import Site, site, tmp_path, uv
+
+from train_classifier.errors import NoEnvironment
+from train_classifier.worker import logins
+
+__all__ = ["site", "tmp_path", "uv"]
+
+#: The image lacks distutils, which setuptools would bring from an index.
+NO_MORE = "setuptools ; python_version < '3'"
+SPY = """
+import os
+try:
+    SEEN = open(os.environ["NETRC"]).read()
+except (KeyError, OSError) as error:
+    SEEN = repr(error)
+"""
+
+
+@pytest.fixture
+def index(site: Site, engine: docker.DockerClient) -> Iterator[Index]:
+    with serve(engine) as made:
+        made.add(wheel("private", "1.0"), sdist("spy", "1.0", SPY))
+        yield made
+
+
+@pytest.fixture
+def netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(path))
+    return path
+
+
+@pytest.mark.engine
+def test_07_build_code_sees_the_login_of_its_index_alone(site: Site, index: Index, netrc: Path) -> None:
+    netrc.write_text(
+        "machine git.example login me password precious-git\n"
+        f"machine {index.host} login ml password of-the-index\n"
+        "default login me password precious-default\n"
+    )
+    index.login = "ml:of-the-index"
+    settings = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
+    site.host = dataclasses.replace(site.host, environment=settings)
+    made = site.prepare(f"spy\nprivate\n{NO_MORE}")
+    seen = site.run(site.find(), made, "import spy; print(spy.seen)")
+    assert "of-the-index" in seen and "precious" not in seen
+    for path in site.store.root.rglob("*"):
+        assert not path.is_file() or b"precious" not in path.read_bytes(), path
+
+
+@pytest.mark.engine
+def test_07_a_checkout_gets_no_login_for_a_host_that_it_names(site: Site, index: Index, netrc: Path) -> None:
+    netrc.write_text(f"machine {index.host} login me password precious\ndefault login me password precious\n")
+    index.login = "me:precious"
+    site.host = dataclasses.replace(site.host, environment={"no_proxy": index.host, "UV_HTTP_RETRIES": "0"})
+    for text in (
+        f"--index-url {index.url}\nprivate",
+        f"private @ http://{index.address}/files/private-1.0.whl",
+    ):
+        with pytest.raises(NoEnvironment):
+            site.prepare(f"{text}\n{NO_MORE}")
+    assert index.asked and index.logins() == set()
+
+
+@pytest.mark.engine
+def test_07_a_netrc_that_cannot_be_read_is_a_sentence(site: Site, index: Index, netrc: Path) -> None:
+    netrc.write_text("machine x login y password z\nnonsense\n")
+    index.login = "me:precious"
+    settings = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host, "UV_HTTP_RETRIES": "0"}
+    site.host = dataclasses.replace(site.host, environment=settings)
+    with pytest.raises(NoEnvironment, match="wants a login") as raised:
+        site.prepare(f"private\n{NO_MORE}")
+    assert "netrc cannot be read" in (raised.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "hosts"),
+    [
+        ({}, set()),
+        (
+            {"UV_INDEX": "corp=https://u:p@A.example:8443/simple http://b.example/x"},
+            {"a.example", "b.example"},
+        ),
+        (
+            {"UV_FIND_LINKS": "/wheels,https://c.example/flat", "HTTP_PROXY": "http://proxy.example"},
+            {"c.example"},
+        ),
+        ({"UV_DEFAULT_INDEX": "https://[2001:db8::1]:80/simple"}, {"[2001:db8::1]"}),
+        (
+            {"UV_INDEX": "https://evil.example/@a.example https://e.example?@a.example/"},
+            {"evil.example", "e.example"},
+        ),
+    ],
+)
+def test_07_hosts_of_indexes(settings: dict[str, str], hosts: set[str]) -> None:
+    assert logins.hosts_of(settings) == hosts
+
+
+@pytest.mark.parametrize("password", ["plain", "#hash", "with space", 'quo"te', "back\\slash", "ünïcode"])
+def test_07_passwords_survive(netrc: Path, password: str) -> None:
+    netrc.write_text(f"machine a.example login me password {logins._quoted(password)}\n", encoding="utf-8")
+    text, problem = logins.entries_for({"UV_INDEX": "https://a.example/simple"})
+    assert (text, problem) == (netrc.read_text(encoding="utf-8"), "")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"machine", b"macdef x\n", b"machine " * 1000, b"\0"])
+def test_07_odd_files_end_in_a_sentence_or_nothing(netrc: Path, content: bytes) -> None:
+    netrc.write_bytes(content)
+    text, _ = logins.entries_for({"UV_INDEX": "https://a.example/simple"})
+    assert text == ""

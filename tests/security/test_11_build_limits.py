@@ -1,0 +1,131 @@
+"""Row 11: whatever builds or checks has limits, says which one it met, and ends when its job is cancelled."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from index_server import BACKEND, PYPROJECT
+from worker_site import CA, Site, site, tmp_path, uv
+from worker_support import Machine, machine
+
+from train_classifier.errors import ExitCode, NoEnvironment
+
+__all__ = ["site", "tmp_path", "uv"]
+pytestmark = pytest.mark.engine
+
+FORKS = "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)\n"
+EATS = "held = []\nwhile True:\n    held.append(bytearray(b'x') * (1 << 24))\n"
+RUNS_ON = "import time\nwhile True:\n    time.sleep(1)\n"
+
+
+def package(folder: Path, backend: str) -> None:
+    """Write a local package whose build runs `backend`."""
+    folder.mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(PYPROJECT + '[project]\nname = "evil"\nversion = "1"\n')
+    (folder / "backend.py").write_text(backend + BACKEND.format(name="evil", version="1"))
+
+
+@pytest.mark.parametrize(
+    ("backend", "limits", "sentence"),
+    [
+        (FORKS, {"build_pids": 64}, "started more than 64 processes"),
+        (EATS, {"build_memory_bytes": 256 << 20}, "needs more than 256 MiB of memory"),
+        (RUNS_ON, {"build_timeout_s": 4.0}, "not installed within 4 s"),
+    ],
+    ids=["processes", "memory", "time"],
+)
+def test_11_a_build_ends_at_its_limits(
+    site: Site, backend: str, limits: dict[str, Any], sentence: str
+) -> None:
+    site.find()
+    package(site.workspace / "lib", backend)
+    site.host = dataclasses.replace(site.host, **limits)
+    with pytest.raises(NoEnvironment, match=sentence) as raised:
+        site.prepare("./lib\nsetuptools ; python_version < '3'")
+    assert raised.value.code is ExitCode.NO_ENVIRONMENT
+    setting = next(iter(limits))
+    assert f"{setting} in host.json" in (raised.value.hint or "")
+    assert f"training_host_{setting}" in (raised.value.hint or "")
+    assert (site.containers(), site.environments()) == ([], [])
+
+
+def test_11_layers_and_probes_have_limits(site: Site) -> None:
+    generous = site.host
+    site.host = dataclasses.replace(generous, build_memory_bytes=7 << 20)
+    with pytest.raises(NoEnvironment, match=r"the look at Python in image .* needs more than 7 MiB"):
+        site.find()
+    site.host = generous
+    site.find()
+    site.host = dataclasses.replace(generous, build_memory_bytes=12 << 20)
+    with pytest.raises(NoEnvironment, match=r"Debian packages \(apt-pkgs.txt\) needs more than 12 MiB"):
+        site.layer("cowsay")
+    assert site.containers() == []
+
+
+def test_11_a_build_has_no_rights_beyond_its_files(site: Site, engine: docker.DockerClient) -> None:
+    site.find()
+    package(site.workspace / "lib", RUNS_ON)
+    seen: list[dict[str, Any]] = []
+
+    class Seen(Exception):
+        pass
+
+    def look() -> None:
+        for container in site.containers():
+            seen.append(engine.api.inspect_container(container.id)["HostConfig"])
+            raise Seen
+
+    with pytest.raises(Seen):
+        site.prepare("./lib", check=look)
+    (config,) = seen
+    assert config["CapDrop"] == ["ALL"] and not config["CapAdd"]
+    assert config["SecurityOpt"] == ["no-new-privileges"]
+    assert config["PidsLimit"] == 4096 and config["NanoCpus"] > 0
+    assert config["Memory"] == config["MemorySwap"] > 0
+
+
+@pytest.fixture(scope="module")
+def host(uv: Path) -> Iterator[Machine]:
+    settings: dict[str, Any] = {"uv": str(uv)}
+    if CA.exists():
+        settings["ca_bundle"] = str(CA)
+    with machine(**settings) as made:
+        yield made
+
+
+@pytest.mark.parametrize("way", ["cancel", "signal", "lease"])
+def test_11_a_build_ends_with_its_job(
+    host: Machine, engine: docker.DockerClient, tmp_path: Path, way: str
+) -> None:
+    tree = tmp_path / "tree"
+    package(tree / "lib", RUNS_ON)
+    (tree / "model").mkdir()
+    (tree / "model" / "__main__.py").touch()
+    (tree / "model" / "requirements.txt").write_text("./lib\nsetuptools ; python_version < '3'\n")
+    job = host.start_tree(tree, lease_s=5.0 if way == "lease" else None)
+    wanted = {"label": [f"train-classifier.job={job}", "train-classifier.kind=build"]}
+    end = time.monotonic() + 120
+    while way != "lease" and not engine.containers.list(filters=wanted, ignore_removed=True):
+        assert time.monotonic() < end, host.status(job)
+        time.sleep(0.05)
+    if way == "cancel":
+        host.call("cancel", id=job, by="a test")
+    elif way == "signal":
+        host.kill_worker(job, signal.SIGTERM)
+    host.until_finished(job)
+    result = host.call("status", id=job)["result"]
+    assert (result["outcome"], result["exit_code"]) == ("cancelled", 6), result
+    host.assert_clean(job)
+    assert list((host.state / "environments" / "build").iterdir()) == []
+
+
+def test_11_packages_that_make_accounts_install_with_few_rights(site: Site) -> None:
+    made = site.layer("uuid-runtime")
+    assert "uuidd" in site.run(made, None, "cat /etc/passwd", shell=True)
