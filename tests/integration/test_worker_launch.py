@@ -118,6 +118,7 @@ def prepared(systemd_host: TestHost) -> Iterator[TestHost]:
                     "disk_floor_bytes": 1 << 20}),
     )  # fmt: skip
     yield systemd_host
+    systemd_host.shell("loginctl enable-linger trainer")
     if before:
         systemd_host.write("/var/lib/train-classifier/host.json", before)
     else:
@@ -135,7 +136,8 @@ def person(request: pytest.FixtureRequest, prepared: TestHost) -> Iterator[tuple
                 'for n in $(seq 2000); do [ -S "/run/user/$(id -u trainer)/bus" ] && exit 0; sleep 0.1; done; exit 1'
             )
     yield Person(prepared, user), request.param
-    prepared.shell("loginctl enable-linger trainer")
+    if request.param == "user":
+        prepared.shell("loginctl disable-linger trainer")
 
 
 def test_launched(person: tuple[Person, str]) -> None:
