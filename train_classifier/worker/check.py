@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -225,6 +226,19 @@ def queue_folder(host: Host, discovery: Discovery) -> Finding:
         return fail(
             name, f"this user may not use the queue's folder {path}", "add the user to the group docker"
         )
+    from train_classifier.worker import tickets
+
+    try:
+        # A ticket that is being made is no ticket yet.
+        with tickets.locked(path):
+            strange = tickets.strange(path)
+    except TrainClassifierError as error:
+        return from_error(name, error)
+    if strange:
+        shown = "; ".join(f"{file} {why}" for file, why in strange[:5])
+        more = f"; and {len(strange) - 5} more" if len(strange) > 5 else ""
+        files = " ".join(shlex.quote(str(file)) for file, _ in strange[:5])
+        return warn(name, f"ignored in the queue: {shown}{more}", f"on the host: rm -r {files}")
     return ok(name, str(path))
 
 

@@ -4,9 +4,9 @@ The first ticket that wants GPUs waits for all of its own; one whose job is stil
 over after 30 s, so that a slow build does not leave a GPU idle.
 """
 
+import contextlib
 import dataclasses
 import os
-import pwd
 import time
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -19,12 +19,15 @@ from train_classifier.worker.locks import try_lock
 from train_classifier.worker.tickets import (
     TICKET,
     Entry,
+    Strange,
     clock,
     create,
     locked,
     next_number,
+    open_ticket,
     read,
     tickets,
+    user_name,
     write,
 )
 
@@ -46,19 +49,18 @@ def enqueue(
     Raises NotReady when the queue's folder is missing or closed to this user.
     """
     uid = os.geteuid()
-    try:
-        user = pwd.getpwuid(uid).pw_name
-    except KeyError:
-        user = f"uid {uid}"
     with locked(folder):
         number = next_number(folder)
         path = folder / f"{number:012d}-{job}.json"
         entry = Entry(
-            path=path, number=number, job=job, model=model, user=user, uid=uid, dir=str(directory), want=want,
-            min_vram_mib=min_vram_mib, state="new", gpus=[], since=time.time(), since_boot=clock(),
+            path=path, number=number, job=job, model=model, user=user_name(uid), uid=uid, dir=str(directory),
+            want=want, min_vram_mib=min_vram_mib, state="new", gpus=[], since=time.time(), since_boot=clock(),
             boot=boot_id(),
         )  # fmt: skip
-        descriptor = create(path)
+        try:
+            descriptor = create(path)
+        except OSError as error:
+            raise NotReady(f"no ticket can be made in the queue {folder}: {error.strerror}") from error
         try:
             write(descriptor, entry)
         finally:
@@ -74,11 +76,10 @@ def withdraw(folder: Path, job: str) -> None:
     if not folder.is_dir():
         return
     with locked(folder):
-        for path, _ in tickets(folder)[1]:
-            if path.name.endswith(f"-{job}.json"):
-                path.unlink(missing_ok=True)
-        for entry in tickets(folder)[0]:
-            if entry.job == job and entry.state == "new":
+        live, dead = tickets(folder)
+        for entry in (*dead, *(entry for entry in live if entry.state == "new")):
+            # Another user's ticket may name any job.
+            if entry.job == job and os.geteuid() in (0, entry.uid):
                 entry.path.unlink(missing_ok=True)
 
 
@@ -109,8 +110,17 @@ class Ticket:
                 if not match or match[2] != job:
                     continue
                 path = folder / name
-                descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-                entry = read(path, descriptor)
+                try:
+                    descriptor = open_ticket(path, os.O_RDWR)
+                except (FileNotFoundError, Strange):
+                    continue
+                if os.fstat(descriptor).st_uid != os.geteuid():
+                    # Any user of Docker can make a file of this name.
+                    os.close(descriptor)
+                    continue
+                entry = None
+                with contextlib.suppress(Strange):
+                    entry = read(path, descriptor)
                 if entry is None or not try_lock(descriptor):
                     os.close(descriptor)
                     raise NotReady(f"the ticket {path} of job {job} is held by another process or damaged")
@@ -233,15 +243,15 @@ class _Turn:
         me = self.ticket.entry
         live, dead = tickets(self.ticket._folder, me.path)
         corpses: tuple[Entry, ...] = ()
-        for path, entry in dead:
-            if entry is None or not entry.gpus:
-                path.unlink(missing_ok=True)
+        for entry in dead:
+            if not entry.gpus:
+                entry.path.unlink(missing_ok=True)
             else:
                 corpses += (entry,)
         before = [
             entry
             for entry in live
-            if entry.number < me.number and entry.state != "granted" and entry.want > 0
+            if entry.path.name < me.path.name and entry.state != "granted" and entry.want > 0
         ]
         first = [entry for entry in before if not _passed_over(entry)]
         granted = [entry for entry in live if entry.state == "granted"]
@@ -320,13 +330,24 @@ class _Turn:
     def clean(self, dead: tuple[Entry, ...]) -> None:
         """Remove the containers of dead holders, then their tickets."""
         for entry in dead:
-            engine.remove_all(self.client, entry.job)
+            self._remove_containers(entry)
             with locked(self.ticket._folder):
                 # Still dead, or another one cleaned it meanwhile.
-                if any(
-                    path == entry.path for path, _ in tickets(self.ticket._folder, self.ticket.entry.path)[1]
-                ):
+                _, still_dead = tickets(self.ticket._folder, self.ticket.entry.path)
+                if any(other.path == entry.path for other in still_dead):
                     entry.path.unlink(missing_ok=True)
+
+    def _remove_containers(self, entry: Entry) -> None:
+        """Remove a dead job's containers that have its GPUs; a ticket may name a job that is alive."""
+        if any(other.job == entry.job for other in snapshot(self.ticket._folder)):
+            return
+        label = {"label": f"{engine.LABEL}.job={entry.job}"}
+        containers = engine.patiently(
+            lambda: self.client.containers.list(all=True, filters=label, ignore_removed=True)
+        )
+        for container in containers:
+            if set(entry.gpus) & set(container.labels.get(f"{engine.LABEL}.gpus", "").split(",")):
+                engine.remove(container)
 
 
 def _passed_over(entry: Entry) -> bool:

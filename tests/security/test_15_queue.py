@@ -1,0 +1,240 @@
+"""Row 15: nothing that a user of Docker leaves in the queue's folder blocks or breaks somebody's queue."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from train_classifier.errors import NotReady
+from train_classifier.worker import check, queue, tickets
+from train_classifier.worker.engine import labels
+from train_classifier.worker.gpu import Discovery, Gpu
+from train_classifier.worker.host import Host
+
+UUIDS = ["GPU-00000000-0000-4000-8000-000000000000", "GPU-00000000-0000-4000-8000-000000000001"]
+STRANGER = 5003
+
+
+class Place:
+    """A queue, and a stand-in nvidia-smi with two cards."""
+
+    def __init__(self, top: Path) -> None:
+        self.folder = top / "queue"
+        self.folder.mkdir(0o2770)
+        smi = top / "nvidia-smi"
+        rows = "".join(f"{i}, {UUIDS[i]}, NVIDIA L4, 23034, 23000, 550.163.01, [N/A]\\n" for i in range(2))
+        smi.write_text(f"#!/bin/sh\ncase \"$*\" in *query-gpu*) printf '{rows}';; esac\n")
+        smi.chmod(0o755)
+        self.host = Host(nvidia_smi=str(smi), queue_dir=self.folder)
+
+    def enqueue(self, job: str, want: int = 1) -> Path:
+        return queue.enqueue(
+            self.folder, job=job, model="m", directory=Path("/nowhere"), want=want, min_vram_mib=None
+        )
+
+    def train(self, client: docker.DockerClient, job: str, want: int = 1) -> int:
+        """Submit a job, wait for its cards, release them; return the number of its ticket."""
+        self.enqueue(job, want)
+        ticket = queue.Ticket.claim(self.folder, job)
+        cards = ticket.wait(client, self.host, 60, print, lambda: None)
+        ticket.release()
+        assert len(cards) == want
+        return ticket.entry.number
+
+    def finding(self) -> Any:
+        """Return what the check of the host says of the queue."""
+        cards = tuple(Gpu(0, UUIDS[0], "NVIDIA L4", 23034, 23000, "550", "") for _ in range(1))
+        return check.queue_folder(self.host, Discovery(cards))
+
+    def forge(self, name: str, change: dict[str, Any] | None = None, owner: int = STRANGER) -> Path:
+        """Make a ticket as a worker of ours makes it, with changes."""
+        data = {
+            "job": name[13:-5], "model": "m", "user": "root", "uid": 0, "dir": "/jobs/x", "want": 2,
+            "min_vram_mib": None, "state": "granted", "gpus": UUIDS, "since": 1.0, "since_boot": tickets.clock(),
+            "boot": tickets.boot_id(),
+        }  # fmt: skip
+        path = self.folder / name
+        path.write_text(json.dumps({**data, **(change or {})}))
+        os.chown(path, owner, owner)
+        return path
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to give files to another user")
+    return Place(tmp_path)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a file as a worker holds its ticket."""
+    with path.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _socket(path: Path) -> None:
+    # Its path is longer than the address of a socket may be.
+    here = Path.cwd()
+    os.chdir(path.parent)
+    try:
+        socket.socket(socket.AF_UNIX).bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+KINDS = {
+    "fifo": os.mkfifo,
+    "folder": Path.mkdir,
+    "socket": _socket,
+    "link": lambda path: path.symlink_to("/etc/shadow"),
+    "loop": lambda path: path.symlink_to(path.name),
+    "empty": Path.touch,
+    "torn": lambda path: path.write_text('{"job": "x'),
+    "deep": lambda path: path.write_text("[" * 60000),
+    "deep object": lambda path: path.write_text('{"job":' * 9000),
+    "list": lambda path: path.write_text("[]"),
+    "number": lambda path: path.write_text("1" * 60000),
+    "large": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_WRONLY), 100 << 20),
+    "binary": lambda path: path.write_bytes(bytes(range(256)) * 100),
+}
+CHANGES: list[dict[str, Any]] = [
+    {"since_boot": "soon"}, {"since_boot": float("inf")}, {"since_boot": float("nan")}, {"since_boot": -1},
+    {"since": 1e300}, {"since": 10**400}, {"since": None}, {"boot": 7}, {"gpus": UUIDS[0]}, {"gpus": [["x"]]},
+    {"gpus": [7]}, {"gpus": {}}, {"gpus": ["a,b"]}, {"want": -1}, {"want": True}, {"want": 10**4000}, {"want": "2"},
+    {"min_vram_mib": -5}, {"min_vram_mib": []}, {"state": "king"}, {"state": ["new"]}, {"job": "another"},
+    {"model": "\x1b[2Jm"}, {"model": "::error::x"}, {"dir": None},
+]  # fmt: skip
+
+
+@pytest.mark.engine
+def test_15_what_is_no_ticket_is_ignored_and_said(engine: docker.DockerClient, place: Place) -> None:
+    for number, (kind, make) in enumerate(KINDS.items()):
+        path = place.folder / f"{number:012d}-{kind.replace(' ', '-')}.json"
+        make(path)
+        os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
+    for number, change in enumerate(CHANGES):
+        place.forge(f"{number:012d}-change.json", change)
+    before = sorted(path.name for path in place.folder.iterdir())
+    place.train(engine, "a", want=2)
+    queue.withdraw(place.folder, "change")
+    assert queue.snapshot(place.folder) == []
+    left = sorted(path.name for path in place.folder.iterdir())
+    assert [name for name in left if name not in ("counter", "lock")] == before
+    assert len(tickets.strange(place.folder)) == len(before)
+    finding = place.finding()
+    assert finding.status == "warn"
+    assert "000000000000-fifo.json is not a regular file" in finding.message
+    assert f"and {len(before) - 5} more" in finding.message
+    assert finding.hint.startswith(f"on the host: rm -r {place.folder}/0")
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("kind", [*KINDS, "huge", "largest"])
+def test_15_a_strange_counter_stops_nobody(engine: docker.DockerClient, place: Place, kind: str) -> None:
+    counter = place.folder / "counter"
+    if kind in KINDS:
+        KINDS[kind](counter)
+    else:
+        counter.write_text("9" * (5000 if kind == "huge" else 12))
+    first, second = place.enqueue("20260101-000000-00000000"), place.enqueue("20260101-000001-00000000")
+    assert all(tickets.TICKET.match(path.name) for path in (first, second))
+    assert first.name < second.name
+    assert [entry.path for entry in queue.snapshot(place.folder)] == [first, second]
+    if kind in ("fifo", "folder", "socket", "link", "loop"):
+        assert "counter is not a regular file" in place.finding().message
+    for path in (first, second):
+        path.unlink()
+    place.train(engine, "a", want=2)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "socket", "link"])
+def test_15_a_strange_lock_is_named(place: Place, kind: str) -> None:
+    KINDS[kind](place.folder / "lock")
+    with pytest.raises(NotReady, match=f"the queue's lock {place.folder}/lock is not a regular file"):
+        place.enqueue("a")
+    assert place.finding().status == "fail"
+
+
+def test_15_a_lock_that_is_never_given_back_is_said(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.enqueue("a")
+    monkeypatch.setattr(tickets, "LOCK_S", 0.1)
+    with (
+        held(place.folder / "lock"),
+        pytest.raises(NotReady, match="another process has held the queue's lock"),
+    ):
+        place.enqueue("b")
+
+
+def test_15_the_owner_of_a_ticket_is_the_owner_of_its_file(place: Place) -> None:
+    path = place.forge("000000000001-x.json", {"uid": 0, "user": "root"})
+    with held(path):
+        (entry,) = queue.snapshot(place.folder)
+    assert (entry.uid, entry.user) == (STRANGER, f"uid {STRANGER}")
+
+
+@pytest.mark.engine
+def test_15_a_ticket_for_the_job_of_another_user_is_not_taken(
+    engine: docker.DockerClient, place: Place
+) -> None:
+    """Neither held nor free does it keep a worker from its own ticket."""
+    with held(place.forge("000000000000-a.json", {"state": "new", "want": 0, "gpus": []})):
+        place.train(engine, "a")
+
+
+@pytest.mark.engine
+def test_15_a_dead_ticket_that_names_a_living_job_ends_no_container(
+    engine: docker.DockerClient, base_image: str, place: Place
+) -> None:
+    containers = [
+        engine.containers.run(
+            base_image, ["sleep", "600"], detach=True, init=True, labels=labels("job", job=job, gpus=gpus)
+        )
+        for job, gpus in (("living", UUIDS[:1]), ("processor", ()))
+    ]
+    try:
+        place.enqueue("living")
+        living = queue.Ticket.claim(place.folder, "living")
+        for number, job in enumerate(("living", "processor")):
+            place.forge(f"00000000000{number}-{job}.json")
+        assert len(queue.snapshot(place.folder)) == 1
+        # As far as tickets go both cards are free once the forged ones are removed.
+        place.enqueue("next")
+        ticket = queue.Ticket.claim(place.folder, "next")
+        cards = ticket.wait(engine, place.host, 60, print, lambda: None)
+        assert [card.uuid for card in cards] == UUIDS[1:]
+        ticket.release()
+        living.release()
+        assert not list(place.folder.glob("00000000000[01]-*.json"))
+        assert [engine.containers.get(container.id).status for container in containers] == ["running"] * 2
+    finally:
+        for container in containers:
+            container.remove(force=True)
+
+
+def test_15_the_worker_answers_while_the_queue_is_full_of_these(place: Place, tmp_path: Path) -> None:
+    """The whole program, as another process: a FIFO would block it for ever."""
+    for kind, make in KINDS.items():
+        make(place.folder / f"000000000001-{kind.replace(' ', '-')}.json")
+    program = (
+        "import sys; from pathlib import Path; from train_classifier.worker import queue\n"
+        "queue.enqueue(Path(sys.argv[1]), job='a', model='m', directory=Path('/'), want=1, min_vram_mib=None)\n"
+        "print([entry.job for entry in queue.snapshot(Path(sys.argv[1]))])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, place.folder], cwd=Path(__file__).parents[2], capture_output=True,
+        text=True, check=False, timeout=100,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "['a']\n"), done.stderr
