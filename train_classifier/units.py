@@ -155,6 +155,8 @@ def show_bytes(count: float) -> str:
 
 def show_seconds(seconds: float) -> str:
     """Return a duration for people: 4.2 s, 3 min 20 s, 2 h 5 min."""
+    if not 0 <= seconds < 1e12:
+        return "an unknown time"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

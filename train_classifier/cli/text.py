@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-#: Control characters that text from elsewhere must not bring to a terminal.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+#: Control characters that text from elsewhere must not bring to a terminal, those of bidirectional text too.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def size(count: float) -> str:
@@ -39,7 +39,7 @@ def short(text: object, most: int) -> str:
 
 
 def clean(text: object) -> str:
-    """Return text without control characters but newlines and tabs."""
+    """Return text without control characters; newlines and tabs stay."""
     return _CONTROL.sub("�", str(text))
 
 

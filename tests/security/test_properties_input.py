@@ -1,0 +1,200 @@
+"""Everything that a checkout or another user can write is read without a crash and in bounded time.
+
+Every example is chosen by hypothesis from a fixed seed, so that two runs are the same. A parser may refuse its
+input by the errors that it documents, and by no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile import DATA, FIXED, VALUES, WORDS, as_json, bounded, sentences, tables
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train_classifier import annotations, envfile, inventory, notify, options, sources, summary
+from train_classifier import settings as settings_file
+from train_classifier.errors import BadInput, TrainClassifierError
+from train_classifier.job import JobSpec
+from train_classifier.report import Report
+from train_classifier.worker import debian, requirements, tickets
+
+# What a checkout holds.
+
+
+@FIXED
+@given(content=DATA)
+def test_settings_file(content: bytes) -> None:
+    with bounded():
+        try:
+            settings_file.parse(content).of("m")
+        except BadInput as error:
+            sentences(error.problems)
+
+
+@FIXED
+@given(key=st.sampled_from([*options.SETTINGS, *options.REQUEST]), value=VALUES)
+def test_values_of_options(key: str, value: Any) -> None:
+    with bounded():
+        try:
+            {**options.SETTINGS, **options.REQUEST}[key](value)
+        except ValueError as error:
+            assert type(error) is ValueError
+            sentences([str(error)])
+
+
+@FIXED
+@given(content=DATA, other=DATA)
+def test_requirements(tmp_path: Path, content: bytes, other: bytes) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir(exist_ok=True)
+    (folder / "requirements.txt").write_bytes(content)
+    (folder / "a").write_bytes(other)
+    with bounded():
+        requirements.parse(tmp_path, "m")
+
+
+@FIXED
+@given(content=DATA)
+def test_apt_packages(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m").mkdir(exist_ok=True)
+    (tmp_path / "m" / "apt-pkgs.txt").write_bytes(content)
+    with bounded():
+        debian.parse(tmp_path, "m")
+
+
+@FIXED
+@given(
+    name=st.sampled_from([".trainignore", ".gitmodules", ".gitattributes", "x.pem", ".env", "id_rsa", "x"]),
+    content=DATA,
+    file=DATA,
+)
+def test_files_of_a_checkout(
+    tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes, file: bytes
+) -> None:
+    top = tmp_path_factory.mktemp("repo")
+    (top / "m").mkdir()
+    (top / "m" / "__main__.py").touch()
+    (top / name).write_bytes(content)
+    other = re.sub(rb"[/\0]", b"", file)[:200]
+    if other not in (b"", b".", b".."):
+        with (top / os.fsdecode(other)).open("wb"):
+            pass
+    with bounded():
+        found = sources.collect(top, "m")
+        sentences([*found.problems, *found.warnings])
+
+
+@FIXED
+@given(content=DATA)
+def test_environment_files(content: bytes) -> None:
+    with bounded():
+        found, problems = envfile.parse(content, "file", {"KEY": "x"})
+    sentences(problems)
+    assert all(isinstance(value, str) and "\0" not in value for value in found.values())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'all:\n  hosts:\n    "a\\e[31m\\u202e\\n::error::x": {ansible_connection: x}\n',
+        b"all:\n  hosts: " + b"[" * 2000 + b"\n",
+        b"\xff\xfe\0\x1b[2J",
+    ],
+    ids=["letters", "deep", "binary"],
+)
+def test_inventories(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "hosts.yml"
+    path.write_bytes(content)
+    try:
+        found = inventory.hosts(str(path), None, os.environ, tmp_path)
+    except TrainClassifierError as error:
+        sentences(error.problems if isinstance(error, BadInput) else [error.reason])
+    else:
+        sentences([host.problem for host in found if host.problem])
+
+
+# What another user of the host, or the host itself, can write.
+
+TICKET = tables(
+    "job",
+    "model",
+    "dir",
+    "want",
+    "min_vram_mib",
+    "state",
+    "gpus",
+    "since",
+    "since_boot",
+    "boot",
+    "uid",
+    "user",
+)
+
+
+@FIXED
+@given(
+    content=st.one_of(
+        DATA, TICKET.map(lambda table: as_json(table)), VALUES.map(lambda value: as_json(value))
+    )
+)
+def test_tickets(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "000000000001-a.json"
+    path.write_bytes(content)
+    with bounded():
+        descriptor = tickets.open_ticket(path)
+        try:
+            with contextlib.suppress(tickets.Strange):
+                tickets.read(path, descriptor)
+        finally:
+            os.close(descriptor)
+        tickets.strange(tmp_path)
+
+
+@FIXED
+@given(value=VALUES, changes=tables(*JobSpec.__dataclass_fields__))
+def test_specifications(value: Any, changes: dict[str, Any]) -> None:
+    good = {
+        "id": "20260101-000000-00000000",
+        "model": "m",
+        "schema": 1,
+        "repository": {"name": "r", "key": "0" * 16},
+    }
+    with bounded():
+        for data in (value, {**good, **changes}):
+            with contextlib.suppress(ValueError):
+                JobSpec.from_dict(data)
+
+
+#: An expression that a stranger's text reaches, on what makes such expressions slow.
+SLOW: dict[str, Callable[[str], Any]] = {
+    "annotations": annotations.find,
+    "image": lambda text: _refused(options.image, text),
+    "environment file": lambda text: envfile.parse(text.encode("utf-8", "surrogatepass"), "x", {}),
+    "slack": lambda text: notify.last_lines(text, 3000),
+    "log": lambda text: Report(result={}, log=text).tail(1 << 20),
+    "markdown": lambda text: summary.prose(text) + summary.fenced(text),
+    "package": lambda text: debian.PACKAGE.match(text),
+    "requirement": lambda text: requirements.REQUIREMENT.match(text),
+}
+
+
+def _refused(parse: Callable[[str], Any], text: str) -> None:
+    with contextlib.suppress(ValueError):
+        parse(text)
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_no_expression_is_slow(kind: str) -> None:
+    """Each word again and again: what takes more than a few microseconds a letter is not linear."""
+    for word in filter(None, WORDS):
+        text = (word * (1 << 15))[: 1 << 15]
+        with bounded():
+            for end in ("!", "\n", "x:"):
+                SLOW[kind](text + end)
