@@ -17,7 +17,7 @@ from pytest import TempPathFactory
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from hosts import drivers, fleet
+from hosts import drivers, fleet, runner
 from hosts.machine import TestHost, make_image, sweep
 
 
@@ -41,7 +41,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 #: What is dear to make: tests that share one of these run in one process of `-n`.
-SHARED = ("ssh_host", "gpu_host", "systemd_host", "plain_host", "driver_host")
+SHARED = ("ssh_host", "gpu_host", "systemd_host", "plain_host", "driver_host", "runner_host")
 #: Tests that share nothing but the engine run wherever there is room.
 ALONE = (
     "unit",
@@ -246,3 +246,15 @@ def cards(driver_host: TestHost) -> Iterator[TestHost]:
         yield driver_host
     finally:
         drivers.clean(driver_host)
+
+
+@pytest.fixture(scope="session")
+def _runner_machine(engine: docker.DockerClient, tmp_path_factory: TempPathFactory) -> Iterator[runner.Host]:
+    """Debian 13 test host for the role github_runner, with a stand-in for GitHub."""
+    yield from runner.start(tmp_path_factory.mktemp("runner"))
+
+
+@pytest.fixture
+def runner_host(_runner_machine: runner.Host) -> Iterator[runner.Host]:
+    """That host without runners, and a stand-in that knows of none."""
+    yield from runner.emptied(_runner_machine)

@@ -33,6 +33,9 @@ STANDIN = '''"""What the stand-in's config.sh does."""
 import argparse, json, os, pathlib, sys, urllib.error, urllib.parse, urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# As the real runner does: a proxy named there is used.
+if (ROOT / ".env").is_file():
+    os.environ.update(line.split("=", 1) for line in (ROOT / ".env").read_text().splitlines() if "=" in line)
 
 
 def api(url):
@@ -70,15 +73,13 @@ def configure(arguments):
         parser.add_argument("--" + flag, action="store_true")
     for option in ("url", "token", "pat", "name", "runnergroup", "labels", "work"):
         parser.add_argument("--" + option, default="")
-    (ROOT / "_diag").mkdir(exist_ok=True)
-    (ROOT / "_diag" / "arguments").write_text(" ".join(sys.argv))
     a = parser.parse_args(arguments)
     if (ROOT / ".runner").exists():
         sys.exit("Cannot configure the runner because it is already configured. To reconfigure the runner, run 'config.cmd remove' or './config.sh remove' first.")
     token = secret("TOKEN", a.token)
     answer = post(a.url, "/actions/runner-registration", {
         "url": a.url, "runner_event": "register", "name": a.name, "labels": [x for x in a.labels.split(",") if x],
-        "replace": a.replace, "no_default_labels": a.no_default_labels, "ephemeral": a.ephemeral, "group": a.runnergroup or "Default",
+        "arguments": sys.argv, "replace": a.replace, "no_default_labels": a.no_default_labels, "ephemeral": a.ephemeral, "group": a.runnergroup or "Default",
     }, token)
     write(".runner", {"agentId": answer["id"], "agentName": a.name, "poolId": 1, "poolName": "Default", "serverUrl": a.url,
                       "gitHubUrl": a.url, "workFolder": a.work or "_work", "ephemeral": a.ephemeral, "disableUpdate": a.disableupdate})

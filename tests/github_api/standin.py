@@ -60,6 +60,8 @@ class State:
         self.failures: list[tuple[str, int, int, dict[str, str]]] = []  # pattern, status, times left, headers
         self.log: list[str] = []
         self.ended_jobs: list[str] = []
+        self.config_arguments: list[list[str]] = []
+        self.requests: list[tuple[str, str]] = []  # "METHOD path", Authorization
 
     def fail(self, pattern: str, status: int, times: int = 1, headers: dict[str, str] | None = None) -> None:
         """Answer the next `times` requests whose "METHOD path" matches with `status`."""
@@ -155,6 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             with state.lock:
                 state.log.append(f"{self.command} {path}")
+                state.requests.append((f"{self.command} {path}", self.headers.get("Authorization") or ""))
                 self._injected(f"{self.command} {path}")
                 for method, pattern, handle in ROUTES:
                     found = re.fullmatch(pattern, path)
@@ -321,6 +324,19 @@ class _Handler(BaseHTTPRequestHandler):
         self.state.jit[config] = (scope, runner["id"])
         return 201, {"runner": runner, "encoded_jit_config": config}
 
+    def latest_release(self, body: Any, which: str) -> tuple[int, Any]:
+        """The public releases of github.com/actions/runner: anybody may ask."""
+        name, content = list(self.state.archives.items())[-1]
+        version = name.removesuffix(".tar.gz").rsplit("-", 1)[1]
+        if which not in ("latest", f"tags/v{version}"):
+            raise Refused(404, "Not Found")
+        asset = {
+            "name": name,
+            "browser_download_url": f"http://{self.headers['Host']}/_archive/{name}",
+            "digest": f"sha256:{hashlib.sha256(content).hexdigest()}",
+        }
+        return 200, {"tag_name": f"v{version}", "assets": [asset]}
+
     def archive(self, body: Any, name: str) -> tuple[int, Any]:
         if name not in self.state.archives:
             raise Refused(404, "Not Found")
@@ -329,6 +345,7 @@ class _Handler(BaseHTTPRequestHandler):
     def redeem_registration(self, body: Any) -> tuple[int, Any]:
         """config.sh: exchange the token and add the runner (the real one does the second at another service)."""
         scope = self._redeem(body, "registration")
+        self.state.config_arguments.append(body["arguments"])
         there = self.state.named(scope, body["name"])
         if there and not body["replace"]:
             raise Refused(409, f"A runner exists with the same name {body['name']}.")
@@ -367,6 +384,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 ROUTES = [
+    ("GET", r"/repos/actions/runner/releases/(?P<which>.+)", _Handler.latest_release),
     ("GET", r"/(?P<scope>repos/[^/]+/[^/]+)", _Handler.repository),
     ("GET", rf"/{SCOPE}/installation", _Handler.installation),
     ("POST", r"/app/installations/(?P<installation>\d+)/access_tokens", _Handler.access_token),

@@ -4,13 +4,7 @@ Real: Ansible, systemd, accounts, files, the role. Stand-ins: GitHub's API and i
 Check mode on a bare host, idempotence, a listener that dies and the teardown are Molecule's (molecule/github_runner).
 """
 
-import json
-import os
-import subprocess
 import sys
-import time
-import uuid
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +14,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from github_api.archive import make_archive  # noqa: E402
-from github_api.standin import StandIn  # noqa: E402
-from hosts.machine import LABEL, SYSTEMD_OPTIONS, make_image, process_start, run  # noqa: E402
+from hosts.machine import run  # noqa: E402
+from hosts.runner import REPO, Host  # noqa: E402
 
 pytestmark = [pytest.mark.host, pytest.mark.engine, pytest.mark.timeout(3000)]
 
-REPO = "repos/acme/widgets"
-ARCHIVE = "actions-runner-linux-x64-2.336.0.tar.gz"
 SMI = """#!/bin/sh
 case "$*" in
     *--query-gpu*) echo "NVIDIA GeForce RTX 3090, 24576, 550.163.01" ;;
@@ -35,187 +27,9 @@ esac
 """
 
 
-class Run:
-    """One ansible-playbook: its status, its output, and how many tasks changed something."""
-
-    def __init__(self, done: "subprocess.CompletedProcess[str]") -> None:
-        self.rc = done.returncode
-        self.out = done.stdout + done.stderr
-
-    @property
-    def changed(self) -> int:
-        recap = [line for line in self.out.splitlines() if line.startswith("gpu1 ")]
-        return int(recap[-1].split("changed=")[1].split()[0])
-
-    def good(self) -> "Run":
-        assert self.rc == 0, self.out
-        return self
-
-    def refused(self, *says: str) -> "Run":
-        assert self.rc != 0, self.out
-        said = " ".join(self.out.replace("\\n", " ").split())
-        for words in says:
-            assert words in said, self.out
-        assert "Traceback" not in self.out, self.out
-        return self
-
-
-class Host:
-    """A systemd container, and the role run on it."""
-
-    def __init__(self, name: str, folder: Path, standin: StandIn, gateway: str) -> None:
-        self.name, self.folder, self.standin = name, folder, standin
-        self.url = f"http://{gateway}:{standin.port}"
-
-    def sh(self, script: str, check: bool = True) -> str:
-        done = subprocess.run(
-            ["docker", "exec", "-i", self.name, "bash", "-c", script],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert not check or done.returncode == 0, done.stdout + done.stderr
-        return done.stdout.strip()
-
-    def role(self, tasks: str = "main", *options: str, **variables: Any) -> Run:
-        """Run the role with these variables (beside those that name the stand-in)."""
-        given = {
-            "github_runner_url": self.url,
-            "github_runner_repository": "acme/widgets",
-            "github_runner_pat": "pat-good",
-            "github_runner_name": "gpu",
-            "github_runner_restart_delay": 1,
-            **variables,
-        }
-        values = self.folder / "vars.json"
-        values.write_text(json.dumps(given))
-        playbook = self.folder / "play.yml"
-        play = {
-            "hosts": "gpu1",
-            "gather_facts": False,
-            "tasks": [
-                {
-                    "name": "Run the role",
-                    "ansible.builtin.include_role": {"name": "github_runner", "tasks_from": tasks},
-                }
-            ],
-        }
-        playbook.write_text(json.dumps([play]))
-        hosts = {
-            "all": {
-                "hosts": {
-                    "gpu1": {
-                        "ansible_connection": "community.docker.docker",
-                        "ansible_host": self.name,
-                        "ansible_python_interpreter": "/usr/bin/python3",
-                    }
-                }
-            }
-        }
-        inventory = self.folder / "hosts.json"
-        inventory.write_text(json.dumps(hosts))
-        bin_folder = Path(sys.executable).parent
-        environment = {
-            **os.environ,
-            "PATH": f"{bin_folder}:{os.environ['PATH']}",
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_PIPELINING": "True",
-            "ANSIBLE_LOCAL_TEMP": str(self.folder / "tmp"),
-        }
-        command = ["ansible-playbook", "-i", str(inventory), str(playbook), "-e", f"@{values}", *options]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500
-        )
-        return Run(done)
-
-    def runners(self, scope: str = REPO) -> dict[str, dict[str, Any]]:
-        with self.standin.state.lock:
-            return {r["name"]: dict(r) for r in self.standin.state.runners.get(scope, {}).values()}
-
-    def labels(self, name: str) -> set[str]:
-        return {label["name"] for label in self.runners()[name]["labels"]}
-
-    def wait(self, what: str, holds: Callable[[], bool]) -> None:
-        end = time.monotonic() + 240
-        while not holds():
-            assert time.monotonic() < end, (
-                f"never: {what}\n{self.sh('journalctl --no-pager -n 40', check=False)}"
-            )
-            time.sleep(0.2)
-
-    def online(self, *names: str) -> None:
-        self.wait(
-            f"{names} online", lambda: all(self.runners().get(n, {}).get("status") == "online" for n in names)
-        )
-
-    def start_job(self, script: str, number: int = 1) -> None:
-        """Hand a job to an instance and wait until it runs."""
-        folder = f"/var/lib/github-runner/{number}"
-        self.sh(
-            f"rm -f {folder}/.job-done; cat > /tmp/job <<'E'\n{script}\nE\n"
-            f"chown github-runner: /tmp/job; mv /tmp/job {folder}/.job"
-        )
-        self.wait("job runs", lambda: not self.sh(f"ls -d {folder}/.job", check=False))
-
-    def job_done(self, number: int = 1) -> str:
-        """A job's log once it is done."""
-        folder = f"/var/lib/github-runner/{number}"
-        self.wait("job done", lambda: self.sh(f"ls -d {folder}/.job-done", check=False) != "")
-        return self.sh(f"cat {folder}/_diag/job.log")
-
-
-def start_host(release: str, folder: Path, standin: StandIn) -> Host:
-    name = f"tc-ghrunner-{uuid.uuid4().hex[:8]}"
-    owner = f"{LABEL}.owner={os.getpid()}:{process_start(os.getpid())}"
-    command = [
-        "docker",
-        "run",
-        "-d",
-        "--name",
-        name,
-        "--hostname",
-        "gpu1",
-        "--label",
-        LABEL,
-        "--label",
-        owner,
-    ]
-    run(*command, "--cpu-shares", "256", *SYSTEMD_OPTIONS, make_image(release, "--bare"), "/sbin/init")
-    gateway = run(
-        "docker", "inspect", "-f", "{{.NetworkSettings.Networks.bridge.Gateway}}", name
-    ).stdout.strip()
-    return Host(name, folder, standin, gateway)
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    """One host for the whole module: packages are installed once; each test starts from no runner."""
-    folder = tmp_path_factory.mktemp("runner")
-    with StandIn() as standin:
-        host = start_host("trixie", folder, standin)
-        try:
-            host.wait("systemd is up", lambda: host.sh("systemctl is-active dbus", check=False) == "active")
-            yield host
-        finally:
-            subprocess.run(["docker", "rm", "-fv", host.name], check=True, capture_output=True)
-
-
 @pytest.fixture
-def host(machine: Host) -> Iterator[Host]:
-    machine.standin.state.__init__()  # type: ignore[misc]
-    machine.standin.state.serve_archive(ARCHIVE, make_archive("2.336.0"))
-    yield machine
-    machine.sh(
-        "systemctl disable --now 'github-runner@*' 2>/dev/null;"
-        "for n in /etc/github-runner/instances/*.json; do systemctl disable --now github-runner@$(basename $n .json); done 2>/dev/null;"
-        "systemctl reset-failed 2>/dev/null; rm -rf /var/lib/github-runner /etc/github-runner /var/cache/github-runner /usr/local/lib/github-runner"
-        " /etc/systemd/system/github-runner@.service /var/lib/github-runner-offline.json /usr/bin/nvidia-smi; systemctl daemon-reload",
-        check=False,
-    )
-    machine.sh(
-        "pkill -KILL -u github-runner; userdel github-runner; groupdel github-runner 2>/dev/null", check=False
-    )
+def host(runner_host: Host) -> Host:
+    return runner_host
 
 
 def test_registration_follows_what_is_there(host: Host) -> None:
@@ -237,9 +51,9 @@ def test_registration_follows_what_is_there(host: Host) -> None:
     first = {name: runner["id"] for name, runner in host.runners().items()}
     assert first["gpu-1"] != left["id"], "an offline entry of this host is replaced without being asked for"
     assert "secret" not in out
-    assert "secret" not in host.sh(
-        "cat /var/lib/github-runner/*/_diag/arguments; journalctl --no-pager -o cat"
-    )
+    assert len(host.standin.state.config_arguments) == 2
+    assert not any("secret" in word for words in host.standin.state.config_arguments for word in words)
+    assert "secret" not in host.sh("journalctl --no-pager -o cat")
     found = "grep -rlE '(registration|remove)-secret|pat-good' /var/lib/github-runner /etc/github-runner; echo none"
     assert host.sh(found) == "none"
 
@@ -371,6 +185,7 @@ def test_a_given_token_and_a_running_job(host: Host) -> None:
     good = host.standin.state.mint(REPO, "registration")
     assert good not in host.role(**with_token("2.336.0", good)).good().out
     host.online("gpu-1")
+    assert host.sh("systemctl is-enabled github-runner-update.timer", check=False) == "disabled"
 
     host.start_job("sleep 600")
     gone = host.standin.state.mint(REPO, "remove")
@@ -385,9 +200,9 @@ def test_a_given_token_and_a_running_job(host: Host) -> None:
     assert host.sh("/var/lib/github-runner/1/bin/Runner.Listener --version") == "2.400.0"
 
     # How the listener ends decides: 5 is tried again, 7 is not.
-    host.sh("echo 5 > /var/lib/github-runner/1/.exit")
+    host.sh("runuser -u github-runner -- sh -c 'echo 5 > /var/lib/github-runner/1/.exit'")
     host.wait("restarted", lambda: int(host.sh("systemctl show -P NRestarts github-runner@1")) > 0)
-    host.sh("echo 7 > /var/lib/github-runner/1/.exit")
+    host.sh("runuser -u github-runner -- sh -c 'echo 7 > /var/lib/github-runner/1/.exit'")
     host.wait("given up", lambda: host.sh("systemctl is-active github-runner@1", check=False) == "failed")
     assert "github_runner_update: true" in host.sh("journalctl --no-pager -o cat -u github-runner@1")
 
@@ -395,6 +210,39 @@ def test_a_given_token_and_a_running_job(host: Host) -> None:
     assert gone not in host.role("uninstall", **away).good().out
     assert host.runners() == {}
     assert host.role("uninstall", **away).good().changed == 0
+
+
+def test_timer_updates_a_runner_once_it_is_idle(host: Host) -> None:
+    """Root replaces the programs between two jobs, by the public release, without a credential."""
+    host.role(github_runner_releases_url=host.url).good()
+    host.online("gpu-1")
+    assert host.sh("systemctl is-enabled github-runner-update.timer") == "enabled"
+    registered = host.runners()["gpu-1"]["id"]
+    host.sh("systemctl start github-runner-update")
+    assert host.sh("systemctl show -P NRestarts github-runner@1") == "0"
+
+    version = "actions-runner-linux-x64-2.400.0.tar.gz"
+    host.standin.state.serve_archive(version, make_archive("2.400.0"))
+    host.start_job("until [ -e /tmp/end ]; do sleep 0.2; done; rm -f /tmp/end; echo whole")
+    host.sh("systemctl start --no-block github-runner-update")
+    host.wait("asked to be idle", lambda: host.sh("ls /run/github-runner/hold-1", check=False) != "")
+    assert host.sh("/var/lib/github-runner/1/bin/Runner.Listener --version") == "2.336.0"
+    host.sh("runuser -u github-runner -- touch /tmp/end")
+    host.wait(
+        "updated",
+        lambda: host.sh("systemctl show -P ActiveState github-runner-update") in ("inactive", "failed"),
+    )
+    assert host.sh("systemctl show -P Result github-runner-update") == "success"
+    assert host.sh("/var/lib/github-runner/1/bin/Runner.Listener --version") == "2.400.0"
+    log = host.sh("cat /var/lib/github-runner/1/_diag/job.log")
+    assert "whole" in log and "codes [0, 0, 0]" in log
+    host.online("gpu-1")
+    assert host.runners()["gpu-1"]["id"] == registered
+    assert host.sh("ls /run/github-runner") == ""
+    releases = [one for one in host.standin.state.requests if "/releases/" in one[0]]
+    assert len(releases) == 2
+    assert not any(authorization for _, authorization in releases)
+    assert host.role(github_runner_releases_url=host.url).good().changed == 0
 
 
 def test_sweep_takes_only_ours_that_stayed_offline(host: Host) -> None:

@@ -1,25 +1,39 @@
 #!/usr/bin/python3 -I
-"""What root does before a runner instance starts: give `_work` back to its user; mint a one-job registration.
+"""What root does before a runner instance starts: give `_work` back to its account; mint a registration.
 
-Called by the unit as `prepare INSTANCE` (ExecStartPre=+). Reads /etc/github-runner/instances/INSTANCE.json;
-in the modes ephemeral and jit also app.json and app.pem beside that folder, which only root can read.
+Called by the unit as `prepare INSTANCE` (ExecStartPre=+). Reads /etc/github-runner/instances/INSTANCE.json
+and root's record of the instance; in the modes ephemeral and jit also app.json and app.pem, which only root
+can read.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import pwd
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from github_runner_api import ApiError, GitHub, Scope
-from github_runner_local import LocalError, configure, drop
+from github_runner_api import ApiError, GitHub, Scope, is_own
+from github_runner_local import (
+    LocalError,
+    as_root,
+    change_record,
+    configure,
+    forget,
+    frozen,
+    locked,
+    make_run_folder,
+    read_record,
+)
 
 ETC = Path("/etc/github-runner")
 RUN = Path("/run/github-runner")
@@ -27,48 +41,99 @@ RUN = Path("/run/github-runner")
 #: seconds, and one that is mended needs nobody here.
 FIRST_DELAY_S = 5
 LONGEST_DELAY_S = 300
+#: Folders deeper than this are left alone: each level keeps one folder open.
+DEEPEST = 256
+AT_EMPTY_PATH = 0x1000
+GIVEN_KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _mount(descriptor: int) -> str:
+    """The id of the mount that an open file lies on: it tells a bind mount of the same device, too."""
+    for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
+        if line.startswith("mnt_id:"):
+            return line
+    raise OSError(f"/proc/self/fdinfo/{descriptor} names no mount")
+
+
+@contextlib.contextmanager
+def _opened(name: str, here: int, flags: int) -> Iterator[int]:
+    descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _give(descriptor: int, uid: int, gid: int) -> None:
+    """Change the owner of what is open, and of nothing else: no name is looked up."""
+    if _libc.fchownat(descriptor, b"", uid, gid, AT_EMPTY_PATH) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _give_entry(name: str, here: int, mount: str, uid: int, gid: int) -> tuple[int, bool]:
+    """Give one entry of an open folder to the account.
+
+    Returns 1 for given, 0 for its own already, -1 for left alone; and whether it is a folder to enter.
+    """
+    seen = os.stat(name, dir_fd=here, follow_symlinks=False)
+    if seen.st_uid == uid and not stat.S_ISDIR(seen.st_mode):
+        return 0, False
+    with _opened(name, here, os.O_PATH) as descriptor:
+        found = os.fstat(descriptor)
+        kind = stat.S_IFMT(found.st_mode)
+        if _mount(descriptor) != mount:
+            return -1, False
+        if found.st_uid == uid:
+            return 0, kind == stat.S_IFDIR
+        # A file with several names may have one outside; devices, sockets and pipes are nobody's work.
+        if kind not in GIVEN_KINDS or (found.st_nlink > 1 and kind != stat.S_IFDIR):
+            return -1, False
+        _give(descriptor, uid, gid)
+        return 1, kind == stat.S_IFDIR
+
+
+def _repair_folder(here: int, mount: str, uid: int, gid: int, depth: int) -> tuple[int, int]:
+    given = left = 0
+    for name in os.listdir(here):
+        try:
+            result, enter = _give_entry(name, here, mount, uid, gid)
+            given, left = given + (result > 0), left + (result < 0)
+            if not enter:
+                continue
+            if depth == DEEPEST:
+                left += 1
+                continue
+            with _opened(name, here, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK) as inside:
+                if _mount(inside) == mount:
+                    more = _repair_folder(inside, mount, uid, gid, depth + 1)
+                    given, left = given + more[0], left + more[1]
+        except OSError:
+            # Replaced or removed by the account meanwhile.
+            left += 1
+    return given, left
 
 
 def repair_ownership(work: Path, uid: int, gid: int) -> tuple[int, int]:
-    """Give everything in `work` that is not the user's to the user; returns (given, left alone).
+    """Give everything in `work` that is not the account's to the account; returns (given, left alone).
 
-    Never follows a link, never leaves the file system, and leaves alone files with several names: one of them
-    may lie outside. Works on open folders, so that a rename while it runs cannot lead it elsewhere.
+    Never follows a link, never leaves the mount, and works on what is open, whatever is renamed meanwhile.
     """
     try:
         top = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return 0, 0
-    given = left = 0
     try:
-        device = os.fstat(top).st_dev
+        given = 0
         if os.fstat(top).st_uid != uid:
             os.fchown(top, uid, gid)
-            given += 1
-        for _, folders, files, here in os.fwalk(".", dir_fd=top, follow_symlinks=False):
-            inside = []
-            for name in folders + files:
-                try:
-                    found = os.stat(name, dir_fd=here, follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
-                is_folder = stat.S_ISDIR(found.st_mode)
-                if found.st_dev != device:
-                    left += 1
-                    continue
-                if is_folder:
-                    inside.append(name)
-                if found.st_uid == uid:
-                    continue
-                if found.st_nlink > 1 and not is_folder:
-                    left += 1
-                    continue
-                os.chown(name, uid, gid, dir_fd=here, follow_symlinks=False)
-                given += 1
-            folders[:] = [name for name in folders if name in inside]
+            given = 1
+        inside, left = _repair_folder(top, _mount(top), uid, gid, 1)
+        return given + inside, left
     finally:
         os.close(top)
-    return given, left
 
 
 def client(instance: dict[str, Any]) -> GitHub:
@@ -77,7 +142,7 @@ def client(instance: dict[str, Any]) -> GitHub:
     mode = key.stat()
     if mode.st_uid != 0 or mode.st_mode & 0o077:
         raise ApiError(
-            f"{key} must be root's and 0600: the runner's user must not read it. Run the role again."
+            f"{key} must be root's and 0600: the runner's account must not read it. Run the role again."
         )
     return GitHub(
         Scope.parse(instance["url"], instance["api_url"]),
@@ -87,35 +152,44 @@ def client(instance: dict[str, Any]) -> GitHub:
     )
 
 
-def clear_name(github: GitHub, name: str, host_label: str) -> None:
-    """Remove what our last start left registered. Raises ApiError when the name is another's or in use."""
-    there = github.find(name)
-    if there is None:
+def release_name(github: GitHub, name: str, runner_id: int, host_label: str) -> None:
+    """Remove the entry that the last start left. Raises ApiError when the name is another's or in use."""
+    runner = github.find(name)
+    if runner is None:
         return
-    if host_label not in [label["name"] for label in there["labels"]]:
+    if not is_own(runner, runner_id, host_label):
         raise ApiError(
-            f"The name {name!r} is taken by a runner of another host. Choose another github_runner_name."
+            f"The name {name!r} is taken by a runner that this host did not register. Choose another "
+            "github_runner_name, or remove that runner at GitHub."
         )
-    if there["busy"]:
+    if runner["busy"]:
         raise ApiError(f"GitHub says that {name!r} still runs a job; trying again.")
-    github.delete(there["id"])
+    github.delete(runner["id"])
 
 
 def mint(name: str, instance: dict[str, Any], folder: Path) -> None:
     """Register for one job: by config.sh (ephemeral), or by a just-in-time configuration for the listener."""
+    record_file = ETC / "records" / f"{name}.json"
+    user = instance["user"]
     github = client(instance)
-    clear_name(github, instance["name"], instance["host_label"])
-    drop(folder)
+    record = read_record(record_file)
+    own = record.get("url") == instance["url"] and record.get("name") == instance["name"]
+    release_name(github, instance["name"], record.get("id", 0) if own else 0, instance["host_label"])
     if instance["mode"] == "ephemeral":
-        configure(folder, instance["user"], github.registration_token(), {**instance, "ephemeral": True})
+        token = github.registration_token()
+        configure(folder, user, token, {**instance, "ephemeral": True}, record_file)
         return
+    forget(folder, user, record_file)
+    # Without an id until GitHub has answered: after a cut here the entry is known by its name and label.
+    change_record(record_file, url=instance["url"], name=instance["name"])
     defaults = (
         [] if instance["no_default_labels"] else ["self-hosted", "Linux", instance["architecture"].upper()]
     )
-    config = github.just_in_time(
+    runner_id, config = github.just_in_time(
         instance["name"], int(instance["group_id"]), defaults + instance["labels"], "_work"
     )
-    RUN.mkdir(mode=0o700, exist_ok=True)
+    change_record(record_file, id=runner_id)
+    make_run_folder(RUN)
     secret = RUN / f"{name}.env"
     secret.unlink(missing_ok=True)
     with os.fdopen(os.open(secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
@@ -132,21 +206,38 @@ def delay_s(name: str, failed: bool) -> float:
         before = int(count.read_text())
     except (FileNotFoundError, ValueError):
         before = 0
-    RUN.mkdir(mode=0o700, exist_ok=True)
+    make_run_folder(RUN)
     count.write_text(f"{before + 1}\n")
     return min(FIRST_DELAY_S * 2**before, LONGEST_DELAY_S)
 
 
-def main(name: str) -> int:
-    instance = json.loads((ETC / "instances" / f"{name}.json").read_text())
+def prepare(name: str, instance: dict[str, Any]) -> None:
     account = pwd.getpwnam(instance["user"])
     folder = Path(instance["folder"])
-    try:
-        given, left = repair_ownership(folder / "_work", account.pw_uid, account.pw_gid)
+    record = ETC / "records" / f"{name}.json"
+    with locked(record):
+        if record.exists():
+            if not read_record(record).get("version"):
+                raise LocalError(
+                    "its installation was interrupted. Run the role again, or start github-runner-update."
+                )
+            # A process that was killed may have left the folder as one that only root can enter.
+            with frozen(folder, instance["user"]):
+                pass
+        try:
+            given, left = repair_ownership(folder / "_work", account.pw_uid, account.pw_gid)
+        except OSError as error:
+            raise LocalError(f"{folder}/_work is no folder that can be used ({error}). Delete it.") from None
         if given or left:
             sys.stdout.write(f"_work: {given} entries given back to {instance['user']}, {left} left alone\n")
         if instance["mode"] != "persistent":
             mint(name, instance, folder)
+
+
+def main(name: str) -> int:
+    instance = json.loads((ETC / "instances" / f"{name}.json").read_text())
+    try:
+        prepare(name, instance)
     except (ApiError, LocalError, OSError) as error:
         wait = delay_s(name, failed=True)
         sys.stderr.write(f"github-runner {name}: {error} Trying again in {wait:.0f} s.\n")
@@ -158,4 +249,5 @@ def main(name: str) -> int:
 
 
 if __name__ == "__main__":
+    as_root()
     sys.exit(main(sys.argv[1]))

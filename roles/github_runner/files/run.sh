@@ -6,6 +6,8 @@ listener=
 stopping=
 # Its first line says why the host takes no new jobs (host_check, or an administrator).
 marker=/var/lib/train-classifier/drain
+# Set by root while it updates this instance.
+hold=/run/github-runner/hold-$(basename "$GITHUB_RUNNER_FOLDER")
 # What a shell without job control starts beside itself ignores SIGINT, and so would the listener.
 set -m
 trap 'stopping=1; [ -z "$listener" ] || kill -INT "$listener" 2>/dev/null' TERM INT
@@ -14,29 +16,34 @@ say() { echo "github-runner $(basename "$GITHUB_RUNNER_FOLDER"): $*"; }
 
 working() { grep -qszE "^$GITHUB_RUNNER_FOLDER/bin[^/]*/Runner\.Worker\$" /proc/[0-9]*/cmdline; }
 
+held() { [ -e "$marker" ] || [ -e "$hold" ]; }
+
 # A host that is taken out of service: the listener goes when it has no job. GitHub keeps the runner, as offline.
-leave_when_drained() {
-    until [ -e "$marker" ] && ! working; do sleep 1; done
+leave_when_held() {
+    until held && ! working; do sleep 1; done
     kill -INT "$1"
 }
 
 # True when it had to wait.
-wait_while_drained() {
-    [ -e "$marker" ] || return 1
-    say "the host is out of service ($(head -n 1 "$marker" 2>/dev/null)): waiting until $marker is gone"
-    while [ -e "$marker" ] && [ -z "$stopping" ]; do sleep 1; done
-    say "the host is back in service"
+wait_while_held() {
+    held || return 1
+    if [ -e "$marker" ]; then
+        say "the host is out of service ($(head -n 1 "$marker" 2>/dev/null)): waiting until $marker is gone"
+    else
+        say "waiting for its update"
+    fi
+    while held && [ -z "$stopping" ]; do sleep 1; done
+    say "taking jobs again"
 }
 
 while :; do
-    if wait_while_drained; then
+    if wait_while_held; then
         # A registration for one job does not keep that long: prepare mints another.
         if [ -n "$stopping" ] || [ "$GITHUB_RUNNER_MODE" != persistent ]; then exit 0; fi
     fi
-    rm -f update.finished
-    bin/Runner.Listener run --startuptype service &
+    "$GITHUB_RUNNER_FOLDER/bin/Runner.Listener" run --startuptype service &
     listener=$!
-    leave_when_drained "$listener" &
+    leave_when_held "$listener" &
     watcher=$!
     [ -z "$stopping" ] || kill -INT "$listener"
     while kill -0 "$listener" 2>/dev/null; do wait "$listener"; done
@@ -46,7 +53,7 @@ while :; do
     kill -- "-$watcher" 2>/dev/null
     wait "$watcher" 2>/dev/null
     [ -z "$stopping" ] || exit 0
-    [ ! -e "$marker" ] || continue
+    ! held || continue
     case $status in
         0) exit 0 ;;
         1)
@@ -55,14 +62,6 @@ while :; do
             exit 78
             ;;
         2) sleep 5 ;;
-        3 | 4)
-            say "the listener updates itself"
-            for ((second = 0; second < 300; second++)); do
-                [ ! -e update.finished ] || break
-                [ -z "$stopping" ] || exit 0
-                sleep 1
-            done
-            ;;
         5)
             say "another process has this runner's session; trying again later."
             exit 75

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.github_runner_api import ApiError, GitHub, Scope
+from ansible.module_utils.github_runner_api import ApiError, GitHub, Scope, archive_name, is_own, release
 
 DOCUMENTATION = r"""
 module: github_runner_api
@@ -62,7 +62,8 @@ def scope(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]
 
 def find(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
     runner = github.find(params["name"])
-    return {"runner": _brief(runner) if runner else None}
+    own = runner is not None and is_own(runner, params["id"], params["host_label"])
+    return {"runner": _brief(runner) if runner else None, "own": own}
 
 
 def token(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -73,8 +74,9 @@ def token(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]
 
 
 def delete(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Remove the entry that root's record on the host means."""
     runner = github.find(params["name"])
-    if runner is None or (params["id"] and runner["id"] != params["id"]):
+    if runner is None or not is_own(runner, params["id"], params["host_label"]):
         return {}
     if runner["busy"]:
         raise ApiError(
@@ -99,7 +101,7 @@ def labels(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any
 def download(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Where the archive is and what its SHA-256 must be."""
     version, architecture = params["version"], params["architecture"]
-    known = f"actions-runner-{LINUX}-{architecture}-{version}.tar.gz"
+    known = archive_name(version, architecture)
     for entry in github.downloads() if github.has_credentials else []:
         if entry["os"] != LINUX or entry["architecture"] != architecture:
             continue
@@ -117,14 +119,10 @@ def download(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, A
             f"GitHub offers no runner for {LINUX} {architecture} here. "
             "Set github_runner_version and github_runner_checksum."
         )
-    release = f"https://github.com/actions/runner/releases/download/v{version}/{known}"
-    found = {"version": version, "url": release, "filename": known, "sha256": ""}
     if not params["checksum"]:
-        public = GitHub(Scope(params["releases_url"], "repository", "actions/runner", params["releases_url"]))
-        answer = public.call("GET", f"/repos/actions/runner/releases/tags/v{version}")
-        digests = [asset.get("digest") or "" for asset in answer["assets"] if asset["name"] == known]
-        found["sha256"] = digests[0].removeprefix("sha256:") if digests else ""
-    return found
+        return dict(release(params["releases_url"], architecture, version))
+    address = f"https://github.com/actions/runner/releases/download/v{version}/{known}"
+    return {"version": version, "url": address, "filename": known, "sha256": ""}
 
 
 def sweep(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -175,6 +173,7 @@ def main() -> None:
             "group": {"default": ""},
             "name": {"default": ""},
             "id": {"type": "int", "default": 0},
+            "host_label": {"default": ""},
             "kind": {"default": "registration", "choices": ["registration", "remove"]},
             "labels": {"type": "list", "elements": "str", "default": []},
             "version": {"default": ""},
@@ -193,9 +192,11 @@ def main() -> None:
     params = module.params
     try:
         if params["runner_url"]:
-            # Where an instance is registered now, which need not be where it shall be.
-            elsewhere = not params["runner_url"].startswith(params["url"].rstrip("/") + "/")
-            scope_asked = Scope.parse(params["runner_url"], "" if elsewhere else params["api_url"])
+            # Where root's record says that an instance is registered, which need not be where it shall be.
+            scope_asked = Scope.parse(params["runner_url"], params["api_url"])
+            if not scope_asked.is_at(params["url"]):
+                # The credential is for github_runner_url and goes to no other host.
+                module.exit_json(changed=False, elsewhere=True, runner=None, own=False)
         else:
             names = (params["repository"], params["organization"], params["enterprise"])
             scope_asked = Scope.of(params["url"], *names, params["api_url"])
@@ -209,7 +210,7 @@ def main() -> None:
         answer = VERBS[params["verb"]](github, params, module.check_mode)
     except ApiError as error:
         module.fail_json(msg=str(error), status=error.status)
-    module.exit_json(**{"changed": False, **answer})
+    module.exit_json(**{"changed": False, "elsewhere": False, **answer})
 
 
 if __name__ == "__main__":

@@ -1,33 +1,42 @@
 #!/usr/bin/python
-"""Look at, register or unregister one runner instance's folder on the host. Runs as root."""
+"""Look at, install, register or remove one runner instance on the host. Runs as root."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.github_runner_local import (
     LocalError,
     busy,
-    configuration,
+    change_record,
     configure,
-    drop,
+    fetch,
+    forget,
+    install,
+    locked,
+    read_record,
+    registered,
     remove,
-    version,
+    remove_folder,
 )
 
 DOCUMENTATION = r"""
 module: github_runner_instance
-short_description: One runner instance's folder
+short_description: One runner instance on the host
 description:
   - For the role github_runner only. The token goes to config.sh by its environment, never by its arguments.
 options:
   verb:
-    description: Look, ask whether the service runs what is on disk, register, unregister, drop local files.
+    description:
+      - Look; ask whether the service runs what is on disk; fetch the archive; install the programs; register;
+        unregister by config.sh; remove the registration's files; remove the instance.
     type: str
     required: true
-    choices: [facts, service, configure, remove, drop]
+    choices: [facts, service, fetch, install, configure, remove, forget, delete]
 """
 
 
@@ -52,14 +61,78 @@ def service(unit: str, files: list[str]) -> dict[str, bool]:
     return {"active": active, "stale": stale, "reload": reload}
 
 
+def facts(folder: Path, record_file: Path, description_file: str) -> dict[str, Any]:
+    """What root knows of the instance; of the account's files only whether they are there.
+
+    An older release left no record: then name and place are those with which the role described the instance.
+    """
+    record = read_record(record_file)
+    description: dict[str, Any] = {}
+    if description_file and Path(description_file).exists():
+        description = json.loads(Path(description_file).read_text())
+    known = record if record else description
+    return {
+        "version": record.get("version", ""),
+        "complete": bool(record.get("version")) and folder.is_dir(),
+        "busy": busy(folder),
+        "recorded": bool(record),
+        "configured": bool(known.get("url")) and registered(folder),
+        "runner_url": known.get("url", ""),
+        "runner_name": known.get("name", ""),
+        "runner_id": record.get("id", 0),
+        "has_files": bool(record.get("files")),
+        "host_label": description.get("host_label", ""),
+        "mode": description.get("mode", ""),
+    }
+
+
+def act(verb: str, folder: Path, record: Path, params: dict[str, Any]) -> bool:
+    user = params["user"]
+    if verb == "install":
+        if not read_record(record):
+            change_record(record, url=params["url"] or None, name=params["name"] or None)
+        install(Path(params["archive"]), folder, user, params["version"], record)
+    elif verb == "configure":
+        configure(folder, user, params["token"], params, record)
+    elif verb == "remove":
+        remove(folder, user, params["token"], record)
+        forget(folder, user, record)
+    elif verb == "forget":
+        return forget(folder, user, record)
+    elif verb == "delete":
+        removed = remove_folder(folder) or record.exists()
+        record.unlink(missing_ok=True)
+        return removed
+    return True
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "verb": {"required": True, "choices": ["facts", "service", "configure", "remove", "drop"]},
-            "folder": {"required": True, "type": "path"},
-            "user": {"required": True},
+            "verb": {
+                "required": True,
+                "choices": [
+                    "facts",
+                    "service",
+                    "fetch",
+                    "install",
+                    "configure",
+                    "remove",
+                    "forget",
+                    "delete",
+                ],
+            },
+            "folder": {"type": "path"},
+            "record": {"type": "path"},
+            "description": {"default": ""},
+            "user": {"default": ""},
             "unit": {"default": ""},
             "files": {"type": "list", "elements": "path", "default": []},
+            "archive": {"type": "path", "default": ""},
+            "version": {"default": ""},
+            # May hold a login for a mirror.
+            "download_url": {"default": "", "no_log": True},
+            "sha256": {"default": ""},
             "token": {"default": "", "no_log": True},
             "url": {"default": ""},
             "name": {"default": ""},
@@ -67,44 +140,37 @@ def main() -> None:
             "labels": {"type": "list", "elements": "str", "default": []},
             "replace": {"type": "bool", "default": False},
             "no_default_labels": {"type": "bool", "default": False},
-            "disable_update": {"type": "bool", "default": False},
         },
+        required_if=[("verb", "fetch", ("archive", "sha256"))],
         supports_check_mode=True,
     )
     params = module.params
-    folder, user, verb = Path(params["folder"]), params["user"], params["verb"]
-    if verb == "facts":
-        there = folder.is_dir()
-        found = configuration(folder) if there else None
-        module.exit_json(
-            changed=False,
-            version=version(folder, user) if there else "",
-            busy=busy(folder) if there else False,
-            complete=(folder / ".installed").exists(),
-            configured=bool(found),
-            agent_id=(found or {}).get("agentId", 0),
-            agent_name=(found or {}).get("agentName", ""),
-            runner_url=(found or {}).get("gitHubUrl", ""),
-            disable_update=bool((found or {}).get("disableUpdate", False)),
-        )
-    if verb == "service":
-        module.exit_json(changed=False, busy=busy(folder), **service(params["unit"], params["files"]))
-    if busy(folder):
-        module.fail_json(msg=f"A job is running in {folder}; wait for it or cancel it, then run again.")
-    if module.check_mode:
-        module.exit_json(changed=verb == "configure" or configuration(folder) is not None)
-    changed = True
+    verb = params["verb"]
     try:
-        if verb == "configure":
-            drop(folder)
-            configure(folder, user, params["token"], params)
-        elif verb == "remove":
-            remove(folder, user, params["token"])
-            drop(folder)
-        else:
-            changed = drop(folder)
+        if verb == "fetch":
+            if module.check_mode:
+                module.exit_json(changed=not Path(params["archive"]).exists())
+            module.exit_json(changed=fetch(params["download_url"], params["sha256"], Path(params["archive"])))
+        folder = Path(params["folder"])
+        if verb == "service":
+            module.exit_json(changed=False, busy=busy(folder), **service(params["unit"], params["files"]))
+        record = Path(params["record"])
+        if verb == "facts":
+            module.exit_json(changed=False, **facts(folder, record, params["description"]))
+        if verb == "delete" and not folder.exists() and not record.exists():
+            module.exit_json(changed=False)
+        if busy(folder):
+            module.fail_json(msg=f"A job is running in {folder}; wait for it or cancel it, then run again.")
+        if module.check_mode:
+            module.exit_json(changed=verb in ("install", "configure") or record.exists() or folder.exists())
+        with locked(record):
+            changed = act(verb, folder, record, params)
     except LocalError as error:
         module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(
+            msg=f"{error.strerror}: {error.filename or params['folder']}. Mend it and run the role again."
+        )
     module.exit_json(changed=changed)
 
 

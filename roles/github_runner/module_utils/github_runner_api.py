@@ -7,6 +7,7 @@ Secrets travel in headers, bodies and pipes; never in an argument list, never in
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import os
 import subprocess
@@ -85,6 +86,11 @@ class Scope:
         if len(names) == 1:
             return cls(base, "organization", names[0], api_url)
         raise ApiError(f"{runner_url!r} names no repository, organisation or enterprise.")
+
+    def is_at(self, url: str) -> bool:
+        """Is this scope on the GitHub with this URL? Credentials go nowhere else."""
+        ours, theirs = urllib.parse.urlsplit(self.url), urllib.parse.urlsplit(url)
+        return (ours.scheme, ours.netloc.lower()) == (theirs.scheme, theirs.netloc.lower())
 
     @property
     def api_url(self) -> str:
@@ -257,7 +263,7 @@ class GitHub:
                     raise self._refusal(method, url, error.code, error.headers, text) from None
             except json.JSONDecodeError:
                 problem = "the answer was not JSON (is github_runner_api_url an API, or a proxy's page?)"
-            except (urllib.error.URLError, OSError) as error:
+            except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
                 problem = f"GitHub cannot be reached ({getattr(error, 'reason', error)})"
             if attempt < TRIES:
                 self._sleep(wait_s)
@@ -351,14 +357,14 @@ class GitHub:
         answer: list[dict[str, Any]] = self.call("GET", f"{self.scope.path}/actions/runners/downloads")
         return answer
 
-    def just_in_time(self, name: str, group_id: int, labels: list[str], work_folder: str) -> str:
-        """A configuration for one job. Raises ApiError with status 409 when the name is taken."""
+    def just_in_time(self, name: str, group_id: int, labels: list[str], work_folder: str) -> tuple[int, str]:
+        """The id and configuration of a runner for one job. Raises ApiError, status 409 for a taken name."""
         answer = self.call(
             "POST",
             f"{self.scope.path}/actions/runners/generate-jitconfig",
             {"name": name, "runner_group_id": group_id, "labels": labels, "work_folder": work_folder},
         )
-        return str(answer["encoded_jit_config"])
+        return int(answer["runner"]["id"]), str(answer["encoded_jit_config"])
 
     def groups(self) -> list[dict[str, Any]]:
         """Runner groups of an organisation or enterprise; a repository has none."""
@@ -407,6 +413,17 @@ class GitHub:
         return ""
 
 
+def is_own(runner: Mapping[str, Any], runner_id: int, host_label: str) -> bool:
+    """Is this entry, found by the name of root's record, the one that the record means?
+
+    A record without an id (of an older release, or of a registration that was interrupted) means the entry of
+    that name that carries this host's label.
+    """
+    if runner_id:
+        return bool(runner["id"] == runner_id)
+    return host_label in [label["name"] for label in runner["labels"]]
+
+
 def _is_rate_limit(headers: Message, text: str) -> bool:
     return (
         headers.get("X-RateLimit-Remaining") == "0"
@@ -423,6 +440,34 @@ def _rate_limit_wait_s(headers: Message, otherwise: float) -> float:
     if headers.get("X-RateLimit-Remaining") == "0" and reset.isdigit():
         return max(1.0, float(reset) - time.time())
     return otherwise
+
+
+def archive_name(version: str, architecture: str) -> str:
+    return f"actions-runner-linux-{architecture}-{version}.tar.gz"
+
+
+def release(releases_url: str, architecture: str, version: str = "") -> dict[str, str]:
+    """Version, url, filename and SHA-256 of a release (the newest without a version). Needs no credential."""
+    public = GitHub(Scope(releases_url, "repository", "actions/runner", releases_url.rstrip("/")))
+    which = f"tags/v{version}" if version else "latest"
+    answer = public.call("GET", f"/repos/actions/runner/releases/{which}")
+    try:
+        offered = str(answer["tag_name"]).removeprefix("v")
+        name = archive_name(offered, architecture)
+        for asset in answer["assets"]:
+            if asset["name"] == name:
+                digest = str(asset.get("digest") or "")
+                return {
+                    "version": offered,
+                    "url": str(asset["browser_download_url"]),
+                    "filename": name,
+                    "sha256": digest.removeprefix("sha256:") if digest.startswith("sha256:") else "",
+                }
+    except (KeyError, TypeError, AttributeError):
+        raise ApiError(
+            f"{releases_url} does not answer as GitHub's API (github_runner_releases_url)."
+        ) from None
+    raise ApiError(f"The release {offered} of GitHub's runner has no {name} at {releases_url}.")
 
 
 def _said(text: str) -> str:

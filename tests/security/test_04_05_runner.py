@@ -1,0 +1,241 @@
+"""Rows 4 and 5: the account of a GitHub runner against root, on a systemd host with the stand-in for GitHub.
+
+Whatever the account writes into its folder, no credential leaves for another host, no other runner is deleted, and
+nothing of root's changes its owner.
+"""
+
+import json
+import sys
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "roles/github_runner/module_utils"))
+
+from github_api.archive import make_archive  # noqa: E402
+from github_api.standin import StandIn  # noqa: E402
+from github_runner_local import LocalError, fetch  # noqa: E402
+from hosts.runner import ARCHIVE, REPO, Host  # noqa: E402
+
+pytestmark = [pytest.mark.host, pytest.mark.engine, pytest.mark.timeout(3000)]
+
+FOLDER = "/var/lib/github-runner/1"
+RECORD = "/etc/github-runner/records/1.json"
+ACCOUNT = "runuser -u github-runner --"
+#: What the account can reach of root's is what the role made for it.
+FOREIGN = (
+    "find / -xdev '(' -user github-runner -o -group github-runner ')' ! -path '/var/lib/github-runner*'"
+    " ! -path '/proc/*' ! -path '/tmp/attack*' 2>/dev/null"
+)
+
+
+@pytest.fixture
+def host(runner_host: Host) -> Host:
+    return runner_host
+
+
+@pytest.fixture
+def attacker() -> Iterator[StandIn]:
+    """Another GitHub, which should not be asked anything."""
+    with StandIn() as server:
+        server.state.serve_archive(ARCHIVE, make_archive("2.336.0"))
+        server.state.add_runner(REPO, "gpu-1", ["host-gpu1"])
+        yield server
+
+
+def url_of(host: Host, server: StandIn) -> str:
+    return f"http://{urllib.parse.urlsplit(host.url).hostname}:{server.port}"
+
+
+def write_as_account(host: Host, name: str, text: str) -> None:
+    path = f"{FOLDER}/{name}"
+    host.sh(f"rm -rf {path}; {ACCOUNT} sh -c 'cat > {path}' <<'E'\n{text}\nE")
+
+
+def lie(host: Host, attacker: StandIn, runner_id: int) -> None:
+    """What a job can do: name another GitHub, another runner, and a proxy of its own."""
+    url = url_of(host, attacker)
+    runner = {"agentId": runner_id, "agentName": "other-1", "gitHubUrl": f"{url}/acme/widgets"}
+    write_as_account(host, ".runner", json.dumps({**runner, "serverUrl": url, "workFolder": "_work"}))
+    write_as_account(host, ".credentials", "{}")
+    write_as_account(host, ".env", f"http_proxy={url}\nHTTP_PROXY={url}\nno_proxy=\n")
+
+
+def test_04_runner_file_sends_no_credential_and_deletes_no_other_runner(
+    host: Host, attacker: StandIn
+) -> None:
+    other = host.standin.state.add_runner(REPO, "other-1", ["self-hosted", "host-gpu9"])
+    host.role().good()
+    host.online("gpu-1")
+    first = host.runners()["gpu-1"]["id"]
+
+    # The registration is there: nothing is to be done, whatever the account's file says.
+    lie(host, attacker, other["id"])
+    host.role().good()
+    assert attacker.state.requests == []
+    assert host.runners()["other-1"]["id"] == other["id"]
+    assert host.runners()["gpu-1"]["id"] == first
+    assert host.sh(f"stat -c '%U %a' {RECORD} /etc/github-runner/records") == "root 600\nroot 700"
+    assert json.loads(host.sh(f"cat {RECORD}"))["id"] == first
+
+    # The administrator moves to another GitHub: the one that the record names gets no credential.
+    before = len(host.standin.state.requests)
+    out = host.role("uninstall", github_runner_url=url_of(host, attacker)).good().out
+    assert "stays listed as offline" in out
+    assert "goes nowhere else" in out
+    assert [one for one in host.standin.state.requests[before:] if one[1]] == []
+    assert set(host.runners()) == {"gpu-1", "other-1"}
+
+
+def test_04_redirected_download_carries_no_login(tmp_path: Path) -> None:
+    with StandIn("127.0.0.1") as mirror, StandIn("127.0.0.1") as elsewhere:
+        target = f"http://localhost:{elsewhere.port}/_archive/{ARCHIVE}"
+        mirror.state.fail("_archive", 302, headers={"Location": target})
+        address = f"http://user:password@127.0.0.1:{mirror.port}/_archive/{ARCHIVE}"
+        with pytest.raises(LocalError) as error:
+            fetch(address, "0" * 64, tmp_path / ARCHIVE)
+        assert "password" not in str(error.value)
+        assert [bool(one[1]) for one in mirror.state.requests] == [True]
+        assert [one[1] for one in elsewhere.state.requests] == [""]
+
+
+SWAPPER = r"""
+import os, random, sys
+FOLDER, VICTIM = sys.argv[1:]
+names = ["bin", "config.sh", "run.sh", "_work", "_diag", ".runner", ".credentials", ".credentials_rsaparams", ".installed", "new"]
+count = 0
+while True:
+    name = random.choice(names)
+    here = os.path.join(FOLDER, name)
+    for act in (
+        lambda: os.rename(here, f"{here}.{count}"),
+        lambda: os.symlink(os.path.join(VICTIM, random.choice(["", name, "precious"])), here),
+        lambda: os.unlink(here),
+        lambda: os.link(os.path.join(VICTIM, "precious"), here),
+        lambda: os.rename(FOLDER, FOLDER + ".mine"),
+        lambda: os.symlink(VICTIM, FOLDER),
+        lambda: os.mkdir(here),
+    ):
+        try:
+            act()
+        except OSError:
+            pass
+    count = (count + 1) % 50
+"""
+
+
+@pytest.fixture
+def swapping(host: Host) -> Iterator[Callable[[], None]]:
+    """A process of the account that swaps what is in its folder for links to what is root's, in a loop."""
+    host.sh(f"cat > /tmp/attack.py <<'E'\n{SWAPPER}\nE\nchmod 644 /tmp/attack.py")
+    host.sh(
+        "rm -rf /usr/local/victim; mkdir -p /usr/local/victim/bin; cd /usr/local/victim;"
+        "touch precious config.sh run.sh bin/standin.py bin/Runner.Listener bin/Runner.Worker; chmod 644 precious"
+    )
+
+    def start() -> None:
+        host.sh(
+            f"systemd-run --quiet --unit=attack --uid=github-runner --property=Restart=always"
+            f" /usr/bin/python3 /tmp/attack.py {FOLDER} /usr/local/victim"
+        )
+
+    yield start
+    host.sh("systemctl stop attack; rm -rf /usr/local/victim /tmp/attack*", check=False)
+
+
+def make_old(host: Host) -> None:
+    """What the last release left: everything in the folder is the account's, and root has no record."""
+    host.sh(
+        f"rm {RECORD}; chown -R github-runner: {FOLDER}; chmod 755 {FOLDER};"
+        f"echo 9.9.9 > {FOLDER}/.installed; cp {FOLDER}/bin/Runner.Listener {FOLDER}/version"
+    )
+
+
+def test_05_swapped_folders_give_nothing_of_root_away(
+    host: Host, attacker: StandIn, swapping: Callable[[], None]
+) -> None:
+    """Convert, update, register, start and remove while the account swaps folders for links."""
+    host.role(github_runner_count=2).good()
+    host.online("gpu-1", "gpu-2")
+    first = host.runners()["gpu-1"]["id"]
+
+    # An instance of the last release is known by the role's own description and by its entry at GitHub.
+    other = host.standin.state.add_runner(REPO, "other-1", ["self-hosted", "host-gpu9"])
+    make_old(host)
+    lie(host, attacker, other["id"])
+    swapping()
+    newer = "actions-runner-linux-x64-2.400.0.tar.gz"
+    host.standin.state.serve_archive(newer, make_archive("2.400.0"))
+    host.role(github_runner_update=True, github_runner_count=2).good()
+    assert host.sh("systemctl is-active attack") == "active"
+    host.sh("systemctl stop attack")
+    assert host.sh(FOREIGN, check=False) == ""
+    assert host.sh("find /usr/local ! -user root; find /usr/local/victim -type f -size +0") == ""
+    assert attacker.state.requests == []
+    assert host.runners()["other-1"]["id"] == other["id"]
+    assert host.runners()["gpu-1"]["id"] != first
+    for number in (1, 2):
+        folder = f"/var/lib/github-runner/{number}"
+        assert host.sh(f"stat -c '%U:%G %a' {folder}") == "root:github-runner 1770"
+        programs = f"{folder}/bin {folder}/config.sh {folder}/run.sh"
+        assert host.sh(f"find {programs} '(' ! -user root -o -perm /022 ')'") == ""
+        assert host.sh(f"{folder}/bin/Runner.Listener --version") == "2.400.0"
+
+    # What the account cannot do to the programs, which root installed for its next job.
+    for attempt in (
+        f"mv {FOLDER}/bin {FOLDER}/other",
+        f"rm -rf {FOLDER}/bin",
+        f"touch {FOLDER}/bin/new",
+        f"sh -c 'echo x >> {FOLDER}/bin/Runner.Listener'",
+        f"sh -c 'echo x >> {FOLDER}/config.sh'",
+        f"mv {FOLDER} {FOLDER}.mine",
+        f"cat {RECORD}",
+        "ls /var/lib/github-runner/.staging",
+    ):
+        assert host.sh(f"cd /; {ACCOUNT} {attempt} 2>/dev/null && echo done", check=False) == "", attempt
+
+    repair_stays_in_the_work_folder(host)
+
+    # With a remove token alone config.sh takes the place from root's copy of the registration.
+    lie(host, attacker, other["id"])
+    token = host.standin.state.mint(REPO, "remove")
+    host.role("uninstall", github_runner_pat="", github_runner_remove_token=token).good()
+    assert attacker.state.requests == []
+    assert set(host.runners()) == {"other-1"}
+
+
+def repair_stays_in_the_work_folder(host: Host) -> None:
+    """Links, hard links, bind mounts, devices and deep folders in `_work` while root gives it back."""
+    host.sh(
+        f"systemctl stop github-runner@1; rm -rf {FOLDER}/_work; install -d -o github-runner {FOLDER}/_work;"
+        f"cd {FOLDER}/_work;"
+        "mkdir -p deep/a mount; touch deep/a/file; ln /usr/local/victim/precious hard;"
+        "ln -s /usr/local/victim link; mknod device b 7 0; mkfifo pipe;"
+        "mount --bind /usr/local/victim mount; touch one; mount --bind /usr/local/victim/config.sh one;"
+        'python3 -c \'import os\nfor n in range(600): os.mkdir("d"); os.chdir("d")\''
+    )
+    try:
+        host.sh("systemctl start github-runner@1")
+        names = "deep deep/a/file link hard device pipe mount one"
+        owners = host.sh(f"cd {FOLDER}/_work; stat -c '%n %U' {names}; find /usr/local/victim ! -user root")
+        assert owners.splitlines() == [
+            "deep github-runner",
+            "deep/a/file github-runner",
+            "link github-runner",
+            "hard root",
+            "device root",
+            "pipe root",
+            "mount root",
+            "one root",
+        ]
+        # A folder is not removed through what is mounted in it.
+        removal = "from github_runner_local import *; remove_folder(Path('/var/lib/github-runner'))"
+        refused = host.sh(f'cd /usr/local/lib/github-runner; python3 -c "{removal}" 2>&1', check=False)
+        assert "is mounted in" in refused
+        assert host.sh("ls /usr/local/victim/precious")
+    finally:
+        host.sh(f"umount {FOLDER}/_work/mount {FOLDER}/_work/one; rm -rf {FOLDER}/_work/d", check=False)
