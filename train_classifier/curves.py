@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 #: What one chart and one report hold at most; a model may write thousands of columns and millions of rows.
 MOST_SERIES, MOST_CHARTS, MOST_POINTS = 6, 8, 60
+#: Ends of what can be drawn: past them the steps of an axis are no numbers any more.
+LEAST, MOST = 1e-30, 1e30
 #: Rows that are read; past them a file is no learning curve.
 MOST_ROWS = 200_000
 MOST_NAME = 60
@@ -53,12 +55,14 @@ class Chart:
 
 
 def number(text: object) -> float | None:
-    """Return a finite number that can be drawn, None for anything else."""
+    """Return a finite number that can be drawn, None for anything else; what is too small to see is 0."""
     try:
         value = float(str(text))
     except ValueError:
         return None
-    return value if abs(value) < 1e30 else None
+    if abs(value) < LEAST:
+        return 0.0
+    return value if abs(value) < MOST else None
 
 
 def rows(text: str) -> Iterable[dict[str, str]]:
@@ -100,6 +104,16 @@ def series(name: str, points: Iterable[Point], most: int = MOST_POINTS) -> Serie
     drawn.append((xs[-1], known[-1][1]))
     # Ends exactly where the data ends, although the steps were added up.
     return Series(name[:MOST_NAME] or "?", tuple(drawn))
+
+
+def unread(text: str) -> list[str]:
+    """Return the columns of history.csv that hold something, but no number that can be drawn."""
+    filled: dict[str, bool] = {}
+    for row in rows(text):
+        for name, field in row.items():
+            if field.strip() and (name in filled or len(filled) < 100):
+                filled[name] = filled.get(name, False) or number(field) is not None
+    return [name[:MOST_NAME] for name, good in filled.items() if not good]
 
 
 def history(text: str) -> list[Chart]:

@@ -18,8 +18,31 @@ from train_classifier.reporting import Reporter
 from train_classifier.transport import Host
 
 BLOCK = 1 << 20
+#: Seconds without a sign of life after which a host that packs is given up.
+PACKING_S = 60.0
 #: Seconds between two progress events.
 TICK_S = 0.25
+
+
+def pack(
+    host: Host, job: str, most: int | None, report: Reporter, patience: float = PATIENCE_S
+) -> dict[str, Any]:
+    """Have the host pack what stayed there when a job ended, and return the job's result, written anew.
+
+    `most` replaces the job's own limit of bytes. Raises BadInput when there is more than that.
+    """
+    report.event("message", level="info", text=f"{host.name} packs the artefacts of job {job}.")
+
+    def ask() -> dict[str, Any]:
+        request = {"verb": "pack", "id": job, "most": most}
+        result: dict[str, Any] = {}
+        for answer in host.stream(request, PACKING_S):
+            result = answer.get("result") or {}
+        return result
+
+    result = patiently(host, job, ask, report, patience)
+    report.event("result", result=result)
+    return result
 
 
 def fetch(

@@ -11,7 +11,9 @@ import time
 from typing import Any, Optional, Union
 
 #: Version of spec.json, status.json, result.json and manifest.json.
-SCHEMA = 1
+SCHEMA = 2
+#: Of the last release, whose jobs are still listed, read, fetched and cleaned.
+LAST_SCHEMA = 1
 
 #: A model is one Python package at the top of the repository: an ASCII identifier, so that no shell, path,
 #: workflow or look-alike character can hide in it.
@@ -33,6 +35,7 @@ DEFAULT_SHM_BYTES = 2 << 30
 DEFAULT_PIDS = 8192
 DEFAULT_GRACE_S = 10.0
 DEFAULT_LOG_MAX_BYTES = 2 << 30
+DEFAULT_ARTEFACTS_MAX_BYTES = 50 << 30
 
 
 def new_job_id(now: Optional[float] = None) -> str:
@@ -99,6 +102,8 @@ class JobSpec:
     #: A model that writes nothing new into artefacts/ has not failed.
     allow_empty: bool = False
     log_max_bytes: int = DEFAULT_LOG_MAX_BYTES
+    #: Bytes of artefacts/ that are packed; more stays on the host until `fetch --max-size` asks for it.
+    artefacts_max_bytes: int = DEFAULT_ARTEFACTS_MAX_BYTES
     #: Who asked: user@controller, for people.
     submitter: str = ""
     #: What was pushed, for the manifest: number of files and their bytes.
@@ -190,6 +195,7 @@ class JobSpec:
         number("shm_bytes", 0, 1 << 50, integer=True)
         number("pids", 16, 1 << 22, integer=True)
         number("log_max_bytes", 4096, 1 << 50, integer=True)
+        number("artefacts_max_bytes", 0, 1 << 50, integer=True)
         if self.image is not None:
             text(self.image, "image")
         check(isinstance(self.environment, dict), "environment is not a table")

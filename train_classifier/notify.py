@@ -9,6 +9,7 @@ from typing import Any
 
 from train_classifier import slack
 from train_classifier.units import show_seconds
+from train_classifier.worker.metrics import number
 
 #: Slack's limit: characters of the text of a section.
 SECTION = 3000
@@ -162,7 +163,7 @@ def message(notice: Notice) -> dict[str, Any]:
     shown += [
         (shortened(inline(name), 80), f"{value:.6g}")
         for name, value in notice.metrics.items()
-        if isinstance(value, (int, float))
+        if number(value) is not None
     ]
     fields = [{"type": "mrkdwn", "text": f"*{name}*\n{value}"} for name, value in shown[:10]]
     if fields:

@@ -212,6 +212,7 @@ SETTINGS: dict[str, Callable[[Any], Any]] = {
     "output": text,
     "allow_empty": boolean,
     "log_max": _bytes(4096, "the least log of 4096 bytes"),
+    "artefacts_max": units.size,
     "push_limit": units.size,
     "host": text,
 }

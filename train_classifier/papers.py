@@ -35,7 +35,7 @@ class Papers:
         """The manifest as data."""
         try:
             found = json.loads(self.manifest or b"{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from train_classifier import curves
 from train_classifier.errors import ExitCode
 from train_classifier.units import show_bytes, show_seconds
+from train_classifier.worker.metrics import number
 
 #: Metrics that are listed; metrics.json may hold any number.
 MOST_METRICS = 100
@@ -90,8 +90,18 @@ class Report:
             ("Exit", self._exit()),
             ("Artefacts", show_bytes(archive["bytes"]) if _is_number(archive.get("bytes")) else "none"),
             ("SHA-256", str(archive.get("sha256") or "")),
+            ("Left out", self._left_out()),
         ]
         return [(label, value) for label, value in facts if value]
+
+    def _left_out(self) -> str:
+        """Return what could not be delivered or read."""
+        remarks = self.result.get("remarks")
+        words = [str(remark) for remark in remarks] if isinstance(remarks, list) else []
+        columns = curves.unread(self.history)
+        if columns:
+            words.append(f"curves without a number: {', '.join(columns)}")
+        return "; ".join(words)[:1000]
 
     def _gpus(self) -> str:
         gpus = [_mapping(gpu) for gpu in self.result.get("gpus") or []]
@@ -186,4 +196,4 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return number(value) is not None

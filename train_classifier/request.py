@@ -28,6 +28,7 @@ _FIELDS = {
     "memory": "memory_bytes",
     "shm_size": "shm_bytes",
     "log_max": "log_max_bytes",
+    "artefacts_max": "artefacts_max_bytes",
 }
 
 
@@ -64,6 +65,7 @@ class TrainRequest:
     output: str | None = None
     allow_empty: bool | str | None = None
     log_max: str | int | None = None
+    artefacts_max: str | int | None = None
     push_limit: str | int | None = None
     detach: bool | str | None = None
     #: The folder that relative paths start from; None: this process's.

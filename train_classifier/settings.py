@@ -90,6 +90,7 @@ class Table(BaseModel):
     output: Any = _option({"type": "string"}, "Where the archive goes; relative to the repository's top.")
     allow_empty: Any = _option({"type": "boolean"}, "A model that writes no new artefact has not failed.")
     log_max: Any = _option(_SIZE, "Longest log that is kept whole; beyond it head and tail stay.")
+    artefacts_max: Any = _option(_SIZE, "Most bytes of artefacts/ that are packed; more stays on the host.")
     push_limit: Any = _option(_SIZE, "Most bytes of sources that are pushed.")
     host: Any = _option({"type": "string"}, "Host of the inventory to train on.")
 

@@ -214,8 +214,14 @@ def fetch(
 
     The first cause wins: an archive that cannot be fetched is an error of its own only after a good run.
     """
-    archive = result.get("archive")
     problem: TrainClassifierError | None = None
+    if (result.get("unpacked") or {}).get("why") == "lost":
+        # Its worker died before it could pack. What was too large or stopped waits for a `fetch` of its own.
+        try:
+            result = fetching.pack(host, job, None, report, patience)
+        except TrainClassifierError as error:
+            problem = error
+    archive = result.get("archive")
     if archive:
         try:
             with phase(report, "fetch"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from engine_proxy import proxied
-from worker_support import Machine, accounts, docker, machine
+from worker_support import Machine, Refused, accounts, docker, machine
 
 pytestmark = pytest.mark.engine
 WRITES = "import os\nopen('artefacts/weights','wb').write(os.urandom(1000))\nprint('up', flush=True)\n"
@@ -51,7 +51,8 @@ def test_whoever_finishes_a_dead_job_may_die_too(host: Machine) -> None:
             host.call("status", id=job)
             time.sleep(0.05)
     result = host.wait(job)
-    assert result["outcome"] == "lost" and "artefacts/weights" in host.names(job)
+    assert result["outcome"] == "lost" and host.pack(job)["outcome"] == "lost"
+    assert "artefacts/weights" in host.names(job)
     host.assert_clean(job)
 
 
@@ -66,10 +67,14 @@ def test_full_disk_at_packing_keeps_what_the_model_wrote(host: Machine) -> None:
         assert "No space left" in result["detail"] and result["archive"] is None
         weights = small.job_dir(job) / "workspace" / "artefacts" / "weights"
         assert weights.stat().st_size == 7 << 20
-        # As long as there is no room, looking changes nothing.
+        # As long as there is no room, nothing changes.
+        with pytest.raises(Refused, match="could not be packed"):
+            small.pack(job)
         assert small.call("status", id=job)["result"] == result and weights.exists()
         subprocess.run(["mount", "-o", "remount,size=40m", str(small.root)], check=True)
-        done = small.call("status", id=job)["result"]
+        # Whoever only looks packs nothing.
+        assert small.call("status", id=job)["result"] == result
+        done = small.pack(job)
         assert (done["outcome"], done["exit_code"], done["reason"]) == ("trained", 0, None), done
         assert done["archive"]["bytes"] == (small.job_dir(job) / "artefacts.tar.gz").stat().st_size
         assert "artefacts/weights" in small.names(job) and small.manifest(job)["outcome"] == "trained"

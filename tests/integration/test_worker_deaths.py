@@ -40,6 +40,16 @@ def tree(root: Path, program: str = LONG, **files: str) -> Iterator[Path]:
     yield root
 
 
+def fetched(host: Machine, job: str, result: dict[str, object]) -> dict[str, object]:
+    """Have packed what a look left on the host, and return the result that then stands."""
+    if "unpacked" not in result:
+        return result
+    assert result["archive"] is None and (host.job_dir(job) / "workspace" / "artefacts").is_dir()
+    packed = host.pack(job)
+    assert packed["archive"] and "unpacked" not in packed
+    return packed
+
+
 def assert_lost(host: Machine, job: str, phase: str) -> dict[str, object]:
     # A look while a part of the killed worker is still going away finds the job alive; the next one finishes it.
     end = time.monotonic() + 240
@@ -48,6 +58,8 @@ def assert_lost(host: Machine, job: str, phase: str) -> dict[str, object]:
     assert result is not None, host.status(job)
     assert (result["outcome"], result["exit_code"]) == ("lost", 10)
     assert f"in phase {phase}" in result["reason"]
+    result = fetched(host, job, result)
+    assert (result["outcome"], result["exit_code"]) == ("lost", 10)
     host.assert_clean(job)
     # Whoever looks later sees the same.
     assert host.call("read", id=job, offset=0)["result"] == result
@@ -225,6 +237,7 @@ def test_reboot(host: Machine) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "boot_id": "another"}))
     result = host.call("status", id=job)["result"]
     assert result["outcome"] == "lost" and "rebooted" in result["reason"]
+    fetched(host, job, result)
     assert "artefacts/partial" in host.names(job)
     host.assert_clean(job)
 
@@ -239,6 +252,7 @@ def test_the_next_worker_finishes_the_dead(host: Machine) -> None:
     while not (host.job_dir(dead) / "result.json").exists() and time.monotonic() < end:
         time.sleep(0.1)
     assert json.loads((host.job_dir(dead) / "result.json").read_text())["outcome"] == "lost"
+    host.pack(dead)
     host.assert_clean(dead)
 
 
@@ -255,6 +269,7 @@ def test_stop_hook_of_the_unit(host: Machine) -> None:
     subprocess.run(command, env=hook, check=True)
     result = json.loads((host.job_dir(job) / "result.json").read_text())
     assert result["outcome"] == "lost" and "oom-kill" in result["reason"]
+    host.pack(job)
     host.assert_clean(job)
 
 
@@ -269,6 +284,7 @@ def test_at_a_random_moment(host: Machine) -> None:
             host.kill_worker(job)
         result = host.wait(job)
         assert result["outcome"] in ("lost", "trained")
+        fetched(host, job, result)
         host.assert_clean(job)
 
 
@@ -316,6 +332,7 @@ def test_clean_finishes_the_dead_and_nobody_else(host: Machine) -> None:
             fresh.call("clean", older_s=10**9)
         result = json.loads((fresh.job_dir(dead) / "result.json").read_text())
         assert (result["outcome"], result["exit_code"]) == ("lost", 10)
+        fresh.pack(dead)
         assert "artefacts/partial" in fresh.names(dead) and fresh.log(dead) == b"up\n"
         fresh.assert_clean(dead)
         assert fresh.status(live)["state"] == "running"

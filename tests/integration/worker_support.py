@@ -199,6 +199,7 @@ class Machine:
         ]
         packed = base64.b64encode(zlib.compress(b"".join(name + b"\0" for name in names))).decode()
         if self.call("prepare", spec=spec, files=packed, fingerprint=fingerprint)["pushed"]:
+            self.until_copied(spec["id"])
             return False
         done = self.rsync(tree, spec["id"], names)
         if done.returncode:
@@ -206,7 +207,13 @@ class Machine:
             if line is not None:
                 raise Refused(json.loads(line)["error"])
             raise AssertionError(done.stderr.decode(errors="replace"))
+        self.until_copied(spec["id"])
         return True
+
+    def until_copied(self, job: str) -> None:
+        """Wait for the copy of the mirror, which goes on beside what follows a push."""
+        with (self.job_dir(job) / "copy").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
 
     def rsync_command(self, tree: Path, job: str) -> list[str]:
         door = shlex.join(
@@ -297,6 +304,11 @@ class Machine:
             found: dict[str, Any] = json.load(file)
             return found
 
+    def pack(self, job: str, most: int | None = None) -> dict[str, Any]:
+        """Have packed what stayed on the host, as `fetch` does; returns the job's result."""
+        result: dict[str, Any] = self.call("pack", id=job, most=most)["result"]
+        return result
+
     def kill_worker(self, job: str, number: int = signal.SIGKILL) -> None:
         os.kill(json.loads((self.job_dir(job) / "status.json").read_text())["pid"], number)
 
@@ -310,7 +322,7 @@ class Machine:
         # The worker says `finished` before it clears up.
         while (self.job_dir(job) / "run").exists() and time.monotonic() < end:
             time.sleep(0.05)
-        # It lets go of the job when its workspace is put by, too.
+        # It lets go of the job when all is done.
         with (self.job_dir(job) / "lock").open("rb") as lock:
             while time.monotonic() < end:
                 with contextlib.suppress(BlockingIOError):
@@ -320,11 +332,9 @@ class Machine:
         left = {entry.name for entry in self.job_dir(job).iterdir()}
         allowed = {
             "spec.json", "status.json", "result.json", "log.txt", "usage.csv", "manifest.json", "artefacts.tar.gz",
-            "lock", "lease", "checkpoints", "resumed", "files", "stock.json", "facts.json", "crash.txt", "cancel",
+            "lock", "lease", "checkpoints", "resumed", "files", "stock.json", "facts.json", "cancel", "fingerprint",
         }  # fmt: skip
         assert left <= allowed, left - allowed
-        crash = self.job_dir(job) / "crash.txt"
-        assert not crash.exists() or crash.read_text() == ""
         assert not [name for name in os.listdir(self.settings["queue_dir"]) if job in name]
         for place in ("/dev/shm", "/run"):
             assert not [name for name in os.listdir(place) if job in name]

@@ -64,7 +64,7 @@ def test_every_flag_of_train_means_what_it_says(
         "--wait": "2h", "--grace": "20s", "--lease": "10m", "--memory": "16GiB", "--cpus": "1.5", "--shm-size": "512m",
         "--pids": "100", "--network": "none", "--env": "A=1", "--env-file": "more.env", "--secret": "TOKEN",
         "--data": "/srv/digits:digits", "--resume": "20260101-000000-0123abcd", "--log-max": "1MiB", "--output": "out.tgz",
-        "--push-limit": "1GiB", "--patience": "3s", "--repo": str(repo),
+        "--artefacts-max": "3GiB", "--push-limit": "1GiB", "--patience": "3s", "--repo": str(repo),
     }  # fmt: skip
     words = [word for pair in flags.items() for word in pair]
     found = dry(capfd, "mnist", *words, "--allow-empty", "--detach", "--", "--epochs", "3", "--json", "")
@@ -74,7 +74,8 @@ def test_every_flag_of_train_means_what_it_says(
         "timeout_s": 5400.0, "wait_s": 7200.0, "grace_s": 20.0, "lease_s": 600.0, "memory_bytes": 16 << 30, "cpus": 1.5,
         "shm_bytes": 512 << 20, "pids": 100, "network": "none", "environment": {"A": "1", "B": "from the file"},
         "secrets": ["TOKEN"], "data": [{"path": "/srv/digits", "name": "digits"}], "resume": "20260101-000000-0123abcd",
-        "log_max_bytes": 1 << 20, "allow_empty": True, "arguments": ["--epochs", "3", "--json", ""],
+        "log_max_bytes": 1 << 20, "artefacts_max_bytes": 3 << 30, "allow_empty": True,
+        "arguments": ["--epochs", "3", "--json", ""],
     }  # fmt: skip
     assert {name: spec[name] for name in expected} == expected
     assert found["output"] == str(repo / "out.tgz")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pwd
 import resource
 import socket
 import stat
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from train_classifier.worker.listing import take_stock
-from train_classifier.worker.pack import pack
+from train_classifier.worker import deliver
+from train_classifier.worker.host import Account
+from train_classifier.worker.store import Job
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -24,13 +26,23 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def job(tmp_path: Path) -> Path:
     (tmp_path / "workspace" / "artefacts").mkdir(parents=True)
     (tmp_path / "log.txt").write_bytes(b"the log\n")
-    take_stock({"job": str(tmp_path)})
+    take_stock(tmp_path)
     return tmp_path
 
 
-def packed(job: Path, need_new: bool = True) -> dict[str, Any]:
-    head = {"outcome": "trained", "exit_code": 0}
-    return pack({"job": str(job), "manifest": head, "need_new": need_new})
+def account(name: str | None = None) -> Account:
+    entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.geteuid())
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
+
+
+def take_stock(job: Path) -> None:
+    deliver.take_stock(Job(job), account(), [], lambda: None)
+
+
+def packed(job: Path, need_new: bool = True, most: int = 1 << 50, user: str | None = None) -> dict[str, Any]:
+    return deliver.packed(
+        Job(job), account(user), {"outcome": "trained", "exit_code": 0}, need_new, None, most, lambda: None
+    )
 
 
 def manifest(job: Path) -> dict[str, Any]:
@@ -73,7 +85,7 @@ def test_what_was_there_is_delivered_but_is_no_result(tmp_path: Path) -> None:
     root.mkdir(parents=True)
     (root / "README.md").write_text("old")
     (root / "changed").write_text("old")
-    take_stock({"job": str(tmp_path)})
+    take_stock(tmp_path)
     answer = packed(tmp_path)
     assert answer["new"] == 0 and answer["files"] == 2
     assert manifest(tmp_path)["outcome"] == "nothing-delivered"
@@ -149,21 +161,19 @@ def test_modes_and_owners(job: Path) -> None:
     (root / "none").chmod(0)
     (root / "closed" / "file").chmod(0)
     (root / "closed").chmod(0)
-    request = {"job": str(job), "manifest": {}, "need_new": False}
     if os.geteuid() == 0:
         # As root every mode reads; as an ordinary user the modes must be overcome.
         subprocess.run(["chown", "-R", "daemon", str(job)], check=True)
         for folder in job.parents:
             if folder.stat().st_mode & 0o001 == 0:
                 folder.chmod(folder.stat().st_mode | 0o011)
-        script = "import json,os,sys\nos.setuid(1)\nfrom train_classifier.worker.pack import pack\npack(json.load(sys.stdin))"
         repository = Path(__file__).parents[2]
         subprocess.run(
-            ["/usr/bin/python3", "-B", "-c", script], input=json.dumps(request), text=True, check=True,
-            cwd=repository, env={"PYTHONPATH": str(repository), "TMPDIR": "/tmp"},
+            ["/usr/bin/python3", "-B", "-c", "import os\nos.setuid(1)\n" + FLAT, str(job)],
+            check=True, cwd=repository, env={"PYTHONPATH": str(repository), "TMPDIR": "/tmp"},
         )  # fmt: skip
     else:
-        pack(request)
+        packed(job, need_new=False)
     with tarfile.open(job / "artefacts.tar.gz") as archive:
         modes = {member.name: member.mode for member in archive}
         assert modes["artefacts/none"] == 0o400
@@ -204,7 +214,13 @@ def test_odd_names(job: Path) -> None:
         ('{"a": true}', "'a' is not a finite number"),
         ('{"a": {"b": 1}}', "'a' is not a finite number"),
         ('{"a": NaN}', "'a' is not a finite number"),
-        ('{"a": 1' + "0" * 5000 + "}", "metrics.json"),
+        ('{"a": 1' + "0" * 400 + "}", "'a' is not a finite number"),
+        ('{"a": 1' + "0" * 5000 + "}", "'a' is not a finite number"),
+        ('{"a": 1' + "0" * 900_000 + "}", "'a' is not a finite number"),
+        ('{"a": -Infinity, "b": 1e999}', "'a' is not a finite number, and 1 more"),
+        ('{"a": ' + "[" * 100_000, "not JSON"),
+        ('{"\\ud800": 1}', "no printable name"),
+        ("\xff", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ('{"a": "' + "x" * (1 << 20) + '"}', "larger than 1 MiB"),
     ],
@@ -214,12 +230,26 @@ def test_metrics_that_are_none(job: Path, text: str, problem: str) -> None:
     answer = packed(job)
     assert answer["metrics"] is None
     assert problem in answer["metrics_problem"]
+    assert manifest(job)["metrics"] is None
+
+
+def test_metrics_that_can_be_read_stay_beside_others(job: Path) -> None:
+    text = '{"a": 1, "b": NaN, "a": 2, "c": 9007199254740993, "d": 0.5, "e": 5e-324, "f": [1]}'
+    (job / "workspace" / "artefacts" / "metrics.json").write_text(text)
+    answer = packed(job)
+    assert answer["metrics"] == {"a": 1, "c": 9007199254740992.0, "d": 0.5, "e": 5e-324}
+    assert answer["metrics_problem"] == "metrics.json: 'b' is not a finite number, and 2 more"
 
 
 FLAT = """
-import json, resource, sys
-from train_classifier.worker.pack import pack
-answer = pack(json.load(sys.stdin))
+import os, pwd, sys
+from pathlib import Path
+from train_classifier.worker import deliver
+from train_classifier.worker.host import Account
+from train_classifier.worker.store import Job
+entry = pwd.getpwuid(os.geteuid())
+account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
+answer = deliver.packed(Job(Path(sys.argv[1])), account, {}, False, None, 1 << 50, lambda: None)
 # Not getrusage: its peak counts the process that started this one, until exec.
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(answer["files"], peak)
@@ -229,7 +259,7 @@ print(answer["files"], peak)
 def pack_apart(job: Path) -> tuple[int, int]:
     """Pack in a process of its own; return the number of files and its peak memory in KiB."""
     done = subprocess.run(
-        [sys.executable, "-c", FLAT], input=json.dumps({"job": str(job), "manifest": {}, "need_new": True}),
+        [sys.executable, "-c", FLAT, str(job)],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     files, peak = map(int, done.stdout.split())
@@ -312,7 +342,7 @@ def test_no_room(job: Path) -> None:
         + FLAT
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], input=json.dumps({"job": str(job), "manifest": {}, "need_new": True}),
+        [sys.executable, "-c", script, str(job)],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert done.returncode != 0

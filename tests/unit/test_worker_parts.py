@@ -75,7 +75,7 @@ def test_status_counts_its_versions(tmp_path: Path) -> None:
     made = job(tmp_path, "20260101-000000-00000000")
     assert made.write_status(message="x")["version"] == 2
     assert made.status()["state"] == "prepared"
-    write_json(made.dir / "status.json", {"schema": 2})
+    write_json(made.dir / "status.json", {"schema": 3})
     with pytest.raises(NotReady, match="another version"):
         made.status()
     (made.dir / "status.json").write_text("{")

@@ -213,6 +213,14 @@ def train(
         str | None,
         typer.Option("--log-max", metavar="SIZE", help="Most of the log that is kept. [default: 2GiB]"),
     ] = None,
+    artefacts_max: Annotated[
+        str | None,
+        typer.Option(
+            "--artefacts-max",
+            metavar="SIZE",
+            help="Most of artefacts/ that is packed; more stays on the host. [default: 50GiB]",
+        ),
+    ] = None,
     patience: Annotated[
         str | None,
         typer.Option(
@@ -260,6 +268,7 @@ def train(
         "allow_empty": allow_empty,
         "push_limit": push_limit,
         "log_max": log_max,
+        "artefacts_max": artefacts_max,
         "patience": patience,
         "detach": detach,
         "host": host,
@@ -339,15 +348,25 @@ def attach(
 def fetch(
     job: JobId,
     output: Output = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(
+            "--max-size",
+            metavar="SIZE",
+            help="Pack artefacts that stayed on the host up to this size, instead of the job's own limit.",
+        ),
+    ] = None,
     inventory: Inventory = None,
     host: HostName = None,
     json_mode: Json = False,
 ) -> int:
-    """Bring the archive of a finished job."""
+    """Bring the archive of a finished job; what stayed on the host is packed first."""
+    from train_classifier import units
     from train_classifier.cli import jobs
 
     path, patience = jobs.output_path(output), _patience()
-    return jobs.fetch(_hosts(inventory, host), job, path, patience, _console(json_mode))
+    (most,) = _parsed(("--max-size", units.size, max_size))
+    return jobs.fetch(_hosts(inventory, host), job, path, most, patience, _console(json_mode))
 
 
 @app.command(epilog="\b\nExample:\n  train-classifier cancel last\n")

@@ -161,8 +161,13 @@ def attach(
     return run, run.failure.code if run.failure else ExitCode.TRAINED
 
 
-def fetch(hosts: Sequence[Host], job: str, output: Path, patience: float, console: Console) -> ExitCode:
-    """Bring the archive of a finished job, whatever the job ended with."""
+def fetch(
+    hosts: Sequence[Host], job: str, output: Path, most: int | None, patience: float, console: Console
+) -> ExitCode:
+    """Bring the archive of a finished job, whatever the job ended with.
+
+    What stayed on the host is packed first; `most` replaces the job's own limit of bytes for that.
+    """
     from train_classifier import fetch as fetching
 
     found = jobs.find(hosts, job).started()
@@ -172,6 +177,8 @@ def fetch(hosts: Sequence[Host], job: str, output: Path, patience: float, consol
             f"Job {found.id} on {found.host.name} is not finished.",
             f"Wait for it: train-classifier attach {found.id}{found.host.flags}",
         )
+    if result.get("unpacked"):
+        result = fetching.pack(found.host, found.id, most, console, patience)
     archive = result.get("archive")
     if not archive:
         raise BadInput(

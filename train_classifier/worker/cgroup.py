@@ -85,6 +85,14 @@ class ControlGroup:
         return None
 
 
+def host_kills() -> Optional[int]:
+    """Return how many processes the kernel has killed for lack of memory since the host's start.
+
+    It counts those of every group, and stays when a container's own counters are gone with it.
+    """
+    return _field(Path("/proc/vmstat"), "oom_kill")
+
+
 def _number(path: Path) -> Optional[int]:
     try:
         return int(path.read_text())

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 from train_classifier.errors import BadInput, NotReady, TrainClassifierError
-from train_classifier.worker import engine, finish, program, spare, tree
+from train_classifier.worker import engine, finish, program, tree
 from train_classifier.worker.host import Account, Host
-from train_classifier.worker.kept import FRESH_S, Shelf, children, live_jobs, mtime
+from train_classifier.worker.kept import FRESH_S, Shelf, children, live_jobs
 from train_classifier.worker.store import Job, Store
 
 #: A controller may have installed a worker just now, to call it in a moment.
@@ -49,19 +49,20 @@ class Cleaning:
             except NotReady:
                 # Of another version, or damaged: what we cannot read we do not throw away.
                 continue
-            old = result is not None and now - float(result["finished"]) >= older_s
+            if job.is_foreign and finish.is_tampered(job, status):
+                self.count("jobs", finish.disk_usage(job, self.account), partial(self._remove_tampered, job))
+                continue
+            old = result is not None and now - float(result.get("finished", now)) >= older_s
             if old or finish.is_abandoned(job, status):
-                size = tree.disk_usage(job.dir)
+                size = finish.disk_usage(job, self.account)
                 self.count("jobs", size, partial(finish.remove, job, self.account))
 
-    def spares(self, older_s: float) -> None:
-        """Remove the workspaces kept for a next job that did not come, and what killed workers left there."""
-        for mirror in children(self.store.mirrors):
-            if not self.dry_run:
-                spare.clear(self.store, mirror, self.account)
-            folder = mirror / "spare"
-            if folder.exists() and time.time() - mtime(mirror / "spare.stamp") >= older_s:
-                self.count("caches", tree.disk_usage(folder), partial(spare.discard, mirror, self.account))
+    def _remove_tampered(self, job: Job) -> bool:
+        if self.client is None:
+            return False
+        engine.remove_all(self.client, job.id)
+        finish.remove_ticket(self.host, job)
+        return finish.remove(job, self.account)
 
     def containers(self) -> None:
         """Remove containers of this state folder whose job has ended or is gone."""
@@ -92,14 +93,14 @@ class Cleaning:
                 return
         for folder in children(self.store.workers):
             if str(folder) not in named and time.time() - folder.stat().st_mtime > WORKER_S:
-                self.count("workers", tree.disk_usage(folder), partial(_remove_own, folder))
+                self.count("workers", tree.disk_usage(None, folder), partial(_remove_own, folder))
 
     def old_environments(self) -> None:
         """Remove what the last release kept of environments; a job of it may be using them until it ends."""
         folder = self.store.old_environments
         if folder.is_dir() and not folder.is_symlink() and not live_jobs(self.store):
             remove = partial(_remove_as, self.account, folder)
-            self.count("environments", tree.disk_usage(folder), remove)
+            self.count("environments", tree.disk_usage(None, folder), remove)
 
     def budget(self, most: int) -> int:
         """Remove what was used longest ago until the rest fits into `most` bytes; return the bytes kept."""
@@ -132,7 +133,6 @@ def clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
         finish.sweep(store, host, cleaning.client)
     if older is not None:
         cleaning.jobs(older)
-        cleaning.spares(older)
     cleaning.containers()
     cleaning.workers()
     cleaning.old_environments()

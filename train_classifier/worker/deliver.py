@@ -1,42 +1,71 @@
 """The end of a job, whoever carries it out, in this order: pack, write the result, say `finished`, clear up.
 
-Each step leaves what the next one needs, so whoever finds a job half ended goes on from there.
+Each step leaves what the next one needs, so whoever finds a job half ended goes on from there. Packing may
+take long: only the job's worker does it, and `fetch`, never somebody who only looks.
 """
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
-from train_classifier.errors import ExitCode, NothingDelivered, TrainClassifierError
+from train_classifier.errors import Cancelled, ExitCode, NothingDelivered, TrainClassifierError
 from train_classifier.job import JobSpec
-from train_classifier.worker import manifest, program, spare, tree
+from train_classifier.worker import copier, manifest, program, tree
 from train_classifier.worker.host import Account
-from train_classifier.worker.store import Job, Store, read_json
+from train_classifier.worker.pack import HOLES
+from train_classifier.worker.store import O_FOLDER, Job, new_file, open_regular, read_json, write_json
 
 #: What a job ended with: the packer's answer, and the error unless it ended well.
 Ended = tuple[dict[str, Any], Optional[TrainClassifierError]]
+Check = Callable[[], None]
 
 
-def pack(job: Job, spec: JobSpec, account: Account, cause: Optional[TrainClassifierError]) -> Ended:
+def take_stock(job: Job, account: Account, mend: Sequence[Path], check: Check) -> None:
+    """Note what lies in artefacts/ before training, and open folders that an earlier job has closed."""
+    with _workspace(job) as workspace, new_file(job.stock) as stock:
+        request = {"workspace": workspace, "stock": stock, "mend": [str(folder) for folder in mend]}
+        program.call(account, "stock", request, [workspace, stock], check)
+
+
+@contextlib.contextmanager
+def _workspace(job: Job) -> Iterator[int]:
+    descriptor = os.open(job.workspace, O_FOLDER)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def pack(
+    job: Job,
+    spec: JobSpec,
+    account: Account,
+    cause: Optional[TrainClassifierError],
+    check: Check,
+    most_bytes: Optional[int] = None,
+) -> Ended:
     """Pack the job's artefacts and papers; return the packer's answer and what ended the job.
 
-    A job that never came to training has nothing to pack. `failed` in the answer: nothing could be packed.
+    A job that never came to training has nothing to pack. `unpacked` in the answer says why artefacts/ stays
+    on the host. `check` is called all the time, and what it raises stops the packing.
     """
     if not job.stock.exists():
         return {}, cause
-    status = job.status()
-    result = manifest.result(job, spec, status, cause)
+    most = spec.artefacts_max_bytes if most_bytes is None else most_bytes
     try:
-        answer = program.call(
-            account,
-            "pack",
-            {
-                "job": str(job.dir),
-                "manifest": manifest.head(job, spec, status, result),
-                "need_new": cause is None and not spec.allow_empty,
-                "ending": _told(cause),
-            },
-        )
+        status = job.status()
+        head = manifest.head(job, spec, status, manifest.result(job, spec, status, cause))
+        need_new = cause is None and not spec.allow_empty
+        answer = packed(job, account, head, need_new, _told(cause), most, check)
+    except TooLarge as refused:
+        return _too_large(job, most, refused.real, refused.apparent, cause)
+    except Cancelled as stopped:
+        hint = f"artefacts/ stays on the host: train-classifier fetch {job.id} packs it"
+        stopped.hint = f"{stopped.hint}; {hint}" if stopped.hint else hint
+        return _unpacked("stopped", f"packing was stopped: {stopped.reason}"), cause or stopped
     except (TrainClassifierError, OSError) as error:
         detail = error.detail if isinstance(error, TrainClassifierError) else None
         failed = NothingDelivered(
@@ -45,14 +74,102 @@ def pack(job: Job, spec: JobSpec, account: Account, cause: Optional[TrainClassif
             f"train-classifier fetch {job.id}",
             f"{error}\n{detail or ''}".strip(),
         )
-        return {"failed": True}, cause or failed
+        return _unpacked("failed", failed.reason), cause or failed
     return answer, _judged(answer, spec, cause)
 
 
+def packed(
+    job: Job,
+    account: Account,
+    head: dict[str, Any],
+    need_new: bool,
+    ending: Optional[dict[str, Any]],
+    most: int,
+    check: Check,
+) -> dict[str, Any]:
+    """Let the account pack, put archive and manifest where they are found, and return its answer.
+
+    Raises TooLarge, what `check` raises, TrainClassifierError and OSError.
+    """
+    job.packed.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        files = {
+            "workspace": stack.enter_context(_workspace(job)),
+            "stock": stack.enter_context(open(open_regular(job.stock), "rb")).fileno(),
+            "archive": stack.enter_context(new_file(job.archive)),
+            # Not in /tmp, which may lie in memory: a million files take hundreds of megabytes.
+            "packed": stack.enter_context(tempfile.TemporaryFile(dir=job.dir)).fileno(),
+            "left_out": stack.enter_context(tempfile.TemporaryFile(dir=job.dir)).fileno(),
+        }
+        papers = {}
+        for path in (job.log, job.usage):
+            with contextlib.suppress(FileNotFoundError):
+                papers[path.name] = stack.enter_context(open(open_regular(path), "rb")).fileno()
+        with new_file(job.manifest) as listed:
+            files["list"] = listed
+            request = {
+                **files,
+                "papers": papers,
+                "manifest": head,
+                "need_new": need_new,
+                "most_bytes": most,
+            }
+            answer = program.call(account, "pack", request, [*files.values(), *papers.values()], check)
+            if "too_large" in answer:
+                raise TooLarge(*answer["too_large"])
+        if answer["archive"]["bytes"] != os.fstat(files["archive"]).st_size:
+            raise OSError("the archive has another size than was written")
+        # Before the archive is there, so that it is never found without. The archive counts: a disk that is
+        # full now is no reason to have none.
+        with contextlib.suppress(OSError):
+            write_json(job.packed, {**answer, "ending": ending})
+    return answer
+
+
+def not_packed(job: Job) -> dict[str, Any]:
+    """Return what stands for the packer's answer when the worker died before it had packed."""
+    if not job.stock.exists():
+        return {}
+    return _unpacked("lost", f"artefacts/ stays on the host: train-classifier fetch {job.id} packs it")
+
+
+class TooLarge(Exception):
+    """Nothing was packed: the new files are not kept."""
+
+    def __init__(self, real: int, apparent: int) -> None:
+        super().__init__()
+        self.real, self.apparent = real, apparent
+
+
+def _unpacked(why: str, reason: str, **more: Any) -> dict[str, Any]:
+    return {"unpacked": {"why": why, "reason": reason, **more}}
+
+
+def _too_large(job: Job, most: int, real: int, apparent: int, cause: Optional[TrainClassifierError]) -> Ended:
+    size = max(real, -(-apparent // HOLES))
+    holes = f" ({_gib(apparent)} with its holes)" if apparent > 2 * real else ""
+    error = NothingDelivered(
+        f"artefacts/ holds {_gib(real)}{holes}, more than the limit of {_gib(most)}: it stays on the host",
+        f"to pack it: train-classifier fetch {job.id} --max-size {-(-size // (1 << 20))}MiB; the limit of a "
+        "job is --artefacts-max",
+    )
+    return _unpacked(
+        "too-large", error.reason, bytes=real, apparent_bytes=apparent, most_bytes=most
+    ), cause or error
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 29 else f"{count / (1 << 20):.1f} MiB"
+
+
 def packed_before(job: Job, spec: JobSpec) -> Optional[Ended]:
-    """Return what `pack` returned to a process that then died, None when there is nothing of the kind."""
+    """Return what `pack` returned to a process that then died, None when that had not packed."""
     answer: Optional[dict[str, Any]] = read_json(job.packed)
-    if not answer or not job.archive.exists():
+    try:
+        found = os.lstat(job.archive)
+    except FileNotFoundError:
+        return None
+    if not answer or found.st_size != answer["archive"]["bytes"]:
         return None
     told = answer.get("ending")
     cause = None
@@ -79,29 +196,21 @@ def _judged(
 
 
 def clear_up(job: Job, account: Account) -> None:
-    """Leave in a job's folder what tells of it; its workspace becomes the repository's spare. The last step.
+    """Leave in a job's folder what tells of it. The last step; the caller holds the job's lock.
 
-    What the model wrote and nobody could pack stays too, until it is packed. The caller holds the job's lock.
+    What the model wrote and nobody has packed stays too, until it is packed.
     """
-    if (job.result() or {}).get("unpacked"):
-        tree.remove(account, job.home, job.run)
-        return
-    tree.remove(account, job.packed)
-    mirror = mirror_of(job)
-    if mirror is None:
-        # run/ goes last: while it is there, somebody still has to clear up.
-        tree.remove(account, job.workspace, job.stamp, job.home, job.run)
-        return
-    spare.set_aside(job, mirror, account)
-    spare.keep(job, mirror, account)
-
-
-def mirror_of(job: Job) -> Optional[Path]:
-    """Return the folder of the mirror that a job was pushed to, None when its specification is unreadable."""
-    try:
-        return Store.of(job.dir).mirror(job.spec().repository.key)
-    except TrainClassifierError:
-        return None
+    copier.stop(job)
+    with contextlib.suppress(FileNotFoundError):
+        # A worker that was killed had no time to remove it.
+        if os.lstat(job.crash).st_size == 0:
+            job.crash.unlink()
+    if not (job.result() or {}).get("unpacked"):
+        tree.remove(account, job.workspace)
+        tree.remove(None, job.packed, job.copy)
+    tree.remove(account, job.home)
+    # run/ goes last: while it is there, somebody still has to clear up.
+    tree.remove(None, job.run)
 
 
 def conclude(
@@ -139,22 +248,18 @@ def _result(
     result = manifest.result(job, spec, job.status(), cause)
     result["seconds"].update(durations)
     result.update(delivered(answer))
-    if answer.get("failed"):
-        result["unpacked"] = {"free_bytes": free_bytes(job.dir)}
+    if "unpacked" in answer:
+        result["unpacked"] = answer["unpacked"]
     return result
 
 
 def delivered(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the part of result.json that the packer's answer makes up."""
     remarks = []
+    if answer.get("unpacked"):
+        remarks.append(answer["unpacked"]["reason"])
     if answer.get("metrics_problem"):
         remarks.append(f"metrics left out: {answer['metrics_problem']}")
     if answer.get("left_out"):
         remarks.append(f"{answer['left_out']} entries of artefacts/ left out, see manifest.json")
     return {"archive": answer.get("archive"), "metrics": answer.get("metrics"), "remarks": remarks}
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the bytes that are free where a folder lies."""
-    found = os.statvfs(folder)
-    return found.f_bavail * found.f_frsize

@@ -2,26 +2,25 @@
 
 import contextlib
 import os
+import stat
 import subprocess
 import time
 from pathlib import Path
 from typing import Any, Optional
 
-from train_classifier.errors import ExitCode, Lost, NotReady, TrainClassifierError
-from train_classifier.job import SCHEMA, JobSpec
-from train_classifier.worker import deliver, engine, launch, locks, manifest, place, program, spare, tree
+from train_classifier.errors import BadInput, ExitCode, Lost, NotReady, TrainClassifierError
+from train_classifier.job import LAST_SCHEMA, SCHEMA, JobSpec
+from train_classifier.worker import copier, deliver, engine, launch, locks, manifest, place, program, tree
 from train_classifier.worker.host import Account, Host, boot_id, uptime
 from train_classifier.worker.log import LogFile
-from train_classifier.worker.store import Job, Store, read_json
+from train_classifier.worker.store import O_FOLDER, Job, Store, read_json
 
 #: Seconds that a started worker may take until it holds its job's lock.
 STARTING_S = 30.0
 #: Seconds after which a job that was never submitted is removed.
 ABANDONED_S = 15 * 60.0
-#: Bytes that must have become free before packing that failed is tried again, and seconds after which it is
-#: tried in any case.
-MORE_BYTES = 1 << 20
-AGAIN_S = 600.0
+#: Seconds that a look waits for another version of this program to finish its job; that goes on by itself.
+OTHER_S = 20.0
 
 
 def is_dead(job: Job, status: dict[str, Any]) -> bool:
@@ -39,6 +38,8 @@ def finish_if_dead(job: Job, host: Host) -> bool:
     Raises NotReady when the engine cannot be asked.
     """
     status = job.status()
+    if status["state"] == "finished" and job.is_foreign:
+        return False
     if status["state"] == "finished":
         # The result stands: what cannot be cleared up now is left to the next look.
         with contextlib.suppress(TrainClassifierError, OSError):
@@ -48,15 +49,20 @@ def finish_if_dead(job: Job, host: Host) -> bool:
 
 
 def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
-    """Remove a dead job's container and ticket, complete its log, pack, and write `lost`.
+    """Remove a dead job's container and ticket, complete its log, and write `lost`.
 
-    `why` overrides the reason. What its worker had packed or written before it died stands. Returns False
-    when its worker lives or it has ended. Raises NotReady when the engine cannot be asked: its container
-    might still run.
+    `why` overrides the reason. What its worker had packed or written before it died stands. What it had not
+    packed stays on the host until somebody fetches it: that may take long, and whoever looks does not wait.
+    Returns False when its worker lives or it has ended. Raises NotReady when the engine cannot be asked: its
+    container might still run.
     """
+    if job.is_foreign:
+        _refuse_tampered(job)
     other = _named_worker(job)
     if other is not None:
         return _finish_by(other, job)
+    if job.is_foreign:
+        return False
     with locks.hold_now(job.lock) as mine:
         if not mine:
             return False
@@ -76,19 +82,50 @@ def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
         account = host.job_user()
         if spec is not None and job.result() is None:
             before = deliver.packed_before(job, spec)
-            answer, cause = before if before is not None else deliver.pack(job, spec, account, cause)
+            answer, cause = before if before is not None else (deliver.not_packed(job), cause)
         remove_half_built(Store.of(job.dir), account)
         deliver.conclude(job, spec, cause, answer, {})
         deliver.clear_up(job, account)
-    _clear_mirror(job, account)
     return True
 
 
-def _clear_mirror(job: Job, account: Account) -> None:
-    """Remove what a job that is over left beside its mirror; its lock is free by now."""
-    mirror = deliver.mirror_of(job)
-    if mirror is not None:
-        spare.clear(Store.of(job.dir), mirror, account)
+def odd_entry(job: Job) -> Optional[str]:
+    """Return the name of a link or the like in a job's folder of the last release, None when there is none.
+
+    The worker of that time would follow it as root.
+    """
+    expected = {"out": stat.S_ISFIFO, "secrets": stat.S_ISFIFO}
+    folders = ("run", "workspace", "checkpoints", "home")
+    for folder in (job.dir, job.run):
+        try:
+            descriptor = os.open(folder, O_FOLDER)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return folder.name
+        try:
+            for name in os.listdir(descriptor):
+                found = os.lstat(name, dir_fd=descriptor)
+                good = expected.get(name, stat.S_ISDIR if name in folders else stat.S_ISREG)
+                if not good(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink != 1):
+                    return name
+        finally:
+            os.close(descriptor)
+    return None
+
+
+def is_tampered(job: Job, status: dict[str, Any]) -> bool:
+    """Tell whether a job of the last release has no worker and cannot be given back to it."""
+    return is_dead(job, status) and odd_entry(job) is not None
+
+
+def _refuse_tampered(job: Job) -> None:
+    name = odd_entry(job)
+    if name is not None:
+        raise NotReady(
+            f"job {job.id} of the last release is not finished: {name!r} is not what was put into its folder",
+            "its model may have tampered with it; train-classifier clean removes it",
+        )
 
 
 def _named_worker(job: Job) -> Optional[Path]:
@@ -104,30 +141,28 @@ def _named_worker(job: Job) -> Optional[Path]:
 
 def _finish_by(worker: Path, job: Job) -> bool:
     """Let another version finish its job; it looks itself whether its worker lives. Raises NotReady."""
-    before = (job.dir / "result.json").exists()
-    done = subprocess.run(
+    before = os.path.lexists(job.dir / "result.json")
+    process = subprocess.Popen(
         [program.PYTHON, "-I", str(worker), "finish", str(job.dir)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd="/", check=False,
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+        start_new_session=True,
     )  # fmt: skip
-    if done.returncode:
-        said = done.stdout.decode("utf-8", "replace").strip()[-2000:]
-        raise NotReady(f"job {job.id} could not be finished by the version that began it", detail=said)
-    return not before and (job.dir / "result.json").exists()
+    try:
+        status = process.wait(OTHER_S)
+    except subprocess.TimeoutExpired as error:
+        # It is told apart from one that nobody waits for.
+        process.returncode = 0
+        raise NotReady(
+            f"job {job.id} is being finished by the version that began it", "look again"
+        ) from error
+    if status:
+        raise NotReady(f"job {job.id} could not be finished by the version that began it")
+    return not before and os.path.lexists(job.dir / "result.json")
 
 
 def _is_untidy(job: Job) -> bool:
-    """Tell whether a finished job has left something behind, or artefacts that wait for room to be packed."""
-    left = job.run.exists() or (job.workspace.exists() and _is_worth_packing(job, job.result() or {}))
-    return left and not locks.is_held(job.lock)
-
-
-def _is_worth_packing(job: Job, result: dict[str, Any]) -> bool:
-    """Tell whether packing may succeed that failed before: there is more room now, or it is a while ago."""
-    failed = result.get("unpacked")
-    if not failed:
-        return True
-    roomier = deliver.free_bytes(job.dir) > int(failed["free_bytes"]) + MORE_BYTES
-    return roomier or abs(time.time() - os.stat(job.dir / "result.json").st_mtime) > AGAIN_S
+    """Tell whether a finished job has left something behind."""
+    return job.run.exists() and not locks.is_held(job.lock)
 
 
 def clear_up(job: Job, host: Host) -> bool:
@@ -141,34 +176,61 @@ def clear_up(job: Job, host: Host) -> bool:
         result = job.result()
         if job.status()["state"] != "finished" or result is None:
             return False
-        account = host.job_user()
         if job.run.exists():
             engine.remove_all(engine.connect(), job.id)
             remove_ticket(host, job)
-        if result.get("unpacked") and job.workspace.exists() and _is_worth_packing(job, result):
-            _pack_again(job, result, account)
-        deliver.clear_up(job, account)
-    _clear_mirror(job, account)
+        deliver.clear_up(job, host.job_user())
     return True
 
 
-def _pack_again(job: Job, result: dict[str, Any], account: Account) -> None:
-    """Pack what could not be packed at the job's end, and write the result anew."""
-    spec = job.spec()
+def pack(job: Job, host: Host, most_bytes: Optional[int], check: deliver.Check) -> dict[str, Any]:
+    """Pack what stayed on the host when a job ended, and return its result, which is written anew.
+
+    `check` is called all the time and may raise, also while another process packs. Raises BadInput when there
+    is more than `most_bytes` (None: than the job's own limit), and what `check` raises.
+    """
+    while True:
+        with locks.hold_now(job.lock) as mine:
+            result = job.result()
+            if result is None or job.status()["state"] != "finished":
+                raise NotReady(f"job {job.id} is not finished")
+            if not result.get("unpacked"):
+                return result
+            if job.is_foreign:
+                raise NotReady(
+                    f"job {job.id} was not packed by the version that began it",
+                    f"its artefacts lie in {job.workspace} of the host",
+                )
+            if mine:
+                return _pack(job, result, host.job_user(), most_bytes, check)
+        check()
+        time.sleep(locks.POLL_S)
+
+
+def _pack(
+    job: Job, result: dict[str, Any], account: Account, most_bytes: Optional[int], check: deliver.Check
+) -> dict[str, Any]:
     cause: Optional[TrainClassifierError] = None
     if result["exit_code"] not in (ExitCode.TRAINED, ExitCode.NOTHING_DELIVERED):
-        # Only a model that ended well was told that nothing is delivered for want of room.
+        # Only a model that ended well was told that nothing is delivered for want of an archive.
         cause = TrainClassifierError(
             result["reason"], result["hint"], result["detail"], ExitCode(result["exit_code"])
         )
-    answer, cause = deliver.pack(job, spec, account, cause)
-    if answer.get("failed"):
-        job.write_result({**result, "unpacked": {"free_bytes": deliver.free_bytes(job.dir)}})
-        return
-    done = {**result, **manifest.ending(cause), **deliver.delivered(answer)}
+    answer, ended = deliver.pack(job, job.spec(), account, cause, check, most_bytes)
+    unpacked = answer.get("unpacked")
+    if unpacked and unpacked["why"] == "stopped":
+        check()
+    if unpacked:
+        problem = ended if ended is not None and ended is not cause else None
+        hint = problem.hint if problem is not None else None
+        error = BadInput if unpacked["why"] == "too-large" else NotReady
+        raise error(unpacked["reason"], hint=hint)
+    done = {**result, **manifest.ending(ended), **deliver.delivered(answer)}
     del done["unpacked"]
     job.write_result(done)
     deliver.say_finished(job, done)
+    deliver.clear_up(job, account)
+    return done
 
 
 def try_spec(job: Job) -> Optional[JobSpec]:
@@ -258,7 +320,9 @@ def sweep(store: Store, host: Host, client: Any) -> None:
 def _is_of_another_schema_and_dead(job: Job) -> bool:
     """Tell whether a job that we cannot read has nobody, for longer than a worker takes to start."""
     data: Any = read_json(job.dir / "status.json")
-    if not isinstance(data, dict) or data.get("schema") == SCHEMA or (job.dir / "result.json").exists():
+    if not isinstance(data, dict) or data.get("schema") in (SCHEMA, LAST_SCHEMA):
+        return False
+    if (job.dir / "result.json").exists():
         return False
     quiet: bool = abs(time.time() - os.stat(job.dir / "status.json").st_mtime) > 2 * STARTING_S
     return quiet and _named_worker(job) is not None and not locks.is_held(job.lock)
@@ -270,20 +334,47 @@ def is_abandoned(job: Job, status: dict[str, Any]) -> bool:
         return False
     if "updated_uptime" not in status:
         # One without a status.
-        return time.time() - float(status["updated"]) > ABANDONED_S
+        return time.time() - float(status.get("updated") or 0) > ABANDONED_S
     # After a reboot its controller gets the same time again.
-    since = float(status["updated_uptime"]) if status["updated_boot"] == boot_id() else 0.0
+    since = float(status["updated_uptime"]) if status.get("updated_boot") == boot_id() else 0.0
     return uptime() - since > ABANDONED_S
 
 
 def remove(job: Job, account: Account, unless_submitted: bool = False) -> bool:
     """Remove a job's folder under its lock; False when somebody holds it, or has submitted it meanwhile."""
+    if job.is_foreign:
+        # No lock is made in there.
+        if locks.is_held(job.lock) or unless_submitted:
+            return False
+        remove_folder(job, account)
+        return True
     with locks.hold_now(job.lock) as mine:
         if not mine or (unless_submitted and job.status()["state"] not in ("prepared", "pushed")):
             return False
         launch.drop_secrets(job)
-        tree.remove(account, job.dir)
+        remove_folder(job, account)
         return True
+
+
+def disk_usage(job: Job, account: Account) -> int:
+    """Return the bytes that a job's folder takes on disk."""
+    if job.is_foreign:
+        return tree.disk_usage(account, job.dir)
+    leaves = tree.disk_usage(account, job.workspace, job.checkpoints, job.home)
+    with os.scandir(job.dir) as entries:
+        return leaves + sum(
+            entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries if entry.is_file()
+        )
+
+
+def remove_folder(job: Job, account: Account) -> None:
+    """Remove a job's folder, whoever it belongs to; the caller sees to it that nobody uses it."""
+    if not job.is_foreign:
+        copier.stop(job)
+        tree.remove(account, job.workspace, job.checkpoints, job.home)
+        tree.remove(None, job.dir)
+        return
+    tree.remove(account, job.dir)
 
 
 __all__ = ["NotReady", "finish", "finish_if_dead", "is_dead", "remove", "sweep"]

@@ -15,7 +15,7 @@ from typing import Any, Callable, Optional
 from train_classifier.errors import TrainClassifierError
 from train_classifier.worker import layers, locks, manifest, place, tree
 from train_classifier.worker.host import Account
-from train_classifier.worker.store import Job, Store
+from train_classifier.worker.store import Job, Store, take_over
 
 #: Nothing used within this many seconds is removed for the budget's sake: a job may be about to use it.
 FRESH_S = 600.0
@@ -93,7 +93,7 @@ class Shelf:
             if folder.name not in used:
                 when = mtime(folder / place.RECORD)
                 remove = partial(self._remove_environment, folder)
-                yield Kept("environments", tree.disk_usage(folder), when, remove)
+                yield Kept("environments", tree.disk_usage(None, folder), when, remove)
 
     def _remove_environment(self, folder: Path) -> bool:
         # A job that finds it holds the lock until it is marked as used.
@@ -109,7 +109,10 @@ class Shelf:
         for folder in children(self.store.uv_caches):
             lock = self.store.locks / f"{folder.name}.lock"
             yield Kept(
-                "caches", tree.disk_usage(folder), mtime(lock), partial(self._remove_uv_cache, folder, lock)
+                "caches",
+                tree.disk_usage(None, folder),
+                mtime(lock),
+                partial(self._remove_uv_cache, folder, lock),
             )
 
     def _remove_uv_cache(self, folder: Path, lock: Path) -> bool:
@@ -134,30 +137,36 @@ class Shelf:
         for folder in children(self.store.cache):
             mirror = self.store.mirror(folder.name)
             if folder.name not in used:
-                size = tree.disk_usage(folder) + (tree.disk_usage(mirror) if mirror.exists() else 0)
+                size = tree.disk_usage(self.account, folder, mirror / "tree")
                 yield Kept("caches", size, mtime(folder), partial(self._drop_cache, folder, mirror))
 
     def _drop_cache(self, folder: Path, mirror: Path) -> bool:
         if not mirror.exists():
             tree.remove(self.account, folder)
             return True
+        take_over(mirror, self.account)
         with locks.hold_now(mirror / "lock") as mine:
             # `prepare` touches the cache before a push takes the mirror's lock.
             if not mine or is_fresh(folder) or folder.name in self._repositories_in_use():
                 return False
-            tree.remove(self.account, folder, mirror)
+            tree.remove(self.account, folder, mirror / "tree")
+            tree.remove(None, mirror)
         return True
 
     def _checkpoints(self) -> Iterator[Kept]:
         for job in self.store.all_jobs():
-            if (job.dir / "result.json").exists() and job.checkpoints.is_dir():
-                size = tree.disk_usage(job.checkpoints)
+            if (job.dir / "result.json").exists() and os.path.lexists(job.checkpoints):
+                size = tree.disk_usage(self.account, job.checkpoints)
                 if size:
                     # A --resume that reads them has touched them.
                     used = max(mtime(job.dir / "result.json"), mtime(job.dir / "resumed"))
                     yield Kept("caches", size, used, partial(self._drop_checkpoints, job))
 
     def _drop_checkpoints(self, job: Job) -> bool:
+        if job.is_foreign:
+            # No lock is made in there; the job has ended.
+            tree.remove(self.account, job.checkpoints)
+            return True
         with locks.hold_now(job.lock) as mine:
             if not mine or is_fresh(job.dir / "resumed"):
                 return False

@@ -122,7 +122,7 @@ def _setsid(job: Job, caller: Account) -> int:
     """Start the worker in a session of its own, with a clean environment, orphaned to init."""
     reader, writer = os.pipe()
     # What an interpreter that crashes has to say goes where people look for it.
-    crash = os.open(job.dir / "crash.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    crash = os.open(job.crash, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     sys.stdout.flush()
     child = os.fork()
     if child == 0:

@@ -1,18 +1,24 @@
 """What lies in artefacts/: a walk that follows no link, and the stock taken of it before training."""
 
+import contextlib
 import dataclasses
+import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Optional
+from typing import Any, BinaryIO, Callable, Optional
 
-from train_classifier.worker.store import read_json, write_json
+from train_classifier.worker.store import O_FILE
+from train_classifier.worker.tree import mend, open_folder
 
+BASE = b"artefacts"
 #: Each level keeps a folder open, and a program may open 1024 files.
 DEEPEST = 400
-O_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: Links that the kernel follows in one path, and more parts than a path has.
+MOST_LINKS = 40
+MOST_STEPS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,34 +50,41 @@ class Entry:
         except PermissionError:
             os.chmod(base, stat.S_IMODE(self.stat.st_mode) | 0o400, dir_fd=self.folder)
             descriptor = os.open(base, O_FILE, dir_fd=self.folder)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "no longer a regular file", self.shown)
         return open(descriptor, "rb")
 
 
-def walk(root: Path) -> Iterator[Entry]:
-    """Yield artefacts/ and everything below, parents first. Missing: nothing."""
-    base = os.fsencode(root.name)
+def walk(workspace: int) -> Iterator[Entry]:
+    """Yield artefacts/ in an open workspace and everything below, parents first. Missing: nothing.
+
+    Nothing outside is looked at, whatever artefacts/ has been replaced by. Raises OSError.
+    """
+    _allow_entry(workspace)
     try:
-        mode = os.stat(root.parent).st_mode
-        if mode & 0o700 != 0o700:
-            # The model may have shut its working directory; what it delivers is not lost for that.
-            os.chmod(root.parent, stat.S_IMODE(mode) | 0o700)
-        found = os.lstat(root)
+        found = os.lstat(BASE, dir_fd=workspace)
     except FileNotFoundError:
         return
     if not stat.S_ISDIR(found.st_mode):
-        yield Entry(base, found, -1, left_out=f"{root.name} is {_kind(found.st_mode)}, not a folder")
+        yield Entry(BASE, found, -1, left_out=f"artefacts is {_kind(found.st_mode)}, not a folder")
         return
-    yield Entry(base, found, -1)
-    if found.st_mode & 0o700 != 0o700:
-        os.chmod(root, stat.S_IMODE(found.st_mode) | 0o700)
-    descriptor = os.open(root, O_FOLDER)
+    yield Entry(BASE, found, -1)
+    descriptor = open_folder(BASE, workspace)
     try:
-        yield from _walk(descriptor, base, os.fsencode(os.path.realpath(root)), 1)
+        yield from _walk(descriptor, BASE, descriptor, 1)
     finally:
         os.close(descriptor)
 
 
-def _walk(folder: int, name: bytes, root: bytes, depth: int) -> Iterator[Entry]:
+def _allow_entry(workspace: int) -> None:
+    """Open a workspace that the model has closed: what it delivers is not lost for that."""
+    mode = os.fstat(workspace).st_mode
+    if mode & 0o700 != 0o700:
+        os.fchmod(workspace, stat.S_IMODE(mode) | 0o700)
+
+
+def _walk(folder: int, name: bytes, root: int, depth: int) -> Iterator[Entry]:
     # Listed by descriptor, a folder's names come as text: bytes are got by the same rule back.
     for text in sorted(os.listdir(folder)):
         base = os.fsencode(text)
@@ -82,9 +95,7 @@ def _walk(folder: int, name: bytes, root: bytes, depth: int) -> Iterator[Entry]:
                 yield Entry(path, found, folder, left_out=f"more than {DEEPEST} folders deep")
                 continue
             yield Entry(path, found, folder)
-            if found.st_mode & 0o700 != 0o700:
-                os.chmod(base, stat.S_IMODE(found.st_mode) | 0o700, dir_fd=folder)
-            below = os.open(base, O_FOLDER, dir_fd=folder)
+            below = open_folder(base, folder)
             try:
                 yield from _walk(below, path, root, depth + 1)
             finally:
@@ -98,21 +109,48 @@ def _walk(folder: int, name: bytes, root: bytes, depth: int) -> Iterator[Entry]:
             yield Entry(path, found, folder, left_out=_kind(found.st_mode))
 
 
-def _why_not(path: bytes, target: bytes, root: bytes) -> Optional[str]:
+def _why_not(path: bytes, target: bytes, root: int) -> Optional[str]:
     """Return why a link is not delivered: kept is only one that stays inside artefacts/."""
     shown = target.decode("utf-8", "backslashreplace")
     if target.startswith(b"/"):
         return f"a link to {shown}, an absolute path"
-    top = root.rpartition(b"/")[0]
     here = os.path.dirname(path)
     written = os.path.normpath(os.path.join(b"/", here, target))
-    inside = b"/" + os.path.basename(root)
+    inside = b"/" + BASE
     if not (written == inside or written.startswith(inside + b"/")) or _climbs(here, target):
         return f"a link to {shown}, which is outside artefacts/"
-    real = os.path.realpath(os.path.join(top, here, target))
-    if not (real == root or real.startswith(root + b"/")):
+    if _leads_out(here.split(b"/")[1:], target, root):
         return f"a link to {shown}, which leads out of artefacts/"
     return None
+
+
+def _leads_out(here: list[bytes], target: bytes, root: int) -> bool:
+    """Tell whether a link leads out of artefacts/ by another link; followed by name, from artefacts/ on."""
+    reached, ahead = list(here), target.split(b"/")
+    links = 0
+    while ahead:
+        if len(ahead) > MOST_STEPS or links > MOST_LINKS:
+            # The kernel follows no such path either.
+            return False
+        part, ahead = ahead[0], ahead[1:]
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            if not reached:
+                return True
+            reached.pop()
+            continue
+        try:
+            link = os.readlink(b"/".join([*reached, part]), dir_fd=root)
+        except OSError:
+            # A file, a folder, or nothing yet.
+            reached.append(part)
+            continue
+        if link.startswith(b"/"):
+            return True
+        links += 1
+        ahead = [*link.split(b"/"), *ahead]
+    return False
 
 
 def _climbs(here: bytes, target: bytes) -> bool:
@@ -139,17 +177,39 @@ def _kind(mode: int) -> str:
 def take_stock(request: dict[str, Any]) -> dict[str, Any]:
     """Write down what lies in a workspace's artefacts/ before training; the folder is made if missing.
 
-    The request: `job` (folder). The answer: `files`.
+    The request: `workspace` and `stock`, descriptors of the folder and of the new file; `mend`, folders that
+    an earlier job may have closed.
     """
-    job = Path(request["job"])
-    root = job / "workspace" / "artefacts"
-    if not os.path.lexists(root):
-        root.mkdir()
-    stock = {entry.shown: entry.mark() for entry in walk(root) if not stat.S_ISDIR(entry.stat.st_mode)}
-    write_json(job / "stock.json", stock)
-    return {"files": len(stock)}
+    for folder in request["mend"]:
+        mend(Path(folder))
+    workspace = request["workspace"]
+    _allow_entry(workspace)
+    # The checkout may bring one.
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(BASE, dir_fd=workspace)
+    stock = {entry.shown: entry.mark() for entry in walk(workspace) if not stat.S_ISDIR(entry.stat.st_mode)}
+    with open(os.dup(request["stock"]), "w", encoding="ascii") as file:
+        json.dump(stock, file)
+    return {}
 
 
-def read_stock(path: Path) -> dict[str, list[int]]:
-    """Return the stock taken before training; empty when none was."""
-    return read_json(path) or {}
+def read_stock(descriptor: int) -> dict[str, list[int]]:
+    """Return the stock taken before training."""
+    with open(os.dup(descriptor), encoding="ascii") as file:
+        file.seek(0)
+        stock: dict[str, list[int]] = json.load(file)
+    return stock
+
+
+def measure(workspace: int, check: Callable[[], None]) -> tuple[int, int]:
+    """Return the bytes of artefacts/ that lie on the disk, and those that its files appear to have.
+
+    They differ by the holes, which cost less than data and are not free either.
+    """
+    real = apparent = 0
+    for entry in walk(workspace):
+        check()
+        if entry.left_out is None and stat.S_ISREG(entry.stat.st_mode):
+            real += min(entry.stat.st_size, entry.stat.st_blocks * 512)
+            apparent += entry.stat.st_size
+    return real, apparent

@@ -11,20 +11,19 @@ from typing import Callable, Optional
 
 #: Seconds between two tries while a lock that can be cancelled is waited for.
 POLL_S = 0.1
+#: What lies in the place of a lock file is neither followed nor waited for.
+O_LOCK = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def open_lock(path: Path, mode: int = 0o600) -> int:
     """Open (and make) the lock file; the descriptor is closed in children.
 
-    Root's files go to the owner of the folder, and `mode` holds whatever the umask is.
+    `mode` holds whatever the umask is.
     """
     try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return os.open(path, os.O_RDWR | O_LOCK)
     except FileNotFoundError:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_CREAT, mode)
-    folder = os.stat(path.parent)
-    if os.geteuid() == 0 and folder.st_uid != 0:
-        os.fchown(descriptor, folder.st_uid, folder.st_gid)
+        descriptor = os.open(path, os.O_RDWR | O_LOCK | os.O_CREAT, mode)
     if os.fstat(descriptor).st_uid == os.geteuid() or os.geteuid() == 0:
         os.fchmod(descriptor, mode)
     return descriptor
@@ -86,11 +85,13 @@ def hold_now(path: Path, *, shared: bool = False, mode: int = 0o600) -> Iterator
 
 
 def is_held(path: Path) -> bool:
-    """Tell whether a living process holds the lock exclusively; a missing file is held by nobody."""
+    """Tell whether a living process holds the lock exclusively; a link or no file is held by nobody."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
+        descriptor = os.open(path, os.O_RDONLY | O_LOCK)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            return False
+        raise
     try:
         return not try_lock(descriptor, shared=True)
     finally:

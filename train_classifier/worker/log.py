@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Callable, Optional
 
+from train_classifier.worker.host import Account
 from train_classifier.worker.store import write_bytes
 
 MASK = b"***"
@@ -130,9 +131,6 @@ class LogFile:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115
         self._room = self.head - os.fstat(self._file.fileno()).st_size
         self._tail = open(self._new, "ab", buffering=0) if self._new.exists() else None  # noqa: SIM115
-        if os.geteuid() == 0:
-            owner = os.stat(path.parent)
-            os.fchown(self._file.fileno(), owner.st_uid, owner.st_gid)
         os.fchmod(self._file.fileno(), 0o600)
 
     def write(self, data: bytes) -> None:
@@ -194,13 +192,16 @@ class LogFile:
                 path.unlink(missing_ok=True)
 
 
-def make_fifo(path: Path) -> None:
-    """Make the FIFO, for the owner of its folder."""
+def make_fifo(path: Path, account: Optional[Account] = None, mode: int = 0o600) -> None:
+    """Make a FIFO in a folder of the caller's, for the job's account; `mode` says what that may do with it.
+
+    The caller opens the other end, which root may in any case.
+    """
     path.unlink(missing_ok=True)
     os.mkfifo(path, 0o600)
-    if os.geteuid() == 0:
-        owner = os.stat(path.parent)
-        os.chown(path, owner.st_uid, owner.st_gid)
+    if account is not None and account.uid != os.geteuid():
+        os.chown(path, account.uid, account.gid)
+        os.chmod(path, mode)
 
 
 class Pump(threading.Thread):

@@ -121,6 +121,7 @@ def head(job: Job, spec: JobSpec, status: dict[str, Any], result: dict[str, Any]
             "cpus": spec.cpus,
             "shm_bytes": spec.shm_bytes,
             "pids": spec.pids,
+            "artefacts_max_bytes": spec.artefacts_max_bytes,
             "network": spec.network,
         },
         "environment": facts.get("environment"),

@@ -1,84 +1,83 @@
 """Packs artefacts/ and the job's papers into artefacts.tar.gz, following no link and trusting no name.
 
-Runs in a child as the job's user. Memory stays flat whatever the number and the size of the files: lists go
-through temporary files, never through the heap.
+Runs as the job's account, in a child where that is not the caller's. It opens nothing by path: it reads below
+the workspace's descriptor and writes into those that it is given. Memory stays flat whatever the number and
+the size of the files: lists go through temporary files, never through the heap.
 """
 
 import contextlib
 import gzip
 import hashlib
 import json
-import math
 import os
 import shutil
 import stat
 import subprocess
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, Any, BinaryIO, Optional, cast
+from typing import IO, Any, BinaryIO, Callable, Optional, cast
 
 from train_classifier.errors import OUTCOMES, ExitCode
-from train_classifier.worker import listing
+from train_classifier.worker import listing, metrics
 from train_classifier.worker.listing import Entry
-from train_classifier.worker.store import write_json
+from train_classifier.worker.store import O_FILE
 
 BLOCK = 1 << 20
-METRICS_BYTES = 1 << 20
+#: How often the limit the files may appear to hold: a hole is read as zeros, at a tenth of the time of data.
+HOLES = 4
+
+Check = Callable[[], None]
 
 
-def pack(request: dict[str, Any]) -> dict[str, Any]:
-    """Write manifest.json and artefacts.tar.gz into the job's folder.
+def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]:
+    """Write manifest.json and artefacts.tar.gz; `check` is called all the time and may raise.
 
-    The request: `job` (folder), `manifest` (its head), `need_new` (nothing new in artefacts/ means
-    nothing-delivered), `ending` (what ended the job, kept as it is). The answer: `new, files, bytes,
-    left_out, metrics, metrics_problem, archive`; it lies in packed.json too, should whoever asked die.
+    The request: `manifest` (its head), `need_new` (nothing new in artefacts/ means nothing-delivered),
+    `most_bytes`, and descriptors: `workspace`; `stock`; `archive` and `list` (new files); `packed` and
+    `left_out` (for lists in between); `papers` (name to descriptor). The answer: `new, files, bytes,
+    left_out, metrics, metrics_problem, archive`, or only `too_large` (bytes on the disk and apparent).
     """
-    job = Path(request["job"])
-    root = job / "workspace" / "artefacts"
-    stock = listing.read_stock(job / "stock.json")
+    workspace = request["workspace"]
+    real, apparent = listing.measure(workspace, check)
+    if real > request["most_bytes"] or apparent > HOLES * request["most_bytes"]:
+        return {"too_large": [real, apparent]}
+    stock = listing.read_stock(request["stock"])
     answer: dict[str, Any] = {"new": 0, "files": 0, "bytes": 0, "left_out": 0}
-    (job / "packed.json").unlink(missing_ok=True)
-    temporary = job / ".artefacts.tar.gz.tmp"
-    try:
-        with contextlib.ExitStack() as stack:
-            packed, left_out = stack.enter_context(_notes(job)), stack.enter_context(_notes(job))
-            with _compressed(temporary) as (stream, digest), _tar(stream) as tar:
-                for entry in listing.walk(root):
-                    if entry.left_out:
-                        answer["left_out"] += 1
-                        _note(left_out, {"path": entry.shown, "reason": entry.left_out})
-                        continue
-                    noted = _add(tar, entry)
-                    if noted is None:
-                        continue
-                    noted["new"] = stock.get(entry.shown) != entry.mark()
-                    answer["new"] += noted["new"]
-                    answer["files"] += 1
-                    answer["bytes"] += noted["bytes"]
-                    _note(packed, noted)
-                head = request["manifest"]
-                if request["need_new"] and not answer["new"]:
-                    code = ExitCode.NOTHING_DELIVERED
-                    head = {**head, "outcome": OUTCOMES[code], "exit_code": int(code)}
-                answer["metrics"], answer["metrics_problem"] = _metrics(root)
-                head = {**head, "metrics": answer["metrics"]}
-                _write_manifest(job / "manifest.json", head, packed, left_out)
-                for name in ("manifest.json", "log.txt", "usage.csv"):
-                    _add_paper(tar, job / name, f"job/{name}")
-        answer["archive"] = {"sha256": digest.hexdigest(), "bytes": os.stat(temporary).st_size}
-        os.replace(temporary, job / "artefacts.tar.gz")
-        # The archive counts: a disk that is full now is no reason to have none.
-        with contextlib.suppress(OSError):
-            write_json(job / "packed.json", {**answer, "ending": request.get("ending")})
-    finally:
-        temporary.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        packed, left_out = (
+            stack.enter_context(open(os.dup(request[name]), "w+b")) for name in ("packed", "left_out")
+        )
+        with _compressed(request["archive"], check) as (stream, digest), _tar(stream) as tar:
+            for entry in listing.walk(workspace):
+                check()
+                if entry.left_out:
+                    answer["left_out"] += 1
+                    _note(left_out, {"path": entry.shown, "reason": entry.left_out})
+                    continue
+                noted = _add(tar, entry, check)
+                if noted is None:
+                    continue
+                noted["new"] = stock.get(entry.shown) != entry.mark()
+                answer["new"] += noted["new"]
+                answer["files"] += 1
+                answer["bytes"] += noted["bytes"]
+                _note(packed, noted)
+            head = request["manifest"]
+            if request["need_new"] and not answer["new"]:
+                code = ExitCode.NOTHING_DELIVERED
+                head = {**head, "outcome": OUTCOMES[code], "exit_code": int(code)}
+            answer["metrics"], answer["metrics_problem"] = _metrics(workspace)
+            head = {**head, "metrics": answer["metrics"]}
+            _write_manifest(request["list"], head, packed, left_out)
+            _add_paper(tar, request["list"], "job/manifest.json", check)
+            for name, descriptor in request["papers"].items():
+                _add_paper(tar, descriptor, f"job/{name}", check)
+    answer["archive"] = {"sha256": digest.hexdigest(), "bytes": os.fstat(request["archive"]).st_size}
     return answer
 
 
-def _add(tar: Any, entry: Entry) -> Optional[dict[str, Any]]:
+def _add(tar: Any, entry: Entry, check: Check) -> Optional[dict[str, Any]]:
     """Add one entry; return its line in the manifest, None for a folder."""
     member = tarfile.TarInfo(os.fsdecode(entry.name))
     member.mtime = int(max(entry.stat.st_mtime, 0))
@@ -97,7 +96,7 @@ def _add(tar: Any, entry: Entry) -> Optional[dict[str, Any]]:
         member.mode = mode | 0o400
         with entry.open() as source:
             member.size = os.fstat(source.fileno()).st_size
-            digesting = _Digesting(source, member.size)
+            digesting = _Digesting(source, member.size, check)
             tar.addfile(member, cast("IO[bytes]", digesting))
         noted = {"path": entry.shown, "bytes": member.size, "sha256": digesting.digest.hexdigest()}
     # TarFile remembers every member: a million of them would take a gigabyte.
@@ -108,12 +107,14 @@ def _add(tar: Any, entry: Entry) -> Optional[dict[str, Any]]:
 class _Digesting:
     """Reads exactly `size` bytes, digesting them; a file that shrank meanwhile is filled up with zeros."""
 
-    def __init__(self, source: BinaryIO, size: int) -> None:
+    def __init__(self, source: BinaryIO, size: int, check: Check) -> None:
         self.source = source
         self.left = size
+        self.check = check
         self.digest = hashlib.sha256()
 
     def read(self, count: int = -1) -> bytes:
+        self.check()
         wanted = self.left if count < 0 else min(count, self.left)
         data = self.source.read(wanted)
         data += bytes(wanted - len(data))
@@ -122,26 +123,22 @@ class _Digesting:
         return data
 
 
-def _add_paper(tar: tarfile.TarFile, path: Path, name: str) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    with open(descriptor, "rb") as source:
+def _add_paper(tar: tarfile.TarFile, descriptor: int, name: str, check: Check) -> None:
+    with open(os.dup(descriptor), "rb") as source:
+        source.seek(0)
         member = tarfile.TarInfo(name)
         member.size = os.fstat(descriptor).st_size
         member.mtime = int(time.time())
         member.mode = 0o644
-        tar.addfile(member, source)
+        tar.addfile(member, cast("IO[bytes]", _Digesting(source, member.size, check)))
 
 
 @contextlib.contextmanager
-def _compressed(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
+def _compressed(archive: int, check: Check) -> Iterator[tuple[BinaryIO, Any]]:
     """Yield a stream to write into and the digest of what lands in the file; pigz when the host has it."""
     digest = hashlib.sha256()
     pigz = shutil.which("pigz")
-    with open(path, "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
+    with open(os.dup(archive), "w+b") as file:
         if pigz is None:
             sink = _Sink(file, digest)
             with gzip.GzipFile("", "wb", 1, fileobj=cast("IO[bytes]", sink), mtime=0) as stream:
@@ -153,11 +150,11 @@ def _compressed(path: Path) -> Iterator[tuple[BinaryIO, Any]]:
                     yield cast("BinaryIO", stream), digest
             if process.returncode:
                 raise OSError(f"pigz ended with exit status {process.returncode}")
-            with open(path, "rb") as written:
-                while block := written.read(BLOCK):
-                    digest.update(block)
+            file.seek(0)
+            while block := file.read(BLOCK):
+                check()
+                digest.update(block)
         file.flush()
-        os.fsync(file.fileno())
 
 
 class _Sink:
@@ -191,21 +188,12 @@ def _tar(stream: BinaryIO) -> Iterator[Any]:
         yield archive
 
 
-@contextlib.contextmanager
-def _notes(job: Path) -> Iterator[IO[bytes]]:
-    # Not in /tmp, which may lie in memory: a million files take hundreds of megabytes.
-    with tempfile.TemporaryFile(dir=job) as file:
-        yield file
-
-
 def _note(file: IO[bytes], line: dict[str, Any]) -> None:
     file.write((b",\n  " if file.tell() else b"\n  ") + json.dumps(line).encode())
 
 
-def _write_manifest(path: Path, head: dict[str, Any], packed: IO[bytes], left_out: IO[bytes]) -> None:
-    temporary = path.with_name(".manifest.json.tmp")
-    with open(temporary, "wb") as file:
-        os.fchmod(file.fileno(), 0o600)
+def _write_manifest(descriptor: int, head: dict[str, Any], packed: IO[bytes], left_out: IO[bytes]) -> None:
+    with open(os.dup(descriptor), "wb") as file:
         file.write(json.dumps(head, indent=1).encode()[:-2])
         for name, notes in (("artefacts", packed), ("left_out", left_out)):
             file.write(f',\n "{name}": ['.encode())
@@ -213,32 +201,28 @@ def _write_manifest(path: Path, head: dict[str, Any], packed: IO[bytes], left_ou
             shutil.copyfileobj(notes, file)
             file.write(b"\n ]" if notes.tell() else b"]")
         file.write(b"\n}\n")
-    os.replace(temporary, path)
 
 
-def _metrics(root: Path) -> tuple[Optional[dict[str, float]], Optional[str]]:
-    """Return artefacts/metrics.json if it is flat name -> finite number, else None and why not."""
+def _metrics(workspace: int) -> tuple[Optional[dict[str, float]], Optional[str]]:
+    """Return what can be read of artefacts/metrics.json, and what is wrong with the rest.
+
+    Whatever it holds: the archive does not depend on it.
+    """
     try:
-        with open(os.open(root / "metrics.json", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        folder = os.open(listing.BASE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=workspace)
+    except OSError:
+        return None, None
+    try:
+        with open(os.open("metrics.json", O_FILE, dir_fd=folder), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 return None, "metrics.json is not a regular file"
-            data = file.read(METRICS_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError):
+            return metrics.read(file.read(metrics.MOST_BYTES + 1))
+    except FileNotFoundError:
         return None, None
     except OSError as error:
-        return None, f"metrics.json cannot be read: {error}"
-    if len(data) > METRICS_BYTES:
-        return None, "metrics.json is larger than 1 MiB"
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        return None, f"metrics.json is not JSON: {error}"
-    if not isinstance(found, dict):
-        return None, "metrics.json is not an object of names and numbers"
-    for name, value in found.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            return None, f"metrics.json: {name[:80]!r} is not a finite number"
-    return found, None
+        return None, f"metrics.json cannot be read: {error.strerror}"
+    finally:
+        os.close(folder)
 
 
 def _text(name: bytes) -> str:

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from train_classifier.errors import ExitCode, TrainClassifierError
 from train_classifier.worker.host import Account
@@ -17,6 +18,10 @@ from train_classifier.worker.host import Account
 PROGRAM = Path(__file__).resolve().parents[2]
 #: What runs it.
 PYTHON = sys.executable
+#: Seconds between two looks whether a part is to end early.
+CHECK_S = 0.1
+#: The largest answers hold the metrics of a model.
+ANSWER_BYTES = 16 << 20
 
 
 def command(*arguments: str) -> list[str]:
@@ -47,40 +52,80 @@ def die_with(parent: int) -> None:
 
 
 def call(
-    account: Account, part: str, request: dict[str, Any], keep_open: Sequence[int] = ()
+    account: Account,
+    part: str,
+    request: dict[str, Any],
+    keep_open: Sequence[int] = (),
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Run one of parts.PARTS as `account` and return its answer; `keep_open` goes with its child.
+    """Run one of parts.PARTS as `account` and return its answer; it is given the descriptors `keep_open`.
 
     There is a child only for another account: the start of another Python takes longer than most parts do.
-    Raises the part's own error; TrainClassifierError when the child died.
+    `check` is called all the time and may raise, which ends the part. Raises the part's own error;
+    TrainClassifierError when the child died or answered too much.
     """
     if not account.options():
-        return _here(part, request)
-    done = subprocess.run(
+        return _here(part, request, check)
+    process = subprocess.Popen(
         command("part", part, str(os.getpid())),
-        input=json.dumps(request).encode(),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=account.environment(),
         cwd="/",
         pass_fds=keep_open,
-        check=False,
         **account.options(),
     )
+    with process:
+        try:
+            answered, words = _answered(process, json.dumps(request).encode(), check)
+        except BaseException:
+            process.kill()
+            raise
     try:
-        answer: dict[str, Any] = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(answered)
     except ValueError:
-        tail = done.stderr.decode("utf-8", "replace")[-2000:]
-        raise TrainClassifierError(f"{part} ended with exit status {done.returncode}", detail=tail) from None
+        tail = words.decode("utf-8", "replace")[-2000:]
+        raise TrainClassifierError(
+            f"{part} ended with exit status {process.returncode}", detail=tail
+        ) from None
     if "error" in answer:
         raise _as_raised(answer["error"])
     return answer
 
 
-def _here(part: str, request: dict[str, Any]) -> dict[str, Any]:
+def _answered(
+    process: "subprocess.Popen[bytes]", request: bytes, check: Callable[[], None]
+) -> tuple[bytes, bytes]:
+    """Give a child its request; return its answer and the end of what it said on standard error."""
+    assert process.stdin and process.stdout and process.stderr
+    # A part reads its whole request before it answers.
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+        pipe.write(request)
+    answer, words = process.stdout.fileno(), process.stderr.fileno()
+    said = {answer: b"", words: b""}
+    with selectors.DefaultSelector() as selector:
+        for descriptor in said:
+            selector.register(descriptor, selectors.EVENT_READ)
+        while selector.get_map():
+            check()
+            for key, _ in selector.select(CHECK_S):
+                data = os.read(key.fd, 1 << 16)
+                if not data:
+                    selector.unregister(key.fileobj)
+                said[key.fd] += data
+            if len(said[answer]) > ANSWER_BYTES:
+                raise TrainClassifierError(f"a part of the worker answered more than {ANSWER_BYTES} bytes")
+            said[words] = said[words][-2000:]
+    return said[answer], said[words]
+
+
+def _here(part: str, request: dict[str, Any], check: Callable[[], None]) -> dict[str, Any]:
     from train_classifier.worker import parts, protocol
 
     try:
+        if part in parts.CHECKED:
+            return parts.CHECKED[part](request, check)
         return parts.PARTS[part](request)
     except TrainClassifierError:
         raise

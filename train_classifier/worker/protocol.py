@@ -49,6 +49,7 @@ VERBS: dict[str, Verb] = {
     "status": read.status,
     "list": read.list_jobs,
     "cancel": read.cancel,
+    "pack": read.pack,
     "clean": _clean,
 }
 
@@ -140,7 +141,9 @@ def _rsync(door: str, wanted: str, arguments: Sequence[str]) -> int:
         host = Host.load()
         job = _job(host, wanted)
         arguments = arguments[1:] if arguments[0] == "rsync" else arguments
-        return receive.receive(job, host, arguments) if door == "receive" else receive.send(job, arguments)
+        return (
+            receive.receive(job, host, arguments) if door == "receive" else receive.send(job, host, arguments)
+        )
     except Exception as error:
         described = describe(error)
         print(json.dumps({"error": described}), file=sys.stderr, flush=True)

@@ -2,17 +2,17 @@
 
 import base64
 import contextlib
+import json
 import os
-import stat
 import time
 import zlib
+from pathlib import Path
 from typing import Any, Iterator, Optional
 
-from train_classifier.errors import BadInput, NotReady, TrainClassifierError
-from train_classifier.worker import finish
+from train_classifier.errors import BadInput, Cancelled, NotReady, TrainClassifierError
+from train_classifier.worker import finish, program
 from train_classifier.worker.host import Host
-from train_classifier.worker.listing import O_FILE
-from train_classifier.worker.store import Job, Store, write_bytes
+from train_classifier.worker.store import Job, Store, open_regular, write_bytes
 
 #: Seconds between two looks for news.
 POLL_S = 0.02
@@ -73,8 +73,8 @@ def _renew(job: Job) -> None:
     By the file's time alone: that works on a full disk too, and a look must never fail for it.
     """
     with contextlib.suppress(OSError):
-        if not 0 <= time.time() - os.stat(job.lease).st_mtime < RENEW_S:
-            os.utime(job.lease)
+        if not 0 <= time.time() - os.lstat(job.lease).st_mtime < RENEW_S:
+            os.utime(job.lease, follow_symlinks=False)
 
 
 def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str, Any]]:
@@ -105,14 +105,10 @@ def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[s
 
 
 def _small(archive: str, most: float) -> bytes:
-    """Return what an archive holds; nothing of one that is larger or cannot be read, which is then fetched.
-
-    Its folder is the job's user's, so that a link there is not followed.
-    """
+    """Return what an archive holds; nothing of one that is larger or cannot be read: that is fetched."""
     try:
-        with open(os.open(archive, O_FILE), "rb") as file:
-            found = os.fstat(file.fileno())
-            return file.read() if stat.S_ISREG(found.st_mode) and found.st_size <= most else b""
+        with open(open_regular(Path(archive)), "rb") as file:
+            return file.read() if os.fstat(file.fileno()).st_size <= most else b""
     except OSError:
         return b""
 
@@ -120,13 +116,17 @@ def _small(archive: str, most: float) -> bytes:
 def log_size(job: Job) -> int:
     """Return the bytes that the log has by now."""
     try:
-        return os.stat(job.log).st_size
+        return os.lstat(job.log).st_size
     except FileNotFoundError:
         return 0
 
 
 def _log(job: Job, offset: int, most: int) -> bytes:
-    with open(job.log, "rb") as file:
+    try:
+        descriptor = open_regular(job.log)
+    except OSError as error:
+        raise NotReady(f"the log of job {job.id} cannot be read: {error.strerror}") from error
+    with open(descriptor, "rb") as file:
         file.seek(offset)
         return file.read(most)
 
@@ -169,21 +169,21 @@ def _line(job: Job, host: Host) -> Optional[dict[str, Any]]:
             finish.finish_if_dead(job, host)
         found = job.status()
         result = job.result() if found["state"] == "finished" else None
-    except TrainClassifierError:
-        # Half made or half removed, or of another version of us.
+    except (TrainClassifierError, OSError):
+        # Half made or half removed, damaged, or of another version of us.
         return None
     return {
         "id": job.id,
         "model": found.get("model"),
         "state": found["state"],
         "phase": found.get("phase"),
-        "outcome": result["outcome"] if result else None,
+        "outcome": result.get("outcome") if result else None,
         "exit_code": result["exit_code"] if result else None,
         "submitter": found.get("submitter"),
         "submitted": found.get("submitted"),
         "started": found.get("started"),
-        "finished": result["finished"] if result else None,
-        "gpus": [gpu["uuid"] for gpu in result["gpus"]] if result else found.get("gpus", []),
+        "finished": result.get("finished") if result else None,
+        "gpus": [gpu.get("uuid") for gpu in result.get("gpus", [])] if result else found.get("gpus", []),
         "message": found.get("message"),
     }
 
@@ -195,13 +195,42 @@ def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     """
     job = store.find(request.get("id"))
     found = job.status()
-    if found["state"] != "finished" and not job.cancel.exists():
+    # A second one stops the packing of what a first one has left.
+    again = found.get("phase") == "artefacts"
+    if found["state"] != "finished" and (again or not os.path.lexists(job.cancel)):
         # First of all: whoever pushes or submits it at this moment sees it too.
         by = str(request.get("by") or "")[:200]
-        write_bytes(job.cancel, by.encode("utf-8", "replace"))
+        if job.is_foreign:
+            program.call(host.job_user(), "write", {"path": str(job.cancel), "text": by})
+        else:
+            write_bytes(job.cancel, by.encode("utf-8", "replace"))
     if found["state"] in ("prepared", "pushed") and finish.remove(
         job, host.job_user(), unless_submitted=True
     ):
         return {"id": job.id, "state": "removed"}
     finish.finish_if_dead(job, host)
     return {"id": job.id, "state": job.status()["state"]}
+
+
+def pack(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str, Any]]:
+    """Pack what stayed on the host when a job ended, and yield its result; `most` may exceed its limit.
+
+    A sign of life every second is what tells that nobody listens any more: then packing stops.
+    """
+    job = store.find(request.get("id"))
+    finish.finish_if_dead(job, host)
+    most = _number(request, "most", -1, 1 << 60)
+    spoken = time.monotonic()
+
+    def check() -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken < RENEW_S:
+            return
+        spoken = time.monotonic()
+        try:
+            print(json.dumps({"id": job.id, "state": "packing"}), flush=True)
+        except BrokenPipeError as error:
+            raise Cancelled("whoever asked for the archive is gone") from error
+
+    result = finish.pack(job, host, None if most < 0 else int(most), check)
+    yield {"id": job.id, "result": result, "archive": str(job.archive) if result.get("archive") else None}

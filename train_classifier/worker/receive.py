@@ -1,4 +1,4 @@
-"""The two doors for rsync: sources into the mirror and the workspace, the archive out."""
+"""The two doors for rsync: sources into the mirror, the archive out."""
 
 import base64
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Callable
 
 from train_classifier.errors import BadInput, Cancelled, NotReady
-from train_classifier.worker import locks, program, spare, tree
+from train_classifier.worker import copier, locks, program, tree
 from train_classifier.worker.host import Account, Host
-from train_classifier.worker.store import Job, Store, write_bytes
+from train_classifier.worker.store import Job, Store, open_regular, write_bytes
 
 #: What rsync's client says to its server for the options that a transport of ours may use.
 OPTION = re.compile(
@@ -42,13 +42,15 @@ def unpack_list(text: Any) -> bytes:
 
 
 def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
-    """Let rsync write into the job's mirror, then make the workspace from it; returns rsync's exit status.
+    """Let rsync write into the job's mirror, then begin to copy that; returns rsync's exit status.
 
     Raises BadInput for a job that was submitted, NotReady during another push of it or without rsync.
     """
     arguments = _refuse_sender(arguments, wanted=False)
     account = host.job_user()
     store = Store.of(job.dir)
+    if job.is_foreign:
+        raise BadInput(f"job {job.id} was prepared by another version of train-classifier")
     with locks.hold_now(job.lock) as mine:
         if not mine:
             raise NotReady(f"job {job.id} is being pushed or run by another process")
@@ -61,23 +63,22 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
             _fingerprint(mirror).unlink(missing_ok=True)
             tidy = _tidying(account, mirror / "tree", job)
             tidy()
-            with spare.weeding(account, mirror, job) as ahead:
-                # The lock goes with rsync: should we be killed, the next push waits until it has ended.
-                status = _rsync(account, arguments, "./", mirror / "tree", lock)
-                if status not in (0, 24):
-                    return status
-                # What a cut connection left, and names that came without being asked for.
-                tidy()
+            # The lock goes with rsync: should we be killed, the next push waits until it has ended.
+            status = _rsync(account, arguments, "./", mirror / "tree", lock)
+            if status not in (0, 24):
+                return status
+            # What a cut connection left, and names that came without being asked for.
+            tidy()
             told = job.dir / "fingerprint"
             if status == 0 and told.exists():
                 write_bytes(_fingerprint(mirror), told.read_bytes())
-            spare.lay_out(account, mirror, job, lock, ahead)
+            copier.start(job, account, mirror, lock)
         job.write_status(state="pushed", message="")
     return 0
 
 
 def adopt(job: Job, account: Account, mirror: Path, fingerprint: Any) -> bool:
-    """Make the workspace from the mirror as it is, if it holds just what would be pushed; tell whether so.
+    """Copy the mirror as it is into the workspace, if it holds just what would be pushed; tell whether so.
 
     `fingerprint` stands for that: the controller's hash of the files' identities, told again by each push.
     The caller holds the job's lock.
@@ -86,10 +87,10 @@ def adopt(job: Job, account: Account, mirror: Path, fingerprint: Any) -> bool:
         return False
     write_bytes(job.dir / "fingerprint", fingerprint.encode())
     try:
-        with locks.hold(mirror / "lock", timeout=0) as lock:
+        with locks.hold(mirror / "lock", shared=True, timeout=0) as lock:
             if _fingerprint(mirror).read_text() != fingerprint:
                 return False
-            spare.lay_out(account, mirror, job, lock, None)
+            copier.start(job, account, mirror, lock)
     except (TimeoutError, FileNotFoundError):
         # Another push is under way, or nothing is known of the mirror.
         return False
@@ -102,12 +103,16 @@ def _fingerprint(mirror: Path) -> Path:
     return mirror / "fingerprint"
 
 
-def send(job: Job, arguments: Sequence[str]) -> int:
+def send(job: Job, host: Host, arguments: Sequence[str]) -> int:
     """Let rsync read the job's archive, and nothing else; returns rsync's exit status."""
     arguments = _refuse_sender(arguments, wanted=True)
-    if not job.archive.is_file():
-        raise NotReady(f"job {job.id} has no archive yet")
-    return _rsync(None, arguments, job.archive.name, job.dir, -1)
+    try:
+        os.close(open_regular(job.archive))
+    except OSError as error:
+        raise NotReady(f"job {job.id} has no archive yet") from error
+    # The last release gave the folder to the job's account: that may have put a link there meanwhile.
+    account = host.job_user() if job.is_foreign else None
+    return _rsync(account, arguments, job.archive.name, job.dir, -1)
 
 
 def _refuse_sender(arguments: Sequence[str], wanted: bool) -> list[str]:
@@ -128,9 +133,15 @@ def _refuse_sender(arguments: Sequence[str], wanted: bool) -> list[str]:
 def _tidying(account: Account, mirror: Path, job: Job) -> Callable[[], Any]:
     """Return what removes from the mirror all that is not in the job's list."""
     names = job.dir / "files"
-    if account.options():
-        return partial(program.call, account, "tidy", {"tree": str(mirror), "names": str(names)})
-    return partial(tree.tidy, mirror, *tree.parse_list(names.read_bytes()))
+    if not account.options():
+        return partial(tree.tidy, mirror, *tree.parse_list(names.read_bytes()))
+
+    def as_account() -> None:
+        with open(names, "rb") as listed:
+            request = {"tree": str(mirror), "names": listed.fileno()}
+            program.call(account, "tidy", request, [listed.fileno()])
+
+    return as_account
 
 
 def _rsync(account: Any, arguments: Sequence[str], path: str, folder: Path, lock: int) -> int:

@@ -1,38 +1,54 @@
 """The state folder: its layout, a job's folder, and files that are written whole or not at all."""
 
+import contextlib
+import errno
 import json
 import os
+import stat
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
-from train_classifier.errors import BadInput, NotReady
-from train_classifier.job import JOB_ID, SCHEMA, STATES, JobSpec
+from train_classifier.errors import BadInput, ExitCode, NotReady
+from train_classifier.job import JOB_ID, LAST_SCHEMA, SCHEMA, STATES, JobSpec
+from train_classifier.worker import locks, tree
 from train_classifier.worker.host import Account, boot_id, uptime
+
+#: How a folder and a file are opened where somebody with fewer rights may have written.
+O_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+#: Fields of status.json that are calculated with.
+TIMES = ("updated", "updated_uptime", "submitted_uptime", "submitted", "started")
+#: Of a file of JSON that is read whole.
+JSON_BYTES = 64 << 20
 
 #: More than status, facts, manifest and result of a job take.
 RESERVE_BYTES = 1 << 18
 
 
 def write_bytes(path: Path, data: bytes, mode: int = 0o600, sync: bool = True) -> None:
-    """Write a file whole or not at all: a temporary file beside it, fsync, rename.
+    """Write a file as `new_file` does."""
+    with new_file(path, mode, sync) as descriptor:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
 
-    Without `sync` it is whole for whoever looks, but may be lost with the power.
 
-    What root writes belongs to the owner of the folder, so that the job's user can read and remove it.
+@contextlib.contextmanager
+def new_file(path: Path, mode: int = 0o600, sync: bool = True) -> Iterator[int]:
+    """Yield a descriptor of a new file that replaces `path` when the block ends without an exception.
+
+    So the file is written whole or not at all. Without `sync` it may be lost with the power.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    descriptor = os.open(
-        temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode
-    )
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
         try:
-            _hand_over(descriptor, path.parent)
             os.fchmod(descriptor, mode)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
+            yield descriptor
             if sync:
                 os.fsync(descriptor)
         finally:
@@ -43,6 +59,12 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o600, sync: bool = True) -
         raise
 
 
+def write_part(request: dict[str, Any]) -> dict[str, Any]:
+    """Do `write_bytes` for a child of this program. The request: `path`, `text`."""
+    write_bytes(Path(request["path"]), request["text"].encode("utf-8", "replace"))
+    return {}
+
+
 def write_json(path: Path, data: Any, mode: int = 0o600) -> None:
     """Write JSON as `write_bytes` does."""
     write_bytes(path, json.dumps(data, indent=1, sort_keys=True).encode() + b"\n", mode)
@@ -51,21 +73,41 @@ def write_json(path: Path, data: Any, mode: int = 0o600) -> None:
 def read_json(path: Path) -> Any:
     """Return the JSON of a file, None when it is missing. Raises NotReady when it is not JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_bytes(path, JSON_BYTES))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NotReady(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        # ELOOP: a link; ENXIO: a socket.
+        if error.errno in (errno.EINVAL, errno.ELOOP, errno.ENXIO):
+            raise NotReady(f"{path} is damaged: not a regular file") from error
+        raise
 
 
-def _hand_over(descriptor: int, folder: Path) -> None:
-    if os.geteuid() == 0:
-        owner = os.stat(folder)
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading, following no link and waiting for nobody. Raises OSError."""
+    descriptor = os.open(path, O_FILE)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Return what a regular file holds. Raises NotReady when that is more than `most` bytes, OSError."""
+    with open(open_regular(path), "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise NotReady(f"{path} is larger than {most} bytes")
+    return data
 
 
 def make_folder(path: Path, mode: int, owner: Optional[Account] = None) -> Path:
-    """Make a folder (not its parents) of this mode, owned by `owner` if root calls; an existing one stays."""
+    """Make a folder (not its parents) of this mode, owned by `owner` if root calls; an existing one stays.
+
+    The parent is a folder that only the caller can write, so that the path means the same at every step.
+    """
     try:
         os.mkdir(path, mode)
     except FileExistsError:
@@ -86,8 +128,29 @@ def make_leaf(path: Path, account: Account) -> Path:
     return path
 
 
+def make_passage(path: Path, account: Account) -> Path:
+    """Make a folder of the caller's through which the account, and nobody else, reaches what is its own.
+
+    An existing one stays.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(path, 0o700)
+        open_passage(path, account)
+    return path
+
+
+def open_passage(path: Path, account: Account) -> None:
+    """Let the account pass through a new folder of the caller's."""
+    if account.uid != os.geteuid():
+        os.chown(path, -1, account.gid)
+        os.chmod(path, 0o710)
+
+
 class Store:
-    """The state folder of one submitting account."""
+    """The state folder of one submitting account.
+
+    That account owns every folder that structures the state; only leaves belong to the job's account.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -113,7 +176,7 @@ class Store:
 
     def make(self, account: Account) -> "Store":
         """Make the folders; what the job's user must write into belongs to `account`. Raises NotReady."""
-        # Root's folders are walked through by the service account, a person's are private.
+        # Root's folders are walked through by the job's account, a person's are private.
         through = 0o711 if os.geteuid() == 0 else 0o700
         try:
             os.makedirs(self.root.parent, exist_ok=True)
@@ -132,8 +195,15 @@ class Store:
         return self
 
     def mirror(self, key: str) -> Path:
-        """Return the folder of a repository's mirror: `tree/` and `lock`."""
+        """Return the folder of a repository's mirror: `tree/`, `lock` and `fingerprint`."""
         return self.mirrors / key
+
+    def make_mirror(self, key: str, account: Account) -> Path:
+        """Make the folder of a repository's mirror, and take over one that the last release left."""
+        mirror = make_passage(self.mirror(key), account)
+        take_over(mirror, account)
+        make_folder(mirror / "tree", 0o755, account)
+        return mirror
 
     def job(self, job_id: str) -> "Job":
         """Return the job with exactly this id. Raises BadInput when there is none."""
@@ -174,8 +244,40 @@ class Store:
         return found[0]
 
 
+def take_over(mirror: Path, account: Account) -> None:
+    """Make a mirror's folder the caller's own, and remove what the last release kept beside the tree.
+
+    There the folder belonged to the job's account, and held the workspace of the job before.
+    """
+    descriptor = os.open(mirror, O_FOLDER)
+    try:
+        foreign = os.fstat(descriptor).st_uid != os.geteuid()
+        if foreign:
+            os.fchown(descriptor, os.geteuid(), account.gid)
+            os.fchmod(descriptor, 0o710)
+    finally:
+        os.close(descriptor)
+    # From here on nobody else can change what lies in the folder.
+    for name in os.listdir(mirror):
+        path = mirror / name
+        if name == "tree":
+            stays = stat.S_ISDIR(os.lstat(path).st_mode)
+        elif name == "lock":
+            # Somebody of the last release may be pushing.
+            stays = stat.S_ISREG(os.lstat(path).st_mode) and (not foreign or locks.is_held(path))
+        else:
+            stays = not foreign and not name.startswith("spare") and not JOB_ID.match(name.partition(".")[0])
+        if not stays:
+            tree.remove(account, path)
+            tree.remove(None, path)
+
+
 class Job:
-    """A job's folder; its files are its state."""
+    """A job's folder; its files are its state.
+
+    They belong to the account that submits. The job's account owns the leaves that the model works in
+    (workspace, checkpoints, home), and the FIFOs in `run`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.dir = folder
@@ -188,8 +290,8 @@ class Job:
         self.cancel = folder / "cancel"
         self.lease = folder / "lease"
         self.workspace = folder / "workspace"
-        #: By which files of the workspace are recognised; see `spare`.
-        self.stamp = folder / "stamp"
+        #: Held while the mirror is copied into the workspace, and what `cp` said; see `copier`.
+        self.copy = folder / "copy"
         self.checkpoints = folder / "checkpoints"
         self.run = folder / "run"
         self.home = folder / "home"
@@ -197,14 +299,49 @@ class Job:
         self.stock = folder / "stock.json"
         #: What the packer said, from then on until result.json is there.
         self.packed = folder / "packed.json"
+        #: What an interpreter that crashed had to say, or the traceback of a bug.
+        self.crash = folder / "crash.txt"
         #: Space for the last papers of a job that filled the disk.
         self.reserve = folder / "reserve"
         self._writing = threading.Lock()
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the folder is another account's: the last release gave root's jobs to the job's account.
+
+        Nothing is made or changed in there but by that account itself.
+        """
+        try:
+            return os.lstat(self.dir).st_uid != os.geteuid()
+        except FileNotFoundError:
+            return False
+
+    def make(self, account: Account) -> None:
+        """Make the folder, `run` and the leaves of the job's account.
+
+        Raises FileExistsError when there is a job of this id.
+        """
+        os.mkdir(self.dir, 0o700)
+        try:
+            self._make(account)
+        except BaseException:
+            tree.remove(None, self.dir)
+            raise
+
+    def _make(self, account: Account) -> None:
+        open_passage(self.dir, account)
+        make_passage(self.run, account)
+        make_folder(self.workspace, 0o755, account)
+        for folder in (self.home, self.checkpoints):
+            make_folder(folder, 0o700, account)
+
     def spec(self) -> JobSpec:
         """Return the specification. Raises BadInput when it is missing or of another schema."""
+        data = read_json(self.dir / "spec.json")
+        if isinstance(data, dict) and data.get("schema") == LAST_SCHEMA:
+            data = {**data, "schema": SCHEMA}
         try:
-            return JobSpec.from_dict(read_json(self.dir / "spec.json"))
+            return JobSpec.from_dict(data)
         except ValueError as error:
             raise BadInput(*f"{error}".splitlines()) from error
 
@@ -213,17 +350,24 @@ class Job:
         data = read_json(self.dir / "status.json")
         if not isinstance(data, dict):
             raise BadInput(f"{self.dir} is not a complete job")
-        if data.get("schema") != SCHEMA:
+        if data.get("schema") not in (SCHEMA, LAST_SCHEMA):
             raise NotReady(
                 f"job {self.id} is of another version of train-classifier (schema {data.get('schema')})",
                 "use that version to look at it",
             )
+        numbers = [data.get("version"), *(data.get(name) or 0 for name in TIMES)]
+        if data.get("state") not in STATES or not all(isinstance(number, (int, float)) for number in numbers):
+            raise NotReady(f"{self.dir / 'status.json'} is damaged")
         return data
 
     def result(self) -> Optional[dict[str, Any]]:
-        """Return result.json, None as long as the job has not ended."""
-        data: Optional[dict[str, Any]] = read_json(self.dir / "result.json")
-        return data
+        """Return result.json, None as long as the job has not ended. Raises NotReady when it is damaged."""
+        data = read_json(self.dir / "result.json")
+        if data is None:
+            return None
+        if not isinstance(data, dict) or data.get("exit_code") not in list(ExitCode):
+            raise NotReady(f"{self.dir / 'result.json'} is damaged")
+        return dict(data)
 
     def write_status(self, **changes: Any) -> dict[str, Any]:
         """Change status.json as a whole, counting its version up; returns it. Callers hold the job's lock."""
@@ -241,7 +385,6 @@ class Job:
         """Take the space that the job's last papers will want. Raises OSError on a full disk."""
         descriptor = os.open(self.reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            _hand_over(descriptor, self.dir)
             os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
         finally:
             os.close(descriptor)
@@ -257,6 +400,6 @@ class Job:
     def created(self) -> float:
         """Return when the job was made, in seconds since the epoch."""
         try:
-            return os.stat(self.dir / "spec.json").st_mtime
+            return os.lstat(self.dir / "spec.json").st_mtime
         except FileNotFoundError:
             return 0.0

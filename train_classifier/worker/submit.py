@@ -8,7 +8,7 @@ from train_classifier.errors import BadInput, Cancelled, NotReady, TrainClassifi
 from train_classifier.job import NAME, SCHEMA, JobSpec
 from train_classifier.worker import container, finish, launch, locks, program, receive, tree
 from train_classifier.worker.host import Account, Host, boot_id, uptime
-from train_classifier.worker.store import Job, Store, make_folder, write_bytes, write_json
+from train_classifier.worker.store import O_FOLDER, Job, Store, make_folder, write_bytes, write_json
 
 
 def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
@@ -46,21 +46,19 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
         program.open_to_all()
     job = Job(store.jobs / spec.id)
     try:
-        os.mkdir(job.dir, 0o700)
+        job.make(account)
     except FileExistsError as error:
         raise BadInput(
             f"job id {spec.id} is in use already", hint="submit again: ids are made new"
         ) from error
-    if os.geteuid() == 0:
-        os.chown(job.dir, account.uid, account.gid)
     try:
         _furnish(job, spec, files, resumed, account, store)
         mirror = store.mirror(spec.repository.key)
         with locks.hold(job.lock):
             pushed = receive.adopt(job, account, mirror, request.get("fingerprint"))
     except BaseException:
-        # Half a job is none.
-        tree.remove(account, job.dir)
+        # Remove the partly created job.
+        finish.remove_folder(job, account)
         raise
     return {"id": job.id, "job": str(job.dir), "tree": str(mirror / "tree"), "pushed": pushed, **checked}
 
@@ -75,10 +73,7 @@ def _furnish(
             data["resume"] = resumed.id
         write_json(job.dir / "spec.json", data)
         write_bytes(job.dir / "files", files)
-        for folder in (job.run, job.home, job.checkpoints):
-            make_folder(folder, 0o700, account)
-        mirror = make_folder(store.mirror(spec.repository.key), 0o700, account)
-        make_folder(mirror / "tree", 0o755, account)
+        store.make_mirror(spec.repository.key, account)
         cache = make_folder(store.cache / spec.repository.key, 0o700, account)
         job.write_status(
             schema=SCHEMA, id=job.id, model=spec.model, submitter=spec.submitter, state="prepared",
@@ -87,8 +82,10 @@ def _furnish(
             finished=None,
         )  # fmt: skip
         if resumed is not None:
-            # Nobody cleans them meanwhile.
-            write_bytes(resumed.dir / "resumed", b"")
+            if not resumed.is_foreign:
+                # Nobody cleans them meanwhile.
+                write_bytes(resumed.dir / "resumed", b"")
+            program.call(account, "mend", {"folders": [str(resumed.checkpoints)]})
             tree.copy(account, resumed.checkpoints, job.checkpoints)
         os.utime(cache)
 
@@ -97,7 +94,7 @@ def _resumed(store: Store, spec: JobSpec) -> Job:
     """Return the job whose checkpoints a new one starts from. Raises BadInput."""
     if spec.resume != "last":
         found = store.job(str(spec.resume))
-        if not found.checkpoints.is_dir():
+        if _checkpoints(found) is None:
             raise BadInput(f"job {found.id} has no checkpoints any more: it was cleaned")
         return found
     for job in reversed(store.all_jobs()):
@@ -106,9 +103,22 @@ def _resumed(store: Store, spec: JobSpec) -> Job:
         except TrainClassifierError:
             continue
         alike = (other.model, other.repository.key) == (spec.model, spec.repository.key)
-        if alike and job.id != spec.id and job.checkpoints.is_dir() and any(job.checkpoints.iterdir()):
+        if alike and job.id != spec.id and _checkpoints(job):
             return job
     raise BadInput(f"there is no earlier job of {spec.model} with checkpoints to resume from")
+
+
+def _checkpoints(job: Job) -> Optional[int]:
+    """Return how many checkpoints a job has, None when its folder of them is gone."""
+    try:
+        folder = os.open(job.checkpoints, O_FOLDER)
+    except OSError as error:
+        # A model may have closed it to itself; the copy opens it again.
+        return 1 if isinstance(error, PermissionError) else None
+    try:
+        return len(os.listdir(folder))
+    finally:
+        os.close(folder)
 
 
 def _require_space(host: Host, store: Store, spec: JobSpec) -> None:

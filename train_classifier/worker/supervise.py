@@ -10,6 +10,7 @@ from typing import Any, Optional
 from train_classifier.errors import TrainClassifierError
 from train_classifier.worker import (
     container,
+    copier,
     deliver,
     engine,
     faults,
@@ -18,7 +19,6 @@ from train_classifier.worker import (
     locks,
     manifest,
     program,
-    spare,
 )
 from train_classifier.worker.host import Host, boot_id
 from train_classifier.worker.store import Job, Store
@@ -38,7 +38,6 @@ class Run:
         self.spec = job.spec()
         self.host = Host.load()
         self.account = self.host.job_user()
-        self.mirror = self.store.mirror(self.spec.repository.key)
         self.watch = Watch(job, self.spec)
         self.secrets: dict[str, str] = {}
         self.engine: Any = None
@@ -96,6 +95,8 @@ def add_packages(run: Run) -> None:
     """Lay the Debian packages of apt-pkgs.txt over the image."""
     from train_classifier.worker import packages
 
+    # The first step that reads the repository.
+    copier.wait(run.job, run.watch.check)
     run.image = packages.layer(
         run.engine, run.host, run.store, run.image, run.job.workspace, run.spec.model, run.job,
         run.say, run.watch.check,
@@ -154,7 +155,8 @@ def train(run: Run) -> None:
     from train_classifier.worker import gpu
 
     container.prepare_folders(run.job, run.account, run.host)
-    program.call(run.account, "stock", {"job": str(run.job.dir)})
+    cache = run.store.cache / run.spec.repository.key
+    deliver.take_stock(run.job, run.account, [cache, run.job.checkpoints], run.watch.check)
     uuids = [found.uuid for found in run.gpus]
     made = container.create(
         run.engine,
@@ -164,13 +166,13 @@ def train(run: Run) -> None:
         run.account,
         run.image.id,
         run.image.python,
-        run.store.cache / run.spec.repository.key,
+        cache,
         run.environment.mounts,
         run.environment.variables,
         uuids,
         gpu.device_options(run.engine, run.gpus) if run.gpus else {},
     )
-    training = Training(run.job, run.spec, run.watch, run.say)
+    training = Training(run.job, run.spec, run.account, run.watch, run.say)
     try:
         run.job.write_status(container=made.id, message="training")
         training.run(made, run.secrets, uuids, run.host.nvidia_smi)
@@ -215,9 +217,6 @@ def carry_out(folder: Path) -> None:
             give_up(job, as_error(job, error))
             return
         close(run, go(run))
-        _drop_empty(job.dir / "crash.txt")
-    # Nobody waits any more: now there is time for removing what may be large.
-    spare.clear(run.store, run.mirror, run.account)
     finish.sweep(run.store, run.host, run.engine)
 
 
@@ -227,12 +226,6 @@ def give_up(job: Job, cause: TrainClassifierError) -> None:
     host = Host.load()
     finish.remove_ticket(host, job)
     deliver.clear_up(job, host.job_user())
-
-
-def _drop_empty(path: Path) -> None:
-    """Remove a file into which nothing was written."""
-    if path.exists() and path.stat().st_size == 0:
-        path.unlink()
 
 
 def go(run: Run) -> Optional[TrainClassifierError]:
@@ -255,7 +248,8 @@ def go(run: Run) -> Optional[TrainClassifierError]:
 def close(run: Run, cause: Optional[TrainClassifierError]) -> None:
     """Free what the job held, pack what there is, write the result, then clear up.
 
-    The GPUs go first: others wait. No step keeps another from being done, and the first cause wins.
+    The GPUs go first: others wait. No step keeps another from being done, and the first cause wins. What
+    comes while it packs (a cancel, a signal, the lease) stops the packing, and artefacts/ stays on the host.
     """
     run.job.drop_reserve()
     freed = False
@@ -272,7 +266,8 @@ def close(run: Run, cause: Optional[TrainClassifierError]) -> None:
         except Exception as error:
             cause = cause or as_error(run.job, error)
         try:
-            answer, cause = deliver.pack(run.job, run.spec, run.account, cause)
+            run.watch.begin_anew()
+            answer, cause = deliver.pack(run.job, run.spec, run.account, cause, run.watch.check)
         except Exception as error:
             cause = cause or as_error(run.job, error)
     deliver.conclude(run.job, run.spec, cause, answer, run.durations)
@@ -301,9 +296,9 @@ def as_error(job: Job, error: Exception) -> TrainClassifierError:
     import traceback
 
     # A full disk may refuse the traceback too.
-    with contextlib.suppress(OSError), open(job.dir / "crash.txt", "a", encoding="utf-8") as file:
+    with contextlib.suppress(OSError), open(job.crash, "a", encoding="utf-8") as file:
         traceback.print_exception(type(error), error, error.__traceback__, file=file)
     return TrainClassifierError(
         f"a bug in the worker: {type(error).__name__}: {error}",
-        f"report it with {job.dir / 'crash.txt'} of the host",
+        f"report it with {job.crash} of the host",
     )

@@ -8,9 +8,10 @@ from typing import Any, Callable, Optional
 from train_classifier.errors import Lost, TimedOut, TrainClassifierError, TrainingFailed
 from train_classifier.job import JobSpec
 from train_classifier.worker import container
-from train_classifier.worker.cgroup import Memory
+from train_classifier.worker.cgroup import Memory, host_kills
+from train_classifier.worker.host import Account
 from train_classifier.worker.log import LogFile, Pump, make_fifo
-from train_classifier.worker.running import SIGNAL_PATIENCE_S, Ending, Running, signal_of
+from train_classifier.worker.running import KILLED_STATUS, SIGNAL_PATIENCE_S, Ending, Running, signal_of
 from train_classifier.worker.sample import Sampler
 from train_classifier.worker.store import Job
 from train_classifier.worker.watch import Watch
@@ -21,12 +22,16 @@ POLL_S = 0.1
 class Training:
     """One run of the model; `facts` is what result.json says about its end."""
 
-    def __init__(self, job: Job, spec: JobSpec, watch: Watch, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, job: Job, spec: JobSpec, account: Account, watch: Watch, say: Callable[[str], None]
+    ) -> None:
         self.job = job
+        self.account = account
         self.spec = spec
         self.watch = watch
         self.say = say
         self.facts: dict[str, Any] = {}
+        self._host_kills: Optional[int] = None
 
     def run(self, made: Any, secrets: Mapping[str, str], gpus: list[str], nvidia_smi: str) -> None:
         """Run a created container to its end.
@@ -34,15 +39,16 @@ class Training:
         Raises TrainingFailed, TimedOut, Cancelled or Lost; returns when the model ended with status 0.
         """
         fifo = self.job.run / "out"
-        make_fifo(fifo)
+        make_fifo(fifo, self.account, 0o200)
         if secrets:
-            make_fifo(self.job.run / "secrets")
+            make_fifo(self.job.run / "secrets", self.account, 0o400)
         hidden = [value.encode("utf-8", "surrogateescape") for value in secrets.values()]
         log = LogFile(self.job.log, self.spec.log_max_bytes)
         pump = Pump(fifo, log, hidden)
         pump.on_error = self._say_of_log
         pump.start()
         running = Running(made)
+        self._host_kills = host_kills()
         sampler: Optional[Sampler] = None
         try:
             running.begin()
@@ -138,8 +144,10 @@ class Training:
     def _out_of_memory(
         self, ending: Ending, memory: Memory, stopped: bool
     ) -> Optional[dict[str, Optional[int]]]:
-        killed = ending.status == 137 and not stopped
-        if not (ending.out_of_memory or memory.kills or killed):
+        """Return the limit and the peak of a model that the kernel killed for them, as its counters tell."""
+        # A model that is killed may take its group's counters with it before they are read again.
+        probably = ending.status == KILLED_STATUS and self._host_kills != host_kills()
+        if not (ending.out_of_memory or memory.kills or (probably and not stopped)):
             return None
         limit, peak = self.spec.memory_bytes, memory.peak
         # The kernel kills at the limit: the last bytes may have come between two looks.
@@ -152,12 +160,19 @@ class Training:
         if self.facts["out_of_memory"]:
             found = self.facts["out_of_memory"]
             limit, peak = found["limit_bytes"], found["peak_bytes"]
-            bounds = f"limit {_mib(limit)}, peak {_mib(peak)}"
-            if ending.out_of_memory or status != 137:
-                reason = f"the model ran out of memory ({bounds}): exit status {status}"
-            else:
-                reason = f"the model was killed, probably out of memory ({bounds}): exit status {status}"
-            return TrainingFailed(reason, "raise --memory, or let the model use less")
+            what = "ran out of memory"
+            if status == KILLED_STATUS and not ending.out_of_memory:
+                what = "was killed, probably out of memory"
+            return TrainingFailed(
+                f"the model {what} (limit {_mib(limit)}, peak {_mib(peak)}): exit status {status}",
+                "raise --memory, or let the model use less",
+            )
+        if status == KILLED_STATUS:
+            return TrainingFailed(
+                f"the model was killed: exit status {status} ({name})",
+                "by itself or by somebody on the host; the kernel's counters show no lack of memory",
+                ending.error or None,
+            )
         ended = f"the model ended with exit status {status}" + (f" ({name})" if name else "")
         return TrainingFailed(ended, "its last lines are in the log", ending.error or None)
 

@@ -1,17 +1,21 @@
-"""Trees of files: a repository's mirror, a job's workspace made from it, and their removal.
+"""Trees of files: a repository's mirror, a job's workspace and checkpoints, and their removal.
 
-All of it runs as the job's user: whatever a model or a push left there can do no more than that user.
+All of it runs as the job's account: whatever a model or a push left there can do no more than that account.
 """
 
 import os
 import shutil
+import stat
 import subprocess
-from collections.abc import Iterator
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional, Union
 
 from train_classifier.errors import BadInput, NotReady
 from train_classifier.worker.host import Account
+
+#: Seconds that `mend` may look for folders that a model has closed.
+MEND_S = 20.0
 
 
 def parse_list(data: bytes) -> tuple[set[bytes], set[bytes]]:
@@ -56,8 +60,8 @@ def tidy(tree: Path, files: set[bytes], folders: set[bytes]) -> None:
                     os.unlink(entry.path)
 
 
-def copy(account: Account, source: Path, target: Path, lock: int = -1) -> None:
-    """Copy a tree with everything but sharing no inode, as the account, which holds on to `lock` meanwhile.
+def copy(account: Account, source: Path, target: Path) -> None:
+    """Copy what a folder holds with everything but sharing no inode, as the account.
 
     Raises NotReady with cp's words.
     """
@@ -67,7 +71,6 @@ def copy(account: Account, source: Path, target: Path, lock: int = -1) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env=account.environment(),
-        pass_fds=[lock] if lock >= 0 else [],
         check=False,
         **account.options(),
     )
@@ -76,8 +79,11 @@ def copy(account: Account, source: Path, target: Path, lock: int = -1) -> None:
         raise NotReady(f"{source} cannot be copied", "is the disk of the host full?", tail)
 
 
-def remove(account: Account, *trees: Path) -> None:
-    """Remove trees as the account, whatever their modes and depth. Raises NotReady with rm's words."""
+def remove(account: Optional[Account], *trees: Path) -> None:
+    """Remove trees as the account (None: the caller), whatever their modes and depth. Raises NotReady.
+
+    What the account must not remove from the caller's folder is empty by then: the caller does that.
+    """
     present = [str(tree) for tree in trees if os.path.lexists(tree)]
     if not present:
         return
@@ -85,10 +91,10 @@ def remove(account: Account, *trees: Path) -> None:
         "stdin": subprocess.DEVNULL,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.STDOUT,
-        "env": account.environment(),
+        "env": {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
         "cwd": "/",
         "check": False,
-        **account.options(),
+        **(account.options() if account is not None else {}),
     }
     done = subprocess.run(["rm", "-rf", "--", *present], **options)
     if done.returncode and not _gone(present):
@@ -101,10 +107,12 @@ def remove(account: Account, *trees: Path) -> None:
 
 
 def _gone(trees: list[str]) -> bool:
-    """Tell whether all are gone; what root keeps for the account in a folder of its own is empty by now."""
+    """Tell whether all are gone, after removing empty folders and files that the account must not remove."""
     for tree in trees:
         try:
             os.rmdir(tree)
+        except NotADirectoryError:
+            os.unlink(tree)
         except FileNotFoundError:
             continue
         except OSError:
@@ -112,23 +120,95 @@ def _gone(trees: list[str]) -> bool:
     return True
 
 
-def disk_usage(tree: Path) -> int:
-    """Return the bytes that a tree takes on disk, each hard link once; unreadable parts count as nothing."""
-    return sum(dict(files(tree)).values())
+def disk_usage(account: Optional[Account], *trees: Path) -> int:
+    """Return the bytes that lie in folders, each hard link once; looked at by the account (None: the caller).
+
+    Unreadable parts count as nothing; du follows no link.
+    """
+    present = [str(tree) for tree in trees if os.path.lexists(tree)]
+    if not present:
+        return 0
+    done = subprocess.run(
+        ["du", "-s", "-c", "--block-size=1", "--", *present],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+        cwd="/",
+        check=False,
+        **(account.options() if account is not None else {}),
+    )
+    total = done.stdout.rpartition(b"\ttotal")[0].rpartition(b"\n")[2]
+    return max(int(total) - sum(map(_own_bytes, present)), 0) if total.isdigit() else 0
 
 
-def files(tree: Path) -> Iterator[tuple[tuple[int, int], int]]:
-    """Yield (device, inode) and bytes on disk of everything in a tree, a file as often as it is linked."""
-    for folder, folders, names in os.walk(tree, onerror=None):
-        for name in [*folders, *names]:
+def _own_bytes(folder: str) -> int:
+    try:
+        return os.lstat(folder).st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def open_folder(name: Union[str, bytes], folder: Optional[int] = None) -> int:
+    """Open a folder of the caller, following no link; one that was closed to its owner is opened again.
+
+    Raises OSError for what is no folder.
+    """
+    handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        mode = os.fstat(handle).st_mode
+        # The handle's own name: no other folder can take its place meanwhile.
+        here = f"/proc/self/fd/{handle}"
+        if mode & 0o700 != 0o700:
+            os.chmod(here, stat.S_IMODE(mode) | 0o700)
+        return os.open(here, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
+
+
+def mend(folder: Path) -> None:
+    """Give the owner its rights back in a folder that a model may have closed, and in what it holds.
+
+    Deep trees are left after a while, and what belongs to somebody else stays as it is.
+    """
+    end = time.monotonic() + MEND_S
+    top = open_folder(str(folder))
+    # Names from the top on: a descriptor for each level would limit the depth.
+    stack = [b"."]
+    try:
+        while stack and time.monotonic() < end:
+            name = stack.pop()
             try:
-                found = os.lstat(os.path.join(folder, name))
-            except FileNotFoundError:
+                descriptor = open_folder(name, top)
+            except OSError:
                 continue
-            yield (found.st_dev, found.st_ino), found.st_blocks * 512
+            try:
+                with os.scandir(descriptor) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            stack.append(name + b"/" + os.fsencode(entry.name))
+                        elif entry.is_file(follow_symlinks=False):
+                            mode = entry.stat(follow_symlinks=False).st_mode
+                            if mode & 0o600 != 0o600:
+                                os.chmod(entry.name, stat.S_IMODE(mode) | 0o600, dir_fd=descriptor)
+            except OSError:
+                continue
+            finally:
+                os.close(descriptor)
+    finally:
+        os.close(top)
+
+
+def mend_part(request: dict[str, Any]) -> dict[str, Any]:
+    """Do `mend` for each of `folders`."""
+    for folder in request["folders"]:
+        mend(Path(folder))
+    return {}
 
 
 def tidy_part(request: dict[str, Any]) -> dict[str, Any]:
-    """Do `tidy` for a child of this program. The request: `tree`, `names`."""
-    tidy(Path(request["tree"]), *parse_list(Path(request["names"]).read_bytes()))
+    """Do `tidy` for a child of this program. The request: `tree`, `names` (descriptor of the list)."""
+    with open(os.dup(request["names"]), "rb") as names:
+        names.seek(0)
+        tidy(Path(request["tree"]), *parse_list(names.read()))
     return {}

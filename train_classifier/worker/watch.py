@@ -21,6 +21,7 @@ class Watch:
         self.lease_s = spec.lease_s
         self.cause: Optional[TrainClassifierError] = None
         self._signal: Optional[int] = None
+        self._cancels_before: Optional[tuple[int, int]] = None
         self._looked = 0.0
         self._lease_mark: Optional[int] = None
         self._lease_seen = time.monotonic()
@@ -34,6 +35,23 @@ class Watch:
 
     def _caught(self, number: int, frame: Any) -> None:
         self._signal = number
+
+    def begin_anew(self) -> None:
+        """Forget what has ended the training: from now on `check` raises for what comes after it."""
+        if self.cause is None:
+            return
+        # A controller that is gone may have ended the training; the end of the job needs none.
+        self.cause = self._signal = self.lease_s = None
+        self._cancels_before = self._cancel_mark()
+        self._looked = 0.0
+
+    def _cancel_mark(self) -> Optional[tuple[int, int]]:
+        """Return what tells one request to cancel from another, None without one."""
+        try:
+            found = os.stat(self.job.cancel)
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
     def check(self) -> None:
         """Raise Cancelled once there is a reason to stop; the same one at every later call."""
@@ -52,11 +70,11 @@ class Watch:
         if now - self._looked < LOOK_S:
             return None
         self._looked = now
-        try:
-            by = self.job.cancel.read_text(encoding="utf-8", errors="replace").strip()
-            return Cancelled(f"cancelled by {by}" if by else "cancelled")
-        except FileNotFoundError:
+        mark = self._cancel_mark()
+        if mark is None or mark == self._cancels_before:
             return self._look_at_lease(now)
+        by = self.job.cancel.read_text(encoding="utf-8", errors="replace").strip()
+        return Cancelled(f"cancelled by {by}" if by else "cancelled")
 
     def _look_at_lease(self, now: float) -> Optional[TrainClassifierError]:
         if self.lease_s is None:

@@ -1,0 +1,75 @@
+"""metrics.json, which a model writes: what can be read of it, and what is wrong with the rest.
+
+Used by the worker, which reads the file, and by the controller, which is told by the worker what it holds.
+Standard library, Python 3.9.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any, Optional
+
+MOST_BYTES = 1 << 20
+#: Metrics of one job, and the length of a name.
+MOST, MOST_NAME = 1000, 200
+#: Whole numbers up to here are exact for every reader of JSON.
+EXACT = 1 << 53
+
+
+def number(value: Any) -> Optional[float]:
+    """Return a finite number as it is, None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        floating = float(value)
+    except OverflowError:
+        return None
+    if not math.isfinite(floating):
+        return None
+    return value if isinstance(value, int) and abs(value) <= EXACT else floating
+
+
+def read(data: bytes) -> tuple[Optional[dict[str, float]], Optional[str]]:
+    """Return the metrics of a file and a sentence about what is left out; None for what there is not."""
+    if len(data) > MOST_BYTES:
+        return None, "metrics.json is larger than 1 MiB"
+    try:
+        # Pairs, or of two metrics of one name the first would get lost without a word.
+        found = json.loads(data, object_pairs_hook=_Pairs, parse_int=_whole)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        return None, f"metrics.json is not JSON: {reason[:200]}"
+    if not isinstance(found, _Pairs):
+        return None, "metrics.json is not an object of names and numbers"
+    return _chosen(found)
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """An object of JSON as it was written."""
+
+
+def _whole(digits: str) -> Optional[float]:
+    # Python before 3.11 takes minutes for a number of a million digits.
+    return int(digits) if len(digits) <= 400 else None
+
+
+def _chosen(pairs: Iterable[tuple[str, Any]]) -> tuple[Optional[dict[str, float]], Optional[str]]:
+    kept: dict[str, float] = {}
+    problems = []
+    for name, raw in pairs:
+        value = number(raw)
+        if not name.isprintable() or len(name) > MOST_NAME:
+            problems.append(f"{name[:80]!r} is no printable name of at most {MOST_NAME} letters")
+        elif value is None:
+            problems.append(f"{name[:80]!r} is not a finite number")
+        elif name in kept:
+            problems.append(f"{name[:80]!r} is there twice")
+        elif len(kept) == MOST:
+            problems.append(f"there are more than {MOST}")
+            break
+        else:
+            kept[name] = value
+    if not problems:
+        return kept, None
+    more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return kept or None, f"metrics.json: {problems[0]}{more}"
