@@ -66,6 +66,7 @@ def test_the_version_that_began_a_job_finishes_it(host: Machine) -> None:
     rewrite(status, worker=str(other))
     result = host.wait(job)
     assert result["reason"] == "finished by the version that began it"
+    assert host.pack(job)["outcome"] == "lost"
     assert "artefacts/partial" in host.names(job)
     host.assert_clean(job)
     # `clean` keeps the programs of jobs at work, and one that is not there is done without.
@@ -166,6 +167,8 @@ def _used(self, *found):
 Shelf._images = _used
 """
     lock = host.state / "environments" / "locks" / f"environment-{'b' * 40}.lock"
+    lock.touch(0o600)
+    shutil.chown(lock, host.user)
     with host.patched("kept", meanwhile), locks.hold(lock, shared=True):
         done = host.call("clean", keep_environments_bytes=0)
     assert done["removed"]["environments"] == 0 and touched.exists() and locked.exists()
