@@ -46,6 +46,8 @@ def test_19_a_tampered_cuda_keyring_is_not_installed(tampered_repository: TestHo
         "tasks_from": "source_cuda_repository",
         "nvidia_driver_cuda_repository_url": REPOSITORY,
         "nvidia_driver_download_retries": 0,
+        # What the role's main makes of the proxies before.
+        "common_protected_environment": {},
         "fails": True,
     }
     facts = {**DEBIAN, "distribution_major_version": "12"}
