@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train_classifier import options
+from train_classifier import options, stale
 from train_classifier.units import printable, quoted
 
 #: The kernel's limit of one argument (MAX_ARG_STRLEN).
@@ -14,14 +14,20 @@ MOST_ARGUMENT = 131072
 _SECRET_WORDS = ("TOKEN", "PASSW", "SECRET", "API_KEY", "APIKEY", "PRIVATE_KEY", "CREDENTIAL")
 
 
-def output(text: str, base: Path) -> tuple[Path, list[str]]:
-    """Return the archive's absolute path and what is wrong with it; relative paths start at `base`."""
+def output(text: str, base: Path, checkout: bool = False) -> tuple[Path, list[str]]:
+    """Return the archive's absolute path and what is wrong with it; relative paths start at `base`.
+
+    One that a `checkout` names stays in `base`, its top, and replaces nothing but an archive.
+    """
     what = f"output {quoted(text)}"
     try:
-        path = base / Path(text).expanduser()
+        path = base / (text if checkout else Path(text).expanduser())
         # The folder is made real, the name is not: an archive that is a symbolic link is replaced itself.
         folder = path.parent.resolve()
-        return folder / path.name, _output_problems(what, text, path, folder)
+        problems = _output_problems(what, text, path, folder)
+        if checkout:
+            problems = problems or _checkout_problems(what, path, folder, base)
+        return folder / path.name, problems
     except (OSError, ValueError, RuntimeError) as error:
         return base / "artefacts.tar.gz", [f"{what}: {getattr(error, 'strerror', None) or error}"]
 
@@ -41,6 +47,21 @@ def _output_problems(what: str, text: str, path: Path, folder: Path) -> list[str
         return [f"{what} is no regular file and will not be replaced"]
     if len(os.fsencode(path.name)) > 200:
         return [f"{what}: the name is longer than 200 bytes"]
+    return []
+
+
+def _checkout_problems(what: str, path: Path, folder: Path, top: Path) -> list[str]:
+    named = f"{what} of the repository's {options.SETTINGS_FILE}"
+    if not folder.is_relative_to(top):
+        return [f"{named} leads out of the repository; to have it there, say so by --output"]
+    if ".git" in (folder / path.name).relative_to(top).parts:
+        return [f"{named} is git's own; name another file"]
+    if path.is_symlink() or not path.exists():
+        return []
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start and start != stale.GZIP:
+        return [f"{named} exists and is no archive: name another file, or remove it"]
     return []
 
 

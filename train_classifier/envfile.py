@@ -7,24 +7,31 @@ from train_classifier import options
 from train_classifier.units import quoted
 
 MOST_BYTES = 4 << 20
+#: Problems of one file that are told.
+MOST_PROBLEMS = 20
 _ASSIGNMENT = re.compile(r"(?:export[ \t]+)?([^\s=#'\"]+)[ \t]*(=?)[ \t]*")
 _SINGLE = re.compile(r"'([^']*)'", re.DOTALL)
 _DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "\n": ""}
 
 
-def parse(content: bytes, name: str, environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+def parse(content: bytes, name: str, environ: Mapping[str, str] | None) -> tuple[dict[str, str], list[str]]:
     """Return the variables of a file and its problems; a KEY alone takes its value from `environ`.
 
-    'single quotes' are literal, "double quotes" know \\n, \\t, \\" and \\\\; both may span lines. No value is
-    ever part of a problem.
+    Without `environ`, for a file that may be anybody's, a KEY alone is a problem. 'single quotes' are
+    literal, "double quotes" know \\n, \\t, \\" and \\\\; both may span lines. No problem holds a value.
     """
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").replace("\r\n", "\n")
     found: dict[str, str] = {}
     problems: list[str] = []
-    position = 0
+    position = counted = 0
+    line = 1
     while position < len(text):
-        line = text.count("\n", 0, position) + 1
+        if len(problems) > MOST_PROBLEMS:
+            problems[MOST_PROBLEMS:] = [f"{name}: there are more problems; mend these first"]
+            break
+        line += text.count("\n", counted, position)
+        counted = position
         end = text.find("\n", position)
         end = len(text) if end < 0 else end
         start = position + len(text[position:end]) - len(text[position:end].lstrip(" \t"))
@@ -41,6 +48,11 @@ def parse(content: bytes, name: str, environ: Mapping[str, str]) -> tuple[dict[s
             if not match[2]:
                 if match.end() != end and not text[match.end() : end].lstrip().startswith("#"):
                     raise ValueError(f"wanted {key}=VALUE")
+                if environ is None:
+                    raise ValueError(
+                        f"{key} has no value, and a file of the repository takes none of your variables; "
+                        f"write {key}=VALUE there, or give --env {key}"
+                    )
                 if key not in environ:
                     raise ValueError(f"{key} has no value, and none in the environment of the caller")
                 value = environ[key]
@@ -69,4 +81,5 @@ def _value(text: str, start: int, end: int) -> tuple[str, int]:
         return re.sub(
             r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[0]), match[1], flags=re.DOTALL
         ), match.end()
-    return re.sub(r"(?:^|[ \t]+)#.*", "", text[start:end]).rstrip(" \t"), end
+    # Of a run of blanks only the first begins a match: else a long one takes its length squared.
+    return re.sub(r"(?:^|(?<![ \t])[ \t]+)#.*", "", text[start:end]).rstrip(" \t"), end

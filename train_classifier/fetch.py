@@ -59,10 +59,9 @@ def fetch(
     Raises NothingDelivered when it cannot be written or stays corrupt, OutOfTouch when the host is gone.
     """
     again = f"The archive is still on {host.name}: train-classifier fetch {job}{host.flags}"
-    part = output.with_name(part_name(output, job))
     ticker = _ticker(report, int(archive["bytes"]))
     try:
-        with _owned(part):
+        with _pinned(output.parent) as folder, _owned(folder / part_name(output, job)) as part:
             for attempt in (1, 2):
                 if attempt == 1 and _is_whole(part, archive):
                     ticker(int(archive["bytes"]), None)
@@ -80,9 +79,9 @@ def fetch(
                 )
                 part.write_bytes(b"")
             size = part.stat().st_size
-            part.replace(output)
-            _sync(output.parent)
-            sweep(output)
+            part.replace(folder / output.name)
+            _sync(folder)
+            sweep(folder / output.name)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
         raise NothingDelivered(f"{output} cannot be written: {reason}.", again) from error
@@ -96,10 +95,30 @@ def fetch(
     return {"path": str(output), "bytes": size, "sha256": archive["sha256"]}
 
 
+@contextlib.contextmanager
+def _pinned(folder: Path) -> Iterator[Path]:
+    """Yield a path to a folder that stays the same folder whatever becomes of the names that lead to it.
+
+    `folder` is a real path: a link in it was put there since, by whoever can write to the repository. Raises
+    OSError for one.
+    """
+    descriptor = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in folder.parts[1:]:
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            below = os.open(name, flags, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+        # Children of ours, rsync among them, find it by this name too.
+        yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
 def keep(output: Path, job: str, content: bytes) -> None:
     """Put an archive that came with the result where `fetch` looks for what has arrived, if possible."""
-    part = output.with_name(part_name(output, job))
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), _pinned(output.parent) as folder:
+        part = folder / part_name(output, job)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with os.fdopen(descriptor, "wb") as file:
             # Another fetch of this job writes it now.
@@ -128,7 +147,7 @@ def sweep(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def _owned(part: Path) -> Iterator[None]:
+def _owned(part: Path) -> Iterator[Path]:
     """Make the part file in the caller's name, keep what an earlier try brought, leave nothing behind.
 
     Its lock tells a part that is being written from one whose writer was killed.
@@ -142,7 +161,7 @@ def _owned(part: Path) -> Iterator[None]:
                 f"{part.name} is being written by another fetch of this job.", "Wait for it, or stop it."
             ) from None
         try:
-            yield
+            yield part
         finally:
             part.unlink(missing_ok=True)
     finally:

@@ -77,7 +77,8 @@ def source(inventory: str | None, environ: Mapping[str, str], cwd: Path) -> str 
         path = cwd / Path(given).expanduser()
         there = path.exists()
     except (OSError, RuntimeError) as error:
-        raise BadInput(f"inventory {quoted(given)}: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"inventory {quoted(given)}: {reason}") from error
     if not there:
         hint = f"; for a host without an inventory write {quoted(given + ',')}" if "/" not in given else ""
         raise BadInput(f"inventory {quoted(given)} does not exist in {printable(str(cwd))}{hint}")
@@ -155,7 +156,10 @@ def _find(
             )
         local: dict[str, Any] = {"name": THIS_MACHINE, "problem": None, "local": True, "ssh": []}
         return [{**local, "state_dir": None, "python": None}]
-    if limit is not None and (not limit.strip() or limit.startswith(("@", "-"))):
+    # @ would have Ansible read patterns from a file, also after a comma or a colon.
+    if limit is not None and (
+        not limit.strip() or limit.startswith("-") or re.search(r"(^|[,:])\s*@", limit)
+    ):
         raise BadInput(f"host {quoted(limit)} is no name of a host or group")
     answer = _ask(where, limit, environ)
     if "error" in answer:

@@ -23,6 +23,8 @@ JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}\Z")
 #: Names of environment variables, secrets and data folders.
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 DATA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+#: Data folders of one job.
+MOST_DATA = 100
 
 #: States of a job, in order. Until `submitted` nothing is promised: the first two belong to the controller.
 STATES = ("prepared", "pushed", "submitted", "running", "finished")
@@ -50,6 +52,8 @@ class DataFolder:
 
     path: str
     name: str
+    #: Named by the repository's own settings file: the host allows it only below its data_roots.
+    from_checkout: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,13 +213,17 @@ class JobSpec:
                 )
         for name in self.secrets:
             check(isinstance(name, str) and bool(NAME.match(name)), f"secret name {name!r}")
-        for folder in self.data:
+        check(len(self.data) <= MOST_DATA, f"{len(self.data)} data folders, more than {MOST_DATA}")
+        for folder in self.data[:MOST_DATA]:
             if text(folder.path, "a data folder") and text(folder.name, "a data folder's name"):
                 check(
                     folder.path.startswith("/"),
                     f"data folder {folder.path!r} is not an absolute path of the host",
                 )
                 check(bool(DATA_NAME.match(folder.name)), f"data name {folder.name!r}")
+            check(
+                isinstance(folder.from_checkout, bool), "from_checkout of a data folder is not true or false"
+            )
         check(
             self.resume is None or self.resume == "last" or bool(JOB_ID.match(str(self.resume))),
             f"resume {self.resume!r}",

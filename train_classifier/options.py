@@ -1,11 +1,14 @@
-"""One parser per option of a training run, shared by flags, environment variables and train-classifier.toml.
+"""One parser per option of a training run, shared by flags, environment variables and settings files.
 
 Every parser takes the raw value and returns the parsed one, or raises ValueError with one sentence.
 Standard library only: `--help` must not wait for pydantic.
 """
 
+import enum
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from train_classifier import job, units
@@ -14,8 +17,14 @@ from train_classifier.worker import reference
 
 #: The settings file, at the top of a repository.
 SETTINGS_FILE = "train-classifier.toml"
+#: The caller's own settings file, for people.
+OWN_SETTINGS = "~/.config/train-classifier/config.toml"
 #: The archive, unless another name is given.
 OUTPUT = "artefacts.tar.gz"
+#: A settings file beyond this is something else by mistake.
+MOST_SETTINGS = 1 << 20
+#: The longest text of an option: a path (PATH_MAX), a host, an image.
+MOST_TEXT = 4096
 #: Lifts a limit that a lower level sets: `--timeout none`.
 NONE = "none"
 #: A masked secret shorter than this would blot out half the log and still be guessed.
@@ -32,6 +41,8 @@ def text(value: Any) -> str:
         raise ValueError("the value is empty")
     if "\0" in value:
         raise ValueError(f"{quoted(value)} holds a NUL")
+    if len(value) > MOST_TEXT:
+        raise ValueError(f"{quoted(value)} is longer than {MOST_TEXT} characters")
     return value
 
 
@@ -157,6 +168,8 @@ def data_folder(path: Any, name: Any) -> job.DataFolder:
     """Return one data folder of the host."""
     if not isinstance(path, str) or not path.startswith("/") or "\0" in path or ".." in path.split("/"):
         raise ValueError(f"data folder {quoted(path)} is not an absolute path of the host")
+    if len(path) > MOST_TEXT:
+        raise ValueError(f"data folder {quoted(path)} is longer than {MOST_TEXT} characters")
     if not isinstance(name, str) or not job.DATA_NAME.match(name):
         raise ValueError(
             f"data name {quoted(name)}: wanted letters, digits, dot, _ and -, as in /mnt/digits:digits"
@@ -166,6 +179,8 @@ def data_folder(path: Any, name: Any) -> job.DataFolder:
 
 def data(value: Any) -> tuple[job.DataFolder, ...]:
     """Return data folders from a list of HOST_DIR:NAME or a table NAME = HOST_DIR."""
+    if isinstance(value, dict | list | tuple) and len(value) > job.MOST_DATA:
+        raise ValueError(f"{len(value)} folders are more than the {job.MOST_DATA} that a job may have")
     if isinstance(value, dict):
         return tuple(data_folder(path, name) for name, path in value.items())
     if not isinstance(value, list | tuple):
@@ -216,6 +231,48 @@ SETTINGS: dict[str, Callable[[Any], Any]] = {
     "push_limit": units.size,
     "host": text,
 }
+
+
+class Checkout(enum.Enum):
+    """What the settings file of a repository may say of an option.
+
+    A checkout may be anybody's: it decides about its own container, and about nothing else.
+    """
+
+    ANY = "any value"
+    #: A host by its name, no pattern.
+    NAME = "the name of a host"
+    #: A path that stays in the repository, links followed.
+    INSIDE = "a path inside the repository"
+    #: The host decides, by data_roots of its host.json.
+    LISTED = "folders that the host lists"
+    NOTHING = "nothing"
+
+
+#: What a repository's settings file may say, by key.
+CHECKOUT: dict[str, Checkout] = {
+    "image": Checkout.ANY,
+    "gpus": Checkout.ANY,
+    "min_vram": Checkout.ANY,
+    "gpu_check": Checkout.ANY,
+    "timeout": Checkout.ANY,
+    "wait": Checkout.ANY,
+    "grace": Checkout.ANY,
+    "memory": Checkout.ANY,
+    "cpus": Checkout.ANY,
+    "shm_size": Checkout.ANY,
+    "pids": Checkout.ANY,
+    "network": Checkout.ANY,
+    "environment": Checkout.ANY,
+    "secrets": Checkout.NOTHING,
+    "data": Checkout.LISTED,
+    "output": Checkout.INSIDE,
+    "allow_empty": Checkout.ANY,
+    "log_max": Checkout.ANY,
+    "artefacts_max": Checkout.ANY,
+    "push_limit": Checkout.ANY,
+    "host": Checkout.NAME,
+}
 #: Parsers of what only a flag or an environment variable may say.
 REQUEST: dict[str, Callable[[Any], Any]] = {
     "lease": _seconds(5, units.MOST_SECONDS),
@@ -237,6 +294,24 @@ def flag(name: str) -> str:
 def variable_of(name: str) -> str:
     """Return the environment variable that sets an option."""
     return "TRAIN_CLASSIFIER_" + VARIABLES.get(name, name.upper())
+
+
+def own_settings(environ: Mapping[str, str]) -> Path | None:
+    """Return where the caller's own settings file lies (XDG base directories); None without a home."""
+    base = Path(environ.get("XDG_CONFIG_HOME") or "")
+    if not base.is_absolute():
+        home = Path(environ.get("HOME") or "")
+        if not home.is_absolute():
+            return None
+        base = home / ".config"
+    return base / "train-classifier" / "config.toml"
+
+
+def move(key: str, value: tuple[str, ...]) -> str:
+    """Return what to do with a line that a repository's settings file may not hold."""
+    line = f"{key} = {json.dumps(list(value), ensure_ascii=False)}"
+    flags = " ".join(f"{flag(key)} {item}" for item in value)
+    return f"move the line '{line}' to your own settings, {OWN_SETTINGS}, or give {flags}"
 
 
 def merged(key: str, lower: Any, higher: Any) -> Any:

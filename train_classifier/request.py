@@ -120,16 +120,23 @@ class Plan:
         return order if self.patience_s is None else dataclasses.replace(order, patience_s=self.patience_s)
 
 
-def build(request: TrainRequest, environ: Mapping[str, str], *, resolve: bool = True) -> Plan:
+def build(
+    request: TrainRequest,
+    environ: Mapping[str, str],
+    *,
+    resolve: bool = True,
+    own_settings: Path | None = None,
+) -> Plan:
     """Check everything that the checkout and the request tell, and return what to do.
 
-    Order: flag, environment variable TRAIN_CLASSIFIER_<NAME>, train-classifier.toml, default. With `resolve`
+    Order: flag, environment variable TRAIN_CLASSIFIER_<NAME>, the caller's own settings file (only where
+    `own_settings` names it), the repository's train-classifier.toml, default. With `resolve`
     the host is the inventory's; inside Ansible it is known already. To ask for it takes Ansible a second: it
     is asked here only to tell all problems together, else by `Plan.target` or the playbook's first step.
     Raises BadInput with all problems together; nothing on disk or on a host has changed.
     """
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return _Builder(request, environ, resolve, pool).plan()
+        return _Builder(request, environ, resolve, own_settings, pool).plan()
 
 
 class _Builder:
@@ -138,11 +145,13 @@ class _Builder:
         request: TrainRequest,
         environ: Mapping[str, str],
         resolve: bool,
+        own_settings: Path | None,
         pool: concurrent.futures.ThreadPoolExecutor,
     ) -> None:
         self.request = request
         self.environ = environ
         self.resolve = resolve
+        self.own_settings = own_settings
         self.pool = pool
         self.problems: list[str] = []
         self.warnings: list[str] = []
@@ -155,7 +164,7 @@ class _Builder:
             raise BadInput("the current folder no longer exists; change to another") from error
         model = self._model()
         top = self._catch(None, lambda: repository.resolve(cwd / (self._text("repo") or ".")))
-        given = values.gather(self.request, self.environ, cwd, model, top)
+        given = values.gather(self.request, self.environ, cwd, model, top, self.own_settings)
         self.problems += given.problems
         self.warnings += given.warnings
         where = self._inventory(cwd)
@@ -168,7 +177,7 @@ class _Builder:
         self.problems += problems
         from_file = top is not None and given.origin.get("output") == values.FROM_FILE
         text = str(given.values.get("output", options.OUTPUT))
-        output, problems = checks.output(text, top if top is not None and from_file else cwd)
+        output, problems = checks.output(text, top if top is not None and from_file else cwd, from_file)
         self.problems += problems
         arguments = self._catch((), self._arguments)
         described = self.pool.submit(repository.describe, top, output) if top else None

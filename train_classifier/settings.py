@@ -1,8 +1,11 @@
-"""train-classifier.toml: its models, its problems as sentences, and its JSON schema."""
+"""Settings files, a repository's and the caller's own: keys, problems as sentences, the JSON schema."""
 
 import difflib
+import os
 import re
+import stat
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from train_classifier import options
 from train_classifier.errors import BadInput
 from train_classifier.options import SETTINGS_FILE as FILE
-from train_classifier.options import merged
+from train_classifier.options import Checkout, merged
 from train_classifier.units import printable, quoted
+from train_classifier.worker import regular_file
 
-#: A settings file beyond this is something else by mistake.
-MOST_BYTES = 1 << 20
+MOST_BYTES = options.MOST_SETTINGS
+#: Python's parser takes the square of a key's parts, and nests as deep as it is told.
+MOST_DOTS = 100
+MOST_DEPTH = 20
+#: Problems of one file that are told.
+MOST_PROBLEMS = 20
 
 _SIZE = {"type": ["string", "integer"], "minimum": 0, "examples": ["8GiB", "500MB", "512m"]}
 _DURATION = {"type": ["string", "number"], "minimum": 0, "examples": ["6h", "1h30m", "90s", 90]}
@@ -73,7 +81,8 @@ class Table(BaseModel):
     )
     secrets: Any = _option(
         {"type": "array", "items": _NAME},
-        "Names of environment variables of the caller that the model gets and the log masks.",
+        "Names of environment variables of the caller that the model gets and the log masks. "
+        "Only in the caller's own settings file; a repository's is refused.",
     )
     data: Any = _option(
         {
@@ -85,9 +94,13 @@ class Table(BaseModel):
                 {"type": "object", "additionalProperties": {"type": "string", "pattern": "^/"}},
             ]
         },
-        "Folders of the host, readable at /data/NAME: a list of HOST_DIR:NAME or a table NAME = HOST_DIR.",
+        "Folders of the host, readable at /data/NAME: a list of HOST_DIR:NAME or a table NAME = HOST_DIR. "
+        "In a repository's file only below the folders that the host lists (data_roots).",
     )
-    output: Any = _option({"type": "string"}, "Where the archive goes; relative to the repository's top.")
+    output: Any = _option(
+        {"type": "string"},
+        "Where the archive goes. A repository's file names a path in the repository, relative to its top.",
+    )
     allow_empty: Any = _option({"type": "boolean"}, "A model that writes no new artefact has not failed.")
     log_max: Any = _option(_SIZE, "Longest log that is kept whole; beyond it head and tail stay.")
     artefacts_max: Any = _option(_SIZE, "Most bytes of artefacts/ that are packed; more stays on the host.")
@@ -131,40 +144,125 @@ class Settings(BaseModel):
 def load(repository: Path) -> Settings:
     """Read the repository's train-classifier.toml; without one every setting is its default.
 
-    Raises BadInput with one sentence per problem: the file, the table, the key.
+    Raises BadInput with one sentence per problem: the file, the table, the key. What a checkout may not
+    decide (`options.CHECKOUT`) is one.
     """
     path = repository / FILE
+    if not os.path.lexists(path):
+        return Settings()
+    top = os.path.realpath(repository)
+    found = parse(_content(lambda: regular_file.read(path, MOST_BYTES, within=top), FILE))
+    problems = list(_refused(found))
+    if problems:
+        raise BadInput(*problems)
+    return found
+
+
+def load_own(path: Path, repository: Path | None = None) -> Settings:
+    """Read the caller's own settings file; without one every setting is its default.
+
+    It may say everything, hence it must belong to the caller, nobody else may write to it, and it does not
+    lie in `repository`. A link to it is followed: so do those who keep their dotfiles elsewhere. Raises
+    BadInput with one sentence per problem.
+    """
+    name = printable(str(path))
     try:
-        if path.is_symlink() or path.exists():
-            if not path.is_file():
-                raise BadInput(f"{FILE}: is not a regular file")
-            if path.stat().st_size > MOST_BYTES:
-                raise BadInput(f"{FILE}: is over 1 MiB, which no settings file is")
-            return parse(path.read_bytes())
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Settings()
     except OSError as error:
-        raise BadInput(f"{FILE}: cannot be read: {error.strerror}") from error
-    return Settings()
+        raise BadInput(f"{name}: cannot be read: {error.strerror}") from error
+    found = os.fstat(descriptor)
+    place = Path("/proc/self/fd", str(descriptor)).readlink()
+    content = _content(lambda: regular_file.read_open(descriptor, MOST_BYTES), name)
+    if found.st_uid != os.geteuid():
+        raise BadInput(
+            f"{name}: belongs to uid {found.st_uid} and not to you (uid {os.geteuid()}): it is not used; "
+            "remove it, or make it yours"
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BadInput(f"{name}: others may write to it, so that it is not used: chmod go-w {name}")
+    if repository is not None and place.is_relative_to(repository):
+        raise BadInput(
+            f"{name}: lies in the repository {printable(str(repository))}, which may be anybody's: it is not "
+            "used; keep it elsewhere"
+        )
+    return parse(content, name)
 
 
-def parse(content: bytes) -> Settings:
-    """Read the text of a settings file. Raises BadInput with one sentence per problem."""
+def _content(read: Callable[[], bytes], name: str) -> bytes:
     try:
-        raw = tomllib.loads(content.decode("utf-8-sig"))
+        return read()
+    except OSError as error:
+        raise BadInput(f"{name}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise BadInput(f"{name}: {error}") from error
+
+
+def _refused(found: Settings) -> Iterator[str]:
+    """Yield a sentence for each value that a checkout may not decide."""
+    tables = {"defaults": found.defaults, **{f"models.{name}": table for name, table in found.models.items()}}
+    for name, table in tables.items():
+        for key in sorted(table.model_fields_set):
+            value, rule = getattr(table, key), options.CHECKOUT[key]
+            where = f"{FILE}: [{name}] {key}"
+            if rule is Checkout.NOTHING and value:
+                yield f"{where}: a repository does not name variables of yours; {options.move(key, value)}"
+            elif rule is Checkout.NAME and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", value):
+                yield f"{where}: {quoted(value)} is not the name of one host, which is all that it may say"
+
+
+def parse(content: bytes, name: str = FILE) -> Settings:
+    """Read the text of a settings file. Raises BadInput with one sentence per problem, `name` in each."""
+    try:
+        text = content.decode("utf-8-sig")
+        for number, line in enumerate(text.split("\n"), 1):
+            if line.count(".") > MOST_DOTS:
+                raise BadInput(f"{name}: line {number}: has more than {MOST_DOTS} dots")
+        raw = tomllib.loads(text)
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line_number = content.count(b"\n", 0, error.start) + 1
         column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
-        raise BadInput(f"{FILE}: line {line}, column {column}: not UTF-8 text") from error
+        raise BadInput(f"{name}: line {line_number}, column {column}: not UTF-8 text") from error
     except tomllib.TOMLDecodeError as error:
-        raise BadInput(_syntax(str(error), content)) from error
+        raise BadInput(_syntax(str(error), content, name)) from error
+    except ValueError as error:
+        # Python reads no integer of more than 4,300 digits, and no date out of its calendar.
+        digits = re.search(r"[0-9][0-9_]{4299}", text)
+        line_number = text.count("\n", 0, digits.start()) + 1 if digits else 0
+        where = f"line {line_number}: the number is" if digits else "it holds a value that is"
+        raise BadInput(f"{name}: {where} beyond all limits") from error
     except RecursionError as error:
-        raise BadInput(f"{FILE}: nests too deep") from error
+        raise BadInput(f"{name}: nests too deep") from error
+    problem = _beyond(raw)
+    if problem:
+        raise BadInput(f"{name}: {problem}")
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:
-        raise BadInput(*(_sentence(problem) for problem in error.errors(include_url=False))) from error
+        sentences = [_sentence(problem, name) for problem in error.errors(include_url=False)[:MOST_PROBLEMS]]
+        if error.error_count() > MOST_PROBLEMS:
+            sentences.append(f"{name}: there are more problems; mend these first")
+        raise BadInput(*sentences) from error
 
 
-def _syntax(message: str, content: bytes) -> str:
+def _beyond(raw: dict[str, Any]) -> str | None:
+    """Return what is larger or deeper than any setting; None when nothing is."""
+    pending: list[tuple[str, Any, int]] = [("", raw, 0)]
+    while pending:
+        where, value, depth = pending.pop()
+        if depth > MOST_DEPTH:
+            return "nests too deep"
+        if isinstance(value, dict):
+            pending += [(f"{where}.{key}" if where else key, each, depth + 1) for key, each in value.items()]
+        elif isinstance(value, list):
+            pending += [(where, each, depth + 1) for each in value]
+        elif isinstance(value, int) and abs(value) >= 1 << 63:
+            return f"{quoted(where)} is a number beyond 64 bits, which TOML does not have"
+    return None
+
+
+def _syntax(message: str, content: bytes, name: str) -> str:
     match = re.search(r"^(.*?) \(at line (\d+), column (\d+)\)$", message, re.DOTALL)
     if match:
         what, line, column = match[1], match[2], match[3]
@@ -173,7 +271,7 @@ def _syntax(message: str, content: bytes) -> str:
         what = re.sub(r" \(at end of document\)$", "", message)
         lines = content.decode("utf-8-sig", "replace").split("\n")
         line, column = str(len(lines)), str(len(lines[-1]) + 1)
-    return f"{FILE}: line {line}, column {column}: {printable(what[:1].lower() + what[1:])}"
+    return f"{name}: line {line}, column {column}: {printable(what[:1].lower() + what[1:])}"
 
 
 def _nearest(word: str, known: list[str]) -> str:
@@ -183,7 +281,7 @@ def _nearest(word: str, known: list[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
 
 
-def _sentence(problem: Any) -> str:
+def _sentence(problem: Any, name: str) -> str:
     location = [str(part) for part in problem["loc"]]
     if location[0] not in Settings.model_fields:
         known = list(Settings.model_fields)
@@ -192,18 +290,18 @@ def _sentence(problem: Any) -> str:
             if location[0] in Table.model_fields
             else _nearest(location[0], known)
         )
-        return f"{FILE}: unknown table or key {quoted(location[0])}{hint}"
+        return f"{name}: unknown table or key {quoted(location[0])}{hint}"
     depth = 1 if location[0] == "defaults" else 2
     table = ".".join(printable(part) for part in location[:depth])
     key = location[depth] if len(location) > depth else None
     if key == "[key]":
-        return f"{FILE}: [{table}]: {quoted(location[1])} is no name of a model, which is a Python package"
+        return f"{name}: [{table}]: {quoted(location[1])} is no name of a model, which is a Python package"
     if problem["type"] == "extra_forbidden":
-        return f"{FILE}: [{table}]: unknown key {quoted(key)}{_nearest(str(key), sorted(Table.model_fields))}"
+        return f"{name}: [{table}]: unknown key {quoted(key)}{_nearest(str(key), sorted(Table.model_fields))}"
     if key is None:
-        return f"{FILE}: {table} is {quoted(problem['input'])}, wanted a table: write [{table}]"
+        return f"{name}: {table} is {quoted(problem['input'])}, wanted a table: write [{table}]"
     reason = problem.get("ctx", {}).get("error", problem["msg"])
-    return f"{FILE}: [{table}] {printable(key)}: {reason}"
+    return f"{name}: [{table}] {printable(key)}: {reason}"
 
 
 def json_schema() -> dict[str, Any]:

@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from train_classifier.worker import regular_file
+
 SETTINGS_FILE = "train-classifier.toml"
 OUTPUT = "artefacts.tar.gz"
 GZIP = b"\x1f\x8b"
 #: As the settings' own check has it.
 MOST_BYTES = 1 << 20
+MOST_DOTS = 100
 
 
 def place(environment: Mapping[str, str], cwd: Path) -> Path:
@@ -29,7 +32,12 @@ def place(environment: Mapping[str, str], cwd: Path) -> Path:
         return cwd / OUTPUT
     model = _input(environment, "MODEL") or environment.get("MODEL", "")
     named = _setting(top, model.rstrip("/"))
-    return cwd / OUTPUT if named is None else _path(named, top)
+    if named is None:
+        return cwd / OUTPUT
+    path = Path(os.path.realpath(top / Path(named).parent), Path(named).name)
+    if not path.is_relative_to(top):
+        raise ValueError(f"{SETTINGS_FILE}: output leads out of the repository")
+    return path
 
 
 def _input(environment: Mapping[str, str], name: str) -> str:
@@ -52,11 +60,10 @@ def _path(text: str, base: Path) -> Path:
 def _setting(top: Path, model: str) -> str | None:
     """Return `output` of the repository's settings, None where they say nothing."""
     try:
-        with (top / SETTINGS_FILE).open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ValueError("it is over 1 MiB")
-        settings = tomllib.loads(content.decode("utf-8-sig"))
+        text = regular_file.read(top / SETTINGS_FILE, MOST_BYTES, within=str(top)).decode("utf-8-sig")
+        if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
+            raise ValueError("a line has too many dots")
+        settings = tomllib.loads(text)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

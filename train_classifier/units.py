@@ -35,11 +35,23 @@ def printable(text: str | bytes) -> str:
 
 def quoted(value: object) -> str:
     """Return a value for a sentence, in quotes when it is text, shortened when it is long."""
-    shown = f"'{printable(value)}'" if isinstance(value, str) else printable(str(value))
+    try:
+        # Of a long text only the beginning is looked at.
+        shown = f"'{printable(value[:200])}'" if isinstance(value, str) else printable(str(value))
+    except (ValueError, RecursionError):
+        # Python writes no integer of more than 4,300 digits, and nothing that nests too deep.
+        return "a value too long to show"
     return shown if len(shown) <= 120 else f"{shown[:117]}..."
 
 
+def _plausible(value: str | int | float) -> None:
+    """Raise ValueError for an integer that no float and no TOML file can hold."""
+    if isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ValueError(f"{quoted(value)} is a number beyond all limits")
+
+
 def _number(value: int | float, forms: str) -> float:
+    _plausible(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no number to work with; {forms}")
     if value < 0:
@@ -126,6 +138,8 @@ def duration(value: str | int | float) -> float:
 
 def whole(value: str | int | float, least: int, most: int) -> int:
     """Return a whole number between two bounds, both included. Raises ValueError with one sentence."""
+    if not isinstance(value, str):
+        _plausible(value)
     text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", text, re.ASCII) or not least <= int(text) <= most:
         raise ValueError(f"{quoted(value)} is not a whole number from {least} to {most}")
@@ -134,6 +148,8 @@ def whole(value: str | int | float, least: int, most: int) -> int:
 
 def decimal(value: str | int | float, least: float, most: float) -> float:
     """Return a number between two bounds, both included. Raises ValueError with one sentence."""
+    if not isinstance(value, str):
+        _plausible(value)
     written = isinstance(value, str) and re.fullmatch(
         r"[+-]?[0-9]{1,18}(\.[0-9]{1,9})?", value.strip(), re.ASCII
     )

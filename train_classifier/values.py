@@ -1,4 +1,4 @@
-"""The value of every option of a training run: flag, environment variable, settings file, in that order."""
+"""The value of every option of a run: flag, variable, own settings, the repository's, in that order."""
 
 import dataclasses
 import difflib
@@ -12,9 +12,10 @@ from train_classifier import envfile, options
 from train_classifier.errors import BadInput
 from train_classifier.options import flag, merged, variable_of
 from train_classifier.units import printable, quoted
+from train_classifier.worker import regular_file
 
 #: Where a value comes from.
-FROM_FLAG, FROM_VARIABLE, FROM_FILE = "flag", "variable", "file"
+FROM_FLAG, FROM_VARIABLE, FROM_OWN, FROM_FILE = "flag", "variable", "own file", "file"
 _PREFIX = "TRAIN_CLASSIFIER_"
 #: Options that a variable sets and that have no parser in `options`.
 _OTHERS = ("model", "arguments", "repo", "inventory", "env_file")
@@ -39,14 +40,21 @@ class Given:
 
 
 def gather(
-    request: Any, environ: Mapping[str, str], cwd: Path, model: str | None, repository: Path | None
+    request: Any,
+    environ: Mapping[str, str],
+    cwd: Path,
+    model: str | None,
+    repository: Path | None,
+    own_settings: Path | None,
 ) -> Given:
     """Return all values that hold for a request; problems of every level are found."""
     given = Given()
     if repository is not None:
         _from_file(given, repository, model)
-    _from_variables(given, environ, cwd)
-    _from_flags(given, request, environ, cwd)
+    if own_settings is not None:
+        _from_own_file(given, own_settings, repository, model)
+    _from_variables(given, environ, cwd, repository)
+    _from_flags(given, request, environ, cwd, repository)
     return given
 
 
@@ -64,10 +72,26 @@ def _from_file(given: Given, repository: Path, model: str | None) -> None:
         return
     given.warnings += settings.unknown_models(found, checkout.models(repository))
     for key, value in found.of(model).items():
+        if options.CHECKOUT[key] is options.Checkout.LISTED:
+            value = tuple(dataclasses.replace(folder, from_checkout=True) for folder in value)
         given.put(key, value, FROM_FILE)
 
 
-def _from_variables(given: Given, environ: Mapping[str, str], cwd: Path) -> None:
+def _from_own_file(given: Given, path: Path, repository: Path | None, model: str | None) -> None:
+    if not os.path.lexists(path):
+        return
+    from train_classifier import settings
+
+    try:
+        found = settings.load_own(path, repository)
+    except BadInput as error:
+        given.problems += error.problems
+        return
+    for key, value in found.of(model).items():
+        given.put(key, value, FROM_OWN)
+
+
+def _from_variables(given: Given, environ: Mapping[str, str], cwd: Path, repository: Path | None) -> None:
     known = [*_PARSERS, *_OTHERS]
     spelt = {variable_of(key): key for key in known}
     for name in environ:
@@ -77,7 +101,7 @@ def _from_variables(given: Given, environ: Mapping[str, str], cwd: Path) -> None
             if near:
                 given.warnings.append(f"{printable(name)} is not read; did you mean {_PREFIX}{near[0]}?")
     files = _items(environ.get(variable_of("env_file"), ""), "\n")
-    _environment_files(given, files, environ, cwd, FROM_VARIABLE)
+    _environment_files(given, files, environ, cwd, repository, FROM_VARIABLE)
     for key in _PARSERS:
         name = variable_of(key)
         # An input of a workflow that is not set arrives as an empty variable.
@@ -97,8 +121,10 @@ def _from_variables(given: Given, environ: Mapping[str, str], cwd: Path) -> None
         _parse(given, key, raw, name, FROM_VARIABLE)
 
 
-def _from_flags(given: Given, request: Any, environ: Mapping[str, str], cwd: Path) -> None:
-    _environment_files(given, list(request.env_file or ()), environ, cwd, FROM_FLAG)
+def _from_flags(
+    given: Given, request: Any, environ: Mapping[str, str], cwd: Path, repository: Path | None
+) -> None:
+    _environment_files(given, list(request.env_file or ()), environ, cwd, repository, FROM_FLAG)
     for key in _PARSERS:
         raw = getattr(request, key)
         if raw is None:
@@ -151,24 +177,36 @@ def _assignments(raw: Any, environ: Mapping[str, str]) -> tuple[dict[str, str], 
 
 
 def _environment_files(
-    given: Given, names: list[str], environ: Mapping[str, str], cwd: Path, origin: str
+    given: Given,
+    names: list[str],
+    environ: Mapping[str, str],
+    cwd: Path,
+    repository: Path | None,
+    origin: str,
 ) -> None:
     for name in names:
         label = f"{flag('env_file')} {quoted(name)}"
         try:
             path = cwd / Path(name).expanduser()
-            if path.is_dir():
-                raise ValueError("is a folder")
-            with path.open("rb") as file:
-                content = file.read(envfile.MOST_BYTES + 1)
-            if len(content) > envfile.MOST_BYTES:
-                raise ValueError("is over 4 MiB")
+            in_checkout = repository is not None and _is_in(path, repository)
+            content = regular_file.read(path, envfile.MOST_BYTES, pipe=True)
         except (OSError, ValueError, RuntimeError) as error:
             given.problems.append(f"{label}: {getattr(error, 'strerror', None) or error}")
             continue
-        found, problems = envfile.parse(content, label, environ)
+        found, problems = envfile.parse(content, label, None if in_checkout else environ)
         given.problems += problems
         given.put("environment", found, origin)
+
+
+def _is_in(path: Path, repository: Path) -> bool:
+    """Return whether a file lies in the repository. Raises ValueError for a link of it that leads out."""
+    real = Path(os.path.realpath(path)).is_relative_to(repository)
+    folder = Path(os.path.realpath(path.parent))
+    if not real and (
+        folder.is_relative_to(repository) or Path(os.path.normpath(path)).is_relative_to(repository)
+    ):
+        raise ValueError("leads out of the repository by a link; name the file itself")
+    return real
 
 
 def _items(text: str, separators: str) -> list[str]:

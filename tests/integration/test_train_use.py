@@ -59,11 +59,12 @@ def test_plain_ansible_over_ssh(world: World, sshd: Sshd) -> None:
     )
     (world.repo / "{{ lookup('pipe', 'id') }}").write_text("x")
     (world.repo / "train-classifier.toml").write_text(
-        f"[defaults]\nallow_empty = true\nsecrets = ['PASSPHRASE']\nenvironment = {{ EVIL = \"{evil}\" }}\n"
+        f'[defaults]\nallow_empty = true\nenvironment = {{ EVIL = "{evil}" }}\n'
     )
     where = world.inventory(sshd)
     names = {"training_job_host": "trainer1", "training_job_model": "probe", "training_job_gpus": "0"}
-    process = playbook(world, "train.yml", where, **names)
+    secrets = ["-e", '{"training_job_secrets": ["PASSPHRASE"]}']
+    process = playbook(world, "train.yml", where, **names, flags=secrets)
     assert process.stdout is not None
     seen = []
     while (line := process.stdout.readline()) and not line.startswith(b"first"):

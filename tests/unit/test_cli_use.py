@@ -73,7 +73,7 @@ def test_every_flag_of_train_means_what_it_says(
         "model": "mnist", "image": "python:3.11-slim", "gpus": 2, "min_vram_mib": 8192, "gpu_check": "device",
         "timeout_s": 5400.0, "wait_s": 7200.0, "grace_s": 20.0, "lease_s": 600.0, "memory_bytes": 16 << 30, "cpus": 1.5,
         "shm_bytes": 512 << 20, "pids": 100, "network": "none", "environment": {"A": "1", "B": "from the file"},
-        "secrets": ["TOKEN"], "data": [{"path": "/srv/digits", "name": "digits"}], "resume": "20260101-000000-0123abcd",
+        "secrets": ["TOKEN"], "data": [{"path": "/srv/digits", "name": "digits", "from_checkout": False}], "resume": "20260101-000000-0123abcd",
         "log_max_bytes": 1 << 20, "artefacts_max_bytes": 3 << 30, "allow_empty": True,
         "arguments": ["--epochs", "3", "--json", ""],
     }  # fmt: skip

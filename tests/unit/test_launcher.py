@@ -42,7 +42,9 @@ def action(tmp_path: Path) -> Path:
     (folder / "requirements.lock").write_text("")
     (folder / "train_classifier").mkdir()
     (folder / "train_classifier" / "__init__.py").touch()
-    shutil.copy2(ROOT / "train_classifier" / "stale.py", folder / "train_classifier")
+    (folder / "train_classifier" / "worker").mkdir()
+    for name in ("stale.py", "worker/__init__.py", "worker/regular_file.py"):
+        shutil.copy2(ROOT / "train_classifier" / name, folder / "train_classifier" / name)
     (folder / "train_classifier" / "step.py").write_text("import sys; print('step in', sys.prefix)\n")
     return folder
 

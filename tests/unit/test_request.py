@@ -66,8 +66,12 @@ def test_every_option_can_be_given_by_flag_and_by_variable() -> None:
 def test_flag_then_variable_then_file_then_default(repo: Path) -> None:
     (repo / "train-classifier.toml").write_text(
         "[defaults]\ngpus = 0\ntimeout = '1h'\nwait = '1h'\nmemory = '1GiB'\n"
-        "environment = { A = 'file', B = 'file', C = 'file', D = 'file' }\nsecrets = ['FIRST']\n"
-        "[models.mnist]\ntimeout = '2h'\nwait = '2h'\n"
+        "environment = { A = 'file', B = 'file', C = 'file', D = 'file' }\nshm_size = '1GiB'\n"
+        "data = ['/d:z']\n[models.mnist]\ntimeout = '2h'\nwait = '2h'\nshm_size = '2GiB'\n"
+    )
+    own = repo.parent / "config.toml"
+    own.write_text(
+        "[defaults]\nshm_size = '3GiB'\nwait = '5h'\nsecrets = ['FIRST']\nenvironment = { D = 'own', A = 'own' }\n"
     )
     (repo / "vars.env").write_text("B=env-file\nC=env-file\n")
     environ = {
@@ -75,11 +79,13 @@ def test_flag_then_variable_then_file_then_default(repo: Path) -> None:
         "TRAIN_CLASSIFIER_WAIT": "3h", "TRAIN_CLASSIFIER_SECRETS": "SECOND, THIRD", "TRAIN_CLASSIFIER_DATA": "/a:x,/b:y",
         "FIRST": "value one", "SECOND": "value two", "THIRD": "value three", "FOURTH": "value four",
     }  # fmt: skip
-    plan = build(
-        repo, environ, wait="none", memory="2GiB", env_file=["vars.env"], environment=["A=flag"],
+    wanted = TrainRequest(
+        model="mnist", cwd=repo, wait="none", memory="2GiB", env_file=["vars.env"], environment=["A=flag"],
         secrets=["FOURTH"], data=["/c:y"],
     )  # fmt: skip
+    plan = request.build(wanted, environ, own_settings=own)
     spec = plan.spec
+    assert spec.shm_bytes == 3 << 30
     assert spec.gpus == 0
     assert spec.timeout_s == 3 * 3600
     assert spec.wait_s is None
@@ -88,7 +94,9 @@ def test_flag_then_variable_then_file_then_default(repo: Path) -> None:
     assert spec.environment == {"A": "flag", "B": "env-file", "C": "env-file", "D": "vari\nable"}
     assert spec.secrets == ("FIRST", "SECOND", "THIRD", "FOURTH")
     assert plan.secrets["THIRD"] == "value three"
-    assert [(folder.path, folder.name) for folder in spec.data] == [("/a", "x"), ("/c", "y")]
+    assert [(folder.path, folder.name, folder.from_checkout) for folder in spec.data] == [
+        ("/d", "z", True), ("/a", "x", False), ("/c", "y", False),
+    ]  # fmt: skip
 
 
 def test_the_model_from_the_environment(repo: Path) -> None:
@@ -173,16 +181,18 @@ def test_environment_values(repo: Path) -> None:
 
 
 def test_env_files(repo: Path) -> None:
-    (repo / "good.env").write_bytes(
+    (repo.parent / "good.env").write_bytes(
         b'\xef\xbb\xbf# comment\r\n\r\nA=1 # one\r\nexport B = two words \r\nC=\'li $teral\\n\'\r\nD="a\\nb\\"c" # x\r\n'
         b"E=\"two\nlines\"\nF=a#b\nG=\nMINE\nH='#'\nI={{ lookup('pipe', 'id') }}\nJ=\xff"
     )
-    assert build(repo, {"MINE": "own"}, env_file=["good.env"]).spec.environment == {
+    assert build(repo, {"MINE": "own"}, env_file=["../good.env"]).spec.environment == {
         "A": "1", "B": "two words", "C": "li $teral\\n", "D": 'a\nb"c', "E": "two\nlines", "F": "a#b", "G": "",
         "MINE": "own", "H": "#", "I": "{{ lookup('pipe', 'id') }}", "J": "\udcff",
     }  # fmt: skip
-    (repo / "bad.env").write_text("A=1\n=x\nTWO WORDS=1\n1A=2\nNOWHERE\nB='hunter2' junk\nC=\"hunter2\nD=1\n")
-    found = refused(repo, env_file=["bad.env", "."])
+    (repo.parent / "bad.env").write_text(
+        "A=1\n=x\nTWO WORDS=1\n1A=2\nNOWHERE\nB='hunter2' junk\nC=\"hunter2\nD=1\n"
+    )
+    found = refused(repo, env_file=["../bad.env", "."])
     assert [problem.partition(": ")[2] for problem in found] == [
         "line 2: wanted KEY=VALUE",
         "line 3: wanted TWO=VALUE",

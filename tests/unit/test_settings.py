@@ -54,8 +54,8 @@ def test_a_model_wins_over_the_defaults_and_tables_add_up() -> None:
     assert "image" not in found.of("yolo")
 
 
-def test_every_option_is_a_key() -> None:
-    assert set(settings.Table.model_fields) == set(options.SETTINGS)
+def test_every_option_is_a_key_and_has_a_rule_for_checkouts() -> None:
+    assert set(settings.Table.model_fields) == set(options.SETTINGS) == set(options.CHECKOUT)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert settings.load(tmp_path).of("mnist") == {}
     path = tmp_path / settings.FILE
     path.symlink_to("nowhere")
-    with pytest.raises(BadInput, match="not a regular file"):
+    with pytest.raises(BadInput, match="cannot be read: No such file"):
         settings.load(tmp_path)
     path.unlink()
     os.mkfifo(path)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from train_classifier import inventory as inventories
 from train_classifier import options, playbook, sink
 from train_classifier.errors import BadInput
+from train_classifier.worker import regular_file
 from train_classifier.workspace import private_folder
 
 #: Seconds that Ansible may take to be gone once it was killed.
@@ -64,7 +65,12 @@ class Play:
         return self._folder / "order.json"
 
     def foresee(
-        self, environ: Mapping[str, str], repo: str | None, inventory: str | None, host: str | None
+        self,
+        environ: Mapping[str, str],
+        repo: str | None,
+        inventory: str | None,
+        host: str | None,
+        own_settings: Path | None = None,
     ) -> None:
         """Start for the host that a request with these flags seems to mean, if a look tells."""
         host = host if host is not None else environ.get(options.variable_of("host")) or None
@@ -72,8 +78,9 @@ class Play:
         try:
             where = inventories.source(inventory, environ, Path.cwd())
             repository = Path(repo or environ.get(options.variable_of("repo")) or ".")
-            with contextlib.suppress(FileNotFoundError):
-                settings = (repository / options.SETTINGS_FILE).read_bytes()
+            for path in (repository / options.SETTINGS_FILE, own_settings):
+                with contextlib.suppress(FileNotFoundError):
+                    settings += regular_file.read(path, options.MOST_SETTINGS) if path else b""
         except (BadInput, OSError, ValueError):
             return
         # The settings may name the host, and a host without an inventory is a mistake: the check tells.

@@ -9,6 +9,7 @@ from typing import Any
 from train_classifier.cli import text
 from train_classifier.cli.console import Console
 from train_classifier.errors import ExitCode
+from train_classifier.options import own_settings
 
 #: Flags whose name differs from the request's.
 NAMES = {"env": "environment", "secret": "secrets"}
@@ -29,13 +30,15 @@ def train(
     # Flags not given are None or empty: then the environment and the settings have their say.
     options = {NAMES.get(name, name): value for name, value in given.items() if value not in (None, [], ())}
     with Play() as play:
+        own = own_settings(os.environ)
         if not dry_run:
-            play.foresee(os.environ, repo, options.get("inventory"), options.get("host"))
+            play.foresee(os.environ, repo, options.get("inventory"), options.get("host"), own)
         from train_classifier.request import TrainRequest, build
 
         plan = build(
             TrainRequest(model=model, arguments=arguments, repo=repo, **options),
             os.environ,
+            own_settings=own,
         )
         console = Console(json_mode=json_mode)
         for warning in plan.warnings:

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train_classifier.errors import BadInput, NoEnvironment, NoGpu, NotReady, TrainClassifierError
+from train_classifier.errors import NoEnvironment, NoGpu, NotReady, TrainClassifierError
 from train_classifier.job import JobSpec
-from train_classifier.worker import engine
+from train_classifier.worker import data_folders, engine
 from train_classifier.worker.host import Account, Host
-from train_classifier.worker.store import Job, write_bytes
+from train_classifier.worker.store import Job, Store, write_bytes
 
 RUN = "/run/train-classifier"
 CA = f"{RUN}/ca.crt"
@@ -36,15 +36,6 @@ exec "$@"
 def name_of(job: Job) -> str:
     """Return the name of a job's container."""
     return f"tc-job-{job.id}"
-
-
-def missing_data(spec: JobSpec) -> list[str]:
-    """Return a sentence for each data folder that is not there."""
-    return [
-        f"data folder {folder.path} (/data/{folder.name}) does not exist on the host"
-        for folder in spec.data
-        if not os.path.exists(folder.path)
-    ]
 
 
 def environment_of(spec: JobSpec, host: Host, account: Account, job: Job) -> dict[str, str]:
@@ -102,14 +93,13 @@ def create(
 ) -> Any:
     """Create the job's container, not started.
 
-    Raises BadInput for a data folder that is not there, NoEnvironment when the engine refuses the image.
+    Raises BadInput for a data folder that no job may have, NoEnvironment when the engine refuses the image.
     """
     import docker.errors
     from docker.types import LogConfig, Mount
 
-    problems = missing_data(spec)
-    if problems:
-        raise BadInput(*problems, hint="give folders that exist on the host, by --data HOST_DIR:NAME")
+    # Looked at again: since the submission a folder may have become a link to another.
+    folders = data_folders.resolve(spec, host, Store.of(job.dir).root, engine.root(client))
     everything = [
         Mount("/workspace", str(job.workspace), "bind"),
         Mount("/checkpoints", str(job.checkpoints), "bind"),
@@ -118,9 +108,13 @@ def create(
         Mount(RUN, str(job.run), "bind", read_only=True),
         Mount("/etc/passwd", str(job.run / "passwd"), "bind", read_only=True),
         Mount("/etc/group", str(job.run / "group"), "bind", read_only=True),
-        *(Mount(f"/data/{data.name}", data.path, "bind", read_only=True) for data in spec.data),
+        *(Mount(f"/data/{name}", path, "bind", read_only=True) for name, path in folders.items()),
         *mounts,
     ]
+    for mount in everything:
+        if mount["Type"] == "bind":
+            # Else what is mounted below comes with it, writable. The SDK has no argument for it.
+            mount["BindOptions"] = {**(mount.get("BindOptions") or {}), "NonRecursive": True}
     options: dict[str, Any] = dict(gpu_options)
     if spec.memory_bytes is not None:
         # Without the second limit the same again could go to swap.

@@ -3,10 +3,10 @@
 import dataclasses
 import os
 import re
-import stat
 from pathlib import Path
 
-from train_classifier.worker.requirements import decode
+from train_classifier.worker import regular_file
+from train_classifier.worker.requirements import MOST_PROBLEMS, decode, shortened
 
 #: Debian policy 5.6.1 (names) and 5.6.12 (versions); a trailing "-" would tell apt-get to remove the package.
 PACKAGE = re.compile(
@@ -33,12 +33,8 @@ def parse(root: Path, model: str) -> Packages:
     if not real.startswith(os.path.realpath(root) + os.sep):
         return Packages(problems=(f"{relative} leads out of the repository",))
     try:
-        if not stat.S_ISREG(os.stat(real).st_mode):
-            raise OSError("not a regular file")
-        if os.stat(real).st_size > MOST_BYTES:
-            raise OSError(f"larger than {MOST_BYTES} bytes")
-        text = decode(Path(real).read_bytes())
-    except (OSError, UnicodeError) as error:
+        text = decode(regular_file.read(real, MOST_BYTES))
+    except (OSError, ValueError) as error:
         return Packages(problems=(f"{relative} cannot be read: {getattr(error, 'strerror', None) or error}",))
     names, problems = set(), []
     for number, line in enumerate(re.split(r"\r\n|\r|\n", text), 1):
@@ -49,4 +45,7 @@ def parse(root: Path, model: str) -> Packages:
                 problems.append(f"{relative}:{number}: {word!r} is an option, not a package")
             else:
                 problems.append(f"{relative}:{number}: {word!r} is not the name of a Debian package")
-    return Packages(tuple(sorted(names)), tuple(problems))
+    told = tuple(shortened(problem) for problem in problems[:MOST_PROBLEMS])
+    if len(problems) > MOST_PROBLEMS:
+        told += (f"{relative}: there are more problems; mend these first",)
+    return Packages(tuple(sorted(names)), told)

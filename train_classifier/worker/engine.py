@@ -155,6 +155,11 @@ def aside(call: Callable[[], T], check: Callable[[], None]) -> T:
     return found[0]
 
 
+def root(client: Any) -> str:
+    """Return the folder in which the engine keeps images and containers."""
+    return str(patiently(client.info).get("DockerRootDir") or "")
+
+
 def incarnation() -> Optional[tuple[int, int]]:
     """Return what changes when the engine of this machine restarts; None where it does not show."""
     try:

@@ -89,6 +89,8 @@ class Host:
     build_pids: int = 4096
     build_cpus: Optional[float] = None
     build_timeout_s: float = 3600
+    #: Folders below which a repository's own settings file may name data.
+    data_roots: tuple[str, ...] = ()
     #: Where /proc, /sys, /dev, /etc and /var of this host are looked up; tests name another.
     root: Path = Path("/")
     #: Name or path of the tool that lists the GPUs.
@@ -125,6 +127,7 @@ class Host:
             "disk_floor_bytes": int, "root": str, "nvidia_smi": str, "metadata_service": str,
             "build_memory_bytes": int, "build_pids": int, "build_cpus": (int, float),
             "build_timeout_s": (int, float),
+            "data_roots": list,
         }  # fmt: skip
         values: dict[str, Any] = {}
         for key, value in data.items():
@@ -137,6 +140,12 @@ class Host:
                 raise NotReady(f"{path}: {key} is {value!r}, wanted {LEAST[key]} to {MOST}", hint)
             if kinds[key] is dict and not all(isinstance(item, str) for item in value.values()):
                 raise NotReady(f"{path}: the values of {key} must be text", hint)
+            if key == "data_roots":
+                for root in value:
+                    plain = isinstance(root, str) and root.startswith("/") and "\0" not in root
+                    if not plain or not root.strip("/") or ".." in root.split("/"):
+                        raise NotReady(f"{path}: data_roots names {root!r}, wanted folders below /", hint)
+                value = tuple(value)
             name = "configured_state_dir" if key == "state_dir" else key
             values[name] = Path(value) if key in PATHS else value
         return cls(**values)
@@ -221,15 +230,23 @@ def file_system(path: Path) -> str:
     """Return the type of the file system that holds `path` or would hold it (proc(5), mountinfo)."""
     real = os.path.realpath(path)
     best, kind = "", "unknown"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
-        for line in lines:
-            before, _, after = line.partition(" - ")
-            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split()[4])
-            inside = real == point or real.startswith(point.rstrip("/") + "/")
-            # Of several mounts on one point the last hides the others.
-            if inside and len(point) >= len(best):
-                best, kind = point, after.split()[0]
+    for point, kind_there in mounts():
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        # Of several mounts on one point the last hides the others.
+        if inside and len(point) >= len(best):
+            best, kind = point, kind_there
     return kind
+
+
+def mounts() -> list[tuple[str, str]]:
+    """Return mount point and type of every file system, in the order of mounting (proc(5), mountinfo)."""
+    found = []
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            before, _, after = line.partition(b" - ")
+            point = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), before.split()[4])
+            found.append((os.fsdecode(point), os.fsdecode(after.split()[0])))
+    return found
 
 
 def uptime() -> float:

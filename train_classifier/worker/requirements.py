@@ -14,6 +14,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from train_classifier.worker import regular_file
+
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _CLAUSE = r"(?:===|~=|==|!=|<=|>=|<|>)\s*[^\s,;()]+"
 _SPECIFIER = rf"{_CLAUSE}(?:\s*,\s*{_CLAUSE})*\s*,?"
@@ -22,13 +24,16 @@ REQUIREMENT = re.compile(
     rf"(?P<name>{NAME})\s*(?:\[\s*(?:{NAME}(?:\s*,\s*{NAME})*)?\s*\])?\s*"
     rf"(?:@\s*(?P<url>\S+)|\(\s*{_SPECIFIER}\s*\)|{_SPECIFIER})?\s*(?:;\s*\S.*)?\Z"
 )
-_PER_REQUIREMENT = re.compile(r"\s+--?(?:hash|global-option|config-settings?|C)(?:[= ]|\Z)")
+# Of a run of blanks only the first begins a match: else a long one takes its length squared.
+_PER_REQUIREMENT = re.compile(r"(?<!\s)\s+--?(?:hash|global-option|config-settings?|C)(?:[= ]|\Z)")
 _OPTION = re.compile(
     r"(?P<long>--[a-z-]+)(?:(?:\s*=\s*|\s+)(?P<value>.*))?\Z|(?P<short>-[a-zA-Z])[\s=]*(?P<rest>.*)\Z",
     re.DOTALL,
 )
 _ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+#: A path of one machine in the form of a URL, also behind a version control system's name.
+_FILE_URL = re.compile(r"(?:[a-z0-9.-]+\+)?file:", re.IGNORECASE)
 #: Options that uv and pip both know; True for those that take a value.
 OPTIONS = {
     "--index-url": True, "--extra-index-url": True, "--find-links": True, "--no-index": False,
@@ -46,6 +51,10 @@ SHORT = {
 IGNORED = ("--use-feature", "--prefer-binary")
 MOST_FILES = 100
 MOST_BYTES = 4 << 20
+#: Lines of all files together, characters of one, and problems that are told.
+MOST_LINES = 20000
+MOST_LINE = 1 << 16
+MOST_PROBLEMS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +81,9 @@ class _Reader:
         self.paths: list[str] = []
         self.lines: list[str] = []
         self.constraints: list[str] = []
-        self.options: list[str] = []
+        self.options: dict[str, None] = {}
         self.problems: list[str] = []
+        self.line_count = 0
 
     def inside(self, path: str, where: str, what: str) -> str:
         """Return `path` relative to the repository, "" after noting why it is refused."""
@@ -101,20 +111,25 @@ class _Reader:
         if len(self.seen) > MOST_FILES:
             self.problems.append(f"{where}: more than {MOST_FILES} requirement files")
             return
-        path = self.root / relative
         try:
-            if not stat.S_ISREG(os.stat(path).st_mode):
-                raise OSError("not a regular file")
-            if path.stat().st_size > MOST_BYTES:
-                raise OSError(f"larger than {MOST_BYTES} bytes")
-            text = decode(path.read_bytes())
-        except (OSError, UnicodeError) as error:
+            text = decode(regular_file.read(self.root / relative, MOST_BYTES))
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             self.problems.append(f"{where}: {relative} cannot be read: {reason}")
             return
         if relative not in self.files:
             self.files.append(relative)
         for number, line in logical_lines(text):
+            self.line_count += 1
+            if self.line_count > MOST_LINES:
+                self.problems.append(f"{relative}:{number}: more than {MOST_LINES} lines in all")
+                return
+            if len(self.problems) > MOST_PROBLEMS:
+                return
+            if len(line) > MOST_LINE or "\0" in line:
+                why = "holds a NUL" if "\0" in line else f"is longer than {MOST_LINE} characters"
+                self.problems.append(f"{relative}:{number}: the line {why}")
+                continue
             self.line(line, relative, f"{relative}:{number}", constraint)
 
     def line(self, line: str, relative: str, where: str, constraint: bool) -> None:
@@ -123,12 +138,14 @@ class _Reader:
             return
         hashes = _PER_REQUIREMENT.search(line)
         head = line[: hashes.start()].rstrip() if hashes else line
-        match = REQUIREMENT.match(head)
+        # The grammar has several optional blanks in a row, each of which would try every part of a long run.
+        match = REQUIREMENT.match(re.sub(r"\s+", " ", head))
         archive = head.endswith(_ARCHIVES) and not (match and match["url"])
         match = None if archive else match
         path = match["url"] or "" if match else head.split(" ;")[0].split(" --")[0].strip()
-        bare = re.sub(r"\[[^]]*\]\Z", "", path)
-        if path.startswith("file:"):
+        extras = path.find("[", path.rfind("]", 0, -1) + 1) if path.endswith("]") else -1
+        bare = path[:extras] if extras >= 0 else path
+        if _FILE_URL.match(path):
             self.problems.append(
                 f"{where}: {path!r} is a path of one machine; write it relative to the repository"
             )
@@ -165,6 +182,9 @@ class _Reader:
         elif OPTIONS[name] and not value:
             self.problems.append(f"{where}: {line!r} lacks its value")
         elif name not in IGNORED:
+            if _FILE_URL.match(value):
+                self.problems.append(f"{where}: {line!r} names a path of one machine; write it relative")
+                return
             if name == "--find-links" and not _URL.match(value) and "${" not in value:
                 found = self.inside(value, where, "the folder of")
                 if not found:
@@ -172,8 +192,7 @@ class _Reader:
                 self.paths.append(found)
                 value = found
             text = f"{name} {value}" if OPTIONS[name] else name
-            if text not in self.options:
-                self.options.append(text)
+            self.options[text] = None
 
     def include(self, value: str, relative: str, where: str, constraint: bool, line: str) -> None:
         if not value:
@@ -197,6 +216,11 @@ def decode(data: bytes) -> str:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding)
     return data.decode("utf-8")
+
+
+def shortened(problem: str) -> str:
+    """Return a sentence that quotes what may be very long."""
+    return problem if len(problem) <= 400 else f"{problem[:397]}..."
 
 
 def logical_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -230,7 +254,8 @@ def parse(root: Path, model: str) -> Requirements:
         tuple(dict.fromkeys(reader.lines)),
         tuple(dict.fromkeys(reader.constraints)),
         tuple(reader.options),
-        tuple(reader.problems),
+        tuple(shortened(problem) for problem in reader.problems[:MOST_PROBLEMS])
+        + (("there are more problems; mend these first",) if len(reader.problems) > MOST_PROBLEMS else ()),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 from train_classifier.errors import BadInput, Cancelled, NotReady, TrainClassifierError
 from train_classifier.job import NAME, SCHEMA, JobSpec
-from train_classifier.worker import container, finish, launch, locks, program, receive, tree
+from train_classifier.worker import data_folders, finish, launch, locks, program, receive, tree
 from train_classifier.worker.host import Account, Host, boot_id, uptime
 from train_classifier.worker.store import O_FOLDER, Job, Store, make_folder, write_bytes, write_json
 
@@ -30,7 +30,8 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
         if any(each["status"] == "fail" for each in checked["check"]["checks"]):
             return checked
     files = receive.unpack_list(request.get("files"))
-    problems = container.missing_data(spec)
+    _, problems = data_folders.examine(spec, host, store.root)
+    advice = data_folders.hint(spec, host) if problems else None
     resumed = None
     if spec.resume is not None:
         try:
@@ -38,7 +39,7 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
         except BadInput as error:
             problems += error.problems
     if problems:
-        raise BadInput(*problems)
+        raise BadInput(*problems, hint=advice)
     account = host.job_user()
     store.make(account)
     _require_space(host, store, spec)

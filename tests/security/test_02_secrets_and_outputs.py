@@ -1,0 +1,174 @@
+"""Row 2: variables of the caller, the archive's place, env files and hosts that a repository's files name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback.world import World, make_world
+
+pytestmark = pytest.mark.engine
+
+SECRET = "hunter2hunter2"
+PRINT = "print(os.environ.get('AWS_SECRET_ACCESS_KEY'), os.environ.get('WANTED'))\nopen('artefacts/a', 'w')\n"
+
+
+@pytest.fixture(scope="module")
+def shared(base_image: str) -> Iterator[World]:
+    yield from make_world(base_image)
+
+
+@pytest.fixture
+def world(shared: World) -> Iterator[World]:
+    """The one host; a home and a repository's settings file of each test's own."""
+    yield shared
+    (shared.repo / "train-classifier.toml").unlink(missing_ok=True)
+    (shared.folder / "config" / "train-classifier" / "config.toml").unlink(missing_ok=True)
+
+
+def own_settings(world: World, text: str) -> Path:
+    path = world.folder / "config" / "train-classifier" / "config.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def train(world: World, *flags: str, text: str = "", dry: bool = True) -> tuple[int, str, str]:
+    """Train with a settings file of the repository; return exit code and both outputs."""
+    (world.repo / "train-classifier.toml").write_text(text)
+    done = world.run(
+        *world.train(world.model(PRINT)), *flags, *(["--dry-run"] if dry else []),
+        AWS_SECRET_ACCESS_KEY=SECRET, XDG_CONFIG_HOME=str(world.folder / "config"),
+    )  # fmt: skip
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.mark.parametrize("table", ["defaults", "models.probe", "models.other"])
+def test_02_repository_cannot_name_a_variable_of_the_caller(world: World, table: str) -> None:
+    code, out, said = train(world, text=f"[{table}]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n", dry=False)
+    assert code == 2 and SECRET not in out + said
+    assert f"train-classifier.toml: [{table}] secrets: " in said
+    assert "'secrets = [\"AWS_SECRET_ACCESS_KEY\"]'" in said and "--secret AWS_SECRET_ACCESS_KEY" in said
+    assert "~/.config/train-classifier/config.toml" in said
+
+
+def test_02_own_settings_file_names_secrets_for_the_command_line_only(world: World) -> None:
+    own_settings(world, "[defaults]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\nenvironment = { WANTED = 'own' }\n")
+    code, out, said = train(world, text="[defaults]\nenvironment = { WANTED = 'theirs' }\n", dry=False)
+    assert (code, out) == (0, "*** own\n"), said
+    from train_classifier.request import TrainRequest, build
+
+    # As the action and the playbook's role ask.
+    plan = build(
+        TrainRequest(model="probe", repo=str(world.repo)), {"XDG_CONFIG_HOME": str(world.folder / "config")}
+    )
+    assert plan.spec.secrets == ()
+
+
+def test_02_own_settings_file_is_the_callers_alone(world: World) -> None:
+    path = own_settings(world, "[defaults]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n")
+    path.chmod(0o666)
+    code, _, said = train(world)
+    assert code == 2 and "others may write to it" in said
+    path.chmod(0o600)
+    if os.geteuid() == 0:
+        os.chown(path, 1, 1)
+        code, _, said = train(world)
+        assert code == 2 and "belongs to uid 1 and not to you" in said
+    path.unlink()
+    # Who keeps dotfiles elsewhere links them; a link into the repository is the repository's file.
+    (world.folder / "dotfile").write_text("[defaults]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n")
+    path.symlink_to(world.folder / "dotfile")
+    code, out, said = train(world)
+    assert code == 0 and "AWS_SECRET_ACCESS_KEY" in out, said
+    path.unlink()
+    (world.repo / "planted.toml").write_text("[defaults]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n")
+    path.symlink_to(world.repo / "planted.toml")
+    code, _, said = train(world)
+    assert code == 2 and "lies in the repository" in said
+    path.unlink()
+    os.mkfifo(path)
+    code, _, said = train(world)
+    assert code == 2 and "is not a regular file" in said
+
+
+def test_02_repository_cannot_write_outside_itself(world: World) -> None:
+    precious = world.folder / "precious.txt"
+    precious.write_text("precious")
+    (world.repo / "notes.txt").write_text("notes")
+    for name, target in (("away", world.folder), ("climbs", Path("..")), ("hooks", world.repo / ".git")):
+        (world.repo / name).unlink(missing_ok=True)
+        (world.repo / name).symlink_to(target)
+    (world.repo / ".git" / "hooks").mkdir(parents=True, exist_ok=True)
+    for output in (
+        str(precious), "../precious.txt", "away/precious.txt", "climbs/precious.txt", "~/x.tar.gz",
+        ".git/hooks/pre-commit", "hooks/config", "artefacts/../../precious.txt", "notes.txt",
+    ):  # fmt: skip
+        code, _, said = train(world, text=f"[defaults]\noutput = '{output}'\n", dry=False)
+        assert code == 2 and "output" in said, (output, said)
+        assert precious.read_text() == "precious" and (world.repo / "notes.txt").read_text() == "notes"
+    # A link in the archive's place is replaced itself; an archive of before is replaced.
+    (world.repo / "results").mkdir()
+    (world.repo / "results" / "out.tar.gz").symlink_to(precious)
+    code, _, said = train(world, text="[defaults]\noutput = 'results/out.tar.gz'\n", dry=False)
+    assert code == 0 and precious.read_text() == "precious", said
+    assert not (world.repo / "results" / "out.tar.gz").is_symlink()
+    # The caller may have it anywhere.
+    code, _, said = train(
+        world, "--output", str(world.folder / "mine.tar.gz"), text="[defaults]\noutput = '/x'\n"
+    )
+    assert code == 0, said
+
+
+def test_02_link_planted_while_it_trains_leads_nowhere(world: World) -> None:
+    outside, gate = world.folder / "outside", world.folder / "gate"
+    outside.mkdir()
+    gate.mkdir()
+    gate.chmod(0o755)
+    folder = world.repo / "later"
+    folder.mkdir()
+    program = "print('up', flush=True)\nwhile not os.path.exists('/data/gate/go'):\n    pass\nopen('artefacts/a', 'w')\n"
+    (world.repo / "train-classifier.toml").write_text("[defaults]\noutput = 'later/out.tar.gz'\n")
+    running = world.start(*world.train(world.model(program)), "--data", f"{gate}:gate")
+    assert running.stdout is not None
+    assert running.stdout.readline() == b"up\n"
+    folder.rmdir()
+    folder.symlink_to(outside)
+    (gate / "go").touch()
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 7 and b"cannot be written" in said, said
+    assert list(outside.iterdir()) == []
+
+
+def test_02_env_file_of_the_repository_takes_no_variable(world: World) -> None:
+    (world.repo / "bare.env").write_text("A=1\nAWS_SECRET_ACCESS_KEY\n")
+    (world.folder / "credentials").write_text("TOKEN=hunter2\nAWS_SECRET_ACCESS_KEY\n")
+    (world.repo / "link.env").unlink(missing_ok=True)
+    (world.repo / "link.env").symlink_to(world.folder / "credentials")
+    (world.repo / "folder").symlink_to(world.folder)
+    code, _, said = train(world, "--env-file", str(world.repo / "bare.env"))
+    assert code == 2 and "line 2: AWS_SECRET_ACCESS_KEY has no value, and a file of the repository" in said
+    for name in ("link.env", "folder/credentials"):
+        code, _, said = train(world, "--env-file", str(world.repo / name))
+        assert code == 2 and "leads out of the repository" in said
+    # The caller's own file may.
+    code, out, said = train(world, "--env-file", str(world.folder / "credentials"))
+    assert code == 0 and "AWS_SECRET_ACCESS_KEY" in out, said
+
+
+def test_02_settings_file_is_no_link_to_a_file_of_the_caller(world: World) -> None:
+    (world.folder / "credentials.toml").write_text("hunter2hunter2 = 1\n")
+    (world.repo / "train-classifier.toml").symlink_to(world.folder / "credentials.toml")
+    done = world.run(*world.train(world.model(PRINT)), "--dry-run")
+    assert done.returncode == 2 and b"train-classifier.toml: leads out of the repository" in done.stderr
+    assert SECRET.encode() not in done.stderr
+
+
+def test_02_host_of_the_repository_is_a_name(world: World) -> None:
+    for host in ("here,@/etc/shadow", "@/etc/shadow", "all:!here", "~(a+)+$", "*", "here:@/etc/shadow", "-i"):
+        code, _, said = train(world, text=f"[defaults]\nhost = '{host}'\n")
+        assert code == 2 and "is not the name of one host" in said, (host, said)
+    code, _, said = train(world, "--host", "here,@/etc/shadow")
+    assert code == 2 and "is no name of a host or group" in said
