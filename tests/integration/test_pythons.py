@@ -152,7 +152,7 @@ def test_a_whole_job(host: Machine, tmp_path: Path) -> None:
     killed = host.start(program)
     host.until(killed, "training", text=b"up\n")
     host.kill_worker(killed)
-    assert host.wait(killed)["outcome"] == "lost"
+    assert host.wait(killed)["outcome"] == "lost" and host.pack(killed)["outcome"] == "lost"
     for one in (stopped, killed):
         assert "artefacts/x" in host.names(one)
         host.assert_clean(one)
