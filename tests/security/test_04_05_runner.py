@@ -74,10 +74,12 @@ def test_04_runner_file_sends_no_credential_and_deletes_no_other_runner(
     first = host.runners()["gpu-1"]["id"]
 
     # The registration is there: nothing is to be done, whatever the account's file says.
+    host.sh("systemctl stop github-runner@1")
     lie(host, attacker, other["id"])
-    host.role().good()
+    again = host.role()
     assert attacker.state.requests == []
     assert host.runners()["other-1"]["id"] == other["id"]
+    again.good()
     assert host.runners()["gpu-1"]["id"] == first
     assert host.sh(f"stat -c '%U %a' {RECORD} /etc/github-runner/records") == "root 600\nroot 700"
     assert json.loads(host.sh(f"cat {RECORD}"))["id"] == first
