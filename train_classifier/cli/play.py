@@ -119,9 +119,7 @@ class Play:
         if not over:
             self._abandoned.set()
             self._attended.set()
-            for process in descendants("ansible-playbook"):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+            kill_family("ansible-playbook")
             self._thread.join(patience)
         if self._listener is not None:
             self._listener.close(drain=over)
@@ -187,6 +185,22 @@ class Play:
         except BaseException as error:
             over.set()
             inbox.put(("crash", error))
+
+
+def kill_family(program: str) -> None:
+    """Kill our children that run `program`, and all processes below them.
+
+    They are stopped first: whoever is killed alone may leave a child that nobody finds any more.
+    """
+    family: set[int] = set()
+    while more := set(descendants(program)) - family:
+        for process in more:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGSTOP)
+        family |= more
+    for process in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def descendants(program: str) -> list[int]:
