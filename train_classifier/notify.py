@@ -103,6 +103,11 @@ def inline(text: str) -> str:
     return re.sub(r"([*_~`])", "\u200b\\1", escape(" ".join(text.split())))
 
 
+def unfenced(text: str) -> str:
+    """Return escaped text that neither begins nor ends a code block."""
+    return re.sub("`(?=`)", "`\u200b", text)
+
+
 def shortened(text: str, most: int) -> str:
     """Cut escaped text to `most` characters, never inside an entity."""
     if len(text) <= most:
@@ -116,8 +121,7 @@ def last_lines(text: str, most: int) -> str:
     left = most
     for line in reversed(text.replace("\r\n", "\n").rstrip().split("\n")):
         # What a progress bar wrote over is gone on a terminal, too.
-        shown = re.sub("`(?=`)", "`\u200b", escape(line.rpartition("\r")[2]))
-        shown = shortened(shown, 400)
+        shown = shortened(unfenced(escape(line.rpartition("\r")[2])), 400)
         if len(shown) + 1 > left or len(lines) == 20:
             break
         left -= len(shown) + 1
@@ -169,7 +173,7 @@ def message(notice: Notice) -> dict[str, Any]:
     if fields:
         blocks.append({"type": "section", "fields": fields})
     if notice.event is not Event.STARTED:
-        said = "\n".join(escape(part) for part in (notice.reason, notice.hint) if part)
+        said = "\n".join(unfenced(escape(part)) for part in (notice.reason, notice.hint) if part)
         if said:
             blocks.append(_section(shortened(said, SECTION)))
     if notice.event is Event.FAILED:

@@ -158,7 +158,7 @@ def secrets(value: Any) -> tuple[str, ...]:
     for name in value:
         if isinstance(name, str) and "=" in name:
             raise ValueError(
-                f"secret '{name.partition('=')[0]}=…' carries a value: "
+                f"secret {quoted(name.partition('=')[0] + '=…')} carries a value: "
                 "name the variable only, and set it in the environment"
             )
     return tuple(dict.fromkeys(variable(name) for name in value))

@@ -104,7 +104,8 @@ class Report:
         return "; ".join(words)[:1000]
 
     def _gpus(self) -> str:
-        gpus = [_mapping(gpu) for gpu in self.result.get("gpus") or []]
+        listed = self.result.get("gpus")
+        gpus = [_mapping(gpu) for gpu in listed] if isinstance(listed, list) else []
         if not gpus:
             return "none, trained on the CPU" if self.good else "none"
         names = [str(gpu.get("name") or gpu.get("uuid") or "GPU") for gpu in gpus]

@@ -20,8 +20,10 @@ def prose(text: str, most: int = 2000) -> str:
     """Return text from elsewhere as plain text: no markup, link or mention in it."""
     flat = " ".join(text.split())
     flat = flat if len(flat) <= most else flat[: most - 1] + "…"
+    # At the beginning a dash, a sign or a number would make a rule, a heading or a list.
+    escaped = re.sub(r"\A[-+=0-9]", lambda match: f"&#{ord(match[0])};", _entities(flat))
     # GitHub looks for mentions after the entities are resolved; a zero-width space keeps them from being one.
-    return re.sub(r"(&#64;|&#35;)", "\\1\u200b", _entities(flat))
+    return re.sub(r"(&#64;|&#35;)", "\\1\u200b", escaped)
 
 
 def _entities(text: str) -> str:

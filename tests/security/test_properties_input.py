@@ -7,6 +7,7 @@ input by the errors that it documents, and by no other.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import DATA, FIXED, VALUES, WORDS, as_json, bounded, sentences, tables
-from hypothesis import given
+from hostile import DATA, FIXED, RESULT, TEXT, VALUES, WORDS, as_json, bounded, sentences, tables
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from train_classifier import annotations, envfile, inventory, notify, options, sources, summary
@@ -23,7 +24,9 @@ from train_classifier import settings as settings_file
 from train_classifier.errors import BadInput, TrainClassifierError
 from train_classifier.job import JobSpec
 from train_classifier.report import Report
-from train_classifier.worker import debian, requirements, tickets
+from train_classifier.worker import debian, read, requirements, tickets
+from train_classifier.worker.host import Host
+from train_classifier.worker.store import Store
 
 # What a checkout holds.
 
@@ -34,6 +37,35 @@ def test_settings_file(content: bytes) -> None:
     with bounded():
         try:
             settings_file.parse(content).of("m")
+        except BadInput as error:
+            sentences(error.problems)
+
+
+TOML_VALUES = st.one_of(
+    st.sampled_from(
+        [
+            "9" * 5000, "-" + "9" * 5000, "0x" + "f" * 6000, "1e400", "nan", "inf", "-inf", "[" * 3000 + "]" * 3000,
+            "{a=" * 500 + "1" + "}" * 500, '"\\uFFFF\\u0000"', '"\\uD800"', "1979-05-27", "[[1]]", "{}", "[]", '""',
+            "true", "0", "-1", '"9999999999999999999h"', '"1' + "0" * 4000 + 'GiB"', "{ a = 1 }", "[1, \"a:b\"]",
+            '["/:h"]', '"' + "1h" * 2000 + '"', '"' + "a/" * 300 + "!" + '"', '"' + "a-" * 300 + "!" + '"',
+        ]
+    ),
+    TEXT.map(json.dumps),
+)  # fmt: skip
+
+
+@FIXED
+@given(
+    table=st.sampled_from(["defaults", "models.m", "models", "other"]),
+    values=st.dictionaries(
+        st.sampled_from([*settings_file.Table.model_fields, "other"]), TOML_VALUES, max_size=5
+    ),
+)
+def test_settings_of_every_kind(table: str, values: dict[str, str]) -> None:
+    content = f"[{table}]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
+    with bounded():
+        try:
+            settings_file.parse(content.encode("utf-8", "surrogatepass")).of("m")
         except BadInput as error:
             sentences(error.problems)
 
@@ -170,6 +202,35 @@ def test_specifications(value: Any, changes: dict[str, Any]) -> None:
         for data in (value, {**good, **changes}):
             with contextlib.suppress(ValueError):
                 JobSpec.from_dict(data)
+
+
+STATE = tables(
+    "schema", "id", "model", "version", "state", "phase", "message", "boot_id", "pid", "pid_start", "worker", "unit",
+    "gpus", "times", "submitted", "started", "updated", "updated_uptime", "updated_boot", "launcher", "container",
+    values=st.one_of(st.sampled_from([1, "finished", "running", "submitted", "pushed"]), VALUES),
+)  # fmt: skip
+
+
+@settings(FIXED, max_examples=40)
+@given(
+    status=st.one_of(STATE.map(as_json), DATA),
+    result=st.one_of(RESULT.map(as_json), DATA),
+    spec=st.one_of(VALUES.map(as_json), DATA),
+)
+def test_files_of_a_job(
+    tmp_path_factory: pytest.TempPathFactory, status: bytes, result: bytes, spec: bytes
+) -> None:
+    top = tmp_path_factory.mktemp("state")
+    store = Store(top)
+    job = store.jobs / "20260101-000000-00000000"
+    job.mkdir(parents=True)
+    for name, content in (("status.json", status), ("result.json", result), ("spec.json", spec)):
+        (job / name).write_bytes(content)
+    host = Host(queue_dir=top / "queue")
+    with bounded():
+        for act in (read.list_jobs, read.status, read.read):
+            with contextlib.suppress(TrainClassifierError):
+                json.dumps(act({"id": job.name, "wait": 0}, host, store))
 
 
 #: An expression that a stranger's text reaches, on what makes such expressions slow.
