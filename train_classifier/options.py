@@ -246,6 +246,8 @@ class Checkout(enum.Enum):
     INSIDE = "a path inside the repository"
     #: The host decides, by data_roots of its host.json.
     LISTED = "folders that the host lists"
+    #: No more than the default: the worker does it on the host, outside of the container.
+    LOWER = "a lower limit"
     NOTHING = "nothing"
 
 
@@ -268,11 +270,13 @@ CHECKOUT: dict[str, Checkout] = {
     "data": Checkout.LISTED,
     "output": Checkout.INSIDE,
     "allow_empty": Checkout.ANY,
-    "log_max": Checkout.ANY,
-    "artefacts_max": Checkout.ANY,
+    "log_max": Checkout.LOWER,
+    "artefacts_max": Checkout.LOWER,
     "push_limit": Checkout.ANY,
     "host": Checkout.NAME,
 }
+#: Above these a repository's settings file raises no limit.
+LIMITS = {"log_max": job.DEFAULT_LOG_MAX_BYTES, "artefacts_max": job.DEFAULT_ARTEFACTS_MAX_BYTES}
 #: Parsers of what only a flag or an environment variable may say.
 REQUEST: dict[str, Callable[[Any], Any]] = {
     "lease": _seconds(5, units.MOST_SECONDS),
@@ -307,10 +311,11 @@ def own_settings(environ: Mapping[str, str]) -> Path | None:
     return base / "train-classifier" / "config.toml"
 
 
-def move(key: str, value: tuple[str, ...]) -> str:
+def move(key: str, value: tuple[str, ...] | int) -> str:
     """Return what to do with a line that a repository's settings file may not hold."""
-    line = f"{key} = {json.dumps(list(value), ensure_ascii=False)}"
-    flags = " ".join(f"{flag(key)} {item}" for item in value)
+    items = value if isinstance(value, tuple) else (value,)
+    line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    flags = " ".join(f"{flag(key)} {item}" for item in items)
     return f"move the line '{line}' to your own settings, {OWN_SETTINGS}, or give {flags}"
 
 

@@ -15,7 +15,7 @@ from train_classifier import options
 from train_classifier.errors import BadInput
 from train_classifier.options import SETTINGS_FILE as FILE
 from train_classifier.options import Checkout, merged
-from train_classifier.units import printable, quoted
+from train_classifier.units import printable, quoted, show_bytes
 from train_classifier.worker import regular_file
 
 MOST_BYTES = options.MOST_SETTINGS
@@ -208,6 +208,9 @@ def _refused(found: Settings) -> Iterator[str]:
             where = f"{FILE}: [{name}] {key}"
             if rule is Checkout.NOTHING and value:
                 yield f"{where}: a repository does not name variables of yours; {options.move(key, value)}"
+            elif rule is Checkout.LOWER and value > options.LIMITS[key]:
+                most = show_bytes(options.LIMITS[key])
+                yield f"{where}: a repository sets at most {most}; {options.move(key, value)}"
             elif rule is Checkout.NAME and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", value):
                 yield f"{where}: {quoted(value)} is not the name of one host, which is all that it may say"
 

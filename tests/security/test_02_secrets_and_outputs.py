@@ -166,6 +166,17 @@ def test_02_settings_file_is_no_link_to_a_file_of_the_caller(world: World) -> No
     assert SECRET.encode() not in done.stderr
 
 
+def test_02_repository_raises_no_limit_of_what_the_worker_does(world: World) -> None:
+    code, _, said = train(
+        world, text="[defaults]\nlog_max = '3GiB'\n[models.probe]\nartefacts_max = '1TiB'\n"
+    )
+    assert code == 2 and f"'log_max = {3 << 30}'" in said and f"--artefacts-max {1 << 40}" in said, said
+    assert "[defaults] log_max: a repository sets at most 2.0 GiB" in said
+    own_settings(world, "[defaults]\nlog_max = '3GiB'\n")
+    code, _, said = train(world, text="[defaults]\nlog_max = '1GiB'\n")
+    assert code == 0, said
+
+
 def test_02_host_of_the_repository_is_a_name(world: World) -> None:
     for host in ("here,@/etc/shadow", "@/etc/shadow", "all:!here", "~(a+)+$", "*", "here:@/etc/shadow", "-i"):
         code, _, said = train(world, text=f"[defaults]\nhost = '{host}'\n")
