@@ -19,8 +19,9 @@ from train_classifier.worker.host import Account
 from train_classifier.worker.store import Job, make_folder, read_bytes
 
 #: The file `job.copy` is the standard output of this and flocked for as long as it runs. A copy that fails
-#: leaves the disk as it was: that may be full.
-SCRIPT = 'cp -a --reflink=auto -- "$1/." "$2" && echo copied || find "$2" -mindepth 1 -delete'
+#: first leaves the disk as it was: that may be too full for what `cp` has said.
+SCRIPT = """if words=$(cp -a --reflink=auto -- "$1/." "$2" 2>&1); then echo copied
+else find "$2" -mindepth 1 -delete; printf %s "$words"; fi"""
 COPIED = b"copied\n"
 POLL_S = 0.01
 WORDS_BYTES = 1 << 20
