@@ -48,6 +48,7 @@ ALONE = (
     "lint",
     "integration/test_molecule",
     "integration/test_queue",
+    "integration/test_random_kills",
     "integration/test_train_",
     "integration/test_worker_",
 )

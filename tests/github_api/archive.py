@@ -195,10 +195,9 @@ with open(ROOT / "_diag" / "job.log", "w") as log:
 '''
 
 
-def make_archive(version: str, more_files: int = 0) -> bytes:
-    """The archive's bytes, the same for the same version; with more files it takes longer to unpack."""
+def make_archive(version: str) -> bytes:
+    """The archive's bytes, the same for the same version."""
     files = {
-        **{f"bin/more-{number}": "" for number in range(more_files)},
         "config.sh": CONFIG,
         "run.sh": RUN,
         "bin/standin.py": STANDIN,
