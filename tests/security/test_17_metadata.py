@@ -18,6 +18,9 @@ PROGRAM = "/var/lib/train-classifier/bin/metadata-firewall"
 RESULT = "/run/train-classifier/metadata"
 UNIT = "train-classifier-firewall"
 IPV4, IPV6 = "169.254.169.254", "fd00:ec2::254"
+#: Other places where clouds give credentials: containers of Amazon, Tencent, Scaleway; Akamai.
+OTHERS4 = ("169.254.170.2", "169.254.0.23", "169.254.42.42")
+OTHERS6 = ("fd00:ec2::23", "fd00:42::42", "fd00:a9fe:a9fe::1")
 
 #: A metadata service with credentials on port 80, and a DNS server on TCP and UDP port 53 of the same addresses.
 CLOUD = textwrap.dedent("""
@@ -61,6 +64,8 @@ NETWORK = f"""
     ip -n cloud link set lo up
     ip -n cloud link set cloud1 up
     ip -n cloud route add default via fd00:ec2::1
+    for address in {" ".join(OTHERS4)}; do ip -n cloud addr add $address/32 dev cloud1; ip route add $address dev cloud0; done
+    for address in {" ".join(OTHERS6)}; do ip -n cloud addr add $address/128 dev cloud1 nodad; ip -6 route add $address dev cloud0; done
     systemd-run --quiet --unit test-cloud ip netns exec cloud python3 -u /root/cloud.py
 """
 #: What a model would do; prints what it got, or the name of the error.
@@ -121,6 +126,10 @@ def assert_blocked(host: TestHost, image: str) -> None:
     assert "ConnectionRefusedError" in ask(host, image, IPV4, 80, network="own-bridge")
     assert "ConnectionRefusedError" in ask(host, image, IPV4, 32526)
     assert "ConnectionRefusedError" in ask(host, image, IPV6, 80, network="own-bridge")
+    for address in OTHERS4:
+        assert "ConnectionRefusedError" in ask(host, image, address, 80), address
+    for address in OTHERS6:
+        assert "ConnectionRefusedError" in ask(host, image, address, 80, network="own-bridge"), address
     assert "an-answer" in ask(host, image, IPV4, 53, "tcp")
     assert "an-answer" in ask(host, image, IPV4, 53, "udp")
     assert "an-answer" in ask(host, image, IPV6, 53, "udp", network="own-bridge")
