@@ -19,14 +19,16 @@ def output(text: str, base: Path, checkout: bool = False) -> tuple[Path, list[st
 
     One that a `checkout` names stays in `base`, its top, and replaces nothing but an archive.
     """
-    what = f"output {quoted(text)}"
+    what = f"output {quoted(text)}" + (f" of the repository's {options.SETTINGS_FILE}" if checkout else "")
     try:
         path = base / (text if checkout else Path(text).expanduser())
         # The folder is made real, the name is not: an archive that is a symbolic link is replaced itself.
         folder = path.parent.resolve()
-        problems = _output_problems(what, text, path, folder)
+        # Where it is comes first: nobody is told to make a folder that is refused afterwards.
+        problems = _outside_problems(what, path, folder, base) if checkout else []
+        problems = problems or _output_problems(what, text, path, folder)
         if checkout:
-            problems = problems or _checkout_problems(what, path, folder, base)
+            problems = problems or _replaced_problems(what, path)
         return folder / path.name, problems
     except (OSError, ValueError, RuntimeError) as error:
         return base / "artefacts.tar.gz", [f"{what}: {getattr(error, 'strerror', None) or error}"]
@@ -50,18 +52,21 @@ def _output_problems(what: str, text: str, path: Path, folder: Path) -> list[str
     return []
 
 
-def _checkout_problems(what: str, path: Path, folder: Path, top: Path) -> list[str]:
-    named = f"{what} of the repository's {options.SETTINGS_FILE}"
+def _outside_problems(what: str, path: Path, folder: Path, top: Path) -> list[str]:
     if not folder.is_relative_to(top):
-        return [f"{named} leads out of the repository; to have it there, say so by --output"]
+        return [f"{what} leads out of the repository; to have it there, give --output"]
     if ".git" in (folder / path.name).relative_to(top).parts:
-        return [f"{named} is git's own; name another file"]
+        return [f"{what} lies in git's folder; name another file"]
+    return []
+
+
+def _replaced_problems(what: str, path: Path) -> list[str]:
     if path.is_symlink() or not path.exists():
         return []
     with path.open("rb") as file:
         start = file.read(2)
     if start and start != stale.GZIP:
-        return [f"{named} exists and is no archive: name another file, or remove it"]
+        return [f"{what} exists and is no archive: name another file, or remove it"]
     return []
 
 

@@ -26,6 +26,9 @@ DATA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 #: Data folders of one job.
 MOST_DATA = 100
 
+#: The settings file of whoever trains, as messages name it.
+OWN_SETTINGS = "~/.config/train-classifier/config.toml"
+
 #: States of a job, in order. Until `submitted` nothing is promised: the first two belong to the controller.
 STATES = ("prepared", "pushed", "submitted", "running", "finished")
 #: Phases that the worker goes through while `running`, in order; status.json and manifest.json time each.

@@ -17,8 +17,6 @@ from train_classifier.worker import reference
 
 #: The settings file, at the top of a repository.
 SETTINGS_FILE = "train-classifier.toml"
-#: The caller's own settings file, for people.
-OWN_SETTINGS = "~/.config/train-classifier/config.toml"
 #: The archive, unless another name is given.
 OUTPUT = "artefacts.tar.gz"
 #: A settings file beyond this is something else by mistake.
@@ -311,12 +309,12 @@ def own_settings(environ: Mapping[str, str]) -> Path | None:
     return base / "train-classifier" / "config.toml"
 
 
-def move(key: str, value: tuple[str, ...] | int) -> str:
-    """Return what to do with a line that a repository's settings file may not hold."""
+def move(table: str, key: str, value: tuple[str, ...] | int) -> str:
+    """Return what to do with a line that a table of a repository's settings file may not hold."""
     items = value if isinstance(value, tuple) else (value,)
     line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
     flags = " ".join(f"{flag(key)} {item}" for item in items)
-    return f"move the line '{line}' to your own settings, {OWN_SETTINGS}, or give {flags}"
+    return f"move the line '{line}' below [{table}] of your own settings, {job.OWN_SETTINGS}, or give {flags}"
 
 
 def merged(key: str, lower: Any, higher: Any) -> Any:

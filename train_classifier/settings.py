@@ -144,18 +144,14 @@ class Settings(BaseModel):
 def load(repository: Path) -> Settings:
     """Read the repository's train-classifier.toml; without one every setting is its default.
 
-    Raises BadInput with one sentence per problem: the file, the table, the key. What a checkout may not
-    decide (`options.CHECKOUT`) is one.
+    Raises BadInput with one sentence per problem: the file, the table, the key. What the file may not decide
+    is told by `refused`.
     """
     path = repository / FILE
     if not os.path.lexists(path):
         return Settings()
     top = os.path.realpath(repository)
-    found = parse(_content(lambda: regular_file.read(path, MOST_BYTES, within=top), FILE))
-    problems = list(_refused(found))
-    if problems:
-        raise BadInput(*problems)
-    return found
+    return parse(_content(lambda: regular_file.read(path, MOST_BYTES, within=top), FILE))
 
 
 def load_own(path: Path, repository: Path | None = None) -> Settings:
@@ -199,20 +195,30 @@ def _content(read: Callable[[], bytes], name: str) -> bytes:
         raise BadInput(f"{name}: {error}") from error
 
 
-def _refused(found: Settings) -> Iterator[str]:
+def refused(settings: Settings) -> Iterator[str]:
     """Yield a sentence for each value that a checkout may not decide."""
-    tables = {"defaults": found.defaults, **{f"models.{name}": table for name, table in found.models.items()}}
+    tables = {
+        "defaults": settings.defaults,
+        **{f"models.{name}": table for name, table in settings.models.items()},
+    }
     for name, table in tables.items():
         for key in sorted(table.model_fields_set):
-            value, rule = getattr(table, key), options.CHECKOUT[key]
-            where = f"{FILE}: [{name}] {key}"
-            if rule is Checkout.NOTHING and value:
-                yield f"{where}: a repository does not name variables of yours; {options.move(key, value)}"
-            elif rule is Checkout.LOWER and value > options.LIMITS[key]:
-                most = show_bytes(options.LIMITS[key])
-                yield f"{where}: a repository sets at most {most}; {options.move(key, value)}"
-            elif rule is Checkout.NAME and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", value):
-                yield f"{where}: {quoted(value)} is not the name of one host, which is all that it may say"
+            reason = refusal(name, key, getattr(table, key))
+            if reason is not None:
+                yield f"{FILE}: [{name}] {key}: {reason}"
+
+
+def refusal(table: str, key: str, value: Any) -> str | None:
+    """Return why a checkout may not give this value to an option, None when it may (`options.CHECKOUT`)."""
+    rule = options.CHECKOUT[key]
+    if rule is Checkout.NOTHING and value:
+        return f"a repository does not name variables of yours; {options.move(table, key, value)}"
+    if rule is Checkout.LOWER and value > options.LIMITS[key]:
+        most = show_bytes(options.LIMITS[key])
+        return f"a repository sets at most {most}; {options.move(table, key, value)}"
+    if rule is Checkout.NAME and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", value):
+        return f"{quoted(value)} is not the name of one host; a repository sets nothing else"
+    return None
 
 
 def parse(content: bytes, name: str = FILE) -> Settings:

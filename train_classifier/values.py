@@ -70,8 +70,11 @@ def _from_file(given: Given, repository: Path, model: str | None) -> None:
     except BadInput as error:
         given.problems += error.problems
         return
+    given.problems += settings.refused(found)
     given.warnings += settings.unknown_models(found, checkout.models(repository))
     for key, value in found.of(model).items():
+        if settings.refusal("", key, value) is not None:
+            continue
         if options.CHECKOUT[key] is options.Checkout.LISTED:
             value = tuple(dataclasses.replace(folder, from_checkout=True) for folder in value)
         given.put(key, value, FROM_FILE)

@@ -86,7 +86,7 @@ def test_01_repository_cannot_name_the_hosts_files(world: World) -> None:
         settings.write_text(f"[defaults]\ndata = ['{other}:h']\n")
         said = world.run(*world.train(model), HOME=str(home)).stderr.decode()
         line = f'data = ["{other}:h"]'
-        assert f"'{line}'" in said and "~/.config/train-classifier/config.toml" in said
+        assert f"'{line}' below [defaults]" in said and "~/.config/train-classifier/config.toml" in said
         assert f"--data {other}:h" in said and "training_host_data_roots" in said
         settings.write_text(f"[defaults]\ndata = ['{offered}/set:r']\n")
         (home / ".config" / "train-classifier" / "config.toml").write_text(f"[defaults]\n{line}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,6 +121,25 @@ def test_02_repository_cannot_write_outside_itself(world: World) -> None:
         world, "--output", str(world.folder / "mine.tar.gz"), text="[defaults]\noutput = '/x'\n"
     )
     assert code == 0, said
+
+
+def test_02_all_refusals_are_told_at_once(world: World) -> None:
+    text = "[defaults]\nsecrets = ['HF_TOKEN']\noutput = '/nowhere/x'\nlog_max = '3GiB'\nhost = 'a*'\n"
+    code, _, said = train(world, text=text)
+    assert code == 2
+    for key in ("secrets", "log_max", "host"):
+        assert f"train-classifier.toml: [defaults] {key}: " in said, key
+    assert "leads out of the repository" in said and "make it first" not in said
+
+
+def test_02_refused_line_counts_where_the_refusal_says(world: World) -> None:
+    for table in ("defaults", "models.probe"):
+        code, _, said = train(world, text=f"[{table}]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n")
+        match = re.search(r"move the line '(.*)' below (\[.*\]) of your own settings", said)
+        assert code == 2 and match, said
+        own_settings(world, f"{match[2]}\n{match[1]}\n")
+        code, out, said = train(world)
+        assert code == 0 and "AWS_SECRET_ACCESS_KEY" in out, said
 
 
 def test_02_link_planted_while_it_trains_leads_nowhere(world: World) -> None:

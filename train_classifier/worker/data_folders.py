@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Optional
 
 from train_classifier.errors import BadInput
-from train_classifier.job import DataFolder, JobSpec
+from train_classifier.job import OWN_SETTINGS, DataFolder, JobSpec
 from train_classifier.worker.host import ROOT, Host, file_system, mounts
 
 #: The system's own folders: credentials, devices, sockets of services, other processes' files.
@@ -25,7 +25,6 @@ KERNEL_FILE_SYSTEMS = {
 }  # fmt: skip
 #: Shells of accounts that nobody logs in to.
 NO_SHELLS = ("nologin", "false", "sync")
-OWN_SETTINGS = "~/.config/train-classifier/config.toml"
 
 
 def resolve(spec: JobSpec, host: Host, state: Path, engine_root: Optional[str] = None) -> dict[str, str]:
@@ -35,18 +34,8 @@ def resolve(spec: JobSpec, host: Host, state: Path, engine_root: Optional[str] =
     """
     real, problems = examine(spec, host, state, engine_root)
     if problems:
-        raise BadInput(*problems, hint=hint(spec, host))
+        raise BadInput(*problems)
     return real
-
-
-def hint(spec: JobSpec, host: Host) -> str:
-    """Return what to do about data folders that are refused."""
-    if any(folder.from_checkout for folder in spec.data):
-        return (
-            "What a repository's settings file may name, the host's administrator lists: "
-            "training_host_data_roots of role training_host, data_roots of host.json"
-        )
-    return "Give folders that exist on the host, by --data HOST_DIR:NAME"
 
 
 def examine(
@@ -95,8 +84,9 @@ def _move(folder: DataFolder, named: str, roots: Iterable[str]) -> str:
     return (
         f"data folder {folder.path} (/data/{folder.name}){named} is named by the repository's "
         f"train-classifier.toml, and this host offers repositories {offer}: move the line "
-        f"'data = {json.dumps([item], ensure_ascii=False)}' to your own settings, {OWN_SETTINGS}, "
-        f"or give --data {item}"
+        f"'data = {json.dumps([item], ensure_ascii=False)}' below [defaults] of your own settings, "
+        f"{OWN_SETTINGS}, or give --data {item}, or have the host's administrator list the folder "
+        "(training_host_data_roots of role training_host, data_roots of host.json)"
     )
 
 

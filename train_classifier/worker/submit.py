@@ -31,7 +31,6 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
             return checked
     files = receive.unpack_list(request.get("files"))
     _, problems = data_folders.examine(spec, host, store.root)
-    advice = data_folders.hint(spec, host) if problems else None
     resumed = None
     if spec.resume is not None:
         try:
@@ -39,7 +38,7 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
         except BadInput as error:
             problems += error.problems
     if problems:
-        raise BadInput(*problems, hint=advice)
+        raise BadInput(*problems)
     account = host.job_user()
     store.make(account)
     _require_space(host, store, spec)
