@@ -18,11 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from train_classifier.units import printable
+from train_classifier.worker import regular_file
 
 #: Seconds for all questions to git; a checkout that takes longer is trained without an answer.
 GIT_TIMEOUT = 60.0
 #: KiB of memory that git may take: an object may be packed a thousandfold.
 MOST_MEMORY = 8 << 20
+#: Bytes of HEAD and the like that are read.
+SMALL = 4096
 #: Bytes of a small file of git's that are read.
 MOST_BYTES = 1 << 20
 MOST_SUBMODULES = 100
@@ -230,7 +233,7 @@ def opened(folder: Path, deadline: float | None = None) -> Iterator[Git]:
     with tempfile.TemporaryDirectory(prefix="train-classifier-git-") as name:
         shadow = Path(name)
         try:
-            (shadow / "HEAD").write_bytes(_content(own / "HEAD"))
+            (shadow / "HEAD").write_bytes(regular_file.start(own / "HEAD", SMALL))
             (shadow / "config").write_text(_CONFIG)
             (shadow / "info").mkdir()
             for shared in _SHARED:
@@ -263,13 +266,13 @@ def _git_folders(place: Path, folder: Path) -> tuple[Path, Path]:
             return place, place
         if not stat.S_ISREG(status.st_mode):
             raise GitSilent(f"{printable(str(place))} is no folder")
-        text = _content(place)
+        text = regular_file.start(place, SMALL)
         if not text.startswith(b"gitdir:"):
             raise GitSilent(f"{printable(str(place))} names no git folder")
         named = os.fsdecode(text.removeprefix(b"gitdir:").strip())
         own = Path(os.path.realpath(place.parent / named))
         if own.parent.name == "worktrees" and os.path.lexists(own / "gitdir"):
-            back = own / os.fsdecode(_content(own / "gitdir").strip())
+            back = own / os.fsdecode(regular_file.start(own / "gitdir", SMALL).strip())
             if Path(os.path.realpath(back)) == place:
                 return own, own.parent.parent
     except (OSError, ValueError) as error:
@@ -280,17 +283,6 @@ def _git_folders(place: Path, folder: Path) -> tuple[Path, Path]:
     raise GitSilent(
         f"{printable(str(place))} names the git folder {printable(str(own))}, which does not name it in turn"
     )
-
-
-def _content(path: Path) -> bytes:
-    """Return the start of a small regular file."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(0, f"{path.name} is not a regular file")
-        return os.read(handle, 4096)
-    finally:
-        os.close(handle)
 
 
 def _size(path: Path) -> int | None:

@@ -1,10 +1,9 @@
 """What of the repository is pushed, and everything odd or wrong that can be seen in it beforehand."""
 
 # Paths are bytes here, since names need not be UTF-8.
-# ruff: noqa: PTH115, PTH118, PTH120, PTH123, PTH208
+# ruff: noqa: PTH115, PTH118, PTH120, PTH208
 
 import dataclasses
-import errno
 import hashlib
 import heapq
 import os
@@ -19,6 +18,7 @@ from train_classifier.repository import GENERATED
 from train_classifier.trainignore import FILE as IGNORE_FILE
 from train_classifier.trainignore import TrainIgnore
 from train_classifier.units import printable, show_bytes
+from train_classifier.worker import regular_file
 
 DEFAULT_PUSH_LIMIT = 5 << 30
 #: Seconds that the walk through a checkout may take.
@@ -229,7 +229,7 @@ class _Walk:
         if 100 <= size < 1024:
             self.pointers.append(path)
         if name == b".gitattributes" and not self.uses_lfs:
-            self.uses_lfs = b"filter=lfs" in _start(entry.path, 1 << 20)
+            self.uses_lfs = b"filter=lfs" in regular_file.start(entry.path, 1 << 20)
         self.sources.bytes += size
         self.sizes.append((size, path))
         return True
@@ -331,13 +331,13 @@ class _Walk:
 
     def _is_pointer(self, path: bytes) -> bool:
         try:
-            return _start(os.path.join(self.top, path), len(_LFS_HEADER)) == _LFS_HEADER
+            return regular_file.start(os.path.join(self.top, path), len(_LFS_HEADER)) == _LFS_HEADER
         except OSError:
             return False
 
     def _submodules(self) -> Iterator[str]:
         try:
-            modules = _start(os.path.join(self.top, b".gitmodules"), 1 << 20)
+            modules = regular_file.start(os.path.join(self.top, b".gitmodules"), 1 << 20)
         except OSError:
             return
         lines = [line.strip().partition(b"=") for line in modules.split(b"\n")]
@@ -352,15 +352,6 @@ class _Walk:
                 empty.append(path)
         if empty:
             yield f"git submodules are empty: {_named(empty)}; run git submodule update --init first"
-
-
-def _start(path: bytes, size: int) -> bytes:
-    """Return the first bytes of a regular file. Raises OSError for anything else."""
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file")
-        return file.read(size)
 
 
 def _named(paths: list[bytes]) -> str:

@@ -8,10 +8,10 @@ once and for all, since whatever a later wildcard needs it can take itself.
 import dataclasses
 import os
 import re
-import stat
 from pathlib import Path
 
 from train_classifier.units import printable
+from train_classifier.worker import regular_file
 
 FILE = ".trainignore"
 MOST_BYTES = 1 << 20
@@ -62,24 +62,13 @@ class TrainIgnore:
     def _read(self, path: Path) -> list[bytes]:
         if not os.path.lexists(path):
             return []
-        if not Path(os.path.realpath(path)).is_relative_to(path.parent):
-            self.problems.append(f"{FILE} is a symbolic link out of the repository; copy it in")
-            return []
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(handle, "rb") as file:
-                if not stat.S_ISREG(os.fstat(handle).st_mode):
-                    self.problems.append(f"{FILE} is not a file")
-                    return []
-                content = file.read(MOST_BYTES + 1)
-        except IsADirectoryError:
-            self.problems.append(f"{FILE} is not a file")
-            return []
+            content = regular_file.read(path, MOST_BYTES, within=os.path.realpath(path.parent))
         except OSError as error:
             self.problems.append(f"{FILE} cannot be read: {error.strerror}")
             return []
-        if len(content) > MOST_BYTES:
-            self.problems.append(f"{FILE} is over 1 MiB")
+        except ValueError as error:
+            self.problems.append(f"{FILE} {error}")
             return []
         lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
         return [line.removesuffix(b"\r") for line in lines]

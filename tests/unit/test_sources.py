@@ -128,7 +128,7 @@ def test_a_broken_trainignore_names_the_line(repo: Path) -> None:
     ]
     (repo / ".trainignore").unlink()
     (repo / ".trainignore").mkdir()
-    assert sources.collect(repo).problems == [".trainignore is not a file"]
+    assert sources.collect(repo).problems == [".trainignore is a folder"]
 
 
 def test_a_model_that_is_left_out_is_a_problem(repo: Path) -> None:

@@ -16,7 +16,8 @@ from train_classifier.job import JobSpec
 from train_classifier.worker import copier, manifest, program, tree
 from train_classifier.worker.host import Account
 from train_classifier.worker.pack import HOLES
-from train_classifier.worker.store import O_FOLDER, Job, new_file, open_regular, read_json, write_json
+from train_classifier.worker.regular_file import open_regular
+from train_classifier.worker.store import O_FOLDER, Job, new_file, read_json, write_json
 
 #: What a job ended with: the packer's answer, and the error unless it ended well.
 Ended = tuple[dict[str, Any], Optional[TrainClassifierError]]

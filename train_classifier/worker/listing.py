@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Optional
 
-from train_classifier.worker.store import O_FILE
+from train_classifier.worker.regular_file import O_FILE
 from train_classifier.worker.tree import mend, open_folder
 
 BASE = b"artefacts"

@@ -21,7 +21,7 @@ from typing import IO, Any, BinaryIO, Callable, Optional, cast
 from train_classifier.errors import OUTCOMES, ExitCode
 from train_classifier.worker import listing, metrics
 from train_classifier.worker.listing import Entry
-from train_classifier.worker.store import O_FILE
+from train_classifier.worker.regular_file import open_regular
 
 BLOCK = 1 << 20
 #: How often the limit the files may appear to hold: a hole is read as zeros, at a tenth of the time of data.
@@ -213,9 +213,7 @@ def _metrics(workspace: int) -> tuple[Optional[dict[str, float]], Optional[str]]
     except OSError:
         return None, None
     try:
-        with open(os.open("metrics.json", O_FILE, dir_fd=folder), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return None, "metrics.json is not a regular file"
+        with open(open_regular("metrics.json", folder), "rb") as file:
             return metrics.read(file.read(metrics.MOST_BYTES + 1))
     except FileNotFoundError:
         return None, None

@@ -12,7 +12,8 @@ from typing import Any, Iterator, Optional
 from train_classifier.errors import BadInput, Cancelled, NotReady, TrainClassifierError
 from train_classifier.worker import finish, program
 from train_classifier.worker.host import Host
-from train_classifier.worker.store import Job, Store, open_regular, write_bytes
+from train_classifier.worker.regular_file import open_regular
+from train_classifier.worker.store import Job, Store, write_bytes
 
 #: Seconds between two looks for news.
 POLL_S = 0.02

@@ -14,7 +14,8 @@ from typing import Any, Callable
 from train_classifier.errors import BadInput, Cancelled, NotReady
 from train_classifier.worker import copier, locks, program, tree
 from train_classifier.worker.host import Account, Host
-from train_classifier.worker.store import Job, Store, open_regular, write_bytes
+from train_classifier.worker.regular_file import open_regular
+from train_classifier.worker.store import Job, Store, write_bytes
 
 #: What rsync's client says to its server for the options that a transport of ours may use.
 OPTION = re.compile(

@@ -1,13 +1,34 @@
 """Read a file that anybody may have put there: a regular file, up to a limit, and without waiting."""
 
+import errno
 import os
 import stat
-from typing import Optional
+from typing import Optional, Union
+
+#: Opening follows no link and never waits.
+O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+Name = Union[str, bytes, "os.PathLike[str]"]
 
 
-def read(
-    path: "os.PathLike[str] | str", most_bytes: int, *, pipe: bool = False, within: Optional[str] = None
-) -> bytes:
+def open_regular(path: Name, folder: Optional[int] = None) -> int:
+    """Open a regular file for reading as O_FILE says; `folder` is a descriptor that the path starts from.
+
+    Raises OSError, also for what is no regular file.
+    """
+    descriptor = os.open(path, O_FILE, dir_fd=folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return descriptor
+
+
+def start(path: Name, size: int) -> bytes:
+    """Return the first bytes of a regular file. Raises OSError as `open_regular` does."""
+    with open(open_regular(path), "rb") as file:
+        return file.read(size)
+
+
+def read(path: Name, most_bytes: int, *, pipe: bool = False, within: Optional[str] = None) -> bytes:
     """Return a file's content. Opening a FIFO or a device never waits.
 
     With `pipe` the reading end of a shell's `<(…)` is read as well; with `within`, a real path, the file lies

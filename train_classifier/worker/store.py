@@ -15,10 +15,10 @@ from train_classifier.errors import BadInput, ExitCode, NotReady
 from train_classifier.job import JOB_ID, LAST_SCHEMA, SCHEMA, STATES, JobSpec
 from train_classifier.worker import locks, tree
 from train_classifier.worker.host import Account, boot_id, uptime
+from train_classifier.worker.regular_file import open_regular
 
 #: How a folder and a file are opened where somebody with fewer rights may have written.
 O_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 #: Fields of status.json that are calculated with.
 TIMES = ("updated", "updated_uptime", "submitted_uptime", "submitted", "started")
 #: Of a file of JSON that is read whole.
@@ -83,15 +83,6 @@ def read_json(path: Path) -> Any:
         if error.errno in (errno.EINVAL, errno.ELOOP, errno.ENXIO):
             raise NotReady(f"{path} is damaged: not a regular file") from error
         raise
-
-
-def open_regular(path: Path) -> int:
-    """Open a regular file for reading, following no link and waiting for nobody. Raises OSError."""
-    descriptor = os.open(path, O_FILE)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return descriptor
 
 
 def read_bytes(path: Path, most: int) -> bytes:
