@@ -40,9 +40,19 @@ def pack(
             result = answer.get("result") or {}
         return result
 
-    result = patiently(host, job, ask, report, patience)
+    try:
+        result = patiently(host, job, ask, report, patience)
+    except TrainClassifierError as error:
+        error.hint = as_typed(host, job, error.hint)
+        raise
     report.event("result", result=result)
     return result
+
+
+def as_typed(host: Host, job: str, hint: str | None) -> str | None:
+    """Return a hint of the host, with the flags by which the caller's `fetch` finds that host again."""
+    command = f"train-classifier fetch {job}"
+    return hint.replace(command, command + host.flags) if hint else hint
 
 
 def fetch(

@@ -215,7 +215,8 @@ def fetch(
     The first cause wins: an archive that cannot be fetched is an error of its own only after a good run.
     """
     problem: TrainClassifierError | None = None
-    if (result.get("unpacked") or {}).get("why") == "lost":
+    unpacked = result.get("unpacked") or {}
+    if unpacked.get("why") == "lost":
         # Its worker died before it could pack. What was too large or stopped waits for a `fetch` of its own.
         try:
             result = fetching.pack(host, job, None, report, patience)
@@ -235,7 +236,11 @@ def fetch(
         if problem:
             text = f"The archive was not fetched: {problem.reason}"
             report.event("message", level="warning", text=text)
-        raise failed(result)
+        elif not archive and unpacked and unpacked.get("reason") != result.get("reason"):
+            hint = fetching.as_typed(host, job, unpacked.get("hint"))
+            text = "; ".join(filter(None, (unpacked.get("reason"), hint)))
+            report.event("message", level="warning", text=text)
+        raise failed({**result, "hint": fetching.as_typed(host, job, result.get("hint"))})
     if problem:
         raise problem
 

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import pty
+import re
 import select
+import shlex
 import signal
 import subprocess
 import termios
@@ -393,6 +395,17 @@ def test_damaged_on_the_way_is_fetched_again(world: World) -> None:
     fetched = hashlib.sha256((world.work / "artefacts.tar.gz").read_bytes()).hexdigest()
     assert fetched == result["archive"]["sha256"]
     world.assert_clean()
+
+
+def test_failed_job_names_the_command_that_packs_what_stays(world: World) -> None:
+    world.model("open('artefacts/x', 'wb').write(os.urandom(3 << 20))\nraise SystemExit(3)\n")
+    done = world.run(*world.train("probe", "--artefacts-max", "1MiB"))
+    assert done.returncode == 4, tail(done.stderr)
+    match = re.search(rb"train-classifier (fetch \S+ .*--max-size 3MiB)", done.stderr)
+    assert match and b"more than the limit of 1.0 MiB: it stays on the host" in done.stderr, tail(done.stderr)
+    done = world.run(*shlex.split(match[1].decode()))
+    assert done.returncode == 0, tail(done.stderr)
+    assert (world.work / "artefacts.tar.gz").stat().st_size > 3 << 20
 
 
 def test_damaged_for_good_keeps_the_previous_archive(world: World) -> None:

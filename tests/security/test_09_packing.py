@@ -65,6 +65,16 @@ def test_09_fetch_packs_more_than_the_limit_when_told_to(host: Machine) -> None:
     host.assert_clean(job)
 
 
+def test_09_failed_job_says_what_stays_and_how_to_pack_it(host: Machine) -> None:
+    program = "import os\nopen('artefacts/x', 'wb').write(os.urandom(3 << 20))\nraise SystemExit(3)\n"
+    job, result = host.train(program, artefacts_max_bytes=1 << 20)
+    assert result["exit_code"] == 4 and "--max-size 3MiB" in result["unpacked"]["hint"]
+    assert_kept(host, job, "too-large")
+    with pytest.raises(Refused, match="more than the limit") as refused:
+        host.pack(job)
+    assert refused.value.error["hint"] == result["unpacked"]["hint"]
+
+
 def test_09_holes_cost_nothing_of_the_limit(host: Machine) -> None:
     program = "open('artefacts/x', 'wb').truncate(3 << 20)\n"
     job, result = host.train(program, artefacts_max_bytes=1 << 20)

@@ -66,7 +66,7 @@ def pack(
     except Cancelled as stopped:
         hint = f"artefacts/ stays on the host: train-classifier fetch {job.id} packs it"
         stopped.hint = f"{stopped.hint}; {hint}" if stopped.hint else hint
-        return _unpacked("stopped", f"packing was stopped: {stopped.reason}"), cause or stopped
+        return _unpacked("stopped", f"packing was stopped: {stopped.reason}", hint), cause or stopped
     except (TrainClassifierError, OSError) as error:
         detail = error.detail if isinstance(error, TrainClassifierError) else None
         failed = NothingDelivered(
@@ -75,7 +75,7 @@ def pack(
             f"train-classifier fetch {job.id}",
             f"{error}\n{detail or ''}".strip(),
         )
-        return _unpacked("failed", failed.reason), cause or failed
+        return _unpacked("failed", failed.reason, failed.hint), cause or failed
     return answer, _judged(answer, spec, cause)
 
 
@@ -131,7 +131,7 @@ def not_packed(job: Job) -> dict[str, Any]:
     """Return what stands for the packer's answer when the worker died before it had packed."""
     if not job.stock.exists():
         return {}
-    return _unpacked("lost", f"artefacts/ stays on the host: train-classifier fetch {job.id} packs it")
+    return _unpacked("lost", "artefacts/ stays on the host", f"train-classifier fetch {job.id} packs it")
 
 
 class TooLarge(Exception):
@@ -142,8 +142,8 @@ class TooLarge(Exception):
         self.real, self.apparent = real, apparent
 
 
-def _unpacked(why: str, reason: str, **more: Any) -> dict[str, Any]:
-    return {"unpacked": {"why": why, "reason": reason, **more}}
+def _unpacked(why: str, reason: str, hint: Optional[str], **more: Any) -> dict[str, Any]:
+    return {"unpacked": {"why": why, "reason": reason, "hint": hint, **more}}
 
 
 def _too_large(job: Job, most: int, real: int, apparent: int, cause: Optional[TrainClassifierError]) -> Ended:
@@ -155,7 +155,7 @@ def _too_large(job: Job, most: int, real: int, apparent: int, cause: Optional[Tr
         "job is --artefacts-max",
     )
     return _unpacked(
-        "too-large", error.reason, bytes=real, apparent_bytes=apparent, most_bytes=most
+        "too-large", error.reason, error.hint, bytes=real, apparent_bytes=apparent, most_bytes=most
     ), cause or error
 
 

@@ -216,16 +216,14 @@ def _pack(
         cause = TrainClassifierError(
             result["reason"], result["hint"], result["detail"], ExitCode(result["exit_code"])
         )
-    answer, ended = deliver.pack(job, job.spec(), account, cause, check, most_bytes)
+    answer, cause = deliver.pack(job, job.spec(), account, cause, check, most_bytes)
     unpacked = answer.get("unpacked")
     if unpacked and unpacked["why"] == "stopped":
         check()
     if unpacked:
-        problem = ended if ended is not None and ended is not cause else None
-        hint = problem.hint if problem is not None else None
         error = BadInput if unpacked["why"] == "too-large" else NotReady
-        raise error(unpacked["reason"], hint=hint)
-    done = {**result, **manifest.ending(ended), **deliver.delivered(answer)}
+        raise error(unpacked["reason"], hint=unpacked["hint"])
+    done = {**result, **manifest.ending(cause), **deliver.delivered(answer)}
     del done["unpacked"]
     job.write_result(done)
     deliver.say_finished(job, done)
