@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from train_classifier import notify, options
+from train_classifier import job, notify, options
 from train_classifier.errors import BadInput, TrainClassifierError
 from train_classifier.request import TrainRequest
 
@@ -25,6 +25,12 @@ OWN = ("args", "cancel_grace", "slack_webhook", "slack_notify")
 SPELT = {"secret": "secrets", "grace": "cancel-grace"}
 #: What runs up to the end of its line is a command to type, in which flags are flags.
 FLAG = re.compile(r"train-classifier [a-z]+ .*|(?<![\w-])--(?P<flag>[a-z][a-z-]*)(?![\w=-])")
+#: The action never reads the settings file that a refusal names (`options.move`).
+MOVE = re.compile(
+    r"move (the line '.*?') below \[[^]]*\] of your own settings, "
+    + re.escape(job.OWN_SETTINGS)
+    + ", or give "
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +92,14 @@ def in_words(text: str) -> str:
         name = SPELT.get(flag, flag)
         if name.replace("-", "_") in INPUTS:
             return f"input {name}"
-        if flag.replace("-", "_") in options.SETTINGS:
-            return f"{flag.replace('-', '_')} in {options.SETTINGS_FILE}"
-        if flag.replace("-", "_") in options.REQUEST:
-            return options.variable_of(flag.replace("-", "_"))
+        key = flag.replace("-", "_")
+        if key in options.REQUEST or key in options.LIMITS:
+            return options.variable_of(key)
+        if key in options.SETTINGS:
+            return f"{key} in {options.SETTINGS_FILE}"
         return match[0]
 
-    return FLAG.sub(spelt, text)
+    return FLAG.sub(spelt, MOVE.sub(r"remove \1 and give ", text))
 
 
 def translate(error: TrainClassifierError) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from train_classifier import curves, inputs, job, notify, papers, request, step
+from train_classifier import curves, inputs, job, notify, options, papers, request, step
 from train_classifier.cli.step import StepRun
 from train_classifier.cli.workflow import WorkflowConsole
 from train_classifier.errors import ExitCode, NoGpu
@@ -381,6 +381,13 @@ def test_out_of_touch(inventory: str | None, lease: float | None) -> None:
 def test_words_of_the_action(said: str, shown: str) -> None:
     """Hints name inputs where the command line's name flags; commands to type stay as they are."""
     assert inputs.in_words(said) == shown
+
+
+def test_refused_line_is_not_moved_to_a_file_that_the_action_never_reads() -> None:
+    said = inputs.in_words(options.move("defaults", "secrets", ("TOKEN",)))
+    assert said == "remove the line 'secrets = [\"TOKEN\"]' and give input secrets TOKEN"
+    said = inputs.in_words(options.move("models.mnist", "log_max", 3 << 30))
+    assert said == f"remove the line 'log_max = {3 << 30}' and give TRAIN_CLASSIFIER_LOG_MAX {3 << 30}"
 
 
 def test_every_hint_is_in_the_words_of_the_action(
