@@ -1,9 +1,13 @@
 """Row 13: a model that closes /cache or /checkpoints harms no later job."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from worker_support import Machine, accounts, machine
+
+from train_classifier.worker import tree
 
 pytestmark = pytest.mark.engine
 CLOSES = """
@@ -34,3 +38,39 @@ def test_13_next_job_finds_cache_and_checkpoints_open(host: Machine, resume: str
     job, result = host.train(READS, repository=repository, resume=again)
     assert result["outcome"] == "trained" and host.log(job) == b"kept kept\n", (result, host.log(job))
     host.assert_clean(job)
+
+
+def test_13_nothing_outside_is_opened_through_a_link_that_comes_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that runs beside the next job of its repository may swap what was just listed."""
+    outside = tmp_path / "outside"
+    (outside / "deep").mkdir(parents=True)
+    (outside / "deep" / "file").write_text("precious")
+    (outside / "deep" / "file").chmod(0o400)
+    cache = tmp_path / "cache"
+    (cache / "folder" / "deep").mkdir(parents=True)
+    (cache / "folder" / "deep" / "file").write_text("x")
+    (cache / "file").write_text("x")
+    (cache / "file").chmod(0)
+    scandir = os.scandir
+
+    def swapping(descriptor: int) -> "os._ScandirIterator[str]":
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == cache / "folder":
+            (cache / "folder").rename(cache / "old")
+            (cache / "folder").symlink_to(outside)
+        return scandir(descriptor)
+
+    monkeypatch.setattr(os, "scandir", swapping)
+    tree.mend(cache)
+    assert (cache / "folder").is_symlink()
+    assert (outside / "deep" / "file").stat().st_mode & 0o777 == 0o400
+    assert (cache / "file").stat().st_mode & 0o777 == 0o600
+    (cache / "file").unlink()
+    (cache / "file").symlink_to(outside / "deep" / "file")
+    folder = os.open(cache, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        tree.give_rights_to_file("file", folder, 0o600)
+    finally:
+        os.close(folder)
+    assert (outside / "deep" / "file").stat().st_mode & 0o777 == 0o400

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Callable, Optional
 
 from train_classifier.worker.regular_file import O_FILE
-from train_classifier.worker.tree import mend, open_folder
+from train_classifier.worker.tree import give_rights_to_file, mend, open_folder
 
 BASE = b"artefacts"
 #: Each level keeps a folder open, and a program may open 1024 files.
@@ -48,7 +48,7 @@ class Entry:
         try:
             descriptor = os.open(base, O_FILE, dir_fd=self.folder)
         except PermissionError:
-            os.chmod(base, stat.S_IMODE(self.stat.st_mode) | 0o400, dir_fd=self.folder)
+            give_rights_to_file(base, self.folder, 0o400)
             descriptor = os.open(base, O_FILE, dir_fd=self.folder)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)

@@ -14,6 +14,8 @@ from typing import Any, Optional, Union
 from train_classifier.errors import BadInput, NotReady
 from train_classifier.worker.host import Account
 
+#: A handle that can be opened or changed by its own name in /proc, without rights to what it stands for.
+O_HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Seconds that `mend` may look for folders that a model has closed.
 MEND_S = 20.0
 
@@ -154,16 +156,45 @@ def open_folder(name: Union[str, bytes], folder: Optional[int] = None) -> int:
 
     Raises OSError for what is no folder.
     """
-    handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    return _opened(os.open(name, O_HANDLE | os.O_DIRECTORY, dir_fd=folder))
+
+
+def give_rights(handle: int, rights: int) -> None:
+    """Give the owner rights to what a handle of O_HANDLE stands for, whatever has its name by now."""
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    if mode & rights != rights:
+        os.chmod(f"/proc/self/fd/{handle}", mode | rights)
+
+
+def give_rights_to_file(name: Union[str, bytes], folder: int, rights: int) -> None:
+    """Give the owner rights to a regular file in an open folder, and to nothing else. Raises OSError."""
+    handle = os.open(name, O_HANDLE, dir_fd=folder)
     try:
-        mode = os.fstat(handle).st_mode
-        # The handle's own name: no other folder can take its place meanwhile.
-        here = f"/proc/self/fd/{handle}"
-        if mode & 0o700 != 0o700:
-            os.chmod(here, stat.S_IMODE(mode) | 0o700)
-        return os.open(here, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            give_rights(handle, rights)
     finally:
         os.close(handle)
+
+
+def _opened(handle: int) -> int:
+    """Open the folder of a handle, which is closed. Raises OSError."""
+    try:
+        give_rights(handle, 0o700)
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
+
+
+def _below(top: int, path: bytes) -> int:
+    """Return a handle of a folder below an open one; no part of the path is a link. Raises OSError."""
+    handle = os.dup(top)
+    for part in path.split(b"/"):
+        try:
+            below = os.open(part, O_HANDLE | os.O_DIRECTORY, dir_fd=handle)
+        finally:
+            os.close(handle)
+        handle = below
+    return handle
 
 
 def mend(folder: Path) -> None:
@@ -179,7 +210,7 @@ def mend(folder: Path) -> None:
         while stack and time.monotonic() < end:
             name = stack.pop()
             try:
-                descriptor = open_folder(name, top)
+                descriptor = _opened(_below(top, name))
             except OSError:
                 continue
             try:
@@ -188,9 +219,7 @@ def mend(folder: Path) -> None:
                         if entry.is_dir(follow_symlinks=False):
                             stack.append(name + b"/" + os.fsencode(entry.name))
                         elif entry.is_file(follow_symlinks=False):
-                            mode = entry.stat(follow_symlinks=False).st_mode
-                            if mode & 0o600 != 0o600:
-                                os.chmod(entry.name, stat.S_IMODE(mode) | 0o600, dir_fd=descriptor)
+                            give_rights_to_file(entry.name, descriptor, 0o600)
             except OSError:
                 continue
             finally:
