@@ -73,6 +73,8 @@ def test_09_failed_job_says_what_stays_and_how_to_pack_it(host: Machine) -> None
     with pytest.raises(Refused, match="more than the limit") as refused:
         host.pack(job)
     assert refused.value.error["hint"] == result["unpacked"]["hint"]
+    with pytest.raises(Refused, match=r"3\.0 MiB, more than the limit of 1000 bytes"):
+        host.pack(job, 1000)
 
 
 def test_09_holes_cost_nothing_of_the_limit(host: Machine) -> None:

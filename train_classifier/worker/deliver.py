@@ -148,9 +148,9 @@ def _unpacked(why: str, reason: str, hint: Optional[str], **more: Any) -> dict[s
 
 def _too_large(job: Job, most: int, real: int, apparent: int, cause: Optional[TrainClassifierError]) -> Ended:
     size = max(real, -(-apparent // HOLES))
-    holes = f" ({_gib(apparent)} with its holes)" if apparent > 2 * real else ""
+    holes = f" ({_size(apparent)} with its holes)" if apparent > 2 * real else ""
     error = NothingDelivered(
-        f"artefacts/ holds {_gib(real)}{holes}, more than the limit of {_gib(most)}: it stays on the host",
+        f"artefacts/ holds {_size(real)}{holes}, more than the limit of {_size(most)}: it stays on the host",
         f"to pack it: train-classifier fetch {job.id} --max-size {-(-size // (1 << 20))}MiB; the limit of a "
         "job is --artefacts-max",
     )
@@ -159,7 +159,9 @@ def _too_large(job: Job, most: int, real: int, apparent: int, cause: Optional[Tr
     ), cause or error
 
 
-def _gib(count: int) -> str:
+def _size(count: int) -> str:
+    if count < 1 << 20:
+        return f"{count} bytes"
     return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 29 else f"{count / (1 << 20):.1f} MiB"
 
 
