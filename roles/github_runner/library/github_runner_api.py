@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -169,6 +170,8 @@ def main() -> None:
             "app_id": {"default": ""},
             "app_installation_id": {"default": ""},
             "app_key": {"default": "", "no_log": True},
+            # Not by the task's environment, which is on a command line: a proxy may have a password.
+            "environment": {"type": "dict", "default": {}, "no_log": True},
             "runner_url": {"default": ""},
             "group": {"default": ""},
             "name": {"default": ""},
@@ -190,6 +193,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
+    os.environ.update({name: str(value) for name, value in params["environment"].items()})
     try:
         if params["runner_url"]:
             # Where root's record says that an instance is registered, which need not be where it shall be.
