@@ -52,10 +52,9 @@ def test_21_no_upgrade_brings_a_kernel_without_its_module(cards: TestHost) -> No
 
     # update.yml moves both, and holds them again.
     load(cards, "580.95.05")
-    moved = drive(cards, fails=True, nvidia_driver_state="latest")
-    assert "needs a reboot: the loaded kernel module is 580.95.05" in moved.output, moved.output
+    drive(cards, nvidia_driver_state="latest")
     assert "6.8.0-71-generic" in boot(cards)
-    assert kernels_without_module(cards) in ([], ["6.8.0-61-generic"])
+    assert kernels_without_module(cards) == []
     assert held - set(cards.shell("apt-mark showhold").split()) == set()
 
 
