@@ -49,6 +49,7 @@ CLOUD = textwrap.dedent("""
     print("ready", flush=True)
 """)
 #: A network of its own behind a veth pair: an address of the host itself would not be forwarded.
+#: The cloud answers from its main address: the others are never chosen (preferred_lft).
 NETWORK = f"""
     mount -o remount,rw /proc/sys
     echo 0 >/proc/sys/net/ipv6/conf/all/disable_ipv6
@@ -65,7 +66,7 @@ NETWORK = f"""
     ip -n cloud link set cloud1 up
     ip -n cloud route add default via fd00:ec2::1
     for address in {" ".join(OTHERS4)}; do ip -n cloud addr add $address/32 dev cloud1; ip route add $address dev cloud0; done
-    for address in {" ".join(OTHERS6)}; do ip -n cloud addr add $address/128 dev cloud1 nodad; ip -6 route add $address dev cloud0; done
+    for address in {" ".join(OTHERS6)}; do ip -n cloud addr add $address/128 dev cloud1 nodad preferred_lft 0; ip -6 route add $address dev cloud0; done
     systemd-run --quiet --unit test-cloud ip netns exec cloud python3 -u /root/cloud.py
 """
 #: What a model would do; prints what it got, or the name of the error.
