@@ -27,8 +27,6 @@ OUTPUT_BYTES = 1 << 20
 ROOT_CAPABILITIES = (
     "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETFCAP", "SETGID", "SETUID", "SYS_CHROOT",
 )  # fmt: skip
-#: Share of the processor beside a container with the engine's default of 1024: training goes first.
-CPU_SHARES = 512
 KILLED_STATUS = 137
 
 
@@ -313,7 +311,6 @@ def create_helper(
             mem_limit=limits.memory_bytes,
             memswap_limit=limits.memory_bytes,
             nano_cpus=int(limits.cpus * 1e9),
-            cpu_shares=CPU_SHARES,
             init=True,
             log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "2"}),
             **options,
