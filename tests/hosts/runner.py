@@ -114,6 +114,8 @@ class Host:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500
         )
+        if done.returncode:
+            done.stdout += self.sh("journalctl --no-pager -n 40", check=False)
         return Run(done)
 
     def runners(self, scope: str = REPO) -> dict[str, dict[str, Any]]:

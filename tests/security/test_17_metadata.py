@@ -46,7 +46,6 @@ CLOUD = textwrap.dedent("""
     for server in (Http(("::", 80), Credentials), Http(("::", 32526), Credentials), Tcp(("::", 53), TcpName),
                    Udp(("::", 53), UdpName)):
         threading.Thread(target=server.serve_forever).start()
-    print("ready", flush=True)
 """)
 #: A network of its own behind a veth pair: an address of the host itself would not be forwarded.
 #: The cloud answers from its main address: the others are never chosen (preferred_lft).
@@ -99,9 +98,9 @@ def start_cloud(host: TestHost) -> None:
     # The engine of this release has no IPv6 on its default bridge, and restores no network with it before the host has IPv6.
     host.docker("network", "rm", "own-bridge", check=False)
     host.docker("network", "create", "--ipv6", "--subnet", "fd12::/64", "own-bridge")
-    until(
-        lambda: "ready" in host.shell("journalctl -o cat -u test-cloud.service --boot=0"), "the cloud starts"
-    )
+    # All its ports are bound before the first answers.
+    connect = ("timeout", "5", "bash", "-c", f": </dev/tcp/{IPV4}/53")
+    until(lambda: host.exec(*connect, check=False).returncode == 0, "the cloud starts")
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +152,10 @@ def test_17_no_container_reaches_the_credentials(cloud_host: TestHost, base_imag
 
 
 def test_17_rules_return_after_an_engine_restart(cloud_host: TestHost, base_image: str) -> None:
-    # The timer would hide a unit that the engine does not start.
-    cloud_host.shell(f"systemctl stop {UNIT}.timer; iptables -F DOCKER-USER; systemctl restart docker")
+    # The timer would hide a unit that the engine does not start. What it has begun is waited for by another start.
+    cloud_host.shell(
+        f"systemctl stop {UNIT}.timer; systemctl start {UNIT}; iptables -F DOCKER-USER; systemctl restart docker"
+    )
     until(
         lambda: "TRAIN-CLASSIFIER" in cloud_host.shell("iptables -S DOCKER-USER"), "the unit adds the rules"
     )
@@ -163,7 +164,7 @@ def test_17_rules_return_after_an_engine_restart(cloud_host: TestHost, base_imag
 
 
 def test_17_rules_return_after_a_flush(cloud_host: TestHost, base_image: str) -> None:
-    cloud_host.shell(f"systemctl stop {UNIT}.timer; iptables -F DOCKER-USER")
+    cloud_host.shell(f"systemctl stop {UNIT}.timer; systemctl start {UNIT}; iptables -F DOCKER-USER")
     status, message = checked(cloud_host, "root")
     assert status == "warn" and "the first rule of DOCKER-USER is not ours" in message
     # An accepting rule before ours would let everything through.

@@ -193,7 +193,11 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    os.environ.update({name: str(value) for name, value in params["environment"].items()})
+    values = {name: str(value) for name, value in params["environment"].items()}
+    os.environ.update(values)
+    # Ansible masks each of them in what is returned, and the runner's address may be part of one.
+    # Those with a login stay masked.
+    module.no_log_values -= {value for value in values.values() if "@" not in value}
     try:
         if params["runner_url"]:
             # Where root's record says that an instance is registered, which need not be where it shall be.
