@@ -56,6 +56,8 @@ def fetch(standin: StandIn, kept: Path, tmp_path: Path) -> Fetch:
             ],
         }
         values = {
+            # What the role prepares before it downloads.
+            "common_protected_environment": {},
             "__github_runner_cache": str(kept),
             "__github_runner_bare": False,
             "__github_runner_architecture": "x64",
