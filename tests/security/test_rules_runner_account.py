@@ -1,0 +1,180 @@
+"""The rules of docs/security.md against the account of a runner: nothing that the role leaves on a host makes it root.
+
+Written from the rules and without the role's code: units, files, sockets and programs are what the host says they are.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rules_support import CANARIES, PROOF, Site, own_units, swapping
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from github_api.archive import make_archive  # noqa: E402
+from hosts.machine import run  # noqa: E402
+from hosts.runner import Host  # noqa: E402
+
+pytestmark = [pytest.mark.host, pytest.mark.engine, pytest.mark.timeout(3000)]
+
+OWN = "/var/lib/github-runner"
+#: Folders of the system in which everybody may make files, as on the host without the role.
+SHARED = ("/tmp", "/var/tmp", "/run/lock", "/dev/shm", "/dev/mqueue", "/dev/")
+
+#: Root waits longer after each refusal in a row: it forgets those before.
+PATIENT = "rm -f /run/github-runner/*.refusals"
+
+
+@pytest.fixture(scope="module")
+def app_key(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("app")
+    run("openssl", "genrsa", "-out", folder / "app.pem", "2048")
+    run("openssl", "rsa", "-in", folder / "app.pem", "-pubout", "-out", folder / "public.pem")
+    return (folder / "app.pem").read_text(), folder / "public.pem"
+
+
+@pytest.fixture
+def variables(runner_host: Host, app_key: tuple[str, Path]) -> dict[str, Any]:
+    """The mode in which root does most: it mints a registration for each job, and updates by a timer."""
+    runner_host.standin.state.app_public_key = str(app_key[1])
+    return {
+        "github_runner_pat": "",
+        "github_runner_app_id": "1234",
+        "github_runner_app_key": app_key[0],
+        "github_runner_mode": "jit",
+        "github_runner_count": 2,
+        "github_runner_releases_url": runner_host.url,
+        "github_runner_environment": {"STANDIN_API": f"{runner_host.url}/api/v3"},
+    }
+
+
+@pytest.fixture
+def site(runner_host: Host, variables: dict[str, Any]) -> Iterator[Site]:
+    """The host with two runners, which are online."""
+    before = Site(runner_host.name, "nobody").audit()
+    runner_host.role(**variables).good()
+    runner_host.online("gpu-1", "gpu-2")
+    made = Site(runner_host.name, "github-runner")
+    made.before = before
+    try:
+        yield made
+    finally:
+        made.remove_planted()
+
+
+def faults(site: Site) -> list[str]:
+    """What the account can use against root, beyond what anybody can on the host without the role."""
+    found = site.audit()
+    answer = [line for line in found["weak"] if line not in site.before["weak"]]
+    for kind in ("privileged", "sockets", "rules"):
+        answer += [f"{kind}: {line}" for line in found[kind] if line not in site.before[kind]]
+    allowed = (OWN, *SHARED)
+    answer += [
+        f"writable: {path}"
+        for path in found["writable"]
+        if not path.startswith(allowed) and path not in site.before["writable"]
+    ]
+    answer += [f"group: {name}" for name in found["groups"] if name != "github-runner"]
+    return answer
+
+
+def test_account_can_change_nothing_that_root_runs_or_reads(site: Site) -> None:
+    assert own_units(site)
+    assert faults(site) == []
+
+    # The account is no administrator by any other way.
+    assert site.sh("sudo -n -l 2>&1 || true", user="github-runner").count("NOPASSWD") == 0
+    for words in (
+        "restart github-runner@1",
+        "start github-runner-update",
+        "daemon-reload",
+        "set-environment A=b",
+    ):
+        assert site.sh(f"systemctl --no-ask-password {words} >/dev/null 2>&1 && echo done", user="github-runner", check=False) == ""  # fmt: skip
+
+    # No file, environment or argument that it can read has the key that registers runners.
+    key = "BEGIN (RSA )?PRIVATE KEY"
+    script = (
+        f"grep -rlsE '{key}' /etc /run /var/lib /var/log /var/cache /usr/local /root /tmp /var/tmp;"
+        f"grep -lasE '{key}' /proc/[0-9]*/environ /proc/[0-9]*/cmdline; true"
+    )
+    assert [line for line in site.sh(script, user="github-runner").splitlines() if "/self/" not in line] == []
+
+    # The audit finds what it looks for.
+    unit = next(unit for unit in own_units(site) if unit.startswith("github-runner"))
+    fragment = site.sh(f"systemctl show -P FragmentPath {unit}")
+    for spoil, undo, word in (
+        (f"chmod o+w {fragment}", f"chmod o-w {fragment}", fragment),
+        ("chown github-runner /usr/local/bin", "chown root /usr/local/bin", "/usr/local/bin"),
+        ("cp /bin/true /usr/local/bin/x; chmod 4755 /usr/local/bin/x", "rm /usr/local/bin/x", "privileged"),
+        ("usermod -aG disk github-runner", "gpasswd -d github-runner disk", "group: disk"),
+        ("echo 'github-runner ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/x", "rm /etc/sudoers.d/x", "rules"),
+    ):
+        site.sh("mkdir -p /etc/sudoers.d; " + spoil)
+        assert any(word in line for line in faults(site)), spoil
+        site.sh(undo)
+    assert faults(site) == []
+
+
+def everything(host: Host, site: Site, variables: dict[str, Any], version: str) -> str:
+    """Run everything of root's: units, timers' services, hooks, an update, the role; returns what it said."""
+    host.standin.state.serve_archive(f"actions-runner-linux-x64-{version}.tar.gz", make_archive(version))
+    units = own_units(site)
+    said = []
+    for unit in units:
+        said.append(
+            site.sh(
+                f"{PATIENT}; timeout 90 systemctl restart {unit} 2>&1; systemctl is-active {unit}",
+                check=False,
+            )
+        )
+    site.sh(
+        "systemctl start systemd-tmpfiles-clean systemd-tmpfiles-setup; systemctl daemon-reload", check=False
+    )
+    site.sh("mkdir -p /var/lib/train-classifier; echo why > /var/lib/train-classifier/drain")
+    site.sh(
+        f"{PATIENT}; timeout 60 systemctl restart 'github-runner@*'; rm -r /var/lib/train-classifier",
+        check=False,
+    )
+    said.append(host.role(**variables, github_runner_update=True).out)
+    return "\n".join(said)
+
+
+def watch_can_fail(site: Site) -> None:
+    """A unit of root's that runs and reads what the account planted is found by each of the three ways."""
+    unit = f"[Service]\nType=oneshot\nExecStart=/bin/sh {OWN}/1/payload\nExecStart=/bin/cat {OWN}/1/to-trap\n"
+    site.sh("cat > /etc/systemd/system/weak.service; systemctl daemon-reload", input=unit)
+    with site.watched() as seen:
+        site.sh("systemctl start weak")
+    assert any("weak.service" in line for line in faults(site)), faults(site)
+    site.sh("rm /etc/systemd/system/weak.service; systemctl daemon-reload")
+    assert any(line.startswith(f"{OWN}/1/payload opened by uid 0") for line in seen["opened"]), seen
+    assert any(line.startswith("trap ") for line in seen["opened"]), seen
+    assert "payload as root" in site.sh(f"cat {PROOF}; : > {PROOF}")
+
+
+@pytest.mark.full
+def test_root_runs_and_reads_nothing_that_the_account_planted(
+    runner_host: Host, site: Site, variables: dict[str, Any]
+) -> None:
+    kept = site.canaries()
+    runner_host.start_job("echo hello")
+    folders = site.plant()
+    assert f"{OWN}/1" in folders, folders
+    watch_can_fail(site)
+    with site.watched() as seen:
+        said = everything(runner_host, site, variables, "2.400.0")
+        with swapping(site, f"{OWN}/1", f"{OWN}/2", f"{OWN}/1/_work", f"{OWN}/home"):
+            for _ in range(5):
+                site.sh(
+                    f"{PATIENT}; timeout 60 systemctl restart github-runner@1 github-runner@2", check=False
+                )
+            said += everything(runner_host, site, variables, "2.401.0")
+        said += runner_host.role("uninstall", **variables).out
+    assert int(seen["count"][0]) > 1000, "nothing was watched"
+    assert seen["opened"] == [], said
+    assert site.sh(f"cat {PROOF}") == ""
+    assert [line for line in site.snapshot(CANARIES) if line not in kept] == []
