@@ -324,7 +324,7 @@ def test_ctrl_c_before_the_start(world: World, sshd: Sshd) -> None:
 
 def test_terminal_gone_stops_nothing(world: World) -> None:
     """A hang-up: the terminal closes, the kernel sends SIGHUP, the job runs on."""
-    world.model(COUNTING.format(count=100))
+    world.model(COUNTING_HELD.format(count=100))
     master, slave = pty.openpty()
     process = world.start(
         *world.train("probe"),
@@ -344,6 +344,7 @@ def test_terminal_gone_stops_nothing(world: World) -> None:
     assert b"\x1b[K" in seen, "no live line on a terminal"
     os.close(master)
     assert process.wait(timeout=240) == 11
+    world.go()
     attached = world.run("attach", "last", "--inventory", world.local)
     assert attached.returncode == 0, tail(attached.stderr)
     assert attached.stdout == lines(100)
@@ -352,7 +353,7 @@ def test_terminal_gone_stops_nothing(world: World) -> None:
 
 @pytest.mark.parametrize("command", ["attach", "logs"])
 def test_ctrl_c_only_leaves_in_attach_and_logs(world: World, command: str) -> None:
-    world.model(COUNTING.format(count=100))
+    world.model(COUNTING_HELD.format(count=100))
     assert world.run(*world.train("probe", "--detach")).returncode == 0
     follow = ["-f"] if command == "logs" else []
     process = world.start(command, *follow, "last", "--inventory", world.local)
@@ -363,6 +364,7 @@ def test_ctrl_c_only_leaves_in_attach_and_logs(world: World, command: str) -> No
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 11, tail(errors)
     assert b"Traceback" not in errors
+    world.go()
     attached = world.run("attach", "last", "--inventory", world.local)
     assert (attached.returncode, attached.stdout) == (0, lines(100)), tail(attached.stderr)
 

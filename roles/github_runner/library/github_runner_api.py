@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import Any
@@ -171,7 +172,9 @@ def main() -> None:
             "app_installation_id": {"default": ""},
             "app_key": {"default": "", "no_log": True},
             # Not by the task's environment, which is on a command line: a proxy may have a password.
-            "environment": {"type": "dict", "default": {}, "no_log": True},
+            # As JSON, since Ansible masks each value of a dictionary in all that is returned, and the address
+            # of the runner may be part of one.
+            "environment": {"default": "{}", "no_log": True},
             "runner_url": {"default": ""},
             "group": {"default": ""},
             "name": {"default": ""},
@@ -193,11 +196,10 @@ def main() -> None:
         supports_check_mode=True,
     )
     params = module.params
-    values = {name: str(value) for name, value in params["environment"].items()}
+    values = {name: str(value) for name, value in json.loads(params["environment"]).items()}
     os.environ.update(values)
-    # Ansible masks each of them in what is returned, and the runner's address may be part of one.
-    # Those with a login stay masked.
-    module.no_log_values -= {value for value in values.values() if "@" not in value}
+    # A login stays masked.
+    module.no_log_values |= {value for value in values.values() if "@" in value}
     try:
         if params["runner_url"]:
             # Where root's record says that an instance is registered, which need not be where it shall be.
