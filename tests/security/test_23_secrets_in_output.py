@@ -180,6 +180,7 @@ def test_23_check_of_the_whole_site_shows_no_secret(watched: TestHost, base_imag
     assert hidden_in(output) == {}
 
 
+@pytest.mark.full
 def test_23_a_run_of_the_whole_site_shows_no_secret(watched: TestHost, base_image: str) -> None:
     told = {**LOCAL, **fleet.role_variables(base_image), "provision_hosts": "all", "provision_check": False}
     output = playbook(watched, "site.yml", **told)
@@ -199,9 +200,9 @@ def test_23_a_run_of_the_whole_site_shows_no_secret(watched: TestHost, base_imag
     ("role", "told", "words"),
     [
         ("nvidia_container_toolkit", {"nvidia_container_toolkit_key_fingerprint": "0" * 40}, "Repository | Fetch the key"),
-        ("nvidia_driver", {"nvidia_driver_replace": True, "nvidia_driver_branch": 580}, "no checksum is known of"),
-        ("nvidia_driver", {"nvidia_driver_replace": True, "nvidia_driver_branch": 580, "nvidia_driver_cuda_keyring_checksum": f"sha256:{'0' * 64}"}, "Source | Fetch the package of the key"),
-        ("training_host", {"training_host_uv_version": "0.0.1"}, "python3-pip could not be installed"),
+        pytest.param("nvidia_driver", {"nvidia_driver_replace": True, "nvidia_driver_branch": 580}, "no checksum is known of", marks=pytest.mark.full),
+        pytest.param("nvidia_driver", {"nvidia_driver_replace": True, "nvidia_driver_branch": 580, "nvidia_driver_cuda_keyring_checksum": f"sha256:{'0' * 64}"}, "Source | Fetch the package of the key", marks=pytest.mark.full),
+        pytest.param("training_host", {"training_host_uv_version": "0.0.1"}, "python3-pip could not be installed", marks=pytest.mark.full),
     ],
 )  # fmt: skip
 def test_23_failures_show_no_secret(
