@@ -65,6 +65,11 @@ def lie(host: Host, attacker: StandIn, runner_id: int) -> None:
     write_as_account(host, ".env", f"http_proxy={url}\nHTTP_PROXY={url}\nno_proxy=\n")
 
 
+def requests_of_root(attacker: StandIn) -> list[tuple[str, str]]:
+    """All but what the account's own program asks without a credential, since that goes where its file says."""
+    return [one for one in attacker.state.requests if one[1] or "/_runner/" not in one[0]]
+
+
 def test_04_runner_file_sends_no_credential_and_deletes_no_other_runner(
     host: Host, attacker: StandIn
 ) -> None:
@@ -77,7 +82,7 @@ def test_04_runner_file_sends_no_credential_and_deletes_no_other_runner(
     host.sh("systemctl stop github-runner@1")
     lie(host, attacker, other["id"])
     again = host.role()
-    assert attacker.state.requests == []
+    assert requests_of_root(attacker) == []
     assert host.runners()["other-1"]["id"] == other["id"]
     again.good()
     assert host.runners()["gpu-1"]["id"] == first
@@ -178,7 +183,7 @@ def test_05_swapped_folders_give_nothing_of_root_away(
     assert host.sh(FOREIGN, check=False) == ""
     assert host.sh("find /usr/local ! -user root; find /usr/local/victim -type f -size +0") == ""
     converted.good()
-    assert attacker.state.requests == []
+    assert requests_of_root(attacker) == []
     assert host.runners()["other-1"]["id"] == other["id"]
     assert host.runners()["gpu-1"]["id"] != first
     for number in (1, 2):
@@ -207,7 +212,7 @@ def test_05_swapped_folders_give_nothing_of_root_away(
     lie(host, attacker, other["id"])
     token = host.standin.state.mint(REPO, "remove")
     host.role("uninstall", github_runner_pat="", github_runner_remove_token=token).good()
-    assert attacker.state.requests == []
+    assert requests_of_root(attacker) == []
     assert set(host.runners()) == {"other-1"}
 
 
