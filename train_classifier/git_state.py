@@ -179,9 +179,9 @@ class Git:
         if done.returncode == 1 and arguments[0] == "rev-parse":
             raise NoCommit("it has no commit yet")
         if done.returncode:
-            said = done.stderr.decode("utf-8", "replace").strip()
-            said = said.splitlines()[0].replace(str(self._shadow), str(self.top / ".git")) if said else ""
-            raise GitSilent(printable(said)[:400] or f"git exited {done.returncode}")
+            message = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
+            message = message.replace(str(self._shadow), str(self.top / ".git"))
+            raise GitSilent(printable(message)[:400] or f"git exited {done.returncode}")
         return done.stdout
 
     def configure(self, common: Path) -> None:

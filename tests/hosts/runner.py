@@ -40,9 +40,9 @@ class Run:
 
     def refused(self, *says: str) -> Run:
         assert self.rc != 0, self.out
-        said = " ".join(self.out.replace("\\n", " ").split())
+        output = " ".join(self.out.replace("\\n", " ").split())
         for words in says:
-            assert words in said, self.out
+            assert words in output, self.out
         assert "Traceback" not in self.out, self.out
         return self
 
@@ -66,7 +66,7 @@ class Host:
 
     def role(self, tasks: str = "main", *options: str, **variables: Any) -> Run:
         """Run the role with these variables (beside those that name the stand-in)."""
-        given = {
+        arguments = {
             "github_runner_url": self.url,
             "github_runner_repository": "acme/widgets",
             "github_runner_pat": "pat-good",
@@ -75,7 +75,7 @@ class Host:
             **variables,
         }
         values = self.folder / "vars.json"
-        values.write_text(json.dumps(given))
+        values.write_text(json.dumps(arguments))
         playbook = self.folder / "play.yml"
         play = {
             "hosts": "gpu1",

@@ -101,9 +101,9 @@ def container(world: World, kind: str) -> int | None:
         listed = subprocess.run(["docker", "ps", "-q", *filters], capture_output=True, text=True, check=True)
         for name in listed.stdout.split():
             asked = ["docker", "inspect", "-f", "{{.State.Pid}}", name]
-            found = subprocess.run(asked, capture_output=True, text=True, check=False)
-            if found.returncode == 0 and int(found.stdout) > 0:
-                return int(found.stdout)
+            inspected = subprocess.run(asked, capture_output=True, text=True, check=False)
+            if inspected.returncode == 0 and int(inspected.stdout) > 0:
+                return int(inspected.stdout)
     return None
 
 
@@ -143,14 +143,14 @@ def wait_for_victim(world: World, victim: str, train: subprocess.Popen[bytes]) -
 
 def read_archive(path: Path) -> tuple[bytes, str | None]:
     """The log in an archive, and the SHA-256 of the weights in it."""
-    found: dict[str, bytes] = {}
+    inspected: dict[str, bytes] = {}
     with tarfile.open(path) as archive:
         for member in archive:
             file = archive.extractfile(member)
             if file is not None:
-                found[member.name] = file.read()
-    data = found.get("artefacts/weights.bin")
-    return found["job/log.txt"], None if data is None else hashlib.sha256(data).hexdigest()
+                inspected[member.name] = file.read()
+    data = inspected.get("artefacts/weights.bin")
+    return inspected["job/log.txt"], None if data is None else hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def test_kill_at_random_moment(world: World, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     out, err = train.communicate(timeout=300)
-    said = err.decode(errors="replace")
-    assert b"Traceback" not in err, said
+    messages = err.decode(errors="replace")
+    assert b"Traceback" not in err, messages
     if victim == "controller":
         # A killed process cannot remove its private folder.
         for left in world.temp.iterdir():
@@ -187,13 +187,13 @@ def test_kill_at_random_moment(world: World, number: int) -> None:
 
     jobs = world.jobs()
     if not jobs:
-        assert victim == "controller", said
+        assert victim == "controller", messages
         return
     (job,) = jobs
     name = job["id"]
     if job["state"] in ("prepared", "pushed"):
         # Nothing was promised: `clean` removes it once it is old.
-        assert victim == "controller", said
+        assert victim == "controller", messages
         world.assert_clean()
         return
     elsewhere = world.folder / "elsewhere"
@@ -211,7 +211,7 @@ def test_kill_at_random_moment(world: World, number: int) -> None:
         assert log == EXPECTED, f"{len(log)} bytes"
         assert read_archive(archive) == (EXPECTED, weights())
         if victim != "controller":
-            assert train.returncode == 0, said
+            assert train.returncode == 0, messages
             assert out == EXPECTED
             assert read_archive(world.work / "artefacts.tar.gz") == (EXPECTED, weights())
     else:
@@ -222,13 +222,13 @@ def test_kill_at_random_moment(world: World, number: int) -> None:
             "container": ("failed", "lost"),
             "packing": ("lost", "nothing-delivered"),
         }[victim]
-        assert outcome in expected, f"{outcome}: {reason}; {said}"
+        assert outcome in expected, f"{outcome}: {reason}; {messages}"
         assert EXPECTED.startswith(log), log[-200:]
         if log:
             # What came to training has an archive, and that has the same log.
             assert read_archive(archive)[0] == log
     crash = world.state / "jobs" / name / "crash.txt"
     assert not crash.exists(), crash.read_text()
-    assert train.returncode != 1, said
+    assert train.returncode != 1, messages
     wait_until(lambda: not (world.state / "jobs" / name / "run").exists() or None, 60)
     world.assert_clean()

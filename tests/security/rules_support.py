@@ -35,12 +35,12 @@ class Site:
 
     def audit(self) -> dict[str, list[str]]:
         """What the account can use against root."""
-        found: dict[str, list[str]] = json.loads(self.sh(f"python3 -I {PROBE} audit {self.account}"))
-        return found
+        listing: dict[str, list[str]] = json.loads(self.sh(f"python3 -I {PROBE} audit {self.account}"))
+        return listing
 
     def snapshot(self, *tops: str) -> list[str]:
-        found: list[str] = json.loads(self.sh(f"python3 -I {PROBE} snapshot {' '.join(tops)}"))["files"]
-        return found
+        listing: list[str] = json.loads(self.sh(f"python3 -I {PROBE} snapshot {' '.join(tops)}"))["files"]
+        return listing
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[dict[str, Any]]:
@@ -240,10 +240,10 @@ def swapping(site: Site, *folders: str) -> Iterator[None]:
 
 def own_units(site: Site) -> list[str]:
     """The services that no package brought, instances of templates included."""
-    found = site.sh(
+    listing = site.sh(
         "systemctl list-units --all --plain --no-legend --type=service | cut -d' ' -f1;"
         "systemctl list-unit-files --plain --no-legend --type=service | cut -d' ' -f1 | sed 's/@[.]/@1./' | grep -v '@$'"
     ).split()
-    shown = site.sh(f"systemctl show -p Id,FragmentPath {' '.join(sorted(set(found)))}")
+    shown = site.sh(f"systemctl show -p Id,FragmentPath {' '.join(sorted(set(listing)))}")
     units = [dict(line.split("=", 1) for line in block.splitlines()) for block in shown.split("\n\n")]
     return sorted({unit["Id"] for unit in units if unit.get("FragmentPath", "").startswith("/etc/systemd/")})

@@ -79,15 +79,17 @@ def test_01_repository_cannot_name_the_hosts_files(world: World) -> None:
         for path in ("/", str(home), str(other), f"{offered}/../other"):
             settings.write_text(f"[defaults]\ndata = ['{path}:h']\n")
             done = world.run(*world.train(model), HOME=str(home))
-            said = done.stderr.decode()
-            assert done.returncode == 2, said
+            messages = done.stderr.decode()
+            assert done.returncode == 2, messages
             assert b"hunter2" not in done.stdout and b"FILE" not in done.stdout
         # The refusal shows the line to move, and where to: moved, it counts, since the caller says so.
         settings.write_text(f"[defaults]\ndata = ['{other}:h']\n")
-        said = world.run(*world.train(model), HOME=str(home)).stderr.decode()
+        messages = world.run(*world.train(model), HOME=str(home)).stderr.decode()
         line = f'data = ["{other}:h"]'
-        assert f"'{line}' below [defaults]" in said and "~/.config/train-classifier/config.toml" in said
-        assert f"--data {other}:h" in said and "training_host_data_roots" in said
+        assert (
+            f"'{line}' below [defaults]" in messages and "~/.config/train-classifier/config.toml" in messages
+        )
+        assert f"--data {other}:h" in messages and "training_host_data_roots" in messages
         settings.write_text(f"[defaults]\ndata = ['{offered}/set:r']\n")
         (home / ".config" / "train-classifier" / "config.toml").write_text(f"[defaults]\n{line}\n")
         done = world.run(*world.train(model), HOME=str(home))
@@ -132,7 +134,7 @@ def test_01_homes_and_other_names_of_what_is_refused(host: Machine) -> None:
         dotted.mkdir()
         os.mkfifo(root / "fifo")
         try:
-            found = refused(
+            sentences = refused(
                 host,
                 str(dotted),
                 person.pw_dir,
@@ -142,10 +144,10 @@ def test_01_homes_and_other_names_of_what_is_refused(host: Machine) -> None:
             )
         finally:
             dotted.rmdir()
-        assert f".train-classifier-test in the home folder of {host.user}" in found[0]
-        assert f"home folder of {host.user}" in found[1]
-        assert "is part of /etc" in found[2] and "is part of /etc" in found[3]
-        assert "is not a folder" in found[4]
+        assert f".train-classifier-test in the home folder of {host.user}" in sentences[0]
+        assert f"home folder of {host.user}" in sentences[1]
+        assert "is part of /etc" in sentences[2] and "is part of /etc" in sentences[3]
+        assert "is not a folder" in sentences[4]
     finally:
         subprocess.run(["umount", str(root / "copy")], check=True)
         subprocess.run(["rm", "-rf", "--one-file-system", str(root)], check=True)

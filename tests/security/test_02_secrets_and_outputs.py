@@ -48,17 +48,19 @@ def train(world: World, *flags: str, text: str = "", dry: bool = True) -> tuple[
 
 @pytest.mark.parametrize("table", ["defaults", "models.probe", "models.other"])
 def test_02_repository_cannot_name_a_variable_of_the_caller(world: World, table: str) -> None:
-    code, out, said = train(world, text=f"[{table}]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n", dry=False)
-    assert code == 2 and SECRET not in out + said
-    assert f"train-classifier.toml: [{table}] secrets: " in said
-    assert "'secrets = [\"AWS_SECRET_ACCESS_KEY\"]'" in said and "--secret AWS_SECRET_ACCESS_KEY" in said
-    assert "~/.config/train-classifier/config.toml" in said
+    code, out, messages = train(world, text=f"[{table}]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n", dry=False)
+    assert code == 2 and SECRET not in out + messages
+    assert f"train-classifier.toml: [{table}] secrets: " in messages
+    assert (
+        "'secrets = [\"AWS_SECRET_ACCESS_KEY\"]'" in messages and "--secret AWS_SECRET_ACCESS_KEY" in messages
+    )
+    assert "~/.config/train-classifier/config.toml" in messages
 
 
 def test_02_own_settings_file_names_secrets_for_the_command_line_only(world: World) -> None:
     own_settings(world, "[defaults]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\nenvironment = { WANTED = 'own' }\n")
-    code, out, said = train(world, text="[defaults]\nenvironment = { WANTED = 'theirs' }\n", dry=False)
-    assert (code, out) == (0, "*** own\n"), said
+    code, out, messages = train(world, text="[defaults]\nenvironment = { WANTED = 'theirs' }\n", dry=False)
+    assert (code, out) == (0, "*** own\n"), messages
     from train_classifier.request import TrainRequest, build
 
     # As the action and the playbook's role ask.
@@ -71,28 +73,28 @@ def test_02_own_settings_file_names_secrets_for_the_command_line_only(world: Wor
 def test_02_own_settings_file_is_the_callers_alone(world: World) -> None:
     path = own_settings(world, "[defaults]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n")
     path.chmod(0o666)
-    code, _, said = train(world)
-    assert code == 2 and "others may write to it" in said
+    code, _, messages = train(world)
+    assert code == 2 and "others may write to it" in messages
     path.chmod(0o600)
     if os.geteuid() == 0:
         os.chown(path, 1, 1)
-        code, _, said = train(world)
-        assert code == 2 and "belongs to uid 1 and not to you" in said
+        code, _, messages = train(world)
+        assert code == 2 and "belongs to uid 1 and not to you" in messages
     path.unlink()
     # Who keeps dotfiles elsewhere links them; a link into the repository is the repository's file.
     (world.folder / "dotfile").write_text("[defaults]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n")
     path.symlink_to(world.folder / "dotfile")
-    code, out, said = train(world)
-    assert code == 0 and "AWS_SECRET_ACCESS_KEY" in out, said
+    code, out, messages = train(world)
+    assert code == 0 and "AWS_SECRET_ACCESS_KEY" in out, messages
     path.unlink()
     (world.repo / "planted.toml").write_text("[defaults]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n")
     path.symlink_to(world.repo / "planted.toml")
-    code, _, said = train(world)
-    assert code == 2 and "lies in the repository" in said
+    code, _, messages = train(world)
+    assert code == 2 and "lies in the repository" in messages
     path.unlink()
     os.mkfifo(path)
-    code, _, said = train(world)
-    assert code == 2 and "is not a regular file" in said
+    code, _, messages = train(world)
+    assert code == 2 and "is not a regular file" in messages
 
 
 def test_02_repository_cannot_write_outside_itself(world: World) -> None:
@@ -107,39 +109,39 @@ def test_02_repository_cannot_write_outside_itself(world: World) -> None:
         str(precious), "../precious.txt", "away/precious.txt", "climbs/precious.txt", "~/x.tar.gz",
         ".git/hooks/pre-commit", "hooks/config", "artefacts/../../precious.txt", "notes.txt",
     ):  # fmt: skip
-        code, _, said = train(world, text=f"[defaults]\noutput = '{output}'\n", dry=False)
-        assert code == 2 and "output" in said, (output, said)
+        code, _, messages = train(world, text=f"[defaults]\noutput = '{output}'\n", dry=False)
+        assert code == 2 and "output" in messages, (output, messages)
         assert precious.read_text() == "precious" and (world.repo / "notes.txt").read_text() == "notes"
     # A link in the archive's place is replaced itself; an archive of before is replaced.
     (world.repo / "results").mkdir()
     (world.repo / "results" / "out.tar.gz").symlink_to(precious)
-    code, _, said = train(world, text="[defaults]\noutput = 'results/out.tar.gz'\n", dry=False)
-    assert code == 0 and precious.read_text() == "precious", said
+    code, _, messages = train(world, text="[defaults]\noutput = 'results/out.tar.gz'\n", dry=False)
+    assert code == 0 and precious.read_text() == "precious", messages
     assert not (world.repo / "results" / "out.tar.gz").is_symlink()
     # The caller may have it anywhere.
-    code, _, said = train(
+    code, _, messages = train(
         world, "--output", str(world.folder / "mine.tar.gz"), text="[defaults]\noutput = '/x'\n"
     )
-    assert code == 0, said
+    assert code == 0, messages
 
 
 def test_02_all_refusals_are_told_at_once(world: World) -> None:
     text = "[defaults]\nsecrets = ['HF_TOKEN']\noutput = '/nowhere/x'\nlog_max = '3GiB'\nhost = 'a*'\n"
-    code, _, said = train(world, text=text)
+    code, _, messages = train(world, text=text)
     assert code == 2
     for key in ("secrets", "log_max", "host"):
-        assert f"train-classifier.toml: [defaults] {key}: " in said, key
-    assert "leads out of the repository" in said and "make it first" not in said
+        assert f"train-classifier.toml: [defaults] {key}: " in messages, key
+    assert "leads out of the repository" in messages and "make it first" not in messages
 
 
 def test_02_refused_line_counts_where_the_refusal_says(world: World) -> None:
     for table in ("defaults", "models.probe"):
-        code, _, said = train(world, text=f"[{table}]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n")
-        match = re.search(r"move the line '(.*)' below (\[.*\]) of your own settings", said)
-        assert code == 2 and match, said
+        code, _, messages = train(world, text=f"[{table}]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n")
+        match = re.search(r"move the line '(.*)' below (\[.*\]) of your own settings", messages)
+        assert code == 2 and match, messages
         own_settings(world, f"{match[2]}\n{match[1]}\n")
-        code, out, said = train(world)
-        assert code == 0 and "AWS_SECRET_ACCESS_KEY" in out, said
+        code, out, messages = train(world)
+        assert code == 0 and "AWS_SECRET_ACCESS_KEY" in out, messages
 
 
 def test_02_link_planted_while_it_trains_leads_nowhere(world: World) -> None:
@@ -157,8 +159,8 @@ def test_02_link_planted_while_it_trains_leads_nowhere(world: World) -> None:
     folder.rmdir()
     folder.symlink_to(outside)
     (gate / "go").touch()
-    _, said = running.communicate(timeout=120)
-    assert running.returncode == 7 and b"cannot be written" in said, said
+    _, messages = running.communicate(timeout=120)
+    assert running.returncode == 7 and b"cannot be written" in messages, messages
     assert list(outside.iterdir()) == []
 
 
@@ -168,14 +170,16 @@ def test_02_env_file_of_the_repository_takes_no_variable(world: World) -> None:
     (world.repo / "link.env").unlink(missing_ok=True)
     (world.repo / "link.env").symlink_to(world.folder / "credentials")
     (world.repo / "folder").symlink_to(world.folder)
-    code, _, said = train(world, "--env-file", str(world.repo / "bare.env"))
-    assert code == 2 and "line 2: AWS_SECRET_ACCESS_KEY has no value, and a file of the repository" in said
+    code, _, messages = train(world, "--env-file", str(world.repo / "bare.env"))
+    assert (
+        code == 2 and "line 2: AWS_SECRET_ACCESS_KEY has no value, and a file of the repository" in messages
+    )
     for name in ("link.env", "folder/credentials"):
-        code, _, said = train(world, "--env-file", str(world.repo / name))
-        assert code == 2 and "leads out of the repository" in said
+        code, _, messages = train(world, "--env-file", str(world.repo / name))
+        assert code == 2 and "leads out of the repository" in messages
     # The caller's own file may.
-    code, out, said = train(world, "--env-file", str(world.folder / "credentials"))
-    assert code == 0 and "AWS_SECRET_ACCESS_KEY" in out, said
+    code, out, messages = train(world, "--env-file", str(world.folder / "credentials"))
+    assert code == 0 and "AWS_SECRET_ACCESS_KEY" in out, messages
 
 
 def test_02_settings_file_is_no_link_to_a_file_of_the_caller(world: World) -> None:
@@ -187,19 +191,21 @@ def test_02_settings_file_is_no_link_to_a_file_of_the_caller(world: World) -> No
 
 
 def test_02_repository_raises_no_limit_of_what_the_worker_does(world: World) -> None:
-    code, _, said = train(
+    code, _, messages = train(
         world, text="[defaults]\nlog_max = '3GiB'\n[models.probe]\nartefacts_max = '1TiB'\n"
     )
-    assert code == 2 and f"'log_max = {3 << 30}'" in said and f"--artefacts-max {1 << 40}" in said, said
-    assert "[defaults] log_max: a repository sets at most 2.0 GiB" in said
+    assert code == 2 and f"'log_max = {3 << 30}'" in messages and f"--artefacts-max {1 << 40}" in messages, (
+        messages
+    )
+    assert "[defaults] log_max: a repository sets at most 2.0 GiB" in messages
     own_settings(world, "[defaults]\nlog_max = '3GiB'\n")
-    code, _, said = train(world, text="[defaults]\nlog_max = '1GiB'\n")
-    assert code == 0, said
+    code, _, messages = train(world, text="[defaults]\nlog_max = '1GiB'\n")
+    assert code == 0, messages
 
 
 def test_02_host_of_the_repository_is_a_name(world: World) -> None:
     for host in ("here,@/etc/shadow", "@/etc/shadow", "all:!here", "~(a+)+$", "*", "here:@/etc/shadow", "-i"):
-        code, _, said = train(world, text=f"[defaults]\nhost = '{host}'\n")
-        assert code == 2 and "is not the name of one host" in said, (host, said)
-    code, _, said = train(world, "--host", "here,@/etc/shadow")
-    assert code == 2 and "is no name of a host or group" in said
+        code, _, messages = train(world, text=f"[defaults]\nhost = '{host}'\n")
+        assert code == 2 and "is not the name of one host" in messages, (host, messages)
+    code, _, messages = train(world, "--host", "here,@/etc/shadow")
+    assert code == 2 and "is no name of a host or group" in messages

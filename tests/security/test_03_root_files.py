@@ -68,8 +68,8 @@ def secret(host: Machine) -> Iterator[Path]:
     path.write_bytes(SECRET)
     path.chmod(0o600)
     yield path
-    found = path.stat()
-    assert path.read_bytes() == SECRET and (found.st_uid, found.st_mode & 0o777) == (0, 0o600)
+    information = path.stat()
+    assert path.read_bytes() == SECRET and (information.st_uid, information.st_mode & 0o777) == (0, 0o600)
 
 
 def as_account(*command: str, user: str = SERVICE_USER) -> str:
@@ -109,9 +109,9 @@ def test_03_all_that_the_account_can_write_are_leaves(host: Machine) -> None:
     for top in ("jobs", "mirrors", "cache"):
         for base, folders, names in os.walk(host.state / top):
             for path in [Path(base, name) for name in [*folders, *names]]:
-                found = path.lstat()
+                information = path.lstat()
                 # Its owner can make it writable.
-                if found.st_uid != 0 or found.st_mode & 0o022:
+                if information.st_uid != 0 or information.st_mode & 0o022:
                     tops.add(path)
                     folders[:] = [name for name in folders if name != path.name]
     assert tops == leaves
@@ -125,10 +125,10 @@ def last(host: Machine) -> Iterator[tuple[Machine, str, str]]:
             archive.extractall(made.root, filter="fully_trusted")
         trained, dead = sorted(path.name for path in (made.state / "jobs").iterdir())
         status = made.job_dir(dead) / "status.json"
-        found = json.loads(status.read_text())
+        information = json.loads(status.read_text())
         worker = next(path for path in (made.state / "workers").iterdir() if path != made.program)
-        assert Path(found["worker"]).name == worker.name
-        status.write_text(json.dumps({**found, "worker": str(worker), "pid": None}))
+        assert Path(information["worker"]).name == worker.name
+        status.write_text(json.dumps({**information, "worker": str(worker), "pid": None}))
         yield made, trained, dead
 
 
@@ -189,14 +189,14 @@ def test_03_link_planted_in_a_job_of_the_last_release(
         path.symlink_to(secret)
         os.lchown(path, 65534, 65534)
     before = os.lstat(secret)
-    said = []
+    refusals = []
     for verb, more in (
         ("list", {"all": True}), ("status", {"id": trained}), ("read", {"id": trained, "offset": 0, "renew": True}),
         ("cancel", {"id": trained, "by": "me"}), ("pack", {"id": trained}), ("clean", {"older_s": 10**9}),
     ):  # fmt: skip
         with contextlib.suppress(Refused):
-            said.append(json.dumps(host.call(verb, **more)))
-    assert SECRET.decode().strip() not in "".join(said)
+            refusals.append(json.dumps(host.call(verb, **more)))
+    assert SECRET.decode().strip() not in "".join(refusals)
     got = fetched(host, trained)
     assert not got.exists() or SECRET not in got.read_bytes()
     assert os.lstat(secret).st_mtime_ns == before.st_mtime_ns

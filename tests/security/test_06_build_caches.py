@@ -124,9 +124,9 @@ def test_06_no_inode_is_shared(site: Site, index: Index) -> None:
     inodes = []
     for folder, _, names in os.walk(site.store.environments):
         for name in names:
-            found = Path(folder, name).lstat()
-            assert found.st_nlink == 1, Path(folder, name)
-            inodes.append(found.st_ino)
+            information = Path(folder, name).lstat()
+            assert information.st_nlink == 1, Path(folder, name)
+            inodes.append(information.st_ino)
     assert len(inodes) == len(set(inodes))
     assert {first.hash, second.hash} == set(site.environments())
 
@@ -200,5 +200,5 @@ def test_06_only_leaves_belong_to_the_account_that_builds(site: Site, index: Ind
     for folder, folders, names in os.walk(site.store.environments):
         folders[:] = [name for name in folders if Path(folder, name) not in leaves]
         for path in (Path(folder), *(Path(folder, name) for name in names)):
-            found = path.lstat()
-            assert (found.st_uid, found.st_mode & 0o022) == (0, 0), path
+            information = path.lstat()
+            assert (information.st_uid, information.st_mode & 0o022) == (0, 0), path

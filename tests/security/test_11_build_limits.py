@@ -110,9 +110,9 @@ def test_11_a_build_ends_with_its_job(
     (tree / "model" / "__main__.py").touch()
     (tree / "model" / "requirements.txt").write_text("./lib\nsetuptools ; python_version < '3'\n")
     job = host.start_tree(tree, lease_s=5.0 if way == "lease" else None)
-    wanted = {"label": [f"train-classifier.job={job}", "train-classifier.kind=build"]}
+    build_filter = {"label": [f"train-classifier.job={job}", "train-classifier.kind=build"]}
     end = time.monotonic() + 120
-    while way != "lease" and not engine.containers.list(filters=wanted, ignore_removed=True):
+    while way != "lease" and not engine.containers.list(filters=build_filter, ignore_removed=True):
         assert time.monotonic() < end, host.status(job)
         time.sleep(0.05)
     if way == "cancel":

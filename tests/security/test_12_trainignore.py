@@ -72,11 +72,11 @@ def test_12_patterns_mean_what_they_mean_to_git(tree: Path, lines: list[str]) ->
     ignore = TrainIgnore(tree)
     if ignore.problems:
         return
-    found = sorted(
+    entries = sorted(
         os.fsencode(path.relative_to(tree)) for path in tree.rglob("*") if ".git" not in path.parts
     )
-    folders = {path for path in found if (tree / os.fsdecode(path)).is_dir()}
-    assert of_ours(ignore, found, folders) == of_git(tree, found)
+    folders = {path for path in entries if (tree / os.fsdecode(path)).is_dir()}
+    assert of_ours(ignore, entries, folders) == of_git(tree, entries)
 
 
 HOSTILE = {
@@ -141,9 +141,9 @@ def test_12_git_folders_are_never_pushed(tmp_path: Path) -> None:
         (folder / ".git").mkdir(parents=True)
         (folder / ".git" / "config").write_text("token")
     (tmp_path / ".trainignore").write_text("!.git\n!.git/config\n!sub/.git/**\n!*\n")
-    found = sources.collect(tmp_path)
-    assert found.paths == [b".trainignore", b"sub/"]
-    assert ".git is never pushed, whatever .trainignore says" in found.warnings
+    entries = sources.collect(tmp_path)
+    assert entries.paths == [b".trainignore", b"sub/"]
+    assert ".git is never pushed, whatever .trainignore says" in entries.warnings
 
 
 def test_12_what_is_brought_back_lies_as_deep_as_the_line_says(tmp_path: Path) -> None:

@@ -40,10 +40,10 @@ def train(repo: Path, *flags: str, **environ: str) -> str:
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "HOME": str(repo.parent), **environ},
         stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
     )  # fmt: skip
-    said = done.stderr.decode()
-    assert done.returncode == 2, (done.returncode, said)
-    assert "Traceback" not in said and "bug" not in said and len(said) < 5000, said
-    return said
+    messages = done.stderr.decode()
+    assert done.returncode == 2, (done.returncode, messages)
+    assert "Traceback" not in messages and "bug" not in messages and len(messages) < 5000, messages
+    return messages
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def train(repo: Path, *flags: str, **environ: str) -> str:
 )  # fmt: skip
 def test_16_settings(repo: Path, text: str, words: str) -> None:
     (repo / "train-classifier.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
-    said = train(repo)
-    assert "train-classifier.toml" in said and words in said, said
+    messages = train(repo)
+    assert "train-classifier.toml" in messages and words in messages, messages
 
 
 def make_folder(path: Path) -> None:
@@ -106,9 +106,9 @@ def test_16_what_is_no_file(repo: Path, make: Callable[[Path], None]) -> None:
     names = ["train-classifier.toml", "mnist/requirements.txt", "mnist/apt-pkgs.txt", "some.env"]
     for name in names:
         make(repo / name)
-    said = train(repo, "--env-file", "some.env", XDG_CONFIG_HOME=str(repo.parent / "config"))
+    messages = train(repo, "--env-file", "some.env", XDG_CONFIG_HOME=str(repo.parent / "config"))
     for name in names:
-        assert any(name in line for line in said.splitlines()), (name, said)
+        assert any(name in line for line in messages.splitlines()), (name, messages)
     own = repo.parent / "config" / "train-classifier"
     own.mkdir(parents=True)
     make(own / "config.toml")
@@ -121,12 +121,12 @@ def test_16_what_is_no_file(repo: Path, make: Callable[[Path], None]) -> None:
 def test_16_flags_and_variables(repo: Path) -> None:
     flags = ["gpus", "min-vram", "timeout", "wait", "grace", "lease", "memory", "cpus", "shm-size", "pids"]
     flags += ["log-max", "push-limit", "patience"]
-    said = train(repo, *(word for flag in flags for word in (f"--{flag}", DIGITS)))
+    messages = train(repo, *(word for flag in flags for word in (f"--{flag}", DIGITS)))
     for flag in flags:
-        assert f"--{flag}: '9999" in said, (flag, said)
-    said = train(repo, **{options.variable_of(flag.replace("-", "_")): "inf" for flag in flags})
+        assert f"--{flag}: '9999" in messages, (flag, messages)
+    messages = train(repo, **{options.variable_of(flag.replace("-", "_")): "inf" for flag in flags})
     for flag in flags:
-        assert options.variable_of(flag.replace("-", "_")) + ": 'inf'" in said, (flag, said)
+        assert options.variable_of(flag.replace("-", "_")) + ": 'inf'" in messages, (flag, messages)
     assert "--repo" in train(repo, "--repo", "x" * 5000)
     assert "inventory" in train(repo, "--inventory", "x" * 5000)
     assert "output" in train(repo, "--output", "x" * 5000)
@@ -138,8 +138,8 @@ def test_16_pipe_of_the_shell_is_an_env_file(repo: Path) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"A=1\n")
     os.close(writing)
-    wanted = request.TrainRequest(model="mnist", cwd=repo, env_file=[f"/dev/fd/{reading}"])
-    assert request.build(wanted, {}).spec.environment == {"A": "1"}
+    asked = request.TrainRequest(model="mnist", cwd=repo, env_file=[f"/dev/fd/{reading}"])
+    assert request.build(asked, {}).spec.environment == {"A": "1"}
     os.close(reading)
 
 
@@ -154,14 +154,14 @@ def test_16_requirements_name_nothing_outside(repo: Path) -> None:
         f"--find-links ../outside\n--find-links file://{outside}\n--index-url file:{outside}\n--find-links link\n"
         f"c @ {outside}/package\n"
     )
-    said = train(repo)
+    messages = train(repo)
     for line in range(1, 13):
-        assert f"mnist/requirements.txt:{line}:" in said, (line, said)
+        assert f"mnist/requirements.txt:{line}:" in messages, (line, messages)
     (repo / "mnist" / "requirements.txt").unlink()
     for name in ("requirements.txt", "apt-pkgs.txt"):
         (repo / "mnist" / name).symlink_to("/etc/passwd")
-        said = train(repo)
-        assert "leads out of the repository" in said and "root:" not in said
+        messages = train(repo)
+        assert "leads out of the repository" in messages and "root:" not in messages
         (repo / "mnist" / name).unlink()
 
 

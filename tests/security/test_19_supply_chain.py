@@ -88,15 +88,15 @@ def test_19_image_is_installed_from_hashes_only(kind: str) -> None:
 
 def _pip_installs() -> list[tuple[str, str]]:
     """The beginning of every command that installs or downloads Python packages, in what we run on hosts and runners."""
-    found = []
+    uses = []
     for folder in ("roles", "scripts", "playbooks", "plugins"):
         for path in sorted((ROOT / folder).rglob("*")):
             if path.is_file() and path.suffix not in (".lock", ".md", ".pyc"):
                 text = path.read_text(encoding="utf-8", errors="replace")
                 text = re.sub(r"[\s\\\\\"',]+", " ", re.sub(r"(?m)^\s*#.*", "", text))
                 starts = [match.start() for match in re.finditer(r"\bpip (install|download)\b", text)]
-                found += [(str(path.relative_to(ROOT)), text[start : start + 250]) for start in starts]
-    return found
+                uses += [(str(path.relative_to(ROOT)), text[start : start + 250]) for start in starts]
+    return uses
 
 
 def test_19_every_pip_install_of_ours_wants_hashes() -> None:
@@ -135,6 +135,6 @@ def _uses() -> list[tuple[str, str, str]]:
 
 
 def test_19_every_action_is_pinned_by_commit() -> None:
-    found = _uses()
-    assert len(found) >= 15
-    assert [item for item in found if not re.fullmatch(r"[0-9a-f]{40}", item[2])] == []
+    uses = _uses()
+    assert len(uses) >= 15
+    assert [item for item in uses if not re.fullmatch(r"[0-9a-f]{40}", item[2])] == []

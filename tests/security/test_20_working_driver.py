@@ -16,16 +16,16 @@ def test_20_working_driver_of_packages_stays(cards: TestHost) -> None:
     cards.shell(f"apt-get -qq -y install {NEWER_NAMES} >/dev/null")
     load(cards, "590.48.01")
     before = state(cards)
-    for told in ({}, {"nvidia_driver_state": "latest"}, {"check": True}):
-        played = drive(cards, **told)
+    for variables in ({}, {"nvidia_driver_state": "latest"}, {"check": True}):
+        played = drive(cards, **variables)
         assert state(cards) == before
         assert played.changed == 0, played.output
-        said = (
+        message = (
             "the loaded driver 590.48.01 (from the package linux-modules-nvidia-590-open-6.8.0-60-generic and 5 more) "
             "serves all 2 cards and is left as it is. To replace it: ansible-playbook site.yml --limit bare-host "
             "-e nvidia_driver_replace=true"
         )
-        assert said in re.sub(r"\s+", " ", played.output), played.output
+        assert message in re.sub(r"\s+", " ", played.output), played.output
     play(cards, "nvidia_driver", tasks_from="uninstall", ansible_facts=UBUNTU, **SIMULATED)
     assert state(cards) == before
 
@@ -63,8 +63,8 @@ def test_20_driver_is_replaced_on_consent_only_and_never_in_use(cards: TestHost)
     assert state(cards) == before
 
     load(cards, "590.48.01")
-    told = {"nvidia_driver_replace": True}
-    announced = re.sub(r"\s+", " ", drive(cards, check=True, **told).output)
+    variables = {"nvidia_driver_replace": True}
+    announced = re.sub(r"\s+", " ", drive(cards, check=True, **variables).output)
     assert re.search(r"would change: remove [^;]*nvidia-utils-590\b[^;]*; replace nothing; install [^;]*nvidia-utils-580-server", announced), announced  # fmt: skip
     assert state(cards) == before
 
@@ -72,7 +72,7 @@ def test_20_driver_is_replaced_on_consent_only_and_never_in_use(cards: TestHost)
         "mknod -m 666 /dev/nvidia0 c 1 3; systemd-run -q --unit user sh -c 'exec sleep 3600 </dev/nvidia0'"
     )
     cards.shell("until ls -l /proc/$(systemctl show -P MainPID user)/fd | grep -q nvidia0; do :; done")
-    refused = drive(cards, fails=True, **told)
+    refused = drive(cards, fails=True, **variables)
     assert re.search(r"the driver is in use \(sleep \(process \d+, /dev/nvidia0\)\): nothing was touched", re.sub(r"\s+", " ", refused.output)), refused.output  # fmt: skip
     cards.shell("systemctl stop user")
 
@@ -80,7 +80,7 @@ def test_20_driver_is_replaced_on_consent_only_and_never_in_use(cards: TestHost)
     folder = f"/var/lib/train-classifier/jobs/{job}"
     cards.shell(f"mkdir -p {folder}; systemd-run -q --unit job flock {folder}/lock sleep 3600")
     cards.shell(f"until [ -e {folder}/lock ]; do :; done")
-    refused = drive(cards, fails=True, **told)
+    refused = drive(cards, fails=True, **variables)
     assert f"the driver is in use (the job {job})" in refused.output, refused.output
     cards.shell("systemctl stop job; rm -r /var/lib/train-classifier/jobs")
     assert re.sub(r".*train-classifier.*\n", "", state(cards)) == re.sub(
@@ -88,7 +88,7 @@ def test_20_driver_is_replaced_on_consent_only_and_never_in_use(cards: TestHost)
     )
 
     # The old module stays loaded until the next boot, which nobody allowed: the play ends with that.
-    played = drive(cards, fails=True, **told)
+    played = drive(cards, fails=True, **variables)
     assert (
         "needs a reboot: the loaded kernel module is 590.48.01, the installed driver 580.95.05"
         in played.output
@@ -103,9 +103,9 @@ def test_20_driver_is_replaced_on_consent_only_and_never_in_use(cards: TestHost)
     assert "nvidia-utils-580-server" in cards.shell("apt-mark showhold").split()
     cards.shell("systemd-run -q --unit user sh -c 'exec sleep 3600 </dev/nvidia0'")
     cards.shell("until ls -l /proc/$(systemctl show -P MainPID user)/fd | grep -q nvidia0; do :; done")
-    told = {"tasks_from": "uninstall", "ansible_facts": UBUNTU, **SIMULATED}
-    refused = play(cards, "nvidia_driver", fails=True, **told)
+    variables = {"tasks_from": "uninstall", "ansible_facts": UBUNTU, **SIMULATED}
+    refused = play(cards, "nvidia_driver", fails=True, **variables)
     assert "the driver is in use (sleep" in refused.output, refused.output
     cards.shell("systemctl stop user")
-    play(cards, "nvidia_driver", **told)
+    play(cards, "nvidia_driver", **variables)
     assert "nvidia-utils-580-server" not in cards.shell("dpkg-query -W -f '${Package}\\n'").split()

@@ -41,7 +41,7 @@ def host(engine_host: TestHost) -> Iterator[TestHost]:
         )
 
 
-def drive(host: TestHost, **told: object) -> Played:
+def drive(host: TestHost, **changes: object) -> Played:
     host.write("/etc/apt/keyrings/nvidia-container-toolkit.asc", key())
     variables = {
         "nvidia_container_toolkit_repository_url": f"file:{archive.FOLDER}",
@@ -51,7 +51,7 @@ def drive(host: TestHost, **told: object) -> Played:
         "nvidia_container_toolkit_download_retries": 1,
         "nvidia_container_toolkit_download_delay": 1,
     }
-    return play(host, "nvidia_container_toolkit", **{**variables, **told})
+    return play(host, "nvidia_container_toolkit", **{**variables, **changes})
 
 
 def install(
@@ -82,8 +82,8 @@ def test_22_working_toolkit_of_an_administrator_stays(
 ) -> None:
     install(host, version, hold=hold)
     played = drive(host)
-    said = f"the container toolkit {version}, which this role did not install, works and is left as it is"
-    assert said in " ".join(played.output.split()), played.output
+    message = f"the container toolkit {version}, which this role did not install, works and is left as it is"
+    assert message in " ".join(played.output.split()), played.output
     assert versions(host) == {version} and holds(host) == set(hold)
     # Nothing of the role makes apt change it later.
     assert "nvidia" not in host.shell("ls /etc/apt/preferences.d /etc/apt/sources.list.d")

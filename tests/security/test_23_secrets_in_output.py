@@ -88,9 +88,9 @@ def playbook(host: TestHost, path: str, *options: str, fails: bool = False, **va
         **os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1",
         "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
-    told = {**PLANTED, **HASTE, **variables}
-    file = host.directory / "told.json"
-    file.write_text(json.dumps(told))
+    settings = {**PLANTED, **HASTE, **variables}
+    file = host.directory / "settings.json"
+    file.write_text(json.dumps(settings))
     done = subprocess.run(
         [program, "-vvv", "--diff", *options, "-i", host.inventory(), "-e", f"@{file}", ROOT / path],
         env=environment, capture_output=True, text=True, check=False,
@@ -108,13 +108,13 @@ def hidden_in(text: str) -> dict[str, str]:
             text += "\n" + base64.b64decode(word + "=" * (-len(word) % 4)).decode("utf-8", "replace")
         except ValueError:
             continue
-    found = {}
+    leaks = {}
     for word, secret in SECRETS.items():
         position = text.find(secret)
         if position >= 0:
             task = text.rfind("TASK [", 0, position)
-            found[word] = text[task : task + 90] + " … " + text[max(0, position - 300) : position + 60]
-    return found
+            leaks[word] = text[task : task + 90] + " … " + text[max(0, position - 300) : position + 60]
+    return leaks
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +169,12 @@ def watched(host: TestHost) -> Iterator[TestHost]:
 
 
 def test_23_check_of_the_whole_site_shows_no_secret(watched: TestHost, base_image: str) -> None:
-    told = {
+    settings = {
         **SIMULATED, **fleet.role_variables(base_image), "provision_hosts": "all",
         "nvidia_driver_replace": True, "github_runner_repository": "acme/widgets",
         "github_runner_pat": SECRETS["pat"], "github_runner_url": f"http://{NOWHERE}",
     }  # fmt: skip
-    output = playbook(watched, "site.yml", "--check", fails=True, **told)
+    output = playbook(watched, "site.yml", "--check", fails=True, **settings)
     # It went through all roles up to GitHub, which nobody answers for.
     assert "Preflight | Ask GitHub for the scope" in output
     assert hidden_in(output) == {}
@@ -182,8 +182,13 @@ def test_23_check_of_the_whole_site_shows_no_secret(watched: TestHost, base_imag
 
 @pytest.mark.full
 def test_23_a_run_of_the_whole_site_shows_no_secret(watched: TestHost, base_image: str) -> None:
-    told = {**LOCAL, **fleet.role_variables(base_image), "provision_hosts": "all", "provision_check": False}
-    output = playbook(watched, "site.yml", **told)
+    settings = {
+        **LOCAL,
+        **fleet.role_variables(base_image),
+        "provision_hosts": "all",
+        "provision_check": False,
+    }
+    output = playbook(watched, "site.yml", **settings)
     assert hidden_in(output) == {}
     # They arrived, where they are meant to be.
     engine = watched.shell("tr '\\0' '\\n' </proc/$(systemctl show -P MainPID docker)/environ")
@@ -191,13 +196,13 @@ def test_23_a_run_of_the_whole_site_shows_no_secret(watched: TestHost, base_imag
     assert SECRETS["engine-proxy"] in watched.shell("cat /etc/docker/daemon.json")
     assert SECRETS["index"] in watched.shell("cat /var/lib/train-classifier/host.json")
     assert watched.exec("cat", "/var/lib/train-classifier/host.json", user="trainer").stdout
-    assert hidden_in(playbook(watched, "site.yml", **told)) == {}
-    output = playbook(watched, "playbooks/teardown.yml", teardown_hosts="all", **told)
+    assert hidden_in(playbook(watched, "site.yml", **settings)) == {}
+    output = playbook(watched, "playbooks/teardown.yml", teardown_hosts="all", **settings)
     assert hidden_in(output) == {}
 
 
 @pytest.mark.parametrize(
-    ("role", "told", "words"),
+    ("role", "settings", "words"),
     [
         ("nvidia_container_toolkit", {"nvidia_container_toolkit_key_fingerprint": "0" * 40}, "Repository | Fetch the key"),
         pytest.param("nvidia_driver", {"nvidia_driver_replace": True, "nvidia_driver_branch": 580}, "no checksum is known of", marks=pytest.mark.full),
@@ -206,11 +211,13 @@ def test_23_a_run_of_the_whole_site_shows_no_secret(watched: TestHost, base_imag
     ],
 )  # fmt: skip
 def test_23_failures_show_no_secret(
-    watched: TestHost, base_image: str, role: str, told: dict[str, object], words: str
+    watched: TestHost, base_image: str, role: str, settings: dict[str, object], words: str
 ) -> None:
     book = watched.directory / "book.yml"
     book.write_text(json.dumps([{"hosts": "all", "become": True, "gather_facts": False, "roles": [role]}]))
-    output = playbook(watched, str(book), fails=True, **{**LOCAL, **fleet.role_variables(base_image), **told})
+    output = playbook(
+        watched, str(book), fails=True, **{**LOCAL, **fleet.role_variables(base_image), **settings}
+    )
     assert words in output, output[-6000:]
     assert hidden_in(output) == {}
 
@@ -218,6 +225,11 @@ def test_23_failures_show_no_secret(
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["verify", "update"])
 def test_23_other_playbooks_show_no_secret(watched: TestHost, base_image: str, name: str) -> None:
-    told = {**LOCAL, **fleet.role_variables(base_image), f"{name}_hosts": "all", "host_check_strict": False}
-    playbook(watched, "site.yml", provision_hosts="all", provision_check=False, **told)
-    assert hidden_in(playbook(watched, f"playbooks/{name}.yml", **told)) == {}
+    settings = {
+        **LOCAL,
+        **fleet.role_variables(base_image),
+        f"{name}_hosts": "all",
+        "host_check_strict": False,
+    }
+    playbook(watched, "site.yml", provision_hosts="all", provision_check=False, **settings)
+    assert hidden_in(playbook(watched, f"playbooks/{name}.yml", **settings)) == {}

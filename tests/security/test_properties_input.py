@@ -119,17 +119,17 @@ def test_files_of_a_checkout(
         with (top / os.fsdecode(other)).open("wb"):
             pass
     with bounded():
-        found = sources.collect(top, "m")
-        sentences([*found.problems, *found.warnings])
+        collected = sources.collect(top, "m")
+        sentences([*collected.problems, *collected.warnings])
 
 
 @FIXED
 @given(content=DATA)
 def test_environment_files(content: bytes) -> None:
     with bounded():
-        found, problems = envfile.parse(content, "file", {"KEY": "x"})
+        collected, problems = envfile.parse(content, "file", {"KEY": "x"})
     sentences(problems)
-    assert all(isinstance(value, str) and "\0" not in value for value in found.values())
+    assert all(isinstance(value, str) and "\0" not in value for value in collected.values())
 
 
 @pytest.mark.parametrize(
@@ -145,11 +145,11 @@ def test_inventories(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hosts.yml"
     path.write_bytes(content)
     try:
-        found = inventory.hosts(str(path), None, os.environ, tmp_path)
+        collected = inventory.hosts(str(path), None, os.environ, tmp_path)
     except TrainClassifierError as error:
         sentences(error.problems if isinstance(error, BadInput) else [error.reason])
     else:
-        sentences([host.problem for host in found if host.problem])
+        sentences([host.problem for host in collected if host.problem])
 
 
 # What another user of the host, or the host itself, can write.

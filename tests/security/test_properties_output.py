@@ -206,9 +206,9 @@ def test_slack_message(notice: notify.Notice) -> None:
 @given(log=TEXT)
 def test_annotations(log: str) -> None:
     with bounded():
-        found = annotations.find(log)
-    assert len(found) <= annotations.MOST
-    for each in found:
+        annotation_list = annotations.find(log)
+    assert len(annotation_list) <= annotations.MOST
+    for each in annotation_list:
         assert not each.file.startswith(("/", ".."))
         line = github.command("error", each.message, file=each.file, line=each.line, title=each.message)
         assert line.count(b"\n") == 1

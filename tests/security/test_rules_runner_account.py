@@ -67,17 +67,17 @@ def site(runner_host: Host, variables: dict[str, Any]) -> Iterator[Site]:
 
 def faults(site: Site) -> list[str]:
     """What the account can use against root, beyond what anybody can on the host without the role."""
-    found = site.audit()
-    answer = [line for line in found["weak"] if line not in site.before["weak"]]
+    audited = site.audit()
+    answer = [line for line in audited["weak"] if line not in site.before["weak"]]
     for kind in ("privileged", "sockets", "rules"):
-        answer += [f"{kind}: {line}" for line in found[kind] if line not in site.before[kind]]
+        answer += [f"{kind}: {line}" for line in audited[kind] if line not in site.before[kind]]
     allowed = (OWN, *SHARED)
     answer += [
         f"writable: {path}"
-        for path in found["writable"]
+        for path in audited["writable"]
         if not path.startswith(allowed) and path not in site.before["writable"]
     ]
-    answer += [f"group: {name}" for name in found["groups"] if name != "github-runner"]
+    answer += [f"group: {name}" for name in audited["groups"] if name != "github-runner"]
     return answer
 
 
@@ -123,9 +123,9 @@ def everything(host: Host, site: Site, variables: dict[str, Any], version: str) 
     """Run everything of root's: units, timers' services, hooks, an update, the role; returns what it said."""
     host.standin.state.serve_archive(f"actions-runner-linux-x64-{version}.tar.gz", make_archive(version))
     units = own_units(site)
-    said = []
+    outputs = []
     for unit in units:
-        said.append(
+        outputs.append(
             site.sh(
                 f"{PATIENT}; timeout 90 systemctl restart {unit} 2>&1; systemctl is-active {unit}",
                 check=False,
@@ -139,8 +139,8 @@ def everything(host: Host, site: Site, variables: dict[str, Any], version: str) 
         f"{PATIENT}; timeout 60 systemctl restart 'github-runner@*'; rm -r /var/lib/train-classifier",
         check=False,
     )
-    said.append(host.role(**variables, github_runner_update=True).out)
-    return "\n".join(said)
+    outputs.append(host.role(**variables, github_runner_update=True).out)
+    return "\n".join(outputs)
 
 
 def watch_can_fail(site: Site) -> None:
@@ -166,15 +166,15 @@ def test_root_runs_and_reads_nothing_that_the_account_planted(
     assert f"{OWN}/1" in folders, folders
     watch_can_fail(site)
     with site.watched() as seen:
-        said = everything(runner_host, site, variables, "2.400.0")
+        outputs = everything(runner_host, site, variables, "2.400.0")
         with swapping(site, f"{OWN}/1", f"{OWN}/2", f"{OWN}/1/_work", f"{OWN}/home"):
             for _ in range(5):
                 site.sh(
                     f"{PATIENT}; timeout 60 systemctl restart github-runner@1 github-runner@2", check=False
                 )
-            said += everything(runner_host, site, variables, "2.401.0")
-        said += runner_host.role("uninstall", **variables).out
+            outputs += everything(runner_host, site, variables, "2.401.0")
+        outputs += runner_host.role("uninstall", **variables).out
     assert int(seen["count"][0]) > 1000, "nothing was watched"
-    assert seen["opened"] == [], said
+    assert seen["opened"] == [], outputs
     assert site.sh(f"cat {PROOF}") == ""
     assert [line for line in site.snapshot(CANARIES) if line not in kept] == []

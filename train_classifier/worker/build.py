@@ -141,11 +141,11 @@ class Builder:
             mounts=self._mounts(folder, cache, shared),
             environment=self._environment(bool(entries)),
         )
-        said = output.decode("utf-8", "replace")
+        text = output.decode("utf-8", "replace")
         if status != 0:
-            if shared and not UNREACHABLE.search(said):
+            if shared and not UNREACHABLE.search(text):
                 raise NeedsBuilding
-            explain(self.image, self.plan, status, said, problem)
+            explain(self.image, self.plan, status, text, problem)
         packages, sources = _read(output)
         if sources:
             raise NeedsBuilding
@@ -246,11 +246,11 @@ def cache_of(store: Store, image: Image, repository: str) -> Path:
 
 def _read(output: bytes) -> tuple[dict[str, str], list[Any]]:
     """Return the packages that a build installed, and those that must be built. Raises NoEnvironment."""
-    found = answer.read(output)
-    if isinstance(found, dict) and isinstance(found.get("sources"), list):
-        packages = answer.packages(found.get("packages"))
+    answered = answer.read(output)
+    if isinstance(answered, dict) and isinstance(answered.get("sources"), list):
+        packages = answer.packages(answered.get("packages"))
         if packages is not None:
-            return packages, found["sources"]
+            return packages, answered["sources"]
     raise NoEnvironment(
         "what the build of the environment printed at its end cannot be read",
         "the image or a package that was built writes into its output: try another --image",

@@ -75,11 +75,11 @@ def wait(job: Job, check: Callable[[], None]) -> None:
     except FileNotFoundError:
         words = b""
     if words != COPIED:
-        said = words.decode("utf-8", "replace").strip()[-2000:]
+        tail = words.decode("utf-8", "replace").strip()[-2000:]
         raise NotReady(
             "the repository cannot be copied into the job's workspace",
             "is the disk of the host full?",
-            said or "the copy was killed",
+            tail or "the copy was killed",
         )
 
 

@@ -162,8 +162,8 @@ def _meets_pattern(real: str, pattern: str) -> bool:
     """Return whether a folder is, holds or lies in the state folder of some user."""
     base = os.path.dirname(pattern.partition("{user}")[0])
     whole = os.path.realpath(base).rstrip("/") + pattern[len(base.rstrip("/")) :]
-    wanted = [part.replace("{user}", "*") for part in whole.split("/")]
-    return all(fnmatch.fnmatchcase(part, want) for part, want in zip(real.split("/"), wanted))
+    parts = [part.replace("{user}", "*") for part in whole.split("/")]
+    return all(fnmatch.fnmatchcase(part, want) for part, want in zip(real.split("/"), parts))
 
 
 def _home(place: _Place, host: Host) -> Optional[str]:

@@ -121,11 +121,11 @@ def must_build(plan: "dict[str, str]") -> "list[str]":
         return ["a package"]
     again = command(plan, AGAIN, "--dry-run", "--offline", "--verbose")
     done = subprocess.run(again, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    said = done.stderr.decode("utf-8", "replace")
-    chosen = CHOSEN.findall(said)
+    messages = done.stderr.decode("utf-8", "replace")
+    chosen = CHOSEN.findall(messages)
     sources = sorted({name for name, file in chosen if not file.endswith((".whl", "installed"))})
     # Another uv may have other words.
-    understood = done.returncode == 0 and (chosen or "Would make no changes" in said)
+    understood = done.returncode == 0 and (chosen or "Would make no changes" in messages)
     return sources or ([] if understood else ["a package"])
 
 

@@ -63,13 +63,13 @@ def walk(workspace: int) -> Iterator[Entry]:
     """
     _allow_entry(workspace)
     try:
-        found = os.lstat(BASE, dir_fd=workspace)
+        status = os.lstat(BASE, dir_fd=workspace)
     except FileNotFoundError:
         return
-    if not stat.S_ISDIR(found.st_mode):
-        yield Entry(BASE, found, -1, left_out=f"artefacts is {_kind(found.st_mode)}, not a folder")
+    if not stat.S_ISDIR(status.st_mode):
+        yield Entry(BASE, status, -1, left_out=f"artefacts is {_kind(status.st_mode)}, not a folder")
         return
-    yield Entry(BASE, found, -1)
+    yield Entry(BASE, status, -1)
     descriptor = open_folder(BASE, workspace)
     try:
         yield from _walk(descriptor, BASE, descriptor, 1)
@@ -89,24 +89,24 @@ def _walk(folder: int, name: bytes, root: int, depth: int) -> Iterator[Entry]:
     for text in sorted(os.listdir(folder)):
         base = os.fsencode(text)
         path = name + b"/" + base
-        found = os.lstat(base, dir_fd=folder)
-        if stat.S_ISDIR(found.st_mode):
+        status = os.lstat(base, dir_fd=folder)
+        if stat.S_ISDIR(status.st_mode):
             if depth >= DEEPEST:
-                yield Entry(path, found, folder, left_out=f"more than {DEEPEST} folders deep")
+                yield Entry(path, status, folder, left_out=f"more than {DEEPEST} folders deep")
                 continue
-            yield Entry(path, found, folder)
+            yield Entry(path, status, folder)
             below = open_folder(base, folder)
             try:
                 yield from _walk(below, path, root, depth + 1)
             finally:
                 os.close(below)
-        elif stat.S_ISLNK(found.st_mode):
+        elif stat.S_ISLNK(status.st_mode):
             target = os.readlink(base, dir_fd=folder)
-            yield Entry(path, found, folder, target=target, left_out=_why_not(path, target, root))
-        elif stat.S_ISREG(found.st_mode):
-            yield Entry(path, found, folder)
+            yield Entry(path, status, folder, target=target, left_out=_why_not(path, target, root))
+        elif stat.S_ISREG(status.st_mode):
+            yield Entry(path, status, folder)
         else:
-            yield Entry(path, found, folder, left_out=_kind(found.st_mode))
+            yield Entry(path, status, folder, left_out=_kind(status.st_mode))
 
 
 def _why_not(path: bytes, target: bytes, root: int) -> Optional[str]:

@@ -19,13 +19,13 @@ def path() -> Path:
 
 def hosts_of(variables: Mapping[str, str]) -> set[str]:
     """Return the names of the hosts of all indexes that the variables of a build name."""
-    found = set()
+    index_hosts = set()
     for name in INDEXES:
         for address in re.findall(r"https?://[^\s,]+", variables.get(name, ""), re.IGNORECASE):
             authority = re.split(r"[/?#]", address.partition("://")[2], maxsplit=1)[0]
             host = authority.rpartition("@")[2].lower()
-            found.add(host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0])
-    return found - {""}
+            index_hosts.add(host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0])
+    return index_hosts - {""}
 
 
 def entries_for(variables: Mapping[str, str]) -> tuple[str, str]:

@@ -35,13 +35,13 @@ def read(data: bytes) -> tuple[Optional[dict[str, float]], Optional[str]]:
         return None, "metrics.json is larger than 1 MiB"
     try:
         # Pairs, or of two metrics of one name the first would get lost without a word.
-        found = json.loads(data, object_pairs_hook=_Pairs, parse_int=_whole)
+        metrics = json.loads(data, object_pairs_hook=_Pairs, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         return None, f"metrics.json is not JSON: {reason[:200]}"
-    if not isinstance(found, _Pairs):
+    if not isinstance(metrics, _Pairs):
         return None, "metrics.json is not an object of names and numbers"
-    return _chosen(found)
+    return _chosen(metrics)
 
 
 class _Pairs(list[tuple[str, Any]]):

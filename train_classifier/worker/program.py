@@ -103,9 +103,9 @@ def _answered(
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
         pipe.write(request)
     answer, words = process.stdout.fileno(), process.stderr.fileno()
-    said = {answer: b"", words: b""}
+    output = {answer: b"", words: b""}
     with selectors.DefaultSelector() as selector:
-        for descriptor in said:
+        for descriptor in output:
             selector.register(descriptor, selectors.EVENT_READ)
         while selector.get_map():
             check()
@@ -113,11 +113,11 @@ def _answered(
                 data = os.read(key.fd, 1 << 16)
                 if not data:
                     selector.unregister(key.fileobj)
-                said[key.fd] += data
-            if len(said[answer]) > ANSWER_BYTES:
+                output[key.fd] += data
+            if len(output[answer]) > ANSWER_BYTES:
                 raise TrainClassifierError(f"a part of the worker answered more than {ANSWER_BYTES} bytes")
-            said[words] = said[words][-2000:]
-    return said[answer], said[words]
+            output[words] = output[words][-2000:]
+    return output[answer], output[words]
 
 
 def _here(part: str, request: dict[str, Any], check: Callable[[], None]) -> dict[str, Any]:

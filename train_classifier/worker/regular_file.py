@@ -45,11 +45,11 @@ def read(path: Name, most_bytes: int, *, pipe: bool = False, within: Optional[st
 def read_open(descriptor: int, most_bytes: int, *, pipe: bool = False) -> bytes:
     """Return the content of the file behind a descriptor, which is closed. Raises as `read` does."""
     try:
-        found = os.fstat(descriptor)
-        if pipe and stat.S_ISFIFO(found.st_mode) and _is_nameless(descriptor):
+        status = os.fstat(descriptor)
+        if pipe and stat.S_ISFIFO(status.st_mode) and _is_nameless(descriptor):
             os.set_blocking(descriptor, True)
-        elif not stat.S_ISREG(found.st_mode):
-            raise ValueError("is a folder" if stat.S_ISDIR(found.st_mode) else "is not a regular file")
+        elif not stat.S_ISREG(status.st_mode):
+            raise ValueError("is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
         parts, size = [], 0
         while size <= most_bytes and (block := os.read(descriptor, min(1 << 20, most_bytes + 1 - size))):
             parts.append(block)

@@ -82,14 +82,14 @@ def _give_entry(name: str, here: int, mount: str, uid: int, gid: int) -> tuple[i
     if seen.st_uid == uid and not stat.S_ISDIR(seen.st_mode):
         return 0, False
     with _opened(name, here, os.O_PATH) as descriptor:
-        found = os.fstat(descriptor)
-        kind = stat.S_IFMT(found.st_mode)
+        status = os.fstat(descriptor)
+        kind = stat.S_IFMT(status.st_mode)
         if _mount(descriptor) != mount:
             return -1, False
-        if found.st_uid == uid:
+        if status.st_uid == uid:
             return 0, kind == stat.S_IFDIR
         # A file with several names may have one outside; devices, sockets and pipes are nobody's work.
-        if kind not in GIVEN_KINDS or (found.st_nlink > 1 and kind != stat.S_IFDIR):
+        if kind not in GIVEN_KINDS or (status.st_nlink > 1 and kind != stat.S_IFDIR):
             return -1, False
         _give(descriptor, uid, gid)
         return 1, kind == stat.S_IFDIR

@@ -44,7 +44,7 @@ def device(file):
 
 def openers():
     """Return the processes that have a card's device open: number and sentence."""
-    found = {}
+    processes = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             files = list((process / "fd").iterdir())
@@ -53,8 +53,8 @@ def openers():
         devices = sorted({path for path in map(device, files) if path})
         program = name(process) if devices else ""
         if devices and program not in SERVICES:
-            found[process.name] = f"{program} (process {process.name}, {devices[0]})"
-    return found
+            processes[process.name] = f"{program} (process {process.name}, {devices[0]})"
+    return processes
 
 
 def computing():
