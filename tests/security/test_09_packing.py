@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_support import Machine, Refused, accounts, machine
+from worker_support import IMAGE, Machine, Refused, accounts, machine
 
 pytestmark = pytest.mark.engine
 #: Takes many minutes to pack, and no room.
@@ -176,6 +176,19 @@ def test_09_container_killed_from_outside_is_not_called_out_of_memory(host: Mach
         text=True,
         check=True,
     )
+    # Another container's lack of memory says nothing of this one.
+    greedy = [
+        "docker",
+        "run",
+        "--rm",
+        "--network=none",
+        "--memory=32m",
+        "--memory-swap=32m",
+        IMAGE,
+        "python3",
+    ]
+    other = subprocess.run([*greedy, "-c", "bytearray(1 << 30)"], check=False)
+    assert other.returncode == 137
     os.kill(int(inspected.stdout), signal.SIGKILL)
     result = host.wait(job)
     assert result["exit_code"] == 4 and result["training_exit_status"] == 137, result

@@ -51,15 +51,16 @@ class ControlGroup:
         found = Memory()
         if "memory" in self._folders:
             folder = self._folders["memory"]
+            # First: whoever sees a use knows that the kills were read.
+            found.kills = _field(folder / "memory.oom_control", "oom_kill") or 0
             found.used = _number(folder / "memory.usage_in_bytes")
             found.peak = _number(folder / "memory.max_usage_in_bytes")
-            found.kills = _field(folder / "memory.oom_control", "oom_kill") or 0
         elif "unified" in self._folders:
             folder = self._folders["unified"]
+            found.kills = _field(folder / "memory.events", "oom_kill") or 0
             found.used = _number(folder / "memory.current")
             # memory.peak is there from Linux 5.19 on.
             found.peak = _number(folder / "memory.peak")
-            found.kills = _field(folder / "memory.events", "oom_kill") or 0
         self._peak = max(self._peak, found.peak or 0, found.used or 0)
         found.peak = self._peak or None
         return found

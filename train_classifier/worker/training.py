@@ -31,6 +31,7 @@ class Training:
         self.watch = watch
         self.say = say
         self.facts: dict[str, Any] = {}
+        #: What the kernel had killed on the whole host when the model's own counters were last read.
         self._host_kills: Optional[int] = None
 
     def run(self, made: Any, secrets: Mapping[str, str], gpus: list[str], nvidia_smi: str) -> None:
@@ -85,7 +86,10 @@ class Training:
         kill_at: Optional[float] = None
         while True:
             over = running.ended.wait(POLL_S)
+            kills = host_kills()
             seen = running.group.memory()
+            if seen.used is not None:
+                self._host_kills = kills
             memory = Memory(seen.used, seen.peak, max(seen.kills, memory.kills))
             if over:
                 return stopped, memory
@@ -145,15 +149,19 @@ class Training:
         self, ending: Ending, memory: Memory, stopped: bool
     ) -> Optional[dict[str, Optional[int]]]:
         """Return the limit and the peak of a model that the kernel killed for them, as its counters tell."""
-        # A model that is killed may take its group's counters with it before they are read again.
-        probably = ending.status == KILLED_STATUS and self._host_kills != host_kills()
+        limit, peak = self.spec.memory_bytes, memory.peak
+        # A model that is killed at its limit may take its group's counters with it before they are read.
+        probably = ending.status == KILLED_STATUS and limit is not None and self._killed_meanwhile()
         if not (ending.out_of_memory or memory.kills or (probably and not stopped)):
             return None
-        limit, peak = self.spec.memory_bytes, memory.peak
         # The kernel kills at the limit: the last bytes may have come between two looks.
         if limit is not None and (ending.out_of_memory or memory.kills):
             peak = limit
         return {"limit_bytes": limit, "peak_bytes": peak}
+
+    def _killed_meanwhile(self) -> bool:
+        """Tell whether the kernel killed something on this host for lack of memory, not only of the model."""
+        return self._host_kills != host_kills()
 
     def _failure(self, ending: Ending) -> TrainingFailed:
         status, name = ending.status, self.facts["signal"]
@@ -168,10 +176,11 @@ class Training:
                 "raise --memory, or let the model use less",
             )
         if status == KILLED_STATUS:
+            hint = "by itself or by somebody on the host; the kernel's counters show no lack of memory"
+            if self._killed_meanwhile():
+                hint = "by itself, by somebody, or by the kernel: some process of the host had no memory left"
             return TrainingFailed(
-                f"the model was killed: exit status {status} ({name})",
-                "by itself or by somebody on the host; the kernel's counters show no lack of memory",
-                ending.error or None,
+                f"the model was killed: exit status {status} ({name})", hint, ending.error or None
             )
         ended = f"the model ended with exit status {status}" + (f" ({name})" if name else "")
         return TrainingFailed(ended, "its last lines are in the log", ending.error or None)
