@@ -78,6 +78,7 @@ ROOT_TOO = {
     "integration/test_worker_jobs.py": (
         "end_to_end", "confinement", "limits", "secrets", "resume", "cannot_reach", "jobs_of_others",
     ),
+    "integration/test_pythons.py": (),
     "integration/test_worker_push.py": ("has_already", "odd_names", "changes", "fifos", "archive", "door"),
 }  # fmt: skip
 

@@ -193,7 +193,7 @@ def site(base_image: str, tmp_path: Path) -> Iterator[Site]:
 
 
 def test_killed_at_random_tasks_it_converges(site: Site) -> None:
-    site.killed_at_random_tasks(site.site, TASKS, 2)
+    site.killed_at_random_tasks(site.site, TASKS, 1)
     site.stands()
 
 

@@ -74,7 +74,11 @@ def trains_again(caller: Caller) -> None:
     assert (done.returncode, done.stdout) == (0, b"again\n"), tail(done.stderr)
 
 
-@pytest.mark.parametrize("lingering", [True, False], ids=["linger", "no-linger"], indirect=True)
+@pytest.mark.parametrize(
+    "lingering",
+    [pytest.param(True, id="linger", marks=pytest.mark.full), pytest.param(False, id="no-linger")],
+    indirect=True,
+)
 def test_the_plug_is_pulled(ssh_host: TestHost, lingering: bool, tmp_path: Path) -> None:
     caller = Caller(ssh_host, tmp_path)
     job = start(caller)

@@ -44,6 +44,7 @@ def test_settings_name_the_image_and_the_bundle(ssh_host: TestHost, base_image: 
     assert settings.get("ca_bundle") == (CA_BUNDLE if ca_bundle() else None)
 
 
+@pytest.mark.full
 def test_check_mode_on_a_provisioned_host_changes_nothing(ssh_host: TestHost, base_image: str) -> None:
     told = fleet.role_variables(base_image)
     assert play(ssh_host, "docker_engine", "training_host", check=True, **told).changed == 0

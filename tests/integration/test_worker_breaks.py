@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from engine_proxy import proxied
-from worker_support import Machine, Refused, accounts, docker, machine
+from worker_support import HOLD, Machine, Refused, accounts, docker, machine
 
 pytestmark = pytest.mark.engine
 WRITES = "import os\nopen('artefacts/weights','wb').write(os.urandom(1000))\nprint('up', flush=True)\n"
@@ -86,14 +86,17 @@ def test_full_disk_at_packing_keeps_what_the_model_wrote(host: Machine) -> None:
 def test_full_disk_while_the_model_talks(host: Machine, ending: str) -> None:
     program = (
         "import os, sys, time\nopen('artefacts/first','w').write('x')\nprint('up', flush=True)\n"
-        "filler = open('filler', 'wb', buffering=0)\ntry:\n    while True:\n        filler.write(bytes(4096))\n"
+        + HOLD
+        + "filler = open('filler', 'wb', buffering=0)\ntry:\n    while True:\n        filler.write(bytes(4096))\n"
         "except OSError:\n    pass\n"
         # More than a FIFO holds: somebody has to go on reading.
         "for _ in range(100):\n    os.write(1, b'y' * 65535 + b'\\n')\n"
-        "os.unlink('filler')\nfiller.close()\ntime.sleep(1)\nos.write(1, b'the end\\n')\n"
+        "os.unlink('filler')\nfiller.close()\nos.write(1, b'the end\\n')\n"
     )
     with host.on_small_disk("16m") as small:
         job = small.start(program + ending)
+        small.until(job, "training", text=b"up\n")
+        small.go(job)
         result = small.wait(job, timeout=240)
         assert result["outcome"] == ("failed" if ending else "trained"), result
         assert result["training_exit_status"] == (3 if ending else 0)

@@ -111,7 +111,7 @@ def test_04_redirected_download_carries_no_login(tmp_path: Path) -> None:
 
 
 SWAPPER = r"""
-import os, random, sys
+import os, random, sys, time
 FOLDER, VICTIM = sys.argv[1:]
 names = ["bin"] * 4 + ["config.sh", "run.sh", "_work", "_diag", ".runner", ".credentials", ".credentials_rsaparams", "new"]
 count = 0
@@ -132,6 +132,8 @@ while True:
         except OSError:
             pass
     count = (count + 1) % 50
+    # A thousand times a second, and not all the time of a core.
+    time.sleep(0.0005)
 """
 
 

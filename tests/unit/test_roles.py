@@ -86,6 +86,16 @@ def test_main_begins_with_the_preflight(role: str) -> None:
     assert (included["file"] if isinstance(included, dict) else included) == "preflight.yml"
 
 
+@pytest.mark.parametrize(
+    "role", ["docker_engine", "nvidia_container_toolkit", "nvidia_driver", "training_host"]
+)
+def test_uninstall_looks_for_jobs_before_it_touches_anything(role: str) -> None:
+    look, refuse, *_ = load(ROOT / "roles" / role / "tasks/uninstall.yml")
+    assert refuse["ansible.builtin.include_role"] == {"name": "host_check", "tasks_from": "no_jobs"}
+    assert "when" not in refuse
+    assert {"ansible.builtin.include_tasks", "ansible.builtin.setup"} & set(look)
+
+
 @pytest.mark.parametrize("role", PROVISIONING)
 def test_facts_are_a_small_subset_that_is_used(role: str) -> None:
     text = "\n".join(path.read_text() for path in (ROOT / "roles" / role).rglob("*.yml"))
