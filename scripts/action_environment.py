@@ -279,10 +279,10 @@ def close(code: int, status: str, words: str) -> int:
 def forget() -> None:
     """Remove the archive of an earlier run: a step that fails must not deliver it again."""
     sys.path.insert(0, str(ACTION))
-    from train_classifier import stale
+    from train_classifier.github_action import old_archive
 
     try:
-        stale.remove(stale.place(os.environ, Path.cwd()))
+        old_archive.remove(old_archive.place(os.environ, Path.cwd()))
     except (OSError, ValueError) as trouble:
         print(f"An archive of an earlier run may still be there: {trouble}", flush=True)
 
@@ -325,7 +325,7 @@ def become(made: Path) -> None:
     python = str(made / "bin" / "python")
     # Handled signals turn into the default ones at exec; blocked ones wait for the step to be ready.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    os.execve(python, [python, "-m", "train_classifier.step", *sys.argv[1:]], environment)
+    os.execve(python, [python, "-m", "train_classifier.github_action.step", *sys.argv[1:]], environment)
 
 
 if __name__ == "__main__":

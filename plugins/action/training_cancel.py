@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from train_classifier import training
-from train_classifier.action import Step
-from train_classifier.reporting import Reporter
-from train_classifier.repository import user_name
-from train_classifier.training import Order
-from train_classifier.transport import Host
+from train_classifier.ansible_bridge.action_base import Step
+from train_classifier.controller import steps
+from train_classifier.controller.events import Reporter
+from train_classifier.controller.steps import Order
+from train_classifier.controller.transport import Host
+from train_classifier.request.checkout import user_name
 
 
 class ActionModule(Step):
@@ -20,5 +20,5 @@ class ActionModule(Step):
 
     def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
         """Ask the worker to stop the job."""
-        answer = training.cancel(host, str(self._task.args["job"]), user_name())
+        answer = steps.cancel(host, str(self._task.args["job"]), user_name())
         return {"changed": True, "job": answer["id"], "state": answer["state"]}

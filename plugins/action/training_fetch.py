@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from train_classifier import training
-from train_classifier.action import Step
-from train_classifier.reporting import Reporter
-from train_classifier.training import Order
-from train_classifier.transport import Host
+from train_classifier.ansible_bridge.action_base import Step
+from train_classifier.controller import steps
+from train_classifier.controller.events import Reporter
+from train_classifier.controller.steps import Order
+from train_classifier.controller.transport import Host
 
 
 class ActionModule(Step):
@@ -20,5 +20,5 @@ class ActionModule(Step):
         result = self._task.args.get("result")
         if not result:
             result = host.call({"verb": "status", "id": order.spec.id})["result"]
-        training.fetch(host, order.spec.id, result, Path(order.output), report, order.patience_s)
+        steps.fetch(host, order.spec.id, result, Path(order.output), report, order.patience_s)
         return {"changed": True, "job": order.spec.id, "path": order.output}

@@ -5,12 +5,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from train_classifier import inventory, sink, training
-from train_classifier.action import Step
-from train_classifier.errors import BadInput
-from train_classifier.reporting import Reporter
-from train_classifier.training import Order
-from train_classifier.transport import Host
+from train_classifier.ansible_bridge import event_socket, inventory
+from train_classifier.ansible_bridge.action_base import Step
+from train_classifier.controller import steps
+from train_classifier.controller.events import Reporter
+from train_classifier.controller.steps import Order
+from train_classifier.controller.transport import Host
+from train_classifier.core.errors import BadInput
 
 
 class ActionModule(Step):
@@ -28,12 +29,12 @@ class ActionModule(Step):
                 hint="Name one: -e training_job_host=NAME",
             )
         target = self.target(task_vars)
-        if isinstance(report, sink.SinkReporter):
+        if isinstance(report, event_socket.SinkReporter):
             # The command line completes the order for this host; nothing is touched before.
             report.ask({"host": dataclasses.asdict(target)})
         if self._task.args.get("request"):
             return super().order(task_vars, report)
-        from train_classifier.request import TrainRequest, build
+        from train_classifier.request.build import TrainRequest, build
 
         given = {key: value for key, value in self._task.args.items() if value not in (None, "", [], {})}
         if "arguments" in given and isinstance(given["arguments"], list):
@@ -51,7 +52,7 @@ class ActionModule(Step):
             text = f"Check mode: the request is good; nothing was pushed to {host.name} and nothing was run."
             report.event("message", level="info", text=text)
             return {"request": order.to_json(), "pushed": False}
-        answer = training.preflight(host, order, report)
+        answer = steps.preflight(host, order, report)
         return {
             "job": order.spec.id,
             "gpus": len(answer.get("gpus") or []),

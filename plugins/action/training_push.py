@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from train_classifier import training
-from train_classifier.action import Step
-from train_classifier.reporting import Reporter
-from train_classifier.training import Order
-from train_classifier.transport import Host
+from train_classifier.ansible_bridge.action_base import Step
+from train_classifier.controller import steps
+from train_classifier.controller.events import Reporter
+from train_classifier.controller.steps import Order
+from train_classifier.controller.transport import Host
 
 
 class ActionModule(Step):
@@ -14,5 +14,5 @@ class ActionModule(Step):
 
     def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
         """Push; the host has changed."""
-        training.push(host, order, report)
+        steps.push(host, order, report)
         return {"changed": True}

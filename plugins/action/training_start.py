@@ -3,12 +3,13 @@
 import os
 from typing import Any
 
-from train_classifier import sink, training
-from train_classifier.action import Step
-from train_classifier.errors import BadInput, Cancelled
-from train_classifier.reporting import Reporter
-from train_classifier.training import Order
-from train_classifier.transport import Host
+from train_classifier.ansible_bridge import event_socket
+from train_classifier.ansible_bridge.action_base import Step
+from train_classifier.controller import steps
+from train_classifier.controller.events import Reporter
+from train_classifier.controller.steps import Order
+from train_classifier.controller.transport import Host
+from train_classifier.core.errors import BadInput, Cancelled
 
 
 class ActionModule(Step):
@@ -20,17 +21,17 @@ class ActionModule(Step):
         Then follow it, unless the order says to leave it alone: in one step and over one connection, since
         each of both costs more time than a worker takes to begin.
         """
-        if isinstance(report, sink.SinkReporter) and not report.ask("start"):
+        if isinstance(report, event_socket.SinkReporter) and not report.ask("start"):
             # Killing us would not take back what is already on its way to the host.
             raise Cancelled("Cancelled before the job was started.")
         names = order.spec.secrets
-        if names and isinstance(report, sink.SinkReporter):
+        if names and isinstance(report, event_socket.SinkReporter):
             secrets = report.ask("secrets")
         else:
             missing = [name for name in names if name not in os.environ]
             if missing:
                 raise BadInput(*(f"secret {name} is not set in the environment" for name in missing))
             secrets = {name: os.environ[name] for name in names}
-        answers = training.start(host, order, secrets, report)
+        answers = steps.start(host, order, secrets, report)
         done = {"changed": True, "job": order.spec.id}
-        return done if order.detach else {**done, "result": training.follow(host, order, answers, report)}
+        return done if order.detach else {**done, "result": steps.follow(host, order, answers, report)}

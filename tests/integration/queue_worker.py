@@ -6,9 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from train_classifier.worker.engine import connect
-from train_classifier.worker.host import Host
-from train_classifier.worker.queue import Ticket
+from train_classifier.worker.containers.engine import connect
+from train_classifier.worker.gpus.gpu_queue import Ticket
+from train_classifier.worker.system.host import Host
 
 
 def work(folder: Path, job: str, marks: Path, hold: float) -> None:

@@ -15,9 +15,10 @@ import pytest
 from test_queue import UUIDS
 from test_queue import Site as QueueSite
 
-from train_classifier.errors import BadInput
-from train_classifier.worker import check, queue
-from train_classifier.worker.host import Host
+from train_classifier.core.errors import BadInput
+from train_classifier.worker.checks import host_check
+from train_classifier.worker.gpus import gpu_queue
+from train_classifier.worker.system.host import Host
 
 pytestmark = pytest.mark.engine
 
@@ -36,7 +37,7 @@ def host(tmp_path: Path) -> Host:
 
 
 def ask(host: Host, **request: Any) -> dict[str, dict[str, Any]]:
-    answer = check.check(host, {"state_dir": host.configured_state_dir, **request})
+    answer = host_check.check(host, {"state_dir": host.configured_state_dir, **request})
     assert answer["ready"] is all(one["status"] != "fail" for one in answer["checks"])
     json.dumps(answer)
     return {one["name"]: one for one in answer["checks"]}
@@ -47,7 +48,7 @@ def failures(found: dict[str, dict[str, Any]]) -> dict[str, int]:
 
 
 def test_ready_without_a_gpu(engine: docker.DockerClient, host: Host) -> None:
-    answer = check.check(host, {"gpus": 0, "state_dir": host.configured_state_dir})
+    answer = host_check.check(host, {"gpus": 0, "state_dir": host.configured_state_dir})
     assert answer["ready"], answer["checks"]
     assert answer["engine"]["version"] == engine.version()["Version"]
     assert answer["host"]["cpus"] >= 1
@@ -104,9 +105,9 @@ def test_who_has_which_gpu(engine: docker.DockerClient, host: Host, tmp_path: Pa
     (tmp_path / "apps").write_text(f"{UUIDS[1]}, {os.getpid()}, /usr/bin/blender, 200\n")
     host = dataclasses.replace(host, nvidia_smi=str(site.smi), queue_dir=site.folder)
     site.enqueue("a")
-    ticket = queue.Ticket.claim(site.folder, "a")
+    ticket = gpu_queue.Ticket.claim(site.folder, "a")
     ticket.wait(engine, site.host, None, print, lambda: None)
-    answer = check.check(host, {"gpus": 1, "state_dir": host.configured_state_dir})
+    answer = host_check.check(host, {"gpus": 1, "state_dir": host.configured_state_dir})
     ticket.release()
     assert answer["gpus"][0]["busy_by"].startswith("job a (mnist) of ")
     assert "blender" in answer["gpus"][1]["busy_by"]
@@ -134,7 +135,7 @@ def test_state_folder_that_cannot_be_used(engine: docker.DockerClient, host: Hos
     found = ask(dataclasses.replace(host, service_user="no-such-account"), gpus=0)
     if os.geteuid() == 0:
         assert failures(found)["state-folder"] == 3
-    found = {one["name"]: one for one in check.check(host, {"state_dir": "relative"})["checks"]}
+    found = {one["name"]: one for one in host_check.check(host, {"state_dir": "relative"})["checks"]}
     assert failures(found)["state-folder"] == 2
 
 
@@ -149,7 +150,7 @@ def test_user_without_the_right_to_use_docker(engine: docker.DockerClient, tmp_p
     if os.geteuid() != 0:
         pytest.skip("needs root to act as another user")
     program = (
-        "import json; from train_classifier.worker import enginecheck\n"
+        "import json; from train_classifier.worker.checks import engine_check as enginecheck\n"
         "print(json.dumps([one.to_dict() for one in enginecheck.reach()[1]]))"
     )
     done = subprocess.run(
@@ -164,8 +165,8 @@ def test_user_without_the_right_to_use_docker(engine: docker.DockerClient, tmp_p
 def test_the_sdk_is_not_imported(engine: docker.DockerClient, host: Host) -> None:
     # Importing it takes longer than all the rest: the preflight of every job does without.
     program = (
-        "import sys; from pathlib import Path; from train_classifier.worker import check; "
-        "from train_classifier.worker.host import Host\n"
+        "import sys; from pathlib import Path; from train_classifier.worker.checks import host_check as check; "
+        "from train_classifier.worker.system.host import Host\n"
         f"host = Host(service_user='nobody', nvidia_smi='/nowhere', configured_state_dir='{host.configured_state_dir}')\n"
         "check.check(host, {'gpus': 'auto'}); print('docker' in sys.modules)"
     )
@@ -176,7 +177,7 @@ def test_the_sdk_is_not_imported(engine: docker.DockerClient, host: Host) -> Non
 def test_wrong_requests() -> None:
     for request in ({"gpus": "two"}, {"gpus": -1}, {"gpus": True}, {"gpus": 1, "min_vram_mib": "8"}):
         with pytest.raises(BadInput):
-            check.check(Host(), request)
+            host_check.check(Host(), request)
 
 
 def test_deep_runs_a_container(engine: docker.DockerClient, base_image: str, host: Host) -> None:

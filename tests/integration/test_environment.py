@@ -22,8 +22,8 @@ import docker
 import pytest
 from worker_site import Site, numpy_image, site, tmp_path, uv
 
-from train_classifier.errors import BadInput, NoEnvironment, NotReady
-from train_classifier.worker import build
+from train_classifier.core.errors import BadInput, NoEnvironment, NotReady
+from train_classifier.worker.containers import environment_build
 
 __all__ = ["numpy_image", "site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
@@ -52,7 +52,7 @@ def test_a_hit_starts_no_container(site: Site, monkeypatch: pytest.MonkeyPatch) 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a container was started")
 
-    monkeypatch.setattr(build.engine, "run_helper", refuse)
+    monkeypatch.setattr(environment_build.engine, "run_helper", refuse)
     # The order of the lines, comments and code elsewhere in the repository define nothing.
     assert site.prepare("# again\nattrs\nsix\n") == made
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train_classifier import settings
+from train_classifier.request import settings_file
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "classifiers"
@@ -102,7 +102,7 @@ def test_workflow_is_short_and_uploads_also_after_a_failure() -> None:
 
 
 def test_settings_are_valid() -> None:
-    assert set(settings.load(EXAMPLE).models) == {"mnist", "yolo"}
+    assert set(settings_file.load(EXAMPLE).models) == {"mnist", "yolo"}
 
 
 def test_yolo_copies_its_checkpoints_the_seeds_way() -> None:

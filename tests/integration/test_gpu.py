@@ -19,12 +19,16 @@ PROGRAM = """
 import json, sys
 sys.path.insert(0, {source!r})
 from pathlib import Path
-from train_classifier.errors import TrainClassifierError
-from train_classifier.job import JobSpec, Repository
-from train_classifier.worker import engine, gpu, image, proof
-from train_classifier.worker.environment import Environment
-from train_classifier.worker.host import Host
-from train_classifier.worker.store import Store
+from train_classifier.core.errors import TrainClassifierError
+from train_classifier.core.job import JobSpec
+from train_classifier.core.job import Repository
+from train_classifier.worker.containers import engine
+from train_classifier.worker.gpus import devices as gpu
+from train_classifier.worker.containers import image
+from train_classifier.worker.gpus import visibility as proof
+from train_classifier.worker.containers.environment import Environment
+from train_classifier.worker.system.host import Host
+from train_classifier.worker.state.store import Store
 
 order = json.loads(sys.argv[1])
 host = Host.load()
@@ -36,8 +40,8 @@ try:
     found = image.resolve(client, host, store, spec, True, None, said.append, lambda: None)
     cards = [card for card in gpu.discover(host).gpus if card.uuid in order["uuids"]]
     runs = []
-    real = engine.run_helper
-    engine.run_helper = lambda *a, **k: runs.append(1) or real(*a, **k)
+    real = helper.run_helper
+    helper.run_helper = lambda *a, **k: runs.append(1) or real(*a, **k)
     for _ in range(order.get("times", 1)):
         answer = proof.prove(
             client, host, store, found, Environment("", (), (), {{}}), cards, order["mode"], None,
@@ -143,8 +147,8 @@ def test_each_framework_that_imports_must_agree(host: TestHost) -> None:
 
 def test_the_host_check_finds_the_cards(host: TestHost) -> None:
     program = (
-        f"import sys, json; sys.path.insert(0, {SOURCE!r}); from train_classifier.worker import check; "
-        "from train_classifier.worker.host import Host; "
+        f"import sys, json; sys.path.insert(0, {SOURCE!r}); from train_classifier.worker.checks import host_check as check; "
+        "from train_classifier.worker.system.host import Host; "
         "print(json.dumps(check.check(Host.load(), {'gpus': 2, 'deep': True})))"
     )
     answer = json.loads(host.exec("python3", "-c", program).stdout)

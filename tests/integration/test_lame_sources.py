@@ -23,7 +23,7 @@ import docker
 import pytest
 from worker_site import Site, site, tmp_path, uv
 
-from train_classifier.errors import NoEnvironment
+from train_classifier.core.errors import NoEnvironment
 
 __all__ = ["site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine

@@ -13,8 +13,8 @@ import docker
 import pytest
 from worker_site import Site, site, tmp_path, uv
 
-from train_classifier.errors import BadInput, NoEnvironment
-from train_classifier.worker import packages
+from train_classifier.core.errors import BadInput, NoEnvironment
+from train_classifier.worker.containers import package_layers
 
 __all__ = ["site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
@@ -146,7 +146,7 @@ def test_cancelled_build_leaves_nothing(engine: docker.DockerClient, site: Site,
     base = site.find(own_base)
     (site.workspace / "m" / "apt-pkgs.txt").write_text("tree")
     with pytest.raises(KeyboardInterrupt):
-        packages.layer(
+        package_layers.layer(
             site.client, site.host, site.store, base, site.workspace, "m", site.job, site.said.append, cancel
         )
     assert site.containers() == []
@@ -158,7 +158,7 @@ def test_image_is_probed_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
     found = site.find()
     assert found.version >= (3, 11)
     assert found.digest is None
-    monkeypatch.setattr(packages.engine, "run_helper", None)
+    monkeypatch.setattr(package_layers.engine, "run_helper", None)
     assert site.find() == found
 
 

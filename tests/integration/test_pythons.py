@@ -17,7 +17,7 @@ import pytest
 from worker_site import CA, uv_binary
 from worker_support import Machine, accounts, machine
 
-from train_classifier.bundle import bundle
+from train_classifier.controller.worker_bundle import bundle
 
 pytestmark = pytest.mark.engine
 #: What a worker has no use for takes most of an installation's room.
@@ -113,7 +113,11 @@ def test_every_module_imports_and_needs_no_sdk_for_that(python: str, tmp_path: P
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        if name.startswith("train_classifier/") and not path.name.startswith(("inside_", "__")):
+        if (
+            name.startswith("train_classifier/")
+            and path.parent.name != "inside"
+            and not path.name.startswith("__")
+        ):
             names.append(name[:-3].replace("/", "."))
     done = subprocess.run(
         [python, "-I", "-W", "error", "-c", IMPORT_ALL, tmp_path, *names],
@@ -122,10 +126,9 @@ def test_every_module_imports_and_needs_no_sdk_for_that(python: str, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == "False"
     # Containers bring their own Python, which may be older than the host's: nothing in there is ours but these.
-    for name in ("inside_build.py", "inside_frameworks.py", "inside_probe.py"):
-        subprocess.run(
-            [python, "-m", "py_compile", tmp_path / "train_classifier" / "worker" / name], check=True
-        )
+    inside = sorted((tmp_path / "train_classifier/worker/containers/inside").iterdir())
+    assert len(inside) > 3
+    subprocess.run([python, "-m", "py_compile", *inside], check=True)
 
 
 def test_a_whole_job(host: Machine, tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ import docker
 import pytest
 from queue_worker import work
 
-from train_classifier.errors import NoGpu, NotReady, TimedOut
-from train_classifier.worker import queue, tickets
-from train_classifier.worker.engine import labels
-from train_classifier.worker.host import Host
+from train_classifier.core.errors import NoGpu, NotReady, TimedOut
+from train_classifier.worker.containers.engine import labels
+from train_classifier.worker.gpus import gpu_queue, tickets
+from train_classifier.worker.system.host import Host
 
 pytestmark = pytest.mark.engine
 
@@ -56,7 +56,7 @@ class Site:
         (self.smi.parent / "gpus").write_text("\n".join(lines) + "\n")
 
     def enqueue(self, job: str, want: int = 1, vram: int | None = None) -> None:
-        queue.enqueue(
+        gpu_queue.enqueue(
             self.folder, job=job, model="mnist", directory=Path("/nowhere"), want=want, min_vram_mib=vram
         )
 
@@ -107,7 +107,7 @@ def test_fifty_jobs_on_two_gpus(
 ) -> None:
     monkeypatch.setenv("TRAIN_CLASSIFIER_HOST_JSON", str(site.settings))
     site.enqueue("before", want=2)
-    before = queue.Ticket.claim(site.folder, "before")
+    before = gpu_queue.Ticket.claim(site.folder, "before")
     before.wait(engine, site.host, None, print, nothing)
     jobs = [f"job-{number:02d}" for number in range(50)]
     for job in jobs:
@@ -120,7 +120,7 @@ def test_fifty_jobs_on_two_gpus(
     try:
         for process in processes:
             process.start()
-        while [entry.state for entry in queue.snapshot(site.folder)] != ["granted"] + ["waiting"] * 50:
+        while [entry.state for entry in gpu_queue.snapshot(site.folder)] != ["granted"] + ["waiting"] * 50:
             assert all(process.is_alive() for process in processes)
             time.sleep(0.2)
         before.release()
@@ -173,12 +173,12 @@ def test_a_container_of_ours_holds_its_gpu(engine: docker.DockerClient, base_ima
     )  # fmt: skip
     try:
         site.enqueue("a")
-        ticket = queue.Ticket.claim(site.folder, "a")
+        ticket = gpu_queue.Ticket.claim(site.folder, "a")
         assert [card.uuid for card in ticket.wait(engine, site.host, None, print, nothing)] == UUIDS[1:]
         ticket.release()
         site.cards(count=1)
         site.enqueue("b")
-        ticket = queue.Ticket.claim(site.folder, "b")
+        ticket = gpu_queue.Ticket.claim(site.folder, "b")
         said: list[str] = []
         with pytest.raises(TimedOut, match="waited 1s for a GPU"):
             ticket.wait(engine, site.host, 1, told(said), nothing)
@@ -211,15 +211,15 @@ def test_a_preparing_job_is_passed_over_only_when_slow(
     engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.enqueue("builder", want=2)
-    builder = queue.Ticket.claim(site.folder, "builder")
+    builder = gpu_queue.Ticket.claim(site.folder, "builder")
     site.enqueue("quick")
-    quick = queue.Ticket.claim(site.folder, "quick")
+    quick = gpu_queue.Ticket.claim(site.folder, "quick")
     said: list[str] = []
     with pytest.raises(TimedOut):
         quick.wait(engine, site.host, 0.5, told(said), nothing)
     assert "job builder (mnist)" in said[0]
     assert "is before this one" in said[0]
-    monkeypatch.setattr(queue, "PREPARING_S", 0.0)
+    monkeypatch.setattr(gpu_queue, "PREPARING_S", 0.0)
     assert len(quick.wait(engine, site.host, None, print, nothing)) == 1
     quick.release()
     assert len(builder.wait(engine, site.host, None, print, nothing)) == 2
@@ -230,10 +230,10 @@ def test_a_preparing_job_is_passed_over_only_when_slow(
 
 def test_cancel_while_waiting_leaves_the_queue(engine: docker.DockerClient, site: Site) -> None:
     site.enqueue("holder", want=2)
-    holder = queue.Ticket.claim(site.folder, "holder")
+    holder = gpu_queue.Ticket.claim(site.folder, "holder")
     holder.wait(engine, site.host, None, print, nothing)
     site.enqueue("waiter")
-    waiter = queue.Ticket.claim(site.folder, "waiter")
+    waiter = gpu_queue.Ticket.claim(site.folder, "waiter")
 
     def cancel() -> None:
         raise KeyboardInterrupt
@@ -241,7 +241,7 @@ def test_cancel_while_waiting_leaves_the_queue(engine: docker.DockerClient, site
     with pytest.raises(KeyboardInterrupt):
         waiter.wait(engine, site.host, None, print, cancel)
     waiter.release()
-    assert [entry.job for entry in queue.snapshot(site.folder)] == ["holder"]
+    assert [entry.job for entry in gpu_queue.snapshot(site.folder)] == ["holder"]
     holder.release()
 
 
@@ -250,22 +250,22 @@ def test_a_foreign_process_on_the_gpu(
 ) -> None:
     site.cards(free=1000, count=1)
     (site.smi.parent / "apps").write_text(f"{UUIDS[0]}, {os.getpid()}, /usr/bin/blender, 22000\n")
-    monkeypatch.setattr(queue, "FOREIGN_S", 0.0)
+    monkeypatch.setattr(gpu_queue, "FOREIGN_S", 0.0)
     site.enqueue("big", vram=8000)
-    ticket = queue.Ticket.claim(site.folder, "big")
+    ticket = gpu_queue.Ticket.claim(site.folder, "big")
     with pytest.raises(NoGpu, match="1000 MiB free, 8000 are asked for; it is used by /usr/bin/blender"):
         ticket.wait(engine, site.host, None, print, nothing)
     ticket.release()
     # Without a floor of its own a job shares the card, as it would without us.
     site.enqueue("small")
-    ticket = queue.Ticket.claim(site.folder, "small")
+    ticket = gpu_queue.Ticket.claim(site.folder, "small")
     assert len(ticket.wait(engine, site.host, None, print, nothing)) == 1
     ticket.release()
 
 
 def test_a_gpu_that_vanishes_while_waiting(engine: docker.DockerClient, site: Site) -> None:
     site.enqueue("a")
-    ticket = queue.Ticket.claim(site.folder, "a")
+    ticket = gpu_queue.Ticket.claim(site.folder, "a")
     (site.smi.parent / "gpus").write_text(
         "Unable to determine the device handle for GPU0000:01:00.0: GPU is lost. Reboot the system\n"
     )
@@ -277,7 +277,9 @@ def test_a_gpu_that_vanishes_while_waiting(engine: docker.DockerClient, site: Si
 
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(NotReady) as raised:
-        queue.enqueue(tmp_path / "queue", job="a", model="m", directory=tmp_path, want=1, min_vram_mib=None)
+        gpu_queue.enqueue(
+            tmp_path / "queue", job="a", model="m", directory=tmp_path, want=1, min_vram_mib=None
+        )
     assert "training_host" in (raised.value.hint or "")
 
 
@@ -290,7 +292,7 @@ def test_two_users_share_the_queue(site: Site) -> None:
         if parent.stat().st_uid == os.geteuid() and str(parent).startswith("/tmp/"):
             parent.chmod(parent.stat().st_mode | 0o011)
     program = (
-        "import os, sys; from pathlib import Path; from train_classifier.worker import queue\n"
+        "import os, sys; from pathlib import Path; from train_classifier.worker.gpus import gpu_queue as queue\n"
         "os.umask(0o077)\n"
         "queue.enqueue(Path(sys.argv[1]), job=sys.argv[2], model='m', directory=Path('/'), want=1, "
         "min_vram_mib=None)\n"
@@ -303,7 +305,7 @@ def test_two_users_share_the_queue(site: Site) -> None:
             extra_groups=[4242], capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    assert [entry.user for entry in queue.snapshot(site.folder)] == ["uid 5001", "uid 5002", "root"]
+    assert [entry.user for entry in gpu_queue.snapshot(site.folder)] == ["uid 5001", "uid 5002", "root"]
     assert {oct((site.folder / name).stat().st_mode & 0o777) for name in site.left()} == {"0o660"}
 
 
@@ -312,15 +314,15 @@ def test_a_ticket_without_worker_is_dead_after_a_while(
 ) -> None:
     site.enqueue("late", want=2)
     site.enqueue("a")
-    ticket = queue.Ticket.claim(site.folder, "a")
-    monkeypatch.setattr(queue, "PREPARING_S", 0.0)
+    ticket = gpu_queue.Ticket.claim(site.folder, "a")
+    monkeypatch.setattr(gpu_queue, "PREPARING_S", 0.0)
     assert len(ticket.wait(engine, site.host, None, print, nothing)) == 1
     # Passed over, but its place is kept for a worker that comes late.
-    assert [entry.job for entry in queue.snapshot(site.folder)] == ["late", "a"]
+    assert [entry.job for entry in gpu_queue.snapshot(site.folder)] == ["late", "a"]
     ticket.release()
     monkeypatch.setattr(tickets, "NEW_S", 0.0)
-    assert queue.snapshot(site.folder) == []
-    queue.withdraw(site.folder, "late")
+    assert gpu_queue.snapshot(site.folder) == []
+    gpu_queue.withdraw(site.folder, "late")
     assert site.left() == []
 
 
@@ -329,9 +331,9 @@ def test_a_torn_ticket_and_counter_do_not_stop_the_queue(engine: docker.DockerCl
     (site.folder / "000000000099-torn.json").write_text('{"job": "to')
     (site.folder / "counter").write_text("")
     site.enqueue("b")
-    assert [(entry.number, entry.job) for entry in queue.snapshot(site.folder)] == [(1, "a"), (100, "b")]
-    queue.withdraw(site.folder, "a")
-    ticket = queue.Ticket.claim(site.folder, "b")
+    assert [(entry.number, entry.job) for entry in gpu_queue.snapshot(site.folder)] == [(1, "a"), (100, "b")]
+    gpu_queue.withdraw(site.folder, "a")
+    ticket = gpu_queue.Ticket.claim(site.folder, "b")
     ticket.wait(engine, site.host, None, print, nothing)
     ticket.release()
     assert site.left() == []

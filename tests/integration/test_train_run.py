@@ -321,7 +321,7 @@ sys.meta_path.insert(0, Break())
 
 @pytest.mark.parametrize(
     ("module", "name"),
-    [("train_classifier.playbook", "run"), ("train_classifier.training", "start")],
+    [("train_classifier.ansible_bridge.playbook", "run"), ("train_classifier.controller.steps", "start")],
     ids=["command", "plugin"],
 )
 def test_a_bug_of_ours_is_exit_1_and_tells_no_secret(world: World, module: str, name: str) -> None:

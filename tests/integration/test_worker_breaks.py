@@ -30,7 +30,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 @pytest.mark.parametrize("step", ["conclude", "say_finished", "clear_up"])
 def test_killed_between_the_last_steps(user: str, step: str) -> None:
     with machine(user) as host:
-        with host.patched("deliver", DIES.format(name=step)):
+        with host.patched("jobs/conclude", DIES.format(name=step)):
             job = host.start(WRITES)
             host.until_worker_is_gone(job)
         archive = (host.job_dir(job) / "artefacts.tar.gz").read_bytes()
@@ -46,7 +46,10 @@ def test_whoever_finishes_a_dead_job_may_die_too(host: Machine) -> None:
     job = host.start(WRITES + "import time\ntime.sleep(600)\n")
     host.until(job, "training", text=b"up\n")
     host.kill_worker(job)
-    with host.patched("deliver", DIES.format(name="conclude")), pytest.raises(Exception, match=r"-9|SIGKILL"):
+    with (
+        host.patched("jobs/conclude", DIES.format(name="conclude")),
+        pytest.raises(Exception, match=r"-9|SIGKILL"),
+    ):
         for _ in range(100):
             host.call("status", id=job)
             time.sleep(0.05)
@@ -109,7 +112,7 @@ def test_full_disk_while_the_model_talks(host: Machine, ending: str) -> None:
 def test_a_log_that_stops_ends_the_job(host: Machine) -> None:
     """Nobody empties the FIFO any more: the model would stand still for good, with its GPU."""
     broken = "def _broken(self, data):\n    raise ValueError('broken on purpose')\nPump._write = _broken\n"
-    with host.patched("log", broken):
+    with host.patched("training/log", broken):
         job = host.start(WRITES + "import time\ntime.sleep(600)\n", grace_s=1.0)
         result = host.wait(job, timeout=240)
     assert result["exit_code"] == 1 and "log stopped: broken on purpose" in result["reason"]
@@ -129,7 +132,7 @@ def layer(client, host, store, base, workspace, model, job, say, check_cancel):
             say("the disk is full now")
     return base
 """
-    with host.on_small_disk("12m") as small, small.patched("packages", fills):
+    with host.on_small_disk("12m") as small, small.patched("containers/package_layers", fills):
         job = small.start(WRITES)
         result = small.wait(job, timeout=240)
         assert (result["outcome"], result["exit_code"]) == ("not-ready", 3), result
@@ -143,8 +146,8 @@ def test_engine_that_does_not_come_back(host: Machine, tmp_path: Path) -> None:
     """The job is lost by the engine's fault and says so; what the model wrote is delivered all the same."""
     with proxied() as engine, machine(host.user) as away:
         away.docker_host = engine.address
-        with away.patched("engine", "PATIENCE_S = 2.0\npatiently.__defaults__ = (None, None, 2.0)\n"), \
-                away.patched("supervise", "CLOSING_PATIENCE_S = 1.0\n"):  # fmt: skip
+        with away.patched("containers/engine", "PATIENCE_S = 2.0\npatiently.__defaults__ = (None, None, 2.0)\n"), \
+                away.patched("jobs/run", "CLOSING_PATIENCE_S = 1.0\n"):  # fmt: skip
             job = away.start(WRITES + "import time\ntime.sleep(600)\n")
             away.until(job, "training", text=b"up\n")
             engine.stop()
@@ -176,7 +179,7 @@ def test_a_job_that_cannot_begin_leaves_nothing(user: str, tmp_path: Path) -> No
     with machine(user) as host:
         gone = "\n_take = take_secrets\ndef take_secrets(job):\n    drop_secrets_only(job)\n    return _take(job)\n" \
                "def drop_secrets_only(job):\n    Path(os.fsdecode((job.dir / 'secrets-at').read_bytes())).unlink()\n"  # fmt: skip
-        with host.patched("launch", gone):
+        with host.patched("system/launcher", gone):
             job, result = host.train(WRITES, {"TOKEN": "hunter2"})
         assert (result["outcome"], result["exit_code"]) == ("not-ready", 3)
         assert "secrets are gone" in result["reason"]

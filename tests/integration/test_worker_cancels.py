@@ -21,7 +21,7 @@ import pytest
 from worker_site import uv_binary
 from worker_support import Machine, Refused, accounts, docker, machine
 
-from train_classifier.job import PHASES
+from train_classifier.core.job import PHASES
 
 pytestmark = pytest.mark.engine
 WRITES = "open('artefacts/x','w').write('x')\n"
@@ -262,7 +262,7 @@ def at_once(call: Callable[[], Any], check: bool = False) -> list[str | None]:
 
 def test_a_silent_job_outlives_the_engines_quiet_streams(engine: sdk.DockerClient, base_image: str) -> None:
     """Row 40: a stream without a word ends after the client's timeout, which here is a second instead of 45."""
-    from train_classifier.worker.running import Running
+    from train_classifier.worker.training.container_watch import Running
 
     container = engine.containers.create(
         base_image, ["sh", "-c", "sleep 5; exit 7"], labels={"train-classifier-test": "silence"}

@@ -15,7 +15,8 @@ import pytest
 from engine_proxy import proxied
 from worker_support import IMAGE, SERVICE_USER, Machine, Refused, accounts, docker, machine
 
-from train_classifier.worker import engine, locks, packages
+from train_classifier.core import locks
+from train_classifier.worker.containers import engine, package_layers
 
 pytestmark = pytest.mark.engine
 LONG = "open('artefacts/partial','w').write('x')\nprint('up', flush=True)\nimport time\ntime.sleep(600)\n"
@@ -169,7 +170,7 @@ Shelf._images = _used
     lock = host.state / "environments" / "locks" / f"environment-{'b' * 40}.lock"
     lock.touch(0o600)
     shutil.chown(lock, host.user)
-    with host.patched("kept", meanwhile), locks.hold(lock, shared=True):
+    with host.patched("jobs/retention", meanwhile), locks.hold(lock, shared=True):
         done = host.call("clean", keep_environments_bytes=0)
     assert done["removed"]["environments"] == 0 and touched.exists() and locked.exists()
     os.utime(touched / "environment.json", (1, 1))
@@ -192,7 +193,7 @@ def test_a_probe_without_its_maker_is_removed(host: Machine) -> None:
     try:
         host.call("clean")
         assert docker("ps", "-aq", "--no-trunc", "--filter", f"id={stray}") == stray
-        with host.patched("engine", "STRAY_S = -10.0\n"):
+        with host.patched("containers/engine", "STRAY_S = -10.0\n"):
             # Others may be about: only what is counted here is ours alone.
             assert host.call("clean")["removed"]["containers"] >= 1
         assert docker("ps", "-aq", "--filter", f"id={stray}") == ""
@@ -206,7 +207,7 @@ def test_a_clock_that_jumps_abandons_nothing(host: Machine, tmp_path: Path) -> N
     (tmp_path / "model" / "__main__.py").write_text("open('artefacts/x','w')\n")
     spec = host.spec()
     host.push(tmp_path, spec)
-    with host.patched("finish", "import types\ntime = types.SimpleNamespace(time=lambda: 4e9)\n"):
+    with host.patched("jobs/recover", "import types\ntime = types.SimpleNamespace(time=lambda: 4e9)\n"):
         host.call("clean")
     assert host.job_dir(spec["id"]).exists()
     rewrite(host.job_dir(spec["id"]) / "status.json", updated_uptime=-10_000.0)
@@ -252,10 +253,10 @@ def test_a_large_layer_is_committed_once(monkeypatch: pytest.MonkeyPatch) -> Non
         container = client.containers.create(IMAGE, ["true"])
         try:
             proxy.slow = (b"/commit?", 3.0)
-            packages._commit(client, container, tag, {"Labels": {}}, "test", lambda: None)
+            package_layers._commit(client, container, tag, {"Labels": {}}, "test", lambda: None)
             assert proxy.slowed == 1 and docker("images", "-q", tag)
             # After an outage it is looked for, not made again.
-            packages._commit(client, container, tag, {"Labels": {}}, "test", lambda: None)
+            package_layers._commit(client, container, tag, {"Labels": {}}, "test", lambda: None)
             assert proxy.slowed == 1
         finally:
             container.remove()

@@ -10,8 +10,8 @@ from hosts.machine import TestHost
 from loopback.world import wait_until
 from worker_support import IMAGE
 
-from train_classifier.bundle import bundle
-from train_classifier.job import SCHEMA, new_job_id
+from train_classifier.controller.worker_bundle import bundle
+from train_classifier.core.job import SCHEMA, new_job_id
 
 pytestmark = [pytest.mark.engine, pytest.mark.host]
 #: Runs inside the host: prepares a job, pushes one file through the door, submits. Prints the answer.

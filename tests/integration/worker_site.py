@@ -15,14 +15,15 @@ import pytest
 from docker.types import Mount
 from worker_support import stop_what_names
 
-from train_classifier.bundle import bundle
-from train_classifier.job import JobSpec, Repository
-from train_classifier.worker import engine as worker_engine
-from train_classifier.worker import environment, image, packages, program
-from train_classifier.worker.environment import Environment
-from train_classifier.worker.host import Host
-from train_classifier.worker.image import Image
-from train_classifier.worker.store import Job, Store
+from train_classifier.controller.worker_bundle import bundle
+from train_classifier.core.job import JobSpec, Repository
+from train_classifier.worker.containers import engine as worker_engine
+from train_classifier.worker.containers import environment, helper, image, package_layers
+from train_classifier.worker.containers.environment import Environment
+from train_classifier.worker.containers.image import Image
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system import program
+from train_classifier.worker.system.host import Host
 
 #: The host's own: the interpreter of the tests may be out of that user's reach.
 PYTHON = "/usr/bin/python3"
@@ -98,13 +99,13 @@ class Site:
     ) -> Image:
         (self.workspace / "m" / "apt-pkgs.txt").write_text(text)
         base = self.find(reference)
-        return packages.layer(
+        return package_layers.layer(
             self.client, self.host, self.store, base, self.workspace, "m", self.job, self.said.append, check
         )
 
     def run(self, found: Image, made: Environment | None, program: str, shell: bool = False) -> str:
         """Run a program as a job would: the image's Python, the environment's mounts, the job's user."""
-        status, output = worker_engine.run_helper(
+        status, output = helper.run_helper(
             self.client, found.id, [],
             entrypoint=["/bin/sh", "-c", program] if shell else [found.python, "-W", "ignore", "-c", program],
             user=self.host.job_user(), network="none",

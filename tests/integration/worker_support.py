@@ -22,8 +22,8 @@ from typing import Any
 
 import pytest
 
-from train_classifier.bundle import bundle
-from train_classifier.job import SCHEMA, new_job_id
+from train_classifier.controller.worker_bundle import bundle
+from train_classifier.core.job import SCHEMA, new_job_id
 
 IMAGE = os.environ.get("TRAIN_CLASSIFIER_TEST_IMAGE", "tc-slim:bookworm")
 #: The host's own Python, with the distribution's Docker SDK.

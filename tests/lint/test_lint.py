@@ -69,7 +69,7 @@ def test_mypy(tmp_path: Path) -> None:
 
 def test_mypy_of_the_worker(tmp_path: Path) -> None:
     """By the oldest Python that mypy still knows; ruff knows 3.9, and a job runs by a real one of that version."""
-    worker = ("train_classifier/worker", "train_classifier/job.py", "train_classifier/errors.py")
+    worker = ("train_classifier/worker", "train_classifier/core")
     lint(BIN / "mypy", "--cache-dir", str(tmp_path), "--python-version", "3.10", *worker)
 
 

@@ -166,7 +166,7 @@ def test_01_nothing_mounted_below_comes_along(host: Machine) -> None:
         (problem,) = refused(host, str(folder))
         assert f"has a file system mounted below it, at {folder}/below" in problem
         # Whoever mounts after that look: the bind itself takes nothing along.
-        with host.patched("data_folders", "def mounts():\n    return []\n"):
+        with host.patched("training/data_folders", "def mounts():\n    return []\n"):
             job, result = host.train(LOOK, data=data)
         assert result["outcome"] == "trained", result
         assert b"WROTE" not in host.log(job) and b"no /data/h/below/planted 30" in host.log(job)

@@ -61,7 +61,7 @@ def test_02_own_settings_file_names_secrets_for_the_command_line_only(world: Wor
     own_settings(world, "[defaults]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\nenvironment = { WANTED = 'own' }\n")
     code, out, messages = train(world, text="[defaults]\nenvironment = { WANTED = 'theirs' }\n", dry=False)
     assert (code, out) == (0, "*** own\n"), messages
-    from train_classifier.request import TrainRequest, build
+    from train_classifier.request.build import TrainRequest, build
 
     # As the action and the playbook's role ask.
     plan = build(

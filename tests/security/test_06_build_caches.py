@@ -13,9 +13,9 @@ import pytest
 from index_server import Index, sdist, serve, wheel
 from worker_site import Site, site, tmp_path, uv
 
-from train_classifier.errors import NoEnvironment
-from train_classifier.worker import packages
-from train_classifier.worker.environment import Environment
+from train_classifier.core.errors import NoEnvironment
+from train_classifier.worker.containers import package_layers
+from train_classifier.worker.containers.environment import Environment
 
 __all__ = ["site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
@@ -179,7 +179,7 @@ def test_06_an_image_with_the_labels_of_a_layer_is_no_layer(
     finally:
         container.remove(force=True)
     try:
-        assert packages._nearest(engine, base, ("bc", "tree"))[0] != evil.id
+        assert package_layers._nearest(engine, base, ("bc", "tree"))[0] != evil.id
     finally:
         engine.images.remove(evil.id, force=True)
 

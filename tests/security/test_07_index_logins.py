@@ -11,8 +11,8 @@ import pytest
 from index_server import Index, sdist, serve, wheel
 from worker_site import Site, site, tmp_path, uv
 
-from train_classifier.errors import NoEnvironment
-from train_classifier.worker import logins
+from train_classifier.core.errors import NoEnvironment
+from train_classifier.worker.containers import index_logins
 
 __all__ = ["site", "tmp_path", "uv"]
 
@@ -103,18 +103,20 @@ def test_07_a_netrc_that_cannot_be_read_is_a_sentence(site: Site, index: Index, 
     ],
 )
 def test_07_hosts_of_indexes(settings: dict[str, str], hosts: set[str]) -> None:
-    assert logins.hosts_of(settings) == hosts
+    assert index_logins.hosts_of(settings) == hosts
 
 
 @pytest.mark.parametrize("password", ["plain", "#hash", "with space", 'quo"te', "back\\slash", "ünïcode"])
 def test_07_passwords_survive(netrc: Path, password: str) -> None:
-    netrc.write_text(f"machine a.example login me password {logins._quoted(password)}\n", encoding="utf-8")
-    text, problem = logins.entries_for({"UV_INDEX": "https://a.example/simple"})
+    netrc.write_text(
+        f"machine a.example login me password {index_logins._quoted(password)}\n", encoding="utf-8"
+    )
+    text, problem = index_logins.entries_for({"UV_INDEX": "https://a.example/simple"})
     assert (text, problem) == (netrc.read_text(encoding="utf-8"), "")
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"machine", b"macdef x\n", b"machine " * 1000, b"\0"])
 def test_07_odd_files_end_in_a_sentence_or_nothing(netrc: Path, content: bytes) -> None:
     netrc.write_bytes(content)
-    text, _ = logins.entries_for({"UV_INDEX": "https://a.example/simple"})
+    text, _ = index_logins.entries_for({"UV_INDEX": "https://a.example/simple"})
     assert text == ""

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from worker_support import Machine, accounts, machine
 
-from train_classifier import curves, page, summary
-from train_classifier.report import Report
+from train_classifier.reports import chart_data, html_page, job_summary
+from train_classifier.reports.report import Report
 
 
 @pytest.fixture(scope="module", params=accounts())
@@ -70,7 +70,7 @@ def test_10_curves_made_to_hurt_cost_no_report(name: str) -> None:
         "gpus": [],
     }
     report = Report(result=result, history=text, usage=text.replace("epoch,loss", "time_s,cpu_percent"))
-    assert "m trained" in page.render(report) and "m trained" in summary.markdown(report)
+    assert "m trained" in html_page.render(report) and "m trained" in job_summary.markdown(report)
 
 
 @pytest.mark.parametrize(
@@ -83,12 +83,12 @@ def test_10_numbers_in_results_cost_no_report(value: object) -> None:
         "out_of_memory": {"limit_bytes": value}, "gpus": [],
     }  # fmt: skip
     report = Report(result=result)
-    assert "m failed" in page.render(report) and "m failed" in summary.markdown(report)
+    assert "m failed" in html_page.render(report) and "m failed" in job_summary.markdown(report)
     assert ("b", "1") in report.metrics()
 
 
 def test_10_a_curve_beside_others_that_cannot_be_read() -> None:
-    charts = curves.history("epoch,loss,bad\n1,0.5,nan\n2,0.25,1e400\n3,0.125,x\n")
+    charts = chart_data.history("epoch,loss,bad\n1,0.5,nan\n2,0.25,1e400\n3,0.125,x\n")
     assert [[line.name for line in chart.series] for chart in charts] == [["loss"]]
 
 
@@ -96,14 +96,14 @@ def test_10_report_says_what_is_left_out() -> None:
     remarks = ["metrics left out: metrics.json: 'big' is not a finite number"]
     result = {"id": "20260101-000000-0123abcd", "model": "m", "exit_code": 0, "gpus": [], "remarks": remarks}
     report = Report(result=result, history="epoch,loss,bad\n1,0.5,nan\n2,0.25,1e400\n")
-    for text in (page.render(report), summary.markdown(report)):
+    for text in (html_page.render(report), job_summary.markdown(report)):
         assert "is not a finite number" in text and "curves without a number: bad" in text.replace(
             "&#58;", ":"
         )
 
 
 def test_10_deep_manifest_costs_no_report() -> None:
-    from train_classifier.papers import Papers
+    from train_classifier.reports.archive_reader import Papers
 
     assert Papers(manifest=b"[" * 200_000).facts == {}
     assert Papers(manifest=json.dumps([1]).encode()).facts == {}

@@ -15,7 +15,7 @@ from index_server import BACKEND, PYPROJECT
 from worker_site import CA, Site, site, tmp_path, uv
 from worker_support import Machine, machine
 
-from train_classifier.errors import ExitCode, NoEnvironment
+from train_classifier.core.errors import ExitCode, NoEnvironment
 
 __all__ = ["site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train_classifier import sources
-from train_classifier.trainignore import TrainIgnore
+from train_classifier.request import push_list
+from train_classifier.request.trainignore import TrainIgnore
 
 CLI = shutil.which("train-classifier") or "train-classifier"
 NAMES = (
@@ -113,13 +113,13 @@ def test_12_no_pattern_costs_more_than_its_length(tmp_path: Path, kind: str) -> 
 
 def test_12_limits_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".trainignore").write_bytes(b"*x\n" * 40000)
-    assert sources.collect(tmp_path).problems == [
+    assert push_list.collect(tmp_path).problems == [
         ".trainignore has over 64 KiB of patterns with wildcards: name folders instead"
     ]
-    monkeypatch.setattr(sources, "WALK_S", -60.0)
+    monkeypatch.setattr(push_list, "WALK_S", -60.0)
     assert (
         "the checkout was not read within -1 min: name a smaller folder"
-        in sources.collect(tmp_path).problems[0]
+        in push_list.collect(tmp_path).problems[0]
     )
 
 
@@ -129,10 +129,10 @@ def test_12_trainignore_is_a_file_of_the_checkout(tmp_path: Path) -> None:
     repo.mkdir()
     (tmp_path / "private").write_text("[secret\n")
     (repo / ".trainignore").symlink_to(tmp_path / "private")
-    assert sources.collect(repo).problems == [".trainignore leads out of the repository"]
+    assert push_list.collect(repo).problems == [".trainignore leads out of the repository"]
     (repo / ".trainignore").unlink()
     os.mkfifo(repo / ".trainignore")
-    assert sources.collect(repo).problems == [".trainignore is not a regular file"]
+    assert push_list.collect(repo).problems == [".trainignore is not a regular file"]
 
 
 def test_12_git_folders_are_never_pushed(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_12_git_folders_are_never_pushed(tmp_path: Path) -> None:
         (folder / ".git").mkdir(parents=True)
         (folder / ".git" / "config").write_text("token")
     (tmp_path / ".trainignore").write_text("!.git\n!.git/config\n!sub/.git/**\n!*\n")
-    entries = sources.collect(tmp_path)
+    entries = push_list.collect(tmp_path)
     assert entries.paths == [b".trainignore", b"sub/"]
     assert ".git is never pushed, whatever .trainignore says" in entries.warnings
 
@@ -151,6 +151,6 @@ def test_12_what_is_brought_back_lies_as_deep_as_the_line_says(tmp_path: Path) -
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / ".trainignore").write_text("!venv/**/keep.txt\n!**/keep.txt\n")
-    assert sorted(sources.collect(tmp_path).paths) == [
+    assert sorted(push_list.collect(tmp_path).paths) == [
         b".trainignore", b"venv/", b"venv/a/", b"venv/a/b/", b"venv/a/b/keep.txt", b"venv/keep.txt",
     ]  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from worker_support import Machine, accounts, machine
 
-from train_classifier.worker import tree
+from train_classifier.worker.state import file_trees
 
 pytestmark = pytest.mark.engine
 CLOSES = """
@@ -62,7 +62,7 @@ def test_13_nothing_outside_is_opened_through_a_link_that_comes_meanwhile(
         return scandir(descriptor)
 
     monkeypatch.setattr(os, "scandir", swapping)
-    tree.mend(cache)
+    file_trees.mend(cache)
     assert (cache / "folder").is_symlink()
     assert (outside / "deep" / "file").stat().st_mode & 0o777 == 0o400
     assert (cache / "file").stat().st_mode & 0o777 == 0o600
@@ -70,7 +70,7 @@ def test_13_nothing_outside_is_opened_through_a_link_that_comes_meanwhile(
     (cache / "file").symlink_to(outside / "deep" / "file")
     folder = os.open(cache, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        tree.give_rights_to_file("file", folder, 0o600)
+        file_trees.give_rights_to_file("file", folder, 0o600)
     finally:
         os.close(folder)
     assert (outside / "deep" / "file").stat().st_mode & 0o777 == 0o400

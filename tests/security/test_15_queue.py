@@ -16,11 +16,12 @@ from typing import Any
 import docker
 import pytest
 
-from train_classifier.errors import NotReady
-from train_classifier.worker import check, queue, tickets
-from train_classifier.worker.engine import labels
-from train_classifier.worker.gpu import Discovery, Gpu
-from train_classifier.worker.host import Host
+from train_classifier.core.errors import NotReady
+from train_classifier.worker.checks import host_check
+from train_classifier.worker.containers.engine import labels
+from train_classifier.worker.gpus import gpu_queue, tickets
+from train_classifier.worker.gpus.devices import Discovery, Gpu
+from train_classifier.worker.system.host import Host
 
 UUIDS = ["GPU-00000000-0000-4000-8000-000000000000", "GPU-00000000-0000-4000-8000-000000000001"]
 STRANGER = 5003
@@ -39,14 +40,14 @@ class Place:
         self.host = Host(nvidia_smi=str(smi), queue_dir=self.folder)
 
     def enqueue(self, job: str, want: int = 1) -> Path:
-        return queue.enqueue(
+        return gpu_queue.enqueue(
             self.folder, job=job, model="m", directory=Path("/nowhere"), want=want, min_vram_mib=None
         )
 
     def train(self, client: docker.DockerClient, job: str, want: int = 1) -> int:
         """Submit a job, wait for its cards, release them; return the number of its ticket."""
         self.enqueue(job, want)
-        ticket = queue.Ticket.claim(self.folder, job)
+        ticket = gpu_queue.Ticket.claim(self.folder, job)
         cards = ticket.wait(client, self.host, 60, print, lambda: None)
         ticket.release()
         assert len(cards) == want
@@ -55,7 +56,7 @@ class Place:
     def finding(self) -> Any:
         """Return what the check of the host says of the queue."""
         cards = tuple(Gpu(0, UUIDS[0], "NVIDIA L4", 23034, 23000, "550", "") for _ in range(1))
-        return check.queue_folder(self.host, Discovery(cards))
+        return host_check.queue_folder(self.host, Discovery(cards))
 
     def forge(self, name: str, change: dict[str, Any] | None = None, owner: int = STRANGER) -> Path:
         """Make a ticket as a worker of ours makes it, with changes."""
@@ -129,8 +130,8 @@ def test_15_what_is_no_ticket_is_ignored_and_said(engine: docker.DockerClient, p
         place.forge(f"{number:012d}-change.json", change)
     before = sorted(path.name for path in place.folder.iterdir())
     place.train(engine, "a", want=2)
-    queue.withdraw(place.folder, "change")
-    assert queue.snapshot(place.folder) == []
+    gpu_queue.withdraw(place.folder, "change")
+    assert gpu_queue.snapshot(place.folder) == []
     left = sorted(path.name for path in place.folder.iterdir())
     assert [name for name in left if name not in ("counter", "lock")] == before
     assert len(tickets.strange(place.folder)) == len(before)
@@ -152,7 +153,7 @@ def test_15_a_strange_counter_stops_nobody(engine: docker.DockerClient, place: P
     first, second = place.enqueue("20260101-000000-00000000"), place.enqueue("20260101-000001-00000000")
     assert all(tickets.TICKET.match(path.name) for path in (first, second))
     assert first.name < second.name
-    assert [entry.path for entry in queue.snapshot(place.folder)] == [first, second]
+    assert [entry.path for entry in gpu_queue.snapshot(place.folder)] == [first, second]
     if kind in ("fifo", "folder", "socket", "link", "loop"):
         assert "counter is not a regular file" in place.finding().message
     for path in (first, second):
@@ -181,7 +182,7 @@ def test_15_a_lock_that_is_never_given_back_is_said(place: Place, monkeypatch: p
 def test_15_the_owner_of_a_ticket_is_the_owner_of_its_file(place: Place) -> None:
     path = place.forge("000000000001-x.json", {"uid": 0, "user": "root"})
     with held(path):
-        (entry,) = queue.snapshot(place.folder)
+        (entry,) = gpu_queue.snapshot(place.folder)
     assert (entry.uid, entry.user) == (STRANGER, f"uid {STRANGER}")
 
 
@@ -206,13 +207,13 @@ def test_15_a_dead_ticket_that_names_a_living_job_ends_no_container(
     ]
     try:
         place.enqueue("living")
-        living = queue.Ticket.claim(place.folder, "living")
+        living = gpu_queue.Ticket.claim(place.folder, "living")
         for number, job in enumerate(("living", "processor")):
             place.forge(f"00000000000{number}-{job}.json")
-        assert len(queue.snapshot(place.folder)) == 1
+        assert len(gpu_queue.snapshot(place.folder)) == 1
         # As far as tickets go both cards are free once the forged ones are removed.
         place.enqueue("next")
-        ticket = queue.Ticket.claim(place.folder, "next")
+        ticket = gpu_queue.Ticket.claim(place.folder, "next")
         cards = ticket.wait(engine, place.host, 60, print, lambda: None)
         assert [card.uuid for card in cards] == UUIDS[1:]
         ticket.release()
@@ -229,7 +230,7 @@ def test_15_the_worker_answers_while_the_queue_is_full_of_these(place: Place, tm
     for kind, make in KINDS.items():
         make(place.folder / f"000000000001-{kind.replace(' ', '-')}.json")
     program = (
-        "import sys; from pathlib import Path; from train_classifier.worker import queue\n"
+        "import sys; from pathlib import Path; from train_classifier.worker.gpus import gpu_queue as queue\n"
         "queue.enqueue(Path(sys.argv[1]), job='a', model='m', directory=Path('/'), want=1, min_vram_mib=None)\n"
         "print([entry.job for entry in queue.snapshot(Path(sys.argv[1]))])\n"
     )

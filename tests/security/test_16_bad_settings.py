@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from train_classifier import envfile, options, request
-from train_classifier import settings as settings_file
-from train_classifier.errors import BadInput
-from train_classifier.worker import debian, requirements
+from train_classifier.core import apt_file, requirements_file
+from train_classifier.core.errors import BadInput
+from train_classifier.request import build, env_file, settings_file
+from train_classifier.request import flags as options
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "9" * 5000
@@ -138,8 +138,8 @@ def test_16_pipe_of_the_shell_is_an_env_file(repo: Path) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"A=1\n")
     os.close(writing)
-    asked = request.TrainRequest(model="mnist", cwd=repo, env_file=[f"/dev/fd/{reading}"])
-    assert request.build(asked, {}).spec.environment == {"A": "1"}
+    asked = build.TrainRequest(model="mnist", cwd=repo, env_file=[f"/dev/fd/{reading}"])
+    assert build.build(asked, {}).spec.environment == {"A": "1"}
     os.close(reading)
 
 
@@ -167,9 +167,9 @@ def test_16_requirements_name_nothing_outside(repo: Path) -> None:
 
 LARGE = {
     "settings": (settings_file.MOST_BYTES, lambda content, _: settings_file.parse(content)),
-    "env file": (envfile.MOST_BYTES, lambda content, _: envfile.parse(content, "an.env", {"A": "1"})),
-    "requirements": (requirements.MOST_BYTES, lambda content, folder: parsed(requirements, "requirements.txt", content, folder)),
-    "apt": (debian.MOST_BYTES, lambda content, folder: parsed(debian, "apt-pkgs.txt", content, folder)),
+    "env file": (env_file.MOST_BYTES, lambda content, _: env_file.parse(content, "an.env", {"A": "1"})),
+    "requirements": (requirements_file.MOST_BYTES, lambda content, folder: parsed(requirements_file, "requirements.txt", content, folder)),
+    "apt": (apt_file.MOST_BYTES, lambda content, folder: parsed(apt_file, "apt-pkgs.txt", content, folder)),
 }  # fmt: skip
 
 

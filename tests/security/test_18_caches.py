@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from worker_support import machine
 
-from train_classifier import repository
+from train_classifier.request import checkout
 
 
 @pytest.mark.engine
@@ -26,12 +26,12 @@ def _key(letter: str) -> dict[str, str | None]:
 
 
 def test_18_nothing_in_a_checkout_chooses_its_key(tmp_path: Path) -> None:
-    before = repository.describe(tmp_path)[0].key
+    before = checkout.describe(tmp_path)[0].key
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "config").write_text('[remote "origin"]\n\turl = https://git.example/other/repo\n')
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "other"\n')
     (tmp_path / "train-classifier.toml").write_text("")
-    assert repository.describe(tmp_path)[0].key == before
+    assert checkout.describe(tmp_path)[0].key == before
 
 
 def test_18_a_folder_that_a_runner_uses_again_is_another_repository(
@@ -42,9 +42,9 @@ def test_18_a_folder_that_a_runner_uses_again_is_another_repository(
     keys = set()
     for name in ("one/repo", "other/repo"):
         monkeypatch.setenv("GITHUB_REPOSITORY", name)
-        keys.add(repository.describe(tmp_path)[0].key)
+        keys.add(checkout.describe(tmp_path)[0].key)
     monkeypatch.delenv("GITHUB_ACTIONS")
-    keys.add(repository.describe(tmp_path)[0].key)
+    keys.add(checkout.describe(tmp_path)[0].key)
     assert len(keys) == 3
 
 
@@ -52,7 +52,7 @@ def test_18_users_and_folders_have_keys_of_their_own(tmp_path: Path, monkeypatch
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-    keys = {repository.describe(folder)[0].key for folder in folders}
-    monkeypatch.setattr(repository, "user_name", lambda: "somebody-else")
-    keys |= {repository.describe(folder)[0].key for folder in folders}
+    keys = {checkout.describe(folder)[0].key for folder in folders}
+    monkeypatch.setattr(checkout, "user_name", lambda: "somebody-else")
+    keys |= {checkout.describe(folder)[0].key for folder in folders}
     assert len(keys) == 4

@@ -19,14 +19,18 @@ from hostile import DATA, FIXED, RESULT, TEXT, VALUES, WORDS, as_json, bounded, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train_classifier import annotations, envfile, inventory, notify, options, sources, summary
-from train_classifier import settings as settings_file
-from train_classifier.errors import BadInput, TrainClassifierError
-from train_classifier.job import JobSpec
-from train_classifier.report import Report
-from train_classifier.worker import debian, read, requirements, tickets
-from train_classifier.worker.host import Host
-from train_classifier.worker.store import Store
+from train_classifier.ansible_bridge import inventory
+from train_classifier.core import apt_file, requirements_file
+from train_classifier.core.errors import BadInput, TrainClassifierError
+from train_classifier.core.job import JobSpec
+from train_classifier.github_action import slack_message
+from train_classifier.reports import job_summary, tracebacks
+from train_classifier.reports.report import Report
+from train_classifier.request import env_file, flags, push_list, settings_file
+from train_classifier.worker.gpus import tickets
+from train_classifier.worker.jobs import query
+from train_classifier.worker.state.store import Store
+from train_classifier.worker.system.host import Host
 
 # What a checkout holds.
 
@@ -71,11 +75,11 @@ def test_settings_of_every_kind(table: str, values: dict[str, str]) -> None:
 
 
 @FIXED
-@given(key=st.sampled_from([*options.SETTINGS, *options.REQUEST]), value=VALUES)
+@given(key=st.sampled_from([*flags.SETTINGS, *flags.REQUEST]), value=VALUES)
 def test_values_of_options(key: str, value: Any) -> None:
     with bounded():
         try:
-            {**options.SETTINGS, **options.REQUEST}[key](value)
+            {**flags.SETTINGS, **flags.REQUEST}[key](value)
         except ValueError as error:
             assert type(error) is ValueError
             sentences([str(error)])
@@ -89,7 +93,7 @@ def test_requirements(tmp_path: Path, content: bytes, other: bytes) -> None:
     (folder / "requirements.txt").write_bytes(content)
     (folder / "a").write_bytes(other)
     with bounded():
-        requirements.parse(tmp_path, "m")
+        requirements_file.parse(tmp_path, "m")
 
 
 @FIXED
@@ -98,7 +102,7 @@ def test_apt_packages(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m").mkdir(exist_ok=True)
     (tmp_path / "m" / "apt-pkgs.txt").write_bytes(content)
     with bounded():
-        debian.parse(tmp_path, "m")
+        apt_file.parse(tmp_path, "m")
 
 
 @FIXED
@@ -119,7 +123,7 @@ def test_files_of_a_checkout(
         with (top / os.fsdecode(other)).open("wb"):
             pass
     with bounded():
-        collected = sources.collect(top, "m")
+        collected = push_list.collect(top, "m")
         sentences([*collected.problems, *collected.warnings])
 
 
@@ -127,7 +131,7 @@ def test_files_of_a_checkout(
 @given(content=DATA)
 def test_environment_files(content: bytes) -> None:
     with bounded():
-        collected, problems = envfile.parse(content, "file", {"KEY": "x"})
+        collected, problems = env_file.parse(content, "file", {"KEY": "x"})
     sentences(problems)
     assert all(isinstance(value, str) and "\0" not in value for value in collected.values())
 
@@ -228,21 +232,21 @@ def test_files_of_a_job(
         (job / name).write_bytes(content)
     host = Host(queue_dir=top / "queue")
     with bounded():
-        for act in (read.list_jobs, read.status, read.read):
+        for act in (query.list_jobs, query.status, query.read):
             with contextlib.suppress(TrainClassifierError):
                 json.dumps(act({"id": job.name, "wait": 0}, host, store))
 
 
 #: An expression that a stranger's text reaches, on what makes such expressions slow.
 SLOW: dict[str, Callable[[str], Any]] = {
-    "annotations": annotations.find,
-    "image": lambda text: _refused(options.image, text),
-    "environment file": lambda text: envfile.parse(text.encode("utf-8", "surrogatepass"), "x", {}),
-    "slack": lambda text: notify.last_lines(text, 3000),
+    "annotations": tracebacks.find,
+    "image": lambda text: _refused(flags.image, text),
+    "environment file": lambda text: env_file.parse(text.encode("utf-8", "surrogatepass"), "x", {}),
+    "slack": lambda text: slack_message.last_lines(text, 3000),
     "log": lambda text: Report(result={}, log=text).tail(1 << 20),
-    "markdown": lambda text: summary.prose(text) + summary.fenced(text),
-    "package": lambda text: debian.PACKAGE.match(text),
-    "requirement": lambda text: requirements.REQUIREMENT.match(text),
+    "markdown": lambda text: job_summary.prose(text) + job_summary.fenced(text),
+    "package": lambda text: apt_file.PACKAGE.match(text),
+    "requirement": lambda text: requirements_file.REQUIREMENT.match(text),
 }
 
 

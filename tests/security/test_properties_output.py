@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from train_classifier import annotations, curves, github, notify, page, papers, summary
-from train_classifier.cli import text as cli_text
-from train_classifier.report import Report
+from train_classifier.core import text as cli_text
+from train_classifier.github_action import slack_message, workflow_commands
+from train_classifier.reports import archive_reader, chart_data, html_page, job_summary, tracebacks
+from train_classifier.reports.report import Report
 
 # What a model leaves.
 
@@ -29,7 +30,7 @@ from train_classifier.report import Report
 @given(content=TEXT)
 def test_curves(content: str) -> None:
     with bounded():
-        for chart in curves.history(content) + curves.usage(content):
+        for chart in chart_data.history(content) + chart_data.usage(content):
             assert all(
                 math.isfinite(value) for line in chart.series for point in line.points for value in point
             )
@@ -43,16 +44,16 @@ def test_curves(content: str) -> None:
 def test_tables(head: list[str], rows: list[list[str]]) -> None:
     content = "\n".join(",".join(row) for row in [head, *rows])
     with bounded():
-        papers.thinned(io.BytesIO(content.encode("utf-8", "replace")), most=100)
-        check_page(page.render(Report(result={"exit_code": 0}, history=content, usage=content)))
-        check_markdown(summary.markdown(Report(result={"exit_code": 4}, history=content, usage=content)))
+        archive_reader.thinned(io.BytesIO(content.encode("utf-8", "replace")), most=100)
+        check_page(html_page.render(Report(result={"exit_code": 0}, history=content, usage=content)))
+        check_markdown(job_summary.markdown(Report(result={"exit_code": 4}, history=content, usage=content)))
 
 
 @FIXED
 @given(content=DATA)
 def test_manifest(content: bytes) -> None:
     with bounded():
-        assert isinstance(papers.Papers(manifest=content).facts, dict)
+        assert isinstance(archive_reader.Papers(manifest=content).facts, dict)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_manifest(content: bytes) -> None:
 )
 def test_manifest_of_one_kind(content: bytes) -> None:
     with bounded():
-        assert isinstance(papers.Papers(manifest=content).facts, dict)
+        assert isinstance(archive_reader.Papers(manifest=content).facts, dict)
 
 
 # What is made of it.
@@ -159,36 +160,36 @@ def check_markdown(text: str) -> None:
 @given(report=REPORT)
 def test_report(report: Report) -> None:
     with bounded():
-        check_page(page.render(report))
+        check_page(html_page.render(report))
 
 
 @FIXED
 @given(report=REPORT)
 def test_job_summary(report: Report) -> None:
     with bounded():
-        check_markdown(summary.markdown(report))
+        check_markdown(job_summary.markdown(report))
 
 
 @FIXED
 @given(report=REPORT, room=st.integers(0, 3000))
 def test_job_summary_that_is_cut(report: Report, room: int) -> None:
     with bounded():
-        summary.markdown(report, room)
+        job_summary.markdown(report, room)
 
 
 @FIXED
 @given(
     notice=st.builds(
-        notify.Notice,
-        event=st.sampled_from(notify.Event),
+        slack_message.Notice,
+        event=st.sampled_from(slack_message.Event),
         model=TEXT, repository=TEXT, host=TEXT, job=TEXT, phase=TEXT, reason=TEXT, hint=TEXT, tail=TEXT,
         exit_status=NUMBERS, seconds=NUMBERS, metrics=st.dictionaries(TEXT, NUMBERS, max_size=5),
         run_url=st.sampled_from(["", "https://github.com/a/b"]),
     )
 )  # fmt: skip
-def test_slack_message(notice: notify.Notice) -> None:
+def test_slack_message(notice: slack_message.Notice) -> None:
     with bounded():
-        message = notify.message(notice)
+        message = slack_message.message(notice)
         json.loads(json.dumps(message, allow_nan=False).encode())
     for block in message["blocks"]:
         for part in [block.get("text"), *block.get("fields", ())]:
@@ -206,11 +207,13 @@ def test_slack_message(notice: notify.Notice) -> None:
 @given(log=TEXT)
 def test_annotations(log: str) -> None:
     with bounded():
-        annotation_list = annotations.find(log)
-    assert len(annotation_list) <= annotations.MOST
+        annotation_list = tracebacks.find(log)
+    assert len(annotation_list) <= tracebacks.MOST
     for each in annotation_list:
         assert not each.file.startswith(("/", ".."))
-        line = github.command("error", each.message, file=each.file, line=each.line, title=each.message)
+        line = workflow_commands.command(
+            "error", each.message, file=each.file, line=each.line, title=each.message
+        )
         assert line.count(b"\n") == 1
         assert b"\r" not in line
         assert re.fullmatch(rb"::error file=[^:,]*,line=[0-9]+,title=[^:,]*::.*\n", line, re.DOTALL)

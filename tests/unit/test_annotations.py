@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train_classifier.annotations import Annotation, find
+from train_classifier.reports.tracebacks import Annotation, find
 
 
 def traceback_of(tmp_path: Path, main: str, **others: str) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from train_classifier import jobs, sink
-from train_classifier.cli import text
+from train_classifier.ansible_bridge import event_socket
 from train_classifier.cli.app import run
-from train_classifier.errors import BadInput, ExitCode, NotReady, TrainClassifierError
-from train_classifier.failures import error_from, failure
-from train_classifier.transport import Host
-from train_classifier.workspace import private_folder, sweep
+from train_classifier.controller import find_jobs
+from train_classifier.controller.temp_files import private_folder, sweep
+from train_classifier.controller.transport import Host
+from train_classifier.core import text
+from train_classifier.core.errors import BadInput, ExitCode, NotReady, TrainClassifierError, from_dict
 
 COMMANDS = ["train", "list", "status", "logs", "attach", "fetch", "cancel", "clean", "doctor", "provision"]
 
@@ -170,9 +170,9 @@ def test_sizes(count: int, words: str) -> None:
 
 @pytest.mark.parametrize("code", [code for code in ExitCode if code])
 def test_failures_survive_the_way(code: ExitCode) -> None:
-    there = error_from({"code": int(code), "reason": "why", "hint": "how", "detail": "what"})
+    there = from_dict({"code": int(code), "reason": "why", "hint": "how", "detail": "what"})
     assert there.code == code
-    back = error_from(json.loads(json.dumps(failure(there))))
+    back = from_dict(json.loads(json.dumps(there.to_dict())))
     assert (type(back), back.reason, back.hint) == (type(there), there.reason, there.hint)
 
 
@@ -192,8 +192,8 @@ def test_sink_carries_events_and_bytes_in_order() -> None:
     collected = Collected()
     with private_folder() as folder:
         assert folder.stat().st_mode & 0o777 == 0o700
-        listener = sink.Sink(folder / "sink", collected, lambda question: {"asked": question})
-        sender = sink.SinkReporter(str(folder / "sink"))
+        listener = event_socket.Sink(folder / "sink", collected, lambda question: {"asked": question})
+        sender = event_socket.SinkReporter(str(folder / "sink"))
         payload = bytes(range(256)) * 10_000
         sender.event("phase", phase="push", state="start")
         sender.log(payload)
@@ -209,7 +209,7 @@ def test_sink_carries_events_and_bytes_in_order() -> None:
 def test_folders_of_killed_runs_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     # pytest's own folders may be too long for a socket: the run would go to /tmp.
-    monkeypatch.setattr("train_classifier.workspace.LONGEST", 4096)
+    monkeypatch.setattr("train_classifier.controller.temp_files.LONGEST", 4096)
     dead = tmp_path / "train-classifier-run-dead"
     dead.mkdir()
     (dead / "lock").touch()
@@ -225,14 +225,14 @@ def test_all_hosts_are_asked_and_one_failure_hides_no_other(tmp_path: Path) -> N
         Host("gone", ["ssh", "-F", "/dev/null", "-p", "1", "127.0.0.1"]),
         Host("here", state_dir=str(tmp_path / "state")),
     ]
-    answers = jobs.ask(hosts, lambda host: host.call({"verb": "list", "all": True}))
+    answers = find_jobs.ask(hosts, lambda host: host.call({"verb": "list", "all": True}))
     assert isinstance(answers[0][1], NotReady)
     assert answers[1][1] == {"jobs": []}
     # The job may be on the host that could not be asked: not finding it is not "unknown".
     with pytest.raises(NotReady):
-        jobs.find(hosts, "20260101-000000-00000000")
+        find_jobs.find(hosts, "20260101-000000-00000000")
     with pytest.raises(BadInput):
-        jobs.find(hosts[1:], "20260101-000000-00000000")
+        find_jobs.find(hosts[1:], "20260101-000000-00000000")
 
 
 def test_a_bug_of_ours_is_one_line_and_a_file(

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from ordinary_user import NOBODY, as_ordinary_user
 
-from train_classifier import inventory as inventories
-from train_classifier import jobs, training
+from train_classifier.ansible_bridge import inventory as inventories
 from train_classifier.cli import app
-from train_classifier.errors import BadInput, ExitCode, NotReady, TrainClassifierError
-from train_classifier.job import SCHEMA, JobSpec, Repository
-from train_classifier.transport import Host
+from train_classifier.controller import find_jobs, steps
+from train_classifier.controller.transport import Host
+from train_classifier.core.errors import BadInput, ExitCode, NotReady, TrainClassifierError
+from train_classifier.core.job import SCHEMA, JobSpec, Repository
 
 OLD, NEW, NEWEST = "20260101-000000-00000001", "20260102-000000-00000002", "20260103-000000-00000003"
 GONE = Host("gone", ["ssh", "-F", "/dev/null", "-p", "1", "127.0.0.1"])
@@ -86,11 +86,11 @@ def test_the_wrong_job_is_never_meant_when_a_host_cannot_be_asked(tmp_path: Path
     here = Host("here", state_dir=str(tmp_path / "here"))
     for wanted in ("last", OLD[:9]):
         with pytest.raises(NotReady) as caught:
-            jobs.find([GONE, here], wanted)
+            find_jobs.find([GONE, here], wanted)
         assert "--host here" in str(caught.value.hint)
     # A whole id is one job's alone.
-    assert jobs.find([GONE, here], OLD).id == OLD
-    assert jobs.find([here], "last").id == OLD
+    assert find_jobs.find([GONE, here], OLD).id == OLD
+    assert find_jobs.find([here], "last").id == OLD
 
 
 def test_ids_that_begin_alike(tmp_path: Path) -> None:
@@ -98,12 +98,12 @@ def test_ids_that_begin_alike(tmp_path: Path) -> None:
         make_job(tmp_path / host, job)
     both = [Host(name, state_dir=str(tmp_path / name)) for name in ("one", "two")]
     with pytest.raises(BadInput, match="ambiguous"):
-        jobs.find(both, "2026")
+        find_jobs.find(both, "2026")
     # Alike on one host alone: the other's only match is not the one that is meant.
     make_job(tmp_path / "one", NEWEST)
     with pytest.raises(BadInput, match="ambiguous"):
-        jobs.find(both, "2026")
-    assert jobs.find(both, NEW[:8]).id == NEW
+        find_jobs.find(both, "2026")
+    assert find_jobs.find(both, NEW[:8]).id == NEW
 
 
 @pytest.mark.parametrize("name", ["attach", "fetch"])
@@ -180,7 +180,7 @@ def test_the_job_of_another_user_is_theirs_alone() -> None:
             found = []
             for place in ("own", "theirs"):
                 host = Host("here", state_dir=str(top / place))
-                for question in (jobs.find, lambda hosts, job: training.cancel(hosts[0], job, "me")):
+                for question in (find_jobs.find, lambda hosts, job: steps.cancel(hosts[0], job, "me")):
                     try:
                         question([host], OLD)
                         found.append("found")
@@ -189,7 +189,7 @@ def test_the_job_of_another_user_is_theirs_alone() -> None:
             return found
 
         # What that user may not be able to read is read before.
-        jobs.find([Host("here", state_dir=str(top / "theirs"))], OLD)
+        find_jobs.find([Host("here", state_dir=str(top / "theirs"))], OLD)
         answers = as_ordinary_user(act)
         assert (top / "theirs" / "jobs" / OLD / "status.json").exists()
         assert not (top / "theirs" / "jobs" / OLD / "cancel").exists()

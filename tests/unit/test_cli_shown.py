@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from train_classifier.cli import app, summary, text
+from train_classifier.cli import app, result_text
 from train_classifier.cli.console import Console
 from train_classifier.cli.doctor import doctor
-from train_classifier.errors import BadInput, ExitCode, NotReady
-from train_classifier.transport import Host
+from train_classifier.controller.transport import Host
+from train_classifier.core import text
+from train_classifier.core.errors import BadInput, ExitCode, NotReady
 
 CHECKS = [{"name": "engine", "status": "ok", "message": "Docker 26", "hint": None, "code": None}]
 ANSWER = {
@@ -29,7 +30,7 @@ ANSWER = {
 DOCTOR = f"""
 from train_classifier.cli.console import Console
 from train_classifier.cli.doctor import _show
-from train_classifier.errors import NotReady
+from train_classifier.core.errors import NotReady
 console = Console()
 _show("gpu-1", {ANSWER!r}, console)
 console.error(NotReady("no engine"))
@@ -110,7 +111,7 @@ class Ended:
 
 def test_the_summary_fits_a_terminal() -> None:
     console = Console(quiet=True)
-    shown = summary.as_text(Ended(), console)
+    shown = result_text.as_text(Ended(), console)
     assert max(len(line) for line in shown.splitlines()) <= 80, shown
     assert "0" * 64 in shown
     rows = {line.split()[0]: line.split()[-1] for line in shown.splitlines() if len(line.split()) == 2}

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from train_classifier import training
+from train_classifier.ansible_bridge.playbook import Outcome
 from train_classifier.cli.console import Console
-from train_classifier.cli.train import Run
-from train_classifier.errors import BadInput, ExitCode
-from train_classifier.job import JobSpec, Repository
-from train_classifier.playbook import Outcome
-from train_classifier.training import Order
+from train_classifier.cli.training_run import Run
+from train_classifier.controller import steps as training
+from train_classifier.controller.steps import Order
+from train_classifier.core.errors import BadInput, ExitCode
+from train_classifier.core.job import JobSpec, Repository
 
 JOB = "20260101-000000-00000001"
 
@@ -143,9 +143,9 @@ def test_the_step_asks_before_it_submits(
 ) -> None:
     import importlib.util
 
-    from train_classifier import sink
-    from train_classifier.errors import Cancelled
-    from train_classifier.reporting import Silence
+    from train_classifier.ansible_bridge import event_socket
+    from train_classifier.controller.events import Silence
+    from train_classifier.core.errors import Cancelled
 
     path = Path(__file__).parents[2] / "plugins" / "action" / "training_start.py"
     spec = importlib.util.spec_from_file_location("training_start", path)
@@ -153,12 +153,16 @@ def test_the_step_asks_before_it_submits(
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     submitted = []
-    monkeypatch.setattr(module.training, "start", lambda *_: submitted.append(1))
+    monkeypatch.setattr(module.steps, "start", lambda *_: submitted.append(1))
     place = Path("/tmp") / f"tc-{tmp_path.name[:40]}-{allowed}"
-    listener = sink.Sink(place, Silence(), lambda question: allowed if question == "start" else {})
+    listener = event_socket.Sink(place, Silence(), lambda question: allowed if question == "start" else {})
     try:
         step = module.ActionModule.__new__(module.ActionModule)
-        arguments = (dataclasses.replace(made().order, detach=True), None, sink.SinkReporter(str(place)))
+        arguments = (
+            dataclasses.replace(made().order, detach=True),
+            None,
+            event_socket.SinkReporter(str(place)),
+        )
         if allowed:
             assert step.step(*arguments)["changed"]
         else:

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import typer
 
-from train_classifier import content, options
+from train_classifier.ansible_bridge import content
 from train_classifier.cli import app
-from train_classifier.errors import ExitCode
+from train_classifier.core.errors import ExitCode
+from train_classifier.request import flags as options
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
@@ -289,7 +290,7 @@ def test_a_user_without_a_name_can_cancel() -> None:
     """The uid of a container's user is often in no passwd file."""
     program = (
         "import os; os.setuid(54321); os.environ.clear()\n"
-        "from train_classifier.cli import jobs\nfrom train_classifier import jobs as finding, training\n"
+        "from train_classifier.cli import jobs\nfrom train_classifier.controller import find_jobs as finding; from train_classifier.controller import steps as training\n"
         "from train_classifier.cli.console import Console\n"
         "host = type('Host', (), {'name': 'h'})\n"
         "finding.find = lambda *_: finding.Found(host, {'id': 'x'})\n"

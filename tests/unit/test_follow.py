@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from train_classifier import fetch, follow, training
-from train_classifier.errors import ExitCode, NotReady, OutOfTouch
-from train_classifier.reporting import Silence
-from train_classifier.ssh_errors import Unreachable
-from train_classifier.transport import Host
+from train_classifier.controller import fetch, follow, steps
+from train_classifier.controller.events import Silence
+from train_classifier.controller.ssh_errors import Unreachable
+from train_classifier.controller.transport import Host
+from train_classifier.core.errors import ExitCode, NotReady, OutOfTouch
 
 HOST = Host("gpu1")
 
@@ -78,7 +78,7 @@ def test_before_the_start_out_of_touch_means_not_started() -> None:
         raise Unreachable("The connection to gpu1 was cut.", "Check the network.")
 
     with pytest.raises(NotReady) as caught:
-        training._before_start(HOST, Order(), act, Silence())  # type: ignore[arg-type]
+        steps._before_start(HOST, Order(), act, Silence())  # type: ignore[arg-type]
     assert caught.value.code == ExitCode.NOT_READY
 
 
@@ -90,7 +90,7 @@ def test_bytes_come_as_they_are() -> None:
 
 def test_names_travel_whatever_they_are() -> None:
     names = [b"a b/", b"a b/new\nline", b"\xff\xfe", b"{{ x }}"]
-    assert training.unpack_names(training.pack_names(names)) == names
+    assert steps.unpack_names(steps.pack_names(names)) == names
 
 
 class Pulled(Host):

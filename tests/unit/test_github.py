@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from train_classifier.github import SUMMARY_LIMIT, Workflow, escape_property, is_github, run_url
+from train_classifier.github_action.workflow_commands import (
+    SUMMARY_LIMIT,
+    Workflow,
+    escape_property,
+    is_github,
+    run_url,
+)
 
 
 def workflow(**environment: str) -> tuple[Workflow, io.BytesIO]:

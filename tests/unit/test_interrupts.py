@@ -11,7 +11,7 @@ import pytest
 LOST = """
 import signal, sys, time, weakref
 
-from train_classifier.interrupts import deliver_again
+from train_classifier.cli.early_signals import deliver_again
 
 def stop(number, frame):
     raise KeyboardInterrupt(number)
@@ -56,7 +56,7 @@ def test_pythons_own_handler() -> None:
 
 def test_other_errors_are_told_as_before() -> None:
     program = (
-        "import weakref; from train_classifier.interrupts import deliver_again; deliver_again()\n"
+        "import weakref; from train_classifier.cli.early_signals import deliver_again; deliver_again()\n"
         "class Thing: pass\nthing = Thing(); kept = weakref.ref(thing, lambda _: 1 / 0); del thing"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from train_classifier import inventory
-from train_classifier.errors import BadInput, ExitCode
+from train_classifier.ansible_bridge import inventory
+from train_classifier.core.errors import BadInput, ExitCode
 
 LAB = """
 lab:

@@ -13,9 +13,9 @@ from types import ModuleType
 import pytest
 import yaml
 
-from train_classifier import stale
-from train_classifier.errors import BadInput
-from train_classifier.request import TrainRequest, build
+from train_classifier.core.errors import BadInput
+from train_classifier.github_action import old_archive
+from train_classifier.request.build import TrainRequest, build
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "scripts" / "action_environment.py"
@@ -42,10 +42,21 @@ def action(tmp_path: Path) -> Path:
     (folder / "requirements.lock").write_text("")
     (folder / "train_classifier").mkdir()
     (folder / "train_classifier" / "__init__.py").touch()
-    (folder / "train_classifier" / "worker").mkdir()
-    for name in ("stale.py", "worker/__init__.py", "worker/regular_file.py"):
+    for name in ("core", "github_action"):
+        (folder / "train_classifier" / name).mkdir()
+    for name in (
+        "github_action/__init__.py",
+        "github_action/old_archive.py",
+        "core/__init__.py",
+        "core/job.py",
+        "core/errors.py",
+        "core/image_reference.py",
+        "core/regular_file.py",
+    ):
         shutil.copy2(ROOT / "train_classifier" / name, folder / "train_classifier" / name)
-    (folder / "train_classifier" / "step.py").write_text("import sys; print('step in', sys.prefix)\n")
+    (folder / "train_classifier/github_action/step.py").write_text(
+        "import sys; print('step in', sys.prefix)\n"
+    )
     return folder
 
 
@@ -92,7 +103,7 @@ def test_two_runners_prepare_once(tmp_path: Path, action: Path) -> None:
     assert str(made[0]) in third
     assert list(action.rglob("*.pyc")) == []
     # A moving ref puts other code under the same path and lock, here of the same length and age.
-    code = action / "train_classifier" / "step.py"
+    code = action / "train_classifier/github_action/step.py"
     before = code.stat()
     code.write_text(code.read_text().replace("step in", "STEP IN"))
     os.utime(code, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -316,7 +327,7 @@ def test_place_of_the_archive(tmp_path: Path, settings: str, given: str, repo: s
         environment[given] = "given.tar.gz"
     merged = {name.replace("_INPUT_", "_"): value for name, value in environment.items()}
     plan = build(TrainRequest(cwd=tmp_path), merged, resolve=False)
-    assert stale.place(environment, tmp_path) == plan.output
+    assert old_archive.place(environment, tmp_path) == plan.output
 
 
 @pytest.mark.parametrize(
@@ -328,7 +339,7 @@ def test_unreadable_settings(tmp_path: Path, settings: str) -> None:
     with pytest.raises(BadInput):
         build(TrainRequest(cwd=tmp_path, model="mnist"), {}, resolve=False)
     if settings.startswith("defaults"):
-        assert stale.place({}, tmp_path) == tmp_path / "artefacts.tar.gz"
+        assert old_archive.place({}, tmp_path) == tmp_path / "artefacts.tar.gz"
     else:
         with pytest.raises(ValueError, match=r"train-classifier\.toml"):
-            stale.place({}, tmp_path)
+            old_archive.place({}, tmp_path)

@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 
-from train_classifier.notify import SECTION, Event, Notice, events, message, notify, webhook_url
-from train_classifier.slack import retry_after
+from train_classifier.github_action.slack_message import (
+    SECTION,
+    Event,
+    Notice,
+    events,
+    message,
+    notify,
+    webhook_url,
+)
+from train_classifier.github_action.slack_webhook import retry_after
 
 SECRET = "T0SECRET/B0SECRET/hushhushhush"
 EVERYTHING = frozenset(Event)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from train_classifier import playbook
-from train_classifier.cli import play as playing
-from train_classifier.cli.play import Play, descendants
-from train_classifier.workspace import PREFIX
+from train_classifier.ansible_bridge import playbook
+from train_classifier.cli import training_playbook as playing
+from train_classifier.cli.training_playbook import Play, descendants
+from train_classifier.controller.temp_files import PREFIX
 
 
 class Attendant:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from train_classifier import content, playbook
-from train_classifier.workspace import private_folder
+from train_classifier.ansible_bridge import content, playbook
+from train_classifier.controller.temp_files import private_folder
 
 
 def test_content_is_found() -> None:

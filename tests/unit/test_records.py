@@ -119,7 +119,8 @@ def names() -> set[str]:
     """The names of all checks: of the worker's, by how it says them, and of the role's."""
     found = {"play", "worker"}
     for path in [
-        ROOT / "train_classifier/worker" / f"{name}.py" for name in ("check", "gpucheck", "enginecheck")
+        ROOT / "train_classifier/worker/checks" / f"{name}.py"
+        for name in ("host_check", "gpu_check", "engine_check")
     ]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:

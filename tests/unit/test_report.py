@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from train_classifier import charts, curves, page, summary
-from train_classifier.report import Report
+from train_classifier.reports import chart_data, chart_drawing, html_page, job_summary
+from train_classifier.reports.report import Report
 
 HOSTILE = "</code></pre><script>alert(1)</script> @octocat #12 https://evil.example www.evil.example | `x` **b** \x1b[31m"
 
@@ -77,7 +77,7 @@ class Elements(html.parser.HTMLParser):
 
 
 def test_summary_of_a_good_job() -> None:
-    text = summary.markdown(
+    text = job_summary.markdown(
         Report(
             result=RESULT,
             manifest=MANIFEST,
@@ -114,7 +114,7 @@ def test_summary_of_a_good_job() -> None:
 
 def test_summary_of_a_failed_job_shows_the_log_and_nothing_in_it_acts() -> None:
     log = f"one\n```\n{HOSTILE}\n``````` html\n@octocat <b>\nold\rnew\nlast"
-    text = summary.markdown(Report(result=FAILED | {"model": HOSTILE}, history=HISTORY, log=log))
+    text = job_summary.markdown(Report(result=FAILED | {"model": HOSTILE}, history=HISTORY, log=log))
     fence = re.search(r"^(`{4,})text$", text, re.M)
     assert fence
     inside, after = text[fence.end() :].split(f"\n{fence[1]}\n", 1)
@@ -141,7 +141,7 @@ def test_summary_never_exceeds_its_limit(limit: int) -> None:
         usage=USAGE,
         log="".join(f"line {n} {'`' * 500} é€😀\n" for n in range(20_000)),
     )
-    text = summary.markdown(report, limit)
+    text = job_summary.markdown(report, limit)
     assert len(text.encode()) <= limit
     assert "| Model |" in text
     # Cut at a sensible place: whole blocks only, the last line of the log is there if any is.
@@ -169,8 +169,8 @@ def test_a_log_that_is_cut_is_not_counted() -> None:
 
 def test_a_result_with_nothing_in_it_is_told() -> None:
     report = Report(result={})
-    assert "The job" in summary.markdown(report)
-    assert "<h1>" in page.render(report)
+    assert "The job" in job_summary.markdown(report)
+    assert "<h1>" in html_page.render(report)
 
 
 @pytest.mark.parametrize(
@@ -187,27 +187,27 @@ def test_a_result_with_nothing_in_it_is_told() -> None:
     ],
 )
 def test_no_curve_from_less_than_two_points(text: str) -> None:
-    assert curves.history(text) == []
+    assert chart_data.history(text) == []
 
 
 def test_curves_are_thinned_and_keep_a_plateau_apart_from_a_spike() -> None:
     text = "epoch,loss\n" + "".join(f"{n},{100 if n == 5000 else 1}\n" for n in range(1, 10_001))
-    (chart,) = curves.history(text)
+    (chart,) = chart_data.history(text)
     values = [y for _, y in chart.series[0].points]
-    assert len(values) == curves.MOST_POINTS
+    assert len(values) == chart_data.MOST_POINTS
     assert sum(value > 1.1 for value in values) == 1
     assert chart.domain() == (1, 10_000)
 
 
 def test_gaps_are_filled_and_a_resumed_epoch_counts_once() -> None:
-    (chart,) = curves.history("epoch,loss\n1,4\n2,9\n2,3\n4,1\n5,\n6,cut")
+    (chart,) = chart_data.history("epoch,loss\n1,4\n2,9\n2,3\n4,1\n5,\n6,cut")
     assert chart.series[0].points == ((1, 4), (2.5, 3), (4, 1))
 
 
 def test_mermaid_has_no_exponent_no_quote_and_ends_that_differ() -> None:
     text = 'epoch,"a""]; %%{init} loss"\n1,1e-9\n2,2e-9\n3,1e-9\n'
-    (chart,) = curves.history(text)
-    shown = charts.mermaid(chart)
+    (chart,) = chart_data.history(text)
+    shown = chart_drawing.mermaid(chart)
     numbers = re.findall(r"-?\d[\d.e+-]*", shown.split("y-axis", 1)[1])
     assert not any("e" in number for number in numbers)
     low, high = re.search(r"(\S+) --> (\S+)$", shown.splitlines()[5]).groups()  # type: ignore[union-attr]
@@ -215,14 +215,14 @@ def test_mermaid_has_no_exponent_no_quote_and_ends_that_differ() -> None:
     for line in shown.splitlines()[3:6]:
         assert line.count('"') == 2
         assert "%%" not in line
-    flat = curves.history("epoch,loss\n1,1000000\n2,1000000.5\n")[0]
-    low, high = re.search(r"y-axis \S+ (\S+) --> (\S+)", charts.mermaid(flat)).groups()  # type: ignore[union-attr]
+    flat = chart_data.history("epoch,loss\n1,1000000\n2,1000000.5\n")[0]
+    low, high = re.search(r"y-axis \S+ (\S+) --> (\S+)", chart_drawing.mermaid(flat)).groups()  # type: ignore[union-attr]
     assert float(low) < float(high)
 
 
 def test_ticks_are_round() -> None:
-    assert charts.ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
-    assert charts.ticks(1, 14, 8) == [2, 4, 6, 8, 10, 12, 14]
+    assert chart_drawing.ticks(0, 1) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    assert chart_drawing.ticks(1, 14, 8) == [2, 4, 6, 8, 10, 12, 14]
 
 
 def test_page_loads_and_runs_nothing() -> None:
@@ -234,7 +234,7 @@ def test_page_loads_and_runs_nothing() -> None:
         usage=USAGE,
         log=f"{HOSTILE}\n\udcff\nold\rnew",
     )
-    text = page.render(report)
+    text = html_page.render(report)
     text.encode()
     found = Elements(text)
     assert found.names <= {
@@ -271,7 +271,7 @@ def test_page_loads_and_runs_nothing() -> None:
 def test_the_example_in_the_docs_is_what_is_written() -> None:
     """docs/job-summary.md is made by this test when WRITE_EXAMPLES is set."""
     papers = Path(__file__).parent / "data" / "job-summary"
-    text = summary.markdown(
+    text = job_summary.markdown(
         Report(
             result=json.loads((papers / "result.json").read_text()),
             manifest=json.loads((papers / "manifest.json").read_text()),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from train_classifier import repository
-from train_classifier.errors import BadInput
+from train_classifier.core.errors import BadInput
+from train_classifier.request import checkout
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 def refused(repo: Path, name: str | None) -> str:
     """Return the one sentence with which a model is refused."""
-    problems, warnings = repository.check_model(repo, name)
+    problems, warnings = checkout.check_model(repo, name)
     assert warnings == []
     (problem,) = problems
     assert problem.isprintable()
@@ -43,8 +43,8 @@ def refused(repo: Path, name: str | None) -> str:
 
 
 def test_good_models(repo: Path) -> None:
-    assert repository.check_model(repo, "mnist") == ([], [])
-    assert repository.models(repo) == ["mnist", "yolo"]
+    assert checkout.check_model(repo, "mnist") == ([], [])
+    assert checkout.models(repo) == ["mnist", "yolo"]
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_folders_that_are_refused(repo: Path, tmp_path: Path) -> None:
 
 def test_what_is_odd_works_and_is_said(repo: Path) -> None:
     (repo / "mnist" / "__init__.py").unlink()
-    assert repository.check_model(repo, "mnist") == (
+    assert checkout.check_model(repo, "mnist") == (
         [], ["mnist/__init__.py is missing; mnist runs as a namespace package"],
     )  # fmt: skip
     (repo / "alias").symlink_to("yolo")
-    assert repository.check_model(repo, "alias") == ([], [])
+    assert checkout.check_model(repo, "alias") == ([], [])
     (repo / "yolo").rename(repo / "json")
-    assert "name of a module of Python itself" in repository.check_model(repo, "json")[1][0]
+    assert "name of a module of Python itself" in checkout.check_model(repo, "json")[1][0]
 
 
 def test_a_model_of_the_folder_above_is_found(repo: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_model_of_the_folder_above_is_found(repo: Path) -> None:
 def test_checkouts_that_are_none(repo: Path) -> None:
     link = repo / "link"
     link.symlink_to("mnist")
-    assert repository.resolve(link) == repo / "mnist"
+    assert checkout.resolve(link) == repo / "mnist"
     (repo / "loop").symlink_to("loop")
     for folder, said in (
         (repo / "nope", "no such folder"),
@@ -146,41 +146,41 @@ def test_checkouts_that_are_none(repo: Path) -> None:
         (Path("a\0b"), "null"),
     ):
         with pytest.raises(BadInput, match=said):
-            repository.resolve(folder)
+            checkout.resolve(folder)
 
 
 def test_the_key_names_the_folder_and_its_user(repo: Path, tmp_path: Path) -> None:
-    first, warnings = repository.describe(repo)
+    first, warnings = checkout.describe(repo)
     assert warnings == []
     assert first.name == "repo with space"
     assert (first.commit, first.dirty) == (None, None)
-    assert first == repository.describe(repo)[0]
-    assert first.key != repository.describe(tmp_path)[0].key
+    assert first == checkout.describe(repo)[0]
+    assert first.key != checkout.describe(tmp_path)[0].key
     assert len(first.key) == 16
     assert int(first.key, 16) >= 0
 
 
 def test_commit_and_dirty(repo: Path) -> None:
     git(repo, "init", "-q")
-    described, warnings = repository.describe(repo)
+    described, warnings = checkout.describe(repo)
     assert described.commit is None
     assert warnings == ["the commit of this checkout is not recorded: it has no commit yet"]
     git(repo, "add", ".")
     git(repo, "commit", "-qm", "one")
-    described, warnings = repository.describe(repo)
+    described, warnings = checkout.describe(repo)
     assert (described.commit, described.dirty, warnings) == (git(repo, "rev-parse", "HEAD"), False, [])
     output = repo / "artefacts.tar.gz"
     output.touch()
     (repo / "artefacts").mkdir()
     (repo / "artefacts" / "old").touch()
-    assert repository.describe(repo, output)[0].dirty is False
-    assert repository.describe(repo)[0].dirty is True
+    assert checkout.describe(repo, output)[0].dirty is False
+    assert checkout.describe(repo)[0].dirty is True
     output.unlink()
     (repo / "new.py").touch()
-    assert repository.describe(repo)[0].dirty is True
+    assert checkout.describe(repo)[0].dirty is True
     (repo / "new.py").unlink()
     git(repo, "mv", "mnist/__init__.py", "mnist/other.py")
-    assert repository.describe(repo)[0].dirty is True
+    assert checkout.describe(repo)[0].dirty is True
 
 
 def test_a_folder_inside_a_checkout(repo: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_folder_inside_a_checkout(repo: Path) -> None:
     git(repo, "add", ".")
     git(repo, "commit", "-qm", "one")
     (repo / "mnist" / "changed.py").touch()
-    described, _ = repository.describe(repo / "yolo")
+    described, _ = checkout.describe(repo / "yolo")
     assert (described.commit, described.dirty) == (git(repo, "rev-parse", "HEAD"), False)
 
 
@@ -202,7 +202,7 @@ def test_variables_of_a_hook_do_not_point_elsewhere(
     git(tmp_path, "init", "-q", "other")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "other" / "index"))
-    assert repository.describe(repo)[0].commit == commit
+    assert checkout.describe(repo)[0].commit == commit
 
 
 def test_without_git_training_goes_on(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,12 +210,12 @@ def test_without_git_training_goes_on(repo: Path, tmp_path: Path, monkeypatch: p
     empty = tmp_path / "bin"
     empty.mkdir()
     monkeypatch.setenv("PATH", str(empty))
-    described, warnings = repository.describe(repo)
+    described, warnings = checkout.describe(repo)
     assert described.commit is None
     assert warnings == ["the commit of this checkout is not recorded: git is not installed"]
     monkeypatch.undo()
     (repo / ".git" / "HEAD").write_text("rubbish\n")
-    described, (warning,) = repository.describe(repo)
+    described, (warning,) = checkout.describe(repo)
     assert described.commit is None
     assert "not recorded: fatal: " in warning
 
@@ -233,7 +233,7 @@ def test_checkout_of_another_user_is_recorded(repo: Path, tmp_path: Path) -> Non
     home.mkdir()
     done = subprocess.run(
         [sys.executable, "-c",
-         "import sys\nfrom pathlib import Path\nfrom train_classifier import repository\n"
+         "import sys\nfrom pathlib import Path\nfrom train_classifier.request import checkout as repository\n"
          "print(*repository.describe(Path(sys.argv[1])))", repo],
         env={"PATH": os.environ["PATH"], "HOME": str(home)},
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -247,7 +247,7 @@ def test_git_folder_of_another_user_above_a_checkout_is_not_read(repo: Path, tmp
     git(tmp_path, "init", "-q")
     git(tmp_path, "commit", "-qm", "one", "--allow-empty")
     os.chown(tmp_path / ".git", 65534, 65534)
-    described, (warning,) = repository.describe(repo)
+    described, (warning,) = checkout.describe(repo)
     assert described.commit is None
     assert warning.endswith(f"{tmp_path}/.git, above it, belongs to another user")
 
@@ -257,17 +257,17 @@ def test_git_file_that_names_another_repository_is_not_followed(repo: Path, tmp_
     git(tmp_path, "init", "-q", str(other))
     git(other, "commit", "-qm", "one", "--allow-empty")
     (repo / ".git").write_text(f"gitdir: {other}/.git\n")
-    described, (warning,) = repository.describe(repo)
+    described, (warning,) = checkout.describe(repo)
     assert described.commit is None
     assert warning.endswith(f"names the git folder {other}/.git, which does not name it in turn")
     (repo / ".git").unlink()
     (repo / ".git").symlink_to(other / ".git")
-    described, (warning,) = repository.describe(repo)
+    described, (warning,) = checkout.describe(repo)
     assert described.commit is None
     assert warning.endswith("repo with space/.git is no folder")
     (repo / ".git").unlink()
     os.mkfifo(repo / ".git")
-    assert repository.describe(repo)[0].commit is None
+    assert checkout.describe(repo)[0].commit is None
 
 
 def test_linked_worktree_and_submodule(repo: Path, tmp_path: Path) -> None:
@@ -277,22 +277,22 @@ def test_linked_worktree_and_submodule(repo: Path, tmp_path: Path) -> None:
     linked = tmp_path / "linked"
     git(repo, "worktree", "add", "-q", str(linked))
     git(linked, "commit", "-qm", "two", "--allow-empty")
-    described, warnings = repository.describe(linked)
+    described, warnings = checkout.describe(linked)
     assert (described.commit, described.dirty, warnings) == (git(linked, "rev-parse", "HEAD"), False, [])
 
     above = tmp_path / "above"
     git(tmp_path, "init", "-q", str(above))
     git(above, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(repo), "sub")
     git(above, "commit", "-qm", "one")
-    assert repository.describe(above)[0].dirty is False
-    described, warnings = repository.describe(above / "sub")
+    assert checkout.describe(above)[0].dirty is False
+    described, warnings = checkout.describe(above / "sub")
     assert (described.commit, described.dirty, warnings) == (git(repo, "rev-parse", "HEAD"), False, [])
     (above / "sub" / "new.py").touch()
-    assert repository.describe(above / "sub")[0].dirty is True
-    assert repository.describe(above)[0].dirty is True
+    assert checkout.describe(above / "sub")[0].dirty is True
+    assert checkout.describe(above)[0].dirty is True
     (above / "sub" / "new.py").unlink()
     git(above / "sub", "commit", "-qm", "two", "--allow-empty")
-    assert repository.describe(above)[0].dirty is True
+    assert checkout.describe(above)[0].dirty is True
 
 
 def test_content_that_a_filter_writes_is_neither_clean_nor_dirty(repo: Path) -> None:
@@ -305,11 +305,11 @@ def test_content_that_a_filter_writes_is_neither_clean_nor_dirty(repo: Path) -> 
     git(repo, "commit", "-qm", "one")
     for name in ("large.bin", "plain.txt"):
         os.utime(repo / name, (1, 1))
-    described, (warning,) = repository.describe(repo)
+    described, (warning,) = checkout.describe(repo)
     assert described.dirty is None
     assert "a filter of git (such as LFS) writes" in warning
     (repo / "plain.txt").write_text("another\n")
-    assert repository.describe(repo)[0].dirty is True
+    assert checkout.describe(repo)[0].dirty is True
 
 
 @pytest.mark.parametrize("form", ["split", "sparse", "sha256", "packed", "crlf", "mode", "excludes"])
@@ -339,7 +339,7 @@ def test_forms_of_a_checkout(repo: Path, tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / "ignore").write_text(".DS_Store\n")
         (repo / ".DS_Store").touch()
     os.utime(repo / "line.txt", (1, 1))
-    described, warnings = repository.describe(repo)
+    described, warnings = checkout.describe(repo)
     assert (described.commit, described.dirty, warnings) == (git(repo, "rev-parse", "HEAD"), False, [])
     (repo / "line.txt").write_text("two\n")
-    assert repository.describe(repo)[0].dirty is True
+    assert checkout.describe(repo)[0].dirty is True

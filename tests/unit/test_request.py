@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from ordinary_user import as_ordinary_user
 
-from train_classifier import options, request
-from train_classifier.errors import BadInput, ExitCode
-from train_classifier.request import Plan, TrainRequest
+from train_classifier.core.errors import BadInput, ExitCode
+from train_classifier.request import build as request
+from train_classifier.request import flags
+from train_classifier.request.build import Plan, TrainRequest
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +61,7 @@ def test_the_least_request(repo: Path) -> None:
 
 def test_every_option_can_be_given_by_flag_and_by_variable() -> None:
     fields = {field.name for field in dataclasses.fields(TrainRequest)}
-    assert set(options.SETTINGS) | set(options.REQUEST) <= fields
+    assert set(flags.SETTINGS) | set(flags.REQUEST) <= fields
 
 
 def test_flag_then_variable_then_file_then_default(repo: Path) -> None:
@@ -354,7 +355,7 @@ def test_a_folder_without_any_model_is_not_walked(tmp_path: Path) -> None:
 
 
 def test_the_command_line_does_not_wait_for_pydantic() -> None:
-    script = "import sys, train_classifier.request, train_classifier.options\nprint('pydantic' in sys.modules, 'ansible' in sys.modules)"
+    script = "import sys, train_classifier.request.build, train_classifier.request.flags\nprint('pydantic' in sys.modules, 'ansible' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )

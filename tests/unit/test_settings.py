@@ -8,8 +8,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from train_classifier import options, settings
-from train_classifier.errors import BadInput
+from train_classifier.core.errors import BadInput
+from train_classifier.request import flags, settings_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,13 +17,13 @@ ROOT = Path(__file__).parents[2]
 def problems(text: str | bytes) -> list[str]:
     """Return what is wrong with a settings file."""
     with pytest.raises(BadInput) as caught:
-        settings.parse(text if isinstance(text, bytes) else text.encode())
+        settings_file.parse(text if isinstance(text, bytes) else text.encode())
     assert all("\n" not in problem for problem in caught.value.problems)
     return caught.value.problems
 
 
 def test_a_model_wins_over_the_defaults_and_tables_add_up() -> None:
-    found = settings.parse(
+    found = settings_file.parse(
         b"""
         [defaults]
         gpus = 1
@@ -55,7 +55,7 @@ def test_a_model_wins_over_the_defaults_and_tables_add_up() -> None:
 
 
 def test_every_option_is_a_key_and_has_a_rule_for_checkouts() -> None:
-    assert set(settings.Table.model_fields) == set(options.SETTINGS) == set(options.CHECKOUT)
+    assert set(settings_file.Table.model_fields) == set(flags.SETTINGS) == set(flags.CHECKOUT)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_syntax_errors_name_line_and_column(text: bytes, place: str) -> None:
 
 
 def test_a_byte_order_mark_and_windows_lines_are_fine() -> None:
-    assert settings.parse(b"\xef\xbb\xbf[defaults]\r\ngpus = 0\r\n").of(None) == {"gpus": 0}
+    assert settings_file.parse(b"\xef\xbb\xbf[defaults]\r\ngpus = 0\r\n").of(None) == {"gpus": 0}
 
 
 def test_unknown_keys_name_the_nearest() -> None:
@@ -142,39 +142,39 @@ def test_tables_of_the_wrong_shape() -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    assert settings.load(tmp_path).of("mnist") == {}
-    path = tmp_path / settings.FILE
+    assert settings_file.load(tmp_path).of("mnist") == {}
+    path = tmp_path / settings_file.FILE
     path.symlink_to("nowhere")
     with pytest.raises(BadInput, match="cannot be read: No such file"):
-        settings.load(tmp_path)
+        settings_file.load(tmp_path)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(BadInput, match="not a regular file"):
-        settings.load(tmp_path)
+        settings_file.load(tmp_path)
     path.unlink()
-    path.write_bytes(b"#" * (settings.MOST_BYTES + 1))
+    path.write_bytes(b"#" * (settings_file.MOST_BYTES + 1))
     with pytest.raises(BadInput, match="over 1 MiB"):
-        settings.load(tmp_path)
+        settings_file.load(tmp_path)
 
 
 def test_models_that_do_not_exist_are_said() -> None:
-    found = settings.parse(b"[models.mnits]\ngpus = 0\n[models.mnist]\n")
-    assert settings.unknown_models(found, ["mnist"]) == [
+    found = settings_file.parse(b"[models.mnits]\ngpus = 0\n[models.mnist]\n")
+    assert settings_file.unknown_models(found, ["mnist"]) == [
         "train-classifier.toml: [models.mnits] names no model of this repository; did you mean [models.mnist]?"
     ]
 
 
 def test_the_published_schema_is_the_generated_one() -> None:
     published = json.loads((ROOT / "docs" / "train-classifier.schema.json").read_text())
-    assert published == settings.json_schema()
+    assert published == settings_file.json_schema()
 
 
 def test_the_schema_agrees_with_the_parser() -> None:
-    schema = settings.json_schema()
+    schema = settings_file.json_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     checker = jsonschema.Draft202012Validator(schema)
     good = '[defaults]\ngpus = "auto"\ncpus = 1.5\ntimeout = 90\ndata = { a = "/b" }\n[models.mnist]\ndata = ["/b:a"]\n'
-    assert settings.parse(good.encode())
+    assert settings_file.parse(good.encode())
     checker.validate(tomllib.loads(good))
     for bad in ("gpus = 1", "[defaults]\ntimout = 1", "[defaults]\ngpus = -1", "[models.'a/b']\ngpus = 1"):
         assert problems(bad)
@@ -186,4 +186,4 @@ def test_examples_in_the_manual_are_settings() -> None:
     examples = [part.partition("```")[0] for part in text.split("```toml\n")[1:]]
     assert examples
     for example in examples:
-        settings.parse(example.encode())
+        settings_file.parse(example.encode())

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from ordinary_user import as_ordinary_user
 
-from train_classifier import sources
-from train_classifier.sources import Sources
+from train_classifier.request import push_list
+from train_classifier.request.push_list import Sources
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n-----END OPENSSH PRIVATE KEY-----\n"
 
@@ -49,7 +49,7 @@ def names(found: Sources) -> set[str]:
 
 def test_folders_come_before_what_they_hold_and_files_are_counted(repo: Path) -> None:
     (repo / "empty").mkdir()
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert found.paths == [b"README.md", b"empty/", b"mnist/", b"mnist/__init__.py", b"mnist/__main__.py"]
     assert (found.files, found.bytes) == (3, 14)
     assert found.listing() == b"".join(path + b"\0" for path in found.paths)
@@ -58,10 +58,10 @@ def test_folders_come_before_what_they_hold_and_files_are_counted(repo: Path) ->
 
 def test_fingerprint_tells_every_change(repo: Path) -> None:
     (repo / "link").symlink_to("mnist")
-    paths = sources.collect(repo, "mnist").paths
+    paths = push_list.collect(repo, "mnist").paths
 
     def now() -> str | None:
-        return sources.fingerprint(repo, paths)
+        return push_list.fingerprint(repo, paths)
 
     seen = [now()]
     assert seen[0] is not None and now() == seen[0]
@@ -91,18 +91,21 @@ def test_generated_folders_stay_at_any_depth(repo: Path) -> None:
     for name in (".git", ".venv", "venv", "node_modules", "__pycache__"):
         write(repo, {f"{name}/x": "", f"deep/down/{name}/x": ""})
     (repo / "deep" / "venv").symlink_to("/opt/venv")
-    assert names(sources.collect(repo)) == {"deep/", "deep/down/"}
+    assert names(push_list.collect(repo)) == {"deep/", "deep/down/"}
 
 
 def test_git_ignored_files_are_pushed(repo: Path) -> None:
     git(repo, "init", "-q")
     write(repo, {".gitignore": "*.csv\n", "made-by-an-earlier-step.csv": "1\n"})
-    assert names(sources.collect(repo)) == {".gitignore", "made-by-an-earlier-step.csv"}
+    assert names(push_list.collect(repo)) == {".gitignore", "made-by-an-earlier-step.csv"}
 
 
 def test_the_output_stays(repo: Path) -> None:
     write(repo, {"artefacts.tar.gz": "old", "sub/artefacts.tar.gz": "source"})
-    assert names(sources.collect(repo, output=repo / "artefacts.tar.gz")) == {"sub/", "sub/artefacts.tar.gz"}
+    assert names(push_list.collect(repo, output=repo / "artefacts.tar.gz")) == {
+        "sub/",
+        "sub/artefacts.tar.gz",
+    }
 
 
 def test_trainignore_leaves_out_and_brings_back(repo: Path) -> None:
@@ -114,7 +117,7 @@ def test_trainignore_leaves_out_and_brings_back(repo: Path) -> None:
             "venv/bin/python": "", "venv/share/labels.txt": "", "venv/share/other.txt": "", "__pycache__/m.pyc": "",
         },
     )  # fmt: skip
-    assert names(sources.collect(repo)) == {
+    assert names(push_list.collect(repo)) == {
         ".trainignore", "sub/", "sub/keep.log", "sub/data/", "sub/data/small", "__pycache__/", "__pycache__/m.pyc",
         "venv/", "venv/share/", "venv/share/labels.txt",
     }  # fmt: skip
@@ -122,18 +125,18 @@ def test_trainignore_leaves_out_and_brings_back(repo: Path) -> None:
 
 def test_a_broken_trainignore_names_the_line(repo: Path) -> None:
     write(repo, {".trainignore": "*.log\n[z-a]\n!\n"})
-    assert sources.collect(repo).problems == [
+    assert push_list.collect(repo).problems == [
         ".trainignore: line 2: '[z-a]' is no pattern of gitignore's syntax",
         ".trainignore: line 3: '!' is no pattern of gitignore's syntax",
     ]
     (repo / ".trainignore").unlink()
     (repo / ".trainignore").mkdir()
-    assert sources.collect(repo).problems == [".trainignore is a folder"]
+    assert push_list.collect(repo).problems == [".trainignore is a folder"]
 
 
 def test_a_model_that_is_left_out_is_a_problem(repo: Path) -> None:
     write(repo, {".trainignore": "__main__.py\n"})
-    (problem,) = sources.collect(repo, "mnist").problems
+    (problem,) = push_list.collect(repo, "mnist").problems
     assert problem == "mnist/__main__.py is left out of the push by .trainignore; the job needs it"
 
 
@@ -150,7 +153,7 @@ def test_names_with_newlines_and_broken_utf8(repo: Path) -> None:
         Path(os.fsdecode(top + b"/" + name)).write_text("x")
     write(repo, {".trainignore": "lines.py\n*.log\n"})
     Path(os.fsdecode(top + b"/end.log\n")).write_text("x")
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert {
         b"two\nlines.py",
         b"\xff\xfe.bin",
@@ -172,7 +175,7 @@ def test_pipes_sockets_and_devices_are_left_out_and_said(repo: Path) -> None:
             server.bind("sock\n")
         finally:
             os.chdir(here)
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert names(found) == set()
     assert found.warnings == ["left out, a FIFO: pipe", "left out, a socket: sock\\n"]
 
@@ -180,7 +183,7 @@ def test_pipes_sockets_and_devices_are_left_out_and_said(repo: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes device nodes")
 def test_devices(repo: Path) -> None:
     os.mknod(repo / "null", 0o20666, os.makedev(1, 3))
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert names(found) == set()
     assert found.warnings == ["left out, a device: null"]
 
@@ -191,7 +194,7 @@ def test_symbolic_links_are_sent_as_links_and_never_followed(repo: Path, tmp_pat
     for name, target in links.items():
         (repo / name).symlink_to(target)
     (repo / "mnist" / "up").symlink_to("../README.md")
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert names(found) == {*links, "mnist/up"}
     assert found.files == 9
     assert found.warnings == ["symbolic links out of the repository lead nowhere in the job: abs, out"]
@@ -201,7 +204,7 @@ def test_hard_links_and_sparse_files_are_files(repo: Path) -> None:
     os.link(repo / "README.md", repo / "twin.md")
     with (repo / "sparse.bin").open("wb") as file:
         file.truncate(1 << 30)
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert names(found) == {"twin.md", "sparse.bin"}
     assert found.bytes == (1 << 30) + 6 + 6 + 8
     assert found.problems == []
@@ -211,7 +214,7 @@ def test_over_the_limit_names_the_five_largest(repo: Path) -> None:
     for number in range(1, 8):
         with (repo / f"file{number}").open("wb") as file:
             file.truncate(number << 30)
-    (problem,) = sources.collect(repo).problems
+    (problem,) = push_list.collect(repo).problems
     assert "28.0 GiB, over the limit of 5.0 GiB" in problem
     assert (
         "largest: file7 (7.0 GiB), file6 (6.0 GiB), file5 (5.0 GiB), file4 (4.0 GiB), file3 (3.0 GiB);"
@@ -219,7 +222,7 @@ def test_over_the_limit_names_the_five_largest(repo: Path) -> None:
     )
     assert "--push-limit" in problem
     assert "file2" not in problem
-    assert sources.collect(repo, push_limit=29 << 30).problems == []
+    assert push_list.collect(repo, push_limit=29 << 30).problems == []
 
 
 def test_private_keys_stay_and_are_named(repo: Path) -> None:
@@ -235,7 +238,7 @@ def test_private_keys_stay_and_are_named(repo: Path) -> None:
     (repo / "store.p12").write_bytes(b"\x30\x82\x01\x02")
     write(repo, {"ours": KEY * 3})
     (repo / "ours").chmod(0o600)
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert names(found) == {
         "sub/", "tls/", "tls/ca.pem", "id_rsa.pub", "monkey.py", "slides.key", "signature.asc",
     }  # fmt: skip
@@ -244,7 +247,7 @@ def test_private_keys_stay_and_are_named(repo: Path) -> None:
         "private keys are not pushed: id_rsa, ours, pgp.asc, putty.ppk, store.p12 and 2 more (a line such as !id_rsa"
     )
     write(repo, {".trainignore": "!id_rsa\n!tls/*.pem\n"})
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert {"id_rsa", "tls/server.pem"} <= names(found)
     assert "id_rsa" not in found.warnings[0].partition("(")[0]
 
@@ -270,7 +273,7 @@ def test_keys_of_any_name_and_mode_are_found_by_what_they_hold(repo: Path) -> No
         (repo / name).chmod(0o644)
     write(repo, {"account.json": '{"private_key": "' + KEY.replace("\n", "\\n") + '"}', "notes.md": KEY})
     (repo / "large.txt").write_text("x" * 100_000)
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert names(found) == {
         "conf/", "notes.md", "large.txt", *(f"{name}.pub" for name in names_of_keys),
     }  # fmt: skip
@@ -284,18 +287,18 @@ def test_what_a_killed_fetch_left_is_no_source(repo: Path) -> None:
         repo, {f".out.tgz.{left}.part": "x", f"sub/.out.tgz.{left}.part": "x", ".out.tgz.a.part": "x", ".other.part": "x"}
     )  # fmt: skip
     kept = {"sub/", f"sub/.out.tgz.{left}.part", ".other.part"}
-    assert names(sources.collect(repo, output=repo / "out.tgz")) - {".out.tgz.a.part"} == kept
+    assert names(push_list.collect(repo, output=repo / "out.tgz")) - {".out.tgz.a.part"} == kept
 
 
 def test_env_files_are_pushed_and_said(repo: Path) -> None:
     write(repo, {".env": "A=1", "sub/.env.production": "A=1", ".env.example": "A="})
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert names(found) == {".env", "sub/", "sub/.env.production", ".env.example"}
     assert found.warnings == [
         ".env, sub/.env.production: pushed, passwords too; a line in .trainignore leaves it out"
     ]
     write(repo, {".trainignore": ".env*\n"})
-    assert sources.collect(repo).warnings == []
+    assert push_list.collect(repo).warnings == []
 
 
 def test_of_artefacts_only_what_git_tracks(repo: Path) -> None:
@@ -305,22 +308,22 @@ def test_of_artefacts_only_what_git_tracks(repo: Path) -> None:
          "sub/artefacts/x": ""},
     )  # fmt: skip
     outside = {"sub/", "sub/artefacts/", "sub/artefacts/x", "artefacts/", "artefacts/README.md"}
-    assert names(sources.collect(repo)) == outside
+    assert names(push_list.collect(repo)) == outside
     git(repo, "init", "-q")
     git(repo, "add", "artefacts/README.md", "artefacts/base/weights")
-    assert names(sources.collect(repo)) == {*outside, "artefacts/base/", "artefacts/base/weights"}
+    assert names(push_list.collect(repo)) == {*outside, "artefacts/base/", "artefacts/base/weights"}
     write(repo, {".trainignore": "!artefacts/old.h5\n"})
-    assert "artefacts/old.h5" in names(sources.collect(repo))
+    assert "artefacts/old.h5" in names(push_list.collect(repo))
 
 
 def test_artefacts_that_is_no_folder(repo: Path) -> None:
     (repo / "artefacts").symlink_to("mnist")
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert names(found) == set()
     assert found.warnings == ["artefacts is a symbolic link: not pushed, the job gets a folder of its own"]
     (repo / "artefacts").unlink()
     (repo / "artefacts").write_text("")
-    assert sources.collect(repo).problems == [
+    assert push_list.collect(repo).problems == [
         "artefacts is a file; results need a folder of that name: move the file away"
     ]
 
@@ -333,7 +336,7 @@ def test_empty_submodules_and_lfs_pointers_are_said(repo: Path) -> None:
          "full/x": "", ".gitattributes": "*.h5 filter=lfs diff=lfs merge=lfs -text\n", "w.h5": pointer},
     )  # fmt: skip
     (repo / "lib dir").mkdir()
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert {"lib dir/", "w.h5"} <= names(found)
     assert found.warnings == [
         "git submodules are empty: lib dir; run git submodule update --init first",
@@ -350,7 +353,7 @@ def test_unreadable_files_are_problems() -> None:
         (repo / "closed.py").chmod(0)
         (repo / "shut").chmod(0)
         try:
-            found = as_ordinary_user(lambda: sources.collect(repo).problems)
+            found = as_ordinary_user(lambda: push_list.collect(repo).problems)
         finally:
             (repo / "shut").chmod(0o700)
         assert found == ["this user cannot read closed.py, shut/; make readable, or name in .trainignore"]
@@ -366,7 +369,7 @@ def test_the_checkout_is_left_as_it_was(repo: Path) -> None:
         return sorted((str(path), path.lstat().st_mtime_ns, path.lstat().st_size) for path in repo.rglob("*"))
 
     before = state()
-    sources.collect(repo)
+    push_list.collect(repo)
     assert state() == before
 
 
@@ -375,7 +378,7 @@ def test_what_rsync_makes_of_the_list_is_what_was_listed(repo: Path, tmp_path: P
     (repo / "empty").mkdir()
     (repo / "link").symlink_to("nowhere")
     os.mkfifo(repo / "pipe")
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     target = tmp_path / "target"
     subprocess.run(
         ["rsync", "-lptS", "--dirs", "--files-from=-", "--from0", f"{repo}/", f"{target}/"],
@@ -391,7 +394,7 @@ def test_a_hundred_thousand_files(repo: Path) -> None:
         (repo / f"d{folder}").mkdir()
         for number in range(1000):
             (repo / f"d{folder}" / f"f{number}").touch()
-    found = sources.collect(repo)
+    found = push_list.collect(repo)
     assert found.files == 100_003
     assert found.problems == found.warnings == []
 
@@ -414,7 +417,7 @@ def test_files_that_come_and_go_meanwhile_are_no_problem(repo: Path) -> None:
     worker.start()
     try:
         for _ in range(20):
-            found = sources.collect(repo)
+            found = push_list.collect(repo)
             assert found.problems == []
             assert sum(path.startswith(b"steady") for path in found.paths) == 300
     finally:

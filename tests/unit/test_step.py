@@ -20,12 +20,15 @@ from typing import Any
 import pytest
 import yaml
 
-from train_classifier import curves, inputs, job, notify, options, papers, request, step
-from train_classifier.cli.step import StepRun
-from train_classifier.cli.workflow import WorkflowConsole
-from train_classifier.errors import ExitCode, NoGpu
-from train_classifier.inventory import Target
-from train_classifier.training import Order
+from train_classifier.ansible_bridge.inventory import Target
+from train_classifier.controller.steps import Order
+from train_classifier.core import job
+from train_classifier.core.errors import ExitCode, NoGpu
+from train_classifier.github_action import inputs, slack_message, step
+from train_classifier.github_action.console import WorkflowConsole
+from train_classifier.github_action.training_run import StepRun
+from train_classifier.reports import archive_reader, chart_data
+from train_classifier.request import build, flags
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yaml").read_text())
@@ -118,7 +121,7 @@ def test_unknown_notice() -> None:
     """A word that is no notice is one problem among the others, and a failure is told all the same."""
     found = inputs.read({"TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY": "sucess", "MODEL": "m"})
     assert "slack-notify: 'sucess'" in found.problems[0]
-    assert found.wanted == {notify.Event.FAILED}
+    assert found.wanted == {slack_message.Event.FAILED}
 
 
 def test_trouble_in_telling_changes_nothing(
@@ -166,7 +169,7 @@ def archive(path: Path, **members: bytes) -> Path:
 
 
 def test_papers(tmp_path: Path) -> None:
-    found = papers.read(
+    found = archive_reader.read(
         archive(
             tmp_path / "a.tar.gz",
             **{
@@ -192,7 +195,7 @@ def test_damaged_papers(tmp_path: Path, damage: str) -> None:
         path.write_bytes(b"\x1f\x8bnothing of the kind")
     elif damage == "missing":
         path.unlink()
-    found = papers.read(path)
+    found = archive_reader.read(path)
     assert found.facts == {}
     assert found.history == ""
 
@@ -214,12 +217,12 @@ def test_papers_of_a_long_job(tmp_path: Path) -> None:
     table = usage(5 * 86400, 8)
     assert len(table) > 16 << 20
     path = archive(tmp_path / "a.tar.gz", **{"job/manifest.json": b"{}", "job/usage.csv": table})
-    found = papers.read(path)
-    assert 0.4 * papers.MOST_TABLE < len(found.usage) < 1.1 * papers.MOST_TABLE
-    gpu = next(chart for chart in curves.usage(found.usage) if chart.title == "GPU use")
+    found = archive_reader.read(path)
+    assert 0.4 * archive_reader.MOST_TABLE < len(found.usage) < 1.1 * archive_reader.MOST_TABLE
+    gpu = next(chart for chart in chart_data.usage(found.usage) if chart.title == "GPU use")
     assert gpu.domain() == pytest.approx((0, 7200), abs=0.1)
     names = [line.name for line in gpu.series]
-    assert names == [f"GPU {n}" for n in range(curves.MOST_SERIES)]
+    assert names == [f"GPU {n}" for n in range(chart_data.MOST_SERIES)]
     for number, line in enumerate(gpu.series):
         assert {round(y, 6) for _, y in line.points} == {number}
 
@@ -230,7 +233,7 @@ def test_thinned(form: str) -> None:
     table = b"epoch,loss\n" + b"".join(b"%d,%d\n" % (n, n) for n in range(10_000))
     most = 20_000
     if form == "short":
-        assert papers.thinned(io.BytesIO(table[:5000])) == table[:5000]
+        assert archive_reader.thinned(io.BytesIO(table[:5000])) == table[:5000]
         return
     if form == "no end":
         table = table.removesuffix(b"\n")
@@ -243,7 +246,9 @@ def test_thinned(form: str) -> None:
     elif form == "empty":
         table = b""
     late = iter([False, True])
-    found = papers.thinned(io.BytesIO(table), (lambda: next(late)) if form == "late" else lambda: False, most)
+    found = archive_reader.thinned(
+        io.BytesIO(table), (lambda: next(late)) if form == "late" else lambda: False, most
+    )
     rows = found.splitlines()
     assert len(found) < 1.1 * most
     if form in ("long head", "empty"):
@@ -276,13 +281,13 @@ def test_outputs_come_first(
         },
     )
     there: list[bool] = []
-    draw = curves.history
+    draw = chart_data.history
 
-    def history(text: str) -> list[curves.Chart]:
+    def history(text: str) -> list[chart_data.Chart]:
         there.append("a.tar.gz" in outputs.read_text())
         return draw(text)
 
-    monkeypatch.setattr(curves, "history", history)
+    monkeypatch.setattr(chart_data, "history", history)
     telling = step.Step()
     telling.hurried = hurried
     result = {"model": "m", "outcome": "trained", "exit_code": 0}
@@ -321,7 +326,7 @@ def test_grace(
     (tmp_path / "m" / "__main__.py").touch()
     (tmp_path / "train-classifier.toml").write_text(settings)
     found = inputs.read({"MODEL": "m", **given})
-    plan = request.build(found.request, found.environment, resolve=False)
+    plan = build.build(found.request, found.environment, resolve=False)
     assert step.Step()._with_defaults(plan).grace_s == grace
 
 
@@ -384,9 +389,9 @@ def test_words_of_the_action(said: str, shown: str) -> None:
 
 
 def test_refused_line_is_not_moved_to_a_file_that_the_action_never_reads() -> None:
-    said = inputs.in_words(options.move("defaults", "secrets", ("TOKEN",)))
+    said = inputs.in_words(flags.move("defaults", "secrets", ("TOKEN",)))
     assert said == "remove the line 'secrets = [\"TOKEN\"]' and give input secrets TOKEN"
-    said = inputs.in_words(options.move("models.mnist", "log_max", 3 << 30))
+    said = inputs.in_words(flags.move("models.mnist", "log_max", 3 << 30))
     assert said == f"remove the line 'log_max = {3 << 30}' and give TRAIN_CLASSIFIER_LOG_MAX {3 << 30}"
 
 

@@ -15,10 +15,10 @@ import pytest
 from loopback.line import Line
 from loopback.sshd import Sshd, free_port
 
-from train_classifier import ssh_errors, transport
-from train_classifier.bundle import bundle
-from train_classifier.errors import BadInput, ExitCode, NotReady
-from train_classifier.transport import Host, Unreachable
+from train_classifier.controller import ssh_errors, transport
+from train_classifier.controller.transport import Host, Unreachable
+from train_classifier.controller.worker_bundle import bundle
+from train_classifier.core.errors import BadInput, ExitCode, NotReady
 
 QUESTION = {"verb": "list", "all": True}
 
@@ -150,7 +150,7 @@ def test_ssh_missing_is_said(tmp_path: Path) -> None:
 
 
 def test_worker_is_installed_once_and_survives_a_noisy_login_shell(sshd: Sshd, tmp_path: Path) -> None:
-    from train_classifier.bundle import bundle
+    from train_classifier.controller.worker_bundle import bundle
 
     state = tmp_path / "state of the host"
     over_ssh = host(sshd.ssh(), state_dir=str(state))

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from train_classifier import units
+from train_classifier.core import text
+from train_classifier.request import units
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,6 @@ def test_numbers() -> None:
 
 
 def test_what_is_printed_cannot_steer_a_terminal() -> None:
-    assert units.printable("a\x1b[31m\n\u202eb") == "a\\x1b[31m\\n\\u202eb"
-    assert units.printable(b"\xff gr\xc3\xbcn") == "\\udcff grün"
-    assert len(units.quoted("x" * 1000)) == 120
+    assert text.printable("a\x1b[31m\n\u202eb") == "a\\x1b[31m\\n\\u202eb"
+    assert text.printable(b"\xff gr\xc3\xbcn") == "\\udcff grün"
+    assert len(text.quoted("x" * 1000)) == 120

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from train_classifier.errors import NoEnvironment
-from train_classifier.worker import answer, image, proof, reference
-from train_classifier.worker.build import Plan, _read
-from train_classifier.worker.host import Host
+from train_classifier.core import image_reference
+from train_classifier.core.errors import NoEnvironment
+from train_classifier.worker.containers import answer, image
+from train_classifier.worker.containers.environment_build import Plan, _read
+from train_classifier.worker.gpus import visibility
+from train_classifier.worker.system.host import Host
 
 SOUND = {
     "python": "/usr/bin/python3", "version": "3.11.2", "site": ["/usr/lib/python3/dist-packages"],
@@ -79,7 +81,7 @@ def test_a_build_that_prints_something_else_is_a_sentence(value: Any) -> None:
     ],
 )
 def test_answers_of_the_gpu_check(said: Any, good: bool) -> None:
-    assert proof._makes_sense(said) is good
+    assert visibility._makes_sense(said) is good
 
 
 @pytest.mark.parametrize(
@@ -94,7 +96,7 @@ def test_answers_of_the_gpu_check(said: Any, good: bool) -> None:
     ],
 )
 def test_names_that_this_host_gives(name: str, local: bool) -> None:
-    assert reference.is_local(name) is local
+    assert image_reference.is_local(name) is local
 
 
 def plan(**changes: Any) -> Plan:

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from docker.types import DeviceRequest
 
-from train_classifier.errors import BadInput, NoGpu, NotReady
-from train_classifier.worker import container, engine, faults, launch, program, receive
+from train_classifier.core.errors import BadInput, NoGpu, NotReady
+from train_classifier.worker.containers import helper
+from train_classifier.worker.system import host_faults, launcher, program
+from train_classifier.worker.training import container
+from train_classifier.worker.transfer import rsync
 
 
 class Refusal:
@@ -36,11 +39,11 @@ def test_what_the_engine_means(said: str, kind: type[Exception]) -> None:
 
 def test_who_gets_no_gpu() -> None:
     void = {"NVIDIA_VISIBLE_DEVICES": "void"}
-    assert engine.no_gpus({}) == void
+    assert helper.no_gpus({}) == void
     by_cdi = DeviceRequest(driver="cdi", device_ids=["nvidia.com/gpu=0"])
-    assert engine.no_gpus({"device_requests": [by_cdi]}) == void
+    assert helper.no_gpus({"device_requests": [by_cdi]}) == void
     by_runtime = DeviceRequest(device_ids=["GPU-1"], capabilities=[["gpu"]])
-    assert engine.no_gpus({"device_requests": [by_runtime]}) == {}
+    assert helper.no_gpus({"device_requests": [by_runtime]}) == {}
 
 
 @pytest.mark.parametrize(
@@ -48,12 +51,12 @@ def test_who_gets_no_gpu() -> None:
 )
 def test_a_door_refuses_options_that_reach_further(option: str) -> None:
     with pytest.raises(BadInput, match="no option"):
-        receive._refuse_sender(["--server", option, "-lptS", ".", "."], wanted=False)
+        rsync._refuse_sender(["--server", option, "-lptS", ".", "."], wanted=False)
 
 
 def test_a_door_drops_every_path() -> None:
     words = ["--server", "--sender", "-re.iLsfxCIvu", "--timeout=120", ".", "/etc/passwd", "../../x", "y"]
-    assert receive._refuse_sender(words, wanted=True) == [
+    assert rsync._refuse_sender(words, wanted=True) == [
         "--server", "--sender", "-re.iLsfxCIvu", "--timeout=120", ".",
     ]  # fmt: skip
 
@@ -61,39 +64,40 @@ def test_a_door_drops_every_path() -> None:
 def test_a_users_systemd_without_our_groups_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert launch._manager_has_our_groups(tmp_path)
+    assert launcher._manager_has_our_groups(tmp_path)
     manager = tmp_path / "proc" / "77"
     manager.mkdir(parents=True)
     (manager / "comm").write_text("systemd\n")
     ours = " ".join(str(group) for group in os.getgroups())
     (manager / "status").write_text(f"Name:\tsystemd\nGroups:\t{ours} 4711 \n")
-    assert launch._manager_has_our_groups(tmp_path)
+    assert launcher._manager_has_our_groups(tmp_path)
     # Added to docker since then.
     now = [*os.getgroups(), 4712]
     monkeypatch.setattr(os, "getgroups", lambda: now)
-    assert not launch._manager_has_our_groups(tmp_path)
+    assert not launcher._manager_has_our_groups(tmp_path)
 
 
 def test_a_unit_learns_where_the_engine_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///run/user/1000/docker.sock")
     monkeypatch.delenv("TRAIN_CLASSIFIER_HOST_JSON", raising=False)
-    assert launch._settings() == ["DOCKER_HOST=unix:///run/user/1000/docker.sock"]
+    assert launcher._settings() == ["DOCKER_HOST=unix:///run/user/1000/docker.sock"]
 
 
 def test_faults_of_the_host_are_no_bugs() -> None:
     import docker.errors
     import requests.exceptions
 
-    full = faults.of_host(OSError(28, "No space left on device"))
-    away = faults.of_host(requests.exceptions.ChunkedEncodingError("Connection broken"))
-    refused = faults.of_host(
+    full = host_faults.of_host(OSError(28, "No space left on device"))
+    away = host_faults.of_host(requests.exceptions.ChunkedEncodingError("Connection broken"))
+    refused = host_faults.of_host(
         docker.errors.APIError("x", explanation="write /var/lib/docker: no space left on device")
     )
     assert full is not None and "No space left" in full.reason
     assert away is not None and "engine went away" in away.reason
     assert refused is not None and "disk" in refused.reason
     assert (
-        faults.of_host(FileNotFoundError(2, "No such file")) is None and faults.of_host(ValueError()) is None
+        host_faults.of_host(FileNotFoundError(2, "No such file")) is None
+        and host_faults.of_host(ValueError()) is None
     )
 
 

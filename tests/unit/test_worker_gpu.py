@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from train_classifier.errors import NoGpu
-from train_classifier.worker import cdi, enginecheck, gpu, gpucheck
-from train_classifier.worker.gpu import Gpu
-from train_classifier.worker.host import Host
+from train_classifier.core.errors import NoGpu
+from train_classifier.worker.checks import engine_check, gpu_check
+from train_classifier.worker.gpus import cdi, devices
+from train_classifier.worker.gpus.devices import Gpu
+from train_classifier.worker.system.host import Host
 
 UUID = "GPU-5f9d8a3e-1c2b-4d5e-8f70-0000000000{:02d}"
 GOOD = f"0, {UUID.format(0)}, NVIDIA L4, 23034, 22000, 550.163.01, [N/A]\n"
@@ -34,27 +35,27 @@ def card(index: int = 0, total: int | None = 24564, free: int | None = 24000) ->
 def test_cards_and_their_users(tmp_path: Path) -> None:
     second = f"1, {UUID.format(1)}, NVIDIA A100-SXM4-40GB, 40960, 100, 550.163.01, Enabled\n"
     apps = f"{UUID.format(1)}, 1, /usr/bin/python3, 40000\n{UUID.format(1)}, 2, [Not Found], [N/A]\n"
-    found = gpu.discover(smi(tmp_path, GOOD + second, apps=apps))
+    found = devices.discover(smi(tmp_path, GOOD + second, apps=apps))
     assert found.problem is None
     assert [(one.index, one.memory_total_mib, one.mig) for one in found.gpus] == [
         (0, 23034, False),
         (1, 40960, True),
     ]
     assert [process.memory_mib for process in found.gpus[1].busy_by] == [40000, None]
-    assert "/usr/bin/python3 (pid 1, root)" in gpu.holders(found.gpus[1])
+    assert "/usr/bin/python3 (pid 1, root)" in devices.holders(found.gpus[1])
 
 
 @pytest.mark.parametrize("missing", ["[N/A]", "[Not Supported]", "[Unknown Error]", ""])
 def test_memory_that_is_not_said(tmp_path: Path, missing: str) -> None:
     line = f"0, {UUID.format(0)}, NVIDIA GB10, {missing}, {missing}, 580.95, [N/A]\n"
-    found = gpu.discover(smi(tmp_path, line))
+    found = devices.discover(smi(tmp_path, line))
     assert found.gpus[0].memory_total_mib is None
-    assert "does not report its memory" in gpu.require_vram(1, found, 16000)[0]
+    assert "does not report its memory" in devices.require_vram(1, found, 16000)[0]
 
 
 def test_an_error_line_among_good_cards(tmp_path: Path) -> None:
     lost = "Unable to determine the device handle for GPU 0000:02:00.0: Unknown Error\n"
-    assert [one.index for one in gpu.discover(smi(tmp_path, lost + GOOD)).gpus] == [0]
+    assert [one.index for one in devices.discover(smi(tmp_path, lost + GOOD)).gpus] == [0]
 
 
 @pytest.mark.parametrize(
@@ -69,63 +70,63 @@ def test_an_error_line_among_good_cards(tmp_path: Path) -> None:
     ],
 )
 def test_failures_each_in_its_words(tmp_path: Path, output: str, status: int, problem: str) -> None:
-    found = gpu.discover(smi(tmp_path, output, status))
+    found = devices.discover(smi(tmp_path, output, status))
     assert found.gpus == ()
     assert problem in (found.problem or "")
     assert found.hint
 
 
 def test_no_nvidia_smi() -> None:
-    assert "no nvidia-smi" in (gpu.discover(Host(nvidia_smi="/nowhere/nvidia-smi")).problem or "")
+    assert "no nvidia-smi" in (devices.discover(Host(nvidia_smi="/nowhere/nvidia-smi")).problem or "")
 
 
 def test_a_hanging_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host = smi(tmp_path, "")
     Path(host.nvidia_smi).write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(gpu, "TIMEOUT_S", 0.2)
-    assert "did not answer" in (gpu.discover(host).problem or "")
+    monkeypatch.setattr(devices, "TIMEOUT_S", 0.2)
+    assert "did not answer" in (devices.discover(host).problem or "")
 
 
 def test_how_many(tmp_path: Path) -> None:
-    one = gpu.discover(smi(tmp_path, GOOD))
-    none = gpu.discover(Host(nvidia_smi="/nowhere/nvidia-smi"))
-    assert gpu.wanted(1, one) == (1, None)
-    assert gpu.wanted("auto", one) == (1, None)
-    assert gpu.wanted(0, none) == (0, None)
-    count, said = gpu.wanted("auto", none)
+    one = devices.discover(smi(tmp_path, GOOD))
+    none = devices.discover(Host(nvidia_smi="/nowhere/nvidia-smi"))
+    assert devices.wanted(1, one) == (1, None)
+    assert devices.wanted("auto", one) == (1, None)
+    assert devices.wanted(0, none) == (0, None)
+    count, said = devices.wanted("auto", none)
     assert count == 0
     assert "training on the CPU" in (said or "")
     with pytest.raises(NoGpu, match="2 GPUs are asked for, this host has 1 GPU"):
-        gpu.wanted(2, one)
+        devices.wanted(2, one)
     with pytest.raises(NoGpu, match="there is no nvidia-smi"):
-        gpu.wanted(1, none)
+        devices.wanted(1, none)
 
 
 def test_memory_floor() -> None:
     # A GTX 970, sold as 4 GB.
-    small = gpu.Discovery((card(total=4041),))
-    assert gpu.require_vram(1, small, None) == []
+    small = devices.Discovery((card(total=4041),))
+    assert devices.require_vram(1, small, None) == []
     with pytest.raises(NoGpu, match="at least 8192 MiB asked for: GPU 0"):
-        gpu.require_vram(1, small, 8192)
+        devices.require_vram(1, small, 8192)
     with pytest.raises(NoGpu, match="default floor"):
-        gpu.require_vram(1, gpu.Discovery((card(total=3900),)), None)
-    assert gpu.free_enough(card(free=100), None)
-    assert not gpu.free_enough(card(free=100), 200)
-    assert gpu.free_enough(card(free=None), 200)
+        devices.require_vram(1, devices.Discovery((card(total=3900),)), None)
+    assert devices.free_enough(card(free=100), None)
+    assert not devices.free_enough(card(free=100), 200)
+    assert devices.free_enough(card(free=None), 200)
 
 
 def test_memory_that_something_else_holds() -> None:
-    taken = gpu.Discovery((card(), card(1, free=300)))
-    gpu.require_free(1, taken, 4000)
+    taken = devices.Discovery((card(), card(1, free=300)))
+    devices.require_free(1, taken, 4000)
     with pytest.raises(NoGpu, match=r"^GPU 1 \(NVIDIA L4\) has 300 of 24564 MiB free; wanted 4000 MiB"):
-        gpu.require_free(2, taken, 4000)
+        devices.require_free(2, taken, 4000)
     # A job's own card is in use, not taken; a card that does not say passes.
-    gpu.require_free(2, taken, 4000, {UUID.format(1)})
-    gpu.require_free(2, gpu.Discovery((card(), card(1, free=None))), 4000)
+    devices.require_free(2, taken, 4000, {UUID.format(1)})
+    devices.require_free(2, devices.Discovery((card(), card(1, free=None))), 4000)
     # A GTX 970 never has the 4000 MiB of the default floor free.
-    gpu.require_free(1, gpu.Discovery((card(total=4041, free=3960),)), 4000)
+    devices.require_free(1, devices.Discovery((card(total=4041, free=3960),)), 4000)
     with pytest.raises(NoGpu):
-        gpu.require_free(1, gpu.Discovery((card(total=4041, free=2000),)), None)
+        devices.require_free(1, devices.Discovery((card(total=4041, free=2000),)), None)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_only_the_proof_minds_who_has_the_memory(
     tmp_path: Path, held: tuple[str, ...] | None, outcome: str
 ) -> None:
     host = smi(tmp_path, f"0, {UUID.format(0)}, NVIDIA L4, 23034, 200, 550.163.01, [N/A]\n")
-    found = gpucheck.check(host, 1, 4000, None, gpu.discover(host), held)
+    found = gpu_check.check(host, 1, 4000, None, devices.discover(host), held)
     [memory] = [one for one in found if one.name == "gpu-memory"]
     assert memory.status == outcome
     assert "200" in memory.message
@@ -182,13 +183,13 @@ def specification(tmp_path: Path, name: str, text: str) -> Engine:
 
 def test_cdi_by_uuid_else_by_index(tmp_path: Path) -> None:
     engine = specification(tmp_path, "nvidia.yaml", YAML)
-    options = gpu.device_options(engine, [card(0), card(1)], tmp_path / "root")
+    options = devices.device_options(engine, [card(0), card(1)], tmp_path / "root")
     request = options["device_requests"][0]
     assert request["Driver"] == "cdi"
     assert request["DeviceIDs"] == ["nvidia.com/gpu=0", f"nvidia.com/gpu={UUID.format(1)}"]
     assert "devices" not in options
     with pytest.raises(NoGpu, match="names GPU 3"):
-        gpu.device_options(engine, [card(3)], tmp_path / "root")
+        devices.device_options(engine, [card(3)], tmp_path / "root")
 
 
 @pytest.mark.parametrize(
@@ -215,16 +216,16 @@ def test_old_engine_gets_the_device_nodes_too(tmp_path: Path) -> None:
     information.parent.mkdir(parents=True)
     information.write_text(f"Model: NVIDIA L4\nGPU UUID: \t {UUID.format(1)}\nDevice Minor: \t 3\n")
     engine = Engine(ServerVersion="20.10.24+dfsg1", Runtimes={"runc": {}, "nvidia": {}})
-    options = gpu.device_options(engine, [card(1)], tmp_path)
+    options = devices.device_options(engine, [card(1)], tmp_path)
     assert options["device_requests"][0]["DeviceIDs"] == [UUID.format(1)]
     assert options["devices"] == [f"/dev/{n}:/dev/{n}:rw" for n in ("nvidia3", "nvidiactl", "nvidia-uvm")]
     newer = Engine(ServerVersion="25.0.1", Runtimes={"nvidia": {}})
-    assert "devices" not in gpu.device_options(newer, [card(1)], tmp_path)
+    assert "devices" not in devices.device_options(newer, [card(1)], tmp_path)
 
 
 def test_an_engine_without_any_way(tmp_path: Path) -> None:
     with pytest.raises(NoGpu) as raised:
-        gpu.device_options(Engine(ServerVersion="20.10.24", Runtimes={"runc": {}}), [card()], tmp_path)
+        devices.device_options(Engine(ServerVersion="20.10.24", Runtimes={"runc": {}}), [card()], tmp_path)
     assert "nvidia_container_toolkit" in (raised.value.hint or "")
 
 
@@ -255,13 +256,13 @@ def test_driver_loaded_and_installed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     modinfo(tmp_path, monkeypatch, "535.183.01")
     pci(root)
     load(root, "535.183.01")
-    assert gpucheck.driver(root).status == "ok"
+    assert gpu_check.driver(root).status == "ok"
 
 
 def test_driver_upgraded_under_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modinfo(tmp_path, monkeypatch, "550.163.01")
     load(tmp_path / "root", "535.183.01")
-    found = gpucheck.driver(tmp_path / "root")
+    found = gpu_check.driver(tmp_path / "root")
     assert (found.status, found.code) == ("fail", 8)
     assert "550.163.01 is installed, but 535.183.01 is loaded" in found.message
     assert "reboot" in (found.hint or "")
@@ -292,7 +293,7 @@ def test_card_without_driver(
     variables = root / "sys/firmware/efi/efivars"
     variables.mkdir(parents=True)
     (variables / "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c").write_bytes(b"\6\0\0\0" + bytes([secure]))
-    found = gpucheck.driver(root)
+    found = gpu_check.driver(root)
     assert (found.status, found.code) == ("fail", 8)
     assert words in found.message
 
@@ -300,7 +301,7 @@ def test_card_without_driver(
 def test_no_card_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modinfo(tmp_path, monkeypatch, None)
     pci(tmp_path / "root", vendor="0x8086")
-    assert gpucheck.driver(tmp_path / "root").status == "skip"
+    assert gpu_check.driver(tmp_path / "root").status == "skip"
 
 
 def test_faults_in_the_kernel_log(tmp_path: Path) -> None:
@@ -309,7 +310,7 @@ def test_faults_in_the_kernel_log(tmp_path: Path) -> None:
         "4,1,1,-;NVRM: Xid (PCI:0000:01:00): 31, pid=12, name=python3, MMU Fault\n"
         "4,2,2,-;NVRM: Xid (PCI:0000:41:00): 79, pid='<unknown>', GPU has fallen off the bus.\n"
     )
-    found = gpucheck.kernel_faults(tmp_path)
+    found = gpu_check.kernel_faults(tmp_path)
     assert [one.status for one in found] == ["warn"]
     assert "0000:41:00 reported Xid 79" in found[0].message
 
@@ -318,27 +319,27 @@ def test_mig_is_said(tmp_path: Path) -> None:
     line = f"0, {UUID.format(0)}, NVIDIA A100, 40960, 40000, 550.163.01, Enabled\n"
     host = smi(tmp_path, line)
     info = {"ServerVersion": "26.1.5", "Runtimes": {"nvidia": {}}}
-    found = gpucheck.check(host, 1, None, info, gpu.discover(host))
+    found = gpu_check.check(host, 1, None, info, devices.discover(host))
     assert ["split by MIG" in one.message for one in found if one.name == "mig"] == [True]
 
 
 def test_auto_fails_nothing(tmp_path: Path) -> None:
     host = smi(tmp_path, "Failed to initialize NVML: Driver/library version mismatch\n", 18)
-    found = gpucheck.check(host, "auto", None, {"Runtimes": {}}, gpu.discover(host))
+    found = gpu_check.check(host, "auto", None, {"Runtimes": {}}, devices.discover(host))
     assert {one.status for one in found} <= {"skip", "warn", "ok"}
     assert any("training on the CPU" in one.message for one in found)
 
 
 def test_auto_takes_the_cpu_when_the_engine_cannot_hand_over(tmp_path: Path) -> None:
     host = smi(tmp_path, f"0, {UUID.format(0)}, NVIDIA A100, 40960, 40000, 550.163.01, Disabled\n")
-    discovery = gpu.discover(host)
+    discovery = devices.discover(host)
     (found,) = [
         one
-        for one in gpucheck.check(host, "auto", None, {"Runtimes": {}}, discovery)
+        for one in gpu_check.check(host, "auto", None, {"Runtimes": {}}, discovery)
         if one.name == "gpu-containers"
     ]
     assert (found.status, "training on the CPU" in found.message) == ("warn", True)
-    assert "of at least 50000 MiB" in (gpucheck.obstacle(host, 50000, discovery) or "")
+    assert "of at least 50000 MiB" in (gpu_check.obstacle(host, 50000, discovery) or "")
 
 
 @pytest.mark.parametrize(
@@ -352,7 +353,7 @@ def test_auto_takes_the_cpu_when_the_engine_cannot_hand_over(tmp_path: Path) -> 
     ],
 )
 def test_engines_that_cannot_be_used(info: dict[str, Any], version: dict[str, Any], words: str) -> None:
-    found = enginecheck._judge(info, version)
+    found = engine_check._judge(info, version)
     assert [(one.status, one.code) for one in found] == [("fail", 3)]
     assert words in found[0].message
     assert found[0].hint

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from train_classifier.worker.log import LogFile, Masker, Pump, make_fifo
+from train_classifier.worker.training.log import LogFile, Masker, Pump, make_fifo
 
 
 def masked(secrets: list[bytes], blocks: list[bytes]) -> bytes:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from train_classifier.worker import deliver
-from train_classifier.worker.host import Account
-from train_classifier.worker.store import Job
+from train_classifier.worker.jobs import conclude
+from train_classifier.worker.state.store import Job
+from train_classifier.worker.system.host import Account
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -36,11 +36,11 @@ def account(name: str | None = None) -> Account:
 
 
 def take_stock(job: Path) -> None:
-    deliver.take_stock(Job(job), account(), [], lambda: None)
+    conclude.take_stock(Job(job), account(), [], lambda: None)
 
 
 def packed(job: Path, need_new: bool = True, most: int = 1 << 50, user: str | None = None) -> dict[str, Any]:
-    return deliver.packed(
+    return conclude.packed(
         Job(job), account(user), {"outcome": "trained", "exit_code": 0}, need_new, None, most, lambda: None
     )
 
@@ -244,9 +244,9 @@ def test_metrics_that_can_be_read_stay_beside_others(job: Path) -> None:
 FLAT = """
 import os, pwd, sys
 from pathlib import Path
-from train_classifier.worker import deliver
-from train_classifier.worker.host import Account
-from train_classifier.worker.store import Job
+from train_classifier.worker.jobs import conclude as deliver
+from train_classifier.worker.system.host import Account
+from train_classifier.worker.state.store import Job
 entry = pwd.getpwuid(os.geteuid())
 account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
 answer = deliver.packed(Job(Path(sys.argv[1])), account, {}, False, None, 1 << 50, lambda: None)

@@ -8,20 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from train_classifier.bundle import bundle
-from train_classifier.errors import BadInput, Cancelled, NotReady
-from train_classifier.job import JobSpec, Repository
-from train_classifier.worker import launch, locks, sample
-from train_classifier.worker.host import Host, file_system
-from train_classifier.worker.running import signal_of
-from train_classifier.worker.store import Job, Store, write_json
-from train_classifier.worker.tree import parse_list, tidy
-from train_classifier.worker.watch import Watch
+from train_classifier.controller.worker_bundle import bundle
+from train_classifier.core import locks
+from train_classifier.core.errors import BadInput, Cancelled, NotReady
+from train_classifier.core.job import JobSpec, Repository
+from train_classifier.worker.state.file_trees import parse_list, tidy
+from train_classifier.worker.state.files import write_json
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system import launcher
+from train_classifier.worker.system.host import Host, file_system
+from train_classifier.worker.training import usage
+from train_classifier.worker.training.container_watch import signal_of
+from train_classifier.worker.training.stop_reasons import Watch
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from train_classifier.worker import locks
+from train_classifier.core import locks
 with locks.hold(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
@@ -125,7 +128,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("train_classifier.worker.watch.time", made)
+    monkeypatch.setattr("train_classifier.worker.training.stop_reasons.time", made)
     return made
 
 
@@ -160,7 +163,7 @@ def test_the_first_cause_wins(tmp_path: Path, clock: Clock) -> None:
 
 def test_gpu_samples_tolerate_what_cards_do_not_say() -> None:
     text = "GPU-a, 55, 1024\nGPU-b, [N/A], [Not Supported]\nUnable to determine\nGPU-c, 1, 2\n"
-    assert sample.parse(text, ["GPU-a", "GPU-b", "GPU-gone"]) == [
+    assert usage.parse(text, ["GPU-a", "GPU-b", "GPU-gone"]) == [
         ("GPU-a", "55", "1024"), ("GPU-b", "", ""), ("GPU-gone", "", ""),
     ]  # fmt: skip
 
@@ -215,12 +218,12 @@ def test_settings_of_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_program_is_named_by_its_content() -> None:
     name, files = bundle()
-    assert len(name) == 16 and "__main__.py" in files and "train_classifier/worker/protocol.py" in files
+    assert len(name) == 16 and "__main__.py" in files and "train_classifier/worker/api.py" in files
     # It carries nothing of the controller.
-    top = {path.split("/")[1] for path in files if path.count("/") == 1}
-    assert top == {"__init__.py", "errors.py", "job.py"}
+    top = {path.split("/")[1] for path in files if "/" in path}
+    assert top == {"__init__.py", "core", "worker"}
 
 
 def test_start_time_tells_processes_of_one_id_apart() -> None:
-    assert launch.start_time(os.getpid()) == launch.start_time(os.getpid())
-    assert launch.start_time(1 << 30) is None
+    assert launcher.start_time(os.getpid()) == launcher.start_time(os.getpid())
+    assert launcher.start_time(1 << 30) is None

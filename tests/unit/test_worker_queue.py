@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from train_classifier.errors import NotReady
-from train_classifier.worker import queue, tickets
+from train_classifier.core.errors import NotReady
+from train_classifier.worker.gpus import gpu_queue, tickets
 
 
 def enqueue(folder: Path, job: str) -> Path:
-    return queue.enqueue(
+    return gpu_queue.enqueue(
         folder, job=job, model="mnist", directory=Path("/jobs") / job, want=1, min_vram_mib=None
     )
 
@@ -23,7 +23,7 @@ def enqueue(folder: Path, job: str) -> Path:
     [(0, "0s"), (45, "45s"), (90, "1m30s"), (7200, "2h"), (5400.4, "1h30m"), (3601, "1h1s")],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert queue.duration(seconds) == text
+    assert gpu_queue.duration(seconds) == text
 
 
 def test_numbers_go_up_and_files_are_open_to_the_group(tmp_path: Path) -> None:
@@ -47,26 +47,26 @@ def test_a_ticket_holds_what_the_contract_says(tmp_path: Path) -> None:
 
 def test_claim_once(tmp_path: Path) -> None:
     enqueue(tmp_path, "a")
-    ticket = queue.Ticket.claim(tmp_path, "a")
+    ticket = gpu_queue.Ticket.claim(tmp_path, "a")
     assert ticket.entry.state == "preparing"
     with pytest.raises(NotReady, match="held by another process"):
-        queue.Ticket.claim(tmp_path, "a")
+        gpu_queue.Ticket.claim(tmp_path, "a")
     # A held ticket is not withdrawn.
-    queue.withdraw(tmp_path, "a")
-    assert [entry.job for entry in queue.snapshot(tmp_path)] == ["a"]
+    gpu_queue.withdraw(tmp_path, "a")
+    assert [entry.job for entry in gpu_queue.snapshot(tmp_path)] == ["a"]
     ticket.release()
     with pytest.raises(NotReady, match="lost its place"):
-        queue.Ticket.claim(tmp_path, "a")
+        gpu_queue.Ticket.claim(tmp_path, "a")
 
 
 def test_a_ticket_of_an_earlier_boot_is_dead(tmp_path: Path) -> None:
     path = enqueue(tmp_path, "a")
     data = json.loads(path.read_text())
     path.write_text(json.dumps({**data, "boot": "00000000-0000-0000-0000-000000000000"}))
-    assert queue.snapshot(tmp_path) == []
+    assert gpu_queue.snapshot(tmp_path) == []
 
 
 def test_a_jump_of_the_clock_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     enqueue(tmp_path, "a")
     monkeypatch.setattr(tickets.time, "time", lambda: 1e10)
-    assert [entry.job for entry in queue.snapshot(tmp_path)] == ["a"]
+    assert [entry.job for entry in gpu_queue.snapshot(tmp_path)] == ["a"]

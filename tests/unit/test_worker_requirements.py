@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from train_classifier.worker import debian, reference
-from train_classifier.worker.requirements import Requirements, digest_of_paths, parse
+from train_classifier.core import apt_file, image_reference
+from train_classifier.core.requirements_file import Requirements, digest_of_paths, parse
 
 
 @pytest.fixture
@@ -125,7 +125,9 @@ def test_debian_packages(repository: Path) -> None:
     (repository / "mnist" / "apt-pkgs.txt").write_bytes(
         b"\xef\xbb\xbf# tools\r\ngit\r\nlibgl1=1:1.3~x+b1 # a version\r\n\r\ng++ curl\r\ngit\r\n"
     )
-    assert debian.parse(repository, "mnist") == debian.Packages(("curl", "g++", "git", "libgl1=1:1.3~x+b1"))
+    assert apt_file.parse(repository, "mnist") == apt_file.Packages(
+        ("curl", "g++", "git", "libgl1=1:1.3~x+b1")
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +145,7 @@ def test_debian_packages(repository: Path) -> None:
 )
 def test_options_in_disguise_are_refused(repository: Path, text: str) -> None:
     (repository / "mnist" / "apt-pkgs.txt").write_text(f"git\n{text}\n")
-    problems = debian.parse(repository, "mnist").problems
+    problems = apt_file.parse(repository, "mnist").problems
     assert problems
     assert all(problem.startswith("mnist/apt-pkgs.txt:2: ") for problem in problems)
 
@@ -167,4 +169,4 @@ def test_options_in_disguise_are_refused(repository: Path, text: str) -> None:
     ],
 )
 def test_image_references(text: str, good: bool) -> None:
-    assert (reference.problem(text) is None) is good
+    assert (image_reference.problem(text) is None) is good

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from train_classifier.interrupts import deliver_again
+from train_classifier.cli.early_signals import deliver_again
 
 
 def main() -> None:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from train_classifier.errors import BadInput, ExitCode, TrainClassifierError
-from train_classifier.units import quoted
+from train_classifier.core.errors import BadInput, ExitCode, TrainClassifierError
+from train_classifier.core.text import quoted
 
 #: Typer carries click inside in some versions and beside it in others.
 _CLICK_ERROR = typer.BadParameter.__mro__[2]
@@ -243,7 +243,7 @@ def train(
     Standard output is the job's log, byte for byte; everything of ours is on standard error.
     Ctrl-C stops the job and collects what it left; a second one leaves at once. A hang-up stops nothing.
     """
-    from train_classifier.cli import request
+    from train_classifier.cli import train as request
 
     given = {
         "gpus": gpus,
@@ -361,8 +361,8 @@ def fetch(
     json_mode: Json = False,
 ) -> int:
     """Bring the archive of a finished job; what stayed on the host is packed first."""
-    from train_classifier import units
     from train_classifier.cli import jobs
+    from train_classifier.request import units
 
     path, patience = jobs.output_path(output), _patience()
     (most,) = _parsed(("--max-size", units.size, max_size))
@@ -397,8 +397,8 @@ def clean(
     json_mode: Json = False,
 ) -> int:
     """Remove what finished and dead jobs left on the hosts. Only ever touches what is ours."""
-    from train_classifier import units
     from train_classifier.cli import jobs
+    from train_classifier.request import units
 
     seconds, keep = _parsed(
         ("--older", units.duration, older), ("--keep-environments", units.size, keep_environments)
@@ -416,8 +416,8 @@ def doctor(
     json_mode: Json = False,
 ) -> int:
     """Is a host ready: each check, its result, and what to do about it."""
-    from train_classifier import options
     from train_classifier.cli import doctor as doctors
+    from train_classifier.request import flags as options
 
     (wanted,) = _parsed(("--gpus", options.gpus, gpus))
     return doctors.doctor(_hosts(inventory, host), 1 if wanted is None else wanted, _console(json_mode))
@@ -455,8 +455,8 @@ def _hosts(inventory: str | None, host: str | None) -> list[Any]:
 
 
 def _patience() -> float:
-    from train_classifier import options
-    from train_classifier.follow import PATIENCE_S
+    from train_classifier.controller.follow import PATIENCE_S
+    from train_classifier.request import flags as options
 
     variable = options.variable_of("patience")
     (found,) = _parsed((variable, options.REQUEST["patience"], os.environ.get(variable) or None))
@@ -504,7 +504,7 @@ def run(arguments: Sequence[str]) -> int:
             if (type(error).__name__, command_name) == ("NoSuchOption", "train"):
                 hint = f"The model's own flags go after --: train-classifier train MODEL -- …; ours: {hint}"
             return _fail(BadInput(words, hint=hint), json_mode)
-        from train_classifier.crash import write_crash_file
+        from train_classifier.controller.temp_files import write_crash_file
 
         place = write_crash_file(traceback.format_exc())
         reason = f"A bug in train-classifier ({type(error).__name__})."
@@ -550,7 +550,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
 
 def _fail(error: TrainClassifierError, json_mode: bool) -> int:
     from train_classifier.cli.console import Console
-    from train_classifier.cli.summary import error_json
+    from train_classifier.cli.result_text import error_json
 
     console = Console(json_mode=json_mode)
     if json_mode:

@@ -13,12 +13,11 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from train_classifier.cli import text
-from train_classifier.errors import TrainClassifierError
-from train_classifier.failures import failure
+from train_classifier.core import text
+from train_classifier.core.errors import TrainClassifierError
 
 if TYPE_CHECKING:
-    from train_classifier.cli.live import LiveLine
+    from train_classifier.cli.live_line import LiveLine
 
 #: Seconds between two drawings of the live line.
 TICK_S = 0.2
@@ -139,7 +138,7 @@ class Console:
         """Show a failure: the reason, the tool's own lines, what to do next."""
         with self._lock:
             self.finish()
-            fields = failure(error)
+            fields = error.to_dict()
             for problem in fields["problems"] or [fields["reason"]]:
                 self._line(text.clean(problem), "red", always=True)
             for line in text.clean(fields["detail"] or "").splitlines():
@@ -212,7 +211,7 @@ class Console:
             self._write("\r\x1b[K")
 
     def _tick(self) -> None:
-        from train_classifier.cli.live import LiveLine
+        from train_classifier.cli.live_line import LiveLine
 
         drawer = LiveLine(encoding_of(sys.stderr), self.colour)
         while not self._stop.wait(TICK_S):

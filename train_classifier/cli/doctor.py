@@ -4,12 +4,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from train_classifier import jobs
-from train_classifier.cli import text
 from train_classifier.cli.console import Console
-from train_classifier.errors import ExitCode, TrainClassifierError
-from train_classifier.failures import failure
-from train_classifier.transport import Host
+from train_classifier.controller import find_jobs
+from train_classifier.controller.transport import Host
+from train_classifier.core import text
+from train_classifier.core.errors import ExitCode, TrainClassifierError
 
 MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red"), "skip": ("skip", "dim")}
 
@@ -17,7 +16,7 @@ MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "re
 def doctor(hosts: Sequence[Host], gpus: int | str, console: Console) -> ExitCode:
     """Check every host and return 0, or the code of the first failed check (3 or 8 as a rule)."""
     request = {"verb": "check", "gpus": gpus, "min_vram_mib": None, "image": None, "deep": True}
-    answers = jobs.ask(hosts, lambda host: host.call(request, timeout=300))
+    answers = find_jobs.ask(hosts, lambda host: host.call(request, timeout=300))
     code = ExitCode.TRAINED
     report: list[dict[str, Any]] = []
     for host, answer in answers:
@@ -25,7 +24,7 @@ def doctor(hosts: Sequence[Host], gpus: int | str, console: Console) -> ExitCode
             code = code or answer.code
             # The same keys as for a host that answers.
             blank = dict.fromkeys(("worker", "python", "host", "engine", "launcher", "state_dir"))
-            known = {"name": host.name, "ready": False, "error": failure(answer)}
+            known = {"name": host.name, "ready": False, "error": answer.to_dict()}
             report.append({**blank, "gpus": [], "checks": [], **known})
             continue
         failed = [check for check in answer.get("checks", []) if check.get("status") == "fail"]

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from train_classifier import inventory as inventories
-from train_classifier import options
-from train_classifier.transport import Host
+from train_classifier.ansible_bridge import inventory as inventories
+from train_classifier.controller.transport import Host
+from train_classifier.request import flags as options
 
 
 def hosts(inventory: str | None, host: str | None) -> list[Host]:

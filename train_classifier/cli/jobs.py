@@ -8,19 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train_classifier import checks, jobs, options, training
-from train_classifier import follow as following
-from train_classifier.cli import summary, text
+from train_classifier.cli import result_text
 from train_classifier.cli.console import Console
-from train_classifier.errors import BadInput, ExitCode, NotReady, OutOfTouch, TrainClassifierError
-from train_classifier.options import OUTPUT
-from train_classifier.repository import user_name
-from train_classifier.transport import Host
+from train_classifier.controller import find_jobs, steps
+from train_classifier.controller import follow as following
+from train_classifier.controller.transport import Host
+from train_classifier.core import text
+from train_classifier.core.errors import BadInput, ExitCode, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.request import checks, flags
+from train_classifier.request.checkout import user_name
+from train_classifier.request.flags import OUTPUT
 
 
 def show_list(hosts: Sequence[Host], everything: bool, console: Console) -> ExitCode:
     """Show the jobs of all hosts; hosts that cannot be asked are named on standard error."""
-    found, errors = jobs.every(hosts, everything)
+    found, errors = find_jobs.every(hosts, everything)
     if console.json_mode:
         console.out(json.dumps([{**job, "status": job.get("outcome") or job.get("state")} for job in found]))
     elif found:
@@ -46,7 +48,7 @@ def show_list(hosts: Sequence[Host], everything: bool, console: Console) -> Exit
 
 def show_status(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
     """Show one job's state, its phases and, once finished, its result."""
-    found = jobs.find(hosts, job)
+    found = find_jobs.find(hosts, job)
     status, result = found.answer.get("status") or {}, found.answer.get("result") or {}
     if console.json_mode:
         console.out(json.dumps({**found.answer, "host": found.host.name}))
@@ -76,7 +78,7 @@ def show_status(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
 
 def show_logs(hosts: Sequence[Host], job: str, keep_on: bool, patience: float, console: Console) -> ExitCode:
     """Write the job's log so far, raw, with nothing added; with `keep_on` until the job ends."""
-    found = jobs.find(hosts, job).started()
+    found = find_jobs.find(hosts, job).started()
     if keep_on:
         following.follow(found.host, found.id, Quiet(console), patience=patience)
         return ExitCode.TRAINED
@@ -115,7 +117,7 @@ class Quiet:
 class Attached:
     """A job that `attach` follows: what the summary is made of."""
 
-    def __init__(self, found: jobs.Found, console: Console) -> None:
+    def __init__(self, found: find_jobs.Found, console: Console) -> None:
         self.job = found.id
         self.model = str((found.answer.get("spec") or found.answer.get("status") or {}).get("model"))
         self.host_name = found.host.name
@@ -142,7 +144,7 @@ def attach(
 ) -> tuple[Attached, ExitCode]:
     """Follow a job from its first byte to its end, then fetch; returns the job's own exit code."""
     try:
-        found = jobs.find(hosts, job).started()
+        found = find_jobs.find(hosts, job).started()
     except KeyboardInterrupt:
         raise OutOfTouch(
             "Left before the job was found; if it runs, it runs on.",
@@ -152,7 +154,7 @@ def attach(
     lease = (found.answer.get("spec") or {}).get("lease_s")
     try:
         answer = following.follow(found.host, found.id, run, patience=patience, renew=lease is not None)
-        training.fetch(found.host, found.id, answer["result"], output, run, patience)
+        steps.fetch(found.host, found.id, answer["result"], output, run, patience)
     except TrainClassifierError as error:
         run.failure = error
     except KeyboardInterrupt:
@@ -168,9 +170,9 @@ def fetch(
 
     What stayed on the host is packed first; `most` replaces the job's own limit of bytes for that.
     """
-    from train_classifier import fetch as fetching
+    from train_classifier.controller import fetch as fetching
 
-    found = jobs.find(hosts, job).started()
+    found = find_jobs.find(hosts, job).started()
     result = found.answer.get("result")
     if not result:
         raise NotReady(
@@ -197,8 +199,8 @@ def fetch(
 
 def cancel(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
     """Stop a job, running or waiting. Asking twice is harmless."""
-    found = jobs.find(hosts, job)
-    answer = training.cancel(found.host, found.id, f"{user_name()}@{socket.gethostname()}")
+    found = find_jobs.find(hosts, job)
+    answer = steps.cancel(found.host, found.id, f"{user_name()}@{socket.gethostname()}")
     if console.json_mode:
         console.out(json.dumps({"id": found.id, "exit_code": 0, "state": answer.get("state")}))
     elif found.answer.get("result"):
@@ -222,7 +224,7 @@ def clean(
         "keep_environments_bytes": keep_bytes,
         "dry_run": dry_run,
     }
-    answers = jobs.ask(hosts, lambda host: host.call(request, timeout=3600))
+    answers = find_jobs.ask(hosts, lambda host: host.call(request, timeout=3600))
     errors = [answer for _, answer in answers if isinstance(answer, TrainClassifierError)]
     good = [(host, answer) for host, answer in answers if isinstance(answer, dict)]
     if console.json_mode:
@@ -246,11 +248,11 @@ def finish_attach(run: Attached, code: ExitCode, console: Console) -> None:
     """Show how an attached job ended."""
     console.finish()
     if console.json_mode:
-        console.out(summary.as_json(run, code, console))
+        console.out(result_text.as_json(run, code, console))
     if run.failure:
         console.error(run.failure)
     if run.result is not None and not console.json_mode:
-        console.say(summary.as_text(run, console))
+        console.say(result_text.as_text(run, console))
 
 
 def output_path(output: str | None) -> Path:
@@ -259,7 +261,7 @@ def output_path(output: str | None) -> Path:
         here = Path.cwd()
     except FileNotFoundError as error:
         raise BadInput("the current folder no longer exists; change to another") from error
-    path, problems = checks.output(output or os.environ.get(options.variable_of("output")) or OUTPUT, here)
+    path, problems = checks.output(output or os.environ.get(flags.variable_of("output")) or OUTPUT, here)
     if problems:
         raise BadInput(*problems)
     return path

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train_classifier import content, options
-from train_classifier import inventory as inventories
-from train_classifier.errors import BadInput, ExitCode, NotReady
-from train_classifier.playbook import ansible_environment
-from train_classifier.units import quoted
+from train_classifier.ansible_bridge import content
+from train_classifier.ansible_bridge import inventory as inventories
+from train_classifier.ansible_bridge.playbook import ansible_environment
+from train_classifier.core.errors import BadInput, ExitCode, NotReady
+from train_classifier.core.text import quoted
+from train_classifier.request import flags
 
 #: The group whose hosts site.yml prepares.
 GROUP = "training"
@@ -26,7 +27,7 @@ def provision(inventory: str | None, host: str | None, arguments: Sequence[str])
     this machine lacks what Ansible needs.
     """
     root = content.root()
-    host = host if host is not None else os.environ.get(options.variable_of("host")) or None
+    host = host if host is not None else os.environ.get(flags.variable_of("host")) or None
     where = inventories.source(inventory, os.environ, Path.cwd())
     if where is None:
         # A checkout has an inventory of this machine alone.

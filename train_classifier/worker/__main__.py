@@ -2,7 +2,7 @@
 
 import sys
 
-from train_classifier.worker.protocol import main
+from train_classifier.worker.api import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

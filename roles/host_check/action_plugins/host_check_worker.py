@@ -12,11 +12,11 @@ from pathlib import Path
 from ansible.plugins.action import ActionBase
 
 try:
-    from train_classifier.bundle import bundle
+    from train_classifier.controller.worker_bundle import bundle
 except ImportError:
     # Plain ansible-playbook of another installation, run in a checkout.
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
-    from train_classifier.bundle import bundle
+    from train_classifier.controller.worker_bundle import bundle
 
 # Runs on the host: unpacks the worker, asks it, removes it.
 BOOTSTRAP = """

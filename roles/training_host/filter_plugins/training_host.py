@@ -14,7 +14,7 @@ def worker(role_path: str) -> dict[str, Any]:
         if (folder / "train_classifier" / "bundle.py").is_file():
             sys.path.insert(0, str(folder))
             break
-    from train_classifier.bundle import bundle
+    from train_classifier.controller.worker_bundle import bundle
 
     name, files = bundle()
     return {"name": name, "files": {path: content.decode() for path, content in files.items()}}

@@ -1,0 +1,1 @@
+"""The way through Ansible: playbooks, inventories, and the events of action plugins."""

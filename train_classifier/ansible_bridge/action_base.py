@@ -1,0 +1,165 @@
+"""What the action plugins share: the host of Ansible's own connection, the order, and where events go."""
+
+import abc
+import codecs
+import contextlib
+import os
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from train_classifier.ansible_bridge import event_socket
+from train_classifier.ansible_bridge.inventory import Target
+from train_classifier.controller.events import Reporter
+from train_classifier.controller.steps import Order
+from train_classifier.controller.temp_files import write_crash_file
+from train_classifier.controller.transport import Host
+from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
+
+
+class DisplayReporter:
+    """Shows events and log through Ansible's Display, which prints at once and not only at the task's end."""
+
+    def __init__(self) -> None:
+        self._display = Display()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+        self._said: str | None = None
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Show what a person wants to know of an event."""
+        if event == "message" and fields.get("level") == "warning":
+            self._display.warning(fields["text"])
+        elif event == "message":
+            self._display.display(fields["text"])
+        elif event == "status" and fields.get("message") and fields["message"] != self._said:
+            self._said = fields["message"]
+            self._display.display(f"{fields.get('phase') or fields.get('state')}: {self._said}")
+        elif event == "started":
+            self._display.display(f"job {fields['id']} on {fields['host']}")
+        elif event == "result":
+            self.flush()
+        elif event == "delivered":
+            self._display.display(f"{fields['path']}: {fields['bytes']} bytes, sha256 {fields['sha256']}")
+
+    def log(self, data: bytes) -> None:
+        """Show whole lines of the log, a chunk at a time: one call a line would take a minute for 200,000."""
+        text = self._rest + self._decoder.decode(data)
+        lines, newline, self._rest = text.rpartition("\n")
+        if newline:
+            self._display.display(lines)
+        if len(self._rest) > 1 << 16:
+            self.flush()
+
+    def flush(self) -> None:
+        """Show what has no newline yet."""
+        if self._rest:
+            self._display.display(self._rest)
+            self._rest = ""
+
+
+class Step(ActionBase):  # type: ignore[misc]  # ansible is untyped
+    """One step of the training run. A failure is the step's result, in our own words."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = True
+    _supports_check_mode = False
+
+    @abc.abstractmethod
+    def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
+        """Do the work; what it returns becomes part of the task's result."""
+
+    def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
+        """Run the step inside Ansible."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        path = os.environ.get(event_socket.VARIABLE)
+        report: Reporter = DisplayReporter()
+        try:
+            if path:
+                report = event_socket.SinkReporter(path)
+            order = self.order(task_vars or {}, report)
+            result.update({"changed": False, **self.step(order, self.host(order, task_vars or {}), report)})
+        except TrainClassifierError as error:
+            result.update(self._failed(error, report))
+        except AnsibleError:
+            raise
+        except (BrokenPipeError, ConnectionError) as error:
+            result.update({"failed": True, "msg": f"The command line is gone: {error}"})
+        except Exception as error:
+            place = write_crash_file(traceback.format_exc())
+            bug = TrainClassifierError(
+                f"A bug in train-classifier: {type(error).__name__}.", f"Please report it with {place}"
+            )
+            result.update(self._failed(bug, report))
+        return result
+
+    def order(self, task_vars: Mapping[str, Any], report: Reporter) -> Order:
+        """Return the order that preflight made, from its file (under the command line) or its text."""
+        request = str(self._task.args["request"])
+        return Order.from_json(Path(request).read_text() if request.startswith("/") else request)
+
+    def host(self, order: Order | None, task_vars: Mapping[str, Any]) -> Host:
+        """Return the host of Ansible's connection, reached exactly as Ansible would."""
+        target = self.target(task_vars)
+        return Host(
+            target.name,
+            None if target.local else target.ssh,
+            python=(order.python if order else None) or target.python,
+            state_dir=order.state_dir if order else target.state_dir,
+            flags=order.flags if order else "",
+        )
+
+    def target(self, task_vars: Mapping[str, Any]) -> Target:
+        """Return what Ansible makes of the inventory. Raises NotReady for what we cannot reach."""
+        name = str(task_vars.get("inventory_hostname", "localhost"))
+        kind = str(self._connection.transport).rpartition(".")[2]
+        words: list[str] = []
+        if kind == "ssh":
+            connection = self._connection
+            connection.host = connection.get_option("host") or self._play_context.remote_addr
+            if connection.get_option("password") or self._play_context.password:
+                raise NotReady(
+                    f"{name} is reached with a password; train-classifier works with keys only.",
+                    "Put a key on the host and remove ansible_password from the inventory.",
+                )
+            built = connection._build_command(connection.get_option("ssh_executable"), "ssh", connection.host)
+            words = [os.fsdecode(word) for word in built]
+        elif kind != "local":
+            raise NotReady(
+                f"{name} is reached by connection '{kind}'; train-classifier knows ssh and local.",
+                "Set ansible_connection in the inventory to ssh or local.",
+            )
+        state_dir = self._templar.template(task_vars.get("training_job_state_dir"))
+        return Target(
+            name,
+            local=kind == "local",
+            ssh=words,
+            state_dir=str(state_dir) if state_dir else None,
+            python=self._python(task_vars),
+        )
+
+    def _python(self, task_vars: Mapping[str, Any]) -> str | None:
+        given = self._templar.template(task_vars.get("ansible_python_interpreter"))
+        # Implicit localhost names the controller's own interpreter, which is not the host's.
+        if not given or given == task_vars.get("ansible_playbook_python") or str(given).startswith("auto"):
+            return None
+        return str(given)
+
+    def _failed(self, error: TrainClassifierError, report: Reporter) -> dict[str, Any]:
+        fields = error.to_dict()
+        if isinstance(report, event_socket.SinkReporter):
+            # Nobody listens any more: the result still says it.
+            with contextlib.suppress(OSError):
+                report.event("error", **fields)
+        problems = error.problems if isinstance(error, BadInput) else [error.reason]
+        parts = ["\n".join(problems), error.detail, f"→ {error.hint}" if error.hint else None]
+        return {
+            "failed": True,
+            "msg": "\n".join(part for part in parts if part),
+            "exit_code": int(error.code),
+        }

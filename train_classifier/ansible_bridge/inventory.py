@@ -1,0 +1,254 @@
+"""The inventory's hosts and how each is reached, as Ansible itself would do it, without a playbook."""
+
+import dataclasses
+import difflib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train_classifier.ansible_bridge import content
+from train_classifier.core.errors import BadInput, TrainClassifierError
+from train_classifier.core.text import printable, quoted
+
+if TYPE_CHECKING:
+    from train_classifier.controller.transport import Host
+
+VARIABLE = "TRAIN_CLASSIFIER_INVENTORY"
+#: The name of this machine where no inventory is given.
+THIS_MACHINE = "localhost"
+#: Seconds for an inventory, which may be a program that asks a cloud, or a vault that asks for its password.
+TIMEOUT_S = 300.0
+_PATTERN = frozenset(":,*?!&[]~@")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One host. `ssh` is the whole command line up to and with the destination; empty when `local`."""
+
+    name: str
+    local: bool = True
+    ssh: list[str] = dataclasses.field(default_factory=list)
+    #: The inventory's training_job_state_dir and ansible_python_interpreter; None: the host's default.
+    state_dir: str | None = None
+    python: str | None = None
+    #: Why we cannot reach it, whatever it answers; None: nothing speaks against it.
+    problem: str | None = None
+
+    def connect(self, own_session: bool = False, flags: str = "") -> "Host":
+        """Return the host as the transport wants it; `flags` find it again, see `flags`."""
+        from train_classifier.controller.transport import Host
+
+        return Host(
+            self.name,
+            None if self.local else self.ssh,
+            python=self.python,
+            state_dir=self.state_dir,
+            own_session=own_session,
+            flags=flags,
+            problem=self.problem,
+        )
+
+
+def flags(inventory: str | None, host: str | None) -> str:
+    """Return the flags with which another command asks the same hosts, each with a space before it."""
+    given = (("--inventory", inventory), ("--host", host))
+    return "".join(f" {name} {shlex.quote(value)}" for name, value in given if value is not None)
+
+
+def source(inventory: str | None, environ: Mapping[str, str], cwd: Path) -> str | None:
+    """Return the inventory to use: an absolute path, a host list with a comma, or None for this machine.
+
+    Raises BadInput when there is no such file.
+    """
+    given = inventory if inventory is not None else environ.get(VARIABLE) or None
+    if given is None:
+        return None
+    if not given.strip() or "\0" in given:
+        raise BadInput("the inventory's name is empty: give a file, a folder, or hosts with a comma")
+    if "," in given:
+        return given
+    try:
+        path = cwd / Path(given).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"inventory {quoted(given)}: {reason}") from error
+    if not there:
+        hint = f"; for a host without an inventory write {quoted(given + ',')}" if "/" not in given else ""
+        raise BadInput(f"inventory {quoted(given)} does not exist in {printable(str(cwd))}{hint}")
+    if not os.access(path, os.R_OK):
+        raise BadInput(f"inventory {quoted(given)} cannot be read by this user")
+    return str(path)
+
+
+def hosts(
+    inventory: str | None = None,
+    limit: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> list[Target]:
+    """Return the hosts of an inventory, or those that match `limit`: a host, a group or a pattern.
+
+    Without an inventory (nor TRAIN_CLASSIFIER_INVENTORY) that is this machine. A host that we cannot reach
+    carries its problem as long as there is one that we can. Raises BadInput with one sentence per problem:
+    no such inventory, unknown host, nothing that matches, no host that we can reach.
+    """
+    found = _targets(_find(inventory, limit, environ, cwd))
+    if all(target.problem for target in found):
+        raise BadInput(*(str(target.problem) for target in found))
+    return found
+
+
+def named(inventory: str, pattern: str, environ: Mapping[str, str] | None = None) -> list[str]:
+    """Return the names of the hosts that match `pattern`; no variable is looked at, so no vault is opened.
+
+    Raises BadInput when the inventory cannot be read.
+    """
+    answer = _ask(inventory, pattern, os.environ if environ is None else environ, names_only=True)
+    if "error" in answer:
+        raise BadInput(_unreadable(inventory, answer))
+    return [str(host["name"]) for host in answer["hosts"]]
+
+
+def _targets(found: list[dict[str, Any]]) -> list[Target]:
+    return [
+        Target(
+            host["name"],
+            host["local"],
+            host["ssh"],
+            host.get("state_dir"),
+            host.get("python"),
+            f"host '{printable(host['name'])}' {host['problem']}" if host["problem"] else None,
+        )
+        for host in found
+    ]
+
+
+def one(
+    inventory: str | None = None,
+    host: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Target:
+    """Return the one host that is meant. Raises BadInput as `hosts` does, and when there are several."""
+    found = _targets(_single(_find(inventory, host, environ, cwd), host))[0]
+    if found.problem:
+        raise BadInput(found.problem)
+    return found
+
+
+def _find(
+    inventory: str | None, limit: str | None, environ: Mapping[str, str] | None, cwd: Path | None
+) -> list[dict[str, Any]]:
+    environ = os.environ if environ is None else environ
+    where = source(inventory, environ, cwd or Path.cwd())
+    if where is None:
+        if limit not in (None, THIS_MACHINE, "127.0.0.1", "all"):
+            raise BadInput(
+                f"host {quoted(limit)} is unknown, since no inventory is given: add --inventory FILE, "
+                f"or --inventory {quoted(f'{limit},')} for a host that ssh knows"
+            )
+        local: dict[str, Any] = {"name": THIS_MACHINE, "problem": None, "local": True, "ssh": []}
+        return [{**local, "state_dir": None, "python": None}]
+    # @ would have Ansible read patterns from a file, also after a comma or a colon.
+    if limit is not None and (
+        not limit.strip() or limit.startswith("-") or re.search(r"(^|[,:])\s*@", limit)
+    ):
+        raise BadInput(f"host {quoted(limit)} is no name of a host or group")
+    answer = _ask(where, limit, environ)
+    if "error" in answer:
+        raise BadInput(_unreadable(where, answer))
+    found: list[dict[str, Any]] = answer["hosts"]
+    if not found:
+        raise BadInput(
+            _unknown(where, limit, answer["names"]) if limit else f"inventory {quoted(where)} names no host"
+        )
+    return found
+
+
+def _unreadable(where: str, answer: Mapping[str, Any]) -> str:
+    reason = " ".join(printable(line) for line in str(answer["error"]).splitlines() if line.strip())
+    hint = (
+        "; name the file of its password by ANSIBLE_VAULT_PASSWORD_FILE" if "vault secrets" in reason else ""
+    )
+    return f"inventory {quoted(where)} cannot be read: {reason}{hint}"
+
+
+def _single(found: list[dict[str, Any]], host: str | None) -> list[dict[str, Any]]:
+    if len(found) > 1:
+        names = ", ".join(printable(target["name"]) for target in found[:10])
+        more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+        what = f"{quoted(host)} matches" if host else "the inventory has"
+        raise BadInput(f"{what} {len(found)} hosts where one is meant: {names}{more}; name one by --host")
+    return found
+
+
+def _unknown(where: str, limit: str, names: list[str]) -> str:
+    if _PATTERN & set(limit):
+        return f"no host of inventory {quoted(where)} matches {quoted(limit)}"
+    near = difflib.get_close_matches(limit, names, n=1, cutoff=0.5)
+    if near:
+        hint = f"did you mean '{printable(near[0])}'?"
+    elif limit in names:
+        hint = "the group is empty"
+    else:
+        hint = f"it has {', '.join(printable(name) for name in names[:10])}{', …' if len(names) > 10 else ''}"
+    return f"host {quoted(limit)} is not in inventory {quoted(where)}; {hint}"
+
+
+def _ask(
+    inventory: str, limit: str | None, environ: Mapping[str, str], names_only: bool = False
+) -> dict[str, Any]:
+    from train_classifier.ansible_bridge.playbook import ansible_environment
+
+    environment = {
+        **environ,
+        **ansible_environment(content.root()),
+        # A file that no plugin understands is an error, not an empty inventory.
+        "ANSIBLE_INVENTORY_UNPARSED_FAILED": "True",
+        "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
+        "ANSIBLE_LOCALHOST_WARNING": "False",
+        "ANSIBLE_DEPRECATION_WARNINGS": "False",
+        "ANSIBLE_NOCOLOR": "True",
+    }
+    try:
+        done = subprocess.run(
+            # -P: the current folder may be anybody's checkout, and is no place to import from.
+            [sys.executable, "-P", "-m", "train_classifier.ansible_bridge.inventory_child"],
+            input=json.dumps({"inventory": inventory, "limit": limit, "names_only": names_only}).encode(),
+            env=environment,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise BadInput(f"inventory {quoted(inventory)} did not answer within {TIMEOUT_S:.0f} s") from error
+    said = done.stderr.decode("utf-8", "replace")
+    try:
+        answer = json.loads(done.stdout)
+    except ValueError:
+        answer = None
+    if done.returncode or not isinstance(answer, dict):
+        raise TrainClassifierError(
+            f"Ansible failed on inventory {quoted(inventory)}.",
+            "Try it by ansible-inventory --list; if that works, report this as a bug.",
+            said[-4000:],
+        )
+    if "error" in answer:
+        answer["error"] = _reason(inventory, answer["error"], said)
+    return answer
+
+
+def _reason(inventory: str, error: str, said: str) -> str:
+    """Return the error; for an inventory that no plugin understands, what the plugin for such files said."""
+    plugin = "yaml" if inventory.endswith((".yml", ".yaml", ".json")) else "ini"
+    found = re.search(rf"with '{plugin}' plugin: ([^\n]+)", said)
+    place = re.search(r"^Origin: .*?:([0-9]+):([0-9]+)$", said, re.MULTILINE)
+    where = f" (line {place[1]}, column {place[2]})" if place and plugin == "yaml" else ""
+    return f"{found[1]}{where}" if found else error

@@ -1,0 +1,158 @@
+"""Run one of our playbooks. The only module that imports ansible_runner."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train_classifier.ansible_bridge import content
+
+#: What of the caller's environment Ansible gets. Everything else, secrets above all, stays with the caller:
+#: ansible-runner writes the environment to a file.
+KEPT = frozenset(
+    [
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "SHELL",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TERM",
+        "TMPDIR",
+        "SSH_AUTH_SOCK",
+        "SSH_AGENT_PID",
+        "KRB5CCNAME",
+        "VIRTUAL_ENV",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "NO_PROXY",
+        "DOCKER_HOST",
+        "TRAIN_CLASSIFIER_HOST_JSON",
+    ]
+)
+KEPT_PREFIXES = ("LC_", "XDG_", "ANSIBLE_", "AWX_", "RUNNER_OM", "RUNNER_ON")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+#: Seconds between two looks at `cancelled`.
+TICK_S = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How ansible-playbook ended: its exit status and, when it failed, its own reason."""
+
+    status: int
+    reason: str | None
+    unreachable: bool
+
+
+class Reasons:
+    """Keeps Ansible's own words for a failure out of the stream of events."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.unreachable = False
+        self._verbose: list[str] = []
+
+    def __call__(self, event: Mapping[str, Any]) -> bool:
+        """Take one event; False: ansible-runner keeps no file of it."""
+        kind = event.get("event")
+        if kind in ("runner_on_failed", "runner_on_unreachable") and self.reason is None:
+            data = event.get("event_data")
+            result = data.get("res") if isinstance(data, dict) else None
+            words = result.get("msg") if isinstance(result, dict) else None
+            self.reason = _COLOUR.sub("", str(words or event.get("stdout") or "")).strip() or None
+            self.unreachable = kind == "runner_on_unreachable"
+        elif kind == "verbose" and str(event.get("stdout") or "").strip():
+            self._verbose.append(_COLOUR.sub("", str(event["stdout"])).rstrip())
+            del self._verbose[:-30]
+        return False
+
+    def words(self) -> str | None:
+        """Return the reason, else the last of what Ansible printed outside of any task."""
+        return self.reason or "\n".join(self._verbose) or None
+
+
+def run(
+    playbook: str,
+    private: Path,
+    *,
+    inventory: str | None,
+    limit: str | None = None,
+    variables: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Run playbooks/`playbook` and return how it ended.
+
+    `private` is an empty folder of mode 0700 that the caller removes. Runs in any thread; signals of the
+    terminal do not reach the child, which has a session of its own. `cancelled` is asked every second.
+    """
+    import ansible_runner
+
+    root = content.root()
+    settings = {
+        "suppress_output_file": True,
+        "suppress_ansible_output": True,
+        "pexpect_timeout": TICK_S,
+    }
+    (private / "env").mkdir(mode=0o700)
+    (private / "env" / "settings").write_text(json.dumps(settings))
+    reasons = Reasons()
+    config = ansible_runner.RunnerConfig(
+        private_data_dir=str(private),
+        playbook=str(root / "playbooks" / playbook),
+        inventory=inventory,
+        limit=limit,
+        extravars=dict(variables or {}) or None,
+        quiet=True,
+        ident="run",
+    )
+    config.prepare()
+    config.env = {**_trimmed(config.env), **ansible_environment(root), **(environment or {})}
+    config.cwd = str(private)
+    runner = ansible_runner.Runner(config, event_handler=reasons, cancel_callback=cancelled)
+    with _quiet_path(config.env["PATH"]):
+        _, status = runner.run()
+    return Outcome(int(status if status is not None else 1), reasons.words(), reasons.unreachable)
+
+
+def ansible_environment(root: Path) -> dict[str, str]:
+    """Return the variables with which Ansible finds our content and this package."""
+    package = str(Path(__file__).resolve().parents[2])
+    bin_folder = str(Path(sys.executable).parent)
+    return {
+        "ANSIBLE_CONFIG": str(root / "ansible.cfg"),
+        # Installed as a tool only our own script is on PATH, and Ansible's programs lie beside it.
+        "PATH": os.pathsep.join(part for part in (bin_folder, os.environ.get("PATH", os.defpath)) if part),
+        "PYTHONPATH": os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH")) if part),
+        "ANSIBLE_HOST_KEY_CHECKING": os.environ.get("ANSIBLE_HOST_KEY_CHECKING", "True"),
+    }
+
+
+@contextlib.contextmanager
+def _quiet_path(path: str) -> Any:
+    """pexpect looks the command up on our own PATH, not on the child's."""
+    before = os.environ.get("PATH")
+    os.environ["PATH"] = path
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PATH"]
+        else:
+            os.environ["PATH"] = before
+
+
+def _trimmed(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value for name, value in environment.items() if name in KEPT or name.startswith(KEPT_PREFIXES)
+    }

@@ -1,0 +1,73 @@
+"""The live line of a phase, drawn with rich: on a terminal only, since rich takes its time to load."""
+
+import io
+import time
+
+from rich.console import Console, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from train_classifier.core import text
+
+#: Columns of the bar.
+BAR = 20
+
+
+class _Sheet(io.StringIO):
+    """What rich draws on: text of the terminal's encoding."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__()
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """The terminal's encoding: rich draws in ASCII where it is not Unicode."""
+        return self._encoding
+
+
+class LiveLine:
+    """Draws one line: a spinner, the phase, its time, its bytes as a bar, and why it waits."""
+
+    def __init__(self, encoding: str, colour: bool) -> None:
+        self._encoding = encoding
+        self._colour = colour
+        self._spinner = Spinner("dots" if "utf" in encoding.lower() else "line", style="cyan")
+
+    def draw(
+        self, width: int, phase: str, seconds: float, sent: tuple[int, int | None] | None, why: str
+    ) -> str:
+        """Return the line for a terminal of `width` columns, without its end."""
+        sheet = _Sheet(self._encoding)
+        console = Console(
+            file=sheet,
+            force_terminal=True,
+            color_system="standard" if self._colour else None,
+            no_color=not self._colour,
+            width=max(20, width),
+            legacy_windows=False,
+            highlight=False,
+            markup=False,
+            emoji=False,
+        )
+        row = Table.grid(padding=(0, 1), expand=False)
+        cells: list[RenderableType] = [
+            self._spinner.render(time.monotonic()),
+            Text(phase, style="cyan"),
+            Text(text.duration(seconds), style="cyan"),
+        ]
+        if sent is not None:
+            done, total = sent
+            if total:
+                cells.append(ProgressBar(total=total, completed=min(done, total), width=BAR))
+            cells.append(Text(text.size(done) + (f" of {text.size(total)}" if total else "")))
+        for _ in cells:
+            row.add_column(no_wrap=True)
+        if why:
+            row.add_column(no_wrap=True, overflow="ellipsis")
+            cells.append(Text(why, style="dim"))
+        row.add_row(*cells)
+        console.print(row, end="")
+        return sheet.getvalue().split("\n")[0].rstrip()

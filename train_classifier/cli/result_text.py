@@ -1,0 +1,110 @@
+"""The end of a run in a few lines, or as one JSON object."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from train_classifier.cli.console import Console
+from train_classifier.core import text
+from train_classifier.core.errors import OUTCOMES, ExitCode, TrainClassifierError
+from train_classifier.core.job import PHASES
+
+#: Phases in the order in which a run goes through them.
+ORDER = ("preflight", "push", "start", *PHASES, "fetch")
+
+#: Columns of the longest name that the others are lined up with.
+LABEL = 20
+
+
+class Finished(Protocol):
+    """What a summary is made of."""
+
+    result: dict[str, Any] | None
+    delivered: dict[str, Any] | None
+    failure: TrainClassifierError | None
+
+    @property
+    def job(self) -> str:
+        """The job's id."""
+
+    @property
+    def model(self) -> str:
+        """The job's model."""
+
+    @property
+    def host_name(self) -> str:
+        """Where it ran."""
+
+
+def seconds(result: Mapping[str, Any] | None, console: Console) -> dict[str, float]:
+    """Return the seconds of each phase, the controller's own and the worker's, in order."""
+    spent = {**console.seconds, **((result or {}).get("seconds") or {})}
+    return {name: float(spent[name]) for name in [*ORDER, *sorted(set(spent) - set(ORDER))] if name in spent}
+
+
+def as_text(run: Finished, console: Console) -> str:
+    """Return the closing summary for people, at most 80 columns where the paths allow it."""
+    result = run.result or {}
+    outcome = str(result.get("outcome") or "?")
+    colour = "green" if run.failure is None else "red"
+    rows: list[tuple[str, object]] = [
+        ("outcome", console.paint(outcome, colour) if run.failure is None else outcome),
+        ("job", f"{run.job} on {run.host_name}"),
+    ]
+    if run.delivered:
+        rows.append(("artefacts", f"{run.delivered['path']} ({text.size(run.delivered['bytes'])})"))
+    metrics = result.get("metrics")
+    if isinstance(metrics, dict):
+        for name, value in list(metrics.items())[:12]:
+            rows.append((text.short(name, 50), text.number(value)))
+    # One long name of a metric does not push all values off the terminal.
+    width = max((len(name) for name, _ in rows if len(name) <= LABEL), default=0)
+    lines = [f"{text.clean(name).ljust(width)}  {value}" for name, value in rows]
+    if run.delivered:
+        # Its 64 digits beside the other values would be wider than a terminal.
+        lines.append(f"sha256  {run.delivered['sha256']}")
+    spent = seconds(run.result, console)
+    if spent:
+        lines.append("")
+        lines.append(
+            text.table(
+                [
+                    *((name, f"{value:.1f} s") for name, value in spent.items()),
+                    ("together", f"{sum(spent.values()):.1f} s"),
+                ],
+                ("phase", "time"),
+                right=(1,),
+            )
+        )
+    return "\n" + "\n".join(lines)
+
+
+def as_json(run: Finished, code: ExitCode, console: Console) -> str:
+    """Return the one JSON object of --json."""
+    result = run.result or {}
+    return json.dumps(
+        {
+            "id": run.job,
+            "model": run.model,
+            "host": run.host_name,
+            "outcome": "submitted" if code == 0 and run.result is None else OUTCOMES[code],
+            "exit_code": int(code),
+            "error": run.failure.to_dict() if run.failure else None,
+            "artefacts": run.delivered,
+            "metrics": result.get("metrics"),
+            "seconds": seconds(run.result, console),
+            "result": run.result,
+        }
+    )
+
+
+def error_json(error: TrainClassifierError) -> str:
+    """Return the one JSON object of a command that failed before there was a job."""
+    return json.dumps(
+        {
+            "id": None,
+            "outcome": OUTCOMES[error.code],
+            "exit_code": int(error.code),
+            "error": error.to_dict(),
+        }
+    )

@@ -1,0 +1,285 @@
+"""`train`: the playbook in a thread, the signals in the main thread, the outcome as one exit code."""
+
+import contextlib
+import dataclasses
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from train_classifier.ansible_bridge import playbook
+from train_classifier.ansible_bridge.inventory import Target
+from train_classifier.cli import result_text
+from train_classifier.cli.console import Console
+from train_classifier.cli.training_playbook import Play
+from train_classifier.controller import steps
+from train_classifier.controller.steps import Order
+from train_classifier.controller.transport import Host
+from train_classifier.core.errors import (
+    BadInput,
+    Cancelled,
+    ExitCode,
+    NotReady,
+    OutOfTouch,
+    TrainClassifierError,
+    from_dict,
+)
+
+#: Seconds that leaving at once may take for the stop to reach the host.
+LEAVE_S = 5.0
+
+
+class Run:
+    """One `train` from the order to the outcome. A Reporter that listens in before the console shows."""
+
+    #: Seconds that leaving at once may take.
+    leave_s = LEAVE_S
+
+    def __init__(
+        self, order: Order, look: Callable[[], Target], secrets: Mapping[str, str], console: Console
+    ) -> None:
+        """Take the order. The playbook tells its host; `look` asks the inventory when that fails."""
+        self.order = order
+        self._look = look
+        self._host: Host | None = None
+        self.console = console
+        self.result: dict[str, Any] | None = None
+        self.delivered: dict[str, Any] | None = None
+        self.failure: TrainClassifierError | None = None
+        self.started = False
+        self._secrets = dict(secrets)
+        self._phase: str | None = None
+        self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._abandon = threading.Event()
+        self._stopping: threading.Thread | None = None
+        self._start_event = threading.Event()
+        #: Held where it is settled whether the job may start or the run is over before that.
+        self._gate = threading.Lock()
+        self._refused = False
+        self._hung_up = False
+
+    @property
+    def job(self) -> str:
+        """The job's id."""
+        return self.order.spec.id
+
+    @property
+    def model(self) -> str:
+        """The job's model."""
+        return self.order.spec.model
+
+    @property
+    def host(self) -> Host:
+        """The host. Raises BadInput when there is no such one."""
+        if self._host is None:
+            self._host = self._look().connect(own_session=True, flags=self.order.flags)
+        return self._host
+
+    @property
+    def host_name(self) -> str:
+        """Where it runs; empty while that is not known."""
+        return self._host.name if self._host else ""
+
+    # The Reporter's side: called by the sink's threads.
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Remember what decides the outcome, and show the event."""
+        if event == "phase" and fields["state"] == "start":
+            self._phase = fields["phase"]
+        elif event == "started":
+            self.started = True
+            self._start_event.set()
+            self._inbox.put(("started", None))
+        elif event == "result":
+            self.result = fields["result"]
+        elif event == "delivered":
+            self.delivered = fields
+        elif event == "error":
+            self.failure = self.failure or from_dict(fields)
+        self.console.event(event, **fields)
+
+    def log(self, data: bytes) -> None:
+        """Show log bytes."""
+        self.console.log(data)
+
+    # The run.
+
+    def run(self, play: Play, inventory: str | None, limit: str | None) -> ExitCode:
+        """Run the playbook on the one host and return the exit code; `failure` says why it is not 0."""
+        play.start(inventory, limit)
+        self._play, self._inbox = play, play.inbox
+        with self._signals():
+            play.attend(self)
+            try:
+                self._attend()
+            except TrainClassifierError as error:
+                self.failure = error
+                self._abandon.set()
+            finally:
+                play.end(self.leave_s)
+        return self.failure.code if self.failure else ExitCode.TRAINED
+
+    def answer(self, question: Any) -> Any:
+        """Answer a step: may it start, the secrets, or what Ansible makes of the inventory (the order)."""
+        if question == "start":
+            return self._may_start()
+        if question == "secrets":
+            return self._secrets
+        try:
+            target = Target(**question["host"])
+            self._host = target.connect(own_session=True, flags=self.order.flags)
+            self.order = self._complete(target)
+            self._play.order_file.write_text(self.order.to_json())
+        except BaseException as error:
+            self._inbox.put(("crash", error))
+            raise ConnectionError("the order cannot be completed") from error
+        return target.name
+
+    def _may_start(self) -> bool:
+        """Let the job start, unless a stop came first: from here on a stop has to reach the host."""
+        with self._gate:
+            if not self._refused:
+                self._phase = "start"
+            return not self._refused
+
+    def _complete(self, target: Target) -> Order:
+        """Return the order for this host."""
+        return dataclasses.replace(self.order, python=target.python, state_dir=target.state_dir)
+
+    def _attend(self) -> None:
+        """Wait for the playbook's end and for signals. Raises what ends the run before its time."""
+        signals = 0
+        while True:
+            kind, value = self._inbox.get()
+            if kind == "done":
+                self._settle(value)
+                return
+            if kind == "crash":
+                raise value
+            if kind == "hangup":
+                self.console.hang_up()
+                self._hung_up = True
+            if self._hung_up and self.started:
+                raise OutOfTouch("The terminal is gone.", self._attach_hint())
+            if kind == "stop":
+                signals += 1
+                if signals == 1:
+                    self._stop(value)
+                else:
+                    self._leave()
+
+    def _stop(self, by: str) -> None:
+        """First Ctrl-C: the stop goes to the host directly, and the run goes on to collect what there is."""
+        with self._gate:
+            self._refused = not self.started and self._phase not in ("start", "follow")
+        if self._refused:
+            self._abandon.set()
+            raise Cancelled(f"Cancelled by {by} before the job was started.")
+        self.console.say(f"{by}: stopping the job, then collecting what it left. Once more to leave at once.")
+        self._stopping = threading.Thread(target=self._send_stop, args=(by,), daemon=True, name="stop")
+        self._stopping.start()
+
+    def _send_stop(self, by: str) -> None:
+        job = self.order.spec.id
+        # Submitted or not is known only once the start's answer is here.
+        self._start_event.wait(60)
+        delay = 0.5
+        while not self._abandon.is_set():
+            try:
+                answer = steps.cancel(self.host, job, f"{by} of {self.order.spec.submitter}")
+                if answer.get("state") != "removed":
+                    return
+                # A submission that is on its way keeps the folder: asked again, the job is gone or started.
+                time.sleep(delay)
+            except BadInput:
+                return
+            except TrainClassifierError as error:
+                self.console.say(
+                    f"the stop did not reach {self.host.name}: {error.reason} Trying again.", "yellow"
+                )
+                time.sleep(delay)
+                delay = min(delay * 2, 10)
+
+    def _leave(self) -> None:
+        """Second Ctrl-C: leave at once, but not before the stop had its chance."""
+        stopping = self._stopping
+        # Whether the job was submitted is not waited for any longer: a stop takes it away before that, too.
+        self._start_event.set()
+        if stopping is not None:
+            stopping.join(self.leave_s)
+        if stopping is None or stopping.is_alive():
+            raise Cancelled(
+                f"Left at once; {self.host.name} has not confirmed the stop.",
+                f"Make sure: {self._command('cancel', self.job)}",
+            )
+        raise Cancelled(
+            "Left at once; the job is being stopped.",
+            f"What it leaves: {self._command('fetch', self.job)}",
+        )
+
+    def _settle(self, outcome: playbook.Outcome) -> None:
+        if self._host is None:
+            # Ansible ended before the first step: if the inventory is the reason, that is said better there.
+            self._look()
+        elif outcome.status == 0:
+            return
+        if self.failure is not None:
+            return
+        reason = outcome.reason or f"ansible-playbook ended with exit status {outcome.status}."
+        first, _, rest = reason.partition("\n")
+        if self.started:
+            self.failure = OutOfTouch(f"Ansible failed: {first}", self._attach_hint(), rest or None)
+        elif outcome.unreachable:
+            self.failure = NotReady(
+                first, "Check the inventory: ansible -m ping reaches the host?", rest or None
+            )
+        else:
+            self.failure = TrainClassifierError(f"Ansible failed: {first}", detail=rest or None)
+
+    def _attach_hint(self) -> str:
+        return f"The job runs on. Pick it up again: {self._command('attach', self.job)}"
+
+    def _command(self, verb: str, job: str) -> str:
+        return f"train-classifier {verb} {job}{self.order.flags}"
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn signals into messages for `_attend`; put the old handlers back at the end."""
+
+        def post(number: int, _frame: Any) -> None:
+            if number == signal.SIGHUP:
+                self._inbox.put(("hangup", None))
+            else:
+                self._inbox.put(("stop", "Ctrl-C" if number == signal.SIGINT else "SIGTERM"))
+
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {}
+        for number in numbers:
+            # nohup: what is ignored stays ignored.
+            if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:
+                before[number] = signal.signal(number, post)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def finish(run: Run, code: ExitCode, console: Console) -> None:
+    """Show the closing summary, or the one JSON object."""
+    console.finish()
+    if console.json_mode:
+        console.out(result_text.as_json(run, code, console))
+        if run.failure:
+            console.error(run.failure)
+        return
+    if run.order.detach and run.started and not run.failure:
+        console.out(run.order.spec.id)
+        console.say(f"Pick it up again: train-classifier attach {run.order.spec.id}{run.order.flags}")
+        return
+    if run.failure:
+        console.error(run.failure)
+    if run.result is not None:
+        console.say(result_text.as_text(run, console))

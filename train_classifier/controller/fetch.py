@@ -1,0 +1,212 @@
+"""Bring a job's archive to the caller: verified by its checksum, then renamed into place, or not at all."""
+
+import contextlib
+import errno
+import fcntl
+import glob
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from train_classifier.controller.events import Reporter
+from train_classifier.controller.follow import PATIENCE_S, patiently
+from train_classifier.controller.transport import Host
+from train_classifier.core.errors import NothingDelivered, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.core.job import JOB_ID
+
+BLOCK = 1 << 20
+#: Seconds without a sign of life after which a host that packs is given up.
+PACKING_S = 60.0
+#: Seconds between two progress events.
+TICK_S = 0.25
+
+
+def pack(
+    host: Host, job: str, most: int | None, report: Reporter, patience: float = PATIENCE_S
+) -> dict[str, Any]:
+    """Have the host pack what stayed there when a job ended, and return the job's result, written anew.
+
+    `most` replaces the job's own limit of bytes. Raises BadInput when there is more than that.
+    """
+    report.event("message", level="info", text=f"{host.name} packs the artefacts of job {job}.")
+
+    def ask() -> dict[str, Any]:
+        request = {"verb": "pack", "id": job, "most": most}
+        result: dict[str, Any] = {}
+        for answer in host.stream(request, PACKING_S):
+            result = answer.get("result") or {}
+        return result
+
+    try:
+        result = patiently(host, job, ask, report, patience)
+    except TrainClassifierError as error:
+        error.hint = as_typed(host, job, error.hint)
+        raise
+    report.event("result", result=result)
+    return result
+
+
+def as_typed(host: Host, job: str, hint: str | None) -> str | None:
+    """Return a hint of the host, with the flags by which the caller's `fetch` finds that host again."""
+    command = f"train-classifier fetch {job}"
+    return hint.replace(command, command + host.flags) if hint else hint
+
+
+def fetch(
+    host: Host,
+    job: str,
+    archive: dict[str, Any],
+    output: Path,
+    report: Reporter,
+    patience: float = PATIENCE_S,
+) -> dict[str, Any]:
+    """Put the archive ({sha256, bytes}) of `job` at `output` and return {path, bytes, sha256}.
+
+    The file at `output` is replaced only by a complete archive; it belongs to the caller.
+    Raises NothingDelivered when it cannot be written or stays corrupt, OutOfTouch when the host is gone.
+    """
+    again = f"The archive is still on {host.name}: train-classifier fetch {job}{host.flags}"
+    ticker = _ticker(report, int(archive["bytes"]))
+    try:
+        with _pinned(output.parent) as folder, _owned(folder / part_name(output, job)) as part:
+            for attempt in (1, 2):
+                if attempt == 1 and _is_whole(part, archive):
+                    ticker(int(archive["bytes"]), None)
+                    break
+                patiently(host, job, lambda: host.pull(job, part, ticker), report, patience)
+                if _sha256(part) == archive["sha256"]:
+                    break
+                if attempt == 2:
+                    raise NothingDelivered(
+                        f"{output.name} arrived damaged twice: its checksum is not {host.name}'s.",
+                        f"Check the disks and memory on both sides. {again}",
+                    )
+                report.event(
+                    "message", level="warning", text=f"{output.name} arrived damaged: it is fetched again."
+                )
+                part.write_bytes(b"")
+            size = part.stat().st_size
+            part.replace(folder / output.name)
+            _sync(folder)
+            sweep(folder / output.name)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        raise NothingDelivered(f"{output} cannot be written: {reason}.", again) from error
+    except (NothingDelivered, OutOfTouch):
+        raise
+    except NotReady as error:
+        raise NothingDelivered(f"{output} was not delivered. {error.reason}", again, error.detail) from error
+    except TrainClassifierError as error:
+        error.hint = error.hint or again
+        raise
+    return {"path": str(output), "bytes": size, "sha256": archive["sha256"]}
+
+
+@contextlib.contextmanager
+def _pinned(folder: Path) -> Iterator[Path]:
+    """Yield a path to a folder that stays the same folder whatever becomes of the names that lead to it.
+
+    `folder` is a real path: a link in it was put there since, by whoever can write to the repository. Raises
+    OSError for one.
+    """
+    descriptor = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in folder.parts[1:]:
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            below = os.open(name, flags, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+        # Children of ours, rsync among them, find it by this name too.
+        yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def keep(output: Path, job: str, content: bytes) -> None:
+    """Put an archive that came with the result where `fetch` looks for what has arrived, if possible."""
+    with contextlib.suppress(OSError), _pinned(output.parent) as folder:
+        part = folder / part_name(output, job)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            # Another fetch of this job writes it now.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file.truncate()
+            file.write(content)
+
+
+def part_name(output: Path, job: str) -> str:
+    """Return the name of the file beside `output` that holds what has arrived of a job's archive."""
+    return f".{output.name}.{job}.part"
+
+
+def sweep(output: Path) -> None:
+    """Remove what fetches that were killed left beside `output`: parts whose lock nobody holds."""
+    for part in output.parent.glob(glob.escape(f".{output.name}.") + "*.part"):
+        if not JOB_ID.match(part.name[len(output.name) + 2 : -len(".part")]):
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(part, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _owned(part: Path) -> Iterator[Path]:
+    """Make the part file in the caller's name, keep what an earlier try brought, leave nothing behind.
+
+    Its lock tells a part that is being written from one whose writer was killed.
+    """
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NothingDelivered(
+                f"{part.name} is being written by another fetch of this job.", "Wait for it, or stop it."
+            ) from None
+        try:
+            yield part
+        finally:
+            part.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+
+
+def _is_whole(part: Path, archive: dict[str, Any]) -> bool:
+    return part.stat().st_size == int(archive["bytes"]) and _sha256(part) == str(archive["sha256"])
+
+
+def _sha256(path: Path) -> str:
+    """Return the checksum of the file, and see to it that its bytes are on the disk."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _ticker(report: Reporter, total: int) -> Any:
+    last = 0.0
+
+    def tick(done: int, _total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= TICK_S or done >= total:
+            last = time.monotonic()
+            report.event("progress", phase="fetch", done=done, total=total)
+
+    return tick

@@ -1,0 +1,139 @@
+"""Find and list jobs on all hosts of an inventory at once, without Ansible."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from train_classifier.controller.transport import Host, abandon
+from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
+from train_classifier.core.job import JOB_ID, STATES
+
+T = TypeVar("T")
+#: Hosts that are asked at the same time.
+AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Found:
+    """One job where it lies, with the worker's answer to `status`."""
+
+    host: Host
+    answer: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The job's whole id."""
+        return str(self.answer["id"])
+
+    def started(self) -> "Found":
+        """Return this job. Raises NotReady when it was prepared and never started: nothing will ever come."""
+        if (self.answer.get("status") or {}).get("state") in STATES[:2]:
+            raise NotReady(
+                f"Job {self.id} on {self.host.name} was never started (its push was cut, or still runs).",
+                "Train again.",
+            )
+        return self
+
+
+def ask(hosts: Sequence[Host], question: Callable[[Host], T]) -> list[tuple[Host, T | TrainClassifierError]]:
+    """Put the question to every host at once and return the answers, or why there is none, in order.
+
+    Ctrl-C ends it at once, its connections included.
+    """
+    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
+    answered: queue.SimpleQueue[tuple[int, T | BaseException]] = queue.SimpleQueue()
+    for number in range(len(hosts)):
+        waiting.put(number)
+
+    def work() -> None:
+        while True:
+            try:
+                number = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                answered.put((number, question(hosts[number])))
+            except BaseException as error:
+                answered.put((number, error))
+
+    # Daemons: nobody waits at the exit for a host that does not answer.
+    threads = [
+        threading.Thread(target=work, daemon=True, name="ask") for _ in range(min(AT_ONCE, len(hosts)))
+    ]
+    for thread in threads:
+        thread.start()
+    answers: dict[int, T | TrainClassifierError] = {}
+    try:
+        while len(answers) < len(hosts):
+            number, answer = answered.get()
+            if isinstance(answer, BaseException) and not isinstance(answer, TrainClassifierError):
+                raise answer
+            answers[number] = answer
+    except BaseException:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                waiting.get_nowait()
+        # Again and again for a moment: a thread may be about to start its question.
+        end = time.monotonic() + 5
+        while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
+            abandon()
+            time.sleep(0.01)
+        raise
+    return [(host, answers[number]) for number, host in enumerate(hosts)]
+
+
+def find(hosts: Sequence[Host], job: str) -> Found:
+    """Return the job by its id, a unique beginning of it, or `last` for the newest of all hosts.
+
+    Raises BadInput when no host has it or several match, and the host's own failure when the job that is
+    meant might be on a host that could not be asked.
+    """
+    answers = ask(hosts, lambda host: host.call({"verb": "status", "id": job}))
+    found = [Found(host, answer) for host, answer in answers if isinstance(answer, dict)]
+    errors = [(host, answer) for host, answer in answers if isinstance(answer, TrainClassifierError)]
+    if not (found and JOB_ID.match(job)):
+        for host, error in errors:
+            if not isinstance(error, BadInput):
+                # The newest of those that answered may not be the newest.
+                error.hint = _others(error.hint, hosts, host)
+                raise error
+            if len(hosts) > 1 and "ambiguous" in error.reason:
+                raise BadInput(f"{host.name}: {error.reason}", hint=error.hint)
+    if job == "last" and found:
+        return max(found, key=lambda one: one.id)
+    if len({one.id for one in found}) > 1:
+        places = ", ".join(f"{one.id} on {one.host.name}" for one in found)
+        raise BadInput(f"Job {job} is ambiguous: {places}.", hint="Give more of the id.")
+    if found:
+        return found[0]
+    if len(errors) == 1:
+        raise errors[0][1]
+    names = ", ".join(host.name for host, _ in errors) or "no host"
+    flags = hosts[0].flags if hosts else ""
+    raise BadInput(
+        f"There is no job {job} on {names}.", hint=f"See every job: train-classifier list --all{flags}"
+    )
+
+
+def _others(hint: str | None, hosts: Sequence[Host], without: Host) -> str | None:
+    """Return the hint; with other hosts in the inventory also how to ask just one of them."""
+    others = [host.name for host in hosts if host is not without]
+    if not others:
+        return hint
+    return " ".join(part for part in (hint, f"To ask one host alone: --host {others[0]}") if part)
+
+
+def every(hosts: Sequence[Host], everything: bool) -> tuple[list[dict[str, Any]], list[TrainClassifierError]]:
+    """Return the jobs of all hosts, oldest first, each with its `host`, and what went wrong with hosts."""
+    jobs: list[dict[str, Any]] = []
+    errors: list[TrainClassifierError] = []
+    for host, answer in ask(hosts, lambda host: host.call({"verb": "list", "all": everything})):
+        if isinstance(answer, TrainClassifierError):
+            errors.append(answer)
+        else:
+            jobs.extend({**job, "host": host.name} for job in answer.get("jobs", []))
+    return sorted(jobs, key=lambda job: str(job.get("id"))), errors

@@ -1,0 +1,137 @@
+"""Follow a job: its log byte for byte from an offset, and its status, through cuts of the connection."""
+
+import base64
+import time
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, TypeVar
+
+from train_classifier.controller.events import Reporter
+from train_classifier.controller.transport import Host, Unreachable
+from train_classifier.core.errors import OutOfTouch
+
+#: Seconds after which the host answers, though there is nothing new: then whoever is told can be missed, too.
+POLL_S = 10.0
+#: Bytes of log in one look.
+CHUNK = 4 << 20
+#: Bytes of an archive up to which it comes with the result, without a process and a connection of its own.
+INLINE = 128 << 10
+#: Seconds after which the host is asked anew: a controller that is gone renews no lease for longer.
+STREAM_S = 60.0
+#: Seconds without a connection after which a controller gives up; the job never does.
+PATIENCE_S = 600.0
+#: A worker that ends without an answer this often in a row is broken, not cut off.
+NO_ANSWERS = 5
+
+T = TypeVar("T")
+
+
+def patiently(
+    host: Host, job: str, act: Callable[[], T], report: Reporter, patience: float = PATIENCE_S
+) -> T:
+    """Return what `act` returns, trying again while the connection is lost, up to `patience` seconds.
+
+    Raises OutOfTouch after that; a changed host key and other things that waiting cannot mend at once.
+    """
+    lost: float | None = None
+    delay, silent = 0.5, 0
+    while True:
+        try:
+            value = act()
+        except Unreachable as error:
+            now = time.monotonic()
+            if lost is None:
+                lost = now
+                if error.kind != "no-answer":
+                    report.event("message", level="warning", text=f"{error.reason} Trying again.")
+            silent = silent + 1 if error.kind == "no-answer" else 0
+            if error.final or silent >= NO_ANSWERS or now - lost + delay > patience:
+                raise OutOfTouch(
+                    f"Out of touch with {host.name}: {error.reason[:1].lower()}{error.reason[1:]}",
+                    f"The job runs on. Pick it up again: train-classifier attach {job}{host.flags}"
+                    + (f" ({error.hint})" if error.hint else ""),
+                    error.detail,
+                ) from error
+            time.sleep(delay)
+            delay = min(delay * 2, 10.0)
+            continue
+        if lost is not None:
+            gap = time.monotonic() - lost
+            report.event("message", level="info", text=f"In touch with {host.name} again after {gap:.0f} s.")
+        return value
+
+
+def request(offset: int = 0, seen: int = 0, renew: bool = False, inline: bool = False) -> dict[str, Any]:
+    """Return what the worker's `follow` is asked of a job, apart from its id."""
+    return {
+        "offset": offset,
+        "wait": POLL_S,
+        "for": STREAM_S,
+        "max": CHUNK,
+        "seen": seen,
+        "renew": renew,
+        "inline": INLINE if inline else 0,
+    }
+
+
+def follow(
+    host: Host,
+    job: str,
+    report: Reporter,
+    *,
+    patience: float = PATIENCE_S,
+    renew: bool = False,
+    inline: bool = False,
+    answers: Iterator[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Hand the log and every change of status to `report` until the job is finished.
+
+    Silence is no death: only the worker's own result ends it. `renew` keeps the job's lease alive, `inline`
+    asks for a small archive with the result, `answers` is a stream from the job's beginning that is open.
+    Returns the last answer of `follow`, with `result` and `archive`.
+    Raises OutOfTouch after `patience` seconds without a connection, and the worker's own failures.
+    """
+    offset = seen = 0
+    stream: Iterator[dict[str, Any]] = answers or iter(())
+
+    def look() -> dict[str, Any]:
+        nonlocal stream
+        answer = next(stream, None)
+        if answer is None:
+            asked = {"verb": "follow", "id": job, **request(offset, seen, renew, inline)}
+            stream = host.stream(asked, POLL_S + 30)
+            answer = next(stream)
+        return answer
+
+    try:
+        while True:
+            answer = patiently(host, job, look, report, patience)
+            data = unpack(answer)
+            if data:
+                report.log(data)
+                offset += len(data)
+            status = answer.get("status") or {}
+            if status.get("version", 0) != seen:
+                seen = status.get("version", 0)
+                report.event(
+                    "status",
+                    state=status.get("state"),
+                    phase=status.get("phase"),
+                    message=status.get("message"),
+                    times=status.get("times"),
+                )
+            elif not data:
+                # A plugin whose command line was killed notices it here, and renews no lease any longer.
+                report.event("alive")
+            if answer.get("result") is not None and offset >= int(answer.get("log_size", 0)):
+                report.event("result", result=answer["result"])
+                return answer
+    finally:
+        if isinstance(stream, Generator):
+            stream.close()
+
+
+def unpack(answer: dict[str, Any]) -> bytes:
+    """Return the log bytes that an answer of `read` carries."""
+    data = answer.get("data")
+    return zlib.decompress(base64.b64decode(data)) if data else b""

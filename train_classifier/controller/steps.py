@@ -1,0 +1,289 @@
+"""The steps of a training run as plain functions over a Host: preflight, push, start, follow, fetch.
+
+The action plugins call them inside Ansible; attach, logs, fetch and cancel call the same ones without it.
+"""
+
+import base64
+import dataclasses
+import json
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train_classifier.controller import fetch as fetching
+from train_classifier.controller import follow as following
+from train_classifier.controller.events import Reporter, phase
+from train_classifier.controller.transport import Host, Unreachable
+from train_classifier.core.errors import (
+    BadInput,
+    NothingDelivered,
+    NotReady,
+    OutOfTouch,
+    TrainClassifierError,
+    from_dict,
+)
+from train_classifier.core.job import JobSpec
+
+#: Bytes a second that a slow disk copies.
+SLOW_DISK = 10_000_000
+#: Seconds that a host may take to start a job's worker.
+SUBMIT_S = 120.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """One run as the controller sees it: the specification, what is pushed, where the archive goes."""
+
+    spec: JobSpec
+    #: The repository's folder here.
+    tree: str
+    #: base64 of zlib of NUL-separated relative paths, as the worker's `prepare` wants them.
+    files: str
+    #: Where the archive goes; absolute.
+    output: str
+    #: What the files are just now (`sources.fingerprint`); None: unknown.
+    fingerprint: str | None = None
+    #: How the host runs Python and where it keeps state; None: the defaults.
+    python: str | None = None
+    state_dir: str | None = None
+    #: Seconds without a connection before the controller gives up.
+    patience_s: float = following.PATIENCE_S
+    #: The flags by which another command finds the host again, with a space before each.
+    flags: str = ""
+    #: Return once the job is safe on the host.
+    detach: bool = False
+
+    def to_json(self) -> str:
+        """Return the order as JSON; it holds no secret's value."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Order":
+        """Read what `to_json` wrote."""
+        data = json.loads(text)
+        data["spec"] = JobSpec.from_dict(data["spec"])
+        return cls(**data)
+
+
+def pack_names(names: Sequence[bytes]) -> str:
+    """Return relative paths in the form that travels."""
+    return base64.b64encode(zlib.compress(b"\0".join(names))).decode("ascii")
+
+
+def unpack_names(packed: str) -> list[bytes]:
+    """Return the relative paths that `pack_names` packed."""
+    return [name for name in zlib.decompress(base64.b64decode(packed)).split(b"\0") if name]
+
+
+def preflight(host: Host, order: Order, report: Reporter) -> dict[str, Any]:
+    """Ask the host whether it can take the job, have it make the job's folder, and return what it checked.
+
+    `pushed` in the answer: the host has these very sources already, and nothing is to be sent.
+    Raises the first failed check as the exception of its class (NotReady, NoGpu, …), and what
+    the worker refuses.
+    """
+    with phase(report, "preflight"):
+        spec = order.spec
+        asked = {"gpus": spec.gpus, "min_vram_mib": spec.min_vram_mib, "image": spec.image, "deep": False}
+        made = host.call({**_prepare(order), "check": asked}, timeout=_copying(order))
+        answer: dict[str, Any] = made["check"]
+        checks = answer.get("checks") or []
+        for check in checks:
+            if check.get("status") == "warn":
+                report.event("message", level="warning", text=f"{host.name}: {check.get('message')}")
+        failed = [check for check in checks if check.get("status") == "fail"]
+        if failed:
+            first = failed[0]
+            detail = "\n".join(f"{check['name']}: {check['message']}" for check in failed[1:])
+            raise from_dict(
+                {
+                    "code": first.get("code") or NotReady.code,
+                    "reason": first.get("message"),
+                    "hint": first.get("hint"),
+                    "detail": detail or None,
+                },
+                host.name,
+            )
+        said = any(check.get("status") == "warn" and check.get("name") == "gpu" for check in checks)
+        if spec.gpus == "auto" and not answer.get("gpus") and not said:
+            report.event(
+                "message", level="warning", text=f"{host.name} has no GPU: the job trains on the CPU."
+            )
+    pushed = bool(made.get("pushed"))
+    if pushed:
+        with phase(report, "push"):
+            report.event("progress", phase="push", done=0, total=0)
+    return {**answer, "pushed": pushed}
+
+
+def _prepare(order: Order) -> dict[str, Any]:
+    return {
+        "verb": "prepare",
+        "spec": order.spec.to_dict(),
+        "files": order.files,
+        "fingerprint": order.fingerprint,
+    }
+
+
+def _copying(order: Order) -> float:
+    """Return the seconds that a host may take to make a job's folder and to copy its sources."""
+    return 120 + order.spec.source_bytes / SLOW_DISK
+
+
+def push(host: Host, order: Order, report: Reporter) -> None:
+    """Send the sources into the mirror of the job that `preflight` prepared.
+
+    Raises NotReady and what the worker refuses; a lost connection is taken up again.
+    """
+    with phase(report, "push"):
+        spec = order.spec
+        names = unpack_names(order.files)
+        last = 0.0
+
+        def tick(done: int, _total: int | None) -> None:
+            nonlocal last
+            if time.monotonic() - last >= fetching.TICK_S:
+                last = time.monotonic()
+                report.event("progress", phase="push", done=done, total=spec.source_bytes or None)
+
+        tries = 0
+
+        def send() -> None:
+            nonlocal tries
+            tries += 1
+            # A host that was away for long has forgotten a job that was never submitted.
+            if tries > 1 and _state(host, spec.id) is None:
+                host.call(_prepare(order), timeout=_copying(order))
+            try:
+                host.push(Path(order.tree), names, spec.id, tick)
+            except NotReady as error:
+                if tries > 1 and not isinstance(error, Unreachable) and "being pushed" in error.reason:
+                    # What is left of the cut connection still holds the mirror.
+                    raise Unreachable(error.reason, error.hint, error.detail) from error
+                raise
+
+        _before_start(host, order, send, report)
+
+
+def start(host: Host, order: Order, secrets: Mapping[str, str], report: Reporter) -> Iterator[dict[str, Any]]:
+    """Hand the job to the host's own worker; from here on it is safe.
+
+    Returns the open stream of what `follow` is told, an empty one of a job that is left alone.
+    """
+    with phase(report, "start"):
+        asked = False
+        request: dict[str, Any] = {"verb": "submit", "id": order.spec.id, "secrets": dict(secrets)}
+        if not order.detach:
+            request["follow"] = following.request(renew=order.spec.lease_s is not None, inline=True)
+
+        def submit() -> Iterator[dict[str, Any]]:
+            nonlocal asked
+            # The answer to the first try may be what was lost.
+            if asked and _state(host, order.spec.id) in ("submitted", "running", "finished"):
+                return iter(())
+            asked = True
+            answers = host.stream(request, SUBMIT_S)
+            next(answers)
+            return answers
+
+        answers: Iterator[dict[str, Any]] = _before_start(host, order, submit, report)
+        report.event("started", id=order.spec.id, host=host.name)
+        return answers
+
+
+def follow(host: Host, order: Order, answers: Iterator[dict[str, Any]], report: Reporter) -> dict[str, Any]:
+    """Show the log and the status until the job is finished; return its result.
+
+    `answers` comes from `start`. A small archive arrives with the result and is kept for `fetch`.
+    """
+    answer = following.follow(
+        host,
+        order.spec.id,
+        report,
+        patience=order.patience_s,
+        renew=order.spec.lease_s is not None,
+        inline=True,
+        answers=answers,
+    )
+    if answer.get("content"):
+        fetching.keep(Path(order.output), order.spec.id, base64.b64decode(answer["content"]))
+    result: dict[str, Any] = answer["result"]
+    return result
+
+
+def fetch(
+    host: Host, job: str, result: Mapping[str, Any], output: Path, report: Reporter, patience: float
+) -> None:
+    """Bring the archive of a finished job, also of a failed one, then raise what the job ended with.
+
+    The first cause wins: an archive that cannot be fetched is an error of its own only after a good run.
+    """
+    problem: TrainClassifierError | None = None
+    unpacked = result.get("unpacked") or {}
+    if unpacked.get("why") == "lost":
+        # Its worker died before it could pack. What was too large or stopped waits for a `fetch` of its own.
+        try:
+            result = fetching.pack(host, job, None, report, patience)
+        except TrainClassifierError as error:
+            problem = error
+    archive = result.get("archive")
+    if archive:
+        try:
+            with phase(report, "fetch"):
+                delivered = fetching.fetch(host, job, archive, output, report, patience)
+            report.event("delivered", **delivered)
+        except TrainClassifierError as error:
+            problem = error
+    elif not result.get("exit_code"):
+        problem = NothingDelivered(f"Job {job} ended well, but left no archive.")
+    if result.get("exit_code"):
+        if problem:
+            text = f"The archive was not fetched: {problem.reason}"
+            report.event("message", level="warning", text=text)
+        elif not archive and unpacked and unpacked.get("reason") != result.get("reason"):
+            hint = fetching.as_typed(host, job, unpacked.get("hint"))
+            text = "; ".join(filter(None, (unpacked.get("reason"), hint)))
+            report.event("message", level="warning", text=text)
+        raise failed({**result, "hint": fetching.as_typed(host, job, result.get("hint"))})
+    if problem:
+        raise problem
+
+
+def failed(result: Mapping[str, Any]) -> TrainClassifierError:
+    """Return the exception that a result with an exit code other than 0 stands for."""
+    return from_dict(
+        {
+            "code": result.get("exit_code"),
+            "reason": result.get("reason") or f"The job ended: {result.get('outcome')}.",
+            "hint": result.get("hint"),
+            "detail": result.get("detail"),
+        }
+    )
+
+
+def cancel(host: Host, job: str, by: str) -> dict[str, Any]:
+    """Ask the worker to stop the job; asking twice is harmless. Returns {id, state}."""
+    return host.call({"verb": "cancel", "id": job, "by": by}, timeout=60)
+
+
+def _state(host: Host, job: str) -> str | None:
+    """Return the job's state on the host, None when it is not there."""
+    try:
+        answer = host.call({"verb": "status", "id": job})
+    except BadInput:
+        return None
+    state: str | None = (answer.get("status") or {}).get("state")
+    return state
+
+
+def _before_start(host: Host, order: Order, act: Any, report: Reporter) -> Any:
+    """Try again through cuts; until the job is submitted, being out of touch means that it never started."""
+    try:
+        return following.patiently(host, order.spec.id, act, report, order.patience_s)
+    except OutOfTouch as error:
+        cause = error.__cause__
+        if not isinstance(cause, Unreachable):
+            raise
+        raise NotReady(cause.reason, cause.hint or "Nothing was started.", cause.detail) from error

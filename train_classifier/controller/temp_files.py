@@ -1,0 +1,61 @@
+"""Private temporary files: the folder of a run, and tracebacks of our bugs."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from train_classifier import __version__
+
+PREFIX = "train-classifier-run-"
+#: Longest path of a Unix socket below the folder, with room for its name.
+LONGEST = 90
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """Yield a new folder of mode 0700 and remove it at the end; first remove those of killed runs."""
+    base = tempfile.gettempdir()
+    if len(base) + len(PREFIX) + 8 > LONGEST:
+        base = "/tmp"
+    sweep(Path(base))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+    # Named only once it is held: another run's sweep never sees the lock of a living run free.
+    descriptor = os.open(folder / "lock.new", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    (folder / "lock.new").rename(folder / "lock")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def sweep(base: Path) -> None:
+    """Remove our own folders below `base` whose run no longer lives: its lock can be taken."""
+    for folder in base.glob(f"{PREFIX}*"):
+        try:
+            if folder.lstat().st_uid != os.getuid():
+                continue
+            descriptor = os.open(folder / "lock", os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def write_crash_file(trace: str) -> str:
+    """Write `trace` into a private temporary file and return its path. It holds no values of variables."""
+    descriptor, path = tempfile.mkstemp(prefix="train-classifier-crash-", suffix=".txt")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"train-classifier {__version__}, Python {sys.version}\n\n{trace}")
+    return path

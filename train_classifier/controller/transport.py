@@ -1,0 +1,550 @@
+"""Reach a host: one call to the worker, one push, one pull. The controller's only subprocesses but Ansible's.
+
+Everything goes through one shell command line, over ssh or on this machine, so that a local job and a
+remote one take the same doors.
+"""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import selectors
+import shlex
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from train_classifier.controller import ssh_errors
+from train_classifier.controller.ssh_errors import Unreachable
+from train_classifier.controller.temp_files import private_folder
+from train_classifier.core.errors import BadInput, NotReady, from_dict
+
+#: Exit statuses of our own shell line, apart from those of shells, ssh and Python.
+NO_WORKER = 97
+NO_PYTHON = 98
+
+#: Never ask (nobody may be there), never wait for long, notice a half-open connection.
+SSH_OPTIONS = {
+    "BatchMode": "yes",
+    "ConnectTimeout": "10",
+    "ServerAliveInterval": "5",
+    "ServerAliveCountMax": "2",
+}
+
+#: Runs on the host; a tar of the worker comes on standard input. Two at once: the first rename wins.
+INSTALL = """
+import os, shutil, sys, tarfile, tempfile
+state, name = sys.argv[1:]
+os.umask(0o022)
+if not os.path.isdir(state):
+    os.makedirs(os.path.dirname(state), exist_ok=True)
+    os.makedirs(state, mode=0o711 if os.getuid() == 0 else 0o700, exist_ok=True)
+workers = os.path.join(state, "workers")
+os.makedirs(workers, exist_ok=True)
+target = os.path.join(workers, name)
+folder = tempfile.mkdtemp(prefix="." + name + ".", dir=workers)
+try:
+    with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
+        archive.extractall(folder)
+    os.chmod(folder, 0o755)
+    try:
+        os.rename(folder, target)
+    except OSError:
+        if not os.path.isfile(os.path.join(target, "__main__.py")):
+            raise
+finally:
+    shutil.rmtree(folder, ignore_errors=True)
+"""
+
+Progress = Callable[[int, int | None], None]
+
+#: Questions under way: see `abandon`.
+_UNDER_WAY: "set[subprocess.Popen[bytes]]" = set()
+
+
+class Host:
+    """One machine that runs jobs, and how to reach it.
+
+    `ssh` is the whole ssh command line up to and with the destination; None means this machine.
+    `own_session` keeps the terminal's Ctrl-C from our children.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ssh: Sequence[str] | None = None,
+        *,
+        python: str | None = None,
+        state_dir: str | None = None,
+        own_session: bool = False,
+        flags: str = "",
+        problem: str | None = None,
+    ) -> None:
+        self.name = name
+        self.ssh = _with_options(ssh) if ssh else None
+        #: None: the distribution's own, which has the distribution's Docker SDK.
+        self.python = python
+        self.state_dir = state_dir
+        self.own_session = own_session
+        #: The flags by which another command finds it again, with a space before each; for hints.
+        self.flags = flags
+        #: Why it cannot be asked at all; what every question is answered with.
+        self.problem = problem
+
+    def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
+        """Ask the worker one thing and return its answer; `timeout` in seconds. Installs it if need be.
+
+        Raises Unreachable when the host cannot be reached, NotReady when it cannot run the worker, and
+        the worker's own failure as the exception of its class.
+        """
+        data = self._request(request)
+        for attempt in (1, 2):
+            status, out, err = self._run(self._shell(self._worker()), data, timeout)
+            if status != NO_WORKER or attempt == 2:
+                break
+            self.install(timeout)
+        self._check(status, err)
+        try:
+            answer = json.loads(_last_line(out))
+            if not isinstance(answer, dict):
+                raise ValueError
+        except ValueError:
+            raise Unreachable(
+                f"The worker on {self.name} did not answer '{request.get('verb')}' (exit status {status}).",
+                detail=_tail(err or out),
+                kind="no-answer",
+            ) from None
+        if answer.get("error"):
+            raise from_dict(answer["error"], self.name)
+        return answer
+
+    def stream(self, request: dict[str, Any], silence: float) -> Iterator[dict[str, Any]]:
+        """Ask the worker one thing and yield its answers as they come, until it has no more.
+
+        The host is given up after `silence` seconds without an answer. Raises as `call` does; an answer
+        that is a failure is raised. Close the iterator to end it early.
+        """
+        data = self._request(request)
+        for attempt in (1, 2):
+            answered = False
+            lines = self._lines(self._shell(self._worker()), data, silence)
+            with contextlib.closing(lines):
+                try:
+                    while True:
+                        line = next(lines)
+                        try:
+                            answer = json.loads(line)
+                        except ValueError:
+                            answer = None
+                        if not isinstance(answer, dict):
+                            # A login shell's own words may stand before the first answer.
+                            if answered:
+                                raise Unreachable(
+                                    f"The worker on {self.name} was cut off in the middle of an answer.",
+                                    kind="no-answer",
+                                )
+                            continue
+                        answered = True
+                        if answer.get("error"):
+                            raise from_dict(answer["error"], self.name)
+                        yield answer
+                except StopIteration as end:
+                    status, err = end.value
+            if status != NO_WORKER or attempt == 2:
+                break
+            self.install()
+        if answered and status == 255 and self.ssh is not None:
+            # Of a shared connection that ends ssh says nothing.
+            raise Unreachable(f"The connection to {self.name} was cut.", "Check the network.", _tail(err))
+        self._check(status, err)
+        if not answered:
+            raise Unreachable(
+                f"The worker on {self.name} did not answer '{request.get('verb')}' (exit status {status}).",
+                detail=_tail(err),
+                kind="no-answer",
+            )
+
+    def install(self, timeout: float = 60.0) -> None:
+        """Put this version's worker on the host, by content hash. Raises as `call` does."""
+        from train_classifier.controller.worker_bundle import bundle
+
+        name, files = bundle()
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for path, content in sorted(files.items()):
+                member = tarfile.TarInfo(path)
+                member.size = len(content)
+                member.mode = 0o644
+                archive.addfile(member, io.BytesIO(content))
+        program = base64.b64encode(INSTALL.encode()).decode()
+        line = (
+            f"{self._state()}; {self._needs_python()}; "
+            f'exec "$P" -I -c \'import base64;exec(base64.b64decode("{program}"))\' '
+            f'"$S" {name}'
+        )
+        status, out, err = self._run(self._shell(line), packed.getvalue(), timeout)
+        self._check(status, err)
+        if status:
+            raise NotReady(
+                f"The worker could not be installed on {self.name}.",
+                "Check that the state folder on the host can be written and its disk is not full.",
+                _tail(err or out),
+            )
+
+    def push(self, tree: Path, files: Sequence[bytes], job: str, progress: Progress | None = None) -> None:
+        """Send `files` (paths below `tree`) into the job's mirror on the host, by rsync.
+
+        `progress` gets bytes sent and, once known, the bytes of the whole tree.
+        Raises Unreachable, NotReady, or the worker's own failure.
+        """
+        self._rsync(
+            [
+                "-lptS",
+                "--dirs",
+                "--chmod=Du+rwx,Fu+rw,ug-s,o-t",
+                "--files-from=-",
+                "--from0",
+                "--ignore-missing-args",
+                f"{tree}/",
+                "host:.",
+            ],
+            f"receive {shlex.quote(job)}",
+            # Even with --from0 rsync takes a name that starts with # or ; for a comment.
+            b"".join(b"./" + name.rstrip(b"/") + b"\0" for name in files),
+            progress,
+        )
+
+    def pull(self, job: str, destination: Path, progress: Progress | None = None) -> None:
+        """Bring the job's archive into the file `destination`, going on where an earlier try was cut."""
+        self._rsync(
+            ["--partial", "--inplace", "--append", "host:artefacts.tar.gz", str(destination)],
+            f"send {shlex.quote(job)}",
+            b"",
+            progress,
+            pulling=True,
+        )
+
+    # How it is done.
+
+    def _request(self, request: dict[str, Any]) -> bytes:
+        if self.problem:
+            raise BadInput(self.problem)
+        if self.state_dir:
+            request = {**request, "state_dir": self.state_dir}
+        return json.dumps(request).encode("ascii")
+
+    def _state(self) -> str:
+        if self.state_dir:
+            return f"S={shlex.quote(self.state_dir)}"
+        return (
+            'if [ "$(id -u)" = 0 ]; then S=/var/lib/train-classifier/state; '
+            'else case "${XDG_STATE_HOME:-}" in /*) S=$XDG_STATE_HOME ;; *) S=$HOME/.local/state ;; esac; '
+            'S="$S/train-classifier"; fi'
+        )
+
+    def _needs_python(self) -> str:
+        if self.python:
+            choose = f"P={shlex.quote(self.python)}"
+        else:
+            choose = "P=/usr/bin/python3; [ -x $P ] || P=python3"
+        return f'{choose}; command -v "$P" >/dev/null 2>&1 || {_end_with(NO_PYTHON)}'
+
+    def _worker(self, door: str = "") -> str:
+        from train_classifier.controller.worker_bundle import bundle
+
+        return (
+            f'{self._state()}; W="$S/workers/{bundle()[0]}"; {self._needs_python()}; '
+            f'[ -f "$W/__main__.py" ] || {_end_with(NO_WORKER)}; exec "$P" -I "$W"{door}'
+        )
+
+    def _shell(self, line: str) -> list[str]:
+        """Return the argument vector that runs `line` by sh on the host, whatever the login shell is."""
+        if self.ssh is None:
+            return ["sh", "-c", line]
+        return [*self.ssh, f"exec sh -c {shlex.quote(line)}"]
+
+    def _run(self, argv: list[str], data: bytes, timeout: float) -> tuple[int, bytes, bytes]:
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_environment(),
+                start_new_session=self.own_session,
+            )
+        except FileNotFoundError as error:
+            raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install it: {error}") from error
+        _UNDER_WAY.add(process)
+        try:
+            with process:
+                try:
+                    out, err = process.communicate(data, timeout)
+                except BaseException:
+                    process.kill()
+                    raise
+        except subprocess.TimeoutExpired:
+            raise self._silent(timeout) from None
+        finally:
+            _UNDER_WAY.discard(process)
+        return process.returncode, out, err
+
+    def _silent(self, seconds: float) -> Unreachable:
+        return Unreachable(
+            f"{self.name} did not answer within {seconds:.0f} s.",
+            "Check the network and the load of the host, then try again.",
+            kind="silent",
+        )
+
+    def _lines(
+        self, argv: list[str], data: bytes, silence: float
+    ) -> Generator[bytes, None, tuple[int, bytes]]:
+        """Run a command and yield what it prints line by line; its value is (exit status, complaints)."""
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=_environment(),
+                start_new_session=self.own_session,
+            )
+        except FileNotFoundError as error:
+            raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install it: {error}") from error
+        assert process.stdin and process.stdout and process.stderr
+        out, err = process.stdout.fileno(), process.stderr.fileno()
+        complaints, parts = bytearray(), list[bytes]()
+        try:
+            with selectors.DefaultSelector() as waiting:
+                waiting.register(out, selectors.EVENT_READ)
+                waiting.register(err, selectors.EVENT_READ)
+                # A request is small: it fits the pipe, whoever reads it when.
+                with contextlib.suppress(BrokenPipeError), process.stdin:
+                    process.stdin.write(data)
+                until, open_ = time.monotonic() + silence, True
+                while open_:
+                    ready = waiting.select(max(0.0, until - time.monotonic()))
+                    if not ready:
+                        raise self._silent(silence)
+                    for key, _ in ready:
+                        block = os.read(key.fd, 1 << 18)
+                        if key.fd == err:
+                            complaints += block
+                            del complaints[:-65536]
+                            if not block:
+                                waiting.unregister(err)
+                        elif not block:
+                            open_ = False
+                        else:
+                            *whole, rest = block.split(b"\n")
+                            for piece in whole:
+                                parts.append(piece)
+                                yield b"".join(parts)
+                                parts.clear()
+                            parts.append(rest)
+                            # From here, since whoever takes the lines may take long.
+                            until = time.monotonic() + silence
+            if any(parts):
+                yield b"".join(parts)
+            try:
+                status = process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                raise self._silent(30) from None
+            # Not to its end: a shared connection's master may keep it open.
+            os.set_blocking(err, False)
+            with contextlib.suppress(BlockingIOError):
+                while block := os.read(err, 1 << 16):
+                    complaints += block
+            return status, bytes(complaints[-65536:])
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            process.stderr.close()
+
+    def _check(self, status: int, err: bytes) -> None:
+        """Raise what a status other than the worker's own means."""
+        if status == 255 and self.ssh is not None:
+            raise ssh_errors.explain(self.name, self.ssh, err.decode("utf-8", "replace"))
+        if status == NO_PYTHON:
+            raise NotReady(
+                f"{self.name} has no {self.python or 'python3'}.",
+                "Install Python 3.9 or newer there (role training_host does), or set "
+                "ansible_python_interpreter in the inventory.",
+            )
+
+    def _rsync(
+        self,
+        arguments: list[str],
+        door: str,
+        data: bytes,
+        progress: Progress | None,
+        pulling: bool = False,
+    ) -> None:
+        status, err = self._rsync_once(arguments, door, data, progress)
+        if status == NO_WORKER:
+            # `call` has put a worker there; this side was updated since, or somebody cleaned.
+            self.install()
+            status, err = self._rsync_once(arguments, door, data, progress)
+        if status:
+            self._rsync_failed(status, err, pulling)
+
+    def _rsync_once(
+        self, arguments: list[str], door: str, data: bytes, progress: Progress | None
+    ) -> tuple[int, bytes]:
+        path = f"exec sh -c {shlex.quote(self._worker(f' {door} -- ' + chr(34) + '$@' + chr(34)))} sh rsync"
+        with _remote_shell(self.ssh) as shell:
+            argv = [
+                "rsync",
+                "--no-h",
+                "--info=progress2",
+                "--outbuf=N",
+                "--timeout=120",
+                "-e",
+                shell,
+                "--rsync-path",
+                path,
+                *arguments,
+            ]
+            try:
+                process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env=_environment(),
+                    start_new_session=self.own_session,
+                )
+            except FileNotFoundError as error:
+                raise NotReady("rsync is not installed on this machine.", "Install rsync.") from error
+            status, err = _attend(process, data, progress)
+        # rsync hands on the status of the far shell only if it is gone when rsync looks: else that is 12.
+        said = re.search(rb"^train-classifier: exit (\d+)$", err, re.MULTILINE)
+        return int(said[1]) if said else status, err
+
+    def _rsync_failed(self, status: int, err: bytes, pulling: bool) -> None:
+        text = err.decode("utf-8", "replace")
+        for line in text.splitlines():
+            if line.startswith('{"error"'):
+                with contextlib.suppress(ValueError):
+                    raise from_dict(json.loads(line)["error"], self.name)
+        self._check(NO_PYTHON if status == NO_PYTHON else 0, err)
+        if status in (24,):
+            return  # Some source files vanished while they were sent: the rest arrived.
+        if re.search(r"rsync['\"]?: (command )?not found|No such file or directory: '?b?'?rsync", text):
+            raise NotReady(
+                f"rsync is not installed on {self.name}.", "Install it there: apt-get install rsync"
+            )
+        if "is your shell clean" in text:
+            raise NotReady(
+                f"The login shell on {self.name} prints text of its own.",
+                "Remove the output from its start-up files (.bashrc), or make it conditional on a terminal.",
+                _tail(err),
+            )
+        if "No space left on device" in text:
+            where = "here" if pulling else f"on {self.name}"
+            raise NotReady(f"The disk {where} is full.", "Free some space, then try again.", _tail(err))
+        # 10-14, 30, 35: the connection, its protocol or its time; 255: ssh itself.
+        if status in (10, 11, 12, 13, 14, 20, 30, 35, 255) and self.ssh is not None:
+            raise ssh_errors.explain(self.name, self.ssh, text)
+        raise NotReady(f"rsync failed with {self.name} (exit status {status}).", detail=_tail(err))
+
+
+def abandon() -> None:
+    """Kill every question under way: whoever asked leaves, and its threads will not wait for the answers."""
+    for process in list(_UNDER_WAY):
+        process.kill()
+
+
+def _with_options(ssh: Sequence[str]) -> list[str]:
+    """Add our options right after the command, where the first value wins; the inventory's own stay."""
+    given = " ".join(ssh).lower()
+    ours = [
+        word
+        for name, value in SSH_OPTIONS.items()
+        if name == "BatchMode" or name.lower() not in given
+        for word in ("-o", f"{name}={value}")
+    ]
+    return [ssh[0], *ours, *ssh[1:]]
+
+
+def _environment() -> dict[str, str]:
+    """Tools answer in English, so that their words can be understood."""
+    return {**os.environ, "LC_ALL": "C"}
+
+
+@contextlib.contextmanager
+def _remote_shell(ssh: list[str] | None) -> Iterator[str]:
+    """Yield what rsync's -e wants: a script that drops the host's name, then runs the rest there."""
+    # One that a killed run leaves is swept by the next.
+    with private_folder() as folder:
+        script = folder / "rsh"
+        run = f'exec {shlex.join(ssh)} "$@"' if ssh else 'exec sh -c "$*"'
+        script.write_text(f"shift\n{run}\n")
+        yield f"sh '{script}'"
+
+
+def _end_with(status: int) -> str:
+    """Return the shell command that ends with a status of ours, and says so where statuses get lost."""
+    return f"{{ echo 'train-classifier: exit {status}' >&2; exit {status}; }}"
+
+
+def _attend(process: "subprocess.Popen[bytes]", data: bytes, progress: Progress | None) -> tuple[int, bytes]:
+    """Feed rsync its list, read its progress, and return its exit status and what it complained of."""
+    assert process.stdin and process.stdout and process.stderr
+    stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+    complaints = bytearray()
+
+    def feed() -> None:
+        with contextlib.suppress(BrokenPipeError), stdin:
+            stdin.write(data)
+
+    def listen() -> None:
+        while block := os.read(stderr.fileno(), 65536):
+            complaints.extend(block)
+            del complaints[:-65536]
+
+    threads = [threading.Thread(target=feed, daemon=True), threading.Thread(target=listen, daemon=True)]
+    for thread in threads:
+        thread.start()
+    try:
+        rest = b""
+        while block := os.read(stdout.fileno(), 65536):
+            lines = re.split(rb"[\r\n]", rest + block)
+            rest = lines.pop()[-4096:]
+            for line in reversed(lines):
+                found = re.match(rb"\s*(\d+)\s+(\d+)%", line)
+                if found and progress:
+                    sent, percent = int(found[1]), int(found[2])
+                    progress(sent, sent * 100 // percent if percent else None)
+                    break
+        status = process.wait()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    for thread in threads:
+        thread.join(5)
+    stdout.close()
+    stderr.close()
+    return status, bytes(complaints)
+
+
+def _last_line(out: bytes) -> bytes:
+    """The answer is the last line; a login shell's own words may stand before it."""
+    lines = out.strip().splitlines()
+    return lines[-1] if lines else b""
+
+
+def _tail(data: bytes, lines: int = 20) -> str | None:
+    text = data.decode("utf-8", "replace").strip()
+    return "\n".join(text.splitlines()[-lines:]) or None
+
+
+__all__ = ["Host", "Unreachable", "abandon"]

@@ -1,0 +1,1 @@
+"""What both sides know. Standard library and Python 3.9 only: the worker carries it."""

@@ -1,0 +1,163 @@
+"""Every failure this package reports: one exit code per class, one sentence each, and what to do next.
+
+Errors cross from the worker or a plugin as data; only `to_dict` and `from_dict` turn one into the other.
+"""
+
+import enum
+from typing import Any, Optional
+
+
+class ExitCode(enum.IntEnum):
+    """The exit codes of every command, in the README's table. The first cause wins."""
+
+    TRAINED = 0
+    BUG = 1
+    BAD_INPUT = 2
+    NOT_READY = 3
+    FAILED = 4
+    TIMED_OUT = 5
+    CANCELLED = 6
+    NOTHING_DELIVERED = 7
+    NO_GPU = 8
+    NO_ENVIRONMENT = 9
+    LOST = 10
+    OUT_OF_TOUCH = 11
+
+
+#: The word that status, result.json and manifest.json use for each code.
+OUTCOMES = {
+    ExitCode.TRAINED: "trained",
+    ExitCode.BUG: "bug",
+    ExitCode.BAD_INPUT: "bad-input",
+    ExitCode.NOT_READY: "not-ready",
+    ExitCode.FAILED: "failed",
+    ExitCode.TIMED_OUT: "timed-out",
+    ExitCode.CANCELLED: "cancelled",
+    ExitCode.NOTHING_DELIVERED: "nothing-delivered",
+    ExitCode.NO_GPU: "no-gpu",
+    ExitCode.NO_ENVIRONMENT: "no-environment",
+    ExitCode.LOST: "lost",
+    ExitCode.OUT_OF_TOUCH: "out-of-touch",
+}
+
+
+class TrainClassifierError(Exception):
+    """A failure with a reason (what happened, where), a hint (what to do next) and an exit code."""
+
+    code = ExitCode.BUG
+
+    def __init__(
+        self,
+        reason: str,
+        hint: Optional[str] = None,
+        detail: Optional[str] = None,
+        code: Optional[ExitCode] = None,
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.hint = hint
+        #: The tool's own last lines, kept as they were.
+        self.detail = detail
+        if code is not None:
+            self.code = code
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the error as JSON-ready data, the form that `from_dict` reads."""
+        return {
+            "code": int(self.code),
+            "reason": self.reason,
+            "hint": self.hint,
+            "detail": self.detail,
+            "problems": list(getattr(self, "problems", [])),
+        }
+
+
+class BadInput(TrainClassifierError):
+    """The request itself is wrong. Carries every problem found, not only the first."""
+
+    code = ExitCode.BAD_INPUT
+
+    def __init__(self, *problems: str, hint: Optional[str] = None) -> None:
+        super().__init__("; ".join(problems), hint)
+        self.problems = list(problems)
+
+
+class NotReady(TrainClassifierError):
+    """The host or its container engine cannot take a job."""
+
+    code = ExitCode.NOT_READY
+
+
+class TrainingFailed(TrainClassifierError):
+    """The model itself ended badly."""
+
+    code = ExitCode.FAILED
+
+
+class TimedOut(TrainClassifierError):
+    """A time limit of the request was reached."""
+
+    code = ExitCode.TIMED_OUT
+
+
+class Cancelled(TrainClassifierError):
+    """Somebody asked for the job to stop."""
+
+    code = ExitCode.CANCELLED
+
+
+class NothingDelivered(TrainClassifierError):
+    """Training ended well, but there is nothing new in artefacts/, or it did not reach the caller."""
+
+    code = ExitCode.NOTHING_DELIVERED
+
+
+class NoGpu(TrainClassifierError):
+    """No GPU as asked for, or the container or the framework does not see it."""
+
+    code = ExitCode.NO_GPU
+
+
+class NoEnvironment(TrainClassifierError):
+    """The image, the Debian packages or the requirements could not be made ready."""
+
+    code = ExitCode.NO_ENVIRONMENT
+
+
+class Lost(TrainClassifierError):
+    """The worker that carried the job is gone."""
+
+    code = ExitCode.LOST
+
+
+class OutOfTouch(TrainClassifierError):
+    """The connection is gone; the job runs on."""
+
+    code = ExitCode.OUT_OF_TOUCH
+
+
+_CLASSES = {
+    int(kind.code): kind
+    for kind in (
+        NotReady, TrainingFailed, TimedOut, Cancelled, NothingDelivered, NoGpu, NoEnvironment, Lost,
+        OutOfTouch,
+    )
+}  # fmt: skip
+
+
+def from_dict(data: Any, host: Optional[str] = None) -> TrainClassifierError:
+    """Return the exception that `data` stands for, whatever it is: it may come from another machine.
+
+    Of a host that is not ready the reason names `host`.
+    """
+    if not isinstance(data, dict):
+        data = {"reason": str(data)}
+    code = data.get("code")
+    reason = str(data.get("reason") or "The worker failed and said nothing.")
+    if host and host not in reason and host != "localhost" and code == ExitCode.NOT_READY:
+        reason = f"{host}: {reason}"
+    hint, detail = data.get("hint"), data.get("detail")
+    if code == ExitCode.BAD_INPUT:
+        return BadInput(*(data.get("problems") or [reason]), hint=hint)
+    kind = _CLASSES.get(code) if isinstance(code, int) else None
+    return (kind or TrainClassifierError)(reason, hint, detail)

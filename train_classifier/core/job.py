@@ -1,0 +1,237 @@
+"""The plain data that controller and worker share: a job's specification and the words for its states.
+
+Standard library only and Python 3.9, because the worker on the host carries this module.
+Everything here is written as JSON; `SCHEMA` is raised when a reader of the old form would misread the new.
+"""
+
+import dataclasses
+import os
+import re
+import time
+from typing import Any, Optional, Union
+
+#: Version of spec.json, status.json, result.json and manifest.json.
+SCHEMA = 2
+#: Of the last release, whose jobs are still listed, read, fetched and cleaned.
+LAST_SCHEMA = 1
+#: How an archive of artefacts begins, as every gzip file.
+ARCHIVE_MAGIC = b"\x1f\x8b"
+
+#: A model is one Python package at the top of the repository: an ASCII identifier, so that no shell, path,
+#: workflow or look-alike character can hide in it.
+MODEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
+#: Job ids sort by time of submission, and are safe in paths, container names and unit names.
+JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}\Z")
+#: Names of environment variables, secrets and data folders.
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
+DATA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+#: Data folders of one job.
+MOST_DATA = 100
+
+#: The settings file of whoever trains, as messages name it.
+OWN_SETTINGS = "~/.config/train-classifier/config.toml"
+
+#: States of a job, in order. Until `submitted` nothing is promised: the first two belong to the controller.
+STATES = ("prepared", "pushed", "submitted", "running", "finished")
+#: Phases that the worker goes through while `running`, in order; status.json and manifest.json time each.
+PHASES = ("image", "packages", "environment", "queue", "gpu-check", "training", "artefacts")
+
+#: GTX 970 ("4 GB") reports 4041 MiB: 4096 would refuse it (shared facts, NVIDIA driver).
+DEFAULT_MIN_VRAM_MIB = 4000
+DEFAULT_SHM_BYTES = 2 << 30
+DEFAULT_PIDS = 8192
+DEFAULT_GRACE_S = 10.0
+DEFAULT_LOG_MAX_BYTES = 2 << 30
+DEFAULT_ARTEFACTS_MAX_BYTES = 50 << 30
+
+
+def new_job_id(now: Optional[float] = None) -> str:
+    """Return a new job id: UTC second of submission and 32 random bits."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
+    return f"{stamp}-{os.urandom(4).hex()}"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFolder:
+    """A folder of the host that the job may read at /data/NAME."""
+
+    path: str
+    name: str
+    #: Named by the repository's own settings file: the host allows it only below its data_roots.
+    from_checkout: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Repository:
+    """Where the sources come from. `key` names the mirror and the cache on the host."""
+
+    #: Name of the checkout's folder, for people.
+    name: str
+    #: 16 hex digits: one mirror per repository and controller folder.
+    key: str
+    #: git commit of the checkout, None outside git.
+    commit: Optional[str] = None
+    #: True when the checkout differs from that commit, None outside git.
+    dirty: Optional[bool] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class JobSpec:
+    """One training run, as asked for. None means: the host's default."""
+
+    id: str
+    model: str
+    repository: Repository
+    arguments: tuple[str, ...] = ()
+    image: Optional[str] = None
+    #: Number of GPUs, or "auto": one if the host has one, else the CPU.
+    gpus: Union[int, str] = 1
+    #: MiB. None: the default floor on the card's total memory only; a number: also that much must be free.
+    min_vram_mib: Optional[int] = None
+    gpu_check: Optional[str] = None
+    #: Seconds of training; None: no limit.
+    timeout_s: Optional[float] = None
+    #: Seconds in the GPU queue; None: no limit.
+    wait_s: Optional[float] = None
+    #: Seconds between SIGTERM and SIGKILL.
+    grace_s: float = DEFAULT_GRACE_S
+    #: Seconds without a look from the controller after which the worker stops the job; None: never.
+    lease_s: Optional[float] = None
+    memory_bytes: Optional[int] = None
+    cpus: Optional[float] = None
+    shm_bytes: int = DEFAULT_SHM_BYTES
+    pids: int = DEFAULT_PIDS
+    network: str = "full"
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: Names only; the values travel beside the specification and are never written with it.
+    secrets: tuple[str, ...] = ()
+    data: tuple[DataFolder, ...] = ()
+    #: A job id, or "last": start from a copy of that job's checkpoints.
+    resume: Optional[str] = None
+    #: A model that writes nothing new into artefacts/ has not failed.
+    allow_empty: bool = False
+    log_max_bytes: int = DEFAULT_LOG_MAX_BYTES
+    #: Bytes of artefacts/ that are packed; more stays on the host until `fetch --max-size` asks for it.
+    artefacts_max_bytes: int = DEFAULT_ARTEFACTS_MAX_BYTES
+    #: Who asked: user@controller, for people.
+    submitter: str = ""
+    #: What was pushed, for the manifest: number of files and their bytes.
+    source_files: int = 0
+    source_bytes: int = 0
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the specification as JSON-ready data."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "JobSpec":
+        """Read a specification, trusting nothing in it.
+
+        Raises ValueError with every problem, one a line.
+        """
+        problems = []
+        if not isinstance(data, dict):
+            raise ValueError("the specification is not a JSON object")
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"schema {data.get('schema')!r} of the specification; known is {SCHEMA}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        problems += [f"unknown field {key!r}" for key in sorted(map(str, set(data) - known))]
+        values = {key: value for key, value in data.items() if key in known}
+        try:
+            values["repository"] = Repository(**values["repository"])
+            values["data"] = tuple(DataFolder(**folder) for folder in values.get("data", ()))
+            values["arguments"] = tuple(values.get("arguments", ()))
+            values["secrets"] = tuple(values.get("secrets", ()))
+            spec = cls(**{key: value for key, value in values.items() if key in known})
+        except (KeyError, TypeError) as error:
+            raise ValueError("\n".join([*problems, f"malformed specification: {error}"])) from error
+        problems += spec.problems()
+        if problems:
+            raise ValueError("\n".join(problems))
+        return spec
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the values, as sentences; empty when all is well."""
+        found = []
+
+        def check(good: bool, sentence: str) -> None:
+            if not good:
+                found.append(sentence)
+
+        def number(name: str, least: float, most: float, integer: bool = False) -> None:
+            value = getattr(self, name)
+            if value is None:
+                return
+            kind = int if integer else (int, float)
+            check(
+                isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most,
+                f"{name} is {value!r}, wanted a number from {least} to {most}",
+            )
+
+        def text(value: Any, what: str) -> bool:
+            good = isinstance(value, str) and "\0" not in value
+            check(good, f"{what} is not text, or holds a NUL")
+            return good
+
+        check(isinstance(self.id, str) and bool(JOB_ID.match(self.id)), f"job id {self.id!r}")
+        check(
+            isinstance(self.model, str) and bool(MODEL.match(self.model)),
+            f"model {self.model!r}: wanted the name of a Python package at the top of the repository",
+        )
+        repository = self.repository
+        if text(repository.name, "the repository's name") and text(repository.key, "the repository's key"):
+            check(bool(re.match(r"[0-9a-f]{16}\Z", repository.key)), f"repository key {repository.key!r}")
+        check(repository.commit is None or isinstance(repository.commit, str), "the repository's commit")
+        check(repository.dirty in (None, True, False), "the repository's dirty flag")
+        for argument in self.arguments:
+            text(argument, f"argument {argument!r}")
+        check(
+            self.gpus == "auto"
+            or (isinstance(self.gpus, int) and not isinstance(self.gpus, bool) and 0 <= self.gpus <= 64),
+            f"gpus is {self.gpus!r}, wanted 0 to 64 or auto",
+        )
+        check(self.gpu_check in (None, "framework", "device", "off"), f"gpu_check {self.gpu_check!r}")
+        check(self.network in ("full", "none"), f"network {self.network!r}")
+        day = 86400.0
+        number("min_vram_mib", 0, 1 << 24, integer=True)
+        number("timeout_s", 1, 366 * day)
+        number("wait_s", 0, 366 * day)
+        number("grace_s", 0, 3600)
+        number("lease_s", 5, 366 * day)
+        number("memory_bytes", 6 << 20, 1 << 50, integer=True)
+        number("cpus", 0.01, 4096)
+        number("shm_bytes", 0, 1 << 50, integer=True)
+        number("pids", 16, 1 << 22, integer=True)
+        number("log_max_bytes", 4096, 1 << 50, integer=True)
+        number("artefacts_max_bytes", 0, 1 << 50, integer=True)
+        if self.image is not None:
+            text(self.image, "image")
+        check(isinstance(self.environment, dict), "environment is not a table")
+        for name, value in self.environment.items() if isinstance(self.environment, dict) else ():
+            check(isinstance(name, str) and bool(NAME.match(name)), f"environment variable name {name!r}")
+            if text(value, f"the value of {name}"):
+                # A string of one environment variable is limited by the kernel (MAX_ARG_STRLEN, 32 pages).
+                check(
+                    len(name) + len(value.encode("utf-8", "surrogateescape")) + 2 <= 131072,
+                    f"the value of {name} is over 128 KiB",
+                )
+        for name in self.secrets:
+            check(isinstance(name, str) and bool(NAME.match(name)), f"secret name {name!r}")
+        check(len(self.data) <= MOST_DATA, f"{len(self.data)} data folders, more than {MOST_DATA}")
+        for folder in self.data[:MOST_DATA]:
+            if text(folder.path, "a data folder") and text(folder.name, "a data folder's name"):
+                check(
+                    folder.path.startswith("/"),
+                    f"data folder {folder.path!r} is not an absolute path of the host",
+                )
+                check(bool(DATA_NAME.match(folder.name)), f"data name {folder.name!r}")
+            check(
+                isinstance(folder.from_checkout, bool), "from_checkout of a data folder is not true or false"
+            )
+        check(
+            self.resume is None or self.resume == "last" or bool(JOB_ID.match(str(self.resume))),
+            f"resume {self.resume!r}",
+        )
+        check(isinstance(self.allow_empty, bool), "allow_empty is not true or false")
+        return found

@@ -1,0 +1,291 @@
+"""What a model's requirements.txt asks for, with every file it pulls in; read without installing anything.
+
+Used on the controller (what is wrong there is refused before the host is touched) and by the worker (which
+builds from the flattened lines). Standard library, Python 3.9. The format is pip's:
+https://pip.pypa.io/en/stable/reference/requirements-file-format/
+"""
+
+import codecs
+import dataclasses
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from train_classifier.core import regular_file
+
+NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+_CLAUSE = r"(?:===|~=|==|!=|<=|>=|<|>)\s*[^\s,;()]+"
+_SPECIFIER = rf"{_CLAUSE}(?:\s*,\s*{_CLAUSE})*\s*,?"
+#: A requirement by name, as PEP 508 has it.
+REQUIREMENT = re.compile(
+    rf"(?P<name>{NAME})\s*(?:\[\s*(?:{NAME}(?:\s*,\s*{NAME})*)?\s*\])?\s*"
+    rf"(?:@\s*(?P<url>\S+)|\(\s*{_SPECIFIER}\s*\)|{_SPECIFIER})?\s*(?:;\s*\S.*)?\Z"
+)
+# Of a run of blanks only the first begins a match: else a long one takes its length squared.
+_PER_REQUIREMENT = re.compile(r"(?<!\s)\s+--?(?:hash|global-option|config-settings?|C)(?:[= ]|\Z)")
+_OPTION = re.compile(
+    r"(?P<long>--[a-z-]+)(?:(?:\s*=\s*|\s+)(?P<value>.*))?\Z|(?P<short>-[a-zA-Z])[\s=]*(?P<rest>.*)\Z",
+    re.DOTALL,
+)
+_ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+#: A path of one machine in the form of a URL, also behind a version control system's name.
+_FILE_URL = re.compile(r"(?:[a-z0-9.-]+\+)?file:", re.IGNORECASE)
+#: Options that uv and pip both know; True for those that take a value.
+OPTIONS = {
+    "--index-url": True, "--extra-index-url": True, "--find-links": True, "--no-index": False,
+    "--no-binary": True, "--only-binary": True, "--prefer-binary": False, "--require-hashes": False,
+    "--pre": False, "--trusted-host": True, "--use-feature": True,
+}  # fmt: skip
+SHORT = {
+    "-i": "--index-url",
+    "-f": "--find-links",
+    "-r": "--requirement",
+    "-c": "--constraint",
+    "-e": "--editable",
+}
+#: pip's own switches: they mean nothing to uv, and leaving them out changes no result.
+IGNORED = ("--use-feature", "--prefer-binary")
+MOST_FILES = 100
+MOST_BYTES = 4 << 20
+#: Lines of all files together, characters of one, and problems that are told.
+MOST_LINES = 20000
+MOST_LINE = 1 << 16
+MOST_PROBLEMS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Requirements:
+    """A model's requirements, flattened. Paths are relative to the repository."""
+
+    #: The files that were read, requirements.txt first.
+    files: tuple[str, ...] = ()
+    #: Local packages and folders of packages that they name.
+    paths: tuple[str, ...] = ()
+    #: Requirements by name, URL or path, in order.
+    lines: tuple[str, ...] = ()
+    constraints: tuple[str, ...] = ()
+    #: Index options, in order.
+    options: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+class _Reader:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files: list[str] = []
+        self.seen: set[tuple[str, bool]] = set()
+        self.paths: list[str] = []
+        self.lines: list[str] = []
+        self.constraints: list[str] = []
+        self.options: dict[str, None] = {}
+        self.problems: list[str] = []
+        self.line_count = 0
+
+    def inside(self, path: str, where: str, what: str) -> str:
+        """Return `path` relative to the repository, "" after noting why it is refused."""
+        if os.path.isabs(path):
+            self.problems.append(
+                f"{where}: {what} {path!r} is an absolute path; only paths inside the repository work"
+            )
+            return ""
+        relative = os.path.normpath(path)
+        real_root = os.path.realpath(self.root)
+        real = os.path.realpath(os.path.join(real_root, relative))
+        climbs = relative.startswith("..") and (relative == ".." or relative.startswith("../"))
+        if climbs or not (real == real_root or real.startswith(real_root + os.sep)):
+            self.problems.append(f"{where}: {what} {path!r} leads out of the repository")
+            return ""
+        if not os.path.exists(real):
+            self.problems.append(f"{where}: {what} {path!r} does not exist in the repository")
+            return ""
+        return relative
+
+    def read(self, relative: str, constraint: bool, where: str) -> None:
+        if (relative, constraint) in self.seen:
+            return
+        self.seen.add((relative, constraint))
+        if len(self.seen) > MOST_FILES:
+            self.problems.append(f"{where}: more than {MOST_FILES} requirement files")
+            return
+        try:
+            text = decode(regular_file.read(self.root / relative, MOST_BYTES))
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self.problems.append(f"{where}: {relative} cannot be read: {reason}")
+            return
+        if relative not in self.files:
+            self.files.append(relative)
+        for number, line in logical_lines(text):
+            self.line_count += 1
+            if self.line_count > MOST_LINES:
+                self.problems.append(f"{relative}:{number}: more than {MOST_LINES} lines in all")
+                return
+            if len(self.problems) > MOST_PROBLEMS:
+                return
+            if len(line) > MOST_LINE or "\0" in line:
+                why = "holds a NUL" if "\0" in line else f"is longer than {MOST_LINE} characters"
+                self.problems.append(f"{relative}:{number}: the line {why}")
+                continue
+            self.line(line, relative, f"{relative}:{number}", constraint)
+
+    def line(self, line: str, relative: str, where: str, constraint: bool) -> None:
+        if line.startswith("-"):
+            self.option(line, relative, where, constraint)
+            return
+        hashes = _PER_REQUIREMENT.search(line)
+        head = line[: hashes.start()].rstrip() if hashes else line
+        # The grammar has several optional blanks in a row, each of which would try every part of a long run.
+        match = REQUIREMENT.match(re.sub(r"\s+", " ", head))
+        archive = head.endswith(_ARCHIVES) and not (match and match["url"])
+        match = None if archive else match
+        path = match["url"] or "" if match else head.split(" ;")[0].split(" --")[0].strip()
+        extras = path.find("[", path.rfind("]", 0, -1) + 1) if path.endswith("]") else -1
+        bare = path[:extras] if extras >= 0 else path
+        if _FILE_URL.match(path):
+            self.problems.append(
+                f"{where}: {path!r} is a path of one machine; write it relative to the repository"
+            )
+            return
+        local = bool(path) and not _URL.match(path) and "${" not in path
+        if local and (match or "/" in bare or bare.startswith(".") or bare.endswith(_ARCHIVES)):
+            found = self.inside(bare, where, "the local package")
+            if not found:
+                return
+            if constraint:
+                self.problems.append(f"{where}: a constraint cannot be a local path: {line!r}")
+                return
+            self.paths.append(found)
+        elif not match and not _URL.match(path) and "${" not in path:
+            self.problems.append(f"{where}: not a requirement: {line!r}")
+            return
+        (self.constraints if constraint else self.lines).append(line)
+
+    def option(self, line: str, relative: str, where: str, constraint: bool) -> None:
+        match = _OPTION.match(line)
+        name = (match["long"] or match["short"]) if match else line.split()[0]
+        value = (match["value"] or match["rest"] or "").strip() if match else ""
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        name = SHORT.get(name, name)
+        if name == "--editable":
+            self.problems.append(
+                f"{where}: {line!r}: editable packages are not supported; write the path alone"
+            )
+        elif name in ("--requirement", "--constraint"):
+            self.include(value, relative, where, constraint or name == "--constraint", line)
+        elif name not in OPTIONS:
+            self.problems.append(f"{where}: unknown option {line.split()[0]!r}")
+        elif OPTIONS[name] and not value:
+            self.problems.append(f"{where}: {line!r} lacks its value")
+        elif name not in IGNORED:
+            if _FILE_URL.match(value):
+                self.problems.append(f"{where}: {line!r} names a path of one machine; write it relative")
+                return
+            if name == "--find-links" and not _URL.match(value) and "${" not in value:
+                found = self.inside(value, where, "the folder of")
+                if not found:
+                    return
+                self.paths.append(found)
+                value = found
+            text = f"{name} {value}" if OPTIONS[name] else name
+            self.options[text] = None
+
+    def include(self, value: str, relative: str, where: str, constraint: bool, line: str) -> None:
+        if not value:
+            self.problems.append(f"{where}: {line!r} lacks its file")
+        elif _URL.match(value):
+            self.problems.append(f"{where}: {line!r}: only files inside the repository can be included")
+        else:
+            path = os.path.join(os.path.dirname(relative), value)
+            found = self.inside(path, where, f"{line!r}:")
+            if found:
+                self.read(found, constraint, where)
+
+
+def decode(data: bytes) -> str:
+    """Return a file's text, whatever byte order mark it begins with. Raises UnicodeDecodeError."""
+    for mark, encoding in (
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+    ):
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding)
+    return data.decode("utf-8")
+
+
+def shortened(problem: str) -> str:
+    """Return a sentence that quotes what may be very long."""
+    return problem if len(problem) <= 400 else f"{problem[:397]}..."
+
+
+def logical_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield line number and text of each line that says something: continuations joined, comments removed."""
+    pending, began = "", 0
+    for number, raw in enumerate([*re.split(r"\r\n|\r|\n", text), ""], 1):
+        line = re.sub(r"(^|\s)#.*\Z", "", raw)
+        began = began if pending else number
+        # A comment ends a continuation, as pip has it.
+        if line.endswith("\\") and line == raw:
+            pending += line[:-1]
+            continue
+        whole, pending = (pending + line).strip(), ""
+        if whole:
+            yield began, whole
+    if pending.strip():
+        yield began, pending.strip()
+
+
+def parse(root: Path, model: str) -> Requirements:
+    """Read MODEL/requirements.txt of the repository at `root`; none asks for nothing. Never raises."""
+    reader = _Reader(Path(root))
+    start = f"{model}/requirements.txt"
+    if os.path.lexists(reader.root / start):
+        found = reader.inside(start, start, "the file")
+        if found:
+            reader.read(found, False, start)
+    return Requirements(
+        tuple(reader.files),
+        tuple(dict.fromkeys(reader.paths)),
+        tuple(dict.fromkeys(reader.lines)),
+        tuple(dict.fromkeys(reader.constraints)),
+        tuple(reader.options),
+        tuple(shortened(problem) for problem in reader.problems[:MOST_PROBLEMS])
+        + (("there are more problems; mend these first",) if len(reader.problems) > MOST_PROBLEMS else ()),
+    )
+
+
+def digest_of_paths(root: Path, paths: tuple[str, ...]) -> str:
+    """Return a SHA-256 over names and contents of local packages; symbolic links count as what they say."""
+    total = hashlib.sha256()
+
+    def add(*parts: bytes) -> None:
+        for part in parts:
+            total.update(len(part).to_bytes(8, "big") + part)
+
+    def add_file(path: str) -> None:
+        if os.path.islink(path):
+            add(b"link", os.fsencode(os.readlink(path)))
+        elif stat.S_ISREG(os.lstat(path).st_mode):
+            with open(path, "rb") as file:
+                add(b"file")
+                while block := file.read(1 << 20):
+                    add(block)
+
+    for relative in paths:
+        top = os.path.join(root, relative)
+        add(os.fsencode(relative))
+        if os.path.isdir(top):
+            for folder, folders, names in os.walk(top):
+                folders[:] = sorted(name for name in folders if name not in ("__pycache__", ".git"))
+                for name in sorted(names):
+                    path = os.path.join(folder, name)
+                    add(os.fsencode(os.path.relpath(path, top)))
+                    add_file(path)
+        else:
+            add_file(os.path.realpath(top))
+    return total.hexdigest()

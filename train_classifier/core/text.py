@@ -1,0 +1,102 @@
+"""Words and numbers for people: sizes, times, tables."""
+
+import re
+from collections.abc import Sequence
+from typing import Optional, Union
+
+#: Control characters that text from elsewhere must not bring to a terminal, those of bidirectional text too.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def size(count: float) -> str:
+    """Return bytes as people read them, in binary units."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people read them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def number(value: object) -> str:
+    """Return a metric as people read it: whole numbers whole, others to six digits."""
+    if isinstance(value, float) and not (value.is_integer() and abs(value) < 1e15):
+        return f"{value:.6g}"
+    return str(int(value)) if isinstance(value, float) else short(value, 28)
+
+
+def short(text: object, most: int) -> str:
+    """Return text of at most that many characters."""
+    words = str(text)
+    return words if len(words) <= most else words[: most - 1] + "…"
+
+
+def clean(text: object) -> str:
+    """Return text without control characters; newlines and tabs stay."""
+    return _CONTROL.sub("�", str(text))
+
+
+def table(
+    rows: Sequence[Sequence[object]], head: Optional[Sequence[str]] = None, right: Sequence[int] = ()
+) -> str:
+    """Return rows as aligned columns; those numbered in `right` are flush right."""
+    cells = [[clean(cell) if cell is not None else "" for cell in row] for row in rows]
+    every = ([list(head)] if head else []) + cells
+    if not every:
+        return ""
+    widths = [max(len(row[column]) for row in every) for column in range(len(every[0]))]
+    lines = []
+    for row in every:
+        parts = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+def printable(text: Union[str, bytes]) -> str:
+    """Return text that is safe on a terminal: control characters, bidi marks and broken UTF-8 as escapes."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "surrogateescape")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def quoted(value: object) -> str:
+    """Return a value for a sentence, in quotes when it is text, shortened when it is long."""
+    try:
+        # Of a long text only the beginning is looked at.
+        shown = f"'{printable(value[:200])}'" if isinstance(value, str) else printable(str(value))
+    except (ValueError, RecursionError):
+        # Python writes no integer of more than 4,300 digits, and nothing that nests too deep.
+        return "a value too long to show"
+    return shown if len(shown) <= 120 else f"{shown[:117]}..."
+
+
+def show_bytes(count: float) -> str:
+    """Return a count of bytes for people, in binary units."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def show_seconds(seconds: float) -> str:
+    """Return a duration for people: 4.2 s, 3 min 20 s, 2 h 5 min."""
+    if not 0 <= seconds < 1e12:
+        return "an unknown time"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

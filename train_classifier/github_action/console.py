@@ -1,0 +1,174 @@
+"""What a workflow run shows of a job: a folded group for each phase, the training's log live in between."""
+
+import contextlib
+import os
+import re
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from train_classifier.cli.console import Console
+from train_classifier.core import text
+from train_classifier.core.errors import TrainClassifierError
+from train_classifier.github_action.inputs import in_words
+from train_classifier.github_action.workflow_commands import Workflow
+
+#: Bytes of the log's end that are kept for the summary, the annotations and Slack.
+TAIL = 512 << 10
+#: Phases that stand open in the log: what everybody came to see.
+OPEN = ("training", "queue")
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
+
+
+class WorkflowConsole(Console):
+    """A Reporter for a step of a workflow. Everything goes to standard output, in order.
+
+    Nothing that is not a command of ours can be taken for one: it is written while commands are stopped.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        super().__init__(quiet=True)
+        self.quiet = False
+        self.workflow = Workflow(sys.stdout.buffer, environment)
+        self._group: str | None = None
+        self._words_allowed = contextlib.ExitStack()
+        self._stopped = False
+        self._tail = bytearray()
+        #: The phase that ran last, for what went wrong in it.
+        self.last_phase = ""
+        #: The runner reads no more: it was told to end.
+        self._mute = threading.Event()
+
+    # The Reporter's side.
+
+    def log(self, data: bytes) -> None:
+        """Write log bytes as they are, at once; they cannot be commands."""
+        with self._lock:
+            self.log_bytes += len(data)
+            self._tail += data
+            del self._tail[:-TAIL]
+            self._plain(data)
+            self._at_start = data.endswith(b"\n")
+
+    def _on_message(self, fields: Mapping[str, Any]) -> None:
+        words = in_words(text.clean(fields["text"]))
+        if fields.get("level") == "warning" and self.workflow.active:
+            self._command()
+            self.workflow.warning(words, title="train-classifier")
+        else:
+            self._line(words)
+
+    def _on_status(self, fields: Mapping[str, Any]) -> None:
+        if fields.get("message") == fields.get("phase"):
+            fields = {**fields, "message": None}
+        super()._on_status(fields)
+
+    def _enter(self, phase: str | None) -> None:
+        if phase == self._phase and phase is not None:
+            return
+        super()._enter(phase)
+        self._close_group()
+        if phase is None:
+            return
+        self.last_phase = phase
+        if phase in OPEN:
+            self._line(f"{phase} …")
+        else:
+            self._command()
+            self.workflow.group(phase)
+            self._group = phase
+
+    def _leave(self, phase: str, seconds: float) -> None:
+        super()._leave(phase, seconds)
+        if phase == self._group:
+            self._close_group()
+
+    def _close_group(self) -> None:
+        if self._group is not None:
+            self._group = None
+            self._command()
+            self.workflow.end_group()
+
+    # Our side.
+
+    def mask(self, value: str) -> None:
+        """Have the runner show *** for a secret."""
+        with self._lock:
+            self._command()
+            self.workflow.mask(value)
+
+    def error(self, error: TrainClassifierError) -> None:
+        """Show a failure: its details as text, each problem as an annotation."""
+        with self._lock:
+            self.finish()
+            fields = error.to_dict()
+            for line in text.clean(fields["detail"] or "").splitlines():
+                self._line(f"    {line}")
+            *others, last = fields["problems"] or [fields["reason"]]
+            if fields["hint"]:
+                last += f"\n{fields['hint']}"
+            for problem in (*others, last):
+                self._annotate(text.clean(problem))
+
+    def annotate(self, message: str, file: str, line: int) -> None:
+        """Annotate a line of the caller's repository."""
+        with self._lock:
+            self._annotate(text.clean(message), file, line)
+
+    def _annotate(self, words: str, file: str = "", line: int | None = None) -> None:
+        if self.workflow.active:
+            self._command()
+            self.workflow.error(words, title="train-classifier" if not file else "", file=file, line=line)
+        else:
+            self._line(f"{file}:{line}: {words}" if file else words, always=True)
+
+    def finish(self) -> None:
+        """Close the group and let commands be heard again."""
+        with self._lock:
+            self._enter(None)
+            self._command()
+            super().finish()
+
+    def tail(self) -> str:
+        """Return the end of the log."""
+        with self._lock:
+            return bytes(self._tail).decode("utf-8", "replace")
+
+    @property
+    def tail_is_cut(self) -> bool:
+        """Whether the log is longer than `tail`."""
+        return self.log_bytes > TAIL
+
+    def _line(self, words: str, colour: str | None = None, always: bool = False) -> None:
+        start = b"" if self._at_start else b"\n"
+        words = _ANSI.sub("", words)
+        # Most of our own lines hold no foreign word that a runner could take for a command.
+        harmless = "::" not in words and "##[" not in words
+        self._plain(start + words.encode("utf-8", "replace") + b"\n", harmless)
+        self._at_start = True
+
+    def _plain(self, data: bytes, harmless: bool = False) -> None:
+        if self._gone:
+            return
+        try:
+            if not self._stopped and not harmless:
+                self._stopped = True
+                self._words_allowed.enter_context(self.workflow.stopped())
+            self.workflow.write(data)
+        except OSError:
+            # The runner reads no more; the job and its papers still matter.
+            self._gone = self.log_gone = True
+            self.workflow.active = False
+
+    def _command(self) -> None:
+        """Leave the state in which nothing is a command."""
+        if self._stopped:
+            self._stopped = False
+            try:
+                self._words_allowed.close()
+            except OSError:
+                self._gone = self.log_gone = True
+            self._at_start = True
+        if self._gone:
+            self.workflow.stream = open(os.devnull, "wb")  # noqa: SIM115, PTH123 - stays open to the end

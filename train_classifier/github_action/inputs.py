@@ -1,0 +1,112 @@
+"""The action's inputs: `with:` wins over the environment, and both become one request."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from train_classifier.core import job
+from train_classifier.core.errors import BadInput, TrainClassifierError
+from train_classifier.github_action import slack_message
+from train_classifier.request import flags
+from train_classifier.request.build import TrainRequest
+
+#: Carries what stands under `with:`; empty means not given, as everywhere.
+PREFIX = "TRAIN_CLASSIFIER_INPUT_"
+VARIABLE = "TRAIN_CLASSIFIER_"
+#: Every input of action.yaml, with _ for -.
+INPUTS = (
+    "model", "repo", "inventory", "host", "gpus", "min_vram", "image", "timeout", "wait", "args", "env",
+    "secrets", "data", "output", "resume", "cancel_grace", "lease", "slack_webhook", "slack_notify",
+)  # fmt: skip
+#: What a workflow cancel leaves a model to end by itself: GitHub gives 10 s to everything together.
+CANCEL_GRACE_S = 3.0
+#: Variables that the step itself reads and nobody else may see.
+OWN = ("args", "cancel_grace", "slack_webhook", "slack_notify")
+#: Flags whose input is spelt otherwise.
+SPELT = {"secret": "secrets", "grace": "cancel-grace"}
+#: What runs up to the end of its line is a command to type, in which flags are flags.
+FLAG = re.compile(r"train-classifier [a-z]+ .*|(?<![\w-])--(?P<flag>[a-z][a-z-]*)(?![\w=-])")
+#: The action never reads the settings file that a refusal names (`options.move`).
+MOVE = re.compile(
+    r"move (the line '.*?') below \[[^]]*\] of your own settings, "
+    + re.escape(job.OWN_SETTINGS)
+    + ", or give "
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What the step was asked for."""
+
+    request: TrainRequest
+    #: The environment in which the request is checked.
+    environment: dict[str, str]
+    #: The webhook, empty for none; a secret.
+    webhook: str
+    wanted: frozenset[slack_message.Event]
+    #: What is wrong with the inputs that only the step knows; the rest is the request's to say.
+    problems: tuple[str, ...] = ()
+
+
+def read(environment: Mapping[str, str]) -> Inputs:
+    """Return the inputs, and what is wrong with those that only the step knows."""
+    merged = {name: value for name, value in environment.items() if not name.startswith(PREFIX)}
+    for name in INPUTS:
+        given = environment.get(PREFIX + name.upper(), "")
+        if given.strip():
+            merged[VARIABLE + name.upper()] = given
+    values = {name: merged.get(VARIABLE + name.upper(), "") for name in INPUTS}
+    for name in OWN:
+        merged.pop(VARIABLE + name.upper(), None)
+    webhook = values["slack_webhook"].strip() or merged.pop("SLACK_IDENTIFIER", "").strip()
+    merged.pop("SLACK_IDENTIFIER", None)
+    problems = []
+    try:
+        wanted = slack_message.events(values["slack_notify"])
+    except ValueError as error:
+        # Whoever asked for some notice wants to hear of this failure.
+        wanted = slack_message.events(None)
+        problems.append(str(error))
+    # Literally one argument a line, a carriage return of a Windows editor aside.
+    lines = [line.removesuffix("\r") for line in values["args"].split("\n")]
+    arguments = [line for line in lines if line.strip()]
+    request = TrainRequest(
+        arguments=arguments or None, grace=values["cancel_grace"].strip() or None, cwd=Path.cwd()
+    )
+    return Inputs(request, merged, webhook, wanted, tuple(problems))
+
+
+def withheld(environment: Mapping[str, str]) -> set[str]:
+    """Return the variables that no child process gets: everything that is an input, and the webhook."""
+    kept = VARIABLE + "HOST_JSON"
+    given = {name for name in environment if name.startswith(VARIABLE) and name != kept}
+    return given | ({"SLACK_IDENTIFIER"} & set(environment))
+
+
+def in_words(text: str) -> str:
+    """Return a sentence that speaks of the command line's flags as one that speaks of the action's inputs."""
+
+    def spelt(match: re.Match[str]) -> str:
+        flag = match["flag"]
+        if flag is None:
+            return match[0]
+        name = SPELT.get(flag, flag)
+        if name.replace("-", "_") in INPUTS:
+            return f"input {name}"
+        key = flag.replace("-", "_")
+        if key in flags.REQUEST or key in flags.LIMITS:
+            return flags.variable_of(key)
+        if key in flags.SETTINGS:
+            return f"{key} in {flags.SETTINGS_FILE}"
+        return match[0]
+
+    return FLAG.sub(spelt, MOVE.sub(r"remove \1 and give ", text))
+
+
+def translate(error: TrainClassifierError) -> None:
+    """Put what a failure says into the words of the action; the tools' own lines stay as they are."""
+    error.reason = in_words(error.reason)
+    error.hint = in_words(error.hint) if error.hint else error.hint
+    if isinstance(error, BadInput):
+        error.problems = [in_words(problem) for problem in error.problems]

@@ -1,0 +1,94 @@
+"""The archive of an earlier run, which a run that fails must not deliver again.
+
+Standard library only: the action's launcher needs it before there is anything else.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train_classifier.core import regular_file
+from train_classifier.core.job import ARCHIVE_MAGIC
+
+SETTINGS_FILE = "train-classifier.toml"
+OUTPUT = "artefacts.tar.gz"
+#: As the settings' own check has it.
+MOST_BYTES = 1 << 20
+MOST_DOTS = 100
+
+
+def place(environment: Mapping[str, str], cwd: Path) -> Path:
+    """Return where the archive of a step with this environment goes, as `request.build` finds it.
+
+    Raises ValueError when the repository's settings, which may name the place, cannot be read.
+    """
+    if output := _input(environment, "OUTPUT"):
+        return _path(output, cwd)
+    try:
+        top = (cwd / (_input(environment, "REPO") or ".")).resolve(strict=True)
+    except (OSError, RuntimeError):
+        return cwd / OUTPUT
+    model = _input(environment, "MODEL") or environment.get("MODEL", "")
+    named = _setting(top, model.rstrip("/"))
+    if named is None:
+        return cwd / OUTPUT
+    path = Path(os.path.realpath(top / Path(named).parent), Path(named).name)
+    if not path.is_relative_to(top):
+        raise ValueError(f"{SETTINGS_FILE}: output leads out of the repository")
+    return path
+
+
+def _input(environment: Mapping[str, str], name: str) -> str:
+    """Return an input of the step; `with:` wins over the environment, and empty is not given."""
+    return (
+        environment.get(f"TRAIN_CLASSIFIER_INPUT_{name}", "").strip()
+        or environment.get(f"TRAIN_CLASSIFIER_{name}", "").strip()
+    )
+
+
+def _path(text: str, base: Path) -> Path:
+    try:
+        path = base / Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"output {text!r}: {error}") from error
+    # The name stays as it is: a link is removed itself, not what it leads to.
+    return Path(os.path.realpath(path.parent), path.name)
+
+
+def _setting(top: Path, model: str) -> str | None:
+    """Return `output` of the repository's settings, None where they say nothing."""
+    try:
+        text = regular_file.read(top / SETTINGS_FILE, MOST_BYTES, within=str(top)).decode("utf-8-sig")
+        if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
+            raise ValueError("a line has too many dots")
+        settings = tomllib.loads(text)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{SETTINGS_FILE} cannot be read: {error}") from error
+    models = settings.get("models")
+    tables = [settings.get("defaults"), models.get(model) if isinstance(models, dict) else None]
+    named: Any = None
+    for table in tables:
+        if isinstance(table, dict):
+            named = table.get("output", named)
+    if named is not None and (not isinstance(named, str) or not named.strip() or "\0" in named):
+        raise ValueError(f"{SETTINGS_FILE}: output is no path")
+    return named
+
+
+def remove(path: Path) -> None:
+    """Remove an archive, or a link in its place; what is none of them stays.
+
+    Raises ValueError for a file that is no archive, OSError when it cannot be removed.
+    """
+    if path.is_symlink():
+        path.unlink()
+    elif path.is_file():
+        with path.open("rb") as file:
+            start = file.read(2)
+        if start and start != ARCHIVE_MAGIC:
+            raise ValueError(f"output {path.name} exists and is no archive: name another file")
+        path.unlink()

@@ -1,0 +1,211 @@
+"""Tells Slack how a training run went; never fails the job, and never shows the webhook."""
+
+import dataclasses
+import enum
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from train_classifier.core.metrics import number
+from train_classifier.core.text import show_seconds
+from train_classifier.github_action import slack_webhook
+
+#: Slack's limit: characters of the text of a section.
+SECTION = 3000
+
+ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+WEBHOOK_PATH = re.compile(r"/?(?:services/)?(T[A-Za-z0-9_]{1,40}/B[A-Za-z0-9_]{1,40}/[A-Za-z0-9_]{1,80})\Z")
+URL = re.compile(
+    r"(https://[A-Za-z0-9.-]+(:[0-9]{1,5})?|http://(127\.0\.0\.1|localhost)(:[0-9]{1,5})?)/[!-~]*\Z"
+)
+
+
+class Event(enum.Enum):
+    """What there is to tell."""
+
+    STARTED = "start"
+    SUCCEEDED = "success"
+    CANCELLED = "cancelled"
+    FAILED = "failure"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Notice:
+    """One message: what happened to which model, where."""
+
+    event: Event
+    model: str
+    repository: str = ""
+    host: str = ""
+    job: str = ""
+    #: The phase that failed or was cancelled.
+    phase: str = ""
+    #: The model's own exit status if it ran, else the exit code of train-classifier.
+    exit_status: int | None = None
+    reason: str = ""
+    hint: str = ""
+    #: Last lines of the log, secrets masked already.
+    tail: str = ""
+    #: Seconds from submission to the end.
+    seconds: float | None = None
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    #: Address of the workflow run, if there is one.
+    run_url: str = ""
+
+
+def webhook_url(identifier: str) -> str:
+    """Return the webhook's address for what the user gave: `T…/B…/…` (the seed's form) or a full URL.
+
+    Raises ValueError, whose text never holds the identifier.
+    """
+    identifier = identifier.strip()
+    path = WEBHOOK_PATH.match(identifier)
+    if path:
+        return f"https://hooks.slack.com/services/{path[1]}"
+    if URL.match(identifier):
+        return identifier
+    raise ValueError("the Slack webhook is neither T…/B…/… nor an https:// address")
+
+
+def events(setting: str | None) -> frozenset[Event]:
+    """Return what to tell: failures always, unless the input slack-notify says `none`.
+
+    `setting` is that input: names of events, or `all`, by comma or space. Empty, as where SLACK_IDENTIFIER
+    stands in the environment alone: failures only, since callers of the seed post success themselves.
+    Raises ValueError for an unknown word.
+    """
+    words = (setting or "").replace(",", " ").lower().split()
+    if words in (["none"], ["false"]):
+        return frozenset()
+    chosen = {Event.FAILED}
+    for word in words:
+        if word in ("all", "true"):
+            chosen.update(Event)
+        else:
+            try:
+                chosen.add(Event(word))
+            except ValueError:
+                known = ", ".join(event.value for event in Event)
+                raise ValueError(f"slack-notify: {word!r} is none of {known}, all, none") from None
+    return frozenset(chosen)
+
+
+def escape(text: str) -> str:
+    """Return text that Slack shows as it is: no mention, no link, no control character."""
+    text = ANSI.sub("", text)
+    text = "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def inline(text: str) -> str:
+    """Return escaped text for one line, with nothing that Slack takes for formatting."""
+    return re.sub(r"([*_~`])", "\u200b\\1", escape(" ".join(text.split())))
+
+
+def unfenced(text: str) -> str:
+    """Return escaped text that neither begins nor ends a code block."""
+    return re.sub("`(?=`)", "`\u200b", text)
+
+
+def shortened(text: str, most: int) -> str:
+    """Cut escaped text to `most` characters, never inside an entity."""
+    if len(text) <= most:
+        return text
+    return re.sub(r"&[a-z]*\Z", "", text[: most - 1]) + "…"
+
+
+def last_lines(text: str, most: int) -> str:
+    """Return as many of the last lines, escaped for a code block, as fit into `most` characters."""
+    lines: list[str] = []
+    left = most
+    for line in reversed(text.replace("\r\n", "\n").rstrip().split("\n")):
+        # What a progress bar wrote over is gone on a terminal, too.
+        shown = shortened(unfenced(escape(line.rpartition("\r")[2])), 400)
+        if len(shown) + 1 > left or len(lines) == 20:
+            break
+        left -= len(shown) + 1
+        lines.append(shown)
+    return "\n".join(reversed(lines))
+
+
+def headline(notice: Notice) -> str:
+    """Return the message's one sentence. A failure keeps the wording of the seed."""
+    where = f" of {inline(notice.repository)}" if notice.repository else ""
+    name = f"{inline(notice.model)}{where}"
+    if notice.event is Event.STARTED:
+        return f"Training {name} has started"
+    if notice.event is Event.SUCCEEDED:
+        return f"Training {name} succeeded"
+    if notice.event is Event.CANCELLED:
+        return f"Training {name} was cancelled"
+    status = "unknown" if notice.exit_status is None else notice.exit_status
+    return f"Training {name} failed with exit status: {status}"
+
+
+def message(notice: Notice) -> dict[str, Any]:
+    """Return the message for the webhook: a text for notifications, and blocks within Slack's limits."""
+    text = shortened(headline(notice), 2900)
+    if notice.run_url.startswith(("https://", "http://")):
+        link = re.sub(r"[<>|\s]", "", notice.run_url)
+        title = f"*{text}* · <{link.replace('&', '&amp;')}|open the run>" if len(link) < 1000 else f"*{text}*"
+    else:
+        title = f"*{text}*"
+    icon = {
+        Event.STARTED: ":hourglass_flowing_sand:",
+        Event.SUCCEEDED: ":white_check_mark:",
+        Event.CANCELLED: ":no_entry_sign:",
+        Event.FAILED: ":x:",
+    }[notice.event]
+    blocks = [_section(f"{icon} {title}" if len(title) < SECTION - 40 else f"{icon} {shortened(text, 2900)}")]
+
+    facts = {"Phase": notice.phase, "Host": notice.host, "Job": notice.job}
+    if notice.seconds is not None:
+        facts["Duration"] = show_seconds(notice.seconds)
+    # Slack takes up to ten fields of 2000 characters in a section.
+    shown = [(name, shortened(inline(value), 300)) for name, value in facts.items() if value]
+    shown += [
+        (shortened(inline(name), 80), f"{value:.6g}")
+        for name, value in notice.metrics.items()
+        if number(value) is not None
+    ]
+    fields = [{"type": "mrkdwn", "text": f"*{name}*\n{value}"} for name, value in shown[:10]]
+    if fields:
+        blocks.append({"type": "section", "fields": fields})
+    if notice.event is not Event.STARTED:
+        said = "\n".join(unfenced(escape(part)) for part in (notice.reason, notice.hint) if part)
+        if said:
+            blocks.append(_section(shortened(said, SECTION)))
+    if notice.event is Event.FAILED:
+        tail = last_lines(notice.tail, SECTION - 20)
+        if tail:
+            blocks.append(_section(f"```\n{tail}\n```"))
+    return {"text": f"{icon} {text}", "blocks": blocks}
+
+
+def _section(text: str) -> dict[str, Any]:
+    return {"type": "section", "text": {"type": "mrkdwn", "text": text}}
+
+
+def notify(identifier: str, notice: Notice, wanted: frozenset[Event], total_s: float = 30.0) -> str | None:
+    """Post a notice if it is wanted, within `total_s` seconds whatever the other side does.
+
+    Never raises. Returns None when there was nothing to post or it was delivered, else one line that says why
+    not, without the webhook's address.
+    """
+    if notice.event not in wanted or not identifier.strip():
+        return None
+    try:
+        url = webhook_url(identifier)
+        body = message(notice)
+    except ValueError as error:
+        return f"Slack was not told: {error}"
+    outcome: list[str | None] = []
+    # A thread, because a name lookup or an answer that drips byte by byte ignores every socket timeout.
+    sender = threading.Thread(
+        target=lambda: outcome.append(slack_webhook.send(url, body, total_s)), name="slack", daemon=True
+    )
+    sender.start()
+    sender.join(total_s)
+    trouble = outcome[0] if outcome else f"no answer within {total_s:g} s"
+    return None if trouble is None else f"Slack was not told: {trouble}"

@@ -1,0 +1,421 @@
+"""The action's step: one `train`, told to a workflow run.
+
+Runs as `python -m train_classifier.github_action.step`.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train_classifier.cli.early_signals import deliver_again
+from train_classifier.core import job
+from train_classifier.core.errors import OUTCOMES, BadInput, Cancelled, ExitCode, TrainClassifierError
+from train_classifier.github_action import inputs, old_archive
+from train_classifier.github_action.console import WorkflowConsole
+from train_classifier.github_action.inputs import Inputs
+from train_classifier.github_action.workflow_commands import run_url
+from train_classifier.reports.archive_reader import Papers
+from train_classifier.request.flags import LEAST_SECRET
+
+if TYPE_CHECKING:
+    from train_classifier.reports.report import Report
+
+#: Seconds for reading the archive's papers and for Slack, once a cancel runs against the clock.
+HURRY_S = 0.5
+#: Seconds that the notices may take together, Slack's own limits of rate included.
+SLACK_S = 60.0
+
+
+class Step:
+    """What the step knows so far; whatever ends it, `close` tells the workflow run what there is."""
+
+    def __init__(self) -> None:
+        self.console = WorkflowConsole(os.environ)
+        self.begun = time.monotonic()
+        self.inputs: Inputs | None = None
+        self.plan: Any = None
+        self.run: Any = None
+        self.failure: TrainClassifierError | None = None
+        self.hurried = False
+        self._slack: list[threading.Thread] = []
+        self._told: set[str] = set()
+        self._hidden: set[str] = set()
+
+    # From the inputs to the job's end.
+
+    def train(self) -> None:
+        """Run the job. Raises what ended it before there was one; else `failure` says how it went."""
+        environment = dict(os.environ)
+        webhook = environment.get("TRAIN_CLASSIFIER_INPUT_SLACK_WEBHOOK") or environment.get(
+            "TRAIN_CLASSIFIER_SLACK_WEBHOOK"
+        )
+        for value in (webhook, environment.get("SLACK_IDENTIFIER")):
+            self._mask(value or "")
+        for name in inputs.withheld(os.environ):
+            del os.environ[name]
+        given = self.inputs = inputs.read(environment)
+        problems = [*given.problems, *self._remove_old(given.environment)]
+        from train_classifier.cli.training_playbook import Play
+
+        with Play() as play:
+            asked = given.request
+            play.foresee(given.environment, asked.repo, asked.inventory, asked.host)
+            self._train(given, problems, play)
+
+    def _train(self, given: Inputs, problems: list[str], play: Any) -> None:
+        from train_classifier.request.build import build
+
+        try:
+            self.plan = plan = build(given.request, given.environment)
+        except BadInput as error:
+            raise BadInput(*problems, *error.problems, hint=error.hint) from error
+        if problems:
+            raise BadInput(*problems)
+        for value in plan.secrets.values():
+            self._mask(value)
+        for warning in plan.warnings:
+            self.console.event("message", level="warning", text=warning)
+        spec = self._with_defaults(plan)
+        from train_classifier.github_action.training_run import StepRun
+
+        order = dataclasses.replace(plan.order(), spec=spec)
+        assert plan.look is not None
+        self.run = StepRun(order, plan.look, plan.secrets, self.console, self)
+        self.run.run(play, plan.inventory, plan.host)
+        self.failure = self.run.failure
+
+    def _mask(self, value: str) -> None:
+        if value.strip():
+            masked = [value.strip()]
+            if value.startswith(("https://", "http://")):
+                # The path alone is the secret.
+                masked.append(value.strip().partition("://")[2].partition("/")[2])
+            for each in masked:
+                self.console.mask(each)
+                self._hidden |= {part for part in (each, *each.splitlines()) if len(part) >= LEAST_SECRET}
+
+    def _with_defaults(self, plan: Any) -> job.JobSpec:
+        """Return the specification with the action's own default for grace."""
+        spec: job.JobSpec = plan.spec
+        if "grace" not in plan.origin:
+            spec = dataclasses.replace(spec, grace_s=inputs.CANCEL_GRACE_S)
+        return spec
+
+    def _remove_old(self, environment: Mapping[str, str]) -> list[str]:
+        """Remove the archive of an earlier run: what fails must not deliver it again. Return the problems."""
+        try:
+            path = old_archive.place(environment, Path.cwd())
+        except ValueError as error:
+            self._warn(f"{error}. An archive of an earlier run is left: the settings may say where.")
+            return []
+        try:
+            old_archive.remove(path)
+        except ValueError as error:
+            return [str(error)]
+        except OSError as error:
+            return [f"the old {path.name} cannot be removed: {error.strerror}"]
+        return []
+
+    # What the run tells meanwhile.
+
+    def started(self, identifier: str) -> None:
+        """The job is safe on its host."""
+        self.console.workflow.set_output("job-id", identifier)
+        self._tell("start")
+
+    def cancelling(self) -> None:
+        """A cancel has come: from here on the clock runs."""
+        self.hurried = True
+        self._tell("cancelled")
+
+    # The end.
+
+    def close(self) -> ExitCode:
+        """Write annotations, outputs, report and summary, tell Slack, and return the exit code."""
+        code = self.failure.code if self.failure else ExitCode.TRAINED
+        console = self.console
+        console.finish()
+        if self.failure:
+            inputs.translate(self.failure)
+            self._safely("the model's tracebacks", self._annotate_model)
+            console.error(self.failure)
+            console.finish()
+        delivered = (self.run.delivered if self.run else None) or {}
+        result = self._result(code)
+        # First what later steps go by: what follows takes time, and GitHub may kill the step in it.
+        self._outputs(code, result, delivered)
+        endings = {ExitCode.TRAINED: "success", ExitCode.CANCELLED: "cancelled"}
+        if result["outcome"] != "submitted":
+            self._tell(endings.get(code, "failure"))
+        papers = self._safely("the archive's papers", lambda: self._papers(delivered)) or Papers()
+        self._safely("the manifest", lambda: self._write_manifest(papers))
+        report = self._safely("the report", lambda: self._report(papers, result))
+        if report:
+            self._safely("the job summary", lambda: self._summary(report))
+            self._safely("the report", lambda: self._write_report(report))
+        if delivered and not self.failure:
+            console.say(f"{delivered['path']}: {delivered['bytes']} bytes, sha256 {delivered['sha256']}")
+        elif delivered:
+            console.say(f"What the job left is in {delivered['path']}")
+        self._wait_for_slack()
+        console.finish()
+        return code
+
+    def _safely(self, what: str, act: Callable[[], Any]) -> Any:
+        """Return what `act` returns. A failure to tell of a job is said, and changes nothing about it."""
+        try:
+            return act()
+        except Exception as error:
+            self._warn(
+                f"A bug in train-classifier ({type(error).__name__}): {what} left out. {self.crash_file()}"
+            )
+            return None
+
+    def crash_file(self) -> str:
+        """Keep the traceback of a bug of ours, without any secret, and say where."""
+        from train_classifier.controller.temp_files import write_crash_file
+
+        trace = traceback.format_exc()
+        for value in sorted(self._hidden, key=len, reverse=True):
+            # As it stands, and as the text of an exception may quote it.
+            for form in (value, repr(value)[1:-1]):
+                trace = trace.replace(form, "***")
+        return f"Please report it with {write_crash_file(trace)}"
+
+    def _wait_for_slack(self) -> None:
+        """Wait for notices under way, but not once somebody wants the step to end."""
+        end = time.monotonic() + SLACK_S
+        while any(thread.is_alive() for thread in self._slack):
+            if time.monotonic() > end:
+                break
+            if self.hurried:
+                end = min(end, time.monotonic() + HURRY_S)
+            time.sleep(0.02)
+
+    def _result(self, code: ExitCode) -> dict[str, Any]:
+        """Return the job's own result, or what stands for it where there is none."""
+        found = dict((self.run.result if self.run else None) or {})
+        for key in ("reason", "hint"):
+            if isinstance(found.get(key), str):
+                found[key] = inputs.in_words(found[key])
+        model = found.get("model") or (self.plan.spec.model if self.plan else None)
+        asked = self.inputs.environment if self.inputs else {}
+        found["model"] = model or asked.get("TRAIN_CLASSIFIER_MODEL") or asked.get("MODEL")
+        if self.failure and found.get("exit_code") != int(code):
+            found |= {
+                "exit_code": int(code),
+                "outcome": OUTCOMES[code],
+                "reason": self.failure.reason,
+                "hint": self.failure.hint,
+                "detail": self.failure.detail,
+            }
+        if isinstance(found.get("seconds"), dict):
+            spent = found["seconds"]
+            found["seconds"] = {name: spent[name] for name in (*job.PHASES, *spent) if name in spent}
+        found.setdefault("exit_code", int(code))
+        # A detached job is on its way, and no more is known of it.
+        detached = bool(self.plan and self.plan.detach and not self.failure)
+        found.setdefault("outcome", "submitted" if detached else OUTCOMES[code])
+        if self.run:
+            found.setdefault("id", self.run.job)
+        return found
+
+    def _phase(self, result: dict[str, Any]) -> str:
+        """Return the phase in which it ended; artefacts are packed and fetched after a failure, too."""
+        if result.get("outcome") == OUTCOMES[ExitCode.NOTHING_DELIVERED]:
+            return self.console.last_phase
+        ran = [name for name in result.get("seconds") or {} if name in job.PHASES and name != "artefacts"]
+        return ran[-1] if ran else self.console.last_phase or "request"
+
+    def _papers(self, delivered: dict[str, Any]) -> Papers:
+        from train_classifier.reports import archive_reader
+
+        if not delivered:
+            return Papers()
+        seconds = HURRY_S if self.hurried else archive_reader.MOST_S
+        return archive_reader.read(Path(delivered["path"]), seconds)
+
+    def _report(self, papers: Papers, result: dict[str, Any]) -> "Report":
+        from train_classifier.reports.report import Report
+
+        own = ("preflight", "push", "start", "fetch")
+        # Curves take their time to draw: a cancel leaves none for them.
+        drawn = Papers() if self.hurried else papers
+        return Report(
+            result=result,
+            manifest=papers.facts,
+            history=drawn.history,
+            usage=drawn.usage,
+            log=self.console.tail(),
+            log_is_cut=self.console.tail_is_cut,
+            seconds={name: spent for name, spent in self.console.seconds.items() if name in own},
+            host=self.run.host_name if self.run else "",
+        )
+
+    # Copies go into the runner's temporary folder: the workspace gets the archive alone.
+
+    def _write_manifest(self, papers: Papers) -> None:
+        if papers.manifest:
+            self._write("manifest", "manifest.json", papers.manifest)
+
+    def _write_report(self, report: "Report") -> None:
+        from train_classifier.reports import html_page
+
+        self._write("report", "report.html", html_page.render(report).encode())
+
+    def _write(self, output: str, name: str, content: bytes) -> None:
+        base = os.environ.get("RUNNER_TEMP")
+        if not base or not self.run:
+            return
+        folder = Path(base, "train-classifier", self.run.job)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        except OSError as error:
+            self._warn(f"{name} was not written to {folder}: {error.strerror}")
+        else:
+            self.console.workflow.set_output(output, str(folder / name))
+
+    def _outputs(self, code: ExitCode, result: dict[str, Any], delivered: dict[str, Any]) -> None:
+        image = result.get("image") or {}
+        metrics = result.get("metrics")
+        values = {
+            "job-id": result.get("id") if self.run and self.run.started else "",
+            "status": result["outcome"],
+            "exit-code": int(code),
+            "artefacts": delivered.get("path"),
+            # Set again once they are written.
+            "manifest": "",
+            "report": "",
+            "sha256": delivered.get("sha256"),
+            "duration": f"{time.monotonic() - self.begun:.1f}",
+            "image-digest": image.get("digest") or image.get("id"),
+            "metrics": json.dumps(metrics if isinstance(metrics, dict) else {}),
+        }
+        for name, value in values.items():
+            self.console.workflow.set_output(name, "" if value is None else str(value))
+
+    def _summary(self, report: "Report") -> None:
+        if not os.environ.get("GITHUB_STEP_SUMMARY") or report.result["outcome"] == "submitted":
+            return
+        from train_classifier.reports import job_summary
+
+        workflow = self.console.workflow
+        workflow.add_summary(job_summary.markdown(report, workflow.summary_room()))
+
+    def _annotate_model(self) -> None:
+        """Put each of the model's tracebacks on its line of the caller's repository."""
+        if not self.plan:
+            return
+        from train_classifier.reports import tracebacks
+
+        top = Path(os.environ.get("GITHUB_WORKSPACE") or self.plan.repository).resolve()
+        for found in tracebacks.find(self.console.tail()):
+            place = Path(self.plan.repository, found.file)
+            if place.is_file() and place.resolve().is_relative_to(top):
+                self.console.annotate(found.message, str(place.resolve().relative_to(top)), found.line)
+
+    def _warn(self, words: str) -> None:
+        self.console.event("message", level="warning", text=words)
+
+    # Slack.
+
+    def _tell(self, what: str) -> None:
+        """Post a notice beside everything else; each kind at most once."""
+        if self.inputs is None or not self.inputs.webhook or what in self._told:
+            return
+        from train_classifier.github_action import slack_message
+
+        event = slack_message.Event(what)
+        if event not in self.inputs.wanted:
+            return
+        self._told.add(what)
+        code = self.failure.code if self.failure else ExitCode.TRAINED
+        result = self._result(code)
+        status = result.get("training_exit_status")
+        ended_early = event in (slack_message.Event.FAILED, slack_message.Event.CANCELLED)
+        notice = slack_message.Notice(
+            event=event,
+            model=str(result.get("model") or "?"),
+            repository=os.environ.get("GITHUB_REPOSITORY", ""),
+            host=self.run.host_name if self.run else "",
+            job=str(result.get("id") or ""),
+            phase=self._phase(result) if ended_early else "",
+            exit_status=status if isinstance(status, int) else int(code),
+            reason=self.failure.reason if self.failure else "",
+            hint=(self.failure.hint or "") if self.failure else "",
+            tail=self.console.tail()[-20000:],
+            seconds=time.monotonic() - self.begun if what != "start" else None,
+            metrics=result.get("metrics") or {},
+            run_url=run_url(os.environ),
+        )
+        webhook, wanted = self.inputs.webhook, self.inputs.wanted
+
+        def post() -> None:
+            trouble = slack_message.notify(webhook, notice, wanted)
+            if trouble:
+                self._warn(trouble)
+
+        thread = threading.Thread(target=post, name="notice", daemon=True)
+        self._slack.append(thread)
+        thread.start()
+
+
+@contextlib.contextmanager
+def interruptible(step: Step) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into KeyboardInterrupt, also those that came while Python was starting.
+
+    Afterwards they only make the step hurry: what happened is told in any case.
+    """
+
+    def hurry(_number: int, _frame: Any) -> None:
+        step.hurried = True
+
+    def stop(number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt(number)
+
+    deliver_again()
+    numbers = {signal.SIGINT, signal.SIGTERM}
+    for number in numbers:
+        signal.signal(number, stop)
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, hurry)
+
+
+def main() -> int:
+    """Run the step and return its exit code."""
+    step = Step()
+    try:
+        with interruptible(step):
+            step.train()
+    except TrainClassifierError as error:
+        step.failure = error
+    except KeyboardInterrupt:
+        step.hurried = True
+        ended = step.run is not None and (step.run.result is not None or step.run.failure is not None)
+        step.failure = step.run.failure if ended else Cancelled("Cancelled before anything was started.")
+    except Exception as error:
+        reason = f"A bug in train-classifier ({type(error).__name__})."
+        step.failure = TrainClassifierError(reason, step.crash_file())
+    code = step.close()
+    # Python takes its handlers away as it ends: a signal that comes then would change the exit code.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""`train` under a workflow run: a cancel has ten seconds, and whoever gave it is no person at a terminal."""
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from train_classifier.ansible_bridge import inventory
+from train_classifier.ansible_bridge.inventory import Target
+from train_classifier.cli.console import Console
+from train_classifier.cli.training_playbook import Play
+from train_classifier.cli.training_run import Run
+from train_classifier.controller.steps import Order
+from train_classifier.core.errors import Cancelled, ExitCode, OutOfTouch, TrainClassifierError
+from train_classifier.core.text import show_seconds
+
+#: Seconds without a look after which the worker stops the job, on this machine and over ssh.
+LEASE_S, REMOTE_LEASE_S = 600.0, 3600.0
+#: GitHub sends SIGINT, after 7.5 s SIGTERM, after 2.5 s more SIGKILL. Seconds from the first of them after
+#: which the artefacts are left on the host: what remains is for saying so.
+COLLECT_S = 6.5
+#: How the worker says that a lease ran out.
+LEFT_ALONE = "its controller is gone"
+#: Seconds that a job which is over waits for the look at the one before it.
+LOOK_BACK_S = 5.0
+
+
+class Listener(Protocol):
+    """Who wants to know what the run does."""
+
+    def started(self, identifier: str) -> None:
+        """The job is safe on its host."""
+
+    def cancelling(self) -> None:
+        """A cancel has come."""
+
+
+class StepRun(Run):
+    """One `train` of a workflow's step."""
+
+    leave_s = 1.2
+
+    def __init__(
+        self,
+        order: Order,
+        look: Callable[[], Target],
+        secrets: Mapping[str, str],
+        console: Console,
+        listener: Listener,
+    ) -> None:
+        super().__init__(order, look, secrets, console)
+        self._listener = listener
+        self._inventory: str | None = None
+        self._looking_back: threading.Thread | None = None
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Take an event, and tell the step of those that it waits for."""
+        super().event(event, **fields)
+        if event == "started":
+            self._listener.started(self.job)
+            # Beside the training: nobody has to wait for what there was before.
+            self._looking_back = threading.Thread(target=self._look_back, daemon=True, name="look-back")
+            self._looking_back.start()
+        elif event == "error" and isinstance(self.failure, OutOfTouch):
+            # A plugin gives the hint of the command line.
+            theirs, ours = super()._attach_hint(), self._attach_hint()
+            self.failure.hint = (self.failure.hint or theirs).replace(theirs, ours)
+
+    def _look_back(self) -> None:
+        """Tell of the job before this one of the same model, if its controller was killed."""
+        with contextlib.suppress(TrainClassifierError):
+            jobs = self.host.call({"verb": "list"})["jobs"]
+            before = [each for each in jobs if each["model"] == self.model and each["id"] < self.job]
+            if not before or LEFT_ALONE not in (before[-1]["message"] or ""):
+                return
+            last = str(before[-1]["id"])
+            spec = self.host.call({"verb": "status", "id": last})["spec"]
+            if spec["repository"]["key"] == self.order.spec.repository.key:
+                words = (
+                    f"The last run of {self.model} was killed; its job {last} was stopped when its lease "
+                    f"ran out. What that left is on {self.host.name}: {self._command('fetch', last)}"
+                )
+                self.console.event("message", level="warning", text=words)
+
+    def _attach_hint(self) -> str:
+        lease = self.order.spec.lease_s
+        if lease is None:
+            return f"The job runs on. Pick it up again: {self._command('attach', self.job)}"
+        return (
+            f"The job is stopped unless somebody picks it up within {show_seconds(lease)}: "
+            f"{self._command('attach', self.job)}"
+        )
+
+    def _complete(self, target: Target) -> Order:
+        """Give the job a lease, unless one was given or nobody is to look after it.
+
+        An input and a setting of the repository name the host, too: commands to type elsewhere need flags.
+        """
+        flags = "" if target.local else inventory.flags(self._inventory, target.name)
+        order = dataclasses.replace(super()._complete(target), flags=flags)
+        if order.spec.lease_s is not None or order.detach:
+            return order
+        lease = LEASE_S if target.local else REMOTE_LEASE_S
+        return dataclasses.replace(order, spec=dataclasses.replace(order.spec, lease_s=lease))
+
+    def run(self, play: Play, inventory: str | None, limit: str | None) -> ExitCode:
+        """Run, then remove what leaving in the middle of it left on this side."""
+        self._inventory = inventory
+        code = super().run(play, inventory, limit)
+        if self._looking_back is not None and code is not ExitCode.CANCELLED:
+            self._looking_back.join(LOOK_BACK_S)
+        output = Path(self.order.output)
+        output.with_name(f".{output.name}.{self.job}.part").unlink(missing_ok=True)
+        return code
+
+    def _stop(self, by: str) -> None:
+        self._listener.cancelling()
+        if not self.started and self._phase not in ("start", "follow"):
+            super()._stop("the workflow run")
+        self.console.say("Cancelled: stopping the job, then collecting what it left.")
+        self._stopping = threading.Thread(target=self._send_stop, args=("a workflow cancel",), daemon=True)
+        self._stopping.start()
+        timer = threading.Timer(COLLECT_S, self._inbox.put, [("stop", by)])
+        timer.daemon = True
+        timer.start()
+
+    def _leave(self) -> None:
+        stopping = self._stopping
+        if stopping is not None:
+            stopping.join(self.leave_s)
+        fetch = self._command("fetch", self.job)
+        if stopping is None or stopping.is_alive():
+            raise Cancelled(
+                f"Left in time for the cancel; {self.host.name} has not confirmed the stop. "
+                f"It stops by itself within {self.order.spec.lease_s or 0:.0f} s, when its lease runs out.",
+                f"What it leaves stays there: {fetch}",
+            )
+        raise Cancelled(
+            "Cancelled; the job is being stopped, and what it leaves was not collected in time.",
+            f"It stays on {self.host.name}: {fetch}",
+        )

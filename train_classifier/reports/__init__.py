@@ -1,0 +1,1 @@
+"""What is told of a training: report, job summary, page and charts."""

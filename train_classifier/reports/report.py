@@ -1,0 +1,200 @@
+"""What there is to say about a job that ended: facts, metrics, curves, the end of the log."""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from train_classifier.core.errors import ExitCode
+from train_classifier.core.metrics import number
+from train_classifier.core.text import show_bytes, show_seconds
+from train_classifier.reports import chart_data
+
+#: Metrics that are listed; metrics.json may hold any number.
+MOST_METRICS = 100
+#: Lines of the log that are worth a reader's time.
+MOST_LINES = 200
+
+ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+
+SENTENCES = {
+    ExitCode.TRAINED: "trained",
+    ExitCode.BUG: "ended by a bug in train-classifier",
+    ExitCode.BAD_INPUT: "was refused",
+    ExitCode.NOT_READY: "did not start: the host is not ready",
+    ExitCode.FAILED: "failed",
+    ExitCode.TIMED_OUT: "ran out of time",
+    ExitCode.CANCELLED: "was cancelled",
+    ExitCode.NOTHING_DELIVERED: "trained, but delivered nothing",
+    ExitCode.NO_GPU: "found no GPU",
+    ExitCode.NO_ENVIRONMENT: "got no environment",
+    ExitCode.LOST: "was lost",
+    ExitCode.OUT_OF_TOUCH: "is out of touch, and may still run",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """A job's papers, as they came from the host. All but the result may be missing."""
+
+    #: result.json.
+    result: Mapping[str, Any]
+    #: manifest.json.
+    manifest: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    #: Texts of history.csv and usage.csv, and the last part of log.txt with secrets masked.
+    history: str = ""
+    usage: str = ""
+    log: str = ""
+    #: Whether the log is longer than that.
+    log_is_cut: bool = False
+    #: Seconds of the controller's own phases (push, fetch), beside those in the result.
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    #: Name of the host in the inventory, if it is not the manifest's.
+    host: str = ""
+
+    @property
+    def code(self) -> ExitCode:
+        """How it ended."""
+        try:
+            return ExitCode(int(self.result["exit_code"]))
+        except (KeyError, TypeError, ValueError):
+            return ExitCode.BUG
+
+    @property
+    def good(self) -> bool:
+        """Whether the job did what was asked of it."""
+        return self.code is ExitCode.TRAINED
+
+    def headline(self) -> str:
+        """Return the outcome as one sentence without a full stop, the model's name in front."""
+        return f"{self.result.get('model') or 'The job'} {SENTENCES[self.code]}"
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what a reader wants to know first, as label and value; what is not known is left out."""
+        result, manifest = self.result, self.manifest
+        repository = _mapping(manifest.get("repository"))
+        commit = str(repository.get("commit") or "")[:12]
+        if commit and repository.get("dirty"):
+            commit += " with changes"
+        archive = _mapping(result.get("archive"))
+        image = _mapping(result.get("image"))
+        facts = [
+            ("Model", str(result.get("model") or "")),
+            ("Repository", " ".join(filter(None, (str(repository.get("name") or ""), commit)))),
+            ("Job", str(result.get("id") or "")),
+            ("Host", self.host or str(_mapping(manifest.get("host")).get("name") or "")),
+            ("GPU", self._gpus()),
+            ("Image", str(image.get("reference") or "")),
+            ("Duration", self._durations()),
+            ("Exit", self._exit()),
+            ("Artefacts", show_bytes(archive["bytes"]) if _is_number(archive.get("bytes")) else "none"),
+            ("SHA-256", str(archive.get("sha256") or "")),
+            ("Left out", self._left_out()),
+        ]
+        return [(label, value) for label, value in facts if value]
+
+    def _left_out(self) -> str:
+        """Return what could not be delivered or read."""
+        remarks = self.result.get("remarks")
+        words = [str(remark) for remark in remarks] if isinstance(remarks, list) else []
+        columns = chart_data.unread(self.history)
+        if columns:
+            words.append(f"curves without a number: {', '.join(columns)}")
+        return "; ".join(words)[:1000]
+
+    def _gpus(self) -> str:
+        listed = self.result.get("gpus")
+        gpus = [_mapping(gpu) for gpu in listed] if isinstance(listed, list) else []
+        if not gpus:
+            return "none, trained on the CPU" if self.good else "none"
+        names = [str(gpu.get("name") or gpu.get("uuid") or "GPU") for gpu in gpus]
+        shown = ", ".join(
+            f"{name} (\u00d7{names.count(name)})" if names.count(name) > 1 else name
+            for name in dict.fromkeys(names)
+        )
+        check = _mapping(self.result.get("gpu_check"))
+        return shown if check.get("proven") else f"{shown} (framework: not proven)"
+
+    def _durations(self) -> str:
+        phases = {
+            name: value
+            for name, value in {**_mapping(self.result.get("seconds")), **self.seconds}.items()
+            # What took no time is not worth a word.
+            if _is_number(value) and value >= 0.05
+        }
+        ordered = {name: phases[name] for name in ("push", *phases) if name in phases}
+        if "fetch" in ordered:
+            ordered["fetch"] = ordered.pop("fetch")
+        if not ordered:
+            return ""
+        each = ", ".join(f"{name} {show_seconds(value)}" for name, value in ordered.items())
+        return f"{show_seconds(sum(ordered.values()))}: {each}"
+
+    def _exit(self) -> str:
+        words = [f"{int(self.code)} ({self.result.get('outcome') or 'unknown'})"]
+        status, signal = self.result.get("training_exit_status"), self.result.get("signal")
+        if status is not None and not self.good:
+            words.append(f"the model's exit status is {status}")
+        if signal:
+            words.append(f"killed by {signal}")
+        memory = _mapping(self.result.get("out_of_memory"))
+        if _is_number(memory.get("limit_bytes")):
+            words.append(f"out of memory at {show_bytes(memory['limit_bytes'])}")
+        return ", ".join(words)
+
+    def trouble(self) -> list[str]:
+        """Return reason, hint and detail of a job that did not end well."""
+        if self.good:
+            return []
+        return [str(self.result[key]) for key in ("reason", "hint", "detail") if self.result.get(key)]
+
+    def metrics(self) -> list[tuple[str, str]]:
+        """Return the final metrics as name and value."""
+        metrics = _mapping(self.result.get("metrics")).items()
+        shown = [(str(name)[:80], f"{value:.6g}") for name, value in metrics if _is_number(value)]
+        return shown[:MOST_METRICS]
+
+    @functools.cached_property
+    def charts(self) -> list[chart_data.Chart]:
+        """The learning curves, then what the job used."""
+        return chart_data.history(self.history) + chart_data.usage(self.usage)
+
+    def tail(self, most_bytes: int) -> str:
+        """Return the log's last lines, without colours and control characters, in `most_bytes` of UTF-8.
+
+        What is left out in front is said in a first line.
+        """
+        lines = self.log.replace("\r\n", "\n").rstrip("\n").split("\n")
+        kept: list[str] = []
+        # Room for the line that says how many are missing.
+        left = most_bytes - 60
+        for line in map(_clean, reversed(lines[-MOST_LINES:])):
+            left -= len(line.encode()) + 1
+            if left < 0:
+                break
+            kept.append(line)
+        if not any(kept):
+            return ""
+        missing = len(lines) - len(kept)
+        if self.log_is_cut:
+            # How many there are in all is not known here.
+            head = ["… earlier lines are in log.txt"]
+        else:
+            head = [f"… {missing} earlier line{'s' if missing > 1 else ''}, see log.txt"] if missing else []
+        return "\n".join([*head, *reversed(kept)])
+
+
+def _clean(line: str) -> str:
+    """Return a line as a terminal would show it, at most 2000 characters of it."""
+    line = ANSI.sub("", line).rstrip("\r").rpartition("\r")[2]
+    line = "".join(letter if letter.isprintable() or letter == "\t" else "�" for letter in line)
+    return line if len(line) <= 2000 else line[:2000] + "…"
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return number(value) is not None

@@ -1,0 +1,216 @@
+"""The checkout: where it is, what git says of it, and whether the model in it can be run."""
+
+import difflib
+import hashlib
+import os
+import platform
+import pwd
+import re
+import sys
+import unicodedata
+from pathlib import Path
+
+from train_classifier.core import job
+from train_classifier.core.errors import BadInput
+from train_classifier.core.text import printable, quoted
+from train_classifier.request import git_state
+
+#: Folders of generated content: never pushed, never a model.
+GENERATED = (".git", ".venv", "venv", "node_modules", "__pycache__")
+#: Letters that look like ASCII and are not, as people meet them: Cyrillic, Greek, dotless i, dashes.
+_LOOKS_LIKE = dict(
+    zip("аеорсухіјѕԁһӏνοαρτυικγпмтɑɡı‐‑‒–—−", "aeopcyxijsdhlvoaptuikynmtagi------", strict=True)  # noqa: RUF001
+)
+
+
+def resolve(folder: Path) -> Path:
+    """Return the real path of the checkout. Raises BadInput when it is none."""
+    try:
+        path = folder.resolve(strict=True)
+    except FileNotFoundError as error:
+        raise BadInput(f"--repo {quoted(str(folder))}: no such folder") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(
+            f"--repo {quoted(str(folder))}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    if not path.is_dir():
+        raise BadInput(f"--repo {quoted(str(folder))} is not a folder")
+    if path == Path("/"):
+        raise BadInput("--repo / is this machine's whole file system; name the folder that holds the model")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise BadInput(f"--repo {quoted(str(folder))}: this user may not read it")
+    return path
+
+
+def user_name() -> str:
+    """Return the login name of this process's user, the number where the machine knows no name."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def describe(repository: Path, output: Path | None = None) -> tuple[job.Repository, list[str]]:
+    """Return what identifies the checkout, and warnings. `output` does not make it dirty.
+
+    The key names this folder for this user on this controller, and in a workflow also the repository at
+    GitHub: one mirror and one cache on the host for each. Nothing in the checkout has a say in it.
+    """
+    identity = "\0".join((platform.node(), os.fsdecode(repository), user_name()))
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        # A runner uses the folder of one repository for the next of that name.
+        identity += "\0" + os.environ.get("GITHUB_REPOSITORY", "")
+    key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    name = printable(repository.name)
+    if not git_state.is_checkout(repository):
+        return job.Repository(name, key), []
+    commit = None
+    try:
+        with git_state.opened(repository) as git:
+            commit = git.commit()
+            results = {output, repository / "artefacts"}
+            dirty = git.changed(lambda path: path in results)
+    except git_state.GitSilent as silent:
+        what = "the commit of this checkout"
+        if commit is not None:
+            what = f"whether this checkout differs from {commit[:12]}"
+        return job.Repository(name, key, commit), [f"{what} is not recorded: {silent}"]
+    warnings = []
+    if dirty is None:
+        warnings.append(
+            f"whether this checkout differs from {commit[:12]} is not recorded: "
+            "files seem to be changed that a filter of git (such as LFS) writes, and no filter is run"
+        )
+    return job.Repository(name, key, commit, dirty), warnings
+
+
+def models(repository: Path) -> list[str]:
+    """Return the models of a checkout: folders at its top with a `__main__.py`."""
+    found = []
+    try:
+        with os.scandir(repository) as entries:
+            for entry in entries:
+                if job.MODEL.match(entry.name) and entry.name not in GENERATED:
+                    main = Path(entry.path, "__main__.py")
+                    if main.is_file():
+                        found.append(entry.name)
+    except OSError:
+        return []
+    return sorted(found)
+
+
+def check_model(repository: Path, name: str | None) -> tuple[list[str], list[str]]:
+    """Return problems and warnings of a model's name and of its folder, each a sentence."""
+    known = models(repository)
+    there = f"; models here: {', '.join(known[:10])}{', …' if len(known) > 10 else ''}" if known else ""
+    if name is None or not name.strip():
+        return [f"no model is named: give its name, or set MODEL{there or f'; {_no_models(repository)}'}"], []
+    if not job.MODEL.match(name):
+        return [_bad_name(name, known)], []
+    if name not in {entry.name for entry in repository.iterdir()}:
+        return [_missing(repository, name, known)], []
+    folder = repository / name
+    real = Path(os.path.realpath(folder))
+    main = folder / "__main__.py"
+    if not folder.exists():
+        problem = f"model '{name}' is a symbolic link that leads nowhere"
+    elif not _inside(repository, real):
+        problem = (
+            f"model '{name}' is a symbolic link out of the repository, to {printable(str(real))}; copy it in"
+        )
+    elif not folder.is_dir():
+        problem = f"model '{name}' is a file; a model is a folder with a __main__.py"
+    elif name in GENERATED:
+        problem = f"model '{name}' has the name of a folder that is never pushed; rename it"
+    elif not os.access(folder, os.R_OK | os.X_OK):
+        problem = f"model '{name}': this user may not read its folder"
+    elif not os.path.lexists(main):
+        problem = f"model '{name}' has no __main__.py, which `python -m {name}` runs{there}"
+    elif not main.exists():
+        problem = f"{name}/__main__.py is a symbolic link that leads nowhere"
+    elif not _inside(repository, Path(os.path.realpath(main))):
+        problem = f"{name}/__main__.py is a symbolic link out of the repository; copy it in"
+    elif not main.is_file():
+        problem = f"{name}/__main__.py is not a file"
+    else:
+        return [], _odd(folder, name)
+    return [problem], []
+
+
+def _odd(folder: Path, name: str) -> list[str]:
+    warnings = []
+    if not (folder / "__init__.py").exists():
+        warnings.append(f"{name}/__init__.py is missing; {name} runs as a namespace package")
+    if name in sys.stdlib_module_names:
+        warnings.append(
+            f"model '{name}' has the name of a module of Python itself, which may be run in its place"
+        )
+    return warnings
+
+
+def _inside(repository: Path, path: Path) -> bool:
+    return path != repository and path.is_relative_to(repository)
+
+
+def _no_models(repository: Path) -> str:
+    return f"{printable(str(repository))} holds no folder with a __main__.py"
+
+
+def _missing(repository: Path, name: str, known: list[str]) -> str:
+    sentence = f"no model '{name}' in {printable(str(repository))}"
+    if (repository / f"{name}.py").is_file():
+        return f"{sentence}: {name}.py is a file; make it {name}/__main__.py"
+    same = [other for other in known if other.lower() == name.lower()]
+    if same:
+        return f"{sentence}; did you mean '{same[0]}'? Capitals count"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f"{sentence}; did you mean '{near[0]}'?"
+    if known:
+        return f"{sentence}; models here: {', '.join(known[:10])}"
+    for folder in repository.parents:
+        if name in models(folder):
+            return f"{sentence}; it lies in {printable(str(folder))}: say --repo {printable(str(folder))}"
+    return f"{sentence}; {_no_models(repository)}: is --repo right?"
+
+
+def _bad_name(name: str, known: list[str]) -> str:
+    shown = f"model {quoted(name)}"
+    rule = "a model is one folder at the repository's top, named by letters, digits and _"
+    foreign = next((letter for letter in name if ord(letter) > 127 and letter.isprintable()), None)
+    if name.startswith("/"):
+        return f"{shown} is an absolute path; {rule}"
+    if ".." in name.split("/"):
+        return f"{shown} climbs out of the repository; {rule}"
+    if "/" in name:
+        return f"{shown} is a path; {rule}"
+    if name.startswith("-"):
+        return f"{shown} starts with a dash, like an option; {rule}"
+    if foreign:
+        plain = unicodedata.normalize("NFKC", name)
+        plain = "".join(_LOOKS_LIKE.get(letter.lower(), letter) for letter in plain)
+        meant = f", which only looks like '{plain}'" if plain.isascii() else ""
+        hint = f"; did you mean '{plain}'?" if plain in known else ""
+        word = unicodedata.name(foreign, "an unnamed character")
+        return f"{shown} holds U+{ord(foreign):04X} {word}{meant}{hint or f'; {rule}'}"
+    if len(name) > 100:
+        return f"{shown} is longer than 100 characters; {rule}"
+    if name[0].isdigit():
+        return f"{shown} starts with a digit; {rule}"
+    if "." in name and re.fullmatch(r"[A-Za-z0-9_.]+", name):
+        hint = f"; did you mean '{name.removesuffix('.py')}'?" if name.removesuffix(".py") in known else ""
+        return f"{shown} holds a dot{hint or f'; {rule}'}"
+    odd = sorted({letter for letter in name if not re.match(r"[A-Za-z0-9_]", letter)})
+    return f"{shown} holds {', '.join(map(_letter, odd[:5]))}; {rule}"
+
+
+def _letter(letter: str) -> str:
+    names = {
+        " ": "a space",
+        "\n": "a line break",
+        "\t": "a tab",
+        "'": "a quote",
+        '"': "a quote",
+        "\0": "a NUL",
+    }
+    return names.get(letter, printable(letter))

@@ -1,0 +1,120 @@
+"""Checks of a request that need no repository: the output, the secrets, the model's arguments."""
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train_classifier.core.job import ARCHIVE_MAGIC
+from train_classifier.core.text import printable, quoted
+from train_classifier.request import flags
+
+#: The kernel's limit of one argument (MAX_ARG_STRLEN).
+MOST_ARGUMENT = 131072
+_SECRET_WORDS = ("TOKEN", "PASSW", "SECRET", "API_KEY", "APIKEY", "PRIVATE_KEY", "CREDENTIAL")
+
+
+def output(text: str, base: Path, checkout: bool = False) -> tuple[Path, list[str]]:
+    """Return the archive's absolute path and what is wrong with it; relative paths start at `base`.
+
+    One that a `checkout` names stays in `base`, its top, and replaces nothing but an archive.
+    """
+    what = f"output {quoted(text)}" + (f" of the repository's {flags.SETTINGS_FILE}" if checkout else "")
+    try:
+        path = base / (text if checkout else Path(text).expanduser())
+        # The folder is made real, the name is not: an archive that is a symbolic link is replaced itself.
+        folder = path.parent.resolve()
+        # Where it is comes first: nobody is told to make a folder that is refused afterwards.
+        problems = _outside_problems(what, path, folder, base) if checkout else []
+        problems = problems or _output_problems(what, text, path, folder)
+        if checkout:
+            problems = problems or _replaced_problems(what, path)
+        return folder / path.name, problems
+    except (OSError, ValueError, RuntimeError) as error:
+        return base / "artefacts.tar.gz", [f"{what}: {getattr(error, 'strerror', None) or error}"]
+
+
+def _output_problems(what: str, text: str, path: Path, folder: Path) -> list[str]:
+    where = printable(str(folder))
+    if text.endswith("/") or path.is_dir():
+        inside = quoted(text.rstrip("/") + "/artefacts.tar.gz")
+        return [f"{what} is a folder; name a file in it, such as {inside}"]
+    if not folder.exists():
+        return [f"{what}: there is no folder {where}; make it first"]
+    if not folder.is_dir():
+        return [f"{what}: {where} is not a folder"]
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return [f"{what}: this user may not write to {where}"]
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        return [f"{what} is no regular file and will not be replaced"]
+    if len(os.fsencode(path.name)) > 200:
+        return [f"{what}: the name is longer than 200 bytes"]
+    return []
+
+
+def _outside_problems(what: str, path: Path, folder: Path, top: Path) -> list[str]:
+    if not folder.is_relative_to(top):
+        return [f"{what} leads out of the repository; to have it there, give --output"]
+    if ".git" in (folder / path.name).relative_to(top).parts:
+        return [f"{what} lies in git's folder; name another file"]
+    return []
+
+
+def _replaced_problems(what: str, path: Path) -> list[str]:
+    if path.is_symlink() or not path.exists():
+        return []
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start and start != ARCHIVE_MAGIC:
+        return [f"{what} exists and is no archive: name another file, or remove it"]
+    return []
+
+
+def secrets(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the values of the secrets that are named, and problems; no value is ever part of one."""
+    found: dict[str, str] = {}
+    problems = []
+    for name in chosen.get("secrets", ()):
+        value = environ.get(name)
+        if value is None:
+            problems.append(f"secret {name} is not set in the environment: export it, or drop it")
+        elif not value.strip():
+            problems.append(f"secret {name} is empty: set it, or drop it")
+        elif len(value.strip()) < flags.LEAST_SECRET:
+            least = flags.LEAST_SECRET
+            problems.append(f"secret {name} is shorter than {least} characters, too short to mask in a log")
+        else:
+            try:
+                found[name] = flags.variable_value(name, value)
+            except ValueError as error:
+                problems.append(f"secret {name}: {error}")
+        if name in chosen.get("environment", {}):
+            problems.append(f"{name} is given both as a secret and as an environment variable: drop one")
+    return found, problems
+
+
+def arguments(given: Sequence[str]) -> list[str]:
+    """Return what is wrong with the model's arguments."""
+    problems = []
+    for number, argument in enumerate(given, 1):
+        if "\0" in argument:
+            problems.append(f"argument {number} of the model holds a NUL")
+        elif len(os.fsencode(argument)) >= MOST_ARGUMENT:
+            problems.append(f"argument {number} of the model is over 128 KiB, the kernel's limit: use a file")
+    return problems
+
+
+def oddities(chosen: Mapping[str, Any], secret: Mapping[str, str], given: Sequence[str]) -> list[str]:
+    """Return warnings of values that work and are hardly meant."""
+    warnings = []
+    environment = chosen.get("environment", {})
+    if chosen.get("gpus") == 0 and chosen.get("min_vram"):
+        warnings.append("min_vram has no effect without a GPU")
+    for name, value in environment.items():
+        if value and any(word in name.upper() for word in _SECRET_WORDS):
+            warnings.append(f"{name} is recorded with the job in clear; --secret {name} would mask it")
+    for name, value in secret.items():
+        if len(value) >= 8 and any(value in text for text in (*given, *environment.values())):
+            warnings.append(f"the value of secret {name} also stands in clear in an argument or variable")
+    return warnings

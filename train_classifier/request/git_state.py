@@ -1,0 +1,294 @@
+"""What git knows of a checkout: its commit, whether it was changed, what it tracks.
+
+git runs on a git folder of our own in the checkout's place: it links to the objects, the references and the
+index, and holds none of the checkout's configuration and hooks. So no program that a checkout names can run:
+filters, fsmonitor, hooks, credential helpers, the transport of a partial clone, and what later versions of
+git add. Attributes still count, but no filter is defined that they could name.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from train_classifier.core import regular_file
+from train_classifier.core.text import printable
+
+#: Seconds for all questions to git; a checkout that takes longer is trained without an answer.
+GIT_TIMEOUT = 60.0
+#: KiB of memory that git may take: an object may be packed a thousandfold.
+MOST_MEMORY = 8 << 20
+#: Bytes of HEAD and the like that are read.
+SMALL = 4096
+#: Bytes of a small file of git's that are read.
+MOST_BYTES = 1 << 20
+MOST_SUBMODULES = 100
+#: What is shared with the checkout's own git folder. None of it is configuration.
+_SHARED = ("objects", "refs", "packed-refs", "reftable", "shallow")
+#: The settings that say how files lie on this disk. None of them names a program or a file.
+_DISK = re.compile(
+    r"core\.(?:autocrlf|eol|filemode|ignorecase|precomposeunicode|symlinks|trustctime|checkstat)\Z"
+)
+_FORMAT = re.compile(r"extensions\.(objectformat|refstorage)\Z")
+_WORD = re.compile(r"[A-Za-z0-9]{1,16}\Z")
+
+
+class GitSilent(Exception):
+    """git cannot answer; the text says why."""
+
+
+class NoCommit(GitSilent):
+    """The checkout has no commit yet."""
+
+
+def is_checkout(folder: Path) -> bool:
+    """Return whether a folder lies in a git checkout."""
+    return _place(folder) is not None
+
+
+def _place(folder: Path) -> Path | None:
+    """Return the nearest `.git`, of this folder or of one above it."""
+    ceilings = os.environ.get("GIT_CEILING_DIRECTORIES", "").split(os.pathsep)
+    for each in (folder, *folder.parents):
+        if each != folder and str(each) in ceilings:
+            return None
+        if os.path.lexists(each / ".git"):
+            return each / ".git"
+    return None
+
+
+class Git:
+    """Answers about one checkout, from `opened`."""
+
+    def __init__(self, folder: Path, top: Path, shadow: Path, index: Path, deadline: float) -> None:
+        self._folder = folder
+        #: The top of the working tree.
+        self.top = top
+        self._shadow = shadow
+        self._index = index
+        self._deadline = deadline
+        self._options: list[str] = []
+
+    def commit(self) -> str:
+        """Return the commit that is checked out. Raises NoCommit when there is none."""
+        return self._run("rev-parse", "--verify", "--quiet", "HEAD").decode("ascii", "replace").strip()
+
+    def tracked(self, path: str) -> list[bytes]:
+        """Return the tracked files below a path of the folder."""
+        return [name for name in self._run("ls-files", "-z", "--", path).split(b"\0") if name]
+
+    def changed(self, ignored: Callable[[Path], bool] = lambda path: False) -> bool | None:
+        """Return whether the folder differs from the commit; None where only a filter could tell.
+
+        Files for which `ignored` is true may be new. A file is compared by its content only if its size or
+        its times differ from the index. Content that a filter (git LFS) changes cannot be compared.
+        """
+        # Without --ignore-submodules git would run once more in each of them, on its own configuration.
+        status = self._run(
+            "status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=normal",
+            "--ignore-submodules=dirty", "--", ".",
+        )  # fmt: skip
+        modified = []
+        for entry in filter(None, status.split(b"\0")):
+            kind, name = entry[:2], entry[3:]
+            if kind == b" M":
+                modified.append(name)
+            elif kind != b"??" or not ignored(self.top / os.fsdecode(name.rstrip(b"/"))):
+                return True
+        filtered = self._filtered(modified)
+        if len(filtered) < len(modified):
+            return True
+        submodules = self._submodules_changed()
+        return None if filtered and not submodules else submodules
+
+    def _filtered(self, names: list[bytes]) -> list[bytes]:
+        """Return those of the files whose attributes name a filter."""
+        if not names:
+            return []
+        answer = self._run("check-attr", "-z", "--stdin", "filter", data=b"\0".join(names), at=self.top)
+        fields = answer.split(b"\0")
+        values = zip(fields[::3], fields[2::3], strict=False)
+        return [name for name, value in values if value not in (b"unspecified", b"unset", b"set", b"")]
+
+    def _submodules_changed(self) -> bool | None:
+        if not (self.top / ".gitmodules").is_file():
+            return False
+        entries = self._run("ls-files", "-s", "-z", "--", ".").split(b"\0")
+        links = [entry.partition(b"\t")[2] for entry in entries if entry.startswith(b"160000 ")]
+        if len(links) > MOST_SUBMODULES:
+            raise GitSilent(f"it has more than {MOST_SUBMODULES} submodules")
+        unknown = False
+        for link in links:
+            folder = self._folder / os.fsdecode(link)
+            # An index can name any path; a submodule without a .git was never fetched.
+            if folder != Path(os.path.realpath(folder)) or not folder.is_relative_to(self._folder):
+                continue
+            if os.path.lexists(folder / ".git"):
+                with opened(folder, self._deadline) as submodule:
+                    changed = submodule.changed()
+                if changed:
+                    return True
+                unknown = unknown or changed is None
+        return None if unknown else False
+
+    def _run(self, *arguments: str, data: bytes = b"", at: Path | None = None, user: bool = False) -> bytes:
+        """Return what a command of git prints. With `user` the user's own configuration is read."""
+        program = shutil.which("git")
+        if program is None:
+            raise GitSilent("git is not installed")
+        # Variables of a hook that calls us would point git at another checkout.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        environment |= {
+            "LC_ALL": "C",
+            "GIT_OPTIONAL_LOCKS": "0",
+            "GIT_TERMINAL_PROMPT": "0",
+            # No remote is configured. Should git find one after all, it may not speak to it.
+            "GIT_NO_LAZY_FETCH": "1",
+            "GIT_ALLOW_PROTOCOL": "none",
+            "GIT_DIR": str(self._shadow),
+            "GIT_WORK_TREE": str(self.top),
+            "GIT_INDEX_FILE": str(self._index),
+        }
+        if user:
+            names = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM")
+            environment |= {name: os.environ[name] for name in names if name in os.environ}
+        else:
+            # The user's filters count no more than the checkout's: git LFS runs what .lfsconfig and
+            # .git/config tell it to run.
+            environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+        command = [program, *self._options, "-C", str(at or self._folder), *arguments]
+        try:
+            done = subprocess.run(
+                ["/bin/sh", "-c", f'ulimit -d {MOST_MEMORY} 2>/dev/null; exec "$@"', "git", *command],
+                env=environment,
+                input=data,
+                capture_output=True,
+                timeout=max(0.1, self._deadline - time.monotonic()),
+                check=False,
+            )
+        except OSError as error:
+            raise GitSilent(f"git cannot be run: {error.strerror}") from error
+        except subprocess.TimeoutExpired as error:
+            raise GitSilent(f"git did not answer within {GIT_TIMEOUT:.0f} s") from error
+        if done.returncode == 1 and arguments[0] == "rev-parse":
+            raise NoCommit("it has no commit yet")
+        if done.returncode:
+            message = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
+            message = message.replace(str(self._shadow), str(self.top / ".git"))
+            raise GitSilent(printable(message)[:400] or f"git exited {done.returncode}")
+        return done.stdout
+
+    def configure(self, common: Path) -> None:
+        """Take over what the user's and the checkout's configuration say of files on this disk."""
+        excludes = None
+        chosen: dict[str, str] = {}
+        extensions = []
+        for key, value in _settings(self._run("config", "--null", "--list", user=True)):
+            if key == "core.excludesfile":
+                excludes = value
+            elif _DISK.match(key) and _WORD.match(value):
+                chosen[key] = value
+        own = common / "config"
+        if _size(own) is not None:
+            answer = self._run("config", "--null", "--list", "--no-includes", "--file", str(own))
+            for key, value in _settings(answer):
+                extension = _FORMAT.match(key)
+                if extension and _WORD.match(value):
+                    extensions.append(f"\t{extension[1]} = {value}\n")
+                elif _DISK.match(key) and _WORD.match(value):
+                    chosen[key] = value
+        (self._shadow / "config").write_text("".join([_CONFIG, "[extensions]\n", *extensions]))
+        if excludes is not None:
+            chosen["core.excludesfile"] = excludes
+        self._options = [word for key, value in chosen.items() for word in ("-c", f"{key}={value}")]
+
+
+_CONFIG = "[core]\n\trepositoryformatversion = 1\n\tbare = false\n"
+
+
+def _settings(listing: bytes) -> Iterator[tuple[str, str]]:
+    for entry in listing.split(b"\0"):
+        key, newline, value = os.fsdecode(entry).partition("\n")
+        if key:
+            yield key, value if newline else "true"
+
+
+@contextlib.contextmanager
+def opened(folder: Path, deadline: float | None = None) -> Iterator[Git]:
+    """Yield the checkout that a folder lies in; the folder's path is a real one.
+
+    Raises GitSilent when it is none, or one that cannot be read.
+    """
+    place = _place(folder)
+    if place is None:
+        raise GitSilent("it is no git checkout")
+    own, common = _git_folders(place, folder)
+    deadline = time.monotonic() + GIT_TIMEOUT if deadline is None else deadline
+    with tempfile.TemporaryDirectory(prefix="train-classifier-git-") as name:
+        shadow = Path(name)
+        try:
+            (shadow / "HEAD").write_bytes(regular_file.start(own / "HEAD", SMALL))
+            (shadow / "config").write_text(_CONFIG)
+            (shadow / "info").mkdir()
+            for shared in _SHARED:
+                if os.path.lexists(common / shared):
+                    (shadow / shared).symlink_to(common / shared)
+            for shared in ("info/exclude", "info/attributes"):
+                if _size(common / shared) is not None:
+                    (shadow / shared).symlink_to(common / shared)
+            for part in own.glob("sharedindex.*"):
+                (shadow / part.name).symlink_to(part)
+        except OSError as error:
+            raise GitSilent(f"{printable(str(own))} cannot be read: {error.strerror}") from error
+        git = Git(folder, place.parent, shadow, own / "index", deadline)
+        git.configure(common)
+        yield git
+
+
+def _git_folders(place: Path, folder: Path) -> tuple[Path, Path]:
+    """Return the git folder of a `.git`, and the one that holds what its worktrees share.
+
+    A `.git` may be a file that names a folder elsewhere, as in a linked worktree or a submodule. It is
+    followed only if that folder names it in turn, or lies in the `.git` of a folder above: so a checkout
+    cannot pass another repository off as its own.
+    """
+    try:
+        status = place.lstat()
+        if place.parent != folder and status.st_uid not in (0, os.geteuid(), folder.stat().st_uid):
+            raise GitSilent(f"{printable(str(place))}, above it, belongs to another user")
+        if stat.S_ISDIR(status.st_mode):
+            return place, place
+        if not stat.S_ISREG(status.st_mode):
+            raise GitSilent(f"{printable(str(place))} is no folder")
+        text = regular_file.start(place, SMALL)
+        if not text.startswith(b"gitdir:"):
+            raise GitSilent(f"{printable(str(place))} names no git folder")
+        named = os.fsdecode(text.removeprefix(b"gitdir:").strip())
+        own = Path(os.path.realpath(place.parent / named))
+        if own.parent.name == "worktrees" and os.path.lexists(own / "gitdir"):
+            back = own / os.fsdecode(regular_file.start(own / "gitdir", SMALL).strip())
+            if Path(os.path.realpath(back)) == place:
+                return own, own.parent.parent
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise GitSilent(f"{printable(str(place))} cannot be read: {reason}") from error
+    if any(own.is_relative_to(above / ".git") for above in place.parent.parents):
+        return own, own
+    raise GitSilent(
+        f"{printable(str(place))} names the git folder {printable(str(own))}, which does not name it in turn"
+    )
+
+
+def _size(path: Path) -> int | None:
+    """Return the size of a small regular file, None for anything else."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) and status.st_size <= MOST_BYTES else None

@@ -1,0 +1,225 @@
+"""The value of every option of a run: flag, variable, own settings, the repository's, in that order."""
+
+import dataclasses
+import difflib
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train_classifier.core import regular_file
+from train_classifier.core.errors import BadInput
+from train_classifier.core.text import printable, quoted
+from train_classifier.request import env_file, flags
+from train_classifier.request.flags import flag, merged, variable_of
+
+#: Where a value comes from.
+FROM_FLAG, FROM_VARIABLE, FROM_OWN, FROM_FILE = "flag", "variable", "own file", "file"
+_PREFIX = "TRAIN_CLASSIFIER_"
+#: Options that a variable sets and that have no parser in `options`.
+_OTHERS = ("model", "arguments", "repo", "inventory", "env_file")
+#: Variables of ours that are no option.
+_INTERNAL = ("HOST_JSON", "JOB", "PROBE", "SINK")
+_PARSERS = {**flags.SETTINGS, **flags.REQUEST}
+
+
+@dataclasses.dataclass
+class Given:
+    """The values that were given, by key, and where each came from."""
+
+    values: dict[str, Any] = dataclasses.field(default_factory=dict)
+    origin: dict[str, str] = dataclasses.field(default_factory=dict)
+    problems: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    def put(self, key: str, value: Any, origin: str) -> None:
+        """Set a value over what a lower level set."""
+        self.values[key] = merged(key, self.values.get(key), value)
+        self.origin[key] = origin
+
+
+def gather(
+    request: Any,
+    environ: Mapping[str, str],
+    cwd: Path,
+    model: str | None,
+    repository: Path | None,
+    own_settings: Path | None,
+) -> Given:
+    """Return all values that hold for a request; problems of every level are found."""
+    given = Given()
+    if repository is not None:
+        _from_file(given, repository, model)
+    if own_settings is not None:
+        _from_own_file(given, own_settings, repository, model)
+    _from_variables(given, environ, cwd, repository)
+    _from_flags(given, request, environ, cwd, repository)
+    return given
+
+
+def _from_file(given: Given, repository: Path, model: str | None) -> None:
+    if not os.path.lexists(repository / flags.SETTINGS_FILE):
+        return
+    # pydantic takes a sixth of a second to import: only those who have a file wait for it.
+    from train_classifier.request import checkout, settings_file
+
+    try:
+        found = settings_file.load(repository)
+    except BadInput as error:
+        given.problems += error.problems
+        return
+    given.problems += settings_file.refused(found)
+    given.warnings += settings_file.unknown_models(found, checkout.models(repository))
+    for key, value in found.of(model).items():
+        if settings_file.refusal("", key, value) is not None:
+            continue
+        if flags.CHECKOUT[key] is flags.Checkout.LISTED:
+            value = tuple(dataclasses.replace(folder, from_checkout=True) for folder in value)
+        given.put(key, value, FROM_FILE)
+
+
+def _from_own_file(given: Given, path: Path, repository: Path | None, model: str | None) -> None:
+    if not os.path.lexists(path):
+        return
+    from train_classifier.request import settings_file
+
+    try:
+        found = settings_file.load_own(path, repository)
+    except BadInput as error:
+        given.problems += error.problems
+        return
+    for key, value in found.of(model).items():
+        given.put(key, value, FROM_OWN)
+
+
+def _from_variables(given: Given, environ: Mapping[str, str], cwd: Path, repository: Path | None) -> None:
+    known = [*_PARSERS, *_OTHERS]
+    spelt = {variable_of(key): key for key in known}
+    for name in environ:
+        if name.startswith(_PREFIX) and name not in spelt and name.removeprefix(_PREFIX) not in _INTERNAL:
+            suffixes = [variable.removeprefix(_PREFIX) for variable in spelt]
+            near = difflib.get_close_matches(name.removeprefix(_PREFIX), suffixes, n=1, cutoff=0.8)
+            if near:
+                given.warnings.append(f"{printable(name)} is not read; did you mean {_PREFIX}{near[0]}?")
+    files = _items(environ.get(variable_of("env_file"), ""), "\n")
+    _environment_files(given, files, environ, cwd, repository, FROM_VARIABLE)
+    for key in _PARSERS:
+        name = variable_of(key)
+        # An input of a workflow that is not set arrives as an empty variable.
+        text = environ.get(name, "").strip() if key != "environment" else environ.get(name, "")
+        if not text.strip():
+            continue
+        if key == "environment":
+            found, problems = env_file.parse(os.fsencode(text), name, environ)
+            given.problems += problems
+            given.put(key, found, FROM_VARIABLE)
+            continue
+        raw: Any = text
+        if key == "data":
+            raw = _items(text, "\n,")
+        elif key == "secrets":
+            raw = _items(text, "\n, \t")
+        _parse(given, key, raw, name, FROM_VARIABLE)
+
+
+def _from_flags(
+    given: Given, request: Any, environ: Mapping[str, str], cwd: Path, repository: Path | None
+) -> None:
+    _environment_files(given, list(request.env_file or ()), environ, cwd, repository, FROM_FLAG)
+    for key in _PARSERS:
+        raw = getattr(request, key)
+        if raw is None:
+            continue
+        if key in ("environment", "secrets", "data") and not raw:
+            continue
+        if key == "environment" and not isinstance(raw, Mapping):
+            table, problems = _assignments(raw, environ)
+            given.problems += problems
+            given.put(key, table, FROM_FLAG)
+            continue
+        _parse(given, key, dict(raw) if isinstance(raw, Mapping) else raw, flag(key), FROM_FLAG)
+
+
+def _parse(given: Given, key: str, raw: Any, label: str, origin: str) -> None:
+    # One bad item of a list hides neither the others nor what is wrong with them.
+    parts = (
+        [[item] for item in raw] if key in ("secrets", "data") and isinstance(raw, list | tuple) else [raw]
+    )
+    good: list[Any] = []
+    for part in parts:
+        try:
+            found = _PARSERS[key](part)
+        except ValueError as error:
+            given.problems.append(f"{label}: {error}")
+            continue
+        if key == "data" and {folder.name for folder in found} & {folder.name for folder in good}:
+            given.problems.append(f"{label}: data name {quoted(found[0].name)} is given twice")
+        if key in ("secrets", "data"):
+            good.extend(found)
+        else:
+            given.put(key, found, origin)
+    if good:
+        given.put(key, tuple(good), origin)
+
+
+def _assignments(raw: Any, environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the variables that `--env K=V` and `--env K` (the caller's own value) set."""
+    found, problems = {}, []
+    for item in raw:
+        name, equals, value = item.partition("=")
+        try:
+            flags.variable(name)
+            if not equals and name not in environ:
+                raise ValueError(f"{name} has no value, and none in the environment; write {name}=VALUE")
+            found[name] = flags.variable_value(name, value if equals else environ[name])
+        except ValueError as error:
+            problems.append(f"--env: {error}")
+    return found, problems
+
+
+def _environment_files(
+    given: Given,
+    names: list[str],
+    environ: Mapping[str, str],
+    cwd: Path,
+    repository: Path | None,
+    origin: str,
+) -> None:
+    for name in names:
+        label = f"{flag('env_file')} {quoted(name)}"
+        try:
+            path = cwd / Path(name).expanduser()
+            in_checkout = repository is not None and _is_in(path, repository)
+            content = regular_file.read(path, env_file.MOST_BYTES, pipe=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            given.problems.append(f"{label}: {getattr(error, 'strerror', None) or error}")
+            continue
+        found, problems = env_file.parse(content, label, None if in_checkout else environ)
+        given.problems += problems
+        given.put("environment", found, origin)
+
+
+def _is_in(path: Path, repository: Path) -> bool:
+    """Return whether a file lies in the repository. Raises ValueError for a link of it that leads out."""
+    real = Path(os.path.realpath(path)).is_relative_to(repository)
+    folder = Path(os.path.realpath(path.parent))
+    if not real and (
+        folder.is_relative_to(repository) or Path(os.path.normpath(path)).is_relative_to(repository)
+    ):
+        raise ValueError("leads out of the repository by a link; name the file itself")
+    return real
+
+
+def _items(text: str, separators: str) -> list[str]:
+    for separator in separators:
+        text = text.replace(separator, "\n")
+    return [item.strip() for item in text.split("\n") if item.strip()]
+
+
+def split_arguments(text: str) -> tuple[str, ...]:
+    """Return the model's arguments from one line, split as a shell would. Raises BadInput."""
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise BadInput(f"{variable_of('arguments')}: {str(error).lower()}") from error

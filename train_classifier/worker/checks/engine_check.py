@@ -1,0 +1,125 @@
+"""Is there a container engine that jobs can run on? Asked over its socket: importing the SDK takes long."""
+
+import importlib.util
+import json
+import os
+import re
+import socket
+from typing import Any, Optional
+
+from train_classifier.core.errors import NotReady
+from train_classifier.worker.checks.finding import Finding, fail, ok, warn
+from train_classifier.worker.containers import engine
+
+SOCKET = "/var/run/docker.sock"
+TIMEOUT_S = 20.0
+#: The oldest that is tested: Debian 12's.
+LEAST = (20, 10)
+
+
+def _get(address: str, path: str) -> dict[str, Any]:
+    """Return what the engine answers. HTTP/1.0 by hand: http.client brings mail and TLS with it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(TIMEOUT_S)
+        connection.connect(address)
+        connection.sendall(f"GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n".encode())
+        with connection.makefile("rb") as answer:
+            head, _, body = answer.read().partition(b"\r\n\r\n")
+    if not re.match(rb"HTTP/1\.[01] 200\b", head):
+        words = (head.partition(b"\r\n")[0] + b": " + body)[:200].decode("utf-8", "replace")
+        raise ValueError(f"{path} answered {words}")
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+def ask() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the engine's /info and /version. Raises OSError, ValueError, or NotReady through the SDK."""
+    address = os.environ.get("DOCKER_HOST") or f"unix://{SOCKET}"
+    if not address.startswith("unix://"):
+        client = engine.connect()
+        return client.info(), client.version()
+    path = address[len("unix://") :]
+    return _get(path, "/info"), _get(path, "/version")
+
+
+def sdk() -> Finding:
+    """Check that the Docker SDK for Python is there, without the time that importing it takes."""
+    if importlib.util.find_spec("docker") is None:
+        return fail(
+            "docker-sdk",
+            "this host's Python lacks the Docker SDK",
+            "on the host: apt-get install python3-docker",
+        )
+    return ok("docker-sdk", "the Docker SDK for Python is there")
+
+
+def reach() -> tuple[Optional[dict[str, Any]], list[Finding]]:
+    """Return the engine's /info, None when it does not answer, and what is to be said about it."""
+    name = "engine"
+    address = os.environ.get("DOCKER_HOST") or SOCKET
+    try:
+        info, version = ask()
+    except PermissionError:
+        return None, [
+            fail(
+                name,
+                f"this user may not use Docker ({address})",
+                "on the host: usermod -aG docker USER, then log in again; that equals root",
+            )
+        ]
+    except FileNotFoundError:
+        return None, [
+            fail(
+                name,
+                f"there is no container engine: {address} is missing",
+                "run the role docker_engine on this host",
+            )
+        ]
+    except (OSError, ValueError, NotReady) as error:
+        reason = getattr(error, "reason", None) or error
+        return None, [
+            fail(name, f"the Docker engine does not answer: {reason}", "on the host: systemctl status docker")
+        ]
+    return info, list(_judge(info, version))
+
+
+def _judge(info: dict[str, Any], version: dict[str, Any]) -> list[Finding]:
+    name, role = "engine", "install Docker from packages with the role docker_engine"
+    components = " ".join(str(part.get("Name", "")) for part in version.get("Components") or ())
+    options = " ".join(info.get("SecurityOptions") or ())
+    root = str(info.get("DockerRootDir") or "")
+    text = str(info.get("ServerVersion") or version.get("Version") or "")
+    numbers = re.match(r"(\d+)\.(\d+)", text)
+    if "podman" in components.lower():
+        return [fail(name, "this is podman's emulation of Docker, which cannot run jobs", role)]
+    if "/snap/" in root:
+        return [fail(name, "this is Docker from a snap, which sees neither state folders nor GPUs", role)]
+    if "name=userns" in options:
+        hint = "remove userns-remap from /etc/docker/daemon.json and restart the engine"
+        return [
+            fail(name, "the engine maps users (userns-remap): a job's files would belong to nobody", hint)
+        ]
+    if "name=rootless" in options:
+        return [fail(name, "this is rootless Docker: a job's files would belong to other uids", role)]
+    if numbers and (int(numbers[1]), int(numbers[2])) < LEAST:
+        return [fail(name, f"Docker {text} is too old, wanted {LEAST[0]}.{LEAST[1]} or newer", role)]
+    found = [ok(name, f"Docker {text}")]
+    if info.get("OSType") not in (None, "linux"):
+        found = [fail(name, f"the engine runs {info.get('OSType')} containers", role)]
+    if info.get("MemoryLimit") is False:
+        found.append(
+            warn("engine-limits", "the kernel cannot limit the memory of containers: --memory has no effect")
+        )
+    return found
+
+
+def summary(info: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:
+    """Return what the answer of `check` says about the engine."""
+    if info is None:
+        return None
+    return {
+        "version": info.get("ServerVersion"),
+        "cdi": bool(info.get("CDISpecDirs")),
+        "runtime": "nvidia" in (info.get("Runtimes") or {}),
+        "root": info.get("DockerRootDir"),
+    }

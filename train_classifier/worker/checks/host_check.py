@@ -1,0 +1,333 @@
+"""The host check: the preflight of every job, and with `deep` the doctor's. Each check stands by itself."""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from train_classifier.core.errors import BadInput, ExitCode, TrainClassifierError
+from train_classifier.core.job import JobSpec, Repository
+from train_classifier.worker.checks import engine_check, gpu_check
+from train_classifier.worker.checks.finding import ROLE, Finding, fail, from_error, ok, skip, warn
+from train_classifier.worker.gpus import devices
+from train_classifier.worker.gpus.devices import Discovery
+from train_classifier.worker.system import launcher, program
+from train_classifier.worker.system.host import Host, boot_id, file_system
+
+LEAST_PYTHON = (3, 9)
+#: This program was not written before; a clock that says so breaks TLS and the order of jobs.
+NOT_BEFORE = 1735689600.0  # 2025-01-01
+NOT_AFTER = 4102444800.0  # 2100-01-01
+DRAIN = "var/lib/train-classifier/drain"
+#: The program that adds the firewall's rules, and the file that tells others than root how that went.
+FIREWALL = "var/lib/train-classifier/bin/metadata-firewall"
+FIREWALL_RESULT = "run/train-classifier/metadata"
+
+
+def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of the host for a request {gpus, min_vram_mib, image, deep, state_dir}.
+
+    Never raises for what it finds; raises BadInput for a request that is wrong.
+    """
+    asked, floor = _asked(request)
+    found = [python(), engine_check.sdk()]
+    info, said = engine_check.reach()
+    found += said
+    found += [tool("rsync", "rsync"), uv(host)]
+    state, finding = state_folder(host, request)
+    found.append(finding)
+    found += disks(host, state, info)
+    found += [clock(), drain(host)]
+    discovery = Discovery() if asked == 0 else devices.discover(host)
+    if asked != 0:
+        found.append(queue_folder(host, discovery))
+    users = _users(host, discovery)
+    found += gpu_check.check(host, asked, floor, info, discovery, users if request.get("deep") else None)
+    found += foreign(host, discovery, users)
+    if request.get("deep"):
+        found.append(metadata(host))
+        found += _deep(host, request, asked, discovery, found)
+    found.sort(key=lambda one: one.status == "fail" and one.code != ExitCode.NOT_READY)
+    return {
+        "worker": program.PROGRAM.name,
+        "python": platform.python_version(),
+        "host": _describe(),
+        "engine": engine_check.summary(info),
+        "gpus": [
+            {
+                "index": card.index,
+                "uuid": card.uuid,
+                "name": card.name,
+                "memory_total_mib": card.memory_total_mib,
+                "memory_free_mib": card.memory_free_mib,
+                "driver": card.driver,
+                "busy_by": users.get(card.uuid) or devices.holders(card) or None,
+            }
+            for card in discovery.gpus
+        ],
+        "launcher": launcher.launcher(host.caller()),
+        "state_dir": str(state) if state else None,
+        "checks": [one.to_dict() for one in found],
+        "ready": all(one.status != "fail" for one in found),
+    }
+
+
+def _asked(request: dict[str, Any]) -> tuple[Union[int, str], Optional[int]]:
+    asked, floor = request.get("gpus", 0), request.get("min_vram_mib")
+    asked = 0 if asked is None else asked
+    if asked != "auto" and (isinstance(asked, bool) or not isinstance(asked, int) or not 0 <= asked <= 64):
+        raise BadInput(f"gpus is {asked!r}, wanted 0 to 64 or auto")
+    if floor is not None and (isinstance(floor, bool) or not isinstance(floor, int) or floor < 0):
+        raise BadInput(f"min_vram_mib is {floor!r}, wanted a number of MiB")
+    return asked, floor
+
+
+def python() -> Finding:
+    """Check the Python that runs this program."""
+    text = platform.python_version()
+    if sys.version_info[:2] < LEAST_PYTHON:
+        least = ".".join(map(str, LEAST_PYTHON))
+        return fail(
+            "python", f"Python {text} is too old, wanted {least} or newer", "use a newer distribution"
+        )
+    return ok("python", f"Python {text}")
+
+
+def tool(name: str, command: str) -> Finding:
+    """Check that a program is installed."""
+    if shutil.which(command) is None:
+        return fail(name, f"{command} is not installed", f"on the host: apt-get install {command}")
+    return ok(name, f"{command} is installed")
+
+
+def uv(host: Host) -> Finding:
+    """Check that uv is there; without it only models without requirements can run."""
+    if not os.access(host.uv, os.X_OK):
+        return warn("uv", f"{host.uv} is missing: models with a requirements.txt cannot be trained", ROLE)
+    return ok("uv", str(host.uv))
+
+
+def state_folder(host: Host, request: dict[str, Any]) -> tuple[Optional[Path], Finding]:
+    """Check where jobs would lie: a local disk, writable, with an account to run them as."""
+    try:
+        path = host.state_dir(request)
+        host.job_user()
+    except TrainClassifierError as error:
+        return None, from_error("state-folder", error)
+    there = _existing(path)
+    if not os.access(there, os.W_OK | os.X_OK):
+        return path, fail(
+            "state-folder",
+            f"{there} cannot be written to, wanted for {path}",
+            "choose another with the setting state_dir",
+        )
+    return path, ok("state-folder", f"{path} ({file_system(path)})")
+
+
+def _existing(path: Path) -> Path:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def disks(host: Host, state: Optional[Path], info: Optional[dict[str, Any]]) -> list[Finding]:
+    """Check the free space and the free inodes where jobs and images lie."""
+    found: list[Finding] = []
+    places = [("disk", "state folder", state)]
+    root = (info or {}).get("DockerRootDir")
+    if root and os.path.isdir(root):
+        places.append(("engine-disk", "engine", Path(root)))
+    for name, what, path in places:
+        if path is None:
+            continue
+        path = _existing(path)
+        space = os.statvfs(path)
+        free = space.f_bavail * space.f_frsize
+        text = f"{free / (1 << 30):.1f} GiB free for the {what} ({path})"
+        if free < host.disk_floor_bytes:
+            text += f", wanted {host.disk_floor_bytes / (1 << 30):.1f} GiB"
+            found.append(fail(name, text, "train-classifier clean, or disk_floor_bytes in host.json"))
+        elif space.f_files and space.f_favail < 10000:
+            found.append(
+                fail(name, f"{space.f_favail} inodes free for the {what} ({path})", "train-classifier clean")
+            )
+        else:
+            found.append(ok(name, text))
+    return found
+
+
+def clock() -> Finding:
+    """Check that the clock is in the right years."""
+    now = time.time()
+    shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    if not NOT_BEFORE < now < NOT_AFTER:
+        return fail(
+            "clock",
+            f"the host's clock says {shown}",
+            "set it, and see to it that it is synchronised: timedatectl",
+        )
+    return ok("clock", shown)
+
+
+def drain(host: Host) -> Finding:
+    """Check that nobody has taken the host out of service."""
+    path = host.root / DRAIN
+    if not path.exists():
+        return ok("drain", "the host is in service")
+    reason = (gpu_check.text_of(path) or "").splitlines()
+    why = f": {reason[0][:200]}" if reason else ""
+    return fail("drain", f"the host is taken out of service{why}", f"on the host: rm {path}")
+
+
+def metadata(host: Host) -> Finding:
+    """Check that containers cannot get the machine's credentials from the metadata service of a cloud."""
+    name = "metadata"
+    if host.metadata_service == "allowed":
+        return ok(name, "containers may use the metadata service of a cloud, as this host's settings allow")
+    problem = _open_metadata(host)
+    if problem is None:
+        return ok(name, "containers cannot reach the metadata service of a cloud")
+    return warn(
+        name,
+        f"containers can reach the metadata service of a cloud (169.254.169.254), if there is one: {problem}",
+        f"{ROLE}; training_host_allow_metadata: true allows it to models that use the role of the machine",
+    )
+
+
+def _open_metadata(host: Host) -> Optional[str]:
+    """Return why containers can reach the metadata service, None when they cannot."""
+    result = gpu_check.text_of(host.root / FIREWALL_RESULT)
+    if result is None:
+        return "this host has no rules of ours in its firewall"
+    if result != "blocked":
+        return result.partition(": ")[2][:200] or "the rules of the firewall are not known"
+    if os.geteuid() != 0:
+        return None
+    # Only root may read the rules themselves.
+    program = host.root / FIREWALL
+    try:
+        done = subprocess.run([program, "check"], capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{program} does not run: {error}"
+    return None if done.returncode == 0 else (done.stdout + done.stderr).strip()[-200:]
+
+
+def queue_folder(host: Host, discovery: Discovery) -> Finding:
+    """Check the folder in which jobs of all users stand in line."""
+    path, name = host.queue_dir, "queue"
+    if not discovery.gpus:
+        return skip(name, "not needed without a GPU")
+    if not path.is_dir():
+        return fail(name, f"the queue's folder {path} is missing", ROLE)
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        return fail(
+            name, f"this user may not use the queue's folder {path}", "add the user to the group docker"
+        )
+    from train_classifier.worker.gpus import tickets
+
+    try:
+        # A ticket that is being made is no ticket yet.
+        with tickets.locked(path):
+            strange = tickets.strange(path)
+    except TrainClassifierError as error:
+        return from_error(name, error)
+    if strange:
+        shown = "; ".join(f"{file} {why}" for file, why in strange[:5])
+        more = f"; and {len(strange) - 5} more" if len(strange) > 5 else ""
+        files = " ".join(shlex.quote(str(file)) for file, _ in strange[:5])
+        return warn(name, f"ignored in the queue: {shown}{more}", f"on the host: rm -r {files}")
+    return ok(name, str(path))
+
+
+def _users(host: Host, discovery: Discovery) -> dict[str, str]:
+    """Return which job has which GPU."""
+    from train_classifier.worker.gpus import gpu_queue
+
+    if not discovery.gpus or not host.queue_dir.is_dir():
+        return {}
+    try:
+        return gpu_queue.describe(host.queue_dir, discovery)
+    except TrainClassifierError:
+        # Said by the check of the queue's folder.
+        return {}
+
+
+def foreign(host: Host, discovery: Discovery, users: dict[str, str]) -> list[Finding]:
+    """Return the GPUs that processes use which are no jobs of ours."""
+    return [
+        warn(
+            "gpu-users",
+            f"GPU {card.index} is used by {devices.holders(card)}, which is no job of train-classifier",
+            "jobs with --min-vram wait for its memory",
+        )
+        for card in discovery.gpus
+        if card.busy_by and card.uuid not in users
+    ]
+
+
+def _describe() -> dict[str, Any]:
+    release = {}
+    for line in (gpu_check.text_of(Path("/etc/os-release")) or "").splitlines():
+        key, _, value = line.partition("=")
+        release[key] = value.strip("\"'")
+    return {
+        "name": platform.node(),
+        "os": release.get("PRETTY_NAME", platform.system()),
+        "kernel": platform.release(),
+        "boot_id": boot_id(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def _deep(
+    host: Host, request: dict[str, Any], asked: Union[int, str], discovery: Discovery, found: list[Finding]
+) -> list[Finding]:
+    """Run a container as a job would: does it get the GPUs, and does the framework see them?"""
+    from train_classifier.worker.containers import engine, image
+    from train_classifier.worker.containers.environment import Environment
+    from train_classifier.worker.gpus import visibility
+    from train_classifier.worker.state.store import Store
+
+    stopped = [one.name for one in found if one.status == "fail"]
+    if stopped:
+        return [skip("container", f"not tried, because of: {', '.join(stopped)}")]
+    wants = bool(discovery.gpus)
+    spec = JobSpec("doctor", "doctor", Repository("doctor", "0" * 16), image=request.get("image"))
+    try:
+        client = engine.connect()
+        named = image.wanted(host, spec, wants)
+        if not client.images.list(name=named):
+            return [
+                warn("image", f"image {named} is not on this host; the first job pulls it", image.BOOTSTRAP)
+            ]
+        store = Store(host.state_dir(request)).make(host.job_user())
+        here = image.resolve(client, host, store, spec, wants, None, lambda _: None, lambda: None)
+    except TrainClassifierError as error:
+        return [from_error("image", error)]
+    result = [ok("image", f"{named}: Python {here.python_version}, {_frameworks(here.frameworks)}")]
+    if not wants:
+        return result
+    mode = host.gpu_check or "framework"
+    for name, how in (("gpu-in-container", "device"), ("gpu-in-framework", mode)):
+        if how == "off" or (name == "gpu-in-framework" and how == "device"):
+            result.append(skip(name, f"not proven: gpu_check is {how} on this host"))
+            continue
+        try:
+            proven = visibility.prove(
+                client, host, store, here, Environment("", (), (), {}), discovery.gpus, how, None,
+                lambda _: None, lambda: None,
+            )  # fmt: skip
+            result.append((ok if proven["mode"] == how else warn)(name, str(proven["detail"])))
+        except TrainClassifierError as error:
+            result.append(from_error(name, error))
+    return result
+
+
+def _frameworks(frameworks: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(frameworks.items())) or "no framework"

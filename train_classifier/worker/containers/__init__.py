@@ -1,0 +1,1 @@
+"""The container engine: images, layers of packages, environments."""

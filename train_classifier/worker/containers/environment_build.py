@@ -1,0 +1,317 @@
+"""Building an environment in containers: what uv is told, what each step can write, what failures mean.
+
+A first container installs wheels by name from the host's own indexes, with a cache of uv that all
+repositories share which use this image: nothing is built, and nothing of what was installed runs. A second
+one compiles them, and can write nothing but the environment. If something must be built, or if the model's
+files name other places, one container does everything with a cache of that repository alone.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any, Callable, NoReturn, Optional
+
+from train_classifier.core import requirements_file
+from train_classifier.core.errors import NoEnvironment
+from train_classifier.worker.containers import answer, helper, index_logins, place
+from train_classifier.worker.containers import image as images
+from train_classifier.worker.containers.image import Image
+from train_classifier.worker.state.files import make_leaf, read_json
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system.host import Account, Host
+
+PURPOSE = "the build of the environment (requirements.txt)"
+#: Where a build finds the parts of its folder, uv's cache, uv, and the host's CA bundle.
+BUILD = "/train-classifier/build"
+CACHE = "/train-classifier/uv-cache"
+UV = "/train-classifier/uv"
+CA = "/train-classifier/ca.pem"
+
+
+#: Options of a requirements file that name no place and build nothing.
+SHARED_OPTIONS = {"--require-hashes", "--pre", "--only-binary"}
+#: What uv says when another try, with builds allowed, would fail alike.
+UNREACHABLE = re.compile(
+    r"valid authentication credentials|401 Unauthorized|403 Forbidden|error sending request|dns error"
+    r"|[Cc]onnection refused|timed out|network timeout|before message length|error decoding response body"
+    r"|Hash mismatch"
+)
+
+
+class NeedsBuilding(Exception):
+    """Something has to be built, or wheels alone are no solution."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What an environment is to hold."""
+
+    lines: tuple[str, ...]
+    constraints: tuple[str, ...]
+    #: The image's frameworks and NumPy: constraints that name the image's side of a conflict.
+    frozen: tuple[str, ...]
+    options: tuple[str, ...]
+    #: Local packages, relative to the workspace.
+    paths: tuple[str, ...]
+    workspace: Path
+    #: Environment of the build.
+    variables: dict[str, str]
+    #: The program that runs in the image.
+    source: str
+
+    def may_share(self) -> bool:
+        """Tell whether wheels by name from the host's own indexes could be all that is wanted.
+
+        uv's cache knows an index by a hash that is easy to forge, and a local wheel by its path and time:
+        what a checkout names never comes near a cache that others use.
+        """
+        named = [*self.lines, *self.constraints]
+        options = {option.partition(" ")[0] for option in self.options}
+        return (
+            not self.paths
+            and options <= SHARED_OPTIONS
+            and not any("${" in line or "://" in line or "@" in line for line in named)
+        )
+
+    def definition(self) -> dict[str, Any]:
+        """Return the part of an environment's definition that the model's files make up."""
+        return {
+            "lines": sorted(self.lines),
+            "constraints": sorted([*self.constraints, *self.frozen]),
+            "options": list(self.options),
+            "paths": requirements_file.digest_of_paths(self.workspace, self.paths) if self.paths else "",
+        }
+
+
+def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
+    """Return the environment that has the most of what is wanted and nothing else.
+
+    It may be cleaned before it is used: the build then starts from nothing.
+    """
+    best: Optional[Path] = None
+    most = 0
+    for path in store.envs.glob("[0-9a-f]*/environment.json"):
+        record = read_json(path) or {}
+        other = record.get("definition", {})
+        same = all(other.get(key) == defined[key] for key in defined if key != "lines")
+        lines = other.get("lines", [])
+        if same and not defined["paths"] and set(lines) < set(defined["lines"]) and len(lines) > most:
+            best, most = path.parent, len(lines)
+    return best
+
+
+@dataclasses.dataclass(frozen=True)
+class Builder:
+    """Who builds what, for whom."""
+
+    client: Any
+    host: Host
+    store: Store
+    image: Image
+    plan: Plan
+    account: Account
+    job: Optional[Job]
+    say: Callable[[str], None]
+    check_cancel: Callable[[], None]
+
+    def install(self, folder: Path, nearest: Optional[Path], repository: str) -> dict[str, str]:
+        """Make `folder`/site, and return the packages in it by name.
+
+        `repository` "" installs wheels alone, with the shared cache: raises NeedsBuilding. Else whatever is
+        needed is built, with a cache of that repository. Raises NoEnvironment in uv's own words.
+        """
+        shared = not repository
+        cache = make_leaf(cache_of(self.store, self.image, repository), self.account)
+        count = len(self.plan.lines)
+        self.say(
+            ("installing" if shared else "building and installing")
+            + f" {count} requirement{'s' if count != 1 else ''}"
+            + (" over a similar environment" if nearest else "")
+        )
+        entries, problem = index_logins.entries_for(self.plan.variables)
+        request = {
+            "nearest": f"{nearest}/{place.SITE}" if nearest else None,
+            "paths": list(self.plan.paths),
+            "workspace": str(self.plan.workspace),
+            "open": None if shared else str(cache),
+        }
+        place.make(self.account, folder, self._files(shared, entries), request)
+        status, output = self._run(
+            folder,
+            [self.image.python, "-c", self.plan.source, f"{BUILD}/{place.OURS}/plan.json"],
+            mounts=self._mounts(folder, cache, shared),
+            environment=self._environment(bool(entries)),
+        )
+        text = output.decode("utf-8", "replace")
+        if status != 0:
+            if shared and not UNREACHABLE.search(text):
+                raise NeedsBuilding
+            explain(self.image, self.plan, status, text, problem)
+        packages, sources = _read(output)
+        if sources:
+            raise NeedsBuilding
+        if shared:
+            self._compile(folder)
+        return packages
+
+    def _files(self, shared: bool, entries: str) -> dict[str, str]:
+        ours = f"{BUILD}/{place.OURS}"
+        plan = {
+            "uv": UV,
+            "shared": shared,
+            "site": f"{BUILD}/{place.SITE}",
+            "requirements": f"{ours}/requirements.txt",
+            "constraints": f"{ours}/constraints.txt",
+            "repository": f"{BUILD}/{place.WORK}",
+        }
+        files = {
+            "plan.json": json.dumps(plan),
+            "requirements.txt": "\n".join([*self.plan.options, *self.plan.lines, ""]),
+            "constraints.txt": "\n".join([*self.plan.constraints, *self.plan.frozen, ""]),
+        }
+        return {**files, "netrc": entries} if entries else files
+
+    def _mounts(self, folder: Path, cache: Path, shared: bool) -> list[Any]:
+        from docker.types import Mount
+
+        mounts = [
+            Mount(CACHE, str(cache), type="bind"),
+            Mount(f"{BUILD}/{place.SITE}", str(folder / place.SITE), type="bind"),
+            Mount(f"{BUILD}/{place.OURS}", str(folder / place.OURS), type="bind", read_only=True),
+            Mount(UV, str(self.host.uv), type="bind", read_only=True),
+        ]
+        if not shared:
+            mounts.append(Mount(f"{BUILD}/{place.WORK}", str(folder / place.WORK), type="bind"))
+        if self.host.ca_bundle is not None:
+            mounts.append(Mount(CA, str(self.host.ca_bundle), type="bind", read_only=True))
+        return mounts
+
+    def _environment(self, logged_in: bool) -> dict[str, str]:
+        variables = {
+            **self.plan.variables,
+            "HOME": "/tmp",
+            "UV_CACHE_DIR": CACHE,
+            "UV_NO_CONFIG": "1",
+            "UV_PYTHON_DOWNLOADS": "never",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "NO_COLOR": "1",
+        }
+        if self.host.ca_bundle is not None:
+            variables.update(SSL_CERT_FILE=CA)
+        if logged_in:
+            variables.update(NETRC=f"{BUILD}/{place.OURS}/netrc")
+        return variables
+
+    def _compile(self, folder: Path) -> None:
+        """Compile what was installed: Python starts without site, so that no .pth file of it is read."""
+        from docker.types import Mount
+
+        site = f"{BUILD}/{place.SITE}"
+        # Modules of other Pythons do not compile, which is no error.
+        self._run(
+            folder,
+            [self.image.python, "-I", "-S", "-m", "compileall", "-q", "-q", "-j", "0", site],
+            mounts=[Mount(site, str(folder / place.SITE), type="bind")],
+            network="none",
+        )
+
+    def _run(self, folder: Path, program: list[str], **options: Any) -> tuple[int, bytes]:
+        limits = self.host.limits(PURPOSE)
+        try:
+            return helper.run_helper(
+                self.client,
+                self.image.id,
+                [],
+                entrypoint=program,
+                user=self.account,
+                labels={**images.labels("build", self.job), images.PLACE: str(folder)},
+                limits=limits,
+                say=self.say,
+                check_cancel=self.check_cancel,
+                **options,
+            )
+        except TimeoutError as error:
+            raise helper.LimitReached(
+                f"the requirements were not installed within {limits.timeout_s:.0f} s", "build_timeout_s"
+            ) from error
+
+
+def cache_of(store: Store, image: Image, repository: str) -> Path:
+    """Return uv's cache for an image, or for one repository in that image.
+
+    The image's own Python runs while its cache is writable, and anybody's checkout may name an image.
+    """
+    own = f"-repository-{repository}" if repository else ""
+    return store.uv_caches / f"image-{image.base.rpartition(':')[2][:32]}{own}"
+
+
+def _read(output: bytes) -> tuple[dict[str, str], list[Any]]:
+    """Return the packages that a build installed, and those that must be built. Raises NoEnvironment."""
+    answered = answer.read(output)
+    if isinstance(answered, dict) and isinstance(answered.get("sources"), list):
+        packages = answer.packages(answered.get("packages"))
+        if packages is not None:
+            return packages, answered["sources"]
+    raise NoEnvironment(
+        "what the build of the environment printed at its end cannot be read",
+        "the image or a package that was built writes into its output: try another --image",
+        output[-2000:].decode("utf-8", "replace"),
+    )
+
+
+def explain(image: Image, plan: Plan, status: int, output: str, netrc: str = "") -> NoReturn:
+    """Raise NoEnvironment: what uv said, and for a conflict which side is the image's.
+
+    `netrc` says what is wrong with the caller's.
+    """
+    lines = [line.rstrip() for line in output.splitlines()]
+    start = next((number for number, line in enumerate(lines) if line.startswith("error:")), 0)
+    detail = "\n".join(lines[start:][-40:]).strip()
+    sentence = " ".join(part.strip() for part in lines[start:])
+    if re.search(r"valid authentication credentials|401 Unauthorized|403 Forbidden", sentence):
+        raise NoEnvironment(
+            "the package index wants a login, or another one",
+            netrc
+            or "put it into ~/.netrc of your account on the host: machine NAME login NAME password WORD; "
+            "it serves the indexes that host.json names (environment), not those of requirements.txt",
+            detail,
+        )
+    unknown = re.findall(r"[Bb]ecause (\S+) was not found in the package registry", sentence)
+    if unknown:
+        raise NoEnvironment(
+            f"requirement {', '.join(dict.fromkeys(unknown))} is not in the package index (requirements.txt)",
+            "correct the name in requirements.txt",
+            detail,
+        )
+    clashing = [
+        pin
+        for pin in plan.frozen
+        if re.search(rf"(?<![\w.-]){re.escape(pin.partition('==')[0])}(?![\w-])", sentence)
+    ]
+    pins = ", ".join(clashing)
+    if "No solution found" in sentence and clashing:
+        raise NoEnvironment(
+            f"requirements.txt and the image {image.reference} disagree: the image's own {pins} "
+            "cannot be replaced",
+            f"ask in requirements.txt for versions that work with {pins}, or choose another --image",
+            detail,
+        )
+    if "No solution found" in sentence:
+        raise NoEnvironment("requirements.txt has no solution", "see what uv says of it", detail)
+    if re.search(
+        r"Failed to fetch|error sending request|dns error|[Cc]onnection refused|timed out", sentence
+    ):
+        raise NoEnvironment(
+            "the package index cannot be reached",
+            "check the host's network, its proxies and CA bundle (environment, ca_bundle in host.json)",
+            detail,
+        )
+    if re.search(r"network timeout|before message length|error decoding response body", sentence):
+        raise NoEnvironment(
+            "the package index broke off in the middle of a download",
+            "submit it again; if it stays so, check the host's network and its proxies",
+            detail,
+        )
+    first = lines[start] if lines else f"exit status {status}"
+    raise NoEnvironment(f"requirements.txt cannot be installed: {first}", detail=detail)

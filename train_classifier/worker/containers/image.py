@@ -1,0 +1,339 @@
+"""The image a job runs in: present or pulled, fit for this host, and what its Python has."""
+
+import dataclasses
+import hashlib
+import os
+import pkgutil
+import platform
+import re
+import threading
+from typing import Any, Callable, Optional
+
+from train_classifier.core import image_reference
+from train_classifier.core.errors import BadInput, NoEnvironment
+from train_classifier.core.job import JobSpec
+from train_classifier.worker.containers import answer as answers
+from train_classifier.worker.containers import engine, helper
+from train_classifier.worker.state.files import read_json, write_json
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system.host import Host
+
+#: 2.17.0-gpu is the last that is known to find the GPU as shipped (shared facts, TensorFlow images).
+DEFAULT_GPU = "tensorflow/tensorflow:2.17.0-gpu"
+DEFAULT_CPU = "tensorflow/tensorflow:2.17.0"
+#: Label of a build's container: what it builds. One at a time, so what is left of it can be told.
+PLACE = f"{engine.LABEL}.place"
+PROBE_TIMEOUT_S = 120.0
+BOOTSTRAP = (
+    "make an image on this host with the role training_host (training_host_image_source: bootstrap), "
+    "or name one that is here with --image"
+)
+#: What engines and registries say to somebody who is not logged in.
+REFUSALS = (
+    "no basic auth credentials",
+    "unauthorized",
+    "access denied",
+    "denied:",
+    "authentication required",
+)
+NO_SHELL = "name an image with a shell and Python by --image"
+#: What uname -m says, in Docker's words.
+ARCHITECTURES = {
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "arm",
+    "ppc64le": "ppc64le",
+    "riscv64": "riscv64",
+}
+_FIND_PYTHON = (
+    "for name in python3 python; do "
+    'found=$(command -v "$name") && exec "$found" -c "$TRAIN_CLASSIFIER_PROBE"; done; '
+    "echo no-python; exit 64"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Image:
+    """An image that a job can run in."""
+
+    #: As asked for.
+    reference: str
+    id: str
+    #: Id of the image under our layer of Debian packages; `id` where there is none.
+    base: str
+    #: The registry's digest, if the image came from one; never one that was not seen.
+    digest: Optional[str]
+    python: str
+    python_version: str
+    #: The interpreter's folders for packages, in the order of sys.path.
+    site: tuple[str, ...]
+    #: Every package of the image's Python, by normalised name.
+    packages: dict[str, str]
+    #: Those of tensorflow, torch, jax, keras and numpy that it has.
+    frameworks: dict[str, str]
+    #: Whether `import distutils.dir_util` works.
+    distutils: bool
+    architecture: str
+    #: PATH of the image.
+    search_path: str
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Return major and minor version of the image's Python."""
+        major, minor = self.python_version.split(".")[:2]
+        return int(major), int(minor)
+
+
+def labels(kind: str, job: Optional[Job], gpus: tuple[str, ...] = ()) -> dict[str, str]:
+    """Return the labels of a helper container, for a job or (`doctor`) for none."""
+    return engine.labels(
+        kind, job=job.id if job else "", uid=os.geteuid(), folder=str(job.dir) if job else "", gpus=gpus
+    )
+
+
+def remove_orphans(client: Any, place: str) -> None:
+    """Remove what a killed worker's build left running; `place` is the folder whose lock the caller holds."""
+    label = f"{PLACE}={place}"
+    for left in engine.patiently(lambda: client.containers.list(all=True, filters={"label": label})):
+        engine.remove(left)
+
+
+def wanted(host: Host, spec: JobSpec, wants_gpu: bool) -> str:
+    """Return the reference a job gets: its own, the host's, else the pinned default. Raises BadInput."""
+    named = (
+        spec.image
+        or host.images.get("gpu" if wants_gpu else "cpu")
+        or (DEFAULT_GPU if wants_gpu else DEFAULT_CPU)
+    )
+    problem = image_reference.problem(named)
+    if problem:
+        raise BadInput(problem)
+    return named
+
+
+def resolve(
+    client: Any,
+    host: Host,
+    store: Store,
+    spec: JobSpec,
+    wants_gpu: bool,
+    job: Optional[Job],
+    say: Callable[[str], None],
+    check_cancel: Callable[[], None],
+) -> Image:
+    """Return the image of a job, pulled if it is missing and probed if it is new.
+
+    Raises BadInput for a malformed reference, NoEnvironment for an image that cannot be had or used.
+    """
+    named = wanted(host, spec, wants_gpu)
+    found = _find(client, named)
+    if found is None:
+        if image_reference.is_local(named):
+            # Others find layers and images under such names.
+            raise NoEnvironment(
+                f"image {named} is not on this host, and such names are never pulled", BOOTSTRAP
+            )
+        say(f"pulling image {named}")
+        _pull(client, named, say, check_cancel)
+        found = _find(client, named)
+        if found is None:
+            raise NoEnvironment(f"image {named} was pulled, but the engine does not have it", BOOTSTRAP)
+    return probe(client, host, store, found, named, job, check_cancel)
+
+
+def _find(client: Any, named: str) -> Any:
+    import docker.errors
+
+    try:
+        return engine.patiently(lambda: client.images.get(named))
+    except docker.errors.ImageNotFound:
+        return None
+
+
+def _pull(client: Any, named: str, say: Callable[[str], None], check_cancel: Callable[[], None]) -> None:
+    """Pull with the caller's own `docker login`; say how far it is, also after a restart of the engine."""
+    import docker.errors
+
+    tagged = named if "@" in named or ":" in named.rpartition("/")[2] else f"{named}:latest"
+    left = threading.Event()
+
+    def pull() -> None:
+        layers: dict[str, tuple[int, int]] = {}
+        spoken = 0
+        for message in client.api.pull(tagged, stream=True, decode=True):
+            if left.is_set():
+                return
+            if "error" in message:
+                raise _not_pulled(named, str(message["error"]))
+            detail = message.get("progressDetail") or {}
+            if message.get("status") == "Downloading" and detail.get("total"):
+                layers[message.get("id", "")] = (detail.get("current", 0), detail["total"])
+                done = sum(current for current, _ in layers.values()) >> 20
+                whole = sum(total for _, total in layers.values()) >> 20
+                if done - spoken >= 100:
+                    spoken = done
+                    say(f"pulling image {named}: {done} of {whole} MiB")
+
+    try:
+        # Between two words of a slow registry nobody could cancel.
+        engine.aside(lambda: engine.patiently(pull, check_cancel), check_cancel)
+    except docker.errors.APIError as error:
+        raise _not_pulled(named, str(error.explanation or error)) from error
+    finally:
+        left.set()
+
+
+def _not_pulled(named: str, detail: str) -> NoEnvironment:
+    """Return the failure with the registry's own words, and a hint that fits them."""
+    hint = BOOTSTRAP
+    if any(word in detail for word in REFUSALS):
+        registry = (
+            named.partition("/")[0] if "/" in named and re.search(r"[.:]", named.partition("/")[0]) else ""
+        )
+        command = f"docker login {registry}".rstrip()
+        hint = f"if the image is private, log in once on the host, as the user that trains: {command}"
+    return NoEnvironment(f"image {named} is not on this host and cannot be pulled", hint, detail)
+
+
+def probe(
+    client: Any,
+    host: Host,
+    store: Store,
+    found: Any,
+    named: str,
+    job: Optional[Job],
+    check_cancel: Callable[[], None],
+) -> Image:
+    """Return what an image that is present has; one container per image id, its answer is remembered.
+
+    Raises NoEnvironment: wrong architecture, no shell, no Python.
+    """
+    attributes = found.attrs
+    mine = ARCHITECTURES.get(platform.machine(), platform.machine())
+    theirs = attributes.get("Architecture") or mine
+    system = attributes.get("Os") or "linux"
+    if theirs != mine or system != "linux":
+        raise NoEnvironment(
+            f"image {named} is built for {system}/{theirs}, this host is linux/{mine}",
+            f"name an image for linux/{mine} with --image",
+        )
+    source = pkgutil.get_data("train_classifier.worker.containers.inside", "probe_image.py") or b""
+    # Another probe asks other questions.
+    name = f"{found.id.partition(':')[2]}-{hashlib.sha256(source).hexdigest()[:8]}.json"
+    answer = read_json(store.images / name)
+    if answer is None:
+        answer = _ask(client, host, found.id, named, source.decode(), job, check_cancel)
+        write_json(store.images / name, answer)
+    else:
+        # What was used last is cleaned last.
+        os.utime(store.images / name)
+    return Image(
+        reference=named,
+        id=found.id,
+        base=found.id,
+        digest=_digest(named, attributes.get("RepoDigests") or []),
+        python=answer["python"],
+        python_version=answer["version"],
+        site=tuple(answer["site"]),
+        packages=answer["packages"],
+        frameworks=answer["frameworks"],
+        distutils=answer["distutils"],
+        architecture=theirs,
+        search_path=answer["search_path"],
+    )
+
+
+def _ask(
+    client: Any,
+    host: Host,
+    identity: str,
+    named: str,
+    source: str,
+    job: Optional[Job],
+    check_cancel: Callable[[], None],
+) -> dict[str, Any]:
+    import docker.errors
+
+    try:
+        status, output = helper.run_helper(
+            client,
+            identity,
+            [],
+            entrypoint=["/bin/sh", "-c", _FIND_PYTHON],
+            user=host.job_user(),
+            environment={"TRAIN_CLASSIFIER_PROBE": source, "PYTHONDONTWRITEBYTECODE": "1"},
+            labels=labels("probe", job),
+            limits=host.limits(f"the look at Python in image {named}"),
+            network="none",
+            timeout=PROBE_TIMEOUT_S,
+            check_cancel=check_cancel,
+        )
+    except docker.errors.APIError as error:
+        detail = str(error.explanation or error)
+        if re.search(r"/bin/sh.*(no such file|not found)", detail):
+            raise NoEnvironment(f"image {named} has no /bin/sh", NO_SHELL) from error
+        raise NoEnvironment(f"image {named} cannot be started", detail=detail) from error
+    except TimeoutError as error:
+        raise NoEnvironment(
+            f"Python in image {named} did not answer within {PROBE_TIMEOUT_S:.0f} s"
+        ) from error
+    answer = answers.read(output)
+    if answer is not None:
+        return _checked(answer, named)
+    text = output.decode("utf-8", "replace").strip()
+    if status == 64 and text.endswith("no-python"):
+        raise NoEnvironment(
+            f"image {named} has no Python", "name an image with Python 3.8 or newer by --image"
+        )
+    if status == 65 and "python-too-old" in text:
+        version = text.rpartition(" ")[2]
+        raise NoEnvironment(
+            f"image {named} has Python {version}", "name an image with Python 3.8 or newer by --image"
+        )
+    if status == 127 and "/bin/sh" in text:
+        raise NoEnvironment(f"image {named} has no /bin/sh", NO_SHELL)
+    if "exec format error" in text.lower():
+        raise NoEnvironment(f"image {named} is not built for this host's processor", detail=text[-2000:])
+    raise NoEnvironment(f"Python in image {named} does not work (exit status {status})", detail=text[-2000:])
+
+
+def _checked(answer: Any, named: str) -> dict[str, Any]:
+    """Return what an image said of its Python, which may be anything. Raises NoEnvironment."""
+    try:
+        packages, frameworks = (answers.packages(answer[key]) for key in ("packages", "frameworks"))
+        texts = [answer["python"], answer["version"], answer["search_path"], *answer["site"]]
+        sound = (
+            all(isinstance(text, str) and "\0" not in text for text in texts)
+            and re.fullmatch(r"3\.\d{1,3}\.\d{1,3}", answer["version"])
+            and isinstance(answer["site"], list)
+            and all(path.startswith("/") for path in [answer["python"], *answer["site"]])
+            and answer["site"]
+            and packages is not None
+            and frameworks is not None
+        )
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise NoEnvironment(
+            f"what Python in image {named} says of itself makes no sense", detail=str(answer)[:2000]
+        )
+    return {
+        **answer,
+        "packages": packages,
+        "frameworks": frameworks,
+        "distutils": bool(answer.get("distutils")),
+    }
+
+
+def _digest(named: str, digests: list[str]) -> Optional[str]:
+    """Return the digest under which a registry knows the image by this name."""
+    repository = named.partition("@")[0]
+    if ":" in repository.rpartition("/")[2]:
+        repository = repository.rpartition(":")[0]
+    for prefix in ("docker.io/library/", "docker.io/"):
+        repository = repository[len(prefix) :] if repository.startswith(prefix) else repository
+    for entry in digests:
+        name, _, digest = entry.partition("@")
+        if name == repository:
+            return digest
+    return None

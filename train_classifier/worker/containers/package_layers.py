@@ -1,0 +1,276 @@
+"""Debian packages of a model as a layer over its image: run and commit, found again by what it holds."""
+
+import dataclasses
+import hashlib
+import json
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from train_classifier.core import apt_file
+from train_classifier.core.errors import BadInput, NoEnvironment
+from train_classifier.core.locks import hold
+from train_classifier.worker.containers import engine, helper
+from train_classifier.worker.containers import image as images
+from train_classifier.worker.containers.image import Image
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system.host import Host
+
+#: A layer of another recipe is another layer.
+RECIPE = 1
+REPOSITORY = "train-classifier/packages"
+BASE = f"{engine.LABEL}.base"
+CONTENT = f"{engine.LABEL}.packages"
+#: Lies on a tmpfs: mount points made below it are not in the layer.
+SCRATCH = "/tmp/train-classifier"
+# `Pattern-Only`: a name that is not there is unknown, never a regular expression for others.
+_SCRIPT = f"""set -e
+. {SCRATCH}/environment
+command -v apt-get >/dev/null || {{ echo 'E: no apt-get in this image'; exit 100; }}
+options='-o Acquire::Retries=3 -o Acquire::http::Timeout=60 -o Acquire::https::Timeout=60'
+options="$options -o Acquire::Languages=none -o APT::Cmd::Pattern-Only=true"
+[ -e {SCRATCH}/ca.pem ] && options="$options -o Acquire::https::CAInfo={SCRATCH}/ca.pem"
+[ -d {SCRATCH}/sources ] && options="$options -o Dir::Etc::SourceList=/dev/null" &&
+    options="$options -o Dir::Etc::SourceParts={SCRATCH}/sources"
+DEBIAN_FRONTEND=noninteractive; export DEBIAN_FRONTEND
+apt-get $options update
+apt-get $options install -y --no-install-recommends -- "$@"
+apt-get clean
+rm -rf /var/lib/apt/lists/*
+"""
+
+
+def layer(
+    client: Any,
+    host: Host,
+    store: Store,
+    base: Image,
+    workspace: Path,
+    model: str,
+    job: Optional[Job],
+    say: Callable[[str], None],
+    check_cancel: Callable[[], None],
+) -> Image:
+    """Return the image with the packages of MODEL/apt-pkgs.txt; `base` itself when there are none.
+
+    Built once even when two jobs ask at once. Raises BadInput for a list that is wrong, NoEnvironment with
+    apt's own line when it cannot be built.
+    """
+    wanted = apt_file.parse(workspace, model)
+    if wanted.problems:
+        raise BadInput(*wanted.problems)
+    if not wanted.names:
+        return base
+    tag = _tag(base, wanted.names)
+    key = tag.rpartition(":")[2]
+    found = _present(client, tag)
+    if found is None:
+        with hold(store.locks / f"packages-{key}.lock", check=check_cancel):
+            found = _present(client, tag)
+            if found is None:
+                scratch = store.environments / f".packages-{key}"
+                # What a build that was killed left behind.
+                images.remove_orphans(client, str(scratch))
+                shutil.rmtree(scratch, ignore_errors=True)
+                scratch.mkdir(0o700)
+                try:
+                    _build(client, host, base, wanted.names, tag, scratch, job, say, check_cancel)
+                finally:
+                    shutil.rmtree(scratch)
+                found = _present(client, tag)
+    if found is None:
+        raise NoEnvironment(f"the layer {tag} was removed while it was built", "start the job again")
+    made = images.probe(client, host, store, found, base.reference, job, check_cancel)
+    return dataclasses.replace(made, digest=base.digest, base=base.base)
+
+
+def _tag(base: Image, names: Sequence[str]) -> str:
+    """Return the name of the layer that has these packages over a base."""
+    key = hashlib.sha256(json.dumps([RECIPE, base.id, list(names)]).encode()).hexdigest()[:32]
+    return f"{REPOSITORY}:{key}"
+
+
+def _present(client: Any, tag: str) -> Any:
+    import docker.errors
+
+    try:
+        return engine.patiently(lambda: client.images.get(tag))
+    except docker.errors.ImageNotFound:
+        return None
+
+
+def _nearest(client: Any, base: Image, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """Return the image to start from, and what it has already: the largest part of what is wanted."""
+    best: tuple[str, tuple[str, ...]] = (base.id, ())
+    for candidate in listed(client, base=base.id):
+        has = tuple(((candidate.get("Labels") or {}).get(CONTENT) or "").split())
+        # Any image of a registry may have such labels; its name says that it was made here.
+        if _tag(base, has) not in (candidate.get("RepoTags") or ()):
+            continue
+        if has and set(has) <= set(names) and len(has) > len(best[1]):
+            best = (candidate["Id"], has)
+    return best
+
+
+def _build(
+    client: Any,
+    host: Host,
+    base: Image,
+    names: tuple[str, ...],
+    tag: str,
+    scratch: Path,
+    job: Optional[Job],
+    say: Callable[[str], None],
+    check_cancel: Callable[[], None],
+) -> None:
+    limits = host.limits("the installation of the Debian packages (apt-pkgs.txt)")
+    start, has = _nearest(client, base, names)
+    missing = [name for name in names if name not in has]
+    say(f"installing {len(missing)} Debian package{'s' if len(missing) != 1 else ''}: {' '.join(missing)}")
+    found = engine.patiently(lambda: client.api.inspect_image(base.id), check_cancel)
+    config = found["Config"] or {}
+    container = helper.create_helper(
+        client,
+        start,
+        # The engine merges what the container has into what is committed: the script goes into the entry
+        # point, which is put back, and the command stays the image's own.
+        config.get("Cmd") or [],
+        entrypoint=["/bin/sh", "-c", f"set -- {shlex.join(missing)}\n{_SCRIPT}", "train-classifier"],
+        # An empty user is root, and stays empty in the layer.
+        as_root=bool(config.get("User")),
+        working_dir="",
+        # Likewise a variable: the layer keeps what the base says of it, and where that is nothing gets ours.
+        hide_gpus=any(line.startswith("NVIDIA_VISIBLE_DEVICES=") for line in config.get("Env") or ()),
+        mounts=_mounts(host, scratch),
+        labels={**images.labels("build", job), images.PLACE: str(scratch)},
+        limits=limits,
+    )
+    try:
+        status, output = helper.run_created(container, limits, say=say, check_cancel=check_cancel)
+        if status != 0:
+            _fail(base, missing, status, output.decode("utf-8", "replace"))
+        kept = {
+            **(config.get("Labels") or {}),
+            **images.labels("image", job),
+            images.PLACE: "",
+            BASE: base.id,
+            CONTENT: " ".join(names),
+        }
+        final = {**config, "Entrypoint": config.get("Entrypoint") or [], "Labels": kept}
+        _commit(client, container, tag, final, f"Debian packages: {' '.join(names)}", check_cancel)
+    except TimeoutError as error:
+        raise helper.LimitReached(
+            f"the Debian packages were not installed within {limits.timeout_s:.0f} s: {' '.join(missing)}",
+            "build_timeout_s",
+        ) from error
+    finally:
+        engine.remove(container)
+
+
+def _commit(
+    client: Any,
+    container: Any,
+    tag: str,
+    config: dict[str, Any],
+    message: str,
+    check_cancel: Callable[[], None],
+) -> None:
+    """Commit the container as `tag`: gigabytes take minutes, so without a time limit, and once."""
+    repository, _, version = tag.partition(":")
+
+    def commit() -> None:
+        # After an outage: the engine may have done it before it could say so.
+        if _present(client, tag) is not None:
+            return
+        patient = engine.connect(timeout=None)
+        try:
+            patient.api.commit(container.id, repository=repository, tag=version, conf=config, message=message)
+        finally:
+            patient.close()
+
+    engine.aside(lambda: engine.patiently(commit, check_cancel), check_cancel)
+
+
+def _mounts(host: Host, scratch: Path) -> list[Any]:
+    """Return the mounts of a build: the host's proxies, CA bundle and sources; none ends in the layer."""
+    from docker.types import Mount
+
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(host.environment.items())]
+    (scratch / "environment").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    mounts = [
+        Mount(SCRATCH.rpartition("/")[0], None, type="tmpfs"),
+        Mount(f"{SCRATCH}/environment", str(scratch / "environment"), type="bind", read_only=True),
+    ]
+    if host.ca_bundle is not None:
+        mounts.append(Mount(f"{SCRATCH}/ca.pem", str(host.ca_bundle), type="bind", read_only=True))
+    if host.apt_sources is not None:
+        text = host.apt_sources.read_text(encoding="utf-8")
+        form = "sources" if any(line.lower().startswith("types:") for line in text.splitlines()) else "list"
+        target = f"{SCRATCH}/sources/host.{form}"
+        mounts.append(Mount(target, str(host.apt_sources), type="bind", read_only=True))
+    return mounts
+
+
+def _fail(base: Image, missing: list[str], status: int, output: str) -> None:
+    """Raise NoEnvironment with apt's own line."""
+    lines = [line.strip() for line in output.splitlines()]
+    errors = [line for line in lines if line.startswith("E: ")]
+    network = [
+        line for line in lines if line.startswith(("W: Failed to fetch", "E: Failed to fetch", "Err:"))
+    ]
+    listed = " ".join(missing)
+    detail = "\n".join((network[:5] + errors or lines)[-20:])
+    if "no apt-get in this image" in output:
+        raise NoEnvironment(
+            f"image {base.reference} has no apt-get, so apt-pkgs.txt cannot be installed ({listed})",
+            "use an image made from Debian or Ubuntu",
+        )
+    if network:
+        raise NoEnvironment(
+            f"the package mirror cannot be reached, so these are not installed: {listed}",
+            "check the host's network, its proxies and apt sources (environment, apt_sources in host.json)",
+            detail,
+        )
+    unknown = [
+        name for name in missing if any(f"package {name.partition('=')[0]}" in line for line in errors)
+    ]
+    if unknown:
+        raise NoEnvironment(
+            f"Debian package not found for {base.reference}: {', '.join(unknown)} (apt-pkgs.txt)",
+            "correct the name in apt-pkgs.txt",
+            detail,
+        )
+    first = errors[0] if errors else f"exit status {status}"
+    raise NoEnvironment(f"apt-get could not install {listed}: {first}", detail=detail)
+
+
+def listed(client: Any, uid: Optional[int] = None, base: Optional[str] = None) -> list[dict[str, Any]]:
+    """Return what the engine lists of our package layers: those of an account, or over a base.
+
+    The SDK's own list asks for each image once more, and fails when one is gone by then.
+    """
+    wanted = [f"{engine.LABEL}=1", f"{engine.LABEL}.kind=image"]
+    wanted += [f"{engine.LABEL}.uid={uid}"] if uid is not None else []
+    wanted += [f"{engine.LABEL}.base={base}"] if base is not None else []
+    found: list[dict[str, Any]] = engine.patiently(lambda: client.api.images(filters={"label": wanted}))
+    return found
+
+
+def remove(names: Sequence[str]) -> bool:
+    """Remove an image by its tags; False when it is in use. Large layers take minutes: no time limit."""
+    import docker.errors
+
+    client = engine.connect(timeout=None)
+    try:
+        for name in names:
+            client.images.remove(name)
+    except docker.errors.APIError as error:
+        # 409: a container, perhaps of another user, was made from it.
+        if error.status_code in (404, 409):
+            return False
+        raise
+    finally:
+        client.close()
+    return True

@@ -1,0 +1,102 @@
+"""The folder of a build: made and finished by the submitting account, filled and emptied as the job's user.
+
+    build/.HASH.tmp/    the submitting account's
+      ours/             what uv reads of ours, a netrc among it; nobody else writes here
+      site/             the job's user's: the environment
+      work/             the job's user's: copies of local packages, since builds write into them
+
+What runs in a build (a setup.py, say) may do anything to site/ and work/. So nothing in these is touched with
+more rights than that user has; record and activation are written beside site/, where it cannot write.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from train_classifier.worker.state import file_trees
+from train_classifier.worker.state.files import make_folder, make_leaf, write_bytes, write_json
+from train_classifier.worker.system import program
+from train_classifier.worker.system.host import Account
+
+OURS = "ours"
+SITE = "site"
+WORK = "work"
+RECORD = "environment.json"
+
+
+def make(account: Account, folder: Path, files: dict[str, str], request: dict[str, Any]) -> None:
+    """Make the folder of a build with `files` (name to text) in ours/, and fill it: see `fill_part`."""
+    through = 0o711 if os.geteuid() == 0 else 0o700
+    os.mkdir(folder, 0o700)
+    os.chmod(folder, through)
+    ours = make_folder(folder / OURS, through)
+    for name, text in files.items():
+        _write_for(account, ours / name, text)
+    for name in (SITE, WORK):
+        make_leaf(folder / name, account)
+    program.call(account, fill_part, {"folder": str(folder), **request})
+
+
+def finish(account: Account, folder: Path, target: Path, activation: tuple[str, str], record: Any) -> None:
+    """Make an environment of what was built: complete it, then rename it to where it is found.
+
+    `activation` is name and text of its .pth file.
+    """
+    file_trees.remove(account, folder / WORK)
+    shutil.rmtree(folder / OURS)
+    # Its maker may have closed it.
+    make_leaf(folder / SITE, account)
+    name, text = activation
+    write_bytes(folder / name, text.encode(), 0o644)
+    write_json(folder / RECORD, record)
+    os.rename(folder, target)
+
+
+def remove(account: Account, folder: Path) -> None:
+    """Remove a build or an environment: what the job's user wrote as that user. Idempotent."""
+    if folder.is_dir() and not folder.is_symlink():
+        # First, so that nobody finds half an environment.
+        (folder / RECORD).unlink(missing_ok=True)
+        file_trees.remove(account, folder / SITE, folder / WORK)
+        shutil.rmtree(folder)
+
+
+@program.part
+def fill_part(request: dict[str, Any]) -> dict[str, Any]:
+    """Fill the folder of a build.
+
+    The request: `folder`, `nearest` (the site of an environment to start from, or null), `paths` (local
+    packages, relative to `workspace`), `open` (a cache that earlier builds may have closed, or null).
+    """
+    folder = Path(request["folder"])
+    if request["open"]:
+        subprocess.run(
+            ["chmod", "-R", "u+rwX", "--", request["open"]], stderr=subprocess.DEVNULL, check=False
+        )
+    nearest = request["nearest"]
+    # Shares no inode: another build may write into this one. One that was cleaned meanwhile is done without.
+    copy = ["cp", "-a", "--reflink=auto", "--", f"{nearest}/.", str(folder / SITE)]
+    if nearest and subprocess.run(copy, stderr=subprocess.DEVNULL, check=False).returncode != 0:
+        for left in (folder / SITE).iterdir():
+            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    for relative in request["paths"]:
+        source, target = Path(request["workspace"]) / relative, folder / WORK / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(
+                source, target, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git")
+            )
+        else:
+            shutil.copy(source, target)
+    return {}
+
+
+def _write_for(account: Account, path: Path, text: str) -> None:
+    """Write a file that the account reads and others do not; it may hold passwords."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
+    with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+        if os.geteuid() == 0:
+            os.fchown(descriptor, account.uid, account.gid)

@@ -1,0 +1,1 @@
+"""The GPUs of the host: devices, the queue for them, and whether a container sees them."""

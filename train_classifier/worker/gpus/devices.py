@@ -1,0 +1,327 @@
+"""The host's GPUs: which there are, what they can hold, and how a container gets exactly its own."""
+
+import csv
+import dataclasses
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from train_classifier.core.errors import NoGpu
+from train_classifier.core.job import DEFAULT_MIN_VRAM_MIB
+from train_classifier.worker.containers import engine
+from train_classifier.worker.gpus import cdi
+from train_classifier.worker.system.host import Host
+
+FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "driver_version", "mig.mode.current")
+REBOOT_AFTER_UPGRADE = (
+    "reboot the host; the role nvidia_driver holds the packages so that this does not happen by itself"
+)
+#: A healthy driver answers within a second; one without persistence takes several.
+TIMEOUT_S = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """A process that uses a GPU, ours or not."""
+
+    pid: int
+    name: str
+    memory_mib: Optional[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """One card. Memory in MiB; None where the driver says [N/A]."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_total_mib: Optional[int]
+    memory_free_mib: Optional[int]
+    driver: str
+    mig: bool = False
+    busy_by: tuple[Process, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the card as JSON-ready data."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Discovery:
+    """What nvidia-smi said: the cards, or why there are none."""
+
+    gpus: tuple[Gpu, ...] = ()
+    #: None when the tool answered well.
+    problem: Optional[str] = None
+    hint: Optional[str] = None
+    #: The tool's own words.
+    detail: Optional[str] = None
+
+
+def _number(text: str) -> Optional[int]:
+    """Return a number, None for [N/A], [Not Supported], [Unknown Error] and their like."""
+    try:
+        return int(float(text.strip().split()[0]))
+    except (IndexError, ValueError, OverflowError):
+        return None
+
+
+def _run(host: Host, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [host.nvidia_smi, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=TIMEOUT_S,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
+    )
+
+
+def explain(output: str) -> tuple[str, str]:
+    """Return what happened and what to do, from the words of a failing nvidia-smi."""
+    last = output.strip().splitlines()[-1] if output.strip() else "it printed nothing"
+    if "Driver/library version mismatch" in output:
+        return (
+            "the NVIDIA driver was upgraded while the old one is loaded (driver/library version mismatch)",
+            REBOOT_AFTER_UPGRADE,
+        )
+    if "No devices were found" in output:
+        return "nvidia-smi finds no GPU", "see `dmesg | grep -i -e nvrm -e xid` on the host"
+    if "fell off the bus" in output or "GPU is lost" in output:
+        return (
+            f"a GPU is lost: {last}",
+            "power the host off and on; if it happens again, the card or its slot is faulty",
+        )
+    if "couldn't communicate with the NVIDIA driver" in output:
+        return "the NVIDIA driver is not loaded", "run the role nvidia_driver on the host, then reboot it"
+    return f"nvidia-smi failed: {last}", "run nvidia-smi on the host"
+
+
+def discover(host: Host, processes: bool = True) -> Discovery:
+    """Ask nvidia-smi for the cards, and (`processes`) who uses them. Never raises for what the tool does."""
+    query = ["--query-gpu=" + ",".join(FIELDS), "--format=csv,noheader,nounits"]
+    try:
+        done = _run(host, *query)
+    except FileNotFoundError:
+        return Discovery((), "there is no nvidia-smi on this host", "run the role nvidia_driver on it")
+    except PermissionError as error:
+        return Discovery((), f"nvidia-smi cannot be run: {error}", "run the role nvidia_driver on this host")
+    except subprocess.TimeoutExpired:
+        return Discovery(
+            (), f"nvidia-smi did not answer within {TIMEOUT_S:.0f} s", "reboot the host: its driver hangs"
+        )
+    if done.returncode != 0:
+        return Discovery((), *explain(done.stdout), detail=done.stdout.strip()[-2000:] or None)
+    gpus = []
+    for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True):
+        values = [value.strip() for value in row]
+        # A card that fails answers with a line of error text among the good ones.
+        if len(values) != len(FIELDS) or _number(values[0]) is None or not values[1].startswith("GPU-"):
+            continue
+        index, uuid, name, total, free, driver, mig = values
+        gpus.append(
+            Gpu(
+                _number(index) or 0,
+                uuid,
+                name,
+                _number(total),
+                _number(free),
+                driver,
+                mig.lower() == "enabled",
+            )
+        )
+    if not gpus:
+        return Discovery(
+            (), *explain(done.stdout or "No devices were found"), detail=done.stdout.strip()[-2000:] or None
+        )
+    if processes:
+        users = _processes(host)
+        gpus = [dataclasses.replace(gpu, busy_by=tuple(users.get(gpu.uuid, ()))) for gpu in gpus]
+    return Discovery(tuple(sorted(gpus, key=lambda gpu: gpu.index)))
+
+
+def _processes(host: Host) -> dict[str, list[Process]]:
+    """Return the processes on each card; the query is not supported everywhere, and then nobody is named."""
+    users: dict[str, list[Process]] = {}
+    try:
+        done = _run(
+            host,
+            "--query-compute-apps=gpu_uuid,pid,process_name,used_memory",
+            "--format=csv,noheader,nounits",
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return users
+    for row in csv.reader(done.stdout.splitlines() if done.returncode == 0 else (), skipinitialspace=True):
+        if len(row) == 4 and row[0].startswith("GPU-") and _number(row[1]) is not None:
+            process = Process(_number(row[1]) or 0, row[2].strip(), _number(row[3]))
+            users.setdefault(row[0].strip(), []).append(process)
+    return users
+
+
+#: What is said with the reason why `auto` takes the CPU.
+ON_CPU = ": training on the CPU, as --gpus auto allows"
+
+
+def wanted(asked: Union[int, str], discovery: Discovery) -> tuple[int, Optional[str]]:
+    """Return how many GPUs a job is to have, and for `auto` what people are to be told. Raises NoGpu.
+
+    More than the host has is refused at once: waiting would never end.
+    """
+    if asked == "auto":
+        if discovery.gpus:
+            return 1, None
+        return 0, f"no GPU on this host ({discovery.problem}){ON_CPU}"
+    count = int(asked)
+    if count == 0:
+        return 0, None
+    hint = "ask for the CPU with --gpus 0, or for whatever there is with --gpus auto"
+    if not discovery.gpus:
+        raise NoGpu(f"no GPU: {discovery.problem}", f"{discovery.hint}; or {hint}", discovery.detail)
+    if count > len(discovery.gpus):
+        has = f"{len(discovery.gpus)} GPU" + ("s" if len(discovery.gpus) != 1 else "")
+        raise NoGpu(
+            f"{count} GPUs are asked for, this host has {has}",
+            "ask for fewer with --gpus, or choose another host",
+        )
+    return count, None
+
+
+def big_enough(gpu: Gpu, min_vram_mib: Optional[int]) -> bool:
+    """Tell whether a card's total memory reaches the floor; a card that does not say ([N/A]) passes."""
+    floor = DEFAULT_MIN_VRAM_MIB if min_vram_mib is None else min_vram_mib
+    return gpu.memory_total_mib is None or gpu.memory_total_mib >= floor
+
+
+def free_enough(gpu: Gpu, min_vram_mib: Optional[int]) -> bool:
+    """Tell whether as much memory is free as was asked for by number; without a number anything will do."""
+    return min_vram_mib is None or gpu.memory_free_mib is None or gpu.memory_free_mib >= min_vram_mib
+
+
+#: The driver keeps a part of a card's memory for itself: of a GTX 970 (4041 MiB) it never has 4000 free.
+WHOLE = 0.9
+
+
+def require_free(
+    count: int, discovery: Discovery, min_vram_mib: Optional[int], held: Collection[str] = ()
+) -> None:
+    """Raise NoGpu when fewer than `count` cards have the floor's memory free, or nearly all that they have.
+
+    A card of `held` is a job's of ours, which uses its memory rightly; one that does not say ([N/A]) passes.
+    """
+    floor = DEFAULT_MIN_VRAM_MIB if min_vram_mib is None else min_vram_mib
+    full = [
+        gpu
+        for gpu in discovery.gpus
+        if gpu.uuid not in held
+        and gpu.memory_free_mib is not None
+        and gpu.memory_free_mib < min(floor, (gpu.memory_total_mib or floor) * WHOLE)
+    ]
+    if len(discovery.gpus) - len(full) < count:
+        cards = ", ".join(
+            f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_free_mib} of {gpu.memory_total_mib} MiB free"
+            + (f", used by {holders(gpu)}" if gpu.busy_by else "")
+            for gpu in full
+        )
+        raise NoGpu(
+            f"{cards}; wanted {floor} MiB",
+            "nvidia-smi on the host names who uses it; what a killed run left, kill by its pid",
+        )
+
+
+def require_vram(count: int, discovery: Discovery, min_vram_mib: Optional[int]) -> list[str]:
+    """Raise NoGpu when fewer than `count` cards reach the floor; return what is unknown, for people."""
+    good = [gpu for gpu in discovery.gpus if big_enough(gpu, min_vram_mib)]
+    if len(good) < count:
+        floor = DEFAULT_MIN_VRAM_MIB if min_vram_mib is None else min_vram_mib
+        cards = ", ".join(
+            f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_total_mib} MiB" for gpu in discovery.gpus
+        )
+        plain = "" if min_vram_mib is not None else " (the default floor)"
+        raise NoGpu(
+            f"{count} of at least {floor} MiB{plain} asked for: {cards}",
+            "ask for less with --min-vram, or choose another host",
+        )
+    return [
+        f"GPU {gpu.index} ({gpu.name}) does not report its memory ([N/A]): the floor could not be checked"
+        for gpu in good
+        if gpu.memory_total_mib is None
+    ]
+
+
+def holders(gpu: Gpu) -> str:
+    """Return who uses a card, for people: process names, pids, accounts."""
+    names = []
+    for process in gpu.busy_by:
+        try:
+            owner = _account(os.stat(f"/proc/{process.pid}").st_uid)
+            names.append(f"{process.name} (pid {process.pid}, {owner})")
+        except OSError:
+            names.append(f"{process.name} (pid {process.pid})")
+    return ", ".join(names)
+
+
+def _account(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def device_options(client: Any, gpus: Sequence[Gpu], root: Path = Path("/")) -> dict[str, Any]:
+    """Return the keywords of docker's create that give a container exactly these cards.
+
+    By CDI where the engine has it and a specification names the cards, else by the NVIDIA runtime. Raises
+    NoGpu when the engine has neither.
+    """
+    from docker.types import DeviceRequest
+
+    info = engine.patiently(client.info)
+    major = int(re.match(r"\d*", str(info.get("ServerVersion", "")))[0] or 0)  # type: ignore[index]
+    folders = info.get("CDISpecDirs") or ()
+    names = cdi.gpu_names(folders, root)
+    if folders and names:
+        chosen = []
+        for card in gpus:
+            name = next((name for name in (card.uuid, str(card.index)) if name in names), None)
+            if name is None:
+                raise NoGpu(
+                    f"no CDI specification in {', '.join(folders)} names GPU {card.index} ({card.uuid})",
+                    "on the host: sudo nvidia-ctk cdi generate --output=/var/run/cdi/nvidia.yaml",
+                )
+            chosen.append(f"{cdi.KIND}={name}")
+        return {"device_requests": [DeviceRequest(driver="cdi", device_ids=chosen)]}
+    hooked = shutil.which(
+        "nvidia-container-runtime-hook", path="/usr/bin:/usr/local/bin:/usr/sbin:/sbin:/bin"
+    )
+    if "nvidia" not in (info.get("Runtimes") or {}) and hooked is None:
+        raise NoGpu(
+            "the engine cannot give a GPU to a container: neither a CDI specification nor the NVIDIA runtime",
+            "run the role nvidia_container_toolkit on this host",
+        )
+    request = DeviceRequest(device_ids=[card.uuid for card in gpus], capabilities=[["gpu"]])
+    options: dict[str, Any] = {"device_requests": [request]}
+    if major < 25:
+        # Without them in the container's own list, a daemon-reload of systemd takes the GPU away.
+        options["devices"] = [f"{node}:{node}:rw" for node in device_nodes(gpus, root)]
+    return options
+
+
+def device_nodes(gpus: Sequence[Gpu], root: Path = Path("/")) -> list[str]:
+    """Return the device nodes that these cards need, those that exist."""
+    minors: dict[str, str] = {}
+    for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        uuid, minor = re.search(r"GPU UUID:\s*(\S+)", text), re.search(r"Device Minor:\s*(\d+)", text)
+        if uuid and minor:
+            minors[uuid[1]] = minor[1]
+    nodes = [f"/dev/nvidia{minors.get(card.uuid, card.index)}" for card in gpus]
+    nodes += [f"/dev/{name}" for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")]
+    return [node for node in nodes if (root / node.lstrip("/")).exists()]

@@ -1,0 +1,378 @@
+"""The host-wide queue for GPUs: served in order of submission, whoever submits.
+
+The first ticket that wants GPUs waits for all of its own; one whose job is still being prepared is passed
+over after 30 s, so that a slow build does not leave a GPU idle.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from train_classifier.core.errors import NoGpu, NotReady, TimedOut
+from train_classifier.core.locks import try_lock
+from train_classifier.worker.containers import engine
+from train_classifier.worker.gpus import devices
+from train_classifier.worker.gpus.devices import Discovery, Gpu
+from train_classifier.worker.gpus.tickets import (
+    TICKET,
+    Entry,
+    Strange,
+    clock,
+    create,
+    locked,
+    next_number,
+    open_ticket,
+    read,
+    tickets,
+    user_name,
+    write,
+)
+from train_classifier.worker.system.host import Host, boot_id
+
+#: Seconds after which a job that is still preparing is passed over.
+PREPARING_S = 30.0
+#: Seconds for which another process may hold the memory of a GPU that the queue knows to be free; what a
+#: killed job held takes a moment to come back.
+FOREIGN_S = 20.0
+POLL_S = 0.25
+#: Seconds between two questions to nvidia-smi.
+LOOK_S = 2.0
+
+
+def enqueue(
+    folder: Path, *, job: str, model: str, directory: Path, want: int, min_vram_mib: Optional[int]
+) -> Path:
+    """Make the ticket of a job that is being submitted, and return it; its worker claims it within 30 s.
+
+    Raises NotReady when the queue's folder is missing or closed to this user.
+    """
+    uid = os.geteuid()
+    with locked(folder):
+        number = next_number(folder)
+        path = folder / f"{number:012d}-{job}.json"
+        entry = Entry(
+            path=path, number=number, job=job, model=model, user=user_name(uid), uid=uid, dir=str(directory),
+            want=want, min_vram_mib=min_vram_mib, state="new", gpus=[], since=time.time(), since_boot=clock(),
+            boot=boot_id(),
+        )  # fmt: skip
+        try:
+            descriptor = create(path)
+        except OSError as error:
+            raise NotReady(f"no ticket can be made in the queue {folder}: {error.strerror}") from error
+        try:
+            write(descriptor, entry)
+        finally:
+            os.close(descriptor)
+    return path
+
+
+def withdraw(folder: Path, job: str) -> None:
+    """Remove the ticket of a job that nobody holds: its submission failed, or its worker is dead.
+
+    The caller has removed the job's container before. A held ticket stays.
+    """
+    if not folder.is_dir():
+        return
+    with locked(folder):
+        live, dead = tickets(folder)
+        for entry in (*dead, *(entry for entry in live if entry.state == "new")):
+            # Another user's ticket may name any job.
+            if entry.job == job and os.geteuid() in (0, entry.uid):
+                entry.path.unlink(missing_ok=True)
+
+
+def snapshot(folder: Path) -> list[Entry]:
+    """Return the live tickets in order. Raises NotReady when the queue cannot be used."""
+    with locked(folder):
+        return tickets(folder)[0]
+
+
+class Ticket:
+    """The worker's own place in the queue, held until `release` or death."""
+
+    def __init__(self, folder: Path, descriptor: int, entry: Entry) -> None:
+        self._folder = folder
+        self._descriptor = descriptor
+        self._entry = entry
+        self.gpus: tuple[Gpu, ...] = ()
+
+    @classmethod
+    def claim(cls, folder: Path, job: str) -> "Ticket":
+        """Take the ticket that `enqueue` made, as the job's worker; the job is preparing from now on.
+
+        Raises NotReady when it is gone: the worker came so late that the ticket was taken for dead.
+        """
+        with locked(folder):
+            for name in sorted(os.listdir(folder)):
+                match = TICKET.match(name)
+                if not match or match[2] != job:
+                    continue
+                path = folder / name
+                try:
+                    descriptor = open_ticket(path, os.O_RDWR)
+                except (FileNotFoundError, Strange):
+                    continue
+                if os.fstat(descriptor).st_uid != os.geteuid():
+                    # Any user of Docker can make a file of this name.
+                    os.close(descriptor)
+                    continue
+                entry = None
+                with contextlib.suppress(Strange):
+                    entry = read(path, descriptor)
+                if entry is None or not try_lock(descriptor):
+                    os.close(descriptor)
+                    raise NotReady(f"the ticket {path} of job {job} is held by another process or damaged")
+                ticket = cls(folder, descriptor, entry)
+                ticket._change("preparing")
+                return ticket
+        raise NotReady(f"job {job} has lost its place in the queue {folder}", "start the job again")
+
+    @property
+    def entry(self) -> Entry:
+        """Return the ticket as others see it."""
+        return self._entry
+
+    def _change(self, state: str, gpus: tuple[str, ...] = ()) -> None:
+        entry = dataclasses.replace(
+            self._entry, state=state, gpus=list(gpus), since=time.time(), since_boot=clock(), boot=boot_id()
+        )
+        write(self._descriptor, entry)
+        self._entry = entry
+
+    def preparing(self) -> None:
+        """Say that the job is building what it needs: after 30 s others may pass it."""
+        with locked(self._folder):
+            self._change("preparing")
+
+    def wait(
+        self,
+        client: Any,
+        host: Host,
+        limit_s: Optional[float],
+        say: Callable[[str], None],
+        check_cancel: Callable[[], None],
+    ) -> tuple[Gpu, ...]:
+        """Wait for this job's turn and its GPUs, and return them; they are its own until `release`.
+
+        Raises TimedOut after `limit_s` seconds, NoGpu when the host cannot give what is asked for.
+        """
+        with locked(self._folder, check_cancel):
+            self._change("waiting")
+        turn = _Turn(self, client, host)
+        began = clock()
+        told = ""
+        ask = True
+        while True:
+            check_cancel()
+            # Engine and driver may take long to answer: never under the lock, and only when it matters.
+            if ask:
+                turn.refresh()
+            with locked(self._folder, check_cancel):
+                seen = turn.look(fresh=ask)
+                if seen.granted:
+                    self._change("granted", tuple(card.uuid for card in seen.granted))
+            turn.clean(seen.dead)
+            if seen.granted:
+                self.gpus = seen.granted
+                return seen.granted
+            if seen.ask and not ask:
+                ask = True
+                continue
+            ask, message = seen.ask, seen.message
+            if message != told:
+                told = message
+                say(message)
+            if limit_s is not None and clock() - began >= limit_s:
+                raise TimedOut(
+                    f"waited {duration(limit_s)} for a GPU",
+                    "wait longer with --wait, or ask for fewer GPUs",
+                    message,
+                )
+            time.sleep(POLL_S)
+
+    def release(self) -> None:
+        """Leave the queue; the job's container must be gone. Harmless when called twice."""
+        if self._descriptor < 0:
+            return
+        try:
+            with locked(self._folder):
+                self._entry.path.unlink(missing_ok=True)
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What one look at the queue showed."""
+
+    #: The GPUs that are this job's from now on.
+    granted: tuple[Gpu, ...] = ()
+    #: Else what it waits for.
+    message: str = ""
+    #: Tickets of dead holders, whose containers are to be removed.
+    dead: tuple[Entry, ...] = ()
+    #: By the tickets it is our turn: driver and engine are to be asked before the next look.
+    ask: bool = False
+
+
+class _Turn:
+    """One waiter's view of the queue, with what it remembers between two looks."""
+
+    def __init__(self, ticket: Ticket, client: Any, host: Host) -> None:
+        self.ticket = ticket
+        self.client = client
+        self.host = host
+        self.discovery = Discovery()
+        self.discovered = float("-inf")
+        #: GPUs that running containers of ours name.
+        self.held: set[str] = set()
+        self.foreign_since: Optional[float] = None
+
+    def refresh(self) -> None:
+        """Ask driver and engine. A container that starts later has a live ticket, with its GPUs."""
+        if clock() - self.discovered > LOOK_S:
+            self.discovery = devices.discover(self.host)
+            self.discovered = clock()
+        self.held = self._held_by_containers()
+
+    def look(self, fresh: bool) -> _Seen:
+        """Look at the queue, whose lock is held; `fresh`: driver and engine were asked just now."""
+        me = self.ticket.entry
+        live, dead = tickets(self.ticket._folder, me.path)
+        corpses: tuple[Entry, ...] = ()
+        for entry in dead:
+            if not entry.gpus:
+                entry.path.unlink(missing_ok=True)
+            else:
+                corpses += (entry,)
+        before = [
+            entry
+            for entry in live
+            if entry.path.name < me.path.name and entry.state != "granted" and entry.want > 0
+        ]
+        first = [entry for entry in before if not _passed_over(entry)]
+        granted = [entry for entry in live if entry.state == "granted"]
+        if first:
+            return _Seen(message=self._message(granted, first), dead=corpses)
+        devices.wanted(me.want, self.discovery)
+        devices.require_vram(me.want, self.discovery, me.min_vram_mib)
+        taken = {uuid for entry in (*granted, *corpses) for uuid in entry.gpus}
+        free = [
+            card
+            for card in self.discovery.gpus
+            if card.uuid not in taken and devices.big_enough(card, me.min_vram_mib)
+        ]
+        if len(free) < me.want:
+            self.foreign_since = None
+            return _Seen(message=self._message(granted, []), dead=corpses)
+        if not fresh:
+            return _Seen(dead=corpses, ask=True)
+        free = [card for card in free if card.uuid not in self.held]
+        # Cards that nobody else uses first.
+        roomy = sorted(
+            (card for card in free if devices.free_enough(card, me.min_vram_mib)),
+            key=lambda card: (bool(card.busy_by), card.index),
+        )[: me.want]
+        if len(roomy) == me.want:
+            return _Seen(granted=tuple(sorted(roomy, key=lambda card: card.index)), dead=corpses)
+        if len(free) >= me.want:
+            return _Seen(message=self._foreign(free, me.min_vram_mib or 0), dead=corpses, ask=True)
+        self.foreign_since = None
+        return _Seen(message=self._message(granted, []), dead=corpses, ask=True)
+
+    def _held_by_containers(self) -> set[str]:
+        label = f"{engine.LABEL}.gpus"
+        found = engine.patiently(
+            lambda: self.client.containers.list(
+                filters={"label": label, "status": "running"}, ignore_removed=True
+            )
+        )
+        mine = self.ticket.entry.job
+        for container in filter(engine.is_stray, found):
+            engine.remove(container)
+        return {
+            uuid
+            for container in found
+            if container.labels.get(f"{engine.LABEL}.job") != mine and not engine.is_stray(container)
+            for uuid in container.labels.get(label, "").split(",")
+        }
+
+    def _foreign(self, free: list[Gpu], floor: int) -> str:
+        """Say who holds the memory of a GPU that no job of ours has; give up when they keep it."""
+        card = next(card for card in free if not devices.free_enough(card, floor))
+        users = devices.holders(card) or "a process that nvidia-smi does not name"
+        sentence = (
+            f"GPU {card.index} has {card.memory_free_mib} MiB free, {floor} are asked for; "
+            f"it is used by {users}, which is no job of train-classifier"
+        )
+        self.foreign_since = self.foreign_since or clock()
+        if clock() - self.foreign_since > FOREIGN_S:
+            raise NoGpu(sentence, "stop that process, or ask for less with --min-vram")
+        return sentence
+
+    def _message(self, granted: list[Entry], before: list[Entry]) -> str:
+        parts = [
+            f"job {entry.job} ({entry.model}) of {entry.user} has it since {_hour(entry.since)}"
+            for entry in granted
+        ]
+        if len(before) == 1:
+            entry = before[0]
+            parts.append(f"job {entry.job} ({entry.model}) of {entry.user} is before this one")
+        elif before:
+            parts.append(f"{len(before)} jobs are before this one")
+        if not parts:
+            parts.append("a container of a job that ended still holds it")
+        return "waiting for a GPU: " + "; ".join(parts)
+
+    def clean(self, dead: tuple[Entry, ...]) -> None:
+        """Remove the containers of dead holders, then their tickets."""
+        for entry in dead:
+            self._remove_containers(entry)
+            with locked(self.ticket._folder):
+                # Still dead, or another one cleaned it meanwhile.
+                _, still_dead = tickets(self.ticket._folder, self.ticket.entry.path)
+                if any(other.path == entry.path for other in still_dead):
+                    entry.path.unlink(missing_ok=True)
+
+    def _remove_containers(self, entry: Entry) -> None:
+        """Remove a dead job's containers that have its GPUs; a ticket may name a job that is alive."""
+        if any(other.job == entry.job for other in snapshot(self.ticket._folder)):
+            return
+        label = {"label": f"{engine.LABEL}.job={entry.job}"}
+        containers = engine.patiently(
+            lambda: self.client.containers.list(all=True, filters=label, ignore_removed=True)
+        )
+        for container in containers:
+            if set(entry.gpus) & set(container.labels.get(f"{engine.LABEL}.gpus", "").split(",")):
+                engine.remove(container)
+
+
+def _passed_over(entry: Entry) -> bool:
+    return entry.state in ("new", "preparing") and entry.age() > PREPARING_S
+
+
+def _hour(seconds: float) -> str:
+    return time.strftime("%H:%M", time.localtime(seconds))
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people write it: 2h, 1h30m, 45s."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    text = (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "") + (f"{rest}s" if rest else "")
+    return text or "0s"
+
+
+def describe(folder: Path, discovery: Discovery) -> dict[str, str]:
+    """Return who has each GPU, by UUID, for people."""
+    return {
+        uuid: f"job {entry.job} ({entry.model}) of {entry.user} since {_hour(entry.since)}"
+        for entry in snapshot(folder)
+        if entry.state == "granted"
+        for uuid in entry.gpus
+        if any(card.uuid == uuid for card in discovery.gpus)
+    }

@@ -1,0 +1,207 @@
+"""The proof that a job will see its GPUs, before hours are spent: by framework, by devices, or not at all."""
+
+import hashlib
+import json
+import pkgutil
+import time
+from collections.abc import Sequence
+from typing import Any, Callable, Optional
+
+from train_classifier.core.errors import NoGpu
+from train_classifier.worker.containers import answer as answers
+from train_classifier.worker.containers import helper
+from train_classifier.worker.containers import image as images
+from train_classifier.worker.containers.environment import Environment
+from train_classifier.worker.containers.image import Image
+from train_classifier.worker.gpus import devices as gpu
+from train_classifier.worker.gpus.devices import Gpu
+from train_classifier.worker.state.files import read_json, write_json
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system.host import Host, boot_id
+
+#: TensorFlow compiles kernels for a card it has no binaries for: minutes.
+TIMEOUT_S = 900.0
+FRAMEWORKS = ("tensorflow", "torch", "jax")
+MODES = ("framework", "device", "off")
+HINT = (
+    "the image's CUDA must suit the driver and the card: try another --image, or --gpus 0 for the CPU; "
+    "`train-classifier doctor` checks the host"
+)
+_LIST_DEVICES = 'for node in /dev/nvidia[0-9]*; do [ -e "$node" ] && echo "$node"; done; exit 0'
+
+
+def prove(
+    client: Any,
+    host: Host,
+    store: Store,
+    image: Image,
+    environment: Environment,
+    gpus: Sequence[Gpu],
+    mode: str,
+    job: Optional[Job],
+    say: Callable[[str], None],
+    check_cancel: Callable[[], None],
+) -> dict[str, Any]:
+    """Return {mode, proven, detail} for result and manifest; `proven` is True only for what a framework said.
+
+    Each of tensorflow, torch and jax that imports must list as many GPUs as the job has. Proven once per
+    image, environment, cards, driver and boot, then remembered. Raises NoGpu with what the framework printed.
+    """
+    if mode == "off":
+        return {"mode": mode, "proven": False, "detail": "switched off (gpu_check = off)"}
+    key = _key(image, environment, gpus, mode)
+    path = store.proofs / f"{key}.json"
+    remembered = read_json(path)
+    if isinstance(remembered, dict):
+        found: dict[str, Any] = remembered["found"]
+        return found
+    if mode == "framework":
+        say("checking that the framework sees the GPU")
+        found = _by_framework(client, host, image, environment, gpus, job, check_cancel)
+    else:
+        found = {
+            "mode": mode,
+            "proven": False,
+            "detail": _by_device(client, host, image, gpus, job, check_cancel),
+        }
+    if found["mode"] != mode:
+        say(found["detail"])
+    write_json(path, {"found": found, "at": time.time()})
+    return found
+
+
+def _key(image: Image, environment: Environment, gpus: Sequence[Gpu], mode: str) -> str:
+    program = pkgutil.get_data("train_classifier.worker.containers.inside", "list_gpus.py") or b""
+    holds_for = [
+        mode,
+        image.id,
+        environment.hash,
+        sorted(card.uuid for card in gpus),
+        sorted({card.driver for card in gpus}),
+        boot_id(),
+        hashlib.sha256(program).hexdigest(),
+    ]
+    return hashlib.sha256(json.dumps(holds_for).encode()).hexdigest()[:40]
+
+
+def _by_framework(
+    client: Any,
+    host: Host,
+    image: Image,
+    environment: Environment,
+    gpus: Sequence[Gpu],
+    job: Optional[Job],
+    check_cancel: Callable[[], None],
+) -> dict[str, Any]:
+    program = (pkgutil.get_data("train_classifier.worker.containers.inside", "list_gpus.py") or b"").decode()
+    status, output = _run(
+        client, host, image, gpus, job, check_cancel,
+        entrypoint=[image.python, "-c", program],
+        mounts=environment.mounts,
+        environment={**environment.variables, "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp", "USER": "job"},
+    )  # fmt: skip
+    answer = answers.read(output)
+    if not _makes_sense(answer):
+        raise NoGpu(
+            f"the GPU check in image {image.reference} failed (exit status {status})", HINT, _tail(output)
+        )
+    importing = {name: said for name, said in answer.items() if said.get("gpus") is not None}
+    broken = {name: said for name, said in answer.items() if said.get("gpus") is None}
+    blind = {name: said for name, said in importing.items() if said["gpus"] != len(gpus)}
+    if blind:
+        name, said = next(iter(blind.items()))
+        raise NoGpu(
+            f"{name} {said['version']} in image {image.reference} sees {said['gpus']} of {len(gpus)} GPUs "
+            f"(driver {gpus[0].driver}, {gpus[0].name})",
+            HINT,
+            said["output"].strip(),
+        )
+    if importing:
+        listed = ", ".join(f"{name} {said['version']}" for name, said in importing.items())
+        detail = f"{listed}: {len(gpus)} GPU" + ("s" if len(gpus) != 1 else "")
+        if broken:
+            detail += f"; does not import: {', '.join(broken)}"
+        return {"mode": "framework", "proven": True, "detail": detail}
+    devices = _by_device(client, host, image, gpus, job, check_cancel)
+    why = f"{', '.join(broken)} does not import" if broken else "neither tensorflow, torch nor jax is there"
+    return {"mode": "device", "proven": False, "detail": f"no framework to ask ({why}); {devices}"}
+
+
+def _by_device(
+    client: Any,
+    host: Host,
+    image: Image,
+    gpus: Sequence[Gpu],
+    job: Optional[Job],
+    check_cancel: Callable[[], None],
+) -> str:
+    """Return what was seen: the device nodes of exactly these cards. Raises NoGpu."""
+    status, output = _run(
+        client, host, image, gpus, job, check_cancel,
+        entrypoint=["/bin/sh", "-c", _LIST_DEVICES], mounts=(), environment={},
+    )  # fmt: skip
+    seen = sorted(output.decode("utf-8", "replace").split())
+    wanted = sorted(node for node in gpu.device_nodes(gpus, host.root) if node[-1].isdigit())
+    if status != 0 or len(seen) != len(gpus) or (wanted and seen != wanted):
+        raise NoGpu(
+            f"the container sees {', '.join(seen) or 'no GPU device'}, wanted {', '.join(wanted)}",
+            "run the role nvidia_container_toolkit on this host; `train-classifier doctor` checks it",
+            _tail(output),
+        )
+    return f"devices {', '.join(seen)}"
+
+
+def _run(
+    client: Any,
+    host: Host,
+    image: Image,
+    gpus: Sequence[Gpu],
+    job: Optional[Job],
+    check_cancel: Callable[[], None],
+    *,
+    entrypoint: Sequence[str],
+    mounts: Sequence[Any],
+    environment: dict[str, str],
+) -> tuple[int, bytes]:
+    import docker.errors
+
+    options = gpu.device_options(client, gpus, host.root)
+    try:
+        return helper.run_helper(
+            client,
+            image.id,
+            [],
+            entrypoint=entrypoint,
+            user=host.job_user(),
+            mounts=mounts,
+            environment=environment,
+            labels=images.labels("probe", job, tuple(card.uuid for card in gpus)),
+            limits=host.limits("the GPU check"),
+            network="none",
+            timeout=TIMEOUT_S,
+            check_cancel=check_cancel,
+            **options,
+        )
+    except docker.errors.APIError as error:
+        detail = str(error.explanation or error)
+        raise NoGpu("the container engine cannot give the GPU to a container", HINT, detail) from error
+    except helper.LimitReached as error:
+        raise NoGpu(error.reason, error.hint) from error
+    except TimeoutError as error:
+        raise NoGpu(f"the GPU check did not end within {TIMEOUT_S:.0f} s", HINT) from error
+
+
+def _makes_sense(answer: Any) -> bool:
+    """Tell whether this is what the check prints: the image and the environment may print anything."""
+    return isinstance(answer, dict) and all(
+        isinstance(said, dict)
+        and name in FRAMEWORKS
+        and (said.get("gpus") is None or type(said["gpus"]) is int)
+        and isinstance(said.get("output"), str)
+        and (said.get("gpus") is None or isinstance(said.get("version"), str))
+        for name, said in answer.items()
+    )
+
+
+def _tail(output: bytes) -> str:
+    return output.decode("utf-8", "replace").strip()[-3000:]

@@ -1,0 +1,167 @@
+"""Cleaning: old jobs, and what was kept to be quick next time, down to a budget; only what is ours."""
+
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
+from train_classifier.worker.containers import engine
+from train_classifier.worker.jobs import recover
+from train_classifier.worker.jobs.retention import FRESH_S, Shelf, children, live_jobs
+from train_classifier.worker.state import file_trees
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system import program
+from train_classifier.worker.system.host import Account, Host
+
+#: A controller may have installed a worker just now, to call it in a moment.
+WORKER_S = 86400.0
+KINDS = ("jobs", "images", "environments", "caches", "workers", "containers")
+
+
+class Cleaning:
+    """One `clean`: what was removed, or would be."""
+
+    def __init__(self, host: Host, store: Store, dry_run: bool) -> None:
+        self.host = host
+        self.store = store
+        self.dry_run = dry_run
+        self.account: Account = host.job_user()
+        self.removed: dict[str, int] = {**dict.fromkeys(KINDS, 0), "bytes": 0}
+        self.client: Optional[Any] = None
+
+    def count(self, kind: str, size: int, remove: Callable[[], bool]) -> bool:
+        """Remove one thing and count it; False when somebody uses it."""
+        if not self.dry_run and not remove():
+            return False
+        self.removed[kind] += 1
+        self.removed["bytes"] += size
+        return True
+
+    def jobs(self, older_s: float) -> None:
+        """Remove jobs that ended long ago, and those that were never submitted."""
+        now = time.time()
+        for job in self.store.all_jobs():
+            try:
+                status = job.status()
+                result = job.result()
+            except BadInput:
+                # Half made by a controller that went away.
+                status, result = {"state": "prepared", "updated": job.created()}, None
+            except NotReady:
+                # Of another version, or damaged: what we cannot read we do not throw away.
+                continue
+            if job.is_foreign and recover.is_tampered(job, status):
+                self.count("jobs", recover.disk_usage(job, self.account), partial(self._remove_tampered, job))
+                continue
+            old = result is not None and now - float(result.get("finished", now)) >= older_s
+            if old or recover.is_abandoned(job, status):
+                size = recover.disk_usage(job, self.account)
+                self.count("jobs", size, partial(recover.remove, job, self.account))
+
+    def _remove_tampered(self, job: Job) -> bool:
+        if self.client is None:
+            return False
+        engine.remove_all(self.client, job.id)
+        recover.remove_ticket(self.host, job)
+        return recover.remove(job, self.account)
+
+    def containers(self) -> None:
+        """Remove containers of this state folder whose job has ended or is gone."""
+        client = self.client
+        if client is None:
+            return
+        mine = {"label": [f"{engine.LABEL}=1"]}
+        found = engine.patiently(lambda: client.containers.list(all=True, filters=mine, ignore_removed=True))
+        for container in found:
+            folder = container.labels.get(f"{engine.LABEL}.dir", "")
+            if engine.is_stray(container):
+                self.count("containers", 0, partial(_remove_container, container))
+            if not folder or Path(folder).parent != self.store.jobs:
+                continue
+            job = Job(Path(folder))
+            if not (job.dir / "result.json").exists() and job.dir.exists():
+                continue
+            self.count("containers", 0, partial(_remove_container, container))
+
+    def workers(self) -> None:
+        """Remove programs of other versions that no job at work names."""
+        named = {str(program.PROGRAM)}
+        for job in live_jobs(self.store):
+            try:
+                named.add(str(job.status().get("worker")))
+            except TrainClassifierError:
+                # Of a version we do not know: it may need any of them.
+                return
+        for folder in children(self.store.workers):
+            if str(folder) not in named and time.time() - folder.stat().st_mtime > WORKER_S:
+                self.count("workers", file_trees.disk_usage(None, folder), partial(_remove_own, folder))
+
+    def old_environments(self) -> None:
+        """Remove what the last release kept of environments; a job of it may be using them until it ends."""
+        folder = self.store.old_environments
+        if folder.is_dir() and not folder.is_symlink() and not live_jobs(self.store):
+            remove = partial(_remove_as, self.account, folder)
+            self.count("environments", file_trees.disk_usage(None, folder), remove)
+
+    def budget(self, most: int) -> int:
+        """Remove what was used longest ago until the rest fits into `most` bytes; return the bytes kept."""
+        things = Shelf(self.store, self.account, self.client).things()
+        total = sum(thing.bytes for thing in things)
+        for thing in things:
+            if total <= most:
+                break
+            old = time.time() - thing.used > FRESH_S
+            if old and self.count(thing.kind, thing.bytes, thing.remove):
+                total -= thing.bytes
+        return total
+
+
+def clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    """Remove jobs that ended more than `older_s` seconds ago, and keep what makes jobs quick within a budget.
+
+    `keep_environments_bytes` bounds environments, caches, checkpoints and layers together; None leaves
+    them. With `dry_run` nothing is removed, only counted. Raises BadInput.
+    """
+    older = _number(request, "older_s")
+    most = _number(request, "keep_environments_bytes")
+    cleaning = Cleaning(host, store, bool(request.get("dry_run")))
+    try:
+        cleaning.client = engine.connect()
+    except TrainClassifierError:
+        # Folders can be cleaned without an engine, to make room for one to start.
+        cleaning.client = None
+    if not cleaning.dry_run and cleaning.client is not None:
+        recover.sweep(store, host, cleaning.client)
+    if older is not None:
+        cleaning.jobs(older)
+    cleaning.containers()
+    cleaning.workers()
+    cleaning.old_environments()
+    kept = cleaning.budget(1 << 62 if most is None else int(most))
+    return {"removed": cleaning.removed, "kept_bytes": kept}
+
+
+def _number(request: dict[str, Any], name: str) -> Optional[float]:
+    value = request.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1 << 62:
+        raise BadInput(f"{name} is {value!r}, wanted a number that is not negative")
+    return float(value)
+
+
+def _remove_own(folder: Path) -> bool:
+    shutil.rmtree(folder)
+    return True
+
+
+def _remove_as(account: Account, folder: Path) -> bool:
+    file_trees.remove(account, folder)
+    return True
+
+
+def _remove_container(container: Any) -> bool:
+    engine.remove(container)
+    return True

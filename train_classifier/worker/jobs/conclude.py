@@ -1,0 +1,266 @@
+"""The end of a job, whoever carries it out, in this order: pack, write the result, say `finished`, clear up.
+
+Each step leaves what the next one needs, so whoever finds a job half ended goes on from there. Packing may
+take long: only the job's worker does it, and `fetch`, never somebody who only looks.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from train_classifier.core import errors
+from train_classifier.core.errors import Cancelled, NothingDelivered, TrainClassifierError
+from train_classifier.core.job import JobSpec
+from train_classifier.core.regular_file import open_regular
+from train_classifier.worker.state import file_trees, results
+from train_classifier.worker.state.files import O_FOLDER, new_file, read_json, write_json
+from train_classifier.worker.state.store import Job
+from train_classifier.worker.system import program
+from train_classifier.worker.system.host import Account
+from train_classifier.worker.transfer import archive, artefacts, workspace_copy
+from train_classifier.worker.transfer.archive import HOLES
+
+#: What a job ended with: the packer's answer, and the error unless it ended well.
+Ended = tuple[dict[str, Any], Optional[TrainClassifierError]]
+Check = Callable[[], None]
+
+
+def take_stock(job: Job, account: Account, mend: Sequence[Path], check: Check) -> None:
+    """Note what lies in artefacts/ before training, and open folders that an earlier job has closed."""
+    with _workspace(job) as workspace, new_file(job.stock) as stock:
+        request = {"workspace": workspace, "stock": stock, "mend": [str(folder) for folder in mend]}
+        program.call(account, artefacts.take_stock, request, [workspace, stock], check)
+
+
+@contextlib.contextmanager
+def _workspace(job: Job) -> Iterator[int]:
+    descriptor = os.open(job.workspace, O_FOLDER)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def pack(
+    job: Job,
+    spec: JobSpec,
+    account: Account,
+    cause: Optional[TrainClassifierError],
+    check: Check,
+    most_bytes: Optional[int] = None,
+) -> Ended:
+    """Pack the job's artefacts and papers; return the packer's answer and what ended the job.
+
+    A job that never came to training has nothing to pack. `unpacked` in the answer says why artefacts/ stays
+    on the host. `check` is called all the time, and what it raises stops the packing.
+    """
+    if not job.stock.exists():
+        return {}, cause
+    most = spec.artefacts_max_bytes if most_bytes is None else most_bytes
+    try:
+        status = job.status()
+        head = results.head(job, spec, status, results.result(job, spec, status, cause))
+        need_new = cause is None and not spec.allow_empty
+        answer = packed(job, account, head, need_new, cause.to_dict() if cause else None, most, check)
+    except TooLarge as refused:
+        return _too_large(job, most, refused.real, refused.apparent, cause)
+    except Cancelled as stopped:
+        hint = f"artefacts/ stays on the host: train-classifier fetch {job.id} packs it"
+        stopped.hint = f"{stopped.hint}; {hint}" if stopped.hint else hint
+        return _unpacked("stopped", f"packing was stopped: {stopped.reason}", hint), cause or stopped
+    except (TrainClassifierError, OSError) as error:
+        detail = error.detail if isinstance(error, TrainClassifierError) else None
+        failed = NothingDelivered(
+            "the artefacts could not be packed",
+            "is the disk of the host full? What the model wrote is kept: free some space there, then "
+            f"train-classifier fetch {job.id}",
+            f"{error}\n{detail or ''}".strip(),
+        )
+        return _unpacked("failed", failed.reason, failed.hint), cause or failed
+    return answer, _judged(answer, spec, cause)
+
+
+def packed(
+    job: Job,
+    account: Account,
+    head: dict[str, Any],
+    need_new: bool,
+    ending: Optional[dict[str, Any]],
+    most: int,
+    check: Check,
+) -> dict[str, Any]:
+    """Let the account pack, put archive and manifest where they are found, and return its answer.
+
+    Raises TooLarge, what `check` raises, TrainClassifierError and OSError.
+    """
+    job.packed.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        files = {
+            "workspace": stack.enter_context(_workspace(job)),
+            "stock": stack.enter_context(open(open_regular(job.stock), "rb")).fileno(),
+            "archive": stack.enter_context(new_file(job.archive)),
+            # Not in /tmp, which may lie in memory: a million files take hundreds of megabytes.
+            "packed": stack.enter_context(tempfile.TemporaryFile(dir=job.dir)).fileno(),
+            "left_out": stack.enter_context(tempfile.TemporaryFile(dir=job.dir)).fileno(),
+        }
+        papers = {}
+        for path in (job.log, job.usage):
+            with contextlib.suppress(FileNotFoundError):
+                papers[path.name] = stack.enter_context(open(open_regular(path), "rb")).fileno()
+        with new_file(job.manifest) as listed:
+            files["list"] = listed
+            request = {
+                **files,
+                "papers": papers,
+                "manifest": head,
+                "need_new": need_new,
+                "most_bytes": most,
+            }
+            answer = program.call(account, archive.pack, request, [*files.values(), *papers.values()], check)
+            if "too_large" in answer:
+                raise TooLarge(*answer["too_large"])
+        if answer["archive"]["bytes"] != os.fstat(files["archive"]).st_size:
+            raise OSError("the archive has another size than was written")
+        # Before the archive is there, so that it is never found without. The archive counts: a disk that is
+        # full now is no reason to have none.
+        with contextlib.suppress(OSError):
+            write_json(job.packed, {**answer, "ending": ending})
+    return answer
+
+
+def not_packed(job: Job) -> dict[str, Any]:
+    """Return what stands for the packer's answer when the worker died before it had packed."""
+    if not job.stock.exists():
+        return {}
+    return _unpacked("lost", "artefacts/ stays on the host", f"train-classifier fetch {job.id} packs it")
+
+
+class TooLarge(Exception):
+    """Nothing was packed: the new files are not kept."""
+
+    def __init__(self, real: int, apparent: int) -> None:
+        super().__init__()
+        self.real, self.apparent = real, apparent
+
+
+def _unpacked(why: str, reason: str, hint: Optional[str], **more: Any) -> dict[str, Any]:
+    return {"unpacked": {"why": why, "reason": reason, "hint": hint, **more}}
+
+
+def _too_large(job: Job, most: int, real: int, apparent: int, cause: Optional[TrainClassifierError]) -> Ended:
+    size = max(real, -(-apparent // HOLES))
+    holes = f" ({_size(apparent)} with its holes)" if apparent > 2 * real else ""
+    error = NothingDelivered(
+        f"artefacts/ holds {_size(real)}{holes}, more than the limit of {_size(most)}: it stays on the host",
+        f"to pack it: train-classifier fetch {job.id} --max-size {-(-size // (1 << 20))}MiB; the limit of a "
+        "job is --artefacts-max",
+    )
+    return _unpacked(
+        "too-large", error.reason, error.hint, bytes=real, apparent_bytes=apparent, most_bytes=most
+    ), cause or error
+
+
+def _size(count: int) -> str:
+    if count < 1 << 20:
+        return f"{count} bytes"
+    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 29 else f"{count / (1 << 20):.1f} MiB"
+
+
+def packed_before(job: Job, spec: JobSpec) -> Optional[Ended]:
+    """Return what `pack` returned to a process that then died, None when that had not packed."""
+    answer: Optional[dict[str, Any]] = read_json(job.packed)
+    try:
+        found = os.lstat(job.archive)
+    except FileNotFoundError:
+        return None
+    if not answer or found.st_size != answer["archive"]["bytes"]:
+        return None
+    told = answer.get("ending")
+    cause = None
+    if told:
+        cause = errors.from_dict(told)
+    return answer, _judged(answer, spec, cause)
+
+
+def _judged(
+    answer: dict[str, Any], spec: JobSpec, cause: Optional[TrainClassifierError]
+) -> Optional[TrainClassifierError]:
+    if cause is None and not answer["new"] and not spec.allow_empty:
+        return NothingDelivered(
+            "the model ended well, but wrote nothing new into artefacts/",
+            "write results into artefacts/ below the working directory, or say --allow-empty",
+        )
+    return cause
+
+
+def clear_up(job: Job, account: Account) -> None:
+    """Leave in a job's folder what tells of it. The last step; the caller holds the job's lock.
+
+    What the model wrote and nobody has packed stays too, until it is packed.
+    """
+    workspace_copy.stop(job)
+    with contextlib.suppress(FileNotFoundError):
+        # A worker that was killed had no time to remove it.
+        if os.lstat(job.crash).st_size == 0:
+            job.crash.unlink()
+    if not (job.result() or {}).get("unpacked"):
+        file_trees.remove(account, job.workspace)
+        file_trees.remove(None, job.packed, job.copy)
+    file_trees.remove(account, job.home)
+    # run/ goes last: while it is there, somebody still has to clear up.
+    file_trees.remove(None, job.run)
+
+
+def conclude(
+    job: Job,
+    spec: Optional[JobSpec],
+    cause: Optional[TrainClassifierError],
+    answer: dict[str, Any],
+    durations: dict[str, float],
+) -> None:
+    """Write result.json, then the state `finished`. The caller holds the job's lock.
+
+    A result that is there already stands: its writer died before it could say `finished`.
+    """
+    job.drop_reserve()
+    result = job.result()
+    if result is None:
+        result = _result(job, spec, cause, answer, durations)
+        job.write_result(result)
+    say_finished(job, result)
+
+
+def say_finished(job: Job, result: dict[str, Any]) -> None:
+    """Set the state `finished`, with what followers are told."""
+    message = result["reason"] or "; ".join(result.get("remarks", ()))
+    job.write_status(state="finished", phase=None, message=message, gpus=[])
+
+
+def _result(
+    job: Job,
+    spec: Optional[JobSpec],
+    cause: Optional[TrainClassifierError],
+    answer: dict[str, Any],
+    durations: dict[str, float],
+) -> dict[str, Any]:
+    result = results.result(job, spec, job.status(), cause)
+    result["seconds"].update(durations)
+    result.update(delivered(answer))
+    if "unpacked" in answer:
+        result["unpacked"] = answer["unpacked"]
+    return result
+
+
+def delivered(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of result.json that the packer's answer makes up."""
+    remarks = []
+    if answer.get("unpacked"):
+        remarks.append(answer["unpacked"]["reason"])
+    if answer.get("metrics_problem"):
+        remarks.append(f"metrics left out: {answer['metrics_problem']}")
+    if answer.get("left_out"):
+        remarks.append(f"{answer['left_out']} entries of artefacts/ left out, see manifest.json")
+    return {"archive": answer.get("archive"), "metrics": answer.get("metrics"), "remarks": remarks}

@@ -1,0 +1,142 @@
+"""The preparation of a job: its folder, what it resumes from, and whether the push may begin."""
+
+import os
+from typing import Any, Optional
+
+from train_classifier.core import locks
+from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
+from train_classifier.core.job import SCHEMA, JobSpec
+from train_classifier.worker.jobs import recover
+from train_classifier.worker.state import file_trees
+from train_classifier.worker.state.files import O_FOLDER, make_folder, write_bytes, write_json
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system import program
+from train_classifier.worker.system.host import Account, Host, boot_id
+from train_classifier.worker.training import data_folders
+from train_classifier.worker.transfer import rsync
+
+
+def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    """Make the folder of a new job, and its mirror; nothing is promised yet.
+
+    With `check` (what the verb of that name is asked) the host is checked first: a failed check is an
+    answer, and nothing is made. `pushed` in the answer: the host has what `fingerprint` stands for already.
+    Raises BadInput with every problem of the specification, NotReady when the host has no room.
+    """
+    try:
+        spec = JobSpec.from_dict(request.get("spec"))
+    except ValueError as error:
+        raise BadInput(*str(error).splitlines()) from error
+    checked: dict[str, Any] = {}
+    if isinstance(request.get("check"), dict):
+        from train_classifier.worker.checks import host_check
+
+        asked = {**request["check"], "state_dir": request.get("state_dir")}
+        checked = {"check": host_check.check(host, asked)}
+        if any(each["status"] == "fail" for each in checked["check"]["checks"]):
+            return checked
+    files = rsync.unpack_list(request.get("files"))
+    _, problems = data_folders.examine(spec, host, store.root)
+    resumed = None
+    if spec.resume is not None:
+        try:
+            resumed = _resumed(store, spec)
+        except BadInput as error:
+            problems += error.problems
+    if problems:
+        raise BadInput(*problems)
+    account = host.job_user()
+    store.make(account)
+    _require_space(host, store, spec)
+    if os.geteuid() == 0:
+        program.open_to_all()
+    job = Job(store.jobs / spec.id)
+    try:
+        job.make(account)
+    except FileExistsError as error:
+        raise BadInput(
+            f"job id {spec.id} is in use already", hint="submit again: ids are made new"
+        ) from error
+    try:
+        _furnish(job, spec, files, resumed, account, store)
+        mirror = store.mirror(spec.repository.key)
+        with locks.hold(job.lock):
+            pushed = rsync.adopt(job, account, mirror, request.get("fingerprint"))
+    except BaseException:
+        # Remove the partly created job.
+        recover.remove_folder(job, account)
+        raise
+    return {"id": job.id, "job": str(job.dir), "tree": str(mirror / "tree"), "pushed": pushed, **checked}
+
+
+def _furnish(
+    job: Job, spec: JobSpec, files: bytes, resumed: Optional[Job], account: Account, store: Store
+) -> None:
+    """Fill a new job's folder, and make sure of its mirror and cache."""
+    with locks.hold(job.lock):
+        data = spec.to_dict()
+        if resumed is not None:
+            data["resume"] = resumed.id
+        write_json(job.dir / "spec.json", data)
+        write_bytes(job.dir / "files", files)
+        store.make_mirror(spec.repository.key, account)
+        cache = make_folder(store.cache / spec.repository.key, 0o700, account)
+        job.write_status(
+            schema=SCHEMA, id=job.id, model=spec.model, submitter=spec.submitter, state="prepared",
+            phase=None, message="", boot_id=boot_id(), pid=None, pid_start=None, worker=str(program.PROGRAM),
+            launcher=None, unit=None, container=None, gpus=[], times={}, submitted=None, started=None,
+            finished=None,
+        )  # fmt: skip
+        if resumed is not None:
+            if not resumed.is_foreign:
+                # Nobody cleans them meanwhile.
+                write_bytes(resumed.dir / "resumed", b"")
+            program.call(account, file_trees.mend_part, {"folders": [str(resumed.checkpoints)]})
+            file_trees.copy(account, resumed.checkpoints, job.checkpoints)
+        os.utime(cache)
+
+
+def _resumed(store: Store, spec: JobSpec) -> Job:
+    """Return the job whose checkpoints a new one starts from. Raises BadInput."""
+    if spec.resume != "last":
+        found = store.job(str(spec.resume))
+        if _checkpoints(found) is None:
+            raise BadInput(f"job {found.id} has no checkpoints any more: it was cleaned")
+        return found
+    for job in reversed(store.all_jobs()):
+        try:
+            other = job.spec()
+        except TrainClassifierError:
+            continue
+        alike = (other.model, other.repository.key) == (spec.model, spec.repository.key)
+        if alike and job.id != spec.id and _checkpoints(job):
+            return job
+    raise BadInput(f"there is no earlier job of {spec.model} with checkpoints to resume from")
+
+
+def _checkpoints(job: Job) -> Optional[int]:
+    """Return how many checkpoints a job has, None when its folder of them is gone."""
+    try:
+        folder = os.open(job.checkpoints, O_FOLDER)
+    except OSError as error:
+        # A model may have closed it to itself; the copy opens it again.
+        return 1 if isinstance(error, PermissionError) else None
+    try:
+        return len(os.listdir(folder))
+    finally:
+        os.close(folder)
+
+
+def _require_space(host: Host, store: Store, spec: JobSpec) -> None:
+    found = os.statvfs(store.root)
+    free = found.f_bavail * found.f_frsize
+    # The mirror and the private workspace.
+    wanted = host.disk_floor_bytes + 2 * spec.source_bytes
+    if free < wanted:
+        gib = 1 << 30
+        raise NotReady(
+            f"{store.root} has {free / gib:.1f} GiB free, the job wants {wanted / gib:.1f} GiB",
+            "free some space: train-classifier clean removes old jobs and environments",
+        )
+    if found.f_files and not found.f_favail:
+        raise NotReady(f"the file system of {store.root} is out of inodes", "remove files there")

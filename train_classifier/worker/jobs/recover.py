@@ -1,0 +1,385 @@
+"""Finishes jobs whose worker is gone; whoever looks next does it, under the job's lock."""
+
+import contextlib
+import os
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+from train_classifier.core import locks
+from train_classifier.core.errors import BadInput, ExitCode, Lost, NotReady, TrainClassifierError
+from train_classifier.core.job import LAST_SCHEMA, SCHEMA, JobSpec
+from train_classifier.worker.containers import engine, place
+from train_classifier.worker.jobs import conclude
+from train_classifier.worker.jobs.secrets import remove_secrets
+from train_classifier.worker.state import file_trees, results
+from train_classifier.worker.state.files import O_FOLDER, read_json
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system import program
+from train_classifier.worker.system.host import Account, Host, boot_id, uptime
+from train_classifier.worker.training.log import LogFile
+from train_classifier.worker.transfer import workspace_copy
+
+#: Seconds that a started worker may take until it holds its job's lock.
+STARTING_S = 30.0
+#: Seconds after which a job that was never submitted is removed.
+ABANDONED_S = 15 * 60.0
+#: Seconds that a look waits for another version of this program to finish its job; that goes on by itself.
+OTHER_S = 20.0
+
+
+def is_dead(job: Job, status: dict[str, Any]) -> bool:
+    """Tell whether a job should have a worker and has none."""
+    if status["state"] not in ("submitted", "running") or locks.is_held(job.lock):
+        return False
+    if status["state"] == "submitted" and status.get("boot_id") == boot_id():
+        return uptime() - float(status.get("submitted_uptime") or 0) > STARTING_S
+    return True
+
+
+def finish_if_dead(job: Job, host: Host) -> bool:
+    """Finish a dead job, and what the end of a finished one left undone; True when that was done.
+
+    Raises NotReady when the engine cannot be asked.
+    """
+    status = job.status()
+    if status["state"] == "finished" and job.is_foreign:
+        return False
+    if status["state"] == "finished":
+        # The result stands: what cannot be cleared up now is left to the next look.
+        with contextlib.suppress(TrainClassifierError, OSError):
+            return _is_untidy(job) and clear_up(job, host)
+        return False
+    return is_dead(job, status) and finish(job, host)
+
+
+def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
+    """Remove a dead job's container and ticket, complete its log, and write `lost`.
+
+    `why` overrides the reason. What its worker had packed or written before it died stands. What it had not
+    packed stays on the host until somebody fetches it: that may take long, and whoever looks does not wait.
+    Returns False when its worker lives or it has ended. Raises NotReady when the engine cannot be asked: its
+    container might still run.
+    """
+    if job.is_foreign:
+        _refuse_tampered(job)
+    other = _named_worker(job)
+    if other is not None:
+        return _finish_by(other, job)
+    if job.is_foreign:
+        return False
+    with locks.hold_now(job.lock) as mine:
+        if not mine:
+            return False
+        status = job.status()
+        if status["state"] not in ("submitted", "running"):
+            return False
+        answer: dict[str, Any] = {}
+        cause: Optional[TrainClassifierError] = Lost(
+            why or _reason(status), "submit it again; --resume goes on from its checkpoints"
+        )
+        remove_secrets(job)
+        remove_torn(job, status.get("pid"))
+        job.drop_reserve()
+        spec = try_spec(job)
+        drain_and_remove(engine.connect(), job, spec)
+        remove_ticket(host, job)
+        account = host.job_user()
+        if spec is not None and job.result() is None:
+            before = conclude.packed_before(job, spec)
+            answer, cause = before if before is not None else (conclude.not_packed(job), cause)
+        remove_half_built(Store.of(job.dir), account)
+        conclude.conclude(job, spec, cause, answer, {})
+        conclude.clear_up(job, account)
+    return True
+
+
+def odd_entry(job: Job) -> Optional[str]:
+    """Return the name of a link or the like in a job's folder of the last release, None when there is none.
+
+    The worker of that time would follow it as root.
+    """
+    expected = {"out": stat.S_ISFIFO, "secrets": stat.S_ISFIFO}
+    folders = ("run", "workspace", "checkpoints", "home")
+    for folder in (job.dir, job.run):
+        try:
+            descriptor = os.open(folder, O_FOLDER)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return folder.name
+        try:
+            for name in os.listdir(descriptor):
+                found = os.lstat(name, dir_fd=descriptor)
+                good = expected.get(name, stat.S_ISDIR if name in folders else stat.S_ISREG)
+                if not good(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink != 1):
+                    return name
+        finally:
+            os.close(descriptor)
+    return None
+
+
+def is_tampered(job: Job, status: dict[str, Any]) -> bool:
+    """Tell whether a job of the last release has no worker and cannot be given back to it."""
+    return is_dead(job, status) and odd_entry(job) is not None
+
+
+def _refuse_tampered(job: Job) -> None:
+    name = odd_entry(job)
+    if name is not None:
+        raise NotReady(
+            f"job {job.id} of the last release is not finished: {name!r} is not what was put into its folder",
+            "its model may have tampered with it; train-classifier clean removes it",
+        )
+
+
+def _named_worker(job: Job) -> Optional[Path]:
+    """Return the program of another version that carries the job and is there to finish it, else None."""
+    named = (read_json(job.dir / "status.json") or {}).get("worker")
+    if not named or Path(named) == program.PROGRAM:
+        return None
+    # Never a program from anywhere else than where programs are put.
+    programs = Store.of(job.dir).workers.resolve()
+    there = Path(named).resolve().parent == programs and (Path(named) / "__main__.py").is_file()
+    return Path(named) if there else None
+
+
+def _finish_by(worker: Path, job: Job) -> bool:
+    """Let another version finish its job; it looks itself whether its worker lives. Raises NotReady."""
+    before = os.path.lexists(job.dir / "result.json")
+    process = subprocess.Popen(
+        [program.PYTHON, "-I", str(worker), "finish", str(job.dir)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        status = process.wait(OTHER_S)
+    except subprocess.TimeoutExpired as error:
+        # It is told apart from one that nobody waits for.
+        process.returncode = 0
+        raise NotReady(
+            f"job {job.id} is being finished by the version that began it", "look again"
+        ) from error
+    if status:
+        raise NotReady(f"job {job.id} could not be finished by the version that began it")
+    return not before and os.path.lexists(job.dir / "result.json")
+
+
+def _is_untidy(job: Job) -> bool:
+    """Tell whether a finished job has left something behind."""
+    return job.run.exists() and not locks.is_held(job.lock)
+
+
+def clear_up(job: Job, host: Host) -> bool:
+    """Do what the end of a finished job left undone: its worker died meanwhile, or engine or disk refused.
+
+    Returns False when another process is at it. Raises NotReady when the engine cannot be asked.
+    """
+    with locks.hold_now(job.lock) as mine:
+        if not mine:
+            return False
+        result = job.result()
+        if job.status()["state"] != "finished" or result is None:
+            return False
+        if job.run.exists():
+            engine.remove_all(engine.connect(), job.id)
+            remove_ticket(host, job)
+        conclude.clear_up(job, host.job_user())
+    return True
+
+
+def pack(job: Job, host: Host, most_bytes: Optional[int], check: conclude.Check) -> dict[str, Any]:
+    """Pack what stayed on the host when a job ended, and return its result, which is written anew.
+
+    `check` is called all the time and may raise, also while another process packs. Raises BadInput when there
+    is more than `most_bytes` (None: than the job's own limit), and what `check` raises.
+    """
+    while True:
+        with locks.hold_now(job.lock) as mine:
+            result = job.result()
+            if result is None or job.status()["state"] != "finished":
+                raise NotReady(f"job {job.id} is not finished")
+            if not result.get("unpacked"):
+                return result
+            if job.is_foreign:
+                raise NotReady(
+                    f"job {job.id} was not packed by the version that began it",
+                    f"its artefacts lie in {job.workspace} of the host",
+                )
+            if mine:
+                return _pack(job, result, host.job_user(), most_bytes, check)
+        check()
+        time.sleep(locks.POLL_S)
+
+
+def _pack(
+    job: Job, result: dict[str, Any], account: Account, most_bytes: Optional[int], check: conclude.Check
+) -> dict[str, Any]:
+    cause: Optional[TrainClassifierError] = None
+    if result["exit_code"] not in (ExitCode.TRAINED, ExitCode.NOTHING_DELIVERED):
+        # Only a model that ended well was told that nothing is delivered for want of an archive.
+        cause = TrainClassifierError(
+            result["reason"], result["hint"], result["detail"], ExitCode(result["exit_code"])
+        )
+    answer, cause = conclude.pack(job, job.spec(), account, cause, check, most_bytes)
+    unpacked = answer.get("unpacked")
+    if unpacked and unpacked["why"] == "stopped":
+        check()
+    if unpacked:
+        error = BadInput if unpacked["why"] == "too-large" else NotReady
+        raise error(unpacked["reason"], hint=unpacked["hint"])
+    done = {**result, **results.ending(cause), **conclude.delivered(answer)}
+    del done["unpacked"]
+    job.write_result(done)
+    conclude.say_finished(job, done)
+    conclude.clear_up(job, account)
+    return done
+
+
+def try_spec(job: Job) -> Optional[JobSpec]:
+    try:
+        return job.spec()
+    except TrainClassifierError:
+        return None
+
+
+def _reason(status: dict[str, Any]) -> str:
+    if status.get("boot_id") != boot_id():
+        return "the host was rebooted while the job ran"
+    if status["state"] == "submitted":
+        return "the job's worker never started"
+    return f"the job's worker is gone (it was process {status.get('pid')}, in phase {status.get('phase')})"
+
+
+def drain_and_remove(client: Any, job: Job, spec: Optional[JobSpec]) -> None:
+    """Remove the job's containers; what they last said and nobody read goes into the log."""
+    fifo = job.run / "out"
+    reader = -1
+    try:
+        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        reader = -1
+    engine.remove_all(client, job.id)
+    if reader < 0:
+        return
+    log = LogFile(job.log, spec.log_max_bytes if spec is not None else 1 << 62)
+    with open(reader, "rb", buffering=0) as source:
+        rest = source.read(1 << 21) or b""
+    if spec is not None and spec.secrets:
+        # The secrets died with the worker: what cannot be masked is not shown.
+        log.lost += len(rest)
+    else:
+        log.write(rest)
+    log.close()
+
+
+def remove_ticket(host: Host, job: Job) -> None:
+    """Remove a dead job's ticket from the queue."""
+    from train_classifier.worker.gpus import gpu_queue
+
+    gpu_queue.withdraw(host.queue_dir, job.id)
+
+
+def remove_torn(job: Job, worker: Optional[int]) -> None:
+    """Remove what processes that are gone were writing when they were killed.
+
+    `worker` is one of them, though it may still be listed: its lock is free before it is reaped.
+    """
+    for torn in job.dir.glob(".*.tmp"):
+        writer = torn.name.split(".")[-3]
+        if writer.isdigit() and (int(writer) == worker or not Path("/proc", writer).exists()):
+            torn.unlink(missing_ok=True)
+
+
+def remove_half_built(store: Store, account: Account) -> None:
+    """Remove the environments whose build was killed: those whose lock nobody holds."""
+    for half in store.builds.glob(".*.tmp"):
+        lock = store.locks / f"environment-{half.name[1:-4]}.lock"
+        if not lock.exists():
+            continue
+        with locks.hold_now(lock) as mine:
+            if mine:
+                place.remove(account, half)
+
+
+def sweep(store: Store, host: Host, client: Any) -> None:
+    """Finish the dead jobs of this state folder, and remove those that were never submitted."""
+    account = host.job_user()
+    for job in store.all_jobs():
+        try:
+            if _is_of_another_schema_and_dead(job):
+                finish(job, host)
+                continue
+            status = job.status()
+            if status["state"] == "finished" or is_dead(job, status):
+                finish_if_dead(job, host)
+            elif is_abandoned(job, status):
+                remove(job, account)
+        except (TrainClassifierError, OSError):
+            # One that cannot be finished now is left to the next look; the others are not kept waiting.
+            continue
+
+
+def _is_of_another_schema_and_dead(job: Job) -> bool:
+    """Tell whether a job that we cannot read has nobody, for longer than a worker takes to start."""
+    data: Any = read_json(job.dir / "status.json")
+    if not isinstance(data, dict) or data.get("schema") in (SCHEMA, LAST_SCHEMA):
+        return False
+    if (job.dir / "result.json").exists():
+        return False
+    quiet: bool = abs(time.time() - os.stat(job.dir / "status.json").st_mtime) > 2 * STARTING_S
+    return quiet and _named_worker(job) is not None and not locks.is_held(job.lock)
+
+
+def is_abandoned(job: Job, status: dict[str, Any]) -> bool:
+    """Tell whether a job was prepared, never submitted, and not touched for a while."""
+    if status["state"] not in ("prepared", "pushed"):
+        return False
+    if "updated_uptime" not in status:
+        # One without a status.
+        return time.time() - float(status.get("updated") or 0) > ABANDONED_S
+    # After a reboot its controller gets the same time again.
+    since = float(status["updated_uptime"]) if status.get("updated_boot") == boot_id() else 0.0
+    return uptime() - since > ABANDONED_S
+
+
+def remove(job: Job, account: Account, unless_submitted: bool = False) -> bool:
+    """Remove a job's folder under its lock; False when somebody holds it, or has submitted it meanwhile."""
+    if job.is_foreign:
+        # No lock is made in there.
+        if locks.is_held(job.lock) or unless_submitted:
+            return False
+        remove_folder(job, account)
+        return True
+    with locks.hold_now(job.lock) as mine:
+        if not mine or (unless_submitted and job.status()["state"] not in ("prepared", "pushed")):
+            return False
+        remove_secrets(job)
+        remove_folder(job, account)
+        return True
+
+
+def disk_usage(job: Job, account: Account) -> int:
+    """Return the bytes that a job's folder takes on disk."""
+    if job.is_foreign:
+        return file_trees.disk_usage(account, job.dir)
+    leaves = file_trees.disk_usage(account, job.workspace, job.checkpoints, job.home)
+    with os.scandir(job.dir) as entries:
+        return leaves + sum(
+            entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries if entry.is_file()
+        )
+
+
+def remove_folder(job: Job, account: Account) -> None:
+    """Remove a job's folder, whoever it belongs to; the caller sees to it that nobody uses it."""
+    if not job.is_foreign:
+        workspace_copy.stop(job)
+        file_trees.remove(account, job.workspace, job.checkpoints, job.home)
+        file_trees.remove(None, job.dir)
+        return
+    file_trees.remove(account, job.dir)
+
+
+__all__ = ["NotReady", "finish", "finish_if_dead", "is_dead", "remove", "sweep"]

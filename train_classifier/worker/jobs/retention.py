@@ -1,0 +1,211 @@
+"""What is kept to be quick next time, and the disk it takes: environments, uv's cache, caches, layers.
+
+Whatever is removed is looked at again under the lock of whoever would use it: measuring takes long, and a job
+may have come meanwhile.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from train_classifier.core import locks
+from train_classifier.core.errors import TrainClassifierError
+from train_classifier.worker.containers import package_layers, place
+from train_classifier.worker.state import file_trees, results
+from train_classifier.worker.state.store import Job, Store, take_over
+from train_classifier.worker.system.host import Account
+
+#: Nothing used within this many seconds is removed for the budget's sake: a job may be about to use it.
+FRESH_S = 600.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """One thing kept."""
+
+    kind: str
+    #: Bytes that no other thing accounts for.
+    bytes: int
+    used: float
+    remove: Callable[[], bool]
+
+
+def live_jobs(store: Store) -> list[Job]:
+    """Return the jobs that have not ended."""
+    return [job for job in store.all_jobs() if not (job.dir / "result.json").exists()]
+
+
+def is_fresh(path: Path) -> bool:
+    """Tell whether something was used just now."""
+    return time.time() - mtime(path) <= FRESH_S
+
+
+def mtime(path: Path) -> float:
+    """Return when a path was changed last, 0 when it is gone."""
+    try:
+        return os.lstat(path).st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def children(folder: Path) -> list[Path]:
+    """Return the folders in a folder."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+    except FileNotFoundError:
+        return []
+
+
+class Shelf:
+    """What one state folder keeps."""
+
+    def __init__(self, store: Store, account: Account, client: Optional[Any]) -> None:
+        self.store = store
+        self.account = account
+        self.client = client
+
+    def things(self) -> list[Kept]:
+        """Return everything that may go, what was used longest ago first."""
+        found = [
+            *self._environments(),
+            *self._uv_caches(),
+            *self._caches(),
+            *self._checkpoints(),
+            *self._images(),
+        ]
+        return sorted(found, key=lambda thing: thing.used)
+
+    def _in_use(self, *path: str) -> set[Any]:
+        """Return one noted fact of every job at work."""
+        found = set()
+        for job in live_jobs(self.store):
+            value: Any = results.read_facts(job)
+            for key in path:
+                value = (value or {}).get(key)
+            found.add(value)
+        return found
+
+    def _environments(self) -> Iterator[Kept]:
+        used = self._in_use("environment", "hash")
+        for folder in children(self.store.envs):
+            if folder.name not in used:
+                when = mtime(folder / place.RECORD)
+                remove = partial(self._remove_environment, folder)
+                yield Kept("environments", file_trees.disk_usage(None, folder), when, remove)
+
+    def _remove_environment(self, folder: Path) -> bool:
+        # A job that finds it holds the lock until it is marked as used.
+        with locks.hold_now(self.store.locks / f"environment-{folder.name}.lock") as held:
+            busy = is_fresh(folder / place.RECORD) or folder.name in self._in_use("environment", "hash")
+            if not held or busy:
+                return False
+            place.remove(self.account, folder)
+        return True
+
+    def _uv_caches(self) -> Iterator[Kept]:
+        """Yield uv's caches; without one the next build downloads again."""
+        for folder in children(self.store.uv_caches):
+            lock = self.store.locks / f"{folder.name}.lock"
+            yield Kept(
+                "caches",
+                file_trees.disk_usage(None, folder),
+                mtime(lock),
+                partial(self._remove_uv_cache, folder, lock),
+            )
+
+    def _remove_uv_cache(self, folder: Path, lock: Path) -> bool:
+        # Builds hold it shared.
+        with locks.hold_now(lock) as held:
+            if not held or is_fresh(lock):
+                return False
+            file_trees.remove(self.account, folder)
+        return True
+
+    def _repositories_in_use(self) -> set[str]:
+        used = set()
+        for job in live_jobs(self.store):
+            try:
+                used.add(job.spec().repository.key)
+            except TrainClassifierError:
+                continue
+        return used
+
+    def _caches(self) -> Iterator[Kept]:
+        used = self._repositories_in_use()
+        for folder in children(self.store.cache):
+            mirror = self.store.mirror(folder.name)
+            if folder.name not in used:
+                size = file_trees.disk_usage(self.account, folder, mirror / "tree")
+                yield Kept("caches", size, mtime(folder), partial(self._drop_cache, folder, mirror))
+
+    def _drop_cache(self, folder: Path, mirror: Path) -> bool:
+        if not mirror.exists():
+            file_trees.remove(self.account, folder)
+            return True
+        take_over(mirror, self.account)
+        with locks.hold_now(mirror / "lock") as mine:
+            # `prepare` touches the cache before a push takes the mirror's lock.
+            if not mine or is_fresh(folder) or folder.name in self._repositories_in_use():
+                return False
+            file_trees.remove(self.account, folder, mirror / "tree")
+            file_trees.remove(None, mirror)
+        return True
+
+    def _checkpoints(self) -> Iterator[Kept]:
+        for job in self.store.all_jobs():
+            if (job.dir / "result.json").exists() and os.path.lexists(job.checkpoints):
+                size = file_trees.disk_usage(self.account, job.checkpoints)
+                if size:
+                    # A --resume that reads them has touched them.
+                    used = max(mtime(job.dir / "result.json"), mtime(job.dir / "resumed"))
+                    yield Kept("caches", size, used, partial(self._drop_checkpoints, job))
+
+    def _drop_checkpoints(self, job: Job) -> bool:
+        if job.is_foreign:
+            # No lock is made in there; the job has ended.
+            file_trees.remove(self.account, job.checkpoints)
+            return True
+        with locks.hold_now(job.lock) as mine:
+            if not mine or is_fresh(job.dir / "resumed"):
+                return False
+            file_trees.remove(self.account, job.checkpoints)
+        return True
+
+    def _images(self) -> Iterator[Kept]:
+        """Yield the package layers that this account made and no container or job uses."""
+        if self.client is None:
+            return
+        client = self.client
+        used = self._in_use("image", "id")
+        for summary in package_layers.listed(client, os.geteuid()):
+            identity = summary["Id"]
+            if identity in used:
+                continue
+            size = int(summary.get("Size", 0)) - _parent_size(client, summary.get("ParentId"))
+            remove = partial(self._drop_image, identity, summary.get("RepoTags") or [])
+            yield Kept("images", max(size, 0), self._image_used(identity), remove)
+
+    def _image_used(self, identity: str) -> float:
+        records = self.store.images.glob(f"{identity.partition(':')[2]}*.json")
+        return max((mtime(record) for record in records), default=0.0)
+
+    def _drop_image(self, identity: str, tags: list[str]) -> bool:
+        fresh = time.time() - self._image_used(identity) <= FRESH_S
+        if fresh or identity in self._in_use("image", "id"):
+            return False
+        return package_layers.remove(tags or [identity])
+
+
+def _parent_size(client: Any, parent: Optional[str]) -> int:
+    import docker.errors
+
+    if not parent:
+        return 0
+    try:
+        return int(client.api.inspect_image(parent).get("Size", 0))
+    except docker.errors.NotFound:
+        return 0

@@ -1,0 +1,300 @@
+"""The worker: carries one job from `submitted` to `finished`. The list STEPS is the story."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+from train_classifier.core import locks
+from train_classifier.core.errors import TrainClassifierError
+from train_classifier.worker.containers import engine
+from train_classifier.worker.jobs import conclude, recover
+from train_classifier.worker.jobs.secrets import take_secrets
+from train_classifier.worker.state import results
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system import host_faults, launcher, program
+from train_classifier.worker.system.host import Host, boot_id
+from train_classifier.worker.training import container
+from train_classifier.worker.training.stop_reasons import Watch
+from train_classifier.worker.training.training import Training
+from train_classifier.worker.transfer import workspace_copy
+
+#: Seconds that the end of a job waits for an engine that is away: longer ones were waited for before.
+CLOSING_PATIENCE_S = 60.0
+
+
+class Run:
+    """One job while its worker lives."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.store = Store.of(job.dir)
+        self.spec = job.spec()
+        self.host = Host.load()
+        self.account = self.host.job_user()
+        self.watch = Watch(job, self.spec)
+        self.secrets: dict[str, str] = {}
+        self.engine: Any = None
+        self.image: Any = None
+        self.environment: Any = None
+        self.ticket: Any = None
+        self.gpu_count = int(job.status().get("gpus_wanted") or 0)
+        self.gpus: tuple[Any, ...] = ()
+        self.times: dict[str, list[Optional[float]]] = {}
+        self.durations: dict[str, float] = {}
+        self._said = ""
+
+    def say(self, text: str) -> None:
+        """Tell whoever follows the job what it is doing; a disk that refuses the words stops nothing."""
+        if text != self._said:
+            self._said = text
+            with _but_for_the_disk():
+                self.job.write_status(message=text)
+
+    @contextlib.contextmanager
+    def phase(self, name: str, must_show: bool = True) -> Iterator[None]:
+        """Go through one phase: seen in status.json unless the disk refuses and it need not be, timed."""
+        began = time.monotonic()
+        self.times[name] = [time.time(), None]
+        self._said = ""
+        with contextlib.nullcontext() if must_show else _but_for_the_disk():
+            self.job.write_status(phase=name, message="", times=self.times)
+        try:
+            yield
+        finally:
+            self.durations[name] = round(time.monotonic() - began, 3)
+            self.times[name][1] = time.time()
+
+
+@contextlib.contextmanager
+def _but_for_the_disk() -> Iterator[None]:
+    """Go on when a disk is full or broken."""
+    try:
+        yield
+    except OSError as error:
+        if not host_faults.of_disk(error):
+            raise
+
+
+def find_image(run: Run) -> None:
+    """Find or pull the image: the host's GPU image where a GPU is used."""
+    from train_classifier.worker.containers import image
+
+    run.image = image.resolve(
+        run.engine, run.host, run.store, run.spec, run.gpu_count > 0, run.job, run.say, run.watch.check
+    )
+
+
+def add_packages(run: Run) -> None:
+    """Lay the Debian packages of apt-pkgs.txt over the image."""
+    from train_classifier.worker.containers import package_layers
+
+    # The first step that reads the repository.
+    workspace_copy.wait(run.job, run.watch.check)
+    run.image = package_layers.layer(
+        run.engine, run.host, run.store, run.image, run.job.workspace, run.spec.model, run.job,
+        run.say, run.watch.check,
+    )  # fmt: skip
+    results.note(
+        run.job,
+        image={"reference": run.image.reference, "digest": run.image.digest, "id": run.image.id},
+    )
+
+
+def build_environment(run: Run) -> None:
+    """Find or build the environment of requirements.txt."""
+    from train_classifier.worker.containers import environment
+
+    run.environment = environment.prepare(
+        run.engine, run.host, run.store, run.image, run.job.workspace, run.spec.model,
+        run.spec.repository.key, run.job, run.say, run.watch.check,
+    )  # fmt: skip
+    results.note(
+        run.job,
+        environment={
+            "hash": run.environment.hash,
+            "python": run.image.python_version,
+            "packages": list(run.environment.packages),
+        },
+    )
+
+
+def wait_for_gpus(run: Run) -> None:
+    """Stand in the host's queue until the GPUs are ours."""
+    if run.gpu_count == 0:
+        return
+    run.gpus = run.ticket.wait(run.engine, run.host, run.spec.wait_s, run.say, run.watch.check)
+    run.job.write_status(gpus=[gpu.uuid for gpu in run.gpus])
+    results.note(run.job, gpus=[gpu.to_dict() for gpu in run.gpus])
+
+
+def check_gpus(run: Run) -> None:
+    """Prove that the framework in the container sees the GPUs."""
+    if not run.gpus:
+        found = {"mode": "off", "proven": False, "detail": "the job has no GPU"}
+        results.note(run.job, gpu_check=found)
+        return
+    from train_classifier.worker.gpus import visibility
+
+    mode = run.spec.gpu_check or run.host.gpu_check or "framework"
+    found = visibility.prove(
+        run.engine, run.host, run.store, run.image, run.environment, run.gpus, mode, run.job, run.say,
+        run.watch.check,
+    )  # fmt: skip
+    results.note(run.job, gpu_check=found)
+
+
+def train(run: Run) -> None:
+    """Run the model."""
+    from train_classifier.worker.gpus import devices
+
+    container.prepare_folders(run.job, run.account, run.host)
+    cache = run.store.cache / run.spec.repository.key
+    conclude.take_stock(run.job, run.account, [cache, run.job.checkpoints], run.watch.check)
+    uuids = [found.uuid for found in run.gpus]
+    made = container.create(
+        run.engine,
+        run.job,
+        run.spec,
+        run.host,
+        run.account,
+        run.image.id,
+        run.image.python,
+        cache,
+        run.environment.mounts,
+        run.environment.variables,
+        uuids,
+        devices.device_options(run.engine, run.gpus) if run.gpus else {},
+    )
+    training = Training(run.job, run.spec, run.account, run.watch, run.say)
+    try:
+        run.job.write_status(container=made.id, message="training")
+        training.run(made, run.secrets, uuids, run.host.nvidia_smi)
+    finally:
+        # The container is removed by `close`, whatever comes of it. How the model ended must be noted.
+        run.job.drop_reserve()
+        with _but_for_the_disk():
+            results.note(run.job, training=training.facts)
+
+
+STEPS = (
+    ("image", find_image),
+    ("packages", add_packages),
+    ("environment", build_environment),
+    ("queue", wait_for_gpus),
+    ("gpu-check", check_gpus),
+    ("training", train),
+)
+
+
+def carry_out(folder: Path) -> None:
+    """Carry a submitted job to its end; returns when result.json is written."""
+    job = Job(folder)
+    with locks.hold(job.lock, timeout=60):
+        if job.status()["state"] != "submitted":
+            return
+        try:
+            run = Run(job)
+            run.watch.catch_signals()
+            run.secrets = take_secrets(job)
+            job.keep_reserve()
+            job.write_status(
+                state="running",
+                started=time.time(),
+                boot_id=boot_id(),
+                pid=os.getpid(),
+                pid_start=launcher.start_time(os.getpid()),
+                worker=str(program.PROGRAM),
+                message="",
+            )
+        except Exception as error:
+            give_up(job, as_error(job, error))
+            return
+        close(run, go(run))
+    recover.sweep(run.store, run.host, run.engine)
+
+
+def give_up(job: Job, cause: TrainClassifierError) -> None:
+    """End a job that could not even begin, and leave nothing of it but its papers."""
+    conclude.conclude(job, recover.try_spec(job), cause, {}, {})
+    host = Host.load()
+    recover.remove_ticket(host, job)
+    conclude.clear_up(job, host.job_user())
+
+
+def go(run: Run) -> Optional[TrainClassifierError]:
+    """Go through the steps; return what ended the job, None when training ended well."""
+    try:
+        from train_classifier.worker.gpus import gpu_queue
+
+        if run.gpu_count:
+            run.ticket = gpu_queue.Ticket.claim(run.host.queue_dir, run.job.id)
+        run.engine = engine.connect()
+        for name, step in STEPS:
+            with run.phase(name):
+                run.watch.check()
+                step(run)
+    except Exception as error:
+        return as_error(run.job, error)
+    return None
+
+
+def close(run: Run, cause: Optional[TrainClassifierError]) -> None:
+    """Free what the job held, pack what there is, write the result, then clear up.
+
+    The GPUs go first: others wait. No step keeps another from being done, and the first cause wins. What
+    comes while it packs (a cancel, a signal, the lease) stops the packing, and artefacts/ stays on the host.
+    """
+    run.job.drop_reserve()
+    freed = False
+    answer: dict[str, Any] = {}
+    with run.phase("artefacts", must_show=False):
+        try:
+            if run.engine is not None:
+                engine.remove_all(run.engine, run.job.id, patience=CLOSING_PATIENCE_S)
+            freed = True
+        except Exception as error:
+            cause = cause or as_error(run.job, error)
+        try:
+            release_ticket(run)
+        except Exception as error:
+            cause = cause or as_error(run.job, error)
+        try:
+            run.watch.begin_anew()
+            answer, cause = conclude.pack(run.job, run.spec, run.account, cause, run.watch.check)
+        except Exception as error:
+            cause = cause or as_error(run.job, error)
+    conclude.conclude(run.job, run.spec, cause, answer, run.durations)
+    if freed:
+        # Else a container may still be there: whoever looks next removes it, and clears up.
+        conclude.clear_up(run.job, run.account)
+
+
+def release_ticket(run: Run) -> None:
+    """Leave the queue."""
+    if run.ticket is not None:
+        ticket, run.ticket = run.ticket, None
+        ticket.release()
+
+
+def as_error(job: Job, error: Exception) -> TrainClassifierError:
+    """Return the error itself, the host's fault in our words, or for a bug a report of it.
+
+    A bug's traceback goes into crash.txt.
+    """
+    if isinstance(error, TrainClassifierError):
+        return error
+    fault = host_faults.of_host(error)
+    if fault is not None:
+        return fault
+    import traceback
+
+    # A full disk may refuse the traceback too.
+    with contextlib.suppress(OSError), open(job.crash, "a", encoding="utf-8") as file:
+        traceback.print_exception(type(error), error, error.__traceback__, file=file)
+    return TrainClassifierError(
+        f"a bug in the worker: {type(error).__name__}: {error}",
+        f"report it with {job.crash} of the host",
+    )

@@ -1,0 +1,52 @@
+"""A job's secrets between its submission and its worker: read once, then gone."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from train_classifier.core.errors import NotReady
+from train_classifier.worker.state.files import write_bytes
+from train_classifier.worker.state.store import Job
+from train_classifier.worker.system.host import Account
+
+
+def store_secrets(job: Job, account: Account, secrets: dict[str, str]) -> None:
+    """Lay the secrets where only this account reads them, in memory if the host has such a place."""
+    if not secrets:
+        return
+    places = [f"/run/user/{account.uid}", "/dev/shm"] if account.uid else ["/run", "/dev/shm"]
+    folder = next((Path(place) for place in places if os.access(place, os.W_OK)), job.dir)
+    path = folder / f"train-classifier-{job.id}.secrets"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(json.dumps(secrets).encode())
+    write_bytes(job.dir / "secrets-at", os.fsencode(path))
+
+
+def take_secrets(job: Job) -> dict[str, str]:
+    """Read the secrets once and remove them. Raises NotReady when they are gone."""
+    pointer = job.dir / "secrets-at"
+    try:
+        path = Path(os.fsdecode(pointer.read_bytes()))
+    except FileNotFoundError:
+        return {}
+    try:
+        secrets: dict[str, str] = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise NotReady(
+            "the job's secrets are gone: was the host rebooted?", "submit the job again"
+        ) from error
+    finally:
+        remove_secrets(job)
+    return secrets
+
+
+def remove_secrets(job: Job) -> None:
+    """Remove secrets that no worker took."""
+    pointer = job.dir / "secrets-at"
+    with contextlib.suppress(FileNotFoundError):
+        path = Path(os.fsdecode(pointer.read_bytes()))
+        if path.name == f"train-classifier-{job.id}.secrets":
+            path.unlink(missing_ok=True)
+        pointer.unlink()

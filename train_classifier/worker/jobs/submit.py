@@ -1,0 +1,102 @@
+"""From a specification to a running worker: `prepare` and `submit`."""
+
+import time
+from typing import Any
+
+from train_classifier.core import locks
+from train_classifier.core.errors import BadInput, Cancelled
+from train_classifier.core.job import NAME, JobSpec
+from train_classifier.worker.jobs import recover
+from train_classifier.worker.jobs.secrets import remove_secrets, store_secrets
+from train_classifier.worker.state.files import write_bytes
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system import launcher
+from train_classifier.worker.system.host import Host, boot_id, uptime
+
+
+def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    """Start the worker of a pushed job: from here the job is safe.
+
+    Raises BadInput for a job that is not ready to be submitted or for wrong secrets, NotReady, NoGpu.
+    """
+    job = store.job(str(request.get("id")))
+    spec = job.spec()
+    secrets = _secrets(request, spec)
+    caller = host.caller()
+    if job.cancel.exists():
+        # Its cancel came while it was pushed, and could not remove it.
+        recover.remove(job, host.job_user(), unless_submitted=True)
+        raise Cancelled(f"job {job.id} was cancelled before it was submitted")
+    with locks.hold(job.lock, timeout=10):
+        status = job.status()
+        if status["state"] != "pushed":
+            said = (
+                "its sources have not arrived"
+                if status["state"] == "prepared"
+                else "it was submitted already"
+            )
+            raise BadInput(f"job {job.id} cannot be submitted: {said}")
+        count, message = _gpus(spec, host)
+        if count:
+            _enqueue(job, spec, host, count)
+        try:
+            store_secrets(job, caller, secrets)
+            write_bytes(job.lease, b"")
+            kind = launcher.launcher(caller)
+            job.write_status(
+                state="submitted", submitted=time.time(), submitted_uptime=uptime(), boot_id=boot_id(),
+                gpus_wanted=count, message=message, launcher=kind,
+                unit=None if kind == "setsid" else f"tc-job-{job.id}.service",
+            )  # fmt: skip
+            started = launcher.launch(job.dir, spec, caller)
+        except BaseException:
+            remove_secrets(job)
+            recover.remove_ticket(host, job)
+            job.write_status(state="pushed", message="")
+            raise
+    return {"id": job.id, "state": "submitted", **started}
+
+
+def _secrets(request: dict[str, Any], spec: JobSpec) -> dict[str, str]:
+    given = request.get("secrets") or {}
+    problems = []
+    if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
+        raise BadInput("secrets must be names and text")
+    for name, value in given.items():
+        if not NAME.match(name) or name not in spec.secrets:
+            problems.append(f"secret {name!r} is not one that the job asks for")
+        elif "\0" in value:
+            problems.append(f"the value of secret {name} holds a NUL")
+    problems += [f"secret {name} is missing" for name in spec.secrets if name not in given]
+    if problems:
+        raise BadInput(*problems)
+    return dict(given)
+
+
+def _gpus(spec: JobSpec, host: Host) -> tuple[int, str]:
+    """Return how many GPUs the job will have, and what is to be said about that."""
+    if spec.gpus == 0:
+        return 0, ""
+    from train_classifier.worker.checks import gpu_check
+    from train_classifier.worker.gpus import devices
+
+    discovery = devices.discover(host, processes=False)
+    count, message = devices.wanted(spec.gpus, discovery)
+    if count and spec.gpus == "auto":
+        obstacle = gpu_check.obstacle(host, spec.min_vram_mib, discovery)
+        if obstacle:
+            return 0, obstacle + devices.ON_CPU
+    return count, message or ""
+
+
+def _enqueue(job: Job, spec: JobSpec, host: Host, count: int) -> None:
+    from train_classifier.worker.gpus import gpu_queue
+
+    gpu_queue.enqueue(
+        host.queue_dir,
+        job=job.id,
+        model=spec.model,
+        directory=job.dir,
+        want=count,
+        min_vram_mib=spec.min_vram_mib,
+    )

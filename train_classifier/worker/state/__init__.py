@@ -1,0 +1,1 @@
+"""The state folder: jobs, their files and results."""

@@ -1,0 +1,246 @@
+"""Trees of files: a repository's mirror, a job's workspace and checkpoints, and their removal.
+
+All of it runs as the job's account: whatever a model or a push left there can do no more than that account.
+"""
+
+import os
+import shutil
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from train_classifier.core.errors import BadInput, NotReady
+from train_classifier.worker.system import program
+from train_classifier.worker.system.host import Account
+
+#: A handle that can be opened or changed by its own name in /proc, without rights to what it stands for.
+O_HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Seconds that `mend` may look for folders that a model has closed.
+MEND_S = 20.0
+
+
+def parse_list(data: bytes) -> tuple[set[bytes], set[bytes]]:
+    """Return the files and the folders (with all parents) of a NUL-separated list; folders end in `/`.
+
+    Raises BadInput for a name that is absolute, climbs, or is empty.
+    """
+    files: set[bytes] = set()
+    folders: set[bytes] = set()
+    for name in filter(None, data.split(b"\0")):
+        path = name.rstrip(b"/")
+        if path in (b".", b""):
+            if name.startswith(b"/"):
+                raise BadInput(f"file name {os.fsdecode(name)!r} in the list is absolute")
+            continue
+        if name.startswith(b"/") or any(part in (b"", b".", b"..") for part in path.split(b"/")):
+            raise BadInput(f"file name {os.fsdecode(name)!r} in the list is absolute or climbs")
+        (folders if name.endswith(b"/") else files).add(path)
+        while b"/" in path:
+            path = path.rpartition(b"/")[0]
+            if path in folders:
+                break
+            folders.add(path)
+    return files, folders
+
+
+def tidy(tree: Path, files: set[bytes], folders: set[bytes]) -> None:
+    """Remove from the mirror what is not listed, or is a file where a folder is wanted and the like."""
+    root = os.fsencode(tree)
+    stack = [b""]
+    while stack:
+        below = stack.pop()
+        with os.scandir(os.path.join(root, below)) as entries:
+            for entry in list(entries):
+                path = below + b"/" + entry.name if below else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if path in folders:
+                        stack.append(path)
+                    else:
+                        shutil.rmtree(entry.path)
+                elif path not in files or path in folders:
+                    os.unlink(entry.path)
+
+
+def copy(account: Account, source: Path, target: Path) -> None:
+    """Copy what a folder holds with everything but sharing no inode, as the account.
+
+    Raises NotReady with cp's words.
+    """
+    done = subprocess.run(
+        ["cp", "-a", "--reflink=auto", "--", f"{source}/.", str(target)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=account.environment(),
+        check=False,
+        **account.options(),
+    )
+    if done.returncode:
+        tail = done.stdout.decode("utf-8", "replace").strip()[-2000:]
+        raise NotReady(f"{source} cannot be copied", "is the disk of the host full?", tail)
+
+
+def remove(account: Optional[Account], *trees: Path) -> None:
+    """Remove trees as the account (None: the caller), whatever their modes and depth. Raises NotReady.
+
+    What the account must not remove from the caller's folder is empty by then: the caller does that.
+    """
+    present = [str(tree) for tree in trees if os.path.lexists(tree)]
+    if not present:
+        return
+    options: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "env": {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+        "cwd": "/",
+        "check": False,
+        **(account.options() if account is not None else {}),
+    }
+    done = subprocess.run(["rm", "-rf", "--", *present], **options)
+    if done.returncode and not _gone(present):
+        # Folders without write permission, which only their owner can open again; chmod -R follows no links.
+        subprocess.run(["chmod", "-R", "u+rwX", "--", *present], **options)
+        done = subprocess.run(["rm", "-rf", "--", *present], **options)
+    if done.returncode and not _gone(present):
+        tail = done.stdout.decode("utf-8", "replace").strip()[-2000:]
+        raise NotReady(f"{', '.join(present)} cannot be removed", detail=tail)
+
+
+def _gone(trees: list[str]) -> bool:
+    """Tell whether all are gone, after removing empty folders and files that the account must not remove."""
+    for tree in trees:
+        try:
+            os.rmdir(tree)
+        except NotADirectoryError:
+            os.unlink(tree)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return True
+
+
+def disk_usage(account: Optional[Account], *trees: Path) -> int:
+    """Return the bytes that lie in folders, each hard link once; looked at by the account (None: the caller).
+
+    Unreadable parts count as nothing; du follows no link.
+    """
+    present = [str(tree) for tree in trees if os.path.lexists(tree)]
+    if not present:
+        return 0
+    done = subprocess.run(
+        ["du", "-s", "-c", "--block-size=1", "--", *present],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+        cwd="/",
+        check=False,
+        **(account.options() if account is not None else {}),
+    )
+    total = done.stdout.rpartition(b"\ttotal")[0].rpartition(b"\n")[2]
+    return max(int(total) - sum(map(_own_bytes, present)), 0) if total.isdigit() else 0
+
+
+def _own_bytes(folder: str) -> int:
+    try:
+        return os.lstat(folder).st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def open_folder(name: Union[str, bytes], folder: Optional[int] = None) -> int:
+    """Open a folder of the caller, following no link; one that was closed to its owner is opened again.
+
+    Raises OSError for what is no folder.
+    """
+    return _opened(os.open(name, O_HANDLE | os.O_DIRECTORY, dir_fd=folder))
+
+
+def give_rights(handle: int, rights: int) -> None:
+    """Give the owner rights to what a handle of O_HANDLE stands for, whatever has its name by now."""
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
+    if mode & rights != rights:
+        os.chmod(f"/proc/self/fd/{handle}", mode | rights)
+
+
+def give_rights_to_file(name: Union[str, bytes], folder: int, rights: int) -> None:
+    """Give the owner rights to a regular file in an open folder, and to nothing else. Raises OSError."""
+    handle = os.open(name, O_HANDLE, dir_fd=folder)
+    try:
+        if stat.S_ISREG(os.fstat(handle).st_mode):
+            give_rights(handle, rights)
+    finally:
+        os.close(handle)
+
+
+def _opened(handle: int) -> int:
+    """Open the folder of a handle, which is closed. Raises OSError."""
+    try:
+        give_rights(handle, 0o700)
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
+
+
+def _below(top: int, path: bytes) -> int:
+    """Return a handle of a folder below an open one; no part of the path is a link. Raises OSError."""
+    handle = os.dup(top)
+    for part in path.split(b"/"):
+        try:
+            below = os.open(part, O_HANDLE | os.O_DIRECTORY, dir_fd=handle)
+        finally:
+            os.close(handle)
+        handle = below
+    return handle
+
+
+def mend(folder: Path) -> None:
+    """Give the owner its rights back in a folder that a model may have closed, and in what it holds.
+
+    Deep trees are left after a while, and what belongs to somebody else stays as it is.
+    """
+    end = time.monotonic() + MEND_S
+    top = open_folder(str(folder))
+    # Names from the top on: a descriptor for each level would limit the depth.
+    stack = [b"."]
+    try:
+        while stack and time.monotonic() < end:
+            name = stack.pop()
+            try:
+                descriptor = _opened(_below(top, name))
+            except OSError:
+                continue
+            try:
+                with os.scandir(descriptor) as entries:
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            stack.append(name + b"/" + os.fsencode(entry.name))
+                        elif entry.is_file(follow_symlinks=False):
+                            give_rights_to_file(entry.name, descriptor, 0o600)
+            except OSError:
+                continue
+            finally:
+                os.close(descriptor)
+    finally:
+        os.close(top)
+
+
+@program.part
+def mend_part(request: dict[str, Any]) -> dict[str, Any]:
+    """Do `mend` for each of `folders`."""
+    for folder in request["folders"]:
+        mend(Path(folder))
+    return {}
+
+
+@program.part
+def tidy_part(request: dict[str, Any]) -> dict[str, Any]:
+    """Do `tidy` for a child of this program. The request: `tree`, `names` (descriptor of the list)."""
+    with open(os.dup(request["names"]), "rb") as names:
+        names.seek(0)
+        tidy(Path(request["tree"]), *parse_list(names.read()))
+    return {}

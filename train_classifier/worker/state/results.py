@@ -1,0 +1,132 @@
+"""The papers of a job: what result.json and manifest.json say about it."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+from train_classifier.core.errors import OUTCOMES, ExitCode, TrainClassifierError
+from train_classifier.core.job import SCHEMA, JobSpec
+from train_classifier.worker.state.files import read_json, write_json
+from train_classifier.worker.state.store import Job
+from train_classifier.worker.system.host import boot_id
+
+
+def read_facts(job: Job) -> dict[str, Any]:
+    """Return what the worker noted while it went: image, environment, gpus, gpu_check, training."""
+    facts: dict[str, Any] = read_json(job.dir / "facts.json") or {}
+    return facts
+
+
+def note(job: Job, **facts: Any) -> None:
+    """Note facts, so that the job's papers are complete also when its worker dies."""
+    write_json(job.dir / "facts.json", {**read_facts(job), **facts})
+
+
+def describe_host() -> dict[str, Any]:
+    """Return what the host is: name, os, kernel, boot_id, cpus, memory_bytes."""
+    import platform
+
+    release = {}
+    try:
+        for line in Path("/etc/os-release").read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition("=")
+            release[key] = value.strip('"')
+    except OSError:
+        release = {}
+    return {
+        "name": platform.node(),
+        "os": release.get("PRETTY_NAME", platform.system()),
+        "kernel": platform.release(),
+        "boot_id": boot_id(),
+        "cpus": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def seconds(times: dict[str, list[Optional[float]]], now: Optional[float] = None) -> dict[str, float]:
+    """Return how long each phase took; one that has not ended is counted until `now`."""
+    end_now = time.time() if now is None else now
+    return {
+        phase: round(max((end_now if end is None else end) - (start or end_now), 0.0), 3)
+        for phase, (start, end) in times.items()
+    }
+
+
+def ending(error: Optional[TrainClassifierError]) -> dict[str, Any]:
+    """Return what result.json says of the error that ended a job, or of a good end."""
+    code = ExitCode.TRAINED if error is None else ExitCode(error.code)
+    return {
+        "outcome": OUTCOMES[code],
+        "exit_code": int(code),
+        "reason": error.reason if error is not None else None,
+        "hint": error.hint if error is not None else None,
+        "detail": error.detail if error is not None else None,
+    }
+
+
+def result(
+    job: Job, spec: Optional[JobSpec], status: dict[str, Any], error: Optional[TrainClassifierError]
+) -> dict[str, Any]:
+    """Return result.json for a job that ended by `error`, or well; facts that are not known are null."""
+    facts = read_facts(job)
+    return {
+        "schema": SCHEMA,
+        "id": job.id,
+        "model": spec.model if spec is not None else status.get("model"),
+        **ending(error),
+        "training_exit_status": None,
+        "signal": None,
+        "out_of_memory": None,
+        **facts.get("training", {}),
+        "archive": None,
+        "metrics": None,
+        "seconds": seconds(status.get("times", {})),
+        "started": status.get("started"),
+        "finished": time.time(),
+        "image": facts.get("image"),
+        "gpu_check": facts.get("gpu_check"),
+        "gpus": facts.get("gpus", []),
+    }
+
+
+def head(job: Job, spec: JobSpec, status: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """Return manifest.json without its lists of files; docs/manifest.md describes it."""
+    facts = read_facts(job)
+    kept = (
+        "outcome", "exit_code", "reason", "training_exit_status", "signal", "out_of_memory", "metrics",
+        "image", "gpu_check", "gpus",
+    )  # fmt: skip
+    return {
+        "schema": SCHEMA,
+        "job": job.id,
+        "model": spec.model,
+        "arguments": list(spec.arguments),
+        # Names only: values may be private.
+        "environment_variables": sorted(spec.environment),
+        "secrets": sorted(spec.secrets),
+        "data": {folder.name: folder.path for folder in spec.data},
+        "resumed_from": spec.resume,
+        "submitter": spec.submitter,
+        "submitted": status.get("submitted"),
+        "repository": {
+            "name": spec.repository.name,
+            "commit": spec.repository.commit,
+            "dirty": spec.repository.dirty,
+            "files": spec.source_files,
+            "bytes": spec.source_bytes,
+        },
+        "limits": {
+            "timeout_s": spec.timeout_s,
+            "memory_bytes": spec.memory_bytes,
+            "cpus": spec.cpus,
+            "shm_bytes": spec.shm_bytes,
+            "pids": spec.pids,
+            "artefacts_max_bytes": spec.artefacts_max_bytes,
+            "network": spec.network,
+        },
+        "environment": facts.get("environment"),
+        "host": describe_host(),
+        "times": status.get("times", {}),
+        **{key: result[key] for key in kept},
+    }

@@ -1,0 +1,287 @@
+"""The state folder: its layout, a job's folder, and files that are written whole or not at all."""
+
+import os
+import stat
+import threading
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+from train_classifier.core import locks
+from train_classifier.core.errors import BadInput, ExitCode, NotReady
+from train_classifier.core.job import JOB_ID, LAST_SCHEMA, SCHEMA, STATES, JobSpec
+from train_classifier.worker.state import file_trees
+from train_classifier.worker.state.files import (
+    O_FOLDER,
+    make_folder,
+    make_passage,
+    open_passage,
+    read_json,
+    write_json,
+)
+from train_classifier.worker.system.host import Account, boot_id, uptime
+from train_classifier.worker.system.launcher import CRASH_FILE
+
+#: Fields of status.json that are calculated with.
+TIMES = ("updated", "updated_uptime", "submitted_uptime", "submitted", "started")
+
+#: More than status, facts, manifest and result of a job take.
+RESERVE_BYTES = 1 << 18
+
+
+class Store:
+    """The state folder of one submitting account.
+
+    That account owns every folder that structures the state; only leaves belong to the job's account.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.jobs = root / "jobs"
+        self.mirrors = root / "mirrors"
+        self.cache = root / "cache"
+        #: What the last release kept there; see `kept`.
+        self.old_environments = root / "store"
+        self.environments = root / "environments"
+        self.envs = self.environments / "envs"
+        self.locks = self.environments / "locks"
+        self.builds = self.environments / "build"
+        #: uv's caches: one for each image, and one for each repository that builds something.
+        self.uv_caches = self.environments / "uv-caches"
+        self.images = root / "images"
+        self.proofs = root / "proofs"
+        self.workers = root / "workers"
+
+    @classmethod
+    def of(cls, job_dir: Path) -> "Store":
+        """Return the store that a job's folder lies in."""
+        return cls(job_dir.parent.parent)
+
+    def make(self, account: Account) -> "Store":
+        """Make the folders; what the job's user must write into belongs to `account`. Raises NotReady."""
+        # Root's folders are walked through by the job's account, a person's are private.
+        through = 0o711 if os.geteuid() == 0 else 0o700
+        try:
+            os.makedirs(self.root.parent, exist_ok=True)
+            for path in (self.root, self.jobs, self.mirrors, self.cache):
+                make_folder(path, through)
+            for path in (self.environments, self.envs, self.builds, self.uv_caches):
+                make_folder(path, through)
+            for path in (self.locks, self.images, self.proofs):
+                make_folder(path, 0o700)
+            make_folder(self.workers, 0o755)
+        except OSError as error:
+            raise NotReady(
+                f"the state folder {self.root} cannot be made: {error}",
+                "choose another with the setting state_dir",
+            ) from error
+        return self
+
+    def mirror(self, key: str) -> Path:
+        """Return the folder of a repository's mirror: `tree/`, `lock` and `fingerprint`."""
+        return self.mirrors / key
+
+    def make_mirror(self, key: str, account: Account) -> Path:
+        """Make the folder of a repository's mirror, and take over one that the last release left."""
+        mirror = make_passage(self.mirror(key), account)
+        take_over(mirror, account)
+        make_folder(mirror / "tree", 0o755, account)
+        return mirror
+
+    def job(self, job_id: str) -> "Job":
+        """Return the job with exactly this id. Raises BadInput when there is none."""
+        if not JOB_ID.match(job_id) or not (self.jobs / job_id).is_dir():
+            raise BadInput(f"there is no job {job_id!r} in {self.jobs}", hint="see the list of jobs")
+        return Job(self.jobs / job_id)
+
+    def all_jobs(self) -> list["Job"]:
+        """Return every job, oldest first."""
+        try:
+            names = sorted(os.listdir(self.jobs))
+        except FileNotFoundError:
+            return []
+        return [Job(self.jobs / name) for name in names if JOB_ID.match(name)]
+
+    def find(self, wanted: Any) -> "Job":
+        """Return the job that an id, a unique beginning of one, or `last` names.
+
+        Raises BadInput, each case in its own words.
+        """
+        hint = "see the list of jobs; the jobs of other users are theirs alone"
+        if not isinstance(wanted, str) or not wanted:
+            raise BadInput(f"job id {wanted!r}", hint=hint)
+        jobs = self.all_jobs()
+        if wanted == "last":
+            for job in sorted(jobs, key=lambda job: (job.created(), job.id), reverse=True):
+                # A push that was cut leaves a folder that never became a job.
+                state = (read_json(job.dir / "status.json") or {}).get("state")
+                if state and state not in STATES[:2]:
+                    return job
+            raise BadInput(f"there is no job in {self.jobs}", hint=hint)
+        found = [job for job in jobs if job.id.startswith(wanted)]
+        if not found:
+            raise BadInput(f"there is no job {wanted!r} in {self.jobs}", hint=hint)
+        if len(found) > 1:
+            names = ", ".join(job.id for job in found[:5]) + (", …" if len(found) > 5 else "")
+            raise BadInput(f"job id {wanted!r} is ambiguous: {names}", hint="give more of the id")
+        return found[0]
+
+
+def take_over(mirror: Path, account: Account) -> None:
+    """Make a mirror's folder the caller's own, and remove what the last release kept beside the tree.
+
+    There the folder belonged to the job's account, and held the workspace of the job before.
+    """
+    descriptor = os.open(mirror, O_FOLDER)
+    try:
+        foreign = os.fstat(descriptor).st_uid != os.geteuid()
+        if foreign:
+            os.fchown(descriptor, os.geteuid(), account.gid)
+            os.fchmod(descriptor, 0o710)
+    finally:
+        os.close(descriptor)
+    # From here on nobody else can change what lies in the folder.
+    for name in os.listdir(mirror):
+        path = mirror / name
+        if name == "tree":
+            stays = stat.S_ISDIR(os.lstat(path).st_mode)
+        elif name == "lock":
+            # Somebody of the last release may be pushing.
+            stays = stat.S_ISREG(os.lstat(path).st_mode) and (not foreign or locks.is_held(path))
+        else:
+            stays = not foreign and not name.startswith("spare") and not JOB_ID.match(name.partition(".")[0])
+        if not stays:
+            file_trees.remove(account, path)
+            file_trees.remove(None, path)
+
+
+class Job:
+    """A job's folder; its files are its state.
+
+    They belong to the account that submits. The job's account owns the leaves that the model works in
+    (workspace, checkpoints, home), and the FIFOs in `run`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.dir = folder
+        self.id = folder.name
+        self.lock = folder / "lock"
+        self.log = folder / "log.txt"
+        self.usage = folder / "usage.csv"
+        self.archive = folder / "artefacts.tar.gz"
+        self.manifest = folder / "manifest.json"
+        self.cancel = folder / "cancel"
+        self.lease = folder / "lease"
+        self.workspace = folder / "workspace"
+        #: Held while the mirror is copied into the workspace, and what `cp` said; see `copier`.
+        self.copy = folder / "copy"
+        self.checkpoints = folder / "checkpoints"
+        self.run = folder / "run"
+        self.home = folder / "home"
+        #: What lay in artefacts/ before training.
+        self.stock = folder / "stock.json"
+        #: What the packer said, from then on until result.json is there.
+        self.packed = folder / "packed.json"
+        self.crash = folder / CRASH_FILE
+        #: Space for the last papers of a job that filled the disk.
+        self.reserve = folder / "reserve"
+        self._writing = threading.Lock()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether the folder is another account's: the last release gave root's jobs to the job's account.
+
+        Nothing is made or changed in there but by that account itself.
+        """
+        try:
+            return os.lstat(self.dir).st_uid != os.geteuid()
+        except FileNotFoundError:
+            return False
+
+    def make(self, account: Account) -> None:
+        """Make the folder, `run` and the leaves of the job's account.
+
+        Raises FileExistsError when there is a job of this id.
+        """
+        os.mkdir(self.dir, 0o700)
+        try:
+            self._make(account)
+        except BaseException:
+            file_trees.remove(None, self.dir)
+            raise
+
+    def _make(self, account: Account) -> None:
+        open_passage(self.dir, account)
+        make_passage(self.run, account)
+        make_folder(self.workspace, 0o755, account)
+        for folder in (self.home, self.checkpoints):
+            make_folder(folder, 0o700, account)
+
+    def spec(self) -> JobSpec:
+        """Return the specification. Raises BadInput when it is missing or of another schema."""
+        data = read_json(self.dir / "spec.json")
+        if isinstance(data, dict) and data.get("schema") == LAST_SCHEMA:
+            data = {**data, "schema": SCHEMA}
+        try:
+            return JobSpec.from_dict(data)
+        except ValueError as error:
+            raise BadInput(*f"{error}".splitlines()) from error
+
+    def status(self) -> dict[str, Any]:
+        """Return status.json. Raises BadInput when missing, NotReady when damaged or of another schema."""
+        data = read_json(self.dir / "status.json")
+        if not isinstance(data, dict):
+            raise BadInput(f"{self.dir} is not a complete job")
+        if data.get("schema") not in (SCHEMA, LAST_SCHEMA):
+            raise NotReady(
+                f"job {self.id} is of another version of train-classifier (schema {data.get('schema')})",
+                "use that version to look at it",
+            )
+        numbers = [data.get("version"), *(data.get(name) or 0 for name in TIMES)]
+        if data.get("state") not in STATES or not all(isinstance(number, (int, float)) for number in numbers):
+            raise NotReady(f"{self.dir / 'status.json'} is damaged")
+        return data
+
+    def result(self) -> Optional[dict[str, Any]]:
+        """Return result.json, None as long as the job has not ended. Raises NotReady when it is damaged."""
+        data = read_json(self.dir / "result.json")
+        if data is None:
+            return None
+        if not isinstance(data, dict) or data.get("exit_code") not in list(ExitCode):
+            raise NotReady(f"{self.dir / 'result.json'} is damaged")
+        return dict(data)
+
+    def write_status(self, **changes: Any) -> dict[str, Any]:
+        """Change status.json as a whole, counting its version up; returns it. Callers hold the job's lock."""
+        with self._writing:
+            data = read_json(self.dir / "status.json") or {"schema": SCHEMA, "id": self.id, "version": 0}
+            data.update(changes)
+            data["version"] += 1
+            data["updated"] = time.time()
+            # The same on a clock that nobody sets.
+            data["updated_uptime"], data["updated_boot"] = uptime(), boot_id()
+            write_json(self.dir / "status.json", data)
+            return dict(data)
+
+    def keep_reserve(self) -> None:
+        """Take the space that the job's last papers will want. Raises OSError on a full disk."""
+        descriptor = os.open(self.reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
+        finally:
+            os.close(descriptor)
+
+    def drop_reserve(self) -> None:
+        """Give that space back, to write into. Idempotent."""
+        self.reserve.unlink(missing_ok=True)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write result.json."""
+        write_json(self.dir / "result.json", result)
+
+    def created(self) -> float:
+        """Return when the job was made, in seconds since the epoch."""
+        try:
+            return os.lstat(self.dir / "spec.json").st_mtime
+        except FileNotFoundError:
+            return 0.0

@@ -1,0 +1,259 @@
+"""The host as its administrator set it up: host.json, the job's account, and where state may lie."""
+
+import dataclasses
+import json
+import os
+import pwd
+import re
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+from train_classifier.core.errors import BadInput, NotReady
+
+ROOT = Path("/var/lib/train-classifier")
+SCHEMA = 1
+FIVE_GIB = 5 << 30
+#: Settings that name a file or a folder.
+PATHS = ("uv", "queue_dir", "ca_bundle", "apt_sources", "root")
+#: The smallest limits of builds with which an engine starts a container at all, and the largest number.
+LEAST = {"build_memory_bytes": 16 << 20, "build_pids": 16, "build_cpus": 0.01, "build_timeout_s": 1}
+MOST = 1 << 50
+
+#: Locks, atomic renames and hard links are not to be trusted here, and Docker cannot mount from some of them.
+NETWORK_FILE_SYSTEMS = {
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse.ceph", "fuse.glusterfs", "fuse.rclone",
+    "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "smb3",
+    "smbfs", "virtiofs",
+}  # fmt: skip
+OVERLAY_FILE_SYSTEMS = {"overlay", "aufs", "fuse.fuse-overlayfs"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """An account of the host."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+
+    def options(self) -> dict[str, Any]:
+        """Return the keywords of subprocess.Popen that run a child as this account."""
+        if os.geteuid() == self.uid:
+            return {}
+        return {"user": self.uid, "group": self.gid, "extra_groups": []}
+
+    def environment(self) -> dict[str, str]:
+        """Return a clean environment for a child that runs as this account."""
+        return {
+            "HOME": self.home,
+            "USER": self.name,
+            "LOGNAME": self.name,
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "LANG": "C.UTF-8",
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a container may use that builds or checks something for a job."""
+
+    #: What it does, for people.
+    purpose: str
+    memory_bytes: int
+    pids: int
+    cpus: float
+    timeout_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """The settings of host.json; see docs/architecture.md."""
+
+    images: dict[str, str] = dataclasses.field(default_factory=dict)
+    uv: Path = ROOT / "bin" / "uv"
+    queue_dir: Path = ROOT / "queue"
+    service_user: str = "train-classifier"
+    #: None: the default of the account; see `state_folder`.
+    configured_state_dir: Optional[str] = None
+    ca_bundle: Optional[Path] = None
+    environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    apt_sources: Optional[Path] = None
+    gpu_check: Optional[str] = None
+    disk_floor_bytes: int = FIVE_GIB
+    #: "allowed" where the administrator lets containers reach the metadata service of a cloud.
+    metadata_service: str = "blocked"
+    #: Limits of builds and checks; see `limits`. None: as much as this host can give.
+    build_memory_bytes: Optional[int] = None
+    build_pids: int = 4096
+    build_cpus: Optional[float] = None
+    build_timeout_s: float = 3600
+    #: Folders below which a repository's own settings file may name data.
+    data_roots: tuple[str, ...] = ()
+    #: Where /proc, /sys, /dev, /etc and /var of this host are looked up; tests name another.
+    root: Path = Path("/")
+    #: Name or path of the tool that lists the GPUs.
+    nvidia_smi: str = "nvidia-smi"
+
+    @classmethod
+    def load(cls) -> "Host":
+        """Read host.json, or the file that TRAIN_CLASSIFIER_HOST_JSON names; missing means all defaults.
+
+        Raises NotReady for a file that cannot be read or holds a wrong value.
+        """
+        path = Path(os.environ.get("TRAIN_CLASSIFIER_HOST_JSON") or ROOT / "host.json")
+        hint = "run the training_host role on this host again"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return cls()
+        except PermissionError as error:
+            hint = "who trains is in the group docker: add this account to training_host_users, log in again"
+            raise NotReady(f"{path} cannot be read: {error}", hint) from error
+        except (OSError, ValueError) as error:
+            raise NotReady(f"{path} cannot be read: {error}", hint) from error
+        return cls._from(data, path, hint)
+
+    @classmethod
+    def _from(cls, data: Any, path: Path, hint: str) -> "Host":
+        if not isinstance(data, dict):
+            raise NotReady(f"{path} does not hold a JSON object", hint)
+        if data.pop("schema", SCHEMA) != SCHEMA:
+            raise NotReady(f"{path} has another schema than {SCHEMA}, which this worker knows", hint)
+        kinds: dict[str, Any] = {
+            "images": dict, "uv": str, "queue_dir": str, "service_user": str, "state_dir": str,
+            "ca_bundle": str, "environment": dict, "apt_sources": str, "gpu_check": str,
+            "disk_floor_bytes": int, "root": str, "nvidia_smi": str, "metadata_service": str,
+            "build_memory_bytes": int, "build_pids": int, "build_cpus": (int, float),
+            "build_timeout_s": (int, float),
+            "data_roots": list,
+        }  # fmt: skip
+        values: dict[str, Any] = {}
+        for key, value in data.items():
+            if value is None or key not in kinds:
+                continue
+            if not isinstance(value, kinds[key]) or isinstance(value, bool):
+                kind = "number" if isinstance(kinds[key], tuple) else kinds[key].__name__
+                raise NotReady(f"{path}: {key} is {value!r}, wanted {kind}", hint)
+            if key in LEAST and not LEAST[key] <= value <= MOST:
+                raise NotReady(f"{path}: {key} is {value!r}, wanted {LEAST[key]} to {MOST}", hint)
+            if kinds[key] is dict and not all(isinstance(item, str) for item in value.values()):
+                raise NotReady(f"{path}: the values of {key} must be text", hint)
+            if key == "data_roots":
+                for root in value:
+                    plain = isinstance(root, str) and root.startswith("/") and "\0" not in root
+                    if not plain or not root.strip("/") or ".." in root.split("/"):
+                        raise NotReady(f"{path}: data_roots names {root!r}, wanted folders below /", hint)
+                value = tuple(value)
+            name = "configured_state_dir" if key == "state_dir" else key
+            values[name] = Path(value) if key in PATHS else value
+        return cls(**values)
+
+    def limits(self, purpose: str) -> Limits:
+        """Return the limits of builds, probes and GPU checks; `purpose` says which, for people.
+
+        By default three quarters of the memory, and at least 2 GiB; no more CPUs than there are.
+        """
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        cpus = os.cpu_count() or 1
+        return Limits(
+            purpose,
+            self.build_memory_bytes or max(2 << 30, memory * 3 // 4),
+            self.build_pids,
+            min(self.build_cpus or cpus, cpus),
+            self.build_timeout_s,
+        )
+
+    def caller(self) -> Account:
+        """Return the account that this process runs as."""
+        try:
+            entry = pwd.getpwuid(os.geteuid())
+        except KeyError as error:
+            raise NotReady(f"uid {os.geteuid()} has no account on this host") from error
+        return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
+
+    def job_user(self) -> Account:
+        """Return the account that containers, builds and everything in a workspace run as; never uid 0.
+
+        Raises NotReady when root submits and the service account is missing.
+        """
+        if os.geteuid() != 0:
+            return self.caller()
+        hint = "run the training_host role on this host"
+        try:
+            entry = pwd.getpwnam(self.service_user)
+        except KeyError as error:
+            raise NotReady(
+                f"account {self.service_user!r}, which jobs of root run as, does not exist", hint
+            ) from error
+        if entry.pw_uid == 0:
+            raise NotReady(f"account {self.service_user!r}, which jobs of root run as, has uid 0", hint)
+        return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
+
+    def state_dir(self, request: dict[str, Any]) -> Path:
+        """Return the caller's state folder, not made yet: from the request, host.json, or the default.
+
+        Raises BadInput for a relative path, NotReady for one on a network or overlay file system.
+        """
+        caller = self.caller()
+        wanted = request.get("state_dir")
+        if wanted is not None:
+            if not isinstance(wanted, str) or not wanted.startswith("/") or "\0" in wanted:
+                raise BadInput(f"state_dir {wanted!r} is not an absolute path")
+            path = Path(wanted)
+        elif self.configured_state_dir and (caller.uid == 0 or "{user}" in self.configured_state_dir):
+            path = Path(self.configured_state_dir.replace("{user}", caller.name))
+        elif caller.uid == 0:
+            path = ROOT / "state"
+        else:
+            # As the controller finds it (XDG base directories; a relative value counts as unset).
+            base = Path(os.environ.get("XDG_STATE_HOME") or "")
+            if not base.is_absolute():
+                base = Path(caller.home) / ".local" / "state"
+            path = base / "train-classifier"
+        refuse_unsafe(path)
+        return path
+
+
+def refuse_unsafe(path: Path) -> None:
+    """Raise NotReady when `path` would lie on a network or overlay file system."""
+    kind = file_system(path)
+    hint = "choose a folder on a local disk with the setting state_dir"
+    if kind in OVERLAY_FILE_SYSTEMS:
+        raise NotReady(f"the state folder {path} lies on an overlay file system ({kind})", hint)
+    if kind in NETWORK_FILE_SYSTEMS:
+        raise NotReady(f"the state folder {path} lies on a network file system ({kind})", hint)
+
+
+def file_system(path: Path) -> str:
+    """Return the type of the file system that holds `path` or would hold it (proc(5), mountinfo)."""
+    real = os.path.realpath(path)
+    best, kind = "", "unknown"
+    for point, kind_there in mounts():
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        # Of several mounts on one point the last hides the others.
+        if inside and len(point) >= len(best):
+            best, kind = point, kind_there
+    return kind
+
+
+def mounts() -> list[tuple[str, str]]:
+    """Return mount point and type of every file system, in the order of mounting (proc(5), mountinfo)."""
+    found = []
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            before, _, after = line.partition(b" - ")
+            point = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), before.split()[4])
+            found.append((os.fsdecode(point), os.fsdecode(after.split()[0])))
+    return found
+
+
+def uptime() -> float:
+    """Return seconds since boot, which no change of the clock touches."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    """Return the id of this boot; it changes with every reboot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

@@ -1,0 +1,162 @@
+"""Launchers: start the worker so that it outlives whoever asked: a system unit, a user unit, or setsid."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+from train_classifier.core.errors import NotReady
+from train_classifier.core.job import JobSpec
+from train_classifier.worker.system import program
+from train_classifier.worker.system.host import Account
+
+#: Seconds that packing and clearing up may take after a unit was told to stop.
+CLEARING_S = 300
+#: In the job's folder: what an interpreter that crashed had to say, or the traceback of a bug.
+CRASH_FILE = "crash.txt"
+KEPT = ("TRAIN_CLASSIFIER_HOST_JSON", "DOCKER_HOST")
+
+
+def launcher(caller: Account) -> str:
+    """Return what would start a worker for this account: `system`, `user` or `setsid`."""
+    if not os.path.isdir("/run/systemd/system") or shutil.which("systemd-run") is None:
+        return "setsid"
+    if caller.uid == 0:
+        return "system"
+    # Without lingering a user's units die with the last session.
+    lingers = os.path.exists(f"/var/lib/systemd/linger/{caller.name}")
+    if not lingers or not os.path.isdir(f"/run/user/{caller.uid}/systemd"):
+        return "setsid"
+    if not _manager_has_our_groups():
+        # It keeps the groups that it started with: before this account was added to docker, say.
+        return "setsid"
+    done = subprocess.run(
+        ["systemctl", "--user", "show-environment"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=_environment(caller),
+        timeout=10,
+        check=False,
+    )
+    return "user" if done.returncode == 0 else "setsid"
+
+
+def launch(folder: Path, spec: JobSpec, caller: Account) -> dict[str, Any]:
+    """Start the worker of the submitted job in `folder`; return `launcher` and `unit` or `pid`.
+
+    Raises NotReady.
+    """
+    kind = launcher(caller)
+    if kind == "setsid":
+        return {"launcher": kind, "pid": _setsid(folder, caller)}
+    unit = f"tc-job-{spec.id}"
+    argv = [
+        "systemd-run", *(["--user"] if kind == "user" else []), "--quiet", "--unit", unit, "--collect",
+        "--service-type=exec", "--description", f"train-classifier: {spec.model}",
+        # A host that shuts down stops the job while there is still an engine to stop it by.
+        *(["-p", "After=docker.service"] if kind == "system" else []),
+        "-p", "KillMode=mixed", "-p", f"TimeoutStopSec={int(spec.grace_s) + CLEARING_S}",
+        "-p", "ExecStopPost=" + " ".join(_quoted(word) for word in program.command("finish", str(folder))),
+        # The host's settings and another engine's address are all of our environment that the worker needs.
+        *(word for setting in _settings() for word in ("-p", f"Environment={_quoted(setting)}")),
+        *program.command("run", str(folder)),
+    ]  # fmt: skip
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=_environment(caller),
+        cwd="/",
+        timeout=60,
+        check=False,
+    )
+    if done.returncode:
+        raise NotReady(
+            "systemd did not start the worker",
+            "look at: journalctl -u " + unit,
+            done.stdout.decode("utf-8", "replace").strip(),
+        )
+    return {"launcher": kind, "unit": f"{unit}.service"}
+
+
+def _manager_has_our_groups(root: Path = Path("/")) -> bool:
+    """Tell whether this account's own systemd has the groups that we have; True when that cannot be seen."""
+    ours = set(os.getgroups())
+    for folder in (root / "proc").glob("[0-9]*"):
+        try:
+            if os.stat(folder).st_uid != os.geteuid() or (folder / "comm").read_text() != "systemd\n":
+                continue
+            lines = (folder / "status").read_text().splitlines()
+        except OSError:
+            continue
+        words = next((line.split()[1:] for line in lines if line.startswith("Groups:")), [])
+        return ours <= {int(word) for word in words} | {os.getgid()}
+    return True
+
+
+def _kept() -> dict[str, str]:
+    """Return what a worker is given of our environment."""
+    return {key: os.environ[key] for key in KEPT if os.environ.get(key)}
+
+
+def _settings() -> list[str]:
+    return [f"{key}={value}" for key, value in _kept().items()]
+
+
+def _environment(caller: Account) -> dict[str, str]:
+    found = {**caller.environment(), **_kept()}
+    if os.path.isdir(f"/run/user/{caller.uid}"):
+        found["XDG_RUNTIME_DIR"] = f"/run/user/{caller.uid}"
+    return found
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a unit file: systemd.syntax(7), and `$` and `%` that mean something in a command."""
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$").replace("%", "%%")
+    return f'"{escaped}"'
+
+
+def _setsid(folder: Path, caller: Account) -> int:
+    """Start the worker in a session of its own, with a clean environment, orphaned to init."""
+    reader, writer = os.pipe()
+    # What an interpreter that crashes has to say goes where people look for it.
+    crash = os.open(folder / CRASH_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            os.close(reader)
+            if os.fork() == 0:
+                os.write(writer, str(os.getpid()).encode())
+                null = os.open("/dev/null", os.O_RDWR)
+                for source, target in ((null, 0), (null, 1), (crash, 2)):
+                    os.dup2(source, target)
+                os.closerange(3, 65536)
+                os.chdir("/")
+                os.umask(0o022)
+                os.execve(sys.executable, program.command("run", str(folder)), _environment(caller))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    os.close(crash)
+    os.waitpid(child, 0)
+    with open(reader, "rb") as pipe:
+        pid = int(pipe.read() or b"0")
+    if not pid:
+        raise NotReady("the worker could not be started: fork failed")
+    return pid
+
+
+def start_time(pid: int) -> Optional[int]:
+    """Return when a process started, in clock ticks since boot (proc(5), stat), None if it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name in parentheses may hold anything, also parentheses.
+    return int(text.rpartition(")")[2].split()[19])

@@ -1,0 +1,1 @@
+"""The container that trains: made, followed and ended."""

@@ -1,0 +1,195 @@
+"""The container that trains: how it is confined, and what it sees."""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from train_classifier.core.errors import NoEnvironment, NoGpu, NotReady, TrainClassifierError
+from train_classifier.core.job import JobSpec
+from train_classifier.worker.containers import engine, helper
+from train_classifier.worker.state.files import write_bytes
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system.host import Account, Host
+from train_classifier.worker.training import data_folders
+
+RUN = "/run/train-classifier"
+CA = f"{RUN}/ca.crt"
+#: What engine, NVIDIA runtime and CDI say when they cannot give a GPU; a path may name NVIDIA too.
+GPU_REFUSALS = (
+    "could not select device driver",
+    "nvidia-container-cli",
+    "nvidia-container-runtime",
+    "unresolvable CDI devices",
+    "CDI device injection failed",
+    "failed to inject CDI devices",
+    "CDI support is not enabled",
+    "error gathering device information",
+)
+#: Everything the model prints goes to the FIFO; secrets are read from another, so that the engine never knows
+#: them; then the model takes the shell's place.
+WRAPPER = f"""exec >{RUN}/out 2>&1 </dev/null
+if [ -p {RUN}/secrets ]; then . {RUN}/secrets; fi
+exec "$@"
+"""
+
+
+def name_of(job: Job) -> str:
+    """Return the name of a job's container."""
+    return f"tc-job-{job.id}"
+
+
+def environment_of(spec: JobSpec, host: Host, account: Account, job: Job) -> dict[str, str]:
+    """Return the environment of the model: ours, then the host's, then what the request gives."""
+    found = {
+        "HOME": f"/home/{account.name}",
+        "USER": account.name,
+        "LOGNAME": account.name,
+        "MODEL": spec.model,
+        "TRAIN_CLASSIFIER_JOB": job.id,
+        "TRAIN_CHECKPOINT_DIR": "/checkpoints",
+        "KERAS_HOME": "/cache/keras",
+        "HF_HOME": "/cache/huggingface",
+        "TORCH_HOME": "/cache/torch",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if host.ca_bundle is not None:
+        found.update({"SSL_CERT_FILE": CA, "REQUESTS_CA_BUNDLE": CA})
+    return {**found, **host.environment, **spec.environment}
+
+
+def prepare_folders(job: Job, account: Account, host: Host) -> None:
+    """Make the files that are mounted into the container besides the workspace. Raises NotReady."""
+    write_bytes(
+        job.run / "passwd",
+        f"root:x:0:0:root:/root:/bin/sh\n{account.name}:x:{account.uid}:{account.gid}::/home/{account.name}:/bin/sh\n"
+        "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n".encode(),
+        0o644,
+    )
+    write_bytes(
+        job.run / "group",
+        f"root:x:0:\n{account.name}:x:{account.gid}:\nnogroup:x:65534:\n".encode(),
+        0o644,
+    )
+    if host.ca_bundle is not None:
+        try:
+            write_bytes(job.run / "ca.crt", host.ca_bundle.read_bytes(), 0o644)
+        except OSError as error:
+            raise NotReady(f"the CA bundle {host.ca_bundle} of host.json cannot be read: {error}") from error
+
+
+def create(
+    client: Any,
+    job: Job,
+    spec: JobSpec,
+    host: Host,
+    account: Account,
+    image: str,
+    python: str,
+    cache: Path,
+    mounts: Sequence[Any],
+    environment: Mapping[str, str],
+    gpus: Sequence[str],
+    gpu_options: Mapping[str, Any],
+) -> Any:
+    """Create the job's container, not started.
+
+    Raises BadInput for a data folder that no job may have, NoEnvironment when the engine refuses the image.
+    """
+    import docker.errors
+    from docker.types import LogConfig, Mount
+
+    # Looked at again: since the submission a folder may have become a link to another.
+    folders = data_folders.resolve(spec, host, Store.of(job.dir).root, engine.root(client))
+    everything = [
+        Mount("/workspace", str(job.workspace), "bind"),
+        Mount("/checkpoints", str(job.checkpoints), "bind"),
+        Mount("/cache", str(cache), "bind"),
+        Mount(f"/home/{account.name}", str(job.home), "bind"),
+        Mount(RUN, str(job.run), "bind", read_only=True),
+        Mount("/etc/passwd", str(job.run / "passwd"), "bind", read_only=True),
+        Mount("/etc/group", str(job.run / "group"), "bind", read_only=True),
+        *(Mount(f"/data/{name}", path, "bind", read_only=True) for name, path in folders.items()),
+        *mounts,
+    ]
+    for mount in everything:
+        if mount["Type"] == "bind":
+            # Else what is mounted below comes with it, writable. The SDK has no argument for it.
+            mount["BindOptions"] = {**(mount.get("BindOptions") or {}), "NonRecursive": True}
+    options: dict[str, Any] = dict(gpu_options)
+    if spec.memory_bytes is not None:
+        # Without the second limit the same again could go to swap.
+        options.update(mem_limit=spec.memory_bytes, memswap_limit=spec.memory_bytes)
+    if spec.cpus is not None:
+        options["nano_cpus"] = int(spec.cpus * 1e9)
+    if spec.shm_bytes:
+        options["shm_size"] = spec.shm_bytes
+    variables = {**environment_of(spec, host, account, job), **environment, **helper.no_gpus(options)}
+    named = name_of(job)
+
+    def make() -> Any:
+        try:
+            return client.containers.create(
+                image,
+                ["-c", WRAPPER, "train-classifier", python, "-m", spec.model, *spec.arguments],
+                entrypoint=["/bin/sh"],
+                name=named,
+                hostname=job.id,
+                user=f"{account.uid}:{account.gid}",
+                working_dir="/workspace",
+                environment=variables,
+                mounts=everything,
+                network_mode="none" if spec.network == "none" else "bridge",
+                cap_drop=["ALL"],
+                security_opt=["no-new-privileges"],
+                pids_limit=spec.pids,
+                init=True,
+                log_config=LogConfig(type="none"),
+                labels=engine.labels("job", job=job.id, uid=account.uid, folder=str(job.dir), gpus=gpus),
+                **options,
+            )
+        except docker.errors.APIError as error:
+            if error.status_code != 409:
+                raise
+            # The engine went away after it had created the container, before it could say so.
+            engine.remove(client.containers.get(named))
+            raise ConnectionError(str(error)) from error
+
+    try:
+        return engine.patiently(make)
+    except docker.errors.APIError as error:
+        raise explain(error) from error
+
+
+def explain(error: Any) -> TrainClassifierError:
+    """Return what the engine's refusal to create or start a container means."""
+    text = str(error.explanation or error)
+    if "/bin/sh" in text and ("no such file" in text or "not found" in text):
+        return NoEnvironment("the image has no /bin/sh", "take an image with a shell and Python", text)
+    if any(words in text for words in GPU_REFUSALS):
+        return NoGpu("the engine cannot give the container a GPU", "run: train-classifier doctor", text)
+    return NotReady("the engine refused the job's container", "run: train-classifier doctor", text)
+
+
+def write_secrets(fifo: Path, secrets: Mapping[str, str], over: threading.Event) -> None:
+    """Give the secrets to the wrapper, once it listens; returns without when the container ended before."""
+    text = "".join(f"export {name}={_quoted(value)}\n" for name, value in secrets.items())
+    descriptor = -1
+    while descriptor < 0:
+        try:
+            descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            # ENXIO: nobody listens yet.
+            if over.wait(0.01):
+                return
+    os.set_blocking(descriptor, True)
+    try:
+        with open(descriptor, "wb") as pipe:
+            pipe.write(text.encode("utf-8", "surrogateescape"))
+    except BrokenPipeError:
+        return
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "'\\''") + "'"

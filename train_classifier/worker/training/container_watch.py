@@ -1,0 +1,158 @@
+"""A container while it runs: its end, told from the engine's, and signals to it."""
+
+import dataclasses
+import signal
+import threading
+import time
+from typing import Any, Optional
+
+from train_classifier.core.errors import Lost, TrainClassifierError
+from train_classifier.worker.containers import engine, helper
+from train_classifier.worker.system.cgroup import ControlGroup
+from train_classifier.worker.training.container import explain
+
+#: SIGKILL, SIGTERM, and the engine's own word for a container that it lost sight of.
+STOPPED_STATUSES = (137, 143, 255)
+#: By SIGKILL.
+KILLED_STATUS = 137
+#: Seconds that a signal waits for an engine that is away; the loop that sends it has more to look at.
+SIGNAL_PATIENCE_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How a container ended."""
+
+    status: int
+    out_of_memory: bool
+    #: The engine's own words, mostly empty.
+    error: str
+    #: Stopped by `docker stop` or an engine that shut down, not by us or itself.
+    from_outside: bool
+
+
+class Running(threading.Thread):
+    """A started container, watched for its end by its own thread; restarts of the engine are outlived."""
+
+    def __init__(self, container: Any) -> None:
+        super().__init__(name="container", daemon=True)
+        self.container = container
+        self.group: Optional[ControlGroup] = None
+        self.ended = threading.Event()
+        self.engine_away = threading.Event()
+        self.incarnation = engine.incarnation()
+        #: We sent a signal ourselves.
+        self.signalled = False
+        self.ending: Optional[Ending] = None
+        self.failure: Optional[TrainClassifierError] = None
+
+    def begin(self) -> None:
+        """Start the container. Raises what `explain` returns."""
+        import docker.errors
+
+        try:
+            engine.patiently(lambda: helper.start_once(self.container))
+        except docker.errors.NotFound as error:
+            raise Lost("the job's container was removed by somebody before it started") from error
+        except docker.errors.APIError as error:
+            raise explain(error) from error
+        engine.patiently(self.container.reload)
+        self.group = ControlGroup(int(self.container.attrs["State"].get("Pid") or 0))
+        self.start()
+
+    def run(self) -> None:
+        import docker.errors
+
+        try:
+            self.ending = self._watch()
+        except docker.errors.NotFound:
+            self.failure = Lost("the job's container vanished: somebody removed it, or the engine lost it")
+        except Exception as error:
+            self.failure = Lost("the container engine went away and did not come back", detail=str(error))
+        finally:
+            self.ended.set()
+
+    def _watch(self) -> Ending:
+        import requests.exceptions
+
+        while True:
+            try:
+                # A quiet stream ends after the client's timeout: look, and wait again.
+                self.container.wait(timeout=45)
+            except requests.exceptions.ReadTimeout:
+                pass
+            except requests.exceptions.RequestException:
+                # Either a timeout that came in another form, or the engine went away: looking tells.
+                time.sleep(0.2)
+            engine.patiently(self.container.reload, away=self.engine_away.set)
+            state = self.container.attrs["State"]
+            if state["Status"] in ("exited", "dead"):
+                outside = False
+                unasked = not state.get("OOMKilled") and not self.signalled
+                if unasked and state["ExitCode"] in STOPPED_STATUSES:
+                    outside = self._look_outside()
+                    if not outside and state["ExitCode"] == KILLED_STATUS:
+                        state = self._await_out_of_memory()
+                return Ending(
+                    int(state["ExitCode"]),
+                    bool(state.get("OOMKilled")),
+                    str(state.get("Error") or ""),
+                    outside,
+                )
+
+    def _await_out_of_memory(self) -> dict[str, Any]:
+        """Return the container's state, given a second to show what killed it.
+
+        The engine hears of the kernel's kill and of the exit by two ways: the kill may come second.
+        """
+        for _ in range(10):
+            time.sleep(0.1)
+            engine.patiently(self.container.reload, away=self.engine_away.set)
+            if self.container.attrs["State"].get("OOMKilled"):
+                break
+        state: dict[str, Any] = self.container.attrs["State"]
+        return state
+
+    def _look_outside(self) -> bool:
+        """Tell whether the container was stopped from outside: by `docker stop`, or an engine shutting down.
+
+        The engine notes each signal that it sends as an event, and forgets them when it restarts.
+        """
+        # In the past, so that the stream ends by itself; a whole second would miss what came just now.
+        now = f"{time.time():.9f}"
+        wanted = {"container": self.container.id, "event": "kill"}
+        client = self.container.client
+        events = engine.patiently(
+            lambda: list(client.events(since=1, until=now, filters=wanted, decode=True)),
+            away=self.engine_away.set,
+        )
+        if engine.incarnation() != self.incarnation:
+            self.engine_away.set()
+        return bool(events) or self.engine_away.is_set()
+
+    def send(self, name: str, patience: float = SIGNAL_PATIENCE_S) -> bool:
+        """Send a signal, and tell whether it arrived; a container that has ended meanwhile is fine.
+
+        False: the engine is away. Its end is told by the watching thread, never by a signal that failed.
+        """
+        import docker.errors
+
+        self.signalled = True
+        try:
+            engine.patiently(lambda: self.container.kill(signal=name), patience=patience)
+        except docker.errors.APIError as error:
+            # 404: gone; 409: not running any more.
+            return error.status_code in (404, 409)
+        except Exception as error:
+            if not engine.is_outage(error):
+                raise
+            return False
+        return True
+
+
+def signal_of(status: int) -> Optional[str]:
+    """Return the name of the signal that an exit status over 128 stands for, None if it stands for none."""
+    try:
+        return signal.Signals(status - 128).name
+    except ValueError:
+        return None

@@ -1,0 +1,201 @@
+"""The data folders of a job: which ones it may read, and where they really are."""
+
+import fnmatch
+import json
+import os
+import pwd
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Optional
+
+from train_classifier.core.errors import BadInput
+from train_classifier.core.job import OWN_SETTINGS, DataFolder, JobSpec
+from train_classifier.worker.system.host import ROOT, Host, file_system, mounts
+
+#: The system's own folders: credentials, devices, sockets of services, other processes' files.
+SYSTEM = ("/proc", "/sys", "/dev", "/run", "/etc", "/boot")
+#: Folders of container engines, beside the one that the engine itself names.
+ENGINES = ("/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/snap/docker")
+#: File systems of the kernel, wherever they are mounted.
+KERNEL_FILE_SYSTEMS = {
+    "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
+    "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "rpc_pipefs", "securityfs", "selinuxfs",
+    "sysfs", "tracefs",
+}  # fmt: skip
+#: Shells of accounts that nobody logs in to.
+NO_SHELLS = ("nologin", "false", "sync")
+
+
+def resolve(spec: JobSpec, host: Host, state: Path, engine_root: Optional[str] = None) -> dict[str, str]:
+    """Return the real path of each data folder by its name. Raises BadInput with a sentence for each problem.
+
+    `state` is the caller's state folder, `engine_root` the engine's own if it is known.
+    """
+    real, problems = examine(spec, host, state, engine_root)
+    if problems:
+        raise BadInput(*problems)
+    return real
+
+
+def examine(
+    spec: JobSpec, host: Host, state: Path, engine_root: Optional[str] = None
+) -> tuple[dict[str, str], list[str]]:
+    """Return what `resolve` returns, and the problems."""
+    found: dict[str, str] = {}
+    problems = []
+    closed = [*ENGINES, *([engine_root] if engine_root else [])]
+    for folder in spec.data:
+        what = f"data folder {folder.path} (/data/{folder.name})"
+        try:
+            real = os.path.realpath(folder.path)
+            if not stat.S_ISDIR(os.stat(real).st_mode):
+                problems.append(f"{what} is not a folder")
+                continue
+            named = "" if real == (folder.path.rstrip("/") or "/") else f", which is {real},"
+            reason = _refusal(real, host, state, closed)
+        except (FileNotFoundError, NotADirectoryError):
+            problems.append(f"{what} does not exist on the host")
+            continue
+        except (OSError, ValueError) as error:
+            problems.append(f"{what} cannot be used: {getattr(error, 'strerror', None) or error}")
+            continue
+        if reason is not None:
+            problems.append(f"{what}{named} {reason}; no job gets that")
+        elif folder.from_checkout and not _listed(real, host.data_roots):
+            problems.append(_move(folder, named, host.data_roots))
+        else:
+            point = next((point for point, _ in mounts() if point.startswith(real + "/")), None)
+            if point is not None:
+                problems.append(
+                    f"{what}{named} has a file system mounted below it, at {point}: "
+                    "give each folder on its own, or the one below the mount"
+                )
+            else:
+                found[folder.name] = real
+    return found, problems
+
+
+def _move(folder: DataFolder, named: str, roots: Iterable[str]) -> str:
+    """Return the sentence for a folder that a checkout's settings file names and the host does not list."""
+    offered = ", ".join(roots)
+    offer = f"only what lies below {offered}" if offered else "no folder"
+    item = f"{folder.path}:{folder.name}"
+    return (
+        f"data folder {folder.path} (/data/{folder.name}){named} is named by the repository's "
+        f"train-classifier.toml, and this host offers repositories {offer}: move the line "
+        f"'data = {json.dumps([item], ensure_ascii=False)}' below [defaults] of your own settings, "
+        f"{OWN_SETTINGS}, or give --data {item}, or have the host's administrator list the folder "
+        "(training_host_data_roots of role training_host, data_roots of host.json)"
+    )
+
+
+def _listed(real: str, roots: Iterable[str]) -> bool:
+    return any(_is_below(real, os.path.realpath(root)) for root in roots)
+
+
+def _is_below(path: str, folder: str) -> bool:
+    """Return whether a real path is a folder or lies in it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _identity(path: str) -> Optional[tuple[int, int]]:
+    """Return what tells a folder whatever path leads to it, None where there is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """Yield a path and all folders above it."""
+    while True:
+        yield path
+        above = os.path.dirname(path)
+        if above == path:
+            return
+        path = above
+
+
+class _Place:
+    """A data folder as it lies among others; bind mounts give a folder more than one path."""
+
+    def __init__(self, real: str) -> None:
+        self.real = real
+        self.chain = {each: _identity(each) for each in _ancestors(real)}
+
+    def is_in(self, folder: str) -> bool:
+        there = os.path.realpath(folder)
+        identity = _identity(there)
+        return _is_below(self.real, there) or (identity is not None and identity in self.chain.values())
+
+    def holds(self, folder: str) -> bool:
+        there = os.path.realpath(folder)
+        own = self.chain[self.real]
+        return _is_below(there, self.real) or any(_identity(each) == own for each in _ancestors(there))
+
+
+def _refusal(real: str, host: Host, state: Path, engines: Iterable[str]) -> Optional[str]:
+    """Return why no job may read a folder, whoever names it; None when nothing speaks against it."""
+    place = _Place(real)
+    kind = file_system(Path(real))
+    if kind in KERNEL_FILE_SYSTEMS:
+        return f"is part of a file system of the kernel ({kind})"
+    for folder in SYSTEM:
+        if place.is_in(folder):
+            return f"is part of {folder}"
+    if place.holds("/"):
+        return "is the host's whole file system"
+    for folder in engines:
+        if place.is_in(folder) or place.holds(folder):
+            return f"is or holds the engine's folder {folder}"
+    for folder in (str(state), str(host.queue_dir), str(ROOT)):
+        if place.is_in(folder) or place.holds(folder):
+            return f"is or holds {folder}, where train-classifier keeps its state"
+    if host.configured_state_dir and _meets_pattern(real, host.configured_state_dir):
+        return f"is or holds {host.configured_state_dir}, where train-classifier keeps its state"
+    return _home(place, host)
+
+
+def _meets_pattern(real: str, pattern: str) -> bool:
+    """Return whether a folder is, holds or lies in the state folder of some user."""
+    base = os.path.dirname(pattern.partition("{user}")[0])
+    whole = os.path.realpath(base).rstrip("/") + pattern[len(base.rstrip("/")) :]
+    parts = [part.replace("{user}", "*") for part in whole.split("/")]
+    return all(fnmatch.fnmatchcase(part, want) for part, want in zip(real.split("/"), parts))
+
+
+def _home(place: _Place, host: Host) -> Optional[str]:
+    """Return why a folder is refused for a home folder that it is, holds, or lies in."""
+    accounts: dict[str, tuple[str, bool]] = {}
+    for entry in pwd.getpwall():
+        accounts[entry.pw_dir] = (entry.pw_name, os.path.basename(entry.pw_shell) not in NO_SHELLS)
+    # Accounts of a directory service are in no list: those of the folders' owners are looked up.
+    uids = {os.geteuid()}
+    for each in place.chain:
+        uids.add(os.stat(each).st_uid)
+    for uid in uids:
+        try:
+            entry = pwd.getpwuid(uid)
+        except KeyError:
+            continue
+        used = uid == os.geteuid() or os.path.basename(entry.pw_shell) not in NO_SHELLS
+        accounts[entry.pw_dir] = (entry.pw_name, used or accounts.get(entry.pw_dir, ("", False))[1])
+    if place.real == os.path.realpath("/home"):
+        return "holds home folders"
+    for home, (name, used) in accounts.items():
+        if home in ("", "/") or not home.startswith("/"):
+            continue
+        if used and place.holds(home):
+            return f"is or holds the home folder of {name}, with keys and passwords in its dotfiles"
+        identity = _identity(home)
+        for each in place.chain:
+            inside = each == os.path.realpath(home) or (
+                identity is not None and identity == place.chain[each]
+            )
+            if inside and each != place.real:
+                first = place.real[len(each) :].lstrip("/").partition("/")[0]
+                if first.startswith("."):
+                    return f"is part of {first} in the home folder of {name}"
+    return None

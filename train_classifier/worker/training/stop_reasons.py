@@ -1,0 +1,94 @@
+"""What may end a job early: a cancel, a lease that ran out, a signal to the worker. The first cause wins."""
+
+import os
+import signal
+import time
+from typing import Any, Optional
+
+from train_classifier.core.errors import Cancelled, TrainClassifierError
+from train_classifier.core.job import JobSpec
+from train_classifier.worker.state.store import Job
+
+#: Seconds between two looks at the job's folder.
+LOOK_S = 0.1
+
+
+class Watch:
+    """Looks for reasons to stop; `check` is called from every loop of the worker."""
+
+    def __init__(self, job: Job, spec: JobSpec) -> None:
+        self.job = job
+        self.lease_s = spec.lease_s
+        self.cause: Optional[TrainClassifierError] = None
+        self._signal: Optional[int] = None
+        self._cancels_before: Optional[tuple[int, int]] = None
+        self._looked = 0.0
+        self._lease_mark: Optional[int] = None
+        self._lease_seen = time.monotonic()
+
+    def catch_signals(self) -> None:
+        """Turn SIGTERM and SIGINT to the worker into an orderly end of the job."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._caught)
+        # A hang-up of whoever started us stops nothing.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def _caught(self, number: int, frame: Any) -> None:
+        self._signal = number
+
+    def begin_anew(self) -> None:
+        """Forget what has ended the training: from now on `check` raises for what comes after it."""
+        if self.cause is None:
+            return
+        # A controller that is gone may have ended the training; the end of the job needs none.
+        self.cause = self._signal = self.lease_s = None
+        self._cancels_before = self._cancel_mark()
+        self._looked = 0.0
+
+    def _cancel_mark(self) -> Optional[tuple[int, int]]:
+        """Return what tells one request to cancel from another, None without one."""
+        try:
+            found = os.stat(self.job.cancel)
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def check(self) -> None:
+        """Raise Cancelled once there is a reason to stop; the same one at every later call."""
+        if self.cause is None:
+            self.cause = self._look()
+        if self.cause is not None:
+            raise self.cause
+
+    def _look(self) -> Optional[TrainClassifierError]:
+        if self._signal is not None:
+            name = signal.Signals(self._signal).name
+            return Cancelled(
+                f"the job's worker was stopped ({name})", "its unit was stopped, or the host is shutting down"
+            )
+        now = time.monotonic()
+        if now - self._looked < LOOK_S:
+            return None
+        self._looked = now
+        mark = self._cancel_mark()
+        if mark is None or mark == self._cancels_before:
+            return self._look_at_lease(now)
+        by = self.job.cancel.read_text(encoding="utf-8", errors="replace").strip()
+        return Cancelled(f"cancelled by {by}" if by else "cancelled")
+
+    def _look_at_lease(self, now: float) -> Optional[TrainClassifierError]:
+        if self.lease_s is None:
+            return None
+        try:
+            mark = os.stat(self.job.lease).st_mtime_ns
+        except FileNotFoundError:
+            mark = 0
+        # Time is measured here, since the last change seen: the clock of the host may jump.
+        if mark != self._lease_mark:
+            self._lease_mark, self._lease_seen = mark, now
+        if now - self._lease_seen > self.lease_s:
+            return Cancelled(
+                f"nobody asked for the job for {self.lease_s:.0f} s: its controller is gone",
+                "submit without a lease (train --detach) to let a job run on alone",
+            )
+        return None

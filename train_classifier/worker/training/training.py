@@ -1,0 +1,196 @@
+"""Training itself: start the container, follow it to its end, stop it when told to, and say how it ended."""
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Callable, Optional
+
+from train_classifier.core.errors import Lost, TimedOut, TrainClassifierError, TrainingFailed
+from train_classifier.core.job import JobSpec
+from train_classifier.worker.state.store import Job
+from train_classifier.worker.system.cgroup import Memory, host_kills
+from train_classifier.worker.system.host import Account
+from train_classifier.worker.training import container
+from train_classifier.worker.training.container_watch import (
+    KILLED_STATUS,
+    SIGNAL_PATIENCE_S,
+    Ending,
+    Running,
+    signal_of,
+)
+from train_classifier.worker.training.log import LogFile, Pump, make_fifo
+from train_classifier.worker.training.stop_reasons import Watch
+from train_classifier.worker.training.usage import Sampler
+
+POLL_S = 0.1
+
+
+class Training:
+    """One run of the model; `facts` is what result.json says about its end."""
+
+    def __init__(
+        self, job: Job, spec: JobSpec, account: Account, watch: Watch, say: Callable[[str], None]
+    ) -> None:
+        self.job = job
+        self.account = account
+        self.spec = spec
+        self.watch = watch
+        self.say = say
+        self.facts: dict[str, Any] = {}
+        #: What the kernel had killed on the whole host when the model's own counters were last read.
+        self._host_kills: Optional[int] = None
+
+    def run(self, made: Any, secrets: Mapping[str, str], gpus: list[str], nvidia_smi: str) -> None:
+        """Run a created container to its end.
+
+        Raises TrainingFailed, TimedOut, Cancelled or Lost; returns when the model ended with status 0.
+        """
+        fifo = self.job.run / "out"
+        make_fifo(fifo, self.account, 0o200)
+        if secrets:
+            make_fifo(self.job.run / "secrets", self.account, 0o400)
+        hidden = [value.encode("utf-8", "surrogateescape") for value in secrets.values()]
+        log = LogFile(self.job.log, self.spec.log_max_bytes)
+        pump = Pump(fifo, log, hidden)
+        pump.on_error = self._say_of_log
+        pump.start()
+        running = Running(made)
+        self._host_kills = host_kills()
+        sampler: Optional[Sampler] = None
+        try:
+            running.begin()
+            if secrets:
+                threading.Thread(
+                    target=container.write_secrets,
+                    args=(self.job.run / "secrets", secrets, running.ended),
+                    daemon=True,
+                ).start()
+            assert running.group is not None
+            sampler = Sampler(self.job.usage, running.group, gpus, nvidia_smi)
+            sampler.start()
+            stopped, memory = self._follow(running, pump)
+        finally:
+            if sampler is not None:
+                sampler.stop()
+            # An engine that went for good has been waited for: whoever looks next removes the container.
+            if running.ending is None:
+                running.send("KILL", patience=0.0 if running.failure is not None else SIGNAL_PATIENCE_S)
+            pump.finish()
+            log.close()
+        self._judge(running, stopped, memory)
+
+    def _say_of_log(self, error: OSError) -> None:
+        self.say(f"the log cannot be written: {error.strerror or error}")
+
+    def _follow(self, running: Running, pump: Pump) -> tuple[Optional[TrainClassifierError], Memory]:
+        """Wait for the end; return why we stopped it, if we did, and its memory counters as last seen."""
+        assert running.group is not None
+        began = time.monotonic()
+        memory = Memory()
+        stopped: Optional[TrainClassifierError] = None
+        told = False
+        kill_at: Optional[float] = None
+        while True:
+            over = running.ended.wait(POLL_S)
+            kills = host_kills()
+            seen = running.group.memory()
+            if seen.used is not None:
+                self._host_kills = kills
+            memory = Memory(seen.used, seen.peak, max(seen.kills, memory.kills))
+            if over:
+                return stopped, memory
+            now = time.monotonic()
+            if stopped is None:
+                stopped = self._reason_to_stop(now - began, pump)
+                if stopped is not None:
+                    self.say(f"stopping: {stopped.reason}")
+            if stopped is not None and not told:
+                # Until it arrives: the engine may be away.
+                told = running.send("TERM")
+                kill_at = now + self.spec.grace_s
+            elif kill_at is not None and now > kill_at:
+                running.send("KILL")
+                kill_at = now + 30
+
+    def _reason_to_stop(self, elapsed: float, pump: Pump) -> Optional[TrainClassifierError]:
+        if not pump.is_alive():
+            # Nobody empties the FIFO: the model would stand still for good, with its GPU.
+            return TrainClassifierError(f"a bug in the worker: its log stopped: {pump.failure}", "report it")
+        try:
+            self.watch.check()
+        except TrainClassifierError as cause:
+            return cause
+        limit = self.spec.timeout_s
+        if limit is not None and elapsed > limit:
+            return TimedOut(
+                f"training was stopped after its time limit of {limit:g} s",
+                "raise --timeout, or go on from the checkpoints with --resume",
+            )
+        return None
+
+    def _judge(self, running: Running, stopped: Optional[TrainClassifierError], memory: Memory) -> None:
+        ending = running.ending
+        if ending is not None:
+            self.facts = {
+                "training_exit_status": ending.status,
+                "signal": signal_of(ending.status),
+                "out_of_memory": self._out_of_memory(ending, memory, stopped is not None),
+            }
+        if stopped is not None:
+            raise stopped
+        if running.failure is not None:
+            raise running.failure
+        assert ending is not None
+        if ending.status == 0:
+            return
+        if ending.from_outside:
+            raise Lost(
+                "the job's container was stopped from outside: the container engine was restarted, or "
+                "somebody ran docker stop",
+                "switch on live-restore in the engine's settings (role docker_engine does)",
+            )
+        raise self._failure(ending)
+
+    def _out_of_memory(
+        self, ending: Ending, memory: Memory, stopped: bool
+    ) -> Optional[dict[str, Optional[int]]]:
+        """Return the limit and the peak of a model that the kernel killed for them, as its counters tell."""
+        limit, peak = self.spec.memory_bytes, memory.peak
+        # A model that is killed at its limit may take its group's counters with it before they are read.
+        probably = ending.status == KILLED_STATUS and limit is not None and self._killed_meanwhile()
+        if not (ending.out_of_memory or memory.kills or (probably and not stopped)):
+            return None
+        # The kernel kills at the limit: the last bytes may have come between two looks.
+        if limit is not None and (ending.out_of_memory or memory.kills):
+            peak = limit
+        return {"limit_bytes": limit, "peak_bytes": peak}
+
+    def _killed_meanwhile(self) -> bool:
+        """Tell whether the kernel killed something on this host for lack of memory, not only of the model."""
+        return self._host_kills != host_kills()
+
+    def _failure(self, ending: Ending) -> TrainingFailed:
+        status, name = ending.status, self.facts["signal"]
+        if self.facts["out_of_memory"]:
+            found = self.facts["out_of_memory"]
+            limit, peak = found["limit_bytes"], found["peak_bytes"]
+            what = "ran out of memory"
+            if status == KILLED_STATUS and not ending.out_of_memory:
+                what = "was killed, probably out of memory"
+            return TrainingFailed(
+                f"the model {what} (limit {_mib(limit)}, peak {_mib(peak)}): exit status {status}",
+                "raise --memory, or let the model use less",
+            )
+        if status == KILLED_STATUS:
+            hint = "by itself or by somebody on the host; the kernel's counters show no lack of memory"
+            if self._killed_meanwhile():
+                hint = "by itself, by somebody, or by the kernel: some process of the host had no memory left"
+            return TrainingFailed(
+                f"the model was killed: exit status {status} ({name})", hint, ending.error or None
+            )
+        ended = f"the model ended with exit status {status}" + (f" ({name})" if name else "")
+        return TrainingFailed(ended, "its last lines are in the log", ending.error or None)
+
+
+def _mib(count: Optional[int]) -> str:
+    return "none" if count is None else f"{count / (1 << 20):.0f} MiB"

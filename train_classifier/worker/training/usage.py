@@ -1,0 +1,98 @@
+"""Samples what a running job uses into usage.csv: processor, memory and, where it has any, its GPUs."""
+
+import csv
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from train_classifier.worker.system.cgroup import ControlGroup
+
+COLUMNS = (
+    "time_s",
+    "cpu_percent",
+    "memory_bytes",
+    "gpu_uuid",
+    "gpu_util_percent",
+    "gpu_memory_mib",
+)
+INTERVAL_S = 5.0
+
+
+class Sampler(threading.Thread):
+    """Writes a row every few seconds, for each GPU one; an unknown value stays empty."""
+
+    def __init__(self, path: Path, group: ControlGroup, gpus: Sequence[str], nvidia_smi: str) -> None:
+        super().__init__(name="usage", daemon=True)
+        self.path = path
+        self.group = group
+        self.gpus = list(gpus)
+        self.nvidia_smi = shutil.which(nvidia_smi) if gpus else None
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        began = before = time.monotonic()
+        cpu_before = self.group.cpu_seconds()
+        try:
+            with open(self.path, "w", newline="", encoding="ascii") as file:
+                writer = csv.writer(file)
+                writer.writerow(COLUMNS)
+                # The first row soon: short jobs shall have one too.
+                wait = 0.2
+                while not self._over.wait(wait):
+                    wait = INTERVAL_S
+                    now, cpu = time.monotonic(), self.group.cpu_seconds()
+                    used = self.group.memory().used
+                    if used is None and not self.gpus:
+                        continue
+                    percent = ""
+                    if cpu is not None and cpu_before is not None:
+                        percent = f"{100 * (cpu - cpu_before) / (now - before):.1f}"
+                    before, cpu_before = now, cpu
+                    for gpu in self._gpus() or [("", "", "")]:
+                        writer.writerow([f"{now - began:.1f}", percent, "" if used is None else used, *gpu])
+                    file.flush()
+        except OSError:
+            # A full disk: the job matters, its statistics do not.
+            return
+
+    def stop(self) -> None:
+        """End, once the last row is written."""
+        self._over.set()
+        if self.is_alive():
+            self.join(timeout=15)
+
+    def _gpus(self) -> list[tuple[str, str, str]]:
+        if self.nvidia_smi is None:
+            return [(uuid, "", "") for uuid in self.gpus]
+        try:
+            done = subprocess.run(
+                [
+                    self.nvidia_smi,
+                    "--query-gpu=uuid,utilization.gpu,memory.used",
+                    "--format=csv,noheader,nounits",
+                ],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                timeout=10,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return [(uuid, "", "") for uuid in self.gpus]
+        return parse(done.stdout.decode("utf-8", "replace"), self.gpus)
+
+
+def parse(text: str, gpus: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Return uuid, use in percent and memory in MiB of each of `gpus`; `[N/A]` and the like stay empty."""
+    found = {uuid: (uuid, "", "") for uuid in gpus}
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split(",")]
+        if len(fields) == 3 and fields[0] in found:
+            found[fields[0]] = (
+                fields[0],
+                fields[1] if fields[1].isdigit() else "",
+                fields[2] if fields[2].isdigit() else "",
+            )
+    return list(found.values())

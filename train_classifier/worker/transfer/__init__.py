@@ -1,0 +1,1 @@
+"""Files of a job: received, copied into its workspace, and packed."""

@@ -1,0 +1,230 @@
+"""Packs artefacts/ and the job's papers into artefacts.tar.gz, following no link and trusting no name.
+
+Runs as the job's account, in a child where that is not the caller's. It opens nothing by path: it reads below
+the workspace's descriptor and writes into those that it is given. Memory stays flat whatever the number and
+the size of the files: lists go through temporary files, never through the heap.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from typing import IO, Any, BinaryIO, Callable, Optional, cast
+
+from train_classifier.core import metrics
+from train_classifier.core.errors import OUTCOMES, ExitCode
+from train_classifier.core.regular_file import open_regular
+from train_classifier.worker.system import program
+from train_classifier.worker.transfer import artefacts
+from train_classifier.worker.transfer.artefacts import Entry
+
+BLOCK = 1 << 20
+#: How often the limit the files may appear to hold: a hole is read as zeros, at a tenth of the time of data.
+HOLES = 4
+
+Check = Callable[[], None]
+
+
+@program.checked_part
+def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]:
+    """Write manifest.json and artefacts.tar.gz; `check` is called all the time and may raise.
+
+    The request: `manifest` (its head), `need_new` (nothing new in artefacts/ means nothing-delivered),
+    `most_bytes`, and descriptors: `workspace`; `stock`; `archive` and `list` (new files); `packed` and
+    `left_out` (for lists in between); `papers` (name to descriptor). The answer: `new, files, bytes,
+    left_out, metrics, metrics_problem, archive`, or only `too_large` (bytes on the disk and apparent).
+    """
+    workspace = request["workspace"]
+    real, apparent = artefacts.measure(workspace, check)
+    if real > request["most_bytes"] or apparent > HOLES * request["most_bytes"]:
+        return {"too_large": [real, apparent]}
+    stock = artefacts.read_stock(request["stock"])
+    answer: dict[str, Any] = {"new": 0, "files": 0, "bytes": 0, "left_out": 0}
+    with contextlib.ExitStack() as stack:
+        packed, left_out = (
+            stack.enter_context(open(os.dup(request[name]), "w+b")) for name in ("packed", "left_out")
+        )
+        with _compressed(request["archive"], check) as (stream, digest), _tar(stream) as tar:
+            for entry in artefacts.walk(workspace):
+                check()
+                if entry.left_out:
+                    answer["left_out"] += 1
+                    _note(left_out, {"path": entry.shown, "reason": entry.left_out})
+                    continue
+                noted = _add(tar, entry, check)
+                if noted is None:
+                    continue
+                noted["new"] = stock.get(entry.shown) != entry.mark()
+                answer["new"] += noted["new"]
+                answer["files"] += 1
+                answer["bytes"] += noted["bytes"]
+                _note(packed, noted)
+            head = request["manifest"]
+            if request["need_new"] and not answer["new"]:
+                code = ExitCode.NOTHING_DELIVERED
+                head = {**head, "outcome": OUTCOMES[code], "exit_code": int(code)}
+            answer["metrics"], answer["metrics_problem"] = _metrics(workspace)
+            head = {**head, "metrics": answer["metrics"]}
+            _write_manifest(request["list"], head, packed, left_out)
+            _add_paper(tar, request["list"], "job/manifest.json", check)
+            for name, descriptor in request["papers"].items():
+                _add_paper(tar, descriptor, f"job/{name}", check)
+    answer["archive"] = {"sha256": digest.hexdigest(), "bytes": os.fstat(request["archive"]).st_size}
+    return answer
+
+
+def _add(tar: Any, entry: Entry, check: Check) -> Optional[dict[str, Any]]:
+    """Add one entry; return its line in the manifest, None for a folder."""
+    member = tarfile.TarInfo(os.fsdecode(entry.name))
+    member.mtime = int(max(entry.stat.st_mtime, 0))
+    # Owner and setuid bits of the host mean nothing elsewhere; the owner must be able to read.
+    mode = stat.S_IMODE(entry.stat.st_mode) & 0o777
+    member.uid = member.gid = 0
+    if stat.S_ISDIR(entry.stat.st_mode):
+        member.type, member.mode = tarfile.DIRTYPE, mode | 0o700
+        tar.addfile(member)
+        noted = None
+    elif stat.S_ISLNK(entry.stat.st_mode):
+        member.type, member.mode, member.linkname = tarfile.SYMTYPE, 0o777, os.fsdecode(entry.target)
+        tar.addfile(member)
+        noted = {"path": entry.shown, "bytes": 0, "link": _text(entry.target)}
+    else:
+        member.mode = mode | 0o400
+        with entry.open() as source:
+            member.size = os.fstat(source.fileno()).st_size
+            digesting = _Digesting(source, member.size, check)
+            tar.addfile(member, cast("IO[bytes]", digesting))
+        noted = {"path": entry.shown, "bytes": member.size, "sha256": digesting.digest.hexdigest()}
+    # TarFile remembers every member: a million of them would take a gigabyte.
+    tar.members = []
+    return noted
+
+
+class _Digesting:
+    """Reads exactly `size` bytes, digesting them; a file that shrank meanwhile is filled up with zeros."""
+
+    def __init__(self, source: BinaryIO, size: int, check: Check) -> None:
+        self.source = source
+        self.left = size
+        self.check = check
+        self.digest = hashlib.sha256()
+
+    def read(self, count: int = -1) -> bytes:
+        self.check()
+        wanted = self.left if count < 0 else min(count, self.left)
+        data = self.source.read(wanted)
+        data += bytes(wanted - len(data))
+        self.left -= wanted
+        self.digest.update(data)
+        return data
+
+
+def _add_paper(tar: tarfile.TarFile, descriptor: int, name: str, check: Check) -> None:
+    with open(os.dup(descriptor), "rb") as source:
+        source.seek(0)
+        member = tarfile.TarInfo(name)
+        member.size = os.fstat(descriptor).st_size
+        member.mtime = int(time.time())
+        member.mode = 0o644
+        tar.addfile(member, cast("IO[bytes]", _Digesting(source, member.size, check)))
+
+
+@contextlib.contextmanager
+def _compressed(archive: int, check: Check) -> Iterator[tuple[BinaryIO, Any]]:
+    """Yield a stream to write into and the digest of what lands in the file; pigz when the host has it."""
+    digest = hashlib.sha256()
+    pigz = shutil.which("pigz")
+    with open(os.dup(archive), "w+b") as file:
+        if pigz is None:
+            sink = _Sink(file, digest)
+            with gzip.GzipFile("", "wb", 1, fileobj=cast("IO[bytes]", sink), mtime=0) as stream:
+                yield cast("BinaryIO", stream), digest
+        else:
+            with subprocess.Popen([pigz, "-1", "-n"], stdin=subprocess.PIPE, stdout=file) as process:
+                assert process.stdin is not None
+                with process.stdin as stream:
+                    yield cast("BinaryIO", stream), digest
+            if process.returncode:
+                raise OSError(f"pigz ended with exit status {process.returncode}")
+            file.seek(0)
+            while block := file.read(BLOCK):
+                check()
+                digest.update(block)
+        file.flush()
+
+
+class _Sink:
+    """A file that digests what is written into it."""
+
+    def __init__(self, file: BinaryIO, digest: Any) -> None:
+        self.file = file
+        self.digest = digest
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+@contextlib.contextmanager
+def _tar(stream: BinaryIO) -> Iterator[Any]:
+    # GNU's form keeps any bytes as a name, and files over 8 GiB, without an extra header for every file.
+    archive: Any = tarfile.open(  # noqa: SIM115
+        mode="w|",
+        fileobj=stream,
+        bufsize=BLOCK,
+        format=tarfile.GNU_FORMAT,
+        encoding="utf-8",
+        errors="surrogateescape",
+    )
+    archive.copybufsize = BLOCK
+    with archive:
+        yield archive
+
+
+def _note(file: IO[bytes], line: dict[str, Any]) -> None:
+    file.write((b",\n  " if file.tell() else b"\n  ") + json.dumps(line).encode())
+
+
+def _write_manifest(descriptor: int, head: dict[str, Any], packed: IO[bytes], left_out: IO[bytes]) -> None:
+    with open(os.dup(descriptor), "wb") as file:
+        file.write(json.dumps(head, indent=1).encode()[:-2])
+        for name, notes in (("artefacts", packed), ("left_out", left_out)):
+            file.write(f',\n "{name}": ['.encode())
+            notes.seek(0)
+            shutil.copyfileobj(notes, file)
+            file.write(b"\n ]" if notes.tell() else b"]")
+        file.write(b"\n}\n")
+
+
+def _metrics(workspace: int) -> tuple[Optional[dict[str, float]], Optional[str]]:
+    """Return what can be read of artefacts/metrics.json, and what is wrong with the rest.
+
+    Whatever it holds: the archive does not depend on it.
+    """
+    try:
+        folder = os.open(artefacts.BASE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=workspace)
+    except OSError:
+        return None, None
+    try:
+        with open(open_regular("metrics.json", folder), "rb") as file:
+            return metrics.read(file.read(metrics.MOST_BYTES + 1))
+    except FileNotFoundError:
+        return None, None
+    except OSError as error:
+        return None, f"metrics.json cannot be read: {error.strerror}"
+    finally:
+        os.close(folder)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")

@@ -1,0 +1,217 @@
+"""What lies in artefacts/: a walk that follows no link, and the stock taken of it before training."""
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Optional
+
+from train_classifier.core.regular_file import O_FILE
+from train_classifier.worker.state.file_trees import give_rights_to_file, mend, open_folder
+from train_classifier.worker.system import program
+
+BASE = b"artefacts"
+#: Each level keeps a folder open, and a program may open 1024 files.
+DEEPEST = 400
+#: Links that the kernel follows in one path, and more parts than a path has.
+MOST_LINKS = 40
+MOST_STEPS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One thing below artefacts/; `name` begins with that word."""
+
+    name: bytes
+    stat: os.stat_result
+    #: Descriptor of its folder, open while the walk stands at this entry; -1 for artefacts/ itself.
+    folder: int
+    target: bytes = b""
+    #: Why it is not delivered; None when it is.
+    left_out: Optional[str] = None
+
+    @property
+    def shown(self) -> str:
+        """Its path as text, bytes that are no UTF-8 escaped."""
+        return self.name.decode("utf-8", "backslashreplace")
+
+    def mark(self) -> list[int]:
+        """Return what changes when a file is written anew."""
+        return [self.stat.st_size, self.stat.st_mtime_ns, self.stat.st_ino]
+
+    def open(self) -> BinaryIO:
+        """Open a regular file for reading, making it readable first if its mode forbids that."""
+        base = os.path.basename(self.name)
+        try:
+            descriptor = os.open(base, O_FILE, dir_fd=self.folder)
+        except PermissionError:
+            give_rights_to_file(base, self.folder, 0o400)
+            descriptor = os.open(base, O_FILE, dir_fd=self.folder)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "no longer a regular file", self.shown)
+        return open(descriptor, "rb")
+
+
+def walk(workspace: int) -> Iterator[Entry]:
+    """Yield artefacts/ in an open workspace and everything below, parents first. Missing: nothing.
+
+    Nothing outside is looked at, whatever artefacts/ has been replaced by. Raises OSError.
+    """
+    _allow_entry(workspace)
+    try:
+        status = os.lstat(BASE, dir_fd=workspace)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        yield Entry(BASE, status, -1, left_out=f"artefacts is {_kind(status.st_mode)}, not a folder")
+        return
+    yield Entry(BASE, status, -1)
+    descriptor = open_folder(BASE, workspace)
+    try:
+        yield from _walk(descriptor, BASE, descriptor, 1)
+    finally:
+        os.close(descriptor)
+
+
+def _allow_entry(workspace: int) -> None:
+    """Open a workspace that the model has closed: what it delivers is not lost for that."""
+    mode = os.fstat(workspace).st_mode
+    if mode & 0o700 != 0o700:
+        os.fchmod(workspace, stat.S_IMODE(mode) | 0o700)
+
+
+def _walk(folder: int, name: bytes, root: int, depth: int) -> Iterator[Entry]:
+    # Listed by descriptor, a folder's names come as text: bytes are got by the same rule back.
+    for text in sorted(os.listdir(folder)):
+        base = os.fsencode(text)
+        path = name + b"/" + base
+        status = os.lstat(base, dir_fd=folder)
+        if stat.S_ISDIR(status.st_mode):
+            if depth >= DEEPEST:
+                yield Entry(path, status, folder, left_out=f"more than {DEEPEST} folders deep")
+                continue
+            yield Entry(path, status, folder)
+            below = open_folder(base, folder)
+            try:
+                yield from _walk(below, path, root, depth + 1)
+            finally:
+                os.close(below)
+        elif stat.S_ISLNK(status.st_mode):
+            target = os.readlink(base, dir_fd=folder)
+            yield Entry(path, status, folder, target=target, left_out=_why_not(path, target, root))
+        elif stat.S_ISREG(status.st_mode):
+            yield Entry(path, status, folder)
+        else:
+            yield Entry(path, status, folder, left_out=_kind(status.st_mode))
+
+
+def _why_not(path: bytes, target: bytes, root: int) -> Optional[str]:
+    """Return why a link is not delivered: kept is only one that stays inside artefacts/."""
+    shown = target.decode("utf-8", "backslashreplace")
+    if target.startswith(b"/"):
+        return f"a link to {shown}, an absolute path"
+    here = os.path.dirname(path)
+    written = os.path.normpath(os.path.join(b"/", here, target))
+    inside = b"/" + BASE
+    if not (written == inside or written.startswith(inside + b"/")) or _climbs(here, target):
+        return f"a link to {shown}, which is outside artefacts/"
+    if _leads_out(here.split(b"/")[1:], target, root):
+        return f"a link to {shown}, which leads out of artefacts/"
+    return None
+
+
+def _leads_out(here: list[bytes], target: bytes, root: int) -> bool:
+    """Tell whether a link leads out of artefacts/ by another link; followed by name, from artefacts/ on."""
+    reached, ahead = list(here), target.split(b"/")
+    links = 0
+    while ahead:
+        if len(ahead) > MOST_STEPS or links > MOST_LINKS:
+            # The kernel follows no such path either.
+            return False
+        part, ahead = ahead[0], ahead[1:]
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            if not reached:
+                return True
+            reached.pop()
+            continue
+        try:
+            link = os.readlink(b"/".join([*reached, part]), dir_fd=root)
+        except OSError:
+            # A file, a folder, or nothing yet.
+            reached.append(part)
+            continue
+        if link.startswith(b"/"):
+            return True
+        links += 1
+        ahead = [*link.split(b"/"), *ahead]
+    return False
+
+
+def _climbs(here: bytes, target: bytes) -> bool:
+    depth = here.count(b"/")
+    for part in target.split(b"/"):
+        depth += -1 if part == b".." else (0 if part in (b"", b".") else 1)
+        if depth < 0:
+            return True
+    return False
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFLNK: "a link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFREG: "a file",
+    }
+    return kinds.get(stat.S_IFMT(mode), "an unknown kind of file")
+
+
+@program.part
+def take_stock(request: dict[str, Any]) -> dict[str, Any]:
+    """Write down what lies in a workspace's artefacts/ before training; the folder is made if missing.
+
+    The request: `workspace` and `stock`, descriptors of the folder and of the new file; `mend`, folders that
+    an earlier job may have closed.
+    """
+    for folder in request["mend"]:
+        mend(Path(folder))
+    workspace = request["workspace"]
+    _allow_entry(workspace)
+    # The checkout may bring one.
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(BASE, dir_fd=workspace)
+    stock = {entry.shown: entry.mark() for entry in walk(workspace) if not stat.S_ISDIR(entry.stat.st_mode)}
+    with open(os.dup(request["stock"]), "w", encoding="ascii") as file:
+        json.dump(stock, file)
+    return {}
+
+
+def read_stock(descriptor: int) -> dict[str, list[int]]:
+    """Return the stock taken before training."""
+    with open(os.dup(descriptor), encoding="ascii") as file:
+        file.seek(0)
+        stock: dict[str, list[int]] = json.load(file)
+    return stock
+
+
+def measure(workspace: int, check: Callable[[], None]) -> tuple[int, int]:
+    """Return the bytes of artefacts/ that lie on the disk, and those that its files appear to have.
+
+    They differ by the holes, which cost less than data and are not free either.
+    """
+    real = apparent = 0
+    for entry in walk(workspace):
+        check()
+        if entry.left_out is None and stat.S_ISREG(entry.stat.st_mode):
+            real += min(entry.stat.st_size, entry.stat.st_blocks * 512)
+            apparent += entry.stat.st_size
+    return real, apparent

@@ -1,0 +1,98 @@
+"""Copies a repository's mirror into a job's workspace, beside what else a job begins with.
+
+`start` returns at once: the copy goes on in a process of its own, as the job's account, and holds the
+mirror's lock until it has ended. Whoever needs the workspace first waits for it.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Callable
+
+from train_classifier.core import locks
+from train_classifier.core.errors import NotReady
+from train_classifier.worker.state import file_trees
+from train_classifier.worker.state.files import make_folder, read_bytes
+from train_classifier.worker.state.store import Job
+from train_classifier.worker.system.host import Account
+
+#: The file `job.copy` is the standard output of this and flocked for as long as it runs. A copy that fails
+#: first leaves the disk as it was: that may be too full for what `cp` has said.
+SCRIPT = """if words=$(cp -a --reflink=auto -- "$1/." "$2" 2>&1); then echo copied
+else find "$2" -mindepth 1 -delete; printf %s "$words"; fi"""
+COPIED = b"copied\n"
+POLL_S = 0.01
+WORDS_BYTES = 1 << 20
+#: Seconds that a killed copy may take to be gone.
+GONE_S = 30.0
+
+
+def start(job: Job, account: Account, mirror: Path, lock: int) -> None:
+    """Begin to copy the mirror, whose lock the caller holds; `lock` is shared with other copies from here on.
+
+    The caller holds the job's lock. What an earlier push of the job left is removed first.
+    """
+    if os.path.lexists(job.copy):
+        stop(job)
+        file_trees.remove(None, job.copy)
+        file_trees.remove(account, job.workspace)
+        make_folder(job.workspace, 0o755, account)
+    words = os.open(job.copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | locks.O_LOCK, 0o600)
+    try:
+        fcntl.flock(words, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", SCRIPT, "copy", str(mirror / "tree"), str(job.workspace)],
+            stdin=subprocess.DEVNULL,
+            stdout=words,
+            stderr=words,
+            env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+            cwd="/",
+            pass_fds=[lock],
+            # It outlives a connection that is cut, and is stopped as a group.
+            start_new_session=True,
+            **account.options(),
+        )
+    finally:
+        os.close(words)
+    job.write_status(copier=process.pid)
+    # Nobody waits for it here.
+    process.returncode = 0
+
+
+def wait(job: Job, check: Callable[[], None]) -> None:
+    """Return when the workspace is there; `check` is called meanwhile and may raise.
+
+    Raises NotReady with cp's words when it could not be copied.
+    """
+    while locks.is_held(job.copy):
+        check()
+        time.sleep(POLL_S)
+    try:
+        words = read_bytes(job.copy, WORDS_BYTES)
+    except FileNotFoundError:
+        words = b""
+    if words != COPIED:
+        tail = words.decode("utf-8", "replace").strip()[-2000:]
+        raise NotReady(
+            "the repository cannot be copied into the job's workspace",
+            "is the disk of the host full?",
+            tail or "the copy was killed",
+        )
+
+
+def stop(job: Job) -> None:
+    """End a copy that is still going on. Raises NotReady when it does not end."""
+    end = time.monotonic() + GONE_S
+    while locks.is_held(job.copy):
+        pid = job.status().get("copier")
+        if isinstance(pid, int) and pid > 1:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        if time.monotonic() > end:
+            raise NotReady(f"the copy of the repository for job {job.id} does not end")
+        time.sleep(POLL_S)
