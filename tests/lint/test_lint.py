@@ -73,6 +73,10 @@ def test_mypy_of_the_worker(tmp_path: Path) -> None:
     lint(BIN / "mypy", "--cache-dir", str(tmp_path), "--python-version", "3.10", *worker)
 
 
+def test_import_linter() -> None:
+    lint(BIN / "lint-imports", "--no-cache")
+
+
 def test_yamllint() -> None:
     lint(BIN / "yamllint", "--config-file", ".config/yamllint.yml", *files("*.yml", "*.yaml"))
 
