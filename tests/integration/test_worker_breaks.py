@@ -179,7 +179,7 @@ def test_a_job_that_cannot_begin_leaves_nothing(user: str, tmp_path: Path) -> No
     with machine(user) as host:
         gone = "\n_take = take_secrets\ndef take_secrets(job):\n    drop_secrets_only(job)\n    return _take(job)\n" \
                "def drop_secrets_only(job):\n    Path(os.fsdecode((job.dir / 'secrets-at').read_bytes())).unlink()\n"  # fmt: skip
-        with host.patched("system/launcher", gone):
+        with host.patched("jobs/secrets", gone):
             job, result = host.train(WRITES, {"TOKEN": "hunter2"})
         assert (result["outcome"], result["exit_code"]) == ("not-ready", 3)
         assert "secrets are gone" in result["reason"]

@@ -55,7 +55,7 @@ def test_the_version_that_began_a_job_finishes_it(host: Machine) -> None:
     other = host.program.with_name("0" * 16)
     shutil.copytree(host.program, other)
     subprocess.run(["chown", "-R", "--reference", str(host.program), str(other)], check=True)
-    with open(other / "train_classifier" / "worker" / "finish.py", "a") as file:
+    with open(other / "train_classifier/worker/jobs/recover.py", "a") as file:
         file.write("\n\ndef _reason(status):\n    return 'finished by the version that began it'\n")
     status = host.job_dir(job) / "status.json"
     pid = json.loads(status.read_text())["pid"]

@@ -11,7 +11,7 @@ def worker(role_path: str) -> dict[str, Any]:
     """Return `{"name": content hash, "files": {relative path: text}}` of the package this role belongs to."""
     # roles/ lies beside the package in a checkout, and in _content/ inside it in the wheel.
     for folder in Path(role_path).resolve().parents:
-        if (folder / "train_classifier" / "bundle.py").is_file():
+        if (folder / "train_classifier/controller/worker_bundle.py").is_file():
             sys.path.insert(0, str(folder))
             break
     from train_classifier.controller.worker_bundle import bundle
