@@ -148,7 +148,7 @@ def test_restart_waits_for_a_running_job(host: TestHost, base_image: str) -> Non
     done = play(host, "docker_engine")
     assert f"waits for its restart, since 1 job(s) run on it ({JOB})" in done.output
     assert started(host) == before
-    # tests/unit/test_roles.py holds that every role asks.
+    # tests/unit/roles/test_roles.py holds that every role asks.
     refused = play(host, "training_host", tasks_from="uninstall", fails=True)
     assert f"1 job(s) run ({JOB}): nothing was touched" in refused.output
     host.shell("systemctl stop worker")

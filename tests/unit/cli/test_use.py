@@ -20,7 +20,7 @@ from train_classifier.cli import app
 from train_classifier.core.errors import ExitCode
 from train_classifier.request import flags as options
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COMMANDS = typer.main.get_command(app.app).commands  # type: ignore[attr-defined]
 
 

@@ -15,7 +15,7 @@ from train_classifier.request import build as request
 from train_classifier.request import flags
 from train_classifier.request.build import Plan, TrainRequest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

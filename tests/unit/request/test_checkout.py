@@ -10,7 +10,7 @@ import pytest
 from train_classifier.core.errors import BadInput
 from train_classifier.request import checkout
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

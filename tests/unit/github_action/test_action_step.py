@@ -30,7 +30,7 @@ from train_classifier.github_action.training_run import StepRun
 from train_classifier.reports import archive_reader, chart_data
 from train_classifier.request import build, flags
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yaml").read_text())
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 

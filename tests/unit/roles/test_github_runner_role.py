@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-ROLE = Path(__file__).parents[2] / "roles/github_runner"
+ROLE = Path(__file__).parents[3] / "roles/github_runner"
 
 
 def load(name: str, path: Path) -> ModuleType:

@@ -270,7 +270,7 @@ def test_page_loads_and_runs_nothing() -> None:
 
 def test_the_example_in_the_docs_is_what_is_written() -> None:
     """docs/job-summary.md is made by this test when WRITE_EXAMPLES is set."""
-    papers = Path(__file__).parent / "data" / "job-summary"
+    papers = Path(__file__).parents[1] / "data" / "job-summary"
     text = job_summary.markdown(
         Report(
             result=json.loads((papers / "result.json").read_text()),
@@ -280,7 +280,7 @@ def test_the_example_in_the_docs_is_what_is_written() -> None:
             seconds={"push": 0.4, "fetch": 0.2},
         )
     )
-    docs = Path(__file__).parents[2] / "docs" / "job-summary.md"
+    docs = Path(__file__).parents[3] / "docs" / "job-summary.md"
     mark = "<!-- from here on as it is written -->\n"
     before, found, example = docs.read_text().partition(mark)
     assert found

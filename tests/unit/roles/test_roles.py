@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "tasks").is_dir())
 # Carries a job out rather than provisioning; its variables are the CLI's.
 PROVISIONING = [name for name in ROLES if name != "training_job"]

@@ -147,7 +147,7 @@ def test_the_step_asks_before_it_submits(
     from train_classifier.controller.events import Silence
     from train_classifier.core.errors import Cancelled
 
-    path = Path(__file__).parents[2] / "plugins" / "action" / "training_start.py"
+    path = Path(__file__).parents[3] / "plugins" / "action" / "training_start.py"
     spec = importlib.util.spec_from_file_location("training_start", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 #: Keeps releases and tags in one file; BREAK names the call that fails.
 GH = """\
 #!{python}

@@ -17,7 +17,7 @@ from train_classifier.core.errors import BadInput
 from train_classifier.github_action import old_archive
 from train_classifier.request.build import TrainRequest, build
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LAUNCHER = ROOT / "scripts" / "action_environment.py"
 OLD = b"\x1f\x8bold"
 #: An account without rights.

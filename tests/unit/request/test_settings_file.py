@@ -11,7 +11,7 @@ import pytest
 from train_classifier.core.errors import BadInput
 from train_classifier.request import flags, settings_file
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def problems(text: str | bytes) -> list[str]:

@@ -167,7 +167,7 @@ def test_modes_and_owners(job: Path) -> None:
         for folder in job.parents:
             if folder.stat().st_mode & 0o001 == 0:
                 folder.chmod(folder.stat().st_mode | 0o011)
-        repository = Path(__file__).parents[2]
+        repository = Path(__file__).parents[4]
         subprocess.run(
             ["/usr/bin/python3", "-B", "-c", "import os\nos.setuid(1)\n" + FLAT, str(job)],
             check=True, cwd=repository, env={"PYTHONPATH": str(repository), "TMPDIR": "/tmp"},
@@ -260,7 +260,7 @@ def pack_apart(job: Path) -> tuple[int, int]:
     """Pack in a process of its own; return the number of files and its peak memory in KiB."""
     done = subprocess.run(
         [sys.executable, "-c", FLAT, str(job)],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4],
     )  # fmt: skip
     files, peak = map(int, done.stdout.split())
     return files, peak
@@ -343,7 +343,7 @@ def test_no_room(job: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(job)],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[4],
     )  # fmt: skip
     assert done.returncode != 0
     assert not list(job.glob(".*")) and not (job / "artefacts.tar.gz").exists()

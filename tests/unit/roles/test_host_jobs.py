@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-PROGRAM = Path(__file__).parents[2] / "roles/host_check/files/jobs.py"
+PROGRAM = Path(__file__).parents[3] / "roles/host_check/files/jobs.py"
 # One for each test: they run side by side, and the program looks at the whole machine.
 PACKING, STARTING, QUEUED, READ = (f"20260101-000000-0000000{n}" for n in (1, 2, 3, 4))
 HOLD = "import sys, time; held = open(sys.argv[1], 'w'); print(flush=True); time.sleep(100)"

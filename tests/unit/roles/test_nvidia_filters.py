@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-ROLES = Path(__file__).parents[2] / "roles"
+ROLES = Path(__file__).parents[3] / "roles"
 
 
 def plugin(role: str, path: str | None = None) -> ModuleType:
