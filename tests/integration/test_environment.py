@@ -52,7 +52,7 @@ def test_a_hit_starts_no_container(site: Site, monkeypatch: pytest.MonkeyPatch) 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a container was started")
 
-    monkeypatch.setattr(environment_build.engine, "run_helper", refuse)
+    monkeypatch.setattr(environment_build.helper, "run_helper", refuse)
     # The order of the lines, comments and code elsewhere in the repository define nothing.
     assert site.prepare("# again\nattrs\nsix\n") == made
 

@@ -22,9 +22,8 @@ from pathlib import Path
 from train_classifier.core.errors import TrainClassifierError
 from train_classifier.core.job import JobSpec
 from train_classifier.core.job import Repository
-from train_classifier.worker.containers import engine
+from train_classifier.worker.containers import engine, helper, image
 from train_classifier.worker.gpus import devices as gpu
-from train_classifier.worker.containers import image
 from train_classifier.worker.gpus import visibility as proof
 from train_classifier.worker.containers.environment import Environment
 from train_classifier.worker.system.host import Host

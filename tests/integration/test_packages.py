@@ -158,7 +158,7 @@ def test_image_is_probed_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
     found = site.find()
     assert found.version >= (3, 11)
     assert found.digest is None
-    monkeypatch.setattr(package_layers.engine, "run_helper", None)
+    monkeypatch.setattr(package_layers.helper, "run_helper", None)
     assert site.find() == found
 
 
