@@ -23,6 +23,7 @@ from train_classifier.core.errors import TrainClassifierError
 from train_classifier.core.job import JobSpec
 from train_classifier.core.job import Repository
 from train_classifier.worker.containers import engine, helper, image
+from train_classifier.worker.containers.context import Context
 from train_classifier.worker.gpus import devices as gpu
 from train_classifier.worker.gpus import visibility as proof
 from train_classifier.worker.containers.environment import Environment
@@ -36,16 +37,14 @@ client = engine.connect()
 spec = JobSpec("x", "m", Repository("r", "0" * 16), image=order.get("image"))
 said = []
 try:
-    found = image.resolve(client, host, store, spec, True, None, said.append, lambda: None)
+    context = Context(client, host, store, None, said.append)
+    found = image.resolve(context, spec, True)
     cards = [card for card in gpu.discover(host).gpus if card.uuid in order["uuids"]]
     runs = []
     real = helper.run_helper
     helper.run_helper = lambda *a, **k: runs.append(1) or real(*a, **k)
     for _ in range(order.get("times", 1)):
-        answer = proof.prove(
-            client, host, store, found, Environment("", (), (), {{}}), cards, order["mode"], None,
-            said.append, lambda: None,
-        )
+        answer = proof.prove(context, found, Environment("", (), (), {{}}), cards, order["mode"])
     print(json.dumps({{"answer": answer, "runs": len(runs), "said": said}}))
 except TrainClassifierError as error:
     print(json.dumps({{"code": int(error.code), "reason": error.reason, "hint": error.hint, "detail": error.detail}}))

@@ -146,9 +146,7 @@ def test_cancelled_build_leaves_nothing(engine: docker.DockerClient, site: Site,
     base = site.find(own_base)
     (site.workspace / "m" / "apt-pkgs.txt").write_text("tree")
     with pytest.raises(KeyboardInterrupt):
-        package_layers.layer(
-            site.client, site.host, site.store, base, site.workspace, "m", site.job, site.said.append, cancel
-        )
+        package_layers.layer(site.context(cancel), base, site.workspace, "m")
     assert site.containers() == []
     assert layers(engine, base.id) == []
     assert [path.name for path in site.store.environments.iterdir() if path.name.startswith(".")] == []

@@ -123,13 +123,13 @@ def test_a_log_that_stops_ends_the_job(host: Machine) -> None:
 def test_disk_that_stays_full_is_named(host: Machine) -> None:
     """A step fills the disk for good: the job ends at once, and says by whose fault."""
     fills = """
-def layer(client, host, store, base, workspace, model, job, say, check_cancel):
-    with open(store.root / "fill", "wb", buffering=0) as file:
+def layer(context, base, workspace, model):
+    with open(context.store.root / "fill", "wb", buffering=0) as file:
         try:
             while True:
                 file.write(bytes(4096))
         except OSError:
-            say("the disk is full now")
+            context.say("the disk is full now")
     return base
 """
     with host.on_small_disk("12m") as small, small.patched("containers/package_layers", fills):

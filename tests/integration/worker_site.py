@@ -19,6 +19,7 @@ from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core.job import JobSpec, Repository
 from train_classifier.worker.containers import engine as worker_engine
 from train_classifier.worker.containers import environment, helper, image, package_layers
+from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.environment import Environment
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.state.store import Job, Store
@@ -73,9 +74,10 @@ class Site:
 
     def find(self, reference: str | None = None) -> Image:
         spec = JobSpec(self.job.id, "m", Repository("r", "0" * 16), image=reference or self.base)
-        return image.resolve(
-            self.client, self.host, self.store, spec, False, self.job, self.said.append, lambda: None
-        )
+        return image.resolve(self.context(), spec, False)
+
+    def context(self, check: Callable[[], None] = lambda: None) -> Context:
+        return Context(self.client, self.host, self.store, self.job, self.said.append, check)
 
     def prepare(
         self,
@@ -89,29 +91,25 @@ class Site:
         written.write_text(text)
         written.replace(self.workspace / "m" / "requirements.txt")
         base = self.find(reference)
-        return environment.prepare(
-            self.client, self.host, self.store, base, self.workspace, "m", repository, self.job,
-            self.said.append, check,
-        )  # fmt: skip
+        return environment.prepare(self.context(check), base, self.workspace, "m", repository)
 
     def layer(
         self, text: str, reference: str | None = None, check: Callable[[], None] = lambda: None
     ) -> Image:
         (self.workspace / "m" / "apt-pkgs.txt").write_text(text)
         base = self.find(reference)
-        return package_layers.layer(
-            self.client, self.host, self.store, base, self.workspace, "m", self.job, self.said.append, check
-        )
+        return package_layers.layer(self.context(check), base, self.workspace, "m")
 
     def run(self, found: Image, made: Environment | None, program: str, shell: bool = False) -> str:
         """Run a program as a job would: the image's Python, the environment's mounts, the job's user."""
-        status, output = helper.run_helper(
-            self.client, found.id, [],
-            entrypoint=["/bin/sh", "-c", program] if shell else [found.python, "-W", "ignore", "-c", program],
-            user=self.host.job_user(), network="none",
+        running = helper.Helper(
+            found.id,
+            ["/bin/sh", "-c", program] if shell else [found.python, "-W", "ignore", "-c", program],
+            user=self.host.job_user(), network=False,
             mounts=made.mounts if made else (), environment=made.variables if made else {},
             labels=worker_engine.labels("probe", job=self.job.id), limits=self.host.limits("a test"),
         )  # fmt: skip
+        status, output = helper.run_helper(self.context(), running)
         assert status == 0, output.decode()
         return output.decode()
 

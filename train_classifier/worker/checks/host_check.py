@@ -290,6 +290,7 @@ def _deep(
 ) -> list[Finding]:
     """Run a container as a job would: does it get the GPUs, and does the framework see them?"""
     from train_classifier.worker.containers import engine, image
+    from train_classifier.worker.containers.context import Context
     from train_classifier.worker.containers.environment import Environment
     from train_classifier.worker.gpus import visibility
     from train_classifier.worker.state.store import Store
@@ -306,8 +307,8 @@ def _deep(
             return [
                 warn("image", f"image {named} is not on this host; the first job pulls it", image.BOOTSTRAP)
             ]
-        store = Store(host.state_dir(request)).make(host.job_user())
-        here = image.resolve(client, host, store, spec, wants, None, lambda _: None, lambda: None)
+        context = Context(client, host, Store(host.state_dir(request)).make(host.job_user()))
+        here = image.resolve(context, spec, wants)
     except TrainClassifierError as error:
         return [from_error("image", error)]
     result = [ok("image", f"{named}: Python {here.python_version}, {_frameworks(here.frameworks)}")]
@@ -319,10 +320,7 @@ def _deep(
             result.append(skip(name, f"not proven: gpu_check is {how} on this host"))
             continue
         try:
-            proven = visibility.prove(
-                client, host, store, here, Environment("", (), (), {}), discovery.gpus, how, None,
-                lambda _: None, lambda: None,
-            )  # fmt: skip
+            proven = visibility.prove(context, here, Environment("", (), (), {}), discovery.gpus, how)
             result.append((ok if proven["mode"] == how else warn)(name, str(proven["detail"])))
         except TrainClassifierError as error:
             result.append(from_error(name, error))

@@ -8,7 +8,7 @@ import os
 import pkgutil
 import subprocess
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from train_classifier.core import requirements_file
 from train_classifier.core.errors import BadInput, NoEnvironment, NotReady
@@ -16,16 +16,17 @@ from train_classifier.core.job import SCHEMA
 from train_classifier.core.locks import hold
 from train_classifier.worker.containers import image as images
 from train_classifier.worker.containers import place
+from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.environment_build import (
     Builder,
+    EnvironmentPlan,
     NeedsBuilding,
-    Plan,
     cache_of,
     find_nearest,
 )
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.state.files import read_json
-from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.state.store import Store
 from train_classifier.worker.system.host import Host
 
 #: An environment of another recipe is another environment.
@@ -66,18 +67,7 @@ class Environment:
     variables: dict[str, str]
 
 
-def prepare(
-    client: Any,
-    host: Host,
-    store: Store,
-    image: Image,
-    workspace: Path,
-    model: str,
-    repository: str,
-    job: Optional[Job],
-    say: Callable[[str], None],
-    check_cancel: Callable[[], None],
-) -> Environment:
+def prepare(context: Context, image: Image, workspace: Path, model: str, repository: str) -> Environment:
     """Return the environment of MODEL/requirements.txt over an image, built when it is not there yet.
 
     A hit starts no container. Built once even when two jobs ask at once. Wheels alone make an environment for
@@ -87,14 +77,37 @@ def prepare(
     asked = requirements_file.parse(workspace, model)
     if asked.problems:
         raise BadInput(*asked.problems)
+    plan = _plan(context.host, image, workspace, asked)
+    image_alone = Environment("", _listed(image.packages, {}), (), {})
+    if not plan.lines:
+        return image_alone
+    if asked.lines:
+        hashes = _hashes(context.host, image, plan, repository)
+        return _find(context, image, hashes) or _build(context, image, plan, hashes)
+    # Nothing was asked for: most models do without distutils, and a host without uv can do that much.
+    problem = f"{context.host.uv} is missing"
+    if context.host.uv.exists():
+        hashes = _hashes(context.host, image, plan, repository)
+        found = _find(context, image, hashes)
+        if found is not None:
+            return found
+        context.say(f"Python {image.python_version} of the image lacks distutils: adding setuptools")
+        try:
+            return _build(context, image, plan, hashes)
+        except NoEnvironment as error:
+            problem = error.reason
+    context.say(f"setuptools is not installed ({problem}): a model that imports distutils will fail")
+    return image_alone
+
+
+def _plan(
+    host: Host, image: Image, workspace: Path, asked: requirements_file.Requirements
+) -> EnvironmentPlan:
     lines = list(asked.lines)
-    # The seed's sample imports distutils, which Python 3.12 dropped and Debian splits off; setuptools has it.
-    needs_distutils = not image.distutils and not any(_name(line) == "setuptools" for line in lines)
-    if needs_distutils:
+    # The original action's sample imports distutils, which Python 3.12 dropped and Debian splits off.
+    if not image.distutils and not any(_name(line) == "setuptools" for line in lines):
         lines.append("setuptools")
-    if not lines:
-        return Environment("", _listed(image.packages, {}), (), {})
-    plan = Plan(
+    return EnvironmentPlan(
         lines=tuple(lines),
         constraints=asked.constraints,
         frozen=tuple(f"{name}=={image.packages[name]}" for name in FROZEN if name in image.packages),
@@ -104,34 +117,35 @@ def prepare(
         variables=_variables(host),
         source=_source("install_requirements.py"),
     )
-    if not asked.lines and not host.uv.exists():
-        # Nothing was asked for: a host without uv can do that much.
-        say(f"setuptools is not installed ({host.uv} is missing): a model that imports distutils will fail")
-        return Environment("", _listed(image.packages, {}), (), {})
-    builder = Builder(client, host, store, image, plan, host.job_user(), job, say, check_cancel)
+
+
+def _hashes(host: Host, image: Image, plan: EnvironmentPlan, repository: str) -> dict[str, str]:
+    """Return whose environment may serve ("": everybody's), each with its hash, the first choice first."""
     owners = ("", repository) if plan.may_share() else (repository,)
-    hashes = {owner: _key(host, image, plan, owner) for owner in owners}
+    return {owner: _key(host, image, plan, owner) for owner in owners}
+
+
+def _find(context: Context, image: Image, hashes: dict[str, str]) -> Optional[Environment]:
     for key in hashes.values():
+        folder = context.store.envs / key
         # Held while it is looked at and marked as used, so that `clean` cannot take it in between.
-        with hold(_lock(store, key), shared=True, check=check_cancel):
-            record = _use(store.envs / key)
+        with hold(_lock(context.store, key), shared=True, check=context.check_cancel):
+            record = _use(folder)
         if record is not None:
-            return _activated(store.envs / key, image, record)
-    if not asked.lines:
-        say(f"Python {image.python_version} of the image lacks distutils: adding setuptools")
+            return _activated(folder, image, record)
+    return None
+
+
+def _build(context: Context, image: Image, plan: EnvironmentPlan, hashes: dict[str, str]) -> Environment:
+    builder = Builder(context, image, plan, context.host.job_user())
     for owner, key in hashes.items():
+        folder = context.store.envs / key
         try:
-            with hold(_lock(store, key), check=check_cancel):
-                record = _use(store.envs / key) or _make(builder, key, owner)
-            return _activated(store.envs / key, image, record)
+            with hold(_lock(context.store, key), check=context.check_cancel):
+                record = _use(folder) or _make(builder, key, owner)
         except NeedsBuilding:
             continue
-        except NoEnvironment as error:
-            if asked.lines:
-                raise
-            # Nothing was asked for: most models do without distutils.
-            say(f"setuptools is not installed ({error.reason}): a model that imports distutils will fail")
-            return Environment("", _listed(image.packages, {}), (), {})
+        return _activated(folder, image, record)
     raise AssertionError("whatever needs building was built")
 
 
@@ -141,11 +155,12 @@ def _lock(store: Store, key: str) -> Path:
 
 def _make(builder: Builder, key: str, owner: str) -> dict[str, Any]:
     """Build beside its place and rename it there; the environment's lock is held. Raises NeedsBuilding."""
-    store, image, account = builder.store, builder.image, builder.account
+    context, image, account = builder.context, builder.image, builder.account
+    store = context.store
     temporary = store.builds / f".{key}.tmp"
     if os.path.lexists(temporary):
         # A build that was killed; nobody else can be here, the lock says so.
-        images.remove_orphans(builder.client, str(temporary))
+        images.remove_orphans(context.client, str(temporary))
         place.remove(account, temporary)
     defined = {
         **builder.plan.definition(),
@@ -157,7 +172,7 @@ def _make(builder: Builder, key: str, owner: str) -> dict[str, Any]:
         nearest = find_nearest(store, defined)
         lock = store.locks / f"{cache_of(store, image, owner).name}.lock"
         # Nobody removes uv's cache from under a build.
-        with hold(lock, shared=True, check=builder.check_cancel):
+        with hold(lock, shared=True, check=context.check_cancel):
             os.utime(lock)
             packages = builder.install(temporary, nearest, owner)
         record = {"schema": SCHEMA, "hash": key, "definition": defined, "packages": packages}
@@ -249,7 +264,7 @@ def uv_version(host: Host) -> str:
     return done.stdout.strip()
 
 
-def _key(host: Host, image: Image, plan: Plan, repository: str) -> str:
+def _key(host: Host, image: Image, plan: EnvironmentPlan, repository: str) -> str:
     indexes = {name: value for name, value in plan.variables.items() if name.startswith(("UV_", "PIP_"))}
     defining = {
         "recipe": RECIPE,

@@ -10,16 +10,17 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any, Callable, NoReturn, Optional
+from typing import Any, NoReturn, Optional
 
 from train_classifier.core import requirements_file
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers import answer, helper, index_logins, place
 from train_classifier.worker.containers import image as images
+from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.state.files import make_leaf, read_json
-from train_classifier.worker.state.store import Job, Store
-from train_classifier.worker.system.host import Account, Host
+from train_classifier.worker.state.store import Store
+from train_classifier.worker.system.host import Account
 
 PURPOSE = "the build of the environment (requirements.txt)"
 #: Where a build finds the parts of its folder, uv's cache, uv, and the host's CA bundle.
@@ -44,7 +45,7 @@ class NeedsBuilding(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class EnvironmentPlan:
     """What an environment is to hold."""
 
     lines: tuple[str, ...]
@@ -105,15 +106,10 @@ def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
 class Builder:
     """Who builds what, for whom."""
 
-    client: Any
-    host: Host
-    store: Store
+    context: Context
     image: Image
-    plan: Plan
+    plan: EnvironmentPlan
     account: Account
-    job: Optional[Job]
-    say: Callable[[str], None]
-    check_cancel: Callable[[], None]
 
     def install(self, folder: Path, nearest: Optional[Path], repository: str) -> dict[str, str]:
         """Make `folder`/site, and return the packages in it by name.
@@ -122,9 +118,9 @@ class Builder:
         needed is built, with a cache of that repository. Raises NoEnvironment in uv's own words.
         """
         shared = not repository
-        cache = make_leaf(cache_of(self.store, self.image, repository), self.account)
+        cache = make_leaf(cache_of(self.context.store, self.image, repository), self.account)
         count = len(self.plan.lines)
-        self.say(
+        self.context.say(
             ("installing" if shared else "building and installing")
             + f" {count} requirement{'s' if count != 1 else ''}"
             + (" over a similar environment" if nearest else "")
@@ -179,12 +175,12 @@ class Builder:
             Mount(CACHE, str(cache), type="bind"),
             Mount(f"{BUILD}/{place.SITE}", str(folder / place.SITE), type="bind"),
             Mount(f"{BUILD}/{place.OURS}", str(folder / place.OURS), type="bind", read_only=True),
-            Mount(UV, str(self.host.uv), type="bind", read_only=True),
+            Mount(UV, str(self.context.host.uv), type="bind", read_only=True),
         ]
         if not shared:
             mounts.append(Mount(f"{BUILD}/{place.WORK}", str(folder / place.WORK), type="bind"))
-        if self.host.ca_bundle is not None:
-            mounts.append(Mount(CA, str(self.host.ca_bundle), type="bind", read_only=True))
+        if self.context.host.ca_bundle is not None:
+            mounts.append(Mount(CA, str(self.context.host.ca_bundle), type="bind", read_only=True))
         return mounts
 
     def _environment(self, logged_in: bool) -> dict[str, str]:
@@ -197,7 +193,7 @@ class Builder:
             "PYTHONDONTWRITEBYTECODE": "1",
             "NO_COLOR": "1",
         }
-        if self.host.ca_bundle is not None:
+        if self.context.host.ca_bundle is not None:
             variables.update(SSL_CERT_FILE=CA)
         if logged_in:
             variables.update(NETRC=f"{BUILD}/{place.OURS}/netrc")
@@ -213,24 +209,21 @@ class Builder:
             folder,
             [self.image.python, "-I", "-S", "-m", "compileall", "-q", "-q", "-j", "0", site],
             mounts=[Mount(site, str(folder / place.SITE), type="bind")],
-            network="none",
+            network=False,
         )
 
     def _run(self, folder: Path, program: list[str], **options: Any) -> tuple[int, bytes]:
-        limits = self.host.limits(PURPOSE)
+        limits = self.context.host.limits(PURPOSE)
+        building = helper.Helper(
+            self.image.id,
+            program,
+            user=self.account,
+            labels={**self.context.labels("build"), images.PLACE: str(folder)},
+            limits=limits,
+            **options,
+        )
         try:
-            return helper.run_helper(
-                self.client,
-                self.image.id,
-                [],
-                entrypoint=program,
-                user=self.account,
-                labels={**images.labels("build", self.job), images.PLACE: str(folder)},
-                limits=limits,
-                say=self.say,
-                check_cancel=self.check_cancel,
-                **options,
-            )
+            return helper.run_helper(self.context, building, say=True)
         except TimeoutError as error:
             raise helper.LimitReached(
                 f"the requirements were not installed within {limits.timeout_s:.0f} s", "build_timeout_s"
@@ -260,7 +253,7 @@ def _read(output: bytes) -> tuple[dict[str, str], list[Any]]:
     )
 
 
-def explain(image: Image, plan: Plan, status: int, output: str, netrc: str = "") -> NoReturn:
+def explain(image: Image, plan: EnvironmentPlan, status: int, output: str, netrc: str = "") -> NoReturn:
     """Raise NoEnvironment: what uv said, and for a conflict which side is the image's.
 
     `netrc` says what is wrong with the caller's.

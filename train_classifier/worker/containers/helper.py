@@ -1,10 +1,12 @@
 """Containers of our own beside a job's: builds and looks into an image, within limits."""
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from train_classifier.core.errors import NoEnvironment
+from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.engine import patiently, remove
 from train_classifier.worker.system.cgroup import ControlGroup
 from train_classifier.worker.system.host import Account, Limits
@@ -44,86 +46,75 @@ def no_gpus(options: Mapping[str, Any]) -> dict[str, str]:
     return {"NVIDIA_VISIBLE_DEVICES": "void"}
 
 
+@dataclasses.dataclass(frozen=True)
+class Helper:
+    """A container of our own: what it runs, as whom, and within what."""
+
+    image: str
+    #: Replaces the image's entry point.
+    program: Sequence[str]
+    labels: dict[str, str]
+    limits: Limits
+    #: None: root, with the capabilities that package managers need; else all capabilities are dropped.
+    user: Optional[Account] = None
+    #: docker.types.Mount objects.
+    mounts: Sequence[Any] = ()
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    network: bool = True
+    #: Follows the program.
+    command: Sequence[str] = ()
+    #: Uid 0 also where the image names another user.
+    as_root: bool = False
+    #: See `no_gpus`.
+    hide_gpus: bool = True
+    #: More arguments of docker's create.
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
 def run_helper(
-    client: Any,
-    image: str,
-    command: Sequence[str],
-    *,
-    user: Optional[Account] = None,
-    mounts: Sequence[Any] = (),
-    environment: Optional[dict[str, str]] = None,
-    labels: dict[str, str],
-    limits: Limits,
-    network: str = "full",
-    entrypoint: Optional[Sequence[str]] = None,
-    timeout: Optional[float] = None,
-    say: Optional[Callable[[str], None]] = None,
-    check_cancel: Callable[[], None] = lambda: None,
-    **options: Any,
+    context: Context, helper: Helper, *, timeout: Optional[float] = None, say: bool = False
 ) -> tuple[int, bytes]:
     """Run a build or a probe in a container and return its exit status and the end of its output.
 
-    `user` None: root, with the capabilities that package managers need; else all capabilities are dropped.
-    `say` gets its last line now and then. The container is removed whatever happens: at the end, when
-    `check_cancel` raises, after `timeout` seconds (TimeoutError), and at a limit (LimitReached). `timeout`
-    None is that of the limits. `options` go to docker's create.
+    With `say` its last line is told now and then. The container is removed whatever happens: at the end, when
+    the job is cancelled, after `timeout` seconds (TimeoutError; None is that of the limits), and at a limit
+    (LimitReached).
     """
-    container = create_helper(
-        client, image, command, user=user, mounts=mounts, environment=environment, labels=labels,
-        limits=limits, network=network, entrypoint=entrypoint, **options,
-    )  # fmt: skip
+    container = create_helper(context, helper)
     try:
-        return run_created(container, limits, timeout=timeout, say=say, check_cancel=check_cancel)
+        return run_created(context, container, helper.limits, timeout=timeout, say=say)
     finally:
         remove(container)
 
 
-def create_helper(
-    client: Any,
-    image: str,
-    command: Sequence[str],
-    *,
-    user: Optional[Account] = None,
-    mounts: Sequence[Any] = (),
-    environment: Optional[dict[str, str]] = None,
-    labels: dict[str, str],
-    limits: Limits,
-    network: str = "full",
-    entrypoint: Optional[Sequence[str]] = None,
-    as_root: bool = False,
-    hide_gpus: bool = True,
-    **options: Any,
-) -> Any:
-    """Create the container of `run_helper`, not started; whoever calls this removes it (`remove`).
-
-    `as_root`: uid 0 also where the image names another user. `hide_gpus`: see `no_gpus`.
-    """
+def create_helper(context: Context, helper: Helper) -> Any:
+    """Create the container of `run_helper`, not started; whoever calls this removes it (`remove`)."""
     from docker.types import LogConfig
 
-    if as_root:
+    # Docker keeps the image's own entry point when it is given an empty list.
+    options: dict[str, Any] = {"entrypoint": list(helper.program) or [""], **helper.options}
+    if helper.as_root:
         options["user"] = "0"
-    elif user is not None:
-        options["user"] = f"{user.uid}:{user.gid}"
-    if user is None:
+    elif helper.user is not None:
+        options["user"] = f"{helper.user.uid}:{helper.user.gid}"
+    if helper.user is None:
         options["cap_add"] = list(ROOT_CAPABILITIES)
-    if entrypoint is not None:
-        # Docker keeps the image's own entry point when it is given an empty list.
-        options.setdefault("entrypoint", list(entrypoint) or [""])
+    hidden = no_gpus(options) if helper.hide_gpus else {}
     return patiently(
-        lambda: client.containers.create(
-            image,
-            list(command),
-            mounts=list(mounts),
-            environment={**(environment or {}), **(no_gpus(options) if hide_gpus else {})},
-            labels=labels,
-            network_mode="none" if network == "none" else "bridge",
+        lambda: context.client.containers.create(
+            helper.image,
+            list(helper.command),
+            mounts=list(helper.mounts),
+            environment={**helper.environment, **hidden},
+            labels=helper.labels,
+            network_mode="bridge" if helper.network else "none",
             security_opt=["no-new-privileges"],
             cap_drop=["ALL"],
-            pids_limit=limits.pids,
+            pids_limit=helper.limits.pids,
             # Without the second limit the same again could go to swap.
-            mem_limit=limits.memory_bytes,
-            memswap_limit=limits.memory_bytes,
-            nano_cpus=int(limits.cpus * 1e9),
+            mem_limit=helper.limits.memory_bytes,
+            memswap_limit=helper.limits.memory_bytes,
+            nano_cpus=int(helper.limits.cpus * 1e9),
             init=True,
             log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "2"}),
             **options,
@@ -139,12 +130,12 @@ def start_once(container: Any) -> None:
 
 
 def run_created(
+    context: Context,
     container: Any,
     limits: Limits,
     *,
     timeout: Optional[float] = None,
-    say: Optional[Callable[[str], None]] = None,
-    check_cancel: Callable[[], None] = lambda: None,
+    say: bool = False,
 ) -> tuple[int, bytes]:
     """Start a created container, wait for its end and return its exit status and the end of its output.
 
@@ -154,27 +145,28 @@ def run_created(
     timeout = limits.timeout_s if timeout is None else timeout
     group: Optional[ControlGroup] = None
     pause = 0.02
-    patiently(lambda: start_once(container), check_cancel)
+    patiently(lambda: start_once(container), context.check_cancel)
     while True:
-        patiently(container.reload, check_cancel)
+        patiently(container.reload, context.check_cancel)
         if container.status in ("exited", "dead"):
             break
-        check_cancel()
+        context.check_cancel()
         group = group or _group_of(container, limits)
         _check_limits(group, limits)
         now = time.monotonic()
         if now - began > timeout:
             raise TimeoutError(f"no end after {timeout:.0f} s")
-        if say is not None and now - spoken > 2:
+        if say and now - spoken > 2:
             spoken = now
-            last = patiently(lambda: container.logs(tail=1), check_cancel).decode("utf-8", "replace").strip()
+            words = patiently(lambda: container.logs(tail=1), context.check_cancel)
+            last = words.decode("utf-8", "replace").strip()
             if last:
-                say(last.splitlines()[-1][-200:])
+                context.say(last.splitlines()[-1][-200:])
         time.sleep(pause)
         pause = min(pause * 1.5, 0.2)
     if _ran_out_of_memory(container):
         raise _memory_limit(limits)
-    output = patiently(lambda: container.logs(tail=20000), check_cancel)
+    output = patiently(lambda: container.logs(tail=20000), context.check_cancel)
     return int(container.attrs["State"]["ExitCode"]), output[-OUTPUT_BYTES:]
 
 

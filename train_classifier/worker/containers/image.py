@@ -7,15 +7,16 @@ import pkgutil
 import platform
 import re
 import threading
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from train_classifier.core import image_reference
 from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.core.job import JobSpec
 from train_classifier.worker.containers import answer as answers
 from train_classifier.worker.containers import engine, helper
+from train_classifier.worker.containers.context import Context
+from train_classifier.worker.containers.helper import Helper
 from train_classifier.worker.state.files import read_json, write_json
-from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system.host import Host
 
 #: 2.17.0-gpu is the last that is known to find the GPU as shipped (shared facts, TensorFlow images).
@@ -84,13 +85,6 @@ class Image:
         return int(major), int(minor)
 
 
-def labels(kind: str, job: Optional[Job], gpus: tuple[str, ...] = ()) -> dict[str, str]:
-    """Return the labels of a helper container, for a job or (`doctor`) for none."""
-    return engine.labels(
-        kind, job=job.id if job else "", uid=os.geteuid(), folder=str(job.dir) if job else "", gpus=gpus
-    )
-
-
 def remove_orphans(client: Any, place: str) -> None:
     """Remove what a killed worker's build left running; `place` is the folder whose lock the caller holds."""
     label = f"{PLACE}={place}"
@@ -111,34 +105,25 @@ def wanted(host: Host, spec: JobSpec, wants_gpu: bool) -> str:
     return named
 
 
-def resolve(
-    client: Any,
-    host: Host,
-    store: Store,
-    spec: JobSpec,
-    wants_gpu: bool,
-    job: Optional[Job],
-    say: Callable[[str], None],
-    check_cancel: Callable[[], None],
-) -> Image:
+def resolve(context: Context, spec: JobSpec, wants_gpu: bool) -> Image:
     """Return the image of a job, pulled if it is missing and probed if it is new.
 
     Raises BadInput for a malformed reference, NoEnvironment for an image that cannot be had or used.
     """
-    named = wanted(host, spec, wants_gpu)
-    found = _find(client, named)
+    named = wanted(context.host, spec, wants_gpu)
+    found = _find(context.client, named)
     if found is None:
         if image_reference.is_local(named):
             # Others find layers and images under such names.
             raise NoEnvironment(
                 f"image {named} is not on this host, and such names are never pulled", BOOTSTRAP
             )
-        say(f"pulling image {named}")
-        _pull(client, named, say, check_cancel)
-        found = _find(client, named)
+        context.say(f"pulling image {named}")
+        _pull(context, named)
+        found = _find(context.client, named)
         if found is None:
             raise NoEnvironment(f"image {named} was pulled, but the engine does not have it", BOOTSTRAP)
-    return probe(client, host, store, found, named, job, check_cancel)
+    return probe(context, found, named)
 
 
 def _find(client: Any, named: str) -> Any:
@@ -150,7 +135,7 @@ def _find(client: Any, named: str) -> Any:
         return None
 
 
-def _pull(client: Any, named: str, say: Callable[[str], None], check_cancel: Callable[[], None]) -> None:
+def _pull(context: Context, named: str) -> None:
     """Pull with the caller's own `docker login`; say how far it is, also after a restart of the engine."""
     import docker.errors
 
@@ -160,7 +145,7 @@ def _pull(client: Any, named: str, say: Callable[[str], None], check_cancel: Cal
     def pull() -> None:
         layers: dict[str, tuple[int, int]] = {}
         spoken = 0
-        for message in client.api.pull(tagged, stream=True, decode=True):
+        for message in context.client.api.pull(tagged, stream=True, decode=True):
             if left.is_set():
                 return
             if "error" in message:
@@ -172,11 +157,12 @@ def _pull(client: Any, named: str, say: Callable[[str], None], check_cancel: Cal
                 whole = sum(total for _, total in layers.values()) >> 20
                 if done - spoken >= 100:
                     spoken = done
-                    say(f"pulling image {named}: {done} of {whole} MiB")
+                    context.say(f"pulling image {named}: {done} of {whole} MiB")
 
     try:
         # Between two words of a slow registry nobody could cancel.
-        engine.aside(lambda: engine.patiently(pull, check_cancel), check_cancel)
+        check = context.check_cancel
+        engine.aside(lambda: engine.patiently(pull, check), check)
     except docker.errors.APIError as error:
         raise _not_pulled(named, str(error.explanation or error)) from error
     finally:
@@ -195,15 +181,7 @@ def _not_pulled(named: str, detail: str) -> NoEnvironment:
     return NoEnvironment(f"image {named} is not on this host and cannot be pulled", hint, detail)
 
 
-def probe(
-    client: Any,
-    host: Host,
-    store: Store,
-    found: Any,
-    named: str,
-    job: Optional[Job],
-    check_cancel: Callable[[], None],
-) -> Image:
+def probe(context: Context, found: Any, named: str) -> Image:
     """Return what an image that is present has; one container per image id, its answer is remembered.
 
     Raises NoEnvironment: wrong architecture, no shell, no Python.
@@ -220,13 +198,14 @@ def probe(
     source = pkgutil.get_data("train_classifier.worker.containers.inside", "probe_image.py") or b""
     # Another probe asks other questions.
     name = f"{found.id.partition(':')[2]}-{hashlib.sha256(source).hexdigest()[:8]}.json"
-    answer = read_json(store.images / name)
+    path = context.store.images / name
+    answer = read_json(path)
     if answer is None:
-        answer = _ask(client, host, found.id, named, source.decode(), job, check_cancel)
-        write_json(store.images / name, answer)
+        answer = _ask(context, found.id, named, source.decode())
+        write_json(path, answer)
     else:
         # What was used last is cleaned last.
-        os.utime(store.images / name)
+        os.utime(path)
     return Image(
         reference=named,
         id=found.id,
@@ -243,31 +222,20 @@ def probe(
     )
 
 
-def _ask(
-    client: Any,
-    host: Host,
-    identity: str,
-    named: str,
-    source: str,
-    job: Optional[Job],
-    check_cancel: Callable[[], None],
-) -> dict[str, Any]:
+def _ask(context: Context, identity: str, named: str, source: str) -> dict[str, Any]:
     import docker.errors
 
+    probing = Helper(
+        identity,
+        ["/bin/sh", "-c", _FIND_PYTHON],
+        user=context.host.job_user(),
+        environment={"TRAIN_CLASSIFIER_PROBE": source, "PYTHONDONTWRITEBYTECODE": "1"},
+        labels=context.labels("probe"),
+        limits=context.host.limits(f"the look at Python in image {named}"),
+        network=False,
+    )
     try:
-        status, output = helper.run_helper(
-            client,
-            identity,
-            [],
-            entrypoint=["/bin/sh", "-c", _FIND_PYTHON],
-            user=host.job_user(),
-            environment={"TRAIN_CLASSIFIER_PROBE": source, "PYTHONDONTWRITEBYTECODE": "1"},
-            labels=labels("probe", job),
-            limits=host.limits(f"the look at Python in image {named}"),
-            network="none",
-            timeout=PROBE_TIMEOUT_S,
-            check_cancel=check_cancel,
-        )
+        status, output = helper.run_helper(context, probing, timeout=PROBE_TIMEOUT_S)
     except docker.errors.APIError as error:
         detail = str(error.explanation or error)
         if re.search(r"/bin/sh.*(no such file|not found)", detail):

@@ -7,15 +7,15 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from train_classifier.core import apt_file
 from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.core.locks import hold
 from train_classifier.worker.containers import engine, helper
 from train_classifier.worker.containers import image as images
+from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
-from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system.host import Host
 
 #: A layer of another recipe is another layer.
@@ -42,17 +42,7 @@ rm -rf /var/lib/apt/lists/*
 """
 
 
-def layer(
-    client: Any,
-    host: Host,
-    store: Store,
-    base: Image,
-    workspace: Path,
-    model: str,
-    job: Optional[Job],
-    say: Callable[[str], None],
-    check_cancel: Callable[[], None],
-) -> Image:
+def layer(context: Context, base: Image, workspace: Path, model: str) -> Image:
     """Return the image with the packages of MODEL/apt-pkgs.txt; `base` itself when there are none.
 
     Built once even when two jobs ask at once. Raises BadInput for a list that is wrong, NoEnvironment with
@@ -65,24 +55,24 @@ def layer(
         return base
     tag = _tag(base, wanted.names)
     key = tag.rpartition(":")[2]
-    found = _present(client, tag)
+    found = _present(context.client, tag)
     if found is None:
-        with hold(store.locks / f"packages-{key}.lock", check=check_cancel):
-            found = _present(client, tag)
+        with hold(context.store.locks / f"packages-{key}.lock", check=context.check_cancel):
+            found = _present(context.client, tag)
             if found is None:
-                scratch = store.environments / f".packages-{key}"
+                scratch = context.store.environments / f".packages-{key}"
                 # What a build that was killed left behind.
-                images.remove_orphans(client, str(scratch))
+                images.remove_orphans(context.client, str(scratch))
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir(0o700)
                 try:
-                    _build(client, host, base, wanted.names, tag, scratch, job, say, check_cancel)
+                    _build(context, base, wanted.names, tag, scratch)
                 finally:
                     shutil.rmtree(scratch)
-                found = _present(client, tag)
+                found = _present(context.client, tag)
     if found is None:
         raise NoEnvironment(f"the layer {tag} was removed while it was built", "start the job again")
-    made = images.probe(client, host, store, found, base.reference, job, check_cancel)
+    made = images.probe(context, found, base.reference)
     return dataclasses.replace(made, digest=base.digest, base=base.base)
 
 
@@ -114,52 +104,44 @@ def _nearest(client: Any, base: Image, names: tuple[str, ...]) -> tuple[str, tup
     return best
 
 
-def _build(
-    client: Any,
-    host: Host,
-    base: Image,
-    names: tuple[str, ...],
-    tag: str,
-    scratch: Path,
-    job: Optional[Job],
-    say: Callable[[str], None],
-    check_cancel: Callable[[], None],
-) -> None:
-    limits = host.limits("the installation of the Debian packages (apt-pkgs.txt)")
+def _build(context: Context, base: Image, names: tuple[str, ...], tag: str, scratch: Path) -> None:
+    client = context.client
+    limits = context.host.limits("the installation of the Debian packages (apt-pkgs.txt)")
     start, has = _nearest(client, base, names)
     missing = [name for name in names if name not in has]
-    say(f"installing {len(missing)} Debian package{'s' if len(missing) != 1 else ''}: {' '.join(missing)}")
-    found = engine.patiently(lambda: client.api.inspect_image(base.id), check_cancel)
+    plural = "s" if len(missing) != 1 else ""
+    context.say(f"installing {len(missing)} Debian package{plural}: {' '.join(missing)}")
+    found = engine.patiently(lambda: client.api.inspect_image(base.id), context.check_cancel)
     config = found["Config"] or {}
-    container = helper.create_helper(
-        client,
+    installing = helper.Helper(
         start,
+        ["/bin/sh", "-c", f"set -- {shlex.join(missing)}\n{_SCRIPT}", "train-classifier"],
         # The engine merges what the container has into what is committed: the script goes into the entry
         # point, which is put back, and the command stays the image's own.
-        config.get("Cmd") or [],
-        entrypoint=["/bin/sh", "-c", f"set -- {shlex.join(missing)}\n{_SCRIPT}", "train-classifier"],
+        command=config.get("Cmd") or [],
         # An empty user is root, and stays empty in the layer.
         as_root=bool(config.get("User")),
-        working_dir="",
         # Likewise a variable: the layer keeps what the base says of it, and where that is nothing gets ours.
         hide_gpus=any(line.startswith("NVIDIA_VISIBLE_DEVICES=") for line in config.get("Env") or ()),
-        mounts=_mounts(host, scratch),
-        labels={**images.labels("build", job), images.PLACE: str(scratch)},
+        mounts=_mounts(context.host, scratch),
+        labels={**context.labels("build"), images.PLACE: str(scratch)},
         limits=limits,
+        options={"working_dir": ""},
     )
+    container = helper.create_helper(context, installing)
     try:
-        status, output = helper.run_created(container, limits, say=say, check_cancel=check_cancel)
+        status, output = helper.run_created(context, container, limits, say=True)
         if status != 0:
             _fail(base, missing, status, output.decode("utf-8", "replace"))
         kept = {
             **(config.get("Labels") or {}),
-            **images.labels("image", job),
+            **context.labels("image"),
             images.PLACE: "",
             BASE: base.id,
             CONTENT: " ".join(names),
         }
         final = {**config, "Entrypoint": config.get("Entrypoint") or [], "Labels": kept}
-        _commit(client, container, tag, final, f"Debian packages: {' '.join(names)}", check_cancel)
+        _commit(context, container, tag, final, f"Debian packages: {' '.join(names)}")
     except TimeoutError as error:
         raise helper.LimitReached(
             f"the Debian packages were not installed within {limits.timeout_s:.0f} s: {' '.join(missing)}",
@@ -169,20 +151,13 @@ def _build(
         engine.remove(container)
 
 
-def _commit(
-    client: Any,
-    container: Any,
-    tag: str,
-    config: dict[str, Any],
-    message: str,
-    check_cancel: Callable[[], None],
-) -> None:
+def _commit(context: Context, container: Any, tag: str, config: dict[str, Any], message: str) -> None:
     """Commit the container as `tag`: gigabytes take minutes, so without a time limit, and once."""
     repository, _, version = tag.partition(":")
 
     def commit() -> None:
         # After an outage: the engine may have done it before it could say so.
-        if _present(client, tag) is not None:
+        if _present(context.client, tag) is not None:
             return
         patient = engine.connect(timeout=None)
         try:
@@ -190,7 +165,8 @@ def _commit(
         finally:
             patient.close()
 
-    engine.aside(lambda: engine.patiently(commit, check_cancel), check_cancel)
+    check = context.check_cancel
+    engine.aside(lambda: engine.patiently(commit, check), check)
 
 
 def _mounts(host: Host, scratch: Path) -> list[Any]:

@@ -5,19 +5,18 @@ import json
 import pkgutil
 import time
 from collections.abc import Sequence
-from typing import Any, Callable, Optional
+from typing import Any
 
 from train_classifier.core.errors import NoGpu
 from train_classifier.worker.containers import answer as answers
 from train_classifier.worker.containers import helper
-from train_classifier.worker.containers import image as images
+from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.environment import Environment
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.gpus import devices as gpu
 from train_classifier.worker.gpus.devices import Gpu
 from train_classifier.worker.state.files import read_json, write_json
-from train_classifier.worker.state.store import Job, Store
-from train_classifier.worker.system.host import Host, boot_id
+from train_classifier.worker.system.host import boot_id
 
 #: TensorFlow compiles kernels for a card it has no binaries for: minutes.
 TIMEOUT_S = 900.0
@@ -31,16 +30,7 @@ _LIST_DEVICES = 'for node in /dev/nvidia[0-9]*; do [ -e "$node" ] && echo "$node
 
 
 def prove(
-    client: Any,
-    host: Host,
-    store: Store,
-    image: Image,
-    environment: Environment,
-    gpus: Sequence[Gpu],
-    mode: str,
-    job: Optional[Job],
-    say: Callable[[str], None],
-    check_cancel: Callable[[], None],
+    context: Context, image: Image, environment: Environment, gpus: Sequence[Gpu], mode: str
 ) -> dict[str, Any]:
     """Return {mode, proven, detail} for result and manifest; `proven` is True only for what a framework said.
 
@@ -50,22 +40,18 @@ def prove(
     if mode == "off":
         return {"mode": mode, "proven": False, "detail": "switched off (gpu_check = off)"}
     key = _key(image, environment, gpus, mode)
-    path = store.proofs / f"{key}.json"
+    path = context.store.proofs / f"{key}.json"
     remembered = read_json(path)
     if isinstance(remembered, dict):
         found: dict[str, Any] = remembered["found"]
         return found
     if mode == "framework":
-        say("checking that the framework sees the GPU")
-        found = _by_framework(client, host, image, environment, gpus, job, check_cancel)
+        context.say("checking that the framework sees the GPU")
+        found = _by_framework(context, image, environment, gpus)
     else:
-        found = {
-            "mode": mode,
-            "proven": False,
-            "detail": _by_device(client, host, image, gpus, job, check_cancel),
-        }
+        found = {"mode": mode, "proven": False, "detail": _by_device(context, image, gpus)}
     if found["mode"] != mode:
-        say(found["detail"])
+        context.say(found["detail"])
     write_json(path, {"found": found, "at": time.time()})
     return found
 
@@ -85,21 +71,12 @@ def _key(image: Image, environment: Environment, gpus: Sequence[Gpu], mode: str)
 
 
 def _by_framework(
-    client: Any,
-    host: Host,
-    image: Image,
-    environment: Environment,
-    gpus: Sequence[Gpu],
-    job: Optional[Job],
-    check_cancel: Callable[[], None],
+    context: Context, image: Image, environment: Environment, gpus: Sequence[Gpu]
 ) -> dict[str, Any]:
     program = (pkgutil.get_data("train_classifier.worker.containers.inside", "list_gpus.py") or b"").decode()
-    status, output = _run(
-        client, host, image, gpus, job, check_cancel,
-        entrypoint=[image.python, "-c", program],
-        mounts=environment.mounts,
-        environment={**environment.variables, "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp", "USER": "job"},
-    )  # fmt: skip
+    variables = {**environment.variables, "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp", "USER": "job"}
+    asking = [image.python, "-c", program]
+    status, output = _run(context, image, gpus, asking, mounts=environment.mounts, environment=variables)
     answer = answers.read(output)
     if not _makes_sense(answer):
         raise NoGpu(
@@ -122,26 +99,16 @@ def _by_framework(
         if broken:
             detail += f"; does not import: {', '.join(broken)}"
         return {"mode": "framework", "proven": True, "detail": detail}
-    devices = _by_device(client, host, image, gpus, job, check_cancel)
+    devices = _by_device(context, image, gpus)
     why = f"{', '.join(broken)} does not import" if broken else "neither tensorflow, torch nor jax is there"
     return {"mode": "device", "proven": False, "detail": f"no framework to ask ({why}); {devices}"}
 
 
-def _by_device(
-    client: Any,
-    host: Host,
-    image: Image,
-    gpus: Sequence[Gpu],
-    job: Optional[Job],
-    check_cancel: Callable[[], None],
-) -> str:
+def _by_device(context: Context, image: Image, gpus: Sequence[Gpu]) -> str:
     """Return what was seen: the device nodes of exactly these cards. Raises NoGpu."""
-    status, output = _run(
-        client, host, image, gpus, job, check_cancel,
-        entrypoint=["/bin/sh", "-c", _LIST_DEVICES], mounts=(), environment={},
-    )  # fmt: skip
+    status, output = _run(context, image, gpus, ["/bin/sh", "-c", _LIST_DEVICES])
     seen = sorted(output.decode("utf-8", "replace").split())
-    wanted = sorted(node for node in gpu.device_nodes(gpus, host.root) if node[-1].isdigit())
+    wanted = sorted(node for node in gpu.device_nodes(gpus, context.host.root) if node[-1].isdigit())
     if status != 0 or len(seen) != len(gpus) or (wanted and seen != wanted):
         raise NoGpu(
             f"the container sees {', '.join(seen) or 'no GPU device'}, wanted {', '.join(wanted)}",
@@ -152,36 +119,22 @@ def _by_device(
 
 
 def _run(
-    client: Any,
-    host: Host,
-    image: Image,
-    gpus: Sequence[Gpu],
-    job: Optional[Job],
-    check_cancel: Callable[[], None],
-    *,
-    entrypoint: Sequence[str],
-    mounts: Sequence[Any],
-    environment: dict[str, str],
+    context: Context, image: Image, gpus: Sequence[Gpu], program: Sequence[str], **more: Any
 ) -> tuple[int, bytes]:
     import docker.errors
 
-    options = gpu.device_options(client, gpus, host.root)
+    checking = helper.Helper(
+        image.id,
+        program,
+        user=context.host.job_user(),
+        labels=context.labels("probe", tuple(card.uuid for card in gpus)),
+        limits=context.host.limits("the GPU check"),
+        network=False,
+        options=gpu.device_options(context.client, gpus, context.host.root),
+        **more,
+    )
     try:
-        return helper.run_helper(
-            client,
-            image.id,
-            [],
-            entrypoint=entrypoint,
-            user=host.job_user(),
-            mounts=mounts,
-            environment=environment,
-            labels=images.labels("probe", job, tuple(card.uuid for card in gpus)),
-            limits=host.limits("the GPU check"),
-            network="none",
-            timeout=TIMEOUT_S,
-            check_cancel=check_cancel,
-            **options,
-        )
+        return helper.run_helper(context, checking, timeout=TIMEOUT_S)
     except docker.errors.APIError as error:
         detail = str(error.explanation or error)
         raise NoGpu("the container engine cannot give the GPU to a container", HINT, detail) from error

@@ -10,6 +10,7 @@ from typing import Any, Optional
 from train_classifier.core import locks
 from train_classifier.core.errors import TrainClassifierError
 from train_classifier.worker.containers import engine
+from train_classifier.worker.containers.context import Context
 from train_classifier.worker.jobs import conclude, recover
 from train_classifier.worker.jobs.secrets import take_secrets
 from train_classifier.worker.state import results
@@ -45,6 +46,11 @@ class Run:
         self.times: dict[str, list[Optional[float]]] = {}
         self.durations: dict[str, float] = {}
         self._said = ""
+
+    @property
+    def context(self) -> Context:
+        """Return what a step works with, once the engine is there."""
+        return Context(self.engine, self.host, self.store, self.job, self.say, self.watch.check)
 
     def say(self, text: str) -> None:
         """Tell whoever follows the job what it is doing; a disk that refuses the words stops nothing."""
@@ -82,9 +88,7 @@ def find_image(run: Run) -> None:
     """Find or pull the image: the host's GPU image where a GPU is used."""
     from train_classifier.worker.containers import image
 
-    run.image = image.resolve(
-        run.engine, run.host, run.store, run.spec, run.gpu_count > 0, run.job, run.say, run.watch.check
-    )
+    run.image = image.resolve(run.context, run.spec, run.gpu_count > 0)
 
 
 def add_packages(run: Run) -> None:
@@ -93,10 +97,7 @@ def add_packages(run: Run) -> None:
 
     # The first step that reads the repository.
     workspace_copy.wait(run.job, run.watch.check)
-    run.image = package_layers.layer(
-        run.engine, run.host, run.store, run.image, run.job.workspace, run.spec.model, run.job,
-        run.say, run.watch.check,
-    )  # fmt: skip
+    run.image = package_layers.layer(run.context, run.image, run.job.workspace, run.spec.model)
     results.note(
         run.job,
         image={"reference": run.image.reference, "digest": run.image.digest, "id": run.image.id},
@@ -108,9 +109,8 @@ def build_environment(run: Run) -> None:
     from train_classifier.worker.containers import environment
 
     run.environment = environment.prepare(
-        run.engine, run.host, run.store, run.image, run.job.workspace, run.spec.model,
-        run.spec.repository.key, run.job, run.say, run.watch.check,
-    )  # fmt: skip
+        run.context, run.image, run.job.workspace, run.spec.model, run.spec.repository.key
+    )
     results.note(
         run.job,
         environment={
@@ -139,10 +139,7 @@ def check_gpus(run: Run) -> None:
     from train_classifier.worker.gpus import visibility
 
     mode = run.spec.gpu_check or run.host.gpu_check or "framework"
-    found = visibility.prove(
-        run.engine, run.host, run.store, run.image, run.environment, run.gpus, mode, run.job, run.say,
-        run.watch.check,
-    )  # fmt: skip
+    found = visibility.prove(run.context, run.image, run.environment, run.gpus, mode)
     results.note(run.job, gpu_check=found)
 
 
@@ -154,20 +151,8 @@ def train(run: Run) -> None:
     cache = run.store.cache / run.spec.repository.key
     conclude.take_stock(run.job, run.account, [cache, run.job.checkpoints], run.watch.check)
     uuids = [found.uuid for found in run.gpus]
-    made = container.create(
-        run.engine,
-        run.job,
-        run.spec,
-        run.host,
-        run.account,
-        run.image.id,
-        run.image.python,
-        cache,
-        run.environment.mounts,
-        run.environment.variables,
-        uuids,
-        devices.device_options(run.engine, run.gpus) if run.gpus else {},
-    )
+    options = devices.device_options(run.engine, run.gpus) if run.gpus else {}
+    made = container.create(run.context, run.spec, run.image, run.environment, uuids, options)
     training = Training(run.job, run.spec, run.account, run.watch, run.say)
     try:
         run.job.write_status(container=made.id, message="training")

@@ -9,8 +9,11 @@ from typing import Any
 from train_classifier.core.errors import NoEnvironment, NoGpu, NotReady, TrainClassifierError
 from train_classifier.core.job import JobSpec
 from train_classifier.worker.containers import engine, helper
+from train_classifier.worker.containers.context import Context
+from train_classifier.worker.containers.environment import Environment
+from train_classifier.worker.containers.image import Image
 from train_classifier.worker.state.files import write_bytes
-from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host import Account, Host
 from train_classifier.worker.training import data_folders
 
@@ -80,66 +83,41 @@ def prepare_folders(job: Job, account: Account, host: Host) -> None:
 
 
 def create(
-    client: Any,
-    job: Job,
+    context: Context,
     spec: JobSpec,
-    host: Host,
-    account: Account,
-    image: str,
-    python: str,
-    cache: Path,
-    mounts: Sequence[Any],
-    environment: Mapping[str, str],
+    image: Image,
+    environment: Environment,
     gpus: Sequence[str],
     gpu_options: Mapping[str, Any],
 ) -> Any:
-    """Create the job's container, not started.
+    """Create the job's container, not started; `gpus` are the UUIDs of its cards.
 
     Raises BadInput for a data folder that no job may have, NoEnvironment when the engine refuses the image.
     """
     import docker.errors
-    from docker.types import LogConfig, Mount
+    from docker.types import LogConfig
 
-    # Looked at again: since the submission a folder may have become a link to another.
-    folders = data_folders.resolve(spec, host, Store.of(job.dir).root, engine.root(client))
-    everything = [
-        Mount("/workspace", str(job.workspace), "bind"),
-        Mount("/checkpoints", str(job.checkpoints), "bind"),
-        Mount("/cache", str(cache), "bind"),
-        Mount(f"/home/{account.name}", str(job.home), "bind"),
-        Mount(RUN, str(job.run), "bind", read_only=True),
-        Mount("/etc/passwd", str(job.run / "passwd"), "bind", read_only=True),
-        Mount("/etc/group", str(job.run / "group"), "bind", read_only=True),
-        *(Mount(f"/data/{name}", path, "bind", read_only=True) for name, path in folders.items()),
-        *mounts,
-    ]
-    for mount in everything:
-        if mount["Type"] == "bind":
-            # Else what is mounted below comes with it, writable. The SDK has no argument for it.
-            mount["BindOptions"] = {**(mount.get("BindOptions") or {}), "NonRecursive": True}
-    options: dict[str, Any] = dict(gpu_options)
-    if spec.memory_bytes is not None:
-        # Without the second limit the same again could go to swap.
-        options.update(mem_limit=spec.memory_bytes, memswap_limit=spec.memory_bytes)
-    if spec.cpus is not None:
-        options["nano_cpus"] = int(spec.cpus * 1e9)
-    if spec.shm_bytes:
-        options["shm_size"] = spec.shm_bytes
-    variables = {**environment_of(spec, host, account, job), **environment, **helper.no_gpus(options)}
-    named = name_of(job)
+    job, account = _job(context), context.host.job_user()
+    options: dict[str, Any] = {**gpu_options, **_limits(spec)}
+    variables = {
+        **environment_of(spec, context.host, account, job),
+        **environment.variables,
+        **helper.no_gpus(options),
+    }
+    mounts = _mounts(context, spec, environment)
 
     def make() -> Any:
         try:
-            return client.containers.create(
-                image,
-                ["-c", WRAPPER, "train-classifier", python, "-m", spec.model, *spec.arguments],
+            return context.client.containers.create(
+                image.id,
+                ["-c", WRAPPER, "train-classifier", image.python, "-m", spec.model, *spec.arguments],
                 entrypoint=["/bin/sh"],
-                name=named,
+                name=name_of(job),
                 hostname=job.id,
                 user=f"{account.uid}:{account.gid}",
                 working_dir="/workspace",
                 environment=variables,
-                mounts=everything,
+                mounts=mounts,
                 network_mode="none" if spec.network == "none" else "bridge",
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges"],
@@ -153,13 +131,56 @@ def create(
             if error.status_code != 409:
                 raise
             # The engine went away after it had created the container, before it could say so.
-            engine.remove(client.containers.get(named))
+            engine.remove(context.client.containers.get(name_of(job)))
             raise ConnectionError(str(error)) from error
 
     try:
         return engine.patiently(make)
     except docker.errors.APIError as error:
         raise explain(error) from error
+
+
+def _job(context: Context) -> Job:
+    assert context.job is not None, "only a job trains"
+    return context.job
+
+
+def _limits(spec: JobSpec) -> dict[str, Any]:
+    """Return the limits of a job as docker's create has them."""
+    limits: dict[str, Any] = {}
+    if spec.memory_bytes is not None:
+        # Without the second limit the same again could go to swap.
+        limits.update(mem_limit=spec.memory_bytes, memswap_limit=spec.memory_bytes)
+    if spec.cpus is not None:
+        limits["nano_cpus"] = int(spec.cpus * 1e9)
+    if spec.shm_bytes:
+        limits["shm_size"] = spec.shm_bytes
+    return limits
+
+
+def _mounts(context: Context, spec: JobSpec, environment: Environment) -> list[Any]:
+    """Return what a job sees of the host. Raises BadInput for a data folder that no job may have."""
+    from docker.types import Mount
+
+    job, account = _job(context), context.host.job_user()
+    # Looked at again: since the submission a folder may have become a link to another.
+    folders = data_folders.resolve(spec, context.host, context.store.root, engine.root(context.client))
+    mounts = [
+        Mount("/workspace", str(job.workspace), "bind"),
+        Mount("/checkpoints", str(job.checkpoints), "bind"),
+        Mount("/cache", str(context.store.cache / spec.repository.key), "bind"),
+        Mount(f"/home/{account.name}", str(job.home), "bind"),
+        Mount(RUN, str(job.run), "bind", read_only=True),
+        Mount("/etc/passwd", str(job.run / "passwd"), "bind", read_only=True),
+        Mount("/etc/group", str(job.run / "group"), "bind", read_only=True),
+        *(Mount(f"/data/{name}", path, "bind", read_only=True) for name, path in folders.items()),
+        *environment.mounts,
+    ]
+    for mount in mounts:
+        if mount["Type"] == "bind":
+            # Else what is mounted below comes with it, writable. The SDK has no argument for it.
+            mount["BindOptions"] = {**(mount.get("BindOptions") or {}), "NonRecursive": True}
+    return mounts
 
 
 def explain(error: Any) -> TrainClassifierError:
