@@ -3,22 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
-from train_classifier.ansible_bridge.action_base import Step
+from train_classifier.ansible_bridge.action_base import TrainingAction
 from train_classifier.controller import steps
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.steps import Order
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.request.checkout import user_name
 
 
-class ActionModule(Step):
+class ActionModule(TrainingAction):
     """Stop the job named by `job`."""
 
     def order(self, task_vars: Mapping[str, Any], report: Reporter) -> Any:
         """Return nothing: stopping needs no order."""
         return None
 
-    def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
+    def step(self, order: Order, host: RemoteHost, report: Reporter) -> dict[str, Any]:
         """Ask the worker to stop the job."""
         answer = steps.cancel(host, str(self._task.args["job"]), user_name())
         return {"changed": True, "job": answer["id"], "state": answer["state"]}

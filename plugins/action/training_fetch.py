@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from train_classifier.ansible_bridge.action_base import Step
+from train_classifier.ansible_bridge.action_base import TrainingAction
 from train_classifier.controller import steps
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.steps import Order
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 
 
-class ActionModule(Step):
+class ActionModule(TrainingAction):
     """Last step of a training run. Fails with the job's own reason if it did not end well."""
 
-    def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
+    def step(self, order: Order, host: RemoteHost, report: Reporter) -> dict[str, Any]:
         """Fetch what a failed job left, too."""
         if order.detach:
             return {"skipped": True}

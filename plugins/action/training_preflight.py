@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from train_classifier.ansible_bridge import event_socket, inventory
-from train_classifier.ansible_bridge.action_base import Step
+from train_classifier.ansible_bridge.action_base import TrainingAction
 from train_classifier.controller import steps
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.steps import Order
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput
 
 
-class ActionModule(Step):
+class ActionModule(TrainingAction):
     """First step of a training run. Under the command line the order is a file, else it is made here."""
 
     # Checks the request in check mode, too; the other steps are left out then.
@@ -46,7 +46,7 @@ class ActionModule(Step):
         flags = inventory.flags(str(where), target.name) if where else ""
         return dataclasses.replace(plan.order(), state_dir=target.state_dir, flags=flags)
 
-    def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
+    def step(self, order: Order, host: RemoteHost, report: Reporter) -> dict[str, Any]:
         """Check the host and hand the order on."""
         if self._task.check_mode:
             text = f"Check mode: the request is good; nothing was pushed to {host.name} and nothing was run."

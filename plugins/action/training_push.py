@@ -2,17 +2,17 @@
 
 from typing import Any
 
-from train_classifier.ansible_bridge.action_base import Step
+from train_classifier.ansible_bridge.action_base import TrainingAction
 from train_classifier.controller import steps
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.steps import Order
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 
 
-class ActionModule(Step):
+class ActionModule(TrainingAction):
     """Second step of a training run."""
 
-    def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
+    def step(self, order: Order, host: RemoteHost, report: Reporter) -> dict[str, Any]:
         """Push; the host has changed."""
         steps.push(host, order, report)
         return {"changed": True}

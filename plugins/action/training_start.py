@@ -4,18 +4,18 @@ import os
 from typing import Any
 
 from train_classifier.ansible_bridge import event_socket
-from train_classifier.ansible_bridge.action_base import Step
+from train_classifier.ansible_bridge.action_base import TrainingAction
 from train_classifier.controller import steps
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.steps import Order
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput, Cancelled
 
 
-class ActionModule(Step):
+class ActionModule(TrainingAction):
     """Third step of a training run. A job that failed fails in the next step, after its archive came."""
 
-    def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
+    def step(self, order: Order, host: RemoteHost, report: Reporter) -> dict[str, Any]:
         """Start the job with the values of its secrets, which are on no disk and on no command line.
 
         Then follow it, unless the order says to leave it alone: in one step and over one connection, since

@@ -69,7 +69,7 @@ def cancel(step: Step, patience: float = TERM_S) -> list[str]:
 @contextlib.contextmanager
 def unlimited_collecting(world: World) -> Iterator[None]:
     """Let the step collect for as long as no second signal comes."""
-    path = world.action / "train_classifier/github_action/training_run.py"
+    path = world.action / "train_classifier/github_action/step_run.py"
     text = path.read_text()
     assert "\nCOLLECT_S = 6.5\n" in text
     path.write_text(text.replace("\nCOLLECT_S = 6.5\n", "\nCOLLECT_S = 6500\n"))

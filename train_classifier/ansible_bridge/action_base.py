@@ -18,7 +18,7 @@ from train_classifier.ansible_bridge.inventory import Target
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.steps import Order
 from train_classifier.controller.temp_files import write_crash_file
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
 
 
@@ -63,7 +63,7 @@ class DisplayReporter:
             self._rest = ""
 
 
-class Step(ActionBase):  # type: ignore[misc]  # ansible is untyped
+class TrainingAction(ActionBase):  # type: ignore[misc]  # ansible is untyped
     """One step of the training run. A failure is the step's result, in our own words."""
 
     TRANSFERS_FILES = False
@@ -71,7 +71,7 @@ class Step(ActionBase):  # type: ignore[misc]  # ansible is untyped
     _supports_check_mode = False
 
     @abc.abstractmethod
-    def step(self, order: Order, host: Host, report: Reporter) -> dict[str, Any]:
+    def step(self, order: Order, host: RemoteHost, report: Reporter) -> dict[str, Any]:
         """Do the work; what it returns becomes part of the task's result."""
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
@@ -103,10 +103,10 @@ class Step(ActionBase):  # type: ignore[misc]  # ansible is untyped
         request = str(self._task.args["request"])
         return Order.from_json(Path(request).read_text() if request.startswith("/") else request)
 
-    def host(self, order: Order | None, task_vars: Mapping[str, Any]) -> Host:
+    def host(self, order: Order | None, task_vars: Mapping[str, Any]) -> RemoteHost:
         """Return the host of Ansible's connection, reached exactly as Ansible would."""
         target = self.target(task_vars)
-        return Host(
+        return RemoteHost(
             target.name,
             None if target.local else target.ssh,
             python=(order.python if order else None) or target.python,

@@ -17,7 +17,7 @@ from train_classifier.core.errors import BadInput, TrainClassifierError
 from train_classifier.core.text import printable, quoted
 
 if TYPE_CHECKING:
-    from train_classifier.controller.transport import Host
+    from train_classifier.controller.transport import RemoteHost
 
 VARIABLE = "TRAIN_CLASSIFIER_INVENTORY"
 #: The name of this machine where no inventory is given.
@@ -40,11 +40,11 @@ class Target:
     #: Why we cannot reach it, whatever it answers; None: nothing speaks against it.
     problem: str | None = None
 
-    def connect(self, own_session: bool = False, flags: str = "") -> "Host":
+    def connect(self, own_session: bool = False, flags: str = "") -> "RemoteHost":
         """Return the host as the transport wants it; `flags` find it again, see `flags`."""
-        from train_classifier.controller.transport import Host
+        from train_classifier.controller.transport import RemoteHost
 
-        return Host(
+        return RemoteHost(
             self.name,
             None if self.local else self.ssh,
             python=self.python,

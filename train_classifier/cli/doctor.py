@@ -6,14 +6,14 @@ from typing import Any
 
 from train_classifier.cli.console import Console
 from train_classifier.controller import find_jobs
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import text
 from train_classifier.core.errors import ExitCode, TrainClassifierError
 
 MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red"), "skip": ("skip", "dim")}
 
 
-def doctor(hosts: Sequence[Host], gpus: int | str, console: Console) -> ExitCode:
+def doctor(hosts: Sequence[RemoteHost], gpus: int | str, console: Console) -> ExitCode:
     """Check every host and return 0, or the code of the first failed check (3 or 8 as a rule)."""
     request = {"verb": "check", "gpus": gpus, "min_vram_mib": None, "image": None, "deep": True}
     answers = find_jobs.ask(hosts, lambda host: host.call(request, timeout=300))

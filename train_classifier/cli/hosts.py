@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 from train_classifier.ansible_bridge import inventory as inventories
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.request import flags as options
 
 
-def hosts(inventory: str | None, host: str | None) -> list[Host]:
+def hosts(inventory: str | None, host: str | None) -> list[RemoteHost]:
     """Return the hosts of the inventory, or those named. Ctrl-C does not reach their connections."""
     where = None
     if inventory is not None:

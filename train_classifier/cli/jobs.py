@@ -12,7 +12,7 @@ from train_classifier.cli import result_text
 from train_classifier.cli.console import Console
 from train_classifier.controller import find_jobs, steps
 from train_classifier.controller import follow as following
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import text
 from train_classifier.core.errors import BadInput, ExitCode, NotReady, OutOfTouch, TrainClassifierError
 from train_classifier.request import checks, flags
@@ -20,7 +20,7 @@ from train_classifier.request.checkout import user_name
 from train_classifier.request.flags import OUTPUT
 
 
-def show_list(hosts: Sequence[Host], everything: bool, console: Console) -> ExitCode:
+def show_list(hosts: Sequence[RemoteHost], everything: bool, console: Console) -> ExitCode:
     """Show the jobs of all hosts; hosts that cannot be asked are named on standard error."""
     found, errors = find_jobs.every(hosts, everything)
     if console.json_mode:
@@ -46,7 +46,7 @@ def show_list(hosts: Sequence[Host], everything: bool, console: Console) -> Exit
     return errors[0].code if errors else ExitCode.TRAINED
 
 
-def show_status(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
+def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> ExitCode:
     """Show one job's state, its phases and, once finished, its result."""
     found = find_jobs.find(hosts, job)
     status, result = found.answer.get("status") or {}, found.answer.get("result") or {}
@@ -76,7 +76,9 @@ def show_status(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
     return ExitCode.TRAINED
 
 
-def show_logs(hosts: Sequence[Host], job: str, keep_on: bool, patience: float, console: Console) -> ExitCode:
+def show_logs(
+    hosts: Sequence[RemoteHost], job: str, keep_on: bool, patience: float, console: Console
+) -> ExitCode:
     """Write the job's log so far, raw, with nothing added; with `keep_on` until the job ends."""
     found = find_jobs.find(hosts, job).started()
     if keep_on:
@@ -140,7 +142,7 @@ class Attached:
 
 
 def attach(
-    hosts: Sequence[Host], job: str, output: Path, patience: float, console: Console
+    hosts: Sequence[RemoteHost], job: str, output: Path, patience: float, console: Console
 ) -> tuple[Attached, ExitCode]:
     """Follow a job from its first byte to its end, then fetch; returns the job's own exit code."""
     try:
@@ -164,7 +166,7 @@ def attach(
 
 
 def fetch(
-    hosts: Sequence[Host], job: str, output: Path, most: int | None, patience: float, console: Console
+    hosts: Sequence[RemoteHost], job: str, output: Path, most: int | None, patience: float, console: Console
 ) -> ExitCode:
     """Bring the archive of a finished job, whatever the job ended with.
 
@@ -197,7 +199,7 @@ def fetch(
     return ExitCode.TRAINED
 
 
-def cancel(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
+def cancel(hosts: Sequence[RemoteHost], job: str, console: Console) -> ExitCode:
     """Stop a job, running or waiting. Asking twice is harmless."""
     found = find_jobs.find(hosts, job)
     answer = steps.cancel(found.host, found.id, f"{user_name()}@{socket.gethostname()}")
@@ -211,7 +213,7 @@ def cancel(hosts: Sequence[Host], job: str, console: Console) -> ExitCode:
 
 
 def clean(
-    hosts: Sequence[Host],
+    hosts: Sequence[RemoteHost],
     older_s: float | None,
     keep_bytes: int | None,
     dry_run: bool,

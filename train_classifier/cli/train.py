@@ -47,9 +47,9 @@ def train(
         if dry_run:
             _describe(plan, console)
             return ExitCode.TRAINED
-        from train_classifier.cli.training_run import Run, finish
+        from train_classifier.cli.training_run import TrainingRun, finish
 
-        run = Run(plan.order(), plan.look, plan.secrets, console)
+        run = TrainingRun(plan.order(), plan.look, plan.secrets, console)
         code = run.run(play, plan.inventory, plan.host)
     finish(run, code, console)
     return code

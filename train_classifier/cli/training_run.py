@@ -16,7 +16,7 @@ from train_classifier.cli.console import Console
 from train_classifier.cli.training_playbook import Play
 from train_classifier.controller import steps
 from train_classifier.controller.steps import Order
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import (
     BadInput,
     Cancelled,
@@ -31,7 +31,7 @@ from train_classifier.core.errors import (
 LEAVE_S = 5.0
 
 
-class Run:
+class TrainingRun:
     """One `train` from the order to the outcome. A Reporter that listens in before the console shows."""
 
     #: Seconds that leaving at once may take.
@@ -43,7 +43,7 @@ class Run:
         """Take the order. The playbook tells its host; `look` asks the inventory when that fails."""
         self.order = order
         self._look = look
-        self._host: Host | None = None
+        self._host: RemoteHost | None = None
         self.console = console
         self.result: dict[str, Any] | None = None
         self.delivered: dict[str, Any] | None = None
@@ -71,7 +71,7 @@ class Run:
         return self.order.spec.model
 
     @property
-    def host(self) -> Host:
+    def host(self) -> RemoteHost:
         """The host. Raises BadInput when there is no such one."""
         if self._host is None:
             self._host = self._look().connect(own_session=True, flags=self.order.flags)
@@ -267,7 +267,7 @@ class Run:
                 signal.signal(number, handler)
 
 
-def finish(run: Run, code: ExitCode, console: Console) -> None:
+def finish(run: TrainingRun, code: ExitCode, console: Console) -> None:
     """Show the closing summary, or the one JSON object."""
     console.finish()
     if console.json_mode:

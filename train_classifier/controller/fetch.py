@@ -13,7 +13,7 @@ from typing import Any
 
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.follow import PATIENCE_S, patiently
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import NothingDelivered, NotReady, OutOfTouch, TrainClassifierError
 from train_classifier.core.job import JOB_ID
 
@@ -25,7 +25,7 @@ TICK_S = 0.25
 
 
 def pack(
-    host: Host, job: str, most: int | None, report: Reporter, patience: float = PATIENCE_S
+    host: RemoteHost, job: str, most: int | None, report: Reporter, patience: float = PATIENCE_S
 ) -> dict[str, Any]:
     """Have the host pack what stayed there when a job ended, and return the job's result, written anew.
 
@@ -49,14 +49,14 @@ def pack(
     return result
 
 
-def as_typed(host: Host, job: str, hint: str | None) -> str | None:
+def as_typed(host: RemoteHost, job: str, hint: str | None) -> str | None:
     """Return a hint of the host, with the flags by which the caller's `fetch` finds that host again."""
     command = f"train-classifier fetch {job}"
     return hint.replace(command, command + host.flags) if hint else hint
 
 
 def fetch(
-    host: Host,
+    host: RemoteHost,
     job: str,
     archive: dict[str, Any],
     output: Path,

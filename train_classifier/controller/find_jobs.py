@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from train_classifier.controller.transport import Host, abandon
+from train_classifier.controller.transport import RemoteHost, abandon
 from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
 from train_classifier.core.job import JOB_ID, STATES
 
@@ -21,7 +21,7 @@ AT_ONCE = 32
 class Found:
     """One job where it lies, with the worker's answer to `status`."""
 
-    host: Host
+    host: RemoteHost
     answer: dict[str, Any]
 
     @property
@@ -39,7 +39,9 @@ class Found:
         return self
 
 
-def ask(hosts: Sequence[Host], question: Callable[[Host], T]) -> list[tuple[Host, T | TrainClassifierError]]:
+def ask(
+    hosts: Sequence[RemoteHost], question: Callable[[RemoteHost], T]
+) -> list[tuple[RemoteHost, T | TrainClassifierError]]:
     """Put the question to every host at once and return the answers, or why there is none, in order.
 
     Ctrl-C ends it at once, its connections included.
@@ -86,7 +88,7 @@ def ask(hosts: Sequence[Host], question: Callable[[Host], T]) -> list[tuple[Host
     return [(host, answers[number]) for number, host in enumerate(hosts)]
 
 
-def find(hosts: Sequence[Host], job: str) -> Found:
+def find(hosts: Sequence[RemoteHost], job: str) -> Found:
     """Return the job by its id, a unique beginning of it, or `last` for the newest of all hosts.
 
     Raises BadInput when no host has it or several match, and the host's own failure when the job that is
@@ -119,7 +121,7 @@ def find(hosts: Sequence[Host], job: str) -> Found:
     )
 
 
-def _others(hint: str | None, hosts: Sequence[Host], without: Host) -> str | None:
+def _others(hint: str | None, hosts: Sequence[RemoteHost], without: RemoteHost) -> str | None:
     """Return the hint; with other hosts in the inventory also how to ask just one of them."""
     others = [host.name for host in hosts if host is not without]
     if not others:
@@ -127,7 +129,9 @@ def _others(hint: str | None, hosts: Sequence[Host], without: Host) -> str | Non
     return " ".join(part for part in (hint, f"To ask one host alone: --host {others[0]}") if part)
 
 
-def every(hosts: Sequence[Host], everything: bool) -> tuple[list[dict[str, Any]], list[TrainClassifierError]]:
+def every(
+    hosts: Sequence[RemoteHost], everything: bool
+) -> tuple[list[dict[str, Any]], list[TrainClassifierError]]:
     """Return the jobs of all hosts, oldest first, each with its `host`, and what went wrong with hosts."""
     jobs: list[dict[str, Any]] = []
     errors: list[TrainClassifierError] = []

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Any, TypeVar
 
 from train_classifier.controller.events import Reporter
-from train_classifier.controller.transport import Host, Unreachable
+from train_classifier.controller.transport import RemoteHost, Unreachable
 from train_classifier.core.errors import OutOfTouch
 
 #: Seconds after which the host answers, though there is nothing new: then whoever is told can be missed, too.
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def patiently(
-    host: Host, job: str, act: Callable[[], T], report: Reporter, patience: float = PATIENCE_S
+    host: RemoteHost, job: str, act: Callable[[], T], report: Reporter, patience: float = PATIENCE_S
 ) -> T:
     """Return what `act` returns, trying again while the connection is lost, up to `patience` seconds.
 
@@ -75,7 +75,7 @@ def request(offset: int = 0, seen: int = 0, renew: bool = False, inline: bool = 
 
 
 def follow(
-    host: Host,
+    host: RemoteHost,
     job: str,
     report: Reporter,
     *,

@@ -15,7 +15,7 @@ from typing import Any
 from train_classifier.controller import fetch as fetching
 from train_classifier.controller import follow as following
 from train_classifier.controller.events import Reporter, phase
-from train_classifier.controller.transport import Host, Unreachable
+from train_classifier.controller.transport import RemoteHost, Unreachable
 from train_classifier.core.errors import (
     BadInput,
     NothingDelivered,
@@ -77,7 +77,7 @@ def unpack_names(packed: str) -> list[bytes]:
     return [name for name in zlib.decompress(base64.b64decode(packed)).split(b"\0") if name]
 
 
-def preflight(host: Host, order: Order, report: Reporter) -> dict[str, Any]:
+def preflight(host: RemoteHost, order: Order, report: Reporter) -> dict[str, Any]:
     """Ask the host whether it can take the job, have it make the job's folder, and return what it checked.
 
     `pushed` in the answer: the host has these very sources already, and nothing is to be sent.
@@ -132,7 +132,7 @@ def _copying(order: Order) -> float:
     return 120 + order.spec.source_bytes / SLOW_DISK
 
 
-def push(host: Host, order: Order, report: Reporter) -> None:
+def push(host: RemoteHost, order: Order, report: Reporter) -> None:
     """Send the sources into the mirror of the job that `preflight` prepared.
 
     Raises NotReady and what the worker refuses; a lost connection is taken up again.
@@ -167,7 +167,9 @@ def push(host: Host, order: Order, report: Reporter) -> None:
         _before_start(host, order, send, report)
 
 
-def start(host: Host, order: Order, secrets: Mapping[str, str], report: Reporter) -> Iterator[dict[str, Any]]:
+def start(
+    host: RemoteHost, order: Order, secrets: Mapping[str, str], report: Reporter
+) -> Iterator[dict[str, Any]]:
     """Hand the job to the host's own worker; from here on it is safe.
 
     Returns the open stream of what `follow` is told, an empty one of a job that is left alone.
@@ -193,7 +195,9 @@ def start(host: Host, order: Order, secrets: Mapping[str, str], report: Reporter
         return answers
 
 
-def follow(host: Host, order: Order, answers: Iterator[dict[str, Any]], report: Reporter) -> dict[str, Any]:
+def follow(
+    host: RemoteHost, order: Order, answers: Iterator[dict[str, Any]], report: Reporter
+) -> dict[str, Any]:
     """Show the log and the status until the job is finished; return its result.
 
     `answers` comes from `start`. A small archive arrives with the result and is kept for `fetch`.
@@ -214,7 +218,7 @@ def follow(host: Host, order: Order, answers: Iterator[dict[str, Any]], report: 
 
 
 def fetch(
-    host: Host, job: str, result: Mapping[str, Any], output: Path, report: Reporter, patience: float
+    host: RemoteHost, job: str, result: Mapping[str, Any], output: Path, report: Reporter, patience: float
 ) -> None:
     """Bring the archive of a finished job, also of a failed one, then raise what the job ended with.
 
@@ -263,12 +267,12 @@ def failed(result: Mapping[str, Any]) -> TrainClassifierError:
     )
 
 
-def cancel(host: Host, job: str, by: str) -> dict[str, Any]:
+def cancel(host: RemoteHost, job: str, by: str) -> dict[str, Any]:
     """Ask the worker to stop the job; asking twice is harmless. Returns {id, state}."""
     return host.call({"verb": "cancel", "id": job, "by": by}, timeout=60)
 
 
-def _state(host: Host, job: str) -> str | None:
+def _state(host: RemoteHost, job: str) -> str | None:
     """Return the job's state on the host, None when it is not there."""
     try:
         answer = host.call({"verb": "status", "id": job})
@@ -278,7 +282,7 @@ def _state(host: Host, job: str) -> str | None:
     return state
 
 
-def _before_start(host: Host, order: Order, act: Any, report: Reporter) -> Any:
+def _before_start(host: RemoteHost, order: Order, act: Any, report: Reporter) -> Any:
     """Try again through cuts; until the job is submitted, being out of touch means that it never started."""
     try:
         return following.patiently(host, order.spec.id, act, report, order.patience_s)

@@ -68,7 +68,7 @@ Progress = Callable[[int, int | None], None]
 _UNDER_WAY: "set[subprocess.Popen[bytes]]" = set()
 
 
-class Host:
+class RemoteHost:
     """One machine that runs jobs, and how to reach it.
 
     `ssh` is the whole ssh command line up to and with the destination; None means this machine.
@@ -547,4 +547,4 @@ def _tail(data: bytes, lines: int = 20) -> str | None:
     return "\n".join(text.splitlines()[-lines:]) or None
 
 
-__all__ = ["Host", "Unreachable", "abandon"]
+__all__ = ["RemoteHost", "Unreachable", "abandon"]

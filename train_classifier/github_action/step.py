@@ -20,9 +20,9 @@ from train_classifier.cli.early_signals import deliver_again
 from train_classifier.core import job
 from train_classifier.core.errors import OUTCOMES, BadInput, Cancelled, ExitCode, TrainClassifierError
 from train_classifier.github_action import inputs, old_archive
-from train_classifier.github_action.console import WorkflowConsole
 from train_classifier.github_action.inputs import Inputs
 from train_classifier.github_action.workflow_commands import run_url
+from train_classifier.github_action.workflow_console import WorkflowConsole
 from train_classifier.reports.archive_reader import Papers
 from train_classifier.request.flags import LEAST_SECRET
 
@@ -85,7 +85,7 @@ class Step:
         for warning in plan.warnings:
             self.console.event("message", level="warning", text=warning)
         spec = self._with_defaults(plan)
-        from train_classifier.github_action.training_run import StepRun
+        from train_classifier.github_action.step_run import StepRun
 
         order = dataclasses.replace(plan.order(), spec=spec)
         assert plan.look is not None

@@ -16,7 +16,7 @@ from train_classifier.ansible_bridge import event_socket
 from train_classifier.cli.app import run
 from train_classifier.controller import find_jobs
 from train_classifier.controller.temp_files import private_folder, sweep
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import text
 from train_classifier.core.errors import BadInput, ExitCode, NotReady, TrainClassifierError, from_dict
 
@@ -222,8 +222,8 @@ def test_folders_of_killed_runs_are_swept(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_all_hosts_are_asked_and_one_failure_hides_no_other(tmp_path: Path) -> None:
     hosts = [
-        Host("gone", ["ssh", "-F", "/dev/null", "-p", "1", "127.0.0.1"]),
-        Host("here", state_dir=str(tmp_path / "state")),
+        RemoteHost("gone", ["ssh", "-F", "/dev/null", "-p", "1", "127.0.0.1"]),
+        RemoteHost("here", state_dir=str(tmp_path / "state")),
     ]
     answers = find_jobs.ask(hosts, lambda host: host.call({"verb": "list", "all": True}))
     assert isinstance(answers[0][1], NotReady)

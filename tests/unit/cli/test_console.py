@@ -17,7 +17,7 @@ import pytest
 from train_classifier.cli import app, result_text
 from train_classifier.cli.console import Console
 from train_classifier.cli.doctor import doctor
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import text
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
 
@@ -154,7 +154,7 @@ def test_numbers() -> None:
     ]
 
 
-class Told(Host):
+class Told(RemoteHost):
     """A host whose every answer is known."""
 
     def __init__(self, name: str, answer: Any) -> None:

@@ -19,12 +19,12 @@ from ordinary_user import NOBODY, as_ordinary_user
 from train_classifier.ansible_bridge import inventory as inventories
 from train_classifier.cli import app
 from train_classifier.controller import find_jobs, steps
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput, ExitCode, NotReady, TrainClassifierError
 from train_classifier.core.job import SCHEMA, JobSpec, Repository
 
 OLD, NEW, NEWEST = "20260101-000000-00000001", "20260102-000000-00000002", "20260103-000000-00000003"
-GONE = Host("gone", ["ssh", "-F", "/dev/null", "-p", "1", "127.0.0.1"])
+GONE = RemoteHost("gone", ["ssh", "-F", "/dev/null", "-p", "1", "127.0.0.1"])
 
 
 def make_job(state_dir: Path, job: str, state: str = "finished") -> None:
@@ -47,7 +47,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     """Our command on hosts of this machine, each with its own state folder, whatever the inventory."""
 
     def run(*words: str, hosts: Sequence[str] = ("one",)) -> tuple[int, str, str]:
-        found = [Host(name, state_dir=str(tmp_path / name)) for name in hosts]
+        found = [RemoteHost(name, state_dir=str(tmp_path / name)) for name in hosts]
         monkeypatch.setattr("train_classifier.cli.hosts.hosts", lambda *_: found)
         capfd.readouterr()
         code = app.run(words)
@@ -83,7 +83,7 @@ def test_a_job_that_was_never_started_is_not_waited_for(
 
 def test_the_wrong_job_is_never_meant_when_a_host_cannot_be_asked(tmp_path: Path) -> None:
     make_job(tmp_path / "here", OLD)
-    here = Host("here", state_dir=str(tmp_path / "here"))
+    here = RemoteHost("here", state_dir=str(tmp_path / "here"))
     for wanted in ("last", OLD[:9]):
         with pytest.raises(NotReady) as caught:
             find_jobs.find([GONE, here], wanted)
@@ -96,7 +96,7 @@ def test_the_wrong_job_is_never_meant_when_a_host_cannot_be_asked(tmp_path: Path
 def test_ids_that_begin_alike(tmp_path: Path) -> None:
     for host, job in (("one", OLD), ("two", NEW)):
         make_job(tmp_path / host, job)
-    both = [Host(name, state_dir=str(tmp_path / name)) for name in ("one", "two")]
+    both = [RemoteHost(name, state_dir=str(tmp_path / name)) for name in ("one", "two")]
     with pytest.raises(BadInput, match="ambiguous"):
         find_jobs.find(both, "2026")
     # Alike on one host alone: the other's only match is not the one that is meant.
@@ -179,7 +179,7 @@ def test_the_job_of_another_user_is_theirs_alone() -> None:
         def act() -> list[str]:
             found = []
             for place in ("own", "theirs"):
-                host = Host("here", state_dir=str(top / place))
+                host = RemoteHost("here", state_dir=str(top / place))
                 for question in (find_jobs.find, lambda hosts, job: steps.cancel(hosts[0], job, "me")):
                     try:
                         question([host], OLD)
@@ -189,7 +189,7 @@ def test_the_job_of_another_user_is_theirs_alone() -> None:
             return found
 
         # What that user may not be able to read is read before.
-        find_jobs.find([Host("here", state_dir=str(top / "theirs"))], OLD)
+        find_jobs.find([RemoteHost("here", state_dir=str(top / "theirs"))], OLD)
         answers = as_ordinary_user(act)
         assert (top / "theirs" / "jobs" / OLD / "status.json").exists()
         assert not (top / "theirs" / "jobs" / OLD / "cancel").exists()

@@ -12,7 +12,7 @@ import pytest
 
 from train_classifier.ansible_bridge.playbook import Outcome
 from train_classifier.cli.console import Console
-from train_classifier.cli.training_run import Run
+from train_classifier.cli.training_run import TrainingRun
 from train_classifier.controller import steps as training
 from train_classifier.controller.steps import Order
 from train_classifier.core.errors import BadInput, ExitCode
@@ -33,7 +33,7 @@ class Script:
     def start(self, inventory: str | None, limit: str | None) -> None:
         pass
 
-    def attend(self, run: Run) -> None:
+    def attend(self, run: TrainingRun) -> None:
         self._thread = threading.Thread(target=self._steps, args=(run, self), daemon=True)
         self._thread.start()
 
@@ -64,12 +64,12 @@ def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def made() -> Run:
+def made() -> TrainingRun:
     spec = JobSpec(id=JOB, model="mnist", repository=Repository("r", "0" * 16))
-    return Run(Order(spec, "/", "", "/x"), Target, {"A": "secret"}, Console(quiet=True))  # type: ignore[arg-type]
+    return TrainingRun(Order(spec, "/", "", "/x"), Target, {"A": "secret"}, Console(quiet=True))  # type: ignore[arg-type]
 
 
-def push(run: Run) -> None:
+def push(run: TrainingRun) -> None:
     run.event("phase", phase="push", state="start")
     run.event("phase", phase="push", state="end", seconds=0.1)
 
@@ -77,7 +77,7 @@ def push(run: Run) -> None:
 def test_a_stop_between_push_and_start_keeps_the_job_from_starting(cancelled: list[str]) -> None:
     asked: list[bool] = []
 
-    def steps(run: Run, script: Script) -> None:
+    def steps(run: TrainingRun, script: Script) -> None:
         push(run)
         script.inbox.put(("stop", "Ctrl-C"))
         while not script.ended:
@@ -92,7 +92,7 @@ def test_a_stop_between_push_and_start_keeps_the_job_from_starting(cancelled: li
 
 
 def test_a_stop_after_the_start_was_allowed_reaches_the_host(cancelled: list[str]) -> None:
-    def steps(run: Run, script: Script) -> None:
+    def steps(run: TrainingRun, script: Script) -> None:
         push(run)
         assert run.answer("start") is True
         # Nothing is known of the job yet: its submission is under way.
@@ -124,7 +124,7 @@ def test_leaving_at_once_during_the_start_takes_the_job_away(monkeypatch: pytest
 
     monkeypatch.setattr(training, "cancel", cancel)
 
-    def steps(run: Run, script: Script) -> None:
+    def steps(run: TrainingRun, script: Script) -> None:
         push(run)
         assert run.answer("start") is True
         script.inbox.put(("stop", "Ctrl-C"))

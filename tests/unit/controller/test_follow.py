@@ -14,10 +14,10 @@ import pytest
 from train_classifier.controller import fetch, follow, steps
 from train_classifier.controller.events import Silence
 from train_classifier.controller.ssh_errors import Unreachable
-from train_classifier.controller.transport import Host
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import ExitCode, NotReady, OutOfTouch
 
-HOST = Host("gpu1")
+HOST = RemoteHost("gpu1")
 
 
 class Told(Silence):
@@ -93,7 +93,7 @@ def test_names_travel_whatever_they_are() -> None:
     assert steps.unpack_names(steps.pack_names(names)) == names
 
 
-class Pulled(Host):
+class Pulled(RemoteHost):
     """A host whose archive is `content`; counts how often it is asked for it."""
 
     content = b"archive"

@@ -16,7 +16,7 @@ from loopback.line import Line
 from loopback.sshd import Sshd, free_port
 
 from train_classifier.controller import ssh_errors, transport
-from train_classifier.controller.transport import Host, Unreachable
+from train_classifier.controller.transport import RemoteHost, Unreachable
 from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
 
@@ -30,8 +30,8 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     daemon.stop()
 
 
-def host(ssh: list[str], **how: str) -> Host:
-    return Host("gpu1", ssh, **how)
+def host(ssh: list[str], **how: str) -> RemoteHost:
+    return RemoteHost("gpu1", ssh, **how)
 
 
 def refused(ssh: list[str], **how: str) -> Unreachable:
@@ -157,7 +157,7 @@ def test_worker_is_installed_once_and_survives_a_noisy_login_shell(sshd: Sshd, t
     assert over_ssh.call(QUESTION)["jobs"] == []
     installed = state / "workers" / bundle()[0]
     before = installed.stat().st_mtime_ns
-    assert Host("localhost", state_dir=str(state)).call(QUESTION)["jobs"] == []
+    assert RemoteHost("localhost", state_dir=str(state)).call(QUESTION)["jobs"] == []
     assert installed.stat().st_mtime_ns == before
     assert [entry.name for entry in (state / "workers").iterdir()] == [installed.name]
 
@@ -179,11 +179,11 @@ def test_rsync_missing_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (only_sh / "sh").symlink_to("/bin/sh")
     monkeypatch.setenv("PATH", str(only_sh))
     with pytest.raises(NotReady, match="rsync is not installed on this machine"):
-        Host("here", state_dir=str(tmp_path)).push(tmp_path, [b"a"], "20260101-000000-00000000")
+        RemoteHost("here", state_dir=str(tmp_path)).push(tmp_path, [b"a"], "20260101-000000-00000000")
 
 
 def test_a_push_or_pull_puts_the_worker_there_that_was_cleaned_meanwhile(tmp_path: Path) -> None:
-    here = Host("here", state_dir=str(tmp_path / "state"))
+    here = RemoteHost("here", state_dir=str(tmp_path / "state"))
     # The worker's own answer, not that of a shell without one.
     for act in (
         lambda: here.pull("20260101-000000-00000000", tmp_path / "x"),
@@ -194,12 +194,12 @@ def test_a_push_or_pull_puts_the_worker_there_that_was_cleaned_meanwhile(tmp_pat
         shutil.rmtree(tmp_path / "state")
 
 
-def spoken(program: str, tmp_path: Path) -> Host:
+def spoken(program: str, tmp_path: Path) -> RemoteHost:
     """This machine, whose worker is `program`, a shell script."""
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\ncat >{tmp_path}/request\n{program}\n")
     python.chmod(0o755)
-    here = Host("gpu1", None, python=str(python), state_dir=str(tmp_path / "state"))
+    here = RemoteHost("gpu1", None, python=str(python), state_dir=str(tmp_path / "state"))
     worker = tmp_path / "state/workers" / bundle()[0]
     worker.mkdir(parents=True)
     (worker / "__main__.py").touch()

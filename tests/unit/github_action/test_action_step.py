@@ -25,8 +25,8 @@ from train_classifier.controller.steps import Order
 from train_classifier.core import job
 from train_classifier.core.errors import ExitCode, NoGpu
 from train_classifier.github_action import inputs, slack_message, step
-from train_classifier.github_action.console import WorkflowConsole
-from train_classifier.github_action.training_run import StepRun
+from train_classifier.github_action.step_run import StepRun
+from train_classifier.github_action.workflow_console import WorkflowConsole
 from train_classifier.reports import archive_reader, chart_data
 from train_classifier.request import build, flags
 

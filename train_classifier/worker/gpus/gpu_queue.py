@@ -18,7 +18,7 @@ from train_classifier.worker.gpus import devices
 from train_classifier.worker.gpus.devices import Discovery, Gpu
 from train_classifier.worker.gpus.tickets import (
     TICKET,
-    Entry,
+    QueueEntry,
     Strange,
     clock,
     create,
@@ -53,7 +53,7 @@ def enqueue(
     with locked(folder):
         number = next_number(folder)
         path = folder / f"{number:012d}-{job}.json"
-        entry = Entry(
+        entry = QueueEntry(
             path=path, number=number, job=job, model=model, user=user_name(uid), uid=uid, dir=str(directory),
             want=want, min_vram_mib=min_vram_mib, state="new", gpus=[], since=time.time(), since_boot=clock(),
             boot=boot_id(),
@@ -84,7 +84,7 @@ def withdraw(folder: Path, job: str) -> None:
                 entry.path.unlink(missing_ok=True)
 
 
-def snapshot(folder: Path) -> list[Entry]:
+def snapshot(folder: Path) -> list[QueueEntry]:
     """Return the live tickets in order. Raises NotReady when the queue cannot be used."""
     with locked(folder):
         return tickets(folder)[0]
@@ -93,7 +93,7 @@ def snapshot(folder: Path) -> list[Entry]:
 class Ticket:
     """The worker's own place in the queue, held until `release` or death."""
 
-    def __init__(self, folder: Path, descriptor: int, entry: Entry) -> None:
+    def __init__(self, folder: Path, descriptor: int, entry: QueueEntry) -> None:
         self._folder = folder
         self._descriptor = descriptor
         self._entry = entry
@@ -131,7 +131,7 @@ class Ticket:
         raise NotReady(f"job {job} has lost its place in the queue {folder}", "start the job again")
 
     @property
-    def entry(self) -> Entry:
+    def entry(self) -> QueueEntry:
         """Return the ticket as others see it."""
         return self._entry
 
@@ -214,7 +214,7 @@ class _Seen:
     #: Else what it waits for.
     message: str = ""
     #: Tickets of dead holders, whose containers are to be removed.
-    dead: tuple[Entry, ...] = ()
+    dead: tuple[QueueEntry, ...] = ()
     #: By the tickets it is our turn: driver and engine are to be asked before the next look.
     ask: bool = False
 
@@ -243,7 +243,7 @@ class _Turn:
         """Look at the queue, whose lock is held; `fresh`: driver and engine were asked just now."""
         me = self.ticket.entry
         live, dead = tickets(self.ticket._folder, me.path)
-        corpses: tuple[Entry, ...] = ()
+        corpses: tuple[QueueEntry, ...] = ()
         for entry in dead:
             if not entry.gpus:
                 entry.path.unlink(missing_ok=True)
@@ -314,7 +314,7 @@ class _Turn:
             raise NoGpu(sentence, "stop that process, or ask for less with --min-vram")
         return sentence
 
-    def _message(self, granted: list[Entry], before: list[Entry]) -> str:
+    def _message(self, granted: list[QueueEntry], before: list[QueueEntry]) -> str:
         parts = [
             f"job {entry.job} ({entry.model}) of {entry.user} has it since {_hour(entry.since)}"
             for entry in granted
@@ -328,7 +328,7 @@ class _Turn:
             parts.append("a container of a job that ended still holds it")
         return "waiting for a GPU: " + "; ".join(parts)
 
-    def clean(self, dead: tuple[Entry, ...]) -> None:
+    def clean(self, dead: tuple[QueueEntry, ...]) -> None:
         """Remove the containers of dead holders, then their tickets."""
         for entry in dead:
             self._remove_containers(entry)
@@ -338,7 +338,7 @@ class _Turn:
                 if any(other.path == entry.path for other in still_dead):
                     entry.path.unlink(missing_ok=True)
 
-    def _remove_containers(self, entry: Entry) -> None:
+    def _remove_containers(self, entry: QueueEntry) -> None:
         """Remove a dead job's containers that have its GPUs; a ticket may name a job that is alive."""
         if any(other.job == entry.job for other in snapshot(self.ticket._folder)):
             return
@@ -351,7 +351,7 @@ class _Turn:
                 engine.remove(container)
 
 
-def _passed_over(entry: Entry) -> bool:
+def _passed_over(entry: QueueEntry) -> bool:
     return entry.state in ("new", "preparing") and entry.age() > PREPARING_S
 
 

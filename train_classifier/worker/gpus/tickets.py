@@ -44,7 +44,7 @@ class Strange(Exception):
 
 
 @dataclasses.dataclass
-class Entry:
+class QueueEntry:
     """A ticket as everybody sees it."""
 
     path: Path
@@ -164,7 +164,7 @@ def open_ticket(path: Path, mode: int = os.O_RDONLY) -> int:
         raise Strange(f"cannot be opened: {error.strerror}") from error
 
 
-def read(path: Path, descriptor: int) -> Entry:
+def read(path: Path, descriptor: int) -> QueueEntry:
     """Return what a ticket says. Raises Strange for what no worker of ours wrote."""
     match = TICKET.match(path.name)
     status = os.fstat(descriptor)
@@ -184,7 +184,9 @@ def read(path: Path, descriptor: int) -> Entry:
     if data["job"] != match[2]:
         raise Strange("names another job than its name")
     fields = {name: data[name] for name in _FIELDS}
-    return Entry(path=path, number=int(match[1]), uid=status.st_uid, user=user_name(status.st_uid), **fields)
+    return QueueEntry(
+        path=path, number=int(match[1]), uid=status.st_uid, user=user_name(status.st_uid), **fields
+    )
 
 
 def user_name(uid: int) -> str:
@@ -226,7 +228,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def write(descriptor: int, entry: Entry) -> None:
+def write(descriptor: int, entry: QueueEntry) -> None:
     data = dataclasses.asdict(entry)
     del data["path"], data["number"]
     text = json.dumps(data).encode()
@@ -238,7 +240,7 @@ def _names(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(os.listdir(folder)) if TICKET.match(name)]
 
 
-def tickets(folder: Path, mine: Optional[Path] = None) -> tuple[list[Entry], list[Entry]]:
+def tickets(folder: Path, mine: Optional[Path] = None) -> tuple[list[QueueEntry], list[QueueEntry]]:
     """Return the live tickets in order and the dead ones; `mine` is live. The queue's lock is held.
 
     A ticket of this user that was cut short by the death of its writer is removed.

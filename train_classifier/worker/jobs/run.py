@@ -26,7 +26,7 @@ from train_classifier.worker.transfer import workspace_copy
 CLOSING_PATIENCE_S = 60.0
 
 
-class Run:
+class JobRun:
     """One job while its worker lives."""
 
     def __init__(self, job: Job) -> None:
@@ -84,14 +84,14 @@ def _but_for_the_disk() -> Iterator[None]:
             raise
 
 
-def find_image(run: Run) -> None:
+def find_image(run: JobRun) -> None:
     """Find or pull the image: the host's GPU image where a GPU is used."""
     from train_classifier.worker.containers import image
 
     run.image = image.resolve(run.context, run.spec, run.gpu_count > 0)
 
 
-def add_packages(run: Run) -> None:
+def add_packages(run: JobRun) -> None:
     """Lay the Debian packages of apt-pkgs.txt over the image."""
     from train_classifier.worker.containers import package_layers
 
@@ -104,7 +104,7 @@ def add_packages(run: Run) -> None:
     )
 
 
-def build_environment(run: Run) -> None:
+def build_environment(run: JobRun) -> None:
     """Find or build the environment of requirements.txt."""
     from train_classifier.worker.containers import environment
 
@@ -121,7 +121,7 @@ def build_environment(run: Run) -> None:
     )
 
 
-def wait_for_gpus(run: Run) -> None:
+def wait_for_gpus(run: JobRun) -> None:
     """Stand in the host's queue until the GPUs are ours."""
     if run.gpu_count == 0:
         return
@@ -130,7 +130,7 @@ def wait_for_gpus(run: Run) -> None:
     results.note(run.job, gpus=[gpu.to_dict() for gpu in run.gpus])
 
 
-def check_gpus(run: Run) -> None:
+def check_gpus(run: JobRun) -> None:
     """Prove that the framework in the container sees the GPUs."""
     if not run.gpus:
         found = {"mode": "off", "proven": False, "detail": "the job has no GPU"}
@@ -143,7 +143,7 @@ def check_gpus(run: Run) -> None:
     results.note(run.job, gpu_check=found)
 
 
-def train(run: Run) -> None:
+def train(run: JobRun) -> None:
     """Run the model."""
     from train_classifier.worker.gpus import devices
 
@@ -181,7 +181,7 @@ def carry_out(folder: Path) -> None:
         if job.status()["state"] != "submitted":
             return
         try:
-            run = Run(job)
+            run = JobRun(job)
             run.watch.catch_signals()
             run.secrets = take_secrets(job)
             job.keep_reserve()
@@ -209,7 +209,7 @@ def give_up(job: Job, cause: TrainClassifierError) -> None:
     conclude.clear_up(job, host.job_user())
 
 
-def go(run: Run) -> Optional[TrainClassifierError]:
+def go(run: JobRun) -> Optional[TrainClassifierError]:
     """Go through the steps; return what ended the job, None when training ended well."""
     try:
         from train_classifier.worker.gpus import gpu_queue
@@ -226,7 +226,7 @@ def go(run: Run) -> Optional[TrainClassifierError]:
     return None
 
 
-def close(run: Run, cause: Optional[TrainClassifierError]) -> None:
+def close(run: JobRun, cause: Optional[TrainClassifierError]) -> None:
     """Free what the job held, pack what there is, write the result, then clear up.
 
     The GPUs go first: others wait. No step keeps another from being done, and the first cause wins. What
@@ -257,7 +257,7 @@ def close(run: Run, cause: Optional[TrainClassifierError]) -> None:
         conclude.clear_up(run.job, run.account)
 
 
-def release_ticket(run: Run) -> None:
+def release_ticket(run: JobRun) -> None:
     """Leave the queue."""
     if run.ticket is not None:
         ticket, run.ticket = run.ticket, None

@@ -23,7 +23,7 @@ from train_classifier.core.errors import OUTCOMES, ExitCode
 from train_classifier.core.regular_file import open_regular
 from train_classifier.worker.system import program
 from train_classifier.worker.transfer import artefacts
-from train_classifier.worker.transfer.artefacts import Entry
+from train_classifier.worker.transfer.artefacts import Artefact
 
 BLOCK = 1 << 20
 #: How often the limit the files may appear to hold: a hole is read as zeros, at a tenth of the time of data.
@@ -80,7 +80,7 @@ def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]
     return answer
 
 
-def _add(tar: Any, entry: Entry, check: Check) -> Optional[dict[str, Any]]:
+def _add(tar: Any, entry: Artefact, check: Check) -> Optional[dict[str, Any]]:
     """Add one entry; return its line in the manifest, None for a folder."""
     member = tarfile.TarInfo(os.fsdecode(entry.name))
     member.mtime = int(max(entry.stat.st_mtime, 0))

@@ -23,7 +23,7 @@ MOST_STEPS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class Artefact:
     """One thing below artefacts/; `name` begins with that word."""
 
     name: bytes
@@ -57,7 +57,7 @@ class Entry:
         return open(descriptor, "rb")
 
 
-def walk(workspace: int) -> Iterator[Entry]:
+def walk(workspace: int) -> Iterator[Artefact]:
     """Yield artefacts/ in an open workspace and everything below, parents first. Missing: nothing.
 
     Nothing outside is looked at, whatever artefacts/ has been replaced by. Raises OSError.
@@ -68,9 +68,9 @@ def walk(workspace: int) -> Iterator[Entry]:
     except FileNotFoundError:
         return
     if not stat.S_ISDIR(status.st_mode):
-        yield Entry(BASE, status, -1, left_out=f"artefacts is {_kind(status.st_mode)}, not a folder")
+        yield Artefact(BASE, status, -1, left_out=f"artefacts is {_kind(status.st_mode)}, not a folder")
         return
-    yield Entry(BASE, status, -1)
+    yield Artefact(BASE, status, -1)
     descriptor = open_folder(BASE, workspace)
     try:
         yield from _walk(descriptor, BASE, descriptor, 1)
@@ -85,7 +85,7 @@ def _allow_entry(workspace: int) -> None:
         os.fchmod(workspace, stat.S_IMODE(mode) | 0o700)
 
 
-def _walk(folder: int, name: bytes, root: int, depth: int) -> Iterator[Entry]:
+def _walk(folder: int, name: bytes, root: int, depth: int) -> Iterator[Artefact]:
     # Listed by descriptor, a folder's names come as text: bytes are got by the same rule back.
     for text in sorted(os.listdir(folder)):
         base = os.fsencode(text)
@@ -93,9 +93,9 @@ def _walk(folder: int, name: bytes, root: int, depth: int) -> Iterator[Entry]:
         status = os.lstat(base, dir_fd=folder)
         if stat.S_ISDIR(status.st_mode):
             if depth >= DEEPEST:
-                yield Entry(path, status, folder, left_out=f"more than {DEEPEST} folders deep")
+                yield Artefact(path, status, folder, left_out=f"more than {DEEPEST} folders deep")
                 continue
-            yield Entry(path, status, folder)
+            yield Artefact(path, status, folder)
             below = open_folder(base, folder)
             try:
                 yield from _walk(below, path, root, depth + 1)
@@ -103,11 +103,11 @@ def _walk(folder: int, name: bytes, root: int, depth: int) -> Iterator[Entry]:
                 os.close(below)
         elif stat.S_ISLNK(status.st_mode):
             target = os.readlink(base, dir_fd=folder)
-            yield Entry(path, status, folder, target=target, left_out=_why_not(path, target, root))
+            yield Artefact(path, status, folder, target=target, left_out=_why_not(path, target, root))
         elif stat.S_ISREG(status.st_mode):
-            yield Entry(path, status, folder)
+            yield Artefact(path, status, folder)
         else:
-            yield Entry(path, status, folder, left_out=_kind(status.st_mode))
+            yield Artefact(path, status, folder, left_out=_kind(status.st_mode))
 
 
 def _why_not(path: bytes, target: bytes, root: int) -> Optional[str]:

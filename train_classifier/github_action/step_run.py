@@ -11,7 +11,7 @@ from train_classifier.ansible_bridge import inventory
 from train_classifier.ansible_bridge.inventory import Target
 from train_classifier.cli.console import Console
 from train_classifier.cli.training_playbook import Play
-from train_classifier.cli.training_run import Run
+from train_classifier.cli.training_run import TrainingRun
 from train_classifier.controller.steps import Order
 from train_classifier.core.errors import Cancelled, ExitCode, OutOfTouch, TrainClassifierError
 from train_classifier.core.text import show_seconds
@@ -37,7 +37,7 @@ class Listener(Protocol):
         """A cancel has come."""
 
 
-class StepRun(Run):
+class StepRun(TrainingRun):
     """One `train` of a workflow's step."""
 
     leave_s = 1.2
