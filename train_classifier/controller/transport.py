@@ -8,19 +8,16 @@ import base64
 import contextlib
 import io
 import json
-import os
 import re
-import selectors
 import shlex
 import subprocess
 import tarfile
-import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from train_classifier.controller import ssh_errors
+from train_classifier.controller import processes, ssh_errors
+from train_classifier.controller.processes import Progress
 from train_classifier.controller.ssh_errors import Unreachable
 from train_classifier.controller.temp_files import private_folder
 from train_classifier.core.errors import BadInput, NotReady, from_dict
@@ -62,7 +59,6 @@ finally:
     shutil.rmtree(folder, ignore_errors=True)
 """
 
-Progress = Callable[[int, int | None], None]
 
 #: Questions under way: see `abandon`.
 _UNDER_WAY: "set[subprocess.Popen[bytes]]" = set()
@@ -270,17 +266,7 @@ class RemoteHost:
         return [*self.ssh, f"exec sh -c {shlex.quote(line)}"]
 
     def _run(self, argv: list[str], data: bytes, timeout: float) -> tuple[int, bytes, bytes]:
-        try:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=_environment(),
-                start_new_session=self.own_session,
-            )
-        except FileNotFoundError as error:
-            raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install it: {error}") from error
+        process = processes.start(argv, self.own_session)
         _UNDER_WAY.add(process)
         try:
             with process:
@@ -307,66 +293,9 @@ class RemoteHost:
     ) -> Generator[bytes, None, tuple[int, bytes]]:
         """Run a command and yield what it prints line by line; its value is (exit status, complaints)."""
         try:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=_environment(),
-                start_new_session=self.own_session,
-            )
-        except FileNotFoundError as error:
-            raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install it: {error}") from error
-        assert process.stdin and process.stdout and process.stderr
-        out, err = process.stdout.fileno(), process.stderr.fileno()
-        complaints, parts = bytearray(), list[bytes]()
-        try:
-            with selectors.DefaultSelector() as waiting:
-                waiting.register(out, selectors.EVENT_READ)
-                waiting.register(err, selectors.EVENT_READ)
-                # A request is small: it fits the pipe, whoever reads it when.
-                with contextlib.suppress(BrokenPipeError), process.stdin:
-                    process.stdin.write(data)
-                until, open_ = time.monotonic() + silence, True
-                while open_:
-                    ready = waiting.select(max(0.0, until - time.monotonic()))
-                    if not ready:
-                        raise self._silent(silence)
-                    for key, _ in ready:
-                        block = os.read(key.fd, 1 << 18)
-                        if key.fd == err:
-                            complaints += block
-                            del complaints[:-65536]
-                            if not block:
-                                waiting.unregister(err)
-                        elif not block:
-                            open_ = False
-                        else:
-                            *whole, rest = block.split(b"\n")
-                            for piece in whole:
-                                parts.append(piece)
-                                yield b"".join(parts)
-                                parts.clear()
-                            parts.append(rest)
-                            # From here, since whoever takes the lines may take long.
-                            until = time.monotonic() + silence
-            if any(parts):
-                yield b"".join(parts)
-            try:
-                status = process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                raise self._silent(30) from None
-            # Not to its end: a shared connection's master may keep it open.
-            os.set_blocking(err, False)
-            with contextlib.suppress(BlockingIOError):
-                while block := os.read(err, 1 << 16):
-                    complaints += block
-            return status, bytes(complaints[-65536:])
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-            process.stderr.close()
+            return (yield from processes.lines(processes.start(argv, self.own_session), data, silence))
+        except processes.Silent as silent:
+            raise self._silent(silent.seconds) from None
 
     def _check(self, status: int, err: bytes) -> None:
         """Raise what a status other than the worker's own means."""
@@ -412,18 +341,7 @@ class RemoteHost:
                 path,
                 *arguments,
             ]
-            try:
-                process = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    env=_environment(),
-                    start_new_session=self.own_session,
-                )
-            except FileNotFoundError as error:
-                raise NotReady("rsync is not installed on this machine.", "Install rsync.") from error
-            status, err = _attend(process, data, progress)
+            status, err = processes.attend_rsync(processes.start(argv, self.own_session), data, progress)
         # rsync hands on the status of the far shell only if it is gone when rsync looks: else that is 12.
         said = re.search(rb"^train-classifier: exit (\d+)$", err, re.MULTILINE)
         return int(said[1]) if said else status, err
@@ -474,11 +392,6 @@ def _with_options(ssh: Sequence[str]) -> list[str]:
     return [ssh[0], *ours, *ssh[1:]]
 
 
-def _environment() -> dict[str, str]:
-    """Tools answer in English, so that their words can be understood."""
-    return {**os.environ, "LC_ALL": "C"}
-
-
 @contextlib.contextmanager
 def _remote_shell(ssh: list[str] | None) -> Iterator[str]:
     """Yield what rsync's -e wants: a script that drops the host's name, then runs the rest there."""
@@ -493,47 +406,6 @@ def _remote_shell(ssh: list[str] | None) -> Iterator[str]:
 def _end_with(status: int) -> str:
     """Return the shell command that ends with a status of ours, and says so where statuses get lost."""
     return f"{{ echo 'train-classifier: exit {status}' >&2; exit {status}; }}"
-
-
-def _attend(process: "subprocess.Popen[bytes]", data: bytes, progress: Progress | None) -> tuple[int, bytes]:
-    """Feed rsync its list, read its progress, and return its exit status and what it complained of."""
-    assert process.stdin and process.stdout and process.stderr
-    stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
-    complaints = bytearray()
-
-    def feed() -> None:
-        with contextlib.suppress(BrokenPipeError), stdin:
-            stdin.write(data)
-
-    def listen() -> None:
-        while block := os.read(stderr.fileno(), 65536):
-            complaints.extend(block)
-            del complaints[:-65536]
-
-    threads = [threading.Thread(target=feed, daemon=True), threading.Thread(target=listen, daemon=True)]
-    for thread in threads:
-        thread.start()
-    try:
-        rest = b""
-        while block := os.read(stdout.fileno(), 65536):
-            lines = re.split(rb"[\r\n]", rest + block)
-            rest = lines.pop()[-4096:]
-            for line in reversed(lines):
-                found = re.match(rb"\s*(\d+)\s+(\d+)%", line)
-                if found and progress:
-                    sent, percent = int(found[1]), int(found[2])
-                    progress(sent, sent * 100 // percent if percent else None)
-                    break
-        status = process.wait()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    for thread in threads:
-        thread.join(5)
-    stdout.close()
-    stderr.close()
-    return status, bytes(complaints)
 
 
 def _last_line(out: bytes) -> bytes:

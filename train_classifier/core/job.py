@@ -14,6 +14,8 @@ from typing import Any, Optional, Union
 SCHEMA = 2
 #: Of the last release, whose jobs are still listed, read, fetched and cleaned.
 LAST_SCHEMA = 1
+#: A leap year.
+YEAR_S = 366 * 86400.0
 #: How an archive of artefacts begins, as every gzip file.
 ARCHIVE_MAGIC = b"\x1f\x8b"
 
@@ -73,6 +75,22 @@ class Repository:
     commit: Optional[str] = None
     #: True when the checkout differs from that commit, None outside git.
     dirty: Optional[bool] = None
+
+
+#: Bounds of the numbers of a job, both included, and their kind.
+LIMITS = (
+    ("min_vram_mib", 0, 1 << 24, int),
+    ("timeout_s", 1, YEAR_S, float),
+    ("wait_s", 0, YEAR_S, float),
+    ("grace_s", 0, 3600, float),
+    ("lease_s", 5, YEAR_S, float),
+    ("memory_bytes", 6 << 20, 1 << 50, int),
+    ("cpus", 0.01, 4096, float),
+    ("shm_bytes", 0, 1 << 50, int),
+    ("pids", 16, 1 << 22, int),
+    ("log_max_bytes", 4096, 1 << 50, int),
+    ("artefacts_max_bytes", 0, 1 << 50, int),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,85 +171,92 @@ class JobSpec:
 
     def problems(self) -> list[str]:
         """Return what is wrong with the values, as sentences; empty when all is well."""
-        found = []
+        found = _Problems()
+        self._check_names(found)
+        self._check_numbers(found)
+        self._check_environment(found)
+        self._check_data(found)
+        found.check(isinstance(self.allow_empty, bool), "allow_empty is not true or false")
+        return found.sentences
 
-        def check(good: bool, sentence: str) -> None:
-            if not good:
-                found.append(sentence)
-
-        def number(name: str, least: float, most: float, integer: bool = False) -> None:
-            value = getattr(self, name)
-            if value is None:
-                return
-            kind = int if integer else (int, float)
-            check(
-                isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most,
-                f"{name} is {value!r}, wanted a number from {least} to {most}",
-            )
-
-        def text(value: Any, what: str) -> bool:
-            good = isinstance(value, str) and "\0" not in value
-            check(good, f"{what} is not text, or holds a NUL")
-            return good
-
-        check(isinstance(self.id, str) and bool(JOB_ID.match(self.id)), f"job id {self.id!r}")
-        check(
+    def _check_names(self, found: "_Problems") -> None:
+        found.check(isinstance(self.id, str) and bool(JOB_ID.match(self.id)), f"job id {self.id!r}")
+        found.check(
             isinstance(self.model, str) and bool(MODEL.match(self.model)),
             f"model {self.model!r}: wanted the name of a Python package at the top of the repository",
         )
         repository = self.repository
-        if text(repository.name, "the repository's name") and text(repository.key, "the repository's key"):
-            check(bool(re.match(r"[0-9a-f]{16}\Z", repository.key)), f"repository key {repository.key!r}")
-        check(repository.commit is None or isinstance(repository.commit, str), "the repository's commit")
-        check(repository.dirty in (None, True, False), "the repository's dirty flag")
+        named = found.text(repository.name, "the repository's name")
+        if found.text(repository.key, "the repository's key") and named:
+            good = bool(re.match(r"[0-9a-f]{16}\Z", repository.key))
+            found.check(good, f"repository key {repository.key!r}")
+        commit = repository.commit
+        found.check(commit is None or isinstance(commit, str), "the repository's commit")
+        found.check(repository.dirty in (None, True, False), "the repository's dirty flag")
         for argument in self.arguments:
-            text(argument, f"argument {argument!r}")
-        check(
-            self.gpus == "auto"
-            or (isinstance(self.gpus, int) and not isinstance(self.gpus, bool) and 0 <= self.gpus <= 64),
-            f"gpus is {self.gpus!r}, wanted 0 to 64 or auto",
-        )
-        check(self.gpu_check in (None, "framework", "device", "off"), f"gpu_check {self.gpu_check!r}")
-        check(self.network in ("full", "none"), f"network {self.network!r}")
-        day = 86400.0
-        number("min_vram_mib", 0, 1 << 24, integer=True)
-        number("timeout_s", 1, 366 * day)
-        number("wait_s", 0, 366 * day)
-        number("grace_s", 0, 3600)
-        number("lease_s", 5, 366 * day)
-        number("memory_bytes", 6 << 20, 1 << 50, integer=True)
-        number("cpus", 0.01, 4096)
-        number("shm_bytes", 0, 1 << 50, integer=True)
-        number("pids", 16, 1 << 22, integer=True)
-        number("log_max_bytes", 4096, 1 << 50, integer=True)
-        number("artefacts_max_bytes", 0, 1 << 50, integer=True)
+            found.text(argument, f"argument {argument!r}")
         if self.image is not None:
-            text(self.image, "image")
-        check(isinstance(self.environment, dict), "environment is not a table")
+            found.text(self.image, "image")
+        found.check(self.gpu_check in (None, "framework", "device", "off"), f"gpu_check {self.gpu_check!r}")
+        found.check(self.network in ("full", "none"), f"network {self.network!r}")
+        found.check(
+            self.resume is None or self.resume == "last" or bool(JOB_ID.match(str(self.resume))),
+            f"resume {self.resume!r}",
+        )
+
+    def _check_numbers(self, found: "_Problems") -> None:
+        counted = isinstance(self.gpus, int) and not isinstance(self.gpus, bool) and 0 <= self.gpus <= 64
+        found.check(self.gpus == "auto" or counted, f"gpus is {self.gpus!r}, wanted 0 to 64 or auto")
+        for name, least, most, wanted in LIMITS:
+            value = getattr(self, name)
+            if value is not None:
+                kind = int if wanted is int else (int, float)
+                found.check(
+                    isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most,
+                    f"{name} is {value!r}, wanted a number from {least} to {most}",
+                )
+
+    def _check_environment(self, found: "_Problems") -> None:
+        found.check(isinstance(self.environment, dict), "environment is not a table")
         for name, value in self.environment.items() if isinstance(self.environment, dict) else ():
-            check(isinstance(name, str) and bool(NAME.match(name)), f"environment variable name {name!r}")
-            if text(value, f"the value of {name}"):
+            found.check(
+                isinstance(name, str) and bool(NAME.match(name)), f"environment variable name {name!r}"
+            )
+            if found.text(value, f"the value of {name}"):
                 # A string of one environment variable is limited by the kernel (MAX_ARG_STRLEN, 32 pages).
-                check(
+                found.check(
                     len(name) + len(value.encode("utf-8", "surrogateescape")) + 2 <= 131072,
                     f"the value of {name} is over 128 KiB",
                 )
         for name in self.secrets:
-            check(isinstance(name, str) and bool(NAME.match(name)), f"secret name {name!r}")
-        check(len(self.data) <= MOST_DATA, f"{len(self.data)} data folders, more than {MOST_DATA}")
+            found.check(isinstance(name, str) and bool(NAME.match(name)), f"secret name {name!r}")
+
+    def _check_data(self, found: "_Problems") -> None:
+        found.check(len(self.data) <= MOST_DATA, f"{len(self.data)} data folders, more than {MOST_DATA}")
         for folder in self.data[:MOST_DATA]:
-            if text(folder.path, "a data folder") and text(folder.name, "a data folder's name"):
-                check(
+            if found.text(folder.path, "a data folder") and found.text(folder.name, "a data folder's name"):
+                found.check(
                     folder.path.startswith("/"),
                     f"data folder {folder.path!r} is not an absolute path of the host",
                 )
-                check(bool(DATA_NAME.match(folder.name)), f"data name {folder.name!r}")
-            check(
+                found.check(bool(DATA_NAME.match(folder.name)), f"data name {folder.name!r}")
+            found.check(
                 isinstance(folder.from_checkout, bool), "from_checkout of a data folder is not true or false"
             )
-        check(
-            self.resume is None or self.resume == "last" or bool(JOB_ID.match(str(self.resume))),
-            f"resume {self.resume!r}",
-        )
-        check(isinstance(self.allow_empty, bool), "allow_empty is not true or false")
-        return found
+
+
+class _Problems:
+    """The sentences of what is wrong."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def check(self, good: bool, sentence: str) -> None:
+        if not good:
+            self.sentences.append(sentence)
+
+    def text(self, value: Any, what: str) -> bool:
+        """Note what is no text; tell whether it is."""
+        good = isinstance(value, str) and "\0" not in value
+        self.check(good, f"{what} is not text, or holds a NUL")
+        return good

@@ -229,6 +229,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 
 
 def write(descriptor: int, entry: QueueEntry) -> None:
+    """Write a ticket over what its open file held."""
     data = dataclasses.asdict(entry)
     del data["path"], data["number"]
     text = json.dumps(data).encode()

@@ -239,6 +239,7 @@ def _pack(
 
 
 def try_spec(job: Job) -> Optional[JobSpec]:
+    """Return the specification of a job, None when it cannot be read."""
     try:
         return job.spec()
     except TrainClassifierError:

@@ -61,6 +61,7 @@ class Running(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        """Wait for the end of the container: `ending` says how it came, or `failure` why nobody knows."""
         import docker.errors
 
         try:

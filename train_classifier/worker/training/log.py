@@ -230,6 +230,7 @@ class Pump(threading.Thread):
                 raise
 
     def run(self) -> None:
+        """Copy what the model prints into the log, until it has closed its end."""
         try:
             self._run()
         except Exception as error:

@@ -33,6 +33,7 @@ class Sampler(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
+        """Write a line of samples now and then, until `stop`."""
         began = before = time.monotonic()
         cpu_before = self.group.cpu_seconds()
         try:

@@ -1,0 +1,80 @@
+"""The shape of the package: what a newcomer can rely on when looking for something."""
+
+import ast
+import collections
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "train_classifier"
+MOST_ENTRIES = 12
+MOST_LINES = 60
+MOST_PARAMETERS = 8
+MOST_MEDIAN_LINES = 12
+#: The table of flags: a parameter and its help for each.
+OPTIONS = {"cli/app.py: train"}
+
+MODULES = {
+    path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if "_content" not in path.parts
+}
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    for module, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                yield f"{module}: {node.name}", node
+
+
+def lines(function: ast.FunctionDef) -> int:
+    assert function.end_lineno
+    return function.end_lineno - function.lineno + 1
+
+
+def parameters(function: ast.FunctionDef) -> int:
+    names = [one.arg for one in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def test_few_entries_beside_each_other() -> None:
+    entries = collections.Counter()
+    for folder in {PACKAGE / Path(module).parent for module in MODULES}:
+        for entry in folder.iterdir():
+            if not entry.name.startswith("_") and (entry.is_dir() or entry.suffix == ".py"):
+                entries[folder.relative_to(PACKAGE).as_posix()] += 1
+    assert {name: count for name, count in entries.items() if count > MOST_ENTRIES} == {}
+
+
+def test_functions_are_short_and_take_few_parameters() -> None:
+    assert [name for name, one in functions() if lines(one) > MOST_LINES and name not in OPTIONS] == []
+    assert [
+        name for name, one in functions() if parameters(one) > MOST_PARAMETERS and name not in OPTIONS
+    ] == []
+    assert statistics.median(lines(one) for _, one in functions()) < MOST_MEDIAN_LINES
+
+
+def test_one_name_for_one_thing() -> None:
+    modules, classes = collections.Counter(), collections.Counter()
+    for module, tree in MODULES.items():
+        modules[Path(module).name] += not Path(module).name.startswith("_")
+        for node in tree.body:
+            classes[
+                node.name if isinstance(node, ast.ClassDef) and not node.name.startswith("_") else ""
+            ] += 1
+    del classes[""]
+    assert [name for counted in (modules, classes) for name, count in counted.items() if count > 1] == []
+
+
+def test_public_functions_say_what_they_do() -> None:
+    silent = []
+    for module, tree in MODULES.items():
+        public = [
+            tree,
+            *(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_"),
+        ]
+        for node in (node for owner in public for node in owner.body):
+            if isinstance(node, ast.FunctionDef) and node.name[0] != "_" and not ast.get_docstring(node):
+                silent.append(f"{module}: {node.name}")
+    assert silent == []
