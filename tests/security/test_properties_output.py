@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from hostile import DATA, FIXED, LEAVES, NUMBERS, RESULT, TEXT, VALUES, bounded, digits, tables
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -164,6 +164,7 @@ def test_report(report: Report) -> None:
 
 
 @FIXED
+@example(report=Report(result={"reason": " "}))
 @given(report=REPORT)
 def test_job_summary(report: Report) -> None:
     with bounded():

@@ -147,7 +147,8 @@ class Report:
         """Return reason, hint and detail of a job that did not end well."""
         if self.good:
             return []
-        return [str(self.result[key]) for key in ("reason", "hint", "detail") if self.result.get(key)]
+        parts = (str(self.result.get(key) or "") for key in ("reason", "hint", "detail"))
+        return [part for part in parts if part.strip()]
 
     def metrics(self) -> list[tuple[str, str]]:
         """Return the final metrics as name and value."""

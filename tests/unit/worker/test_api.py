@@ -9,7 +9,7 @@ import pytest
 from train_classifier.core import image_reference
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers import answer, image
-from train_classifier.worker.containers.environment_build import Plan, _read
+from train_classifier.worker.containers.environment_build import EnvironmentPlan, _read
 from train_classifier.worker.gpus import visibility
 from train_classifier.worker.system.host import Host
 
@@ -99,13 +99,13 @@ def test_names_that_this_host_gives(name: str, local: bool) -> None:
     assert image_reference.is_local(name) is local
 
 
-def plan(**changes: Any) -> Plan:
+def plan(**changes: Any) -> EnvironmentPlan:
     values: dict[str, Any] = {
         "lines": ("six", "attrs>=1 --hash=sha256:00"), "constraints": ("idna<3",), "frozen": ("numpy==1",),
         "options": ("--require-hashes", "--pre", "--only-binary :all:"), "paths": (), "variables": {}, "source": "",
         "workspace": None,
     }  # fmt: skip
-    return Plan(**{**values, **changes})
+    return EnvironmentPlan(**{**values, **changes})
 
 
 def test_names_from_the_hosts_indexes_may_share_a_cache() -> None:
