@@ -47,7 +47,7 @@ def test_09_files_that_are_too_large_stay_and_the_result_says_so(host: Machine) 
         "open('artefacts/x', 'w').write('x')\nopen('artefacts/huge', 'wb').truncate(8 << 40)\n"
     )
     assert (result["outcome"], result["exit_code"]) == ("nothing-delivered", 7), result
-    assert "8192.0 GiB with its holes" in result["reason"] and "--max-size" in result["hint"]
+    assert "8.0 TiB with its holes" in result["reason"] and "--max-size" in result["hint"]
     assert_kept(host, job, "too-large")
 
 

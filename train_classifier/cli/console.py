@@ -181,11 +181,11 @@ class Console:
 
     def _leave(self, phase: str, seconds: float) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-        sent = f", {text.size(self._bytes[0])}" if self._bytes and phase == self._phase else ""
+        sent = f", {text.show_bytes(self._bytes[0])}" if self._bytes and phase == self._phase else ""
         if phase == self._phase:
             self._phase = None
         mark = self.paint("✓", "green") + " " if self.live and self._unicode else ""
-        self._line(f"{mark}{phase}: {text.duration(seconds)}{sent}")
+        self._line(f"{mark}{phase}: {text.show_seconds(seconds)}{sent}")
 
     def _line(self, words: str, colour: str | None = None, always: bool = False) -> None:
         if self._gone or (self.quiet and not always):

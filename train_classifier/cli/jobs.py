@@ -65,11 +65,11 @@ def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> Exit
         rows.append(("message", status["message"]))
     times = {} if result else status.get("times") or {}
     for name, (begun, ended) in sorted(times.items(), key=lambda item: float(item[1][0])):
-        rows.append((name, text.duration((ended or time.time()) - begun) + ("" if ended else " so far")))
-    rows += [(name, text.duration(spent)) for name, spent in (result.get("seconds") or {}).items()]
+        rows.append((name, text.show_seconds((ended or time.time()) - begun) + ("" if ended else " so far")))
+    rows += [(name, text.show_seconds(spent)) for name, spent in (result.get("seconds") or {}).items()]
     archive = result.get("archive")
     if archive:
-        rows += [("archive", text.size(archive["bytes"])), ("sha256", archive["sha256"])]
+        rows += [("archive", text.show_bytes(archive["bytes"])), ("sha256", archive["sha256"])]
     for name, value in (result.get("metrics") or {}).items():
         rows.append((text.short(name, 50), text.number(value)))
     console.out(text.table([row for row in rows if row[1] is not None]))
@@ -194,7 +194,7 @@ def fetch(
     if console.json_mode:
         console.out(json.dumps({"id": found.id, "exit_code": 0, "artefacts": delivered}))
     else:
-        console.say(f"{delivered['path']}: {text.size(delivered['bytes'])}")
+        console.say(f"{delivered['path']}: {text.show_bytes(delivered['bytes'])}")
         console.say(f"sha256  {delivered['sha256']}")
     return ExitCode.TRAINED
 
@@ -240,7 +240,7 @@ def clean(
             }
             parts = [f"{count} {name}" for name, count in counts.items() if count]
             verb = "would remove" if dry_run else "removed"
-            console.out(f"{host.name}: {verb} {', '.join(parts) or 'nothing'} ({text.size(freed)})")
+            console.out(f"{host.name}: {verb} {', '.join(parts) or 'nothing'} ({text.show_bytes(freed)})")
     for error in errors:
         console.error(error)
     return errors[0].code if errors else ExitCode.TRAINED
@@ -278,4 +278,4 @@ def _age(job: dict[str, Any]) -> str:
     begun = job.get("started") or job.get("submitted")
     if not begun:
         return ""
-    return text.duration(max(0.0, float(job.get("finished") or time.time()) - float(begun)))
+    return text.show_seconds(max(0.0, float(job.get("finished") or time.time()) - float(begun)))

@@ -56,13 +56,13 @@ class LiveLine:
         cells: list[RenderableType] = [
             self._spinner.render(time.monotonic()),
             Text(phase, style="cyan"),
-            Text(text.duration(seconds), style="cyan"),
+            Text(text.show_seconds(seconds), style="cyan"),
         ]
         if sent is not None:
             done, total = sent
             if total:
                 cells.append(ProgressBar(total=total, completed=min(done, total), width=BAR))
-            cells.append(Text(text.size(done) + (f" of {text.size(total)}" if total else "")))
+            cells.append(Text(text.show_bytes(done) + (f" of {text.show_bytes(total)}" if total else "")))
         for _ in cells:
             row.add_column(no_wrap=True)
         if why:

@@ -52,7 +52,7 @@ def as_text(run: Finished, console: Console) -> str:
         ("job", f"{run.job} on {run.host_name}"),
     ]
     if run.delivered:
-        rows.append(("artefacts", f"{run.delivered['path']} ({text.size(run.delivered['bytes'])})"))
+        rows.append(("artefacts", f"{run.delivered['path']} ({text.show_bytes(run.delivered['bytes'])})"))
     metrics = result.get("metrics")
     if isinstance(metrics, dict):
         for name, value in list(metrics.items())[:12]:

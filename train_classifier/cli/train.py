@@ -59,9 +59,9 @@ def _shown(name: str, value: Any) -> str:
     if name == "data":
         return " ".join(f"{folder['path']}:{folder['name']}" for folder in value)
     if name.endswith("_bytes"):
-        return text.size(value)
+        return text.show_bytes(value)
     if name.endswith("_s"):
-        return text.duration(value)
+        return text.show_seconds(value)
     return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -92,7 +92,7 @@ def _describe(plan: Any, console: Console) -> None:
         ("model", spec.model),
         ("repository", f"{plan.repository} ({(spec.repository.commit or 'no commit')[:12]})"),
         ("host", plan.target.name),
-        ("push", f"{spec.source_files} files, {text.size(spec.source_bytes)}"),
+        ("push", f"{spec.source_files} files, {text.show_bytes(spec.source_bytes)}"),
         ("output", plan.output),
         *((name, _shown(name, value)) for name, value in settings.items()),
     ]

@@ -1,4 +1,4 @@
-"""The worker's program, as the package on the controller has it."""
+"""What the role takes from the package: the worker's program, and the file systems that it refuses."""
 
 from __future__ import annotations
 
@@ -7,21 +7,37 @@ from pathlib import Path
 from typing import Any
 
 
-def worker(role_path: str) -> dict[str, Any]:
-    """Return `{"name": content hash, "files": {relative path: text}}` of the package this role belongs to."""
-    # roles/ lies beside the package in a checkout, and in _content/ inside it in the wheel.
+def find_package(role_path: str) -> None:
+    """Let the package beside roles/ be imported; in the wheel roles/ lies in _content/ inside it."""
     for folder in Path(role_path).resolve().parents:
         if (folder / "train_classifier/controller/worker_bundle.py").is_file():
             sys.path.insert(0, str(folder))
             break
+
+
+def worker(role_path: str) -> dict[str, Any]:
+    """Return `{"name": content hash, "files": {relative path: text}}` of the worker's program."""
+    find_package(role_path)
     from train_classifier.controller.worker_bundle import bundle
 
     name, files = bundle()
     return {"name": name, "files": {path: content.decode() for path, content in files.items()}}
 
 
+def refused_file_systems(role_path: str) -> list[str]:
+    """Return the types of file systems on which the worker keeps no state."""
+    find_package(role_path)
+    from train_classifier.worker.system.host import NETWORK_FILE_SYSTEMS, OVERLAY_FILE_SYSTEMS
+
+    return sorted(NETWORK_FILE_SYSTEMS | OVERLAY_FILE_SYSTEMS)
+
+
 class FilterModule:
-    """The filter training_host_worker."""
+    """The filters training_host_worker and training_host_refused_file_systems."""
 
     def filters(self) -> dict[str, Any]:
-        return {"training_host_worker": worker}
+        """Return the filters by name."""
+        return {
+            "training_host_worker": worker,
+            "training_host_refused_file_systems": refused_file_systems,
+        }

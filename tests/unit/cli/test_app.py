@@ -162,10 +162,10 @@ def test_table_is_aligned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")]
+    ("count", "words"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")]
 )
 def test_sizes(count: int, words: str) -> None:
-    assert text.size(count) == words
+    assert text.show_bytes(count) == words
 
 
 @pytest.mark.parametrize("code", [code for code in ExitCode if code])

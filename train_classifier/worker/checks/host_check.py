@@ -17,7 +17,8 @@ from train_classifier.worker.checks.finding import ROLE, Finding, fail, from_err
 from train_classifier.worker.gpus import devices
 from train_classifier.worker.gpus.devices import Discovery
 from train_classifier.worker.system import launcher, program
-from train_classifier.worker.system.host import Host, boot_id, file_system
+from train_classifier.worker.system.host import Host, file_system
+from train_classifier.worker.system.host_facts import host_facts
 
 LEAST_PYTHON = (3, 9)
 #: This program was not written before; a clock that says so breaks TLS and the order of jobs.
@@ -56,7 +57,7 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
     return {
         "worker": program.PROGRAM.name,
         "python": platform.python_version(),
-        "host": _describe(),
+        "host": host_facts(),
         "engine": engine_check.summary(info),
         "gpus": [
             {
@@ -268,21 +269,6 @@ def foreign(host: Host, discovery: Discovery, users: dict[str, str]) -> list[Fin
         for card in discovery.gpus
         if card.busy_by and card.uuid not in users
     ]
-
-
-def _describe() -> dict[str, Any]:
-    release = {}
-    for line in (gpu_check.text_of(Path("/etc/os-release")) or "").splitlines():
-        key, _, value = line.partition("=")
-        release[key] = value.strip("\"'")
-    return {
-        "name": platform.node(),
-        "os": release.get("PRETTY_NAME", platform.system()),
-        "kernel": platform.release(),
-        "boot_id": boot_id(),
-        "cpus": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    }
 
 
 def _deep(

@@ -15,6 +15,7 @@ from train_classifier.core import errors
 from train_classifier.core.errors import Cancelled, NothingDelivered, TrainClassifierError
 from train_classifier.core.job import JobSpec
 from train_classifier.core.regular_file import open_regular
+from train_classifier.core.text import show_bytes
 from train_classifier.worker.state import file_trees, results
 from train_classifier.worker.state.files import O_FOLDER, new_file, read_json, write_json
 from train_classifier.worker.state.store import Job
@@ -152,21 +153,15 @@ def _unpacked(why: str, reason: str, hint: Optional[str], **more: Any) -> dict[s
 
 def _too_large(job: Job, most: int, real: int, apparent: int, cause: Optional[TrainClassifierError]) -> Ended:
     size = max(real, -(-apparent // HOLES))
-    holes = f" ({_size(apparent)} with its holes)" if apparent > 2 * real else ""
+    holes = f" ({show_bytes(apparent)} with its holes)" if apparent > 2 * real else ""
     error = NothingDelivered(
-        f"artefacts/ holds {_size(real)}{holes}, more than the limit of {_size(most)}: it stays on the host",
+        f"artefacts/ holds {show_bytes(real)}{holes}, more than the limit of {show_bytes(most)}: it stays on the host",
         f"to pack it: train-classifier fetch {job.id} --max-size {-(-size // (1 << 20))}MiB; the limit of a "
         "job is --artefacts-max",
     )
     return _unpacked(
         "too-large", error.reason, error.hint, bytes=real, apparent_bytes=apparent, most_bytes=most
     ), cause or error
-
-
-def _size(count: int) -> str:
-    if count < 1 << 20:
-        return f"{count} bytes"
-    return f"{count / (1 << 30):.1f} GiB" if count >= 1 << 29 else f"{count / (1 << 20):.1f} MiB"
 
 
 def packed_before(job: Job, spec: JobSpec) -> Optional[Ended]:

@@ -1,15 +1,13 @@
 """The papers of a job: what result.json and manifest.json say about it."""
 
-import os
 import time
-from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core.errors import OUTCOMES, ExitCode, TrainClassifierError
 from train_classifier.core.job import SCHEMA, JobSpec
 from train_classifier.worker.state.files import read_json, write_json
 from train_classifier.worker.state.store import Job
-from train_classifier.worker.system.host import boot_id
+from train_classifier.worker.system.host_facts import host_facts
 
 
 def read_facts(job: Job) -> dict[str, Any]:
@@ -21,27 +19,6 @@ def read_facts(job: Job) -> dict[str, Any]:
 def note(job: Job, **facts: Any) -> None:
     """Note facts, so that the job's papers are complete also when its worker dies."""
     write_json(job.dir / "facts.json", {**read_facts(job), **facts})
-
-
-def describe_host() -> dict[str, Any]:
-    """Return what the host is: name, os, kernel, boot_id, cpus, memory_bytes."""
-    import platform
-
-    release = {}
-    try:
-        for line in Path("/etc/os-release").read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition("=")
-            release[key] = value.strip('"')
-    except OSError:
-        release = {}
-    return {
-        "name": platform.node(),
-        "os": release.get("PRETTY_NAME", platform.system()),
-        "kernel": platform.release(),
-        "boot_id": boot_id(),
-        "cpus": os.cpu_count(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    }
 
 
 def seconds(times: dict[str, list[Optional[float]]], now: Optional[float] = None) -> dict[str, float]:
@@ -126,7 +103,7 @@ def head(job: Job, spec: JobSpec, status: dict[str, Any], result: dict[str, Any]
             "network": spec.network,
         },
         "environment": facts.get("environment"),
-        "host": describe_host(),
+        "host": host_facts(),
         "times": status.get("times", {}),
         **{key: result[key] for key in kept},
     }
