@@ -155,7 +155,8 @@ def _too_large(job: Job, most: int, real: int, apparent: int, cause: Optional[Tr
     size = max(real, -(-apparent // HOLES))
     holes = f" ({show_bytes(apparent)} with its holes)" if apparent > 2 * real else ""
     error = NothingDelivered(
-        f"artefacts/ holds {show_bytes(real)}{holes}, more than the limit of {show_bytes(most)}: it stays on the host",
+        f"artefacts/ holds {show_bytes(real)}{holes}, more than the limit of {show_bytes(most)}: "
+        "it stays on the host",
         f"to pack it: train-classifier fetch {job.id} --max-size {-(-size // (1 << 20))}MiB; the limit of a "
         "job is --artefacts-max",
     )
