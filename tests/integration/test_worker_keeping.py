@@ -17,6 +17,9 @@ from worker_support import IMAGE, SERVICE_USER, Machine, Refused, accounts, dock
 
 from train_classifier.core import locks
 from train_classifier.worker.containers import engine, package_layers
+from train_classifier.worker.containers.context import Context
+from train_classifier.worker.state.store import Store
+from train_classifier.worker.system.host import Host
 
 pytestmark = pytest.mark.engine
 LONG = "open('artefacts/partial','w').write('x')\nprint('up', flush=True)\nimport time\ntime.sleep(600)\n"
@@ -244,19 +247,20 @@ def test_cancel_during_a_pull_from_a_registry_that_never_answers(host: Machine) 
     host.assert_clean(job)
 
 
-def test_a_large_layer_is_committed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_layer_is_committed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """However long the engine takes for it: an answer that is late is not an engine that is away."""
     tag = f"tc-keeping-layer:test-{os.getpid()}"
     with proxied() as proxy:
         monkeypatch.setenv("DOCKER_HOST", proxy.address)
         client = engine.connect(timeout=1)
         container = client.containers.create(IMAGE, ["true"])
+        context = Context(client, Host.load(), Store(tmp_path))
         try:
             proxy.slow = (b"/commit?", 3.0)
-            package_layers._commit(client, container, tag, {"Labels": {}}, "test", lambda: None)
+            package_layers._commit(context, container, tag, {"Labels": {}}, "test")
             assert proxy.slowed == 1 and docker("images", "-q", tag)
             # After an outage it is looked for, not made again.
-            package_layers._commit(client, container, tag, {"Labels": {}}, "test", lambda: None)
+            package_layers._commit(context, container, tag, {"Labels": {}}, "test")
             assert proxy.slowed == 1
         finally:
             container.remove()
