@@ -180,7 +180,7 @@ def test_a_container_of_ours_holds_its_gpu(engine: docker.DockerClient, base_ima
         site.enqueue("b")
         ticket = gpu_queue.Ticket.claim(site.folder, "b")
         said: list[str] = []
-        with pytest.raises(TimedOut, match="waited 1s for a GPU"):
+        with pytest.raises(TimedOut, match=r"waited 1\.0 s for a GPU"):
             ticket.wait(engine, site.host, 1, told(said), nothing)
         assert said == ["waiting for a GPU: a container of a job that ended still holds it"]
         ticket.release()

@@ -1,4 +1,4 @@
-"""The command line: the only place that prints and exits."""
+"""The command line; it and the GitHub action alone print and exit."""
 
 import os
 import sys

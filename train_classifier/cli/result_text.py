@@ -69,8 +69,8 @@ def as_text(run: Finished, console: Console) -> str:
         lines.append(
             text.table(
                 [
-                    *((name, f"{value:.1f} s") for name, value in spent.items()),
-                    ("together", f"{sum(spent.values()):.1f} s"),
+                    *((name, text.show_seconds(value)) for name, value in spent.items()),
+                    ("together", text.show_seconds(sum(spent.values()))),
                 ],
                 ("phase", "time"),
                 right=(1,),

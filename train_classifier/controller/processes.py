@@ -40,7 +40,7 @@ def start(argv: Sequence[str], own_session: bool) -> "subprocess.Popen[bytes]":
             start_new_session=own_session,
         )
     except FileNotFoundError as error:
-        raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install it: {error}") from error
+        raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install {argv[0]}.") from error
 
 
 def _environment() -> dict[str, str]:

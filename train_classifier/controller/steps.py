@@ -1,4 +1,4 @@
-"""The steps of a training run as plain functions over a Host: preflight, push, start, follow, fetch.
+"""The steps of a training run as plain functions over a RemoteHost: preflight, push, start, follow, fetch.
 
 The action plugins call them inside Ansible; attach, logs, fetch and cancel call the same ones without it.
 """
@@ -43,7 +43,7 @@ class Order:
     files: str
     #: Where the archive goes; absolute.
     output: str
-    #: What the files are just now (`sources.fingerprint`); None: unknown.
+    #: What the files are just now (`push_list.fingerprint`); None: unknown.
     fingerprint: str | None = None
     #: How the host runs Python and where it keeps state; None: the defaults.
     python: str | None = None

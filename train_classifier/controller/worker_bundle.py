@@ -23,7 +23,7 @@ def bundle() -> tuple[str, dict[str, bytes]]:
     package = Path(__file__).parents[1]
     files = {"__main__.py": MAIN, "train_classifier/__init__.py": (package / "__init__.py").read_bytes()}
     for name in PACKAGES:
-        for path in (package / name).rglob("*.py"):
+        for path in sorted((package / name).rglob("*.py")):
             files[f"train_classifier/{path.relative_to(package)}"] = path.read_bytes()
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):

@@ -158,6 +158,10 @@ def from_dict(data: Any, host: Optional[str] = None) -> TrainClassifierError:
         reason = f"{host}: {reason}"
     hint, detail = data.get("hint"), data.get("detail")
     if code == ExitCode.BAD_INPUT:
-        return BadInput(*(data.get("problems") or [reason]), hint=hint)
+        problems = data.get("problems")
+        problems = [str(problem) for problem in problems] if isinstance(problems, list) else []
+        error = BadInput(*(problems or [reason]), hint=hint)
+        error.detail = detail
+        return error
     kind = _CLASSES.get(code) if isinstance(code, int) else None
     return (kind or TrainClassifierError)(reason, hint, detail)

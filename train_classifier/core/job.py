@@ -77,8 +77,10 @@ class Repository:
     dirty: Optional[bool] = None
 
 
+#: Most GPUs of a job.
+MOST_GPUS = 64
 #: Bounds of the numbers of a job, both included, and their kind.
-LIMITS = (
+BOUNDS = (
     ("min_vram_mib", 0, 1 << 24, int),
     ("timeout_s", 1, YEAR_S, float),
     ("wait_s", 0, YEAR_S, float),
@@ -205,9 +207,11 @@ class JobSpec:
         )
 
     def _check_numbers(self, found: "_Problems") -> None:
-        counted = isinstance(self.gpus, int) and not isinstance(self.gpus, bool) and 0 <= self.gpus <= 64
-        found.check(self.gpus == "auto" or counted, f"gpus is {self.gpus!r}, wanted 0 to 64 or auto")
-        for name, least, most, wanted in LIMITS:
+        counted = (
+            isinstance(self.gpus, int) and not isinstance(self.gpus, bool) and 0 <= self.gpus <= MOST_GPUS
+        )
+        found.check(self.gpus == "auto" or counted, f"gpus is {self.gpus!r}, wanted 0 to {MOST_GPUS} or auto")
+        for name, least, most, wanted in BOUNDS:
             value = getattr(self, name)
             if value is not None:
                 kind = int if wanted is int else (int, float)

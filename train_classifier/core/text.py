@@ -39,7 +39,7 @@ def table(
     for row in every:
         parts = [
             cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            for column, (cell, width) in enumerate(zip(row, widths))
         ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)

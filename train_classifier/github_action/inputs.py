@@ -27,7 +27,7 @@ OWN = ("args", "cancel_grace", "slack_webhook", "slack_notify")
 SPELT = {"secret": "secrets", "grace": "cancel-grace"}
 #: What runs up to the end of its line is a command to type, in which flags are flags.
 FLAG = re.compile(r"train-classifier [a-z]+ .*|(?<![\w-])--(?P<flag>[a-z][a-z-]*)(?![\w=-])")
-#: The action never reads the settings file that a refusal names (`options.move`).
+#: The action never reads the settings file that a refusal names (`flags.move`).
 MOVE = re.compile(
     r"move (the line '.*?') below \[[^]]*\] of your own settings, "
     + re.escape(job.OWN_SETTINGS)

@@ -80,9 +80,11 @@ def gpus(value: Any) -> int | str:
     if isinstance(value, str) and value.strip().lower() == "auto":
         return "auto"
     try:
-        return units.whole(value, 0, 64)
+        return units.whole(value, 0, job.MOST_GPUS)
     except ValueError:
-        raise ValueError(f"{quoted(value)} is not a number of GPUs; write 0 to 64, or auto") from None
+        raise ValueError(
+            f"{quoted(value)} is not a number of GPUs; write 0 to {job.MOST_GPUS}, or auto"
+        ) from None
 
 
 def _choice(*words: str) -> Callable[[Any], str]:

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 
-def find_package(role_path: str) -> None:
+def _find_package(role_path: str) -> None:
     """Let the package beside roles/ be imported; in the wheel roles/ lies in _content/ inside it."""
     for folder in Path(role_path).resolve().parents:
         if (folder / "train_classifier/controller/worker_bundle.py").is_file():
-            sys.path.insert(0, str(folder))
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
             break
 
 
 def worker(role_path: str) -> dict[str, Any]:
     """Return `{"name": content hash, "files": {relative path: text}}` of the worker's program."""
-    find_package(role_path)
+    _find_package(role_path)
     from train_classifier.controller.worker_bundle import bundle
 
     name, files = bundle()
@@ -26,8 +27,8 @@ def worker(role_path: str) -> dict[str, Any]:
 
 def refused_file_systems(role_path: str) -> list[str]:
     """Return the types of file systems on which the worker keeps no state."""
-    find_package(role_path)
-    from train_classifier.worker.system.host import NETWORK_FILE_SYSTEMS, OVERLAY_FILE_SYSTEMS
+    _find_package(role_path)
+    from train_classifier.core.file_systems import NETWORK_FILE_SYSTEMS, OVERLAY_FILE_SYSTEMS
 
     return sorted(NETWORK_FILE_SYSTEMS | OVERLAY_FILE_SYSTEMS)
 

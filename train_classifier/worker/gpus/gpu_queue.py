@@ -13,6 +13,7 @@ from typing import Any, Callable, Optional
 
 from train_classifier.core.errors import NoGpu, NotReady, TimedOut
 from train_classifier.core.locks import try_lock
+from train_classifier.core.text import show_seconds
 from train_classifier.worker.containers import engine
 from train_classifier.worker.gpus import devices
 from train_classifier.worker.gpus.devices import Discovery, Gpu
@@ -187,7 +188,7 @@ class Ticket:
                 say(message)
             if limit_s is not None and clock() - began >= limit_s:
                 raise TimedOut(
-                    f"waited {duration(limit_s)} for a GPU",
+                    f"waited {show_seconds(limit_s)} for a GPU",
                     "wait longer with --wait, or ask for fewer GPUs",
                     message,
                 )
@@ -357,14 +358,6 @@ def _passed_over(entry: QueueEntry) -> bool:
 
 def _hour(seconds: float) -> str:
     return time.strftime("%H:%M", time.localtime(seconds))
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as people write it: 2h, 1h30m, 45s."""
-    whole = round(seconds)
-    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
-    text = (f"{hours}h" if hours else "") + (f"{minutes}m" if minutes else "") + (f"{rest}s" if rest else "")
-    return text or "0s"
 
 
 def describe(folder: Path, discovery: Discovery) -> dict[str, str]:

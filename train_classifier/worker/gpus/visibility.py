@@ -21,7 +21,6 @@ from train_classifier.worker.system.host import boot_id
 #: TensorFlow compiles kernels for a card it has no binaries for: minutes.
 TIMEOUT_S = 900.0
 FRAMEWORKS = ("tensorflow", "torch", "jax")
-MODES = ("framework", "device", "off")
 HINT = (
     "the image's CUDA must suit the driver and the card: try another --image, or --gpus 0 for the CPU; "
     "`train-classifier doctor` checks the host"

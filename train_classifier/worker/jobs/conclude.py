@@ -175,9 +175,7 @@ def packed_before(job: Job, spec: JobSpec) -> Optional[Ended]:
     if not answer or found.st_size != answer["archive"]["bytes"]:
         return None
     told = answer.get("ending")
-    cause = None
-    if told:
-        cause = errors.from_dict(told)
+    cause = errors.from_dict(told) if told else None
     return answer, _judged(answer, spec, cause)
 
 

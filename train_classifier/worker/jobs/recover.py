@@ -381,6 +381,3 @@ def remove_folder(job: Job, account: Account) -> None:
         file_trees.remove(None, job.dir)
         return
     file_trees.remove(account, job.dir)
-
-
-__all__ = ["NotReady", "finish", "finish_if_dead", "is_dead", "remove", "sweep"]

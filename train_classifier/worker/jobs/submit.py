@@ -1,4 +1,4 @@
-"""From a specification to a running worker: `prepare` and `submit`."""
+"""Submission: from a pushed job to a running worker."""
 
 import time
 from typing import Any

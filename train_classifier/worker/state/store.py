@@ -1,4 +1,4 @@
-"""The state folder: its layout, a job's folder, and files that are written whole or not at all."""
+"""The state folder: its layout, and a job's folder."""
 
 import os
 import stat

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core.errors import BadInput, NotReady
+from train_classifier.core.file_systems import NETWORK_FILE_SYSTEMS, OVERLAY_FILE_SYSTEMS
 
 ROOT = Path("/var/lib/train-classifier")
 SCHEMA = 1
@@ -19,14 +20,6 @@ PATHS = ("uv", "queue_dir", "ca_bundle", "apt_sources", "root")
 #: The smallest limits of builds with which an engine starts a container at all, and the largest number.
 LEAST = {"build_memory_bytes": 16 << 20, "build_pids": 16, "build_cpus": 0.01, "build_timeout_s": 1}
 MOST = 1 << 50
-
-#: Locks, atomic renames and hard links are not to be trusted here, and Docker cannot mount from some of them.
-NETWORK_FILE_SYSTEMS = {
-    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse.ceph", "fuse.glusterfs", "fuse.rclone",
-    "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "smb3",
-    "smbfs", "virtiofs",
-}  # fmt: skip
-OVERLAY_FILE_SYSTEMS = {"overlay", "aufs", "fuse.fuse-overlayfs"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import selectors
 import signal
 import subprocess
@@ -73,7 +74,11 @@ def checked_part(function: CheckedPart) -> CheckedPart:
 def find_part(name: str) -> Part:
     """Return the part that a child was told to run, `module:function` below the worker. Raises BadInput."""
     module, _, function = name.partition(":")
-    found = getattr(importlib.import_module(f"{_WORKER}.{module}"), function, None)
+    found = None
+    # Programs that run inside a container lie deeper, and run as they are imported.
+    if re.fullmatch(r"[a-z_]+\.[a-z_]+", module):
+        with contextlib.suppress(ModuleNotFoundError):
+            found = getattr(importlib.import_module(f"{_WORKER}.{module}"), function, None)
     if not getattr(found, "is_part", False):
         raise BadInput(f"{name} is no part of the worker")
     return cast(Part, found)
@@ -116,7 +121,7 @@ def call(
     except ValueError:
         tail = words.decode("utf-8", "replace")[-2000:]
         raise TrainClassifierError(
-            f"{name} ended with exit status {process.returncode}", detail=tail
+            f"{function.__name__} ended with exit status {process.returncode}", detail=tail
         ) from None
     if "error" in answer:
         raise errors.from_dict(answer["error"])

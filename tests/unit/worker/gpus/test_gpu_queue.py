@@ -1,4 +1,4 @@
-"""The rules of the GPU queue that need no engine: numbers, durations, tickets as files."""
+"""The rules of the GPU queue that need no engine: numbers, tickets as files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,6 @@ def enqueue(folder: Path, job: str) -> Path:
     return gpu_queue.enqueue(
         folder, job=job, model="mnist", directory=Path("/jobs") / job, want=1, min_vram_mib=None
     )
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0s"), (45, "45s"), (90, "1m30s"), (7200, "2h"), (5400.4, "1h30m"), (3601, "1h1s")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert gpu_queue.duration(seconds) == text
 
 
 def test_numbers_go_up_and_files_are_open_to_the_group(tmp_path: Path) -> None:
