@@ -1,4 +1,4 @@
-"""The worker's doors: a JSON request to a JSON answer, two doors for rsync, and what it calls itself."""
+"""The worker's command line: JSON requests, the two rsync commands, and calls of the worker to itself."""
 
 import itertools
 import json
@@ -15,7 +15,7 @@ from train_classifier.worker.system import host_faults, program
 from train_classifier.worker.system.host import Host, refuse_unsafe
 from train_classifier.worker.transfer import rsync
 
-#: One answer, or a row of them, each on a line of its own.
+#: One answer, or several of them; each is printed on its own line.
 Answer = Union[dict[str, Any], Iterator[dict[str, Any]]]
 Verb = Callable[[dict[str, Any], Host, Store], Answer]
 REQUEST_BYTES = 1 << 30
@@ -31,7 +31,7 @@ def _submit(request: dict[str, Any], host: Host, store: Store) -> Answer:
     answer = submit.submit(request, host, store)
     if not isinstance(request.get("follow"), dict):
         return answer
-    # In the same process: another one would start for longer than a short job takes.
+    # In the same process: starting another one takes longer than a short job.
     following = query.follow({**request["follow"], "id": request["id"]}, host, store)
     return itertools.chain([answer], following)
 
@@ -57,7 +57,7 @@ VERBS: dict[str, Verb] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Go through the door that the arguments name; returns the exit status."""
+    """Run the command that the arguments name; return the exit status."""
     if not arguments:
         return _answer()
     door, rest = arguments[0], arguments[1:]
@@ -84,7 +84,7 @@ def _answer() -> int:
         for each in [answer] if isinstance(answer, dict) else answer:
             print(json.dumps(each), flush=True)
     except BrokenPipeError:
-        # Nobody listens any more. Python would complain of it once more at its end.
+        # The reader is gone. Python would report the broken pipe again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         print(json.dumps({"error": host_faults.describe(error)}), flush=True)
@@ -92,9 +92,9 @@ def _answer() -> int:
 
 
 def respond(data: bytes) -> Answer:
-    """Return the answer to one request, or a row of them.
+    """Return the answer to one request, or several of them.
 
-    Raises what its verb raises, BadInput for what is no request.
+    Raises BadInput when the data is not a valid request, and whatever its verb raises.
     """
     try:
         request = json.loads(data)
@@ -110,7 +110,7 @@ def respond(data: bytes) -> Answer:
 
 
 def _rsync(door: str, wanted: str, arguments: Sequence[str]) -> int:
-    """Serve rsync; its standard output is not ours, so a failure is one line of JSON on standard error."""
+    """Serve rsync; it owns the standard output, so a failure is one line of JSON on standard error."""
     try:
         host = Host.load()
         job = _job(host, wanted)
@@ -123,7 +123,7 @@ def _rsync(door: str, wanted: str, arguments: Sequence[str]) -> int:
 
 
 def _job(host: Host, wanted: str) -> Job:
-    """Return the job that a door of rsync is for: by its folder, or by its id."""
+    """Return the job that an rsync command names by its folder or by its id."""
     if wanted.startswith("/"):
         refuse_unsafe(Path(wanted))
         return Store.of(Path(wanted)).job(Path(wanted).name)

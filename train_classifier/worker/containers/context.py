@@ -1,4 +1,4 @@
-"""What every step of a job works with, in one object; a check of the host has one too, without a job."""
+"""The context object of every step of a job; a check of the host has a context without a job."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ from train_classifier.worker.system.host import Host
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The engine, the host, its state folder, and for whom a step works."""
+    """The engine, the host, its state folder, and the job that a step works for."""
 
     #: A docker.DockerClient.
     client: Any
@@ -19,9 +19,9 @@ class Context:
     store: Store
     #: None for a check of the host.
     job: Optional[Job] = None
-    #: Gets a line that says what is being done.
+    #: Receives a line that describes the current work.
     say: Callable[[str], None] = lambda _: None
-    #: Called while something is waited for; raises what ends the job.
+    #: Called during a wait; raises the error that ends the job.
     check_cancel: Callable[[], None] = lambda: None
 
     def labels(self, kind: str, gpus: tuple[str, ...] = ()) -> dict[str, str]:

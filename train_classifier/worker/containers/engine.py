@@ -1,4 +1,4 @@
-"""The container engine: reaching it, outliving its restarts, and removing what is left in it."""
+"""The container engine: connecting to it, retrying during its restarts, and removing its leftovers."""
 
 import calendar
 import os
@@ -13,9 +13,9 @@ from train_classifier.core.errors import NotReady
 T = TypeVar("T")
 
 LABEL = "train-classifier"
-#: Seconds an engine may be away (a restart, an upgrade) before a job gives it up.
+#: Seconds that an engine may be unreachable (a restart, an upgrade) before a job fails.
 PATIENCE_S = 300.0
-#: Seconds after which a container of no job (a doctor's probe) has outlived its maker.
+#: Age in seconds after which a container without a job (a probe of `doctor`) is a leftover.
 STRAY_S = 7200.0
 #: Seconds without an answer after which a call to the engine is given up.
 CALL_TIMEOUT_S = 60
@@ -34,11 +34,11 @@ def connect(timeout: Optional[int] = CALL_TIMEOUT_S) -> Any:
             f"the Docker SDK for Python cannot be imported: {error}", "apt-get install python3-docker"
         ) from error
     try:
-        # requests takes None for "as long as it takes", though the SDK's types do not say so.
+        # In requests, None means no time limit, although the SDK's types do not include it.
         options: dict[str, Any] = {"version": "auto", "timeout": timeout}
         # Asks for the engine's version, and so whether it answers.
         client = docker.from_env(**options)
-    except Exception as error:  # The SDK wraps refusals in whatever its HTTP layers raise.
+    except Exception as error:  # The SDK's HTTP layers raise many types for a refusal.
         raise _unreachable(error) from error
     return client
 
@@ -54,7 +54,7 @@ def _import_sdk() -> None:
     try:
         import docker  # noqa: F401
     except ImportError:
-        # Python 3.12 has no distutils any more, and Debian packs it apart: then setuptools' is the only one.
+        # Python 3.12 has no distutils, and Debian packages it separately: only setuptools' copy is left then.
         sys.meta_path[:] = kept
         for name in [name for name in sys.modules if name.partition(".")[0] == "distutils"]:
             del sys.modules[name]
@@ -74,7 +74,7 @@ def _unreachable(error: BaseException) -> NotReady:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Tell whether an exception means that the engine went away, not that it refused."""
+    """Tell whether an exception means that the engine is unreachable, not that it refused the call."""
     import docker.errors
     import requests.exceptions
 
@@ -91,8 +91,8 @@ def patiently(
 ) -> T:
     """Return call(), trying again while the engine is away for up to `patience` seconds.
 
-    `check` is called between tries and may raise; `away` once, when the engine was first missed. Anything
-    but an outage, and the outage that lasts, is raised as it came.
+    `check` is called between tries and may raise; `away` is called once, after the first failed try. Errors
+    that are not an outage, and an outage that lasts longer, are raised unchanged.
     """
     began = time.monotonic()
     told = False
@@ -111,9 +111,9 @@ def patiently(
 
 
 def aside(call: Callable[[], T], check: Callable[[], None]) -> T:
-    """Return call(), made in a thread of its own since it may take long; `check` meanwhile may raise.
+    """Return call(), run in its own thread because it may take long; `check` may raise meanwhile.
 
-    A call that was left alone ends with this process.
+    If `check` raises, the call continues in its thread, at most until this process ends.
     """
     done = threading.Event()
     found: list[T] = []
@@ -141,7 +141,7 @@ def root(client: Any) -> str:
 
 
 def incarnation() -> Optional[tuple[int, int]]:
-    """Return what changes when the engine of this machine restarts; None where it does not show."""
+    """Return a value that changes when this machine's engine restarts; None where none is visible."""
     try:
         found = os.stat("/var/run/docker.pid")
     except OSError:
@@ -152,7 +152,7 @@ def incarnation() -> Optional[tuple[int, int]]:
 def labels(
     kind: str, *, job: str = "", uid: int = 0, folder: str = "", gpus: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return the labels of a container, image or volume of ours; kind is job, build, probe or image."""
+    """Return the labels of a container, image or volume; kind is job, build, probe or image."""
     return {
         LABEL: "1",
         f"{LABEL}.kind": kind,
@@ -172,7 +172,7 @@ def remove(container: Any, patience: float = PATIENCE_S) -> None:
     except docker.errors.NotFound:
         return
     except docker.errors.APIError as error:
-        # 409: somebody else is removing it at this moment.
+        # 409: another process is removing it at this moment.
         if error.status_code != 409:
             raise
 
@@ -189,7 +189,7 @@ def remove_all(client: Any, job: str, patience: float = PATIENCE_S) -> list[str]
 
 
 def is_stray(container: Any) -> bool:
-    """Tell whether a container of ours belongs to no job and is older than any such lives: its maker died."""
+    """Tell whether a container of this program has no job and is too old to be in use: its creator died."""
     mine = container.labels
     if LABEL not in mine or mine.get(f"{LABEL}.job") or mine.get(f"{LABEL}.dir"):
         return False

@@ -29,12 +29,12 @@ from train_classifier.worker.state.files import read_json
 from train_classifier.worker.state.store import Store
 from train_classifier.worker.system.host import Host
 
-#: An environment of another recipe is another environment.
+#: Part of the hash: another recipe makes another environment.
 RECIPE = 2
 #: Where a container finds the environment.
 MOUNTED = "/opt/train-classifier/environment"
 ACTIVATION = "train-classifier.pth"
-#: Distributions of which the image's own copy is never replaced, and never doubled.
+#: Distributions whose copy in the image is never replaced or duplicated.
 FROZEN = (
     "tensorflow",
     "tensorflow-cpu",
@@ -57,7 +57,7 @@ INDEX_SETTINGS = {
 class Environment:
     """What a container needs to have the model's packages, and what the manifest says of them."""
 
-    #: Of everything that defines it; "" when the image alone will do.
+    #: Hash of everything that defines the environment; "" when the image alone is sufficient.
     hash: str
     #: `name==version` of every package that the job sees, the image's included; sorted.
     packages: tuple[str, ...]
@@ -70,9 +70,10 @@ class Environment:
 def prepare(context: Context, image: Image, workspace: Path, model: str, repository: str) -> Environment:
     """Return the environment of MODEL/requirements.txt over an image, built when it is not there yet.
 
-    A hit starts no container. Built once even when two jobs ask at once. Wheels alone make an environment for
-    everybody; one in which something was built is that of `repository` (its key) alone. Raises BadInput for a
-    file that is wrong, NoEnvironment with uv's own words when it cannot be built, NotReady without uv.
+    An existing environment is returned without starting a container. Two jobs at the same time build it once.
+    An environment of wheels alone is shared by all repositories; one in which something was built is used by
+    `repository` (its key) alone. Raises BadInput for a wrong file, NoEnvironment with uv's own message when
+    it cannot be built, NotReady without uv.
     """
     asked = requirements_file.parse(workspace, model)
     if asked.problems:
@@ -84,7 +85,7 @@ def prepare(context: Context, image: Image, workspace: Path, model: str, reposit
     if asked.lines:
         hashes = _hashes(context.host, image, plan, repository)
         return _find(context, image, hashes) or _build(context, image, plan, hashes)
-    # Nothing was asked for: most models do without distutils, and a host without uv can do that much.
+    # The model requires no packages, and most models do not use distutils: a missing uv is no error.
     problem = f"{context.host.uv} is missing"
     if context.host.uv.exists():
         hashes = _hashes(context.host, image, plan, repository)
@@ -120,7 +121,7 @@ def _plan(
 
 
 def _hashes(host: Host, image: Image, plan: EnvironmentPlan, repository: str) -> dict[str, str]:
-    """Return whose environment may serve ("": everybody's), each with its hash, the first choice first."""
+    """Return the hash of each usable environment by its owner ("": all repositories), first choice first."""
     owners = ("", repository) if plan.may_share() else (repository,)
     return {owner: _key(host, image, plan, owner) for owner in owners}
 
@@ -128,7 +129,7 @@ def _hashes(host: Host, image: Image, plan: EnvironmentPlan, repository: str) ->
 def _find(context: Context, image: Image, hashes: dict[str, str]) -> Optional[Environment]:
     for key in hashes.values():
         folder = context.store.envs / key
-        # Held while it is looked at and marked as used, so that `clean` cannot take it in between.
+        # Held while the environment is read and marked as used, so that `clean` does not remove it.
         with hold(_lock(context.store, key), shared=True, check=context.check_cancel):
             record = _use(folder)
         if record is not None:
@@ -154,12 +155,12 @@ def _lock(store: Store, key: str) -> Path:
 
 
 def _make(builder: Builder, key: str, owner: str) -> dict[str, Any]:
-    """Build beside its place and rename it there; the environment's lock is held. Raises NeedsBuilding."""
+    """Build in a temporary folder, then rename it; the caller holds the lock. Raises NeedsBuilding."""
     context, image, account = builder.context, builder.image, builder.account
     store = context.store
     temporary = store.builds / f".{key}.tmp"
     if os.path.lexists(temporary):
-        # A build that was killed; nobody else can be here, the lock says so.
+        # A killed build left this folder; because of the lock no other build uses it.
         images.remove_orphans(context.client, str(temporary))
         place.remove(account, temporary)
     defined = {
@@ -171,7 +172,7 @@ def _make(builder: Builder, key: str, owner: str) -> dict[str, Any]:
     try:
         nearest = find_nearest(store, defined)
         lock = store.locks / f"{cache_of(store, image, owner).name}.lock"
-        # Nobody removes uv's cache from under a build.
+        # The lock prevents the removal of uv's cache during a build.
         with hold(lock, shared=True, check=context.check_cancel):
             os.utime(lock)
             packages = builder.install(temporary, nearest, owner)
@@ -185,13 +186,13 @@ def _make(builder: Builder, key: str, owner: str) -> dict[str, Any]:
 
 
 def _complete(folder: Path) -> Optional[dict[str, Any]]:
-    """Return the record of an environment that was finished; the rename makes it appear at once and whole."""
+    """Return the record of a finished environment; the rename makes it appear complete in one step."""
     record = read_json(folder / place.RECORD)
     return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
 
 
 def _use(folder: Path) -> Optional[dict[str, Any]]:
-    """Return the record of an environment if it is there, marked as used now: used last is cleaned last."""
+    """Return the record of an existing environment, marked as used now, so that `clean` removes it last."""
     record = _complete(folder)
     if record is not None:
         os.utime(folder / place.RECORD, follow_symlinks=False)
@@ -202,7 +203,7 @@ def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environmen
     from docker.types import Mount
 
     site = folder / place.SITE
-    # The engine follows links, with all its rights.
+    # The engine would follow links with its own rights, which are more than the job's.
     if site.is_symlink() or (folder / ACTIVATION).is_symlink():
         raise NotReady(f"the environment {folder} was tampered with: it holds links", "remove that folder")
     mounts = (
@@ -216,8 +217,8 @@ def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environmen
 def _activation(image: Image) -> str:
     """Return the line that puts the environment before the image's own packages.
 
-    site.addsitedir reads the environment's own .pth files, which PYTHONPATH does not; what it appended moves
-    before the image's first folder of packages.
+    site.addsitedir reads the environment's own .pth files, which PYTHONPATH does not. The paths that it
+    appends are moved before the image's first folder of packages.
     """
     first = image.site[0]
     return (
@@ -241,7 +242,7 @@ def _source(name: str) -> str:
 
 
 def _variables(host: Host) -> dict[str, str]:
-    """Return what a build gets of the host's environment, with pip's index settings in uv's words."""
+    """Return the host's variables for a build, with pip's index settings also under uv's names."""
     variables = dict(host.environment)
     for pip, uv in INDEX_SETTINGS.items():
         if pip in variables:

@@ -1,9 +1,9 @@
-"""Building an environment in containers: what uv is told, what each step can write, what failures mean.
+"""Builds an environment in containers: the input of uv, what each step can write, what failures mean.
 
-A first container installs wheels by name from the host's own indexes, with a cache of uv that all
-repositories share which use this image: nothing is built, and nothing of what was installed runs. A second
-one compiles them, and can write nothing but the environment. If something must be built, or if the model's
-files name other places, one container does everything with a cache of that repository alone.
+A first container installs wheels by name from the host's own indexes, with a uv cache that all repositories
+with this image share: nothing is built, and no installed code runs. A second container compiles the installed
+modules, and can write only to the environment. If something must be built, or if the model's files name other
+sources, one container does everything, with a cache that only that repository uses.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ UV = "/train-classifier/uv"
 CA = "/train-classifier/ca.pem"
 
 
-#: Options of a requirements file that name no place and build nothing.
+#: Options of a requirements file that name no package source and build nothing.
 SHARED_OPTIONS = {"--require-hashes", "--pre", "--only-binary"}
-#: What uv says when another try, with builds allowed, would fail alike.
+#: Messages of uv after which another try, with builds allowed, would fail in the same way.
 UNREACHABLE = re.compile(
     r"valid authentication credentials|401 Unauthorized|403 Forbidden|error sending request|dns error"
     r"|[Cc]onnection refused|timed out|network timeout|before message length|error decoding response body"
@@ -41,7 +41,7 @@ UNREACHABLE = re.compile(
 
 
 class NeedsBuilding(Exception):
-    """Something has to be built, or wheels alone are no solution."""
+    """A package has to be built, or wheels alone give no solution."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +62,10 @@ class EnvironmentPlan:
     source: str
 
     def may_share(self) -> bool:
-        """Tell whether wheels by name from the host's own indexes could be all that is wanted.
+        """Tell whether wheels by name from the host's own indexes could satisfy the plan.
 
-        uv's cache knows an index by a hash that is easy to forge, and a local wheel by its path and time:
-        what a checkout names never comes near a cache that others use.
+        uv's cache identifies an index by a hash that is easy to forge, and a local wheel by its path and
+        time: a source that a checkout names is never used with a shared cache.
         """
         named = [*self.lines, *self.constraints]
         options = {option.partition(" ")[0] for option in self.options}
@@ -86,9 +86,9 @@ class EnvironmentPlan:
 
 
 def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
-    """Return the environment that has the most of what is wanted and nothing else.
+    """Return the environment with the largest part of the required lines and no other line.
 
-    It may be cleaned before it is used: the build then starts from nothing.
+    `clean` may remove it before it is used: the build then starts from nothing.
     """
     best: Optional[Path] = None
     most = 0
@@ -104,7 +104,7 @@ def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
 
 @dataclasses.dataclass(frozen=True)
 class Builder:
-    """Who builds what, for whom."""
+    """Builds the environment of a plan over an image, as an account."""
 
     context: Context
     image: Image
@@ -114,8 +114,9 @@ class Builder:
     def install(self, folder: Path, nearest: Optional[Path], repository: str) -> dict[str, str]:
         """Make `folder`/site, and return the packages in it by name.
 
-        `repository` "" installs wheels alone, with the shared cache: raises NeedsBuilding. Else whatever is
-        needed is built, with a cache of that repository. Raises NoEnvironment in uv's own words.
+        With `repository` "" only wheels are installed, with the shared cache, which may raise NeedsBuilding.
+        Otherwise packages are built as needed, with a cache of that repository. Raises NoEnvironment with
+        uv's own message.
         """
         shared = not repository
         cache = make_leaf(cache_of(self.context.store, self.image, repository), self.account)
@@ -204,7 +205,7 @@ class Builder:
         from docker.types import Mount
 
         site = f"{BUILD}/{place.SITE}"
-        # Modules of other Pythons do not compile, which is no error.
+        # Modules for other versions of Python do not compile, which is not an error.
         self._run(
             folder,
             [self.image.python, "-I", "-S", "-m", "compileall", "-q", "-q", "-j", "0", site],
@@ -233,7 +234,7 @@ class Builder:
 def cache_of(store: Store, image: Image, repository: str) -> Path:
     """Return uv's cache for an image, or for one repository in that image.
 
-    The image's own Python runs while its cache is writable, and anybody's checkout may name an image.
+    The image's own Python can write to the cache during a build, and any checkout may name an image.
     """
     own = f"-repository-{repository}" if repository else ""
     return store.uv_caches / f"image-{image.base.rpartition(':')[2][:32]}{own}"
@@ -254,9 +255,9 @@ def _read(output: bytes) -> tuple[dict[str, str], list[Any]]:
 
 
 def explain(image: Image, plan: EnvironmentPlan, status: int, output: str, netrc: str = "") -> NoReturn:
-    """Raise NoEnvironment: what uv said, and for a conflict which side is the image's.
+    """Raise NoEnvironment with uv's message, and for a conflict name the packages of the image.
 
-    `netrc` says what is wrong with the caller's.
+    `netrc` describes what is wrong with the caller's netrc file, if anything is.
     """
     lines = [line.rstrip() for line in output.splitlines()]
     start = next((number for number, line in enumerate(lines) if line.startswith("error:")), 0)

@@ -1,4 +1,4 @@
-"""Containers of our own beside a job's: builds and looks into an image, within limits."""
+"""Helper containers, besides a job's own container: builds and image probes, within limits."""
 
 import dataclasses
 import time
@@ -25,7 +25,7 @@ KILLED_STATUS = 137
 
 
 class LimitReached(NoEnvironment):
-    """A build or a check wanted more than the host lets it have."""
+    """A build or a check exceeded a limit of the host."""
 
     def __init__(self, reason: str, setting: str) -> None:
         super().__init__(
@@ -34,11 +34,11 @@ class LimitReached(NoEnvironment):
 
 
 def no_gpus(options: Mapping[str, Any]) -> dict[str, str]:
-    """Return the variable that keeps the NVIDIA runtime's hands off a container.
+    """Return the variable that stops the NVIDIA runtime from adding GPUs to a container.
 
-    Where that runtime is the engine's default, an image with NVIDIA_VISIBLE_DEVICES=all (those with CUDA are
-    such) gets every card, asked for or not. Not set where cards are asked for by the runtime itself; those
-    by CDI come without it.
+    Where that runtime is the engine's default, an image with NVIDIA_VISIBLE_DEVICES=all (as CUDA images have)
+    gets every GPU, requested or not. The variable is not set where GPUs are requested through the runtime
+    itself; GPUs that are requested through CDI do not need the runtime.
     """
     asked = options.get("device_requests") or ()
     if any(request.get("Driver") != "cdi" for request in asked):
@@ -48,7 +48,7 @@ def no_gpus(options: Mapping[str, Any]) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Helper:
-    """A container of our own: what it runs, as whom, and within what."""
+    """A helper container: its program, its user, and its limits."""
 
     image: str
     #: Replaces the image's entry point.
@@ -76,9 +76,9 @@ def run_helper(
 ) -> tuple[int, bytes]:
     """Run a build or a probe in a container and return its exit status and the end of its output.
 
-    With `say` its last line is told now and then. The container is removed whatever happens: at the end, when
-    the job is cancelled, after `timeout` seconds (TimeoutError; None is that of the limits), and at a limit
-    (LimitReached).
+    With `say` its last line of output is reported every few seconds. The container is always removed: at the
+    end, when the job is cancelled, after `timeout` seconds (TimeoutError; None: the timeout of the limits),
+    and when a limit is reached (LimitReached).
     """
     container = create_helper(context, helper)
     try:
@@ -88,7 +88,7 @@ def run_helper(
 
 
 def create_helper(context: Context, helper: Helper) -> Any:
-    """Create the container of `run_helper`, not started; whoever calls this removes it (`remove`)."""
+    """Create the container of `run_helper` without starting it; the caller removes it (`remove`)."""
     from docker.types import LogConfig
 
     # Docker keeps the image's own entry point when it is given an empty list.
@@ -111,7 +111,7 @@ def create_helper(context: Context, helper: Helper) -> Any:
             security_opt=["no-new-privileges"],
             cap_drop=["ALL"],
             pids_limit=helper.limits.pids,
-            # Without the second limit the same again could go to swap.
+            # Without the second limit the container could use as much swap in addition.
             mem_limit=helper.limits.memory_bytes,
             memswap_limit=helper.limits.memory_bytes,
             nano_cpus=int(helper.limits.cpus * 1e9),
@@ -123,7 +123,7 @@ def create_helper(context: Context, helper: Helper) -> Any:
 
 
 def start_once(container: Any) -> None:
-    """Start a created container; after an outage the engine may have started it before it could say so."""
+    """Start a created container, unless the engine already started it before an outage hid its answer."""
     container.reload()
     if container.status == "created":
         container.start()
@@ -174,12 +174,12 @@ def _group_of(container: Any, limits: Limits) -> Optional[ControlGroup]:
     """Return the control group of a container, None where it cannot be seen."""
     process = container.attrs["State"].get("Pid")
     group = ControlGroup(process) if process else None
-    # Where the engine counts processes otherwise than we do, this is another group.
+    # A group with another process limit is not the one that the engine made for the container.
     return group if group is not None and group.process_limit() == limits.pids else None
 
 
 def _check_limits(group: Optional[ControlGroup], limits: Limits) -> None:
-    """Raise LimitReached when the kernel refused something: what goes on from there only wastes time."""
+    """Raise LimitReached when the kernel refused a resource: continuing would only waste time."""
     if group is None:
         return
     if group.memory().kills:
@@ -196,7 +196,7 @@ def _memory_limit(limits: Limits) -> LimitReached:
 
 
 def _ran_out_of_memory(container: Any) -> bool:
-    """Tell whether the kernel killed something in a container that ended; the engine may hear of it late."""
+    """Tell whether the kernel killed a process in a container that ended; the engine may report it late."""
     state = container.attrs["State"]
     for _ in range(10 if state["ExitCode"] == KILLED_STATUS else 0):
         if state.get("OOMKilled"):

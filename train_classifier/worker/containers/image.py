@@ -22,14 +22,14 @@ from train_classifier.worker.system.host import Host
 #: 2.17.0-gpu is the last that is known to find the GPU as shipped (shared facts, TensorFlow images).
 DEFAULT_GPU = "tensorflow/tensorflow:2.17.0-gpu"
 DEFAULT_CPU = "tensorflow/tensorflow:2.17.0"
-#: Label of a build's container: what it builds. One at a time, so what is left of it can be told.
+#: Label of a build's container: the folder of the build. Only one runs there, so leftovers can be identified.
 PLACE = f"{engine.LABEL}.place"
 PROBE_TIMEOUT_S = 120.0
 BOOTSTRAP = (
     "make an image on this host with the role training_host (training_host_image_source: bootstrap), "
     "or name one that is here with --image"
 )
-#: What engines and registries say to somebody who is not logged in.
+#: Messages of engines and registries for a user who is not logged in.
 REFUSALS = (
     "no basic auth credentials",
     "unauthorized",
@@ -38,7 +38,7 @@ REFUSALS = (
     "authentication required",
 )
 NO_SHELL = "name an image with a shell and Python by --image"
-#: What uname -m says, in Docker's words.
+#: Docker's names for the architectures that `uname -m` prints.
 ARCHITECTURES = {
     "x86_64": "amd64",
     "aarch64": "arm64",
@@ -60,9 +60,9 @@ class Image:
     #: As asked for.
     reference: str
     id: str
-    #: Id of the image under our layer of Debian packages; `id` where there is none.
+    #: Id of the image below the layer of Debian packages; `id` without such a layer.
     base: str
-    #: The registry's digest, if the image came from one; never one that was not seen.
+    #: The registry's digest, if the image came from one; only a digest that the registry reported.
     digest: Optional[str]
     python: str
     python_version: str
@@ -86,7 +86,7 @@ class Image:
 
 
 def remove_orphans(client: Any, place: str) -> None:
-    """Remove what a killed worker's build left running; `place` is the folder whose lock the caller holds."""
+    """Remove the containers that a killed worker's build left; the caller holds the lock of `place`."""
     label = f"{PLACE}={place}"
     for left in engine.patiently(lambda: client.containers.list(all=True, filters={"label": label})):
         engine.remove(left)
@@ -114,7 +114,7 @@ def resolve(context: Context, spec: JobSpec, wants_gpu: bool) -> Image:
     found = _find(context.client, named)
     if found is None:
         if image_reference.is_local(named):
-            # Others find layers and images under such names.
+            # On Docker's own registry another user could own such a name.
             raise NoEnvironment(
                 f"image {named} is not on this host, and such names are never pulled", BOOTSTRAP
             )
@@ -136,7 +136,7 @@ def _find(client: Any, named: str) -> Any:
 
 
 def _pull(context: Context, named: str) -> None:
-    """Pull with the caller's own `docker login`; say how far it is, also after a restart of the engine."""
+    """Pull with the caller's own `docker login`; report progress, also after a restart of the engine."""
     import docker.errors
 
     tagged = named if "@" in named or ":" in named.rpartition("/")[2] else f"{named}:latest"
@@ -160,7 +160,7 @@ def _pull(context: Context, named: str) -> None:
                     context.say(f"pulling image {named}: {done} of {whole} MiB")
 
     try:
-        # Between two words of a slow registry nobody could cancel.
+        # In a thread: otherwise a cancel would wait for the next message of a slow registry.
         check = context.check_cancel
         engine.aside(lambda: engine.patiently(pull, check), check)
     except docker.errors.APIError as error:
@@ -170,7 +170,7 @@ def _pull(context: Context, named: str) -> None:
 
 
 def _not_pulled(named: str, detail: str) -> NoEnvironment:
-    """Return the failure with the registry's own words, and a hint that fits them."""
+    """Return the failure with the registry's own message, and a hint that fits it."""
     hint = BOOTSTRAP
     if any(word in detail for word in REFUSALS):
         registry = (
@@ -182,7 +182,7 @@ def _not_pulled(named: str, detail: str) -> NoEnvironment:
 
 
 def probe(context: Context, found: Any, named: str) -> Image:
-    """Return what an image that is present has; one container per image id, its answer is remembered.
+    """Return the properties of a present image; one container per image id, its answer is stored.
 
     Raises NoEnvironment: wrong architecture, no shell, no Python.
     """
@@ -196,7 +196,7 @@ def probe(context: Context, found: Any, named: str) -> Image:
             f"name an image for linux/{mine} with --image",
         )
     source = pkgutil.get_data("train_classifier.worker.containers.inside", "probe_image.py") or b""
-    # Another probe asks other questions.
+    # A changed probe returns other properties, so its answers have another name.
     name = f"{found.id.partition(':')[2]}-{hashlib.sha256(source).hexdigest()[:8]}.json"
     path = context.store.images / name
     answer = read_json(path)
@@ -204,7 +204,7 @@ def probe(context: Context, found: Any, named: str) -> Image:
         answer = _ask(context, found.id, named, source.decode())
         write_json(path, answer)
     else:
-        # What was used last is cleaned last.
+        # Marks the image as used: `clean` removes the least recently used first.
         os.utime(path)
     return Image(
         reference=named,
@@ -266,7 +266,7 @@ def _ask(context: Context, identity: str, named: str, source: str) -> dict[str, 
 
 
 def _checked(answer: Any, named: str) -> dict[str, Any]:
-    """Return what an image said of its Python, which may be anything. Raises NoEnvironment."""
+    """Return the answer of an image's Python after a check: it may be anything. Raises NoEnvironment."""
     try:
         packages, frameworks = (answers.packages(answer[key]) for key in ("packages", "frameworks"))
         texts = [answer["python"], answer["version"], answer["search_path"], *answer["site"]]

@@ -1,4 +1,4 @@
-"""Debian packages of a model as a layer over its image: run and commit, found again by what it holds."""
+"""Debian packages of a model as a layer over its image: made by run and commit, found by its content."""
 
 import dataclasses
 import hashlib
@@ -18,14 +18,14 @@ from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.system.host import Host
 
-#: A layer of another recipe is another layer.
+#: Part of the tag: another recipe makes another layer.
 RECIPE = 1
 REPOSITORY = "train-classifier/packages"
 BASE = f"{engine.LABEL}.base"
 CONTENT = f"{engine.LABEL}.packages"
-#: Lies on a tmpfs: mount points made below it are not in the layer.
+#: On a tmpfs, so that mount points below it do not become part of the layer.
 SCRATCH = "/tmp/train-classifier"
-# `Pattern-Only`: a name that is not there is unknown, never a regular expression for others.
+# `Pattern-Only`: a missing name is unknown, and is not used as a regular expression for other names.
 _SCRIPT = f"""set -e
 . {SCRATCH}/environment
 command -v apt-get >/dev/null || {{ echo 'E: no apt-get in this image'; exit 100; }}
@@ -45,8 +45,8 @@ rm -rf /var/lib/apt/lists/*
 def layer(context: Context, base: Image, workspace: Path, model: str) -> Image:
     """Return the image with the packages of MODEL/apt-pkgs.txt; `base` itself when there are none.
 
-    Built once even when two jobs ask at once. Raises BadInput for a list that is wrong, NoEnvironment with
-    apt's own line when it cannot be built.
+    Two jobs at the same time build it once. Raises BadInput for a wrong list, NoEnvironment with apt's own
+    line when it cannot be built.
     """
     wanted = apt_file.parse(workspace, model)
     if wanted.problems:
@@ -61,7 +61,7 @@ def layer(context: Context, base: Image, workspace: Path, model: str) -> Image:
             found = _present(context.client, tag)
             if found is None:
                 scratch = context.store.environments / f".packages-{key}"
-                # What a build that was killed left behind.
+                # Remove the leftovers of a killed build.
                 images.remove_orphans(context.client, str(scratch))
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir(0o700)
@@ -92,11 +92,11 @@ def _present(client: Any, tag: str) -> Any:
 
 
 def _nearest(client: Any, base: Image, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
-    """Return the image to start from, and what it has already: the largest part of what is wanted."""
+    """Return the image to start from, and the packages that it has: the largest part of `names`."""
     best: tuple[str, tuple[str, ...]] = (base.id, ())
     for candidate in listed(client, base=base.id):
         has = tuple(((candidate.get("Labels") or {}).get(CONTENT) or "").split())
-        # Any image of a registry may have such labels; its name says that it was made here.
+        # An image from a registry may have the same labels; only the tag shows that it was made here.
         if _tag(base, has) not in (candidate.get("RepoTags") or ()):
             continue
         if has and set(has) <= set(names) and len(has) > len(best[1]):
@@ -116,12 +116,12 @@ def _build(context: Context, base: Image, names: tuple[str, ...], tag: str, scra
     installing = helper.Helper(
         start,
         ["/bin/sh", "-c", f"set -- {shlex.join(missing)}\n{_SCRIPT}", "train-classifier"],
-        # The engine merges what the container has into what is committed: the script goes into the entry
-        # point, which is put back, and the command stays the image's own.
+        # The engine merges the container's settings into the committed image. So the script is the entry
+        # point, which the commit restores, and the command stays the image's own.
         command=config.get("Cmd") or [],
         # An empty user is root, and stays empty in the layer.
         as_root=bool(config.get("User")),
-        # Likewise a variable: the layer keeps what the base says of it, and where that is nothing gets ours.
+        # The layer keeps the base's value of this variable; without one, it would get the value set here.
         hide_gpus=any(line.startswith("NVIDIA_VISIBLE_DEVICES=") for line in config.get("Env") or ()),
         mounts=_mounts(context.host, scratch),
         labels={**context.labels("build"), images.PLACE: str(scratch)},
@@ -152,11 +152,11 @@ def _build(context: Context, base: Image, names: tuple[str, ...], tag: str, scra
 
 
 def _commit(context: Context, container: Any, tag: str, config: dict[str, Any], message: str) -> None:
-    """Commit the container as `tag`: gigabytes take minutes, so without a time limit, and once."""
+    """Commit the container as `tag`, only once, and without a time limit: gigabytes take minutes."""
     repository, _, version = tag.partition(":")
 
     def commit() -> None:
-        # After an outage: the engine may have done it before it could say so.
+        # Before an outage the engine may have made the commit without answering.
         if _present(context.client, tag) is not None:
             return
         patient = engine.connect(timeout=None)
@@ -223,9 +223,9 @@ def _fail(base: Image, missing: list[str], status: int, output: str) -> None:
 
 
 def listed(client: Any, uid: Optional[int] = None, base: Optional[str] = None) -> list[dict[str, Any]]:
-    """Return what the engine lists of our package layers: those of an account, or over a base.
+    """Return the engine's summaries of the package layers of an account, or over a base.
 
-    The SDK's own list asks for each image once more, and fails when one is gone by then.
+    The SDK's own list inspects each image again, and fails when one was removed meanwhile.
     """
     wanted = [f"{engine.LABEL}=1", f"{engine.LABEL}.kind=image"]
     wanted += [f"{engine.LABEL}.uid={uid}"] if uid is not None else []

@@ -1,12 +1,13 @@
 """The folder of a build: made and finished by the submitting account, filled and emptied as the job's user.
 
-    build/.HASH.tmp/    the submitting account's
-      ours/             what uv reads of ours, a netrc among it; nobody else writes here
-      site/             the job's user's: the environment
-      work/             the job's user's: copies of local packages, since builds write into them
+    build/.HASH.tmp/    owned by the submitting account
+      ours/             the input of uv, with a netrc; only the submitting account writes here
+      site/             owned by the job's user: the environment
+      work/             owned by the job's user: copies of local packages, since builds write into them
 
-What runs in a build (a setup.py, say) may do anything to site/ and work/. So nothing in these is touched with
-more rights than that user has; record and activation are written beside site/, where it cannot write.
+A program that a build runs (a setup.py, say) may do anything to site/ and work/. So the content of these is
+read and changed only with that user's rights; record and activation are written beside site/, where it
+cannot write.
 """
 
 import os
@@ -40,13 +41,13 @@ def make(account: Account, folder: Path, files: dict[str, str], request: dict[st
 
 
 def finish(account: Account, folder: Path, target: Path, activation: tuple[str, str], record: Any) -> None:
-    """Make an environment of what was built: complete it, then rename it to where it is found.
+    """Complete a built environment, then rename it to its final path.
 
     `activation` is name and text of its .pth file.
     """
     file_trees.remove(account, folder / WORK)
     shutil.rmtree(folder / OURS)
-    # Its maker may have closed it.
+    # The build may have removed the access to it.
     make_leaf(folder / SITE, account)
     name, text = activation
     write_bytes(folder / name, text.encode(), 0o644)
@@ -55,9 +56,9 @@ def finish(account: Account, folder: Path, target: Path, activation: tuple[str, 
 
 
 def remove(account: Account, folder: Path) -> None:
-    """Remove a build or an environment: what the job's user wrote as that user. Idempotent."""
+    """Remove a build or an environment; files of the job's user are removed as that user. Idempotent."""
     if folder.is_dir() and not folder.is_symlink():
-        # First, so that nobody finds half an environment.
+        # Remove the record first, so that no job uses a partly removed environment.
         (folder / RECORD).unlink(missing_ok=True)
         file_trees.remove(account, folder / SITE, folder / WORK)
         shutil.rmtree(folder)
@@ -76,7 +77,8 @@ def fill_part(request: dict[str, Any]) -> dict[str, Any]:
             ["chmod", "-R", "u+rwX", "--", request["open"]], stderr=subprocess.DEVNULL, check=False
         )
     nearest = request["nearest"]
-    # Shares no inode: another build may write into this one. One that was cleaned meanwhile is done without.
+    # The copy shares no inode, because a build may write into it. If `nearest` was removed meanwhile, the
+    # build starts from nothing.
     copy = ["cp", "-a", "--reflink=auto", "--", f"{nearest}/.", str(folder / SITE)]
     if nearest and subprocess.run(copy, stderr=subprocess.DEVNULL, check=False).returncode != 0:
         for left in (folder / SITE).iterdir():

@@ -1,4 +1,4 @@
-"""Cleaning: old jobs, and what was kept to be quick next time, down to a budget; only what is ours."""
+"""Removes old jobs, and items kept for later jobs down to a budget; only files of this program."""
 
 import shutil
 import time
@@ -15,13 +15,13 @@ from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account, Host
 
-#: A controller may have installed a worker just now, to call it in a moment.
+#: A worker newer than this many seconds stays: a controller may have installed it to call it next.
 WORKER_S = 86400.0
 KINDS = ("jobs", "images", "environments", "caches", "workers", "containers")
 
 
 class Cleaning:
-    """One `clean`: what was removed, or would be."""
+    """One run of `clean`, and the counts of what it removed, or with `dry_run` would remove."""
 
     def __init__(self, host: Host, store: Store, dry_run: bool) -> None:
         self.host = host
@@ -32,7 +32,7 @@ class Cleaning:
         self.client: Optional[Any] = None
 
     def count(self, kind: str, size: int, remove: Callable[[], bool]) -> bool:
-        """Remove one thing and count it; False when somebody uses it."""
+        """Remove one item and count it; False when it is in use."""
         if not self.dry_run and not remove():
             return False
         self.removed[kind] += 1
@@ -47,10 +47,10 @@ class Cleaning:
                 status = job.status()
                 result = job.result()
             except BadInput:
-                # Half made by a controller that went away.
+                # The job was only partly created, by a controller that is gone.
                 status, result = {"state": "prepared", "updated": job.created()}, None
             except NotReady:
-                # Of another version, or damaged: what we cannot read we do not throw away.
+                # The job is of another version, or damaged: a job that cannot be read is not removed.
                 continue
             if job.is_foreign and recover.is_tampered(job, status):
                 self.count("jobs", recover.disk_usage(job, self.account), partial(self._remove_tampered, job))
@@ -86,27 +86,27 @@ class Cleaning:
             self.count("containers", 0, partial(_remove_container, container))
 
     def workers(self) -> None:
-        """Remove programs of other versions that no job at work names."""
+        """Remove worker programs of other versions that no unfinished job names."""
         named = {str(program.PROGRAM)}
         for job in live_jobs(self.store):
             try:
                 named.add(str(job.status().get("worker")))
             except TrainClassifierError:
-                # Of a version we do not know: it may need any of them.
+                # The job is of an unknown version, and may need any of the programs.
                 return
         for folder in children(self.store.workers):
             if str(folder) not in named and time.time() - folder.stat().st_mtime > WORKER_S:
                 self.count("workers", file_trees.disk_usage(None, folder), partial(_remove_own, folder))
 
     def old_environments(self) -> None:
-        """Remove what the last release kept of environments; a job of it may be using them until it ends."""
+        """Remove the environments of the last release when no job is left that may still use them."""
         folder = self.store.old_environments
         if folder.is_dir() and not folder.is_symlink() and not live_jobs(self.store):
             remove = partial(_remove_as, self.account, folder)
             self.count("environments", file_trees.disk_usage(None, folder), remove)
 
     def budget(self, most: int) -> int:
-        """Remove what was used longest ago until the rest fits into `most` bytes; return the bytes kept."""
+        """Remove the least recently used items until the rest fits into `most`; return the bytes kept."""
         things = Shelf(self.store, self.account, self.client).things()
         total = sum(thing.bytes for thing in things)
         for thing in things:
@@ -119,7 +119,7 @@ class Cleaning:
 
 
 def clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
-    """Remove jobs that ended more than `older_s` seconds ago, and keep what makes jobs quick within a budget.
+    """Remove jobs that ended more than `older_s` seconds ago, and kept items that exceed the budget.
 
     `keep_environments_bytes` bounds environments, caches, checkpoints and layers together; None leaves
     them. With `dry_run` nothing is removed, only counted. Raises BadInput.

@@ -1,7 +1,7 @@
-"""The end of a job, whoever carries it out, in this order: pack, write the result, say `finished`, clear up.
+"""The end of a job, in this order: pack, write the result, set the state `finished`, remove leftover files.
 
-Each step leaves what the next one needs, so whoever finds a job half ended goes on from there. Packing may
-take long: only the job's worker does it, and `fetch`, never somebody who only looks.
+Each step keeps what the next one needs, so any process that finds a partly ended job continues from there.
+Packing may take long: only the job's worker and `fetch` do it, never a command that only looks at a job.
 """
 
 import contextlib
@@ -24,13 +24,13 @@ from train_classifier.worker.system.host import Account
 from train_classifier.worker.transfer import archive, artefacts, workspace_copy
 from train_classifier.worker.transfer.archive import HOLES
 
-#: What a job ended with: the packer's answer, and the error unless it ended well.
+#: How a job ended: the packer's answer, and the error, which is None after a success.
 Ended = tuple[dict[str, Any], Optional[TrainClassifierError]]
 Check = Callable[[], None]
 
 
 def take_stock(job: Job, account: Account, mend: Sequence[Path], check: Check) -> None:
-    """Note what lies in artefacts/ before training, and open folders that an earlier job has closed."""
+    """List artefacts/ before training, and restore the access to folders that an earlier job closed."""
     with _workspace(job) as workspace, new_file(job.stock) as stock:
         request = {"workspace": workspace, "stock": stock, "mend": [str(folder) for folder in mend]}
         program.call(account, artefacts.take_stock, request, [workspace, stock], check)
@@ -53,10 +53,10 @@ def pack(
     check: Check,
     most_bytes: Optional[int] = None,
 ) -> Ended:
-    """Pack the job's artefacts and papers; return the packer's answer and what ended the job.
+    """Pack the job's artefacts and records; return the packer's answer and the error that ended the job.
 
-    A job that never came to training has nothing to pack. `unpacked` in the answer says why artefacts/ stays
-    on the host. `check` is called all the time, and what it raises stops the packing.
+    A job that did not reach training has nothing to pack. `unpacked` in the answer says why artefacts/ stays
+    on the host. `check` is called repeatedly, and an exception from it stops the packing.
     """
     if not job.stock.exists():
         return {}, cause
@@ -93,7 +93,7 @@ def packed(
     most: int,
     check: Check,
 ) -> dict[str, Any]:
-    """Let the account pack, put archive and manifest where they are found, and return its answer.
+    """Pack as the account, put archive and manifest into the job's folder, and return the packer's answer.
 
     Raises TooLarge, what `check` raises, TrainClassifierError and OSError.
     """
@@ -125,15 +125,15 @@ def packed(
                 raise TooLarge(*answer["too_large"])
         if answer["archive"]["bytes"] != os.fstat(files["archive"]).st_size:
             raise OSError("the archive has another size than was written")
-        # Before the archive is there, so that it is never found without. The archive counts: a disk that is
-        # full now is no reason to have none.
+        # Written before the archive appears, so that no archive is found without it. If the disk is full now,
+        # the archive is still delivered, without this file.
         with contextlib.suppress(OSError):
             write_json(job.packed, {**answer, "ending": ending})
     return answer
 
 
 def not_packed(job: Job) -> dict[str, Any]:
-    """Return what stands for the packer's answer when the worker died before it had packed."""
+    """Return the substitute for the packer's answer when the worker died before it packed."""
     if not job.stock.exists():
         return {}
     return _unpacked("lost", "artefacts/ stays on the host", f"train-classifier fetch {job.id} packs it")
@@ -166,7 +166,7 @@ def _too_large(job: Job, most: int, real: int, apparent: int, cause: Optional[Tr
 
 
 def packed_before(job: Job, spec: JobSpec) -> Optional[Ended]:
-    """Return what `pack` returned to a process that then died, None when that had not packed."""
+    """Return the result of `pack` in a process that died afterwards, None when it had not packed."""
     answer: Optional[dict[str, Any]] = read_json(job.packed)
     try:
         found = os.lstat(job.archive)
@@ -191,9 +191,9 @@ def _judged(
 
 
 def clear_up(job: Job, account: Account) -> None:
-    """Leave in a job's folder what tells of it. The last step; the caller holds the job's lock.
+    """Remove what an ended job does not need: workspace, home and run/; the caller holds the job's lock.
 
-    What the model wrote and nobody has packed stays too, until it is packed.
+    This is the last step. Artefacts that are not packed stay too, until they are packed.
     """
     workspace_copy.stop(job)
     with contextlib.suppress(FileNotFoundError):
@@ -204,7 +204,7 @@ def clear_up(job: Job, account: Account) -> None:
         file_trees.remove(account, job.workspace)
         file_trees.remove(None, job.packed, job.copy)
     file_trees.remove(account, job.home)
-    # run/ goes last: while it is there, somebody still has to clear up.
+    # Remove run/ last: while it exists, the job still has files to remove.
     file_trees.remove(None, job.run)
 
 
@@ -217,7 +217,7 @@ def conclude(
 ) -> None:
     """Write result.json, then the state `finished`. The caller holds the job's lock.
 
-    A result that is there already stands: its writer died before it could say `finished`.
+    An existing result.json is kept: its writer died before it could set the state.
     """
     job.drop_reserve()
     result = job.result()
@@ -228,7 +228,7 @@ def conclude(
 
 
 def say_finished(job: Job, result: dict[str, Any]) -> None:
-    """Set the state `finished`, with what followers are told."""
+    """Set the state `finished`, with the message for the job's followers."""
     message = result["reason"] or "; ".join(result.get("remarks", ()))
     job.write_status(state="finished", phase=None, message=message, gpus=[])
 
@@ -249,7 +249,7 @@ def _result(
 
 
 def delivered(answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of result.json that the packer's answer makes up."""
+    """Return the part of result.json that comes from the packer's answer."""
     remarks = []
     if answer.get("unpacked"):
         remarks.append(answer["unpacked"]["reason"])

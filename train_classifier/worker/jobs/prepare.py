@@ -17,10 +17,11 @@ from train_classifier.worker.transfer import rsync
 
 
 def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
-    """Make the folder of a new job, and its mirror; nothing is promised yet.
+    """Make the folder of a new job, and its mirror; the job is not accepted yet.
 
-    With `check` (what the verb of that name is asked) the host is checked first: a failed check is an
-    answer, and nothing is made. `pushed` in the answer: the host has what `fingerprint` stands for already.
+    With `check` (a request of that verb) the host is checked first: if a check fails, the checks are the
+    answer, and nothing is made. `pushed` in the answer means that the host already has the files that
+    `fingerprint` identifies.
     Raises BadInput with every problem of the specification, NotReady when the host has no room.
     """
     try:
@@ -72,7 +73,7 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
 def _furnish(
     job: Job, spec: JobSpec, files: bytes, resumed: Optional[Job], account: Account, store: Store
 ) -> None:
-    """Fill a new job's folder, and make sure of its mirror and cache."""
+    """Fill a new job's folder, and make its mirror and cache if they are missing."""
     with locks.hold(job.lock):
         data = spec.to_dict()
         if resumed is not None:
@@ -89,7 +90,7 @@ def _furnish(
         )  # fmt: skip
         if resumed is not None:
             if not resumed.is_foreign:
-                # Nobody cleans them meanwhile.
+                # Marks the checkpoints as used, so that `clean` does not remove them meanwhile.
                 write_bytes(resumed.dir / "resumed", b"")
             program.call(account, file_trees.mend_part, {"folders": [str(resumed.checkpoints)]})
             file_trees.copy(account, resumed.checkpoints, job.checkpoints)
@@ -115,11 +116,11 @@ def _resumed(store: Store, spec: JobSpec) -> Job:
 
 
 def _checkpoints(job: Job) -> Optional[int]:
-    """Return how many checkpoints a job has, None when its folder of them is gone."""
+    """Return how many checkpoints a job has, None when the folder of checkpoints is missing."""
     try:
         folder = os.open(job.checkpoints, O_FOLDER)
     except OSError as error:
-        # A model may have closed it to itself; the copy opens it again.
+        # A model may have removed its own access to the folder; the copy restores it.
         return 1 if isinstance(error, PermissionError) else None
     try:
         return len(os.listdir(folder))

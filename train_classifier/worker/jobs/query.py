@@ -1,4 +1,4 @@
-"""Looking at jobs: `read` (log and status, waiting for news), `follow` (over and over), `list`, `cancel`."""
+"""Queries of jobs: `read` (log and status, waiting for changes), `follow` (repeatedly), `list`, `cancel`."""
 
 import base64
 import contextlib
@@ -18,13 +18,13 @@ from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Host
 
-#: Seconds between two looks for news.
+#: Seconds between two checks for changes.
 POLL_S = 0.02
-#: Seconds for which lines are gathered while the log trickles.
+#: Seconds for which lines are collected while the log grows slowly.
 GATHER_S = 0.05
 #: Seconds between two looks whether the worker still lives.
 ALIVE_S = 1.0
-#: Seconds between two signs of life to the worker.
+#: Seconds between two renewals of the lease, and between two progress lines of `pack`.
 RENEW_S = 1.0
 MOST_WAIT_S = 60.0
 PAUSE_BYTES = 1 << 16
@@ -34,9 +34,9 @@ MOST_INLINE = 1 << 20
 
 
 def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
-    """Return the log past an offset and the status; waits for news up to `wait` seconds.
+    """Return the log past an offset and the status; wait for changes up to `wait` seconds.
 
-    A status that was not seen, bytes past the offset, or the end of the job answer at once.
+    A status that the caller has not seen, bytes past the offset, or the end of the job end the wait.
     """
     job = store.find(request.get("id"))
     offset = _number(request, "offset", 0, 1 << 62)
@@ -53,7 +53,7 @@ def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
             look_at = now + ALIVE_S
             recover.finish_if_dead(job, host)
         status = job.status()
-        # Asked after the status: what the log has then is all that a finished job will ever say.
+        # Read the size after the status: the log of a finished job does not grow any more.
         size = log_size(job)
         if size > offset or status["version"] != seen or now >= until:
             break
@@ -72,9 +72,9 @@ def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
 
 
 def _renew(job: Job) -> None:
-    """Show the worker that the controller is there, at most once a second.
+    """Renew the lease, which shows the worker that the controller is connected, at most once a second.
 
-    By the file's time alone: that works on a full disk too, and a look must never fail for it.
+    Only the file's time is changed: this works on a full disk too, and it must never make a query fail.
     """
     with contextlib.suppress(OSError):
         if not 0 <= time.time() - os.lstat(job.lease).st_mtime < RENEW_S:
@@ -82,10 +82,10 @@ def _renew(job: Job) -> None:
 
 
 def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str, Any]]:
-    """Yield what `read` returns, for `for` seconds or until the whole log of a finished job is out.
+    """Yield the answers of `read`, for `for` seconds or until the whole log of a finished job was sent.
 
-    One process for many lines. With `renew` the lease is renewed at each of them. The last answer has the
-    archive itself, as `content`, if that is of at most `inline` bytes.
+    One process serves many answers. With `renew` the lease is renewed at each of them. The last answer holds
+    the archive itself, as `content`, if the archive has at most `inline` bytes.
     """
     until = time.monotonic() + _number(request, "for", 0, MOST_WAIT_S * 60)
     inline = _number(request, "inline", 0, MOST_INLINE)
@@ -109,7 +109,7 @@ def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[s
 
 
 def _small(archive: str, most: float) -> bytes:
-    """Return what an archive holds; nothing of one that is larger or cannot be read: that is fetched."""
+    """Return an archive's bytes, b"" if it is larger or unreadable: the controller then fetches it."""
     try:
         with open(open_regular(Path(archive)), "rb") as file:
             return file.read() if os.fstat(file.fileno()).st_size <= most else b""
@@ -158,7 +158,7 @@ def status(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
 
 
 def list_jobs(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
-    """Return a line for each job: those at work and the newest twenty, or `all`."""
+    """Return one entry for each unfinished job and the newest twenty; with `all`, for every job."""
     lines = [line for line in (_line(job, host) for job in store.all_jobs()) if line is not None]
     if not request.get("all"):
         newest = {line["id"] for line in lines[-20:]}
@@ -168,13 +168,13 @@ def list_jobs(request: dict[str, Any], host: Host, store: Store) -> dict[str, An
 
 def _line(job: Job, host: Host) -> Optional[dict[str, Any]]:
     try:
-        # When the engine is down, what is known is shown as it stands.
+        # When the engine is down, the last known status is shown.
         with contextlib.suppress(NotReady):
             recover.finish_if_dead(job, host)
         found = job.status()
         result = job.result() if found["state"] == "finished" else None
     except (TrainClassifierError, OSError):
-        # Half made or half removed, damaged, or of another version of us.
+        # The job is partly created or removed, damaged, or of another version of this program.
         return None
     return {
         "id": job.id,
@@ -195,14 +195,14 @@ def _line(job: Job, host: Host) -> Optional[dict[str, Any]]:
 def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     """Ask a job to stop; harmless when it has ended or was asked before.
 
-    Without a living worker the job is finished here, its container included.
+    If its worker is gone, the job is finished here, and its container is removed.
     """
     job = store.find(request.get("id"))
     found = job.status()
-    # A second one stops the packing of what a first one has left.
+    # A second cancel stops the packing that follows the first one.
     again = found.get("phase") == "artefacts"
     if found["state"] != "finished" and (again or not os.path.lexists(job.cancel)):
-        # First of all: whoever pushes or submits it at this moment sees it too.
+        # Written first, so that a push or a submission in progress sees it too.
         by = str(request.get("by") or "")[:200]
         if job.is_foreign:
             program.call(host.job_user(), files.write_part, {"path": str(job.cancel), "text": by})
@@ -217,9 +217,9 @@ def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
 
 
 def pack(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str, Any]]:
-    """Pack what stayed on the host when a job ended, and yield its result; `most` may exceed its limit.
+    """Pack the artefacts that stayed on the host, and yield the job's result; `most` may exceed its limit.
 
-    A sign of life every second is what tells that nobody listens any more: then packing stops.
+    One line is printed every second; when that fails, the caller is gone and packing stops.
     """
     job = store.find(request.get("id"))
     recover.finish_if_dead(job, host)

@@ -1,4 +1,4 @@
-"""Finishes jobs whose worker is gone; whoever looks next does it, under the job's lock."""
+"""Finishes jobs whose worker is gone; the next process that looks at a job does it, under its lock."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ from train_classifier.worker.transfer import workspace_copy
 STARTING_S = 30.0
 #: Seconds after which a job that was never submitted is removed.
 ABANDONED_S = 15 * 60.0
-#: Seconds that a look waits for another version of this program to finish its job; that goes on by itself.
+#: Seconds to wait while another version of this program finishes its job; it continues after that time.
 OTHER_S = 20.0
 
 
@@ -40,7 +40,7 @@ def is_dead(job: Job, status: dict[str, Any]) -> bool:
 
 
 def finish_if_dead(job: Job, host: Host) -> bool:
-    """Finish a dead job, and what the end of a finished one left undone; True when that was done.
+    """Finish a dead job, or the incomplete cleanup of a finished one; True when something was done.
 
     Raises NotReady when the engine cannot be asked.
     """
@@ -48,7 +48,7 @@ def finish_if_dead(job: Job, host: Host) -> bool:
     if status["state"] == "finished" and job.is_foreign:
         return False
     if status["state"] == "finished":
-        # The result stands: what cannot be cleared up now is left to the next look.
+        # The result does not change: files that cannot be removed now are left to the next call.
         with contextlib.suppress(TrainClassifierError, OSError):
             return _is_untidy(job) and clear_up(job, host)
         return False
@@ -58,10 +58,10 @@ def finish_if_dead(job: Job, host: Host) -> bool:
 def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
     """Remove a dead job's container and ticket, complete its log, and write `lost`.
 
-    `why` overrides the reason. What its worker had packed or written before it died stands. What it had not
-    packed stays on the host until somebody fetches it: that may take long, and whoever looks does not wait.
-    Returns False when its worker lives or it has ended. Raises NotReady when the engine cannot be asked: its
-    container might still run.
+    `why` replaces the reason. An archive or a result that the worker wrote before it died is kept. Artefacts
+    that it had not packed stay on the host until they are fetched: packing may take long, and a command that
+    only looks at the job does not wait. Returns False when the worker is alive or the job has ended. Raises
+    NotReady when the engine cannot be asked: the job's container might still run.
     """
     if job.is_foreign:
         _refuse_tampered(job)
@@ -97,9 +97,9 @@ def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
 
 
 def odd_entry(job: Job) -> Optional[str]:
-    """Return the name of a link or the like in a job's folder of the last release, None when there is none.
+    """Return the name of an unexpected entry (a link, say) in a job's folder of the last release, or None.
 
-    The worker of that time would follow it as root.
+    The worker of that release would follow it as root.
     """
     expected = {"out": stat.S_ISFIFO, "secrets": stat.S_ISFIFO}
     folders = ("run", "workspace", "checkpoints", "home")
@@ -122,7 +122,7 @@ def odd_entry(job: Job) -> Optional[str]:
 
 
 def is_tampered(job: Job, status: dict[str, Any]) -> bool:
-    """Tell whether a job of the last release has no worker and cannot be given back to it."""
+    """Tell whether a job of the last release has no worker, and is not safe to finish with that release."""
     return is_dead(job, status) and odd_entry(job) is not None
 
 
@@ -136,18 +136,18 @@ def _refuse_tampered(job: Job) -> None:
 
 
 def _named_worker(job: Job) -> Optional[Path]:
-    """Return the program of another version that carries the job and is there to finish it, else None."""
+    """Return the program of another version that runs the job, if it is still installed, else None."""
     named = (read_json(job.dir / "status.json") or {}).get("worker")
     if not named or Path(named) == program.PROGRAM:
         return None
-    # Never a program from anywhere else than where programs are put.
+    # Only a program in the folder where workers are installed is accepted.
     programs = Store.of(job.dir).workers.resolve()
     there = Path(named).resolve().parent == programs and (Path(named) / "__main__.py").is_file()
     return Path(named) if there else None
 
 
 def _finish_by(worker: Path, job: Job) -> bool:
-    """Let another version finish its job; it looks itself whether its worker lives. Raises NotReady."""
+    """Let another version finish its job; it checks itself whether its worker is alive. Raises NotReady."""
     before = os.path.lexists(job.dir / "result.json")
     process = subprocess.Popen(
         [program.PYTHON, "-I", str(worker), "finish", str(job.dir)],
@@ -157,7 +157,7 @@ def _finish_by(worker: Path, job: Job) -> bool:
     try:
         status = process.wait(OTHER_S)
     except subprocess.TimeoutExpired as error:
-        # It is told apart from one that nobody waits for.
+        # Marked as ended, so that Popen does not warn about a child that still runs.
         process.returncode = 0
         raise NotReady(
             f"job {job.id} is being finished by the version that began it", "look again"
@@ -173,9 +173,9 @@ def _is_untidy(job: Job) -> bool:
 
 
 def clear_up(job: Job, host: Host) -> bool:
-    """Do what the end of a finished job left undone: its worker died meanwhile, or engine or disk refused.
+    """Complete the cleanup of a finished job whose worker died, or where the engine or the disk failed.
 
-    Returns False when another process is at it. Raises NotReady when the engine cannot be asked.
+    Returns False when another process is doing it. Raises NotReady when the engine cannot be asked.
     """
     with locks.hold_now(job.lock) as mine:
         if not mine:
@@ -191,10 +191,10 @@ def clear_up(job: Job, host: Host) -> bool:
 
 
 def pack(job: Job, host: Host, most_bytes: Optional[int], check: conclude.Check) -> dict[str, Any]:
-    """Pack what stayed on the host when a job ended, and return its result, which is written anew.
+    """Pack the artefacts that stayed on the host when a job ended; write and return the new result.
 
-    `check` is called all the time and may raise, also while another process packs. Raises BadInput when there
-    is more than `most_bytes` (None: than the job's own limit), and what `check` raises.
+    `check` is called repeatedly and may raise, also while another process packs. Raises BadInput when the
+    artefacts exceed `most_bytes` (None: the job's own limit), and any exception of `check`.
     """
     while True:
         with locks.hold_now(job.lock) as mine:
@@ -219,7 +219,7 @@ def _pack(
 ) -> dict[str, Any]:
     cause: Optional[TrainClassifierError] = None
     if result["exit_code"] not in (ExitCode.TRAINED, ExitCode.NOTHING_DELIVERED):
-        # Only a model that ended well was told that nothing is delivered for want of an archive.
+        # NOTHING_DELIVERED means here that the model succeeded but had no archive; other errors are kept.
         cause = TrainClassifierError(
             result["reason"], result["hint"], result["detail"], ExitCode(result["exit_code"])
         )
@@ -255,7 +255,7 @@ def _reason(status: dict[str, Any]) -> str:
 
 
 def drain_and_remove(client: Any, job: Job, spec: Optional[JobSpec]) -> None:
-    """Remove the job's containers; what they last said and nobody read goes into the log."""
+    """Remove the job's containers, and write their last unread output into the log."""
     fifo = job.run / "out"
     reader = -1
     try:
@@ -269,7 +269,7 @@ def drain_and_remove(client: Any, job: Job, spec: Optional[JobSpec]) -> None:
     with open(reader, "rb", buffering=0) as source:
         rest = source.read(1 << 21) or b""
     if spec is not None and spec.secrets:
-        # The secrets died with the worker: what cannot be masked is not shown.
+        # The secrets were lost with the worker: output that cannot be masked is not shown.
         log.lost += len(rest)
     else:
         log.write(rest)
@@ -284,9 +284,9 @@ def remove_ticket(host: Host, job: Job) -> None:
 
 
 def remove_torn(job: Job, worker: Optional[int]) -> None:
-    """Remove what processes that are gone were writing when they were killed.
+    """Remove the unfinished files of processes that were killed while they wrote.
 
-    `worker` is one of them, though it may still be listed: its lock is free before it is reaped.
+    `worker` is one of them, although /proc may still list it: its lock is free before it is reaped.
     """
     for torn in job.dir.glob(".*.tmp"):
         writer = torn.name.split(".")[-3]
@@ -295,7 +295,7 @@ def remove_torn(job: Job, worker: Optional[int]) -> None:
 
 
 def remove_half_built(store: Store, account: Account) -> None:
-    """Remove the environments whose build was killed: those whose lock nobody holds."""
+    """Remove the environments whose build was killed: their lock is free."""
     for half in store.builds.glob(".*.tmp"):
         lock = store.locks / f"environment-{half.name[1:-4]}.lock"
         if not lock.exists():
@@ -319,12 +319,12 @@ def sweep(store: Store, host: Host, client: Any) -> None:
             elif is_abandoned(job, status):
                 remove(job, account)
         except (TrainClassifierError, OSError):
-            # One that cannot be finished now is left to the next look; the others are not kept waiting.
+            # A job that cannot be finished now is left to the next call, and does not delay the others.
             continue
 
 
 def _is_of_another_schema_and_dead(job: Job) -> bool:
-    """Tell whether a job that we cannot read has nobody, for longer than a worker takes to start."""
+    """Tell whether a job of an unknown schema has no worker, for longer than a worker takes to start."""
     data: Any = read_json(job.dir / "status.json")
     if not isinstance(data, dict) or data.get("schema") in (SCHEMA, LAST_SCHEMA):
         return False
@@ -339,17 +339,17 @@ def is_abandoned(job: Job, status: dict[str, Any]) -> bool:
     if status["state"] not in ("prepared", "pushed"):
         return False
     if "updated_uptime" not in status:
-        # One without a status.
+        # The job has no status.json; `clean` calls this with a substitute.
         return time.time() - float(status.get("updated") or 0) > ABANDONED_S
-    # After a reboot its controller gets the same time again.
+    # After a reboot the controller gets the full time again.
     since = float(status["updated_uptime"]) if status.get("updated_boot") == boot_id() else 0.0
     return uptime() - since > ABANDONED_S
 
 
 def remove(job: Job, account: Account, unless_submitted: bool = False) -> bool:
-    """Remove a job's folder under its lock; False when somebody holds it, or has submitted it meanwhile."""
+    """Remove a job's folder under its lock; False when it is held, or the job was submitted meanwhile."""
     if job.is_foreign:
-        # No lock is made in there.
+        # No lock file is created in a folder of another account.
         if locks.is_held(job.lock) or unless_submitted:
             return False
         remove_folder(job, account)
@@ -374,7 +374,7 @@ def disk_usage(job: Job, account: Account) -> int:
 
 
 def remove_folder(job: Job, account: Account) -> None:
-    """Remove a job's folder, whoever it belongs to; the caller sees to it that nobody uses it."""
+    """Remove a job's folder, whichever account owns it; the caller ensures that it is not in use."""
     if not job.is_foreign:
         workspace_copy.stop(job)
         file_trees.remove(account, job.workspace, job.checkpoints, job.home)

@@ -1,7 +1,7 @@
-"""What is kept to be quick next time, and the disk it takes: environments, uv's cache, caches, layers.
+"""Items that are kept to make later jobs faster, and their size: environments, uv's cache, caches, layers.
 
-Whatever is removed is looked at again under the lock of whoever would use it: measuring takes long, and a job
-may have come meanwhile.
+Before an item is removed, it is checked again under the lock that its users take: measuring takes long, and a
+new job may have started meanwhile.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ from train_classifier.worker.state import file_trees, results
 from train_classifier.worker.state.store import Job, Store, take_over
 from train_classifier.worker.system.host import Account
 
-#: Nothing used within this many seconds is removed for the budget's sake: a job may be about to use it.
+#: An item used within this many seconds is not removed for the budget: a job may be about to use it.
 FRESH_S = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """One thing kept."""
+    """One item that is kept for later jobs."""
 
     kind: str
-    #: Bytes that no other thing accounts for.
+    #: Bytes on disk that no other item counts.
     bytes: int
     used: float
     remove: Callable[[], bool]
@@ -40,7 +40,7 @@ def live_jobs(store: Store) -> list[Job]:
 
 
 def is_fresh(path: Path) -> bool:
-    """Tell whether something was used just now."""
+    """Tell whether an item was used within the last FRESH_S seconds."""
     return time.time() - mtime(path) <= FRESH_S
 
 
@@ -61,7 +61,7 @@ def children(folder: Path) -> list[Path]:
 
 
 class Shelf:
-    """What one state folder keeps."""
+    """The items that one state folder keeps."""
 
     def __init__(self, store: Store, account: Account, client: Optional[Any]) -> None:
         self.store = store
@@ -69,7 +69,7 @@ class Shelf:
         self.client = client
 
     def things(self) -> list[Kept]:
-        """Return everything that may go, what was used longest ago first."""
+        """Return every item that may be removed, the least recently used first."""
         found = [
             *self._environments(),
             *self._uv_caches(),
@@ -80,7 +80,7 @@ class Shelf:
         return sorted(found, key=lambda thing: thing.used)
 
     def _in_use(self, *path: str) -> set[Any]:
-        """Return one noted fact of every job at work."""
+        """Return the values of one recorded fact of all jobs that have not ended."""
         found = set()
         for job in live_jobs(self.store):
             value: Any = results.read_facts(job)
@@ -98,7 +98,7 @@ class Shelf:
                 yield Kept("environments", file_trees.disk_usage(None, folder), when, remove)
 
     def _remove_environment(self, folder: Path) -> bool:
-        # A job that finds it holds the lock until it is marked as used.
+        # A job that takes an environment holds this lock until the environment is marked as used.
         with locks.hold_now(self.store.locks / f"environment-{folder.name}.lock") as held:
             busy = is_fresh(folder / place.RECORD) or folder.name in self._in_use("environment", "hash")
             if not held or busy:
@@ -160,13 +160,13 @@ class Shelf:
             if (job.dir / "result.json").exists() and os.path.lexists(job.checkpoints):
                 size = file_trees.disk_usage(self.account, job.checkpoints)
                 if size:
-                    # A --resume that reads them has touched them.
+                    # A job with --resume updates the file `resumed` of the job whose checkpoints it copies.
                     used = max(mtime(job.dir / "result.json"), mtime(job.dir / "resumed"))
                     yield Kept("caches", size, used, partial(self._drop_checkpoints, job))
 
     def _drop_checkpoints(self, job: Job) -> bool:
         if job.is_foreign:
-            # No lock is made in there; the job has ended.
+            # No lock file is created in a folder of another account; the job has ended.
             file_trees.remove(self.account, job.checkpoints)
             return True
         with locks.hold_now(job.lock) as mine:

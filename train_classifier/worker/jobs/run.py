@@ -1,4 +1,4 @@
-"""The worker: carries one job from `submitted` to `finished`. The list STEPS is the story."""
+"""The worker: runs one job from `submitted` to `finished`; STEPS lists the steps in order."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from train_classifier.worker.training.stop_reasons import Watch
 from train_classifier.worker.training.training import Training
 from train_classifier.worker.transfer import workspace_copy
 
-#: Seconds that the end of a job waits for an engine that is away: longer ones were waited for before.
+#: Seconds that the end of a job waits for an unreachable engine; longer outages were waited for before.
 CLOSING_PATIENCE_S = 60.0
 
 
@@ -49,11 +49,11 @@ class JobRun:
 
     @property
     def context(self) -> Context:
-        """Return what a step works with, once the engine is there."""
+        """Return the context of a step; the engine must be connected."""
         return Context(self.engine, self.host, self.store, self.job, self.say, self.watch.check)
 
     def say(self, text: str) -> None:
-        """Tell whoever follows the job what it is doing; a disk that refuses the words stops nothing."""
+        """Show the job's followers what it is doing; a full or broken disk does not stop the job."""
         if text != self._said:
             self._said = text
             with _but_for_the_disk():
@@ -61,7 +61,7 @@ class JobRun:
 
     @contextlib.contextmanager
     def phase(self, name: str, must_show: bool = True) -> Iterator[None]:
-        """Go through one phase: seen in status.json unless the disk refuses and it need not be, timed."""
+        """Record and time one phase in status.json; unless `must_show`, a disk error is ignored."""
         began = time.monotonic()
         self.times[name] = [time.time(), None]
         self._said = ""
@@ -76,7 +76,7 @@ class JobRun:
 
 @contextlib.contextmanager
 def _but_for_the_disk() -> Iterator[None]:
-    """Go on when a disk is full or broken."""
+    """Ignore the errors of a full or broken disk."""
     try:
         yield
     except OSError as error:
@@ -122,7 +122,7 @@ def build_environment(run: JobRun) -> None:
 
 
 def wait_for_gpus(run: JobRun) -> None:
-    """Stand in the host's queue until the GPUs are ours."""
+    """Wait in the host's queue until the job has its GPUs."""
     if run.gpu_count == 0:
         return
     run.gpus = run.ticket.wait(run.engine, run.host, run.spec.wait_s, run.say, run.watch.check)
@@ -158,7 +158,7 @@ def train(run: JobRun) -> None:
         run.job.write_status(container=made.id, message="training")
         training.run(made, run.secrets, uuids, run.host.nvidia_smi)
     finally:
-        # The container is removed by `close`, whatever comes of it. How the model ended must be noted.
+        # `close` removes the container in every case. How the model ended must be recorded here.
         run.job.drop_reserve()
         with _but_for_the_disk():
             results.note(run.job, training=training.facts)
@@ -175,7 +175,7 @@ STEPS = (
 
 
 def carry_out(folder: Path) -> None:
-    """Carry a submitted job to its end; returns when result.json is written."""
+    """Run a submitted job to its end; return when result.json is written."""
     job = Job(folder)
     with locks.hold(job.lock, timeout=60):
         if job.status()["state"] != "submitted":
@@ -202,7 +202,7 @@ def carry_out(folder: Path) -> None:
 
 
 def give_up(job: Job, cause: TrainClassifierError) -> None:
-    """End a job that could not even begin, and leave nothing of it but its papers."""
+    """End a job that could not start, and remove everything of it except its records."""
     conclude.conclude(job, recover.try_spec(job), cause, {}, {})
     host = Host.load()
     recover.remove_ticket(host, job)
@@ -210,7 +210,7 @@ def give_up(job: Job, cause: TrainClassifierError) -> None:
 
 
 def go(run: JobRun) -> Optional[TrainClassifierError]:
-    """Go through the steps; return what ended the job, None when training ended well."""
+    """Run the steps; return the error that ended the job, None when training succeeded."""
     try:
         from train_classifier.worker.gpus import gpu_queue
 
@@ -227,10 +227,11 @@ def go(run: JobRun) -> Optional[TrainClassifierError]:
 
 
 def close(run: JobRun, cause: Optional[TrainClassifierError]) -> None:
-    """Free what the job held, pack what there is, write the result, then clear up.
+    """Release the job's resources, pack its artefacts, write the result, then remove leftover files.
 
-    The GPUs go first: others wait. No step keeps another from being done, and the first cause wins. What
-    comes while it packs (a cancel, a signal, the lease) stops the packing, and artefacts/ stays on the host.
+    The GPUs are released first, because other jobs wait for them. A step that fails does not prevent the next
+    ones, and the first error counts. A cancel, a signal or an expired lease during the packing stops it, and
+    artefacts/ stays on the host.
     """
     run.job.drop_reserve()
     freed = False
@@ -253,19 +254,19 @@ def close(run: JobRun, cause: Optional[TrainClassifierError]) -> None:
             cause = cause or as_error(run.job, error)
     conclude.conclude(run.job, run.spec, cause, answer, run.durations)
     if freed:
-        # Else a container may still be there: whoever looks next removes it, and clears up.
+        # Otherwise a container may remain: the next process that looks at the job removes it, then the files.
         conclude.clear_up(run.job, run.account)
 
 
 def release_ticket(run: JobRun) -> None:
-    """Leave the queue."""
+    """Release the job's ticket in the queue."""
     if run.ticket is not None:
         ticket, run.ticket = run.ticket, None
         ticket.release()
 
 
 def as_error(job: Job, error: Exception) -> TrainClassifierError:
-    """Return the error itself, the host's fault in our words, or for a bug a report of it.
+    """Return a TrainClassifierError as it is, NotReady for a fault of the host, or the report of a bug.
 
     A bug's traceback goes into crash.txt.
     """

@@ -15,7 +15,7 @@ from train_classifier.worker.system.host import Host, boot_id, uptime
 
 
 def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
-    """Start the worker of a pushed job: from here the job is safe.
+    """Start the worker of a pushed job; from then on the job does not depend on the connection.
 
     Raises BadInput for a job that is not ready to be submitted or for wrong secrets, NotReady, NoGpu.
     """
@@ -24,7 +24,7 @@ def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     secrets = _secrets(request, spec)
     caller = host.caller()
     if job.cancel.exists():
-        # Its cancel came while it was pushed, and could not remove it.
+        # The cancel came during the push, and could not remove the job.
         recover.remove(job, host.job_user(), unless_submitted=True)
         raise Cancelled(f"job {job.id} was cancelled before it was submitted")
     with locks.hold(job.lock, timeout=10):
@@ -74,7 +74,7 @@ def _secrets(request: dict[str, Any], spec: JobSpec) -> dict[str, str]:
 
 
 def _gpus(spec: JobSpec, host: Host) -> tuple[int, str]:
-    """Return how many GPUs the job will have, and what is to be said about that."""
+    """Return how many GPUs the job will have, and a message about that."""
     if spec.gpus == 0:
         return 0, ""
     from train_classifier.worker.checks import gpu_check

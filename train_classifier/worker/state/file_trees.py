@@ -1,6 +1,6 @@
 """Trees of files: a repository's mirror, a job's workspace and checkpoints, and their removal.
 
-All of it runs as the job's account: whatever a model or a push left there can do no more than that account.
+All of it runs as the job's account, so that content from a model or a push gets only that account's rights.
 """
 
 import os
@@ -15,7 +15,7 @@ from train_classifier.core.errors import BadInput, NotReady
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account
 
-#: A handle that can be opened or changed by its own name in /proc, without rights to what it stands for.
+#: Flags for a handle: it needs no rights to the file, which can be opened or changed by its name in /proc.
 O_HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Seconds that `mend` may look for folders that a model has closed.
 MEND_S = 20.0
@@ -24,7 +24,7 @@ MEND_S = 20.0
 def parse_list(data: bytes) -> tuple[set[bytes], set[bytes]]:
     """Return the files and the folders (with all parents) of a NUL-separated list; folders end in `/`.
 
-    Raises BadInput for a name that is absolute, climbs, or is empty.
+    Raises BadInput for a name that is absolute, climbs (`..`), or has an empty part.
     """
     files: set[bytes] = set()
     folders: set[bytes] = set()
@@ -46,7 +46,7 @@ def parse_list(data: bytes) -> tuple[set[bytes], set[bytes]]:
 
 
 def tidy(tree: Path, files: set[bytes], folders: set[bytes]) -> None:
-    """Remove from the mirror what is not listed, or is a file where a folder is wanted and the like."""
+    """Remove from the mirror what is not listed or has the wrong type (a file instead of a folder, say)."""
     root = os.fsencode(tree)
     stack = [b""]
     while stack:
@@ -64,9 +64,9 @@ def tidy(tree: Path, files: set[bytes], folders: set[bytes]) -> None:
 
 
 def copy(account: Account, source: Path, target: Path) -> None:
-    """Copy what a folder holds with everything but sharing no inode, as the account.
+    """Copy a folder's content with all attributes but without sharing inodes, as the account.
 
-    Raises NotReady with cp's words.
+    Raises NotReady with cp's message.
     """
     done = subprocess.run(
         ["cp", "-a", "--reflink=auto", "--", f"{source}/.", str(target)],
@@ -85,7 +85,7 @@ def copy(account: Account, source: Path, target: Path) -> None:
 def remove(account: Optional[Account], *trees: Path) -> None:
     """Remove trees as the account (None: the caller), whatever their modes and depth. Raises NotReady.
 
-    What the account must not remove from the caller's folder is empty by then: the caller does that.
+    The account empties a tree that it may not remove from the caller's folder; the caller removes that.
     """
     present = [str(tree) for tree in trees if os.path.lexists(tree)]
     if not present:
@@ -101,7 +101,7 @@ def remove(account: Optional[Account], *trees: Path) -> None:
     }
     done = subprocess.run(["rm", "-rf", "--", *present], **options)
     if done.returncode and not _gone(present):
-        # Folders without write permission, which only their owner can open again; chmod -R follows no links.
+        # Some folders have no write permission, which only the owner can restore; chmod -R follows no links.
         subprocess.run(["chmod", "-R", "u+rwX", "--", *present], **options)
         done = subprocess.run(["rm", "-rf", "--", *present], **options)
     if done.returncode and not _gone(present):
@@ -153,15 +153,15 @@ def _own_bytes(folder: str) -> int:
 
 
 def open_folder(name: Union[str, bytes], folder: Optional[int] = None) -> int:
-    """Open a folder of the caller, following no link; one that was closed to its owner is opened again.
+    """Open a folder of the caller, following no link; missing rights of the owner are restored.
 
-    Raises OSError for what is no folder.
+    Raises OSError when it is not a folder.
     """
     return _opened(os.open(name, O_HANDLE | os.O_DIRECTORY, dir_fd=folder))
 
 
 def give_rights(handle: int, rights: int) -> None:
-    """Give the owner rights to what a handle of O_HANDLE stands for, whatever has its name by now."""
+    """Give the owner rights to the file of an O_HANDLE, even if its name now belongs to another file."""
     mode = stat.S_IMODE(os.fstat(handle).st_mode)
     if mode & rights != rights:
         os.chmod(f"/proc/self/fd/{handle}", mode | rights)
@@ -199,13 +199,13 @@ def _below(top: int, path: bytes) -> int:
 
 
 def mend(folder: Path) -> None:
-    """Give the owner its rights back in a folder that a model may have closed, and in what it holds.
+    """Restore the owner's rights in a folder that a model may have closed, and in its content.
 
-    Deep trees are left after a while, and what belongs to somebody else stays as it is.
+    It stops after MEND_S seconds in a deep tree; files of another owner stay as they are.
     """
     end = time.monotonic() + MEND_S
     top = open_folder(str(folder))
-    # Names from the top on: a descriptor for each level would limit the depth.
+    # Paths relative to the top: a descriptor for each level would limit the depth.
     stack = [b"."]
     try:
         while stack and time.monotonic() < end:

@@ -14,11 +14,11 @@ from train_classifier.core.regular_file import open_regular
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account
 
-#: How a folder and a file are opened where somebody with fewer rights may have written.
+#: Flags for opening a folder where an account with fewer rights may have written.
 O_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-#: Of a file of JSON that is read whole.
+#: Largest size of a JSON file that is read.
 JSON_BYTES = 64 << 20
 
 
@@ -34,7 +34,7 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o600, sync: bool = True) -
 def new_file(path: Path, mode: int = 0o600, sync: bool = True) -> Iterator[int]:
     """Yield a descriptor of a new file that replaces `path` when the block ends without an exception.
 
-    So the file is written whole or not at all. Without `sync` it may be lost with the power.
+    So the file is written completely or not at all. Without `sync` a power failure may lose it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     temporary.unlink(missing_ok=True)
@@ -105,17 +105,17 @@ def make_folder(path: Path, mode: int, owner: Optional[Account] = None) -> Path:
 
 
 def make_leaf(path: Path, account: Account) -> Path:
-    """Make a folder that `account` writes into, in one of the submitter's; open an existing one again."""
+    """Make a folder for `account` in a folder of the submitter; restore the access to an existing one."""
     make_folder(path, 0o700)
     if os.geteuid() == 0:
         os.chown(path, account.uid, account.gid)
-    # Whoever wrote into it may have closed it.
+    # A program that wrote into it may have removed the access.
     os.chmod(path, 0o700)
     return path
 
 
 def make_passage(path: Path, account: Account) -> Path:
-    """Make a folder of the caller's through which the account, and nobody else, reaches what is its own.
+    """Make a folder of the caller through which only the account can pass, to reach its own folders.
 
     An existing one stays.
     """

@@ -1,4 +1,4 @@
-"""The papers of a job: what result.json and manifest.json say about it."""
+"""The records of a job: the content of result.json and manifest.json."""
 
 import time
 from typing import Any, Optional
@@ -11,13 +11,13 @@ from train_classifier.worker.system.host_facts import host_facts
 
 
 def read_facts(job: Job) -> dict[str, Any]:
-    """Return what the worker noted while it went: image, environment, gpus, gpu_check, training."""
+    """Return the facts that the worker recorded so far: image, environment, gpus, gpu_check, training."""
     facts: dict[str, Any] = read_json(job.dir / "facts.json") or {}
     return facts
 
 
 def note(job: Job, **facts: Any) -> None:
-    """Note facts, so that the job's papers are complete also when its worker dies."""
+    """Record facts, so that the job's records are complete even when its worker dies."""
     write_json(job.dir / "facts.json", {**read_facts(job), **facts})
 
 
@@ -31,7 +31,7 @@ def seconds(times: dict[str, list[Optional[float]]], now: Optional[float] = None
 
 
 def ending(error: Optional[TrainClassifierError]) -> dict[str, Any]:
-    """Return what result.json says of the error that ended a job, or of a good end."""
+    """Return the fields of result.json for the error that ended a job, or for a success (None)."""
     code = ExitCode.TRAINED if error is None else ExitCode(error.code)
     return {
         "outcome": OUTCOMES[code],
@@ -45,7 +45,7 @@ def ending(error: Optional[TrainClassifierError]) -> dict[str, Any]:
 def result(
     job: Job, spec: Optional[JobSpec], status: dict[str, Any], error: Optional[TrainClassifierError]
 ) -> dict[str, Any]:
-    """Return result.json for a job that ended by `error`, or well; facts that are not known are null."""
+    """Return result.json for a job that ended with `error` (None: a success); unknown facts are null."""
     facts = read_facts(job)
     return {
         "schema": SCHEMA,

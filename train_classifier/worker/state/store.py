@@ -22,7 +22,7 @@ from train_classifier.worker.state.files import (
 from train_classifier.worker.system.host import Account, boot_id, uptime
 from train_classifier.worker.system.launcher import CRASH_FILE
 
-#: Fields of status.json that are calculated with.
+#: Fields of status.json that are used in calculations, and so must be numbers.
 TIMES = ("updated", "updated_uptime", "submitted_uptime", "submitted", "started")
 
 #: More than status, facts, manifest and result of a job take.
@@ -40,7 +40,7 @@ class Store:
         self.jobs = root / "jobs"
         self.mirrors = root / "mirrors"
         self.cache = root / "cache"
-        #: What the last release kept there; see `kept`.
+        #: The environments of the last release; `clean` removes them.
         self.old_environments = root / "store"
         self.environments = root / "environments"
         self.envs = self.environments / "envs"
@@ -59,7 +59,7 @@ class Store:
 
     def make(self, account: Account) -> "Store":
         """Make the folders; what the job's user must write into belongs to `account`. Raises NotReady."""
-        # Root's folders are walked through by the job's account, a person's are private.
+        # The job's account must pass through root's folders; the folders of a user are private.
         through = 0o711 if os.geteuid() == 0 else 0o700
         try:
             os.makedirs(self.root.parent, exist_ok=True)
@@ -105,7 +105,7 @@ class Store:
     def find(self, wanted: Any) -> "Job":
         """Return the job that an id, a unique beginning of one, or `last` names.
 
-        Raises BadInput, each case in its own words.
+        Raises BadInput with a different message for each case.
         """
         hint = "see the list of jobs; the jobs of other users are theirs alone"
         if not isinstance(wanted, str) or not wanted:
@@ -113,7 +113,7 @@ class Store:
         jobs = self.all_jobs()
         if wanted == "last":
             for job in sorted(jobs, key=lambda job: (job.created(), job.id), reverse=True):
-                # A push that was cut leaves a folder that never became a job.
+                # An interrupted push leaves a folder that is not a job.
                 state = (read_json(job.dir / "status.json") or {}).get("state")
                 if state and state not in STATES[:2]:
                     return job
@@ -128,9 +128,9 @@ class Store:
 
 
 def take_over(mirror: Path, account: Account) -> None:
-    """Make a mirror's folder the caller's own, and remove what the last release kept beside the tree.
+    """Make the caller the owner of a mirror's folder, and remove what the last release kept beside the tree.
 
-    There the folder belonged to the job's account, and held the workspace of the job before.
+    In that release the folder belonged to the job's account, and held the workspace of the previous job.
     """
     descriptor = os.open(mirror, O_FOLDER)
     try:
@@ -146,7 +146,7 @@ def take_over(mirror: Path, account: Account) -> None:
         if name == "tree":
             stays = stat.S_ISDIR(os.lstat(path).st_mode)
         elif name == "lock":
-            # Somebody of the last release may be pushing.
+            # A push by the last release may be in progress.
             stays = stat.S_ISREG(os.lstat(path).st_mode) and (not foreign or locks.is_held(path))
         else:
             stays = not foreign and not name.startswith("spare") and not JOB_ID.match(name.partition(".")[0])
@@ -173,17 +173,17 @@ class Job:
         self.cancel = folder / "cancel"
         self.lease = folder / "lease"
         self.workspace = folder / "workspace"
-        #: Held while the mirror is copied into the workspace, and what `cp` said; see `copier`.
+        #: Locked while the mirror is copied into the workspace; holds cp's output; see `workspace_copy`.
         self.copy = folder / "copy"
         self.checkpoints = folder / "checkpoints"
         self.run = folder / "run"
         self.home = folder / "home"
         #: What lay in artefacts/ before training.
         self.stock = folder / "stock.json"
-        #: What the packer said, from then on until result.json is there.
+        #: The packer's answer, kept until result.json is written.
         self.packed = folder / "packed.json"
         self.crash = folder / CRASH_FILE
-        #: Space for the last papers of a job that filled the disk.
+        #: Reserved space for the last records of a job that filled the disk.
         self.reserve = folder / "reserve"
         self._writing = threading.Lock()
 
@@ -191,7 +191,7 @@ class Job:
     def is_foreign(self) -> bool:
         """Whether the folder is another account's: the last release gave root's jobs to the job's account.
 
-        Nothing is made or changed in there but by that account itself.
+        Only that account itself creates or changes anything in the folder.
         """
         try:
             return os.lstat(self.dir).st_uid != os.geteuid()
@@ -252,19 +252,19 @@ class Job:
         return dict(data)
 
     def write_status(self, **changes: Any) -> dict[str, Any]:
-        """Change status.json as a whole, counting its version up; returns it. Callers hold the job's lock."""
+        """Change status.json in one step, increment its version and return it; the job's lock is held."""
         with self._writing:
             data = read_json(self.dir / "status.json") or {"schema": SCHEMA, "id": self.id, "version": 0}
             data.update(changes)
             data["version"] += 1
             data["updated"] = time.time()
-            # The same on a clock that nobody sets.
+            # The same time on a clock that is never adjusted.
             data["updated_uptime"], data["updated_boot"] = uptime(), boot_id()
             write_json(self.dir / "status.json", data)
             return dict(data)
 
     def keep_reserve(self) -> None:
-        """Take the space that the job's last papers will want. Raises OSError on a full disk."""
+        """Reserve the space that the job's last records need. Raises OSError on a full disk."""
         descriptor = os.open(self.reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, RESERVE_BYTES)
@@ -272,7 +272,7 @@ class Job:
             os.close(descriptor)
 
     def drop_reserve(self) -> None:
-        """Give that space back, to write into. Idempotent."""
+        """Release the reserved space, so that the records can be written. Idempotent."""
         self.reserve.unlink(missing_ok=True)
 
     def write_result(self, result: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The host as its administrator set it up: host.json, the job's account, and where state may lie."""
+"""The host's configuration by its administrator: host.json, the job's account, and the state folder."""
 
 import dataclasses
 import json
@@ -50,9 +50,9 @@ class Account:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a container may use that builds or checks something for a job."""
+    """The limits of a container that builds or checks something for a job."""
 
-    #: What it does, for people.
+    #: What the container does, as a phrase for messages.
     purpose: str
     memory_bytes: int
     pids: int
@@ -68,7 +68,7 @@ class Host:
     uv: Path = ROOT / "bin" / "uv"
     queue_dir: Path = ROOT / "queue"
     service_user: str = "train-classifier"
-    #: None: the default of the account; see `state_folder`.
+    #: None: the default of the account; see `state_dir`.
     configured_state_dir: Optional[str] = None
     ca_bundle: Optional[Path] = None
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -144,7 +144,7 @@ class Host:
         return cls(**values)
 
     def limits(self, purpose: str) -> Limits:
-        """Return the limits of builds, probes and GPU checks; `purpose` says which, for people.
+        """Return the limits of builds, probes and GPU checks; `purpose` names the one, for messages.
 
         By default three quarters of the memory, and at least 2 GiB; no more CPUs than there are.
         """
@@ -243,7 +243,7 @@ def mounts() -> list[tuple[str, str]]:
 
 
 def uptime() -> float:
-    """Return seconds since boot, which no change of the clock touches."""
+    """Return the seconds since boot; changes of the system clock do not affect them."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

@@ -1,4 +1,4 @@
-"""Faults of the host in our words: a disk that is full or broken, an engine that went away or refused."""
+"""Translates faults of the host into errors: a full or broken disk, an engine that is down or refuses."""
 
 import errno
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 from train_classifier.core.errors import NotReady, TrainClassifierError
 
-#: What a disk says, not a program.
+#: Error numbers that are the fault of a disk, not of a program.
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 DISK_HINT = "check the state folder of the host: its rights and the space on its disk"
 
@@ -17,7 +17,7 @@ def of_disk(error: BaseException) -> bool:
 
 
 def of_host(error: BaseException) -> Optional[NotReady]:
-    """Return the sentence for an error that is the host's fault, None for one that is not (a bug)."""
+    """Return NotReady for an error that is the host's fault, None for any other error (a bug)."""
     if isinstance(error, OSError) and of_disk(error):
         return NotReady(f"{error.filename or 'the state folder'}: {error.strerror}", DISK_HINT)
     try:
@@ -40,7 +40,7 @@ def of_host(error: BaseException) -> Optional[NotReady]:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """Return an error as the protocol writes it; one that is no fault of the host is reported as a bug."""
+    """Return an error in the form of the protocol; an error that is not the host's fault is a bug."""
     if isinstance(error, TrainClassifierError):
         return error.to_dict()
     fault = of_host(error)

@@ -1,4 +1,4 @@
-"""Launchers: start the worker so that it outlives whoever asked: a system unit, a user unit, or setsid."""
+"""Launchers: start the worker so that it outlives its caller: a system unit, a user unit, or setsid."""
 
 import os
 import shutil
@@ -12,9 +12,9 @@ from train_classifier.core.job import JobSpec
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account
 
-#: Seconds that packing and clearing up may take after a unit was told to stop.
+#: Seconds that packing and cleanup may take after systemd asked a unit to stop.
 CLEARING_S = 300
-#: In the job's folder: what an interpreter that crashed had to say, or the traceback of a bug.
+#: In the job's folder: the error output of an interpreter that crashed, or the traceback of a bug.
 CRASH_FILE = "crash.txt"
 KEPT = ("TRAIN_CLASSIFIER_HOST_JSON", "DOCKER_HOST")
 
@@ -30,7 +30,7 @@ def launcher(caller: Account) -> str:
     if not lingers or not os.path.isdir(f"/run/user/{caller.uid}/systemd"):
         return "setsid"
     if not _manager_has_our_groups():
-        # It keeps the groups that it started with: before this account was added to docker, say.
+        # The manager keeps the groups of its start, perhaps before this account was added to docker.
         return "setsid"
     done = subprocess.run(
         ["systemctl", "--user", "show-environment"],
@@ -56,11 +56,11 @@ def launch(folder: Path, spec: JobSpec, caller: Account) -> dict[str, Any]:
     argv = [
         "systemd-run", *(["--user"] if kind == "user" else []), "--quiet", "--unit", unit, "--collect",
         "--service-type=exec", "--description", f"train-classifier: {spec.model}",
-        # A host that shuts down stops the job while there is still an engine to stop it by.
+        # At a shutdown this unit is stopped before the engine, which the worker needs to end the job.
         *(["-p", "After=docker.service"] if kind == "system" else []),
         "-p", "KillMode=mixed", "-p", f"TimeoutStopSec={int(spec.grace_s) + CLEARING_S}",
         "-p", "ExecStopPost=" + " ".join(_quoted(word) for word in program.command("finish", str(folder))),
-        # The host's settings and another engine's address are all of our environment that the worker needs.
+        # From this environment the worker needs only the host's settings and another engine's address.
         *(word for setting in _settings() for word in ("-p", f"Environment={_quoted(setting)}")),
         *program.command("run", str(folder)),
     ]  # fmt: skip
@@ -84,7 +84,7 @@ def launch(folder: Path, spec: JobSpec, caller: Account) -> dict[str, Any]:
 
 
 def _manager_has_our_groups(root: Path = Path("/")) -> bool:
-    """Tell whether this account's own systemd has the groups that we have; True when that cannot be seen."""
+    """Tell whether this account's own systemd has the groups of this process; True when it is unknown."""
     ours = set(os.getgroups())
     for folder in (root / "proc").glob("[0-9]*"):
         try:
@@ -99,7 +99,7 @@ def _manager_has_our_groups(root: Path = Path("/")) -> bool:
 
 
 def _kept() -> dict[str, str]:
-    """Return what a worker is given of our environment."""
+    """Return the variables that a worker gets from this process's environment."""
     return {key: os.environ[key] for key in KEPT if os.environ.get(key)}
 
 
@@ -121,9 +121,9 @@ def _quoted(word: str) -> str:
 
 
 def _setsid(folder: Path, caller: Account) -> int:
-    """Start the worker in a session of its own, with a clean environment, orphaned to init."""
+    """Start the worker in its own session, with a clean environment, as a child of init."""
     reader, writer = os.pipe()
-    # What an interpreter that crashes has to say goes where people look for it.
+    # The error output of an interpreter that crashes goes where users look for it.
     crash = os.open(folder / CRASH_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     sys.stdout.flush()
     child = os.fork()

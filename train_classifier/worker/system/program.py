@@ -1,4 +1,4 @@
-"""This program itself: where it lies, and calling a part of it in a child as the job's user."""
+"""This program itself: its location, and calls of its parts in a child process as the job's user."""
 
 import contextlib
 import importlib
@@ -21,10 +21,10 @@ from train_classifier.worker.system.host import Account
 Part = Callable[[dict[str, Any]], dict[str, Any]]
 CheckedPart = Callable[[dict[str, Any], Callable[[], None]], dict[str, Any]]
 
-#: The folder that `python3 -I` is given.
+#: The folder that is passed to `python3 -I`.
 PROGRAM = Path(__file__).resolve().parents[3]
 _WORKER = "train_classifier.worker"
-#: What runs it.
+#: The interpreter that runs this program.
 PYTHON = sys.executable
 #: Seconds between two looks whether a part is to end early.
 CHECK_S = 0.1
@@ -42,13 +42,13 @@ def open_to_all() -> None:
     for folder, _, names in os.walk(PROGRAM):
         os.chmod(folder, 0o755)
         for name in names:
-            # Another process that starts from here may be writing bytecode: its temporary file is renamed.
+            # Another process of this program may be writing bytecode: its temporary file is renamed.
             with contextlib.suppress(FileNotFoundError):
                 os.chmod(os.path.join(folder, name), 0o644)
 
 
 def die_with(parent: int) -> None:
-    """Let the kernel end this process when its caller dies: what a dead worker began, others do anew.
+    """Let the kernel end this process when its caller dies; another process repeats the caller's work.
 
     PR_SET_PDEATHSIG is 1 (prctl(2)); it is lost at a change of user, so it is set after that, by the child.
     """
@@ -91,11 +91,11 @@ def call(
     keep_open: Sequence[int] = (),
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Run a part as `account` and return its answer; it is given the descriptors `keep_open`.
+    """Run a part as `account` and return its answer; it inherits the descriptors `keep_open`.
 
-    There is a child only for another account: the start of another Python takes longer than most parts do.
-    `check` is called all the time and may raise, which ends the part. Raises the part's own error;
-    TrainClassifierError when the child died or answered too much.
+    A child is started only for another account, because the start of Python takes longer than most parts.
+    `check` is called repeatedly and may raise, which ends the part. Raises the part's own error;
+    TrainClassifierError when the child died or its answer is too large.
     """
     if not account.options():
         return _here(function, request, check)
@@ -131,7 +131,7 @@ def call(
 def _answered(
     process: "subprocess.Popen[bytes]", request: bytes, check: Callable[[], None]
 ) -> tuple[bytes, bytes]:
-    """Give a child its request; return its answer and the end of what it said on standard error."""
+    """Send a child its request; return its answer and the end of its standard error."""
     assert process.stdin and process.stdout and process.stderr
     # A part reads its whole request before it answers.
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:

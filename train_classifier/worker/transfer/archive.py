@@ -1,8 +1,8 @@
-"""Packs artefacts/ and the job's papers into artefacts.tar.gz, following no link and trusting no name.
+"""Packs artefacts/ and the job's records into artefacts.tar.gz, following no link and trusting no name.
 
-Runs as the job's account, in a child where that is not the caller's. It opens nothing by path: it reads below
-the workspace's descriptor and writes into those that it is given. Memory stays flat whatever the number and
-the size of the files: lists go through temporary files, never through the heap.
+Runs as the job's account, in a child process if the caller is another account. It opens nothing by path: it
+reads below the workspace's descriptor and writes into the descriptors of the request. Memory use does not
+grow with the number and the size of the files: lists are in temporary files, never in memory.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from train_classifier.worker.transfer import artefacts
 from train_classifier.worker.transfer.artefacts import Artefact
 
 BLOCK = 1 << 20
-#: How often the limit the files may appear to hold: a hole is read as zeros, at a tenth of the time of data.
+#: Largest apparent size as a multiple of the limit: a hole is read as zeros, in a tenth of the time of data.
 HOLES = 4
 
 Check = Callable[[], None]
@@ -34,7 +34,7 @@ Check = Callable[[], None]
 
 @program.checked_part
 def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]:
-    """Write manifest.json and artefacts.tar.gz; `check` is called all the time and may raise.
+    """Write manifest.json and artefacts.tar.gz; `check` is called repeatedly and may raise.
 
     The request: `manifest` (its head), `need_new` (nothing new in artefacts/ means nothing-delivered),
     `most_bytes`, and descriptors: `workspace`; `stock`; `archive` and `list` (new files); `packed` and
@@ -108,7 +108,7 @@ def _add(tar: Any, entry: Artefact, check: Check) -> Optional[dict[str, Any]]:
 
 
 class _Digesting:
-    """Reads exactly `size` bytes, digesting them; a file that shrank meanwhile is filled up with zeros."""
+    """Reads exactly `size` bytes and hashes them; a file that shrank meanwhile is padded with zeros."""
 
     def __init__(self, source: BinaryIO, size: int, check: Check) -> None:
         self.source = source
@@ -138,7 +138,7 @@ def _add_paper(tar: tarfile.TarFile, descriptor: int, name: str, check: Check) -
 
 @contextlib.contextmanager
 def _compressed(archive: int, check: Check) -> Iterator[tuple[BinaryIO, Any]]:
-    """Yield a stream to write into and the digest of what lands in the file; pigz when the host has it."""
+    """Yield a stream to write into and the digest of the compressed file; uses pigz when it is installed."""
     digest = hashlib.sha256()
     pigz = shutil.which("pigz")
     with open(os.dup(archive), "w+b") as file:
@@ -177,7 +177,7 @@ class _Sink:
 
 @contextlib.contextmanager
 def _tar(stream: BinaryIO) -> Iterator[Any]:
-    # GNU's form keeps any bytes as a name, and files over 8 GiB, without an extra header for every file.
+    # The GNU format stores any bytes as a name, and files over 8 GiB, without an extra header per file.
     archive: Any = tarfile.open(  # noqa: SIM115
         mode="w|",
         fileobj=stream,
@@ -207,9 +207,9 @@ def _write_manifest(descriptor: int, head: dict[str, Any], packed: IO[bytes], le
 
 
 def _metrics(workspace: int) -> tuple[Optional[dict[str, float]], Optional[str]]:
-    """Return what can be read of artefacts/metrics.json, and what is wrong with the rest.
+    """Return the readable part of artefacts/metrics.json, and what is wrong with the rest.
 
-    Whatever it holds: the archive does not depend on it.
+    The archive is made in any case, also when the file is wrong.
     """
     try:
         folder = os.open(artefacts.BASE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=workspace)

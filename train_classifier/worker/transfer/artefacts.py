@@ -1,4 +1,4 @@
-"""What lies in artefacts/: a walk that follows no link, and the stock taken of it before training."""
+"""The content of artefacts/: a walk that follows no link, and a list of the files before training."""
 
 import contextlib
 import dataclasses
@@ -17,14 +17,14 @@ from train_classifier.worker.system import program
 BASE = b"artefacts"
 #: Each level keeps a folder open, and a program may open 1024 files.
 DEEPEST = 400
-#: Links that the kernel follows in one path, and more parts than a path has.
+#: Links that the kernel follows in one path, and a number of parts that no path exceeds.
 MOST_LINKS = 40
 MOST_STEPS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
 class Artefact:
-    """One thing below artefacts/; `name` begins with that word."""
+    """artefacts/ or one entry below it; `name` begins with `artefacts`."""
 
     name: bytes
     stat: os.stat_result
@@ -40,7 +40,7 @@ class Artefact:
         return self.name.decode("utf-8", "backslashreplace")
 
     def mark(self) -> list[int]:
-        """Return what changes when a file is written anew."""
+        """Return the values that change when a file is rewritten."""
         return [self.stat.st_size, self.stat.st_mtime_ns, self.stat.st_ino]
 
     def open(self) -> BinaryIO:
@@ -60,7 +60,7 @@ class Artefact:
 def walk(workspace: int) -> Iterator[Artefact]:
     """Yield artefacts/ in an open workspace and everything below, parents first. Missing: nothing.
 
-    Nothing outside is looked at, whatever artefacts/ has been replaced by. Raises OSError.
+    Nothing outside artefacts/ is read, even if a link has replaced it. Raises OSError.
     """
     _allow_entry(workspace)
     try:
@@ -79,14 +79,14 @@ def walk(workspace: int) -> Iterator[Artefact]:
 
 
 def _allow_entry(workspace: int) -> None:
-    """Open a workspace that the model has closed: what it delivers is not lost for that."""
+    """Restore the access to a workspace that the model closed, so that its artefacts are not lost."""
     mode = os.fstat(workspace).st_mode
     if mode & 0o700 != 0o700:
         os.fchmod(workspace, stat.S_IMODE(mode) | 0o700)
 
 
 def _walk(folder: int, name: bytes, root: int, depth: int) -> Iterator[Artefact]:
-    # Listed by descriptor, a folder's names come as text: bytes are got by the same rule back.
+    # os.listdir of a descriptor returns names as text; os.fsencode restores their bytes.
     for text in sorted(os.listdir(folder)):
         base = os.fsencode(text)
         path = name + b"/" + base
@@ -111,7 +111,7 @@ def _walk(folder: int, name: bytes, root: int, depth: int) -> Iterator[Artefact]
 
 
 def _why_not(path: bytes, target: bytes, root: int) -> Optional[str]:
-    """Return why a link is not delivered: kept is only one that stays inside artefacts/."""
+    """Return why a link is not delivered, None for a link that stays inside artefacts/."""
     shown = target.decode("utf-8", "backslashreplace")
     if target.startswith(b"/"):
         return f"a link to {shown}, an absolute path"
@@ -126,7 +126,7 @@ def _why_not(path: bytes, target: bytes, root: int) -> Optional[str]:
 
 
 def _leads_out(here: list[bytes], target: bytes, root: int) -> bool:
-    """Tell whether a link leads out of artefacts/ by another link; followed by name, from artefacts/ on."""
+    """Tell whether a link leads out of artefacts/ through another link; resolved by name from artefacts/."""
     reached, ahead = list(here), target.split(b"/")
     links = 0
     while ahead:
@@ -177,7 +177,7 @@ def _kind(mode: int) -> str:
 
 @program.part
 def take_stock(request: dict[str, Any]) -> dict[str, Any]:
-    """Write down what lies in a workspace's artefacts/ before training; the folder is made if missing.
+    """List a workspace's artefacts/ before training, in the file `stock`; make the folder if it is missing.
 
     The request: `workspace` and `stock`, descriptors of the folder and of the new file; `mend`, folders that
     an earlier job may have closed.
@@ -186,7 +186,7 @@ def take_stock(request: dict[str, Any]) -> dict[str, Any]:
         mend(Path(folder))
     workspace = request["workspace"]
     _allow_entry(workspace)
-    # The checkout may bring one.
+    # The checkout may already contain the folder.
     with contextlib.suppress(FileExistsError):
         os.mkdir(BASE, dir_fd=workspace)
     stock = {entry.shown: entry.mark() for entry in walk(workspace) if not stat.S_ISDIR(entry.stat.st_mode)}
@@ -204,9 +204,9 @@ def read_stock(descriptor: int) -> dict[str, list[int]]:
 
 
 def measure(workspace: int, check: Callable[[], None]) -> tuple[int, int]:
-    """Return the bytes of artefacts/ that lie on the disk, and those that its files appear to have.
+    """Return the bytes of artefacts/ on the disk, and the apparent size of its files.
 
-    They differ by the holes, which cost less than data and are not free either.
+    They differ by the holes of sparse files, which cost less time than data, but not none.
     """
     real = apparent = 0
     for entry in walk(workspace):

@@ -1,4 +1,4 @@
-"""The two doors for rsync: sources into the mirror, the archive out."""
+"""The two rsync commands: receive sources into the mirror, send the archive."""
 
 import base64
 import os
@@ -21,7 +21,7 @@ from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account, Host
 from train_classifier.worker.transfer import workspace_copy
 
-#: What rsync's client says to its server for the options that a transport of ours may use.
+#: Arguments that rsync's client passes to its server for the options that a transport may use.
 OPTION = re.compile(
     r"--(server|sender|partial|inplace|append|from0|dirs|numeric-ids|ignore-missing-args|no-[a-z-]+|stats"
     r"|(timeout|bwlimit|block-size|checksum-choice|compress-choice|compress-level|log-format|out-format)=[\w%.,-]+"
@@ -47,7 +47,7 @@ def unpack_list(text: Any) -> bytes:
 
 
 def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
-    """Let rsync write into the job's mirror, then begin to copy that; returns rsync's exit status.
+    """Let rsync write into the job's mirror, then start to copy the mirror; return rsync's exit status.
 
     Raises BadInput for a job that was submitted, NotReady during another push of it or without rsync.
     """
@@ -68,11 +68,11 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
             _fingerprint(mirror).unlink(missing_ok=True)
             tidy = _tidying(account, mirror / "tree", job)
             tidy()
-            # The lock goes with rsync: should we be killed, the next push waits until it has ended.
+            # rsync inherits the lock: if this process is killed, the next push waits until rsync has ended.
             status = _rsync(account, arguments, "./", mirror / "tree", lock)
             if status not in (0, 24):
                 return status
-            # What a cut connection left, and names that came without being asked for.
+            # Remove what a broken connection left, and files that are not in the list.
             tidy()
             told = job.dir / "fingerprint"
             if status == 0 and told.exists():
@@ -83,9 +83,9 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
 
 
 def adopt(job: Job, account: Account, mirror: Path, fingerprint: Any) -> bool:
-    """Copy the mirror as it is into the workspace, if it holds just what would be pushed; tell whether so.
+    """Copy the mirror into the workspace if it holds exactly the files of a push; True when it does.
 
-    `fingerprint` stands for that: the controller's hash of the files' identities, told again by each push.
+    `fingerprint` identifies the files: it is the controller's hash of their identities, sent with each push.
     The caller holds the job's lock.
     """
     if not isinstance(fingerprint, str) or not fingerprint:
@@ -97,33 +97,33 @@ def adopt(job: Job, account: Account, mirror: Path, fingerprint: Any) -> bool:
                 return False
             workspace_copy.start(job, account, mirror, lock)
     except (TimeoutError, FileNotFoundError):
-        # Another push is under way, or nothing is known of the mirror.
+        # Another push is in progress, or the mirror has no fingerprint.
         return False
     job.write_status(state="pushed")
     return True
 
 
 def _fingerprint(mirror: Path) -> Path:
-    """The file that tells what the mirror was made from; missing while it is written to."""
+    """The file with the fingerprint of the mirror's files; missing while the mirror is written."""
     return mirror / "fingerprint"
 
 
 def send(job: Job, host: Host, arguments: Sequence[str]) -> int:
-    """Let rsync read the job's archive, and nothing else; returns rsync's exit status."""
+    """Let rsync read only the job's archive; return rsync's exit status."""
     arguments = _refuse_sender(arguments, wanted=True)
     try:
         os.close(open_regular(job.archive))
     except OSError as error:
         raise NotReady(f"job {job.id} has no archive yet") from error
-    # The last release gave the folder to the job's account: that may have put a link there meanwhile.
+    # In the last release the folder belongs to the job's account, which may have put a link there.
     account = host.job_user() if job.is_foreign else None
     return _rsync(account, arguments, job.archive.name, job.dir, -1)
 
 
 def _refuse_sender(arguments: Sequence[str], wanted: bool) -> list[str]:
-    """Return rsync's own words for the server's side, without any path: the door has one, which is ours.
+    """Return rsync's arguments for the server side; paths are dropped, the worker supplies the path.
 
-    Raises BadInput for another direction and for options that reach further than that path.
+    Raises BadInput for the other direction and for options that give access to more than that path.
     """
     if "--server" not in arguments or ("--sender" in arguments) != wanted or len(arguments) < 3:
         raise BadInput(f"this door is for rsync only, not for {' '.join(arguments)!r}")
@@ -136,7 +136,7 @@ def _refuse_sender(arguments: Sequence[str], wanted: bool) -> list[str]:
 
 
 def _tidying(account: Account, mirror: Path, job: Job) -> Callable[[], Any]:
-    """Return what removes from the mirror all that is not in the job's list."""
+    """Return a function that removes from the mirror everything that is not in the job's list."""
     names = job.dir / "files"
     if not account.options():
         return partial(file_trees.tidy, mirror, *file_trees.parse_list(names.read_bytes()))
@@ -150,7 +150,7 @@ def _tidying(account: Account, mirror: Path, job: Job) -> Callable[[], Any]:
 
 
 def _rsync(account: Any, arguments: Sequence[str], path: str, folder: Path, lock: int) -> int:
-    """Run rsync on our standard input and output, in `folder`, with the one path that the door is for."""
+    """Run rsync on this process's standard input and output, in `folder`, with `path` as the only path."""
     rsync = shutil.which("rsync")
     if rsync is None:
         raise NotReady("rsync is not installed on the host", "apt-get install rsync")

@@ -1,7 +1,7 @@
-"""Copies a repository's mirror into a job's workspace, beside what else a job begins with.
+"""Copies a repository's mirror into a job's workspace, in parallel with the first steps of the job.
 
-`start` returns at once: the copy goes on in a process of its own, as the job's account, and holds the
-mirror's lock until it has ended. Whoever needs the workspace first waits for it.
+`start` returns at once: the copy runs in its own process, as the job's account, and holds the mirror's lock
+until it has ended. A step that needs the workspace waits for the copy first.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from train_classifier.worker.state.files import make_folder, read_bytes
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host import Account
 
-#: The file `job.copy` is the standard output of this and flocked for as long as it runs. A copy that fails
-#: first leaves the disk as it was: that may be too full for what `cp` has said.
+#: The standard output of this script is the file `job.copy`, which is locked with flock while it runs. A
+#: failed copy is removed before cp's message is written: the disk may be too full for the message.
 SCRIPT = """if words=$(cp -a --reflink=auto -- "$1/." "$2" 2>&1); then echo copied
 else find "$2" -mindepth 1 -delete; printf %s "$words"; fi"""
 COPIED = b"copied\n"
@@ -32,9 +32,9 @@ GONE_S = 30.0
 
 
 def start(job: Job, account: Account, mirror: Path, lock: int) -> None:
-    """Begin to copy the mirror, whose lock the caller holds; `lock` is shared with other copies from here on.
+    """Start to copy the mirror, whose lock the caller holds; `lock` becomes shared, for other copies.
 
-    The caller holds the job's lock. What an earlier push of the job left is removed first.
+    The caller holds the job's lock. The workspace of an earlier push of the job is removed first.
     """
     if os.path.lexists(job.copy):
         stop(job)
@@ -53,21 +53,21 @@ def start(job: Job, account: Account, mirror: Path, lock: int) -> None:
             env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
             cwd="/",
             pass_fds=[lock],
-            # It outlives a connection that is cut, and is stopped as a group.
+            # The copy outlives a broken connection; `stop` kills its process group.
             start_new_session=True,
             **account.options(),
         )
     finally:
         os.close(words)
     job.write_status(copier=process.pid)
-    # Nobody waits for it here.
+    # Marked as ended, so that Popen does not warn about a child that still runs.
     process.returncode = 0
 
 
 def wait(job: Job, check: Callable[[], None]) -> None:
-    """Return when the workspace is there; `check` is called meanwhile and may raise.
+    """Wait until the workspace is complete; `check` is called meanwhile and may raise.
 
-    Raises NotReady with cp's words when it could not be copied.
+    Raises NotReady with cp's message when the copy failed.
     """
     while locks.is_held(job.copy):
         check()
