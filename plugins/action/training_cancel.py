@@ -1,4 +1,4 @@
-"""Stop a job: for people at ansible-playbook; the command line has `train-classifier cancel`."""
+"""Stops a job, for users of ansible-playbook; the command line has `train-classifier cancel`."""
 
 from collections.abc import Mapping
 from typing import Any

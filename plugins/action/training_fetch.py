@@ -1,4 +1,4 @@
-"""Bring artefacts.tar.gz back, verified, and say how the job ended."""
+"""Fetches artefacts.tar.gz, verifies it, and reports how the job ended."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ class ActionModule(TrainingAction):
     """Last step of a training run. Fails with the job's own reason if it did not end well."""
 
     def step(self, order: Order, host: RemoteHost, report: Reporter) -> dict[str, Any]:
-        """Fetch what a failed job left, too."""
+        """Fetch the archive, also that of a failed job."""
         if order.detach:
             return {"skipped": True}
         result = self._task.args.get("result")

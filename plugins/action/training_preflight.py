@@ -15,13 +15,13 @@ from train_classifier.core.errors import BadInput
 
 
 class ActionModule(TrainingAction):
-    """First step of a training run. Under the command line the order is a file, else it is made here."""
+    """First step of a training run. From the command line the order is a file, otherwise it is made here."""
 
-    # Checks the request in check mode, too; the other steps are left out then.
+    # In check mode the request is checked too; the other steps are skipped.
     _supports_check_mode = True
 
     def order(self, task_vars: Mapping[str, Any], report: Reporter) -> Order:
-        """Return the order, made from the role's variables when there is no file of it."""
+        """Return the order; without a file of it, it is made from the role's variables."""
         hosts = task_vars.get("ansible_play_hosts_all") or []
         if len(hosts) > 1:
             raise BadInput(
@@ -30,7 +30,7 @@ class ActionModule(TrainingAction):
             )
         target = self.target(task_vars)
         if isinstance(report, event_socket.SinkReporter):
-            # The command line completes the order for this host; nothing is touched before.
+            # The command line completes the order for this host; nothing on the host is changed before.
             report.ask({"host": dataclasses.asdict(target)})
         if self._task.args.get("request"):
             return super().order(task_vars, report)
@@ -47,7 +47,7 @@ class ActionModule(TrainingAction):
         return dataclasses.replace(plan.order(), state_dir=target.state_dir, flags=flags)
 
     def step(self, order: Order, host: RemoteHost, report: Reporter) -> dict[str, Any]:
-        """Check the host and hand the order on."""
+        """Check the host and pass the order on."""
         if self._task.check_mode:
             text = f"Check mode: the request is good; nothing was pushed to {host.name} and nothing was run."
             report.event("message", level="info", text=text)

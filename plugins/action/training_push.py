@@ -13,6 +13,6 @@ class ActionModule(TrainingAction):
     """Second step of a training run."""
 
     def step(self, order: Order, host: RemoteHost, report: Reporter) -> dict[str, Any]:
-        """Push; the host has changed."""
+        """Push the sources and report a change of the host."""
         steps.push(host, order, report)
         return {"changed": True}

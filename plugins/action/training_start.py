@@ -1,4 +1,4 @@
-"""Hand the job to the host's own worker, and show its log until it is finished."""
+"""Submits the job to the worker on the host, and shows its log until it is finished."""
 
 import os
 from typing import Any
@@ -13,16 +13,16 @@ from train_classifier.core.errors import BadInput, Cancelled
 
 
 class ActionModule(TrainingAction):
-    """Third step of a training run. A job that failed fails in the next step, after its archive came."""
+    """Third step of a training run. A failed job fails in the next step, after its archive is fetched."""
 
     def step(self, order: Order, host: RemoteHost, report: Reporter) -> dict[str, Any]:
         """Start the job with the values of its secrets, which are on no disk and on no command line.
 
-        Then follow it, unless the order says to leave it alone: in one step and over one connection, since
-        each of both costs more time than a worker takes to begin.
+        Then follow it, unless the order says to detach. Both are done in one step and over one connection,
+        because another step or connection takes more time than a worker needs to start.
         """
         if isinstance(report, event_socket.SinkReporter) and not report.ask("start"):
-            # Killing us would not take back what is already on its way to the host.
+            # Killing this process later would not cancel a request that is already on its way to the host.
             raise Cancelled("Cancelled before the job was started.")
         names = order.spec.secrets
         if names and isinstance(report, event_socket.SinkReporter):

@@ -1,1 +1,1 @@
-"""The way through Ansible: playbooks, inventories, and the events of action plugins."""
+"""The interface to Ansible: playbooks, inventories, and the events of action plugins."""

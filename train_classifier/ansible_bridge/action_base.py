@@ -1,4 +1,4 @@
-"""What the action plugins share: the host of Ansible's own connection, the order, and where events go."""
+"""The base of the action plugins: the host of Ansible's connection, the order, and the reporter."""
 
 import abc
 import codecs
@@ -23,7 +23,7 @@ from train_classifier.core.errors import BadInput, NotReady, TrainClassifierErro
 
 
 class DisplayReporter:
-    """Shows events and log through Ansible's Display, which prints at once and not only at the task's end."""
+    """Shows events and log through Ansible's Display, which prints at once, before the end of the task."""
 
     def __init__(self) -> None:
         self._display = Display()
@@ -32,7 +32,7 @@ class DisplayReporter:
         self._said: str | None = None
 
     def event(self, event: str, **fields: Any) -> None:
-        """Show what a person wants to know of an event."""
+        """Show the parts of an event that matter to a person."""
         if event == "message" and fields.get("level") == "warning":
             self._display.warning(fields["text"])
         elif event == "message":
@@ -48,7 +48,7 @@ class DisplayReporter:
             self._display.display(f"{fields['path']}: {fields['bytes']} bytes, sha256 {fields['sha256']}")
 
     def log(self, data: bytes) -> None:
-        """Show whole lines of the log, a chunk at a time: one call a line would take a minute for 200,000."""
+        """Show whole lines of the log in chunks: one call for each of 200,000 lines would take a minute."""
         text = self._rest + self._decoder.decode(data)
         lines, newline, self._rest = text.rpartition("\n")
         if newline:
@@ -57,14 +57,14 @@ class DisplayReporter:
             self.flush()
 
     def flush(self) -> None:
-        """Show what has no newline yet."""
+        """Show the last line that has no newline yet."""
         if self._rest:
             self._display.display(self._rest)
             self._rest = ""
 
 
 class TrainingAction(ActionBase):  # type: ignore[misc]  # ansible is untyped
-    """One step of the training run. A failure is the step's result, in our own words."""
+    """One step of the training run. A failure becomes the step's result, with this program's own message."""
 
     TRANSFERS_FILES = False
     _requires_connection = True
@@ -72,7 +72,7 @@ class TrainingAction(ActionBase):  # type: ignore[misc]  # ansible is untyped
 
     @abc.abstractmethod
     def step(self, order: Order, host: RemoteHost, report: Reporter) -> dict[str, Any]:
-        """Do the work; what it returns becomes part of the task's result."""
+        """Do the work; the return value becomes part of the task's result."""
 
     def run(self, tmp: Any = None, task_vars: Any = None) -> dict[str, Any]:
         """Run the step inside Ansible."""
@@ -115,7 +115,7 @@ class TrainingAction(ActionBase):  # type: ignore[misc]  # ansible is untyped
         )
 
     def target(self, task_vars: Mapping[str, Any]) -> Target:
-        """Return what Ansible makes of the inventory. Raises NotReady for what we cannot reach."""
+        """Return the host as Ansible reads it from the inventory. Raises NotReady for an unsupported one."""
         name = str(task_vars.get("inventory_hostname", "localhost"))
         kind = str(self._connection.transport).rpartition(".")[2]
         words: list[str] = []
@@ -145,7 +145,7 @@ class TrainingAction(ActionBase):  # type: ignore[misc]  # ansible is untyped
 
     def _python(self, task_vars: Mapping[str, Any]) -> str | None:
         given = self._templar.template(task_vars.get("ansible_python_interpreter"))
-        # Implicit localhost names the controller's own interpreter, which is not the host's.
+        # The implicit localhost sets the controller's own interpreter, which is not the host's.
         if not given or given == task_vars.get("ansible_playbook_python") or str(given).startswith("auto"):
             return None
         return str(given)
@@ -153,7 +153,7 @@ class TrainingAction(ActionBase):  # type: ignore[misc]  # ansible is untyped
     def _failed(self, error: TrainClassifierError, report: Reporter) -> dict[str, Any]:
         fields = error.to_dict()
         if isinstance(report, event_socket.SinkReporter):
-            # Nobody listens any more: the result still says it.
+            # Without a listener, the task's result still holds the error.
             with contextlib.suppress(OSError):
                 report.event("error", **fields)
         problems = error.problems if isinstance(error, BadInput) else [error.reason]

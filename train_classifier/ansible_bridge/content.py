@@ -1,4 +1,4 @@
-"""Find what travels with the package (playbooks, roles, plugins, ansible.cfg) in a checkout or the wheel."""
+"""Finds the content beside the package (playbooks, roles, plugins, ansible.cfg) in a checkout or wheel."""
 
 from pathlib import Path
 

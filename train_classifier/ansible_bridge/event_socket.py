@@ -1,6 +1,6 @@
-"""Carry events and log bytes from the action plugins to the command line, over a private Unix socket.
+"""Sends events and log bytes from the action plugins to the command line, over a private Unix socket.
 
-Bytes stay bytes, and nothing passes ansible-runner. A frame is one letter, a length of four bytes and
+Bytes are not changed, and nothing goes through ansible-runner. A frame is a letter, a four-byte length and
 the payload: `E` an event as JSON, `L` log bytes, `Q` a question and `A` its answer, both JSON.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from train_classifier.controller.events import Reporter
 
-#: Names the socket for the plugins.
+#: The variable with the path of the socket, for the plugins.
 VARIABLE = "TRAIN_CLASSIFIER_SINK"
 HEAD = struct.Struct(">cI")
 
@@ -45,7 +45,7 @@ def _exactly(connection: socket.socket, count: int) -> bytes | None:
 
 
 class SinkReporter:
-    """The plugins' end: a Reporter. Raises OSError when nobody listens any more."""
+    """The plugins' end: a Reporter. Raises OSError when the command line is gone."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -72,12 +72,12 @@ class SinkReporter:
         return json.loads(answer[1])
 
     def close(self) -> None:
-        """End the conversation."""
+        """Close the connection."""
         self._socket.close()
 
 
 class Sink:
-    """The command line's end: hands what arrives to `report`, in order, and answers questions."""
+    """The command line's end: passes what arrives to `report`, in order, and answers questions."""
 
     def __init__(self, path: Path, report: Reporter, answer: Callable[[Any], Any]) -> None:
         self.path = path
@@ -91,7 +91,7 @@ class Sink:
         threading.Thread(target=self._accept, daemon=True, name="sink").start()
 
     def close(self, drain: bool = True) -> None:
-        """Stop listening; with `drain` after what already arrived was handed on."""
+        """Stop listening; with `drain`, pass on what has already arrived first."""
         for thread in list(self._threads) if drain else ():
             thread.join(5)
         self._server.close()

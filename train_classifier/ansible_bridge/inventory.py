@@ -1,4 +1,4 @@
-"""The inventory's hosts and how each is reached, as Ansible itself would do it, without a playbook."""
+"""The inventory's hosts and how to connect to each, exactly as Ansible does, but without a playbook."""
 
 import dataclasses
 import difflib
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 VARIABLE = "TRAIN_CLASSIFIER_INVENTORY"
 #: The name of this machine where no inventory is given.
 THIS_MACHINE = "localhost"
-#: Seconds for an inventory, which may be a program that asks a cloud, or a vault that asks for its password.
+#: Seconds for an inventory: it may be a program that queries a cloud, or a vault that asks for a password.
 TIMEOUT_S = 300.0
 _PATTERN = frozenset(":,*?!&[]~@")
 
@@ -37,11 +37,11 @@ class Target:
     #: The inventory's training_job_state_dir and ansible_python_interpreter; None: the host's default.
     state_dir: str | None = None
     python: str | None = None
-    #: Why we cannot reach it, whatever it answers; None: nothing speaks against it.
+    #: Why this program cannot connect to the host; None: no known problem.
     problem: str | None = None
 
     def connect(self, own_session: bool = False, flags: str = "") -> "RemoteHost":
-        """Return the host as the transport wants it; `flags` find it again, see `flags`."""
+        """Return the host as a RemoteHost; `flags` are those by which a command finds it, see `flags`."""
         from train_classifier.controller.transport import RemoteHost
 
         return RemoteHost(
@@ -56,7 +56,7 @@ class Target:
 
 
 def flags(inventory: str | None, host: str | None) -> str:
-    """Return the flags with which another command asks the same hosts, each with a space before it."""
+    """Return the flags with which another command uses the same hosts, each with a space before it."""
     given = (("--inventory", inventory), ("--host", host))
     return "".join(f" {name} {shlex.quote(value)}" for name, value in given if value is not None)
 
@@ -95,9 +95,9 @@ def hosts(
 ) -> list[Target]:
     """Return the hosts of an inventory, or those that match `limit`: a host, a group or a pattern.
 
-    Without an inventory (nor TRAIN_CLASSIFIER_INVENTORY) that is this machine. A host that we cannot reach
-    carries its problem as long as there is one that we can. Raises BadInput with one sentence per problem:
-    no such inventory, unknown host, nothing that matches, no host that we can reach.
+    Without an inventory and TRAIN_CLASSIFIER_INVENTORY, the host is this machine. A host that cannot be
+    reached is returned with its problem if another one can be reached. Raises BadInput with one sentence
+    per problem: no such inventory, unknown host, nothing that matches, no host that can be reached.
     """
     found = _targets(_find(inventory, limit, environ, cwd))
     if all(target.problem for target in found):
@@ -106,7 +106,7 @@ def hosts(
 
 
 def named(inventory: str, pattern: str, environ: Mapping[str, str] | None = None) -> list[str]:
-    """Return the names of the hosts that match `pattern`; no variable is looked at, so no vault is opened.
+    """Return the names of the hosts that match `pattern`; no variable is read, so no vault is opened.
 
     Raises BadInput when the inventory cannot be read.
     """
@@ -136,7 +136,7 @@ def one(
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Target:
-    """Return the one host that is meant. Raises BadInput as `hosts` does, and when there are several."""
+    """Return the only host that matches. Raises BadInput as `hosts` does, and when there are several."""
     found = _targets(_single(_find(inventory, host, environ, cwd), host))[0]
     if found.problem:
         raise BadInput(found.problem)
@@ -156,7 +156,7 @@ def _find(
             )
         local: dict[str, Any] = {"name": THIS_MACHINE, "problem": None, "local": True, "ssh": []}
         return [{**local, "state_dir": None, "python": None}]
-    # @ would have Ansible read patterns from a file, also after a comma or a colon.
+    # With @, also after a comma or a colon, Ansible would read patterns from a file.
     if limit is not None and (
         not limit.strip() or limit.startswith("-") or re.search(r"(^|[,:])\s*@", limit)
     ):
@@ -219,7 +219,7 @@ def _ask(
     }
     try:
         done = subprocess.run(
-            # -P: the current folder may be anybody's checkout, and is no place to import from.
+            # -P: nothing is imported from the current folder, which may be an untrusted checkout.
             [sys.executable, "-P", "-m", "train_classifier.ansible_bridge.inventory_child"],
             input=json.dumps({"inventory": inventory, "limit": limit, "names_only": names_only}).encode(),
             env=environment,
@@ -246,7 +246,7 @@ def _ask(
 
 
 def _reason(inventory: str, error: str, said: str) -> str:
-    """Return the error; for an inventory that no plugin understands, what the plugin for such files said."""
+    """Return the error; for an inventory that no plugin can read, the message of the plugin for it."""
     plugin = "yaml" if inventory.endswith((".yml", ".yaml", ".json")) else "ini"
     found = re.search(rf"with '{plugin}' plugin: ([^\n]+)", said)
     place = re.search(r"^Origin: .*?:([0-9]+):([0-9]+)$", said, re.MULTILINE)

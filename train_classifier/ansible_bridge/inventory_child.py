@@ -1,7 +1,7 @@
-"""Ask Ansible itself for the hosts of an inventory and the ssh command line of each.
+"""Reads the hosts of an inventory and the ssh command line of each from Ansible itself.
 
-A program of its own, run by inventory.py: Ansible reads its configuration when it is imported and writes its
-warnings where it likes. One JSON object comes on standard input, one goes out on standard output.
+A separate program, run by inventory.py: Ansible reads its configuration when it is imported, and may write
+warnings to any stream. It reads one JSON object from standard input and writes one to standard output.
 """
 
 import json
@@ -17,9 +17,9 @@ _PASSWORDS = ("ansible_password", "ansible_ssh_pass", "ansible_ssh_password")
 
 
 def read(inventory: str, limit: str | None, names_only: bool = False) -> dict[str, Any]:
-    """Return `hosts`, or `error` with what Ansible says; `names` are all its hosts and groups.
+    """Return `hosts`, or `error` with Ansible's message; `names` are all its hosts and groups.
 
-    With `names_only` nothing but the `name` of each host: no variable is read.
+    With `names_only`, each host has only its `name`: no variable is read.
     """
     from ansible import constants as C
     from ansible.cli import CLI
@@ -34,7 +34,7 @@ def read(inventory: str, limit: str | None, names_only: bool = False) -> dict[st
         init_plugin_loader()
         loader = DataLoader()
         # As in our playbooks. Otherwise Ansible reads group_vars and host_vars of the current folder, which
-        # may be anybody's checkout, and variables name programs.
+        # may be an untrusted checkout, and variables can name programs to run.
         loader.set_basedir(str(content.root() / "playbooks"))
         secrets = CLI.setup_vault_secrets(
             loader, vault_ids=list(C.DEFAULT_VAULT_IDENTITY_LIST), ask_vault_pass=False, auto_prompt=False
@@ -72,7 +72,7 @@ def _reach(host: Any, variables: dict[str, Any], loader: Any) -> dict[str, Any]:
         kind = str(templar.template(variables.get("ansible_connection", C.DEFAULT_TRANSPORT)))
         kind = kind.removeprefix("ansible.builtin.")
         python = templar.template(variables.get("ansible_python_interpreter", "auto"))
-        # Ansible's own interpreter, which implicit localhost names, is the controller's and not the host's.
+        # The implicit localhost sets Ansible's own interpreter, which is the controller's and not the host's.
         own = variables.get("ansible_playbook_python", sys.executable)
         found["python"] = None if str(python).startswith("auto") or python == own else str(python)
         state_dir = templar.template(variables.get(STATE_DIR))

@@ -12,8 +12,8 @@ from typing import Any
 
 from train_classifier.ansible_bridge import content
 
-#: What of the caller's environment Ansible gets. Everything else, secrets above all, stays with the caller:
-#: ansible-runner writes the environment to a file.
+#: The variables of the caller's environment that Ansible gets. All others, above all secrets, are not passed
+#: on, because ansible-runner writes the environment to a file.
 KEPT = frozenset(
     [
         "HOME",
@@ -41,7 +41,7 @@ KEPT = frozenset(
 )
 KEPT_PREFIXES = ("LC_", "XDG_", "ANSIBLE_", "AWX_", "RUNNER_OM", "RUNNER_ON")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-#: Seconds between two looks at `cancelled`.
+#: Seconds between two calls of `cancelled`.
 TICK_S = 1
 
 
@@ -55,7 +55,7 @@ class Outcome:
 
 
 class Reasons:
-    """Keeps Ansible's own words for a failure out of the stream of events."""
+    """Collects Ansible's own message for a failure from the stream of events."""
 
     def __init__(self) -> None:
         self.reason: str | None = None
@@ -63,7 +63,7 @@ class Reasons:
         self._verbose: list[str] = []
 
     def __call__(self, event: Mapping[str, Any]) -> bool:
-        """Take one event; False: ansible-runner keeps no file of it."""
+        """Process one event; returns False, so that ansible-runner keeps no file of it."""
         kind = event.get("event")
         if kind in ("runner_on_failed", "runner_on_unreachable") and self.reason is None:
             data = event.get("event_data")
@@ -77,7 +77,7 @@ class Reasons:
         return False
 
     def words(self) -> str | None:
-        """Return the reason, else the last of what Ansible printed outside of any task."""
+        """Return the reason, or the last text that Ansible printed outside of any task."""
         return self.reason or "\n".join(self._verbose) or None
 
 
@@ -94,7 +94,7 @@ def run(
     """Run playbooks/`playbook` and return how it ended.
 
     `private` is an empty folder of mode 0700 that the caller removes. Runs in any thread; signals of the
-    terminal do not reach the child, which has a session of its own. `cancelled` is asked every second.
+    terminal do not reach the child, which has its own session. `cancelled` is called every second.
     """
     import ansible_runner
 
@@ -131,7 +131,7 @@ def ansible_environment(root: Path) -> dict[str, str]:
     bin_folder = str(Path(sys.executable).parent)
     return {
         "ANSIBLE_CONFIG": str(root / "ansible.cfg"),
-        # Installed as a tool only our own script is on PATH, and Ansible's programs lie beside it.
+        # If installed as a tool, only this program's own script is on PATH; Ansible's programs are beside it.
         "PATH": os.pathsep.join(part for part in (bin_folder, os.environ.get("PATH", os.defpath)) if part),
         "PYTHONPATH": os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH")) if part),
         "ANSIBLE_HOST_KEY_CHECKING": os.environ.get("ANSIBLE_HOST_KEY_CHECKING", "True"),
@@ -140,7 +140,7 @@ def ansible_environment(root: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _quiet_path(path: str) -> Any:
-    """pexpect looks the command up on our own PATH, not on the child's."""
+    """Set PATH of this process meanwhile: pexpect searches the command there, not on the child's PATH."""
     before = os.environ.get("PATH")
     os.environ["PATH"] = path
     try:

@@ -1,4 +1,4 @@
-"""The command line; it and the GitHub action alone print and exit."""
+"""The command line. Only the command line and the GitHub action print and exit."""
 
 import os
 import sys
@@ -16,10 +16,10 @@ def main() -> None:
 
 
 def _settle_streams() -> None:
-    """Make the standard streams usable, however we were started.
+    """Make the standard streams usable, regardless of how this process was started.
 
-    A closed one would be the number of the next file that is opened, and the log would be written into it.
-    An encoding that lacks a character of ours shows a question mark.
+    The number of a closed stream would go to the next opened file, and the log would be written into that.
+    A character that the encoding lacks is shown as a question mark.
     """
     for number in range(3):
         try:

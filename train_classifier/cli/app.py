@@ -1,4 +1,4 @@
-"""The commands and their flags. What they do is imported only when they do it: `--help` must not wait."""
+"""The commands and their flags. Each command imports its code when it runs, so that `--help` is fast."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ import typer
 from train_classifier.core.errors import BadInput, ExitCode, TrainClassifierError
 from train_classifier.core.text import quoted
 
-#: Typer carries click inside in some versions and beside it in others.
+#: Some versions of Typer include click, others depend on it.
 _CLICK_ERROR = typer.BadParameter.__mro__[2]
 
 HELP = ["-h", "--help"]
@@ -512,7 +512,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 class _AsGiven:
-    """Hands texts and flags on as they are. Typer would load pydantic for it: half a second a start."""
+    """Returns texts and flags unchanged. Typer would load pydantic for it, half a second at each start."""
 
     def coerce(self, value: Any, **_: Any) -> Any:
         """Return the value."""
@@ -520,11 +520,11 @@ class _AsGiven:
 
 
 def _light(command: Any) -> Any:
-    """Tell every parameter to leave its value alone: our own parsers report all problems at once."""
+    """Let every parameter keep its raw value, because our own parsers report all problems together."""
     for each in (command, *getattr(command, "commands", {}).values()):
         for parameter in each.params:
             parameter._runtime_param = _AsGiven()
-        # The help flag is made anew at every parse, unless it is there already.
+        # Typer creates the help flag at every parse, unless it exists already.
         helper = (
             each.get_help_option(typer.Context(each, help_option_names=HELP))
             if hasattr(each, "get_help_option")
@@ -536,9 +536,9 @@ def _light(command: Any) -> Any:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
-    """Return our words, and those after the first -- of a command that hands them on (None without --).
+    """Return our arguments, and those after the first -- of a command that passes them on (None without --).
 
-    Our parser would drop the -- and take the first of them for the model when MODEL is in the environment.
+    Our parser would remove the -- and use the first of them as the model when MODEL is in the environment.
     """
     words = list(arguments)
     command = next((word for word in words if not word.startswith("-")), None)

@@ -1,6 +1,6 @@
-"""What a person sees: the raw log on standard output, everything of ours on standard error.
+"""The output for a person: the raw log on standard output, this program's messages on standard error.
 
-On a terminal one live line below the log shows the phase, its time and why it waits; piped, plain lines.
+On a terminal one live line below the log shows the phase, its time and why it waits; in a pipe, plain lines.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ COLOURS = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1", 
 
 
 def is_terminal(stream: Any) -> bool:
-    """Return whether a person looks at the stream. GitHub's runner is none, whatever it pretends."""
+    """Return whether the stream is a terminal. GitHub's runner is none, even if it claims to be one."""
     if os.environ.get("GITHUB_ACTIONS") == "true" or os.environ.get("TERM") == "dumb":
         return False
     try:
-        # None: whoever started us closed the stream.
+        # None: the parent process closed the stream.
         return stream is not None and bool(stream.isatty())
     except ValueError:
         return False
@@ -41,20 +41,20 @@ def encoding_of(stream: Any) -> str:
 
 
 class Console:
-    """A Reporter that shows a run, and remembers what the closing summary needs."""
+    """A Reporter that shows a run, and stores the facts for the closing summary."""
 
     def __init__(self, *, json_mode: bool = False, quiet: bool = False) -> None:
         self.json_mode = json_mode
         self.quiet = quiet
         self.live = is_terminal(sys.stderr) and not quiet
         coloured = not quiet and "NO_COLOR" not in os.environ
-        #: Each stream for itself: one may go to a file, the other to a person.
+        #: Decided for each stream: one may go to a file, the other to a terminal.
         self.colour = coloured and is_terminal(sys.stderr)
         self.colour_out = coloured and is_terminal(sys.stdout)
         self._unicode = "utf" in encoding_of(sys.stderr).lower()
         self._log_fd = 2 if json_mode else 1
         self._log_shown = is_terminal(sys.stderr if json_mode else sys.stdout)
-        #: True once nobody reads the log any more.
+        #: True after the reader of the log has closed its end.
         self.log_gone = False
         self._gone = False
         self._lock = threading.RLock()
@@ -75,7 +75,7 @@ class Console:
     # The Reporter's side.
 
     def log(self, data: bytes) -> None:
-        """Write log bytes as they are, at once. Nobody reading any more does not stop the job."""
+        """Write log bytes unchanged and at once. A reader that is gone does not stop the job."""
         with self._lock:
             self.log_bytes += len(data)
             self._clear()
@@ -130,7 +130,7 @@ class Console:
     # Our side.
 
     def say(self, words: str, colour: str | None = None) -> None:
-        """Show one line of ours."""
+        """Show one line of this program."""
         with self._lock:
             self._line(words, colour)
 
@@ -149,7 +149,7 @@ class Console:
                 )
 
     def out(self, words: str) -> None:
-        """Write a command's result to standard output. Nobody reading it is no failure."""
+        """Write a command's result to standard output. A reader that is gone is no failure."""
         with self._lock:
             self._clear()
             with contextlib.suppress(OSError):
@@ -163,7 +163,7 @@ class Console:
             self.live = False
 
     def hang_up(self) -> None:
-        """The terminal is gone: write nothing to it any more."""
+        """Write nothing to the terminal any more, because it is gone."""
         with self._lock:
             self.live, self._gone, self.log_gone = False, True, True
             self._stop.set()
@@ -232,5 +232,5 @@ def _write_all(descriptor: int, data: bytes) -> None:
         try:
             view = view[os.write(descriptor, view) :]
         except BlockingIOError:
-            # Whoever shares the stream made it non-blocking: its reader is slow, not gone.
+            # Another process that shares the stream made it non-blocking: its reader is slow, not gone.
             select.select([], [descriptor], [])

@@ -22,7 +22,7 @@ def doctor(hosts: Sequence[RemoteHost], gpus: int | str, console: Console) -> Ex
     for host, answer in answers:
         if isinstance(answer, TrainClassifierError):
             code = code or answer.code
-            # The same keys as for a host that answers.
+            # The same keys as those of a host that answers.
             blank = dict.fromkeys(("worker", "python", "host", "engine", "launcher", "state_dir"))
             known = {"name": host.name, "ready": False, "error": answer.to_dict()}
             report.append({**blank, "gpus": [], "checks": [], **known})

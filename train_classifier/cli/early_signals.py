@@ -1,4 +1,4 @@
-"""An interrupt is never lost."""
+"""Sends an interrupt again that Python has ignored."""
 
 import _thread
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def deliver_again() -> None:
-    """Send a signal anew whose KeyboardInterrupt came where Python can raise nothing, and has dropped it.
+    """Send a signal again if Python ignored its KeyboardInterrupt because it could not be raised there.
 
     A callback of a weak reference is such a place, and every import has some. The signal's number is the
     exception's argument; without one it is SIGINT.
@@ -22,7 +22,7 @@ def deliver_again() -> None:
             before(unraisable)
             return
         number = lost.args[0] if lost.args else signal.SIGINT
-        # Not from here: we are still in that callback.
+        # In another thread, because this code still runs inside that callback.
         _thread.start_new_thread(_send, (number,))
 
     sys.unraisablehook = hook

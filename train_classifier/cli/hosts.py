@@ -1,4 +1,4 @@
-"""The hosts that a command asks."""
+"""The hosts that a command uses."""
 
 import os
 from pathlib import Path

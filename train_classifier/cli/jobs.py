@@ -1,4 +1,4 @@
-"""list, status, logs, attach, fetch, cancel and clean: jobs by their id, wherever they are."""
+"""list, status, logs, attach, fetch, cancel and clean: find jobs by their id on all hosts."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from train_classifier.request.flags import OUTPUT
 
 
 def show_list(hosts: Sequence[RemoteHost], everything: bool, console: Console) -> ExitCode:
-    """Show the jobs of all hosts; hosts that cannot be asked are named on standard error."""
+    """Show the jobs of all hosts; hosts that cannot be queried are named on standard error."""
     found, errors = find_jobs.every(hosts, everything)
     if console.json_mode:
         console.out(json.dumps([{**job, "status": job.get("outcome") or job.get("state")} for job in found]))
@@ -99,7 +99,7 @@ def show_logs(
 
 
 class Quiet:
-    """Passes the log on and keeps warnings; `logs` adds nothing of its own."""
+    """Shows only the log and warnings, because `logs` adds nothing."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -110,14 +110,14 @@ class Quiet:
             self._console.event(event, **fields)
 
     def log(self, data: bytes) -> None:
-        """Write log bytes; end when nobody reads them."""
+        """Write log bytes; end when their reader is gone."""
         self._console.log(data)
         if self._console.log_gone:
             raise OutOfTouch("Nobody reads the log any more.", "The job runs on.")
 
 
 class Attached:
-    """A job that `attach` follows: what the summary is made of."""
+    """A job that `attach` follows, with the facts for the summary."""
 
     def __init__(self, found: find_jobs.Found, console: Console) -> None:
         self.job = found.id
@@ -168,9 +168,9 @@ def attach(
 def fetch(
     hosts: Sequence[RemoteHost], job: str, output: Path, most: int | None, patience: float, console: Console
 ) -> ExitCode:
-    """Bring the archive of a finished job, whatever the job ended with.
+    """Fetch the archive of a finished job, whether it succeeded or failed.
 
-    What stayed on the host is packed first; `most` replaces the job's own limit of bytes for that.
+    Artefacts that stayed on the host are packed first; `most` replaces the job's own limit of bytes for that.
     """
     from train_classifier.controller import fetch as fetching
 
@@ -258,7 +258,7 @@ def finish_attach(run: Attached, code: ExitCode, console: Console) -> None:
 
 
 def output_path(output: str | None) -> Path:
-    """Return where an archive goes, checked before anything is fetched. Raises BadInput."""
+    """Return the path of the archive, checked before anything is fetched. Raises BadInput."""
     try:
         here = Path.cwd()
     except FileNotFoundError as error:

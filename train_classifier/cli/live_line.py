@@ -1,4 +1,4 @@
-"""The live line of a phase, drawn with rich: on a terminal only, since rich takes its time to load."""
+"""The live line of a phase, drawn with rich; only on a terminal, because rich is slow to import."""
 
 import io
 import time
@@ -16,7 +16,7 @@ BAR = 20
 
 
 class _Sheet(io.StringIO):
-    """What rich draws on: text of the terminal's encoding."""
+    """The stream that rich draws on, with the terminal's encoding."""
 
     def __init__(self, encoding: str) -> None:
         super().__init__()

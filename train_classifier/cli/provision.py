@@ -1,4 +1,4 @@
-"""`provision`: site.yml on an inventory, by ansible-playbook itself, so that people see what they know."""
+"""`provision`: runs site.yml on an inventory with ansible-playbook itself, for its familiar output."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""The end of a run in a few lines, or as one JSON object."""
+"""The result of a run as a few lines of text, or as one JSON object."""
 
 import json
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ LABEL = 20
 
 
 class Finished(Protocol):
-    """What a summary is made of."""
+    """The facts for a summary."""
 
     result: dict[str, Any] | None
     delivered: dict[str, Any] | None
@@ -57,11 +57,11 @@ def as_text(run: Finished, console: Console) -> str:
     if isinstance(metrics, dict):
         for name, value in list(metrics.items())[:12]:
             rows.append((text.short(name, 50), text.number(value)))
-    # One long name of a metric does not push all values off the terminal.
+    # A long name of one metric must not move all values out of the terminal.
     width = max((len(name) for name, _ in rows if len(name) <= LABEL), default=0)
     lines = [f"{text.clean(name).ljust(width)}  {value}" for name, value in rows]
     if run.delivered:
-        # Its 64 digits beside the other values would be wider than a terminal.
+        # Not aligned with the other values: with its 64 digits the line would be wider than a terminal.
         lines.append(f"sha256  {run.delivered['sha256']}")
     spent = seconds(run.result, console)
     if spent:

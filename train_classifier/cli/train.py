@@ -1,4 +1,4 @@
-"""From the flags of `train` to a run, or to what a dry run says."""
+"""Converts the flags of `train` to a run, or to the output of a dry run."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def train(
     """Check the request, then run it. Raises BadInput with every problem of the request at once."""
     from train_classifier.cli.training_playbook import Play
 
-    # Flags not given are None or empty: then the environment and the settings have their say.
+    # Flags that are not set are None or empty: then the environment and the settings apply.
     options = {NAMES.get(name, name): value for name, value in given.items() if value not in (None, [], ())}
     with Play() as play:
         own = own_settings(os.environ)

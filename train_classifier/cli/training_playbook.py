@@ -1,4 +1,4 @@
-"""The training playbook of one run, beside the command line: it starts while the request is still checked."""
+"""The training playbook of one run, in its own thread: it starts while the request is still checked."""
 
 import contextlib
 import json
@@ -17,12 +17,12 @@ from train_classifier.core import regular_file
 from train_classifier.core.errors import BadInput
 from train_classifier.request import flags
 
-#: Seconds that Ansible may take to be gone once it was killed.
+#: Seconds to wait for the end of a killed Ansible.
 GONE_S = 5.0
 
 
 class Attendant(Protocol):
-    """Whom the playbook's steps talk to: a Reporter that also answers questions."""
+    """The receiver of the events of the playbook's steps: a Reporter that also answers questions."""
 
     def event(self, event: str, **fields: Any) -> None:
         """Take one event."""
@@ -31,18 +31,18 @@ class Attendant(Protocol):
         """Take the next bytes of the log."""
 
     def answer(self, question: Any) -> Any:
-        """Answer a step. The first one asks for the order; before that the host is not touched."""
+        """Answer a step. The first step asks for the order; before that the host is not changed."""
 
 
 class Play:
-    """One run of playbooks/train.yml, and the socket by which its steps talk to us. A context manager.
+    """One run of playbooks/train.yml, and the socket that its steps connect to. A context manager.
 
-    Ansible takes half a second to come to its first step, which asks for the order before it touches the
-    host. So it may be started before there is an order: its steps wait until somebody attends.
+    Ansible needs half a second until its first step, which asks for the order before it connects to the
+    host. So it may be started before there is an order: its steps wait until `attend` is called.
     """
 
     def __init__(self) -> None:
-        #: ("done", Outcome) or ("crash", exception) when the playbook ends; its attendant may post, too.
+        #: ("done", Outcome) or ("crash", exception) when the playbook ends; the attendant may post too.
         self.inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._for: tuple[str | None, str | None] | None = None
         self._attendant: Attendant | None = None
@@ -62,7 +62,7 @@ class Play:
 
     @property
     def order_file(self) -> Path:
-        """Where the steps look for the order."""
+        """The file from which the steps read the order."""
         return self._folder / "order.json"
 
     def foresee(
@@ -73,7 +73,7 @@ class Play:
         host: str | None,
         own_settings: Path | None = None,
     ) -> None:
-        """Start for the host that a request with these flags seems to mean, if a look tells."""
+        """Start the playbook for the host that these flags seem to mean, if a quick check finds one."""
         host = host if host is not None else environ.get(flags.variable_of("host")) or None
         settings = b""
         try:
@@ -84,18 +84,18 @@ class Play:
                     settings += regular_file.read(path, flags.MOST_SETTINGS) if path else b""
         except (BadInput, OSError, ValueError):
             return
-        # The settings may name the host, and a host without an inventory is a mistake: the check tells.
+        # The settings may name the host, and a host without an inventory is an error: the full check decides.
         if (host is None and b"host" in settings) or (host is not None and where is None):
             return
         self.start(where, host)
 
     def start(self, inventory: str | None, limit: str | None) -> None:
-        """Start the playbook, unless it runs for just these already."""
+        """Start the playbook, unless it already runs for the same inventory and limit."""
         if self._thread is not None:
             if self._for == (inventory, limit):
                 return
             self.end()
-            # Whoever still belongs to the old one keeps its own.
+            # Threads of the old playbook keep the old objects.
             self.inbox, self._attendant = queue.SimpleQueue(), None
             self._attended, self._abandoned, self._over = (threading.Event() for _ in range(3))
         self._for = inventory, limit
@@ -108,12 +108,12 @@ class Play:
         self._thread.start()
 
     def attend(self, attendant: Attendant) -> None:
-        """Let the steps talk to `attendant`; what they have said so far it hears now."""
+        """Connect the steps to `attendant`; it also gets the events that are waiting."""
         self._attendant = attendant
         self._attended.set()
 
     def end(self, patience: float = GONE_S) -> None:
-        """Let what has arrived be heard; kill a playbook that still runs; wait `patience` seconds."""
+        """Pass on the events that have arrived, kill a running playbook, and wait `patience` seconds."""
         if self._thread is None:
             return
         over = self._over.is_set()
@@ -127,18 +127,18 @@ class Play:
         self._held.close()
         self._thread = None
 
-    # The sink's side: a Reporter that waits until somebody attends.
+    # The sink's side: a Reporter that waits until `attend` is called.
 
     def event(self, event: str, **fields: Any) -> None:
-        """Hand an event on."""
+        """Pass an event on."""
         self._heard().event(event, **fields)
 
     def log(self, data: bytes) -> None:
-        """Hand log bytes on."""
+        """Pass log bytes on."""
         self._heard().log(data)
 
     def answer(self, question: Any) -> Any:
-        """Hand a question on."""
+        """Pass a question on."""
         return self._heard().answer(question)
 
     def _heard(self) -> Attendant:
@@ -171,12 +171,12 @@ class Play:
                     "training_job_host": "all",
                     "training_job_request_file": str(order),
                 },
-                # A file that no plugin understands is an error, not an empty inventory.
+                # A file that no plugin can read is an error, not an empty inventory.
                 environment={
                     event_socket.VARIABLE: str(folder / "sink"),
                     "ANSIBLE_INVENTORY_UNPARSED_FAILED": "True",
                     "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
-                    # What a killed Ansible leaves goes with our folder.
+                    # Leftovers of a killed Ansible are removed with the folder of this run.
                     "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
                 },
                 cancelled=self._abandoned.is_set,
@@ -191,7 +191,7 @@ class Play:
 def kill_family(program: str) -> None:
     """Kill our children that run `program`, and all processes below them.
 
-    They are stopped first: whoever is killed alone may leave a child that nobody finds any more.
+    They are stopped first: a process that is killed alone may leave a child that can no longer be found.
     """
     family: set[int] = set()
     while more := set(descendants(program)) - family:

@@ -27,20 +27,20 @@ from train_classifier.core.errors import (
     from_dict,
 )
 
-#: Seconds that leaving at once may take for the stop to reach the host.
+#: Seconds to wait for the stop to reach the host when the user leaves at once.
 LEAVE_S = 5.0
 
 
 class TrainingRun:
-    """One `train` from the order to the outcome. A Reporter that listens in before the console shows."""
+    """One `train` from the order to the outcome. A Reporter that reads the events before the console."""
 
-    #: Seconds that leaving at once may take.
+    #: Seconds to wait when the user leaves at once.
     leave_s = LEAVE_S
 
     def __init__(
         self, order: Order, look: Callable[[], Target], secrets: Mapping[str, str], console: Console
     ) -> None:
-        """Take the order. The playbook tells its host; `look` asks the inventory when that fails."""
+        """Store the order. The playbook reports its host; `look` reads the inventory when that fails."""
         self.order = order
         self._look = look
         self._host: RemoteHost | None = None
@@ -55,7 +55,7 @@ class TrainingRun:
         self._abandon = threading.Event()
         self._stopping: threading.Thread | None = None
         self._start_event = threading.Event()
-        #: Held where it is settled whether the job may start or the run is over before that.
+        #: Held while it is decided whether the job may start, or the run ends before that.
         self._gate = threading.Lock()
         self._refused = False
         self._hung_up = False
@@ -72,20 +72,20 @@ class TrainingRun:
 
     @property
     def host(self) -> RemoteHost:
-        """The host. Raises BadInput when there is no such one."""
+        """The host. Raises BadInput when there is no such host."""
         if self._host is None:
             self._host = self._look().connect(own_session=True, flags=self.order.flags)
         return self._host
 
     @property
     def host_name(self) -> str:
-        """Where it runs; empty while that is not known."""
+        """The name of the host; empty while it is not known."""
         return self._host.name if self._host else ""
 
     # The Reporter's side: called by the sink's threads.
 
     def event(self, event: str, **fields: Any) -> None:
-        """Remember what decides the outcome, and show the event."""
+        """Store the facts that decide the outcome, and show the event."""
         if event == "phase" and fields["state"] == "start":
             self._phase = fields["phase"]
         elif event == "started":
@@ -122,7 +122,7 @@ class TrainingRun:
         return self.failure.code if self.failure else ExitCode.TRAINED
 
     def answer(self, question: Any) -> Any:
-        """Answer a step: may it start, the secrets, or what Ansible makes of the inventory (the order)."""
+        """Answer a step: whether it may start, the secrets, or the order for the host that Ansible found."""
         if question == "start":
             return self._may_start()
         if question == "secrets":
@@ -138,7 +138,7 @@ class TrainingRun:
         return target.name
 
     def _may_start(self) -> bool:
-        """Let the job start, unless a stop came first: from here on a stop has to reach the host."""
+        """Return whether the job may start: no if a stop came first. Later a stop must reach the host."""
         with self._gate:
             if not self._refused:
                 self._phase = "start"
@@ -149,7 +149,7 @@ class TrainingRun:
         return dataclasses.replace(self.order, python=target.python, state_dir=target.state_dir)
 
     def _attend(self) -> None:
-        """Wait for the playbook's end and for signals. Raises what ends the run before its time."""
+        """Wait for the playbook's end and for signals. Raises the error that ends the run early."""
         signals = 0
         while True:
             kind, value = self._inbox.get()
@@ -183,7 +183,7 @@ class TrainingRun:
 
     def _send_stop(self, by: str) -> None:
         job = self.order.spec.id
-        # Submitted or not is known only once the start's answer is here.
+        # Whether the job was submitted is known only after the answer of the start.
         self._start_event.wait(60)
         delay = 0.5
         while not self._abandon.is_set():
@@ -191,7 +191,7 @@ class TrainingRun:
                 answer = steps.cancel(self.host, job, f"{by} of {self.order.spec.submitter}")
                 if answer.get("state") != "removed":
                     return
-                # A submission that is on its way keeps the folder: asked again, the job is gone or started.
+                # A running submission keeps the folder: at the next try the job is gone or started.
                 time.sleep(delay)
             except BadInput:
                 return
@@ -203,9 +203,9 @@ class TrainingRun:
                 delay = min(delay * 2, 10)
 
     def _leave(self) -> None:
-        """Second Ctrl-C: leave at once, but not before the stop had its chance."""
+        """Second Ctrl-C: leave at once, but first give the stop a few seconds to reach the host."""
         stopping = self._stopping
-        # Whether the job was submitted is not waited for any longer: a stop takes it away before that, too.
+        # Do not wait for the submission any longer: a stop also removes a job that is not submitted.
         self._start_event.set()
         if stopping is not None:
             stopping.join(self.leave_s)
@@ -221,7 +221,7 @@ class TrainingRun:
 
     def _settle(self, outcome: playbook.Outcome) -> None:
         if self._host is None:
-            # Ansible ended before the first step: if the inventory is the reason, that is said better there.
+            # Ansible ended before the first step: if the inventory is the reason, `_look` reports it better.
             self._look()
         elif outcome.status == 0:
             return
@@ -246,7 +246,7 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn signals into messages for `_attend`; put the old handlers back at the end."""
+        """Convert signals to messages for `_attend`; restore the old handlers at the end."""
 
         def post(number: int, _frame: Any) -> None:
             if number == signal.SIGHUP:
@@ -257,7 +257,7 @@ class TrainingRun:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {}
         for number in numbers:
-            # nohup: what is ignored stays ignored.
+            # nohup: an ignored SIGHUP stays ignored.
             if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:
                 before[number] = signal.signal(number, post)
         try:

@@ -1,1 +1,1 @@
-"""Drives one training on one host: pushes, starts, follows and fetches; prints nothing, without Ansible."""
+"""Runs one training on one host: push, start, follow, fetch; prints nothing and does not use Ansible."""

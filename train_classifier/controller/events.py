@@ -1,4 +1,4 @@
-"""What a running job tells whoever listens: events as plain dictionaries, and the log as bytes."""
+"""The output of a running job for its listener: events as plain dictionaries, and the log as bytes."""
 
 import contextlib
 import time
@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 
 class Reporter(Protocol):
-    """Receives what happens. Both methods may be called from any thread, one call at a time.
+    """Receives the events and the log. Any thread may call both methods, one call at a time.
 
     Events: `phase` {phase, state: start|end, seconds}, `progress` {phase, done, total} in bytes,
     `status` {state, phase, message}, `message` {level: info|warning, text}, `started` {id},
@@ -15,20 +15,20 @@ class Reporter(Protocol):
     """
 
     def event(self, event: str, **fields: Any) -> None:
-        """Take one event."""
+        """Receive one event."""
 
     def log(self, data: bytes) -> None:
-        """Take the next bytes of the job's log."""
+        """Receive the next bytes of the job's log."""
 
 
 class Silence:
-    """A reporter that nobody listens to."""
+    """A reporter that ignores everything."""
 
     def event(self, event: str, **fields: Any) -> None:
-        """Drop the event."""
+        """Ignore the event."""
 
     def log(self, data: bytes) -> None:
-        """Drop the bytes."""
+        """Ignore the bytes."""
 
 
 @contextlib.contextmanager

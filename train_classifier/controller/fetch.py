@@ -1,4 +1,4 @@
-"""Bring a job's archive to the caller: verified by its checksum, then renamed into place, or not at all."""
+"""Fetches a job's archive: only a file with the right checksum is renamed to the path of the output."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ from train_classifier.core.errors import NothingDelivered, NotReady, OutOfTouch,
 from train_classifier.core.job import JOB_ID
 
 BLOCK = 1 << 20
-#: Seconds without a sign of life after which a host that packs is given up.
+#: Seconds without output after which the controller stops waiting for a host that packs.
 PACKING_S = 60.0
 #: Seconds between two progress events.
 TICK_S = 0.25
@@ -27,7 +27,7 @@ TICK_S = 0.25
 def pack(
     host: RemoteHost, job: str, most: int | None, report: Reporter, patience: float = PATIENCE_S
 ) -> dict[str, Any]:
-    """Have the host pack what stayed there when a job ended, and return the job's result, written anew.
+    """Have the host pack the artefacts that stayed there when a job ended; return the job's new result.
 
     `most` replaces the job's own limit of bytes. Raises BadInput when there is more than that.
     """
@@ -50,7 +50,7 @@ def pack(
 
 
 def as_typed(host: RemoteHost, job: str, hint: str | None) -> str | None:
-    """Return a hint of the host, with the flags by which the caller's `fetch` finds that host again."""
+    """Return a hint of the host, with the flags that the caller's `fetch` needs to find that host again."""
     command = f"train-classifier fetch {job}"
     return hint.replace(command, command + host.flags) if hint else hint
 
@@ -107,10 +107,10 @@ def fetch(
 
 @contextlib.contextmanager
 def _pinned(folder: Path) -> Iterator[Path]:
-    """Yield a path to a folder that stays the same folder whatever becomes of the names that lead to it.
+    """Yield a path that leads to the same folder even if its original path is renamed or replaced.
 
-    `folder` is a real path: a link in it was put there since, by whoever can write to the repository. Raises
-    OSError for one.
+    `folder` is a real path. A link in it was created later, by a user who can write to the repository:
+    raises OSError for a link.
     """
     descriptor = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -119,31 +119,31 @@ def _pinned(folder: Path) -> Iterator[Path]:
             below = os.open(name, flags, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = below
-        # Children of ours, rsync among them, find it by this name too.
+        # With the process id, because child processes such as rsync open this path too.
         yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
     finally:
         os.close(descriptor)
 
 
 def keep(output: Path, job: str, content: bytes) -> None:
-    """Put an archive that came with the result where `fetch` looks for what has arrived, if possible."""
+    """Write an archive that came with the result to the part file that `fetch` reads, if possible."""
     with contextlib.suppress(OSError), _pinned(output.parent) as folder:
         part = folder / part_name(output, job)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with os.fdopen(descriptor, "wb") as file:
-            # Another fetch of this job writes it now.
+            # Fails when another fetch of this job writes the file now.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             file.truncate()
             file.write(content)
 
 
 def part_name(output: Path, job: str) -> str:
-    """Return the name of the file beside `output` that holds what has arrived of a job's archive."""
+    """Return the name of the file beside `output` that holds the received part of a job's archive."""
     return f".{output.name}.{job}.part"
 
 
 def sweep(output: Path) -> None:
-    """Remove what fetches that were killed left beside `output`: parts whose lock nobody holds."""
+    """Remove the part files that killed fetches left beside `output`: those whose lock is free."""
     for part in output.parent.glob(glob.escape(f".{output.name}.") + "*.part"):
         if not JOB_ID.match(part.name[len(output.name) + 2 : -len(".part")]):
             continue
@@ -158,9 +158,9 @@ def sweep(output: Path) -> None:
 
 @contextlib.contextmanager
 def _owned(part: Path) -> Iterator[Path]:
-    """Make the part file in the caller's name, keep what an earlier try brought, leave nothing behind.
+    """Create the part file as the caller, keep the bytes of an earlier try, and remove the file at the end.
 
-    Its lock tells a part that is being written from one whose writer was killed.
+    Its lock distinguishes a part that is being written from one whose writer was killed.
     """
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
@@ -183,7 +183,7 @@ def _is_whole(part: Path, archive: dict[str, Any]) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    """Return the checksum of the file, and see to it that its bytes are on the disk."""
+    """Return the checksum of the file, and make sure that its bytes are on the disk."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK):

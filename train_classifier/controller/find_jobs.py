@@ -1,4 +1,4 @@
-"""Find and list jobs on all hosts of an inventory at once, without Ansible."""
+"""Finds and lists jobs on all hosts of an inventory in parallel, without Ansible."""
 
 import contextlib
 import queue
@@ -13,13 +13,13 @@ from train_classifier.core.errors import BadInput, NotReady, TrainClassifierErro
 from train_classifier.core.job import JOB_ID, STATES
 
 T = TypeVar("T")
-#: Hosts that are asked at the same time.
+#: Number of hosts that are queried at the same time.
 AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class Found:
-    """One job where it lies, with the worker's answer to `status`."""
+    """One job, its host, and the worker's answer to `status`."""
 
     host: RemoteHost
     answer: dict[str, Any]
@@ -30,7 +30,7 @@ class Found:
         return str(self.answer["id"])
 
     def started(self) -> "Found":
-        """Return this job. Raises NotReady when it was prepared and never started: nothing will ever come."""
+        """Return this job. Raises NotReady when it was prepared but never started: it produces no output."""
         if (self.answer.get("status") or {}).get("state") in STATES[:2]:
             raise NotReady(
                 f"Job {self.id} on {self.host.name} was never started (its push was cut, or still runs).",
@@ -42,7 +42,7 @@ class Found:
 def ask(
     hosts: Sequence[RemoteHost], question: Callable[[RemoteHost], T]
 ) -> list[tuple[RemoteHost, T | TrainClassifierError]]:
-    """Put the question to every host at once and return the answers, or why there is none, in order.
+    """Send the question to all hosts in parallel; return the answers, or the failures, in order of the hosts.
 
     Ctrl-C ends it at once, its connections included.
     """
@@ -62,7 +62,7 @@ def ask(
             except BaseException as error:
                 answered.put((number, error))
 
-    # Daemons: nobody waits at the exit for a host that does not answer.
+    # Daemon threads: the exit does not wait for a host that does not answer.
     threads = [
         threading.Thread(target=work, daemon=True, name="ask") for _ in range(min(AT_ONCE, len(hosts)))
     ]
@@ -79,7 +79,7 @@ def ask(
         with contextlib.suppress(queue.Empty):
             while True:
                 waiting.get_nowait()
-        # Again and again for a moment: a thread may be about to start its question.
+        # Repeatedly for a few seconds: a thread may be about to start its question.
         end = time.monotonic() + 5
         while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
             abandon()
@@ -100,7 +100,7 @@ def find(hosts: Sequence[RemoteHost], job: str) -> Found:
     if not (found and JOB_ID.match(job)):
         for host, error in errors:
             if not isinstance(error, BadInput):
-                # The newest of those that answered may not be the newest.
+                # The newest job may be on a host that did not answer.
                 error.hint = _others(error.hint, hosts, host)
                 raise error
             if len(hosts) > 1 and "ambiguous" in error.reason:
@@ -122,7 +122,7 @@ def find(hosts: Sequence[RemoteHost], job: str) -> Found:
 
 
 def _others(hint: str | None, hosts: Sequence[RemoteHost], without: RemoteHost) -> str | None:
-    """Return the hint; with other hosts in the inventory also how to ask just one of them."""
+    """Return the hint; with other hosts in the inventory, also how to query only one of them."""
     others = [host.name for host in hosts if host is not without]
     if not others:
         return hint
@@ -132,7 +132,7 @@ def _others(hint: str | None, hosts: Sequence[RemoteHost], without: RemoteHost) 
 def every(
     hosts: Sequence[RemoteHost], everything: bool
 ) -> tuple[list[dict[str, Any]], list[TrainClassifierError]]:
-    """Return the jobs of all hosts, oldest first, each with its `host`, and what went wrong with hosts."""
+    """Return the jobs of all hosts, oldest first, each with its `host`, and the failures of hosts."""
     jobs: list[dict[str, Any]] = []
     errors: list[TrainClassifierError] = []
     for host, answer in ask(hosts, lambda host: host.call({"verb": "list", "all": everything})):

@@ -1,4 +1,4 @@
-"""Follow a job: its log byte for byte from an offset, and its status, through cuts of the connection."""
+"""Follows a job's log (byte for byte from an offset) and its status, also after lost connections."""
 
 import base64
 import time
@@ -10,17 +10,17 @@ from train_classifier.controller.events import Reporter
 from train_classifier.controller.transport import RemoteHost, Unreachable
 from train_classifier.core.errors import OutOfTouch
 
-#: Seconds after which the host answers, though there is nothing new: then whoever is told can be missed, too.
+#: Seconds after which the host answers even without news, so that a listener that is gone is noticed.
 POLL_S = 10.0
-#: Bytes of log in one look.
+#: Most bytes of the log in one answer.
 CHUNK = 4 << 20
-#: Bytes of an archive up to which it comes with the result, without a process and a connection of its own.
+#: Up to this many bytes, an archive is part of the result: no extra process and connection are needed.
 INLINE = 128 << 10
-#: Seconds after which the host is asked anew: a controller that is gone renews no lease for longer.
+#: Seconds after which the controller asks again, so that a dead controller's lease is not renewed for longer.
 STREAM_S = 60.0
 #: Seconds without a connection after which a controller gives up; the job never does.
 PATIENCE_S = 600.0
-#: A worker that ends without an answer this often in a row is broken, not cut off.
+#: After this many ends without an answer in a row, the worker is broken; the connection is not the cause.
 NO_ANSWERS = 5
 
 T = TypeVar("T")
@@ -31,7 +31,8 @@ def patiently(
 ) -> T:
     """Return what `act` returns, trying again while the connection is lost, up to `patience` seconds.
 
-    Raises OutOfTouch after that; a changed host key and other things that waiting cannot mend at once.
+    Raises OutOfTouch after that. A changed host key, or another failure that waiting cannot solve, is
+    raised at once.
     """
     lost: float | None = None
     delay, silent = 0.5, 0
@@ -62,7 +63,7 @@ def patiently(
 
 
 def request(offset: int = 0, seen: int = 0, renew: bool = False, inline: bool = False) -> dict[str, Any]:
-    """Return what the worker's `follow` is asked of a job, apart from its id."""
+    """Return the request for the worker's `follow`, without the job's id."""
     return {
         "offset": offset,
         "wait": POLL_S,
@@ -84,10 +85,10 @@ def follow(
     inline: bool = False,
     answers: Iterator[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Hand the log and every change of status to `report` until the job is finished.
+    """Pass the log and every change of status to `report` until the job is finished.
 
-    Silence is no death: only the worker's own result ends it. `renew` keeps the job's lease alive, `inline`
-    asks for a small archive with the result, `answers` is a stream from the job's beginning that is open.
+    A missing answer does not end it: only the worker's own result does. `renew` renews the job's lease,
+    `inline` requests a small archive with the result, `answers` is an open stream from the job's beginning.
     Returns the last answer of `follow`, with `result` and `archive`.
     Raises OutOfTouch after `patience` seconds without a connection, and the worker's own failures.
     """
@@ -121,7 +122,7 @@ def follow(
                     times=status.get("times"),
                 )
             elif not data:
-                # A plugin whose command line was killed notices it here, and renews no lease any longer.
+                # Raises in a plugin whose command line was killed: then the plugin stops renewing the lease.
                 report.event("alive")
             if answer.get("result") is not None and offset >= int(answer.get("log_size", 0)):
                 report.event("result", result=answer["result"])

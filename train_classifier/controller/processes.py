@@ -1,4 +1,4 @@
-"""The programs that a connection to a host runs: their input, their output, and what they complain of."""
+"""The programs that a connection to a host runs: their input, output and error messages."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from collections.abc import Callable, Generator, Sequence
 
 from train_classifier.core.errors import NotReady
 
-#: Bytes and the total that rsync has told of; None as long as it does not know.
+#: Receives the bytes sent and the total as rsync reports them; the total is None while rsync computes it.
 Progress = Callable[[int, int | None], None]
-#: Of what a program complains the end is kept.
+#: Bytes kept from the end of a program's standard error.
 COMPLAINTS_BYTES = 65536
 
 
 class Silent(Exception):
-    """A program printed nothing for too long."""
+    """Raised when a program printed nothing for too long."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
@@ -28,7 +28,7 @@ class Silent(Exception):
 def start(argv: Sequence[str], own_session: bool) -> "subprocess.Popen[bytes]":
     """Start a program with all three streams as pipes. Raises NotReady when it is not installed.
 
-    `own_session` keeps the terminal's Ctrl-C from it.
+    With `own_session` the terminal's Ctrl-C does not reach it.
     """
     try:
         return subprocess.Popen(
@@ -44,21 +44,21 @@ def start(argv: Sequence[str], own_session: bool) -> "subprocess.Popen[bytes]":
 
 
 def _environment() -> dict[str, str]:
-    """Tools answer in English, so that their words can be understood."""
+    """Return an environment in which tools print English, so that their messages can be parsed."""
     return {**os.environ, "LC_ALL": "C"}
 
 
 def lines(
     process: "subprocess.Popen[bytes]", data: bytes, silence: float
 ) -> Generator[bytes, None, tuple[int, bytes]]:
-    """Give a program its input and yield what it prints line by line; the value is (status, complaints).
+    """Write a program's input and yield its output by lines; the return value is (status, standard error).
 
-    Raises Silent after `silence` seconds without a word.
+    Raises Silent after `silence` seconds without output.
     """
     assert process.stdin and process.stdout and process.stderr
     complaints = bytearray()
     try:
-        # A request is small: it fits the pipe, whoever reads it when.
+        # A request is small and fits into the pipe, so this does not block even if the program reads it late.
         with contextlib.suppress(BrokenPipeError), process.stdin:
             process.stdin.write(data)
         yield from _printed(process, complaints, silence)
@@ -66,7 +66,7 @@ def lines(
             status = process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             raise Silent(30) from None
-        # Not to its end: a shared connection's master may keep it open.
+        # Do not read until its end: the master process of a shared connection may keep it open.
         os.set_blocking(process.stderr.fileno(), False)
         with contextlib.suppress(BlockingIOError):
             while block := os.read(process.stderr.fileno(), 1 << 16):
@@ -108,7 +108,7 @@ def _printed(
                         yield b"".join(parts)
                         parts.clear()
                     parts.append(rest)
-                    # From here, since whoever takes the lines may take long.
+                    # Restart the time here, because the caller may take long for each line.
                     until = time.monotonic() + silence
     if any(parts):
         yield b"".join(parts)
@@ -117,7 +117,7 @@ def _printed(
 def attend_rsync(
     process: "subprocess.Popen[bytes]", data: bytes, progress: Progress | None
 ) -> tuple[int, bytes]:
-    """Feed rsync its list, read its progress, and return its exit status and what it complained of."""
+    """Write rsync's file list, read its progress, and return its exit status and standard error."""
     assert process.stdin and process.stdout and process.stderr
     stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
     complaints = bytearray()

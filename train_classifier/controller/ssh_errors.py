@@ -1,4 +1,4 @@
-"""What ssh's own words mean: one sentence for each way in which a host cannot be reached."""
+"""Explains ssh's error messages: one sentence for each reason why a host cannot be reached."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from train_classifier.core.errors import NotReady
 
 
 class Unreachable(NotReady):
-    """The host cannot be reached. `kind` says how; `final` that trying again cannot help."""
+    """The host cannot be reached. `kind` is the reason; `final` means that trying again cannot help."""
 
     def __init__(
         self, reason: str, hint: str | None = None, detail: str | None = None, kind: str = "cut"
@@ -19,11 +19,11 @@ class Unreachable(NotReady):
 
     @property
     def final(self) -> bool:
-        """A changed host key is never waited out."""
+        """Whether trying again cannot help, as with a changed host key."""
         return self.kind in ("host-key", "key-permissions", "passphrase")
 
 
-#: First match wins: (kind, pattern of ssh's words, our sentence, what to do).
+#: First match wins: (kind, pattern of ssh's message, our sentence, what to do).
 WORDS = (
     (
         "host-key",
@@ -85,7 +85,7 @@ WORDS = (
 
 
 def explain(host: str, ssh: Sequence[str], text: str) -> Unreachable:
-    """Return the sentence for what ssh (command line `ssh`) said in `text` on exit status 255."""
+    """Return the failure for the messages in `text` of ssh (command line `ssh`) with exit status 255."""
     for kind, pattern, reason, hint in WORDS:
         if re.search(pattern, text):
             if kind == "permission" and (locked := _locked_key(ssh)):

@@ -34,7 +34,7 @@ SUBMIT_S = 120.0
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """One run as the controller sees it: the specification, what is pushed, where the archive goes."""
+    """One run on the controller: the specification, the files to push, and the path of the archive."""
 
     spec: JobSpec
     #: The repository's folder here.
@@ -43,14 +43,14 @@ class Order:
     files: str
     #: Where the archive goes; absolute.
     output: str
-    #: What the files are just now (`push_list.fingerprint`); None: unknown.
+    #: Hash of the present state of the files (`push_list.fingerprint`); None: unknown.
     fingerprint: str | None = None
     #: How the host runs Python and where it keeps state; None: the defaults.
     python: str | None = None
     state_dir: str | None = None
     #: Seconds without a connection before the controller gives up.
     patience_s: float = following.PATIENCE_S
-    #: The flags by which another command finds the host again, with a space before each.
+    #: The flags that another command needs to find the host again, with a space before each.
     flags: str = ""
     #: Return once the job is safe on the host.
     detach: bool = False
@@ -68,7 +68,7 @@ class Order:
 
 
 def pack_names(names: Sequence[bytes]) -> str:
-    """Return relative paths in the form that travels."""
+    """Return relative paths in the form of `Order.files`."""
     return base64.b64encode(zlib.compress(b"\0".join(names))).decode("ascii")
 
 
@@ -80,7 +80,7 @@ def unpack_names(packed: str) -> list[bytes]:
 def preflight(host: RemoteHost, order: Order, report: Reporter) -> dict[str, Any]:
     """Ask the host whether it can take the job, have it make the job's folder, and return what it checked.
 
-    `pushed` in the answer: the host has these very sources already, and nothing is to be sent.
+    `pushed` in the answer: the host has exactly these sources already, and nothing needs to be sent.
     Raises the first failed check as the exception of its class (NotReady, NoGpu, …), and what
     the worker refuses.
     """
@@ -135,7 +135,7 @@ def _copying(order: Order) -> float:
 def push(host: RemoteHost, order: Order, report: Reporter) -> None:
     """Send the sources into the mirror of the job that `preflight` prepared.
 
-    Raises NotReady and what the worker refuses; a lost connection is taken up again.
+    Raises NotReady and what the worker refuses; tries again after a lost connection.
     """
     with phase(report, "push"):
         spec = order.spec
@@ -153,14 +153,14 @@ def push(host: RemoteHost, order: Order, report: Reporter) -> None:
         def send() -> None:
             nonlocal tries
             tries += 1
-            # A host that was away for long has forgotten a job that was never submitted.
+            # A host that was unreachable for long may have removed a job that was never submitted.
             if tries > 1 and _state(host, spec.id) is None:
                 host.call(_prepare(order), timeout=_copying(order))
             try:
                 host.push(Path(order.tree), names, spec.id, tick)
             except NotReady as error:
                 if tries > 1 and not isinstance(error, Unreachable) and "being pushed" in error.reason:
-                    # What is left of the cut connection still holds the mirror.
+                    # A process of the lost connection still holds the mirror's lock.
                     raise Unreachable(error.reason, error.hint, error.detail) from error
                 raise
 
@@ -170,9 +170,9 @@ def push(host: RemoteHost, order: Order, report: Reporter) -> None:
 def start(
     host: RemoteHost, order: Order, secrets: Mapping[str, str], report: Reporter
 ) -> Iterator[dict[str, Any]]:
-    """Hand the job to the host's own worker; from here on it is safe.
+    """Submit the job to the worker on the host; after that it runs without the controller.
 
-    Returns the open stream of what `follow` is told, an empty one of a job that is left alone.
+    Returns the open stream of answers for `follow`; an empty one for a detached job.
     """
     with phase(report, "start"):
         asked = False
@@ -182,7 +182,7 @@ def start(
 
         def submit() -> Iterator[dict[str, Any]]:
             nonlocal asked
-            # The answer to the first try may be what was lost.
+            # The first try may have succeeded, and only its answer was lost.
             if asked and _state(host, order.spec.id) in ("submitted", "running", "finished"):
                 return iter(())
             asked = True
@@ -220,14 +220,15 @@ def follow(
 def fetch(
     host: RemoteHost, job: str, result: Mapping[str, Any], output: Path, report: Reporter, patience: float
 ) -> None:
-    """Bring the archive of a finished job, also of a failed one, then raise what the job ended with.
+    """Fetch the archive of a finished job, also of a failed one, then raise the job's own failure.
 
-    The first cause wins: an archive that cannot be fetched is an error of its own only after a good run.
+    The first cause wins: an archive that cannot be fetched is reported as an error only after a good run.
     """
     problem: TrainClassifierError | None = None
     unpacked = result.get("unpacked") or {}
     if unpacked.get("why") == "lost":
-        # Its worker died before it could pack. What was too large or stopped waits for a `fetch` of its own.
+        # The worker died before it could pack. If artefacts were too large, or packing was stopped, they
+        # need a separate `fetch`.
         try:
             result = fetching.pack(host, job, None, report, patience)
         except TrainClassifierError as error:
@@ -256,7 +257,7 @@ def fetch(
 
 
 def failed(result: Mapping[str, Any]) -> TrainClassifierError:
-    """Return the exception that a result with an exit code other than 0 stands for."""
+    """Return the exception for a result with an exit code other than 0."""
     return from_dict(
         {
             "code": result.get("exit_code"),
@@ -283,7 +284,7 @@ def _state(host: RemoteHost, job: str) -> str | None:
 
 
 def _before_start(host: RemoteHost, order: Order, act: Any, report: Reporter) -> Any:
-    """Try again through cuts; until the job is submitted, being out of touch means that it never started."""
+    """Call `act` again after lost connections; a final loss before the submission means: never started."""
     try:
         return following.patiently(host, order.spec.id, act, report, order.patience_s)
     except OutOfTouch as error:

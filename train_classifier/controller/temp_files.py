@@ -24,7 +24,7 @@ def private_folder() -> Iterator[Path]:
         base = "/tmp"
     sweep(Path(base))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-    # Named only once it is held: another run's sweep never sees the lock of a living run free.
+    # Lock the file before it gets its name, so that another run never sees the lock of a running run free.
     descriptor = os.open(folder / "lock.new", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     (folder / "lock.new").rename(folder / "lock")
@@ -36,7 +36,7 @@ def private_folder() -> Iterator[Path]:
 
 
 def sweep(base: Path) -> None:
-    """Remove our own folders below `base` whose run no longer lives: its lock can be taken."""
+    """Remove this program's folders below `base` whose run has ended: their lock can be taken."""
     for folder in base.glob(f"{PREFIX}*"):
         try:
             if folder.lstat().st_uid != os.getuid():
@@ -54,7 +54,7 @@ def sweep(base: Path) -> None:
 
 
 def write_crash_file(trace: str) -> str:
-    """Write `trace` into a private temporary file and return its path. It holds no values of variables."""
+    """Write `trace` to a private temporary file and return its path. A trace holds no values of variables."""
     descriptor, path = tempfile.mkstemp(prefix="train-classifier-crash-", suffix=".txt")
     with os.fdopen(descriptor, "w") as file:
         file.write(f"train-classifier {__version__}, Python {sys.version}\n\n{trace}")

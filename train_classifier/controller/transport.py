@@ -1,7 +1,7 @@
-"""Reach a host: one call to the worker, one push, one pull. The controller's only subprocesses but Ansible's.
+"""Connects to a host: one call, push or pull each. The controller's only subprocesses besides Ansible.
 
-Everything goes through one shell command line, over ssh or on this machine, so that a local job and a
-remote one take the same doors.
+Every command is one shell command line, over ssh or on this machine, so that local and remote jobs use
+the same code.
 """
 
 import base64
@@ -22,11 +22,11 @@ from train_classifier.controller.ssh_errors import Unreachable
 from train_classifier.controller.temp_files import private_folder
 from train_classifier.core.errors import BadInput, NotReady, from_dict
 
-#: Exit statuses of our own shell line, apart from those of shells, ssh and Python.
+#: Exit statuses of the shell command line; they differ from those of shells, ssh and Python.
 NO_WORKER = 97
 NO_PYTHON = 98
 
-#: Never ask (nobody may be there), never wait for long, notice a half-open connection.
+#: No prompts (the run may be unattended), no long waits, and half-open connections are detected.
 SSH_OPTIONS = {
     "BatchMode": "yes",
     "ConnectTimeout": "10",
@@ -34,7 +34,7 @@ SSH_OPTIONS = {
     "ServerAliveCountMax": "2",
 }
 
-#: Runs on the host; a tar of the worker comes on standard input. Two at once: the first rename wins.
+#: Runs on the host; a tar of the worker comes on standard input. If two run at once, the first rename wins.
 INSTALL = """
 import os, shutil, sys, tarfile, tempfile
 state, name = sys.argv[1:]
@@ -60,7 +60,7 @@ finally:
 """
 
 
-#: Questions under way: see `abandon`.
+#: Processes of the running questions; see `abandon`.
 _UNDER_WAY: "set[subprocess.Popen[bytes]]" = set()
 
 
@@ -68,7 +68,7 @@ class RemoteHost:
     """One machine that runs jobs, and how to reach it.
 
     `ssh` is the whole ssh command line up to and with the destination; None means this machine.
-    `own_session` keeps the terminal's Ctrl-C from our children.
+    With `own_session` the terminal's Ctrl-C does not reach the child processes.
     """
 
     def __init__(
@@ -84,17 +84,17 @@ class RemoteHost:
     ) -> None:
         self.name = name
         self.ssh = _with_options(ssh) if ssh else None
-        #: None: the distribution's own, which has the distribution's Docker SDK.
+        #: None: the distribution's Python, which has the distribution's Docker SDK.
         self.python = python
         self.state_dir = state_dir
         self.own_session = own_session
-        #: The flags by which another command finds it again, with a space before each; for hints.
+        #: The flags that another command needs to find the host again, with a space before each; for hints.
         self.flags = flags
-        #: Why it cannot be asked at all; what every question is answered with.
+        #: Why the host cannot be used at all; every call fails with it.
         self.problem = problem
 
     def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
-        """Ask the worker one thing and return its answer; `timeout` in seconds. Installs it if need be.
+        """Send one request to the worker and return its answer; `timeout` in seconds. Installs it if needed.
 
         Raises Unreachable when the host cannot be reached, NotReady when it cannot run the worker, and
         the worker's own failure as the exception of its class.
@@ -121,9 +121,9 @@ class RemoteHost:
         return answer
 
     def stream(self, request: dict[str, Any], silence: float) -> Iterator[dict[str, Any]]:
-        """Ask the worker one thing and yield its answers as they come, until it has no more.
+        """Send one request to the worker and yield its answers as they arrive, until the last one.
 
-        The host is given up after `silence` seconds without an answer. Raises as `call` does; an answer
+        Fails after `silence` seconds without an answer. Raises as `call` does; an answer
         that is a failure is raised. Close the iterator to end it early.
         """
         data = self._request(request)
@@ -139,7 +139,7 @@ class RemoteHost:
                         except ValueError:
                             answer = None
                         if not isinstance(answer, dict):
-                            # A login shell's own words may stand before the first answer.
+                            # Output of a login shell may come before the first answer.
                             if answered:
                                 raise Unreachable(
                                     f"The worker on {self.name} was cut off in the middle of an answer.",
@@ -156,7 +156,7 @@ class RemoteHost:
                 break
             self.install()
         if answered and status == 255 and self.ssh is not None:
-            # Of a shared connection that ends ssh says nothing.
+            # ssh prints nothing when a shared connection ends.
             raise Unreachable(f"The connection to {self.name} was cut.", "Check the network.", _tail(err))
         self._check(status, err)
         if not answered:
@@ -211,13 +211,13 @@ class RemoteHost:
                 "host:.",
             ],
             f"receive {shlex.quote(job)}",
-            # Even with --from0 rsync takes a name that starts with # or ; for a comment.
+            # Even with --from0 rsync treats a name that starts with # or ; as a comment.
             b"".join(b"./" + name.rstrip(b"/") + b"\0" for name in files),
             progress,
         )
 
     def pull(self, job: str, destination: Path, progress: Progress | None = None) -> None:
-        """Bring the job's archive into the file `destination`, going on where an earlier try was cut."""
+        """Fetch the job's archive into the file `destination`; continue after the bytes of an earlier try."""
         self._rsync(
             ["--partial", "--inplace", "--append", "host:artefacts.tar.gz", str(destination)],
             f"send {shlex.quote(job)}",
@@ -291,14 +291,14 @@ class RemoteHost:
     def _lines(
         self, argv: list[str], data: bytes, silence: float
     ) -> Generator[bytes, None, tuple[int, bytes]]:
-        """Run a command and yield what it prints line by line; its value is (exit status, complaints)."""
+        """Run a command and yield its output by lines; the return value is (exit status, standard error)."""
         try:
             return (yield from processes.lines(processes.start(argv, self.own_session), data, silence))
         except processes.Silent as silent:
             raise self._silent(silent.seconds) from None
 
     def _check(self, status: int, err: bytes) -> None:
-        """Raise what a status other than the worker's own means."""
+        """Raise the failure that a status other than the worker's own means."""
         if status == 255 and self.ssh is not None:
             raise ssh_errors.explain(self.name, self.ssh, err.decode("utf-8", "replace"))
         if status == NO_PYTHON:
@@ -318,7 +318,7 @@ class RemoteHost:
     ) -> None:
         status, err = self._rsync_once(arguments, door, data, progress)
         if status == NO_WORKER:
-            # `call` has put a worker there; this side was updated since, or somebody cleaned.
+            # `call` installed a worker; since then this side was updated, or the worker was removed.
             self.install()
             status, err = self._rsync_once(arguments, door, data, progress)
         if status:
@@ -342,7 +342,7 @@ class RemoteHost:
                 *arguments,
             ]
             status, err = processes.attend_rsync(processes.start(argv, self.own_session), data, progress)
-        # rsync hands on the status of the far shell only if it is gone when rsync looks: else that is 12.
+        # rsync returns the remote shell's status only if that shell has ended when rsync checks; else 12.
         said = re.search(rb"^train-classifier: exit (\d+)$", err, re.MULTILINE)
         return int(said[1]) if said else status, err
 
@@ -354,7 +354,7 @@ class RemoteHost:
                     raise from_dict(json.loads(line)["error"], self.name)
         self._check(NO_PYTHON if status == NO_PYTHON else 0, err)
         if status in (24,):
-            return  # Some source files vanished while they were sent: the rest arrived.
+            return  # Some source files were removed during the transfer; the others arrived.
         if re.search(r"rsync['\"]?: (command )?not found|No such file or directory: '?b?'?rsync", text):
             raise NotReady(
                 f"rsync is not installed on {self.name}.", "Install it there: apt-get install rsync"
@@ -375,13 +375,13 @@ class RemoteHost:
 
 
 def abandon() -> None:
-    """Kill every question under way: whoever asked leaves, and its threads will not wait for the answers."""
+    """Kill the processes of all running questions, because the caller ends and its threads must not wait."""
     for process in list(_UNDER_WAY):
         process.kill()
 
 
 def _with_options(ssh: Sequence[str]) -> list[str]:
-    """Add our options right after the command, where the first value wins; the inventory's own stay."""
+    """Add our options after the command, where the first value wins; the inventory's own options remain."""
     given = " ".join(ssh).lower()
     ours = [
         word
@@ -394,8 +394,8 @@ def _with_options(ssh: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _remote_shell(ssh: list[str] | None) -> Iterator[str]:
-    """Yield what rsync's -e wants: a script that drops the host's name, then runs the rest there."""
-    # One that a killed run leaves is swept by the next.
+    """Yield the value of rsync's -e: a script that ignores the host's name and runs the rest on the host."""
+    # The next run removes the folder of a killed run.
     with private_folder() as folder:
         script = folder / "rsh"
         run = f'exec {shlex.join(ssh)} "$@"' if ssh else 'exec sh -c "$*"'
@@ -404,12 +404,12 @@ def _remote_shell(ssh: list[str] | None) -> Iterator[str]:
 
 
 def _end_with(status: int) -> str:
-    """Return the shell command that ends with a status of ours, and says so where statuses get lost."""
+    """Return the shell command that exits with this status and also prints it, since rsync may lose it."""
     return f"{{ echo 'train-classifier: exit {status}' >&2; exit {status}; }}"
 
 
 def _last_line(out: bytes) -> bytes:
-    """The answer is the last line; a login shell's own words may stand before it."""
+    """Return the last line, which is the answer; output of a login shell may come before it."""
     lines = out.strip().splitlines()
     return lines[-1] if lines else b""
 

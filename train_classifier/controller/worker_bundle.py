@@ -1,4 +1,4 @@
-"""The worker's program as a set of files named by their content, ready to be put on a host."""
+"""The worker's program as a set of files with a hash of their content, for the installation on a host."""
 
 import functools
 import hashlib
@@ -13,7 +13,7 @@ from train_classifier.worker.api import main
 
 sys.exit(main(sys.argv[1:]))
 '''
-#: What travels below `train_classifier`.
+#: The packages below `train_classifier` that are installed on a host.
 PACKAGES = ("core", "worker")
 
 

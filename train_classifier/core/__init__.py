@@ -1,1 +1,1 @@
-"""What both sides know. Standard library and Python 3.9 only: the worker carries it."""
+"""Code shared by controller and worker. Standard library and Python 3.9 only, as the worker includes it."""

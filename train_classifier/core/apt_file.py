@@ -1,4 +1,4 @@
-"""What a model's apt-pkgs.txt asks for; read without installing, on the controller and by the worker."""
+"""The packages in a model's apt-pkgs.txt; read without installing, on the controller and by the worker."""
 
 import dataclasses
 import os

@@ -1,6 +1,6 @@
-"""Every failure this package reports: one exit code per class, one sentence each, and what to do next.
+"""All failures that this package reports: one exit code per class, a reason, and what to do next.
 
-Errors cross from the worker or a plugin as data; only `to_dict` and `from_dict` turn one into the other.
+The worker and the plugins send errors as data; only `to_dict` and `from_dict` convert them.
 """
 
 import enum
@@ -56,7 +56,7 @@ class TrainClassifierError(Exception):
         super().__init__(reason)
         self.reason = reason
         self.hint = hint
-        #: The tool's own last lines, kept as they were.
+        #: The tool's own last lines, unchanged.
         self.detail = detail
         if code is not None:
             self.code = code
@@ -73,7 +73,7 @@ class TrainClassifierError(Exception):
 
 
 class BadInput(TrainClassifierError):
-    """The request itself is wrong. Carries every problem found, not only the first."""
+    """The request itself is wrong. Holds all problems, not only the first."""
 
     code = ExitCode.BAD_INPUT
 
@@ -101,7 +101,7 @@ class TimedOut(TrainClassifierError):
 
 
 class Cancelled(TrainClassifierError):
-    """Somebody asked for the job to stop."""
+    """The job was cancelled."""
 
     code = ExitCode.CANCELLED
 
@@ -125,7 +125,7 @@ class NoEnvironment(TrainClassifierError):
 
 
 class Lost(TrainClassifierError):
-    """The worker that carried the job is gone."""
+    """The worker of the job is gone."""
 
     code = ExitCode.LOST
 
@@ -146,9 +146,9 @@ _CLASSES = {
 
 
 def from_dict(data: Any, host: Optional[str] = None) -> TrainClassifierError:
-    """Return the exception that `data` stands for, whatever it is: it may come from another machine.
+    """Return the exception for `data`, which may hold anything, as it may come from another machine.
 
-    Of a host that is not ready the reason names `host`.
+    For a host that is not ready, the reason names `host`.
     """
     if not isinstance(data, dict):
         data = {"reason": str(data)}

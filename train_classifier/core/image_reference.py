@@ -26,9 +26,9 @@ def problem(reference: str) -> Optional[str]:
 
 
 def is_local(reference: str) -> bool:
-    """Tell whether a name is one that this host gives to what it makes: layers, the images of the role.
+    """Tell whether a name is one that this host gives to its own images: layers, and images of the role.
 
-    On Docker's own registry anybody could own that name.
+    On Docker's own registry another user could own such a name.
     """
     name = reference
     for prefix in ("index.docker.io/", "docker.io/", "registry-1.docker.io/"):

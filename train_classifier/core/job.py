@@ -1,7 +1,7 @@
-"""The plain data that controller and worker share: a job's specification and the words for its states.
+"""The plain data that controller and worker share: a job's specification and the names of its states.
 
-Standard library only and Python 3.9, because the worker on the host carries this module.
-Everything here is written as JSON; `SCHEMA` is raised when a reader of the old form would misread the new.
+Standard library only and Python 3.9, because this module is part of the worker on the host.
+Everything here is written as JSON; `SCHEMA` is incremented when an old reader would misread the new form.
 """
 
 import dataclasses
@@ -12,30 +12,30 @@ from typing import Any, Optional, Union
 
 #: Version of spec.json, status.json, result.json and manifest.json.
 SCHEMA = 2
-#: Of the last release, whose jobs are still listed, read, fetched and cleaned.
+#: Version of the last release, whose jobs can still be listed, read, fetched and cleaned.
 LAST_SCHEMA = 1
 #: A leap year.
 YEAR_S = 366 * 86400.0
-#: How an archive of artefacts begins, as every gzip file.
+#: The first bytes of an archive of artefacts, as of every gzip file.
 ARCHIVE_MAGIC = b"\x1f\x8b"
 
 #: A model is one Python package at the top of the repository: an ASCII identifier, so that no shell, path,
-#: workflow or look-alike character can hide in it.
+#: workflow or look-alike character can be hidden in it.
 MODEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 #: Job ids sort by time of submission, and are safe in paths, container names and unit names.
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}\Z")
 #: Names of environment variables, secrets and data folders.
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 DATA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-#: Data folders of one job.
+#: Most data folders of one job.
 MOST_DATA = 100
 
-#: The settings file of whoever trains, as messages name it.
+#: The caller's own settings file, as messages name it.
 OWN_SETTINGS = "~/.config/train-classifier/config.toml"
 
-#: States of a job, in order. Until `submitted` nothing is promised: the first two belong to the controller.
+#: States of a job, in order. Before `submitted` nothing is guaranteed: the controller sets the first two.
 STATES = ("prepared", "pushed", "submitted", "running", "finished")
-#: Phases that the worker goes through while `running`, in order; status.json and manifest.json time each.
+#: The worker's phases while `running`, in order; status.json and manifest.json hold the time of each.
 PHASES = ("image", "packages", "environment", "queue", "gpu-check", "training", "artefacts")
 
 #: GTX 970 ("4 GB") reports 4041 MiB: 4096 would refuse it (shared facts, NVIDIA driver).
@@ -65,7 +65,7 @@ class DataFolder:
 
 @dataclasses.dataclass(frozen=True)
 class Repository:
-    """Where the sources come from. `key` names the mirror and the cache on the host."""
+    """The origin of the sources. `key` names the mirror and the cache on the host."""
 
     #: Name of the checkout's folder, for people.
     name: str
@@ -106,7 +106,7 @@ class JobSpec:
     image: Optional[str] = None
     #: Number of GPUs, or "auto": one if the host has one, else the CPU.
     gpus: Union[int, str] = 1
-    #: MiB. None: the default floor on the card's total memory only; a number: also that much must be free.
+    #: MiB. None: the default minimum of the card's total memory only; a number: as much must also be free.
     min_vram_mib: Optional[int] = None
     gpu_check: Optional[str] = None
     #: Seconds of training; None: no limit.
@@ -115,7 +115,7 @@ class JobSpec:
     wait_s: Optional[float] = None
     #: Seconds between SIGTERM and SIGKILL.
     grace_s: float = DEFAULT_GRACE_S
-    #: Seconds without a look from the controller after which the worker stops the job; None: never.
+    #: Seconds without a request from the controller after which the worker stops the job; None: never.
     lease_s: Optional[float] = None
     memory_bytes: Optional[int] = None
     cpus: Optional[float] = None
@@ -123,19 +123,19 @@ class JobSpec:
     pids: int = DEFAULT_PIDS
     network: str = "full"
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
-    #: Names only; the values travel beside the specification and are never written with it.
+    #: Names only; the values are sent beside the specification and are never written with it.
     secrets: tuple[str, ...] = ()
     data: tuple[DataFolder, ...] = ()
     #: A job id, or "last": start from a copy of that job's checkpoints.
     resume: Optional[str] = None
-    #: A model that writes nothing new into artefacts/ has not failed.
+    #: True: a model that writes nothing new into artefacts/ has not failed.
     allow_empty: bool = False
     log_max_bytes: int = DEFAULT_LOG_MAX_BYTES
     #: Bytes of artefacts/ that are packed; more stays on the host until `fetch --max-size` asks for it.
     artefacts_max_bytes: int = DEFAULT_ARTEFACTS_MAX_BYTES
-    #: Who asked: user@controller, for people.
+    #: The submitter, as user@controller; for people.
     submitter: str = ""
-    #: What was pushed, for the manifest: number of files and their bytes.
+    #: The pushed files, for the manifest: their number and their bytes.
     source_files: int = 0
     source_bytes: int = 0
     schema: int = SCHEMA
@@ -146,7 +146,7 @@ class JobSpec:
 
     @classmethod
     def from_dict(cls, data: Any) -> "JobSpec":
-        """Read a specification, trusting nothing in it.
+        """Read an untrusted specification.
 
         Raises ValueError with every problem, one a line.
         """
@@ -172,7 +172,7 @@ class JobSpec:
         return spec
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the values, as sentences; empty when all is well."""
+        """Return the problems of the values as sentences; empty when there are none."""
         found = _Problems()
         self._check_names(found)
         self._check_numbers(found)
@@ -227,7 +227,7 @@ class JobSpec:
                 isinstance(name, str) and bool(NAME.match(name)), f"environment variable name {name!r}"
             )
             if found.text(value, f"the value of {name}"):
-                # A string of one environment variable is limited by the kernel (MAX_ARG_STRLEN, 32 pages).
+                # The kernel limits the string of one environment variable (MAX_ARG_STRLEN, 32 pages).
                 found.check(
                     len(name) + len(value.encode("utf-8", "surrogateescape")) + 2 <= 131072,
                     f"the value of {name} is over 128 KiB",
@@ -250,7 +250,7 @@ class JobSpec:
 
 
 class _Problems:
-    """The sentences of what is wrong."""
+    """The problems as sentences."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
@@ -260,7 +260,7 @@ class _Problems:
             self.sentences.append(sentence)
 
     def text(self, value: Any, what: str) -> bool:
-        """Note what is no text; tell whether it is."""
+        """Record a problem when the value is not text; return whether it is text."""
         good = isinstance(value, str) and "\0" not in value
         self.check(good, f"{what} is not text, or holds a NUL")
         return good

@@ -9,16 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable, Optional
 
-#: Seconds between two tries while a lock that can be cancelled is waited for.
+#: Seconds between two tries of a wait that can be cancelled.
 POLL_S = 0.1
-#: What lies in the place of a lock file is neither followed nor waited for.
+#: A link in place of a lock file is not followed, and opening a FIFO does not block.
 O_LOCK = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def open_lock(path: Path, mode: int = 0o600) -> int:
-    """Open (and make) the lock file; the descriptor is closed in children.
+    """Open the lock file, and create it if needed; the descriptor is closed in children.
 
-    `mode` holds whatever the umask is.
+    The file gets `mode` regardless of the umask.
     """
     try:
         return os.open(path, os.O_RDWR | O_LOCK)
@@ -52,7 +52,7 @@ def hold(
     """Hold the lock on `path`, waiting for it; yields the descriptor.
 
     `check` is called while waiting and may raise; `timeout` (seconds) raises TimeoutError. A file that was
-    removed while it was waited for is opened anew: two holders never sit on two files of one name.
+    removed during the wait is opened again, so that there are never two holders with two files of one name.
     """
     began = time.monotonic()
     while True:
@@ -85,7 +85,7 @@ def hold_now(path: Path, *, shared: bool = False, mode: int = 0o600) -> Iterator
 
 
 def is_held(path: Path) -> bool:
-    """Tell whether a living process holds the lock exclusively; a link or no file is held by nobody."""
+    """Tell whether a running process holds the lock exclusively; False for a link or a missing file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | O_LOCK)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""metrics.json, which a model writes: what can be read of it, and what is wrong with the rest.
+"""Reads metrics.json, which a model writes: the valid metrics, and what is wrong with the others.
 
-Used by the worker, which reads the file, and by the controller, which is told by the worker what it holds.
+Used by the worker, which reads the file, and by the controller, which gets the metrics from the worker.
 Standard library, Python 3.9.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Optional
 
 MOST_BYTES = 1 << 20
-#: Metrics of one job, and the length of a name.
+#: Most metrics of one job, and the longest name.
 MOST, MOST_NAME = 1000, 200
 #: Whole numbers up to here are exact for every reader of JSON.
 EXACT = 1 << 53
@@ -30,11 +30,11 @@ def number(value: Any) -> Optional[float]:
 
 
 def read(data: bytes) -> tuple[Optional[dict[str, float]], Optional[str]]:
-    """Return the metrics of a file and a sentence about what is left out; None for what there is not."""
+    """Return the metrics of a file and a sentence about what is left out; either is None if there is none."""
     if len(data) > MOST_BYTES:
         return None, "metrics.json is larger than 1 MiB"
     try:
-        # Pairs, or of two metrics of one name the first would get lost without a word.
+        # As pairs: otherwise the first of two metrics of one name would be lost silently.
         metrics = json.loads(data, object_pairs_hook=_Pairs, parse_int=_whole)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
@@ -45,11 +45,11 @@ def read(data: bytes) -> tuple[Optional[dict[str, float]], Optional[str]]:
 
 
 class _Pairs(list[tuple[str, Any]]):
-    """An object of JSON as it was written."""
+    """A JSON object as the list of its pairs, duplicates included."""
 
 
 def _whole(digits: str) -> Optional[float]:
-    # Python before 3.11 takes minutes for a number of a million digits.
+    # Python before 3.11 needs minutes to parse a number of a million digits.
     return int(digits) if len(digits) <= 400 else None
 
 

@@ -1,11 +1,11 @@
-"""Read a file that anybody may have put there: a regular file, up to a limit, and without waiting."""
+"""Reads an untrusted file: only a regular one, only up to a limit, and without blocking."""
 
 import errno
 import os
 import stat
 from typing import Optional, Union
 
-#: Opening follows no link and never waits.
+#: Opening follows no link and never blocks.
 O_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 Name = Union[str, bytes, "os.PathLike[str]"]
 
@@ -13,7 +13,7 @@ Name = Union[str, bytes, "os.PathLike[str]"]
 def open_regular(path: Name, folder: Optional[int] = None) -> int:
     """Open a regular file for reading as O_FILE says; `folder` is a descriptor that the path starts from.
 
-    Raises OSError, also for what is no regular file.
+    Raises OSError, also when it is not a regular file.
     """
     descriptor = os.open(path, O_FILE, dir_fd=folder)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -31,9 +31,9 @@ def start(path: Name, size: int) -> bytes:
 def read(path: Name, most_bytes: int, *, pipe: bool = False, within: Optional[str] = None) -> bytes:
     """Return a file's content. Opening a FIFO or a device never waits.
 
-    With `pipe` the reading end of a shell's `<(…)` is read as well; with `within`, a real path, the file lies
-    in that folder whatever links lead to it. Raises OSError when the file cannot be opened, ValueError with a
-    phrase for what is elsewhere, is not a regular file, or holds more than `most_bytes`.
+    With `pipe` the reading end of a shell's `<(…)` is read as well; with `within`, a real path, the file must
+    be in that folder after all links are resolved. Raises OSError when the file cannot be opened, ValueError
+    with a phrase when it is elsewhere, is not a regular file, or holds more than `most_bytes`.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     if within is not None and not _place(descriptor).startswith(within.rstrip("/") + "/"):
@@ -62,10 +62,10 @@ def read_open(descriptor: int, most_bytes: int, *, pipe: bool = False) -> bytes:
 
 
 def _place(descriptor: int) -> str:
-    """Return where the file behind a descriptor really lies; of a pipe, `pipe:` and its number."""
+    """Return the real path of the file behind a descriptor; for a pipe, `pipe:` and its number."""
     return os.readlink(f"/proc/self/fd/{descriptor}")
 
 
 def _is_nameless(descriptor: int) -> bool:
-    """Return whether a FIFO is a pipe, which has a writer: one with a name may wait for one for ever."""
+    """Return whether a FIFO is an unnamed pipe, which has a writer; a named one may wait forever for one."""
     return _place(descriptor).startswith("pipe:")

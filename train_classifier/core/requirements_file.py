@@ -1,4 +1,4 @@
-"""What a model's requirements.txt asks for, with every file it pulls in; read without installing anything.
+"""The requirements in a model's requirements.txt and the files it includes; read without installing.
 
 Used on the controller (what is wrong there is refused before the host is touched) and by the worker (which
 builds from the flattened lines). Standard library, Python 3.9. The format is pip's:
@@ -24,7 +24,7 @@ REQUIREMENT = re.compile(
     rf"(?P<name>{NAME})\s*(?:\[\s*(?:{NAME}(?:\s*,\s*{NAME})*)?\s*\])?\s*"
     rf"(?:@\s*(?P<url>\S+)|\(\s*{_SPECIFIER}\s*\)|{_SPECIFIER})?\s*(?:;\s*\S.*)?\Z"
 )
-# Of a run of blanks only the first begins a match: else a long one takes its length squared.
+# A match starts only at the first of several blanks; otherwise a long run of them takes quadratic time.
 _PER_REQUIREMENT = re.compile(r"(?<!\s)\s+--?(?:hash|global-option|config-settings?|C)(?:[= ]|\Z)")
 _OPTION = re.compile(
     r"(?P<long>--[a-z-]+)(?:(?:\s*=\s*|\s+)(?P<value>.*))?\Z|(?P<short>-[a-zA-Z])[\s=]*(?P<rest>.*)\Z",
@@ -32,7 +32,7 @@ _OPTION = re.compile(
 )
 _ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-#: A path of one machine in the form of a URL, also behind a version control system's name.
+#: A local path in the form of a URL, also after the name of a version control system.
 _FILE_URL = re.compile(r"(?:[a-z0-9.-]+\+)?file:", re.IGNORECASE)
 #: Options that uv and pip both know; True for those that take a value.
 OPTIONS = {
@@ -51,7 +51,7 @@ SHORT = {
 IGNORED = ("--use-feature", "--prefer-binary")
 MOST_FILES = 100
 MOST_BYTES = 4 << 20
-#: Lines of all files together, characters of one, and problems that are told.
+#: Most lines of all files together, most characters of one line, and most problems that are reported.
 MOST_LINES = 20000
 MOST_LINE = 1 << 16
 MOST_PROBLEMS = 20
@@ -86,7 +86,7 @@ class _Reader:
         self.line_count = 0
 
     def inside(self, path: str, where: str, what: str) -> str:
-        """Return `path` relative to the repository, "" after noting why it is refused."""
+        """Return `path` relative to the repository; "" after recording why it is refused."""
         if os.path.isabs(path):
             self.problems.append(
                 f"{where}: {what} {path!r} is an absolute path; only paths inside the repository work"
@@ -138,7 +138,7 @@ class _Reader:
             return
         hashes = _PER_REQUIREMENT.search(line)
         head = line[: hashes.start()].rstrip() if hashes else line
-        # The grammar has several optional blanks in a row, each of which would try every part of a long run.
+        # The grammar has several optional blanks in a row; each of them would try every part of a long run.
         match = REQUIREMENT.match(re.sub(r"\s+", " ", head))
         archive = head.endswith(_ARCHIVES) and not (match and match["url"])
         match = None if archive else match
@@ -207,7 +207,7 @@ class _Reader:
 
 
 def decode(data: bytes) -> str:
-    """Return a file's text, whatever byte order mark it begins with. Raises UnicodeDecodeError."""
+    """Return a file's text; it may begin with any byte order mark. Raises UnicodeDecodeError."""
     for mark, encoding in (
         (codecs.BOM_UTF8, "utf-8"),
         (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -219,17 +219,17 @@ def decode(data: bytes) -> str:
 
 
 def shortened(problem: str) -> str:
-    """Return a sentence that quotes what may be very long."""
+    """Return the sentence, shortened if it quotes a very long text."""
     return problem if len(problem) <= 400 else f"{problem[:397]}..."
 
 
 def logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield line number and text of each line that says something: continuations joined, comments removed."""
+    """Yield number and text of each line that is not empty: continuations joined, comments removed."""
     pending, began = "", 0
     for number, raw in enumerate([*re.split(r"\r\n|\r|\n", text), ""], 1):
         line = re.sub(r"(^|\s)#.*\Z", "", raw)
         began = began if pending else number
-        # A comment ends a continuation, as pip has it.
+        # A comment ends a continuation, as in pip.
         if line.endswith("\\") and line == raw:
             pending += line[:-1]
             continue
@@ -241,7 +241,7 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def parse(root: Path, model: str) -> Requirements:
-    """Read MODEL/requirements.txt of the repository at `root`; none asks for nothing. Never raises."""
+    """Read MODEL/requirements.txt of the repository at `root`; a missing file is empty. Never raises."""
     reader = _Reader(Path(root))
     start = f"{model}/requirements.txt"
     if os.path.lexists(reader.root / start):
@@ -260,7 +260,7 @@ def parse(root: Path, model: str) -> Requirements:
 
 
 def digest_of_paths(root: Path, paths: tuple[str, ...]) -> str:
-    """Return a SHA-256 over names and contents of local packages; symbolic links count as what they say."""
+    """Return a SHA-256 of names and contents of local packages; of a symbolic link, the target path."""
     total = hashlib.sha256()
 
     def add(*parts: bytes) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Optional, Union
 
-#: Control characters that text from elsewhere must not bring to a terminal, those of bidirectional text too.
+#: Control characters that must not reach a terminal in untrusted text, those of bidirectional text too.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -55,10 +55,10 @@ def printable(text: Union[str, bytes]) -> str:
 def quoted(value: object) -> str:
     """Return a value for a sentence, in quotes when it is text, shortened when it is long."""
     try:
-        # Of a long text only the beginning is looked at.
+        # Only the beginning of a long text is needed.
         shown = f"'{printable(value[:200])}'" if isinstance(value, str) else printable(str(value))
     except (ValueError, RecursionError):
-        # Python writes no integer of more than 4,300 digits, and nothing that nests too deep.
+        # Python cannot print an integer of more than 4,300 digits, or a value that is nested too deep.
         return "a value too long to show"
     return shown if len(shown) <= 120 else f"{shown[:117]}..."
 

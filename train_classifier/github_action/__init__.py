@@ -1,1 +1,1 @@
-"""The GitHub action: one training as a step of a workflow, and what it tells GitHub and Slack."""
+"""The GitHub action: one training as a step of a workflow, and its messages to GitHub and Slack."""

@@ -1,4 +1,4 @@
-"""The action's inputs: `with:` wins over the environment, and both become one request."""
+"""The action's inputs: `with:` overrides the environment, and both become one request."""
 
 import dataclasses
 import re
@@ -11,7 +11,7 @@ from train_classifier.github_action import slack_message
 from train_classifier.request import flags
 from train_classifier.request.build import TrainRequest
 
-#: Carries what stands under `with:`; empty means not given, as everywhere.
+#: Prefix of the variables for `with:`; an empty value means not set, as everywhere.
 PREFIX = "TRAIN_CLASSIFIER_INPUT_"
 VARIABLE = "TRAIN_CLASSIFIER_"
 #: Every input of action.yaml, with _ for -.
@@ -19,13 +19,13 @@ INPUTS = (
     "model", "repo", "inventory", "host", "gpus", "min_vram", "image", "timeout", "wait", "args", "env",
     "secrets", "data", "output", "resume", "cancel_grace", "lease", "slack_webhook", "slack_notify",
 )  # fmt: skip
-#: What a workflow cancel leaves a model to end by itself: GitHub gives 10 s to everything together.
+#: Seconds that a model has to end after a workflow cancel: GitHub gives 10 s to everything together.
 CANCEL_GRACE_S = 3.0
-#: Variables that the step itself reads and nobody else may see.
+#: Inputs that only the step itself reads, and that no other process may see.
 OWN = ("args", "cancel_grace", "slack_webhook", "slack_notify")
-#: Flags whose input is spelt otherwise.
+#: Flags whose input has another name.
 SPELT = {"secret": "secrets", "grace": "cancel-grace"}
-#: What runs up to the end of its line is a command to type, in which flags are flags.
+#: The part up to the end of the line is a command to type, in which flags remain flags.
 FLAG = re.compile(r"train-classifier [a-z]+ .*|(?<![\w-])--(?P<flag>[a-z][a-z-]*)(?![\w=-])")
 #: The action never reads the settings file that a refusal names (`flags.move`).
 MOVE = re.compile(
@@ -37,7 +37,7 @@ MOVE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """What the step was asked for."""
+    """The inputs of the step."""
 
     request: TrainRequest
     #: The environment in which the request is checked.
@@ -45,12 +45,12 @@ class Inputs:
     #: The webhook, empty for none; a secret.
     webhook: str
     wanted: frozenset[slack_message.Event]
-    #: What is wrong with the inputs that only the step knows; the rest is the request's to say.
+    #: Problems of the inputs that only the step reads; the request reports those of the others.
     problems: tuple[str, ...] = ()
 
 
 def read(environment: Mapping[str, str]) -> Inputs:
-    """Return the inputs, and what is wrong with those that only the step knows."""
+    """Return the inputs, and the problems of those that only the step reads."""
     merged = {name: value for name, value in environment.items() if not name.startswith(PREFIX)}
     for name in INPUTS:
         given = environment.get(PREFIX + name.upper(), "")
@@ -65,10 +65,10 @@ def read(environment: Mapping[str, str]) -> Inputs:
     try:
         wanted = slack_message.events(values["slack_notify"])
     except ValueError as error:
-        # Whoever asked for some notice wants to hear of this failure.
+        # A caller who wants any notice also wants a notice about this failure.
         wanted = slack_message.events(None)
         problems.append(str(error))
-    # Literally one argument a line, a carriage return of a Windows editor aside.
+    # Exactly one argument on each line, without the carriage return of a Windows editor.
     lines = [line.removesuffix("\r") for line in values["args"].split("\n")]
     arguments = [line for line in lines if line.strip()]
     request = TrainRequest(
@@ -78,14 +78,14 @@ def read(environment: Mapping[str, str]) -> Inputs:
 
 
 def withheld(environment: Mapping[str, str]) -> set[str]:
-    """Return the variables that no child process gets: everything that is an input, and the webhook."""
+    """Return the variables that no child process gets: all inputs, and the webhook."""
     kept = VARIABLE + "HOST_JSON"
     given = {name for name in environment if name.startswith(VARIABLE) and name != kept}
     return given | ({"SLACK_IDENTIFIER"} & set(environment))
 
 
 def in_words(text: str) -> str:
-    """Return a sentence that speaks of the command line's flags as one that speaks of the action's inputs."""
+    """Return the sentence with the command line's flags replaced by the action's inputs."""
 
     def spelt(match: re.Match[str]) -> str:
         flag = match["flag"]
@@ -105,7 +105,7 @@ def in_words(text: str) -> str:
 
 
 def translate(error: TrainClassifierError) -> None:
-    """Put what a failure says into the words of the action; the tools' own lines stay as they are."""
+    """Replace flags in a failure's text with the action's inputs; the tools' own lines are unchanged."""
     error.reason = in_words(error.reason)
     error.hint = in_words(error.hint) if error.hint else error.hint
     if isinstance(error, BadInput):

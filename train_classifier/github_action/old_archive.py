@@ -1,6 +1,6 @@
-"""The archive of an earlier run, which a run that fails must not deliver again.
+"""Removes the archive of an earlier run, so that a failing run does not deliver it again.
 
-Standard library only: the action's launcher needs it before there is anything else.
+Standard library only: the action's launcher needs it before anything else is installed.
 """
 
 import os
@@ -14,7 +14,7 @@ from train_classifier.core.job import ARCHIVE_MAGIC
 
 SETTINGS_FILE = "train-classifier.toml"
 OUTPUT = "artefacts.tar.gz"
-#: As the settings' own check has it.
+#: The same limits as in the check of the settings.
 MOST_BYTES = 1 << 20
 MOST_DOTS = 100
 
@@ -22,7 +22,7 @@ MOST_DOTS = 100
 def place(environment: Mapping[str, str], cwd: Path) -> Path:
     """Return where the archive of a step with this environment goes, as `request.build` finds it.
 
-    Raises ValueError when the repository's settings, which may name the place, cannot be read.
+    Raises ValueError when the repository's settings, which may name the path, cannot be read.
     """
     if output := _input(environment, "OUTPUT"):
         return _path(output, cwd)
@@ -41,7 +41,7 @@ def place(environment: Mapping[str, str], cwd: Path) -> Path:
 
 
 def _input(environment: Mapping[str, str], name: str) -> str:
-    """Return an input of the step; `with:` wins over the environment, and empty is not given."""
+    """Return an input of the step; `with:` overrides the environment, and empty means not set."""
     return (
         environment.get(f"TRAIN_CLASSIFIER_INPUT_{name}", "").strip()
         or environment.get(f"TRAIN_CLASSIFIER_{name}", "").strip()
@@ -53,12 +53,12 @@ def _path(text: str, base: Path) -> Path:
         path = base / Path(text).expanduser()
     except RuntimeError as error:
         raise ValueError(f"output {text!r}: {error}") from error
-    # The name stays as it is: a link is removed itself, not what it leads to.
+    # The name is not resolved: a link is removed itself, not its target.
     return Path(os.path.realpath(path.parent), path.name)
 
 
 def _setting(top: Path, model: str) -> str | None:
-    """Return `output` of the repository's settings, None where they say nothing."""
+    """Return `output` of the repository's settings; None when it is not set."""
     try:
         text = regular_file.read(top / SETTINGS_FILE, MOST_BYTES, within=str(top)).decode("utf-8-sig")
         if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
@@ -80,9 +80,9 @@ def _setting(top: Path, model: str) -> str | None:
 
 
 def remove(path: Path) -> None:
-    """Remove an archive, or a link in its place; what is none of them stays.
+    """Remove an archive, or a link in its place, but nothing else.
 
-    Raises ValueError for a file that is no archive, OSError when it cannot be removed.
+    Raises ValueError for a file that is not an archive, OSError when it cannot be removed.
     """
     if path.is_symlink():
         path.unlink()

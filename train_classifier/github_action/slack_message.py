@@ -1,4 +1,4 @@
-"""Tells Slack how a training run went; never fails the job, and never shows the webhook."""
+"""Posts the result of a training run to Slack; never fails the job, and never shows the webhook."""
 
 import dataclasses
 import enum
@@ -22,7 +22,7 @@ URL = re.compile(
 
 
 class Event(enum.Enum):
-    """What there is to tell."""
+    """The kinds of notices."""
 
     STARTED = "start"
     SUCCEEDED = "success"
@@ -32,7 +32,7 @@ class Event(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Notice:
-    """One message: what happened to which model, where."""
+    """One notice: the event, the model and the place."""
 
     event: Event
     model: str
@@ -45,7 +45,7 @@ class Notice:
     exit_status: int | None = None
     reason: str = ""
     hint: str = ""
-    #: Last lines of the log, secrets masked already.
+    #: Last lines of the log, with secrets already masked.
     tail: str = ""
     #: Seconds from submission to the end.
     seconds: float | None = None
@@ -55,7 +55,7 @@ class Notice:
 
 
 def webhook_url(identifier: str) -> str:
-    """Return the webhook's address for what the user gave: `T…/B…/…` (the seed's form) or a full URL.
+    """Return the webhook's address for the user's value: `T…/B…/…` (as in the original action) or a URL.
 
     Raises ValueError, whose text never holds the identifier.
     """
@@ -69,10 +69,11 @@ def webhook_url(identifier: str) -> str:
 
 
 def events(setting: str | None) -> frozenset[Event]:
-    """Return what to tell: failures always, unless the input slack-notify says `none`.
+    """Return the events to post: failures always, unless the input slack-notify is `none`.
 
-    `setting` is that input: names of events, or `all`, by comma or space. Empty, as where SLACK_IDENTIFIER
-    stands in the environment alone: failures only, since callers of the seed post success themselves.
+    `setting` is that input: names of events, or `all`, by comma or space. When it is empty, as with
+    SLACK_IDENTIFIER only in the environment, it means failures only, because callers of the original action
+    post success themselves.
     Raises ValueError for an unknown word.
     """
     words = (setting or "").replace(",", " ").lower().split()
@@ -92,14 +93,14 @@ def events(setting: str | None) -> frozenset[Event]:
 
 
 def escape(text: str) -> str:
-    """Return text that Slack shows as it is: no mention, no link, no control character."""
+    """Return text that Slack shows unchanged: no mention, no link, no control character."""
     text = ANSI.sub("", text)
     text = "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def inline(text: str) -> str:
-    """Return escaped text for one line, with nothing that Slack takes for formatting."""
+    """Return escaped text for one line, with nothing that Slack treats as formatting."""
     return re.sub(r"([*_~`])", "\u200b\\1", escape(" ".join(text.split())))
 
 
@@ -120,7 +121,7 @@ def last_lines(text: str, most: int) -> str:
     lines: list[str] = []
     left = most
     for line in reversed(text.replace("\r\n", "\n").rstrip().split("\n")):
-        # What a progress bar wrote over is gone on a terminal, too.
+        # As on a terminal: text that a progress bar has overwritten is not shown.
         shown = shortened(unfenced(escape(line.rpartition("\r")[2])), 400)
         if len(shown) + 1 > left or len(lines) == 20:
             break
@@ -130,7 +131,7 @@ def last_lines(text: str, most: int) -> str:
 
 
 def headline(notice: Notice) -> str:
-    """Return the message's one sentence. A failure keeps the wording of the seed."""
+    """Return the message's one sentence. For a failure it has the wording of the original action."""
     where = f" of {inline(notice.repository)}" if notice.repository else ""
     name = f"{inline(notice.model)}{where}"
     if notice.event is Event.STARTED:
@@ -162,7 +163,7 @@ def message(notice: Notice) -> dict[str, Any]:
     facts = {"Phase": notice.phase, "Host": notice.host, "Job": notice.job}
     if notice.seconds is not None:
         facts["Duration"] = show_seconds(notice.seconds)
-    # Slack takes up to ten fields of 2000 characters in a section.
+    # Slack accepts up to ten fields of 2000 characters in a section.
     shown = [(name, shortened(inline(value), 300)) for name, value in facts.items() if value]
     shown += [
         (shortened(inline(name), 80), f"{value:.6g}")
@@ -188,10 +189,10 @@ def _section(text: str) -> dict[str, Any]:
 
 
 def notify(identifier: str, notice: Notice, wanted: frozenset[Event], total_s: float = 30.0) -> str | None:
-    """Post a notice if it is wanted, within `total_s` seconds whatever the other side does.
+    """Post a notice if it is wanted, always within `total_s` seconds.
 
-    Never raises. Returns None when there was nothing to post or it was delivered, else one line that says why
-    not, without the webhook's address.
+    Never raises. Returns None when there was nothing to post or it was delivered, otherwise one line with the
+    reason, without the webhook's address.
     """
     if notice.event not in wanted or not identifier.strip():
         return None
@@ -201,7 +202,7 @@ def notify(identifier: str, notice: Notice, wanted: frozenset[Event], total_s: f
     except ValueError as error:
         return f"Slack was not told: {error}"
     outcome: list[str | None] = []
-    # A thread, because a name lookup or an answer that drips byte by byte ignores every socket timeout.
+    # In a thread, because a name lookup or an answer that comes byte by byte ignores every socket timeout.
     sender = threading.Thread(
         target=lambda: outcome.append(slack_webhook.send(url, body, total_s)), name="slack", daemon=True
     )

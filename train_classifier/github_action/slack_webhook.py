@@ -18,12 +18,12 @@ from slack_sdk.http_retry.response import HttpResponse
 from slack_sdk.http_retry.state import RetryState
 from slack_sdk.webhook import WebhookClient
 
-#: Attempts after the first, of each kind together.
+#: Attempts after the first, for all kinds of errors together.
 RETRIES = 3
 #: Seconds to wait for one answer.
 ATTEMPT_S = 10.0
 
-#: What Slack's own short answers mean to the reader, who can act on them.
+#: The meaning of Slack's short answers, for the reader who can act on them.
 MEANINGS = {
     400: "the message was refused",
     403: "the webhook is not allowed to post",
@@ -50,12 +50,12 @@ class _RateLimit(RateLimitErrorRetryHandler):
         if response is None or response.status_code != 429:
             return False
         asked = retry_after(response.headers)
-        # One second more: slack_sdk adds up to that much by chance.
+        # One second more, because slack_sdk adds a random time of up to one second.
         return asked is not None and time.monotonic() + asked + 1 < self.deadline
 
 
 class _ServerError(ServerErrorRetryHandler):
-    """Tries again after any 5xx, not only the two that slack_sdk takes."""
+    """Tries again after any 5xx, not only the two that slack_sdk handles."""
 
     def __init__(self, deadline: float) -> None:
         super().__init__(max_retry_count=RETRIES)
@@ -92,7 +92,7 @@ class _Connection(ConnectionErrorRetryHandler):
 
 
 def retry_after(headers: dict[str, Any]) -> int | None:
-    """Return the seconds that a 429 asks to wait: 1 when it does not say, None when it is no sane number."""
+    """Return the seconds that a 429 asks to wait: 1 without a number, None for an invalid number."""
     for name, values in headers.items():
         if name.lower() == "retry-after":
             return int(values[0]) if re.match(r"[0-9]{1,6}\Z", str(values[0])) else None
@@ -106,7 +106,7 @@ def send(url: str, body: dict[str, Any], total_s: float) -> str | None:
     """
     deadline = time.monotonic() + total_s
     logger = logging.getLogger("train_classifier.github_action.slack_webhook")
-    # slack_sdk logs the address: at its error level, and below whatever the level is not set to.
+    # slack_sdk logs the address at its error level and below, so its logger is switched off.
     logger.setLevel(logging.CRITICAL + 1)
     try:
         client = WebhookClient(
@@ -125,13 +125,13 @@ def send(url: str, body: dict[str, Any], total_s: float) -> str | None:
         meaning = "too many messages"
     elif answer.status_code >= 500:
         meaning = "Slack is in trouble"
-    # Slack answers by one word (no_service); anything else is not shown, as it may repeat the address.
+    # Slack answers with one word (no_service); any other answer is not shown, as it may repeat the address.
     word = answer.body if re.match(r"[a-z_]{1,40}\Z", answer.body or "") else ""
     return f"HTTP {answer.status_code}" + "".join(f", {part}" for part in (meaning, word) if part)
 
 
 def _explain(error: Exception) -> str:
-    """Return a sentence by the kind of error only: its text may hold the address."""
+    """Return a sentence for the kind of error only, because its text may contain the address."""
     cause = error.reason if isinstance(error, URLError) and isinstance(error.reason, Exception) else error
     if isinstance(cause, TimeoutError):
         return "no answer in time"

@@ -1,4 +1,4 @@
-"""The action's step: one `train`, told to a workflow run.
+"""The action's step: one `train`, with its results reported to a workflow run.
 
 Runs as `python -m train_classifier.github_action.step`.
 """
@@ -29,14 +29,14 @@ from train_classifier.request.flags import LEAST_SECRET
 if TYPE_CHECKING:
     from train_classifier.reports.report import Report
 
-#: Seconds for reading the archive's papers and for Slack, once a cancel runs against the clock.
+#: Seconds for reading the files of the archive and for Slack, after a cancel has limited the time.
 HURRY_S = 0.5
-#: Seconds that the notices may take together, Slack's own limits of rate included.
+#: Seconds that all notices may take together, including Slack's own rate limits.
 SLACK_S = 60.0
 
 
 class Step:
-    """What the step knows so far; whatever ends it, `close` tells the workflow run what there is."""
+    """The state of the step; after any end of it, `close` reports what is known to the workflow run."""
 
     def __init__(self) -> None:
         self.console = WorkflowConsole(os.environ)
@@ -53,7 +53,7 @@ class Step:
     # From the inputs to the job's end.
 
     def train(self) -> None:
-        """Run the job. Raises what ended it before there was one; else `failure` says how it went."""
+        """Run the job. Raises an error that came before there was a job; after that `failure` holds it."""
         environment = dict(os.environ)
         webhook = environment.get("TRAIN_CLASSIFIER_INPUT_SLACK_WEBHOOK") or environment.get(
             "TRAIN_CLASSIFIER_SLACK_WEBHOOK"
@@ -97,7 +97,7 @@ class Step:
         if value.strip():
             masked = [value.strip()]
             if value.startswith(("https://", "http://")):
-                # The path alone is the secret.
+                # Only the path is secret.
                 masked.append(value.strip().partition("://")[2].partition("/")[2])
             for each in masked:
                 self.console.mask(each)
@@ -111,7 +111,7 @@ class Step:
         return spec
 
     def _remove_old(self, environment: Mapping[str, str]) -> list[str]:
-        """Remove the archive of an earlier run: what fails must not deliver it again. Return the problems."""
+        """Remove an earlier run's archive, so that a failing run does not deliver it. Return problems."""
         try:
             path = old_archive.place(environment, Path.cwd())
         except ValueError as error:
@@ -125,7 +125,7 @@ class Step:
             return [f"the old {path.name} cannot be removed: {error.strerror}"]
         return []
 
-    # What the run tells meanwhile.
+    # Calls from the run.
 
     def started(self, identifier: str) -> None:
         """The job is safe on its host."""
@@ -133,7 +133,7 @@ class Step:
         self._tell("start")
 
     def cancelling(self) -> None:
-        """A cancel has come: from here on the clock runs."""
+        """Note a cancel: from now on the time is limited."""
         self.hurried = True
         self._tell("cancelled")
 
@@ -151,7 +151,7 @@ class Step:
             console.finish()
         delivered = (self.run.delivered if self.run else None) or {}
         result = self._result(code)
-        # First what later steps go by: what follows takes time, and GitHub may kill the step in it.
+        # Outputs first, as later steps use them: the rest takes time, and GitHub may kill the step meanwhile.
         self._outputs(code, result, delivered)
         endings = {ExitCode.TRAINED: "success", ExitCode.CANCELLED: "cancelled"}
         if result["outcome"] != "submitted":
@@ -171,7 +171,7 @@ class Step:
         return code
 
     def _safely(self, what: str, act: Callable[[], Any]) -> Any:
-        """Return what `act` returns. A failure to tell of a job is said, and changes nothing about it."""
+        """Return what `act` returns. A failure in reporting is shown, but does not change the outcome."""
         try:
             return act()
         except Exception as error:
@@ -181,18 +181,18 @@ class Step:
             return None
 
     def crash_file(self) -> str:
-        """Keep the traceback of a bug of ours, without any secret, and say where."""
+        """Write the traceback of a bug in this program to a file, without any secret, and return where."""
         from train_classifier.controller.temp_files import write_crash_file
 
         trace = traceback.format_exc()
         for value in sorted(self._hidden, key=len, reverse=True):
-            # As it stands, and as the text of an exception may quote it.
+            # The value itself, and the form in which the text of an exception may quote it.
             for form in (value, repr(value)[1:-1]):
                 trace = trace.replace(form, "***")
         return f"Please report it with {write_crash_file(trace)}"
 
     def _wait_for_slack(self) -> None:
-        """Wait for notices under way, but not once somebody wants the step to end."""
+        """Wait for the running notices; after a request to end, only for a moment."""
         end = time.monotonic() + SLACK_S
         while any(thread.is_alive() for thread in self._slack):
             if time.monotonic() > end:
@@ -202,7 +202,7 @@ class Step:
             time.sleep(0.02)
 
     def _result(self, code: ExitCode) -> dict[str, Any]:
-        """Return the job's own result, or what stands for it where there is none."""
+        """Return the job's own result, or a substitute when there is none."""
         found = dict((self.run.result if self.run else None) or {})
         for key in ("reason", "hint"):
             if isinstance(found.get(key), str):
@@ -222,7 +222,7 @@ class Step:
             spent = found["seconds"]
             found["seconds"] = {name: spent[name] for name in (*job.PHASES, *spent) if name in spent}
         found.setdefault("exit_code", int(code))
-        # A detached job is on its way, and no more is known of it.
+        # A detached job is submitted, and its outcome is not known.
         detached = bool(self.plan and self.plan.detach and not self.failure)
         found.setdefault("outcome", "submitted" if detached else OUTCOMES[code])
         if self.run:
@@ -248,7 +248,7 @@ class Step:
         from train_classifier.reports.report import Report
 
         own = ("preflight", "push", "start", "fetch")
-        # Curves take their time to draw: a cancel leaves none for them.
+        # Drawing curves takes time, and a cancel leaves no time for it.
         drawn = Papers() if self.hurried else papers
         return Report(
             result=result,
@@ -261,7 +261,7 @@ class Step:
             host=self.run.host_name if self.run else "",
         )
 
-    # Copies go into the runner's temporary folder: the workspace gets the archive alone.
+    # Copies are written to the runner's temporary folder: the workspace gets only the archive.
 
     def _write_manifest(self, papers: Papers) -> None:
         if papers.manifest:
@@ -293,7 +293,7 @@ class Step:
             "status": result["outcome"],
             "exit-code": int(code),
             "artefacts": delivered.get("path"),
-            # Set again once they are written.
+            # Set again after the files are written.
             "manifest": "",
             "report": "",
             "sha256": delivered.get("sha256"),
@@ -313,7 +313,7 @@ class Step:
         workflow.add_summary(job_summary.markdown(report, workflow.summary_room()))
 
     def _annotate_model(self) -> None:
-        """Put each of the model's tracebacks on its line of the caller's repository."""
+        """Annotate the line of each of the model's tracebacks in the caller's repository."""
         if not self.plan:
             return
         from train_classifier.reports import tracebacks
@@ -330,7 +330,7 @@ class Step:
     # Slack.
 
     def _tell(self, what: str) -> None:
-        """Post a notice beside everything else; each kind at most once."""
+        """Post a notice in its own thread; each kind at most once."""
         if self.inputs is None or not self.inputs.webhook or what in self._told:
             return
         from train_classifier.github_action import slack_message
@@ -372,9 +372,9 @@ class Step:
 
 @contextlib.contextmanager
 def interruptible(step: Step) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into KeyboardInterrupt, also those that came while Python was starting.
+    """Convert SIGINT and SIGTERM to KeyboardInterrupt, also those that came while Python was starting.
 
-    Afterwards they only make the step hurry: what happened is told in any case.
+    After the first one they only make the step hurry: the results are reported in any case.
     """
 
     def hurry(_number: int, _frame: Any) -> None:
@@ -411,7 +411,7 @@ def main() -> int:
         reason = f"A bug in train-classifier ({type(error).__name__})."
         step.failure = TrainClassifierError(reason, step.crash_file())
     code = step.close()
-    # Python takes its handlers away as it ends: a signal that comes then would change the exit code.
+    # Python removes its handlers when it ends: a signal at that time would change the exit code.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     return int(code)

@@ -1,4 +1,4 @@
-"""`train` under a workflow run: a cancel has ten seconds, and whoever gave it is no person at a terminal."""
+"""`train` in a workflow run: a cancel has ten seconds, and it does not come from a terminal."""
 
 import contextlib
 import dataclasses
@@ -16,19 +16,19 @@ from train_classifier.controller.steps import Order
 from train_classifier.core.errors import Cancelled, ExitCode, OutOfTouch, TrainClassifierError
 from train_classifier.core.text import show_seconds
 
-#: Seconds without a look after which the worker stops the job, on this machine and over ssh.
+#: Seconds without a request after which the worker stops the job: on this machine, and over ssh.
 LEASE_S, REMOTE_LEASE_S = 600.0, 3600.0
-#: GitHub sends SIGINT, after 7.5 s SIGTERM, after 2.5 s more SIGKILL. Seconds from the first of them after
-#: which the artefacts are left on the host: what remains is for saying so.
+#: GitHub sends SIGINT, after 7.5 s SIGTERM, after 2.5 s more SIGKILL. Seconds after SIGINT until the step
+#: leaves the artefacts on the host: the remaining time is needed to report that.
 COLLECT_S = 6.5
-#: How the worker says that a lease ran out.
+#: Part of the worker's message after the end of a lease.
 LEFT_ALONE = "its controller is gone"
-#: Seconds that a job which is over waits for the look at the one before it.
+#: Seconds that a finished run waits for the check of the previous job.
 LOOK_BACK_S = 5.0
 
 
 class Listener(Protocol):
-    """Who wants to know what the run does."""
+    """The receiver of the events of the run."""
 
     def started(self, identifier: str) -> None:
         """The job is safe on its host."""
@@ -56,20 +56,20 @@ class StepRun(TrainingRun):
         self._looking_back: threading.Thread | None = None
 
     def event(self, event: str, **fields: Any) -> None:
-        """Take an event, and tell the step of those that it waits for."""
+        """Receive an event, and pass those that the step waits for to the step."""
         super().event(event, **fields)
         if event == "started":
             self._listener.started(self.job)
-            # Beside the training: nobody has to wait for what there was before.
+            # In a thread, so that the training does not wait for the check of the previous job.
             self._looking_back = threading.Thread(target=self._look_back, daemon=True, name="look-back")
             self._looking_back.start()
         elif event == "error" and isinstance(self.failure, OutOfTouch):
-            # A plugin gives the hint of the command line.
+            # A plugin's hint is that of the command line, not of the action.
             theirs, ours = super()._attach_hint(), self._attach_hint()
             self.failure.hint = (self.failure.hint or theirs).replace(theirs, ours)
 
     def _look_back(self) -> None:
-        """Tell of the job before this one of the same model, if its controller was killed."""
+        """Warn about the previous job of the same model, if its controller was killed."""
         with contextlib.suppress(TrainClassifierError):
             jobs = self.host.call({"verb": "list"})["jobs"]
             before = [each for each in jobs if each["model"] == self.model and each["id"] < self.job]
@@ -94,9 +94,9 @@ class StepRun(TrainingRun):
         )
 
     def _complete(self, target: Target) -> Order:
-        """Give the job a lease, unless one was given or nobody is to look after it.
+        """Set the job's lease, unless one was given or the job is detached.
 
-        An input and a setting of the repository name the host, too: commands to type elsewhere need flags.
+        The host may come from an input or a setting of the repository; commands to type elsewhere need flags.
         """
         flags = "" if target.local else inventory.flags(self._inventory, target.name)
         order = dataclasses.replace(super()._complete(target), flags=flags)
@@ -106,7 +106,7 @@ class StepRun(TrainingRun):
         return dataclasses.replace(order, spec=dataclasses.replace(order.spec, lease_s=lease))
 
     def run(self, play: Play, inventory: str | None, limit: str | None) -> ExitCode:
-        """Run, then remove what leaving in the middle of it left on this side."""
+        """Run, then remove the part file that an interrupted fetch left on this machine."""
         self._inventory = inventory
         code = super().run(play, inventory, limit)
         if self._looking_back is not None and code is not ExitCode.CANCELLED:

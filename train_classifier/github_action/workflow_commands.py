@@ -1,6 +1,6 @@
-"""What a workflow run understands: commands on standard output, and the files for outputs and the summary.
+"""The interface of a workflow run: commands on standard output, and files for outputs and the summary.
 
-Outside GitHub everything here is harmless: no command is written, no file is looked for.
+Outside GitHub nothing here has an effect: no command is written, and no file is used.
 Commands and their escaping: github.com/actions/toolkit, packages/core/src/command.ts and file-command.ts.
 """
 
@@ -18,7 +18,7 @@ OUTPUT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 
 
 def is_github(environment: Mapping[str, str]) -> bool:
-    """Say whether this is a step of a workflow run."""
+    """Return whether this is a step of a workflow run."""
     return environment.get("GITHUB_ACTIONS") == "true"
 
 
@@ -48,18 +48,18 @@ def command(name: str, message: str = "", **properties: str | int | None) -> byt
 
 
 class Workflow:
-    """Speaks to the workflow run whose environment this is, on `stream` (its standard output, binary)."""
+    """Writes to the workflow run of this environment, on `stream` (its standard output, binary)."""
 
     def __init__(self, stream: BinaryIO, environment: Mapping[str, str]) -> None:
         self.stream = stream
         self.environment = environment
         self.active = is_github(environment)
-        #: A command counts only at the start of a line.
+        #: Whether a line starts here: only there can a command be written.
         self._fresh = True
         self._stopped = False
 
     def write(self, data: bytes) -> None:
-        """Write output that is not a command. Between `stopped` it may hold anything."""
+        """Write output that is not a command. Within `stopped` it may hold anything."""
         if data:
             self.stream.write(data)
             self.stream.flush()
@@ -78,7 +78,7 @@ class Workflow:
         self._command(command("endgroup"))
 
     def mask(self, value: str) -> None:
-        """Have the runner show *** for a secret from here on, also for each line of one with several."""
+        """Have the runner show *** for a secret from now on, also for each line of a secret with several."""
         for part in dict.fromkeys([value, *value.splitlines()]):
             if part.strip():
                 self._command(command("add-mask", part))
@@ -93,9 +93,9 @@ class Workflow:
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """Let nothing that is written meanwhile be taken for a command: it is the training's own output.
+        """Make the runner ignore commands meanwhile, because the output is the training's own.
 
-        The word that ends this is random, so that the training cannot know it.
+        The token that ends this is random, so that the training cannot know it.
         """
         if not self.active or self._stopped:
             yield
@@ -112,7 +112,7 @@ class Workflow:
     def set_output(self, name: str, value: str) -> bool:
         """Set an output of the step. Returns whether there is a file to write it to, and it was written.
 
-        Raises ValueError for a name that is none.
+        Raises ValueError for an invalid name.
         """
         if not OUTPUT_NAME.match(name):
             raise ValueError(f"{name!r} is no name of an output")
@@ -120,19 +120,19 @@ class Workflow:
         return self._append("GITHUB_OUTPUT", f"{name}<<{end}\n{value}\n{end}\n", f"output {name}")
 
     def summary_room(self) -> int:
-        """Return the bytes that the step's summary still takes."""
+        """Return the bytes that the step's summary still has room for."""
         path = self.environment.get("GITHUB_STEP_SUMMARY")
         try:
             used = Path(path).stat().st_size if path else 0
         except OSError:
             used = 0
-        # Two bytes for the newlines around what is added, and some for what the runner may add.
+        # Two bytes for the newlines around the added text, and some for additions of the runner.
         return max(SUMMARY_LIMIT - used - 1024, 0)
 
     def add_summary(self, markdown: str) -> bool:
         """Add to the step's summary. Returns whether there is one, and it was written.
 
-        Nothing is added past GitHub's limit: the runner would drop the whole summary.
+        Nothing is added above GitHub's limit: the runner would ignore the whole summary.
         """
         if len(markdown.encode("utf-8", "replace")) + 2 > self.summary_room():
             self.warning("The job summary is full: nothing was added to it.")

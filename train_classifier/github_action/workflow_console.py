@@ -1,4 +1,4 @@
-"""What a workflow run shows of a job: a folded group for each phase, the training's log live in between."""
+"""The log of a job in a workflow run: a folded group for each phase, and the training's log live."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ from train_classifier.github_action.workflow_commands import Workflow
 
 #: Bytes of the log's end that are kept for the summary, the annotations and Slack.
 TAIL = 512 << 10
-#: Phases that stand open in the log: what everybody came to see.
+#: Phases that are not folded in the log, because every reader wants to see them.
 OPEN = ("training", "queue")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 
@@ -24,7 +24,7 @@ _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 class WorkflowConsole(Console):
     """A Reporter for a step of a workflow. Everything goes to standard output, in order.
 
-    Nothing that is not a command of ours can be taken for one: it is written while commands are stopped.
+    Only this program's own commands take effect: all other output is written while commands are stopped.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -35,15 +35,15 @@ class WorkflowConsole(Console):
         self._words_allowed = contextlib.ExitStack()
         self._stopped = False
         self._tail = bytearray()
-        #: The phase that ran last, for what went wrong in it.
+        #: The phase that ran last, for failures in it.
         self.last_phase = ""
-        #: The runner reads no more: it was told to end.
+        #: Set after the runner has stopped reading, because it has to end.
         self._mute = threading.Event()
 
     # The Reporter's side.
 
     def log(self, data: bytes) -> None:
-        """Write log bytes as they are, at once; they cannot be commands."""
+        """Write log bytes unchanged and at once; they cannot act as commands."""
         with self._lock:
             self.log_bytes += len(data)
             self._tail += data
@@ -124,7 +124,7 @@ class WorkflowConsole(Console):
             self._line(f"{file}:{line}: {words}" if file else words, always=True)
 
     def finish(self) -> None:
-        """Close the group and let commands be heard again."""
+        """Close the group and let the runner process commands again."""
         with self._lock:
             self._enter(None)
             self._command()
@@ -143,7 +143,7 @@ class WorkflowConsole(Console):
     def _line(self, words: str, colour: str | None = None, always: bool = False) -> None:
         start = b"" if self._at_start else b"\n"
         words = _ANSI.sub("", words)
-        # Most of our own lines hold no foreign word that a runner could take for a command.
+        # Most of this program's lines contain nothing that a runner could treat as a command.
         harmless = "::" not in words and "##[" not in words
         self._plain(start + words.encode("utf-8", "replace") + b"\n", harmless)
         self._at_start = True
@@ -157,12 +157,12 @@ class WorkflowConsole(Console):
                 self._words_allowed.enter_context(self.workflow.stopped())
             self.workflow.write(data)
         except OSError:
-            # The runner reads no more; the job and its papers still matter.
+            # The runner has stopped reading; the job and its files are still needed.
             self._gone = self.log_gone = True
             self.workflow.active = False
 
     def _command(self) -> None:
-        """Leave the state in which nothing is a command."""
+        """Leave the state in which commands are stopped."""
         if self._stopped:
             self._stopped = False
             try:

@@ -1,1 +1,1 @@
-"""What is told of a training: report, job summary, page and charts."""
+"""The results of a training as report, job summary, page and charts."""

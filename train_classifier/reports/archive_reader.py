@@ -1,4 +1,4 @@
-"""Reads a job's papers out of its archive, without unpacking anything: manifest, learning curves, use."""
+"""Reads manifest, learning curves and usage from a job's archive, without unpacking it."""
 
 import contextlib
 import dataclasses
@@ -12,11 +12,11 @@ from typing import IO, Any
 
 #: Largest manifest that is read, in bytes.
 MOST = 16 << 20
-#: Bytes of a table that are kept: what is drawn are some sixty points, and to read a megabyte takes a second.
+#: Most bytes kept of a table: a chart has some sixty points, and reading a megabyte takes a second.
 MOST_TABLE = 1 << 20
-#: Rows with the same first field that belong together: one for each GPU of a host.
+#: Most rows with the same first field that are kept together: one for each GPU of a host.
 MOST_GROUP = 64
-#: Seconds after which the rest of a large archive is left unread.
+#: Seconds after which the rest of a large archive is not read.
 MOST_S = 60.0
 MANIFEST = "job/manifest.json"
 TABLES = ("job/usage.csv", "artefacts/history.csv")
@@ -24,7 +24,7 @@ TABLES = ("job/usage.csv", "artefacts/history.csv")
 
 @dataclasses.dataclass(frozen=True)
 class Papers:
-    """What was found; text that is missing is empty, and long tables are thinned."""
+    """The files of an archive; missing text is empty, and long tables are thinned."""
 
     manifest: bytes = b""
     usage: str = ""
@@ -41,7 +41,7 @@ class Papers:
 
 
 def read(archive: Path, seconds: float = MOST_S) -> Papers:
-    """Return the papers in an archive of ours. A damaged archive gives those in front of the damage."""
+    """Return the files of an archive. From a damaged archive, those before the damage are returned."""
     end = time.monotonic() + seconds
 
     def late() -> bool:
@@ -51,7 +51,7 @@ def read(archive: Path, seconds: float = MOST_S) -> Papers:
     damage = (OSError, EOFError, tarfile.TarError, zlib.error)
     with contextlib.suppress(*damage), tarfile.open(archive, "r|gz") as tar:
         for member in tar:
-            # TarFile remembers every member: a million of them would take a gigabyte.
+            # TarFile stores every member: a million of them would need a gigabyte.
             tar.members = []  # type: ignore[attr-defined]
             source = tar.extractfile(member) if member.isreg() else None
             if source and member.name == MANIFEST and member.size <= MOST:
@@ -68,7 +68,7 @@ def thinned(table: IO[bytes], late: Callable[[], bool] = lambda: False, most: in
     """Return a CSV file with its head and every n-th row, so that it is at most `most` bytes or little more.
 
     Consecutive rows with the same first field stay together: usage.csv has one for each GPU. First and last
-    row stay, too. What comes once it is `late`, and what follows a line longer than all that, is left out.
+    row stay too. Rows after `late` returns True, and after a line longer than the limit, are left out.
     """
     head = table.readline(most)
     if not head.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""Reads history.csv and usage.csv into charts: series of points with a name, thinned to what can be drawn."""
+"""Reads history.csv and usage.csv into charts: named series of points, thinned for the drawing."""
 
 import csv
 import dataclasses
@@ -7,11 +7,11 @@ import itertools
 import math
 from collections.abc import Iterable
 
-#: What one chart and one report hold at most; a model may write thousands of columns and millions of rows.
+#: Limits of a chart and a report, as a model may write thousands of columns and millions of rows.
 MOST_SERIES, MOST_CHARTS, MOST_POINTS = 6, 8, 60
-#: Ends of what can be drawn: past them the steps of an axis are no numbers any more.
+#: Smallest and largest value that can be drawn: beyond them the steps of an axis are not finite numbers.
 LEAST, MOST = 1e-30, 1e30
-#: Rows that are read; past them a file is no learning curve.
+#: Most rows that are read; a longer file is not a learning curve.
 MOST_ROWS = 200_000
 MOST_NAME = 60
 
@@ -34,7 +34,7 @@ class Chart:
     x: str
     y: str
     series: tuple[Series, ...]
-    #: Ends of the y axis where they are known beforehand, as 0 to 100 %.
+    #: Ends of the y axis if they are fixed, as 0 to 100 %.
     floor: float | None = None
     ceiling: float | None = None
 
@@ -55,7 +55,7 @@ class Chart:
 
 
 def number(text: object) -> float | None:
-    """Return a finite number that can be drawn, None for anything else; what is too small to see is 0."""
+    """Return a finite number that can be drawn, None for anything else; too small numbers become 0."""
     try:
         value = float(str(text))
     except ValueError:
@@ -66,7 +66,7 @@ def number(text: object) -> float | None:
 
 
 def rows(text: str) -> Iterable[dict[str, str]]:
-    """Return the rows of a CSV file as far as it can be read; a NUL or a last line cut short do no harm."""
+    """Return the rows of a CSV file as far as it can be read; a NUL or a partial last line is no error."""
     reader = csv.DictReader(io.StringIO(text.replace("\0", "").removeprefix("\ufeff")), skipinitialspace=True)
     try:
         for row in itertools.islice(reader, MOST_ROWS):
@@ -74,16 +74,16 @@ def rows(text: str) -> Iterable[dict[str, str]]:
                 key: value for key, value in row.items() if isinstance(key, str) and isinstance(value, str)
             }
     except csv.Error:
-        # A field over 128 KiB: what came before it counts.
+        # A field over 128 KiB: the rows before it are used.
         return
 
 
 def series(name: str, points: Iterable[Point], most: int = MOST_POINTS) -> Series | None:
     """Return a series with points at even distances, at most `most`; None for fewer than two different x.
 
-    Each point is the mean of what lies around it, so that a short spike leaves a trace; where there is
-    nothing, it is on the line between its neighbours. A later value for the same x replaces the earlier one:
-    a resumed training writes an epoch again.
+    Each point is the mean of the values around it, so that a short spike remains visible; where there are
+    none, it is on the line between its neighbours. A later value for the same x replaces the earlier one,
+    because a resumed training writes an epoch again.
     """
     last = dict(points)
     xs = sorted(last)
@@ -102,12 +102,12 @@ def series(name: str, points: Iterable[Point], most: int = MOST_POINTS) -> Serie
         for index in range(left, right):
             drawn.append((xs[0] + index * step, before + (after - before) * (index - left) / (right - left)))
     drawn.append((xs[-1], known[-1][1]))
-    # Ends exactly where the data ends, although the steps were added up.
+    # Use the exact end of the data: the sum of the steps is not exact.
     return Series(name[:MOST_NAME] or "?", tuple(drawn))
 
 
 def unread(text: str) -> list[str]:
-    """Return the columns of history.csv that hold something, but no number that can be drawn."""
+    """Return the columns of history.csv that are not empty, but hold no number that can be drawn."""
     filled: dict[str, bool] = {}
     for row in rows(text):
         for name, field in row.items():
@@ -151,7 +151,7 @@ def history(text: str) -> list[Chart]:
 
 
 def usage(text: str) -> list[Chart]:
-    """Return what the job used: each GPU's time and memory; processor and memory where there is no GPU."""
+    """Return the job's usage: time and memory of each GPU; processor and memory when there is no GPU."""
     columns: dict[str, dict[str, list[Point]]] = {}
     names: dict[str, str] = {}
     for row in rows(text):

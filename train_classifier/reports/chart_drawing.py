@@ -1,4 +1,4 @@
-"""Draws charts: as mermaid, which GitHub renders in a job summary, and as SVG for a page of its own."""
+"""Draws charts: as mermaid, which GitHub renders in a job summary, and as SVG for a separate page."""
 
 import html
 import math
@@ -43,7 +43,7 @@ def mermaid(chart: Chart) -> str:
         f'    y-axis "{mermaid_text(chart.y)}" {plain(low, high - low)} --> {plain(high, high - low)}',
     ]
     for series in chart.series:
-        # Mermaid spreads each line evenly over the whole axis: a shorter one is held at its ends.
+        # Mermaid spreads each line evenly over the whole axis: extend a shorter one with its end values.
         points = [plain(_at(series.points, x), high - low) for x in _grid(chart)]
         lines.append(f"    line [{', '.join(points)}]")
     lines.append("```")
@@ -57,7 +57,7 @@ def _grid(chart: Chart) -> list[float]:
 
 
 def _at(points: tuple[tuple[float, float], ...], x: float) -> float:
-    """Return a line's value at x, beyond its ends that of its end. The points lie at even distances."""
+    """Return a line's value at x; beyond an end, the value of that end. The points have even distances."""
     position = (x - points[0][0]) / (points[-1][0] - points[0][0]) * (len(points) - 1)
     position = min(max(position, 0.0), len(points) - 1.0)
     left = min(int(position), len(points) - 2)

@@ -1,4 +1,4 @@
-"""The report as one HTML page: nothing is loaded from elsewhere, nothing runs, light or dark as you are."""
+"""The report as one HTML page: it loads nothing, runs no script, and has a light and a dark style."""
 
 import html
 
@@ -9,7 +9,7 @@ from train_classifier.reports.report import Report
 #: Bytes of the log's tail.
 MOST_LOG = 256 << 10
 
-#: A browser loads and runs nothing, whatever a name or the log holds.
+#: A browser loads and runs nothing, regardless of the content of names and the log.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 STYLE = """
@@ -103,7 +103,7 @@ def render(report: Report) -> str:
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
-    # Names on a disk need not be text; the page must be.
+    # File names may be invalid UTF-8, but the page must be valid.
     return page.encode("utf-8", "replace").decode()
 
 

@@ -1,28 +1,28 @@
-"""The job summary: a report as GitHub's markdown, in which text from elsewhere can do nothing but be read."""
+"""The job summary: a report as GitHub's markdown, in which untrusted text has no effect as markup."""
 
 import re
 
 from train_classifier.reports.chart_drawing import SQUARES, mermaid
 from train_classifier.reports.report import Report
 
-#: Bytes for the log's tail; what the rest leaves of the limit may be less.
+#: Most bytes of the log's tail; the other sections may leave less room.
 MOST_LOG = 128 << 10
 
 
 def code(text: str, most: int = 600) -> str:
-    """Return text from elsewhere as inline code for a cell of a table: no markup, link or mention in it."""
+    """Return untrusted text as inline code for a cell of a table: no markup, link or mention in it."""
     flat = " ".join(text.split())
     flat = flat if len(flat) <= most else flat[: most - 1] + "…"
     return f"<code>{_entities(flat)}</code>" if flat else ""
 
 
 def prose(text: str, most: int = 2000) -> str:
-    """Return text from elsewhere as plain text: no markup, link or mention in it."""
+    """Return untrusted text as plain text: no markup, link or mention in it."""
     flat = " ".join(text.split())
     flat = flat if len(flat) <= most else flat[: most - 1] + "…"
-    # At the beginning a dash, a sign or a number would make a rule, a heading or a list.
+    # A dash, a sign or a number at the beginning would start a rule, a heading or a list.
     escaped = re.sub(r"\A[-+=0-9]", lambda match: f"&#{ord(match[0])};", _entities(flat))
-    # GitHub looks for mentions after the entities are resolved; a zero-width space keeps them from being one.
+    # GitHub searches for mentions after resolving entities; a zero-width space prevents a mention.
     return re.sub(r"(&#64;|&#35;)", "\\1\u200b", escaped)
 
 
@@ -32,16 +32,16 @@ def _entities(text: str) -> str:
 
 
 def fenced(text: str, language: str = "text") -> str:
-    """Return text as a code block that it cannot leave: the fence is longer than any of its own."""
+    """Return text as a code block that it cannot end: the fence is longer than any fence in the text."""
     longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
 
 
 def markdown(report: Report, limit: int = 1 << 20) -> str:
-    """Return the summary in at most `limit` bytes of UTF-8: sections that do not fit are left out, and said.
+    """Return the summary in at most `limit` bytes of UTF-8; a note names sections that do not fit.
 
-    The table comes first and the log is cut at a line, so that what is most asked for is what stays.
+    The table comes first and the log is cut at a line, so that the most important content remains.
     """
     mark = "✅" if report.good else "❌"
     facts = ["| | |", "|---|---|", *(f"| {label} | {code(value)} |" for label, value in report.facts())]
@@ -65,7 +65,7 @@ def markdown(report: Report, limit: int = 1 << 20) -> str:
     note = "\n\n*Cut: the rest is in the report and in `artefacts.tar.gz`.*"
     left = limit - len(head.encode()) - len(note.encode()) - 2
     kept, cut = [], False
-    # The log is the reason to open the summary of a failed job: it goes before the curves.
+    # The log comes before the curves, as it is the reason to open the summary of a failed job.
     for section in [*sections, *([log] if log else []), *charts]:
         text = section
         if section == "log":

@@ -1,4 +1,4 @@
-"""What there is to say about a job that ended: facts, metrics, curves, the end of the log."""
+"""The report of a job that ended: facts, metrics, curves, the end of the log."""
 
 import dataclasses
 import functools
@@ -11,9 +11,9 @@ from train_classifier.core.metrics import number
 from train_classifier.core.text import show_bytes, show_seconds
 from train_classifier.reports import chart_data
 
-#: Metrics that are listed; metrics.json may hold any number.
+#: Most metrics that are listed; metrics.json may hold any number.
 MOST_METRICS = 100
-#: Lines of the log that are worth a reader's time.
+#: Most lines of the log that are shown.
 MOST_LINES = 200
 
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
@@ -36,7 +36,7 @@ SENTENCES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """A job's papers, as they came from the host. All but the result may be missing."""
+    """The files of a job, as they came from the host. All but the result may be missing."""
 
     #: result.json.
     result: Mapping[str, Any]
@@ -50,7 +50,7 @@ class Report:
     log_is_cut: bool = False
     #: Seconds of the controller's own phases (push, fetch), beside those in the result.
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    #: Name of the host in the inventory, if it is not the manifest's.
+    #: Name of the host in the inventory, if it differs from that in the manifest.
     host: str = ""
 
     @property
@@ -63,7 +63,7 @@ class Report:
 
     @property
     def good(self) -> bool:
-        """Whether the job did what was asked of it."""
+        """Whether the job succeeded."""
         return self.code is ExitCode.TRAINED
 
     def headline(self) -> str:
@@ -71,7 +71,7 @@ class Report:
         return f"{self.result.get('model') or 'The job'} {SENTENCES[self.code]}"
 
     def facts(self) -> list[tuple[str, str]]:
-        """Return what a reader wants to know first, as label and value; what is not known is left out."""
+        """Return the most important facts as label and value; unknown ones are left out."""
         result, manifest = self.result, self.manifest
         repository = _mapping(manifest.get("repository"))
         commit = str(repository.get("commit") or "")[:12]
@@ -120,7 +120,7 @@ class Report:
         phases = {
             name: value
             for name, value in {**_mapping(self.result.get("seconds")), **self.seconds}.items()
-            # What took no time is not worth a word.
+            # Phases that took almost no time are not listed.
             if _is_number(value) and value >= 0.05
         }
         ordered = {name: phases[name] for name in ("push", *phases) if name in phases}
@@ -164,11 +164,11 @@ class Report:
     def tail(self, most_bytes: int) -> str:
         """Return the log's last lines, without colours and control characters, in `most_bytes` of UTF-8.
 
-        What is left out in front is said in a first line.
+        A first line says how many lines are left out before.
         """
         lines = self.log.replace("\r\n", "\n").rstrip("\n").split("\n")
         kept: list[str] = []
-        # Room for the line that says how many are missing.
+        # Room for the line with the number of missing lines.
         left = most_bytes - 60
         for line in map(_clean, reversed(lines[-MOST_LINES:])):
             left -= len(line.encode()) + 1
@@ -179,7 +179,7 @@ class Report:
             return ""
         missing = len(lines) - len(kept)
         if self.log_is_cut:
-            # How many there are in all is not known here.
+            # The total number of lines is not known here.
             head = ["… earlier lines are in log.txt"]
         else:
             head = [f"… {missing} earlier line{'s' if missing > 1 else ''}, see log.txt"] if missing else []
@@ -187,7 +187,7 @@ class Report:
 
 
 def _clean(line: str) -> str:
-    """Return a line as a terminal would show it, at most 2000 characters of it."""
+    """Return a line as a terminal would show it, at most 2000 characters."""
     line = ANSI.sub("", line).rstrip("\r").rpartition("\r")[2]
     line = "".join(letter if letter.isprintable() or letter == "\t" else "�" for letter in line)
     return line if len(line) <= 2000 else line[:2000] + "…"

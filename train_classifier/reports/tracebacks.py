@@ -1,4 +1,4 @@
-"""Finds the model's Python tracebacks in a log, and the place in the repository that each points at."""
+"""Finds the model's Python tracebacks in a log, and the line in the repository that each refers to."""
 
 import builtins
 import dataclasses
@@ -7,20 +7,20 @@ import re
 
 #: Where the private copy of the repository lies in the container.
 WORKSPACE = "/workspace"
-#: GitHub shows ten errors of a step; the tenth is what says how the job ended. The last traceback is the
-#: one that ended the training.
+#: GitHub shows ten errors of a step; the tenth is the outcome of the job. The last tracebacks are kept,
+#: because the last one ended the training.
 MOST = 9
 
 ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
-#: A traceback of an ExceptionGroup stands behind a margin: `  | `, and `+-+---- 1 ----`.
+#: A traceback of an ExceptionGroup has a margin before it: `  | `, and `+-+---- 1 ----`.
 MARGIN = re.compile(r"\s*(?:\| ?|\+ (?=Exception Group)|\+-?\+?-{4,}.*$)")
-#: torchrun and PyTorch's own hook put the process in front of each line.
+#: torchrun and PyTorch's own hook write the process before each line.
 RANK = re.compile(r"(?:\[(?:rank|default)[0-9]{1,6}\]: ?)+")
 HEADER = re.compile(r"(?:Exception Group )?Traceback \(most recent call last\):\s*\Z")
 FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>[0-9]{1,9})(?:, in (?P<function>.*))?\Z')
 #: `ValueError: text`, `package.Error`, `KeyboardInterrupt`; also `ExceptionGroup: text (2 sub-exceptions)`.
 ERROR = re.compile(r"[A-Za-z_][\w.]*(?:: .*|:)\Z")
-#: Without a text it could be a word of any other output, but for such names.
+#: A name without a text could be a word of other output, so only the names below are accepted.
 BARE_ERROR = re.compile(r"(?:[A-Za-z_]\w*\.)*(?P<name>[A-Za-z_]\w*)\Z")
 ENDINGS = ("Error", "Exception", "Interrupt", "Exit", "Warning")
 BUILTINS = {
@@ -33,7 +33,7 @@ SYNTAX = ("SyntaxError", "IndentationError", "TabError")
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """A place in the caller's repository, and what went wrong there."""
+    """A line in the caller's repository, and the error message for it."""
 
     #: Relative to the top of the repository.
     file: str
@@ -44,9 +44,9 @@ class Annotation:
 def find(log: str, workspace: str = WORKSPACE) -> list[Annotation]:
     """Return one annotation for each traceback of the log, at its innermost frame in the repository.
 
-    Tracebacks without such a frame are left out; a place with the same message counts once. Of chained
-    exceptions each has its own. Of processes that put their rank in front each is read for itself. Only the
-    last are returned, in order of appearance.
+    Tracebacks without such a frame are left out; a line with the same message counts once. Each of several
+    chained exceptions has its own annotation. The output of processes that write their rank before each line
+    is read for each process separately. Only the last ones are returned, in order of appearance.
     """
     processes: dict[str, list[str]] = {}
     numbers: dict[str, list[int]] = {}
@@ -69,7 +69,7 @@ def find(log: str, workspace: str = WORKSPACE) -> list[Annotation]:
                 seen.append((numbers[process][index], annotation))
     found: dict[Annotation, None] = {}
     for _, annotation in sorted(seen, key=lambda each: each[0]):
-        # The last of two equal ones keeps its place.
+        # Of two equal ones, the position of the last is used.
         found.pop(annotation, None)
         found[annotation] = None
     return list(found)[-MOST:]
@@ -85,7 +85,7 @@ def _plain(line: str) -> str:
 
 
 def _bare_syntax_error(lines: list[str], index: int) -> bool:
-    """Say whether a SyntaxError of the entry point stands here: python prints it without a header."""
+    """Return whether a SyntaxError of the entry point is here: Python prints it without a header."""
     before = next((line for line in reversed(lines[max(index - 4, 0) : index]) if line.strip()), "")
     if HEADER.match(before.strip()) or FRAME.match(before.strip()) or before.startswith("    "):
         return False
@@ -115,7 +115,7 @@ def _traceback(lines: list[str], header: int, workspace: str) -> Annotation | No
 
 
 def _is_error(line: str) -> bool:
-    """Say whether a line ends a traceback."""
+    """Return whether a line ends a traceback."""
     bare = BARE_ERROR.match(line)
     return bool(ERROR.match(line) or (bare and (bare["name"] in BUILTINS or bare["name"].endswith(ENDINGS))))
 

@@ -1,1 +1,1 @@
-"""One run as it is asked for: flags, settings, variables and the checkout, checked first."""
+"""The request for one run: flags, settings, variables and the checkout, all checked first."""

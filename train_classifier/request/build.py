@@ -1,4 +1,4 @@
-"""One training run as asked for: flags, environment and settings become a Plan, or every problem at once."""
+"""Builds the Plan of one run from flags, environment and settings, or reports all problems together."""
 
 import concurrent.futures
 import dataclasses
@@ -37,7 +37,7 @@ _FIELDS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """What the caller gave, as given: None means not given. Sizes, durations and numbers may be text."""
+    """The caller's values, unparsed: None means not set. Sizes, durations and numbers may be text."""
 
     model: str | None = None
     arguments: Sequence[str] | None = None
@@ -58,7 +58,7 @@ class TrainRequest:
     shm_size: str | int | None = None
     pids: str | int | None = None
     network: str | None = None
-    #: K=V, or K for the caller's own value; a table is taken too.
+    #: K=V, or K for the caller's own value; a table is accepted too.
     environment: Sequence[str] | Mapping[str, str] | None = None
     env_file: Sequence[str] | None = None
     secrets: Sequence[str] | None = None
@@ -89,17 +89,17 @@ class Plan:
     output: Path
     #: Absolute path or host list; None: no inventory, this machine.
     inventory: str | None
-    #: The host, group or pattern that was asked for.
+    #: The requested host, group or pattern.
     host: str | None
-    #: Asks Ansible for the one host that it means; None where the caller brings its own connection.
+    #: Resolves the one host with Ansible; None where the caller has its own connection.
     look: "Callable[[], Target] | None" = dataclasses.field(repr=False)
     detach: bool
     #: Seconds without a connection before this side gives up; None: the default.
     patience_s: float | None
-    #: The flags by which another command finds the host again, with a space before each.
+    #: The flags that another command needs to find the host again, with a space before each.
     flags: str
     warnings: list[str]
-    #: Where each value that was given comes from, by its key.
+    #: The origin of each value that was set, by its key.
     origin: dict[str, str]
 
     @property
@@ -108,7 +108,7 @@ class Plan:
         return self.look() if self.look else None
 
     def order(self) -> "Order":
-        """Return the plan as the training functions want it, for whatever host."""
+        """Return the plan in the form that the training functions use, for any host."""
         from train_classifier.controller.steps import Order, pack_names
 
         order = Order(
@@ -130,13 +130,13 @@ def build(
     resolve: bool = True,
     own_settings: Path | None = None,
 ) -> Plan:
-    """Check everything that the checkout and the request tell, and return what to do.
+    """Check the checkout and the request, and return the plan.
 
     Order: flag, environment variable TRAIN_CLASSIFIER_<NAME>, the caller's own settings file (only where
     `own_settings` names it), the repository's train-classifier.toml, default. With `resolve`
-    the host is the inventory's; inside Ansible it is known already. To ask for it takes Ansible a second: it
-    is asked here only to tell all problems together, else by `Plan.target` or the playbook's first step.
-    Raises BadInput with all problems together; nothing on disk or on a host has changed.
+    the host is the inventory's; inside Ansible it is known already. Ansible needs a second to resolve it. So
+    it is resolved here only to report all problems together, otherwise by `Plan.target` or the first step of
+    the playbook. Raises BadInput with all problems together; nothing on disk or on a host has changed.
     """
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         return _Builder(request, environ, resolve, own_settings, pool).plan()
@@ -229,7 +229,7 @@ class _Builder:
     def _model(self) -> str | None:
         name = self._text("model") if self.request.model is not None else None
         name = name if name is not None else self._text("model") or self.environ.get("MODEL")
-        # What a shell completes to.
+        # A shell completes a folder with a slash.
         return name.rstrip("/") or name if name else None
 
     def _inventory(self, cwd: Path) -> str | None:
@@ -259,7 +259,7 @@ class _Builder:
             wanted = requirements_file.parse(top, model)
             problems += [printable(problem) for problem in wanted.problems]
             problems += [printable(problem) for problem in apt_file.parse(top, model).problems]
-        # A walk through somebody's home folder tells nothing when there is no model in it.
+        # Walking through a home folder is useless when there is no model in it.
         known = (
             good or (top / ".git").exists() or (top / options.SETTINGS_FILE).exists() or checkout.models(top)
         )

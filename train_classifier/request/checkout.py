@@ -1,4 +1,4 @@
-"""The checkout: where it is, what git says of it, and whether the model in it can be run."""
+"""The checkout: its path, its state in git, and whether its model can be run."""
 
 import difflib
 import hashlib
@@ -17,14 +17,14 @@ from train_classifier.request import git_state
 
 #: Folders of generated content: never pushed, never a model.
 GENERATED = (".git", ".venv", "venv", "node_modules", "__pycache__")
-#: Letters that look like ASCII and are not, as people meet them: Cyrillic, Greek, dotless i, dashes.
+#: Common letters that look like ASCII but are not: Cyrillic, Greek, dotless i, dashes.
 _LOOKS_LIKE = dict(
     zip("аеорсухіјѕԁһӏνοαρτυικγпмтɑɡı‐‑‒–—−", "aeopcyxijsdhlvoaptuikynmtagi------", strict=True)  # noqa: RUF001
 )
 
 
 def resolve(folder: Path) -> Path:
-    """Return the real path of the checkout. Raises BadInput when it is none."""
+    """Return the real path of the checkout. Raises BadInput when it is not a checkout."""
     try:
         path = folder.resolve(strict=True)
     except FileNotFoundError as error:
@@ -43,7 +43,7 @@ def resolve(folder: Path) -> Path:
 
 
 def user_name() -> str:
-    """Return the login name of this process's user, the number where the machine knows no name."""
+    """Return the login name of this process's user; the number if there is no name."""
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -51,14 +51,14 @@ def user_name() -> str:
 
 
 def describe(repository: Path, output: Path | None = None) -> tuple[job.Repository, list[str]]:
-    """Return what identifies the checkout, and warnings. `output` does not make it dirty.
+    """Return the identity of the checkout, and warnings. `output` does not make it dirty.
 
     The key names this folder for this user on this controller, and in a workflow also the repository at
-    GitHub: one mirror and one cache on the host for each. Nothing in the checkout has a say in it.
+    GitHub: one mirror and one cache on the host for each. Nothing in the checkout can change the key.
     """
     identity = "\0".join((platform.node(), os.fsdecode(repository), user_name()))
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        # A runner uses the folder of one repository for the next of that name.
+        # A runner reuses the folder of one repository for the next repository of the same name.
         identity += "\0" + os.environ.get("GITHUB_REPOSITORY", "")
     key = hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     name = printable(repository.name)

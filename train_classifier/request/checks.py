@@ -18,14 +18,14 @@ _SECRET_WORDS = ("TOKEN", "PASSW", "SECRET", "API_KEY", "APIKEY", "PRIVATE_KEY",
 def output(text: str, base: Path, checkout: bool = False) -> tuple[Path, list[str]]:
     """Return the archive's absolute path and what is wrong with it; relative paths start at `base`.
 
-    One that a `checkout` names stays in `base`, its top, and replaces nothing but an archive.
+    An output that a `checkout` names must be in `base`, its top, and replaces nothing but an archive.
     """
     what = f"output {quoted(text)}" + (f" of the repository's {flags.SETTINGS_FILE}" if checkout else "")
     try:
         path = base / (text if checkout else Path(text).expanduser())
-        # The folder is made real, the name is not: an archive that is a symbolic link is replaced itself.
+        # Resolve only the folder, not the name: an archive that is a symbolic link is replaced itself.
         folder = path.parent.resolve()
-        # Where it is comes first: nobody is told to make a folder that is refused afterwards.
+        # Check the place first: otherwise a message could ask for a folder that is refused afterwards.
         problems = _outside_problems(what, path, folder, base) if checkout else []
         problems = problems or _output_problems(what, text, path, folder)
         if checkout:
@@ -72,7 +72,7 @@ def _replaced_problems(what: str, path: Path) -> list[str]:
 
 
 def secrets(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return the values of the secrets that are named, and problems; no value is ever part of one."""
+    """Return the values of the named secrets, and problems; a problem never contains a value."""
     found: dict[str, str] = {}
     problems = []
     for name in chosen.get("secrets", ()):
@@ -106,7 +106,7 @@ def arguments(given: Sequence[str]) -> list[str]:
 
 
 def oddities(chosen: Mapping[str, Any], secret: Mapping[str, str], given: Sequence[str]) -> list[str]:
-    """Return warnings of values that work and are hardly meant."""
+    """Return warnings about values that are valid but probably not intended."""
     warnings = []
     environment = chosen.get("environment", {})
     if chosen.get("gpus") == 0 and chosen.get("min_vram"):

@@ -7,7 +7,7 @@ from train_classifier.core.text import quoted
 from train_classifier.request import flags
 
 MOST_BYTES = 4 << 20
-#: Problems of one file that are told.
+#: Most problems that are reported for one file.
 MOST_PROBLEMS = 20
 _ASSIGNMENT = re.compile(r"(?:export[ \t]+)?([^\s=#'\"]+)[ \t]*(=?)[ \t]*")
 _SINGLE = re.compile(r"'([^']*)'", re.DOTALL)
@@ -16,10 +16,10 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "\n
 
 
 def parse(content: bytes, name: str, environ: Mapping[str, str] | None) -> tuple[dict[str, str], list[str]]:
-    """Return the variables of a file and its problems; a KEY alone takes its value from `environ`.
+    """Return the variables of a file and its problems; a KEY alone gets its value from `environ`.
 
-    Without `environ`, for a file that may be anybody's, a KEY alone is a problem. 'single quotes' are
-    literal, "double quotes" know \\n, \\t, \\" and \\\\; both may span lines. No problem holds a value.
+    Without `environ`, for an untrusted file, a KEY alone is a problem. 'single quotes' are literal,
+    "double quotes" support \\n, \\t, \\" and \\\\; both may span lines. No problem contains a value.
     """
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").replace("\r\n", "\n")
     found: dict[str, str] = {}
@@ -70,7 +70,7 @@ def parse(content: bytes, name: str, environ: Mapping[str, str] | None) -> tuple
 
 
 def _value(text: str, start: int, end: int) -> tuple[str, int]:
-    """Return the value that starts at a place, and where it ends."""
+    """Return the value that starts at `start`, and its end."""
     if text[start : start + 1] in ("'", '"'):
         quote = text[start]
         match = (_SINGLE if quote == "'" else _DOUBLE).match(text, start)
@@ -81,5 +81,5 @@ def _value(text: str, start: int, end: int) -> tuple[str, int]:
         return re.sub(
             r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[0]), match[1], flags=re.DOTALL
         ), match.end()
-    # Of a run of blanks only the first begins a match: else a long one takes its length squared.
+    # A match starts only at the first of several blanks; otherwise a long run of them takes quadratic time.
     return re.sub(r"(?:^|(?<![ \t])[ \t]+)#.*", "", text[start:end]).rstrip(" \t"), end

@@ -1,6 +1,6 @@
 """One parser per option of a training run, shared by flags, environment variables and settings files.
 
-Every parser takes the raw value and returns the parsed one, or raises ValueError with one sentence.
+Every parser gets the raw value and returns the parsed one, or raises ValueError with one sentence.
 Standard library only: `--help` must not wait for pydantic.
 """
 
@@ -19,13 +19,13 @@ from train_classifier.request import units
 SETTINGS_FILE = "train-classifier.toml"
 #: The archive, unless another name is given.
 OUTPUT = "artefacts.tar.gz"
-#: A settings file beyond this is something else by mistake.
+#: Most bytes of a settings file; a larger file is another kind of file, named by mistake.
 MOST_SETTINGS = 1 << 20
 #: The longest text of an option: a path (PATH_MAX), a host, an image.
 MOST_TEXT = 4096
 #: Lifts a limit that a lower level sets: `--timeout none`.
 NONE = "none"
-#: A masked secret shorter than this would blot out half the log and still be guessed.
+#: Shortest secret. Masking a shorter one would hide half of the log, and it could still be guessed.
 LEAST_SECRET = 4
 
 _IMAGE_FORMS = "write name, name:tag or registry/name:tag@sha256:…, for example python:3.11-slim"
@@ -234,24 +234,24 @@ SETTINGS: dict[str, Callable[[Any], Any]] = {
 
 
 class Checkout(enum.Enum):
-    """What the settings file of a repository may say of an option.
+    """What the settings file of a repository may set for an option.
 
-    A checkout may be anybody's: it decides about its own container, and about nothing else.
+    A checkout is untrusted: it may change only its own container.
     """
 
     ANY = "any value"
     #: A host by its name, no pattern.
     NAME = "the name of a host"
-    #: A path that stays in the repository, links followed.
+    #: A path in the repository, after links are resolved.
     INSIDE = "a path inside the repository"
-    #: The host decides, by data_roots of its host.json.
+    #: Folders that the host allows in data_roots of its host.json.
     LISTED = "folders that the host lists"
-    #: No more than the default: the worker does it on the host, outside of the container.
+    #: Not more than the default, because the worker does this on the host, outside of the container.
     LOWER = "a lower limit"
     NOTHING = "nothing"
 
 
-#: What a repository's settings file may say, by key.
+#: What a repository's settings file may set, by key.
 CHECKOUT: dict[str, Checkout] = {
     "image": Checkout.ANY,
     "gpus": Checkout.ANY,
@@ -275,23 +275,23 @@ CHECKOUT: dict[str, Checkout] = {
     "push_limit": Checkout.ANY,
     "host": Checkout.NAME,
 }
-#: Above these a repository's settings file raises no limit.
+#: A repository's settings file cannot raise a limit above these.
 LIMITS = {"log_max": job.DEFAULT_LOG_MAX_BYTES, "artefacts_max": job.DEFAULT_ARTEFACTS_MAX_BYTES}
-#: Parsers of what only a flag or an environment variable may say.
+#: Parsers of options that only a flag or an environment variable may set.
 REQUEST: dict[str, Callable[[Any], Any]] = {
     "lease": _seconds(5, units.MOST_SECONDS),
     "patience": _seconds(0, units.MOST_SECONDS),
     "resume": resume,
     "detach": boolean,
 }
-#: Flags that are not spelt like their key.
+#: Flags whose name differs from their key.
 FLAGS = {"environment": "--env", "secrets": "--secret", "arguments": "--"}
-#: Environment variables that are not spelt like their key.
+#: Environment variables whose name differs from their key.
 VARIABLES = {"environment": "ENV"}
 
 
 def flag(name: str) -> str:
-    """Return how the command line spells an option."""
+    """Return the command line's flag for an option."""
     return FLAGS.get(name, "--" + name.replace("_", "-"))
 
 
@@ -301,7 +301,7 @@ def variable_of(name: str) -> str:
 
 
 def own_settings(environ: Mapping[str, str]) -> Path | None:
-    """Return where the caller's own settings file lies (XDG base directories); None without a home."""
+    """Return the path of the caller's own settings file (XDG base directories); None without a home."""
     base = Path(environ.get("XDG_CONFIG_HOME") or "")
     if not base.is_absolute():
         home = Path(environ.get("HOME") or "")
@@ -312,7 +312,7 @@ def own_settings(environ: Mapping[str, str]) -> Path | None:
 
 
 def move(table: str, key: str, value: tuple[str, ...] | int) -> str:
-    """Return what to do with a line that a table of a repository's settings file may not hold."""
+    """Return the advice for a line that is not allowed in a table of a repository's settings file."""
     items = value if isinstance(value, tuple) else (value,)
     line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
     flags = " ".join(f"{flag(key)} {item}" for item in items)

@@ -1,9 +1,9 @@
-"""What git knows of a checkout: its commit, whether it was changed, what it tracks.
+"""The state of a checkout in git: its commit, whether it was changed, and the tracked files.
 
-git runs on a git folder of our own in the checkout's place: it links to the objects, the references and the
-index, and holds none of the checkout's configuration and hooks. So no program that a checkout names can run:
-filters, fsmonitor, hooks, credential helpers, the transport of a partial clone, and what later versions of
-git add. Attributes still count, but no filter is defined that they could name.
+git does not run on the checkout's git folder, but on a temporary one. It links to the objects, references
+and index, and has none of the checkout's configuration and hooks. So no program that a checkout names can
+run: filters, fsmonitor, hooks, credential helpers, the transport of a partial clone, or additions of later
+versions of git. Attributes are still used, but the filters that they may name are not defined.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ from pathlib import Path
 from train_classifier.core import regular_file
 from train_classifier.core.text import printable
 
-#: Seconds for all questions to git; a checkout that takes longer is trained without an answer.
+#: Seconds for all git commands together; after that the training starts without their results.
 GIT_TIMEOUT = 60.0
-#: KiB of memory that git may take: an object may be packed a thousandfold.
+#: KiB of memory that git may use: a packed object may be a thousand times larger when unpacked.
 MOST_MEMORY = 8 << 20
-#: Bytes of HEAD and the like that are read.
+#: Most bytes that are read of HEAD and similar files.
 SMALL = 4096
-#: Bytes of a small file of git's that are read.
+#: Most bytes that are read of another small file of git.
 MOST_BYTES = 1 << 20
 MOST_SUBMODULES = 100
-#: What is shared with the checkout's own git folder. None of it is configuration.
+#: Names that are shared with the checkout's own git folder. None of them is configuration.
 _SHARED = ("objects", "refs", "packed-refs", "reftable", "shallow")
-#: The settings that say how files lie on this disk. None of them names a program or a file.
+#: The settings for files on this disk. None of them names a program or a file.
 _DISK = re.compile(
     r"core\.(?:autocrlf|eol|filemode|ignorecase|precomposeunicode|symlinks|trustctime|checkstat)\Z"
 )
@@ -40,7 +40,7 @@ _WORD = re.compile(r"[A-Za-z0-9]{1,16}\Z")
 
 
 class GitSilent(Exception):
-    """git cannot answer; the text says why."""
+    """git cannot answer; the text is the reason."""
 
 
 class NoCommit(GitSilent):
@@ -84,7 +84,7 @@ class Git:
         return [name for name in self._run("ls-files", "-z", "--", path).split(b"\0") if name]
 
     def changed(self, ignored: Callable[[Path], bool] = lambda path: False) -> bool | None:
-        """Return whether the folder differs from the commit; None where only a filter could tell.
+        """Return whether the folder differs from the commit; None when only a filter could decide it.
 
         Files for which `ignored` is true may be new. A file is compared by its content only if its size or
         its times differ from the index. Content that a filter (git LFS) changes cannot be compared.
@@ -126,7 +126,7 @@ class Git:
         unknown = False
         for link in links:
             folder = self._folder / os.fsdecode(link)
-            # An index can name any path; a submodule without a .git was never fetched.
+            # An index may name any path. A submodule without a .git was never fetched.
             if folder != Path(os.path.realpath(folder)) or not folder.is_relative_to(self._folder):
                 continue
             if os.path.lexists(folder / ".git"):
@@ -142,13 +142,13 @@ class Git:
         program = shutil.which("git")
         if program is None:
             raise GitSilent("git is not installed")
-        # Variables of a hook that calls us would point git at another checkout.
+        # If a git hook calls this program, its variables would point git to another checkout.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         environment |= {
             "LC_ALL": "C",
             "GIT_OPTIONAL_LOCKS": "0",
             "GIT_TERMINAL_PROMPT": "0",
-            # No remote is configured. Should git find one after all, it may not speak to it.
+            # No remote is configured. If git finds one anyway, it must not connect to it.
             "GIT_NO_LAZY_FETCH": "1",
             "GIT_ALLOW_PROTOCOL": "none",
             "GIT_DIR": str(self._shadow),
@@ -159,8 +159,8 @@ class Git:
             names = ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM", "GIT_CONFIG_NOSYSTEM")
             environment |= {name: os.environ[name] for name in names if name in os.environ}
         else:
-            # The user's filters count no more than the checkout's: git LFS runs what .lfsconfig and
-            # .git/config tell it to run.
+            # The user's filters are disabled like the checkout's: git LFS runs the programs that .lfsconfig
+            # and .git/config name.
             environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
         command = [program, *self._options, "-C", str(at or self._folder), *arguments]
         try:
@@ -185,7 +185,7 @@ class Git:
         return done.stdout
 
     def configure(self, common: Path) -> None:
-        """Take over what the user's and the checkout's configuration say of files on this disk."""
+        """Copy the settings for files on this disk from the user's and the checkout's configuration."""
         excludes = None
         chosen: dict[str, str] = {}
         extensions = []
@@ -223,7 +223,7 @@ def _settings(listing: bytes) -> Iterator[tuple[str, str]]:
 def opened(folder: Path, deadline: float | None = None) -> Iterator[Git]:
     """Yield the checkout that a folder lies in; the folder's path is a real one.
 
-    Raises GitSilent when it is none, or one that cannot be read.
+    Raises GitSilent when it is not a checkout, or cannot be read.
     """
     place = _place(folder)
     if place is None:
@@ -252,11 +252,11 @@ def opened(folder: Path, deadline: float | None = None) -> Iterator[Git]:
 
 
 def _git_folders(place: Path, folder: Path) -> tuple[Path, Path]:
-    """Return the git folder of a `.git`, and the one that holds what its worktrees share.
+    """Return the git folder of a `.git`, and the common folder of its worktrees.
 
     A `.git` may be a file that names a folder elsewhere, as in a linked worktree or a submodule. It is
-    followed only if that folder names it in turn, or lies in the `.git` of a folder above: so a checkout
-    cannot pass another repository off as its own.
+    followed only if that folder names it in turn, or is in the `.git` of a folder above. Otherwise a
+    checkout could claim another repository as its own.
     """
     try:
         status = place.lstat()

@@ -14,19 +14,19 @@ from train_classifier.core.text import printable, quoted
 from train_classifier.request import env_file, flags
 from train_classifier.request.flags import flag, merged, variable_of
 
-#: Where a value comes from.
+#: The origin of a value.
 FROM_FLAG, FROM_VARIABLE, FROM_OWN, FROM_FILE = "flag", "variable", "own file", "file"
 _PREFIX = "TRAIN_CLASSIFIER_"
 #: Options that a variable sets and that have no parser in `options`.
 _OTHERS = ("model", "arguments", "repo", "inventory", "env_file")
-#: Variables of ours that are no option.
+#: Variables of this program that are not options.
 _INTERNAL = ("HOST_JSON", "JOB", "PROBE", "SINK")
 _PARSERS = {**flags.SETTINGS, **flags.REQUEST}
 
 
 @dataclasses.dataclass
 class Given:
-    """The values that were given, by key, and where each came from."""
+    """The values that were set, by key, and the origin of each."""
 
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
     origin: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -34,7 +34,7 @@ class Given:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     def put(self, key: str, value: Any, origin: str) -> None:
-        """Set a value over what a lower level set."""
+        """Set a value; it overrides or extends that of a lower level."""
         self.values[key] = merged(key, self.values.get(key), value)
         self.origin[key] = origin
 
@@ -47,7 +47,7 @@ def gather(
     repository: Path | None,
     own_settings: Path | None,
 ) -> Given:
-    """Return all values that hold for a request; problems of every level are found."""
+    """Return the values of a request and the problems of all levels."""
     given = Given()
     if repository is not None:
         _from_file(given, repository, model)
@@ -61,7 +61,7 @@ def gather(
 def _from_file(given: Given, repository: Path, model: str | None) -> None:
     if not os.path.lexists(repository / flags.SETTINGS_FILE):
         return
-    # pydantic takes a sixth of a second to import: only those who have a file wait for it.
+    # Importing pydantic takes a sixth of a second, so it is imported only when there is a file.
     from train_classifier.request import checkout, settings_file
 
     try:
@@ -106,7 +106,7 @@ def _from_variables(given: Given, environ: Mapping[str, str], cwd: Path, reposit
     _environment_files(given, files, environ, cwd, repository, FROM_VARIABLE)
     for key in _PARSERS:
         name = variable_of(key)
-        # An input of a workflow that is not set arrives as an empty variable.
+        # An unset input of a workflow is an empty variable.
         text = environ.get(name, "").strip() if key != "environment" else environ.get(name, "")
         if not text.strip():
             continue
@@ -142,7 +142,7 @@ def _from_flags(
 
 
 def _parse(given: Given, key: str, raw: Any, label: str, origin: str) -> None:
-    # One bad item of a list hides neither the others nor what is wrong with them.
+    # Parse each item separately, so that one bad item does not hide the others and their problems.
     parts = (
         [[item] for item in raw] if key in ("secrets", "data") and isinstance(raw, list | tuple) else [raw]
     )
@@ -201,7 +201,7 @@ def _environment_files(
 
 
 def _is_in(path: Path, repository: Path) -> bool:
-    """Return whether a file lies in the repository. Raises ValueError for a link of it that leads out."""
+    """Return whether a file is in the repository. Raises ValueError for a link in it that leads out."""
     real = Path(os.path.realpath(path)).is_relative_to(repository)
     folder = Path(os.path.realpath(path.parent))
     if not real and (

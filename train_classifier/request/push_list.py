@@ -1,4 +1,4 @@
-"""What of the repository is pushed, and everything odd or wrong that can be seen in it beforehand."""
+"""The files of the repository that are pushed, and warnings and problems that are visible before."""
 
 # Paths are bytes here, since names need not be UTF-8.
 # ruff: noqa: PTH115, PTH118, PTH120, PTH208
@@ -51,15 +51,15 @@ class Sources:
     problems: list[str] = dataclasses.field(default_factory=list)
 
     def listing(self) -> _Bytes:
-        """Return the paths as the worker's `prepare` wants them: each ended by a NUL."""
+        """Return the paths in the form of the worker's `prepare`: each ends with a NUL."""
         return b"".join(path + b"\0" for path in self.paths)
 
 
 def fingerprint(repository: Path, paths: list[_Bytes]) -> str | None:
-    """Return a hash of what the listed files are just now, None when one of them cannot be looked at.
+    """Return a hash of the present state of the listed files; None when one of them cannot be read.
 
-    The same hash later means that nothing was changed: a file's ctime moves with its content, its mode and
-    its times, and no user can set it back (inode(7)).
+    The same hash later means that nothing was changed: a change of a file's content, mode or times changes
+    its ctime, and no user can set the ctime back (inode(7)).
     """
     top = os.fsencode(repository)
     digest = hashlib.sha256()
@@ -67,7 +67,7 @@ def fingerprint(repository: Path, paths: list[_Bytes]) -> str | None:
         for path in paths:
             found = os.lstat(os.path.join(top, path.rstrip(b"/")))
             folder = stat.S_ISDIR(found.st_mode)
-            # A folder's size and times tell of what is in it, which the list tells of already.
+            # A folder's size and times depend only on its entries, which are in the list already.
             seen = [found.st_mode] if folder else [getattr(found, name) for name in _IDENTITY]
             digest.update(path + b"\0" + " ".join(map(str, seen)).encode() + b"\0")
     except OSError:
@@ -83,7 +83,7 @@ def collect(
 ) -> Sources:
     """Return the files of a checkout that a job needs; symbolic links are listed, never followed.
 
-    `output` is left out; more than `push_limit` bytes are a problem. Raises nothing for what it finds.
+    `output` is left out; more than `push_limit` bytes are a problem. Problems are returned, not raised.
     """
     walk = _Walk(os.fsencode(repository), os.fsencode(output) if output else None)
     walk.run(model)
@@ -95,7 +95,7 @@ class _Walk:
     def __init__(self, top: bytes, output: bytes | None) -> None:
         self.top = top
         self.output = output
-        #: What a fetch that was killed left beside the output.
+        #: The part files that a killed fetch left beside the output.
         self.part = None
         if output is not None:
             folder, name = os.path.split(output)
@@ -117,7 +117,7 @@ class _Walk:
         self.deadline = time.monotonic() + WALK_S
 
     def run(self, model: str | None) -> None:
-        """Walk the tree; folders come before what they hold."""
+        """Walk the tree; folders come before their content."""
         pending: list[tuple[bytes, bool | None]] = [(b"", None)]
         try:
             while pending:
@@ -135,8 +135,8 @@ class _Walk:
     def _folder(self, relative: bytes, folder_decision: bool | None) -> list[tuple[bytes, bool | None]]:
         """List one folder (`b""` or ending in `/`); return the folders below it to list next.
 
-        What was decided of the folder holds for what is in it. From one that is left out only what
-        .trainignore brings back is taken.
+        The decision for the folder also applies to its content. From a folder that is left out, only the
+        files that .trainignore includes again are pushed.
         """
         paths = self.sources.paths
         left_out = folder_decision is True
@@ -186,14 +186,14 @@ class _Walk:
                     self._parents(path, left_out)
                     paths.append(path)
             except FileNotFoundError:
-                # Changed while we look: rsync and the worker see what is there when they come.
+                # Changed during the walk: rsync and the worker use the files that exist when they run.
                 continue
             except OSError:
                 self.unreadable.append(path)
         return below
 
     def _parents(self, path: bytes, missing: bool) -> None:
-        """List the left-out folders above something that is brought back, each once."""
+        """List the left-out folders above a path that is included again, each once."""
         if not missing:
             return
         parts = path.split(b"/")[:-1]
@@ -204,7 +204,7 @@ class _Walk:
                 self.sources.paths.append(parent + b"/")
 
     def _file(self, entry: "os.DirEntry[bytes]", path: bytes, wanted: bool) -> bool:
-        """Return whether something that is no folder is pushed; `wanted`: .trainignore asks for it."""
+        """Return whether an entry that is not a folder is pushed; `wanted`: .trainignore includes it."""
         if entry.is_symlink():
             if self._strays(path, os.readlink(entry.path)):
                 self.strays.append(path)
@@ -253,7 +253,7 @@ class _Walk:
         return os.path.normpath(os.path.join(os.path.dirname(path), target)).split(b"/")[0] == b".."
 
     def _tracked(self) -> frozenset[bytes]:
-        """Return what below artefacts/ belongs to the repository: earlier results lie there too."""
+        """Return the tracked files below artefacts/, which also holds results of earlier runs."""
         if self.tracked is None:
             repository = Path(os.fsdecode(self.top))
             found: set[bytes] = set()
@@ -288,7 +288,7 @@ class _Walk:
                 return
 
     def report(self, push_limit: int) -> None:
-        """Turn what was found into sentences."""
+        """Convert the findings into sentences."""
         sources = self.sources
         sources.problems.extend(self.ignore.problems)
         if self.unreadable:

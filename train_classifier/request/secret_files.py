@@ -1,9 +1,9 @@
-"""Which files of a checkout are private keys or hold settings that should stay: by their content."""
+"""Detects private keys, and files with settings that should not be pushed, by name and content."""
 
 import os
 import re
 
-#: Bytes read of a candidate: a certificate chain may stand before the key.
+#: Bytes read of a candidate: a certificate chain may come before the key.
 LOOK = 65536
 _CANDIDATE = re.compile(
     rb"(?:\.(?:pem|key|ppk|p12|pfx|p8|pk8|jks|keystore|asc|gpg)"
@@ -11,12 +11,12 @@ _CANDIDATE = re.compile(
     rb"|(?:^|[_.-])(?:identity|deploy|key|private))\Z",
     re.IGNORECASE,
 )
-#: Text whose look at a key is most likely an example, a test's or a document's: not looked into.
+#: Source code and documents are not read: a key in them is most likely an example or part of a test.
 _SOURCE_CODE = frozenset(
     b".py .pyi .pyx .ipynb .c .cc .cpp .cu .h .hpp .java .js .jsx .ts .tsx .go .rs .rb .pl .php .cs .swift"
     b" .kt .scala .lua .r .jl .m .md .rst .tex .html .htm .css .diff .patch".split()
 )
-#: Larger than any key that a person keeps in a file of its own.
+#: Larger than any key in a separate file.
 MOST_KEY = 16384
 _ARMOUR = re.compile(
     rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|---- BEGIN SSH2 (?:ENCRYPTED )?PRIVATE KEY"
@@ -26,7 +26,7 @@ _TEMPLATES = re.compile(rb"\.(?:example|sample|template|tmpl|dist|defaults?)\Z",
 
 
 def is_candidate(name: bytes, status: os.stat_result) -> bool:
-    """Return whether a file is looked into: one named like a key, and every small one but source code."""
+    """Return whether a file is read: if its name is that of a key, or if it is small and no source code."""
     if _CANDIDATE.search(name):
         return status.st_size > 0
     return 100 <= status.st_size <= MOST_KEY and _suffix(name) not in _SOURCE_CODE

@@ -19,10 +19,10 @@ from train_classifier.request.flags import SETTINGS_FILE as FILE
 from train_classifier.request.flags import Checkout, merged
 
 MOST_BYTES = flags.MOST_SETTINGS
-#: Python's parser takes the square of a key's parts, and nests as deep as it is told.
+#: Python's parser needs quadratic time for the parts of a key, and has no limit of nesting.
 MOST_DOTS = 100
 MOST_DEPTH = 20
-#: Problems of one file that are told.
+#: Most problems that are reported for one file.
 MOST_PROBLEMS = 20
 
 _SIZE = {"type": ["string", "integer"], "minimum": 0, "examples": ["8GiB", "500MB", "512m"]}
@@ -30,7 +30,7 @@ _DURATION = {"type": ["string", "number"], "minimum": 0, "examples": ["6h", "1h3
 _NAME = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,127}$"}
 
 
-#: What a file must say with TOML's own type, though a flag says it as text.
+#: Keys that need TOML's own type in a file, although a flag gives them as text.
 _TYPES: dict[str, tuple[type, ...]] = {
     "allow_empty": (bool,),
     "pids": (int,),
@@ -132,7 +132,7 @@ class Settings(BaseModel):
     ] = {}
 
     def of(self, model: str | None) -> dict[str, Any]:
-        """Return the values that hold for a model: its own win over the defaults, tables and lists add up."""
+        """Return the values for a model: its own override the defaults; tables and lists are merged."""
         tables = [self.defaults, *([self.models[model]] if model in self.models else [])]
         values: dict[str, Any] = {}
         for table in tables:
@@ -144,8 +144,8 @@ class Settings(BaseModel):
 def load(repository: Path) -> Settings:
     """Read the repository's train-classifier.toml; without one every setting is its default.
 
-    Raises BadInput with one sentence per problem: the file, the table, the key. What the file may not decide
-    is told by `refused`.
+    Raises BadInput with one sentence per problem: the file, the table, the key. `refused` returns the values
+    that the file may not set.
     """
     path = repository / FILE
     if not os.path.lexists(path):
@@ -157,9 +157,9 @@ def load(repository: Path) -> Settings:
 def load_own(path: Path, repository: Path | None = None) -> Settings:
     """Read the caller's own settings file; without one every setting is its default.
 
-    It may say everything, hence it must belong to the caller, nobody else may write to it, and it does not
-    lie in `repository`. A link to it is followed: so do those who keep their dotfiles elsewhere. Raises
-    BadInput with one sentence per problem.
+    It may set everything. So it must belong to the caller, no other user may be able to write to it, and it
+    must not be in `repository`. A link to it is followed, because dotfiles are often kept elsewhere.
+    Raises BadInput with one sentence per problem.
     """
     name = printable(str(path))
     try:
@@ -196,7 +196,7 @@ def _content(read: Callable[[], bytes], name: str) -> bytes:
 
 
 def refused(settings: Settings) -> Iterator[str]:
-    """Yield a sentence for each value that a checkout may not decide."""
+    """Yield a sentence for each value that a checkout may not set."""
     tables = {
         "defaults": settings.defaults,
         **{f"models.{name}": table for name, table in settings.models.items()},
@@ -209,7 +209,7 @@ def refused(settings: Settings) -> Iterator[str]:
 
 
 def refusal(table: str, key: str, value: Any) -> str | None:
-    """Return why a checkout may not give this value to an option, None when it may (`options.CHECKOUT`)."""
+    """Return why a checkout may not set an option to this value; None when it may (`flags.CHECKOUT`)."""
     rule = flags.CHECKOUT[key]
     if rule is Checkout.NOTHING and value:
         return f"a repository does not name variables of yours; {flags.move(table, key, value)}"
@@ -236,7 +236,7 @@ def parse(content: bytes, name: str = FILE) -> Settings:
     except tomllib.TOMLDecodeError as error:
         raise BadInput(_syntax(str(error), content, name)) from error
     except ValueError as error:
-        # Python reads no integer of more than 4,300 digits, and no date out of its calendar.
+        # Python cannot read an integer of more than 4,300 digits, or a date outside of its calendar.
         digits = re.search(r"[0-9][0-9_]{4299}", text)
         line_number = text.count("\n", 0, digits.start()) + 1 if digits else 0
         where = f"line {line_number}: the number is" if digits else "it holds a value that is"
@@ -256,7 +256,7 @@ def parse(content: bytes, name: str = FILE) -> Settings:
 
 
 def _beyond(raw: dict[str, Any]) -> str | None:
-    """Return what is larger or deeper than any setting; None when nothing is."""
+    """Return a sentence about a value that is larger or deeper than any setting; None if there is none."""
     pending: list[tuple[str, Any, int]] = [("", raw, 0)]
     while pending:
         where, value, depth = pending.pop()
@@ -276,7 +276,7 @@ def _syntax(message: str, content: bytes, name: str) -> str:
     if match:
         what, line, column = match[1], match[2], match[3]
     else:
-        # "(at end of document)" carries no numbers.
+        # "(at end of document)" has no line and column.
         what = re.sub(r" \(at end of document\)$", "", message)
         lines = content.decode("utf-8-sig", "replace").split("\n")
         line, column = str(len(lines)), str(len(lines[-1]) + 1)

@@ -1,8 +1,8 @@
-"""`.trainignore`: what is left out of a push, and what `!` brings back, in gitignore's syntax.
+"""`.trainignore`: the files that a push leaves out, and those that `!` includes again; gitignore's syntax.
 
-The file may be anybody's, so that no pattern may cost more than its length times the path's. Each becomes a
-regular expression without backtracking between its wildcards: `*` and `**` are taken as short as possible,
-once and for all, since whatever a later wildcard needs it can take itself.
+The file is untrusted, so no pattern may cost more than its length times the path's. Each becomes a regular
+expression without backtracking between its wildcards: `*` and `**` match as little as possible, and this is
+final, because a later wildcard can match the rest itself.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from train_classifier.core.text import printable
 
 FILE = ".trainignore"
 MOST_BYTES = 1 << 20
-#: Bytes of all patterns with wildcards: each of them is tried on every path.
+#: Most bytes of all patterns with wildcards: each of them is tried on every path.
 MOST_WILDCARDS = 64 << 10
 _SPECIAL = re.compile(rb"[*?\[\\]")
 _CLASSES = {
@@ -28,10 +28,10 @@ _CLASSES = {
 @dataclasses.dataclass(frozen=True)
 class _Rule:
     number: int
-    #: Brings back what an earlier line leaves out.
+    #: Includes again what an earlier line leaves out.
     negated: bool
     folders_only: bool
-    #: Names the last part of a path, wherever it lies.
+    #: Matches the last part of a path, in any folder.
     name_only: bool
     expression: "re.Pattern[bytes] | None"
 
@@ -41,10 +41,10 @@ class TrainIgnore:
 
     def __init__(self, repository: Path) -> None:
         self.problems: list[str] = []
-        #: Rules without a wildcard, by the name or the path that they are for.
+        #: Rules without a wildcard, by the name or the path that they match.
         self._literal: dict[tuple[bool, bytes], list[_Rule]] = {}
         self._wildcards: list[_Rule] = []
-        #: The parts of the whole paths that are brought back; None stands for any number of parts.
+        #: The parts of the whole paths that are included again; None means any number of parts.
         self._negations: list[list[re.Pattern[bytes] | None]] = []
         self._total = 0
         size = 0
@@ -74,7 +74,7 @@ class TrainIgnore:
         return [line.removesuffix(b"\r") for line in lines]
 
     def _add(self, number: int, line: bytes) -> int:
-        """Take over a line; return what it counts towards the limit."""
+        """Add the rule of a line; return the bytes that count towards the limit."""
         if line.startswith(b"#"):
             return 0
         pattern = _without_trailing_spaces(line)
@@ -120,9 +120,9 @@ class TrainIgnore:
             )
 
     def decide(self, path: bytes, folder: bool) -> bool | None:
-        """Return True for left out, False for brought back by `!`, None for not named.
+        """Return True for left out, False for included again by `!`, None for not named.
 
-        What a line says of a folder holds for what is in it, but that is for the caller to remember.
+        A decision for a folder also applies to its content, but the caller must apply it.
         """
         name = path.rpartition(b"/")[2]
         rules = [*self._literal.get((True, name), ()), *self._literal.get((False, path), ())]
@@ -139,7 +139,7 @@ class TrainIgnore:
         return None if best is None else not best.negated
 
     def reaches_into(self, folder: bytes) -> bool:
-        """Return whether a line such as `!venv/keep.txt` asks for something below a left-out folder."""
+        """Return whether a line such as `!venv/keep.txt` includes something below a left-out folder."""
         parts = folder.split(b"/")
         return any(_may_lead(pattern, parts) for pattern in self._negations)
 
@@ -169,10 +169,10 @@ def _without_trailing_spaces(line: bytes) -> bytes:
 def _compile(pattern: bytes, literal: int, name_only: bool) -> "re.Pattern[bytes]":
     """Return a pattern as a regular expression for the whole of a path.
 
-    `literal` bytes stand before the first wildcard: git compares them by themselves, so that what follows
-    stands at a beginning. Raises ValueError for a pattern that no path can match.
+    `literal` bytes are before the first wildcard: git compares them separately, so the rest is matched as
+    if it were at the beginning of a path. Raises ValueError for a pattern that no path can match.
     """
-    # One byte of a path each; between them the wildcards.
+    # Each unit matches one byte of a path; the wildcards are between the lists.
     units: list[list[bytes]] = [[b""]]
     at = 0
     while at < len(pattern):

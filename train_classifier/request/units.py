@@ -1,13 +1,13 @@
-"""Sizes, durations and counts as people write them, and the sentences for those that are not."""
+"""Parses sizes, durations and counts as people write them, with a sentence for each invalid one."""
 
 import math
 import re
 
 from train_classifier.core.text import quoted
 
-#: Largest size taken seriously: 1 PiB, the limit of a job's specification too.
+#: Largest accepted size: 1 PiB, also the limit of a job's specification.
 MOST_BYTES = 1 << 50
-#: Longest duration taken seriously: a leap year.
+#: Longest accepted duration: a leap year.
 MOST_SECONDS = 366 * 86400.0
 
 SIZE_FORMS = "write 8GiB, 500MB, 1.5GiB, 512m (as Docker does) or a plain number of bytes"
@@ -81,7 +81,7 @@ def size(value: str | int | float, *, plain: int = 1, forms: str = SIZE_FORMS) -
 def vram_mib(value: str | int | float) -> int:
     """Return MiB of GPU memory, rounded up; a plain number counts MiB.
 
-    Raises ValueError with one sentence, also for 1 to 255 MiB: `8` is a slip for `8GiB`.
+    Raises ValueError with one sentence, also for 1 to 255 MiB: `8` probably means `8GiB`.
     """
     mib = -(-size(value, plain=1 << 20, forms=VRAM_FORMS) // (1 << 20))
     if 0 < mib < 256:

@@ -1,4 +1,4 @@
-"""Is there a container engine that jobs can run on? Asked over its socket: importing the SDK takes long."""
+"""Checks the container engine for jobs, over its socket, because importing the SDK takes long."""
 
 import importlib.util
 import json
@@ -13,12 +13,12 @@ from train_classifier.worker.containers import engine
 
 SOCKET = "/var/run/docker.sock"
 TIMEOUT_S = 20.0
-#: The oldest that is tested: Debian 12's.
+#: The oldest tested version, that of Debian 12.
 LEAST = (20, 10)
 
 
 def _get(address: str, path: str) -> dict[str, Any]:
-    """Return what the engine answers. HTTP/1.0 by hand: http.client brings mail and TLS with it."""
+    """Return the engine's answer. HTTP/1.0 without http.client, which would import mail and TLS modules."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(TIMEOUT_S)
         connection.connect(address)
@@ -43,7 +43,7 @@ def ask() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def sdk() -> Finding:
-    """Check that the Docker SDK for Python is there, without the time that importing it takes."""
+    """Check that the Docker SDK for Python is installed, without importing it, which takes long."""
     if importlib.util.find_spec("docker") is None:
         return fail(
             "docker-sdk",
@@ -54,7 +54,7 @@ def sdk() -> Finding:
 
 
 def reach() -> tuple[Optional[dict[str, Any]], list[Finding]]:
-    """Return the engine's /info, None when it does not answer, and what is to be said about it."""
+    """Return the engine's /info, None when it does not answer, and the findings about it."""
     name = "engine"
     address = os.environ.get("DOCKER_HOST") or SOCKET
     try:
@@ -114,7 +114,7 @@ def _judge(info: dict[str, Any], version: dict[str, Any]) -> list[Finding]:
 
 
 def summary(info: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:
-    """Return what the answer of `check` says about the engine."""
+    """Return the part of the answer of `check` about the engine."""
     if info is None:
         return None
     return {

@@ -1,4 +1,4 @@
-"""One finding of the host check, and the ways to say it."""
+"""One finding of the host check, and the functions that create it."""
 
 import dataclasses
 from typing import Any, Optional
@@ -29,7 +29,7 @@ def ok(name: str, message: str) -> Finding:
 
 
 def warn(name: str, message: str, hint: Optional[str] = None) -> Finding:
-    """Return something odd that stops no job."""
+    """Return a warning, which stops no job."""
     return Finding(name, "warn", message, hint)
 
 
@@ -39,7 +39,7 @@ def skip(name: str, message: str) -> Finding:
 
 
 def fail(name: str, message: str, hint: Optional[str] = None, code: int = ExitCode.NOT_READY) -> Finding:
-    """Return what stops a job: exit code 3 (host or engine) or 8 (GPU)."""
+    """Return a failure, which stops a job: exit code 3 (host or engine) or 8 (GPU)."""
     return Finding(name, "fail", message, hint, int(code))
 
 

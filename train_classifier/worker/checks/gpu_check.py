@@ -1,4 +1,4 @@
-"""Can a job get GPUs on this host: card, driver, nvidia-smi, memory, and how the engine hands them out."""
+"""Checks that a job can get GPUs on this host: card, driver, nvidia-smi, memory, and the engine."""
 
 import os
 import re
@@ -87,7 +87,7 @@ def driver(root: Path) -> Finding:
     if loaded:
         return ok(name, f"NVIDIA driver {loaded} is loaded")
     if not cards(root):
-        # A simulated or passed-through card has no PCI entry: nvidia-smi has the last word.
+        # A simulated or passed-through card has no PCI entry: then the answer of nvidia-smi counts.
         return skip(name, "no NVIDIA card on this host's PCI bus")
     if (root / "sys/module/nouveau").exists():
         return fail(
@@ -140,7 +140,7 @@ def handover(info: Optional[dict[str, Any]], root: Path) -> Finding:
 
 
 def obstacle(host: Host, min_vram_mib: Optional[int], discovery: Discovery) -> Optional[str]:
-    """Return why a host's cards cannot be used by a job that would take the CPU, too."""
+    """Return why a job that accepts the CPU cannot use the host's cards."""
     try:
         devices.require_vram(1, discovery, min_vram_mib)
         info, _ = engine_check.ask()
@@ -164,7 +164,7 @@ def kernel_faults(root: Path) -> list[Finding]:
             try:
                 record = os.read(descriptor, 8192)
             except BrokenPipeError:
-                # Overwritten while it was read: go on with the next record.
+                # Overwritten while it was read: continue with the next record.
                 continue
             if not record:
                 break
@@ -196,10 +196,10 @@ def check(
     discovery: Discovery,
     held: Optional[Collection[str]] = None,
 ) -> list[Finding]:
-    """Return every finding about GPUs; with `auto` nothing of it stops a job.
+    """Return all findings about GPUs; with `auto` none of them stops a job.
 
-    `held` are the cards that jobs of ours have: memory that anything else took is then a fault. None does not
-    look at that, for a job that can wait for it.
+    `held` are the cards that jobs have: memory that other processes use is then a failure. With None this is
+    not checked, for a job that can wait for the memory.
     """
     if asked == 0:
         return [skip("gpu", "no GPU is asked for")]

@@ -1,4 +1,4 @@
-"""The host check: the preflight of every job, and with `deep` the doctor's. Each check stands by itself."""
+"""The host check: the preflight of every job, and with `deep` that of `doctor`. Checks are independent."""
 
 import os
 import platform
@@ -21,11 +21,11 @@ from train_classifier.worker.system.host import Host, file_system
 from train_classifier.worker.system.host_facts import host_facts
 
 LEAST_PYTHON = (3, 9)
-#: This program was not written before; a clock that says so breaks TLS and the order of jobs.
+#: The program is newer than this; an earlier clock breaks TLS and the order of jobs.
 NOT_BEFORE = 1735689600.0  # 2025-01-01
 NOT_AFTER = 4102444800.0  # 2100-01-01
 DRAIN = "var/lib/train-classifier/drain"
-#: The program that adds the firewall's rules, and the file that tells others than root how that went.
+#: The program that adds the firewall's rules, and the file with its result for users other than root.
 FIREWALL = "var/lib/train-classifier/bin/metadata-firewall"
 FIREWALL_RESULT = "run/train-classifier/metadata"
 
@@ -33,7 +33,7 @@ FIREWALL_RESULT = "run/train-classifier/metadata"
 def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
     """Return the state of the host for a request {gpus, min_vram_mib, image, deep, state_dir}.
 
-    Never raises for what it finds; raises BadInput for a request that is wrong.
+    Findings are returned, not raised; raises BadInput for a wrong request.
     """
     asked, floor = _asked(request)
     found = [python(), engine_check.sdk()]
@@ -107,14 +107,14 @@ def tool(name: str, command: str) -> Finding:
 
 
 def uv(host: Host) -> Finding:
-    """Check that uv is there; without it only models without requirements can run."""
+    """Check that uv is installed; without it only models without requirements can run."""
     if not os.access(host.uv, os.X_OK):
         return warn("uv", f"{host.uv} is missing: models with a requirements.txt cannot be trained", ROLE)
     return ok("uv", str(host.uv))
 
 
 def state_folder(host: Host, request: dict[str, Any]) -> tuple[Optional[Path], Finding]:
-    """Check where jobs would lie: a local disk, writable, with an account to run them as."""
+    """Check the folder for jobs: a writable local disk, with an account to run them as."""
     try:
         path = host.state_dir(request)
         host.job_user()
@@ -137,7 +137,7 @@ def _existing(path: Path) -> Path:
 
 
 def disks(host: Host, state: Optional[Path], info: Optional[dict[str, Any]]) -> list[Finding]:
-    """Check the free space and the free inodes where jobs and images lie."""
+    """Check the free space and the free inodes of the file systems of jobs and images."""
     found: list[Finding] = []
     places = [("disk", "state folder", state)]
     root = (info or {}).get("DockerRootDir")
@@ -176,7 +176,7 @@ def clock() -> Finding:
 
 
 def drain(host: Host) -> Finding:
-    """Check that nobody has taken the host out of service."""
+    """Check that the host has not been taken out of service."""
     path = host.root / DRAIN
     if not path.exists():
         return ok("drain", "the host is in service")
@@ -219,7 +219,7 @@ def _open_metadata(host: Host) -> Optional[str]:
 
 
 def queue_folder(host: Host, discovery: Discovery) -> Finding:
-    """Check the folder in which jobs of all users stand in line."""
+    """Check the folder of the GPU queue, which jobs of all users share."""
     path, name = host.queue_dir, "queue"
     if not discovery.gpus:
         return skip(name, "not needed without a GPU")
@@ -232,7 +232,7 @@ def queue_folder(host: Host, discovery: Discovery) -> Finding:
     from train_classifier.worker.gpus import tickets
 
     try:
-        # A ticket that is being made is no ticket yet.
+        # Under the lock, because a ticket that is being created is not valid yet.
         with tickets.locked(path):
             strange = tickets.strange(path)
     except TrainClassifierError as error:
@@ -254,12 +254,12 @@ def _users(host: Host, discovery: Discovery) -> dict[str, str]:
     try:
         return gpu_queue.describe(host.queue_dir, discovery)
     except TrainClassifierError:
-        # Said by the check of the queue's folder.
+        # The check of the queue's folder reports this.
         return {}
 
 
 def foreign(host: Host, discovery: Discovery, users: dict[str, str]) -> list[Finding]:
-    """Return the GPUs that processes use which are no jobs of ours."""
+    """Return the GPUs that are used by processes that do not belong to jobs."""
     return [
         warn(
             "gpu-users",
@@ -274,7 +274,7 @@ def foreign(host: Host, discovery: Discovery, users: dict[str, str]) -> list[Fin
 def _deep(
     host: Host, request: dict[str, Any], asked: Union[int, str], discovery: Discovery, found: list[Finding]
 ) -> list[Finding]:
-    """Run a container as a job would: does it get the GPUs, and does the framework see them?"""
+    """Run a container as a job would, and check that it gets the GPUs and the framework sees them."""
     from train_classifier.worker.containers import engine, image
     from train_classifier.worker.containers.context import Context
     from train_classifier.worker.containers.environment import Environment

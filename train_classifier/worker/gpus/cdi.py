@@ -1,6 +1,6 @@
 """Container Device Interface specifications on this host: which GPUs they name.
 
-Standard library only, so YAML is read by what these files look like, as nvidia-ctk writes them.
+Standard library only, so YAML is read by patterns, in the form that nvidia-ctk writes.
 https://github.com/cncf-tags/container-device-interface/blob/main/SPEC.md
 """
 
@@ -16,7 +16,7 @@ _NAME = re.compile(r"""^(\s*)(-\s+)?name:\s*["']?([^\s"'#]+)""")
 
 
 def gpu_names(folders: Iterable[str], root: Path = Path("/")) -> set[str]:
-    """Return the names under which these folders' specifications know GPUs; unreadable files name none."""
+    """Return the names of GPUs in the specifications of these folders; unreadable files are ignored."""
     names: set[str] = set()
     for folder in folders:
         try:
@@ -29,7 +29,7 @@ def gpu_names(folders: Iterable[str], root: Path = Path("/")) -> set[str]:
                     text = Path(entry.path).read_text(encoding="utf-8")
                     names |= _of_json(text) if entry.name.endswith(".json") else _of_yaml(text)
                 except (OSError, ValueError):
-                    # The engine skips what it cannot read, too.
+                    # The engine also ignores files that it cannot read.
                     continue
     return names
 
@@ -62,7 +62,7 @@ def _of_yaml(text: str) -> set[str]:
             inside = False
         match = _NAME.match(line) if inside else None
         if match:
-            # Names of hooks and mounts lie deeper than those of devices.
+            # Names of hooks and mounts are indented deeper than those of devices.
             column = len(match[1]) + len(match[2] or "")
             depth = column if depth < 0 else depth
             if column == depth:

@@ -1,4 +1,4 @@
-"""The host's GPUs: which there are, what they can hold, and how a container gets exactly its own."""
+"""The host's GPUs: their list, their memory, and how a container gets exactly its own GPUs."""
 
 import csv
 import dataclasses
@@ -21,13 +21,13 @@ FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "driver_versio
 REBOOT_AFTER_UPGRADE = (
     "reboot the host; the role nvidia_driver holds the packages so that this does not happen by itself"
 )
-#: A healthy driver answers within a second; one without persistence takes several.
+#: A healthy driver answers within a second; without persistence it needs several.
 TIMEOUT_S = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A process that uses a GPU, ours or not."""
+    """A process that uses a GPU, of a job or not."""
 
     pid: int
     name: str
@@ -36,7 +36,7 @@ class Process:
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """One card. Memory in MiB; None where the driver says [N/A]."""
+    """One card. Memory in MiB; None where the driver reports [N/A]."""
 
     index: int
     uuid: str
@@ -54,18 +54,18 @@ class Gpu:
 
 @dataclasses.dataclass(frozen=True)
 class Discovery:
-    """What nvidia-smi said: the cards, or why there are none."""
+    """The answer of nvidia-smi: the cards, or why there are none."""
 
     gpus: tuple[Gpu, ...] = ()
-    #: None when the tool answered well.
+    #: None when the tool succeeded.
     problem: Optional[str] = None
     hint: Optional[str] = None
-    #: The tool's own words.
+    #: The tool's own message.
     detail: Optional[str] = None
 
 
 def _number(text: str) -> Optional[int]:
-    """Return a number, None for [N/A], [Not Supported], [Unknown Error] and their like."""
+    """Return a number, None for [N/A], [Not Supported], [Unknown Error] and similar values."""
     try:
         return int(float(text.strip().split()[0]))
     except (IndexError, ValueError, OverflowError):
@@ -86,7 +86,7 @@ def _run(host: Host, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def explain(output: str) -> tuple[str, str]:
-    """Return what happened and what to do, from the words of a failing nvidia-smi."""
+    """Return what happened and what to do, from the output of a failing nvidia-smi."""
     last = output.strip().splitlines()[-1] if output.strip() else "it printed nothing"
     if "Driver/library version mismatch" in output:
         return (
@@ -106,7 +106,7 @@ def explain(output: str) -> tuple[str, str]:
 
 
 def discover(host: Host, processes: bool = True) -> Discovery:
-    """Ask nvidia-smi for the cards, and (`processes`) who uses them. Never raises for what the tool does."""
+    """Read the cards, and with `processes` their users, from nvidia-smi. A failing tool raises nothing."""
     query = ["--query-gpu=" + ",".join(FIELDS), "--format=csv,noheader,nounits"]
     try:
         done = _run(host, *query)
@@ -123,7 +123,7 @@ def discover(host: Host, processes: bool = True) -> Discovery:
     gpus = []
     for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True):
         values = [value.strip() for value in row]
-        # A card that fails answers with a line of error text among the good ones.
+        # A failing card has a line of error text among the valid lines.
         if len(values) != len(FIELDS) or _number(values[0]) is None or not values[1].startswith("GPU-"):
             continue
         index, uuid, name, total, free, driver, mig = values
@@ -149,7 +149,7 @@ def discover(host: Host, processes: bool = True) -> Discovery:
 
 
 def _processes(host: Host) -> dict[str, list[Process]]:
-    """Return the processes on each card; the query is not supported everywhere, and then nobody is named."""
+    """Return the processes on each card; none where the query is not supported."""
     users: dict[str, list[Process]] = {}
     try:
         done = _run(
@@ -166,14 +166,14 @@ def _processes(host: Host) -> dict[str, list[Process]]:
     return users
 
 
-#: What is said with the reason why `auto` takes the CPU.
+#: Follows the reason why `auto` uses the CPU.
 ON_CPU = ": training on the CPU, as --gpus auto allows"
 
 
 def wanted(asked: Union[int, str], discovery: Discovery) -> tuple[int, Optional[str]]:
-    """Return how many GPUs a job is to have, and for `auto` what people are to be told. Raises NoGpu.
+    """Return the number of GPUs of a job, and for `auto` a message for people. Raises NoGpu.
 
-    More than the host has is refused at once: waiting would never end.
+    More GPUs than the host has are refused at once: the wait would never end.
     """
     if asked == "auto":
         if discovery.gpus:
@@ -195,26 +195,26 @@ def wanted(asked: Union[int, str], discovery: Discovery) -> tuple[int, Optional[
 
 
 def big_enough(gpu: Gpu, min_vram_mib: Optional[int]) -> bool:
-    """Tell whether a card's total memory reaches the floor; a card that does not say ([N/A]) passes."""
+    """Tell whether a card's total memory reaches the minimum; unknown memory ([N/A]) is accepted."""
     floor = DEFAULT_MIN_VRAM_MIB if min_vram_mib is None else min_vram_mib
     return gpu.memory_total_mib is None or gpu.memory_total_mib >= floor
 
 
 def free_enough(gpu: Gpu, min_vram_mib: Optional[int]) -> bool:
-    """Tell whether as much memory is free as was asked for by number; without a number anything will do."""
+    """Tell whether the requested memory is free; without a requested number, always True."""
     return min_vram_mib is None or gpu.memory_free_mib is None or gpu.memory_free_mib >= min_vram_mib
 
 
-#: The driver keeps a part of a card's memory for itself: of a GTX 970 (4041 MiB) it never has 4000 free.
+#: The driver uses a part of a card's memory itself: a GTX 970 (4041 MiB) never has 4000 MiB free.
 WHOLE = 0.9
 
 
 def require_free(
     count: int, discovery: Discovery, min_vram_mib: Optional[int], held: Collection[str] = ()
 ) -> None:
-    """Raise NoGpu when fewer than `count` cards have the floor's memory free, or nearly all that they have.
+    """Raise NoGpu when fewer than `count` cards have the minimum, or nearly all of their memory, free.
 
-    A card of `held` is a job's of ours, which uses its memory rightly; one that does not say ([N/A]) passes.
+    Cards in `held` belong to jobs, which may use their memory; unknown memory ([N/A]) is accepted.
     """
     floor = DEFAULT_MIN_VRAM_MIB if min_vram_mib is None else min_vram_mib
     full = [
@@ -237,7 +237,7 @@ def require_free(
 
 
 def require_vram(count: int, discovery: Discovery, min_vram_mib: Optional[int]) -> list[str]:
-    """Raise NoGpu when fewer than `count` cards reach the floor; return what is unknown, for people."""
+    """Raise NoGpu when fewer than `count` cards reach the minimum; return messages about unknown memory."""
     good = [gpu for gpu in discovery.gpus if big_enough(gpu, min_vram_mib)]
     if len(good) < count:
         floor = DEFAULT_MIN_VRAM_MIB if min_vram_mib is None else min_vram_mib
@@ -257,7 +257,7 @@ def require_vram(count: int, discovery: Discovery, min_vram_mib: Optional[int]) 
 
 
 def holders(gpu: Gpu) -> str:
-    """Return who uses a card, for people: process names, pids, accounts."""
+    """Return the users of a card, for people: process names, pids, accounts."""
     names = []
     for process in gpu.busy_by:
         try:
@@ -278,7 +278,7 @@ def _account(uid: int) -> str:
 def device_options(client: Any, gpus: Sequence[Gpu], root: Path = Path("/")) -> dict[str, Any]:
     """Return the keywords of docker's create that give a container exactly these cards.
 
-    By CDI where the engine has it and a specification names the cards, else by the NVIDIA runtime. Raises
+    By CDI if the engine has it and a specification names the cards, otherwise by the NVIDIA runtime. Raises
     NoGpu when the engine has neither.
     """
     from docker.types import DeviceRequest
@@ -309,7 +309,7 @@ def device_options(client: Any, gpus: Sequence[Gpu], root: Path = Path("/")) -> 
     request = DeviceRequest(device_ids=[card.uuid for card in gpus], capabilities=[["gpu"]])
     options: dict[str, Any] = {"device_requests": [request]}
     if major < 25:
-        # Without them in the container's own list, a daemon-reload of systemd takes the GPU away.
+        # Without these nodes in the container's own list, a daemon-reload of systemd removes the GPU access.
         options["devices"] = [f"{node}:{node}:rw" for node in device_nodes(gpus, root)]
     return options
 

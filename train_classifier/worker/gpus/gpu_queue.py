@@ -1,7 +1,7 @@
-"""The host-wide queue for GPUs: served in order of submission, whoever submits.
+"""The host-wide queue for GPUs: jobs of all users get GPUs in order of submission.
 
-The first ticket that wants GPUs waits for all of its own; one whose job is still being prepared is passed
-over after 30 s, so that a slow build does not leave a GPU idle.
+The first ticket that needs GPUs waits until it can get all of them. A ticket whose job is still being
+prepared is skipped after 30 s, so that a slow build does not leave a GPU idle.
 """
 
 import contextlib
@@ -33,20 +33,20 @@ from train_classifier.worker.gpus.tickets import (
 )
 from train_classifier.worker.system.host import Host, boot_id
 
-#: Seconds after which a job that is still preparing is passed over.
+#: Seconds after which a job that is still preparing is skipped.
 PREPARING_S = 30.0
-#: Seconds for which another process may hold the memory of a GPU that the queue knows to be free; what a
-#: killed job held takes a moment to come back.
+#: Seconds for which another process may use the memory of a GPU that is free in the queue: the memory of a
+#: killed job is released with a delay.
 FOREIGN_S = 20.0
 POLL_S = 0.25
-#: Seconds between two questions to nvidia-smi.
+#: Seconds between two calls of nvidia-smi.
 LOOK_S = 2.0
 
 
 def enqueue(
     folder: Path, *, job: str, model: str, directory: Path, want: int, min_vram_mib: Optional[int]
 ) -> Path:
-    """Make the ticket of a job that is being submitted, and return it; its worker claims it within 30 s.
+    """Create and return the ticket of a job that is being submitted; its worker claims it within 30 s.
 
     Raises NotReady when the queue's folder is missing or closed to this user.
     """
@@ -71,9 +71,9 @@ def enqueue(
 
 
 def withdraw(folder: Path, job: str) -> None:
-    """Remove the ticket of a job that nobody holds: its submission failed, or its worker is dead.
+    """Remove a job's ticket that no process holds: its submission failed, or its worker is dead.
 
-    The caller has removed the job's container before. A held ticket stays.
+    The caller must remove the job's container before. A held ticket stays.
     """
     if not folder.is_dir():
         return
@@ -92,7 +92,7 @@ def snapshot(folder: Path) -> list[QueueEntry]:
 
 
 class Ticket:
-    """The worker's own place in the queue, held until `release` or death."""
+    """The worker's own place in the queue, held until `release` or the end of the process."""
 
     def __init__(self, folder: Path, descriptor: int, entry: QueueEntry) -> None:
         self._folder = folder
@@ -102,9 +102,9 @@ class Ticket:
 
     @classmethod
     def claim(cls, folder: Path, job: str) -> "Ticket":
-        """Take the ticket that `enqueue` made, as the job's worker; the job is preparing from now on.
+        """Claim the ticket that `enqueue` created, as the job's worker; the job is preparing from now on.
 
-        Raises NotReady when it is gone: the worker came so late that the ticket was taken for dead.
+        Raises NotReady when it is gone: the worker was so late that the ticket counted as dead.
         """
         with locked(folder):
             for name in sorted(os.listdir(folder)):
@@ -117,7 +117,7 @@ class Ticket:
                 except (FileNotFoundError, Strange):
                     continue
                 if os.fstat(descriptor).st_uid != os.geteuid():
-                    # Any user of Docker can make a file of this name.
+                    # Any user of Docker can create a file of this name.
                     os.close(descriptor)
                     continue
                 entry = None
@@ -133,7 +133,7 @@ class Ticket:
 
     @property
     def entry(self) -> QueueEntry:
-        """Return the ticket as others see it."""
+        """Return the data of the ticket, as other processes read it."""
         return self._entry
 
     def _change(self, state: str, gpus: tuple[str, ...] = ()) -> None:
@@ -144,7 +144,7 @@ class Ticket:
         self._entry = entry
 
     def preparing(self) -> None:
-        """Say that the job is building what it needs: after 30 s others may pass it."""
+        """Mark the job as preparing: after 30 s other jobs may go first."""
         with locked(self._folder):
             self._change("preparing")
 
@@ -156,9 +156,9 @@ class Ticket:
         say: Callable[[str], None],
         check_cancel: Callable[[], None],
     ) -> tuple[Gpu, ...]:
-        """Wait for this job's turn and its GPUs, and return them; they are its own until `release`.
+        """Wait for this job's turn and its GPUs, and return them; the job has them until `release`.
 
-        Raises TimedOut after `limit_s` seconds, NoGpu when the host cannot give what is asked for.
+        Raises TimedOut after `limit_s` seconds, NoGpu when the host cannot provide the GPUs.
         """
         with locked(self._folder, check_cancel):
             self._change("waiting")
@@ -168,7 +168,7 @@ class Ticket:
         ask = True
         while True:
             check_cancel()
-            # Engine and driver may take long to answer: never under the lock, and only when it matters.
+            # Engine and driver may answer slowly: query them never under the lock, and only when needed.
             if ask:
                 turn.refresh()
             with locked(self._folder, check_cancel):
@@ -208,20 +208,20 @@ class Ticket:
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What one look at the queue showed."""
+    """The result of one reading of the queue."""
 
-    #: The GPUs that are this job's from now on.
+    #: The GPUs that this job has from now on.
     granted: tuple[Gpu, ...] = ()
-    #: Else what it waits for.
+    #: Without GPUs: what the job waits for.
     message: str = ""
     #: Tickets of dead holders, whose containers are to be removed.
     dead: tuple[QueueEntry, ...] = ()
-    #: By the tickets it is our turn: driver and engine are to be asked before the next look.
+    #: The tickets show that it is this job's turn: query driver and engine before the next reading.
     ask: bool = False
 
 
 class _Turn:
-    """One waiter's view of the queue, with what it remembers between two looks."""
+    """The state of one waiting job between two readings of the queue."""
 
     def __init__(self, ticket: Ticket, client: Any, host: Host) -> None:
         self.ticket = ticket
@@ -229,19 +229,19 @@ class _Turn:
         self.host = host
         self.discovery = Discovery()
         self.discovered = float("-inf")
-        #: GPUs that running containers of ours name.
+        #: GPUs that running containers of this program use.
         self.held: set[str] = set()
         self.foreign_since: Optional[float] = None
 
     def refresh(self) -> None:
-        """Ask driver and engine. A container that starts later has a live ticket, with its GPUs."""
+        """Query driver and engine. A container that starts later has a live ticket with its GPUs."""
         if clock() - self.discovered > LOOK_S:
             self.discovery = devices.discover(self.host)
             self.discovered = clock()
         self.held = self._held_by_containers()
 
     def look(self, fresh: bool) -> _Seen:
-        """Look at the queue, whose lock is held; `fresh`: driver and engine were asked just now."""
+        """Read the queue, whose lock is held; `fresh`: driver and engine were queried just now."""
         me = self.ticket.entry
         live, dead = tickets(self.ticket._folder, me.path)
         corpses: tuple[QueueEntry, ...] = ()
@@ -273,7 +273,7 @@ class _Turn:
         if not fresh:
             return _Seen(dead=corpses, ask=True)
         free = [card for card in free if card.uuid not in self.held]
-        # Cards that nobody else uses first.
+        # Unused cards first.
         roomy = sorted(
             (card for card in free if devices.free_enough(card, me.min_vram_mib)),
             key=lambda card: (bool(card.busy_by), card.index),
@@ -303,7 +303,7 @@ class _Turn:
         }
 
     def _foreign(self, free: list[Gpu], floor: int) -> str:
-        """Say who holds the memory of a GPU that no job of ours has; give up when they keep it."""
+        """Return who uses the memory of a GPU that no job has; raise NoGpu when they use it for too long."""
         card = next(card for card in free if not devices.free_enough(card, floor))
         users = devices.holders(card) or "a process that nvidia-smi does not name"
         sentence = (
@@ -334,13 +334,13 @@ class _Turn:
         for entry in dead:
             self._remove_containers(entry)
             with locked(self.ticket._folder):
-                # Still dead, or another one cleaned it meanwhile.
+                # Check again that it is dead: another process may have cleaned it meanwhile.
                 _, still_dead = tickets(self.ticket._folder, self.ticket.entry.path)
                 if any(other.path == entry.path for other in still_dead):
                     entry.path.unlink(missing_ok=True)
 
     def _remove_containers(self, entry: QueueEntry) -> None:
-        """Remove a dead job's containers that have its GPUs; a ticket may name a job that is alive."""
+        """Remove a dead job's containers that have its GPUs; a ticket may name a job that is running."""
         if any(other.job == entry.job for other in snapshot(self.ticket._folder)):
             return
         label = {"label": f"{engine.LABEL}.job={entry.job}"}
@@ -361,7 +361,7 @@ def _hour(seconds: float) -> str:
 
 
 def describe(folder: Path, discovery: Discovery) -> dict[str, str]:
-    """Return who has each GPU, by UUID, for people."""
+    """Return the user of each GPU, by UUID, for people."""
     return {
         uuid: f"job {entry.job} ({entry.model}) of {entry.user} since {_hour(entry.since)}"
         for entry in snapshot(folder)

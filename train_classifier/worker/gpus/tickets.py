@@ -1,10 +1,11 @@
 """The tickets of the GPU queue as files: read, written and counted under the queue's lock.
 
-A worker holds a flock on its ticket for life, so a dead worker's ticket is known at once. Tickets are written
-in place, never renamed: the flock is the inode's. Files are never made anew over another user's.
+A worker holds a flock on its ticket until it ends, so a dead worker's ticket is detected at once. Tickets are
+written in place and never renamed, because a flock belongs to the inode. A file never replaces another
+user's.
 
-Every user of Docker can write into the queue's folder. What is there is read with limits, and a file that is
-no ticket is ignored: `strange` names it for the check of the host. Whose a ticket is says the file's owner.
+Every user of Docker can write into the queue's folder, so files are read with limits, and a file that is not
+a ticket is ignored; `strange` names it for the host check. The owner of the file is the owner of the ticket.
 """
 
 import contextlib
@@ -25,13 +26,13 @@ from train_classifier.core.job import MODEL
 from train_classifier.core.locks import try_lock
 from train_classifier.worker.system.host import boot_id
 
-#: Seconds after which a submitted ticket whose worker never came is removed. It is passed over much earlier;
-#: a worker on a busy host may be late, and then finds its place kept.
+#: Seconds after which a submitted ticket that no worker has claimed is removed. It is skipped much earlier,
+#: but a worker that is late on a busy host still has its place.
 NEW_S = 600.0
-#: Seconds for which the queue's lock may be held by others; it is held for milliseconds.
+#: Seconds to wait for the queue's lock; normally it is held for milliseconds.
 LOCK_S = 120.0
 TICKET = re.compile(r"([0-9]{12})-([A-Za-z0-9][A-Za-z0-9_.-]{0,63})\.json\Z")
-#: The last number. Tickets that share it are in the order of their jobs' ids, which begin with the time.
+#: The largest number. Tickets that share it are in the order of their jobs' ids, which begin with the time.
 MOST_NUMBER = 999_999_999_999
 #: Bytes of a ticket.
 MOST_BYTES = 1 << 16
@@ -40,12 +41,12 @@ _GPU = re.compile(r"[!-+.-~][!-+.-~-]{0,127}\Z")
 
 
 class Strange(Exception):
-    """A file of the queue's folder that is no ticket; the text says why."""
+    """Raised for a file of the queue's folder that is not a ticket; the text is the reason."""
 
 
 @dataclasses.dataclass
 class QueueEntry:
-    """A ticket as everybody sees it."""
+    """The data of a ticket, readable by all users."""
 
     path: Path
     number: int
@@ -61,7 +62,7 @@ class QueueEntry:
     gpus: list[str]
     #: When this state began: seconds since the epoch, for people.
     since: float
-    #: The same on the clock that never jumps (CLOCK_BOOTTIME), of the boot `boot`.
+    #: The same on the clock that is never adjusted (CLOCK_BOOTTIME), of the boot `boot`.
     since_boot: float
     boot: str
 
@@ -71,7 +72,7 @@ class QueueEntry:
 
 
 def clock() -> float:
-    """Return seconds on a clock that all processes share and that nobody sets."""
+    """Return seconds on a clock that all processes share and that cannot be set."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
@@ -79,7 +80,8 @@ def clock() -> float:
 def locked(folder: Path, check: Optional[Callable[[], None]] = None) -> Iterator[None]:
     """Hold the queue's lock.
 
-    Raises NotReady without the folder, without the right to use it, and when others do not give it back.
+    Raises NotReady without the folder, without the right to use it, and when other processes do not release
+    the lock.
     """
     path = folder / "lock"
     began = time.monotonic()
@@ -123,7 +125,7 @@ def _open_lock(folder: Path, path: Path) -> int:
 
 
 def _is_current(descriptor: int, path: Path) -> bool:
-    """Return whether the lock's file is still the one of that name: else there would be two locks."""
+    """Return whether `path` still names the lock's file; otherwise there would be two locks."""
     held = os.fstat(descriptor)
     try:
         there = os.stat(path, follow_symlinks=False)
@@ -133,15 +135,15 @@ def _is_current(descriptor: int, path: Path) -> bool:
 
 
 def create(path: Path) -> int:
-    """Make a file that every user of the folder's group can change, and open it."""
+    """Create a file that every user of the folder's group can change, and open it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
-    # Whatever the umask is.
+    # Independent of the umask.
     os.fchmod(descriptor, 0o660)
     return descriptor
 
 
 def _open(path: Path, mode: int) -> int:
-    """Open a regular file of the queue without waiting for anybody. Raises Strange for anything else."""
+    """Open a regular file of the queue without blocking. Raises Strange for anything else."""
     try:
         descriptor = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -155,7 +157,7 @@ def _open(path: Path, mode: int) -> int:
 
 
 def open_ticket(path: Path, mode: int = os.O_RDONLY) -> int:
-    """Open a ticket. Raises Strange for what cannot be one, FileNotFoundError when it is gone."""
+    """Open a ticket. Raises Strange when it cannot be a ticket, FileNotFoundError when it is gone."""
     try:
         return _open(path, mode)
     except FileNotFoundError:
@@ -165,7 +167,7 @@ def open_ticket(path: Path, mode: int = os.O_RDONLY) -> int:
 
 
 def read(path: Path, descriptor: int) -> QueueEntry:
-    """Return what a ticket says. Raises Strange for what no worker of ours wrote."""
+    """Return the data of a ticket. Raises Strange for content that no worker writes."""
     match = TICKET.match(path.name)
     status = os.fstat(descriptor)
     if match is None:
@@ -190,7 +192,7 @@ def read(path: Path, descriptor: int) -> QueueEntry:
 
 
 def user_name(uid: int) -> str:
-    """Return the login name of a user, the number where the host knows no name."""
+    """Return the login name of a user; the number if there is no name on the host."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -209,7 +211,7 @@ def _text(value: Any, most: int) -> bool:
     return isinstance(value, str) and len(value) <= most and value.isprintable()
 
 
-#: What a ticket must say. Its number is its name's and its user the file's owner; other keys are ignored.
+#: The keys of a ticket. Number and user come from the file's name and owner; other keys are ignored.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "job": lambda value: _text(value, 64),
     "model": lambda value: isinstance(value, str) and MODEL.match(value) is not None,
@@ -229,7 +231,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 
 
 def write(descriptor: int, entry: QueueEntry) -> None:
-    """Write a ticket over what its open file held."""
+    """Replace the content of a ticket's open file."""
     data = dataclasses.asdict(entry)
     del data["path"], data["number"]
     text = json.dumps(data).encode()
@@ -244,7 +246,7 @@ def _names(folder: Path) -> list[Path]:
 def tickets(folder: Path, mine: Optional[Path] = None) -> tuple[list[QueueEntry], list[QueueEntry]]:
     """Return the live tickets in order and the dead ones; `mine` is live. The queue's lock is held.
 
-    A ticket of this user that was cut short by the death of its writer is removed.
+    An incomplete ticket of this user, whose writer died, is removed.
     """
     live, dead = [], []
     for path in _names(folder):
@@ -271,7 +273,7 @@ def tickets(folder: Path, mine: Optional[Path] = None) -> tuple[list[QueueEntry]
 
 
 def strange(folder: Path) -> list[tuple[Path, str]]:
-    """Return the files that look like tickets or the counter and are none, with what is wrong with them."""
+    """Return the invalid files with the name of a ticket or of the counter, each with its problem."""
     found = []
     for path in _names(folder):
         with contextlib.suppress(FileNotFoundError):
@@ -293,10 +295,10 @@ def strange(folder: Path) -> list[tuple[Path, str]]:
 
 
 def next_number(folder: Path) -> int:
-    """Count the counter up. One that is lost or torn begins after the last ticket."""
+    """Increment the counter and return it. A lost or damaged counter starts after the last ticket."""
     path = folder / "counter"
     descriptor = -1
-    # Without a counter a number may come again, once its job is gone.
+    # If the counter cannot be used, a number may be used again after its job is gone.
     with contextlib.suppress(OSError, Strange):
         try:
             descriptor = _open(path, os.O_RDWR)

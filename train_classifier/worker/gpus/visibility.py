@@ -1,4 +1,4 @@
-"""The proof that a job will see its GPUs, before hours are spent: by framework, by devices, or not at all."""
+"""Checks before the training that a job will see its GPUs: by framework, by devices, or not at all."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from train_classifier.worker.gpus.devices import Gpu
 from train_classifier.worker.state.files import read_json, write_json
 from train_classifier.worker.system.host import boot_id
 
-#: TensorFlow compiles kernels for a card it has no binaries for: minutes.
+#: TensorFlow compiles kernels for a card without prebuilt binaries, which takes minutes.
 TIMEOUT_S = 900.0
 FRAMEWORKS = ("tensorflow", "torch", "jax")
 HINT = (
@@ -31,10 +31,10 @@ _LIST_DEVICES = 'for node in /dev/nvidia[0-9]*; do [ -e "$node" ] && echo "$node
 def prove(
     context: Context, image: Image, environment: Environment, gpus: Sequence[Gpu], mode: str
 ) -> dict[str, Any]:
-    """Return {mode, proven, detail} for result and manifest; `proven` is True only for what a framework said.
+    """Return {mode, proven, detail} for result and manifest; only a framework's answer sets `proven` to True.
 
-    Each of tensorflow, torch and jax that imports must list as many GPUs as the job has. Proven once per
-    image, environment, cards, driver and boot, then remembered. Raises NoGpu with what the framework printed.
+    Each of tensorflow, torch and jax that can be imported must list as many GPUs as the job has. A proof is
+    stored for image, environment, cards, driver and boot. Raises NoGpu with the output of the framework.
     """
     if mode == "off":
         return {"mode": mode, "proven": False, "detail": "switched off (gpu_check = off)"}
@@ -104,7 +104,7 @@ def _by_framework(
 
 
 def _by_device(context: Context, image: Image, gpus: Sequence[Gpu]) -> str:
-    """Return what was seen: the device nodes of exactly these cards. Raises NoGpu."""
+    """Check the device nodes of exactly these cards and return the finding. Raises NoGpu."""
     status, output = _run(context, image, gpus, ["/bin/sh", "-c", _LIST_DEVICES])
     seen = sorted(output.decode("utf-8", "replace").split())
     wanted = sorted(node for node in gpu.device_nodes(gpus, context.host.root) if node[-1].isdigit())
@@ -144,7 +144,7 @@ def _run(
 
 
 def _makes_sense(answer: Any) -> bool:
-    """Tell whether this is what the check prints: the image and the environment may print anything."""
+    """Tell whether this is a valid answer of the check: image and environment may print anything."""
     return isinstance(answer, dict) and all(
         isinstance(said, dict)
         and name in FRAMEWORKS

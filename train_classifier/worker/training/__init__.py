@@ -1,1 +1,1 @@
-"""The container that trains: made, followed and ended."""
+"""The training container: how it is created, followed and stopped."""

@@ -1,4 +1,4 @@
-"""The container that trains: how it is confined, and what it sees."""
+"""The training container: its limits, and the files and variables that it gets."""
 
 import os
 import threading
@@ -19,7 +19,7 @@ from train_classifier.worker.training import data_folders
 
 RUN = "/run/train-classifier"
 CA = f"{RUN}/ca.crt"
-#: What engine, NVIDIA runtime and CDI say when they cannot give a GPU; a path may name NVIDIA too.
+#: Messages of engine, NVIDIA runtime and CDI when a GPU cannot be provided; a path may name NVIDIA too.
 GPU_REFUSALS = (
     "could not select device driver",
     "nvidia-container-cli",
@@ -30,8 +30,8 @@ GPU_REFUSALS = (
     "CDI support is not enabled",
     "error gathering device information",
 )
-#: Everything the model prints goes to the FIFO; secrets are read from another, so that the engine never knows
-#: them; then the model takes the shell's place.
+#: The model's output goes to a FIFO; secrets are read from another FIFO, so that the engine never gets them;
+#: then the model replaces the shell.
 WRAPPER = f"""exec >{RUN}/out 2>&1 </dev/null
 if [ -p {RUN}/secrets ]; then . {RUN}/secrets; fi
 exec "$@"
@@ -44,7 +44,7 @@ def name_of(job: Job) -> str:
 
 
 def environment_of(spec: JobSpec, host: Host, account: Account, job: Job) -> dict[str, str]:
-    """Return the environment of the model: ours, then the host's, then what the request gives."""
+    """Return the environment of the model: this program's, then the host's, then the request's variables."""
     found = {
         "HOME": f"/home/{account.name}",
         "USER": account.name,
@@ -63,7 +63,7 @@ def environment_of(spec: JobSpec, host: Host, account: Account, job: Job) -> dic
 
 
 def prepare_folders(job: Job, account: Account, host: Host) -> None:
-    """Make the files that are mounted into the container besides the workspace. Raises NotReady."""
+    """Create the files that are mounted into the container besides the workspace. Raises NotReady."""
     write_bytes(
         job.run / "passwd",
         f"root:x:0:0:root:/root:/bin/sh\n{account.name}:x:{account.uid}:{account.gid}::/home/{account.name}:/bin/sh\n"
@@ -130,7 +130,7 @@ def create(
         except docker.errors.APIError as error:
             if error.status_code != 409:
                 raise
-            # The engine went away after it had created the container, before it could say so.
+            # The engine created the container, but became unreachable before it could answer.
             engine.remove(context.client.containers.get(name_of(job)))
             raise ConnectionError(str(error)) from error
 
@@ -146,10 +146,10 @@ def _job(context: Context) -> Job:
 
 
 def _limits(spec: JobSpec) -> dict[str, Any]:
-    """Return the limits of a job as docker's create has them."""
+    """Return the limits of a job as arguments of docker's create."""
     limits: dict[str, Any] = {}
     if spec.memory_bytes is not None:
-        # Without the second limit the same again could go to swap.
+        # Without the second limit, the job could use the same amount of swap.
         limits.update(mem_limit=spec.memory_bytes, memswap_limit=spec.memory_bytes)
     if spec.cpus is not None:
         limits["nano_cpus"] = int(spec.cpus * 1e9)
@@ -159,11 +159,11 @@ def _limits(spec: JobSpec) -> dict[str, Any]:
 
 
 def _mounts(context: Context, spec: JobSpec, environment: Environment) -> list[Any]:
-    """Return what a job sees of the host. Raises BadInput for a data folder that no job may have."""
+    """Return the mounts of a job. Raises BadInput for a data folder that no job may have."""
     from docker.types import Mount
 
     job, account = _job(context), context.host.job_user()
-    # Looked at again: since the submission a folder may have become a link to another.
+    # Check again: since the submission a folder may have been replaced by a link to another.
     folders = data_folders.resolve(spec, context.host, context.store.root, engine.root(context.client))
     mounts = [
         Mount("/workspace", str(job.workspace), "bind"),
@@ -178,13 +178,13 @@ def _mounts(context: Context, spec: JobSpec, environment: Environment) -> list[A
     ]
     for mount in mounts:
         if mount["Type"] == "bind":
-            # Else what is mounted below comes with it, writable. The SDK has no argument for it.
+            # Otherwise file systems mounted below are included, writable. The SDK has no argument for it.
             mount["BindOptions"] = {**(mount.get("BindOptions") or {}), "NonRecursive": True}
     return mounts
 
 
 def explain(error: Any) -> TrainClassifierError:
-    """Return what the engine's refusal to create or start a container means."""
+    """Return the failure for the engine's refusal to create or start a container."""
     text = str(error.explanation or error)
     if "/bin/sh" in text and ("no such file" in text or "not found" in text):
         return NoEnvironment("the image has no /bin/sh", "take an image with a shell and Python", text)
@@ -194,14 +194,14 @@ def explain(error: Any) -> TrainClassifierError:
 
 
 def write_secrets(fifo: Path, secrets: Mapping[str, str], over: threading.Event) -> None:
-    """Give the secrets to the wrapper, once it listens; returns without when the container ended before."""
+    """Write the secrets when the wrapper opens the FIFO; return if the container ended before that."""
     text = "".join(f"export {name}={_quoted(value)}\n" for name, value in secrets.items())
     descriptor = -1
     while descriptor < 0:
         try:
             descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
-            # ENXIO: nobody listens yet.
+            # ENXIO: the wrapper has not opened the FIFO yet.
             if over.wait(0.01):
                 return
     os.set_blocking(descriptor, True)

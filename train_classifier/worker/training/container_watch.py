@@ -1,4 +1,4 @@
-"""A container while it runs: its end, told from the engine's, and signals to it."""
+"""A running container: its end, as distinct from the engine's end, and signals to it."""
 
 import dataclasses
 import signal
@@ -11,11 +11,11 @@ from train_classifier.worker.containers import engine, helper
 from train_classifier.worker.system.cgroup import ControlGroup
 from train_classifier.worker.training.container import explain
 
-#: SIGKILL, SIGTERM, and the engine's own word for a container that it lost sight of.
+#: SIGKILL, SIGTERM, and the engine's own status for a container that it has lost.
 STOPPED_STATUSES = (137, 143, 255)
 #: By SIGKILL.
 KILLED_STATUS = 137
-#: Seconds that a signal waits for an engine that is away; the loop that sends it has more to look at.
+#: Seconds that a signal waits for an unreachable engine; the loop that sends it has other checks to do.
 SIGNAL_PATIENCE_S = 5.0
 
 
@@ -25,14 +25,14 @@ class Ending:
 
     status: int
     out_of_memory: bool
-    #: The engine's own words, mostly empty.
+    #: The engine's own message, mostly empty.
     error: str
-    #: Stopped by `docker stop` or an engine that shut down, not by us or itself.
+    #: Stopped by `docker stop` or an engine that shut down, not by this worker or by itself.
     from_outside: bool
 
 
 class Running(threading.Thread):
-    """A started container, watched for its end by its own thread; restarts of the engine are outlived."""
+    """A started container; its own thread waits for its end, also during restarts of the engine."""
 
     def __init__(self, container: Any) -> None:
         super().__init__(name="container", daemon=True)
@@ -41,7 +41,7 @@ class Running(threading.Thread):
         self.ended = threading.Event()
         self.engine_away = threading.Event()
         self.incarnation = engine.incarnation()
-        #: We sent a signal ourselves.
+        #: Whether this worker sent a signal.
         self.signalled = False
         self.ending: Optional[Ending] = None
         self.failure: Optional[TrainClassifierError] = None
@@ -61,7 +61,7 @@ class Running(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Wait for the end of the container: `ending` says how it came, or `failure` why nobody knows."""
+        """Wait for the end of the container: `ending` describes it, or `failure` is why it is unknown."""
         import docker.errors
 
         try:
@@ -78,12 +78,12 @@ class Running(threading.Thread):
 
         while True:
             try:
-                # A quiet stream ends after the client's timeout: look, and wait again.
+                # The wait ends after the client's timeout: check the state, then wait again.
                 self.container.wait(timeout=45)
             except requests.exceptions.ReadTimeout:
                 pass
             except requests.exceptions.RequestException:
-                # Either a timeout that came in another form, or the engine went away: looking tells.
+                # Another form of the timeout, or the engine is unreachable: the state below shows which.
                 time.sleep(0.2)
             engine.patiently(self.container.reload, away=self.engine_away.set)
             state = self.container.attrs["State"]
@@ -102,9 +102,9 @@ class Running(threading.Thread):
                 )
 
     def _await_out_of_memory(self) -> dict[str, Any]:
-        """Return the container's state, given a second to show what killed it.
+        """Return the container's state, after up to a second for the reason of its kill.
 
-        The engine hears of the kernel's kill and of the exit by two ways: the kill may come second.
+        The engine learns of the kernel's kill and of the exit separately, and the kill may come second.
         """
         for _ in range(10):
             time.sleep(0.1)
@@ -117,9 +117,9 @@ class Running(threading.Thread):
     def _look_outside(self) -> bool:
         """Tell whether the container was stopped from outside: by `docker stop`, or an engine shutting down.
 
-        The engine notes each signal that it sends as an event, and forgets them when it restarts.
+        The engine records each signal that it sends as an event, and loses the events when it restarts.
         """
-        # In the past, so that the stream ends by itself; a whole second would miss what came just now.
+        # In the past, so that the stream ends by itself; whole seconds would lose the latest events.
         now = f"{time.time():.9f}"
         wanted = {"container": self.container.id, "event": "kill"}
         client = self.container.client
@@ -134,7 +134,7 @@ class Running(threading.Thread):
     def send(self, name: str, patience: float = SIGNAL_PATIENCE_S) -> bool:
         """Send a signal, and tell whether it arrived; a container that has ended meanwhile is fine.
 
-        False: the engine is away. Its end is told by the watching thread, never by a signal that failed.
+        False: the engine is unreachable. Only the watching thread reports its end, never a failed signal.
         """
         import docker.errors
 
@@ -152,7 +152,7 @@ class Running(threading.Thread):
 
 
 def signal_of(status: int) -> Optional[str]:
-    """Return the name of the signal that an exit status over 128 stands for, None if it stands for none."""
+    """Return the name of the signal of an exit status over 128; None if there is no such signal."""
     try:
         return signal.Signals(status - 128).name
     except ValueError:

@@ -1,4 +1,4 @@
-"""The data folders of a job: which ones it may read, and where they really are."""
+"""The data folders of a job: which ones it may read, and their real paths."""
 
 import fnmatch
 import json
@@ -17,7 +17,7 @@ from train_classifier.worker.system.host import ROOT, Host, file_system, mounts
 SYSTEM = ("/proc", "/sys", "/dev", "/run", "/etc", "/boot")
 #: Folders of container engines, beside the one that the engine itself names.
 ENGINES = ("/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/snap/docker")
-#: File systems of the kernel, wherever they are mounted.
+#: File systems of the kernel, at any mount point.
 KERNEL_FILE_SYSTEMS = {
     "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
     "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "rpc_pipefs", "securityfs", "selinuxfs",
@@ -100,7 +100,7 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _identity(path: str) -> Optional[tuple[int, int]]:
-    """Return what tells a folder whatever path leads to it, None where there is none."""
+    """Return the identity of a folder, the same for every path to it; None when there is no folder."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -119,7 +119,7 @@ def _ancestors(path: str) -> Iterator[str]:
 
 
 class _Place:
-    """A data folder as it lies among others; bind mounts give a folder more than one path."""
+    """A data folder and the folders above it; bind mounts give a folder more than one path."""
 
     def __init__(self, real: str) -> None:
         self.real = real
@@ -137,7 +137,7 @@ class _Place:
 
 
 def _refusal(real: str, host: Host, state: Path, engines: Iterable[str]) -> Optional[str]:
-    """Return why no job may read a folder, whoever names it; None when nothing speaks against it."""
+    """Return why no job may read a folder, regardless of who names it; None when it is allowed."""
     place = _Place(real)
     kind = file_system(Path(real))
     if kind in KERNEL_FILE_SYSTEMS:
@@ -159,7 +159,7 @@ def _refusal(real: str, host: Host, state: Path, engines: Iterable[str]) -> Opti
 
 
 def _meets_pattern(real: str, pattern: str) -> bool:
-    """Return whether a folder is, holds or lies in the state folder of some user."""
+    """Return whether a folder is, contains or is inside the state folder of any user."""
     base = os.path.dirname(pattern.partition("{user}")[0])
     whole = os.path.realpath(base).rstrip("/") + pattern[len(base.rstrip("/")) :]
     parts = [part.replace("{user}", "*") for part in whole.split("/")]
@@ -167,11 +167,11 @@ def _meets_pattern(real: str, pattern: str) -> bool:
 
 
 def _home(place: _Place, host: Host) -> Optional[str]:
-    """Return why a folder is refused for a home folder that it is, holds, or lies in."""
+    """Return why a folder is refused for a home folder that it is, contains, or is inside."""
     accounts: dict[str, tuple[str, bool]] = {}
     for entry in pwd.getpwall():
         accounts[entry.pw_dir] = (entry.pw_name, os.path.basename(entry.pw_shell) not in NO_SHELLS)
-    # Accounts of a directory service are in no list: those of the folders' owners are looked up.
+    # Accounts of a directory service cannot be listed, so the accounts of the folders' owners are looked up.
     uids = {os.geteuid()}
     for each in place.chain:
         uids.add(os.stat(each).st_uid)

@@ -1,8 +1,8 @@
 """The job's log: a FIFO that the container writes into, and log.txt that only the worker writes.
 
-log.txt is the output byte for byte, but for declared secrets, which become `***`. It only ever grows, so that
-readers can follow it by offset: past half of the limit the output goes to two segments that take turns, and
-what they hold at the end is appended after one line that says how much is missing.
+log.txt is the output byte for byte, except for declared secrets, which become `***`. It only grows, so that
+readers can follow it by offset. After half of the limit the output goes to two alternating segments; at the
+end their content is appended after one line that says how much is missing.
 """
 
 import contextlib
@@ -21,17 +21,17 @@ from train_classifier.worker.system.host import Account
 
 MASK = b"***"
 READ_BYTES = 1 << 20
-#: Seconds that `finish` reads on, should something still write that nobody could stop.
+#: Seconds that `finish` continues to read if a process that could not be stopped still writes.
 LAST_S = 10.0
-#: Seconds of silence after which a held-back beginning of a secret is shown, if it is short: at most one byte
-#: in SHARE of the secret.
+#: Seconds without output after which a held-back beginning of a secret is shown, if it is short: at most
+#: 1/SHARE of the secret's bytes.
 QUIET_S = 0.25
 SHARE = 4
-_F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ is there from Python 3.10 on.
+_F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ exists since Python 3.10.
 
 
 class Masker:
-    """Replaces secrets in a stream, also across the borders of its blocks."""
+    """Replaces secrets in a stream, also across the boundaries of its blocks."""
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         found = {secret for secret in secrets if secret}
@@ -39,11 +39,11 @@ class Masker:
         found |= {secret.strip(b"\r\n") for secret in found} - {b""}
         self.secrets = sorted(found)
         self.held = b""
-        #: The end of what was shown, as long as it may be the beginning of a secret that is still coming.
+        #: The end of the shown output, while it may be the beginning of a secret that is not complete yet.
         self.shown = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Return what can be shown; the longest end that may be the beginning of a secret is held back."""
+        """Return the output that can be shown; the longest end that may begin a secret is held back."""
         if not self.secrets:
             return data
         before = len(self.shown)
@@ -51,21 +51,21 @@ class Masker:
         hidden = self._hidden(data)
         cut = len(data) - max(self._beginning(data, secret) for secret in self.secrets)
         for start, end in hidden:
-            # What overlaps a secret that may still be coming is decided together with it.
+            # A secret that overlaps a possible incomplete one is decided together with it.
             if start < cut < end:
                 cut = start
         if cut < before:
-            # What was shown may go on being one.
+            # The shown output may still be the beginning of a secret.
             self.held = data[before:]
             return b""
         self.held, self.shown = data[cut:], b""
         return self._masked(data[:cut], hidden, before)
 
     def relax(self) -> bytes:
-        """Return what was held back if it says little of a secret, and remember that it was shown.
+        """Return the held-back output if it reveals little of a secret, and store that it was shown.
 
-        A program that prints the first letter of a secret and waits is not kept waiting; one that stops in
-        the middle of a secret is.
+        The output of a program that prints the first letter of a secret and waits is shown; that of a program
+        that stops in the middle of a secret is not.
         """
         data = self.shown + self.held
         much = any(self._beginning(data, secret) * SHARE > len(secret) for secret in self.secrets)
@@ -75,7 +75,7 @@ class Masker:
         return shown
 
     def flush(self) -> bytes:
-        """Return what was held back, since no more will come."""
+        """Return the held-back output at the end of the stream."""
         before, data = len(self.shown), self.shown + self.held
         self.held = self.shown = b""
         return self._masked(data, self._hidden(data), before)
@@ -108,7 +108,7 @@ class Masker:
 
     @staticmethod
     def _masked(data: bytes, hidden: list[tuple[int, int]], shown: int) -> bytes:
-        """Return what of `data` is to be shown after its first `shown` bytes, which were shown already."""
+        """Return the masked `data` after its first `shown` bytes, which were shown already."""
         pieces, at = [], shown
         for start, end in hidden:
             if shown < end <= len(data):
@@ -118,7 +118,7 @@ class Masker:
 
 
 class LogFile:
-    """log.txt and its limit; also used to finish the log of a job whose worker died."""
+    """log.txt with its limit; also used to complete the log of a job whose worker died."""
 
     def __init__(self, path: Path, limit: int) -> None:
         self.path = path
@@ -134,7 +134,7 @@ class LogFile:
         os.fchmod(self._file.fileno(), 0o600)
 
     def write(self, data: bytes) -> None:
-        """Append output. A full disk loses output, counted in `lost`, but never raises: the model runs on."""
+        """Append output. On a full disk, output is lost and counted in `lost`, but the model continues."""
         view = memoryview(data)
         try:
             if self._room > 0:
@@ -161,7 +161,7 @@ class LogFile:
         return self._tail.write(view[:room]) or 0
 
     def _count(self) -> int:
-        """Return the bytes that were dropped so far, as noted; what a full disk left empty counts as none."""
+        """Return the recorded number of bytes left out so far; 0 if a full disk left the record empty."""
         try:
             text = self._dropped.read_bytes().strip()
         except FileNotFoundError:
@@ -169,7 +169,7 @@ class LogFile:
         return int(text) if text.isdigit() else 0
 
     def close(self) -> None:
-        """Append the end of a log that passed its limit, and say how much is missing. Idempotent."""
+        """Append the end of a log that exceeded its limit, and how much is missing. Idempotent."""
         if self._file.closed:
             return
         if self._tail is not None:
@@ -193,9 +193,9 @@ class LogFile:
 
 
 def make_fifo(path: Path, account: Optional[Account] = None, mode: int = 0o600) -> None:
-    """Make a FIFO in a folder of the caller's, for the job's account; `mode` says what that may do with it.
+    """Create a FIFO in the caller's folder, for the job's account; `mode` is the access of that account.
 
-    The caller opens the other end, which root may in any case.
+    The caller opens the other end, which root can always do.
     """
     path.unlink(missing_ok=True)
     os.mkfifo(path, 0o600)
@@ -205,7 +205,7 @@ def make_fifo(path: Path, account: Optional[Account] = None, mode: int = 0o600) 
 
 
 class Pump(threading.Thread):
-    """Moves bytes from the FIFO into the log until it is told that no more will come."""
+    """Copies bytes from the FIFO into the log until `finish` is called."""
 
     def __init__(self, fifo: Path, log: LogFile, secrets: Sequence[bytes]) -> None:
         super().__init__(name="log", daemon=True)
@@ -214,23 +214,23 @@ class Pump(threading.Thread):
         self.received = 0
         #: Called with the error when the disk is full or broken, once.
         self.on_error: Optional[Callable[[OSError], None]] = None
-        #: Why the thread ended too early, if it did.
+        #: Why the thread ended too early; None if it did not.
         self.failure: Optional[Exception] = None
         self._ended = threading.Event()
-        # `finish` closes the second: then the first can be read, and nobody waits for a look at the event.
+        # `finish` closes the second end, so that the first is readable and wakes the thread at once.
         self._told, self._tell = os.pipe()
         self._reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        # Our own writer: without it the end of every process that wrote would look like the end of the log.
+        # An own writer: without it the end of each writing process would look like the end of the log.
         self._writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             fcntl.fcntl(self._reader, _F_SETPIPE_SZ, READ_BYTES)
         except OSError as error:
-            # An unprivileged user may have used up pipe-user-pages-soft: the default size works, only slower.
+            # An unprivileged user may have reached pipe-user-pages-soft: the default size is only slower.
             if error.errno not in (errno.EPERM, errno.EBUSY):
                 raise
 
     def run(self) -> None:
-        """Copy what the model prints into the log, until it has closed its end."""
+        """Copy the model's output into the log, until the model has closed its end."""
         try:
             self._run()
         except Exception as error:
@@ -269,12 +269,12 @@ class Pump(threading.Thread):
         self.log.write(data)
         if self.log.error is not None and self.on_error is not None:
             tell, self.on_error = self.on_error, None
-            # The same disk may refuse the message too: the stream goes on, or the model stands still.
+            # The message may fail on the same disk: continue to read, or the model would block.
             with contextlib.suppress(OSError):
                 tell(self.log.error)
 
     def finish(self) -> None:
-        """Take what is still in the FIFO, once nothing runs that could write, and end. Idempotent."""
+        """Read the rest of the FIFO, after all writers have ended, and stop the thread. Idempotent."""
         if self._ended.is_set():
             return
         self._ended.set()

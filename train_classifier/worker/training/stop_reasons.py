@@ -1,4 +1,4 @@
-"""What may end a job early: a cancel, a lease that ran out, a signal to the worker. The first cause wins."""
+"""Reasons to end a job early: a cancel, an expired lease, a signal to the worker. The first cause wins."""
 
 import os
 import signal
@@ -9,12 +9,12 @@ from train_classifier.core.errors import Cancelled, TrainClassifierError
 from train_classifier.core.job import JobSpec
 from train_classifier.worker.state.store import Job
 
-#: Seconds between two looks at the job's folder.
+#: Seconds between two checks of the job's folder.
 LOOK_S = 0.1
 
 
 class Watch:
-    """Looks for reasons to stop; `check` is called from every loop of the worker."""
+    """Checks for reasons to stop; every loop of the worker calls `check`."""
 
     def __init__(self, job: Job, spec: JobSpec) -> None:
         self.job = job
@@ -27,26 +27,26 @@ class Watch:
         self._lease_seen = time.monotonic()
 
     def catch_signals(self) -> None:
-        """Turn SIGTERM and SIGINT to the worker into an orderly end of the job."""
+        """Handle SIGTERM and SIGINT to the worker as an orderly end of the job."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._caught)
-        # A hang-up of whoever started us stops nothing.
+        # A hang-up of the parent process does not stop the job.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def _caught(self, number: int, frame: Any) -> None:
         self._signal = number
 
     def begin_anew(self) -> None:
-        """Forget what has ended the training: from now on `check` raises for what comes after it."""
+        """Reset the cause that ended the training: from now on `check` raises only for later causes."""
         if self.cause is None:
             return
-        # A controller that is gone may have ended the training; the end of the job needs none.
+        # A missing controller may have ended the training; the end of the job needs no controller.
         self.cause = self._signal = self.lease_s = None
         self._cancels_before = self._cancel_mark()
         self._looked = 0.0
 
     def _cancel_mark(self) -> Optional[tuple[int, int]]:
-        """Return what tells one request to cancel from another, None without one."""
+        """Return a value that distinguishes requests to cancel; None without a request."""
         try:
             found = os.stat(self.job.cancel)
         except FileNotFoundError:
@@ -54,7 +54,7 @@ class Watch:
         return found.st_ino, found.st_mtime_ns
 
     def check(self) -> None:
-        """Raise Cancelled once there is a reason to stop; the same one at every later call."""
+        """Raise Cancelled when there is a reason to stop; later calls raise for the same reason."""
         if self.cause is None:
             self.cause = self._look()
         if self.cause is not None:
@@ -83,7 +83,7 @@ class Watch:
             mark = os.stat(self.job.lease).st_mtime_ns
         except FileNotFoundError:
             mark = 0
-        # Time is measured here, since the last change seen: the clock of the host may jump.
+        # Measure the time since the last change that was seen here: the clock of the host may jump.
         if mark != self._lease_mark:
             self._lease_mark, self._lease_seen = mark, now
         if now - self._lease_seen > self.lease_s:

@@ -1,4 +1,4 @@
-"""Training itself: start the container, follow it to its end, stop it when told to, and say how it ended."""
+"""The training: start the container, follow it to its end, stop it on request, and return its outcome."""
 
 import threading
 import time
@@ -26,7 +26,7 @@ POLL_S = 0.1
 
 
 class Training:
-    """One run of the model; `facts` is what result.json says about its end."""
+    """One run of the model; `facts` are the entries of result.json about its end."""
 
     def __init__(
         self, job: Job, spec: JobSpec, account: Account, watch: Watch, say: Callable[[str], None]
@@ -37,7 +37,7 @@ class Training:
         self.watch = watch
         self.say = say
         self.facts: dict[str, Any] = {}
-        #: What the kernel had killed on the whole host when the model's own counters were last read.
+        #: Number of the kernel's kills on the whole host when the model's own counters were last read.
         self._host_kills: Optional[int] = None
 
     def run(self, made: Any, secrets: Mapping[str, str], gpus: list[str], nvidia_smi: str) -> None:
@@ -72,7 +72,7 @@ class Training:
         finally:
             if sampler is not None:
                 sampler.stop()
-            # An engine that went for good has been waited for: whoever looks next removes the container.
+            # After a failure the wait for the engine is over: a later command removes the container.
             if running.ending is None:
                 running.send("KILL", patience=0.0 if running.failure is not None else SIGNAL_PATIENCE_S)
             pump.finish()
@@ -83,7 +83,7 @@ class Training:
         self.say(f"the log cannot be written: {error.strerror or error}")
 
     def _follow(self, running: Running, pump: Pump) -> tuple[Optional[TrainClassifierError], Memory]:
-        """Wait for the end; return why we stopped it, if we did, and its memory counters as last seen."""
+        """Wait for the end; return why this worker stopped it, if it did, and the last memory counters."""
         assert running.group is not None
         began = time.monotonic()
         memory = Memory()
@@ -105,7 +105,7 @@ class Training:
                 if stopped is not None:
                     self.say(f"stopping: {stopped.reason}")
             if stopped is not None and not told:
-                # Until it arrives: the engine may be away.
+                # Repeated until it arrives, because the engine may be unreachable.
                 told = running.send("TERM")
                 kill_at = now + self.spec.grace_s
             elif kill_at is not None and now > kill_at:
@@ -114,7 +114,7 @@ class Training:
 
     def _reason_to_stop(self, elapsed: float, pump: Pump) -> Optional[TrainClassifierError]:
         if not pump.is_alive():
-            # Nobody empties the FIFO: the model would stand still for good, with its GPU.
+            # Without a reader of the FIFO, the model would block forever and keep its GPU.
             return TrainClassifierError(f"a bug in the worker: its log stopped: {pump.failure}", "report it")
         try:
             self.watch.check()
@@ -154,19 +154,19 @@ class Training:
     def _out_of_memory(
         self, ending: Ending, memory: Memory, stopped: bool
     ) -> Optional[dict[str, Optional[int]]]:
-        """Return the limit and the peak of a model that the kernel killed for them, as its counters tell."""
+        """Return limit and peak if, by its counters, the kernel killed the model for lack of memory."""
         limit, peak = self.spec.memory_bytes, memory.peak
-        # A model that is killed at its limit may take its group's counters with it before they are read.
+        # If a model is killed at its limit, its counters may disappear with its group before they are read.
         probably = ending.status == KILLED_STATUS and limit is not None and self._killed_meanwhile()
         if not (ending.out_of_memory or memory.kills or (probably and not stopped)):
             return None
-        # The kernel kills at the limit: the last bytes may have come between two looks.
+        # The kernel kills at the limit: the last bytes may have come between two readings.
         if limit is not None and (ending.out_of_memory or memory.kills):
             peak = limit
         return {"limit_bytes": limit, "peak_bytes": peak}
 
     def _killed_meanwhile(self) -> bool:
-        """Tell whether the kernel killed something on this host for lack of memory, not only of the model."""
+        """Tell whether the kernel killed a process on this host, of the model or not, for lack of memory."""
         return self._host_kills != host_kills()
 
     def _failure(self, ending: Ending) -> TrainingFailed:

@@ -1,4 +1,4 @@
-"""Samples what a running job uses into usage.csv: processor, memory and, where it has any, its GPUs."""
+"""Writes samples of a running job's usage to usage.csv: processor, memory and, if it has any, its GPUs."""
 
 import csv
 import shutil
@@ -22,7 +22,7 @@ INTERVAL_S = 5.0
 
 
 class Sampler(threading.Thread):
-    """Writes a row every few seconds, for each GPU one; an unknown value stays empty."""
+    """Writes a row for each GPU every few seconds; an unknown value stays empty."""
 
     def __init__(self, path: Path, group: ControlGroup, gpus: Sequence[str], nvidia_smi: str) -> None:
         super().__init__(name="usage", daemon=True)
@@ -33,14 +33,14 @@ class Sampler(threading.Thread):
         self._over = threading.Event()
 
     def run(self) -> None:
-        """Write a line of samples now and then, until `stop`."""
+        """Write samples periodically, until `stop`."""
         began = before = time.monotonic()
         cpu_before = self.group.cpu_seconds()
         try:
             with open(self.path, "w", newline="", encoding="ascii") as file:
                 writer = csv.writer(file)
                 writer.writerow(COLUMNS)
-                # The first row soon: short jobs shall have one too.
+                # The first row comes early, so that short jobs have one too.
                 wait = 0.2
                 while not self._over.wait(wait):
                     wait = INTERVAL_S
@@ -56,11 +56,11 @@ class Sampler(threading.Thread):
                         writer.writerow([f"{now - began:.1f}", percent, "" if used is None else used, *gpu])
                     file.flush()
         except OSError:
-            # A full disk: the job matters, its statistics do not.
+            # A full disk: the job continues without statistics.
             return
 
     def stop(self) -> None:
-        """End, once the last row is written."""
+        """Write the last row, then end."""
         self._over.set()
         if self.is_alive():
             self.join(timeout=15)
@@ -86,7 +86,7 @@ class Sampler(threading.Thread):
 
 
 def parse(text: str, gpus: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Return uuid, use in percent and memory in MiB of each of `gpus`; `[N/A]` and the like stay empty."""
+    """Return uuid, usage in percent and memory in MiB of each of `gpus`; empty for `[N/A]` and the like."""
     found = {uuid: (uuid, "", "") for uuid in gpus}
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
