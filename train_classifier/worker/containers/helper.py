@@ -13,14 +13,10 @@ from train_classifier.worker.system.host import Account, Limits
 
 #: Bytes of a helper's output that are kept, at its end.
 OUTPUT_BYTES = 1 << 20
-
-
 #: What apt-get and dpkg need as root: files of all owners, their own accounts, file capabilities.
 ROOT_CAPABILITIES = (
     "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETFCAP", "SETGID", "SETUID", "SYS_CHROOT",
 )  # fmt: skip
-
-
 KILLED_STATUS = 137
 
 

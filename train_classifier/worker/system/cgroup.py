@@ -51,7 +51,7 @@ class ControlGroup:
         found = Memory()
         if "memory" in self._folders:
             folder = self._folders["memory"]
-            # First: whoever sees a use knows that the kills were read.
+            # Read first: when the use can be read afterwards, the kills were read while the group existed.
             found.kills = _field(folder / "memory.oom_control", "oom_kill") or 0
             found.used = _number(folder / "memory.usage_in_bytes")
             found.peak = _number(folder / "memory.max_usage_in_bytes")
