@@ -23,13 +23,13 @@ ROLES = (
     "host_check",
     "github_runner",
 )
-# Steps of CI, the longest scenario first. A second run and check mode on a provisioned host are left to test_provisioning,
-# test_20, test_22 and test_github_runner; docker_engine and training_host to the scenario host and to their own tests.
+# Steps of CI, the longest scenario first. Check mode on a fresh host is left to test_23, a second run to test_20, test_22 and
+# test_github_runner; the whole site on one host, check mode on it and its teardown to test_provisioning; docker_engine and
+# training_host to their own tests.
 IN_CI = {
-    ("nvidia_driver", "trixie"): ["check", "converge", "verify", "side_effect"],
-    ("host", "bookworm"): ["converge", "verify", "side_effect"],
-    ("nvidia_container_toolkit", "trixie"): ["check", "converge", "verify", "side_effect"],
-    ("github_runner", "trixie"): ["check", "converge", "verify", "side_effect"],
+    ("nvidia_driver", "trixie"): ["converge", "verify", "side_effect"],
+    ("nvidia_container_toolkit", "trixie"): ["converge", "verify", "side_effect"],
+    ("github_runner", "trixie"): ["converge", "verify", "side_effect"],
     ("host_check", "trixie"): ["converge", "verify"],
 }
 WHOLE = ["check", "converge", "idempotence", "check", "verify", "side_effect"]

@@ -182,8 +182,8 @@ class Site:
 
 
 @pytest.fixture
-def site(base_image: str, tmp_path: Path) -> Iterator[Site]:
-    host = fleet.bare_host(tmp_path / "host")
+def site(request: pytest.FixtureRequest, base_image: str, tmp_path: Path) -> Iterator[Site]:
+    host = fleet.bare_host(tmp_path / "host", getattr(request, "param", "trixie"))
     try:
         tar = run(ROOT / "tests/hosts/make-image", "--tar", "slim").stdout.split()[1]
         run("docker", "cp", tar, f"{host.container}:/srv/slim.tar")
@@ -192,9 +192,12 @@ def site(base_image: str, tmp_path: Path) -> Iterator[Site]:
         host.remove()
 
 
-def test_killed_at_random_tasks_it_converges(site: Site) -> None:
+@pytest.mark.parametrize("site", ["bookworm"], indirect=True)
+def test_killed_at_a_random_task_it_converges_and_tears_down(site: Site) -> None:
     site.killed_at_random_tasks(site.site, TASKS, 1)
     site.stands()
+    site.goes(site.teardown)
+    site.is_bare()
 
 
 @pytest.mark.full
