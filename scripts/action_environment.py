@@ -188,9 +188,7 @@ def bring_uv(folder: Path) -> str:
 
 
 def run(
-    command: list[str],
-    folder: Path,
-    hint: str = "Can this runner reach its Python index? See PIP_INDEX_URL.",
+    command: list[str], folder: Path, hint: str = "Can this runner reach its Python index? See PIP_INDEX_URL."
 ) -> None:
     """Run a tool of the build; a signal takes it along.
 

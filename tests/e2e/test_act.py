@@ -68,7 +68,7 @@ def environments(world: World) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.glob("[0-9]*")}
 
 
-def test_seed(world: World, slack: Callable[..., Slack]) -> None:
+def test_original_action_workflow_trains_and_reports_failure(world: World, slack: Callable[..., Slack]) -> None:
     """The seed's workflow trains, posts nothing of its own on success, and a second run installs nothing."""
     hook = slack(200)
     world.model(GOOD)
@@ -102,7 +102,7 @@ def test_seed(world: World, slack: Callable[..., Slack]) -> None:
 
 
 @pytest.mark.xdist_group("nobody")
-def test_ordinary_user(ordinary: World, slack: Callable[..., Slack]) -> None:
+def test_runner_of_ordinary_user_without_uv_trains(ordinary: World, slack: Callable[..., Slack]) -> None:
     """A runner of an ordinary account without uv, in a folder with spaces: nothing there becomes another's."""
     world = ordinary
     world.path = PLAIN_PATH
@@ -121,7 +121,7 @@ def test_ordinary_user(ordinary: World, slack: Callable[..., Slack]) -> None:
     world.assert_owned()
 
 
-def test_sample(world: World) -> None:
+def test_sample_workflow_trains(world: World) -> None:
     """The workflow that the sample repository carries works as it stands."""
     world.model(GOOD)
     world.workflow((ROOT / "examples/classifiers/.github/workflows/train.yml").read_text())
@@ -134,7 +134,7 @@ def test_sample(world: World) -> None:
 
 
 @pytest.mark.xdist_group("nobody")
-def test_failing_model(ordinary: World, slack: Callable[..., Slack]) -> None:
+def test_failing_model_delivers_artefacts_and_shows_error(ordinary: World, slack: Callable[..., Slack]) -> None:
     """Inputs reach the model as they are; a failure shows where, delivers what there is, and gives nothing away."""
     world, hook = ordinary, slack(200)
     world.model(FAILING, "my models/mnist")
@@ -205,7 +205,7 @@ INJECTIONS = (
 )
 
 
-def test_injection(world: World) -> None:
+def test_shell_code_in_model_name_is_refused(world: World) -> None:
     """A model's name is a name, by input and by the seed's variable: refused with a sentence, run by nobody."""
     world.model(GOOD)
     steps = ""
@@ -245,7 +245,7 @@ while not os.path.exists("/data/gate/open"):
 
 
 @pytest.mark.xdist_group("nobody")
-def test_two_at_once(ordinary: World) -> None:
+def test_two_jobs_of_one_workflow_train_at_once(ordinary: World) -> None:
     """Two jobs of one workflow on one host, at work at the same time, do not get in each other's way."""
     world = ordinary
     gate = world.folder / "gate"
@@ -293,7 +293,7 @@ jobs:
     world.assert_owned()
 
 
-def test_no_gpu(world: World, slack: Callable[..., Slack]) -> None:
+def test_host_without_gpu_fails_before_push(world: World, slack: Callable[..., Slack]) -> None:
     """One GPU is the default: a host without one says so, in words and by its exit code, before anything is sent."""
     hook = slack(200)
     world.model(GOOD)
@@ -309,7 +309,7 @@ def test_no_gpu(world: World, slack: Callable[..., Slack]) -> None:
 
 
 @pytest.mark.xdist_group("nobody")
-def test_slack_in_trouble(ordinary: World, slack: Callable[..., Slack]) -> None:
+def test_slack_errors_do_not_fail_the_job(ordinary: World, slack: Callable[..., Slack]) -> None:
     """429, 500, never, 404 and nonsense: a good job stays good, and one line says what became of the notice."""
     limited, broken, silent = slack(429, 429, 200), slack(500), slack(0)
     world, gone = ordinary, slack(404)

@@ -139,7 +139,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
 
 
 @pytest.mark.parametrize("way", ["local", "ssh"])
-def test_cancel(world: World, slack: Callable[..., Slack], sshd: Sshd, way: str) -> None:
+def test_cancel_stops_container_and_delivers_artefacts(world: World, slack: Callable[..., Slack], sshd: Sshd, way: str) -> None:
     """A cancel stops the container, brings what there is, says so, and is no failure to Slack's readers."""
     hook = slack(200)
     world.model(LONG)
@@ -186,7 +186,7 @@ def test_cancel(world: World, slack: Callable[..., Slack], sshd: Sshd, way: str)
 
 
 @pytest.mark.parametrize("why", ["slow model", "slow line"])
-def test_cancel_leaves_what_takes_too_long(world: World, why: str) -> None:
+def test_cancel_leaves_slow_artefacts_on_host(world: World, why: str) -> None:
     """What cannot be collected in time stays on the host: the step ends by itself and says how to get it."""
     world.model(STUBBORN)
     if why == "slow line":
@@ -226,7 +226,7 @@ def test_cancel_leaves_what_takes_too_long(world: World, why: str) -> None:
     assert world.containers() == []
 
 
-def test_cancel_before_the_job(world: World) -> None:
+def test_cancel_before_submit_starts_no_job(world: World) -> None:
     """A cancel while sources are still being looked at starts nothing."""
     world.model(LONG)
     step = world.step(MODEL="mnist")
@@ -236,7 +236,7 @@ def test_cancel_before_the_job(world: World) -> None:
     eventually(lambda: not world.containers())
 
 
-def test_killed_runner(world: World) -> None:
+def test_lease_ends_job_of_killed_runner(world: World) -> None:
     """A runner killed outright: the lease runs out, the worker stops the container and keeps what there is."""
     world.model(LONG)
     step = world.step(MODEL="mnist", TRAIN_CLASSIFIER_INPUT_LEASE="5s")
@@ -264,7 +264,7 @@ def test_killed_runner(world: World) -> None:
 
 
 @pytest.mark.xdist_group("nobody")
-def test_ordinary_user(make_world: Callable[..., World], shared: Path) -> None:
+def test_ordinary_user_writes_only_the_archive(make_world: Callable[..., World], shared: Path) -> None:
     """An ordinary user without uv, a read-only action, a workspace with spaces: nothing is written but the archive."""
     if os.geteuid():
         pytest.skip("becoming another user needs root")
@@ -329,7 +329,7 @@ open(checkpoint, "w").write(str(epoch + 1))
 
 
 @pytest.mark.host
-def test_gpu_host(world: World, gpu_host: TestHost) -> None:
+def test_job_on_gpu_host_gets_one_card_and_resumes(world: World, gpu_host: TestHost) -> None:
     """Over ssh on a simulated GPU host: one card of two, a data folder, and a second run that goes on."""
     gpu_host.write("/srv/digits/digit.txt", "seven")
     world.model(RESUMING)
@@ -364,7 +364,7 @@ def test_gpu_host(world: World, gpu_host: TestHost) -> None:
     assert [path.name for path in world.temp.iterdir()] == []
 
 
-def test_outside_github(world: World) -> None:
+def test_step_trains_without_github_variables(world: World) -> None:
     """Without any variable of GitHub's or the runner's the step trains all the same, and speaks no command."""
     world.model(GOOD)
     made = world.tools / "tool_cache" / "train-classifier"
@@ -396,7 +396,7 @@ raise ValueError(os.environ["TOKEN"])
 )
 
 
-def test_secrets(world: World, slack: Callable[..., Slack]) -> None:
+def test_secrets_are_masked_and_stored_nowhere(world: World, slack: Callable[..., Slack]) -> None:
     """The runner hears of every secret before it shows anything, and nothing else of ours holds one."""
     hook = slack(200)
     token, key = "pl4nted-token", "-----BEGIN pl4nted-----\npl4nted-key-line\n-----END pl4nted-----"
@@ -424,7 +424,7 @@ def test_secrets(world: World, slack: Callable[..., Slack]) -> None:
     assert stat.S_IMODE(job.stat().st_mode) & 0o067 == 0
 
 
-def test_stale_archive(world: World) -> None:
+def test_failed_run_removes_old_archive(world: World) -> None:
     """A run that fails leaves no archive of an earlier one behind; a file that is no archive is not touched."""
     (world.repo / "artefacts.tar.gz").write_bytes(b"\x1f\x8bold")
     world.write("precious.txt", "mine")
@@ -439,7 +439,7 @@ def test_stale_archive(world: World) -> None:
     assert (world.repo / "precious.txt").read_text() == "mine"
 
 
-def test_stale_archive_of_the_settings(world: World) -> None:
+def test_failed_run_removes_archive_named_in_settings(world: World) -> None:
     """Where train-classifier.toml names the archive that one is removed, and no other; not on a guess."""
     settings, unrelated = world.repo / "train-classifier.toml", world.repo / "artefacts.tar.gz"
     results = world.repo / "results.tar.gz"
@@ -457,7 +457,7 @@ def test_stale_archive_of_the_settings(world: World) -> None:
     assert "An archive of an earlier run is left" in step.log
 
 
-def test_inputs_in_trouble(world: World, slack: Callable[..., Slack]) -> None:
+def test_all_wrong_inputs_are_reported(world: World, slack: Callable[..., Slack]) -> None:
     """A misspelt slack-notify hides no other problem, silences no notice and delivers nothing old."""
     hook = slack(200)
     (world.repo / "artefacts.tar.gz").write_bytes(b"\x1f\x8bold")

@@ -47,11 +47,7 @@ class Caller:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of every command."""
-        return {
-            **os.environ,
-            "TMPDIR": str(self.temp),
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": self.control,
-        }
+        return {**os.environ, "TMPDIR": str(self.temp), "ANSIBLE_SSH_CONTROL_PATH_DIR": self.control}
 
     def run(
         self, verb: str, *words: str | Path, cwd: Path | None = None

@@ -37,10 +37,7 @@ def toolkit(version: str) -> list[archive.Package]:
         NAMES[0]: f"{NAMES[1]} (= {version}), {NAMES[2]} (= {version})",
         NAMES[2]: f"{NAMES[3]} (= {version})",
     }
-    files = {
-        "usr/bin/nvidia-ctk": module.NVIDIA_CTK,
-        "usr/bin/nvidia-container-runtime": module.RUNTIME,
-    }
+    files = {"usr/bin/nvidia-ctk": module.NVIDIA_CTK, "usr/bin/nvidia-container-runtime": module.RUNTIME}
     return [
         archive.Package(
             name=name, version=version, source=name,

@@ -47,7 +47,7 @@ def failures(found: dict[str, dict[str, Any]]) -> dict[str, int]:
     return {name: one["code"] for name, one in found.items() if one["status"] == "fail"}
 
 
-def test_ready_without_a_gpu(engine: docker.DockerClient, host: Host) -> None:
+def test_host_without_gpu_is_ready_for_cpu_jobs(engine: docker.DockerClient, host: Host) -> None:
     answer = host_check.check(host, {"gpus": 0, "state_dir": host.configured_state_dir})
     assert answer["ready"], answer["checks"]
     assert answer["engine"]["version"] == engine.version()["Version"]
@@ -67,7 +67,7 @@ def test_ready_without_a_gpu(engine: docker.DockerClient, host: Host) -> None:
     } <= {one["name"] for one in answer["checks"]}
 
 
-def test_no_gpu_is_exit_8_and_auto_takes_the_cpu(engine: docker.DockerClient, host: Host) -> None:
+def test_missing_gpu_is_exit_8_and_auto_uses_cpu(engine: docker.DockerClient, host: Host) -> None:
     found = ask(host, gpus=1)
     assert failures(found) == {"gpu": 8}
     assert "--gpus 0" in found["gpu"]["hint"]
@@ -77,7 +77,7 @@ def test_no_gpu_is_exit_8_and_auto_takes_the_cpu(engine: docker.DockerClient, ho
     assert "training on the CPU" in found["gpu"]["message"]
 
 
-def test_more_gpus_than_there_are_and_too_little_memory(
+def test_too_many_gpus_and_too_little_memory_fail(
     engine: docker.DockerClient, host: Host, tmp_path: Path
 ) -> None:
     site = QueueSite(tmp_path)
@@ -90,7 +90,7 @@ def test_more_gpus_than_there_are_and_too_little_memory(
     assert failures(found).get("gpu-containers") == 8
 
 
-def test_missing_queue_is_exit_3_and_comes_first(
+def test_missing_queue_is_exit_3_and_is_reported_first(
     engine: docker.DockerClient, host: Host, tmp_path: Path
 ) -> None:
     site = QueueSite(tmp_path)
@@ -100,7 +100,7 @@ def test_missing_queue_is_exit_3_and_comes_first(
     assert "training_host" in found["queue"]["hint"]
 
 
-def test_who_has_which_gpu(engine: docker.DockerClient, host: Host, tmp_path: Path) -> None:
+def test_check_names_the_user_of_each_gpu(engine: docker.DockerClient, host: Host, tmp_path: Path) -> None:
     site = QueueSite(tmp_path)
     (tmp_path / "apps").write_text(f"{UUIDS[1]}, {os.getpid()}, /usr/bin/blender, 200\n")
     host = dataclasses.replace(host, nvidia_smi=str(site.smi), queue_dir=site.folder)
@@ -116,7 +116,7 @@ def test_who_has_which_gpu(engine: docker.DockerClient, host: Host, tmp_path: Pa
     assert "which is no job of train-classifier" in said[0]
 
 
-def test_drained_host(engine: docker.DockerClient, host: Host) -> None:
+def test_drained_host_is_not_ready(engine: docker.DockerClient, host: Host) -> None:
     marker = host.root / "var/lib/train-classifier/drain"
     marker.parent.mkdir(parents=True)
     marker.write_text("new power supply on Friday\n")
@@ -125,13 +125,13 @@ def test_drained_host(engine: docker.DockerClient, host: Host) -> None:
     assert "new power supply on Friday" in found["drain"]["message"]
 
 
-def test_disk_floor(engine: docker.DockerClient, host: Host) -> None:
+def test_full_disk_is_not_ready(engine: docker.DockerClient, host: Host) -> None:
     found = ask(dataclasses.replace(host, disk_floor_bytes=1 << 60), gpus=0)
     assert failures(found)["disk"] == 3
     assert "train-classifier clean" in found["disk"]["hint"]
 
 
-def test_state_folder_that_cannot_be_used(engine: docker.DockerClient, host: Host) -> None:
+def test_unusable_state_folder_is_reported(engine: docker.DockerClient, host: Host) -> None:
     found = ask(dataclasses.replace(host, service_user="no-such-account"), gpus=0)
     if os.geteuid() == 0:
         assert failures(found)["state-folder"] == 3
@@ -139,14 +139,14 @@ def test_state_folder_that_cannot_be_used(engine: docker.DockerClient, host: Hos
     assert failures(found)["state-folder"] == 2
 
 
-def test_engine_that_is_not_there(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_engine_is_reported(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     found = ask(host, gpus=0)
     assert failures(found) == {"engine": 3}
     assert "is missing" in found["engine"]["message"]
 
 
-def test_user_without_the_right_to_use_docker(engine: docker.DockerClient, tmp_path: Path) -> None:
+def test_missing_docker_permission_is_reported(engine: docker.DockerClient, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to act as another user")
     program = (
@@ -162,7 +162,7 @@ def test_user_without_the_right_to_use_docker(engine: docker.DockerClient, tmp_p
     assert "may not use Docker" in found[0]["message"]
 
 
-def test_the_sdk_is_not_imported(engine: docker.DockerClient, host: Host) -> None:
+def test_check_does_not_import_docker_sdk(engine: docker.DockerClient, host: Host) -> None:
     # Importing it takes longer than all the rest: the preflight of every job does without.
     program = (
         "import sys; from pathlib import Path; from train_classifier.worker.checks import host_check as check; "
@@ -174,13 +174,13 @@ def test_the_sdk_is_not_imported(engine: docker.DockerClient, host: Host) -> Non
     assert done.stdout == "False\n"
 
 
-def test_wrong_requests() -> None:
+def test_wrong_requests_are_refused() -> None:
     for request in ({"gpus": "two"}, {"gpus": -1}, {"gpus": True}, {"gpus": 1, "min_vram_mib": "8"}):
         with pytest.raises(BadInput):
             host_check.check(Host(), request)
 
 
-def test_deep_runs_a_container(engine: docker.DockerClient, base_image: str, host: Host) -> None:
+def test_deep_check_runs_a_container(engine: docker.DockerClient, base_image: str, host: Host) -> None:
     found = ask(host, gpus=0, deep=True, image=base_image)
     assert found["image"]["status"] == "ok"
     assert "Python 3" in found["image"]["message"]

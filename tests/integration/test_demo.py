@@ -41,7 +41,7 @@ def demo(host: TestHost, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_bare_host_trains_by_one_command(_hosts_possible: None, tmp_path: Path) -> None:
+def test_demo_trains_on_bare_host(_hosts_possible: None, tmp_path: Path) -> None:
     host = fleet.bare_host(tmp_path / "host", "bookworm")
     try:
         host.write("/etc/sudoers.d/trainer", "trainer ALL=(ALL) NOPASSWD: ALL\n", "0440")

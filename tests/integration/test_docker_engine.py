@@ -98,7 +98,7 @@ def started(host: TestHost) -> str:
     return host.shell("systemctl show -p ActiveEnterTimestampMonotonic docker")
 
 
-def test_it_waits_for_apts_lock_asks_an_ailing_mirror_again_and_mends_dpkg(host: TestHost) -> None:
+def test_role_waits_for_apt_lock_retries_mirror_and_repairs_dpkg(host: TestHost) -> None:
     answers = host.shell("journalctl -o cat -u mirror | grep answered")
     assert answers.count(" 503 ") == 2 and " 302 " in answers
     assert "released" in host.shell("journalctl -o cat -u lock")
@@ -106,7 +106,7 @@ def test_it_waits_for_apts_lock_asks_an_ailing_mirror_again_and_mends_dpkg(host:
     assert play(host, "docker_engine", check=True).changed == 0
 
 
-def test_what_was_edited_by_hand_stays(host: TestHost) -> None:
+def test_edits_by_hand_are_kept(host: TestHost) -> None:
     edit(host, **{"dns": ["192.0.2.53"], "live-restore": False})
     done = play(host, "docker_engine", docker_engine_daemon_options={"max-concurrent-downloads": 5})
     assert "live-restore as edited by hand" in done.output
@@ -157,14 +157,14 @@ def test_restart_waits_for_a_running_job(host: TestHost, base_image: str) -> Non
     assert host.exec("test", "-e", MARKER, check=False).returncode == 1
 
 
-def test_a_working_engine_is_left_as_it_is(ssh_host: TestHost) -> None:
+def test_working_engine_is_not_changed(ssh_host: TestHost) -> None:
     look = "systemctl show -p ActiveEnterTimestampMonotonic docker; ls -l /etc/docker 2>&1; apt-mark showhold"
     before = ssh_host.exec("sh", "-c", look).stdout
     assert play(ssh_host, "docker_engine").changed == 0
     assert ssh_host.exec("sh", "-c", look).stdout == before
 
 
-def test_engine_without_systemd(plain_host: TestHost) -> None:
+def test_engine_runs_without_systemd(plain_host: TestHost) -> None:
     plain_host.shell(
         "kill $(cat /var/run/docker.pid); while pgrep -x dockerd >/dev/null; do sleep 0.2; done", timeout=60
     )
@@ -185,7 +185,7 @@ dpkg -i /srv/docker-ce.deb
 """
 
 
-def test_without_network_or_beside_a_stopped_docker_ce_nothing_is_installed(
+def test_nothing_is_installed_without_network_or_beside_docker_ce(
     _hosts_possible: None, tmp_path: Path
 ) -> None:
     bare = fleet.bare_host(tmp_path)
@@ -220,7 +220,7 @@ def test_without_network_or_beside_a_stopped_docker_ce_nothing_is_installed(
 
 
 @pytest.mark.parametrize("role", ["docker_engine", "training_host"])
-def test_other_systems_are_refused_in_a_sentence(ssh_host: TestHost, role: str) -> None:
+def test_unsupported_systems_are_refused(ssh_host: TestHost, role: str) -> None:
     facts = {
         "distribution": "Debian", "distribution_version": "11", "distribution_major_version": "11",
         "service_mgr": "systemd", "effective_user_id": 0,
@@ -231,6 +231,6 @@ def test_other_systems_are_refused_in_a_sentence(ssh_host: TestHost, role: str) 
     )
 
 
-def test_without_sudo_it_says_so(ssh_host: TestHost) -> None:
+def test_missing_sudo_is_reported(ssh_host: TestHost) -> None:
     done = play(ssh_host, "docker_engine", user="trainer", become=False, fails=True)
     assert "docker_engine needs root" in done.output

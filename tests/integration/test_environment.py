@@ -39,14 +39,14 @@ def test_requirements_become_importable(site: Site) -> None:
     assert site.containers() == []
 
 
-def test_distutils_works_without_any_requirement(site: Site) -> None:
+def test_distutils_works_without_requirements(site: Site) -> None:
     made = site.prepare("")
     program = "from distutils import dir_util; print(dir_util.copy_tree.__module__)"
     assert "dir_util" in site.run(site.find(), made, program)
     assert any("lacks distutils" in said for said in site.said)
 
 
-def test_a_hit_starts_no_container(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_environment_starts_no_container(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     made = site.prepare("six\nattrs")
 
     def refuse(*_: object, **__: object) -> None:
@@ -57,7 +57,7 @@ def test_a_hit_starts_no_container(site: Site, monkeypatch: pytest.MonkeyPatch) 
     assert site.prepare("# again\nattrs\nsix\n") == made
 
 
-def test_one_more_requirement_starts_from_the_nearest(site: Site) -> None:
+def test_new_requirement_extends_similar_environment(site: Site) -> None:
     first, second = site.prepare("six"), site.prepare("six\nidna")
     envs = site.store.envs
     assert first.hash != second.hash
@@ -69,7 +69,7 @@ def test_one_more_requirement_starts_from_the_nearest(site: Site) -> None:
     assert "idna" in site.run(site.find(), second, WHERE.format("idna"))
 
 
-def test_the_image_keeps_its_framework_and_gives_way_elsewhere(site: Site, numpy_image: str) -> None:
+def test_requirements_replace_image_packages_but_not_its_framework(site: Site, numpy_image: str) -> None:
     found = site.find(numpy_image)
     assert found.frameworks == {"numpy": "1.26.4"}
     kept = site.prepare("numpy\nsix\npython-dateutil==2.9.0.post0", numpy_image)
@@ -98,7 +98,7 @@ def test_the_image_keeps_its_framework_and_gives_way_elsewhere(site: Site, numpy
     assert [name for name in names if name.startswith(("numpy", "six-1.15"))] == []
 
 
-def test_a_conflict_with_the_framework_names_both_sides(site: Site, numpy_image: str) -> None:
+def test_conflict_with_framework_names_both_sides(site: Site, numpy_image: str) -> None:
     with pytest.raises(NoEnvironment) as raised:
         site.prepare("numpy>=2", numpy_image)
     assert numpy_image in raised.value.reason
@@ -112,7 +112,7 @@ def test_a_conflict_with_the_framework_names_both_sides(site: Site, numpy_image:
     assert site.environments() == []
 
 
-def test_unknown_package(site: Site) -> None:
+def test_unknown_package_is_reported(site: Site) -> None:
     with pytest.raises(NoEnvironment) as raised:
         site.prepare("six\nno-such-package-of-ours-1")
     assert "no-such-package-of-ours-1 is not in the package index" in raised.value.reason
@@ -120,19 +120,19 @@ def test_unknown_package(site: Site) -> None:
     assert (site.containers(), site.environments()) == ([], [])
 
 
-def test_conflict_among_the_requirements(site: Site) -> None:
+def test_conflicting_requirements_are_reported(site: Site) -> None:
     with pytest.raises(NoEnvironment, match="has no solution") as raised:
         site.prepare("six==1.16.0\nsix==1.17.0")
     assert "six==1.16.0" in (raised.value.detail or "")
 
 
-def test_problems_of_the_file_start_nothing(site: Site) -> None:
+def test_invalid_requirements_file_starts_no_build(site: Site) -> None:
     with pytest.raises(BadInput) as raised:
         site.prepare("six 1\n-e .\n-r ../x")
     assert len(raised.value.problems) == 3
 
 
-def test_hashes(site: Site) -> None:
+def test_requirement_hashes_are_checked(site: Site) -> None:
     good = "8abb2f1d86890a2dfb989f9a77cfcfd3e47c2a354b01111771326f8aa26e0254"
     assert "six==1.16.0" in site.prepare(f"six==1.16.0 \\\n    --hash=sha256:{good}\n").packages
     with pytest.raises(NoEnvironment) as raised:
@@ -140,7 +140,7 @@ def test_hashes(site: Site) -> None:
     assert "ash" in (raised.value.detail or "")
 
 
-def test_constraints_and_included_files(site: Site) -> None:
+def test_constraints_and_included_files_apply(site: Site) -> None:
     (site.workspace / "common.txt").write_text("idna\n")
     (site.workspace / "limits.txt").write_text("idna<3\n")
     assert "idna==2.10" in site.prepare("-r ../common.txt\n-c ../limits.txt").packages
@@ -166,7 +166,7 @@ def test_local_package_is_built_from_a_copy(site: Site) -> None:
     assert site.run(site.find(), second, "import shapes; print(shapes.corners)") == "4\n"
 
 
-def test_a_repository_that_is_the_package_keeps_its_files_apart(site: Site) -> None:
+def test_requirements_of_the_repository_itself_are_not_installed(site: Site) -> None:
     """Its own requirements.txt and constraints.txt are not what is installed."""
     (site.workspace / "pyproject.toml").write_text(
         "[build-system]\nrequires=['setuptools']\nbuild-backend='setuptools.build_meta'\n"
@@ -195,7 +195,7 @@ setup(name="hostile", version="1", py_modules=["hostile"], description=" ".join(
 """
 
 
-def test_what_a_build_plants_is_never_followed(site: Site, tmp_path: Path) -> None:
+def test_links_made_by_a_build_are_not_followed(site: Site, tmp_path: Path) -> None:
     """Code of a requirement runs as the job's user; nothing that runs as root follows its links."""
     victim = tmp_path / "victim"
     victim.write_text("precious")
@@ -227,7 +227,7 @@ def test_what_a_build_plants_is_never_followed(site: Site, tmp_path: Path) -> No
         site.prepare("./lib")
 
 
-def test_pth_files_and_programs_of_the_environment(site: Site) -> None:
+def test_pth_files_and_programs_work(site: Site) -> None:
     package = site.workspace / "lib"
     package.mkdir()
     (package / "pyproject.toml").write_text(
@@ -241,7 +241,7 @@ def test_pth_files_and_programs_of_the_environment(site: Site) -> None:
     assert site.run(site.find(), made, "greet", shell=True) == "hello\n"
 
 
-def test_two_jobs_at_once_build_once(site: Site, tmp_path: Path) -> None:
+def test_two_jobs_at_once_build_one_environment(site: Site, tmp_path: Path) -> None:
     def job(number: int) -> None:
         mine = Site(docker.from_env(), tmp_path, site.base, site.host.uv)
         made = mine.prepare("six\ncertifi")
@@ -272,7 +272,7 @@ def test_cancelled_build_leaves_nothing(site: Site) -> None:
     assert (site.containers(), site.environments()) == ([], [])
 
 
-def test_killed_build_is_cleaned_by_the_next(site: Site, tmp_path: Path) -> None:
+def test_next_build_removes_killed_build(site: Site, tmp_path: Path) -> None:
     site.find()
     program = (
         "import sys; from pathlib import Path; import docker; from worker_site import Site\n"
@@ -366,7 +366,7 @@ def private_index(engine: docker.DockerClient) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("way", ["straight", "by a proxy"])
-def test_private_index_by_netrc(
+def test_netrc_login_is_used_and_not_stored(
     site: Site, private_index: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller's netrc opens it, and stays nowhere; by a proxy the name is one that only the proxy knows."""
@@ -394,7 +394,7 @@ def test_private_index_by_netrc(
     assert "hunter2" not in "".join(site.said)
 
 
-def test_index_that_cannot_be_reached(site: Site) -> None:
+def test_unreachable_index_is_reported(site: Site) -> None:
     settings = {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "UV_HTTP_RETRIES": "0"}
     host = dataclasses.replace(site.host, environment=settings)
     site.host = host
@@ -406,7 +406,7 @@ def test_index_that_cannot_be_reached(site: Site) -> None:
     assert any("a model that imports distutils will fail" in said for said in site.said)
 
 
-def test_without_uv(site: Site) -> None:
+def test_missing_uv_is_reported(site: Site) -> None:
     site.host = dataclasses.replace(site.host, uv=Path("/nowhere/uv"))
     with pytest.raises(NotReady, match="/nowhere/uv is missing"):
         site.prepare("six")

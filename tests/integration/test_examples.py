@@ -87,7 +87,7 @@ def test_results_are_ignored_by_git(repository: Path) -> None:
     assert "artefacts/.gitignore" in before
 
 
-def test_workflow_is_short_and_uploads_also_after_a_failure() -> None:
+def test_workflow_is_short_and_uploads_after_a_failure() -> None:
     text = (EXAMPLE / ".github" / "workflows" / "train.yml").read_text()
     assert len(text.splitlines()) <= 12
     assert f"```yaml\n{text}```" in (EXAMPLE.parents[1] / "README.md").read_text()
@@ -105,14 +105,14 @@ def test_settings_are_valid() -> None:
     assert set(settings_file.load(EXAMPLE).models) == {"mnist", "yolo"}
 
 
-def test_yolo_copies_its_checkpoints_the_seeds_way() -> None:
+def test_yolo_copies_checkpoints_as_the_original_action_did() -> None:
     text = (EXAMPLE / "yolo" / "__main__.py").read_text()
     assert "from distutils.dir_util import copy_tree" in text
     assert 'copy_tree(str(CHECKPOINTS), "artefacts")' in text
 
 
 @pytest.mark.full
-def test_no_digit_is_in_two_parts(python: Path, repository: Path) -> None:
+def test_data_parts_share_no_digit(python: Path, repository: Path) -> None:
     code = """
 from mnist import digits
 parts = digits.load()
@@ -127,7 +127,7 @@ print(*(len(seen[a] & seen[b]) for a in names for b in names if a < b))
 
 
 @pytest.mark.full
-def test_average_precision_of_a_case_worked_out_by_hand(python: Path, repository: Path) -> None:
+def test_average_precision_matches_hand_calculation(python: Path, repository: Path) -> None:
     """Two 3s and a 5 in two scenes; found: a 3 (score 0.9, right), a 3 where there is none (0.8), a 3 (0.7,
     right) and a second box for that one (0.6). All points: AP of 3 is 1/2 * 1 + 1/2 * 2/3; the 5 is missed: 0."""
     code = """
@@ -160,7 +160,7 @@ print(evaluation.overlap(np.array([0, 0, 2, 2]), np.array([[1, 1, 3, 3]])))
 
 @pytest.mark.full
 @pytest.mark.timeout(1800)
-def test_mnist_learns_and_goes_on_where_it_stopped(python: Path, repository: Path, tmp_path: Path) -> None:
+def test_mnist_learns_and_resumes(python: Path, repository: Path, tmp_path: Path) -> None:
     clean = left_in_git(repository)
     kept = {"TRAIN_CHECKPOINT_DIR": str(tmp_path / "checkpoints"), "PYTHONDONTWRITEBYTECODE": "1"}
     run(python, "-m", "mnist", "--epochs", "2", cwd=repository, **kept)

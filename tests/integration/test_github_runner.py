@@ -32,7 +32,7 @@ def host(runner_host: Host) -> Host:
     return runner_host
 
 
-def test_registration_follows_what_is_there(host: Host) -> None:
+def test_registration_handles_existing_runners_and_api_errors(host: Host) -> None:
     """Taken, replaced, one of 130, 5xx on the way, changed labels, lost behind our back."""
     other = host.standin.state.add_runner(REPO, "gpu-1", ["self-hosted", "host-gpu9"], status="offline")
     host.role().refused("The name gpu-1 is taken", "host-gpu9", "github_runner_replace: true")
@@ -77,7 +77,7 @@ def test_registration_follows_what_is_there(host: Host) -> None:
 
 
 @pytest.mark.full
-def test_one_instance_fewer(host: Host) -> None:
+def test_lower_count_removes_a_runner(host: Host) -> None:
     host.role(github_runner_count=2).good()
     host.online("gpu-1", "gpu-2")
     host.role(github_runner_count=1).good()
@@ -85,7 +85,7 @@ def test_one_instance_fewer(host: Host) -> None:
     assert host.sh("ls /var/lib/github-runner") == "1\nhome"
 
 
-def test_refusals_before_anything_is_touched(host: Host) -> None:
+def test_wrong_settings_are_refused_before_any_change(host: Host) -> None:
     wrong = host.role(
         github_runner_mode="jit", github_runner_labels=["a,b"], github_runner_organization="acme"
     )
@@ -112,7 +112,7 @@ def app_key(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 
 @pytest.mark.parametrize("mode", ["jit", pytest.param("ephemeral", marks=pytest.mark.full)])
-def test_one_job_modes(host: Host, app_key: tuple[str, Path], mode: str) -> None:
+def test_one_job_modes_register_for_each_job(host: Host, app_key: tuple[str, Path], mode: str) -> None:
     """Each registration is minted by root from the App's key; `_work` is given back; the hooks report."""
     host.standin.state.app_public_key = str(app_key[1])
     variables = {
@@ -164,7 +164,7 @@ def test_one_job_modes(host: Host, app_key: tuple[str, Path], mode: str) -> None
 
 
 @pytest.mark.full
-def test_a_given_token_and_a_running_job(host: Host) -> None:
+def test_token_made_by_hand_registers_and_running_job_delays_changes(host: Host) -> None:
     """A registration token made by hand, from an expired one to the removal; a job in between holds all back."""
 
     def with_token(version: str, token: str) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def test_a_given_token_and_a_running_job(host: Host) -> None:
     assert host.role("uninstall", **away).good().changed == 0
 
 
-def test_timer_updates_a_runner_once_it_is_idle(host: Host) -> None:
+def test_timer_updates_idle_runner(host: Host) -> None:
     """Root replaces the programs between two jobs, by the public release, without a credential."""
     host.role(github_runner_releases_url=host.url).good()
     host.online("gpu-1")
@@ -245,7 +245,7 @@ def test_timer_updates_a_runner_once_it_is_idle(host: Host) -> None:
     assert host.role(github_runner_releases_url=host.url).good().changed == 0
 
 
-def test_sweep_takes_only_ours_that_stayed_offline(host: Host) -> None:
+def test_sweep_removes_only_own_offline_runners(host: Host) -> None:
     state = host.standin.state
     state.add_runner(REPO, "gone-1", ["train-classifier", "host-gone"])
     state.add_runner(REPO, "here-1", ["train-classifier", "host-gpu1"])

@@ -57,7 +57,7 @@ def calls(github: Any) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("scope", SCOPES, ids=["repository", "organisation", "enterprise"])
-def test_github_knows_every_request(prism: Prism, scope: tuple[str, str, str]) -> None:
+def test_every_request_matches_the_api_description(prism: Prism, scope: tuple[str, str, str]) -> None:
     github = api.GitHub(
         api.Scope.of("https://github.com", *scope, prism.url), pat="any", sleep=lambda _: None
     )
@@ -72,13 +72,13 @@ def test_github_knows_every_request(prism: Prism, scope: tuple[str, str, str]) -
         assert github.groups()
 
 
-def test_an_app_asks_as_described(prism: Prism) -> None:
+def test_app_requests_match_the_api_description(prism: Prism) -> None:
     for path in ("/repos/acme/widgets/installation", "/orgs/acme/installation"):
         assert prism.status("GET", path) == 200
     assert prism.status("POST", "/app/installations/99/access_tokens") == 201
 
 
-def test_prism_refuses_what_github_would(prism: Prism) -> None:
+def test_prism_refuses_wrong_requests(prism: Prism) -> None:
     """The check can fail: a wrong path, and bodies that break the description."""
     path = "/repos/acme/widgets/actions/runners/generate-jitconfig"
     assert prism.status("POST", "/repos/acme/widgets/actions/runners/registration_token") in (404, 405)
@@ -86,7 +86,7 @@ def test_prism_refuses_what_github_would(prism: Prism) -> None:
     assert prism.status("POST", path, {"name": "x", "runner_group_id": 1, "labels": []}) == 422
 
 
-def test_the_stand_in_answers_as_described(prism: Prism) -> None:
+def test_stand_in_answers_match_the_api_description(prism: Prism) -> None:
     """Each answer of the stand-in that the client reads fits the description's schema for it."""
     description = prism.description
     with StandIn("127.0.0.1") as standin:

@@ -39,11 +39,7 @@ def fetch(standin: StandIn, kept: Path, tmp_path: Path) -> Fetch:
     """Run the role's download tasks; variables may be given."""
 
     def run(**variables: str) -> "subprocess.CompletedProcess[str]":
-        api = {
-            "url": f"http://127.0.0.1:{standin.port}",
-            "repository": "acme/widgets",
-            "pat": "pat-good",
-        }
+        api = {"url": f"http://127.0.0.1:{standin.port}", "repository": "acme/widgets", "pat": "pat-good"}
         play = {
             "hosts": "localhost",
             "connection": "local",
@@ -80,13 +76,13 @@ def fetch(standin: StandIn, kept: Path, tmp_path: Path) -> Fetch:
     return run
 
 
-def test_a_good_archive_is_kept(fetch: Fetch, kept: Path, standin: StandIn) -> None:
+def test_valid_archive_is_kept(fetch: Fetch, kept: Path, standin: StandIn) -> None:
     done = fetch()
     assert done.returncode == 0, done.stdout
     assert (kept / ARCHIVE).read_bytes() == standin.state.archives[ARCHIVE]
 
 
-def test_a_truncated_archive_is_refused(fetch: Fetch, kept: Path, standin: StandIn) -> None:
+def test_truncated_archive_is_refused(fetch: Fetch, kept: Path, standin: StandIn) -> None:
     standin.state.archives[ARCHIVE] = standin.state.archives[ARCHIVE][:-100]
     done = fetch()
     assert done.returncode == 2
@@ -95,14 +91,14 @@ def test_a_truncated_archive_is_refused(fetch: Fetch, kept: Path, standin: Stand
     assert list(kept.iterdir()) == []
 
 
-def test_a_wrong_checksum_is_refused(fetch: Fetch, kept: Path) -> None:
+def test_wrong_checksum_is_refused(fetch: Fetch, kept: Path) -> None:
     done = fetch(github_runner_version="2.336.0", github_runner_checksum="0" * 64)
     assert done.returncode == 2
     assert "github_runner_checksum is for another version" in done.stdout + done.stderr
     assert list(kept.iterdir()) == []
 
 
-def test_an_archive_without_checksum_is_refused(fetch: Fetch, kept: Path, standin: StandIn) -> None:
+def test_archive_without_checksum_is_refused(fetch: Fetch, kept: Path, standin: StandIn) -> None:
     del standin.state.downloads[0]["sha256_checksum"]
     done = fetch()
     assert done.returncode == 2

@@ -89,24 +89,24 @@ def image_with(host: TestHost, name: str, files: dict[str, str]) -> str:
 
 
 @pytest.mark.parametrize("uuids", [UUIDS[:1], UUIDS[1:], UUIDS])
-def test_the_container_gets_exactly_its_cards(host: TestHost, uuids: tuple[str, ...]) -> None:
+def test_container_gets_exactly_its_cards(host: TestHost, uuids: tuple[str, ...]) -> None:
     nodes = [f"/dev/nvidia{UUIDS.index(uuid)}" for uuid in uuids]
     found = prove(host, mode="device", uuids=list(uuids))
     assert found["answer"] == {"mode": "device", "proven": False, "detail": f"devices {', '.join(nodes)}"}
 
 
-def test_off_is_recorded_and_runs_nothing(host: TestHost) -> None:
+def test_mode_off_is_recorded_and_runs_nothing(host: TestHost) -> None:
     found = prove(host, mode="off")
     assert (found["answer"]["mode"], found["answer"]["proven"], found["runs"]) == ("off", False, 0)
 
 
-def test_no_framework_counts_as_device_and_is_said(host: TestHost) -> None:
+def test_missing_framework_is_recorded_as_device_check(host: TestHost) -> None:
     found = prove(host, mode="framework")
     assert (found["answer"]["mode"], found["answer"]["proven"]) == ("device", False)
     assert any("neither tensorflow, torch nor jax is there" in said for said in found["said"])
 
 
-def test_a_framework_that_sees_the_cards_is_asked_once(host: TestHost) -> None:
+def test_framework_result_is_cached(host: TestHost) -> None:
     image = image_with(host, "sees", {"tensorflow.py": TENSORFLOW.replace("COUNT", "2")})
     found = prove(host, mode="framework", image=image, times=3, state="/var/lib/train-classifier/once")
     assert found["answer"] == {"mode": "framework", "proven": True, "detail": "tensorflow 2.17.0: 2 GPUs"}
@@ -118,7 +118,7 @@ def test_a_framework_that_sees_the_cards_is_asked_once(host: TestHost) -> None:
     assert (found["code"], "sees 2 of 1 GPUs" in found["reason"]) == (8, True)
 
 
-def test_a_framework_that_sees_no_gpu_is_refused_with_its_own_words(host: TestHost) -> None:
+def test_framework_without_gpu_is_refused_with_its_output(host: TestHost) -> None:
     image = image_with(host, "blind", {"tensorflow.py": TENSORFLOW.replace("COUNT", "0")})
     for _ in range(2):
         found = prove(host, mode="framework", image=image)
@@ -129,7 +129,7 @@ def test_a_framework_that_sees_no_gpu_is_refused_with_its_own_words(host: TestHo
     assert host.docker("ps", "-aq", "--filter", "label=train-classifier.kind=probe") == ""
 
 
-def test_each_framework_that_imports_must_agree(host: TestHost) -> None:
+def test_every_installed_framework_must_see_the_cards(host: TestHost) -> None:
     blind = "class cuda:\n    is_available = staticmethod(lambda: False)\n__version__ = '2.6'\n"
     image = image_with(host, "mixed", {"tensorflow.py": TENSORFLOW.replace("COUNT", "2"), "torch.py": blind})
     found = prove(host, mode="framework", image=image)
@@ -143,7 +143,7 @@ def test_each_framework_that_imports_must_agree(host: TestHost) -> None:
     assert found["answer"]["detail"] == "tensorflow 2.17.0: 2 GPUs; does not import: torch"
 
 
-def test_the_host_check_finds_the_cards(host: TestHost) -> None:
+def test_host_check_finds_the_cards(host: TestHost) -> None:
     program = (
         f"import sys, json; sys.path.insert(0, {SOURCE!r}); from train_classifier.worker.checks import host_check as check; "
         "from train_classifier.worker.system.host import Host; "

@@ -78,7 +78,7 @@ def refused(caller: Caller, *words: str) -> dict[str, Any]:
     return answer
 
 
-def test_each_job_gets_its_own_card_and_the_next_one_waits(caller: Caller) -> None:
+def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> None:
     jobs = []
     for _ in range(2):
         done = caller.run(*caller.train("look", "--gpus", "1", "--detach", "--", "hold"))
@@ -147,19 +147,19 @@ def test_each_job_gets_its_own_card_and_the_next_one_waits(caller: Caller) -> No
     assert NODES[card["uuid"]] in manifest["gpu_check"]["detail"]
 
 
-def test_more_cards_than_the_host_has(caller: Caller) -> None:
+def test_too_many_gpus_are_refused(caller: Caller) -> None:
     answer = refused(caller, "--gpus", "3")
     assert "3 GPUs are asked for, this host has 2 GPUs" in answer["error"]["reason"]
     assert "--gpus" in answer["error"]["hint"]
 
 
-def test_more_memory_than_a_card_has(caller: Caller) -> None:
+def test_too_much_gpu_memory_is_refused(caller: Caller) -> None:
     answer = refused(caller, "--min-vram", "64GiB")
     assert "65536 MiB" in answer["error"]["reason"] and "24564" in answer["error"]["reason"]
     assert "--min-vram" in answer["error"]["hint"]
 
 
-def test_a_framework_that_sees_no_gpu_is_refused_before_training(caller: Caller) -> None:
+def test_framework_without_gpu_is_refused_before_training(caller: Caller) -> None:
     host = caller.host
     base = host.docker("images", "--format", "{{.Repository}}:{{.Tag}}", "tc-slim").split()[0]
     host.write("/tmp/blind-job/tensorflow.py", BLIND)
@@ -173,7 +173,7 @@ def test_a_framework_that_sees_no_gpu_is_refused_before_training(caller: Caller)
     assert host.containers() == []
 
 
-def test_a_check_that_is_switched_off_is_recorded_as_no_proof(caller: Caller) -> None:
+def test_gpu_check_off_is_recorded_as_not_proven(caller: Caller) -> None:
     done = caller.run(*caller.train("look", "--gpus", "1", "--gpu-check", "off", "--json"))
     assert done.returncode == 0, tail(done.stderr)
     answer = json.loads(done.stdout)
@@ -209,7 +209,7 @@ def test_doctor_finds_the_cards(caller: Caller) -> None:
     assert checks["gpu-in-framework"]["status"] == "skip"
 
 
-def test_auto_takes_the_cpu_of_a_host_whose_engine_cannot_hand_a_gpu_over(
+def test_auto_uses_cpu_when_engine_cannot_give_a_gpu(
     caller: Caller, gpu_host: TestHost
 ) -> None:
     gpu_host.shell("mv /etc/cdi/nvidia.json /root/")
@@ -224,7 +224,7 @@ def test_auto_takes_the_cpu_of_a_host_whose_engine_cannot_hand_a_gpu_over(
         gpu_host.shell("mv /root/nvidia.json /etc/cdi/; systemctl restart docker")
 
 
-def test_a_host_without_a_gpu(systemd_host: TestHost, tmp_path: Path) -> None:
+def test_host_without_gpu_is_refused_and_auto_uses_cpu(systemd_host: TestHost, tmp_path: Path) -> None:
     caller = make(systemd_host, tmp_path)
     answer = refused(caller)
     assert "no GPU" in answer["error"]["reason"]

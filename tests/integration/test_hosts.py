@@ -34,14 +34,14 @@ def test_state_is_not_on_overlay(systemd_host: TestHost) -> None:
     assert not {"overlayfs", "nfs"} & set(kinds)
 
 
-def test_a_restart_is_a_reboot(systemd_host: TestHost) -> None:
+def test_restart_changes_the_boot_id(systemd_host: TestHost) -> None:
     before = systemd_host.ssh("cat /proc/sys/kernel/random/boot_id").stdout
     systemd_host.reboot(hard=True)
     assert systemd_host.ssh("cat /proc/sys/kernel/random/boot_id", user="trainer").stdout != before
     assert systemd_host.ssh("docker images -q", user="trainer").stdout.strip()
 
 
-def test_a_container_gets_just_its_simulated_gpu(gpu_host: TestHost, base_image: str) -> None:
+def test_container_gets_only_its_simulated_gpu(gpu_host: TestHost, base_image: str) -> None:
     look = ("sh", "-c", "ls /dev/nvidia*; nvidia-smi -L")
     for index, uuid in enumerate(UUIDS):
         listed = gpu_host.docker("run", "--rm", "--device", f"nvidia.com/gpu={uuid}", base_image, *look)
@@ -51,7 +51,7 @@ def test_a_container_gets_just_its_simulated_gpu(gpu_host: TestHost, base_image:
         assert UUIDS[1 - index] not in listed
 
 
-def test_nvidia_smi_answers_as_the_real_one(gpu_host: TestHost) -> None:
+def test_nvidia_smi_answers_like_the_real_program(gpu_host: TestHost) -> None:
     query = "nvidia-smi --query-gpu=index,uuid,memory.total --format=csv"
     assert gpu_host.shell(query) == (
         "index, uuid, memory.total [MiB]\n" + "".join(f"{i}, {u}, 24564 MiB\n" for i, u in enumerate(UUIDS))

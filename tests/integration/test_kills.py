@@ -89,7 +89,7 @@ def cases() -> list[object]:
     ]
 
 
-def test_usual_cases_have_every_kind() -> None:
+def test_usual_cases_cover_every_phase_victim_and_init() -> None:
     assert {case.phase for case in USUAL} == set(PHASES)
     assert {(case.victim, case.user) for case in USUAL} == set(itertools.product(VICTIMS, USERS))
     assert {(case.victim, case.init) for case in USUAL} == set(itertools.product(VICTIMS, INITS))
@@ -257,7 +257,7 @@ def scene(request: pytest.FixtureRequest, case: Case, tmp_path: Path) -> Scene:
 
 
 @pytest.mark.parametrize("case", cases())
-def test_killed(scene: Scene, case: Case) -> None:
+def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
     host = scene.host
     holder = None
     if case.phase == "queue":

@@ -86,7 +86,7 @@ class Memory:
 @pytest.mark.parametrize(
     "count", [pytest.param(3, id="200MB"), pytest.param(32, id="2GB", marks=pytest.mark.full)]
 )
-def test_large_artefact_comes_back_with_flat_memory(world: World, sshd: Sshd, count: int) -> None:
+def test_large_artefact_arrives_with_flat_memory(world: World, sshd: Sshd, count: int) -> None:
     block = 64 << 20
     world.model(LARGE.replace("BLOCK", str(block)).replace("COUNT", str(count)))
     with Memory(world) as memory:

@@ -107,7 +107,7 @@ def checkout(world: World) -> Path:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user: needs root")
-def test_ordinary_users_flow(world: World, tmp_path: Path) -> None:
+def test_ordinary_user_trains_lists_and_cleans(world: World, tmp_path: Path) -> None:
     program = install(build(tmp_path / "wheel"), python(), world.folder / "venv")
     repo = checkout(world)
     settings = json.loads(world.host_json.read_text())

@@ -47,7 +47,7 @@ def layers(engine: docker.DockerClient, base: str) -> list[docker.models.images.
     return found
 
 
-def test_a_layer_holds_the_packages_and_nothing_of_the_host(
+def test_layer_has_the_packages_and_nothing_of_the_host(
     engine: docker.DockerClient, site: Site, own_base: str
 ) -> None:
     site.host = dataclasses.replace(site.host, environment={"http_proxy": "", "SECRET_PROXY": "it's hidden"})
@@ -79,7 +79,7 @@ def left_behind(engine: docker.DockerClient, image: str) -> list[dict[str, str]]
         container.remove(force=True)
 
 
-def test_one_more_package_starts_from_the_nearest(
+def test_new_package_extends_similar_layer(
     engine: docker.DockerClient, site: Site, own_base: str
 ) -> None:
     first = site.layer("tree", own_base)
@@ -90,7 +90,7 @@ def test_one_more_package_starts_from_the_nearest(
     assert "tree v" in site.run(second, None, "tree --version && bc --version", shell=True)
 
 
-def test_unknown_package_and_unknown_version(site: Site, own_base: str) -> None:
+def test_unknown_package_and_version_are_reported(site: Site, own_base: str) -> None:
     with pytest.raises(NoEnvironment) as raised:
         site.layer("tree\nno-such-package-of-ours", own_base)
     assert "Debian package not found" in raised.value.reason
@@ -101,17 +101,17 @@ def test_unknown_package_and_unknown_version(site: Site, own_base: str) -> None:
     assert site.containers() == []
 
 
-def test_a_name_is_never_a_pattern(site: Site, own_base: str) -> None:
+def test_package_name_is_not_a_pattern(site: Site, own_base: str) -> None:
     with pytest.raises(NoEnvironment, match="not found"):
         site.layer("tr.e", own_base)
 
 
-def test_options_in_disguise(site: Site) -> None:
+def test_options_as_package_names_are_refused(site: Site) -> None:
     with pytest.raises(BadInput, match="is an option, not a package"):
         site.layer("-o\n")
 
 
-def test_unreachable_mirror(site: Site, own_base: str, tmp_path: Path) -> None:
+def test_unreachable_mirror_is_reported(site: Site, own_base: str, tmp_path: Path) -> None:
     sources = tmp_path / "host.sources"
     sources.write_text("Types: deb\nURIs: http://127.0.0.1:9/debian\nSuites: bookworm\nComponents: main\n")
     site.host = dataclasses.replace(site.host, apt_sources=sources)
@@ -120,7 +120,7 @@ def test_unreachable_mirror(site: Site, own_base: str, tmp_path: Path) -> None:
     assert "127.0.0.1:9" in (raised.value.detail or "")
 
 
-def test_two_jobs_at_once_build_once(site: Site, own_base: str, tmp_path: Path) -> None:
+def test_two_jobs_at_once_build_one_layer(site: Site, own_base: str, tmp_path: Path) -> None:
     def job(number: int) -> None:
         mine = Site(docker.from_env(), tmp_path, own_base, site.host.uv)
         made = mine.layer("tree")
@@ -161,10 +161,9 @@ def test_image_is_probed_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("script", "words"),
-    [("true", "has no Python"), ("rm -f /bin/sh /usr/bin/sh", "has no /bin/sh")],
+    ("script", "words"), [("true", "has no Python"), ("rm -f /bin/sh /usr/bin/sh", "has no /bin/sh")]
 )
-def test_images_that_cannot_be_used(
+def test_image_without_python_or_shell_is_refused(
     engine: docker.DockerClient, base_image: str, site: Site, script: str, words: str
 ) -> None:
     container = engine.containers.run(
@@ -184,7 +183,7 @@ def test_images_that_cannot_be_used(
         engine.images.remove(made.id, force=True)
 
 
-def test_image_for_another_processor(engine: docker.DockerClient, site: Site, tmp_path: Path) -> None:
+def test_image_for_another_processor_is_refused(engine: docker.DockerClient, site: Site, tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
     tag = f"tc-env-foreign:test-{os.getpid()}"
     foreign = "amd64" if os.uname().machine == "aarch64" else "arm64"
@@ -196,7 +195,7 @@ def test_image_for_another_processor(engine: docker.DockerClient, site: Site, tm
         engine.images.remove(made.id, force=True)
 
 
-def test_image_that_is_not_there(site: Site) -> None:
+def test_missing_image_is_reported(site: Site) -> None:
     with pytest.raises(NoEnvironment, match="is not on this host and cannot be pulled") as raised:
         site.find("localhost:9/nobody/nothing:1")
     assert "training_host_image_source: bootstrap" in (raised.value.hint or "")

@@ -112,7 +112,7 @@ def test_update_waits_for_a_running_job_and_teardown_refuses(
     assert json.loads(report.read_text())
 
 
-def test_a_host_that_fails_ends_the_update_before_the_next_one(ssh_host: TestHost, tmp_path: Path) -> None:
+def test_failed_host_ends_the_update(ssh_host: TestHost, tmp_path: Path) -> None:
     inventory = tmp_path / "inventory.ini"
     others = ssh_host.inventory().read_text()
     inventory.write_text(
@@ -124,7 +124,7 @@ def test_a_host_that_fails_ends_the_update_before_the_next_one(ssh_host: TestHos
     assert ssh_host.exec("test", "-e", "/var/lib/train-classifier/drain", check=False).returncode == 1
 
 
-def test_a_host_that_is_not_proven_gets_no_runner(ssh_host: TestHost, base_image: str) -> None:
+def test_unproven_host_gets_no_runner(ssh_host: TestHost, base_image: str) -> None:
     told = {
         **fleet.role_variables(base_image), "host_check_strict": False, "host_check_deep": False,
         "github_runner_repository": "acme/widgets", "github_runner_pat": "x", "github_runner_url": "http://127.0.0.1:9",
@@ -143,7 +143,7 @@ def test_a_host_that_is_not_proven_gets_no_runner(ssh_host: TestHost, base_image
 
 
 @pytest.mark.full
-def test_a_host_that_nobody_asked_to_prove_gets_no_runner(ssh_host: TestHost, base_image: str) -> None:
+def test_unchecked_host_gets_no_runner(ssh_host: TestHost, base_image: str) -> None:
     told = {
         **fleet.role_variables(base_image), "provision_check": False, "github_runner_repository": "acme/widgets",
         "github_runner_pat": "x", "github_runner_url": "http://127.0.0.1:9",
@@ -154,7 +154,7 @@ def test_a_host_that_nobody_asked_to_prove_gets_no_runner(ssh_host: TestHost, ba
     assert status != 0 and "http://127.0.0.1:9" in printed, printed[-6000:]
 
 
-def test_update_leaves_a_host_alone_that_somebody_drained(ssh_host: TestHost) -> None:
+def test_update_skips_host_drained_by_hand(ssh_host: TestHost) -> None:
     ssh_host.write("/var/lib/train-classifier/drain", "new power supply\n")
     try:
         status, printed = run("update", ssh_host.inventory())

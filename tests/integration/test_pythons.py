@@ -107,7 +107,7 @@ def host(request: pytest.FixtureRequest, python: str) -> Iterator[Machine]:
         yield made
 
 
-def test_every_module_imports_and_needs_no_sdk_for_that(python: str, tmp_path: Path) -> None:
+def test_every_module_imports_without_docker_sdk(python: str, tmp_path: Path) -> None:
     names = []
     for name, content in bundle()[1].items():
         path = tmp_path / name
@@ -131,7 +131,7 @@ def test_every_module_imports_and_needs_no_sdk_for_that(python: str, tmp_path: P
     subprocess.run([python, "-m", "py_compile", *inside], check=True)
 
 
-def test_a_whole_job(host: Machine, tmp_path: Path) -> None:
+def test_job_runs_from_submission_to_clean(host: Machine, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "__main__.py").write_text(PROGRAM)
     (tmp_path / "model" / "requirements.txt").write_text("six==1.16.0\n")

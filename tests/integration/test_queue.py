@@ -102,7 +102,7 @@ def told(said: list[str]) -> Callable[[str], None]:
     return said.append
 
 
-def test_fifty_jobs_on_two_gpus(
+def test_fifty_jobs_on_two_gpus_run_in_order(
     engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRAIN_CLASSIFIER_HOST_JSON", str(site.settings))
@@ -136,7 +136,7 @@ def test_fifty_jobs_on_two_gpus(
     assert site.left() == []
 
 
-def test_a_dead_holder_gives_its_gpu_to_the_next(
+def test_gpu_of_dead_job_goes_to_the_next(
     engine: docker.DockerClient, base_image: str, site: Site
 ) -> None:
     site.cards(count=1)
@@ -166,7 +166,7 @@ def test_a_dead_holder_gives_its_gpu_to_the_next(
             left.remove(force=True)
 
 
-def test_a_container_of_ours_holds_its_gpu(engine: docker.DockerClient, base_image: str, site: Site) -> None:
+def test_job_container_without_ticket_keeps_its_gpu(engine: docker.DockerClient, base_image: str, site: Site) -> None:
     container = engine.containers.run(
         base_image, ["sleep", "600"], detach=True, init=True,
         labels=labels("job", job="without-ticket", gpus=UUIDS[:1]),
@@ -188,7 +188,7 @@ def test_a_container_of_ours_holds_its_gpu(engine: docker.DockerClient, base_ima
         container.remove(force=True)
 
 
-def test_the_head_waits_for_all_its_gpus(engine: docker.DockerClient, site: Site) -> None:
+def test_first_job_waits_for_all_its_gpus(engine: docker.DockerClient, site: Site) -> None:
     site.enqueue("one")
     one = site.start("one", 600)
     read_until(one, "granted")
@@ -207,7 +207,7 @@ def test_the_head_waits_for_all_its_gpus(engine: docker.DockerClient, site: Site
     assert (both.wait(240), last.wait(240)) == (0, 0)
 
 
-def test_a_preparing_job_is_passed_over_only_when_slow(
+def test_slow_preparing_job_is_passed_over(
     engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.enqueue("builder", want=2)
@@ -245,7 +245,7 @@ def test_cancel_while_waiting_leaves_the_queue(engine: docker.DockerClient, site
     holder.release()
 
 
-def test_a_foreign_process_on_the_gpu(
+def test_foreign_process_on_gpu_fails_job_with_memory_floor(
     engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.cards(free=1000, count=1)
@@ -263,7 +263,7 @@ def test_a_foreign_process_on_the_gpu(
     ticket.release()
 
 
-def test_a_gpu_that_vanishes_while_waiting(engine: docker.DockerClient, site: Site) -> None:
+def test_lost_gpu_fails_the_waiting_job(engine: docker.DockerClient, site: Site) -> None:
     site.enqueue("a")
     ticket = gpu_queue.Ticket.claim(site.folder, "a")
     (site.smi.parent / "gpus").write_text(
@@ -275,7 +275,7 @@ def test_a_gpu_that_vanishes_while_waiting(engine: docker.DockerClient, site: Si
     ticket.release()
 
 
-def test_missing_folder(tmp_path: Path) -> None:
+def test_missing_queue_folder_is_reported(tmp_path: Path) -> None:
     with pytest.raises(NotReady) as raised:
         gpu_queue.enqueue(
             tmp_path / "queue", job="a", model="m", directory=tmp_path, want=1, min_vram_mib=None
@@ -309,7 +309,7 @@ def test_two_users_share_the_queue(site: Site) -> None:
     assert {oct((site.folder / name).stat().st_mode & 0o777) for name in site.left()} == {"0o660"}
 
 
-def test_a_ticket_without_worker_is_dead_after_a_while(
+def test_ticket_without_worker_expires(
     engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.enqueue("late", want=2)
@@ -326,7 +326,7 @@ def test_a_ticket_without_worker_is_dead_after_a_while(
     assert site.left() == []
 
 
-def test_a_torn_ticket_and_counter_do_not_stop_the_queue(engine: docker.DockerClient, site: Site) -> None:
+def test_damaged_ticket_and_counter_do_not_stop_the_queue(engine: docker.DockerClient, site: Site) -> None:
     site.enqueue("a")
     (site.folder / "000000000099-torn.json").write_text('{"job": "to')
     (site.folder / "counter").write_text("")

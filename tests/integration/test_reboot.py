@@ -79,7 +79,7 @@ def trains_again(caller: Caller) -> None:
     [pytest.param(True, id="linger", marks=pytest.mark.full), pytest.param(False, id="no-linger")],
     indirect=True,
 )
-def test_the_plug_is_pulled(ssh_host: TestHost, lingering: bool, tmp_path: Path) -> None:
+def test_power_loss_ends_job_as_lost(ssh_host: TestHost, lingering: bool, tmp_path: Path) -> None:
     caller = Caller(ssh_host, tmp_path)
     job = start(caller)
     status = json.loads(ssh_host.shell(f"cat {caller.state}/jobs/{job}/status.json"))
@@ -96,7 +96,7 @@ def test_the_plug_is_pulled(ssh_host: TestHost, lingering: bool, tmp_path: Path)
     trains_again(caller)
 
 
-def test_the_plug_is_pulled_under_somebody_who_follows(ssh_host: TestHost, tmp_path: Path) -> None:
+def test_follower_survives_power_loss(ssh_host: TestHost, tmp_path: Path) -> None:
     caller = Caller(ssh_host, tmp_path)
     caller.model("probe", LONG)
     errors = caller.folder / "errors"
@@ -113,7 +113,7 @@ def test_the_plug_is_pulled_under_somebody_who_follows(ssh_host: TestHost, tmp_p
     assert_over(caller, job, "lost")
 
 
-def test_the_host_shuts_down_in_order(ssh_host: TestHost, tmp_path: Path) -> None:
+def test_orderly_shutdown_cancels_job(ssh_host: TestHost, tmp_path: Path) -> None:
     caller = Caller(ssh_host, tmp_path, "root")
     job = start(caller)
     assert json.loads(ssh_host.shell(f"cat {caller.state}/jobs/{job}/status.json"))["launcher"] == "system"
@@ -125,7 +125,7 @@ def test_the_host_shuts_down_in_order(ssh_host: TestHost, tmp_path: Path) -> Non
     trains_again(caller)
 
 
-def test_the_timer_finishes_a_dead_job(ssh_host: TestHost, tmp_path: Path) -> None:
+def test_timer_finishes_dead_job(ssh_host: TestHost, tmp_path: Path) -> None:
     """Nobody looks: the job's unit is gone with its session, and the host's own timer ends it."""
     ssh_host.shell("loginctl disable-linger trainer")
     try:

@@ -57,7 +57,7 @@ def registry(ssh_host: TestHost, base_image: str) -> Iterator[str]:
         ssh_host.shell("rm -f ~/.docker/config.json", user="trainer")
 
 
-def test_a_private_image_is_pulled_with_the_users_own_login(
+def test_private_image_is_pulled_with_the_users_login(
     ssh_host: TestHost, registry: str, tmp_path: Path
 ) -> None:
     caller = Caller(ssh_host, tmp_path)
@@ -94,7 +94,7 @@ def test_a_private_image_is_pulled_with_the_users_own_login(
     assert b"cannot be pulled" in away.stderr and b"connection refused" in away.stderr
 
 
-def test_the_role_pulls_the_training_image(ssh_host: TestHost, registry: str, base_image: str) -> None:
+def test_role_pulls_the_training_image(ssh_host: TestHost, registry: str, base_image: str) -> None:
     told = fleet.role_variables(base_image)
     pulled = {**told, "training_host_images": {}, "training_host_pull_images": {"cpu": IMAGE, "gpu": IMAGE}}
     ssh_host.shell(LOGIN)

@@ -81,7 +81,7 @@ def family(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize("phase", ["image", "training"])
-def test_controller_killed_and_another_attaches(world: World, phase: str) -> None:
+def test_second_controller_attaches_after_kill(world: World, phase: str) -> None:
     world.model(COUNTING.format(count=150))
     process = world.start(*world.train("probe"))
     world.wait_for(
@@ -103,7 +103,7 @@ def test_controller_killed_and_another_attaches(world: World, phase: str) -> Non
     world.assert_clean()
 
 
-def test_killed_command_leaves_no_process_though_the_job_is_silent(world: World) -> None:
+def test_killed_command_of_silent_job_leaves_no_process(world: World) -> None:
     """The playbook's side has nothing to tell, and must still notice that nobody listens: it renews a lease."""
     world.model("import time\nprint('up', flush=True)\ntime.sleep(300)\n")
     process = world.start(*world.train("probe"))
@@ -123,7 +123,7 @@ def test_killed_command_leaves_no_process_though_the_job_is_silent(world: World)
     assert world.run("attach", job["id"], "--inventory", world.local).returncode == 6
 
 
-def test_controller_killed_before_the_start_leaves_nothing_running(world: World, sshd: Sshd) -> None:
+def test_controller_killed_during_push_leaves_nothing_running(world: World, sshd: Sshd) -> None:
     world.model(COUNTING.format(count=5))
     with (world.repo / "large").open("wb") as file:
         file.write(os.urandom(40 << 20))
@@ -146,7 +146,7 @@ def test_controller_killed_before_the_start_leaves_nothing_running(world: World,
 
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.full)])
-def test_cut_while_following(world: World, sshd: Sshd, seconds: float) -> None:
+def test_log_is_complete_after_lost_connection(world: World, sshd: Sshd, seconds: float) -> None:
     world.model(COUNTING_HELD.format(count=200))
     with Line(sshd.port) as line:
         sshd.trust(line.port)
@@ -164,7 +164,7 @@ def test_cut_while_following(world: World, sshd: Sshd, seconds: float) -> None:
     world.assert_clean()
 
 
-def test_half_open_connection_while_following(world: World, sshd: Sshd) -> None:
+def test_log_is_complete_after_half_open_connection(world: World, sshd: Sshd) -> None:
     world.model(COUNTING.format(count=100))
     with Line(sshd.port) as line:
         sshd.trust(line.port)
@@ -179,7 +179,7 @@ def test_half_open_connection_while_following(world: World, sshd: Sshd) -> None:
     assert first + rest == lines(100)
 
 
-def test_cut_for_good_is_out_of_touch_and_attach_brings_the_rest(world: World, sshd: Sshd) -> None:
+def test_permanent_connection_loss_is_exit_11_and_attach_completes_the_log(world: World, sshd: Sshd) -> None:
     world.model(COUNTING_HELD.format(count=100))
     with Line(sshd.port) as line:
         sshd.trust(line.port)
@@ -199,7 +199,7 @@ def test_cut_for_good_is_out_of_touch_and_attach_brings_the_rest(world: World, s
     world.assert_clean()
 
 
-def test_cut_in_the_push_is_taken_up_again(world: World, sshd: Sshd) -> None:
+def test_push_continues_after_lost_connection(world: World, sshd: Sshd) -> None:
     world.model(COUNTING.format(count=3))
     for number in range(40):
         (world.repo / f"part{number}").write_bytes(os.urandom(1 << 20))
@@ -215,7 +215,7 @@ def test_cut_in_the_push_is_taken_up_again(world: World, sshd: Sshd) -> None:
     assert b"was cut" in errors
 
 
-def test_cut_in_the_fetch_is_taken_up_again(world: World, sshd: Sshd) -> None:
+def test_fetch_continues_after_lost_connection(world: World, sshd: Sshd) -> None:
     world.model("open('artefacts/large', 'wb').write(os.urandom(30 << 20))\n")
     with Line(sshd.port) as line:
         sshd.trust(line.port)
@@ -235,7 +235,7 @@ def test_cut_in_the_fetch_is_taken_up_again(world: World, sshd: Sshd) -> None:
 # Row 28: cancel.
 
 
-def test_ctrl_c_once_stops_and_collects(world: World, sshd: Sshd) -> None:
+def test_ctrl_c_once_stops_the_job_and_fetches(world: World, sshd: Sshd) -> None:
     world.model(STOPPABLE)
     process = world.start(*world.train("probe", inventory=world.inventory(sshd)))
     assert process.stdout is not None
@@ -249,7 +249,7 @@ def test_ctrl_c_once_stops_and_collects(world: World, sshd: Sshd) -> None:
     world.assert_clean()
 
 
-def test_ctrl_c_twice_leaves_at_once_and_the_job_is_stopped(world: World) -> None:
+def test_ctrl_c_twice_exits_at_once_and_stops_the_job(world: World) -> None:
     world.model(
         "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(120)\n"
     )
@@ -274,7 +274,7 @@ def test_ctrl_c_twice_leaves_at_once_and_the_job_is_stopped(world: World) -> Non
     world.assert_clean()
 
 
-def test_a_workflow_cancel(world: World) -> None:
+def test_workflow_cancel_stops_the_job(world: World) -> None:
     """SIGINT, 7.5 s, SIGTERM, 2.5 s, SIGKILL, as GitHub's runner does it, to a job that ignores SIGTERM."""
     world.model(
         "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(120)\n"
@@ -296,7 +296,7 @@ def test_a_workflow_cancel(world: World) -> None:
     wait_until(lambda: not world.processes() or None, 40)
 
 
-def test_sigterm_is_like_ctrl_c(world: World) -> None:
+def test_sigterm_acts_like_ctrl_c(world: World) -> None:
     world.model(STOPPABLE)
     process = world.start(*world.train("probe"))
     assert process.stdout is not None
@@ -306,7 +306,7 @@ def test_sigterm_is_like_ctrl_c(world: World) -> None:
     assert (process.returncode, out) == (6, b"stopping\n"), tail(errors)
 
 
-def test_ctrl_c_before_the_start(world: World, sshd: Sshd) -> None:
+def test_ctrl_c_during_push_starts_no_job(world: World, sshd: Sshd) -> None:
     world.model(COUNTING.format(count=3))
     (world.repo / "large").write_bytes(os.urandom(30 << 20))
     with Line(sshd.port) as line:
@@ -322,7 +322,7 @@ def test_ctrl_c_before_the_start(world: World, sshd: Sshd) -> None:
     wait_until(lambda: not world.processes() or None, 60)
 
 
-def test_terminal_gone_stops_nothing(world: World) -> None:
+def test_closed_terminal_does_not_stop_the_job(world: World) -> None:
     """A hang-up: the terminal closes, the kernel sends SIGHUP, the job runs on."""
     world.model(COUNTING_HELD.format(count=100))
     master, slave = pty.openpty()
@@ -352,7 +352,7 @@ def test_terminal_gone_stops_nothing(world: World) -> None:
 
 
 @pytest.mark.parametrize("command", ["attach", "logs"])
-def test_ctrl_c_only_leaves_in_attach_and_logs(world: World, command: str) -> None:
+def test_ctrl_c_in_attach_and_logs_does_not_stop_the_job(world: World, command: str) -> None:
     world.model(COUNTING_HELD.format(count=100))
     assert world.run(*world.train("probe", "--detach")).returncode == 0
     follow = ["-f"] if command == "logs" else []
@@ -369,7 +369,7 @@ def test_ctrl_c_only_leaves_in_attach_and_logs(world: World, command: str) -> No
     assert (attached.returncode, attached.stdout) == (0, lines(100)), tail(attached.stderr)
 
 
-def test_cancel_from_another_shell(world: World) -> None:
+def test_cancel_from_another_shell_stops_the_job(world: World) -> None:
     world.model(STOPPABLE)
     process = world.start(*world.train("probe"))
     assert process.stdout is not None
@@ -385,7 +385,7 @@ def test_cancel_from_another_shell(world: World) -> None:
 # Row 36, and the disk on this side of row 29.
 
 
-def test_damaged_on_the_way_is_fetched_again(world: World) -> None:
+def test_damaged_download_is_fetched_again(world: World) -> None:
     world.model(COUNTING.format(count=1))
     job = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
     wait_until(lambda: True if world.statuses()[-1]["state"] == "finished" else None, 60)
@@ -399,7 +399,7 @@ def test_damaged_on_the_way_is_fetched_again(world: World) -> None:
     world.assert_clean()
 
 
-def test_failed_job_names_the_command_that_packs_what_stays(world: World) -> None:
+def test_failed_job_names_the_command_that_packs_large_artefacts(world: World) -> None:
     world.model("open('artefacts/x', 'wb').write(os.urandom(3 << 20))\nraise SystemExit(3)\n")
     done = world.run(*world.train("probe", "--artefacts-max", "1MiB"))
     assert done.returncode == 4, tail(done.stderr)
@@ -410,7 +410,7 @@ def test_failed_job_names_the_command_that_packs_what_stays(world: World) -> Non
     assert (world.work / "artefacts.tar.gz").stat().st_size > 3 << 20
 
 
-def test_damaged_for_good_keeps_the_previous_archive(world: World) -> None:
+def test_damaged_archive_on_host_keeps_the_previous_archive(world: World) -> None:
     world.model(COUNTING.format(count=1))
     job = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
     wait_until(lambda: True if world.statuses()[-1]["state"] == "finished" else None, 60)
@@ -426,7 +426,7 @@ def test_damaged_for_good_keeps_the_previous_archive(world: World) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")
-def test_disk_full_here_keeps_the_previous_archive(world: World) -> None:
+def test_full_local_disk_keeps_the_previous_archive(world: World) -> None:
     world.model("open('artefacts/large', 'wb').write(os.urandom(4 << 20))\n")
     small = world.folder / "small"
     small.mkdir()

@@ -54,7 +54,7 @@ def members(archive: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("way", ["local", "ssh"])
-def test_trains(world: World, sshd: Sshd, way: str) -> None:
+def test_train_delivers_archive_and_log(world: World, sshd: Sshd, way: str) -> None:
     inventory = world.inventory(sshd) if way == "ssh" else world.local
     model = world.model(GOOD)
     before = digest_of(world.repo)
@@ -81,7 +81,7 @@ def test_json_is_one_object_and_the_log_goes_to_standard_error(world: World) -> 
     assert set(answer["seconds"]) >= {"preflight", "push", "start", "training", "fetch"}
 
 
-def test_failed_training_still_delivers_and_the_first_cause_wins(world: World) -> None:
+def test_failed_training_delivers_artefacts(world: World) -> None:
     world.model(GOOD + "sys.exit(3)\n")
     done = world.run(*world.train("probe", "--json"))
     answer = json.loads(done.stdout)
@@ -91,7 +91,7 @@ def test_failed_training_still_delivers_and_the_first_cause_wins(world: World) -
     world.assert_clean()
 
 
-def test_nothing_new_in_artefacts(world: World) -> None:
+def test_missing_artefacts_are_exit_7_unless_allowed(world: World) -> None:
     (world.repo / "artefacts" / "README.md").write_text("kept\n")
     world.model("print('did nothing')\n")
     done = world.run(*world.train("probe"))
@@ -99,7 +99,7 @@ def test_nothing_new_in_artefacts(world: World) -> None:
     assert world.run(*world.train("probe", "--allow-empty")).returncode == 0
 
 
-def test_odd_artefacts_are_handed_through_and_never_followed(world: World) -> None:
+def test_odd_artefacts_are_packed_and_not_followed(world: World) -> None:
     """Fault row 35: links out of the folder, odd names, modes; the archive arrives, nothing is extracted."""
     world.model(
         """
@@ -246,7 +246,7 @@ def test_lines_appear_while_the_job_runs(world: World) -> None:
     assert process.returncode == 0, tail(errors)
 
 
-def test_reader_of_the_log_that_goes_away_stops_nothing(world: World) -> None:
+def test_closed_standard_output_does_not_stop_the_job(world: World) -> None:
     world.model(
         "import time\nfor n in range(30):\n    print(n, flush=True); time.sleep(0.1)\nopen('artefacts/a', 'w').write('x')\n"
     )
@@ -260,7 +260,7 @@ def test_reader_of_the_log_that_goes_away_stops_nothing(world: World) -> None:
     assert (world.work / "artefacts.tar.gz").exists()
 
 
-def test_templates_in_user_text_are_never_rendered(world: World) -> None:
+def test_templates_in_user_text_are_not_rendered(world: World) -> None:
     """Fault row 13, in arguments, variables and file names, under the command line."""
     evil = "{{ lookup('pipe', 'touch " + str(world.folder / "rendered") + "') }}"
     world.model("print(sys.argv[1]); print(os.environ['EVIL']); open('artefacts/a', 'w').write('x')\n")
@@ -271,7 +271,7 @@ def test_templates_in_user_text_are_never_rendered(world: World) -> None:
     assert not (world.folder / "rendered").exists()
 
 
-def test_secret_is_masked_and_lies_nowhere(world: World) -> None:
+def test_secret_is_masked_and_stored_nowhere(world: World) -> None:
     """Fault row 51, as far as this side goes: not in a folder of the run, not on a command line."""
     secret = "hunter2-a-very-rare-word"
     world.model(f"print(os.environ['PASSPHRASE'], flush=True)\n{HOLD}open('artefacts/a', 'w').write('x')\n")
@@ -324,7 +324,7 @@ sys.meta_path.insert(0, Break())
     [("train_classifier.ansible_bridge.playbook", "run"), ("train_classifier.controller.steps", "start")],
     ids=["command", "plugin"],
 )
-def test_a_bug_of_ours_is_exit_1_and_tells_no_secret(world: World, module: str, name: str) -> None:
+def test_bug_is_exit_1_and_reveals_no_secret(world: World, module: str, name: str) -> None:
     """Fault row 51, crash output; the traceback is kept, its place said, and nothing was started."""
     secret = "hunter2-a-very-rare-word"
     world.model("open('artefacts/a', 'w').write('x')\n")
@@ -351,7 +351,7 @@ def test_a_bug_of_ours_is_exit_1_and_tells_no_secret(world: World, module: str, 
     assert not [job for job in world.jobs() if job["state"] in ("submitted", "running")]
 
 
-def test_detach_then_attach_from_another_folder(world: World) -> None:
+def test_detached_job_is_attached_from_another_folder(world: World) -> None:
     world.model(
         "import time\nfor n in range(20):\n    print(n, flush=True); time.sleep(0.1)\nopen('artefacts/a', 'w').write('x')\n"
     )
@@ -366,7 +366,7 @@ def test_detach_then_attach_from_another_folder(world: World) -> None:
     assert (other / "artefacts.tar.gz").exists()
 
 
-def test_wrong_input_touches_nothing(world: World) -> None:
+def test_wrong_input_changes_nothing(world: World) -> None:
     done = world.run(*world.train("no_such_model", "--timeout", "never", "--memory", "-1", "--json"))
     answer = json.loads(done.stdout)
     assert done.returncode == answer["exit_code"] == 2
@@ -374,7 +374,7 @@ def test_wrong_input_touches_nothing(world: World) -> None:
     assert not world.state.exists()
 
 
-def test_job_ids_unknown_and_ambiguous(world: World) -> None:
+def test_unknown_and_ambiguous_job_ids_are_refused(world: World) -> None:
     """Fault row 12."""
     world.model(GOOD)
     first = world.run(*world.train("probe", "--detach")).stdout.decode().strip()

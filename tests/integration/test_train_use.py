@@ -51,7 +51,7 @@ def playbook(world: World, name: str, inventory: Path, **variables: object) -> s
     )  # fmt: skip
 
 
-def test_plain_ansible_over_ssh(world: World, sshd: Sshd) -> None:
+def test_playbook_trains_over_ssh(world: World, sshd: Sshd) -> None:
     """From the user's repository: live lines, the settings file, a masked secret, no template rendered (row 13)."""
     evil = "{{ lookup('pipe', 'touch " + str(world.folder / "rendered") + "') }}"
     world.model(
@@ -80,7 +80,7 @@ def test_plain_ansible_over_ssh(world: World, sshd: Sshd) -> None:
     assert b"a-rare-word" not in b"".join(seen) + line + rest
 
 
-def test_plain_ansible_on_this_machine(world: World) -> None:
+def test_playbooks_check_train_and_cancel_on_this_machine(world: World) -> None:
     """A failing model, check mode, and a job that cancel.yml stops."""
     world.model("open('artefacts/partial', 'w').write('x'); print('so far', flush=True); sys.exit(3)\n")
     names = {"training_job_host": "here", "training_job_model": "probe", "training_job_gpus": "0"}
@@ -113,7 +113,7 @@ def test_plain_ansible_on_this_machine(world: World) -> None:
     assert world.run("attach", job, "--inventory", world.local).returncode == 6
 
 
-def test_time_limit(world: World) -> None:
+def test_time_limit_is_exit_5_and_delivers(world: World) -> None:
     world.model("import time\nopen('artefacts/partial', 'w').write('x')\ntime.sleep(300)\n")
     done = world.run(*world.train("probe", "--timeout", "1s", "--grace", "1s", "--json"))
     answer = json.loads(done.stdout)
@@ -122,7 +122,7 @@ def test_time_limit(world: World) -> None:
     world.assert_clean()
 
 
-def test_two_hosts(world: World) -> None:
+def test_host_must_be_named_when_there_are_two(world: World) -> None:
     """Fault row 7 by the command, a job found on the second host, and hints that work as they are printed."""
     hosts = {
         name: {
@@ -160,7 +160,7 @@ def test_two_hosts(world: World) -> None:
     )
 
 
-def test_keys_never_reach_the_host_and_files_may_change_meanwhile(world: World) -> None:
+def test_private_keys_are_not_pushed_and_files_may_change_during_push(world: World) -> None:
     """Fault rows 14 and 15: nothing that holds a key lies in mirror, workspace or archive."""
     for name in ("id_ed25519_work", "deploykey", "notes.txt"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", world.repo / name], check=True)
@@ -199,7 +199,7 @@ def test_keys_never_reach_the_host_and_files_may_change_meanwhile(world: World) 
     assert found.stdout == b""
 
 
-def test_killed_in_the_fetch(world: World, sshd: Sshd) -> None:
+def test_next_fetch_removes_files_of_killed_fetch(world: World, sshd: Sshd) -> None:
     """Row 20, `attach` in its fetch: the part is no source, and the next fetch sweeps all that is left."""
     if shutil.which("rsync") is None:
         pytest.skip("no rsync on this machine: apt-get install rsync")

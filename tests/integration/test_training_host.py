@@ -24,7 +24,7 @@ def bare_host(_hosts_possible: None, tmp_path_factory: pytest.TempPathFactory) -
     made.remove()
 
 
-def test_the_tree_is_as_the_architecture_says(ssh_host: TestHost) -> None:
+def test_folders_have_the_documented_owners_and_modes(ssh_host: TestHost) -> None:
     paths = f"{ROOT} {ROOT}/queue {ROOT}/state {ROOT}/host.json {ROOT}/bin/uv"
     assert ssh_host.shell(f"stat -c '%a %U:%G' {paths}").splitlines() == [
         "755 root:root",
@@ -45,13 +45,13 @@ def test_settings_name_the_image_and_the_bundle(ssh_host: TestHost, base_image: 
 
 
 @pytest.mark.full
-def test_check_mode_on_a_provisioned_host_changes_nothing(ssh_host: TestHost, base_image: str) -> None:
+def test_check_mode_on_provisioned_host_changes_nothing(ssh_host: TestHost, base_image: str) -> None:
     told = fleet.role_variables(base_image)
     assert play(ssh_host, "docker_engine", "training_host", check=True, **told).changed == 0
 
 
 @pytest.mark.parametrize("user", ["root", "trainer"])
-def test_the_timer_cleans_for_each_account(ssh_host: TestHost, user: str) -> None:
+def test_timer_cleans_for_each_account(ssh_host: TestHost, user: str) -> None:
     assert ssh_host.shell(f"systemctl is-active train-classifier-clean@{user}.timer") == "active\n"
     ssh_host.shell(f"systemctl start train-classifier-clean@{user}.service")
     said = ssh_host.shell(f"journalctl -o cat -u train-classifier-clean@{user}.service")
@@ -59,14 +59,14 @@ def test_the_timer_cleans_for_each_account(ssh_host: TestHost, user: str) -> Non
     assert answers and set(answers[-1]["removed"]) >= {"jobs", "images", "environments"}
 
 
-def test_state_on_overlay_is_refused_before_anything_is_made(ssh_host: TestHost, base_image: str) -> None:
+def test_state_on_overlay_is_refused_before_any_change(ssh_host: TestHost, base_image: str) -> None:
     told = {**fleet.role_variables(base_image), "training_host_state_dir": "/opt/training/state"}
     done = play(ssh_host, "training_host", fails=True, **told)
     assert "/opt/training/state lies on a file system of type overlay" in done.output
     assert ssh_host.exec("test", "-e", "/opt/training", check=False).returncode == 1
 
 
-def test_without_network_it_says_which_server_and_keeps_what_is_there(
+def test_missing_network_names_the_server_and_changes_nothing(
     ssh_host: TestHost, base_image: str
 ) -> None:
     told = {
@@ -83,7 +83,7 @@ def test_without_network_it_says_which_server_and_keeps_what_is_there(
     assert ssh_host.shell(f"ls -A {ROOT} {ROOT}/bin; sha256sum {ROOT}/bin/uv {ROOT}/host.json") == before
 
 
-def test_a_host_without_an_engine_is_told_what_to_run(bare_host: TestHost, base_image: str) -> None:
+def test_missing_engine_names_the_role_to_run(bare_host: TestHost, base_image: str) -> None:
     told = {**fleet.role_variables(base_image), "training_host_disk_floor_bytes": 1 << 60}
     done = play(bare_host, "training_host", fails=True, **told)
     assert "there is no Docker engine; run the role docker_engine first." in done.output
@@ -96,7 +96,7 @@ def test_a_host_without_an_engine_is_told_what_to_run(bare_host: TestHost, base_
 
 @pytest.mark.full
 @pytest.mark.timeout(3600)
-def test_the_image_is_made_from_mirror_and_index(bare_host: TestHost) -> None:
+def test_image_is_built_from_mirror_and_index(bare_host: TestHost) -> None:
     told: dict[str, object] = {
         "training_host_image_source": "bootstrap",
         "training_host_users": ["trainer"],

@@ -54,7 +54,7 @@ def newest() -> str:
     return best[1]
 
 
-def test_the_wheel_has_what_a_checkout_has(wheel: Path) -> None:
+def test_wheel_has_every_file_of_the_checkout(wheel: Path) -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--", "train_classifier", "playbooks", "roles", "plugins", "site.yml", "ansible.cfg"],
         cwd=ROOT, check=True, capture_output=True, text=True,
@@ -75,7 +75,7 @@ def test_the_wheel_has_what_a_checkout_has(wheel: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["own", "newest"])
-def test_the_installed_wheel_trains(wheel: Path, world: World, which: str) -> None:
+def test_installed_wheel_trains(wheel: Path, world: World, which: str) -> None:
     """Python 3.12 and newer get another ansible-core than 3.11 does: both must train."""
     python = sys.executable if which == "own" else newest()
     venv = world.folder / "venv"

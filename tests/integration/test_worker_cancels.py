@@ -129,7 +129,7 @@ def assert_cancelled(host: Machine, job: str, phase: str) -> None:
     assert host.call("status", id=job)["result"] == result
 
 
-def test_cancel_while_the_image_is_pulled(host: Machine, registry: str) -> None:
+def test_cancel_during_image_pull(host: Machine, registry: str) -> None:
     job = host.start(WRITES, image=registry)
     host.until(job, "image")
     assert Registry.begun.wait(240)
@@ -140,7 +140,7 @@ def test_cancel_while_the_image_is_pulled(host: Machine, registry: str) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize("registry", ["truncate"], indirect=True)
-def test_registry_that_truncates(host: Machine, registry: str) -> None:
+def test_truncating_registry_is_reported(host: Machine, registry: str) -> None:
     # The engine tries five times, with longer and longer pauses.
     job = host.start(WRITES, image=registry)
     result = host.wait(job, timeout=300)
@@ -150,7 +150,7 @@ def test_registry_that_truncates(host: Machine, registry: str) -> None:
     host.assert_clean(job)
 
 
-def test_cancel_while_debian_packages_are_installed(host: Machine, tmp_path: Path) -> None:
+def test_cancel_during_package_installation(host: Machine, tmp_path: Path) -> None:
     # An address that swallows every packet (RFC 5737).
     sources = host.root / "sources.list"
     sources.write_text("deb [trusted=yes] http://192.0.2.1/debian bookworm main\n")
@@ -169,7 +169,7 @@ def test_cancel_while_debian_packages_are_installed(host: Machine, tmp_path: Pat
         host.write_settings()
 
 
-def test_cancel_while_the_environment_is_built(host: Machine, tmp_path: Path) -> None:
+def test_cancel_during_environment_build(host: Machine, tmp_path: Path) -> None:
     # An index at an address that swallows every packet; uv's own patience is far longer than the test's.
     index = {"PIP_INDEX_URL": "http://192.0.2.1/simple", "UV_HTTP_TIMEOUT": "300"}
     host.write_settings(environment=index, uv=str(host.root / "uv"))
@@ -196,7 +196,7 @@ def wait_for_a_build(job: str) -> None:
         time.sleep(0.05)
 
 
-def test_cancel_while_the_artefacts_are_packed_loses_none_of_them(host: Machine) -> None:
+def test_cancel_during_packing_keeps_artefacts(host: Machine) -> None:
     program = "import os\nfor n in range(80):\n    open(f'artefacts/{n}','wb').write(os.urandom(1 << 20))\nprint('up')\n"
     job = host.start(program)
     host.until(job, "artefacts")
@@ -216,7 +216,7 @@ def test_cancel_while_the_artefacts_are_packed_loses_none_of_them(host: Machine)
 
 
 @pytest.mark.parametrize("user", accounts())
-def test_two_submits_and_two_pushes_of_one_job_at_the_same_moment(user: str, tmp_path: Path) -> None:
+def test_simultaneous_submits_and_pushes_start_one_job(user: str, tmp_path: Path) -> None:
     """Row 38: one of them starts it, the other is told so; it runs once."""
     with machine(user) as host:
         (tmp_path / "model").mkdir()
@@ -260,7 +260,7 @@ def at_once(call: Callable[[], Any], check: bool = False) -> list[str | None]:
     return found
 
 
-def test_a_silent_job_outlives_the_engines_quiet_streams(engine: sdk.DockerClient, base_image: str) -> None:
+def test_silent_job_survives_engine_stream_timeout(engine: sdk.DockerClient, base_image: str) -> None:
     """Row 40: a stream without a word ends after the client's timeout, which here is a second instead of 45."""
     from train_classifier.worker.training.container_watch import Running
 
@@ -287,7 +287,7 @@ def test_a_silent_job_outlives_the_engines_quiet_streams(engine: sdk.DockerClien
 
 
 @pytest.mark.full
-def test_a_silent_job_outlives_a_minute(host: Machine) -> None:
+def test_job_may_be_silent_for_over_a_minute(host: Machine) -> None:
     job = host.start(f"import time\ntime.sleep(100)\n{WRITES}print('awake')\n", lease_s=None)
     result = host.wait(job, 300)
     assert result["outcome"] == "trained", result

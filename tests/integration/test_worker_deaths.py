@@ -75,7 +75,7 @@ def until_it_builds(job: str) -> None:
         time.sleep(0.05)
 
 
-def test_in_phase_image(host: Machine) -> None:
+def test_worker_killed_in_phase_image(host: Machine) -> None:
     # A fresh state folder: the image is probed, which takes a moment.
     with machine(host.user) as fresh:
         job = fresh.start(LONG)
@@ -84,7 +84,7 @@ def test_in_phase_image(host: Machine) -> None:
         assert_lost(fresh, job, "image")
 
 
-def test_in_phase_packages(host: Machine, tmp_path: Path) -> None:
+def test_worker_killed_in_phase_packages(host: Machine, tmp_path: Path) -> None:
     sources = host.root / "sources.list"
     # An address that swallows every packet (RFC 5737).
     sources.write_text("deb [trusted=yes] http://192.0.2.1/debian bookworm main\n")
@@ -101,7 +101,7 @@ def test_in_phase_packages(host: Machine, tmp_path: Path) -> None:
         host.write_settings()
 
 
-def test_in_phase_environment(host: Machine, tmp_path: Path) -> None:
+def test_worker_killed_in_phase_environment(host: Machine, tmp_path: Path) -> None:
     uv = host.root / "uv"
     uv.write_text("#!/bin/sh\ncase $1 in --version) echo uv 0.0.0;; *) sleep 600;; esac\n")
     uv.chmod(0o755)
@@ -118,7 +118,7 @@ def test_in_phase_environment(host: Machine, tmp_path: Path) -> None:
         host.write_settings()
 
 
-def test_in_phase_queue(host: Machine) -> None:
+def test_worker_killed_in_phase_queue(host: Machine) -> None:
     smi = host.root / "nvidia-smi"
     smi.write_text(NVIDIA_SMI)
     smi.chmod(0o755)
@@ -149,7 +149,7 @@ def test_in_phase_queue(host: Machine) -> None:
         host.write_settings()
 
 
-def test_in_phase_training(host: Machine) -> None:
+def test_worker_killed_in_phase_training(host: Machine) -> None:
     job = host.start(LONG)
     host.until(job, "training", text=b"up\n")
     host.kill_worker(job)
@@ -159,7 +159,7 @@ def test_in_phase_training(host: Machine) -> None:
     assert host.manifest(job)["outcome"] == "lost"
 
 
-def test_in_phase_artefacts(host: Machine) -> None:
+def test_worker_killed_in_phase_artefacts(host: Machine) -> None:
     program = "import os\nfor n in range(60):\n    open(f'artefacts/{n}','wb').write(os.urandom(1 << 20))\nprint('up')\n"
     job = host.start(program)
     host.until(job, "artefacts")
@@ -200,21 +200,21 @@ def until_said(host: Machine, job: str) -> None:
     host.until_worker_is_gone(job)
 
 
-def test_what_the_model_said_last_is_not_lost(host: Machine) -> None:
+def test_last_output_of_model_is_kept(host: Machine) -> None:
     job = host.start(LAST_WORDS.format(words="'last words'"))
     until_said(host, job)
     result = host.wait(job)
     assert result["outcome"] == "lost" and host.log(job) == b"up\nlast words\n"
 
 
-def test_unmasked_words_of_a_job_with_secrets_are_dropped(host: Machine) -> None:
+def test_unmasked_output_of_job_with_secrets_is_removed(host: Machine) -> None:
     job = host.start(LAST_WORDS.format(words="os.environ['TOKEN']"), {"TOKEN": "hunter2"})
     until_said(host, job)
     assert host.wait(job)["outcome"] == "lost"
     assert b"hunter2" not in host.log(job) and b"8 bytes of the log are missing" in host.log(job)
 
 
-def test_worker_that_never_starts(host: Machine, tmp_path: Path) -> None:
+def test_worker_that_never_starts_ends_job_as_lost(host: Machine, tmp_path: Path) -> None:
     with tree(tmp_path) as sent:
         spec = host.spec()
         host.push(sent, spec)
@@ -228,7 +228,7 @@ def test_worker_that_never_starts(host: Machine, tmp_path: Path) -> None:
     host.assert_clean(job)
 
 
-def test_reboot(host: Machine) -> None:
+def test_reboot_ends_job_as_lost(host: Machine) -> None:
     job = host.start(LONG)
     host.until(job, "training", text=b"up\n")
     host.kill_worker(job)
@@ -242,7 +242,7 @@ def test_reboot(host: Machine) -> None:
     host.assert_clean(job)
 
 
-def test_the_next_worker_finishes_the_dead(host: Machine) -> None:
+def test_next_worker_finishes_dead_job(host: Machine) -> None:
     dead = host.start(LONG)
     host.until(dead, "training", text=b"up\n")
     host.kill_worker(dead)
@@ -256,7 +256,7 @@ def test_the_next_worker_finishes_the_dead(host: Machine) -> None:
     host.assert_clean(dead)
 
 
-def test_stop_hook_of_the_unit(host: Machine) -> None:
+def test_stop_hook_of_unit_finishes_dead_job(host: Machine) -> None:
     job = host.start(LONG)
     host.until(job, "training", text=b"up\n")
     command = [*host.prefix(), "/usr/bin/python3", "-I", str(host.program), "finish", str(host.job_dir(job))]
@@ -273,7 +273,7 @@ def test_stop_hook_of_the_unit(host: Machine) -> None:
     host.assert_clean(job)
 
 
-def test_at_a_random_moment(host: Machine) -> None:
+def test_worker_killed_at_random_moment(host: Machine) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -288,7 +288,7 @@ def test_at_a_random_moment(host: Machine) -> None:
         host.assert_clean(job)
 
 
-def test_clean_removes_what_ended_and_nothing_else(host: Machine) -> None:
+def test_clean_removes_only_finished_jobs(host: Machine) -> None:
     with machine(host.user) as fresh:
         old, _ = fresh.train("open('artefacts/x','w')")
         live = fresh.start(LONG)
@@ -317,7 +317,7 @@ def test_clean_removes_what_ended_and_nothing_else(host: Machine) -> None:
         assert fresh.job_dir(live).exists() and fresh.program.exists()
 
 
-def test_clean_finishes_the_dead_and_nobody_else(host: Machine) -> None:
+def test_clean_finishes_only_dead_jobs(host: Machine) -> None:
     with machine(host.user) as fresh:
         dead, live = (fresh.start(LONG) for _ in range(2))
         for job in (dead, live):
@@ -342,7 +342,7 @@ def test_clean_finishes_the_dead_and_nobody_else(host: Machine) -> None:
         fresh.assert_clean(live)
 
 
-def test_checkpoints_count_into_the_budget_and_go_with_it(host: Machine) -> None:
+def test_checkpoints_over_budget_are_removed(host: Machine) -> None:
     saves = (
         "import os\nopen(os.environ['TRAIN_CHECKPOINT_DIR'] + '/epoch', 'wb').write(os.urandom(5 << 20))\n"
         "open('artefacts/x', 'w').write('x')\nprint('up', flush=True)\n"
@@ -375,7 +375,7 @@ def test_checkpoints_count_into_the_budget_and_go_with_it(host: Machine) -> None
         fresh.assert_clean(live)
 
 
-def test_abandoned_pushes_are_removed(host: Machine, tmp_path: Path) -> None:
+def test_abandoned_pushes_are_removed_by_clean(host: Machine, tmp_path: Path) -> None:
     with tree(tmp_path) as sent:
         spec = host.spec()
         host.push(sent, spec)

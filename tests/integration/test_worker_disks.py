@@ -85,7 +85,7 @@ def fill(folder: Path) -> list[Path]:
     return made
 
 
-def test_out_of_inodes_before_the_job(host: Machine) -> None:
+def test_missing_inodes_refuse_a_job(host: Machine) -> None:
     trained, _ = host.train(WRITES)
     made = fill(host.state / "full")
     with pytest.raises(Refused, match="inodes") as refused:
@@ -106,7 +106,7 @@ def test_out_of_inodes_before_the_job(host: Machine) -> None:
     assert host.train(WRITES)[1]["outcome"] == "trained"
 
 
-def test_a_model_that_uses_up_the_inodes(host: Machine) -> None:
+def test_model_that_uses_all_inodes_fails_normally(host: Machine) -> None:
     """It gets the system's own error; the job is followed meanwhile, and ends as any that fails."""
     program = WRITES + (
         "import os, sys, time\nos.mkdir('artefacts/many')\nat = 0\ntry:\n    while True:\n"
@@ -134,7 +134,7 @@ def test_a_model_that_uses_up_the_inodes(host: Machine) -> None:
     host.assert_clean(job)
 
 
-def test_read_only_before_the_job(host: Machine) -> None:
+def test_read_only_before_job_refuses_it(host: Machine) -> None:
     trained, _ = host.train(WRITES)
     with read_only(host.state):
         with pytest.raises(Refused, match="Read-only") as refused:
@@ -146,7 +146,7 @@ def test_read_only_before_the_job(host: Machine) -> None:
     assert host.train(WRITES)[1]["outcome"] == "trained"
 
 
-def test_read_only_for_a_while_during_training(host: Machine) -> None:
+def test_read_only_during_training_is_survived(host: Machine) -> None:
     job = host.start(WAITS, lease_s=600.0)
     host.until(job, "training", text=b"up\n")
     with read_only(host.state):
@@ -160,7 +160,7 @@ def test_read_only_for_a_while_during_training(host: Machine) -> None:
     host.assert_clean(job)
 
 
-def test_read_only_when_the_job_ends(host: Machine) -> None:
+def test_read_only_at_job_end_is_recovered(host: Machine) -> None:
     """Nothing can be written down; once it can be again, the next look ends the job, and what it wrote is delivered."""
     job = host.start(WAITS)
     host.until(job, "training", text=b"up\n")
@@ -186,7 +186,7 @@ def test_read_only_when_the_job_ends(host: Machine) -> None:
 
 @pytest.mark.full
 @pytest.mark.timeout(1800)
-def test_two_gigabytes_of_log_in_a_minute() -> None:
+def test_two_gigabytes_of_log_use_flat_memory() -> None:
     """As fast as the model can, past the limit of 2 GiB: head and tail stay, nothing grows, nothing waits for ever."""
     count, block = 2300, (1 << 20) + 7
     program = WRITES + (

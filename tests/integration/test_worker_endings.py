@@ -38,7 +38,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
         ("syntax error", 1, None, "exit status 1"),
     ],
 )
-def test_failures_deliver_what_there_is(
+def test_failed_job_delivers_artefacts(
     host: Machine, program: str, status: int, signal: str | None, words: str
 ) -> None:
     tail = program if program == "syntax error" else WRITES + program
@@ -54,12 +54,12 @@ def test_failures_deliver_what_there_is(
     host.assert_clean(job)
 
 
-def test_early_exit_with_zero_is_judged_by_what_it_delivers(host: Machine) -> None:
+def test_exit_0_without_artefacts_is_nothing_delivered(host: Machine) -> None:
     _, result = host.train("import os\nprint('lost in the buffer')\nos._exit(0)")
     assert result["outcome"] == "nothing-delivered"
 
 
-def test_python_that_is_not_there(host: Machine) -> None:
+def test_missing_model_module_fails(host: Machine) -> None:
     job, result = host.train("", model="missing")
     assert result["exit_code"] == 4 and b"No module named missing" in host.log(job)
 
@@ -71,13 +71,13 @@ def test_python_that_is_not_there(host: Machine) -> None:
         "import subprocess\nsubprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 600'])\nprint('done')\n",
     ],
 )
-def test_children_that_stay_do_not_hang_the_job(host: Machine, program: str) -> None:
+def test_remaining_child_processes_do_not_block_job_end(host: Machine, program: str) -> None:
     job, result = host.train(WRITES + program)
     assert result["outcome"] == "trained" and host.log(job) == b"done\n"
     host.assert_clean(job)
 
 
-def test_out_of_memory(host: Machine) -> None:
+def test_out_of_memory_is_reported(host: Machine) -> None:
     program = WRITES + "import time\ntime.sleep(1)\nblocks = [bytearray(10 << 20) for _ in range(100)]"
     job, result = host.train(program, memory_bytes=64 << 20)
     assert (result["exit_code"], result["training_exit_status"]) == (4, 137)
@@ -93,7 +93,7 @@ def test_out_of_memory(host: Machine) -> None:
     host.assert_clean(job)
 
 
-def test_child_out_of_memory_while_the_parent_lives(host: Machine) -> None:
+def test_child_out_of_memory_is_reported(host: Machine) -> None:
     program = WRITES + (
         "import subprocess, sys, time\n"
         "child = subprocess.run([sys.executable, '-c', 'blocks = [bytearray(10 << 20) for _ in range(100)]'])\n"
@@ -106,7 +106,7 @@ def test_child_out_of_memory_while_the_parent_lives(host: Machine) -> None:
 
 
 @pytest.mark.parametrize("deaf", [False, True])
-def test_timeout(host: Machine, deaf: bool) -> None:
+def test_timeout_stops_training(host: Machine, deaf: bool) -> None:
     program = WRITES + (
         "import signal, sys, time\n"
         + ("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if deaf else
@@ -126,7 +126,7 @@ def test_timeout(host: Machine, deaf: bool) -> None:
 
 
 @pytest.mark.parametrize("deaf", [False, True])
-def test_cancel(host: Machine, deaf: bool) -> None:
+def test_cancel_stops_training(host: Machine, deaf: bool) -> None:
     program = WRITES + (
         "import signal, time\n"
         + ("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if deaf else "")
@@ -146,7 +146,7 @@ def test_cancel(host: Machine, deaf: bool) -> None:
     host.assert_clean(job)
 
 
-def test_cancel_before_training(host: Machine) -> None:
+def test_cancel_before_training_ends_job(host: Machine) -> None:
     for _ in range(3):
         job = host.start(WRITES)
         host.call("cancel", id=job)
@@ -159,7 +159,7 @@ def test_cancel_before_training(host: Machine) -> None:
         host.assert_clean(job)
 
 
-def test_lease_that_runs_out(host: Machine) -> None:
+def test_expired_lease_cancels_job(host: Machine) -> None:
     job = host.start("print('up', flush=True)\nimport time\ntime.sleep(600)", lease_s=20.0)
     host.until(job, "training", text=b"up\n")
     # Longer than the lease, with far more room for each look than a busy machine takes.
@@ -178,7 +178,7 @@ def test_lease_that_runs_out(host: Machine) -> None:
     host.assert_clean(job)
 
 
-def test_worker_told_to_stop(host: Machine) -> None:
+def test_sigterm_to_worker_cancels_job(host: Machine) -> None:
     job = host.start(WRITES + "print('up', flush=True)\nimport time\ntime.sleep(600)")
     host.until(job, "training", text=b"up\n")
     host.kill_worker(job, 15)
@@ -218,7 +218,7 @@ def peak_kib(pid: int) -> int:
     return int(found[1])
 
 
-def test_log_over_its_limit_in_flat_memory(host: Machine) -> None:
+def test_log_over_its_limit_uses_flat_memory(host: Machine) -> None:
     program = WRITES + (
         "import os, time\nblock = b'0123456789abcdef' * 65536\n"
         "for n in range(200):\n    os.write(1, b'<%04d>' % n + block)\nprint('the end', flush=True)\n" + HOLD
@@ -251,7 +251,7 @@ def test_usage_is_sampled(host: Machine) -> None:
     assert rows and int(rows[0]["memory_bytes"]) > 0 and float(rows[0]["cpu_percent"]) >= 0
 
 
-def test_container_removed_by_somebody(host: Machine) -> None:
+def test_removed_container_ends_job_as_lost(host: Machine) -> None:
     job = host.start(WRITES + "print('up', flush=True)\nimport time\ntime.sleep(600)")
     host.until(job, "training", text=b"up\n")
     docker("rm", "-f", f"tc-job-{job}")
@@ -261,7 +261,7 @@ def test_container_removed_by_somebody(host: Machine) -> None:
     host.assert_clean(job)
 
 
-def test_two_jobs_at_once_do_not_touch_each_other(host: Machine) -> None:
+def test_two_jobs_at_once_are_independent(host: Machine) -> None:
     program = "import os, time\nopen('artefacts/mine','w').write(os.environ['WHO'])\ntime.sleep(2)\nprint(os.environ['WHO'], os.listdir('artefacts'))"
     jobs = {who: host.start(program, environment={"WHO": who}) for who in ("a", "b")}
     for who, job in jobs.items():

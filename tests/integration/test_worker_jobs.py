@@ -25,7 +25,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 WRITES = "open('artefacts/out','w').write('x')\n"
 
 
-def test_a_job_end_to_end(host: Machine, tmp_path: Path) -> None:
+def test_job_end_to_end(host: Machine, tmp_path: Path) -> None:
     tree = tmp_path / "repo with space"
     (tree / "model").mkdir(parents=True)
     (tree / "artefacts").mkdir()
@@ -182,7 +182,7 @@ def test_resume_starts_from_a_copy(host: Machine) -> None:
         host.call("prepare", spec=host.spec(resume="20200101-000000-00000000"), files="eJwDAAAAAAE=")
 
 
-def test_nothing_new_and_allow_empty(host: Machine) -> None:
+def test_missing_artefacts_fail_unless_allowed(host: Machine) -> None:
     job, result = host.train("print('no results')")
     assert (result["outcome"], result["exit_code"]) == ("nothing-delivered", 7)
     assert host.manifest(job)["outcome"] == "nothing-delivered" and "artefacts" in result["reason"]
@@ -193,7 +193,7 @@ def test_nothing_new_and_allow_empty(host: Machine) -> None:
     host.assert_clean(job)
 
 
-def test_the_model_cannot_reach_the_checkout_and_may_ruin_its_workspace(host: Machine) -> None:
+def test_model_cannot_reach_checkout_and_may_destroy_workspace(host: Machine) -> None:
     program = """
 import os, subprocess
 os.makedirs("artefacts/closed")
@@ -221,7 +221,7 @@ with open("/tmp/big", "wb") as file:
     host.assert_clean(job)
 
 
-def test_ids(host: Machine, tmp_path: Path) -> None:
+def test_job_ids_are_unique_and_may_be_abbreviated(host: Machine, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "__main__.py").write_text("print(1)")
     with pytest.raises(Refused, match="no job"):
@@ -250,7 +250,7 @@ def test_ids(host: Machine, tmp_path: Path) -> None:
         assert refused.value.code == 2
 
 
-def test_every_problem_at_once(host: Machine) -> None:
+def test_all_problems_are_reported_at_once(host: Machine) -> None:
     spec = host.spec(model="../x", gpus=-1, network="host", image=5)
     with pytest.raises(Refused) as refused:
         host.call("prepare", spec=spec, files="eJwDAAAAAAE=")
@@ -265,7 +265,7 @@ def test_every_problem_at_once(host: Machine) -> None:
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"[]", b'{"verb": "dance"}', b'{"verb": "status", "state_dir": "x"}', b"\xff"]
 )
-def test_what_is_no_request(host: Machine, data: bytes) -> None:
+def test_invalid_requests_are_refused(host: Machine, data: bytes) -> None:
     done = subprocess.run(
         [*host.prefix(), "/usr/bin/python3", "-I", str(host.program)], input=data, capture_output=True,
         env=host.environment(), check=True,
@@ -273,7 +273,7 @@ def test_what_is_no_request(host: Machine, data: bytes) -> None:
     assert json.loads(done.stdout)["error"]["code"] == 2 and done.stderr == b""
 
 
-def test_data_that_vanished_after_the_push(host: Machine, tmp_path: Path) -> None:
+def test_data_folder_removed_after_push_is_reported(host: Machine, tmp_path: Path) -> None:
     folder = host.root / "data"
     folder.mkdir()
     (tmp_path / "model").mkdir()
@@ -287,7 +287,7 @@ def test_data_that_vanished_after_the_push(host: Machine, tmp_path: Path) -> Non
     host.assert_clean(spec["id"])
 
 
-def test_not_enough_room(host: Machine) -> None:
+def test_low_disk_space_refuses_job(host: Machine) -> None:
     host.write_settings(disk_floor_bytes=1 << 60)
     try:
         with pytest.raises(Refused, match="GiB free") as refused:
@@ -297,7 +297,7 @@ def test_not_enough_room(host: Machine) -> None:
     assert refused.value.code == 3
 
 
-def test_long_poll_answers_at_once_when_there_is_news(host: Machine) -> None:
+def test_long_poll_answers_at_once_on_changes(host: Machine) -> None:
     program = "import time\nfor n in range(3):\n    print(n)\n    time.sleep(1)\n" + WRITES
     job = host.start(program)
     offset, seen, text, states = 0, None, b"", []
@@ -313,7 +313,7 @@ def test_long_poll_answers_at_once_when_there_is_news(host: Machine) -> None:
     assert answer["archive"] == str(host.job_dir(job) / "artefacts.tar.gz")
 
 
-def test_jobs_of_others_are_theirs(host: Machine) -> None:
+def test_jobs_of_others_cannot_be_read(host: Machine) -> None:
     job, _ = host.train(WRITES)
     if host.user == "root" or os.geteuid() != 0:
         # The group of the job's account passes through, and reads nothing.
@@ -326,7 +326,7 @@ def test_jobs_of_others_are_theirs(host: Machine) -> None:
     assert done.returncode != 0
 
 
-def test_a_job_without_gpus_gets_none_from_a_default_runtime(host: Machine) -> None:
+def test_job_without_gpus_gets_none_from_default_runtime(host: Machine) -> None:
     program = "import os\nprint(os.environ['NVIDIA_VISIBLE_DEVICES'])\n" + WRITES
     job, _ = host.train(program, environment={"NVIDIA_VISIBLE_DEVICES": "all"})
     assert host.log(job) == b"void\n"

@@ -140,7 +140,7 @@ def person(request: pytest.FixtureRequest, prepared: TestHost) -> Iterator[tuple
         prepared.shell("loginctl disable-linger trainer")
 
 
-def test_launched(person: tuple[Person, str]) -> None:
+def test_job_runs_with_each_launcher(person: tuple[Person, str]) -> None:
     me, launcher = person
     answer = me.start(
         "import os\nprint(os.environ['TOKEN'])\nopen('artefacts/x','w').write('x')", {"TOKEN": "hunter2"}
@@ -158,7 +158,7 @@ def test_launched(person: tuple[Person, str]) -> None:
     wait_until(lambda: me.host.shell(units).strip() == "" or None, 30)
 
 
-def test_killed_worker_is_finished_by_its_unit(person: tuple[Person, str]) -> None:
+def test_unit_finishes_job_of_killed_worker(person: tuple[Person, str]) -> None:
     me, launcher = person
     job = me.start(LONG)["id"]
     status = me.until_log(job, "up\n")
@@ -173,7 +173,7 @@ def test_killed_worker_is_finished_by_its_unit(person: tuple[Person, str]) -> No
     assert me.host.containers(f"label=train-classifier.job={job}") == []
 
 
-def test_stopped_unit_ends_in_order(person: tuple[Person, str]) -> None:
+def test_stopped_unit_cancels_job(person: tuple[Person, str]) -> None:
     me, launcher = person
     job = me.start(LONG)["id"]
     status = me.until_log(job, "up\n")
@@ -191,7 +191,7 @@ def test_stopped_unit_ends_in_order(person: tuple[Person, str]) -> None:
 
 
 @pytest.mark.parametrize("live_restore", [True, False])
-def test_engine_restarts_during_training(prepared: TestHost, live_restore: bool) -> None:
+def test_job_survives_engine_restart_only_with_live_restore(prepared: TestHost, live_restore: bool) -> None:
     me = Person(prepared, "root")
     before = prepared.exec("cat", "/etc/docker/daemon.json", check=False).stdout
     settings = {**(json.loads(before) if before else {}), "live-restore": live_restore}

@@ -55,7 +55,7 @@ def workspace(host: Machine, spec: dict[str, object]) -> Path:
     return host.job_dir(str(spec["id"])) / "workspace"
 
 
-def test_what_the_host_has_already_is_not_sent(host: Machine, tree: Path) -> None:
+def test_push_skips_what_host_has_already(host: Machine, tree: Path) -> None:
     first, second, other, third = (host.spec() for _ in range(4))
     assert host.push(tree, first, "a" * 64)
     assert not host.push(tree, second, "a" * 64)
@@ -71,7 +71,7 @@ def test_what_the_host_has_already_is_not_sent(host: Machine, tree: Path) -> Non
     assert listing(workspace(host, third)) == listing(tree)
 
 
-def test_a_push_that_was_cut_vouches_for_nothing(host: Machine, tree: Path) -> None:
+def test_interrupted_push_leaves_no_fingerprint(host: Machine, tree: Path) -> None:
     first, cut, last = (host.spec() for _ in range(3))
     host.push(tree, first, "a" * 64)
     packed = base64.b64encode(zlib.compress(b"model/__main__.py\0")).decode()
@@ -89,7 +89,7 @@ def test_a_push_that_was_cut_vouches_for_nothing(host: Machine, tree: Path) -> N
     assert listing(workspace(host, last)) == listing(tree)
 
 
-def test_odd_names_and_kinds_arrive(host: Machine, tree: Path) -> None:
+def test_push_transfers_odd_names_and_links(host: Machine, tree: Path) -> None:
     root = os.fsencode(tree)
     for name in [b"new\nline", b"\xff\xfe", b"-rf", b"*", b" lead", b"tab\t", "größe".encode(), b"{{ 7*7 }}", b"$(id)",
                  b"a" * 255, b"back\\slash", b".hidden"]:  # fmt: skip
@@ -116,7 +116,7 @@ def test_odd_names_and_kinds_arrive(host: Machine, tree: Path) -> None:
     host.assert_clean(spec["id"])
 
 
-def test_changes_deletions_and_kinds_that_changed(host: Machine, tree: Path) -> None:
+def test_push_applies_changes_deletions_and_type_changes(host: Machine, tree: Path) -> None:
     (tree / "becomes-folder").write_text("file")
     (tree / "becomes-file").mkdir()
     (tree / "becomes-file" / "inside").write_text("x")
@@ -145,7 +145,7 @@ def test_changes_deletions_and_kinds_that_changed(host: Machine, tree: Path) -> 
     assert Path("/etc/passwd").read_bytes() == before
 
 
-def test_fifos_sockets_and_devices_are_not_sent(host: Machine, tree: Path) -> None:
+def test_fifos_sockets_and_devices_are_not_pushed(host: Machine, tree: Path) -> None:
     os.mkfifo(tree / "fifo")
     with socket.socket(socket.AF_UNIX) as sock:
         here = os.getcwd()
@@ -169,7 +169,7 @@ def until_in_the_middle(host: Machine) -> None:
         time.sleep(0.05)
 
 
-def test_cut_in_the_middle_leaves_nothing_odd(host: Machine, tree: Path) -> None:
+def test_interrupted_push_leaves_mirror_usable(host: Machine, tree: Path) -> None:
     (tree / "large").write_bytes(os.urandom(60 << 20))
     spec = host.spec()
     names = [b"model/__main__.py", b"large"]
@@ -194,7 +194,7 @@ def test_cut_in_the_middle_leaves_nothing_odd(host: Machine, tree: Path) -> None
         host.call("submit", id=spec["id"])
 
 
-def test_sender_alone_dies(host: Machine, tree: Path) -> None:
+def test_job_can_be_pushed_again_after_sender_died(host: Machine, tree: Path) -> None:
     (tree / "large").write_bytes(os.urandom(40 << 20))
     spec = host.spec()
     names = [b"model/__main__.py", b"large"]
@@ -221,7 +221,7 @@ def test_sender_alone_dies(host: Machine, tree: Path) -> None:
     assert listing(mirror(host)) == listing(tree) == listing(workspace(host, spec))
 
 
-def test_two_pushes_of_one_repository_at_once(host: Machine, tree: Path) -> None:
+def test_simultaneous_pushes_of_one_repository_succeed(host: Machine, tree: Path) -> None:
     (tree / "large").write_bytes(os.urandom(20 << 20))
     names = [b"model/__main__.py", b"large"]
     specs = [host.spec() for _ in range(3)]
@@ -242,20 +242,20 @@ def test_two_pushes_of_one_repository_at_once(host: Machine, tree: Path) -> None
 
 
 @pytest.mark.parametrize("names", [[b"/etc/passwd"], [b"../x"], [b"a/../../b"], [b"a//b"], [b"./a"]])
-def test_lists_that_climb_are_refused(host: Machine, names: list[bytes]) -> None:
+def test_file_lists_with_paths_outside_are_refused(host: Machine, names: list[bytes]) -> None:
     with pytest.raises(Refused) as refused:
         host.call("prepare", spec=host.spec(), files=_packed(names))
     assert refused.value.code == 2
 
 
 @pytest.mark.parametrize("files", ["", "no base64!", "AAAA", None, 5])
-def test_lists_that_are_none_are_refused(host: Machine, files: object) -> None:
+def test_invalid_file_lists_are_refused(host: Machine, files: object) -> None:
     with pytest.raises(Refused) as refused:
         host.call("prepare", spec=host.spec(), files=files)
     assert refused.value.code == 2
 
 
-def test_archive_through_its_door_and_nothing_else(host: Machine, tree: Path, tmp_path: Path) -> None:
+def test_send_serves_only_the_archive(host: Machine, tree: Path, tmp_path: Path) -> None:
     job = host.start_tree(tree)
     host.wait(job)
     command = host.rsync_command(tree, job)
@@ -284,7 +284,7 @@ def test_archive_through_its_door_and_nothing_else(host: Machine, tree: Path, tm
 
 
 @pytest.mark.full
-def test_a_hundred_thousand_files(host: Machine, tree: Path) -> None:
+def test_push_of_a_hundred_thousand_files(host: Machine, tree: Path) -> None:
     for number in range(100_000):
         if number % 1000 == 0:
             (tree / f"d{number // 1000}").mkdir()
@@ -313,7 +313,7 @@ def _packed(names: list[bytes]) -> str:
     return base64.b64encode(zlib.compress(b"".join(name + b"\0" for name in names))).decode()
 
 
-def test_full_disk_at_push(host: Machine, tree: Path) -> None:
+def test_full_disk_during_push_is_reported(host: Machine, tree: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting wants root")
     state = host.root / "small"
@@ -341,7 +341,7 @@ def test_full_disk_at_push(host: Machine, tree: Path) -> None:
             subprocess.run(["umount", str(state)], check=True)
 
 
-def test_the_send_door_gives_the_archive_and_nothing_else(host: Machine, tmp_path: Path) -> None:
+def test_send_ignores_names_of_old_clients_and_serves_the_archive(host: Machine, tmp_path: Path) -> None:
     job, _ = host.train("open('artefacts/x','w')")
     other = host.root / "other-file"
     other.write_text("foreign")

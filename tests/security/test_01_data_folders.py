@@ -101,7 +101,7 @@ def test_01_repository_cannot_name_the_hosts_files(world: World) -> None:
         world.host_json.write_text(before)
 
 
-def test_01_what_no_job_gets(host: Machine) -> None:
+def test_01_system_folders_are_refused(host: Machine) -> None:
     home = pwd.getpwuid(0).pw_dir
     refusable = [
         "/", "//", "/proc", "/proc/1/root", "/sys", "/sys/fs/cgroup", "/dev", "/dev/shm", "/run", "/var/run",
@@ -121,7 +121,7 @@ def test_01_what_no_job_gets(host: Machine) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a home of another account, and mounts")
-def test_01_homes_and_other_names_of_what_is_refused(host: Machine) -> None:
+def test_01_homes_and_aliases_of_refused_folders_are_refused(host: Machine) -> None:
     person = pwd.getpwnam(host.user)
     root = Path(tempfile.mkdtemp(dir="/var/tmp"))
     root.chmod(0o755)
@@ -154,7 +154,7 @@ def test_01_homes_and_other_names_of_what_is_refused(host: Machine) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts")
-def test_01_nothing_mounted_below_comes_along(host: Machine) -> None:
+def test_01_file_systems_mounted_below_are_not_included(host: Machine) -> None:
     folder = host.root / "data"
     (folder / "below").mkdir(parents=True)
     for path in (folder, folder / "below"):
@@ -178,7 +178,7 @@ def test_01_nothing_mounted_below_comes_along(host: Machine) -> None:
     assert not (folder / "below" / "planted").exists()
 
 
-def test_01_a_listed_folder_is_looked_at_again_when_it_is_mounted(host: Machine, tmp_path: Path) -> None:
+def test_01_allowed_folder_is_checked_again_before_mounting(host: Machine, tmp_path: Path) -> None:
     offered, secret = host.root / "offered", host.root / "secret"
     for folder in (offered / "set", secret):
         folder.mkdir(parents=True)

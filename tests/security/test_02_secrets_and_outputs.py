@@ -70,7 +70,7 @@ def test_02_own_settings_file_names_secrets_for_the_command_line_only(world: Wor
     assert plan.spec.secrets == ()
 
 
-def test_02_own_settings_file_is_the_callers_alone(world: World) -> None:
+def test_02_own_settings_file_must_belong_to_the_caller(world: World) -> None:
     path = own_settings(world, "[defaults]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n")
     path.chmod(0o666)
     code, _, messages = train(world)
@@ -125,7 +125,7 @@ def test_02_repository_cannot_write_outside_itself(world: World) -> None:
     assert code == 0, messages
 
 
-def test_02_all_refusals_are_told_at_once(world: World) -> None:
+def test_02_all_refusals_are_reported_at_once(world: World) -> None:
     text = "[defaults]\nsecrets = ['HF_TOKEN']\noutput = '/nowhere/x'\nlog_max = '3GiB'\nhost = 'a*'\n"
     code, _, messages = train(world, text=text)
     assert code == 2
@@ -134,7 +134,7 @@ def test_02_all_refusals_are_told_at_once(world: World) -> None:
     assert "leads out of the repository" in messages and "make it first" not in messages
 
 
-def test_02_refused_line_counts_where_the_refusal_says(world: World) -> None:
+def test_02_refused_line_works_in_the_file_that_the_refusal_names(world: World) -> None:
     for table in ("defaults", "models.probe"):
         code, _, messages = train(world, text=f"[{table}]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n")
         match = re.search(r"move the line '(.*)' below (\[.*\]) of your own settings", messages)
@@ -144,7 +144,7 @@ def test_02_refused_line_counts_where_the_refusal_says(world: World) -> None:
         assert code == 0 and "AWS_SECRET_ACCESS_KEY" in out, messages
 
 
-def test_02_link_planted_while_it_trains_leads_nowhere(world: World) -> None:
+def test_02_link_planted_during_training_is_not_followed(world: World) -> None:
     outside, gate = world.folder / "outside", world.folder / "gate"
     outside.mkdir()
     gate.mkdir()
@@ -164,7 +164,7 @@ def test_02_link_planted_while_it_trains_leads_nowhere(world: World) -> None:
     assert list(outside.iterdir()) == []
 
 
-def test_02_env_file_of_the_repository_takes_no_variable(world: World) -> None:
+def test_02_env_file_of_the_repository_cannot_read_caller_variables(world: World) -> None:
     (world.repo / "bare.env").write_text("A=1\nAWS_SECRET_ACCESS_KEY\n")
     (world.folder / "credentials").write_text("TOKEN=hunter2\nAWS_SECRET_ACCESS_KEY\n")
     (world.repo / "link.env").unlink(missing_ok=True)
@@ -182,7 +182,7 @@ def test_02_env_file_of_the_repository_takes_no_variable(world: World) -> None:
     assert code == 0 and "AWS_SECRET_ACCESS_KEY" in out, messages
 
 
-def test_02_settings_file_is_no_link_to_a_file_of_the_caller(world: World) -> None:
+def test_02_settings_file_must_not_be_a_link_out_of_the_repository(world: World) -> None:
     (world.folder / "credentials.toml").write_text("hunter2hunter2 = 1\n")
     (world.repo / "train-classifier.toml").symlink_to(world.folder / "credentials.toml")
     done = world.run(*world.train(world.model(PRINT)), "--dry-run")
@@ -190,7 +190,7 @@ def test_02_settings_file_is_no_link_to_a_file_of_the_caller(world: World) -> No
     assert SECRET.encode() not in done.stderr
 
 
-def test_02_repository_raises_no_limit_of_what_the_worker_does(world: World) -> None:
+def test_02_repository_cannot_raise_worker_limits(world: World) -> None:
     code, _, messages = train(
         world, text="[defaults]\nlog_max = '3GiB'\n[models.probe]\nartefacts_max = '1TiB'\n"
     )
@@ -203,7 +203,7 @@ def test_02_repository_raises_no_limit_of_what_the_worker_does(world: World) -> 
     assert code == 0, messages
 
 
-def test_02_host_of_the_repository_is_a_name(world: World) -> None:
+def test_02_repository_can_name_only_one_host(world: World) -> None:
     for host in ("here,@/etc/shadow", "@/etc/shadow", "all:!here", "~(a+)+$", "*", "here:@/etc/shadow", "-i"):
         code, _, messages = train(world, text=f"[defaults]\nhost = '{host}'\n")
         assert code == 2 and "is not the name of one host" in messages, (host, messages)

@@ -82,7 +82,7 @@ def as_account(*command: str, user: str = SERVICE_USER) -> str:
     return done.stdout.strip()
 
 
-def test_03_account_changes_nothing_of_a_running_job_but_its_leaves(host: Machine, secret: Path) -> None:
+def test_03_account_cannot_change_files_of_a_running_job(host: Machine, secret: Path) -> None:
     job = host.start(TALKS, log_max_bytes=8192)
     host.until(job, "training", text=b"up\n")
     folder = host.job_dir(job)
@@ -99,7 +99,7 @@ def test_03_account_changes_nothing_of_a_running_job_but_its_leaves(host: Machin
     host.assert_clean(job)
 
 
-def test_03_all_that_the_account_can_write_are_leaves(host: Machine) -> None:
+def test_03_account_can_write_only_leaf_folders(host: Machine) -> None:
     job, _ = host.train("import os\nopen('artefacts/x', 'w').write('x')\n")
     host.assert_clean(job)
     key = "0123456789abcdef"
@@ -179,7 +179,7 @@ def test_03_dead_job_of_the_last_release_is_finished_by_its_own_worker(
 @pytest.mark.parametrize(
     "name", ["log.txt", "artefacts.tar.gz", "lease", "cancel", "lock", "result.json", "spec.json"]
 )
-def test_03_link_planted_in_a_job_of_the_last_release(
+def test_03_link_planted_in_job_of_the_last_release_is_not_followed(
     last: tuple[Machine, str, str], secret: Path, name: str
 ) -> None:
     host, trained, dead = last
@@ -210,7 +210,7 @@ def test_03_link_planted_in_a_job_of_the_last_release(
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "deep", "huge", "bytes"])
-def test_03_odd_file_in_a_job_of_the_last_release(last: tuple[Machine, str, str], kind: str) -> None:
+def test_03_damaged_file_in_job_of_the_last_release_is_refused(last: tuple[Machine, str, str], kind: str) -> None:
     host, trained, dead = last
     for name in ("status.json", "result.json"):
         path = host.job_dir(trained) / name

@@ -98,7 +98,7 @@ def test_04_runner_file_sends_no_credential_and_deletes_no_other_runner(
     assert set(host.runners()) == {"gpu-1", "other-1"}
 
 
-def test_04_redirected_download_carries_no_login(tmp_path: Path) -> None:
+def test_04_redirected_download_sends_no_login(tmp_path: Path) -> None:
     with StandIn("127.0.0.1") as mirror, StandIn("127.0.0.1") as elsewhere:
         target = f"http://localhost:{elsewhere.port}/_archive/{ARCHIVE}"
         mirror.state.fail("_archive", 302, headers={"Location": target})
@@ -164,7 +164,7 @@ def make_old(host: Host) -> None:
     )
 
 
-def test_05_swapped_folders_give_nothing_of_root_away(
+def test_05_swapped_folders_do_not_change_files_of_root(
     host: Host, attacker: StandIn, swapping: Callable[[], None]
 ) -> None:
     """Convert, update, register, start and remove while the account swaps folders for links."""

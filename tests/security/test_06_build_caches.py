@@ -72,7 +72,7 @@ def caches(site: Site) -> list[str]:
     return sorted(path.name.partition("-repository-")[2] for path in site.store.uv_caches.iterdir())
 
 
-def test_06_a_build_back_end_changes_no_wheel_of_others(site: Site, index: Index) -> None:
+def test_06_build_back_end_cannot_change_wheels_of_others(site: Site, index: Index) -> None:
     """Row 6 as it was found: B's requirements are pinned by hash, and ran A's code."""
     prepare(site, "victim\n", repository=VICTIM)
     attack = prepare(site, "victim\nevil\n", repository=ATTACKER)
@@ -86,14 +86,14 @@ def test_06_a_build_back_end_changes_no_wheel_of_others(site: Site, index: Index
     assert caches(site) == ["", ATTACKER, VICTIM]
 
 
-def test_06_wheels_alone_are_shared(site: Site, index: Index) -> None:
+def test_06_only_wheels_are_shared(site: Site, index: Index) -> None:
     first = prepare(site, "victim", repository=ATTACKER)
     asked = len(index.asked)
     assert prepare(site, "victim", repository=VICTIM).hash == first.hash
     assert (len(index.asked), caches(site)) == (asked, [""])
 
 
-def test_06_the_newest_version_is_built_rather_than_an_older_wheel_taken(site: Site, index: Index) -> None:
+def test_06_newest_version_is_built_instead_of_taking_an_older_wheel(site: Site, index: Index) -> None:
     index.add(wheel("growing", "1.0"), sdist("growing", "2.0", ""))
     assert "growing==2.0" in prepare(site, "growing", repository=VICTIM).packages
     # What has a wheel needs no build, whatever older versions have.
@@ -103,7 +103,7 @@ def test_06_the_newest_version_is_built_rather_than_an_older_wheel_taken(site: S
 
 
 @pytest.mark.parametrize("way", ["option", "address", "path"])
-def test_06_what_a_checkout_names_stays_out_of_the_shared_cache(site: Site, index: Index, way: str) -> None:
+def test_06_sources_named_by_a_checkout_stay_out_of_the_shared_cache(site: Site, index: Index, way: str) -> None:
     """uv knows an index by a weak hash of its address, and a local wheel by its path and time."""
     name, content = wheel("own", "1.0")
     index.add((name, content))
@@ -131,7 +131,7 @@ def test_06_no_inode_is_shared(site: Site, index: Index) -> None:
     assert {first.hash, second.hash} == set(site.environments())
 
 
-def test_06_nothing_of_an_environment_runs_while_the_cache_is_writable(site: Site, index: Index) -> None:
+def test_06_environment_code_does_not_run_while_the_cache_is_writable(site: Site, index: Index) -> None:
     mark = "import os; os.path.isdir('/train-classifier/uv-cache') and os.mkdir('/train-classifier/uv-cache/mark')\n"
     index.add(wheel("hooked", "1.0", files={"hooked.pth": mark, "sitecustomize.py": mark}))
     made = prepare(site, "hooked")
@@ -141,7 +141,7 @@ def test_06_nothing_of_an_environment_runs_while_the_cache_is_writable(site: Sit
     assert list(site.store.uv_caches.rglob("mark")) == []
 
 
-def test_06_the_python_of_an_image_reaches_the_cache_of_that_image_alone(
+def test_06_python_of_an_image_reaches_only_the_cache_of_that_image(
     site: Site, index: Index, engine: docker.DockerClient, base_image: str
 ) -> None:
     """A checkout names its image, and the image's Python runs while its cache is writable."""
@@ -164,7 +164,7 @@ def test_06_the_python_of_an_image_reaches_the_cache_of_that_image_alone(
     assert len(list(site.store.uv_caches.iterdir())) == 2
 
 
-def test_06_an_image_with_the_labels_of_a_layer_is_no_layer(
+def test_06_image_with_forged_layer_labels_is_not_used(
     site: Site, engine: docker.DockerClient, base_image: str
 ) -> None:
     """Whoever makes an image chooses its labels: another repository's layer would begin from it."""
@@ -185,13 +185,13 @@ def test_06_an_image_with_the_labels_of_a_layer_is_no_layer(
 
 
 @pytest.mark.parametrize("prefix", ["", "docker.io/", "index.docker.io/"])
-def test_06_names_of_layers_are_never_pulled(site: Site, prefix: str) -> None:
+def test_06_layer_names_are_never_pulled(site: Site, prefix: str) -> None:
     with pytest.raises(NoEnvironment, match="such names are never pulled"):
         site.find(f"{prefix}train-classifier/packages:{'0' * 32}")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root submits for another account")
-def test_06_only_leaves_belong_to_the_account_that_builds(site: Site, index: Index, tmp_path: Path) -> None:
+def test_06_build_account_owns_only_leaf_folders(site: Site, index: Index, tmp_path: Path) -> None:
     """Rule 2: root's records and folders lie where a build cannot write."""
     made = prepare(site, "victim\nevil", repository=ATTACKER)
     account = site.host.job_user()

@@ -42,7 +42,7 @@ def netrc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.engine
-def test_07_build_code_sees_the_login_of_its_index_alone(site: Site, index: Index, netrc: Path) -> None:
+def test_07_build_code_sees_only_the_login_of_its_index(site: Site, index: Index, netrc: Path) -> None:
     netrc.write_text(
         "machine git.example login me password precious-git\n"
         f"machine {index.host} login ml password of-the-index\n"
@@ -59,7 +59,7 @@ def test_07_build_code_sees_the_login_of_its_index_alone(site: Site, index: Inde
 
 
 @pytest.mark.engine
-def test_07_a_checkout_gets_no_login_for_a_host_that_it_names(site: Site, index: Index, netrc: Path) -> None:
+def test_07_checkout_gets_no_login_for_hosts_that_it_names(site: Site, index: Index, netrc: Path) -> None:
     netrc.write_text(f"machine {index.host} login me password precious\ndefault login me password precious\n")
     index.login = "me:precious"
     site.host = dataclasses.replace(site.host, environment={"no_proxy": index.host, "UV_HTTP_RETRIES": "0"})
@@ -73,7 +73,7 @@ def test_07_a_checkout_gets_no_login_for_a_host_that_it_names(site: Site, index:
 
 
 @pytest.mark.engine
-def test_07_a_netrc_that_cannot_be_read_is_a_sentence(site: Site, index: Index, netrc: Path) -> None:
+def test_07_unreadable_netrc_is_reported(site: Site, index: Index, netrc: Path) -> None:
     netrc.write_text("machine x login y password z\nnonsense\n")
     index.login = "me:precious"
     settings = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host, "UV_HTTP_RETRIES": "0"}
@@ -102,12 +102,12 @@ def test_07_a_netrc_that_cannot_be_read_is_a_sentence(site: Site, index: Index, 
         ),
     ],
 )
-def test_07_hosts_of_indexes(settings: dict[str, str], hosts: set[str]) -> None:
+def test_07_hosts_are_read_from_index_settings(settings: dict[str, str], hosts: set[str]) -> None:
     assert index_logins.hosts_of(settings) == hosts
 
 
 @pytest.mark.parametrize("password", ["plain", "#hash", "with space", 'quo"te', "back\\slash", "ünïcode"])
-def test_07_passwords_survive(netrc: Path, password: str) -> None:
+def test_07_special_characters_in_passwords_are_kept(netrc: Path, password: str) -> None:
     netrc.write_text(
         f"machine a.example login me password {index_logins._quoted(password)}\n", encoding="utf-8"
     )
@@ -116,7 +116,7 @@ def test_07_passwords_survive(netrc: Path, password: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"machine", b"macdef x\n", b"machine " * 1000, b"\0"])
-def test_07_odd_files_end_in_a_sentence_or_nothing(netrc: Path, content: bytes) -> None:
+def test_07_invalid_netrc_files_give_no_login(netrc: Path, content: bytes) -> None:
     netrc.write_bytes(content)
     text, _ = index_logins.entries_for({"UV_INDEX": "https://a.example/simple"})
     assert text == ""

@@ -142,7 +142,7 @@ def test_08_no_program_of_the_git_configuration_runs(tmp_path: Path, marks: Path
     assert "Dry run" in words
 
 
-def test_08_the_git_configuration_of_a_submodule_does_not_count(tmp_path: Path, marks: Path) -> None:
+def test_08_git_configuration_of_a_submodule_is_ignored(tmp_path: Path, marks: Path) -> None:
     make(tmp_path / "other")
     repo = make(tmp_path / "repo")
     git(
@@ -164,7 +164,7 @@ def test_08_the_git_configuration_of_a_submodule_does_not_count(tmp_path: Path, 
     assert ran(marks) == []
 
 
-def test_08_nothing_is_fetched_that_a_partial_clone_lacks(tmp_path: Path, marks: Path) -> None:
+def test_08_missing_objects_of_a_partial_clone_are_not_fetched(tmp_path: Path, marks: Path) -> None:
     repo = make(tmp_path / "repo")
     tree = git(repo, "rev-parse", "HEAD^{tree}")
     (repo / ".git" / "objects" / tree[:2] / tree[2:]).unlink()
@@ -186,7 +186,7 @@ def test_08_nothing_is_fetched_that_a_partial_clone_lacks(tmp_path: Path, marks:
         assert "not recorded: " in words
 
 
-def test_08_another_repository_is_not_passed_off_as_this_one(tmp_path: Path, marks: Path) -> None:
+def test_08_git_folder_of_another_repository_is_not_used(tmp_path: Path, marks: Path) -> None:
     other = make(tmp_path / "other")
     commit = git(other, "rev-parse", "HEAD")
     (other / ".git" / "config").write_text((other / ".git" / "config").read_text() + hostile(marks))
@@ -205,7 +205,7 @@ def test_08_another_repository_is_not_passed_off_as_this_one(tmp_path: Path, mar
 
 
 @pytest.mark.parametrize("command", [["train", "m", "--dry-run"], ["list"], ["doctor"]])
-def test_08_no_python_module_and_no_variable_of_the_current_folder_counts(
+def test_08_python_modules_and_ansible_variables_of_the_current_folder_are_ignored(
     tmp_path: Path, marks: Path, command: list[str]
 ) -> None:
     """A module named like one of Python's, and Ansible's variables beside the model, name code of their own."""

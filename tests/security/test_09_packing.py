@@ -42,7 +42,7 @@ def assert_kept(host: Machine, job: str, why: str) -> None:
     assert not (host.job_dir(job) / "artefacts.tar.gz").exists()
 
 
-def test_09_files_that_are_too_large_stay_and_the_result_says_so(host: Machine) -> None:
+def test_09_too_large_artefacts_stay_on_host_and_are_reported(host: Machine) -> None:
     job, result = host.train(
         "open('artefacts/x', 'w').write('x')\nopen('artefacts/huge', 'wb').truncate(8 << 40)\n"
     )
@@ -65,7 +65,7 @@ def test_09_fetch_packs_more_than_the_limit_when_told_to(host: Machine) -> None:
     host.assert_clean(job)
 
 
-def test_09_failed_job_says_what_stays_and_how_to_pack_it(host: Machine) -> None:
+def test_09_failed_job_names_the_command_that_packs_its_artefacts(host: Machine) -> None:
     program = "import os\nopen('artefacts/x', 'wb').write(os.urandom(3 << 20))\nraise SystemExit(3)\n"
     job, result = host.train(program, artefacts_max_bytes=1 << 20)
     assert result["exit_code"] == 4 and "--max-size 3MiB" in result["unpacked"]["hint"]
@@ -77,7 +77,7 @@ def test_09_failed_job_says_what_stays_and_how_to_pack_it(host: Machine) -> None
         host.pack(job, 1000)
 
 
-def test_09_holes_cost_nothing_of_the_limit(host: Machine) -> None:
+def test_09_holes_do_not_count_against_the_limit(host: Machine) -> None:
     program = "open('artefacts/x', 'wb').truncate(3 << 20)\n"
     job, result = host.train(program, artefacts_max_bytes=1 << 20)
     assert result["outcome"] == "trained", result
@@ -85,7 +85,7 @@ def test_09_holes_cost_nothing_of_the_limit(host: Machine) -> None:
         assert archive.getmember("artefacts/x").size == 3 << 20
 
 
-def test_09_cancel_stops_the_packing(host: Machine) -> None:
+def test_09_cancel_stops_packing(host: Machine) -> None:
     job = host.start(LONG)
     packing(host, job)
     host.call("cancel", id=job, by="me")
@@ -96,7 +96,7 @@ def test_09_cancel_stops_the_packing(host: Machine) -> None:
     assert_kept(host, job, "stopped")
 
 
-def test_09_second_cancel_stops_the_packing_that_a_first_has_left(host: Machine) -> None:
+def test_09_second_cancel_stops_packing_after_the_first(host: Machine) -> None:
     job = host.start(LONG + "import time\ntime.sleep(600)\n")
     host.until(job, "training", text=b"up\n")
     host.call("cancel", id=job, by="first")
@@ -108,7 +108,7 @@ def test_09_second_cancel_stops_the_packing_that_a_first_has_left(host: Machine)
     assert_kept(host, job, "stopped")
 
 
-def test_09_sigterm_stops_the_packing(host: Machine) -> None:
+def test_09_sigterm_stops_packing(host: Machine) -> None:
     job = host.start(LONG)
     packing(host, job)
     host.kill_worker(job, signal.SIGTERM)
@@ -117,7 +117,7 @@ def test_09_sigterm_stops_the_packing(host: Machine) -> None:
     assert_kept(host, job, "stopped")
 
 
-def test_09_lease_stops_the_packing(host: Machine) -> None:
+def test_09_expired_lease_stops_packing(host: Machine) -> None:
     job = host.start(LONG, lease_s=5.0)
     host.until_finished(job, timeout=120)
     result = json.loads((host.job_dir(job) / "result.json").read_text())
@@ -125,7 +125,7 @@ def test_09_lease_stops_the_packing(host: Machine) -> None:
     assert_kept(host, job, "stopped")
 
 
-def test_09_kill_while_packing_hangs_nobody(host: Machine) -> None:
+def test_09_kill_while_packing_ends_job_as_lost(host: Machine) -> None:
     job = host.start(LONG)
     packing(host, job)
     host.kill_worker(job)
@@ -135,7 +135,7 @@ def test_09_kill_while_packing_hangs_nobody(host: Machine) -> None:
     assert_kept(host, job, "lost")
 
 
-def test_09_packing_ends_with_whoever_asked_for_it(host: Machine) -> None:
+def test_09_packing_ends_when_its_client_disconnects(host: Machine) -> None:
     job = host.start(LONG, artefacts_max_bytes=1)
     host.until_finished(job)
     process = subprocess.Popen(
@@ -154,7 +154,7 @@ def test_09_packing_ends_with_whoever_asked_for_it(host: Machine) -> None:
     assert_kept(host, job, "too-large")
 
 
-def test_09_no_look_hangs_on_what_a_model_put_there(host: Machine) -> None:
+def test_09_fifos_in_artefacts_do_not_block(host: Machine) -> None:
     program = (
         "import os\nos.mkfifo('artefacts/metrics.json')\nopen('artefacts/x', 'w')\n"
         "os.mkfifo('artefacts/fifo')\nos.mkdir('artefacts/history.csv')\n"
@@ -165,7 +165,7 @@ def test_09_no_look_hangs_on_what_a_model_put_there(host: Machine) -> None:
     host.assert_clean(job)
 
 
-def test_09_container_killed_from_outside_is_not_called_out_of_memory(host: Machine) -> None:
+def test_09_container_killed_from_outside_is_not_out_of_memory(host: Machine) -> None:
     if os.geteuid() != 0:
         pytest.skip("root alone kills the process of a container")
     job = host.start("open('artefacts/x', 'w')\nprint('up', flush=True)\nimport time\ntime.sleep(600)\n")

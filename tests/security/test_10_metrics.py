@@ -17,7 +17,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 
 @pytest.mark.engine
-def test_10_archive_of_a_job_with_metrics_that_cannot_be_read(host: Machine) -> None:
+def test_10_unreadable_metrics_do_not_stop_the_archive(host: Machine) -> None:
     program = (
         "open('artefacts/weights', 'w').write('x')\n"
         "open('artefacts/metrics.json', 'w').write('{\"big\": 1' + '0' * 400 + ', \"nan\": NaN, \"loss\": 0.5}')\n"
@@ -34,7 +34,7 @@ def test_10_archive_of_a_job_with_metrics_that_cannot_be_read(host: Machine) -> 
 @pytest.mark.parametrize(
     "text", ["'{\"a\": ' + '[' * 400000", "'{\"a\": 1' + '0' * 900000 + '}'", "'[' * 900000"]
 )
-def test_10_archive_of_a_job_with_metrics_made_to_hurt(host: Machine, text: str) -> None:
+def test_10_hostile_metrics_do_not_stop_the_archive(host: Machine, text: str) -> None:
     program = f"open('artefacts/x', 'w').write('x')\nopen('artefacts/metrics.json', 'w').write({text})\n"
     job, result = host.train(program)
     assert (result["outcome"], result["metrics"]) == ("trained", None), result
@@ -60,7 +60,7 @@ HISTORIES = {
 
 
 @pytest.mark.parametrize("name", sorted(HISTORIES))
-def test_10_curves_made_to_hurt_cost_no_report(name: str) -> None:
+def test_10_hostile_curves_do_not_stop_the_report(name: str) -> None:
     text = HISTORIES[name]
     result = {
         "id": "20260101-000000-0123abcd",
@@ -76,7 +76,7 @@ def test_10_curves_made_to_hurt_cost_no_report(name: str) -> None:
 @pytest.mark.parametrize(
     "value", [10**400, float("nan"), float("inf"), -(10**400), 5e-324, 1e308, True, "x", None, [1], {}]
 )
-def test_10_numbers_in_results_cost_no_report(value: object) -> None:
+def test_10_unusual_numbers_do_not_stop_the_report(value: object) -> None:
     result = {
         "id": "20260101-000000-0123abcd", "model": "m", "exit_code": 4, "outcome": "failed", "metrics": {"a": value, "b": 1},
         "archive": {"bytes": value, "sha256": "0"}, "seconds": {"image": value, "training": 1.0},
@@ -87,12 +87,12 @@ def test_10_numbers_in_results_cost_no_report(value: object) -> None:
     assert ("b", "1") in report.metrics()
 
 
-def test_10_a_curve_beside_others_that_cannot_be_read() -> None:
+def test_10_readable_curve_is_shown_beside_unreadable_curves() -> None:
     charts = chart_data.history("epoch,loss,bad\n1,0.5,nan\n2,0.25,1e400\n3,0.125,x\n")
     assert [[line.name for line in chart.series] for chart in charts] == [["loss"]]
 
 
-def test_10_report_says_what_is_left_out() -> None:
+def test_10_report_names_what_is_left_out() -> None:
     remarks = ["metrics left out: metrics.json: 'big' is not a finite number"]
     result = {"id": "20260101-000000-0123abcd", "model": "m", "exit_code": 0, "gpus": [], "remarks": remarks}
     report = Report(result=result, history="epoch,loss,bad\n1,0.5,nan\n2,0.25,1e400\n")
@@ -102,7 +102,7 @@ def test_10_report_says_what_is_left_out() -> None:
         )
 
 
-def test_10_deep_manifest_costs_no_report() -> None:
+def test_10_deep_manifest_does_not_stop_the_report() -> None:
     from train_classifier.reports.archive_reader import Papers
 
     assert Papers(manifest=b"[" * 200_000).facts == {}

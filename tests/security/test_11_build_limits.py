@@ -41,7 +41,7 @@ def package(folder: Path, backend: str) -> None:
     ],
     ids=["processes", "memory", "time"],
 )
-def test_11_a_build_ends_at_its_limits(
+def test_11_build_ends_at_its_limits(
     site: Site, backend: str, limits: dict[str, Any], sentence: str
 ) -> None:
     site.find()
@@ -69,7 +69,7 @@ def test_11_layers_and_probes_have_limits(site: Site) -> None:
     assert site.containers() == []
 
 
-def test_11_a_build_has_no_rights_beyond_its_files(site: Site, engine: docker.DockerClient) -> None:
+def test_11_build_container_has_no_capabilities(site: Site, engine: docker.DockerClient) -> None:
     site.find()
     package(site.workspace / "lib", RUNS_ON)
     seen: list[dict[str, Any]] = []
@@ -101,7 +101,7 @@ def host(uv: Path) -> Iterator[Machine]:
 
 
 @pytest.mark.parametrize("way", ["cancel", "signal", "lease"])
-def test_11_a_build_ends_with_its_job(
+def test_11_build_ends_with_its_job(
     host: Machine, engine: docker.DockerClient, tmp_path: Path, way: str
 ) -> None:
     tree = tmp_path / "tree"
@@ -126,6 +126,6 @@ def test_11_a_build_ends_with_its_job(
     assert list((host.state / "environments" / "build").iterdir()) == []
 
 
-def test_11_packages_that_make_accounts_install_with_few_rights(site: Site) -> None:
+def test_11_packages_that_create_accounts_install_with_few_rights(site: Site) -> None:
     made = site.layer("uuid-runtime")
     assert "uuidd" in site.run(made, None, "cat /etc/passwd", shell=True)

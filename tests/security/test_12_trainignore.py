@@ -64,7 +64,7 @@ def of_ours(ignore: TrainIgnore, paths: list[bytes], folders: set[bytes]) -> set
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(lines=LINES)
-def test_12_patterns_mean_what_they_mean_to_git(tree: Path, lines: list[str]) -> None:
+def test_12_patterns_match_as_in_git(tree: Path, lines: list[str]) -> None:
     # git takes `\/` after `**` for something of its own.
     text = "\n".join(line.replace("\\/", "/") for line in lines)
     (tree / ".gitignore").write_text(text)
@@ -91,7 +91,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_12_no_pattern_costs_more_than_its_length(tmp_path: Path, kind: str) -> None:
+def test_12_hostile_patterns_take_bounded_time(tmp_path: Path, kind: str) -> None:
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "__init__.py").touch()
     (tmp_path / "m" / "__main__.py").touch()
@@ -111,7 +111,7 @@ def test_12_no_pattern_costs_more_than_its_length(tmp_path: Path, kind: str) -> 
     assert "Dry run: nothing was touched." in done.stderr
 
 
-def test_12_limits_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_12_limits_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".trainignore").write_bytes(b"*x\n" * 40000)
     assert push_list.collect(tmp_path).problems == [
         ".trainignore has over 64 KiB of patterns with wildcards: name folders instead"
@@ -123,7 +123,7 @@ def test_12_limits_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
 
 
-def test_12_trainignore_is_a_file_of_the_checkout(tmp_path: Path) -> None:
+def test_12_trainignore_must_be_a_file_of_the_checkout(tmp_path: Path) -> None:
     """A link out of it would have its lines repeated in the messages."""
     repo = tmp_path / "repo"
     repo.mkdir()
@@ -146,7 +146,7 @@ def test_12_git_folders_are_never_pushed(tmp_path: Path) -> None:
     assert ".git is never pushed, whatever .trainignore says" in entries.warnings
 
 
-def test_12_what_is_brought_back_lies_as_deep_as_the_line_says(tmp_path: Path) -> None:
+def test_12_negated_pattern_includes_files_at_its_depth(tmp_path: Path) -> None:
     for name in ("venv/a/b/keep.txt", "venv/a/b/other.txt", "venv/keep.txt", "node_modules/a/keep.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

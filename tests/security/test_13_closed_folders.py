@@ -29,7 +29,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 
 @pytest.mark.parametrize("resume", ["last", "by its id"])
-def test_13_next_job_finds_cache_and_checkpoints_open(host: Machine, resume: str) -> None:
+def test_13_next_job_can_read_closed_cache_and_checkpoints(host: Machine, resume: str) -> None:
     key = {"last": "a" * 16, "by its id": "b" * 16}[resume]
     repository = {"name": "repo", "key": key, "commit": None, "dirty": None}
     closed, result = host.train(CLOSES, repository=repository)
@@ -40,7 +40,7 @@ def test_13_next_job_finds_cache_and_checkpoints_open(host: Machine, resume: str
     host.assert_clean(job)
 
 
-def test_13_nothing_outside_is_opened_through_a_link_that_comes_meanwhile(
+def test_13_link_created_during_repair_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that runs beside the next job of its repository may swap what was just listed."""

@@ -121,7 +121,7 @@ CHANGES: list[dict[str, Any]] = [
 
 
 @pytest.mark.engine
-def test_15_what_is_no_ticket_is_ignored_and_said(engine: docker.DockerClient, place: Place) -> None:
+def test_15_invalid_tickets_are_ignored_and_reported(engine: docker.DockerClient, place: Place) -> None:
     for number, (kind, make) in enumerate(KINDS.items()):
         path = place.folder / f"{number:012d}-{kind.replace(' ', '-')}.json"
         make(path)
@@ -144,7 +144,7 @@ def test_15_what_is_no_ticket_is_ignored_and_said(engine: docker.DockerClient, p
 
 @pytest.mark.engine
 @pytest.mark.parametrize("kind", [*KINDS, "huge", "largest"])
-def test_15_a_strange_counter_stops_nobody(engine: docker.DockerClient, place: Place, kind: str) -> None:
+def test_15_invalid_counter_does_not_stop_the_queue(engine: docker.DockerClient, place: Place, kind: str) -> None:
     counter = place.folder / "counter"
     if kind in KINDS:
         KINDS[kind](counter)
@@ -162,14 +162,14 @@ def test_15_a_strange_counter_stops_nobody(engine: docker.DockerClient, place: P
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "socket", "link"])
-def test_15_a_strange_lock_is_named(place: Place, kind: str) -> None:
+def test_15_invalid_lock_is_reported(place: Place, kind: str) -> None:
     KINDS[kind](place.folder / "lock")
     with pytest.raises(NotReady, match=f"the queue's lock {place.folder}/lock is not a regular file"):
         place.enqueue("a")
     assert place.finding().status == "fail"
 
 
-def test_15_a_lock_that_is_never_given_back_is_said(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_15_lock_that_is_never_released_is_reported(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.enqueue("a")
     monkeypatch.setattr(tickets, "LOCK_S", 0.1)
     with (
@@ -179,7 +179,7 @@ def test_15_a_lock_that_is_never_given_back_is_said(place: Place, monkeypatch: p
         place.enqueue("b")
 
 
-def test_15_the_owner_of_a_ticket_is_the_owner_of_its_file(place: Place) -> None:
+def test_15_ticket_owner_is_its_file_owner(place: Place) -> None:
     path = place.forge("000000000001-x.json", {"uid": 0, "user": "root"})
     with held(path):
         (entry,) = gpu_queue.snapshot(place.folder)
@@ -187,7 +187,7 @@ def test_15_the_owner_of_a_ticket_is_the_owner_of_its_file(place: Place) -> None
 
 
 @pytest.mark.engine
-def test_15_a_ticket_for_the_job_of_another_user_is_not_taken(
+def test_15_forged_ticket_is_not_taken(
     engine: docker.DockerClient, place: Place
 ) -> None:
     """Neither held nor free does it keep a worker from its own ticket."""
@@ -196,7 +196,7 @@ def test_15_a_ticket_for_the_job_of_another_user_is_not_taken(
 
 
 @pytest.mark.engine
-def test_15_a_dead_ticket_that_names_a_living_job_ends_no_container(
+def test_15_forged_dead_ticket_of_running_job_ends_no_container(
     engine: docker.DockerClient, base_image: str, place: Place
 ) -> None:
     containers = [
@@ -225,7 +225,7 @@ def test_15_a_dead_ticket_that_names_a_living_job_ends_no_container(
             container.remove(force=True)
 
 
-def test_15_the_worker_answers_while_the_queue_is_full_of_these(place: Place, tmp_path: Path) -> None:
+def test_15_worker_answers_with_invalid_tickets_in_queue(place: Place, tmp_path: Path) -> None:
     """The whole program, as another process: a FIFO would block it for ever."""
     for kind, make in KINDS.items():
         make(place.folder / f"000000000001-{kind.replace(' ', '-')}.json")

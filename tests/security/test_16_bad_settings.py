@@ -64,7 +64,7 @@ def train(repo: Path, *flags: str, **environ: str) -> str:
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else None,
 )  # fmt: skip
-def test_16_settings(repo: Path, text: str, words: str) -> None:
+def test_16_bad_settings_are_reported(repo: Path, text: str, words: str) -> None:
     (repo / "train-classifier.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
     messages = train(repo)
     assert "train-classifier.toml" in messages and words in messages, messages
@@ -101,7 +101,7 @@ KINDS: list[Callable[[Path], None]] = [
 
 
 @pytest.mark.parametrize("make", KINDS, ids=["fifo", "folder", "socket", "huge", "zero", "tty", "loop"])
-def test_16_what_is_no_file(repo: Path, make: Callable[[Path], None]) -> None:
+def test_16_special_files_are_reported(repo: Path, make: Callable[[Path], None]) -> None:
     """Everything that is read has such a thing in its place, all at once."""
     names = ["train-classifier.toml", "mnist/requirements.txt", "mnist/apt-pkgs.txt", "some.env"]
     for name in names:
@@ -118,7 +118,7 @@ def test_16_what_is_no_file(repo: Path, make: Callable[[Path], None]) -> None:
     assert "config.toml" in train(repo, XDG_CONFIG_HOME=str(repo.parent / "config"))
 
 
-def test_16_flags_and_variables(repo: Path) -> None:
+def test_16_bad_flags_and_variables_are_reported(repo: Path) -> None:
     flags = ["gpus", "min-vram", "timeout", "wait", "grace", "lease", "memory", "cpus", "shm-size", "pids"]
     flags += ["log-max", "push-limit", "patience"]
     messages = train(repo, *(word for flag in flags for word in (f"--{flag}", DIGITS)))
@@ -134,7 +134,7 @@ def test_16_flags_and_variables(repo: Path) -> None:
     assert "host" in train(repo, "--host", "x" * 50000, "--inventory", "localhost,")
 
 
-def test_16_pipe_of_the_shell_is_an_env_file(repo: Path) -> None:
+def test_16_env_file_may_be_a_pipe(repo: Path) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"A=1\n")
     os.close(writing)
@@ -143,7 +143,7 @@ def test_16_pipe_of_the_shell_is_an_env_file(repo: Path) -> None:
     os.close(reading)
 
 
-def test_16_requirements_name_nothing_outside(repo: Path) -> None:
+def test_16_requirements_cannot_name_files_outside(repo: Path) -> None:
     outside = repo.parent / "outside"
     (outside / "package").mkdir(parents=True)
     (outside / "requirements.txt").write_text("six\n")
@@ -181,7 +181,7 @@ def parsed(module: Any, name: str, content: bytes, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", LARGE)
-def test_16_no_file_takes_long(tmp_path: Path, kind: str) -> None:
+def test_16_large_files_are_parsed_in_bounded_time(tmp_path: Path, kind: str) -> None:
     """Files of the largest size that is read, of one thing again and again."""
     most, parse = LARGE[kind]
     for begin, part, end in (

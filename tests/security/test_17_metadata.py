@@ -181,7 +181,7 @@ def test_17_rules_are_there_after_a_reboot(cloud_host: TestHost, base_image: str
     assert_blocked(cloud_host, base_image)
 
 
-def test_17_a_firewall_that_cannot_be_changed_is_said(cloud_host: TestHost, base_image: str) -> None:
+def test_17_unchangeable_firewall_is_reported(cloud_host: TestHost, base_image: str) -> None:
     cloud_host.shell(f"systemctl stop {UNIT}.timer; mv /usr/sbin/iptables /usr/sbin/iptables.away")
     try:
         done = play(cloud_host, "training_host", **role_variables(base_image))
@@ -195,7 +195,7 @@ def test_17_a_firewall_that_cannot_be_changed_is_said(cloud_host: TestHost, base
         cloud_host.shell(f"mv /usr/sbin/iptables.away /usr/sbin/iptables; {PROGRAM} block")
 
 
-def test_17_the_role_allows_it_and_takes_the_rules_back(cloud_host: TestHost, base_image: str) -> None:
+def test_17_allow_metadata_removes_the_rules(cloud_host: TestHost, base_image: str) -> None:
     variables = role_variables(base_image)
     play(cloud_host, "training_host", **{**variables, "training_host_allow_metadata": True})
     try:

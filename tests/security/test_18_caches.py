@@ -11,7 +11,7 @@ from train_classifier.request import checkout
 
 
 @pytest.mark.engine
-def test_18_a_repository_does_not_see_the_cache_of_another() -> None:
+def test_18_repository_does_not_see_the_cache_of_another() -> None:
     with machine() as host:
         write = "open('/cache/code.py', 'w').write('theirs'); open('artefacts/x', 'w')"
         assert host.train(write, repository=_key("a"))[1]["outcome"] == "trained"
@@ -25,7 +25,7 @@ def _key(letter: str) -> dict[str, str | None]:
     return {"name": "repo", "key": letter * 16, "commit": None, "dirty": None}
 
 
-def test_18_nothing_in_a_checkout_chooses_its_key(tmp_path: Path) -> None:
+def test_18_checkout_cannot_choose_its_key(tmp_path: Path) -> None:
     before = checkout.describe(tmp_path)[0].key
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "config").write_text('[remote "origin"]\n\turl = https://git.example/other/repo\n')
@@ -34,7 +34,7 @@ def test_18_nothing_in_a_checkout_chooses_its_key(tmp_path: Path) -> None:
     assert checkout.describe(tmp_path)[0].key == before
 
 
-def test_18_a_folder_that_a_runner_uses_again_is_another_repository(
+def test_18_reused_runner_folder_gets_a_key_for_each_repository(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A runner checks out one/repo and other/repo into the same folder."""
@@ -48,7 +48,7 @@ def test_18_a_folder_that_a_runner_uses_again_is_another_repository(
     assert len(keys) == 3
 
 
-def test_18_users_and_folders_have_keys_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_18_users_and_folders_have_separate_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()

@@ -40,7 +40,7 @@ def tampered_repository(ssh_host: TestHost) -> Iterator[TestHost]:
 
 @pytest.mark.engine
 @pytest.mark.host
-def test_19_a_tampered_cuda_keyring_is_not_installed(tampered_repository: TestHost) -> None:
+def test_19_tampered_cuda_keyring_is_not_installed(tampered_repository: TestHost) -> None:
     host = tampered_repository
     source = {
         "tasks_from": "source_cuda_repository",
@@ -61,7 +61,7 @@ def test_19_a_tampered_cuda_keyring_is_not_installed(tampered_repository: TestHo
     assert host.exec("dpkg-query", "-W", "cuda-keyring", check=False).returncode == 1
 
 
-def test_19_cuda_keyring_checksums_are_whole() -> None:
+def test_19_cuda_keyring_checksums_are_complete() -> None:
     variables = yaml.safe_load((ROOT / "roles/nvidia_driver/vars/main.yml").read_text())
     checksums = variables["__nvidia_driver_keyring_checksums"]
     assert {"debian12/x86_64", "ubuntu2204/x86_64", "ubuntu2404/x86_64"} <= set(checksums)
@@ -99,7 +99,7 @@ def _pip_installs() -> list[tuple[str, str]]:
     return uses
 
 
-def test_19_every_pip_install_of_ours_wants_hashes() -> None:
+def test_19_every_pip_install_requires_hashes() -> None:
     """The installation of the checkout itself fetches nothing but what builds it, by hash too."""
     commands = _pip_installs()
     assert {path for path, _ in commands} >= {
@@ -113,7 +113,7 @@ def test_19_every_pip_install_of_ours_wants_hashes() -> None:
     assert loose == []
 
 
-def test_19_nothing_fetched_is_piped_into_a_shell() -> None:
+def test_19_no_download_is_piped_into_a_shell() -> None:
     for folder in ("roles", "scripts", "playbooks", "examples", "docs", ".github"):
         for path in sorted((ROOT / folder).rglob("*")):
             if path.is_file() and path.suffix != ".pyc":

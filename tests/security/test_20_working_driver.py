@@ -12,7 +12,7 @@ from hosts.play import play
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(1800)]
 
 
-def test_20_working_driver_of_packages_stays(cards: TestHost) -> None:
+def test_20_working_driver_from_packages_is_kept(cards: TestHost) -> None:
     cards.shell(f"apt-get -qq -y install {NEWER_NAMES} >/dev/null")
     load(cards, "590.48.01")
     before = state(cards)
@@ -30,7 +30,7 @@ def test_20_working_driver_of_packages_stays(cards: TestHost) -> None:
     assert state(cards) == before
 
 
-def test_20_working_driver_without_packages_and_outside_the_path_stays(cards: TestHost) -> None:
+def test_20_working_driver_without_packages_is_kept(cards: TestHost) -> None:
     load(cards, "590.48.01", listed=False)
     program = '#!/bin/sh\n[ "$*" != -L ] || printf "GPU 0: A (UUID: x)\\nGPU 1: A (UUID: y)\\n"\n'
     cards.write("/opt/nvidia/bin/nvidia-smi", program, "0755")
@@ -52,7 +52,7 @@ def test_20_holds_of_an_earlier_release_on_a_foreign_driver_are_released(cards: 
     assert again.changed == 0, again.output
 
 
-def test_20_driver_is_replaced_on_consent_only_and_never_in_use(cards: TestHost) -> None:
+def test_20_driver_is_replaced_only_with_consent_and_never_in_use(cards: TestHost) -> None:
     cards.shell(f"apt-get -qq -y install {NEWER_NAMES} >/dev/null")
     # Installed, but not loaded yet: nothing serves the cards, and still nobody asked for another driver.
     before = state(cards)

@@ -80,7 +80,7 @@ def holds(host: TestHost) -> set[str]:
         pytest.param("1.18.1-1", NAMES[3:], id="older and held in part"),
     ],
 )
-def test_22_working_toolkit_of_an_administrator_stays(
+def test_22_working_toolkit_of_an_administrator_is_kept(
     host: TestHost, version: str, hold: tuple[str, ...]
 ) -> None:
     install(host, version, hold=hold)
@@ -97,7 +97,7 @@ def test_22_working_toolkit_of_an_administrator_stays(
     assert versions(host) == {version} and holds(host) == set(hold)
 
 
-def test_22_what_is_held_and_too_old_is_refused(host: TestHost) -> None:
+def test_22_held_and_too_old_toolkit_is_refused(host: TestHost) -> None:
     install(host, "1.17.7-1", hold=NAMES[:1])
     played = drive(host, fails=True)
     assert "an administrator holds nvidia-container-toolkit 1.17.7-1" in played.output, played.output
@@ -105,7 +105,7 @@ def test_22_what_is_held_and_too_old_is_refused(host: TestHost) -> None:
     assert versions(host) == {"1.17.7-1"} and holds(host) == {NAMES[0]}
 
 
-def test_22_what_is_newer_and_broken_is_not_downgraded(host: TestHost) -> None:
+def test_22_newer_and_broken_toolkit_is_not_downgraded(host: TestHost) -> None:
     install(host, "1.19.0-1")
     host.shell("mv /usr/bin/nvidia-ctk /usr/bin/nvidia-ctk.away")
     played = drive(host, fails=True)
@@ -113,13 +113,13 @@ def test_22_what_is_newer_and_broken_is_not_downgraded(host: TestHost) -> None:
     assert versions(host) == {"1.19.0-1"} and not holds(host)
 
 
-def test_22_what_is_too_old_and_not_held_is_upgraded(host: TestHost) -> None:
+def test_22_old_toolkit_is_upgraded(host: TestHost) -> None:
     install(host, "1.17.7-1")
     drive(host)
     assert versions(host) == {"1.18.2-1"} and holds(host) == set(NAMES)
 
 
-def test_22_the_roles_own_toolkit_moves_and_an_upgrade_by_hand_stays(host: TestHost) -> None:
+def test_22_role_changes_its_own_toolkit_and_keeps_an_upgrade_by_hand(host: TestHost) -> None:
     drive(host)
     assert versions(host) == {"1.18.2-1"} and holds(host) == set(NAMES)
     again = drive(host)

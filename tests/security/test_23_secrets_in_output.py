@@ -184,7 +184,7 @@ def test_23_check_of_the_whole_site_shows_no_secret(watched: TestHost, base_imag
 
 
 @pytest.mark.full
-def test_23_a_run_of_the_whole_site_shows_no_secret(watched: TestHost, base_image: str) -> None:
+def test_23_run_of_the_whole_site_shows_no_secret(watched: TestHost, base_image: str) -> None:
     settings = {
         **LOCAL,
         **fleet.role_variables(base_image),

@@ -37,7 +37,7 @@ from train_classifier.worker.system.host import Host
 
 @FIXED
 @given(content=DATA)
-def test_settings_file(content: bytes) -> None:
+def test_settings_file_of_any_content_is_parsed(content: bytes) -> None:
     with bounded():
         try:
             settings_file.parse(content).of("m")
@@ -65,7 +65,7 @@ TOML_VALUES = st.one_of(
         st.sampled_from([*settings_file.Table.model_fields, "other"]), TOML_VALUES, max_size=5
     ),
 )
-def test_settings_of_every_kind(table: str, values: dict[str, str]) -> None:
+def test_settings_of_any_value_are_parsed(table: str, values: dict[str, str]) -> None:
     content = f"[{table}]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
     with bounded():
         try:
@@ -76,7 +76,7 @@ def test_settings_of_every_kind(table: str, values: dict[str, str]) -> None:
 
 @FIXED
 @given(key=st.sampled_from([*flags.SETTINGS, *flags.REQUEST]), value=VALUES)
-def test_values_of_options(key: str, value: Any) -> None:
+def test_option_values_are_parsed(key: str, value: Any) -> None:
     with bounded():
         try:
             {**flags.SETTINGS, **flags.REQUEST}[key](value)
@@ -87,7 +87,7 @@ def test_values_of_options(key: str, value: Any) -> None:
 
 @FIXED
 @given(content=DATA, other=DATA)
-def test_requirements(tmp_path: Path, content: bytes, other: bytes) -> None:
+def test_requirements_file_is_parsed(tmp_path: Path, content: bytes, other: bytes) -> None:
     folder = tmp_path / "m"
     folder.mkdir(exist_ok=True)
     (folder / "requirements.txt").write_bytes(content)
@@ -98,7 +98,7 @@ def test_requirements(tmp_path: Path, content: bytes, other: bytes) -> None:
 
 @FIXED
 @given(content=DATA)
-def test_apt_packages(tmp_path: Path, content: bytes) -> None:
+def test_apt_file_is_parsed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m").mkdir(exist_ok=True)
     (tmp_path / "m" / "apt-pkgs.txt").write_bytes(content)
     with bounded():
@@ -111,7 +111,7 @@ def test_apt_packages(tmp_path: Path, content: bytes) -> None:
     content=DATA,
     file=DATA,
 )
-def test_files_of_a_checkout(
+def test_checkout_files_are_read(
     tmp_path_factory: pytest.TempPathFactory, name: str, content: bytes, file: bytes
 ) -> None:
     top = tmp_path_factory.mktemp("repo")
@@ -129,7 +129,7 @@ def test_files_of_a_checkout(
 
 @FIXED
 @given(content=DATA)
-def test_environment_files(content: bytes) -> None:
+def test_env_file_is_parsed(content: bytes) -> None:
     with bounded():
         collected, problems = env_file.parse(content, "file", {"KEY": "x"})
     sentences(problems)
@@ -145,7 +145,7 @@ def test_environment_files(content: bytes) -> None:
     ],
     ids=["letters", "deep", "binary"],
 )
-def test_inventories(tmp_path: Path, content: bytes) -> None:
+def test_hostile_inventories_are_read(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hosts.yml"
     path.write_bytes(content)
     try:
@@ -180,7 +180,7 @@ TICKET = tables(
         DATA, TICKET.map(lambda table: as_json(table)), VALUES.map(lambda value: as_json(value))
     )
 )
-def test_tickets(tmp_path: Path, content: bytes) -> None:
+def test_tickets_are_read(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "000000000001-a.json"
     path.write_bytes(content)
     with bounded():
@@ -195,7 +195,7 @@ def test_tickets(tmp_path: Path, content: bytes) -> None:
 
 @FIXED
 @given(value=VALUES, changes=tables(*JobSpec.__dataclass_fields__))
-def test_specifications(value: Any, changes: dict[str, Any]) -> None:
+def test_job_specifications_are_read(value: Any, changes: dict[str, Any]) -> None:
     good = {
         "id": "20260101-000000-00000000",
         "model": "m",
@@ -221,7 +221,7 @@ STATE = tables(
     result=st.one_of(RESULT.map(as_json), DATA),
     spec=st.one_of(VALUES.map(as_json), DATA),
 )
-def test_files_of_a_job(
+def test_job_files_are_read(
     tmp_path_factory: pytest.TempPathFactory, status: bytes, result: bytes, spec: bytes
 ) -> None:
     top = tmp_path_factory.mktemp("state")
@@ -256,7 +256,7 @@ def _refused(parse: Callable[[str], Any], text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", SLOW)
-def test_no_expression_is_slow(kind: str) -> None:
+def test_regular_expressions_are_fast(kind: str) -> None:
     """Each word again and again: what takes more than a few microseconds a letter is not linear."""
     for word in filter(None, WORDS):
         text = (word * (1 << 15))[: 1 << 15]

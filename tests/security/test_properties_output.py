@@ -28,7 +28,7 @@ from train_classifier.reports.report import Report
 
 @FIXED
 @given(content=TEXT)
-def test_curves(content: str) -> None:
+def test_curves_are_finite(content: str) -> None:
     with bounded():
         for chart in chart_data.history(content) + chart_data.usage(content):
             assert all(
@@ -41,7 +41,7 @@ def test_curves(content: str) -> None:
     head=st.lists(st.sampled_from(["epoch", "loss", "val_loss", "time_s", "gpu_uuid", "memory_bytes", "x"]), max_size=5),
     rows=st.lists(st.lists(NUMBERS.map(digits) | TEXT, max_size=5), max_size=20),
 )  # fmt: skip
-def test_tables(head: list[str], rows: list[list[str]]) -> None:
+def test_tables_of_any_content_are_rendered_safely(head: list[str], rows: list[list[str]]) -> None:
     content = "\n".join(",".join(row) for row in [head, *rows])
     with bounded():
         archive_reader.thinned(io.BytesIO(content.encode("utf-8", "replace")), most=100)
@@ -51,7 +51,7 @@ def test_tables(head: list[str], rows: list[list[str]]) -> None:
 
 @FIXED
 @given(content=DATA)
-def test_manifest(content: bytes) -> None:
+def test_manifest_of_any_content_is_read(content: bytes) -> None:
     with bounded():
         assert isinstance(archive_reader.Papers(manifest=content).facts, dict)
 
@@ -61,7 +61,7 @@ def test_manifest(content: bytes) -> None:
     [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 100_000, b"\xff", b'{"a": NaN}', b"[]"],
     ids=range(6),
 )
-def test_manifest_of_one_kind(content: bytes) -> None:
+def test_hostile_manifest_is_read(content: bytes) -> None:
     with bounded():
         assert isinstance(archive_reader.Papers(manifest=content).facts, dict)
 
@@ -158,7 +158,7 @@ def check_markdown(text: str) -> None:
 
 @FIXED
 @given(report=REPORT)
-def test_report(report: Report) -> None:
+def test_report_has_only_own_tags(report: Report) -> None:
     with bounded():
         check_page(html_page.render(report))
 
@@ -166,14 +166,14 @@ def test_report(report: Report) -> None:
 @FIXED
 @example(report=Report(result={"reason": " "}))
 @given(report=REPORT)
-def test_job_summary(report: Report) -> None:
+def test_job_summary_has_only_own_markup(report: Report) -> None:
     with bounded():
         check_markdown(job_summary.markdown(report))
 
 
 @FIXED
 @given(report=REPORT, room=st.integers(0, 3000))
-def test_job_summary_that_is_cut(report: Report, room: int) -> None:
+def test_shortened_job_summary_is_rendered(report: Report, room: int) -> None:
     with bounded():
         job_summary.markdown(report, room)
 
@@ -188,7 +188,7 @@ def test_job_summary_that_is_cut(report: Report, room: int) -> None:
         run_url=st.sampled_from(["", "https://github.com/a/b"]),
     )
 )  # fmt: skip
-def test_slack_message(notice: slack_message.Notice) -> None:
+def test_slack_message_has_no_markup_of_users(notice: slack_message.Notice) -> None:
     with bounded():
         message = slack_message.message(notice)
         json.loads(json.dumps(message, allow_nan=False).encode())
@@ -206,7 +206,7 @@ def test_slack_message(notice: slack_message.Notice) -> None:
 
 @FIXED
 @given(log=TEXT)
-def test_annotations(log: str) -> None:
+def test_annotations_are_single_safe_commands(log: str) -> None:
     with bounded():
         annotation_list = tracebacks.find(log)
     assert len(annotation_list) <= tracebacks.MOST
@@ -222,7 +222,7 @@ def test_annotations(log: str) -> None:
 
 @FIXED
 @given(rows=st.lists(st.lists(LEAVES, min_size=3, max_size=3), max_size=4))
-def test_terminal(rows: list[list[Any]]) -> None:
+def test_terminal_output_has_no_control_characters(rows: list[list[Any]]) -> None:
     with bounded():
         shown = cli_text.table([[cli_text.short(cell, 50) for cell in row] for row in rows])
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)

@@ -38,7 +38,7 @@ def site(request: pytest.FixtureRequest, ssh_host: TestHost) -> Iterator[Site]:
         made.remove_planted()
 
 
-def test_cleaning_and_listing_touch_nothing_outside(site: Site, ssh_host: TestHost, tmp_path: Path) -> None:
+def test_clean_and_list_change_nothing_outside(site: Site, ssh_host: TestHost, tmp_path: Path) -> None:
     """Two jobs of root's, one that ends and one that fails; then everything of root's that looks and cleans."""
     caller = Caller(ssh_host, tmp_path, "root")
     kept = site.canaries()

@@ -81,7 +81,7 @@ def faults(site: Site) -> list[str]:
     return answer
 
 
-def test_account_can_change_nothing_that_root_runs_or_reads(site: Site) -> None:
+def test_account_cannot_change_what_root_runs_or_reads(site: Site) -> None:
     assert own_units(site)
     assert faults(site) == []
 
@@ -157,7 +157,7 @@ def watch_can_fail(site: Site) -> None:
 
 
 @pytest.mark.full
-def test_root_runs_and_reads_nothing_that_the_account_planted(
+def test_root_does_not_use_files_planted_by_the_account(
     runner_host: Host, site: Site, variables: dict[str, Any]
 ) -> None:
     kept = site.canaries()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 
-UUIDS = (
-    "GPU-5f9d8a3e-1c2b-4d5e-8f70-000000000000",
-    "GPU-5f9d8a3e-1c2b-4d5e-8f70-000000000001",
-)
+UUIDS = ("GPU-5f9d8a3e-1c2b-4d5e-8f70-000000000000", "GPU-5f9d8a3e-1c2b-4d5e-8f70-000000000001")
 
 
 def world(**changes: object) -> str:

@@ -36,7 +36,7 @@ def rewrite(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def test_jobs_that_cannot_be_read_stay(host: Machine) -> None:
+def test_clean_keeps_unreadable_jobs(host: Machine) -> None:
     newer, _ = host.train("open('artefacts/x','w')")
     damaged, _ = host.train("open('artefacts/x','w')")
     old, _ = host.train("open('artefacts/x','w')")
@@ -52,7 +52,7 @@ def test_jobs_that_cannot_be_read_stay(host: Machine) -> None:
         assert (host.job_dir(job) / "artefacts.tar.gz").exists()
 
 
-def test_the_version_that_began_a_job_finishes_it(host: Machine) -> None:
+def test_dead_job_is_finished_by_its_own_worker_version(host: Machine) -> None:
     job = host.start(LONG)
     host.until(job, "training", text=b"up\n")
     other = host.program.with_name("0" * 16)
@@ -120,7 +120,7 @@ def on_disk(host: Machine) -> int:
     return int(done.stdout.split()[0])
 
 
-def test_the_budget_frees_what_it_says(host: Machine) -> None:
+def test_clean_frees_the_bytes_that_it_reports(host: Machine) -> None:
     host.train("open('artefacts/x','w')")
     old, new = environment(host, "a" * 40, 1), environment(host, "b" * 40, 2)
     cache = uv_cache(host, "image-1", 1.5)
@@ -140,7 +140,7 @@ def test_the_budget_frees_what_it_says(host: Machine) -> None:
     assert done["kept_bytes"] <= 9 << 19
 
 
-def test_environments_of_the_last_release_are_removed_once_no_job_runs(host: Machine) -> None:
+def test_clean_removes_environments_of_last_release_when_no_job_runs(host: Machine) -> None:
     """They belong to the job's user as a whole, so they are removed as that user and never used."""
     old = host.state / "store"
     (old / "envs" / ("a" * 40) / "site").mkdir(parents=True)
@@ -160,7 +160,7 @@ def test_environments_of_the_last_release_are_removed_once_no_job_runs(host: Mac
     assert not old.exists() and (outside / "precious").exists()
 
 
-def test_what_comes_into_use_meanwhile_stays(host: Machine) -> None:
+def test_clean_keeps_environment_taken_into_use(host: Machine) -> None:
     """A job finds the environment after it was listed, before it would be removed."""
     host.train("open('artefacts/x','w')")
     touched, locked = environment(host, "a" * 40, 1), environment(host, "b" * 40, 1)
@@ -180,7 +180,7 @@ Shelf._images = _used
     assert host.call("clean", keep_environments_bytes=0)["removed"]["environments"] == 2
 
 
-def test_a_probe_without_its_maker_is_removed(host: Machine) -> None:
+def test_clean_removes_stray_probe_container(host: Machine) -> None:
     labels = [
         f"--label=train-classifier{name}={value}"
         for name, value in {
@@ -205,7 +205,7 @@ def test_a_probe_without_its_maker_is_removed(host: Machine) -> None:
             docker("rm", "-f", stray)
 
 
-def test_a_clock_that_jumps_abandons_nothing(host: Machine, tmp_path: Path) -> None:
+def test_clean_ignores_clock_jumps(host: Machine, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "__main__.py").write_text("open('artefacts/x','w')\n")
     spec = host.spec()
@@ -218,7 +218,7 @@ def test_a_clock_that_jumps_abandons_nothing(host: Machine, tmp_path: Path) -> N
     assert not host.job_dir(spec["id"]).exists()
 
 
-def test_cancel_during_a_push(host: Machine, tmp_path: Path) -> None:
+def test_cancel_during_push_refuses_submit(host: Machine, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "__main__.py").write_text("open('artefacts/x','w')\n")
     spec = host.spec()
@@ -234,7 +234,7 @@ def test_cancel_during_a_push(host: Machine, tmp_path: Path) -> None:
     assert not host.job_dir(spec["id"]).exists()
 
 
-def test_cancel_during_a_pull_from_a_registry_that_never_answers(host: Machine) -> None:
+def test_cancel_ends_pull_from_silent_registry(host: Machine) -> None:
     with socket.create_server(("127.0.0.1", 0)) as registry:
         port = registry.getsockname()[1]
         job = host.start(LONG, image=f"127.0.0.1:{port}/slow/image:1")
@@ -247,7 +247,7 @@ def test_cancel_during_a_pull_from_a_registry_that_never_answers(host: Machine) 
     host.assert_clean(job)
 
 
-def test_a_large_layer_is_committed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_slow_layer_is_committed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """However long the engine takes for it: an answer that is late is not an engine that is away."""
     tag = f"tc-keeping-layer:test-{os.getpid()}"
     with proxied() as proxy:
@@ -267,7 +267,7 @@ def test_a_large_layer_is_committed_once(monkeypatch: pytest.MonkeyPatch, tmp_pa
             docker("rmi", tag)
 
 
-def test_a_second_cancel_finishes_a_job_whose_worker_died(host: Machine) -> None:
+def test_second_cancel_finishes_job_of_dead_worker(host: Machine) -> None:
     job = host.start(LONG)
     host.until(job, "training", text=b"up\n")
     status = json.loads((host.job_dir(job) / "status.json").read_text())
@@ -281,7 +281,7 @@ def test_a_second_cancel_finishes_a_job_whose_worker_died(host: Machine) -> None
     assert docker("ps", "-aq", "--filter", f"label=train-classifier.job={job}") == ""
 
 
-def test_looking_renews_the_lease_on_a_full_disk(host: Machine) -> None:
+def test_read_renews_lease_on_full_disk(host: Machine) -> None:
     with host.on_small_disk("16m") as small:
         job = small.start(LONG, lease_s=600.0)
         small.until(job, "training", text=b"up\n")

@@ -36,7 +36,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
         yield made
 
 
-def test_papers_have_the_documented_keys(host: Machine, tmp_path: Path) -> None:
+def test_job_files_have_the_documented_keys(host: Machine, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "artefacts").mkdir()
     (tmp_path / "artefacts" / "README.md").write_text("old")
@@ -89,7 +89,7 @@ def check_values(manifest: dict[str, Any]) -> bool:
     return True
 
 
-def test_a_small_archive_comes_with_the_result(host: Machine, tmp_path: Path) -> None:
+def test_small_archive_is_sent_with_the_result(host: Machine, tmp_path: Path) -> None:
     """By the very call that submits the job; never a large one, and never what a link leads to."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "__main__.py").write_text("print('said')\nopen('artefacts/x', 'w').write('x')\n")
@@ -109,7 +109,7 @@ def test_a_small_archive_comes_with_the_result(host: Machine, tmp_path: Path) ->
     assert "content" not in host.call("follow", id=spec["id"], **asked, inline=1 << 20)
 
 
-def test_a_job_that_never_trained_has_a_result_with_the_documented_keys(host: Machine) -> None:
+def test_result_of_untrained_job_has_the_documented_keys(host: Machine) -> None:
     _, result = host.train("", image="no-such.invalid/image:1")
     assert result["exit_code"] == 9 and result["archive"] is None
     assert not matches(keys_of(result, "result.json"), "result.json")[0]

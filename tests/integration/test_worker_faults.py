@@ -28,7 +28,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 @pytest.mark.parametrize("user", accounts())
 @pytest.mark.parametrize("step", ["conclude", "say_finished", "clear_up"])
-def test_killed_between_the_last_steps(user: str, step: str) -> None:
+def test_job_finishes_after_kill_between_last_steps(user: str, step: str) -> None:
     with machine(user) as host:
         with host.patched("jobs/conclude", DIES.format(name=step)):
             job = host.start(WRITES)
@@ -42,7 +42,7 @@ def test_killed_between_the_last_steps(user: str, step: str) -> None:
         host.assert_clean(job)
 
 
-def test_whoever_finishes_a_dead_job_may_die_too(host: Machine) -> None:
+def test_recovery_may_be_killed_too(host: Machine) -> None:
     job = host.start(WRITES + "import time\ntime.sleep(600)\n")
     host.until(job, "training", text=b"up\n")
     host.kill_worker(job)
@@ -59,7 +59,7 @@ def test_whoever_finishes_a_dead_job_may_die_too(host: Machine) -> None:
     host.assert_clean(job)
 
 
-def test_full_disk_at_packing_keeps_what_the_model_wrote(host: Machine) -> None:
+def test_full_disk_at_packing_keeps_artefacts(host: Machine) -> None:
     with host.on_small_disk("12m") as small:
         job = small.start(
             "import os\nopen('artefacts/weights','wb').write(os.urandom(7 << 20))\nprint('up')\n"
@@ -86,7 +86,7 @@ def test_full_disk_at_packing_keeps_what_the_model_wrote(host: Machine) -> None:
 
 
 @pytest.mark.parametrize("ending", ["", "raise SystemExit(3)\n"])
-def test_full_disk_while_the_model_talks(host: Machine, ending: str) -> None:
+def test_full_disk_during_training_keeps_job_and_log_end(host: Machine, ending: str) -> None:
     program = (
         "import os, sys, time\nopen('artefacts/first','w').write('x')\nprint('up', flush=True)\n"
         + HOLD
@@ -109,7 +109,7 @@ def test_full_disk_while_the_model_talks(host: Machine, ending: str) -> None:
         small.assert_clean(job)
 
 
-def test_a_log_that_stops_ends_the_job(host: Machine) -> None:
+def test_stopped_log_reader_ends_the_job(host: Machine) -> None:
     """Nobody empties the FIFO any more: the model would stand still for good, with its GPU."""
     broken = "def _broken(self, data):\n    raise ValueError('broken on purpose')\nPump._write = _broken\n"
     with host.patched("training/log", broken):
@@ -120,7 +120,7 @@ def test_a_log_that_stops_ends_the_job(host: Machine) -> None:
     host.assert_clean(job)
 
 
-def test_disk_that_stays_full_is_named(host: Machine) -> None:
+def test_full_disk_during_build_is_reported(host: Machine) -> None:
     """A step fills the disk for good: the job ends at once, and says by whose fault."""
     fills = """
 def layer(context, base, workspace, model):
@@ -142,7 +142,7 @@ def layer(context, base, workspace, model):
         small.assert_clean(job)
 
 
-def test_engine_that_does_not_come_back(host: Machine, tmp_path: Path) -> None:
+def test_job_is_lost_and_delivered_when_engine_stays_away(host: Machine, tmp_path: Path) -> None:
     """The job is lost by the engine's fault and says so; what the model wrote is delivered all the same."""
     with proxied() as engine, machine(host.user) as away:
         away.docker_host = engine.address
@@ -164,7 +164,7 @@ def test_engine_that_does_not_come_back(host: Machine, tmp_path: Path) -> None:
         away.assert_clean(job)
 
 
-def test_engine_restart_during_a_step(host: Machine) -> None:
+def test_helper_container_is_restarted_after_lost_connection(host: Machine) -> None:
     """A helper container is started anew, not given up, when the connection breaks at its start."""
     with proxied() as engine, machine(host.user) as fresh:
         fresh.docker_host = engine.address
@@ -175,7 +175,7 @@ def test_engine_restart_during_a_step(host: Machine) -> None:
 
 
 @pytest.mark.parametrize("user", accounts())
-def test_a_job_that_cannot_begin_leaves_nothing(user: str, tmp_path: Path) -> None:
+def test_job_without_its_secrets_leaves_nothing(user: str, tmp_path: Path) -> None:
     with machine(user) as host:
         gone = "\n_take = take_secrets\ndef take_secrets(job):\n    drop_secrets_only(job)\n    return _take(job)\n" \
                "def drop_secrets_only(job):\n    Path(os.fsdecode((job.dir / 'secrets-at').read_bytes())).unlink()\n"  # fmt: skip

@@ -150,14 +150,14 @@ def builds(site: Site) -> None:
 
 
 @pytest.mark.parametrize("manner", ["slow", "truncates once"])
-def test_an_index_that_is_only_bad_at_times_is_waited_for(site: Site, index: None, manner: str) -> None:
+def test_slow_index_and_one_truncated_download_do_not_fail_the_build(site: Site, index: None, manner: str) -> None:
     Lame.manner = manner
     builds(site)
     assert site.containers() == []
 
 
 @pytest.mark.parametrize("manner", ["truncates", "stalls"])
-def test_an_index_that_breaks_off(site: Site, index: None, manner: str) -> None:
+def test_broken_index_download_is_reported_and_retried_later(site: Site, index: None, manner: str) -> None:
     Lame.manner = manner
     with pytest.raises(NoEnvironment) as raised:
         site.prepare("tc-lame\nsetuptools ; python_version < '3'\n")
@@ -197,14 +197,14 @@ def own_base(engine: docker.DockerClient, base_image: str, site: Site) -> Iterat
     engine.images.remove(made.id, force=True)
 
 
-def test_a_mirror_that_is_slow(site: Site, mirror: None, own_base: str) -> None:
+def test_slow_mirror_does_not_fail_the_build(site: Site, mirror: None, own_base: str) -> None:
     Lame.manner = "slow"
     made = site.layer("tc-lame", own_base)
     weights = "sha256sum /usr/share/tc-lame/weights"
     assert site.run(made, None, weights, shell=True).split()[0] == hashlib.sha256(WEIGHT).hexdigest()
 
 
-def test_a_mirror_that_truncates(
+def test_truncated_mirror_download_is_reported_and_retried_later(
     engine: docker.DockerClient, site: Site, mirror: None, own_base: str
 ) -> None:
     Lame.manner = "truncates"
