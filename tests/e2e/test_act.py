@@ -68,7 +68,9 @@ def environments(world: World) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in folder.glob("[0-9]*")}
 
 
-def test_original_action_workflow_trains_and_reports_failure(world: World, slack: Callable[..., Slack]) -> None:
+def test_original_action_workflow_trains_and_reports_failure(
+    world: World, slack: Callable[..., Slack]
+) -> None:
     """The seed's workflow trains, posts nothing of its own on success, and a second run installs nothing."""
     hook = slack(200)
     world.model(GOOD)
@@ -134,7 +136,9 @@ def test_sample_workflow_trains(world: World) -> None:
 
 
 @pytest.mark.xdist_group("nobody")
-def test_failing_model_delivers_artefacts_and_shows_error(ordinary: World, slack: Callable[..., Slack]) -> None:
+def test_failing_model_delivers_artefacts_and_shows_error(
+    ordinary: World, slack: Callable[..., Slack]
+) -> None:
     """Inputs reach the model as they are; a failure shows where, delivers what there is, and gives nothing away."""
     world, hook = ordinary, slack(200)
     world.model(FAILING, "my models/mnist")

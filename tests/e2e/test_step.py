@@ -139,7 +139,9 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
 
 
 @pytest.mark.parametrize("way", ["local", "ssh"])
-def test_cancel_stops_container_and_delivers_artefacts(world: World, slack: Callable[..., Slack], sshd: Sshd, way: str) -> None:
+def test_cancel_stops_container_and_delivers_artefacts(
+    world: World, slack: Callable[..., Slack], sshd: Sshd, way: str
+) -> None:
     """A cancel stops the container, brings what there is, says so, and is no failure to Slack's readers."""
     hook = slack(200)
     world.model(LONG)

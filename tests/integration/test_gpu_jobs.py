@@ -209,9 +209,7 @@ def test_doctor_finds_the_cards(caller: Caller) -> None:
     assert checks["gpu-in-framework"]["status"] == "skip"
 
 
-def test_auto_uses_cpu_when_engine_cannot_give_a_gpu(
-    caller: Caller, gpu_host: TestHost
-) -> None:
+def test_auto_uses_cpu_when_engine_cannot_give_a_gpu(caller: Caller, gpu_host: TestHost) -> None:
     gpu_host.shell("mv /etc/cdi/nvidia.json /root/")
     try:
         done = caller.run(*caller.train("look", "--gpus", "auto"))

@@ -79,9 +79,7 @@ def left_behind(engine: docker.DockerClient, image: str) -> list[dict[str, str]]
         container.remove(force=True)
 
 
-def test_new_package_extends_similar_layer(
-    engine: docker.DockerClient, site: Site, own_base: str
-) -> None:
+def test_new_package_extends_similar_layer(engine: docker.DockerClient, site: Site, own_base: str) -> None:
     first = site.layer("tree", own_base)
     second = site.layer("bc\ntree", own_base)
     assert engine.api.inspect_image(second.id)["Parent"] == first.id
@@ -183,7 +181,9 @@ def test_image_without_python_or_shell_is_refused(
         engine.images.remove(made.id, force=True)
 
 
-def test_image_for_another_processor_is_refused(engine: docker.DockerClient, site: Site, tmp_path: Path) -> None:
+def test_image_for_another_processor_is_refused(
+    engine: docker.DockerClient, site: Site, tmp_path: Path
+) -> None:
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
     tag = f"tc-env-foreign:test-{os.getpid()}"
     foreign = "amd64" if os.uname().machine == "aarch64" else "arm64"

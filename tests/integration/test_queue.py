@@ -136,9 +136,7 @@ def test_fifty_jobs_on_two_gpus_run_in_order(
     assert site.left() == []
 
 
-def test_gpu_of_dead_job_goes_to_the_next(
-    engine: docker.DockerClient, base_image: str, site: Site
-) -> None:
+def test_gpu_of_dead_job_goes_to_the_next(engine: docker.DockerClient, base_image: str, site: Site) -> None:
     site.cards(count=1)
     site.enqueue("dead")
     holder = site.start("dead", 600)
@@ -166,7 +164,9 @@ def test_gpu_of_dead_job_goes_to_the_next(
             left.remove(force=True)
 
 
-def test_job_container_without_ticket_keeps_its_gpu(engine: docker.DockerClient, base_image: str, site: Site) -> None:
+def test_job_container_without_ticket_keeps_its_gpu(
+    engine: docker.DockerClient, base_image: str, site: Site
+) -> None:
     container = engine.containers.run(
         base_image, ["sleep", "600"], detach=True, init=True,
         labels=labels("job", job="without-ticket", gpus=UUIDS[:1]),

@@ -66,9 +66,7 @@ def test_state_on_overlay_is_refused_before_any_change(ssh_host: TestHost, base_
     assert ssh_host.exec("test", "-e", "/opt/training", check=False).returncode == 1
 
 
-def test_missing_network_names_the_server_and_changes_nothing(
-    ssh_host: TestHost, base_image: str
-) -> None:
+def test_missing_network_names_the_server_and_changes_nothing(ssh_host: TestHost, base_image: str) -> None:
     told = {
         **fleet.role_variables(base_image),
         "training_host_disk_floor_bytes": 1 << 60,

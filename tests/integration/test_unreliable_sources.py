@@ -150,7 +150,9 @@ def builds(site: Site) -> None:
 
 
 @pytest.mark.parametrize("manner", ["slow", "truncates once"])
-def test_slow_index_and_one_truncated_download_do_not_fail_the_build(site: Site, index: None, manner: str) -> None:
+def test_slow_index_and_one_truncated_download_do_not_fail_the_build(
+    site: Site, index: None, manner: str
+) -> None:
     Lame.manner = manner
     builds(site)
     assert site.containers() == []

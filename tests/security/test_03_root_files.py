@@ -210,7 +210,9 @@ def test_03_link_planted_in_job_of_the_last_release_is_not_followed(
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "deep", "huge", "bytes"])
-def test_03_damaged_file_in_job_of_the_last_release_is_refused(last: tuple[Machine, str, str], kind: str) -> None:
+def test_03_damaged_file_in_job_of_the_last_release_is_refused(
+    last: tuple[Machine, str, str], kind: str
+) -> None:
     host, trained, dead = last
     for name in ("status.json", "result.json"):
         path = host.job_dir(trained) / name

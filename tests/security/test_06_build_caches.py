@@ -103,7 +103,9 @@ def test_06_newest_version_is_built_instead_of_taking_an_older_wheel(site: Site,
 
 
 @pytest.mark.parametrize("way", ["option", "address", "path"])
-def test_06_sources_named_by_a_checkout_stay_out_of_the_shared_cache(site: Site, index: Index, way: str) -> None:
+def test_06_sources_named_by_a_checkout_stay_out_of_the_shared_cache(
+    site: Site, index: Index, way: str
+) -> None:
     """uv knows an index by a weak hash of its address, and a local wheel by its path and time."""
     name, content = wheel("own", "1.0")
     index.add((name, content))

@@ -41,9 +41,7 @@ def package(folder: Path, backend: str) -> None:
     ],
     ids=["processes", "memory", "time"],
 )
-def test_11_build_ends_at_its_limits(
-    site: Site, backend: str, limits: dict[str, Any], sentence: str
-) -> None:
+def test_11_build_ends_at_its_limits(site: Site, backend: str, limits: dict[str, Any], sentence: str) -> None:
     site.find()
     package(site.workspace / "lib", backend)
     site.host = dataclasses.replace(site.host, **limits)

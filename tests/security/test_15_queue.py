@@ -144,7 +144,9 @@ def test_15_invalid_tickets_are_ignored_and_reported(engine: docker.DockerClient
 
 @pytest.mark.engine
 @pytest.mark.parametrize("kind", [*KINDS, "huge", "largest"])
-def test_15_invalid_counter_does_not_stop_the_queue(engine: docker.DockerClient, place: Place, kind: str) -> None:
+def test_15_invalid_counter_does_not_stop_the_queue(
+    engine: docker.DockerClient, place: Place, kind: str
+) -> None:
     counter = place.folder / "counter"
     if kind in KINDS:
         KINDS[kind](counter)
@@ -187,9 +189,7 @@ def test_15_ticket_owner_is_its_file_owner(place: Place) -> None:
 
 
 @pytest.mark.engine
-def test_15_forged_ticket_is_not_taken(
-    engine: docker.DockerClient, place: Place
-) -> None:
+def test_15_forged_ticket_is_not_taken(engine: docker.DockerClient, place: Place) -> None:
     """Neither held nor free does it keep a worker from its own ticket."""
     with held(place.forge("000000000000-a.json", {"state": "new", "want": 0, "gpus": []})):
         place.train(engine, "a")
