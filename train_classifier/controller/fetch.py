@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import os
@@ -14,6 +13,7 @@ from typing import Any
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.follow import PATIENCE_S, patiently
 from train_classifier.controller.transport import RemoteHost
+from train_classifier.core import locks
 from train_classifier.core.errors import NothingDelivered, NotReady, OutOfTouch, TrainClassifierError
 from train_classifier.core.job import JOB_ID
 
@@ -131,10 +131,10 @@ def keep(output: Path, job: str, content: bytes) -> None:
         part = folder / part_name(output, job)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with os.fdopen(descriptor, "wb") as file:
-            # Fails when another fetch of this job writes the file now.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.truncate()
-            file.write(content)
+            # The lock is held when another fetch of this job writes the file now.
+            if locks.try_lock(descriptor):
+                file.truncate()
+                file.write(content)
 
 
 def part_name(output: Path, job: str) -> str:
@@ -150,8 +150,8 @@ def sweep(output: Path) -> None:
         with contextlib.suppress(OSError):
             descriptor = os.open(part, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                part.unlink()
+                if locks.try_lock(descriptor):
+                    part.unlink()
             finally:
                 os.close(descriptor)
 
@@ -164,12 +164,10 @@ def _owned(part: Path) -> Iterator[Path]:
     """
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.try_lock(descriptor):
             raise NothingDelivered(
                 f"{part.name} is being written by another fetch of this job.", "Wait for it, or stop it."
-            ) from None
+            )
         try:
             yield part
         finally:

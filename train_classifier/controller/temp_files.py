@@ -1,7 +1,6 @@
 """Private temporary files: the folder of a run, and tracebacks of our bugs."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from train_classifier import __version__
+from train_classifier.core import locks
 
 PREFIX = "train-classifier-run-"
 #: Longest path of a Unix socket below the folder, with room for its name.
@@ -26,7 +26,7 @@ def private_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
     # Lock the file before it gets its name, so that another run never sees the lock of a running run free.
     descriptor = os.open(folder / "lock.new", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    locks.take_lock(descriptor)
     (folder / "lock.new").rename(folder / "lock")
     try:
         yield folder
@@ -45,10 +45,8 @@ def sweep(base: Path) -> None:
         except OSError:
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            continue
+            if locks.try_lock(descriptor):
+                shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(descriptor)
 

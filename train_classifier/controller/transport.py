@@ -6,12 +6,10 @@ the same code.
 
 import base64
 import contextlib
-import io
 import json
 import re
 import shlex
 import subprocess
-import tarfile
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from train_classifier.controller import processes, ssh_errors
 from train_classifier.controller.processes import Progress
 from train_classifier.controller.ssh_errors import Unreachable
 from train_classifier.controller.temp_files import private_folder
+from train_classifier.controller.worker_bundle import INSTALLER, bundle
 from train_classifier.core.errors import BadInput, NotReady, from_dict
 
 #: Exit statuses of the shell command line; they differ from those of shells, ssh and Python.
@@ -33,31 +32,6 @@ SSH_OPTIONS = {
     "ServerAliveInterval": "5",
     "ServerAliveCountMax": "2",
 }
-
-#: Runs on the host; a tar of the worker comes on standard input. If two run at once, the first rename wins.
-INSTALL = """
-import os, shutil, sys, tarfile, tempfile
-state, name = sys.argv[1:]
-os.umask(0o022)
-if not os.path.isdir(state):
-    os.makedirs(os.path.dirname(state), exist_ok=True)
-    os.makedirs(state, mode=0o711 if os.getuid() == 0 else 0o700, exist_ok=True)
-workers = os.path.join(state, "workers")
-os.makedirs(workers, exist_ok=True)
-target = os.path.join(workers, name)
-folder = tempfile.mkdtemp(prefix="." + name + ".", dir=workers)
-try:
-    with tarfile.open(fileobj=sys.stdin.buffer, mode="r|") as archive:
-        archive.extractall(folder)
-    os.chmod(folder, 0o755)
-    try:
-        os.rename(folder, target)
-    except OSError:
-        if not os.path.isfile(os.path.join(target, "__main__.py")):
-            raise
-finally:
-    shutil.rmtree(folder, ignore_errors=True)
-"""
 
 
 #: Processes of the running questions; see `abandon`.
@@ -168,23 +142,15 @@ class RemoteHost:
 
     def install(self, timeout: float = 60.0) -> None:
         """Put this version's worker on the host, by content hash. Raises as `call` does."""
-        from train_classifier.controller.worker_bundle import bundle
-
         name, files = bundle()
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as archive:
-            for path, content in sorted(files.items()):
-                member = tarfile.TarInfo(path)
-                member.size = len(content)
-                member.mode = 0o644
-                archive.addfile(member, io.BytesIO(content))
-        program = base64.b64encode(INSTALL.encode()).decode()
+        texts = json.dumps({path: content.decode() for path, content in files.items()})
+        program = base64.b64encode(INSTALLER.encode()).decode()
         line = (
             f"{self._state()}; {self._needs_python()}; "
             f'exec "$P" -I -c \'import base64;exec(base64.b64decode("{program}"))\' '
             f'"$S" {name}'
         )
-        status, out, err = self._run(self._shell(line), packed.getvalue(), timeout)
+        status, out, err = self._run(self._shell(line), texts.encode(), timeout)
         self._check(status, err)
         if status:
             raise NotReady(
@@ -252,8 +218,6 @@ class RemoteHost:
         return f'{choose}; command -v "$P" >/dev/null 2>&1 || {_end_with(NO_PYTHON)}'
 
     def _worker(self, door: str = "") -> str:
-        from train_classifier.controller.worker_bundle import bundle
-
         return (
             f'{self._state()}; W="$S/workers/{bundle()[0]}"; {self._needs_python()}; '
             f'[ -f "$W/__main__.py" ] || {_end_with(NO_WORKER)}; exec "$P" -I "$W"{door}'

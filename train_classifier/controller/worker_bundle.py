@@ -1,4 +1,4 @@
-"""The worker's program as a set of files with a hash of their content, for the installation on a host."""
+"""The worker's program as a set of files with a hash of their content, and its installation on a host."""
 
 import functools
 import hashlib
@@ -13,6 +13,35 @@ from train_classifier.worker.api import main
 
 sys.exit(main(sys.argv[1:]))
 '''
+#: Installs a bundle on a host. Arguments: the state folder and the bundle's name; the files come as JSON on
+#: standard input. If two run at once, the first rename wins. An incomplete installation is replaced.
+INSTALLER = """
+import json, os, shutil, sys, tempfile
+state, name = sys.argv[1:]
+os.umask(0o022)
+if not os.path.isdir(state):
+    os.makedirs(os.path.dirname(state), exist_ok=True)
+    os.makedirs(state, mode=0o711 if os.getuid() == 0 else 0o700, exist_ok=True)
+workers = os.path.join(state, "workers")
+os.makedirs(workers, exist_ok=True)
+target = os.path.join(workers, name)
+folder = tempfile.mkdtemp(prefix="." + name + ".", dir=workers)
+try:
+    for path, text in json.load(sys.stdin.buffer).items():
+        path = os.path.join(folder, path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    os.chmod(folder, 0o755)
+    try:
+        os.rename(folder, target)
+    except OSError:
+        if not os.path.isfile(os.path.join(target, "__main__.py")):
+            shutil.rmtree(target)
+            os.rename(folder, target)
+finally:
+    shutil.rmtree(folder, ignore_errors=True)
+"""
 #: The packages below `train_classifier` that are installed on a host.
 PACKAGES = ("core", "worker")
 

@@ -29,6 +29,11 @@ def open_lock(path: Path, mode: int = 0o600) -> int:
     return descriptor
 
 
+def take_lock(descriptor: int, shared: bool = False) -> None:
+    """Wait for the lock and take it; a lock that the descriptor holds already changes its kind."""
+    fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+
+
 def try_lock(descriptor: int, shared: bool = False) -> bool:
     """Take the lock if it is free; True when taken."""
     try:
@@ -59,7 +64,7 @@ def hold(
         descriptor = open_lock(path, mode)
         try:
             if check is None and timeout is None:
-                fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+                take_lock(descriptor, shared)
             else:
                 while not try_lock(descriptor, shared):
                     if check is not None:
@@ -99,9 +104,7 @@ def is_held(path: Path) -> bool:
 
 
 def _is_current(descriptor: int, path: Path) -> bool:
-    mine = os.fstat(descriptor)
     try:
-        there = os.stat(path, follow_symlinks=False)
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
         return False
-    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)

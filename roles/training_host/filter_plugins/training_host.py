@@ -17,12 +17,13 @@ def _find_package(role_path: str) -> None:
 
 
 def worker(role_path: str) -> dict[str, Any]:
-    """Return `{"name": content hash, "files": {relative path: text}}` of the worker's program."""
+    """Return the worker's program: `name` (content hash), `installer`, `files` (relative path: text)."""
     _find_package(role_path)
-    from train_classifier.controller.worker_bundle import bundle
+    from train_classifier.controller.worker_bundle import INSTALLER, bundle
 
     name, files = bundle()
-    return {"name": name, "files": {path: content.decode() for path, content in files.items()}}
+    texts = {path: content.decode() for path, content in files.items()}
+    return {"name": name, "installer": INSTALLER, "files": texts}
 
 
 def refused_file_systems(role_path: str) -> list[str]:

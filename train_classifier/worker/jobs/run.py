@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from train_classifier.core import locks
 from train_classifier.core.errors import TrainClassifierError
-from train_classifier.worker.containers import engine
+from train_classifier.worker.containers import engine, environment, image, package_layers
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.jobs import conclude, recover
 from train_classifier.worker.jobs.secrets import take_secrets
@@ -86,15 +86,11 @@ def _but_for_the_disk() -> Iterator[None]:
 
 def find_image(run: JobRun) -> None:
     """Find or pull the image: the host's GPU image where a GPU is used."""
-    from train_classifier.worker.containers import image
-
     run.image = image.resolve(run.context, run.spec, run.gpu_count > 0)
 
 
 def add_packages(run: JobRun) -> None:
     """Lay the Debian packages of apt-pkgs.txt over the image."""
-    from train_classifier.worker.containers import package_layers
-
     # The first step that reads the repository.
     workspace_copy.wait(run.job, run.watch.check)
     run.image = package_layers.layer(run.context, run.image, run.job.workspace, run.spec.model)
@@ -106,8 +102,6 @@ def add_packages(run: JobRun) -> None:
 
 def build_environment(run: JobRun) -> None:
     """Find or build the environment of requirements.txt."""
-    from train_classifier.worker.containers import environment
-
     run.environment = environment.prepare(
         run.context, run.image, run.job.workspace, run.spec.model, run.spec.repository.key
     )

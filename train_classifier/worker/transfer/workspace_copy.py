@@ -5,7 +5,6 @@ until it has ended. A step that needs the workspace waits for the copy first.
 """
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -43,8 +42,8 @@ def start(job: Job, account: Account, mirror: Path, lock: int) -> None:
         make_folder(job.workspace, 0o755, account)
     words = os.open(job.copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | locks.O_LOCK, 0o600)
     try:
-        fcntl.flock(words, fcntl.LOCK_EX)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        locks.take_lock(words)
+        locks.take_lock(lock, shared=True)
         process = subprocess.Popen(
             ["/bin/sh", "-c", SCRIPT, "copy", str(mirror / "tree"), str(job.workspace)],
             stdin=subprocess.DEVNULL,
