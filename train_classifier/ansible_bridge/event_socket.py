@@ -85,6 +85,7 @@ class Sink:
         self._answer = answer
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
+        self._closed = False
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(path))
         self._server.listen(8)
@@ -94,6 +95,7 @@ class Sink:
         """Stop listening; with `drain`, pass on what has already arrived first."""
         for thread in list(self._threads) if drain else ():
             thread.join(5)
+        self._closed = True
         self._server.close()
 
     def _accept(self) -> None:
@@ -106,7 +108,7 @@ class Sink:
 
     def _serve(self, connection: socket.socket) -> None:
         with contextlib.suppress(ConnectionError), connection:
-            while (frame := _receive(connection)) is not None:
+            while (frame := _receive(connection)) is not None and not self._closed:
                 kind, payload = frame
                 if kind == b"L":
                     with self._lock:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from train_classifier.cli.console import Console
+from train_classifier.cli.training_run import TrainingRun, finish
 from train_classifier.core import text
 from train_classifier.core.errors import ExitCode
+from train_classifier.request.build import TrainRequest, build
 from train_classifier.request.flags import own_settings
 
 #: Flags whose name differs from the request's.
@@ -25,32 +27,22 @@ def train(
     dry_run: bool,
 ) -> ExitCode:
     """Check the request, then run it. Raises BadInput with every problem of the request at once."""
-    from train_classifier.cli.training_playbook import Play
-
     # Flags that are not set are None or empty: then the environment and the settings apply.
     options = {NAMES.get(name, name): value for name, value in given.items() if value not in (None, [], ())}
-    with Play() as play:
-        own = own_settings(os.environ)
-        if not dry_run:
-            play.foresee(os.environ, repo, options.get("inventory"), options.get("host"), own)
-        from train_classifier.request.build import TrainRequest, build
-
-        plan = build(
-            TrainRequest(model=model, arguments=arguments, repo=repo, **options),
-            os.environ,
-            own_settings=own,
-        )
-        console = Console(json_mode=json_mode)
-        for warning in plan.warnings:
-            console.event("message", level="warning", text=warning)
-        assert plan.look is not None
-        if dry_run:
-            _describe(plan, console)
-            return ExitCode.TRAINED
-        from train_classifier.cli.training_run import TrainingRun, finish
-
-        run = TrainingRun(plan.order(), plan.look, plan.secrets, console)
-        code = run.run(play, plan.inventory, plan.host)
+    plan = build(
+        TrainRequest(model=model, arguments=arguments, repo=repo, **options),
+        os.environ,
+        own_settings=own_settings(os.environ),
+    )
+    console = Console(json_mode=json_mode)
+    for warning in plan.warnings:
+        console.event("message", level="warning", text=warning)
+    assert plan.look is not None
+    if dry_run:
+        _describe(plan, console)
+        return ExitCode.TRAINED
+    run = TrainingRun(plan.order(), plan.look, plan.secrets, console)
+    code = run.run(plan.inventory, plan.host)
     finish(run, code, console)
     return code
 

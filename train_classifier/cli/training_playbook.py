@@ -1,4 +1,4 @@
-"""The training playbook of one run, in its own thread: it starts while the request is still checked."""
+"""The training playbook of one run, in its own thread."""
 
 import contextlib
 import json
@@ -6,19 +6,12 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from train_classifier.ansible_bridge import event_socket, playbook
 from train_classifier.ansible_bridge import inventory as inventories
 from train_classifier.controller.temp_files import private_folder
-from train_classifier.core import regular_file
-from train_classifier.core.errors import BadInput
-from train_classifier.request import flags
-
-#: Seconds to wait for the end of a killed Ansible.
-GONE_S = 5.0
 
 
 class Attendant(Protocol):
@@ -35,126 +28,41 @@ class Attendant(Protocol):
 
 
 class Play:
-    """One run of playbooks/train.yml, and the socket that its steps connect to. A context manager.
+    """One run of playbooks/train.yml, and the socket that its steps connect to."""
 
-    Ansible needs half a second until its first step, which asks for the order before it connects to the
-    host. So it may be started before there is an order: its steps wait until `attend` is called.
-    """
-
-    def __init__(self) -> None:
-        #: ("done", Outcome) or ("crash", exception) when the playbook ends; the attendant may post too.
-        self.inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._for: tuple[str | None, str | None] | None = None
-        self._attendant: Attendant | None = None
-        self._attended = threading.Event()
+    def __init__(self, attendant: Attendant, inbox: "queue.SimpleQueue[tuple[str, Any]]") -> None:
+        """Make the folder. `inbox` gets ("done", Outcome) or ("crash", exception) at the playbook's end."""
+        self._inbox = inbox
         self._abandoned = threading.Event()
         self._over = threading.Event()
-        self._held = contextlib.ExitStack()
-        self._folder = Path()
-        self._listener: event_socket.Sink | None = None
+        self._cleanup = contextlib.ExitStack()
+        self._folder = self._cleanup.enter_context(private_folder())
+        #: The file from which the steps read the order.
+        self.order_file = self._folder / "order.json"
+        self.order_file.touch(0o600)
+        self._sink = event_socket.Sink(self._folder / "sink", attendant, attendant.answer)
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> "Play":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    @property
-    def order_file(self) -> Path:
-        """The file from which the steps read the order."""
-        return self._folder / "order.json"
-
-    def foresee(
-        self,
-        environ: Mapping[str, str],
-        repo: str | None,
-        inventory: str | None,
-        host: str | None,
-        own_settings: Path | None = None,
-    ) -> None:
-        """Start the playbook for the host that these flags seem to mean, if a quick check finds one."""
-        host = host if host is not None else environ.get(flags.variable_of("host")) or None
-        settings = b""
-        try:
-            where = inventories.source(inventory, environ, Path.cwd())
-            repository = Path(repo or environ.get(flags.variable_of("repo")) or ".")
-            for path in (repository / flags.SETTINGS_FILE, own_settings):
-                with contextlib.suppress(FileNotFoundError):
-                    settings += regular_file.read(path, flags.MOST_SETTINGS) if path else b""
-        except (BadInput, OSError, ValueError):
-            return
-        # The settings may name the host, and a host without an inventory is an error: the full check decides.
-        if (host is None and b"host" in settings) or (host is not None and where is None):
-            return
-        self.start(where, host)
-
     def start(self, inventory: str | None, limit: str | None) -> None:
-        """Start the playbook, unless it already runs for the same inventory and limit."""
-        if self._thread is not None:
-            if self._for == (inventory, limit):
-                return
-            self.end()
-            # Threads of the old playbook keep the old objects.
-            self.inbox, self._attendant = queue.SimpleQueue(), None
-            self._attended, self._abandoned, self._over = (threading.Event() for _ in range(3))
-        self._for = inventory, limit
-        self._folder = self._held.enter_context(private_folder())
-        self.order_file.touch(0o600)
-        self._listener = event_socket.Sink(self._folder / "sink", self, self.answer)
+        """Start the playbook in its own thread."""
         self._thread = threading.Thread(
-            target=self._play, args=(self.inbox, self._over, inventory, limit), daemon=True, name="playbook"
+            target=self._run, args=(inventory, limit), daemon=True, name="playbook"
         )
         self._thread.start()
 
-    def attend(self, attendant: Attendant) -> None:
-        """Connect the steps to `attendant`; it also gets the events that are waiting."""
-        self._attendant = attendant
-        self._attended.set()
-
-    def end(self, patience: float = GONE_S) -> None:
+    def end(self, patience: float) -> None:
         """Pass on the events that have arrived, kill a running playbook, and wait `patience` seconds."""
-        if self._thread is None:
-            return
         over = self._over.is_set()
+        self._sink.close(drain=over)
         if not over:
             self._abandoned.set()
-            self._attended.set()
             kill_family("ansible-playbook")
-            self._thread.join(patience)
-        if self._listener is not None:
-            self._listener.close(drain=over)
-        self._held.close()
-        self._thread = None
+            if self._thread:
+                self._thread.join(patience)
+        self._cleanup.close()
 
-    # The sink's side: a Reporter that waits until `attend` is called.
-
-    def event(self, event: str, **fields: Any) -> None:
-        """Pass an event on."""
-        self._heard().event(event, **fields)
-
-    def log(self, data: bytes) -> None:
-        """Pass log bytes on."""
-        self._heard().log(data)
-
-    def answer(self, question: Any) -> Any:
-        """Pass a question on."""
-        return self._heard().answer(question)
-
-    def _heard(self) -> Attendant:
-        self._attended.wait()
-        if self._attendant is None or self._abandoned.is_set():
-            raise ConnectionError("nobody attends to the playbook any more")
-        return self._attendant
-
-    def _play(
-        self,
-        inbox: "queue.SimpleQueue[tuple[str, Any]]",
-        over: threading.Event,
-        inventory: str | None,
-        limit: str | None,
-    ) -> None:
-        folder, order = self._folder, self.order_file
+    def _run(self, inventory: str | None, limit: str | None) -> None:
+        folder = self._folder
         try:
             private = folder / "ansible"
             private.mkdir(mode=0o700)
@@ -169,7 +77,7 @@ class Play:
                 limit=limit,
                 variables={
                     "training_job_host": "all",
-                    "training_job_request_file": str(order),
+                    "training_job_request_file": str(self.order_file),
                 },
                 # A file that no plugin can read is an error, not an empty inventory.
                 environment={
@@ -181,11 +89,11 @@ class Play:
                 },
                 cancelled=self._abandoned.is_set,
             )
-            over.set()
-            inbox.put(("done", outcome))
+            self._over.set()
+            self._inbox.put(("done", outcome))
         except BaseException as error:
-            over.set()
-            inbox.put(("crash", error))
+            self._over.set()
+            self._inbox.put(("crash", error))
 
 
 def kill_family(program: str) -> None:

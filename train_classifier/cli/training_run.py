@@ -106,19 +106,18 @@ class TrainingRun:
 
     # The run.
 
-    def run(self, play: Play, inventory: str | None, limit: str | None) -> ExitCode:
+    def run(self, inventory: str | None, limit: str | None) -> ExitCode:
         """Run the playbook on the one host and return the exit code; `failure` says why it is not 0."""
-        play.start(inventory, limit)
-        self._play, self._inbox = play, play.inbox
         with self._signals():
-            play.attend(self)
+            self._play = Play(self, self._inbox)
             try:
+                self._play.start(inventory, limit)
                 self._attend()
             except TrainClassifierError as error:
                 self.failure = error
                 self._abandon.set()
             finally:
-                play.end(self.leave_s)
+                self._play.end(self.leave_s)
         return self.failure.code if self.failure else ExitCode.TRAINED
 
     def answer(self, question: Any) -> Any:

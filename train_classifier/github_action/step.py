@@ -64,14 +64,6 @@ class Step:
             del os.environ[name]
         given = self.inputs = inputs.read(environment)
         problems = [*given.problems, *self._remove_old(given.environment)]
-        from train_classifier.cli.training_playbook import Play
-
-        with Play() as play:
-            asked = given.request
-            play.foresee(given.environment, asked.repo, asked.inventory, asked.host)
-            self._train(given, problems, play)
-
-    def _train(self, given: Inputs, problems: list[str], play: Any) -> None:
         from train_classifier.request.build import build
 
         try:
@@ -90,7 +82,7 @@ class Step:
         order = dataclasses.replace(plan.order(), spec=spec)
         assert plan.look is not None
         self.run = StepRun(order, plan.look, plan.secrets, self.console, self)
-        self.run.run(play, plan.inventory, plan.host)
+        self.run.run(plan.inventory, plan.host)
         self.failure = self.run.failure
 
     def _mask(self, value: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from train_classifier.ansible_bridge import inventory
 from train_classifier.ansible_bridge.inventory import Target
 from train_classifier.cli.console import Console
-from train_classifier.cli.training_playbook import Play
 from train_classifier.cli.training_run import TrainingRun
 from train_classifier.controller.steps import Order
 from train_classifier.core.errors import Cancelled, ExitCode, OutOfTouch, TrainClassifierError
@@ -105,10 +104,10 @@ class StepRun(TrainingRun):
         lease = LEASE_S if target.local else REMOTE_LEASE_S
         return dataclasses.replace(order, spec=dataclasses.replace(order.spec, lease_s=lease))
 
-    def run(self, play: Play, inventory: str | None, limit: str | None) -> ExitCode:
+    def run(self, inventory: str | None, limit: str | None) -> ExitCode:
         """Run, then remove the part file that an interrupted fetch left on this machine."""
         self._inventory = inventory
-        code = super().run(play, inventory, limit)
+        code = super().run(inventory, limit)
         if self._looking_back is not None and code is not ExitCode.CANCELLED:
             self._looking_back.join(LOOK_BACK_S)
         output = Path(self.order.output)

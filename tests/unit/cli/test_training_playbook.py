@@ -1,8 +1,8 @@
-"""The playbook that starts before its request is checked: nothing of it stays, and no host is touched by it."""
+"""The training playbook of one run: nothing of it remains, and no host is changed without an order."""
 
 from __future__ import annotations
 
-import os
+import queue
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from train_classifier.ansible_bridge import playbook
-from train_classifier.cli import training_playbook as playing
 from train_classifier.cli.training_playbook import Play, descendants
 from train_classifier.controller.temp_files import PREFIX
 
@@ -51,56 +50,24 @@ def started() -> list[int]:
     return found
 
 
-def test_a_refused_request_leaves_no_playbook_behind(folder: Path) -> None:
-    with Play() as play:
-        play.foresee({}, None, None, None)
-        found = started()
-        time.sleep(1)
-    assert not [process for process in found if Path(f"/proc/{process}").exists()]
+def test_ended_play_leaves_no_process_and_no_file(folder: Path) -> None:
+    play = Play(Attendant(), queue.SimpleQueue())
+    play.start(None, None)
+    processes = started()
+    time.sleep(1)
+    play.end(5)
+    assert not [process for process in processes if Path(f"/proc/{process}").exists()]
     assert not list(folder.glob(f"{PREFIX}*"))
     assert not list((folder / ".ansible").rglob("ansible-local*"))
 
 
-def test_steps_wait_until_somebody_attends(folder: Path) -> None:
-    (folder / "hosts").write_text("one ansible_connection=local\n")
-    attendant = Attendant()
-    with Play() as play:
-        play.foresee({}, None, "hosts", "one")
-        first = started()
-        time.sleep(2)
-        assert play.inbox.empty()
-        # The request meant just this: what runs already is taken.
-        play.start(str(folder / "hosts"), "one")
-        assert set(first) <= set(descendants("ansible-playbook"))
-        play.attend(attendant)
-        kind, outcome = play.inbox.get(timeout=240)
-    assert kind == "done" and isinstance(outcome, playbook.Outcome) and outcome.status != 0
-    assert attendant.asked[0]["host"]["name"] == "one"
-    assert not list(folder.glob(f"{PREFIX}*"))
-
-
-def test_another_host_is_meant_after_all(folder: Path) -> None:
+def test_first_step_asks_for_the_order_of_the_chosen_host(folder: Path) -> None:
     (folder / "hosts").write_text("one ansible_connection=local\ntwo ansible_connection=local\n")
-    attendant = Attendant()
-    with Play() as play:
-        play.foresee({}, None, "hosts", "one")
-        first = started()
-        play.start(str(folder / "hosts"), "two")
-        assert not set(first) & set(descendants("ansible-playbook"))
-        play.attend(attendant)
-        play.inbox.get(timeout=240)
+    attendant, inbox = Attendant(), queue.SimpleQueue[tuple[str, Any]]()
+    play = Play(attendant, inbox)
+    play.start(str(folder / "hosts"), "two")
+    kind, outcome = inbox.get(timeout=240)
+    play.end(5)
+    assert kind == "done" and isinstance(outcome, playbook.Outcome) and outcome.status != 0
     assert [question["host"]["name"] for question in attendant.asked] == ["two"]
-
-
-@pytest.mark.parametrize(
-    ("settings", "inventory", "host"),
-    [('[defaults]\nhost = "x"\n', "hosts", None), ("", None, "x"), ("", "missing", None)],
-)
-def test_what_a_look_cannot_tell_is_not_started(
-    folder: Path, settings: str, inventory: str | None, host: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(playing.Play, "start", lambda *_: pytest.fail("started"))
-    (folder / "hosts").write_text("one\n")
-    (folder / "train-classifier.toml").write_text(settings)
-    with Play() as play:
-        play.foresee(os.environ, str(folder), inventory, host)
+    assert not list(folder.glob(f"{PREFIX}*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import queue
 import threading
 from pathlib import Path
@@ -24,23 +25,23 @@ JOB = "20260101-000000-00000001"
 class Script:
     """Plays the playbook's part: its steps are what the test says, in a thread of its own."""
 
-    def __init__(self, steps: Any) -> None:
-        self.inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._steps = steps
-        self._thread: threading.Thread | None = None
+    def __init__(self, steps: Any, run: TrainingRun, inbox: queue.SimpleQueue[tuple[str, Any]]) -> None:
+        self.inbox = inbox
         self.ended = False
+        self._thread = threading.Thread(target=steps, args=(run, self), daemon=True)
 
     def start(self, inventory: str | None, limit: str | None) -> None:
-        pass
-
-    def attend(self, run: TrainingRun) -> None:
-        self._thread = threading.Thread(target=self._steps, args=(run, self), daemon=True)
         self._thread.start()
 
     def end(self, patience: float) -> None:
         self.ended = True
-        assert self._thread is not None
         self._thread.join(240)
+
+
+def code_of(run: TrainingRun, steps: Any, monkeypatch: pytest.MonkeyPatch) -> ExitCode:
+    """Return the exit code of a run whose playbook is `steps`."""
+    monkeypatch.setattr("train_classifier.cli.training_run.Play", functools.partial(Script, steps))
+    return run.run(None, None)
 
 
 class Target:
@@ -74,7 +75,9 @@ def push(run: TrainingRun) -> None:
     run.event("phase", phase="push", state="end", seconds=0.1)
 
 
-def test_a_stop_between_push_and_start_keeps_the_job_from_starting(cancelled: list[str]) -> None:
+def test_a_stop_between_push_and_start_keeps_the_job_from_starting(
+    cancelled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[bool] = []
 
     def steps(run: TrainingRun, script: Script) -> None:
@@ -85,13 +88,15 @@ def test_a_stop_between_push_and_start_keeps_the_job_from_starting(cancelled: li
         # The step was already on its way when the run was given up.
         asked.append(run.answer("start"))
 
-    run, script = made(), Script(steps)
-    assert run.run(script, None, None) == ExitCode.CANCELLED  # type: ignore[arg-type]
+    run = made()
+    assert code_of(run, steps, monkeypatch) == ExitCode.CANCELLED
     assert "before the job was started" in str(run.failure)
     assert (asked, cancelled) == ([False], [])
 
 
-def test_a_stop_after_the_start_was_allowed_reaches_the_host(cancelled: list[str]) -> None:
+def test_a_stop_after_the_start_was_allowed_reaches_the_host(
+    cancelled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def steps(run: TrainingRun, script: Script) -> None:
         push(run)
         assert run.answer("start") is True
@@ -106,7 +111,7 @@ def test_a_stop_after_the_start_was_allowed_reaches_the_host(cancelled: list[str
 
     run = made()
     run._host = Target()  # type: ignore[assignment]
-    assert run.run(Script(steps), None, None) == ExitCode.CANCELLED  # type: ignore[arg-type]
+    assert code_of(run, steps, monkeypatch) == ExitCode.CANCELLED
     assert len(cancelled) == 1
 
 
@@ -132,7 +137,7 @@ def test_leaving_at_once_during_the_start_takes_the_job_away(monkeypatch: pytest
 
     run = made()
     run._host = Target()  # type: ignore[assignment]
-    assert run.run(Script(steps), None, None) == ExitCode.CANCELLED  # type: ignore[arg-type]
+    assert code_of(run, steps, monkeypatch) == ExitCode.CANCELLED
     assert "is being stopped" in str(run.failure)
     assert len(asked) == 2
 
