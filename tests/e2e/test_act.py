@@ -346,7 +346,11 @@ jobs:
     assert done.status == 0, done.log
     assert len(limited.received) == 1
     assert limited.asked == 3
-    said = [line for line in done.log.splitlines() if "Slack was not told" in line and "::warning" in line]
+    said = [
+        line
+        for line in done.log.splitlines()
+        if "The Slack notice was not delivered" in line and "::warning" in line
+    ]
     assert len(said) == 4, done.log
     for words in ("HTTP 500", "HTTP 404", "no answer", "neither"):
         assert [line for line in said if words in line]

@@ -109,24 +109,24 @@ def unfenced(text: str) -> str:
     return re.sub("`(?=`)", "`\u200b", text)
 
 
-def shortened(text: str, most: int) -> str:
-    """Cut escaped text to `most` characters, never inside an entity."""
-    if len(text) <= most:
+def shortened(text: str, limit: int) -> str:
+    """Cut escaped text to `limit` characters, never inside an entity."""
+    if len(text) <= limit:
         return text
-    return re.sub(r"&[a-z]*\Z", "", text[: most - 1]) + "…"
+    return re.sub(r"&[a-z]*\Z", "", text[: limit - 1]) + "…"
 
 
-def last_lines(text: str, most: int) -> str:
-    """Return as many of the last lines, escaped for a code block, as fit into `most` characters."""
+def last_lines(text: str, limit: int) -> str:
+    """Return as many of the last lines, escaped for a code block, as fit into `limit` characters."""
     lines: list[str] = []
-    left = most
+    left = limit
     for line in reversed(text.replace("\r\n", "\n").rstrip().split("\n")):
         # As on a terminal: text that a progress bar has overwritten is not shown.
-        shown = shortened(unfenced(escape(line.rpartition("\r")[2])), 400)
-        if len(shown) + 1 > left or len(lines) == 20:
+        escaped_line = shortened(unfenced(escape(line.rpartition("\r")[2])), 400)
+        if len(escaped_line) + 1 > left or len(lines) == 20:
             break
-        left -= len(shown) + 1
-        lines.append(shown)
+        left -= len(escaped_line) + 1
+        lines.append(escaped_line)
     return "\n".join(reversed(lines))
 
 
@@ -164,19 +164,19 @@ def message(notice: Notice) -> dict[str, Any]:
     if notice.seconds is not None:
         facts["Duration"] = show_seconds(notice.seconds)
     # Slack accepts up to ten fields of 2000 characters in a section.
-    shown = [(name, shortened(inline(value), 300)) for name, value in facts.items() if value]
-    shown += [
+    pairs = [(name, shortened(inline(value), 300)) for name, value in facts.items() if value]
+    pairs += [
         (shortened(inline(name), 80), f"{value:.6g}")
         for name, value in notice.metrics.items()
         if number(value) is not None
     ]
-    fields = [{"type": "mrkdwn", "text": f"*{name}*\n{value}"} for name, value in shown[:10]]
+    fields = [{"type": "mrkdwn", "text": f"*{name}*\n{value}"} for name, value in pairs[:10]]
     if fields:
         blocks.append({"type": "section", "fields": fields})
     if notice.event is not Event.STARTED:
-        said = "\n".join(unfenced(escape(part)) for part in (notice.reason, notice.hint) if part)
-        if said:
-            blocks.append(_section(shortened(said, SECTION)))
+        reason = "\n".join(unfenced(escape(part)) for part in (notice.reason, notice.hint) if part)
+        if reason:
+            blocks.append(_section(shortened(reason, SECTION)))
     if notice.event is Event.FAILED:
         tail = last_lines(notice.tail, SECTION - 20)
         if tail:
@@ -188,25 +188,26 @@ def _section(text: str) -> dict[str, Any]:
     return {"type": "section", "text": {"type": "mrkdwn", "text": text}}
 
 
-def notify(identifier: str, notice: Notice, wanted: frozenset[Event], total_s: float = 30.0) -> str | None:
-    """Post a notice if it is wanted, always within `total_s` seconds.
+def notify(identifier: str, notice: Notice, events: frozenset[Event], total_s: float = 30.0) -> str | None:
+    """Post a notice if its event is in `events`, always within `total_s` seconds.
 
     Never raises. Returns None when there was nothing to post or it was delivered, otherwise one line with the
     reason, without the webhook's address.
     """
-    if notice.event not in wanted or not identifier.strip():
+    if notice.event not in events or not identifier.strip():
         return None
     try:
         url = webhook_url(identifier)
         body = message(notice)
     except ValueError as error:
-        return f"Slack was not told: {error}"
+        return f"The Slack notice was not delivered: {error}"
     outcome: list[str | None] = []
-    # In a thread, because a name lookup or an answer that comes byte by byte ignores every socket timeout.
+    # In a thread, because a name lookup, an answer that comes byte by byte and a long Retry-After ignore
+    # every socket timeout.
     sender = threading.Thread(
-        target=lambda: outcome.append(slack_webhook.send(url, body, total_s)), name="slack", daemon=True
+        target=lambda: outcome.append(slack_webhook.send(url, body)), name="slack", daemon=True
     )
     sender.start()
     sender.join(total_s)
-    trouble = outcome[0] if outcome else f"no answer within {total_s:g} s"
-    return None if trouble is None else f"Slack was not told: {trouble}"
+    problem = outcome[0] if outcome else f"no success within {total_s:g} s"
+    return None if problem is None else f"The Slack notice was not delivered: {problem}"
