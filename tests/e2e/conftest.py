@@ -19,6 +19,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from hosts.fleet import uv_binary
+
 from e2e.world import ACT, NOBODY, PLAIN_PATH, World, action_folder
 
 
@@ -30,12 +32,8 @@ def shared(base_image: str) -> Iterator[Path]:
     try:
         action_folder(folder / "action")
         if shutil.which("uv"):
-            found = subprocess.run(
-                ["uv", "run", "--no-project", "--offline", "sh", "-c", 'echo "$UV"'],
-                check=True, capture_output=True, text=True,
-            ).stdout.strip()  # fmt: skip
             # A home of mode 0700 hides the real ones from the accounts that runners and jobs run as.
-            shutil.copy2(found, folder / "uv")
+            shutil.copy2(uv_binary(), folder / "uv")
         if ACT.exists():
             shutil.copy2(ACT, folder / "act")
         yield folder

@@ -14,7 +14,7 @@ from typing import Any
 
 from loopback.world import wait_until
 
-from .machine import TestHost
+from .machine import TestHost, state_dir
 
 
 class Caller:
@@ -28,11 +28,7 @@ class Caller:
         # Short, since a socket's path may have 108 bytes and ssh adds its own to it.
         self.control = tempfile.mkdtemp(prefix="tc-cp-")
         weakref.finalize(self, shutil.rmtree, self.control, ignore_errors=True)
-        self.state = (
-            "/var/lib/train-classifier/state"
-            if user == "root"
-            else f"/home/{user}/.local/state/train-classifier"
-        )
+        self.state = state_dir(user)
 
     def model(self, name: str, program: str) -> None:
         """Write a model whose `__main__.py` is `program`."""

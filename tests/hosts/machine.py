@@ -77,6 +77,13 @@ def sweep() -> None:
             run("docker", "rm", "-fv", container, check=False)
 
 
+def state_dir(user: str) -> str:
+    """Where the jobs of an account lie on a test host."""
+    return (
+        "/var/lib/train-classifier/state" if user == "root" else f"/home/{user}/.local/state/train-classifier"
+    )
+
+
 def free_port() -> int:
     """A TCP port on loopback that nobody listens on."""
     with socket.socket() as probe:

@@ -16,6 +16,16 @@ from .machine import HostError, TestHost
 ROOT = Path(__file__).parents[2]
 
 
+ANSIBLE_PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
+
+
+def ansible_environment(**variables: str) -> dict[str, str]:
+    """The environment in which ansible-playbook runs our playbooks."""
+    path = f"{ANSIBLE_PLAYBOOK.parent}{os.pathsep}{os.environ['PATH']}"
+    ours = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "PATH": path}
+    return {**os.environ, **ours, **variables}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Played:
     """What came of a run: the recap's counts and all that was printed (one line for each message)."""
@@ -46,28 +56,14 @@ def play(
     if facts is not None:
         tasks.insert(0, {"name": "Pretend", "ansible.builtin.set_fact": {**_cacheable(facts)}})
     book = [{"hosts": "all", "gather_facts": False, "become": become, "tasks": tasks}]
-    program = Path(sys.executable).with_name("ansible-playbook")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "play.yml").write_text(json.dumps(book))
         (Path(folder) / "variables.json").write_text(json.dumps(variables))
-        environment = {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
-            "ANSIBLE_NOCOLOR": "1",
-            "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
-        }
-        command = [
-            program,
-            "-i",
-            host.inventory(user),
-            "-e",
-            f"@{folder}/variables.json",
-            f"{folder}/play.yml",
-        ]
+        command = [ANSIBLE_PLAYBOOK, "-i", host.inventory(user), "-e", f"@{folder}/variables.json"]
         done = subprocess.run(
-            [str(word) for word in command] + (["--check"] if check else []),
-            cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout, check=False,
+            [*command, f"{folder}/play.yml", *(["--check"] if check else [])],
+            cwd=folder, env=ansible_environment(ANSIBLE_ROLES_PATH=str(ROOT / "roles")),
+            capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
     output = done.stdout + done.stderr
     if (done.returncode != 0) != fails:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,8 +15,8 @@ from github_api.archive import make_archive
 from github_api.standin import StandIn
 
 from hosts.machine import LABEL, SYSTEMD_OPTIONS, make_image, process_start, run
+from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
 
-ROOT = Path(__file__).parents[2]
 REPO = "repos/acme/widgets"
 ARCHIVE = "actions-runner-linux-x64-2.336.0.tar.gz"
 
@@ -76,41 +75,21 @@ class Host:
         }
         values = self.folder / "vars.json"
         values.write_text(json.dumps(arguments))
+        include = {"name": "github_runner", "tasks_from": tasks}
+        task = {"name": "Run the role", "ansible.builtin.include_role": include}
         playbook = self.folder / "play.yml"
-        play = {
-            "hosts": "gpu1",
-            "gather_facts": False,
-            "tasks": [
-                {
-                    "name": "Run the role",
-                    "ansible.builtin.include_role": {"name": "github_runner", "tasks_from": tasks},
-                }
-            ],
-        }
-        playbook.write_text(json.dumps([play]))
-        hosts = {
-            "all": {
-                "hosts": {
-                    "gpu1": {
-                        "ansible_connection": "community.docker.docker",
-                        "ansible_host": self.name,
-                        "ansible_python_interpreter": "/usr/bin/python3",
-                    }
-                }
-            }
+        playbook.write_text(json.dumps([{"hosts": "gpu1", "gather_facts": False, "tasks": [task]}]))
+        host = {
+            "ansible_connection": "community.docker.docker",
+            "ansible_host": self.name,
+            "ansible_python_interpreter": "/usr/bin/python3",
         }
         inventory = self.folder / "hosts.json"
-        inventory.write_text(json.dumps(hosts))
-        bin_folder = Path(sys.executable).parent
-        environment = {
-            **os.environ,
-            "PATH": f"{bin_folder}:{os.environ['PATH']}",
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_PIPELINING": "True",
-            "ANSIBLE_LOCAL_TEMP": str(self.folder / "tmp"),
-        }
-        command = ["ansible-playbook", "-i", str(inventory), str(playbook), "-e", f"@{values}", *options]
+        inventory.write_text(json.dumps({"all": {"hosts": {"gpu1": host}}}))
+        environment = ansible_environment(
+            ANSIBLE_PIPELINING="True", ANSIBLE_LOCAL_TEMP=str(self.folder / "tmp")
+        )
+        command = [ANSIBLE_PLAYBOOK, "-i", inventory, playbook, "-e", f"@{values}", *options]
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500
         )
@@ -154,23 +133,20 @@ class Host:
         return self.sh(f"cat {folder}/_diag/job.log")
 
 
+def make_app_key(folder: Path) -> tuple[str, Path]:
+    """Make a key for a GitHub App; returns the private key and the file of the public key."""
+    run("openssl", "genrsa", "-out", folder / "app.pem", "2048")
+    run("openssl", "rsa", "-in", folder / "app.pem", "-pubout", "-out", folder / "public.pem")
+    return (folder / "app.pem").read_text(), folder / "public.pem"
+
+
 def start_host(release: str, folder: Path, standin: StandIn) -> Host:
     name = f"tc-ghrunner-{uuid.uuid4().hex[:8]}"
     owner = f"{LABEL}.owner={os.getpid()}:{process_start(os.getpid())}"
-    command = [
-        "docker",
-        "run",
-        "-d",
-        "--name",
-        name,
-        "--hostname",
-        "gpu1",
-        "--label",
-        LABEL,
-        "--label",
-        owner,
-    ]
-    run(*command, "--cpu-shares", "256", *SYSTEMD_OPTIONS, make_image(release, "--bare"), "/sbin/init")
+    labels = ("--label", LABEL, "--label", owner)
+    image = make_image(release, "--bare")
+    run("docker", "run", "-d", "--name", name, "--hostname", "gpu1", *labels, "--cpu-shares", "256",
+        *SYSTEMD_OPTIONS, image, "/sbin/init")  # fmt: skip
     gateway = run(
         "docker", "inspect", "-f", "{{.NetworkSettings.Networks.bridge.Gateway}}", name
     ).stdout.strip()

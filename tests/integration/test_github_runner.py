@@ -4,18 +4,12 @@ Real: Ansible, systemd, accounts, files, the role. Stand-ins: GitHub's API and i
 Check mode on a bare host, idempotence, a listener that dies and the teardown are Molecule's (molecule/github_runner).
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from github_api.archive import make_archive  # noqa: E402
-from hosts.machine import run  # noqa: E402
-from hosts.runner import REPO, Host  # noqa: E402
+from github_api.archive import make_archive
+from hosts.runner import REPO, Host, make_app_key
 
 pytestmark = [pytest.mark.host, pytest.mark.engine, pytest.mark.timeout(3000)]
 
@@ -105,10 +99,7 @@ def test_wrong_settings_are_refused_before_any_change(host: Host) -> None:
 
 @pytest.fixture(scope="module")
 def app_key(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp("app")
-    run("openssl", "genrsa", "-out", folder / "app.pem", "2048")
-    run("openssl", "rsa", "-in", folder / "app.pem", "-pubout", "-out", folder / "public.pem")
-    return (folder / "app.pem").read_text(), folder / "public.pem"
+    return make_app_key(tmp_path_factory.mktemp("app"))
 
 
 @pytest.mark.parametrize("mode", ["jit", pytest.param("ephemeral", marks=pytest.mark.full)])

@@ -4,18 +4,14 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jsonschema
 import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-
-import jsonschema  # noqa: E402
-from github_api.contract import Prism, Unavailable, install  # noqa: E402
-from github_api.standin import StandIn  # noqa: E402
+from github_api.contract import Prism, Unavailable, install
+from github_api.standin import StandIn
+from hosts.play import ROOT
 
 
 def load_client() -> ModuleType:
@@ -94,35 +90,17 @@ def test_stand_in_answers_match_the_api_description(prism: Prism) -> None:
         runner = standin.state.add_runner("orgs/acme", "gpu-1", ["self-hosted", "gpu"])
         root = f"http://127.0.0.1:{standin.port}"
         github = api.GitHub(api.Scope.of(root, "", "acme", "", root), pat="pat-good")
-        org = "/orgs/{org}/actions"
         jit = {"name": "new", "runner_group_id": 1, "labels": ["gpu"], "work_folder": "_work"}
-        for method, path, real, status, body in (
-            ("get", f"{org}/runners", "/orgs/acme/actions/runners", "200", None),
-            ("get", f"{org}/runners/downloads", "/orgs/acme/actions/runners/downloads", "200", None),
-            (
-                "post",
-                f"{org}/runners/registration-token",
-                "/orgs/acme/actions/runners/registration-token",
-                "201",
-                None,
-            ),
-            ("post", f"{org}/runners/remove-token", "/orgs/acme/actions/runners/remove-token", "201", None),
-            (
-                "post",
-                f"{org}/runners/generate-jitconfig",
-                "/orgs/acme/actions/runners/generate-jitconfig",
-                "201",
-                jit,
-            ),
-            (
-                "put",
-                f"{org}/runners/{{runner_id}}/labels",
-                f"/orgs/acme/actions/runners/{runner['id']}/labels",
-                "200",
-                {"labels": ["lab"]},
-            ),
+        for method, name, status, body in (
+            ("get", "", "200", None),
+            ("get", "/downloads", "200", None),
+            ("post", "/registration-token", "201", None),
+            ("post", "/remove-token", "201", None),
+            ("post", "/generate-jitconfig", "201", jit),
+            ("put", "/{runner_id}/labels", "200", {"labels": ["lab"]}),
         ):
-            answer = github.call(method.upper(), real, body)
+            path = f"/orgs/{{org}}/actions/runners{name}"
+            answer = github.call(method.upper(), path.format(org="acme", runner_id=runner["id"]), body)
             response = description["paths"][path][method]["responses"][status]
             if "$ref" in response:
                 response = description["components"]["responses"][response["$ref"].rsplit("/", 1)[1]]

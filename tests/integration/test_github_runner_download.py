@@ -1,21 +1,17 @@
 """The runner's archive: what does not match its SHA-256 is refused and not kept. The role's own tasks, on this machine."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from github_api.archive import make_archive
+from github_api.standin import StandIn
+from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
 
-ROOT = Path(__file__).parents[2]
 ROLE = ROOT / "roles/github_runner"
-sys.path.insert(0, str(ROOT / "tests"))
-
-from github_api.archive import make_archive  # noqa: E402
-from github_api.standin import StandIn  # noqa: E402
-
 ARCHIVE = "actions-runner-linux-x64-2.336.0.tar.gz"
 Fetch = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -62,15 +58,11 @@ def fetch(standin: StandIn, kept: Path, tmp_path: Path) -> Fetch:
         }
         (tmp_path / "play.yml").write_text(json.dumps([play]))
         (tmp_path / "values.json").write_text(json.dumps(values))
-        environment = {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_LIBRARY": str(ROLE / "library"),
-            "ANSIBLE_MODULE_UTILS": str(ROLE / "module_utils"),
-            "ANSIBLE_NOCOLOR": "1",
-        }
-        program = Path(sys.executable).parent / "ansible-playbook"
-        command = [program, "-i", "localhost,", tmp_path / "play.yml", "-e", f"@{tmp_path / 'values.json'}"]
+        environment = ansible_environment(
+            ANSIBLE_LIBRARY=str(ROLE / "library"), ANSIBLE_MODULE_UTILS=str(ROLE / "module_utils")
+        )
+        values_option = f"@{tmp_path / 'values.json'}"
+        command = [ANSIBLE_PLAYBOOK, "-i", "localhost,", tmp_path / "play.yml", "-e", values_option]
         return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
 
     return run

@@ -13,12 +13,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
 
 import pytest
+from hosts.caller import Caller
 from hosts.machine import TestHost
 from loopback.world import wait_until
 
@@ -111,22 +111,15 @@ for name in ("status.json", "spec.json"):
 """
 
 
-class Scene:
+class Scene(Caller):
     """One job on one test host, and a folder of the caller's."""
 
     def __init__(self, host: TestHost, case: Case, folder: Path) -> None:
-        self.host, self.case, self.folder = host, case, folder
-        home = (
-            "/var/lib/train-classifier/state"
-            if case.user == "root"
-            else "/home/trainer/.local/state/train-classifier"
-        )
-        self.state, self.jobs_dir = home, f"{home}/jobs"
-        self.repo, self.work, self.temp = folder / "repository", folder / "work", folder / "temp"
-        for each in (self.repo / "probe", self.work, self.temp):
-            each.mkdir(parents=True)
-        (self.repo / "probe" / "__init__.py").touch()
-        (self.repo / "probe" / "__main__.py").write_text(MODEL)
+        super().__init__(host, folder, case.user)
+        self.case, self.jobs_dir = case, f"{self.state}/jobs"
+        # Below the folder: `local_processes` finds this run's ssh by it.
+        self.control = str(folder / "cp")
+        self.model("probe", MODEL)
         if case.phase == "environment":
             # A comment of its own: no environment of another test fits.
             (self.repo / "probe" / "requirements.txt").write_text(f"# {folder}\nsix==1.16.0\nidna==3.10\n")
@@ -136,52 +129,17 @@ class Scene:
             with (self.repo / "large.bin").open("wb") as file:
                 for _ in range(120):
                     file.write(os.urandom(1 << 20))
-        self.inventory = host.inventory(case.user)
 
-    def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "TMPDIR": str(self.temp),
-            "ANSIBLE_SSH_CONTROL_PATH_DIR": str(self.folder / "cp"),
-        }
-
-    def command(self, *words: str | Path) -> list[str]:
-        return [
-            sys.executable,
-            "-m",
-            "train_classifier",
-            *map(str, words),
-            "--inventory",
-            str(self.inventory),
-        ]
-
-    def run(self, *words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            self.command(*words), capture_output=True, stdin=subprocess.DEVNULL, timeout=240, check=False,
-            cwd=cwd or self.work, env=self.environment(),
-        )  # fmt: skip
-
-    def train(self) -> subprocess.Popen[bytes]:
-        large = 80 if self.case.phase in ("artefacts", "fetch") else 1
+    def start_training(self, errors: Path) -> subprocess.Popen[bytes]:
+        """Start the training of the case; its standard error goes to the file `errors`."""
+        megabytes = 80 if self.case.phase in ("artefacts", "fetch") else 1
         pace = 0.06 if self.case.phase == "training" else 0
-        words = [
-            "train",
-            "probe",
-            "--repo",
-            self.repo,
-            "--env",
-            f"PACE={pace}",
-            "--env",
-            f"MEGABYTES={large}",
-        ]
-        words += ["--gpus", {"queue": "2", "gpu-check": "1"}.get(self.case.phase, "0")]
-        return subprocess.Popen(
-            self.command(*words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            cwd=self.work, env=self.environment(), start_new_session=True,
-        )  # fmt: skip
+        gpus = {"queue": "2", "gpu-check": "1"}.get(self.case.phase, "0")
+        options = ("--env", f"PACE={pace}", "--env", f"MEGABYTES={megabytes}", "--gpus", gpus)
+        return self.start(*self.train("probe", *options), errors=errors)
 
-    def forget(self) -> None:
-        """Remove what an earlier job was spared to do, where that is what takes the phase its time."""
+    def remove_caches(self) -> None:
+        """Remove what earlier jobs prepared, where the phase would be too short with it."""
         if self.case.phase == "image":
             self.host.shell(f"rm -f {self.state}/images/*.json")
         if self.case.phase == "packages":
@@ -193,8 +151,8 @@ class Scene:
     def jobs(self) -> set[str]:
         return set(self.host.shell(f"test ! -d {self.jobs_dir} || ls {self.jobs_dir}").split())
 
-    def revive_engine(self) -> None:
-        """Where nothing restarts the engine, somebody does it by hand."""
+    def start_engine(self) -> None:
+        """Start the killed engine, as an administrator does where nothing restarts it."""
         if self.case.init == "none":
             script = "rm -f /var/run/docker.pid; setsid dockerd >>/var/log/dockerd.log 2>&1 </dev/null &"
             self.host.shell(script)
@@ -206,7 +164,7 @@ class Scene:
         """Processes of the worker on the host."""
         return self.host.exec("pgrep", "-f", f"{self.state}/workers/", check=False).stdout.split()
 
-    def here(self) -> list[str]:
+    def local_processes(self) -> list[str]:
         """Processes on the controller that belong to this run (ssh's shared connections end by themselves)."""
         found = subprocess.run(
             ["pgrep", "-fa", str(self.folder)], capture_output=True, text=True, check=False
@@ -262,14 +220,12 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
     holder = None
     if case.phase == "queue":
         # A job that holds both GPUs while the one under test waits.
-        (scene.repo / "holder").mkdir()
-        (scene.repo / "holder" / "__init__.py").touch()
-        (scene.repo / "holder" / "__main__.py").write_text("import time\nprint('holding')\ntime.sleep(300)\n")
-        started = scene.run("train", "holder", "--repo", scene.repo, "--gpus", "2", "--detach")
+        scene.model("holder", "import time\nprint('holding')\ntime.sleep(300)\n")
+        started = scene.run(*scene.train("holder", "--gpus", "2", "--detach"))
         assert started.returncode == 0, started.stderr
         holder = started.stdout.decode().strip()
         wait_until(lambda: b"holding" in scene.run("logs", holder).stdout or None, 60)
-    scene.forget()
+    scene.remove_caches()
     before = scene.jobs()
     host.write("/root/killer.py", KILLER.read_text())
     killer = subprocess.Popen(
@@ -277,18 +233,19 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert killer.stdout and killer.stdout.readline() == "watching\n"
-    train = scene.train()
+    errors = scene.folder / "errors"
+    train = scene.start_training(errors)
     struck = killer.stdout.readline().strip()
     killer.wait()
     if case.victim == "controller":
         os.kill(train.pid, signal.SIGKILL)
     if case.victim == "engine":
-        scene.revive_engine()
+        scene.start_engine()
     if holder:
         # The engine is back or was never away: the holder goes, so the next may be served.
         time.sleep(0.3)
         assert scene.run("cancel", holder).returncode in (0, 6)
-    out, err = train.communicate(timeout=240)
+    out, _ = train.communicate(timeout=240)
     code = train.returncode
     if case.phase in UNPROMISED and code != 0:
         # What the controller began there may still be going on.
@@ -296,21 +253,21 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
             lambda: not scene.workers() or any(map(scene.submitted, scene.jobs() - before)) or None, 60
         )
     (job,) = scene.jobs() - before or {""}
-    said = err.decode(errors="replace")[-3000:]
-    assert struck.replace(",", "").isdigit(), f"{struck}; {said}"
-    assert "Traceback" not in said, said
+    messages = errors.read_text(errors="replace")[-3000:]
+    assert struck.replace(",", "").isdigit(), f"{struck}; {messages}"
+    assert "Traceback" not in messages, messages
 
     elsewhere = scene.folder / "elsewhere"
     elsewhere.mkdir()
     archive = elsewhere / "artefacts.tar.gz"
     if case.victim == "controller":
         assert code == -9
-        wait_until(lambda: not scene.here() or None, 60)
+        wait_until(lambda: not scene.local_processes() or None, 60)
         if case.phase != "fetch":
             assert not (scene.work / "artefacts.tar.gz").exists()
     if case.phase in UNPROMISED and code != 0 and not scene.submitted(job):
-        # Nothing was promised before the start; what was sent is swept once untouched for 15 minutes.
-        assert code in ((-9,) if case.victim == "controller" else (3,)), said
+        # Nothing was promised before the start; `clean` removes a push that nobody touched for 15 minutes.
+        assert code in ((-9,) if case.victim == "controller" else (3,)), messages
         if job:
             host.exec("python3", "-c", AGE, f"{scene.jobs_dir}/{job}")
         assert scene.run("clean").returncode == 0
@@ -321,7 +278,7 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
         assert attached.stdout == EXPECTED
         assert archived_log(archive) == EXPECTED
     elif case.victim == "worker" and case.phase not in (*UNPROMISED, "fetch"):
-        assert code == 10, said
+        assert code == 10, messages
         assert scene.run("status", job, "--json").returncode == 0
         logs = scene.run("logs", job)
         assert EXPECTED.startswith(logs.stdout)
@@ -340,7 +297,7 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
         built = ("image", "packages", "environment")
         allowed = {**dict.fromkeys(built, (3, 9)), "start": (3,), "gpu-check": (3, 8)}
         allowed["training"] = (10,) if case.init == "none" else ()
-        assert case.victim == "engine" and code in allowed.get(case.phase, ()), f"exit {code}: {said}"
+        assert case.victim == "engine" and code in allowed.get(case.phase, ()), f"exit {code}: {messages}"
     listed = json.loads(scene.run("list", "--all", "--json").stdout)
     assert [entry["state"] for entry in listed if entry["id"] == job] in (["finished"], []), listed
     scene.assert_nothing_left()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 from hosts import fleet
 from hosts.caller import Caller
 from hosts.machine import TestHost
-from hosts.play import ROOT
+from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
 from loopback.world import tail, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.host]
@@ -30,15 +28,10 @@ open("artefacts/weights", "w").write("trained")
 
 def start(playbook: str, inventory: Path, **variables: object) -> subprocess.Popen[str]:
     """Start one of our playbooks for all hosts of an inventory; its standard output has everything."""
-    program = Path(sys.executable).with_name("ansible-playbook")
-    told = {f"{playbook}_hosts": "all", **variables}
-    environment = {
-        **os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "PYTHONUNBUFFERED": "1",
-        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
-    }  # fmt: skip
+    variables = {f"{playbook}_hosts": "all", **variables}
     return subprocess.Popen(
-        [program, "-i", inventory, "-e", json.dumps(told), ROOT / "playbooks" / f"{playbook}.yml"],
-        env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [ANSIBLE_PLAYBOOK, "-i", inventory, "-e", json.dumps(variables), ROOT / "playbooks" / f"{playbook}.yml"],
+        env=ansible_environment(PYTHONUNBUFFERED="1"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 

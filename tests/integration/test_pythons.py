@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_site import CA, uv_binary
-from worker_support import Machine, accounts, machine
+from hosts.fleet import uv_binary
+from worker_site import CA
+from worker_support import Machine, accounts, machine, write_model
 
 from train_classifier.controller.worker_bundle import bundle
 
@@ -79,19 +80,9 @@ def python(request: pytest.FixtureRequest) -> Iterator[str]:
         uv = (uv_binary(), "-q", "--no-config")
         subprocess.run([uv[0], "venv", *uv[1:], "--python", own, folder / "venv"], check=True)
         # The newest that this Python may have, as its distribution would have one of its time.
-        subprocess.run(
-            [
-                uv[0],
-                "pip",
-                "install",
-                *uv[1:],
-                "--python",
-                folder / "venv" / "bin" / "python",
-                "docker>=4,<8",
-            ],
-            check=True,
-        )
-        yield str(folder / "venv" / "bin" / "python")
+        made = folder / "venv" / "bin" / "python"
+        subprocess.run([uv[0], "pip", "install", *uv[1:], "--python", made, "docker>=4,<8"], check=True)
+        yield str(made)
     finally:
         shutil.rmtree(folder)
 
@@ -132,10 +123,8 @@ def test_every_module_imports_without_docker_sdk(python: str, tmp_path: Path) ->
 
 
 def test_job_runs_from_submission_to_clean(host: Machine, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "__main__.py").write_text(PROGRAM)
-    (tmp_path / "model" / "requirements.txt").write_text("six==1.16.0\n")
-    job = host.start_tree(tmp_path, {"TOKEN": "hunter2"}, memory_bytes=128 << 20, timeout_s=60.0)
+    tree = write_model(tmp_path, PROGRAM, requirements="six==1.16.0\n")
+    job = host.start_tree(tree, {"TOKEN": "hunter2"}, memory_bytes=128 << 20, timeout_s=60.0)
     result = host.wait(job)
     assert (result["outcome"], result["exit_code"]) == ("trained", 0), result
     assert host.log(job) == b"six 1.16.0 ***\n"

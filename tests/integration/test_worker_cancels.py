@@ -3,14 +3,11 @@
 The registry, the index and the mirror here are stand-ins that do what broken ones do; engine, uv and apt are real.
 """
 
-import base64
 import hashlib
 import http.server
 import json
 import shutil
 import threading
-import time
-import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,8 +15,8 @@ from typing import Any, ClassVar
 
 import docker as sdk
 import pytest
-from worker_site import uv_binary
-from worker_support import Machine, Refused, accounts, docker, machine
+from hosts.fleet import uv_binary
+from worker_support import Machine, Refused, accounts, docker, machine, packed, until_building, write_model
 
 from train_classifier.core.job import PHASES
 
@@ -156,12 +153,9 @@ def test_cancel_during_package_installation(host: Machine, tmp_path: Path) -> No
     sources.write_text("deb [trusted=yes] http://192.0.2.1/debian bookworm main\n")
     host.write_settings(apt_sources=str(sources))
     try:
-        (tmp_path / "model").mkdir()
-        (tmp_path / "model" / "__main__.py").write_text(WRITES)
-        (tmp_path / "model" / "apt-pkgs.txt").write_text("hello\n")
-        job = host.start_tree(tmp_path)
+        job = host.start_tree(write_model(tmp_path, WRITES, packages="hello\n"))
         host.until(job, "packages")
-        wait_for_a_build(job)
+        until_building(job)
         host.call("cancel", id=job, by="me@there")
         assert_cancelled(host, job, "packages")
     finally:
@@ -174,12 +168,9 @@ def test_cancel_during_environment_build(host: Machine, tmp_path: Path) -> None:
     index = {"PIP_INDEX_URL": "http://192.0.2.1/simple", "UV_HTTP_TIMEOUT": "300"}
     host.write_settings(environment=index, uv=str(host.root / "uv"))
     try:
-        (tmp_path / "model").mkdir()
-        (tmp_path / "model" / "__main__.py").write_text(WRITES)
-        (tmp_path / "model" / "requirements.txt").write_text("six\n")
-        job = host.start_tree(tmp_path)
+        job = host.start_tree(write_model(tmp_path, WRITES, requirements="six\n"))
         host.until(job, "environment")
-        wait_for_a_build(job)
+        until_building(job)
         host.call("cancel", id=job, by="me@there")
         assert_cancelled(host, job, "environment")
         assert not list((host.state / "environments" / "envs").iterdir())
@@ -187,13 +178,6 @@ def test_cancel_during_environment_build(host: Machine, tmp_path: Path) -> None:
         for name in ("environment", "uv"):
             host.settings.pop(name)
         host.write_settings()
-
-
-def wait_for_a_build(job: str) -> None:
-    end = time.monotonic() + 240
-    while not docker("ps", "-q", "--filter", f"label=train-classifier.job={job}"):
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_cancel_during_packing_keeps_artefacts(host: Machine) -> None:
@@ -219,11 +203,10 @@ def test_cancel_during_packing_keeps_artefacts(host: Machine) -> None:
 def test_simultaneous_submits_and_pushes_start_one_job(user: str, tmp_path: Path) -> None:
     """Row 38: one of them starts it, the other is told so; it runs once."""
     with machine(user) as host:
-        (tmp_path / "model").mkdir()
-        (tmp_path / "model" / "__main__.py").write_text("print('once')\n" + WRITES)
+        write_model(tmp_path, "print('once')\n" + WRITES)
         for _ in range(2):
             spec = host.spec()
-            made = at_once(partial(host.call, "prepare", spec=spec, files=FILES))
+            made = at_once(partial(host.call, "prepare", spec=spec, files=packed([b"model/__main__.py"])))
             assert [None in made, len(set(made))] == [True, 2], made
             assert "in use already" in next(filter(None, made))
             # One that finds the other at work is refused; one that comes after it pushes the same again.
@@ -235,9 +218,6 @@ def test_simultaneous_submits_and_pushes_start_one_job(user: str, tmp_path: Path
             assert host.wait(spec["id"])["outcome"] == "trained"
             assert host.log(spec["id"]) == b"once\n"
             host.assert_clean(spec["id"])
-
-
-FILES = base64.b64encode(zlib.compress(b"model/__main__.py\0")).decode()
 
 
 def at_once(call: Callable[[], Any], check: bool = False) -> list[str | None]:

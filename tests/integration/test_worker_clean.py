@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from engine_proxy import proxied
-from worker_support import IMAGE, SERVICE_USER, Machine, Refused, accounts, docker, machine
+from worker_support import IMAGE, SERVICE_USER, Machine, Refused, accounts, docker, machine, write_model
 
 from train_classifier.core import locks
 from train_classifier.worker.containers import engine, package_layers
@@ -34,6 +35,13 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 def rewrite(path: Path, **changes: Any) -> None:
     """Change a JSON file in place, keeping its owner."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def until_unlocked(host: Machine, job: str) -> None:
+    """Wait until no process of a killed worker holds the lock of its job."""
+    end = time.monotonic() + 240
+    while locks.is_held(host.job_dir(job) / "lock") and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def test_clean_keeps_unreadable_jobs(host: Machine) -> None:
@@ -61,12 +69,8 @@ def test_dead_job_is_finished_by_its_own_worker_version(host: Machine) -> None:
     with open(other / "train_classifier/worker/jobs/recover.py", "a") as file:
         file.write("\n\ndef _reason(status):\n    return 'finished by the version that began it'\n")
     status = host.job_dir(job) / "status.json"
-    pid = json.loads(status.read_text())["pid"]
     host.kill_worker(job)
-    end = time.monotonic() + 240
-    while locks.is_held(host.job_dir(job) / "lock") and time.monotonic() < end:
-        time.sleep(0.05)
-    assert pid
+    until_unlocked(host, job)
     rewrite(status, worker=str(other))
     result = host.wait(job)
     assert result["reason"] == "finished by the version that began it"
@@ -206,10 +210,8 @@ def test_clean_removes_stray_probe_container(host: Machine) -> None:
 
 
 def test_clean_ignores_clock_jumps(host: Machine, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "__main__.py").write_text("open('artefacts/x','w')\n")
     spec = host.spec()
-    host.push(tmp_path, spec)
+    host.push(write_model(tmp_path, "open('artefacts/x','w')\n"), spec)
     with host.patched("jobs/recover", "import types\ntime = types.SimpleNamespace(time=lambda: 4e9)\n"):
         host.call("clean")
     assert host.job_dir(spec["id"]).exists()
@@ -219,10 +221,8 @@ def test_clean_ignores_clock_jumps(host: Machine, tmp_path: Path) -> None:
 
 
 def test_cancel_during_push_refuses_submit(host: Machine, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "__main__.py").write_text("open('artefacts/x','w')\n")
     spec = host.spec()
-    host.push(tmp_path, spec)
+    host.push(write_model(tmp_path, "open('artefacts/x','w')\n"), spec)
     # A push holds the lock.
     with locks.hold(host.job_dir(spec["id"]) / "lock"):
         assert host.call("cancel", id=spec["id"], by="me")["state"] == "pushed"
@@ -270,13 +270,10 @@ def test_slow_layer_is_committed_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_second_cancel_finishes_job_of_dead_worker(host: Machine) -> None:
     job = host.start(LONG)
     host.until(job, "training", text=b"up\n")
-    status = json.loads((host.job_dir(job) / "status.json").read_text())
-    os.kill(status["pid"], 19)
+    host.kill_worker(job, signal.SIGSTOP)
     assert host.call("cancel", id=job, by="me")["state"] == "running"
     host.kill_worker(job)
-    end = time.monotonic() + 240
-    while locks.is_held(host.job_dir(job) / "lock") and time.monotonic() < end:
-        time.sleep(0.05)
+    until_unlocked(host, job)
     assert host.call("cancel", id=job, by="me")["state"] == "finished"
     assert docker("ps", "-aq", "--filter", f"label=train-classifier.job={job}") == ""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_support import IMAGE, Machine, Refused, accounts, docker, machine
+from worker_support import IMAGE, Machine, Refused, accounts, docker, machine, until_building, write_model
 
 pytestmark = pytest.mark.engine
 LONG = "open('artefacts/partial','w').write('x')\nprint('up', flush=True)\nimport time\ntime.sleep(600)\n"
@@ -29,15 +29,6 @@ esac
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
     with machine(request.param) as made:
         yield made
-
-
-@contextlib.contextmanager
-def tree(root: Path, program: str = LONG, **files: str) -> Iterator[Path]:
-    (root / "model").mkdir()
-    (root / "model" / "__main__.py").write_text(program)
-    for name, text in files.items():
-        (root / "model" / name.replace("_txt", ".txt").replace("_", "-")).write_text(text)
-    yield root
 
 
 def fetched(host: Machine, job: str, result: dict[str, object]) -> dict[str, object]:
@@ -67,14 +58,6 @@ def assert_lost(host: Machine, job: str, phase: str) -> dict[str, object]:
     return dict(result)
 
 
-def until_it_builds(job: str) -> None:
-    """Wait for the container of a build."""
-    end = time.monotonic() + 240
-    while not docker("ps", "-q", "--filter", f"label=train-classifier.job={job}"):
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_worker_killed_in_phase_image(host: Machine) -> None:
     # A fresh state folder: the image is probed, which takes a moment.
     with machine(host.user) as fresh:
@@ -90,10 +73,9 @@ def test_worker_killed_in_phase_packages(host: Machine, tmp_path: Path) -> None:
     sources.write_text("deb [trusted=yes] http://192.0.2.1/debian bookworm main\n")
     host.write_settings(apt_sources=str(sources))
     try:
-        with tree(tmp_path, apt_pkgs_txt="hello\n") as sent:
-            job = host.start_tree(sent)
+        job = host.start_tree(write_model(tmp_path, LONG, packages="hello\n"))
         host.until(job, "packages")
-        until_it_builds(job)
+        until_building(job)
         host.kill_worker(job)
         assert_lost(host, job, "packages")
     finally:
@@ -107,10 +89,9 @@ def test_worker_killed_in_phase_environment(host: Machine, tmp_path: Path) -> No
     uv.chmod(0o755)
     host.write_settings(uv=str(uv))
     try:
-        with tree(tmp_path, requirements_txt="six\n") as sent:
-            job = host.start_tree(sent)
+        job = host.start_tree(write_model(tmp_path, LONG, requirements="six\n"))
         host.until(job, "environment")
-        until_it_builds(job)
+        until_building(job)
         host.kill_worker(job)
         assert_lost(host, job, "environment")
     finally:
@@ -215,9 +196,8 @@ def test_unmasked_output_of_job_with_secrets_is_removed(host: Machine) -> None:
 
 
 def test_worker_that_never_starts_ends_job_as_lost(host: Machine, tmp_path: Path) -> None:
-    with tree(tmp_path) as sent:
-        spec = host.spec()
-        host.push(sent, spec)
+    spec = host.spec()
+    host.push(write_model(tmp_path, LONG), spec)
     job = spec["id"]
     # As if the launcher had failed after the state was written: of an earlier boot, so no grace is due.
     path = host.job_dir(job) / "status.json"
@@ -248,10 +228,7 @@ def test_next_worker_finishes_dead_job(host: Machine) -> None:
     host.kill_worker(dead)
     _, result = host.train("open('artefacts/x','w')")
     assert result["outcome"] == "trained"
-    end = time.monotonic() + 240
-    while not (host.job_dir(dead) / "result.json").exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert json.loads((host.job_dir(dead) / "result.json").read_text())["outcome"] == "lost"
+    assert host.stored_result(dead)["outcome"] == "lost"
     host.pack(dead)
     host.assert_clean(dead)
 
@@ -267,7 +244,7 @@ def test_stop_hook_of_unit_finishes_dead_job(host: Machine) -> None:
     host.until_worker_is_gone(job)
     hook = {**host.environment(), "SERVICE_RESULT": "oom-kill", "EXIT_STATUS": "KILL"}
     subprocess.run(command, env=hook, check=True)
-    result = json.loads((host.job_dir(job) / "result.json").read_text())
+    result = host.stored_result(job)
     assert result["outcome"] == "lost" and "oom-kill" in result["reason"]
     host.pack(job)
     host.assert_clean(job)
@@ -330,7 +307,7 @@ def test_clean_finishes_only_dead_jobs(host: Machine) -> None:
         while not (fresh.job_dir(dead) / "result.json").exists() and time.monotonic() < end:
             # A killed worker's children may hold its lock for a moment.
             fresh.call("clean", older_s=10**9)
-        result = json.loads((fresh.job_dir(dead) / "result.json").read_text())
+        result = fresh.stored_result(dead)
         assert (result["outcome"], result["exit_code"]) == ("lost", 10)
         fresh.pack(dead)
         assert "artefacts/partial" in fresh.names(dead) and fresh.log(dead) == b"up\n"
@@ -376,9 +353,8 @@ def test_checkpoints_over_budget_are_removed(host: Machine) -> None:
 
 
 def test_abandoned_pushes_are_removed_by_clean(host: Machine, tmp_path: Path) -> None:
-    with tree(tmp_path) as sent:
-        spec = host.spec()
-        host.push(sent, spec)
+    spec = host.spec()
+    host.push(write_model(tmp_path, LONG), spec)
     path = host.job_dir(spec["id"]) / "status.json"
     host.call("clean")
     assert path.exists()

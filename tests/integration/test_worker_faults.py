@@ -1,6 +1,5 @@
 """Nothing is lost when things break at a job's end: kills between its last steps, full disks, an engine gone for good."""
 
-import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -152,7 +151,7 @@ def test_job_is_lost_and_delivered_when_engine_stays_away(host: Machine, tmp_pat
             away.until(job, "training", text=b"up\n")
             engine.stop()
             away.until_finished(job, timeout=240)
-        result = json.loads((away.job_dir(job) / "result.json").read_text())
+        result = away.stored_result(job)
         assert (result["outcome"], result["exit_code"]) == ("lost", 10), result
         assert "engine went away" in result["reason"]
         assert "artefacts/weights" in away.names(job) and away.log(job) == b"up\n"

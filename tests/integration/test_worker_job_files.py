@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from documented import documented, keys_of, matches
-from worker_site import CA, uv_binary
-from worker_support import Machine, accounts, machine
+from hosts.fleet import uv_binary
+from worker_site import CA
+from worker_support import Machine, accounts, machine, write_model
 
 pytestmark = pytest.mark.engine
 #: Delivers what the manifest has a key for: files old and new, a link, what is left out, metrics, a checkpoint.
@@ -37,11 +38,9 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 
 def test_job_files_have_the_documented_keys(host: Machine, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
+    write_model(tmp_path, GOOD, requirements="six\n")
     (tmp_path / "artefacts").mkdir()
     (tmp_path / "artefacts" / "README.md").write_text("old")
-    (tmp_path / "model" / "__main__.py").write_text(GOOD)
-    (tmp_path / "model" / "requirements.txt").write_text("six\n")
     data = host.root / "data"
     data.mkdir()
     data.chmod(0o755)
@@ -56,7 +55,7 @@ def test_job_files_have_the_documented_keys(host: Machine, tmp_path: Path) -> No
     assert host.wait(jobs[1])["out_of_memory"]
     papers = {
         "manifest.json": [host.manifest(job) for job in jobs],
-        "result.json": [json.loads((host.job_dir(job) / "result.json").read_text()) for job in jobs],
+        "result.json": [host.stored_result(job) for job in jobs],
     }
     for paper, found in papers.items():
         every: set[str] = set()
@@ -91,10 +90,8 @@ def check_values(manifest: dict[str, Any]) -> bool:
 
 def test_small_archive_is_sent_with_the_result(host: Machine, tmp_path: Path) -> None:
     """By the very call that submits the job; never a large one, and never what a link leads to."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "__main__.py").write_text("print('said')\nopen('artefacts/x', 'w').write('x')\n")
     spec = host.spec()
-    host.push(tmp_path, spec)
+    host.push(write_model(tmp_path, "print('said')\nopen('artefacts/x', 'w').write('x')\n"), spec)
     asked = {"offset": 0, "wait": 10, "for": 60}
     last = host.call("submit", id=spec["id"], secrets={}, follow={**asked, "inline": 1 << 20})
     archive = host.job_dir(spec["id"]) / "artefacts.tar.gz"

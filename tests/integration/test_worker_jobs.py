@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_support import HOLD, IMAGE, Machine, Refused, accounts, docker, machine
+from worker_support import HOLD, IMAGE, Machine, Refused, accounts, docker, machine, packed, write_model
 
 pytestmark = pytest.mark.engine
 
@@ -156,10 +156,8 @@ def test_secrets_stay_secret(host: Machine) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"TOKEN": "a\0b"}, {"TOKEN": "x", "OTHER": "y"}])
 def test_wrong_secrets_are_refused(host: Machine, tmp_path: Path, given: dict[str, str]) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "__main__.py").touch()
     spec = host.spec(secrets=["TOKEN"])
-    host.push(tmp_path, spec)
+    host.push(write_model(tmp_path), spec)
     with pytest.raises(Refused, match="secret") as refused:
         host.call("submit", id=spec["id"], secrets=given)
     assert refused.value.code == 2
@@ -179,7 +177,7 @@ def test_resume_starts_from_a_copy(host: Machine) -> None:
     assert [host.log(job) for job in (first, second, third)] == [b"epoch 1\n", b"epoch 2\n", b"epoch 3\n"]
     assert host.manifest(third)["resumed_from"] == second and result["outcome"] == "trained"
     with pytest.raises(Refused, match="no job"):
-        host.call("prepare", spec=host.spec(resume="20200101-000000-00000000"), files="eJwDAAAAAAE=")
+        host.call("prepare", spec=host.spec(resume="20200101-000000-00000000"), files=packed([]))
 
 
 def test_missing_artefacts_fail_unless_allowed(host: Machine) -> None:
@@ -222,8 +220,7 @@ with open("/tmp/big", "wb") as file:
 
 
 def test_job_ids_are_unique_and_may_be_abbreviated(host: Machine, tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "__main__.py").write_text("print(1)")
+    write_model(tmp_path, "print(1)")
     with pytest.raises(Refused, match="no job"):
         host.call("status", id="20990101-000000-00000000")
     one = host.spec(id="20990101-000000-aaaaaaaa", allow_empty=True)
@@ -253,11 +250,11 @@ def test_job_ids_are_unique_and_may_be_abbreviated(host: Machine, tmp_path: Path
 def test_all_problems_are_reported_at_once(host: Machine) -> None:
     spec = host.spec(model="../x", gpus=-1, network="host", image=5)
     with pytest.raises(Refused) as refused:
-        host.call("prepare", spec=spec, files="eJwDAAAAAAE=")
+        host.call("prepare", spec=spec, files=packed([]))
     assert refused.value.code == 2 and len(refused.value.error["problems"]) == 4
     missing = host.spec(data=[{"path": "/nowhere", "name": "a"}, {"path": "/nowhere2", "name": "b"}])
     with pytest.raises(Refused) as refused:
-        host.call("prepare", spec=missing, files="eJwDAAAAAAE=")
+        host.call("prepare", spec=missing, files=packed([]))
     assert len(refused.value.error["problems"]) == 2 and "/nowhere2" in refused.value.error["reason"]
     assert not host.job_dir(missing["id"]).exists()
 
@@ -276,10 +273,8 @@ def test_invalid_requests_are_refused(host: Machine, data: bytes) -> None:
 def test_data_folder_removed_after_push_is_reported(host: Machine, tmp_path: Path) -> None:
     folder = host.root / "data"
     folder.mkdir()
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "__main__.py").write_text("print(1)")
     spec = host.spec(data=[{"path": str(folder), "name": "d"}])
-    host.push(tmp_path, spec)
+    host.push(write_model(tmp_path, "print(1)"), spec)
     folder.rmdir()
     host.call("submit", id=spec["id"])
     result = host.wait(spec["id"])
@@ -291,7 +286,7 @@ def test_low_disk_space_refuses_job(host: Machine) -> None:
     host.write_settings(disk_floor_bytes=1 << 60)
     try:
         with pytest.raises(Refused, match="GiB free") as refused:
-            host.call("prepare", spec=host.spec(), files="eJwDAAAAAAE=")
+            host.call("prepare", spec=host.spec(), files=packed([]))
     finally:
         host.write_settings(disk_floor_bytes=1 << 20)
     assert refused.value.code == 3

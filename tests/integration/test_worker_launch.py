@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hosts.machine import TestHost
+from hosts.machine import TestHost, state_dir
 from loopback.world import wait_until
 from worker_support import IMAGE
 
@@ -43,13 +43,8 @@ class Person:
     def __init__(self, host: TestHost, user: str) -> None:
         self.host = host
         self.user = user
-        home = (
-            "/var/lib/train-classifier/state"
-            if user == "root"
-            else f"/home/{user}/.local/state/train-classifier"
-        )
-        self.state = home
-        self.program = f"{home}/workers/{bundle()[0]}"
+        self.state = state_dir(user)
+        self.program = f"{self.state}/workers/{bundle()[0]}"
         for name, content in bundle()[1].items():
             path = f"{self.program}/{name}"
             host.exec(

@@ -1,21 +1,19 @@
 """Pushing sources through the worker's door: odd names, cuts, and what the mirror looks like afterwards."""
 
-import base64
 import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import time
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from worker_support import Machine, Refused, accounts, machine
+from worker_support import Machine, Refused, accounts, machine, packed
 
 pytestmark = pytest.mark.engine
 
@@ -74,8 +72,7 @@ def test_push_skips_what_host_has_already(host: Machine, tree: Path) -> None:
 def test_interrupted_push_leaves_no_fingerprint(host: Machine, tree: Path) -> None:
     first, cut, last = (host.spec() for _ in range(3))
     host.push(tree, first, "a" * 64)
-    packed = base64.b64encode(zlib.compress(b"model/__main__.py\0")).decode()
-    host.call("prepare", spec=cut, files=packed, fingerprint="b" * 64)
+    host.call("prepare", spec=cut, files=packed([b"model/__main__.py"]), fingerprint="b" * 64)
     command = host.rsync_command(tree, cut["id"])
     # The list of names never ends: rsync is at work when it is killed.
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -147,18 +144,27 @@ def test_push_applies_changes_deletions_and_type_changes(host: Machine, tree: Pa
 
 def test_fifos_sockets_and_devices_are_not_pushed(host: Machine, tree: Path) -> None:
     os.mkfifo(tree / "fifo")
-    with socket.socket(socket.AF_UNIX) as sock:
-        here = os.getcwd()
-        os.chdir(tree)
-        try:
-            sock.bind("socket")
-        finally:
-            os.chdir(here)
+    os.mknod(tree / "socket", stat.S_IFSOCK | 0o600)
     if os.geteuid() == 0:
         os.mknod(tree / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
     spec = host.spec()
     host.push(tree, spec)
     assert sorted(listing(workspace(host, spec))) == [b"model/__main__.py"]
+
+
+def start_rsync(
+    host: Machine, tree: Path, spec: dict[str, Any], names: list[bytes], *options: str
+) -> "subprocess.Popen[bytes]":
+    """Start a push in a session of its own."""
+    command = host.rsync_command(tree, spec["id"])
+    command[1:1] = options
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    assert process.stdin
+    process.stdin.write(b"".join(name + b"\0" for name in names))
+    process.stdin.close()
+    return process
 
 
 def until_in_the_middle(host: Machine) -> None:
@@ -173,15 +179,8 @@ def test_interrupted_push_leaves_mirror_usable(host: Machine, tree: Path) -> Non
     (tree / "large").write_bytes(os.urandom(60 << 20))
     spec = host.spec()
     names = [b"model/__main__.py", b"large"]
-    host.call("prepare", spec=spec, files=_packed(names))
-    command = host.rsync_command(tree, spec["id"])
-    command[1:1] = ["--bwlimit=4000"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )  # fmt: skip
-    assert process.stdin
-    process.stdin.write(b"".join(name + b"\0" for name in names))
-    process.stdin.close()
+    host.call("prepare", spec=spec, files=packed(names))
+    process = start_rsync(host, tree, spec, names, "--bwlimit=4000")
     until_in_the_middle(host)
     # Everything at once: the sender and the door with its rsync.
     os.killpg(process.pid, signal.SIGKILL)
@@ -198,15 +197,8 @@ def test_job_can_be_pushed_again_after_sender_died(host: Machine, tree: Path) ->
     (tree / "large").write_bytes(os.urandom(40 << 20))
     spec = host.spec()
     names = [b"model/__main__.py", b"large"]
-    host.call("prepare", spec=spec, files=_packed(names))
-    command = host.rsync_command(tree, spec["id"])
-    command[1:1] = ["--bwlimit=4000"]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    assert process.stdin
-    process.stdin.write(b"".join(name + b"\0" for name in names))
-    process.stdin.close()
+    host.call("prepare", spec=spec, files=packed(names))
+    process = start_rsync(host, tree, spec, names, "--bwlimit=4000")
     until_in_the_middle(host)
     process.kill()
     process.wait()
@@ -225,17 +217,9 @@ def test_simultaneous_pushes_of_one_repository_succeed(host: Machine, tree: Path
     (tree / "large").write_bytes(os.urandom(20 << 20))
     names = [b"model/__main__.py", b"large"]
     specs = [host.spec() for _ in range(3)]
-    processes = []
     for spec in specs:
-        host.call("prepare", spec=spec, files=_packed(names))
-    for spec in specs:
-        process = subprocess.Popen(
-            host.rsync_command(tree, spec["id"]), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-        )
-        assert process.stdin
-        process.stdin.write(b"".join(name + b"\0" for name in names))
-        process.stdin.close()
-        processes.append(process)
+        host.call("prepare", spec=spec, files=packed(names))
+    processes = [start_rsync(host, tree, spec, names) for spec in specs]
     assert [process.wait(240) for process in processes] == [0, 0, 0]
     for spec in specs:
         assert listing(workspace(host, spec)) == listing(tree)
@@ -244,7 +228,7 @@ def test_simultaneous_pushes_of_one_repository_succeed(host: Machine, tree: Path
 @pytest.mark.parametrize("names", [[b"/etc/passwd"], [b"../x"], [b"a/../../b"], [b"a//b"], [b"./a"]])
 def test_file_lists_with_paths_outside_are_refused(host: Machine, names: list[bytes]) -> None:
     with pytest.raises(Refused) as refused:
-        host.call("prepare", spec=host.spec(), files=_packed(names))
+        host.call("prepare", spec=host.spec(), files=packed(names))
     assert refused.value.code == 2
 
 
@@ -307,10 +291,6 @@ def test_state_on_an_overlay_is_refused(host: Machine, tmp_path: Path) -> None:
         assert refused.value.code == 3
     finally:
         subprocess.run(["umount", str(tmp_path / "merged")], check=True)
-
-
-def _packed(names: list[bytes]) -> str:
-    return base64.b64encode(zlib.compress(b"".join(name + b"\0" for name in names))).decode()
 
 
 def test_full_disk_during_push_is_reported(host: Machine, tree: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import docker
 import pytest
 from docker.types import Mount
+from hosts.fleet import uv_binary
 from worker_support import stop_what_names
 
 from train_classifier.controller.worker_bundle import bundle
@@ -30,17 +30,6 @@ from train_classifier.worker.system.host import Host
 PYTHON = "/usr/bin/python3"
 CA = Path("/etc/ssl/certs/ca-certificates.crt")
 JOB = "20260101-000000-0000{:04x}"
-
-
-def uv_binary() -> Path:
-    """The path of uv's own program: what is first on PATH may be a shim."""
-    printed = subprocess.run(
-        ["uv", "run", "--no-project", "--offline", "sh", "-c", 'echo "$UV"'],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    return Path(printed.strip())
 
 
 def install_program(folder: Path) -> None:
@@ -127,7 +116,7 @@ class Site:
 
 @pytest.fixture(scope="session")
 def uv() -> Path:
-    return uv_binary()
+    return Path(uv_binary())
 
 
 @pytest.fixture

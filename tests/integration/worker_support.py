@@ -50,6 +50,29 @@ def accounts() -> list[str]:
     return ["root", PERSON] if os.geteuid() == 0 else [pwd.getpwuid(os.geteuid()).pw_name]
 
 
+def write_model(tree: Path, program: str = "", requirements: str = "", packages: str = "") -> Path:
+    """Write the model `model` with its lists of Python and Debian packages into a tree; returns the tree."""
+    (tree / "model").mkdir(parents=True)
+    (tree / "model" / "__main__.py").write_text(program)
+    for name, text in (("requirements.txt", requirements), ("apt-pkgs.txt", packages)):
+        if text:
+            (tree / "model" / name).write_text(text)
+    return tree
+
+
+def packed(names: list[bytes]) -> str:
+    """Return a list of files as `prepare` takes it."""
+    return base64.b64encode(zlib.compress(b"".join(name + b"\0" for name in names))).decode()
+
+
+def until_building(job: str) -> None:
+    """Wait for the container of a job's build."""
+    end = time.monotonic() + 240
+    while not docker("ps", "-q", "--filter", f"label=train-classifier.job={job}"):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 class Refused(Exception):
     """The worker answered with an error."""
 
@@ -148,18 +171,33 @@ class Machine:
         finally:
             subprocess.run(["umount", "-l", str(disk)], check=True)
 
+    def stored_status(self, job: str) -> dict[str, Any]:
+        """Return a job's status from its file: no verb of the worker looks at the job."""
+        status: dict[str, Any] = json.loads((self.job_dir(job) / "status.json").read_text())
+        return status
+
+    def stored_result(self, job: str) -> dict[str, Any]:
+        """Return a job's result from its file, once it is there: no verb of the worker looks at the job."""
+        path = self.job_dir(job) / "result.json"
+        end = time.monotonic() + 240
+        while not path.exists():
+            assert time.monotonic() < end, self.stored_status(job)
+            time.sleep(0.1)
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
+
     def until_finished(self, job: str, timeout: float = 240) -> None:
         """Wait for the end of a job by its files alone, without a look."""
         end = time.monotonic() + timeout
-        while json.loads((self.job_dir(job) / "status.json").read_text())["state"] != "finished":
-            assert time.monotonic() < end, (self.job_dir(job) / "status.json").read_text()
+        while self.stored_status(job)["state"] != "finished":
+            assert time.monotonic() < end, self.stored_status(job)
             time.sleep(0.1)
 
     def until_worker_is_gone(self, job: str, timeout: float = 240) -> None:
         """Wait for the death of a job's worker, without a look that would finish the job."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
-            pid = json.loads((self.job_dir(job) / "status.json").read_text())["pid"]
+            pid = self.stored_status(job)["pid"]
             if pid is not None:
                 try:
                     if b") Z " in Path(f"/proc/{pid}/stat").read_bytes():
@@ -197,8 +235,7 @@ class Machine:
             for folder, folders, files in os.walk(os.fsencode(tree))
             for name in [*files, *(entry for entry in folders if os.path.islink(os.path.join(folder, entry)))]
         ]
-        packed = base64.b64encode(zlib.compress(b"".join(name + b"\0" for name in names))).decode()
-        if self.call("prepare", spec=spec, files=packed, fingerprint=fingerprint)["pushed"]:
+        if self.call("prepare", spec=spec, files=packed(names), fingerprint=fingerprint)["pushed"]:
             self.until_copied(spec["id"])
             return False
         done = self.rsync(tree, spec["id"], names)
@@ -238,10 +275,8 @@ class Machine:
     def start(self, program: str, secrets: dict[str, str] | None = None, **changes: Any) -> str:
         """Submit a model whose __main__.py is `program`; returns the job's id."""
         with tempfile.TemporaryDirectory() as folder:
-            tree = Path(folder)
-            (tree / "model").mkdir()
+            tree = write_model(Path(folder), program)
             (tree / "model" / "__init__.py").touch()
-            (tree / "model" / "__main__.py").write_text(program)
             return self.start_tree(tree, secrets, **changes)
 
     def start_tree(self, tree: Path, secrets: dict[str, str] | None = None, **changes: Any) -> str:
@@ -276,9 +311,9 @@ class Machine:
         """Wait until a job is in one of the phases, and its log holds `text`."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
-            status = json.loads((self.job_dir(job) / "status.json").read_text())
+            status = self.stored_status(job)
             if (not phases or status["phase"] in phases) and text in self.log(job):
-                return dict(status)
+                return status
             time.sleep(0.02)
         raise AssertionError(f"never in {phases}: {self.status(job)}, log {self.log(job)[-500:]!r}")
 
@@ -310,7 +345,7 @@ class Machine:
         return result
 
     def kill_worker(self, job: str, number: int = signal.SIGKILL) -> None:
-        os.kill(json.loads((self.job_dir(job) / "status.json").read_text())["pid"], number)
+        os.kill(self.stored_status(job)["pid"], number)
 
     def assert_clean(self, job: str) -> None:
         """Nothing of a job is left but its papers."""

@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 from loopback.world import World, make_world
-from worker_support import Machine, Refused, accounts, machine
+from worker_support import Machine, Refused, accounts, machine, packed, write_model
 
 pytestmark = pytest.mark.engine
 
-NO_FILES = "eJwDAAAAAAE="
 LOOK = """
 import os
 for folder, folders, files in os.walk("/data"):
@@ -57,7 +56,7 @@ def refused(host: Machine, *paths: str, from_checkout: bool = False) -> list[str
         for number, path in enumerate(paths)
     ]
     with pytest.raises(Refused) as caught:
-        host.call("prepare", spec=host.spec(data=data), files=NO_FILES)
+        host.call("prepare", spec=host.spec(data=data), files=packed([]))
     assert caught.value.code == 2
     problems: list[str] = caught.value.error["problems"]
     return problems
@@ -185,8 +184,6 @@ def test_01_allowed_folder_is_checked_again_before_mounting(host: Machine, tmp_p
         folder.chmod(0o755)
     offered.chmod(0o755)
     (secret / "input").write_text("hunter2")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "__main__.py").write_text(LOOK)
     (offered / "out").symlink_to(secret)
     host.write_settings(data_roots=[str(offered)])
     try:
@@ -194,7 +191,7 @@ def test_01_allowed_folder_is_checked_again_before_mounting(host: Machine, tmp_p
         assert f"which is {secret}," in problem and f"only what lies below {offered}" in problem
         data = [{"path": str(offered / "set"), "name": "h", "from_checkout": True}]
         spec = host.spec(data=data)
-        host.push(tmp_path, spec)
+        host.push(write_model(tmp_path, LOOK), spec)
         (offered / "set").rmdir()
         (offered / "set").symlink_to(secret)
         host.call("submit", id=spec["id"])
@@ -210,7 +207,7 @@ def test_01_the_administrators_list_is_checked(host: Machine) -> None:
         host.write_settings(data_roots=roots)
         try:
             with pytest.raises(Refused, match="data_roots") as caught:
-                host.call("prepare", spec=host.spec(), files=NO_FILES)
+                host.call("prepare", spec=host.spec(), files=packed([]))
             assert caught.value.code == 3
         finally:
             host.write_settings(data_roots=[])

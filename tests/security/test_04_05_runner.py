@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from github_api.archive import make_archive
+from github_api.standin import StandIn
+from hosts.runner import ARCHIVE, REPO, ROOT, Host
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "roles/github_runner/module_utils"))
 
-from github_api.archive import make_archive  # noqa: E402
-from github_api.standin import StandIn  # noqa: E402
-from github_runner_local import LocalError, fetch  # noqa: E402
-from hosts.runner import ARCHIVE, REPO, Host  # noqa: E402
+from github_runner_local import LocalError, fetch
 
 pytestmark = [pytest.mark.host, pytest.mark.engine, pytest.mark.timeout(3000)]
 

@@ -32,7 +32,7 @@ def packing(host: Machine, job: str) -> None:
 
 
 def assert_kept(host: Machine, job: str, why: str) -> None:
-    result = json.loads((host.job_dir(job) / "result.json").read_text())
+    result = host.stored_result(job)
     assert result["archive"] is None and result["unpacked"]["why"] == why, result
     assert (host.job_dir(job) / "workspace" / "artefacts" / "x").exists()
     # Nothing is left of the archive that was begun, and looking packs nothing.
@@ -120,7 +120,7 @@ def test_09_sigterm_stops_packing(host: Machine) -> None:
 def test_09_expired_lease_stops_packing(host: Machine) -> None:
     job = host.start(LONG, lease_s=5.0)
     host.until_finished(job, timeout=120)
-    result = json.loads((host.job_dir(job) / "result.json").read_text())
+    result = host.stored_result(job)
     assert result["outcome"] == "cancelled" and "its controller is gone" in result["reason"], result
     assert_kept(host, job, "stopped")
 

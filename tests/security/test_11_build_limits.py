@@ -13,7 +13,7 @@ import docker
 import pytest
 from index_server import BACKEND, PYPROJECT
 from worker_site import CA, Site, site, tmp_path, uv
-from worker_support import Machine, machine
+from worker_support import Machine, machine, write_model
 
 from train_classifier.core.errors import ExitCode, NoEnvironment
 
@@ -104,9 +104,7 @@ def test_11_build_ends_with_its_job(
 ) -> None:
     tree = tmp_path / "tree"
     package(tree / "lib", RUNS_ON)
-    (tree / "model").mkdir()
-    (tree / "model" / "__main__.py").touch()
-    (tree / "model" / "requirements.txt").write_text("./lib\nsetuptools ; python_version < '3'\n")
+    write_model(tree, requirements="./lib\nsetuptools ; python_version < '3'\n")
     job = host.start_tree(tree, lease_s=5.0 if way == "lease" else None)
     build_filter = {"label": [f"train-classifier.job={job}", "train-classifier.kind=build"]}
     end = time.monotonic() + 120

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hosts import archive, fleet
 from hosts.drivers import SIMULATED, SLOTS
 from hosts.machine import TestHost, make_image
-from hosts.play import ROOT
+from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
 from hosts.toolkits import FINGERPRINT, key, toolkit
 
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(1800)]
@@ -85,17 +82,11 @@ print(json.dumps(sorted(seen)))
 
 def playbook(host: TestHost, path: str, *options: str, fails: bool = False, **variables: object) -> str:
     """Run one of our playbooks as verbosely as one can; all that it printed."""
-    program = Path(sys.executable).with_name("ansible-playbook")
-    environment = {
-        **os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1",
-        "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
-    }  # fmt: skip
-    settings = {**PLANTED, **HASTE, **variables}
     file = host.directory / "settings.json"
-    file.write_text(json.dumps(settings))
+    file.write_text(json.dumps({**PLANTED, **HASTE, **variables}))
     done = subprocess.run(
-        [program, "-vvv", "--diff", *options, "-i", host.inventory(), "-e", f"@{file}", ROOT / path],
-        env=environment, capture_output=True, text=True, check=False,
+        [ANSIBLE_PLAYBOOK, "-vvv", "--diff", *options, "-i", host.inventory(), "-e", f"@{file}", ROOT / path],
+        env=ansible_environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     output = done.stdout + done.stderr
     assert (done.returncode != 0) == fails, output[-6000:]

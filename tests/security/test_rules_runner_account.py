@@ -3,20 +3,14 @@
 Written from the rules and without the role's code: units, files, sockets and programs are what the host says they are.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from github_api.archive import make_archive
+from hosts.runner import Host, make_app_key
 from rules_support import CANARIES, PROOF, Site, own_units, swapping
-
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from github_api.archive import make_archive  # noqa: E402
-from hosts.machine import run  # noqa: E402
-from hosts.runner import Host  # noqa: E402
 
 pytestmark = [pytest.mark.host, pytest.mark.engine, pytest.mark.timeout(3000)]
 
@@ -30,10 +24,7 @@ PATIENT = "rm -f /run/github-runner/*.refusals"
 
 @pytest.fixture(scope="module")
 def app_key(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    folder = tmp_path_factory.mktemp("app")
-    run("openssl", "genrsa", "-out", folder / "app.pem", "2048")
-    run("openssl", "rsa", "-in", folder / "app.pem", "-pubout", "-out", folder / "public.pem")
-    return (folder / "app.pem").read_text(), folder / "public.pem"
+    return make_app_key(tmp_path_factory.mktemp("app"))
 
 
 @pytest.fixture
