@@ -1,30 +1,15 @@
 """Every request of the runner role's API client is one that GitHub's official description knows, and so is the stand-in's answer."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
+import github_runner_api as api
 import jsonschema
 import pytest
 from github_api.contract import Prism, Unavailable, install
 from github_api.standin import StandIn
-from hosts.play import ROOT
 
-
-def load_client() -> ModuleType:
-    path = ROOT / "roles/github_runner/module_utils/github_runner_api.py"
-    spec = importlib.util.spec_from_file_location("github_runner_api", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["github_runner_api"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-api = load_client()
 SCOPES = [("acme/widgets", "", ""), ("", "acme", ""), ("", "", "big")]
 
 

@@ -11,7 +11,6 @@ from github_api.archive import make_archive
 from github_api.standin import StandIn
 from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
 
-ROLE = ROOT / "roles/github_runner"
 ARCHIVE = "actions-runner-linux-x64-2.336.0.tar.gz"
 Fetch = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -40,7 +39,7 @@ def fetch(standin: StandIn, kept: Path, tmp_path: Path) -> Fetch:
             "hosts": "localhost",
             "connection": "local",
             "gather_facts": False,
-            "module_defaults": {"github_runner_api": api},
+            "module_defaults": {"github_runner_request": api},
             "vars": {"ansible_python_interpreter": sys.executable},
             "tasks": [
                 {"ansible.builtin.set_fact": {"__github_runner_install": []}},
@@ -58,12 +57,11 @@ def fetch(standin: StandIn, kept: Path, tmp_path: Path) -> Fetch:
         }
         (tmp_path / "play.yml").write_text(json.dumps([play]))
         (tmp_path / "values.json").write_text(json.dumps(values))
-        environment = ansible_environment(
-            ANSIBLE_LIBRARY=str(ROLE / "library"), ANSIBLE_MODULE_UTILS=str(ROLE / "module_utils")
-        )
         values_option = f"@{tmp_path / 'values.json'}"
         command = [ANSIBLE_PLAYBOOK, "-i", "localhost,", tmp_path / "play.yml", "-e", values_option]
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500)
+        return subprocess.run(
+            command, cwd=ROOT, env=ansible_environment(), capture_output=True, text=True, timeout=500
+        )
 
     return run
 

@@ -5,7 +5,6 @@ nothing of root's changes its owner.
 """
 
 import json
-import sys
 import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +12,8 @@ from pathlib import Path
 import pytest
 from github_api.archive import make_archive
 from github_api.standin import StandIn
-from hosts.runner import ARCHIVE, REPO, ROOT, Host
-
-sys.path.insert(0, str(ROOT / "roles/github_runner/module_utils"))
-
 from github_runner_local import LocalError, fetch
+from hosts.runner import ARCHIVE, REPO, Host
 
 pytestmark = [pytest.mark.host, pytest.mark.engine, pytest.mark.timeout(3000)]
 

@@ -152,7 +152,7 @@ def names() -> set[str]:
                     for one in [node.elts[0].value]
                     if one in ("disk", "engine-disk") or str(one).startswith("gpu-in-")
                 }
-    filters = (ROOT / "roles/host_check/filter_plugins/host_check.py").read_text()
+    filters = (ROOT / "plugins/filter/host_check.py").read_text()
     return found | set(re.findall(r'_row\(\s*"([a-z.-]+)"', filters))
 
 

@@ -1,13 +1,12 @@
 """The runner role's API client against the stand-in that remembers: paging, retries, refusals, GitHub App."""
 
-import importlib.util
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
+import github_runner_api as api
 import pytest
 
 ROOT = Path(__file__).parents[3]
@@ -15,17 +14,6 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from github_api.standin import StandIn  # noqa: E402
 
-
-def load(name: str, path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "roles/github_runner" / path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-api = load("github_runner_api", "module_utils/github_runner_api.py")
 REPO = "repos/acme/widgets"
 
 

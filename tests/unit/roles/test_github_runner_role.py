@@ -5,14 +5,14 @@ import importlib.util
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import yaml
 
-ROLE = Path(__file__).parents[3] / "roles/github_runner"
+ROOT = Path(__file__).parents[3]
+ROLE = ROOT / "roles/github_runner"
 
 
 def load(name: str, path: Path) -> ModuleType:
@@ -51,13 +51,12 @@ HEADER = "| NVIDIA-SMI 550.163.01   Driver Version: 550.163.01   CUDA Version: 1
     ],
 )
 def test_labels_from_what_nvidia_smi_says(query: str, header: str, labels: list[str]) -> None:
-    module = load("github_runner_gpu_labels", ROLE / "library/github_runner_gpu_labels.py")
+    module = load("github_runner_gpu_labels", ROOT / "plugins/modules/github_runner_gpu_labels.py")
     assert module.from_answers(query, header) == labels
 
 
 @pytest.fixture
-def prepare(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "path", [str(ROLE / "module_utils"), *sys.path])
+def prepare() -> ModuleType:
     return load("prepare", ROLE / "files/prepare.py")
 
 

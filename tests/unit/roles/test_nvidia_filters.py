@@ -15,23 +15,25 @@ from typing import Any
 import pytest
 import yaml
 
-ROLES = Path(__file__).parents[3] / "roles"
+ROOT = Path(__file__).parents[3]
 
 
-def plugin(role: str, path: str | None = None) -> ModuleType:
-    path = path or f"filter_plugins/{role}.py"
-    spec = importlib.util.spec_from_file_location(f"{role}_{Path(path).stem}", ROLES / role / path)
+def load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-driver = plugin("nvidia_driver")
-toolkit = plugin("nvidia_container_toolkit")
-lists = plugin("nvidia_container_toolkit", "files/apt_lists.py")
-check = plugin("host_check")
-TABLE = yaml.safe_load((ROLES / "nvidia_driver/vars/main.yml").read_text())["__nvidia_driver_architectures"]
+common = load("plugins/filter/common.py")
+driver = load("plugins/filter/nvidia_driver.py")
+toolkit = load("plugins/filter/nvidia_container_toolkit.py")
+lists = load("roles/nvidia_container_toolkit/files/apt_lists.py")
+check = load("plugins/filter/host_check.py")
+TABLE = yaml.safe_load((ROOT / "roles/nvidia_driver/vars/main.yml").read_text())[
+    "__nvidia_driver_architectures"
+]
 
 
 def cards(*devices: int) -> list[dict[str, Any]]:
@@ -580,7 +582,7 @@ def test_signed_modules_and_the_kernels_packages_are_held_together() -> None:
     ],
 )
 def test_password_of_a_mirror_goes_into_auth_conf(address: str, expected: str) -> None:
-    assert driver.login(address) == toolkit.login(address) == expected
+    assert common.apt_login(address) == expected
 
 
 TOOLKIT = [

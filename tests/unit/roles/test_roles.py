@@ -113,6 +113,16 @@ def test_a_play_of_several_roles_gathers_facts_once_for_all(name: str) -> None:
     assert not [play for play in others if play["gather_facts"]]
 
 
+def test_plugins_have_names_of_their_own() -> None:
+    names = [path.stem for path in (ROOT / "plugins").rglob("*.py")]
+    assert names and len(names) == len(set(names))
+    assert not [
+        path
+        for kind in ("*_plugins", "library", "module_utils")
+        for path in (ROOT / "roles").glob(f"*/{kind}")
+    ]
+
+
 def test_pipelining_is_on() -> None:
     environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
     program = Path(sys.executable).with_name("ansible-config")

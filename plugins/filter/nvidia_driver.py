@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from urllib.parse import unquote
 
 NVIDIA = "0x10de"
 # PCI classes: 0300xx VGA controller, 0302xx 3D controller, 0680xx other bridge (an NVSwitch).
@@ -173,17 +172,6 @@ def mirror(lines: list[str]) -> str:
             if re.search(r"/debian/?$|^mirror\+.*/debian\.list$", address):
                 return address.rstrip("/")
     return ""
-
-
-def login(address: str) -> str:
-    """A line of apt's auth.conf for the user and the password in an address; empty without one."""
-    match = re.fullmatch(r"(https?://)([^/@:]*)(?::([^/@]*))?@([^/]+)(/.*)?", address)
-    if not match:
-        return ""
-    scheme, user, password, host, path = match.groups()
-    # Without its scheme apt gives a login to https alone.
-    machine = ("" if scheme == "https://" else scheme) + host + (path or "")
-    return f"machine {machine} login {unquote(user)} password {unquote(password or '')}"
 
 
 def _origin(packages: list[str], runfile: bool) -> str:
@@ -369,5 +357,4 @@ class FilterModule:
             "nvidia_driver_to_hold": to_hold,
             "nvidia_driver_change": change,
             "nvidia_driver_mirror": mirror,
-            "nvidia_driver_login": login,
         }

@@ -12,7 +12,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.github_runner_api import ApiError, GitHub, Scope, archive_name, is_own, release
 
 DOCUMENTATION = r"""
-module: github_runner_api
+module: github_runner_request
 short_description: Read and change self-hosted runner entries at GitHub
 description:
   - For the role github_runner only. Credentials are never returned and never logged.

@@ -7,7 +7,6 @@ import copy
 import hashlib
 import re
 from collections.abc import Iterator
-from urllib.parse import unquote
 
 BLOCK = "PGP PUBLIC KEY BLOCK-----"
 
@@ -74,17 +73,6 @@ def fingerprint(key: str) -> str:
     if packet[:1] != b"\x04":
         return ""
     return hashlib.sha1(b"\x99" + len(packet).to_bytes(2, "big") + packet).hexdigest().upper()
-
-
-def login(address: str) -> str:
-    """A line of apt's auth.conf for the user and the password in an address; empty without one."""
-    match = re.fullmatch(r"(https?://)([^/@:]*)(?::([^/@]*))?@([^/]+)(/.*)?", address)
-    if not match:
-        return ""
-    scheme, user, password, host, path = match.groups()
-    # Without its scheme apt gives a login to https alone.
-    machine = ("" if scheme == "https://" else scheme) + host + (path or "")
-    return f"machine {machine} login {unquote(user)} password {unquote(password or '')}"
 
 
 def _order(version: str) -> tuple[list[int], bool, list[int]]:
@@ -203,7 +191,6 @@ class FilterModule:
         return {
             "nvidia_container_toolkit_fingerprint": fingerprint,
             "nvidia_container_toolkit_decision": decision,
-            "nvidia_container_toolkit_login": login,
             "nvidia_container_toolkit_lost": lost,
             "nvidia_container_toolkit_unmerge": unmerge,
         }
