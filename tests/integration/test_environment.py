@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import http.server
-import io
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import docker
 import pytest
-from worker_site import Site, numpy_image, site, tmp_path, uv
+from index_server import Index, serve, wheel
+from worker_site import Site, build_in_two_processes, numpy_image, site, tmp_path, uv
 
 from train_classifier.core.errors import BadInput, NoEnvironment, NotReady
 from train_classifier.worker.containers import environment_build
@@ -242,22 +236,8 @@ def test_pth_files_and_programs_work(site: Site) -> None:
 
 
 def test_two_jobs_at_once_build_one_environment(site: Site, tmp_path: Path) -> None:
-    def job(number: int) -> None:
-        mine = Site(docker.from_env(), tmp_path, site.base, site.host.uv)
-        made = mine.prepare("six\ncertifi")
-        (tmp_path / f"out-{number}").write_text(f"{made.hash}\n" + "\n".join(mine.said))
-
     site.find()
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=job, args=(number,)) for number in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-        assert process.exitcode == 0
-    told = [(tmp_path / f"out-{number}").read_text() for number in range(2)]
-    assert len({text.splitlines()[0] for text in told}) == 1
-    assert sum("installing" in text for text in told) == 1
+    build_in_two_processes(site, tmp_path, lambda other: other.prepare("six\ncertifi").hash)
     assert len(site.environments()) == 1
 
 
@@ -305,75 +285,24 @@ def test_next_build_removes_killed_build(site: Site, tmp_path: Path) -> None:
     assert "six" in site.run(site.find(), made, WHERE.format("six"))
 
 
-class PrivateIndex(http.server.BaseHTTPRequestHandler):
-    """A package index that wants a password, and serves whoever asks it as a proxy, too."""
-
-    asked: ClassVar[list[str]] = []
-    login = base64.b64encode(b"ml:hunter2-a-rare-word").decode()
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        path = self.path.partition("://")[2].partition("/")[2] or self.path.lstrip("/")
-        if self.headers.get("Authorization") != f"Basic {self.login}":
-            self._answer(401, b"", ("WWW-Authenticate", 'Basic realm="private"'))
-        elif path.startswith("simple/tc-private"):
-            self._answer(200, f'<a href="/{WHEEL}">{WHEEL}</a>'.encode(), ("Content-Type", "text/html"))
-        elif path == WHEEL:
-            self._answer(200, wheel(), ("Content-Type", "application/octet-stream"))
-        else:
-            self._answer(404, b"")
-
-    def _answer(self, status: int, body: bytes, *headers: tuple[str, str]) -> None:
-        self.send_response(status)
-        for name, value in (*headers, ("Content-Length", str(len(body)))):
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-WHEEL = "tc_private-1.0-py3-none-any.whl"
-
-
-def wheel() -> bytes:
-    buffer = io.BytesIO()
-    info = "tc_private-1.0.dist-info"
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr("tc_private.py", "")
-        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tc-private\nVersion: 1.0\n")
-        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        file.writestr(
-            f"{info}/RECORD", f"tc_private.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n"
-        )
-    return buffer.getvalue()
-
-
 @pytest.fixture
-def private_index(engine: docker.DockerClient) -> Iterator[str]:
-    """Address of a private index, as containers see it."""
-    gateway = engine.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
-    PrivateIndex.asked.clear()
-    with http.server.ThreadingHTTPServer((gateway, 0), PrivateIndex) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"{gateway}:{server.server_port}"
-        server.shutdown()
+def private_index(engine: docker.DockerClient) -> Iterator[Index]:
+    """An index that wants a password."""
+    with serve(engine) as index:
+        index.add(wheel("tc_private", "1.0"))
+        index.login = "ml:hunter2-a-rare-word"
+        yield index
 
 
-@pytest.mark.parametrize("way", ["straight", "by a proxy"])
+@pytest.mark.parametrize("way", ["direct", "by a proxy"])
 def test_netrc_login_is_used_and_not_stored(
-    site: Site, private_index: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Site, private_index: Index, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The caller's netrc opens it, and stays nowhere; by a proxy the name is one that only the proxy knows."""
-    server = private_index if way == "straight" else "index.private.example"
+    """The login of the caller's netrc is used and stored nowhere; only the proxy knows the name of the index."""
+    server = private_index.address if way == "direct" else "index.private.example"
     settings = {"UV_INDEX": f"http://{server}/simple", "UV_HTTP_RETRIES": "0"}
     if way == "by a proxy":
-        settings["http_proxy"] = f"http://{private_index}"
+        settings["http_proxy"] = f"http://{private_index.address}"
     site.host = dataclasses.replace(site.host, environment=settings)
     netrc = tmp_path / "a netrc"
     netrc.write_text(f"machine {server.partition(':')[0]} login ml password hunter2-a-rare-word\n")
@@ -388,7 +317,7 @@ def test_netrc_login_is_used_and_not_stored(
         "/opt/train-classifier/environment/"
     )
     if way == "by a proxy":
-        assert f"http://{server}/simple/tc-private/" in PrivateIndex.asked
+        assert f"http://{server}/simple/tc-private/" in [path for path, _ in private_index.requests]
     for path in site.store.root.rglob("*"):
         assert not path.is_file() or b"hunter2" not in path.read_bytes(), path
     assert "hunter2" not in "".join(site.said)

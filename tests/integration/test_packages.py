@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import docker
 import pytest
-from worker_site import Site, site, tmp_path, uv
+from worker_site import Site, build_in_two_processes, layers, own_base, site, tmp_path, uv
 
 from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.worker.containers import package_layers
 
-__all__ = ["site", "tmp_path", "uv"]
+__all__ = ["own_base", "site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture
-def own_base(engine: docker.DockerClient, base_image: str, site: Site) -> Iterator[str]:
-    """A base of this test's own, so that no layer over it is there yet."""
-    container = engine.containers.create(base_image, ["true"], labels={"train-classifier-test": site.job.id})
-    tag = f"tc-env-base:test-{os.getpid()}"
-    config = {
-        "Cmd": ["sleep", "1"], "Entrypoint": ["/bin/echo", "hello"], "User": "daemon", "WorkingDir": "/srv",
-        "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "BASE=kept"],
-    }  # fmt: skip
-    try:
-        made = container.commit("tc-env-base", f"test-{os.getpid()}", conf=config)
-    finally:
-        container.remove(force=True)
-    yield tag
-    for found in layers(engine, made.id):
-        engine.images.remove(found.id, force=True)
-    engine.images.remove(made.id, force=True)
-
-
-def layers(engine: docker.DockerClient, base: str) -> list[docker.models.images.Image]:
-    """The layers over a base; other tests make theirs meanwhile."""
-    found: list[docker.models.images.Image] = engine.images.list(
-        filters={"label": ["train-classifier.kind=image", f"train-classifier.base={base}"]}
-    )
-    return found
 
 
 def test_layer_has_the_packages_and_nothing_of_the_host(
@@ -119,21 +90,7 @@ def test_unreachable_mirror_is_reported(site: Site, own_base: str, tmp_path: Pat
 
 
 def test_two_jobs_at_once_build_one_layer(site: Site, own_base: str, tmp_path: Path) -> None:
-    def job(number: int) -> None:
-        mine = Site(docker.from_env(), tmp_path, own_base, site.host.uv)
-        made = mine.layer("tree")
-        (tmp_path / f"out-{number}").write_text(f"{made.id}\n" + "\n".join(mine.said))
-
-    fork = multiprocessing.get_context("fork")
-    processes = [fork.Process(target=job, args=(number,)) for number in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(500)
-        assert process.exitcode == 0
-    told = [(tmp_path / f"out-{number}").read_text() for number in range(2)]
-    assert len({text.splitlines()[0] for text in told}) == 1
-    assert sum("installing" in text for text in told) == 1
+    build_in_two_processes(site, tmp_path, lambda other: other.layer("tree", own_base).id)
 
 
 def test_cancelled_build_leaves_nothing(engine: docker.DockerClient, site: Site, own_base: str) -> None:

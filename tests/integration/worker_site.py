@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -114,6 +115,32 @@ class Site:
         )
 
 
+def layers(engine: docker.DockerClient, base: str) -> list[docker.models.images.Image]:
+    """The layers over a base; other tests may make layers at the same time."""
+    labels = ["train-classifier.kind=image", f"train-classifier.base={base}"]
+    images: list[docker.models.images.Image] = engine.images.list(filters={"label": labels})
+    return images
+
+
+def build_in_two_processes(site: Site, folder: Path, build: Callable[[Site], str]) -> None:
+    """Build in two processes at the same time: both return the same identity, and one of them installs."""
+
+    def run(number: int) -> None:
+        other = Site(docker.from_env(), folder, site.base, site.host.uv)
+        (folder / f"out-{number}").write_text("\n".join([build(other), *other.said]))
+
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=run, args=(number,)) for number in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(500)
+        assert process.exitcode == 0
+    outputs = [(folder / f"out-{number}").read_text() for number in range(2)]
+    assert len({output.splitlines()[0] for output in outputs}) == 1
+    assert sum("installing" in output for output in outputs) == 1
+
+
 @pytest.fixture(scope="session")
 def uv() -> Path:
     return Path(uv_binary())
@@ -135,6 +162,25 @@ def site(engine: docker.DockerClient, base_image: str, tmp_path: Path, uv: Path)
     yield made
     for container in made.containers():
         container.remove(force=True)
+
+
+@pytest.fixture
+def own_base(engine: docker.DockerClient, base_image: str, site: Site) -> Iterator[str]:
+    """A base image of this test alone, so that there is no layer over it yet."""
+    container = engine.containers.create(base_image, ["true"], labels={"train-classifier-test": site.job.id})
+    tag = f"tc-env-base:test-{os.getpid()}"
+    config = {
+        "Cmd": ["sleep", "1"], "Entrypoint": ["/bin/echo", "hello"], "User": "daemon", "WorkingDir": "/srv",
+        "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "BASE=kept"],
+    }  # fmt: skip
+    try:
+        base = container.commit("tc-env-base", f"test-{os.getpid()}", conf=config)
+    finally:
+        container.remove(force=True)
+    yield tag
+    for layer in layers(engine, base.id):
+        engine.images.remove(layer.id, force=True)
+    engine.images.remove(base.id, force=True)
 
 
 @pytest.fixture(scope="session")

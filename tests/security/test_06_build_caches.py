@@ -88,9 +88,9 @@ def test_06_build_back_end_cannot_change_wheels_of_others(site: Site, index: Ind
 
 def test_06_only_wheels_are_shared(site: Site, index: Index) -> None:
     first = prepare(site, "victim", repository=ATTACKER)
-    asked = len(index.asked)
+    requests = len(index.requests)
     assert prepare(site, "victim", repository=VICTIM).hash == first.hash
-    assert (len(index.asked), caches(site)) == (asked, [""])
+    assert (len(index.requests), caches(site)) == (requests, [""])
 
 
 def test_06_newest_version_is_built_instead_of_taking_an_older_wheel(site: Site, index: Index) -> None:

@@ -69,7 +69,7 @@ def test_07_checkout_gets_no_login_for_hosts_that_it_names(site: Site, index: In
     ):
         with pytest.raises(NoEnvironment):
             site.prepare(f"{text}\n{NO_MORE}")
-    assert index.asked and index.logins() == set()
+    assert index.requests and index.logins() == set()
 
 
 @pytest.mark.engine

@@ -1,4 +1,4 @@
-"""A package index for attacks: what it serves is made in the test, and each question is written down."""
+"""A package index: what it serves is made in the test, and it records each request."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import io
 import re
 import tarfile
 import threading
+import urllib.parse
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -73,13 +74,13 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
 
 
 class Index:
-    """A running index; `files` are served, `asked` are path and login of each question."""
+    """A running index; `files` are served, `requests` are path and login of each request."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.host = address.partition(":")[0]
         self.files: dict[str, bytes] = {}
-        self.asked: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str]] = []
         #: "login:password" without which it answers 401.
         self.login = ""
 
@@ -87,18 +88,23 @@ class Index:
     def url(self) -> str:
         return f"http://{self.address}/simple"
 
-    def add(self, *made: tuple[str, bytes]) -> None:
-        self.files.update(made)
+    def add(self, *files: tuple[str, bytes]) -> None:
+        self.files.update(files)
 
     def logins(self) -> set[str]:
         """Every login that was sent to it."""
-        return {login for _, login in self.asked if login}
+        return {login for _, login in self.requests if login}
+
+
+def gateway(engine: docker.DockerClient) -> str:
+    """Return the address of this machine as containers see it."""
+    address: str = engine.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+    return address
 
 
 @contextlib.contextmanager
 def serve(engine: docker.DockerClient) -> Iterator[Index]:
-    """Serve an index that containers reach."""
-    gateway = engine.networks.get("bridge").attrs["IPAM"]["Config"][0]["Gateway"]
+    """Serve an index that containers reach; it also answers as a proxy."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -107,11 +113,13 @@ def serve(engine: docker.DockerClient) -> Iterator[Index]:
         def do_GET(self) -> None:
             header = self.headers.get("Authorization", "")
             login = base64.b64decode(header[len("Basic ") :]).decode() if header.startswith("Basic ") else ""
-            index.asked.append((self.path, login))
-            name = self.path.strip("/").rpartition("/")[2]
+            index.requests.append((self.path, login))
+            # A proxy gets the whole address.
+            path = urllib.parse.urlsplit(self.path).path
+            name = path.strip("/").rpartition("/")[2]
             if index.login and login != index.login:
                 self.answer(401, b"", ("WWW-Authenticate", 'Basic realm="index"'))
-            elif self.path.startswith("/simple/"):
+            elif path.startswith("/simple/"):
                 files = [file for file in index.files if re.split(r"-\d", file)[0] == name.replace("-", "_")]
                 page = "".join(f'<a href="/files/{file}">{file}</a>' for file in files).encode()
                 self.answer(200 if files else 404, page, ("Content-Type", "text/html"))
@@ -128,10 +136,10 @@ def serve(engine: docker.DockerClient) -> Iterator[Index]:
                 self.wfile.write(body)
 
         def log_message(self, *_: Any) -> None:
-            """Say nothing."""
+            """Print nothing."""
 
-    with http.server.ThreadingHTTPServer((gateway, 0), Handler) as server:
-        index = Index(f"{gateway}:{server.server_port}")
+    with http.server.ThreadingHTTPServer((gateway(engine), 0), Handler) as server:
+        index = Index(f"{server.server_address[0]}:{server.server_port}")
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield index
