@@ -12,8 +12,7 @@ from typing import Any
 
 import docker
 import pytest
-from test_queue import UUIDS
-from test_queue import Site as QueueSite
+from queue_site import UUIDS, QueueSite
 
 from train_classifier.core.errors import BadInput
 from train_classifier.worker.checks import host_check

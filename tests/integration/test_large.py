@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import subprocess
 import tarfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +13,10 @@ import pytest
 from loopback.line import Line
 from loopback.sshd import Sshd
 from loopback.world import World, make_world, tail
+from process_memory import Memory
 
 pytestmark = pytest.mark.engine
 
-#: Our own processes may not grow past this.
-MOST_MEMORY = 200 << 20
 #: One block of noise, over and over: quick to write, and farther apart than gzip looks back.
 LARGE = """
 import hashlib
@@ -47,42 +44,6 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
     daemon.stop()
 
 
-class Memory:
-    """Samples the peak memory of every process that belongs to a world: controller, ssh, rsync, worker."""
-
-    def __init__(self, world: World) -> None:
-        self._needle = os.fsencode(str(world.folder))
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        #: Command line to bytes.
-        self.peaks: dict[str, int] = {}
-
-    def __enter__(self) -> Memory:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(0.2):
-            for entry in Path("/proc").iterdir():
-                if entry.name.isdigit() and int(entry.name) != os.getpid():
-                    # A process may end while it is looked at.
-                    with contextlib.suppress(OSError):
-                        self._look(entry)
-
-    def _look(self, entry: Path) -> None:
-        command = (entry / "cmdline").read_bytes()
-        if self._needle not in command and self._needle not in (entry / "environ").read_bytes():
-            return
-        name = command.replace(b"\0", b" ").decode("utf-8", "replace")
-        for line in (entry / "status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                self.peaks[name] = max(self.peaks.get(name, 0), int(line.split()[1]) << 10)
-
-
 @pytest.mark.parametrize(
     "count", [pytest.param(3, id="200MB"), pytest.param(32, id="2GB", marks=pytest.mark.full)]
 )
@@ -104,8 +65,7 @@ def test_large_artefact_arrives_with_flat_memory(world: World, sshd: Sshd, count
     # Both sides were looked at while they carried it.
     for part in ("-m train_classifier train", "/workers/", "rsync --server --sender", "rsync "):
         assert any(part in name for name in memory.peaks), (part, list(memory.peaks))
-    too_large = {name[:160]: peak >> 20 for name, peak in memory.peaks.items() if peak > MOST_MEMORY}
-    assert not too_large
+    memory.assert_flat()
     world.assert_clean()
 
 

@@ -7,75 +7,25 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import docker
 import pytest
+from queue_site import UUIDS, QueueSite
 from queue_worker import work
 
 from train_classifier.core.errors import NoGpu, NotReady, TimedOut
 from train_classifier.worker.containers.engine import labels
 from train_classifier.worker.gpus import gpu_queue, tickets
-from train_classifier.worker.system.host import Host
 
 pytestmark = pytest.mark.engine
 
-WORKER = Path(__file__).with_name("queue_worker.py")
-UUIDS = ["GPU-00000000-0000-4000-8000-000000000000", "GPU-00000000-0000-4000-8000-000000000001"]
-SMI = """#!/bin/sh
-case "$*" in
-*query-gpu*) cat {folder}/gpus; exit "$(cat {folder}/status 2>/dev/null || echo 0)";;
-*query-compute-apps*) cat {folder}/apps 2>/dev/null; exit 0;;
-esac
-exit 2
-"""
-
-
-class Site:
-    """A queue folder and a stand-in nvidia-smi with two cards."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self.folder = tmp_path / "queue"
-        self.folder.mkdir(0o2770)
-        self.marks = tmp_path / "marks"
-        self.marks.mkdir()
-        self.smi = tmp_path / "nvidia-smi"
-        self.smi.write_text(SMI.format(folder=tmp_path))
-        self.smi.chmod(0o755)
-        self.settings = tmp_path / "host.json"
-        self.settings.write_text(json.dumps({"nvidia_smi": str(self.smi), "queue_dir": str(self.folder)}))
-        self.host = Host(nvidia_smi=str(self.smi), queue_dir=self.folder)
-        self.processes: list[subprocess.Popen[str]] = []
-        self.cards()
-
-    def cards(self, free: int = 23000, count: int = 2) -> None:
-        lines = [f"{i}, {UUIDS[i]}, NVIDIA L4, 23034, {free}, 550.163.01, [N/A]" for i in range(count)]
-        (self.smi.parent / "gpus").write_text("\n".join(lines) + "\n")
-
-    def enqueue(self, job: str, want: int = 1, vram: int | None = None) -> None:
-        gpu_queue.enqueue(
-            self.folder, job=job, model="mnist", directory=Path("/nowhere"), want=want, min_vram_mib=vram
-        )
-
-    def start(self, job: str, hold: float, *more: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, WORKER, self.folder, job, self.marks, str(hold), *more],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "TRAIN_CLASSIFIER_HOST_JSON": str(self.settings), "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-        self.processes.append(process)
-        return process
-
-    def left(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir() if path.name not in ("lock", "counter"))
-
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    made = Site(tmp_path)
+def site(tmp_path: Path) -> Iterator[QueueSite]:
+    made = QueueSite(tmp_path)
     yield made
     for process in made.processes:
         process.kill()
@@ -98,12 +48,8 @@ def nothing() -> None:
     return
 
 
-def told(said: list[str]) -> Callable[[str], None]:
-    return said.append
-
-
 def test_fifty_jobs_on_two_gpus_run_in_order(
-    engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
+    engine: docker.DockerClient, site: QueueSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRAIN_CLASSIFIER_HOST_JSON", str(site.settings))
     site.enqueue("before", want=2)
@@ -133,11 +79,13 @@ def test_fifty_jobs_on_two_gpus_run_in_order(
             process.join()
     order = [json.loads(line) for line in (site.marks / "order").read_text().splitlines()]
     assert [grant["job"] for grant in sorted(order, key=lambda grant: grant["at"])] == jobs
-    assert site.left() == []
+    assert site.tickets() == []
 
 
-def test_gpu_of_dead_job_goes_to_the_next(engine: docker.DockerClient, base_image: str, site: Site) -> None:
-    site.cards(count=1)
+def test_gpu_of_dead_job_goes_to_the_next(
+    engine: docker.DockerClient, base_image: str, site: QueueSite
+) -> None:
+    site.write_cards(count=1)
     site.enqueue("dead")
     holder = site.start("dead", 600)
     read_until(holder, "granted")
@@ -158,14 +106,14 @@ def test_gpu_of_dead_job_goes_to_the_next(engine: docker.DockerClient, base_imag
         assert waiter.wait(240) == 0
         with pytest.raises(docker.errors.NotFound):
             engine.containers.get(container.id)
-        assert site.left() == []
+        assert site.tickets() == []
     finally:
-        for left in engine.containers.list(all=True, filters={"label": "train-classifier.job=dead"}):
-            left.remove(force=True)
+        for container in engine.containers.list(all=True, filters={"label": "train-classifier.job=dead"}):
+            container.remove(force=True)
 
 
 def test_job_container_without_ticket_keeps_its_gpu(
-    engine: docker.DockerClient, base_image: str, site: Site
+    engine: docker.DockerClient, base_image: str, site: QueueSite
 ) -> None:
     container = engine.containers.run(
         base_image, ["sleep", "600"], detach=True, init=True,
@@ -176,19 +124,19 @@ def test_job_container_without_ticket_keeps_its_gpu(
         ticket = gpu_queue.Ticket.claim(site.folder, "a")
         assert [card.uuid for card in ticket.wait(engine, site.host, None, print, nothing)] == UUIDS[1:]
         ticket.release()
-        site.cards(count=1)
+        site.write_cards(count=1)
         site.enqueue("b")
         ticket = gpu_queue.Ticket.claim(site.folder, "b")
-        said: list[str] = []
+        messages: list[str] = []
         with pytest.raises(TimedOut, match=r"waited 1\.0 s for a GPU"):
-            ticket.wait(engine, site.host, 1, told(said), nothing)
-        assert said == ["waiting for a GPU: a container of a job that ended still holds it"]
+            ticket.wait(engine, site.host, 1, messages.append, nothing)
+        assert messages == ["waiting for a GPU: a container of a job that ended still holds it"]
         ticket.release()
     finally:
         container.remove(force=True)
 
 
-def test_first_job_waits_for_all_its_gpus(engine: docker.DockerClient, site: Site) -> None:
+def test_first_job_waits_for_all_its_gpus(engine: docker.DockerClient, site: QueueSite) -> None:
     site.enqueue("one")
     one = site.start("one", 600)
     read_until(one, "granted")
@@ -208,27 +156,27 @@ def test_first_job_waits_for_all_its_gpus(engine: docker.DockerClient, site: Sit
 
 
 def test_slow_preparing_job_is_passed_over(
-    engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
+    engine: docker.DockerClient, site: QueueSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.enqueue("builder", want=2)
     builder = gpu_queue.Ticket.claim(site.folder, "builder")
     site.enqueue("quick")
     quick = gpu_queue.Ticket.claim(site.folder, "quick")
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(TimedOut):
-        quick.wait(engine, site.host, 0.5, told(said), nothing)
-    assert "job builder (mnist)" in said[0]
-    assert "is before this one" in said[0]
+        quick.wait(engine, site.host, 0.5, messages.append, nothing)
+    assert "job builder (mnist)" in messages[0]
+    assert "is before this one" in messages[0]
     monkeypatch.setattr(gpu_queue, "PREPARING_S", 0.0)
     assert len(quick.wait(engine, site.host, None, print, nothing)) == 1
     quick.release()
     assert len(builder.wait(engine, site.host, None, print, nothing)) == 2
     builder.release()
     builder.release()
-    assert site.left() == []
+    assert site.tickets() == []
 
 
-def test_cancel_while_waiting_leaves_the_queue(engine: docker.DockerClient, site: Site) -> None:
+def test_cancel_while_waiting_leaves_the_queue(engine: docker.DockerClient, site: QueueSite) -> None:
     site.enqueue("holder", want=2)
     holder = gpu_queue.Ticket.claim(site.folder, "holder")
     holder.wait(engine, site.host, None, print, nothing)
@@ -246,9 +194,9 @@ def test_cancel_while_waiting_leaves_the_queue(engine: docker.DockerClient, site
 
 
 def test_foreign_process_on_gpu_fails_job_with_memory_floor(
-    engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
+    engine: docker.DockerClient, site: QueueSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.cards(free=1000, count=1)
+    site.write_cards(free=1000, count=1)
     (site.smi.parent / "apps").write_text(f"{UUIDS[0]}, {os.getpid()}, /usr/bin/blender, 22000\n")
     monkeypatch.setattr(gpu_queue, "FOREIGN_S", 0.0)
     site.enqueue("big", vram=8000)
@@ -263,7 +211,7 @@ def test_foreign_process_on_gpu_fails_job_with_memory_floor(
     ticket.release()
 
 
-def test_lost_gpu_fails_the_waiting_job(engine: docker.DockerClient, site: Site) -> None:
+def test_lost_gpu_fails_the_waiting_job(engine: docker.DockerClient, site: QueueSite) -> None:
     site.enqueue("a")
     ticket = gpu_queue.Ticket.claim(site.folder, "a")
     (site.smi.parent / "gpus").write_text(
@@ -283,7 +231,7 @@ def test_missing_queue_folder_is_reported(tmp_path: Path) -> None:
     assert "training_host" in (raised.value.hint or "")
 
 
-def test_two_users_share_the_queue(site: Site) -> None:
+def test_two_users_share_the_queue(site: QueueSite) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root to act as two users")
     os.chown(site.folder, 0, 4242)
@@ -292,11 +240,11 @@ def test_two_users_share_the_queue(site: Site) -> None:
         if parent.stat().st_uid == os.geteuid() and str(parent).startswith("/tmp/"):
             parent.chmod(parent.stat().st_mode | 0o011)
     program = (
-        "import os, sys; from pathlib import Path; from train_classifier.worker.gpus import gpu_queue as queue\n"
+        "import os, sys; from pathlib import Path; from train_classifier.worker.gpus import gpu_queue\n"
         "os.umask(0o077)\n"
-        "queue.enqueue(Path(sys.argv[1]), job=sys.argv[2], model='m', directory=Path('/'), want=1, "
+        "gpu_queue.enqueue(Path(sys.argv[1]), job=sys.argv[2], model='m', directory=Path('/'), want=1, "
         "min_vram_mib=None)\n"
-        "print([entry.user for entry in queue.snapshot(Path(sys.argv[1]))])\n"
+        "print([entry.user for entry in gpu_queue.snapshot(Path(sys.argv[1]))])\n"
     )
     root = Path(__file__).parents[2]
     for uid, job in ((5001, "a"), (5002, "b"), (0, "c")):
@@ -306,11 +254,11 @@ def test_two_users_share_the_queue(site: Site) -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert [entry.user for entry in gpu_queue.snapshot(site.folder)] == ["uid 5001", "uid 5002", "root"]
-    assert {oct((site.folder / name).stat().st_mode & 0o777) for name in site.left()} == {"0o660"}
+    assert {oct((site.folder / name).stat().st_mode & 0o777) for name in site.tickets()} == {"0o660"}
 
 
 def test_ticket_without_worker_expires(
-    engine: docker.DockerClient, site: Site, monkeypatch: pytest.MonkeyPatch
+    engine: docker.DockerClient, site: QueueSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.enqueue("late", want=2)
     site.enqueue("a")
@@ -323,10 +271,12 @@ def test_ticket_without_worker_expires(
     monkeypatch.setattr(tickets, "NEW_S", 0.0)
     assert gpu_queue.snapshot(site.folder) == []
     gpu_queue.withdraw(site.folder, "late")
-    assert site.left() == []
+    assert site.tickets() == []
 
 
-def test_damaged_ticket_and_counter_do_not_stop_the_queue(engine: docker.DockerClient, site: Site) -> None:
+def test_damaged_ticket_and_counter_do_not_stop_the_queue(
+    engine: docker.DockerClient, site: QueueSite
+) -> None:
     site.enqueue("a")
     (site.folder / "000000000099-torn.json").write_text('{"job": "to')
     (site.folder / "counter").write_text("")
@@ -336,4 +286,4 @@ def test_damaged_ticket_and_counter_do_not_stop_the_queue(engine: docker.DockerC
     ticket = gpu_queue.Ticket.claim(site.folder, "b")
     ticket.wait(engine, site.host, None, print, nothing)
     ticket.release()
-    assert site.left() == []
+    assert site.tickets() == []

@@ -44,6 +44,13 @@ signal.signal(signal.SIGTERM, stop)
 print("ready", flush=True)
 time.sleep(120)
 """
+#: Ignores SIGTERM.
+IGNORES_SIGTERM = """
+import signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("ready", flush=True)
+time.sleep(120)
+"""
 
 
 @pytest.fixture
@@ -58,23 +65,22 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     daemon.stop()
 
 
+def start(world: World, *arguments: str | Path, says: bytes = b"ready\n") -> subprocess.Popen[bytes]:
+    """Start a command, and wait for the first line of its log."""
+    process = world.start(*arguments)
+    assert process.stdout is not None
+    assert process.stdout.readline() == says
+    return process
+
+
+def assert_fetched(world: World, job: str, archive: Path) -> None:
+    """The archive is the one that the job's result names."""
+    result = json.loads((world.state / "jobs" / job / "result.json").read_text())
+    assert hashlib.sha256(archive.read_bytes()).hexdigest() == result["archive"]["sha256"]
+
+
 def lines(count: int) -> bytes:
     return b"".join(b"line %d\n" % n for n in range(count))
-
-
-def family(pid: int) -> list[int]:
-    """The process and all below it, also those with sessions of their own."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    found = {pid}
-    for _ in range(10):
-        found |= {child for child, parent in parents.items() if parent in found}
-    return sorted(found)
 
 
 # Row 20: the controller is killed.
@@ -95,9 +101,7 @@ def test_second_controller_attaches_after_kill(world: World, phase: str) -> None
     assert attached.returncode == 0, tail(attached.stderr)
     (job,) = world.statuses()
     assert attached.stdout == lines(150) == world.log(job["id"])
-    result = json.loads((world.state / "jobs" / job["id"] / "result.json").read_text())
-    fetched = hashlib.sha256((other / "artefacts.tar.gz").read_bytes()).hexdigest()
-    assert fetched == result["archive"]["sha256"]
+    assert_fetched(world, job["id"], other / "artefacts.tar.gz")
     # What the killed run left behind is swept by the next one, and its Ansible ended by itself.
     world.run(*world.train("probe", "--gpus", "0", "--env", "X=1"))
     world.assert_clean()
@@ -106,19 +110,17 @@ def test_second_controller_attaches_after_kill(world: World, phase: str) -> None
 def test_killed_command_of_silent_job_leaves_no_process(world: World) -> None:
     """The playbook's side has nothing to tell, and must still notice that nobody listens: it renews a lease."""
     world.model("import time\nprint('up', flush=True)\ntime.sleep(300)\n")
-    process = world.start(*world.train("probe"))
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"up\n"
+    process = start(world, *world.train("probe"), says=b"up\n")
     time.sleep(1)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     (job,) = world.statuses()
 
-    def ours() -> list[tuple[int, str]]:
+    def own_processes() -> list[tuple[int, str]]:
         # The job's own worker stays.
         return [(pid, command) for pid, command in world.processes() if job["id"] not in command]
 
-    wait_until(lambda: True if not ours() else None, 60)
+    wait_until(lambda: not own_processes() or None, 60)
     assert world.run("cancel", job["id"], "--inventory", world.local).returncode == 0
     assert world.run("attach", job["id"], "--inventory", world.local).returncode == 6
 
@@ -131,10 +133,10 @@ def test_controller_killed_during_push_leaves_nothing_running(world: World, sshd
         sshd.trust(line.port)
         process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
         # In the middle of the push.
-        wait_until(lambda: True if line.bytes > 8 << 20 else None, 60)
+        wait_until(lambda: line.bytes > 8 << 20 or None, 60)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        wait_until(lambda: True if not world.processes() else None, 60)
+        wait_until(lambda: not world.processes() or None, 60)
     states = [status["state"] for status in world.statuses()]
     assert states in (["prepared"], [])
     done = world.run(*world.train("probe"))
@@ -168,15 +170,14 @@ def test_log_is_complete_after_half_open_connection(world: World, sshd: Sshd) ->
     world.model(COUNTING.format(count=100))
     with Line(sshd.port) as line:
         sshd.trust(line.port)
-        process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
-        assert process.stdout is not None
-        first = process.stdout.readline()
+        train = world.train("probe", inventory=world.inventory(sshd, line.port))
+        process = start(world, *train, says=b"line 0\n")
         line.freeze()
         time.sleep(3)
         line.mend()
         rest, errors = process.communicate(timeout=240)
     assert process.returncode == 0, tail(errors)
-    assert first + rest == lines(100)
+    assert b"line 0\n" + rest == lines(100)
 
 
 def test_permanent_connection_loss_is_exit_11_and_attach_completes_the_log(world: World, sshd: Sshd) -> None:
@@ -184,9 +185,7 @@ def test_permanent_connection_loss_is_exit_11_and_attach_completes_the_log(world
     with Line(sshd.port) as line:
         sshd.trust(line.port)
         arguments = world.train("probe", "--patience", "3s", inventory=world.inventory(sshd, line.port))
-        process = world.start(*arguments)
-        assert process.stdout is not None
-        process.stdout.readline()
+        process = start(world, *arguments, says=b"line 0\n")
         line.cut()
         _, errors = process.communicate(timeout=240)
     assert process.returncode == 11, tail(errors)
@@ -207,7 +206,7 @@ def test_push_continues_after_lost_connection(world: World, sshd: Sshd) -> None:
         sshd.trust(line.port)
         line.cut_after = 15 << 20
         process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
-        wait_until(lambda: True if line.cut_after is None else None, 60)
+        wait_until(lambda: line.cut_after is None or None, 60)
         line.mend()
         out, errors = process.communicate(timeout=240)
     assert process.returncode == 0, tail(errors)
@@ -221,14 +220,12 @@ def test_fetch_continues_after_lost_connection(world: World, sshd: Sshd) -> None
         sshd.trust(line.port)
         line.cut_after = 15 << 20
         process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
-        wait_until(lambda: True if line.cut_after is None else None, 120)
+        wait_until(lambda: line.cut_after is None or None, 120)
         line.mend()
         _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, tail(errors)
     (job,) = world.statuses()
-    result = json.loads((world.state / "jobs" / job["id"] / "result.json").read_text())
-    fetched = hashlib.sha256((world.work / "artefacts.tar.gz").read_bytes()).hexdigest()
-    assert fetched == result["archive"]["sha256"]
+    assert_fetched(world, job["id"], world.work / "artefacts.tar.gz")
     world.assert_clean()
 
 
@@ -237,9 +234,7 @@ def test_fetch_continues_after_lost_connection(world: World, sshd: Sshd) -> None
 
 def test_ctrl_c_once_stops_the_job_and_fetches(world: World, sshd: Sshd) -> None:
     world.model(STOPPABLE)
-    process = world.start(*world.train("probe", inventory=world.inventory(sshd)))
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    process = start(world, *world.train("probe", inventory=world.inventory(sshd)))
     os.killpg(process.pid, signal.SIGINT)
     out, errors = process.communicate(timeout=240)
     assert process.returncode == 6, tail(errors)
@@ -250,16 +245,12 @@ def test_ctrl_c_once_stops_the_job_and_fetches(world: World, sshd: Sshd) -> None
 
 
 def test_ctrl_c_twice_exits_at_once_and_stops_the_job(world: World) -> None:
-    world.model(
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(120)\n"
-    )
-    process = world.start(*world.train("probe", "--grace", "10m"))
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    world.model(IGNORES_SIGTERM)
+    process = start(world, *world.train("probe", "--grace", "10m"))
     os.killpg(process.pid, signal.SIGINT)
     (job,) = world.statuses()
     folder = world.state / "jobs" / job["id"]
-    wait_until(lambda: True if (folder / "cancel").exists() else None, 20)
+    wait_until(lambda: (folder / "cancel").exists() or None, 20)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 6, tail(errors)
@@ -276,12 +267,8 @@ def test_ctrl_c_twice_exits_at_once_and_stops_the_job(world: World) -> None:
 
 def test_workflow_cancel_stops_the_job(world: World) -> None:
     """SIGINT, 7.5 s, SIGTERM, 2.5 s, SIGKILL, as GitHub's runner does it, to a job that ignores SIGTERM."""
-    world.model(
-        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(120)\n"
-    )
-    process = world.start(*world.train("probe", "--grace", "12s"))
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    world.model(IGNORES_SIGTERM)
+    process = start(world, *world.train("probe", "--grace", "12s"))
     os.kill(process.pid, signal.SIGINT)
     time.sleep(7.5)
     os.kill(process.pid, signal.SIGTERM)
@@ -298,9 +285,7 @@ def test_workflow_cancel_stops_the_job(world: World) -> None:
 
 def test_sigterm_acts_like_ctrl_c(world: World) -> None:
     world.model(STOPPABLE)
-    process = world.start(*world.train("probe"))
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    process = start(world, *world.train("probe"))
     os.kill(process.pid, signal.SIGTERM)
     out, errors = process.communicate(timeout=240)
     assert (process.returncode, out) == (6, b"stopping\n"), tail(errors)
@@ -312,7 +297,7 @@ def test_ctrl_c_during_push_starts_no_job(world: World, sshd: Sshd) -> None:
     with Line(sshd.port) as line:
         sshd.trust(line.port)
         process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
-        wait_until(lambda: True if line.bytes > 4 << 20 else None, 60)
+        wait_until(lambda: line.bytes > 4 << 20 or None, 60)
         line.freeze()
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=240)
@@ -371,31 +356,34 @@ def test_ctrl_c_in_attach_and_logs_does_not_stop_the_job(world: World, command: 
 
 def test_cancel_from_another_shell_stops_the_job(world: World) -> None:
     world.model(STOPPABLE)
-    process = world.start(*world.train("probe"))
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    assert world.run("cancel", "last", "--inventory", world.local).returncode == 0
-    assert world.run("cancel", "last", "--inventory", world.local).returncode == 0
+    cancel = ("cancel", "last", "--inventory", world.local)
+    process = start(world, *world.train("probe"))
+    assert world.run(*cancel).returncode == 0
+    assert world.run(*cancel).returncode == 0
     out, errors = process.communicate(timeout=240)
     assert (process.returncode, out) == (6, b"stopping\n"), tail(errors)
-    assert world.run("cancel", "last", "--inventory", world.local).returncode == 0
+    assert world.run(*cancel).returncode == 0
     world.assert_clean()
 
 
 # Row 36, and the disk on this side of row 29.
 
 
-def test_damaged_download_is_fetched_again(world: World) -> None:
+def finished_job(world: World) -> str:
+    """Train without fetching the archive; returns the job's id."""
     world.model(COUNTING.format(count=1))
     job = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
-    wait_until(lambda: True if world.statuses()[-1]["state"] == "finished" else None, 60)
+    wait_until(lambda: world.statuses()[-1]["state"] == "finished" or None, 60)
+    return job
+
+
+def test_damaged_download_is_fetched_again(world: World) -> None:
+    job = finished_job(world)
     (world.work / f".artefacts.tar.gz.{job}.part").write_bytes(b"garbage of an earlier try")
     done = world.run("fetch", job, "--inventory", world.local)
     assert done.returncode == 0, tail(done.stderr)
     assert b"arrived damaged: it is fetched again" in done.stderr
-    result = json.loads((world.state / "jobs" / job / "result.json").read_text())
-    fetched = hashlib.sha256((world.work / "artefacts.tar.gz").read_bytes()).hexdigest()
-    assert fetched == result["archive"]["sha256"]
+    assert_fetched(world, job, world.work / "artefacts.tar.gz")
     world.assert_clean()
 
 
@@ -411,9 +399,7 @@ def test_failed_job_names_the_command_that_packs_large_artefacts(world: World) -
 
 
 def test_damaged_archive_on_host_keeps_the_previous_archive(world: World) -> None:
-    world.model(COUNTING.format(count=1))
-    job = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
-    wait_until(lambda: True if world.statuses()[-1]["state"] == "finished" else None, 60)
+    job = finished_job(world)
     archive = world.state / "jobs" / job / "artefacts.tar.gz"
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 1

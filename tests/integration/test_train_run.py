@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
+import random
 import subprocess
 import tarfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from loopback.sshd import Sshd
 from loopback.world import HOLD, World, make_world, tail, wait_until
+from process_memory import Memory
 
 pytestmark = pytest.mark.engine
 
@@ -24,8 +24,6 @@ os.makedirs("artefacts", exist_ok=True)
 open("artefacts/weights.bin", "wb").write(bytes(range(256)) * 100)
 open("artefacts/metrics.json", "w").write('{"accuracy": 0.975}')
 """
-#: Our own processes may not grow past this.
-MOST_MEMORY = 200 << 20
 
 
 @pytest.fixture
@@ -127,56 +125,13 @@ os.mkfifo("artefacts/fifo")
     assert [path.name for path in world.work.iterdir()] == ["artefacts.tar.gz"]
 
 
-def watch_memory(
-    command: int, peaks: dict[str, int], events: list[int], temp: Path, stop: threading.Event
-) -> None:
-    """Note the largest memory of each of our processes and how many event files there ever are."""
-    while not stop.wait(0.1):
-        parents: dict[int, int] = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                    parents[int(entry.name)] = int(fields[1])
-                except OSError:
-                    continue
-        family = {command}
-        for _ in range(8):
-            family |= {pid for pid, parent in parents.items() if parent in family}
-        for pid in family:
-            try:
-                status = Path(f"/proc/{pid}/status").read_text()
-                name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
-            except OSError:
-                continue
-            for line in status.splitlines():
-                if line.startswith("VmHWM:"):
-                    peaks[name] = max(peaks.get(name, 0), int(line.split()[1]) << 10)
-        # Folders come and go meanwhile.
-        with contextlib.suppress(OSError):
-            events.append(len(list(temp.glob("**/job_events/*"))))
-
-
-def measured(world: World, *arguments: str | Path) -> tuple[int, str, bytes, dict[str, int], int]:
-    """Run a `train`, and return exit code, sha256 of its output, stderr, memory peaks and event files."""
-    peaks: dict[str, int] = {}
-    events: list[int] = [0]
-    stop = threading.Event()
-    with (world.folder / "stderr").open("w+b") as errors:
-        process = world.start(*arguments, stderr=errors)
-        watcher = threading.Thread(
-            target=watch_memory, args=(process.pid, peaks, events, world.temp, stop), daemon=True
-        )
-        watcher.start()
-        digest = hashlib.sha256()
-        assert process.stdout is not None
-        while block := process.stdout.read(1 << 20):
-            digest.update(block)
-        code = process.wait()
-        stop.set()
-        watcher.join()
-        errors.seek(0)
-        return code, digest.hexdigest(), errors.read(), peaks, max(events)
+def read_hashed(process: subprocess.Popen[bytes]) -> str:
+    """Read standard output to its end without keeping it; returns its SHA-256."""
+    digest = hashlib.sha256()
+    assert process.stdout is not None
+    while block := process.stdout.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 LINES = """
@@ -205,8 +160,11 @@ open("artefacts/done", "w").write("x")
 def test_no_byte_is_lost_and_memory_stays_flat(world: World, sshd: Sshd, program: str, way: str) -> None:
     inventory = world.inventory(sshd) if way == "ssh" else world.local
     model = world.model(program)
-    code, digest, errors, peaks, events = measured(world, *world.train(model, inventory=inventory))
-    assert code == 0, tail(errors)
+    errors = world.folder / "stderr"
+    with errors.open("wb") as stream, Memory(world) as memory:
+        process = world.start(*world.train(model, inventory=inventory), stderr=stream)
+        digest = read_hashed(process)
+        assert process.wait() == 0, tail(errors.read_bytes())
     (job,) = world.jobs()
     with (world.state / "jobs" / job["id"] / "log.txt").open("rb") as log:
         kept = hashlib.file_digest(log, "sha256").hexdigest()
@@ -215,23 +173,15 @@ def test_no_byte_is_lost_and_memory_stays_flat(world: World, sshd: Sshd, program
         for number in range(200_000):
             expected.update(f"line {number} of a long run, with some more words to fill it\n".encode())
     else:
-        import random
-
         block = random.Random(7).randbytes(1 << 20)
         for number in range(50 if "range(50)" in program else 200):
             expected.update(number.to_bytes(4, "big") + block[4:])
     assert digest == kept == expected.hexdigest()
-    too_large = {name: peak >> 20 for name, peak in peaks.items() if peak > MOST_MEMORY}
-    assert not too_large
-    assert peaks, "no process was seen"
-    assert events < 200
+    memory.assert_flat()
+    assert memory.event_files < 200
     logs = world.start("logs", job["id"], "--inventory", world.local, stderr=subprocess.DEVNULL)
-    again = hashlib.sha256()
-    assert logs.stdout is not None
-    while block := logs.stdout.read(1 << 20):
-        again.update(block)
+    assert read_hashed(logs) == digest
     assert logs.wait() == 0
-    assert again.hexdigest() == digest
     world.assert_clean()
 
 

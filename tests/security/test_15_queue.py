@@ -15,34 +15,19 @@ from typing import Any
 
 import docker
 import pytest
+from queue_site import UUIDS, QueueSite
 
 from train_classifier.core.errors import NotReady
 from train_classifier.worker.checks import host_check
 from train_classifier.worker.containers.engine import labels
 from train_classifier.worker.gpus import gpu_queue, tickets
 from train_classifier.worker.gpus.devices import Discovery, Gpu
-from train_classifier.worker.system.host import Host
 
-UUIDS = ["GPU-00000000-0000-4000-8000-000000000000", "GPU-00000000-0000-4000-8000-000000000001"]
 STRANGER = 5003
 
 
-class Place:
-    """A queue, and a stand-in nvidia-smi with two cards."""
-
-    def __init__(self, top: Path) -> None:
-        self.folder = top / "queue"
-        self.folder.mkdir(0o2770)
-        smi = top / "nvidia-smi"
-        rows = "".join(f"{i}, {UUIDS[i]}, NVIDIA L4, 23034, 23000, 550.163.01, [N/A]\\n" for i in range(2))
-        smi.write_text(f"#!/bin/sh\ncase \"$*\" in *query-gpu*) printf '{rows}';; esac\n")
-        smi.chmod(0o755)
-        self.host = Host(nvidia_smi=str(smi), queue_dir=self.folder)
-
-    def enqueue(self, job: str, want: int = 1) -> Path:
-        return gpu_queue.enqueue(
-            self.folder, job=job, model="m", directory=Path("/nowhere"), want=want, min_vram_mib=None
-        )
+class Queue(QueueSite):
+    """A queue with hostile files in its folder."""
 
     def train(self, client: docker.DockerClient, job: str, want: int = 1) -> int:
         """Submit a job, wait for its cards, release them; return the number of its ticket."""
@@ -72,10 +57,10 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
+def queue(tmp_path: Path) -> Queue:
     if os.geteuid() != 0:
         pytest.skip("needs root to give files to another user")
-    return Place(tmp_path)
+    return Queue(tmp_path)
 
 
 @contextlib.contextmanager
@@ -111,83 +96,83 @@ CHANGES: list[dict[str, Any]] = [
 
 
 @pytest.mark.engine
-def test_15_invalid_tickets_are_ignored_and_reported(engine: docker.DockerClient, place: Place) -> None:
+def test_15_invalid_tickets_are_ignored_and_reported(engine: docker.DockerClient, queue: Queue) -> None:
     for number, (kind, make) in enumerate(KINDS.items()):
-        path = place.folder / f"{number:012d}-{kind.replace(' ', '-')}.json"
+        path = queue.folder / f"{number:012d}-{kind.replace(' ', '-')}.json"
         make(path)
         os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
     for number, change in enumerate(CHANGES):
-        place.forge(f"{number:012d}-change.json", change)
-    before = sorted(path.name for path in place.folder.iterdir())
-    place.train(engine, "a", want=2)
-    gpu_queue.withdraw(place.folder, "change")
-    assert gpu_queue.snapshot(place.folder) == []
-    left = sorted(path.name for path in place.folder.iterdir())
+        queue.forge(f"{number:012d}-change.json", change)
+    before = sorted(path.name for path in queue.folder.iterdir())
+    queue.train(engine, "a", want=2)
+    gpu_queue.withdraw(queue.folder, "change")
+    assert gpu_queue.snapshot(queue.folder) == []
+    left = sorted(path.name for path in queue.folder.iterdir())
     assert [name for name in left if name not in ("counter", "lock")] == before
-    assert len(tickets.strange(place.folder)) == len(before)
-    finding = place.finding()
+    assert len(tickets.strange(queue.folder)) == len(before)
+    finding = queue.finding()
     assert finding.status == "warn"
     assert "000000000000-fifo.json is not a regular file" in finding.message
     assert f"and {len(before) - 5} more" in finding.message
-    assert finding.hint.startswith(f"on the host: rm -r {place.folder}/0")
+    assert finding.hint.startswith(f"on the host: rm -r {queue.folder}/0")
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("kind", [*KINDS, "huge", "largest"])
 def test_15_invalid_counter_does_not_stop_the_queue(
-    engine: docker.DockerClient, place: Place, kind: str
+    engine: docker.DockerClient, queue: Queue, kind: str
 ) -> None:
-    counter = place.folder / "counter"
+    counter = queue.folder / "counter"
     if kind in KINDS:
         KINDS[kind](counter)
     else:
         counter.write_text("9" * (5000 if kind == "huge" else 12))
-    first, second = place.enqueue("20260101-000000-00000000"), place.enqueue("20260101-000001-00000000")
+    first, second = queue.enqueue("20260101-000000-00000000"), queue.enqueue("20260101-000001-00000000")
     assert all(tickets.TICKET.match(path.name) for path in (first, second))
     assert first.name < second.name
-    assert [entry.path for entry in gpu_queue.snapshot(place.folder)] == [first, second]
+    assert [entry.path for entry in gpu_queue.snapshot(queue.folder)] == [first, second]
     if kind in ("fifo", "folder", "socket", "link", "loop"):
-        assert "counter is not a regular file" in place.finding().message
+        assert "counter is not a regular file" in queue.finding().message
     for path in (first, second):
         path.unlink()
-    place.train(engine, "a", want=2)
+    queue.train(engine, "a", want=2)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "socket", "link"])
-def test_15_invalid_lock_is_reported(place: Place, kind: str) -> None:
-    KINDS[kind](place.folder / "lock")
-    with pytest.raises(NotReady, match=f"the queue's lock {place.folder}/lock is not a regular file"):
-        place.enqueue("a")
-    assert place.finding().status == "fail"
+def test_15_invalid_lock_is_reported(queue: Queue, kind: str) -> None:
+    KINDS[kind](queue.folder / "lock")
+    with pytest.raises(NotReady, match=f"the queue's lock {queue.folder}/lock is not a regular file"):
+        queue.enqueue("a")
+    assert queue.finding().status == "fail"
 
 
-def test_15_lock_that_is_never_released_is_reported(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.enqueue("a")
+def test_15_lock_that_is_never_released_is_reported(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue.enqueue("a")
     monkeypatch.setattr(tickets, "LOCK_S", 0.1)
     with (
-        held(place.folder / "lock"),
+        held(queue.folder / "lock"),
         pytest.raises(NotReady, match="another process has held the queue's lock"),
     ):
-        place.enqueue("b")
+        queue.enqueue("b")
 
 
-def test_15_ticket_owner_is_its_file_owner(place: Place) -> None:
-    path = place.forge("000000000001-x.json", {"uid": 0, "user": "root"})
+def test_15_ticket_owner_is_its_file_owner(queue: Queue) -> None:
+    path = queue.forge("000000000001-x.json", {"uid": 0, "user": "root"})
     with held(path):
-        (entry,) = gpu_queue.snapshot(place.folder)
+        (entry,) = gpu_queue.snapshot(queue.folder)
     assert (entry.uid, entry.user) == (STRANGER, f"uid {STRANGER}")
 
 
 @pytest.mark.engine
-def test_15_forged_ticket_is_not_taken(engine: docker.DockerClient, place: Place) -> None:
+def test_15_forged_ticket_is_not_taken(engine: docker.DockerClient, queue: Queue) -> None:
     """Neither held nor free does it keep a worker from its own ticket."""
-    with held(place.forge("000000000000-a.json", {"state": "new", "want": 0, "gpus": []})):
-        place.train(engine, "a")
+    with held(queue.forge("000000000000-a.json", {"state": "new", "want": 0, "gpus": []})):
+        queue.train(engine, "a")
 
 
 @pytest.mark.engine
 def test_15_forged_dead_ticket_of_running_job_ends_no_container(
-    engine: docker.DockerClient, base_image: str, place: Place
+    engine: docker.DockerClient, base_image: str, queue: Queue
 ) -> None:
     containers = [
         engine.containers.run(
@@ -196,36 +181,36 @@ def test_15_forged_dead_ticket_of_running_job_ends_no_container(
         for job, gpus in (("living", UUIDS[:1]), ("processor", ()))
     ]
     try:
-        place.enqueue("living")
-        living = gpu_queue.Ticket.claim(place.folder, "living")
+        queue.enqueue("living")
+        living = gpu_queue.Ticket.claim(queue.folder, "living")
         for number, job in enumerate(("living", "processor")):
-            place.forge(f"00000000000{number}-{job}.json")
-        assert len(gpu_queue.snapshot(place.folder)) == 1
+            queue.forge(f"00000000000{number}-{job}.json")
+        assert len(gpu_queue.snapshot(queue.folder)) == 1
         # As far as tickets go both cards are free once the forged ones are removed.
-        place.enqueue("next")
-        ticket = gpu_queue.Ticket.claim(place.folder, "next")
-        cards = ticket.wait(engine, place.host, 60, print, lambda: None)
+        queue.enqueue("next")
+        ticket = gpu_queue.Ticket.claim(queue.folder, "next")
+        cards = ticket.wait(engine, queue.host, 60, print, lambda: None)
         assert [card.uuid for card in cards] == UUIDS[1:]
         ticket.release()
         living.release()
-        assert not list(place.folder.glob("00000000000[01]-*.json"))
+        assert not list(queue.folder.glob("00000000000[01]-*.json"))
         assert [engine.containers.get(container.id).status for container in containers] == ["running"] * 2
     finally:
         for container in containers:
             container.remove(force=True)
 
 
-def test_15_worker_answers_with_invalid_tickets_in_queue(place: Place, tmp_path: Path) -> None:
+def test_15_worker_answers_with_invalid_tickets_in_queue(queue: Queue, tmp_path: Path) -> None:
     """The whole program, as another process: a FIFO would block it for ever."""
     for kind, make in KINDS.items():
-        make(place.folder / f"000000000001-{kind.replace(' ', '-')}.json")
+        make(queue.folder / f"000000000001-{kind.replace(' ', '-')}.json")
     program = (
-        "import sys; from pathlib import Path; from train_classifier.worker.gpus import gpu_queue as queue\n"
-        "queue.enqueue(Path(sys.argv[1]), job='a', model='m', directory=Path('/'), want=1, min_vram_mib=None)\n"
-        "print([entry.job for entry in queue.snapshot(Path(sys.argv[1]))])\n"
+        "import sys; from pathlib import Path; from train_classifier.worker.gpus import gpu_queue\n"
+        "gpu_queue.enqueue(Path(sys.argv[1]), job='a', model='m', directory=Path('/'), want=1, min_vram_mib=None)\n"
+        "print([entry.job for entry in gpu_queue.snapshot(Path(sys.argv[1]))])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, place.folder], cwd=Path(__file__).parents[2], capture_output=True,
+        [sys.executable, "-c", program, queue.folder], cwd=Path(__file__).parents[2], capture_output=True,
         text=True, check=False, timeout=100,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "['a']\n"), done.stderr
