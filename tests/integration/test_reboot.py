@@ -108,7 +108,7 @@ def test_follower_survives_power_loss(ssh_host: TestHost, tmp_path: Path) -> Non
     rest, _ = process.communicate(timeout=240)
     said = errors.read_bytes()
     assert (process.returncode, rest) == (10, b""), tail(said)
-    assert b"In touch with" in said and b"rebooted" in said and b"Traceback" not in said
+    assert b"Connected to" in said and b"rebooted" in said and b"Traceback" not in said
     (job,) = {line.split()[1] for line in said.decode().splitlines() if line.startswith("job ")}
     assert_over(caller, job, "lost")
 

@@ -162,7 +162,7 @@ def test_log_is_complete_after_lost_connection(world: World, sshd: Sshd, seconds
         rest, errors = process.communicate(timeout=240)
     assert process.returncode == 0, tail(errors)
     assert first + rest == lines(200)
-    assert b"was cut" in errors and b"In touch with trainer1 again" in errors
+    assert b"was cut" in errors and b"Connected to trainer1 again" in errors
     world.assert_clean()
 
 

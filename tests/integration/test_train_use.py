@@ -143,7 +143,7 @@ def test_host_must_be_named_when_there_are_two(world: World) -> None:
     )
     assert started.returncode == 0, tail(started.stderr)
     job = started.stdout.decode().strip()
-    (hint,) = [line for line in started.stderr.decode().splitlines() if line.startswith("Pick it up again: ")]
+    (hint,) = [line for line in started.stderr.decode().splitlines() if line.startswith("Follow it again: ")]
     _, *words = shlex.split(hint.partition(": ")[2])
     assert "--host" in words
     picked = world.run(*words)

@@ -16,7 +16,7 @@ MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "re
 def doctor(hosts: Sequence[RemoteHost], gpus: int | str, console: Console) -> ExitCode:
     """Check every host and return 0, or the code of the first failed check (3 or 8 as a rule)."""
     request = {"verb": "check", "gpus": gpus, "min_vram_mib": None, "image": None, "deep": True}
-    answers = find_jobs.ask(hosts, lambda host: host.call(request, timeout=300))
+    answers = find_jobs.ask_hosts(hosts, lambda host: host.call(request, timeout=300))
     code = ExitCode.TRAINED
     report: list[dict[str, Any]] = []
     for host, answer in answers:

@@ -22,7 +22,7 @@ from train_classifier.request.flags import OUTPUT
 
 def show_list(hosts: Sequence[RemoteHost], everything: bool, console: Console) -> ExitCode:
     """Show the jobs of all hosts; hosts that cannot be queried are named on standard error."""
-    found, errors = find_jobs.every(hosts, everything)
+    found, errors = find_jobs.list_jobs(hosts, everything)
     if console.json_mode:
         console.out(json.dumps([{**job, "status": job.get("outcome") or job.get("state")} for job in found]))
     elif found:
@@ -48,7 +48,7 @@ def show_list(hosts: Sequence[RemoteHost], everything: bool, console: Console) -
 
 def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> ExitCode:
     """Show one job's state, its phases and, once finished, its result."""
-    found = find_jobs.find(hosts, job)
+    found = find_jobs.find_job(hosts, job)
     status, result = found.answer.get("status") or {}, found.answer.get("result") or {}
     if console.json_mode:
         console.out(json.dumps({**found.answer, "host": found.host.name}))
@@ -80,7 +80,7 @@ def show_logs(
     hosts: Sequence[RemoteHost], job: str, keep_on: bool, patience: float, console: Console
 ) -> ExitCode:
     """Write the job's log so far, raw, with nothing added; with `keep_on` until the job ends."""
-    found = find_jobs.find(hosts, job).started()
+    found = find_jobs.find_job(hosts, job).require_started()
     if keep_on:
         following.follow(found.host, found.id, Quiet(console), patience=patience)
         return ExitCode.TRAINED
@@ -88,10 +88,10 @@ def show_logs(
     request: dict[str, Any] = {"verb": "read", "id": found.id, "wait": 0, "max": following.CHUNK, "seen": 0}
     while True:
         request["offset"] = offset
-        answer = following.patiently(
+        answer = following.retry_while_unreachable(
             found.host, found.id, lambda: found.host.call(request), console, patience
         )
-        data = following.unpack(answer)
+        data = following.log_bytes(answer)
         console.log(data)
         offset += len(data)
         if not data or offset >= int(answer.get("log_size", 0)) or console.log_gone:
@@ -119,7 +119,7 @@ class Quiet:
 class Attached:
     """A job that `attach` follows, with the facts for the summary."""
 
-    def __init__(self, found: find_jobs.Found, console: Console) -> None:
+    def __init__(self, found: find_jobs.LocatedJob, console: Console) -> None:
         self.job = found.id
         self.model = str((found.answer.get("spec") or found.answer.get("status") or {}).get("model"))
         self.host_name = found.host.name
@@ -146,7 +146,7 @@ def attach(
 ) -> tuple[Attached, ExitCode]:
     """Follow a job from its first byte to its end, then fetch; returns the job's own exit code."""
     try:
-        found = find_jobs.find(hosts, job).started()
+        found = find_jobs.find_job(hosts, job).require_started()
     except KeyboardInterrupt:
         raise OutOfTouch(
             "Left before the job was found; if it runs, it runs on.",
@@ -161,7 +161,7 @@ def attach(
         run.failure = error
     except KeyboardInterrupt:
         again = f"train-classifier attach {found.id}{found.host.flags}"
-        run.failure = OutOfTouch("Left; the job runs on.", f"Pick it up again: {again}")
+        run.failure = OutOfTouch("Left; the job runs on.", f"Follow it again: {again}")
     return run, run.failure.code if run.failure else ExitCode.TRAINED
 
 
@@ -174,7 +174,7 @@ def fetch(
     """
     from train_classifier.controller import fetch as fetching
 
-    found = find_jobs.find(hosts, job).started()
+    found = find_jobs.find_job(hosts, job).require_started()
     result = found.answer.get("result")
     if not result:
         raise NotReady(
@@ -201,7 +201,7 @@ def fetch(
 
 def cancel(hosts: Sequence[RemoteHost], job: str, console: Console) -> ExitCode:
     """Stop a job, running or waiting. Asking twice is harmless."""
-    found = find_jobs.find(hosts, job)
+    found = find_jobs.find_job(hosts, job)
     answer = steps.cancel(found.host, found.id, f"{user_name()}@{socket.gethostname()}")
     if console.json_mode:
         console.out(json.dumps({"id": found.id, "exit_code": 0, "state": answer.get("state")}))
@@ -226,7 +226,7 @@ def clean(
         "keep_environments_bytes": keep_bytes,
         "dry_run": dry_run,
     }
-    answers = find_jobs.ask(hosts, lambda host: host.call(request, timeout=3600))
+    answers = find_jobs.ask_hosts(hosts, lambda host: host.call(request, timeout=3600))
     errors = [answer for _, answer in answers if isinstance(answer, TrainClassifierError)]
     good = [(host, answer) for host, answer in answers if isinstance(answer, dict)]
     if console.json_mode:

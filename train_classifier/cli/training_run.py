@@ -238,7 +238,7 @@ class TrainingRun:
             self.failure = TrainClassifierError(f"Ansible failed: {first}", detail=rest or None)
 
     def _attach_hint(self) -> str:
-        return f"The job runs on. Pick it up again: {self._command('attach', self.job)}"
+        return f"The job continues. Follow it again: {self._command('attach', self.job)}"
 
     def _command(self, verb: str, job: str) -> str:
         return f"train-classifier {verb} {job}{self.order.flags}"
@@ -276,7 +276,7 @@ def finish(run: TrainingRun, code: ExitCode, console: Console) -> None:
         return
     if run.order.detach and run.started and not run.failure:
         console.out(run.order.spec.id)
-        console.say(f"Pick it up again: train-classifier attach {run.order.spec.id}{run.order.flags}")
+        console.say(f"Follow it again: train-classifier attach {run.order.spec.id}{run.order.flags}")
         return
     if run.failure:
         console.error(run.failure)

@@ -21,7 +21,7 @@ class Reporter(Protocol):
         """Receive the next bytes of the job's log."""
 
 
-class Silence:
+class NullReporter:
     """A reporter that ignores everything."""
 
     def event(self, event: str, **fields: Any) -> None:
@@ -34,9 +34,9 @@ class Silence:
 @contextlib.contextmanager
 def phase(report: Reporter, name: str) -> Iterator[None]:
     """Report the start and the end of a phase, also when it fails."""
-    begun = time.monotonic()
+    start = time.monotonic()
     report.event("phase", phase=name, state="start")
     try:
         yield
     finally:
-        report.event("phase", phase=name, state="end", seconds=time.monotonic() - begun)
+        report.event("phase", phase=name, state="end", seconds=time.monotonic() - start)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from train_classifier.controller.events import Reporter
-from train_classifier.controller.follow import PATIENCE_S, patiently
+from train_classifier.controller.follow import PATIENCE_S, retry_while_unreachable
+from train_classifier.controller.processes import Progress
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import locks
 from train_classifier.core.errors import NothingDelivered, NotReady, OutOfTouch, TrainClassifierError
@@ -21,35 +22,35 @@ BLOCK = 1 << 20
 #: Seconds without output after which the controller stops waiting for a host that packs.
 PACKING_S = 60.0
 #: Seconds between two progress events.
-TICK_S = 0.25
+PROGRESS_INTERVAL_S = 0.25
 
 
 def pack(
-    host: RemoteHost, job: str, most: int | None, report: Reporter, patience: float = PATIENCE_S
+    host: RemoteHost, job: str, max_bytes: int | None, report: Reporter, patience: float = PATIENCE_S
 ) -> dict[str, Any]:
     """Have the host pack the artefacts that stayed there when a job ended; return the job's new result.
 
-    `most` replaces the job's own limit of bytes. Raises BadInput when there is more than that.
+    `max_bytes` replaces the job's own limit. Raises BadInput when there is more than that.
     """
     report.event("message", level="info", text=f"{host.name} packs the artefacts of job {job}.")
 
-    def ask() -> dict[str, Any]:
-        request = {"verb": "pack", "id": job, "most": most}
+    def request_packing() -> dict[str, Any]:
+        request = {"verb": "pack", "id": job, "most": max_bytes}
         result: dict[str, Any] = {}
         for answer in host.stream(request, PACKING_S):
             result = answer.get("result") or {}
         return result
 
     try:
-        result = patiently(host, job, ask, report, patience)
+        result = retry_while_unreachable(host, job, request_packing, report, patience)
     except TrainClassifierError as error:
-        error.hint = as_typed(host, job, error.hint)
+        error.hint = complete_hint(host, job, error.hint)
         raise
     report.event("result", result=result)
     return result
 
 
-def as_typed(host: RemoteHost, job: str, hint: str | None) -> str | None:
+def complete_hint(host: RemoteHost, job: str, hint: str | None) -> str | None:
     """Return a hint of the host, with the flags that the caller's `fetch` needs to find that host again."""
     command = f"train-classifier fetch {job}"
     return hint.replace(command, command + host.flags) if hint else hint
@@ -68,21 +69,26 @@ def fetch(
     The file at `output` is replaced only by a complete archive; it belongs to the caller.
     Raises NothingDelivered when it cannot be written or stays corrupt, OutOfTouch when the host is gone.
     """
-    again = f"The archive is still on {host.name}: train-classifier fetch {job}{host.flags}"
-    ticker = _ticker(report, int(archive["bytes"]))
+    fetch_hint = f"The archive is still on {host.name}: train-classifier fetch {job}{host.flags}"
+    report_progress = progress_callback(report, "fetch", int(archive["bytes"]))
     try:
-        with _pinned(output.parent) as folder, _owned(folder / part_name(output, job)) as part:
+        with (
+            _pinned_folder(output.parent) as folder,
+            _locked_part_file(folder / part_name(output, job)) as part,
+        ):
             for attempt in (1, 2):
-                if attempt == 1 and _is_whole(part, archive):
-                    ticker(int(archive["bytes"]), None)
+                if attempt == 1 and _is_complete(part, archive):
+                    report_progress(int(archive["bytes"]), None)
                     break
-                patiently(host, job, lambda: host.pull(job, part, ticker), report, patience)
+                retry_while_unreachable(
+                    host, job, lambda: host.pull(job, part, report_progress), report, patience
+                )
                 if _sha256(part) == archive["sha256"]:
                     break
                 if attempt == 2:
                     raise NothingDelivered(
-                        f"{output.name} arrived damaged twice: its checksum is not {host.name}'s.",
-                        f"Check the disks and memory on both sides. {again}",
+                        f"{output.name} arrived damaged twice: its checksum differs from {host.name}'s.",
+                        f"Check the disks and memory on both sides. {fetch_hint}",
                     )
                 report.event(
                     "message", level="warning", text=f"{output.name} arrived damaged: it is fetched again."
@@ -90,23 +96,25 @@ def fetch(
                 part.write_bytes(b"")
             size = part.stat().st_size
             part.replace(folder / output.name)
-            _sync(folder)
-            sweep(folder / output.name)
+            _sync_folder(folder)
+            remove_old_part_files(folder / output.name)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
-        raise NothingDelivered(f"{output} cannot be written: {reason}.", again) from error
+        raise NothingDelivered(f"{output} cannot be written: {reason}.", fetch_hint) from error
     except (NothingDelivered, OutOfTouch):
         raise
     except NotReady as error:
-        raise NothingDelivered(f"{output} was not delivered. {error.reason}", again, error.detail) from error
+        raise NothingDelivered(
+            f"{output} was not delivered. {error.reason}", fetch_hint, error.detail
+        ) from error
     except TrainClassifierError as error:
-        error.hint = error.hint or again
+        error.hint = error.hint or fetch_hint
         raise
     return {"path": str(output), "bytes": size, "sha256": archive["sha256"]}
 
 
 @contextlib.contextmanager
-def _pinned(folder: Path) -> Iterator[Path]:
+def _pinned_folder(folder: Path) -> Iterator[Path]:
     """Yield a path that leads to the same folder even if its original path is renamed or replaced.
 
     `folder` is a real path. A link in it was created later, by a user who can write to the repository:
@@ -116,18 +124,18 @@ def _pinned(folder: Path) -> Iterator[Path]:
     try:
         for name in folder.parts[1:]:
             flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            below = os.open(name, flags, dir_fd=descriptor)
+            child = os.open(name, flags, dir_fd=descriptor)
             os.close(descriptor)
-            descriptor = below
+            descriptor = child
         # With the process id, because child processes such as rsync open this path too.
         yield Path(f"/proc/{os.getpid()}/fd/{descriptor}")
     finally:
         os.close(descriptor)
 
 
-def keep(output: Path, job: str, content: bytes) -> None:
+def write_part_file(output: Path, job: str, content: bytes) -> None:
     """Write an archive that came with the result to the part file that `fetch` reads, if possible."""
-    with contextlib.suppress(OSError), _pinned(output.parent) as folder:
+    with contextlib.suppress(OSError), _pinned_folder(output.parent) as folder:
         part = folder / part_name(output, job)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with os.fdopen(descriptor, "wb") as file:
@@ -142,7 +150,7 @@ def part_name(output: Path, job: str) -> str:
     return f".{output.name}.{job}.part"
 
 
-def sweep(output: Path) -> None:
+def remove_old_part_files(output: Path) -> None:
     """Remove the part files that killed fetches left beside `output`: those whose lock is free."""
     for part in output.parent.glob(glob.escape(f".{output.name}.") + "*.part"):
         if not JOB_ID.match(part.name[len(output.name) + 2 : -len(".part")]):
@@ -157,7 +165,7 @@ def sweep(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def _owned(part: Path) -> Iterator[Path]:
+def _locked_part_file(part: Path) -> Iterator[Path]:
     """Create the part file as the caller, keep the bytes of an earlier try, and remove the file at the end.
 
     Its lock distinguishes a part that is being written from one whose writer was killed.
@@ -176,7 +184,7 @@ def _owned(part: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _is_whole(part: Path, archive: dict[str, Any]) -> bool:
+def _is_complete(part: Path, archive: dict[str, Any]) -> bool:
     return part.stat().st_size == int(archive["bytes"]) and _sha256(part) == str(archive["sha256"])
 
 
@@ -190,7 +198,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _sync(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -198,13 +206,14 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _ticker(report: Reporter, total: int) -> Any:
+def progress_callback(report: Reporter, phase: str, total: int | None) -> Progress:
+    """Return a function that reports the transferred bytes, not more often than readers need them."""
     last = 0.0
 
-    def tick(done: int, _total: int | None) -> None:
+    def report_progress(done: int, _total: int | None) -> None:
         nonlocal last
-        if time.monotonic() - last >= TICK_S or done >= total:
+        if time.monotonic() - last >= PROGRESS_INTERVAL_S or (total is not None and done >= total):
             last = time.monotonic()
-            report.event("progress", phase="fetch", done=done, total=total)
+            report.event("progress", phase=phase, done=done, total=total)
 
-    return tick
+    return report_progress

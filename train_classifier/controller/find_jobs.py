@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from train_classifier.controller.transport import RemoteHost, abandon
+from train_classifier.controller.transport import RemoteHost, kill_running_calls
 from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
 from train_classifier.core.job import JOB_ID, STATES
 
@@ -18,7 +18,7 @@ AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class Found:
+class LocatedJob:
     """One job, its host, and the worker's answer to `status`."""
 
     host: RemoteHost
@@ -29,38 +29,38 @@ class Found:
         """The job's whole id."""
         return str(self.answer["id"])
 
-    def started(self) -> "Found":
+    def require_started(self) -> "LocatedJob":
         """Return this job. Raises NotReady when it was prepared but never started: it produces no output."""
         if (self.answer.get("status") or {}).get("state") in STATES[:2]:
             raise NotReady(
                 f"Job {self.id} on {self.host.name} was never started (its push was cut, or still runs).",
-                "Train again.",
+                "Start the training again.",
             )
         return self
 
 
-def ask(
-    hosts: Sequence[RemoteHost], question: Callable[[RemoteHost], T]
+def ask_hosts(
+    hosts: Sequence[RemoteHost], call: Callable[[RemoteHost], T]
 ) -> list[tuple[RemoteHost, T | TrainClassifierError]]:
-    """Send the question to all hosts in parallel; return the answers, or the failures, in order of the hosts.
+    """Call all hosts in parallel; return the answers, or the failures, in order of the hosts.
 
     Ctrl-C ends it at once, its connections included.
     """
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    answered: queue.SimpleQueue[tuple[int, T | BaseException]] = queue.SimpleQueue()
+    pending: queue.SimpleQueue[int] = queue.SimpleQueue()
+    received: queue.SimpleQueue[tuple[int, T | BaseException]] = queue.SimpleQueue()
     for number in range(len(hosts)):
-        waiting.put(number)
+        pending.put(number)
 
     def work() -> None:
         while True:
             try:
-                number = waiting.get_nowait()
+                number = pending.get_nowait()
             except queue.Empty:
                 return
             try:
-                answered.put((number, question(hosts[number])))
+                received.put((number, call(hosts[number])))
             except BaseException as error:
-                answered.put((number, error))
+                received.put((number, error))
 
     # Daemon threads: the exit does not wait for a host that does not answer.
     threads = [
@@ -71,47 +71,47 @@ def ask(
     answers: dict[int, T | TrainClassifierError] = {}
     try:
         while len(answers) < len(hosts):
-            number, answer = answered.get()
+            number, answer = received.get()
             if isinstance(answer, BaseException) and not isinstance(answer, TrainClassifierError):
                 raise answer
             answers[number] = answer
     except BaseException:
         with contextlib.suppress(queue.Empty):
             while True:
-                waiting.get_nowait()
-        # Repeatedly for a few seconds: a thread may be about to start its question.
+                pending.get_nowait()
+        # Repeatedly for a few seconds: a thread may be about to start its call.
         end = time.monotonic() + 5
         while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
-            abandon()
+            kill_running_calls()
             time.sleep(0.01)
         raise
     return [(host, answers[number]) for number, host in enumerate(hosts)]
 
 
-def find(hosts: Sequence[RemoteHost], job: str) -> Found:
+def find_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
     """Return the job by its id, a unique beginning of it, or `last` for the newest of all hosts.
 
     Raises BadInput when no host has it or several match, and the host's own failure when the job that is
     meant might be on a host that could not be asked.
     """
-    answers = ask(hosts, lambda host: host.call({"verb": "status", "id": job}))
-    found = [Found(host, answer) for host, answer in answers if isinstance(answer, dict)]
+    answers = ask_hosts(hosts, lambda host: host.call({"verb": "status", "id": job}))
+    matches = [LocatedJob(host, answer) for host, answer in answers if isinstance(answer, dict)]
     errors = [(host, answer) for host, answer in answers if isinstance(answer, TrainClassifierError)]
-    if not (found and JOB_ID.match(job)):
+    if not (matches and JOB_ID.match(job)):
         for host, error in errors:
             if not isinstance(error, BadInput):
                 # The newest job may be on a host that did not answer.
-                error.hint = _others(error.hint, hosts, host)
+                error.hint = _hint_with_another_host(error.hint, hosts, host)
                 raise error
             if len(hosts) > 1 and "ambiguous" in error.reason:
                 raise BadInput(f"{host.name}: {error.reason}", hint=error.hint)
-    if job == "last" and found:
-        return max(found, key=lambda one: one.id)
-    if len({one.id for one in found}) > 1:
-        places = ", ".join(f"{one.id} on {one.host.name}" for one in found)
+    if job == "last" and matches:
+        return max(matches, key=lambda match: match.id)
+    if len({match.id for match in matches}) > 1:
+        places = ", ".join(f"{match.id} on {match.host.name}" for match in matches)
         raise BadInput(f"Job {job} is ambiguous: {places}.", hint="Give more of the id.")
-    if found:
-        return found[0]
+    if matches:
+        return matches[0]
     if len(errors) == 1:
         raise errors[0][1]
     names = ", ".join(host.name for host, _ in errors) or "no host"
@@ -121,21 +121,21 @@ def find(hosts: Sequence[RemoteHost], job: str) -> Found:
     )
 
 
-def _others(hint: str | None, hosts: Sequence[RemoteHost], without: RemoteHost) -> str | None:
+def _hint_with_another_host(hint: str | None, hosts: Sequence[RemoteHost], without: RemoteHost) -> str | None:
     """Return the hint; with other hosts in the inventory, also how to query only one of them."""
     others = [host.name for host in hosts if host is not without]
     if not others:
         return hint
-    return " ".join(part for part in (hint, f"To ask one host alone: --host {others[0]}") if part)
+    return " ".join(part for part in (hint, f"To ask only one host: --host {others[0]}") if part)
 
 
-def every(
-    hosts: Sequence[RemoteHost], everything: bool
+def list_jobs(
+    hosts: Sequence[RemoteHost], all_jobs: bool
 ) -> tuple[list[dict[str, Any]], list[TrainClassifierError]]:
     """Return the jobs of all hosts, oldest first, each with its `host`, and the failures of hosts."""
     jobs: list[dict[str, Any]] = []
     errors: list[TrainClassifierError] = []
-    for host, answer in ask(hosts, lambda host: host.call({"verb": "list", "all": everything})):
+    for host, answer in ask_hosts(hosts, lambda host: host.call({"verb": "list", "all": all_jobs})):
         if isinstance(answer, TrainClassifierError):
             errors.append(answer)
         else:

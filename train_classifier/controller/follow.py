@@ -26,50 +26,54 @@ NO_ANSWERS = 5
 T = TypeVar("T")
 
 
-def patiently(
-    host: RemoteHost, job: str, act: Callable[[], T], report: Reporter, patience: float = PATIENCE_S
+def retry_while_unreachable(
+    host: RemoteHost, job: str, action: Callable[[], T], report: Reporter, patience: float = PATIENCE_S
 ) -> T:
-    """Return what `act` returns, trying again while the connection is lost, up to `patience` seconds.
+    """Return what `action` returns, trying again while the connection is lost, up to `patience` seconds.
 
     Raises OutOfTouch after that. A changed host key, or another failure that waiting cannot solve, is
     raised at once.
     """
-    lost: float | None = None
-    delay, silent = 0.5, 0
+    lost_since: float | None = None
+    delay, unanswered = 0.5, 0
     while True:
         try:
-            value = act()
+            value = action()
         except Unreachable as error:
             now = time.monotonic()
-            if lost is None:
-                lost = now
+            if lost_since is None:
+                lost_since = now
                 if error.kind != "no-answer":
                     report.event("message", level="warning", text=f"{error.reason} Trying again.")
-            silent = silent + 1 if error.kind == "no-answer" else 0
-            if error.final or silent >= NO_ANSWERS or now - lost + delay > patience:
+            unanswered = unanswered + 1 if error.kind == "no-answer" else 0
+            if error.final or unanswered >= NO_ANSWERS or now - lost_since + delay > patience:
                 raise OutOfTouch(
-                    f"Out of touch with {host.name}: {error.reason[:1].lower()}{error.reason[1:]}",
-                    f"The job runs on. Pick it up again: train-classifier attach {job}{host.flags}"
+                    f"The connection to {host.name} is lost. {error.reason}",
+                    f"The job continues. Follow it again: train-classifier attach {job}{host.flags}"
                     + (f" ({error.hint})" if error.hint else ""),
                     error.detail,
                 ) from error
             time.sleep(delay)
             delay = min(delay * 2, 10.0)
             continue
-        if lost is not None:
-            gap = time.monotonic() - lost
-            report.event("message", level="info", text=f"In touch with {host.name} again after {gap:.0f} s.")
+        if lost_since is not None:
+            seconds = time.monotonic() - lost_since
+            report.event(
+                "message", level="info", text=f"Connected to {host.name} again after {seconds:.0f} s."
+            )
         return value
 
 
-def request(offset: int = 0, seen: int = 0, renew: bool = False, inline: bool = False) -> dict[str, Any]:
-    """Return the request for the worker's `follow`, without the job's id."""
+def follow_request(
+    offset: int = 0, version: int = 0, renew: bool = False, inline: bool = False
+) -> dict[str, Any]:
+    """Return the request for the worker's `follow`, without the job's id. `version` is the last status's."""
     return {
         "offset": offset,
         "wait": POLL_S,
         "for": STREAM_S,
         "max": CHUNK,
-        "seen": seen,
+        "seen": version,
         "renew": renew,
         "inline": INLINE if inline else 0,
     }
@@ -92,28 +96,28 @@ def follow(
     Returns the last answer of `follow`, with `result` and `archive`.
     Raises OutOfTouch after `patience` seconds without a connection, and the worker's own failures.
     """
-    offset = seen = 0
+    offset = version = 0
     stream: Iterator[dict[str, Any]] = answers or iter(())
 
-    def look() -> dict[str, Any]:
+    def next_answer() -> dict[str, Any]:
         nonlocal stream
         answer = next(stream, None)
         if answer is None:
-            asked = {"verb": "follow", "id": job, **request(offset, seen, renew, inline)}
-            stream = host.stream(asked, POLL_S + 30)
+            request = {"verb": "follow", "id": job, **follow_request(offset, version, renew, inline)}
+            stream = host.stream(request, POLL_S + 30)
             answer = next(stream)
         return answer
 
     try:
         while True:
-            answer = patiently(host, job, look, report, patience)
-            data = unpack(answer)
+            answer = retry_while_unreachable(host, job, next_answer, report, patience)
+            data = log_bytes(answer)
             if data:
                 report.log(data)
                 offset += len(data)
             status = answer.get("status") or {}
-            if status.get("version", 0) != seen:
-                seen = status.get("version", 0)
+            if status.get("version", 0) != version:
+                version = status.get("version", 0)
                 report.event(
                     "status",
                     state=status.get("state"),
@@ -132,7 +136,7 @@ def follow(
             stream.close()
 
 
-def unpack(answer: dict[str, Any]) -> bytes:
+def log_bytes(answer: dict[str, Any]) -> bytes:
     """Return the log bytes that an answer of `read` carries."""
     data = answer.get("data")
     return zlib.decompress(base64.b64decode(data)) if data else b""

@@ -14,10 +14,10 @@ from train_classifier.core.errors import NotReady
 #: Receives the bytes sent and the total as rsync reports them; the total is None while rsync computes it.
 Progress = Callable[[int, int | None], None]
 #: Bytes kept from the end of a program's standard error.
-COMPLAINTS_BYTES = 65536
+ERRORS_BYTES = 65536
 
 
-class Silent(Exception):
+class NoOutput(Exception):
     """Raised when a program printed nothing for too long."""
 
     def __init__(self, seconds: float) -> None:
@@ -36,42 +36,38 @@ def start(argv: Sequence[str], own_session: bool) -> "subprocess.Popen[bytes]":
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=_environment(),
+            # Tools print English, so that their messages can be parsed.
+            env={**os.environ, "LC_ALL": "C"},
             start_new_session=own_session,
         )
     except FileNotFoundError as error:
         raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install {argv[0]}.") from error
 
 
-def _environment() -> dict[str, str]:
-    """Return an environment in which tools print English, so that their messages can be parsed."""
-    return {**os.environ, "LC_ALL": "C"}
-
-
 def lines(
-    process: "subprocess.Popen[bytes]", data: bytes, silence: float
+    process: "subprocess.Popen[bytes]", data: bytes, timeout: float
 ) -> Generator[bytes, None, tuple[int, bytes]]:
     """Write a program's input and yield its output by lines; the return value is (status, standard error).
 
-    Raises Silent after `silence` seconds without output.
+    Raises NoOutput after `timeout` seconds without output.
     """
     assert process.stdin and process.stdout and process.stderr
-    complaints = bytearray()
+    errors = bytearray()
     try:
         # A request is small and fits into the pipe, so this does not block even if the program reads it late.
         with contextlib.suppress(BrokenPipeError), process.stdin:
             process.stdin.write(data)
-        yield from _printed(process, complaints, silence)
+        yield from _printed(process, errors, timeout)
         try:
             status = process.wait(timeout=30)
         except subprocess.TimeoutExpired:
-            raise Silent(30) from None
+            raise NoOutput(30) from None
         # Do not read until its end: the master process of a shared connection may keep it open.
         os.set_blocking(process.stderr.fileno(), False)
         with contextlib.suppress(BlockingIOError):
             while block := os.read(process.stderr.fileno(), 1 << 16):
-                complaints += block
-        return status, bytes(complaints[-COMPLAINTS_BYTES:])
+                errors += block
+        return status, bytes(errors[-ERRORS_BYTES:])
     finally:
         process.kill()
         process.wait()
@@ -80,58 +76,61 @@ def lines(
 
 
 def _printed(
-    process: "subprocess.Popen[bytes]", complaints: bytearray, silence: float
+    process: "subprocess.Popen[bytes]", errors: bytearray, timeout: float
 ) -> Generator[bytes, None, None]:
-    """Yield the lines of standard output until its end; standard error goes into `complaints`."""
+    """Yield the lines of standard output until its end; standard error goes into `errors`."""
     assert process.stdout and process.stderr
     out, err = process.stdout.fileno(), process.stderr.fileno()
-    parts = list[bytes]()
-    with selectors.DefaultSelector() as waiting:
-        waiting.register(out, selectors.EVENT_READ)
-        waiting.register(err, selectors.EVENT_READ)
-        until = time.monotonic() + silence
-        while out in waiting.get_map():
-            ready = waiting.select(max(0.0, until - time.monotonic()))
+    parts: list[bytes] = []
+    with selectors.DefaultSelector() as selector:
+        selector.register(out, selectors.EVENT_READ)
+        selector.register(err, selectors.EVENT_READ)
+        end = time.monotonic() + timeout
+        while out in selector.get_map():
+            ready = selector.select(max(0.0, end - time.monotonic()))
             if not ready:
-                raise Silent(silence)
+                raise NoOutput(timeout)
             for key, _ in ready:
                 block = os.read(key.fd, 1 << 18)
                 if not block:
-                    waiting.unregister(key.fd)
+                    selector.unregister(key.fd)
                 elif key.fd == err:
-                    complaints += block
-                    del complaints[:-COMPLAINTS_BYTES]
+                    errors += block
+                    del errors[:-ERRORS_BYTES]
                 else:
-                    *whole, rest = block.split(b"\n")
-                    for piece in whole:
+                    *complete, rest = block.split(b"\n")
+                    for piece in complete:
                         parts.append(piece)
                         yield b"".join(parts)
                         parts.clear()
                     parts.append(rest)
                     # Restart the time here, because the caller may take long for each line.
-                    until = time.monotonic() + silence
+                    end = time.monotonic() + timeout
     if any(parts):
         yield b"".join(parts)
 
 
-def attend_rsync(
+def run_rsync(
     process: "subprocess.Popen[bytes]", data: bytes, progress: Progress | None
 ) -> tuple[int, bytes]:
     """Write rsync's file list, read its progress, and return its exit status and standard error."""
     assert process.stdin and process.stdout and process.stderr
     stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
-    complaints = bytearray()
+    errors = bytearray()
 
-    def feed() -> None:
+    def write_input() -> None:
         with contextlib.suppress(BrokenPipeError), stdin:
             stdin.write(data)
 
-    def listen() -> None:
+    def read_errors() -> None:
         while block := os.read(stderr.fileno(), 65536):
-            complaints.extend(block)
-            del complaints[:-COMPLAINTS_BYTES]
+            errors.extend(block)
+            del errors[:-ERRORS_BYTES]
 
-    threads = [threading.Thread(target=feed, daemon=True), threading.Thread(target=listen, daemon=True)]
+    threads = [
+        threading.Thread(target=write_input, daemon=True),
+        threading.Thread(target=read_errors, daemon=True),
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -140,9 +139,9 @@ def attend_rsync(
             lines = re.split(rb"[\r\n]", rest + block)
             rest = lines.pop()[-4096:]
             for line in reversed(lines):
-                found = re.match(rb"\s*(\d+)\s+(\d+)%", line)
-                if found and progress:
-                    sent, percent = int(found[1]), int(found[2])
+                match = re.match(rb"\s*(\d+)\s+(\d+)%", line)
+                if match and progress:
+                    sent, percent = int(match[1]), int(match[2])
                     progress(sent, sent * 100 // percent if percent else None)
                     break
         status = process.wait()
@@ -154,4 +153,4 @@ def attend_rsync(
         thread.join(5)
     stdout.close()
     stderr.close()
-    return status, bytes(complaints)
+    return status, bytes(errors)

@@ -24,18 +24,18 @@ class Unreachable(NotReady):
 
 
 #: First match wins: (kind, pattern of ssh's message, our sentence, what to do).
-WORDS = (
+EXPLANATIONS = (
     (
         "host-key",
         r"REMOTE HOST IDENTIFICATION HAS CHANGED|HOST IDENTIFICATION HAS CHANGED",
         "The host key of {host} has changed: the connection was refused.",
         "If the host was installed anew, check its new key, then remove the old one with ssh-keygen -R. "
-        "If not, somebody may be in between.",
+        "If not, someone may intercept the connection.",
     ),
     (
         "host-key",
         r"Host key verification failed|No \S+ host key is known",
-        "The host key of {host} is not known here.",
+        "The host key of {host} is not known on this machine.",
         "Connect once by ssh and compare the fingerprint, or add the key to ~/.ssh/known_hosts.",
     ),
     (
@@ -47,8 +47,8 @@ WORDS = (
     (
         "name",
         r"Could not resolve hostname|Name or service not known|Temporary failure in name resolution",
-        "The name of {host} is not known.",
-        "Check ansible_host in the inventory, and the name service.",
+        "The name of {host} cannot be resolved.",
+        "Check ansible_host in the inventory, and the DNS.",
     ),
     (
         "refused",
@@ -60,18 +60,18 @@ WORDS = (
         "timeout",
         r"(Connection|Operation) timed out|timed out during banner exchange|Connection to \S+ timed out",
         "{host} does not answer: the connection timed out.",
-        "Check that the host is up and that no firewall swallows the packets.",
+        "Check that the host is up and that no firewall drops the packets.",
     ),
     (
         "down",
         r"No route to host|Network is unreachable|Host is down",
         "{host} is down, or there is no route to it.",
-        "Check that the host is up and the network between.",
+        "Check that the host is up, and the network to it.",
     ),
     (
         "permission",
         r"Permission denied|Too many authentication failures|No supported authentication methods",
-        "{host} does not let us in: permission denied.",
+        "{host} refuses the login: permission denied.",
         "Check the user and the key in the inventory, and authorized_keys on the host.",
     ),
     (
@@ -86,7 +86,7 @@ WORDS = (
 
 def explain(host: str, ssh: Sequence[str], text: str) -> Unreachable:
     """Return the failure for the messages in `text` of ssh (command line `ssh`) with exit status 255."""
-    for kind, pattern, reason, hint in WORDS:
+    for kind, pattern, reason, hint in EXPLANATIONS:
         if re.search(pattern, text):
             if kind == "permission" and (locked := _locked_key(ssh)):
                 return Unreachable(
@@ -96,7 +96,7 @@ def explain(host: str, ssh: Sequence[str], text: str) -> Unreachable:
                     "passphrase",
                 )
             return Unreachable(reason.format(host=host), hint, _tail(text), kind)
-    return Unreachable(f"The connection to {host} failed.", "Try the same by ssh.", _tail(text), "cut")
+    return Unreachable(f"The connection to {host} failed.", "Try to connect by ssh.", _tail(text), "cut")
 
 
 def _locked_key(ssh: Sequence[str]) -> str | None:

@@ -6,7 +6,6 @@ The action plugins call them inside Ansible; attach, logs, fetch and cancel call
 import base64
 import dataclasses
 import json
-import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ class Order:
     spec: JobSpec
     #: The repository's folder here.
     tree: str
-    #: base64 of zlib of NUL-separated relative paths, as the worker's `prepare` wants them.
+    #: base64 of zlib of NUL-separated relative paths, as the worker's `prepare` expects them.
     files: str
     #: Where the archive goes; absolute.
     output: str
@@ -86,9 +85,9 @@ def preflight(host: RemoteHost, order: Order, report: Reporter) -> dict[str, Any
     """
     with phase(report, "preflight"):
         spec = order.spec
-        asked = {"gpus": spec.gpus, "min_vram_mib": spec.min_vram_mib, "image": spec.image, "deep": False}
-        made = host.call({**_prepare(order), "check": asked}, timeout=_copying(order))
-        answer: dict[str, Any] = made["check"]
+        check = {"gpus": spec.gpus, "min_vram_mib": spec.min_vram_mib, "image": spec.image, "deep": False}
+        prepared = host.call({**_prepare_request(order), "check": check}, timeout=_copy_timeout(order))
+        answer: dict[str, Any] = prepared["check"]
         checks = answer.get("checks") or []
         for check in checks:
             if check.get("status") == "warn":
@@ -106,19 +105,19 @@ def preflight(host: RemoteHost, order: Order, report: Reporter) -> dict[str, Any
                 },
                 host.name,
             )
-        said = any(check.get("status") == "warn" and check.get("name") == "gpu" for check in checks)
-        if spec.gpus == "auto" and not answer.get("gpus") and not said:
+        warned = any(check.get("status") == "warn" and check.get("name") == "gpu" for check in checks)
+        if spec.gpus == "auto" and not answer.get("gpus") and not warned:
             report.event(
                 "message", level="warning", text=f"{host.name} has no GPU: the job trains on the CPU."
             )
-    pushed = bool(made.get("pushed"))
+    pushed = bool(prepared.get("pushed"))
     if pushed:
         with phase(report, "push"):
             report.event("progress", phase="push", done=0, total=0)
     return {**answer, "pushed": pushed}
 
 
-def _prepare(order: Order) -> dict[str, Any]:
+def _prepare_request(order: Order) -> dict[str, Any]:
     return {
         "verb": "prepare",
         "spec": order.spec.to_dict(),
@@ -127,7 +126,7 @@ def _prepare(order: Order) -> dict[str, Any]:
     }
 
 
-def _copying(order: Order) -> float:
+def _copy_timeout(order: Order) -> float:
     """Return the seconds that a host may take to make a job's folder and to copy its sources."""
     return 120 + order.spec.source_bytes / SLOW_DISK
 
@@ -140,14 +139,7 @@ def push(host: RemoteHost, order: Order, report: Reporter) -> None:
     with phase(report, "push"):
         spec = order.spec
         names = unpack_names(order.files)
-        last = 0.0
-
-        def tick(done: int, _total: int | None) -> None:
-            nonlocal last
-            if time.monotonic() - last >= fetching.TICK_S:
-                last = time.monotonic()
-                report.event("progress", phase="push", done=done, total=spec.source_bytes or None)
-
+        report_progress = fetching.progress_callback(report, "push", spec.source_bytes or None)
         tries = 0
 
         def send() -> None:
@@ -155,16 +147,16 @@ def push(host: RemoteHost, order: Order, report: Reporter) -> None:
             tries += 1
             # A host that was unreachable for long may have removed a job that was never submitted.
             if tries > 1 and _state(host, spec.id) is None:
-                host.call(_prepare(order), timeout=_copying(order))
+                host.call(_prepare_request(order), timeout=_copy_timeout(order))
             try:
-                host.push(Path(order.tree), names, spec.id, tick)
+                host.push(Path(order.tree), names, spec.id, report_progress)
             except NotReady as error:
                 if tries > 1 and not isinstance(error, Unreachable) and "being pushed" in error.reason:
                     # A process of the lost connection still holds the mirror's lock.
                     raise Unreachable(error.reason, error.hint, error.detail) from error
                 raise
 
-        _before_start(host, order, send, report)
+        _retry_before_start(host, order, send, report)
 
 
 def start(
@@ -175,22 +167,22 @@ def start(
     Returns the open stream of answers for `follow`; an empty one for a detached job.
     """
     with phase(report, "start"):
-        asked = False
+        submitted_before = False
         request: dict[str, Any] = {"verb": "submit", "id": order.spec.id, "secrets": dict(secrets)}
         if not order.detach:
-            request["follow"] = following.request(renew=order.spec.lease_s is not None, inline=True)
+            request["follow"] = following.follow_request(renew=order.spec.lease_s is not None, inline=True)
 
         def submit() -> Iterator[dict[str, Any]]:
-            nonlocal asked
+            nonlocal submitted_before
             # The first try may have succeeded, and only its answer was lost.
-            if asked and _state(host, order.spec.id) in ("submitted", "running", "finished"):
+            if submitted_before and _state(host, order.spec.id) in ("submitted", "running", "finished"):
                 return iter(())
-            asked = True
+            submitted_before = True
             answers = host.stream(request, SUBMIT_S)
             next(answers)
             return answers
 
-        answers: Iterator[dict[str, Any]] = _before_start(host, order, submit, report)
+        answers: Iterator[dict[str, Any]] = _retry_before_start(host, order, submit, report)
         report.event("started", id=order.spec.id, host=host.name)
         return answers
 
@@ -212,7 +204,7 @@ def follow(
         answers=answers,
     )
     if answer.get("content"):
-        fetching.keep(Path(order.output), order.spec.id, base64.b64decode(answer["content"]))
+        fetching.write_part_file(Path(order.output), order.spec.id, base64.b64decode(answer["content"]))
     result: dict[str, Any] = answer["result"]
     return result
 
@@ -242,21 +234,21 @@ def fetch(
         except TrainClassifierError as error:
             problem = error
     elif not result.get("exit_code"):
-        problem = NothingDelivered(f"Job {job} ended well, but left no archive.")
+        problem = NothingDelivered(f"Job {job} succeeded, but has no archive.")
     if result.get("exit_code"):
         if problem:
             text = f"The archive was not fetched: {problem.reason}"
             report.event("message", level="warning", text=text)
         elif not archive and unpacked and unpacked.get("reason") != result.get("reason"):
-            hint = fetching.as_typed(host, job, unpacked.get("hint"))
+            hint = fetching.complete_hint(host, job, unpacked.get("hint"))
             text = "; ".join(filter(None, (unpacked.get("reason"), hint)))
             report.event("message", level="warning", text=text)
-        raise failed({**result, "hint": fetching.as_typed(host, job, result.get("hint"))})
+        raise error_of({**result, "hint": fetching.complete_hint(host, job, result.get("hint"))})
     if problem:
         raise problem
 
 
-def failed(result: Mapping[str, Any]) -> TrainClassifierError:
+def error_of(result: Mapping[str, Any]) -> TrainClassifierError:
     """Return the exception for a result with an exit code other than 0."""
     return from_dict(
         {
@@ -283,12 +275,12 @@ def _state(host: RemoteHost, job: str) -> str | None:
     return state
 
 
-def _before_start(host: RemoteHost, order: Order, act: Any, report: Reporter) -> Any:
-    """Call `act` again after lost connections; a final loss before the submission means: never started."""
+def _retry_before_start(host: RemoteHost, order: Order, action: Any, report: Reporter) -> Any:
+    """Call `action` again after lost connections; a final loss before the submission means: never started."""
     try:
-        return following.patiently(host, order.spec.id, act, report, order.patience_s)
+        return following.retry_while_unreachable(host, order.spec.id, action, report, order.patience_s)
     except OutOfTouch as error:
         cause = error.__cause__
         if not isinstance(cause, Unreachable):
             raise
-        raise NotReady(cause.reason, cause.hint or "Nothing was started.", cause.detail) from error
+        raise NotReady(cause.reason, cause.hint or "The job was not started.", cause.detail) from error

@@ -13,16 +13,16 @@ from train_classifier.core import locks
 
 PREFIX = "train-classifier-run-"
 #: Longest path of a Unix socket below the folder, with room for its name.
-LONGEST = 90
+MAX_PATH = 90
 
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[Path]:
     """Yield a new folder of mode 0700 and remove it at the end; first remove those of killed runs."""
     base = tempfile.gettempdir()
-    if len(base) + len(PREFIX) + 8 > LONGEST:
+    if len(base) + len(PREFIX) + 8 > MAX_PATH:
         base = "/tmp"
-    sweep(Path(base))
+    remove_old_folders(Path(base))
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
     # Lock the file before it gets its name, so that another run never sees the lock of a running run free.
     descriptor = os.open(folder / "lock.new", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -35,7 +35,7 @@ def private_folder() -> Iterator[Path]:
         os.close(descriptor)
 
 
-def sweep(base: Path) -> None:
+def remove_old_folders(base: Path) -> None:
     """Remove this program's folders below `base` whose run has ended: their lock can be taken."""
     for folder in base.glob(f"{PREFIX}*"):
         try:

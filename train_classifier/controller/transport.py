@@ -34,8 +34,8 @@ SSH_OPTIONS = {
 }
 
 
-#: Processes of the running questions; see `abandon`.
-_UNDER_WAY: "set[subprocess.Popen[bytes]]" = set()
+#: Processes of the running calls; see `kill_running_calls`.
+_RUNNING: "set[subprocess.Popen[bytes]]" = set()
 
 
 class RemoteHost:
@@ -94,16 +94,16 @@ class RemoteHost:
             raise from_dict(answer["error"], self.name)
         return answer
 
-    def stream(self, request: dict[str, Any], silence: float) -> Iterator[dict[str, Any]]:
+    def stream(self, request: dict[str, Any], answer_timeout: float) -> Iterator[dict[str, Any]]:
         """Send one request to the worker and yield its answers as they arrive, until the last one.
 
-        Fails after `silence` seconds without an answer. Raises as `call` does; an answer
+        Fails after `answer_timeout` seconds without an answer. Raises as `call` does; an answer
         that is a failure is raised. Close the iterator to end it early.
         """
         data = self._request(request)
         for attempt in (1, 2):
             answered = False
-            lines = self._lines(self._shell(self._worker()), data, silence)
+            lines = self._lines(self._shell(self._worker()), data, answer_timeout)
             with contextlib.closing(lines):
                 try:
                     while True:
@@ -116,7 +116,7 @@ class RemoteHost:
                             # Output of a login shell may come before the first answer.
                             if answered:
                                 raise Unreachable(
-                                    f"The worker on {self.name} was cut off in the middle of an answer.",
+                                    f"The worker on {self.name} ended in the middle of an answer.",
                                     kind="no-answer",
                                 )
                             continue
@@ -146,7 +146,7 @@ class RemoteHost:
         texts = json.dumps({path: content.decode() for path, content in files.items()})
         program = base64.b64encode(INSTALLER.encode()).decode()
         line = (
-            f"{self._state()}; {self._needs_python()}; "
+            f"{self._state()}; {self._find_python()}; "
             f'exec "$P" -I -c \'import base64;exec(base64.b64decode("{program}"))\' '
             f'"$S" {name}'
         )
@@ -189,10 +189,8 @@ class RemoteHost:
             f"send {shlex.quote(job)}",
             b"",
             progress,
-            pulling=True,
+            is_pull=True,
         )
-
-    # How it is done.
 
     def _request(self, request: dict[str, Any]) -> bytes:
         if self.problem:
@@ -210,28 +208,28 @@ class RemoteHost:
             'S="$S/train-classifier"; fi'
         )
 
-    def _needs_python(self) -> str:
+    def _find_python(self) -> str:
         if self.python:
             choose = f"P={shlex.quote(self.python)}"
         else:
             choose = "P=/usr/bin/python3; [ -x $P ] || P=python3"
         return f'{choose}; command -v "$P" >/dev/null 2>&1 || {_end_with(NO_PYTHON)}'
 
-    def _worker(self, door: str = "") -> str:
+    def _worker(self, arguments: str = "") -> str:
         return (
-            f'{self._state()}; W="$S/workers/{bundle()[0]}"; {self._needs_python()}; '
-            f'[ -f "$W/__main__.py" ] || {_end_with(NO_WORKER)}; exec "$P" -I "$W"{door}'
+            f'{self._state()}; W="$S/workers/{bundle()[0]}"; {self._find_python()}; '
+            f'[ -f "$W/__main__.py" ] || {_end_with(NO_WORKER)}; exec "$P" -I "$W"{arguments}'
         )
 
     def _shell(self, line: str) -> list[str]:
         """Return the argument vector that runs `line` by sh on the host, whatever the login shell is."""
         if self.ssh is None:
             return ["sh", "-c", line]
-        return [*self.ssh, f"exec sh -c {shlex.quote(line)}"]
+        return [*self.ssh, shlex.join(["exec", "sh", "-c", line])]
 
     def _run(self, argv: list[str], data: bytes, timeout: float) -> tuple[int, bytes, bytes]:
         process = processes.start(argv, self.own_session)
-        _UNDER_WAY.add(process)
+        _RUNNING.add(process)
         try:
             with process:
                 try:
@@ -240,12 +238,12 @@ class RemoteHost:
                     process.kill()
                     raise
         except subprocess.TimeoutExpired:
-            raise self._silent(timeout) from None
+            raise self._no_answer(timeout) from None
         finally:
-            _UNDER_WAY.discard(process)
+            _RUNNING.discard(process)
         return process.returncode, out, err
 
-    def _silent(self, seconds: float) -> Unreachable:
+    def _no_answer(self, seconds: float) -> Unreachable:
         return Unreachable(
             f"{self.name} did not answer within {seconds:.0f} s.",
             "Check the network and the load of the host, then try again.",
@@ -253,13 +251,13 @@ class RemoteHost:
         )
 
     def _lines(
-        self, argv: list[str], data: bytes, silence: float
+        self, argv: list[str], data: bytes, answer_timeout: float
     ) -> Generator[bytes, None, tuple[int, bytes]]:
         """Run a command and yield its output by lines; the return value is (exit status, standard error)."""
         try:
-            return (yield from processes.lines(processes.start(argv, self.own_session), data, silence))
-        except processes.Silent as silent:
-            raise self._silent(silent.seconds) from None
+            return (yield from processes.lines(processes.start(argv, self.own_session), data, answer_timeout))
+        except processes.NoOutput as error:
+            raise self._no_answer(error.seconds) from None
 
     def _check(self, status: int, err: bytes) -> None:
         """Raise the failure that a status other than the worker's own means."""
@@ -275,23 +273,23 @@ class RemoteHost:
     def _rsync(
         self,
         arguments: list[str],
-        door: str,
+        worker_arguments: str,
         data: bytes,
         progress: Progress | None,
-        pulling: bool = False,
+        is_pull: bool = False,
     ) -> None:
-        status, err = self._rsync_once(arguments, door, data, progress)
+        status, err = self._rsync_once(arguments, worker_arguments, data, progress)
         if status == NO_WORKER:
             # `call` installed a worker; since then this side was updated, or the worker was removed.
             self.install()
-            status, err = self._rsync_once(arguments, door, data, progress)
+            status, err = self._rsync_once(arguments, worker_arguments, data, progress)
         if status:
-            self._rsync_failed(status, err, pulling)
+            self._rsync_failed(status, err, is_pull)
 
     def _rsync_once(
-        self, arguments: list[str], door: str, data: bytes, progress: Progress | None
+        self, arguments: list[str], worker_arguments: str, data: bytes, progress: Progress | None
     ) -> tuple[int, bytes]:
-        path = f"exec sh -c {shlex.quote(self._worker(f' {door} -- ' + chr(34) + '$@' + chr(34)))} sh rsync"
+        path = shlex.join(["exec", "sh", "-c", self._worker(f' {worker_arguments} -- "$@"'), "sh", "rsync"])
         with _remote_shell(self.ssh) as shell:
             argv = [
                 "rsync",
@@ -305,19 +303,19 @@ class RemoteHost:
                 path,
                 *arguments,
             ]
-            status, err = processes.attend_rsync(processes.start(argv, self.own_session), data, progress)
+            status, err = processes.run_rsync(processes.start(argv, self.own_session), data, progress)
         # rsync returns the remote shell's status only if that shell has ended when rsync checks; else 12.
-        said = re.search(rb"^train-classifier: exit (\d+)$", err, re.MULTILINE)
-        return int(said[1]) if said else status, err
+        printed = re.search(rb"^train-classifier: exit (\d+)$", err, re.MULTILINE)
+        return int(printed[1]) if printed else status, err
 
-    def _rsync_failed(self, status: int, err: bytes, pulling: bool) -> None:
+    def _rsync_failed(self, status: int, err: bytes, is_pull: bool) -> None:
         text = err.decode("utf-8", "replace")
         for line in text.splitlines():
             if line.startswith('{"error"'):
                 with contextlib.suppress(ValueError):
                     raise from_dict(json.loads(line)["error"], self.name)
         self._check(NO_PYTHON if status == NO_PYTHON else 0, err)
-        if status in (24,):
+        if status == 24:
             return  # Some source files were removed during the transfer; the others arrived.
         if re.search(r"rsync['\"]?: (command )?not found|No such file or directory: '?b?'?rsync", text):
             raise NotReady(
@@ -330,30 +328,30 @@ class RemoteHost:
                 _tail(err),
             )
         if "No space left on device" in text:
-            where = "here" if pulling else f"on {self.name}"
+            where = "here" if is_pull else f"on {self.name}"
             raise NotReady(f"The disk {where} is full.", "Free some space, then try again.", _tail(err))
         # 10-14, 30, 35: the connection, its protocol or its time; 255: ssh itself.
         if status in (10, 11, 12, 13, 14, 20, 30, 35, 255) and self.ssh is not None:
             raise ssh_errors.explain(self.name, self.ssh, text)
-        raise NotReady(f"rsync failed with {self.name} (exit status {status}).", detail=_tail(err))
+        raise NotReady(f"rsync to or from {self.name} failed (exit status {status}).", detail=_tail(err))
 
 
-def abandon() -> None:
-    """Kill the processes of all running questions, because the caller ends and its threads must not wait."""
-    for process in list(_UNDER_WAY):
+def kill_running_calls() -> None:
+    """Kill the processes of all running calls, because the caller ends and its threads must not wait."""
+    for process in list(_RUNNING):
         process.kill()
 
 
 def _with_options(ssh: Sequence[str]) -> list[str]:
     """Add our options after the command, where the first value wins; the inventory's own options remain."""
-    given = " ".join(ssh).lower()
-    ours = [
+    command_line = " ".join(ssh).lower()
+    options = [
         word
         for name, value in SSH_OPTIONS.items()
-        if name == "BatchMode" or name.lower() not in given
+        if name == "BatchMode" or name.lower() not in command_line
         for word in ("-o", f"{name}={value}")
     ]
-    return [ssh[0], *ours, *ssh[1:]]
+    return [ssh[0], *options, *ssh[1:]]
 
 
 @contextlib.contextmanager
@@ -383,4 +381,4 @@ def _tail(data: bytes, lines: int = 20) -> str | None:
     return "\n".join(text.splitlines()[-lines:]) or None
 
 
-__all__ = ["RemoteHost", "Unreachable", "abandon"]
+__all__ = ["RemoteHost", "Unreachable", "kill_running_calls"]

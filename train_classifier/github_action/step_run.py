@@ -86,7 +86,7 @@ class StepRun(TrainingRun):
     def _attach_hint(self) -> str:
         lease = self.order.spec.lease_s
         if lease is None:
-            return f"The job runs on. Pick it up again: {self._command('attach', self.job)}"
+            return f"The job continues. Follow it again: {self._command('attach', self.job)}"
         return (
             f"The job is stopped unless somebody picks it up within {show_seconds(lease)}: "
             f"{self._command('attach', self.job)}"

@@ -15,7 +15,7 @@ import pytest
 from train_classifier.ansible_bridge import event_socket
 from train_classifier.cli.app import run
 from train_classifier.controller import find_jobs
-from train_classifier.controller.temp_files import private_folder, sweep
+from train_classifier.controller.temp_files import private_folder, remove_old_folders
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import text
 from train_classifier.core.errors import BadInput, ExitCode, NotReady, TrainClassifierError, from_dict
@@ -206,18 +206,18 @@ def test_sink_carries_events_and_bytes_in_order() -> None:
     assert not folder.exists()
 
 
-def test_folders_of_killed_runs_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_of_killed_runs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     # pytest's own folders may be too long for a socket: the run would go to /tmp.
-    monkeypatch.setattr("train_classifier.controller.temp_files.LONGEST", 4096)
+    monkeypatch.setattr("train_classifier.controller.temp_files.MAX_PATH", 4096)
     dead = tmp_path / "train-classifier-run-dead"
     dead.mkdir()
     (dead / "lock").touch()
     foreign = tmp_path / "something-else"
     foreign.mkdir()
-    with private_folder() as mine:
-        sweep(tmp_path)
-        assert {path.name for path in tmp_path.iterdir()} == {mine.name, foreign.name}
+    with private_folder() as own:
+        remove_old_folders(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {own.name, foreign.name}
 
 
 def test_all_hosts_are_asked_and_one_failure_hides_no_other(tmp_path: Path) -> None:
@@ -225,14 +225,14 @@ def test_all_hosts_are_asked_and_one_failure_hides_no_other(tmp_path: Path) -> N
         RemoteHost("gone", ["ssh", "-F", "/dev/null", "-p", "1", "127.0.0.1"]),
         RemoteHost("here", state_dir=str(tmp_path / "state")),
     ]
-    answers = find_jobs.ask(hosts, lambda host: host.call({"verb": "list", "all": True}))
+    answers = find_jobs.ask_hosts(hosts, lambda host: host.call({"verb": "list", "all": True}))
     assert isinstance(answers[0][1], NotReady)
     assert answers[1][1] == {"jobs": []}
     # The job may be on the host that could not be asked: not finding it is not "unknown".
     with pytest.raises(NotReady):
-        find_jobs.find(hosts, "20260101-000000-00000000")
+        find_jobs.find_job(hosts, "20260101-000000-00000000")
     with pytest.raises(BadInput):
-        find_jobs.find(hosts[1:], "20260101-000000-00000000")
+        find_jobs.find_job(hosts[1:], "20260101-000000-00000000")
 
 
 def test_a_bug_of_ours_is_one_line_and_a_file(

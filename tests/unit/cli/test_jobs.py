@@ -78,7 +78,7 @@ def test_a_job_that_was_never_started_is_not_waited_for(
     make_job(tmp_path / "one", OLD, state)
     code, out, said = command(*words, OLD)
     assert (code, out) == (ExitCode.NOT_READY, "")
-    assert f"Job {OLD} on one was never started" in said and "Train again" in said
+    assert f"Job {OLD} on one was never started" in said and "Start the training again" in said
 
 
 def test_the_wrong_job_is_never_meant_when_a_host_cannot_be_asked(tmp_path: Path) -> None:
@@ -86,11 +86,11 @@ def test_the_wrong_job_is_never_meant_when_a_host_cannot_be_asked(tmp_path: Path
     here = RemoteHost("here", state_dir=str(tmp_path / "here"))
     for wanted in ("last", OLD[:9]):
         with pytest.raises(NotReady) as caught:
-            find_jobs.find([GONE, here], wanted)
+            find_jobs.find_job([GONE, here], wanted)
         assert "--host here" in str(caught.value.hint)
     # A whole id is one job's alone.
-    assert find_jobs.find([GONE, here], OLD).id == OLD
-    assert find_jobs.find([here], "last").id == OLD
+    assert find_jobs.find_job([GONE, here], OLD).id == OLD
+    assert find_jobs.find_job([here], "last").id == OLD
 
 
 def test_ids_that_begin_alike(tmp_path: Path) -> None:
@@ -98,12 +98,12 @@ def test_ids_that_begin_alike(tmp_path: Path) -> None:
         make_job(tmp_path / host, job)
     both = [RemoteHost(name, state_dir=str(tmp_path / name)) for name in ("one", "two")]
     with pytest.raises(BadInput, match="ambiguous"):
-        find_jobs.find(both, "2026")
+        find_jobs.find_job(both, "2026")
     # Alike on one host alone: the other's only match is not the one that is meant.
     make_job(tmp_path / "one", NEWEST)
     with pytest.raises(BadInput, match="ambiguous"):
-        find_jobs.find(both, "2026")
-    assert find_jobs.find(both, NEW[:8]).id == NEW
+        find_jobs.find_job(both, "2026")
+    assert find_jobs.find_job(both, NEW[:8]).id == NEW
 
 
 @pytest.mark.parametrize("name", ["attach", "fetch"])
@@ -180,7 +180,7 @@ def test_the_job_of_another_user_is_theirs_alone() -> None:
             found = []
             for place in ("own", "theirs"):
                 host = RemoteHost("here", state_dir=str(top / place))
-                for question in (find_jobs.find, lambda hosts, job: steps.cancel(hosts[0], job, "me")):
+                for question in (find_jobs.find_job, lambda hosts, job: steps.cancel(hosts[0], job, "me")):
                     try:
                         question([host], OLD)
                         found.append("found")
@@ -189,7 +189,7 @@ def test_the_job_of_another_user_is_theirs_alone() -> None:
             return found
 
         # What that user may not be able to read is read before.
-        find_jobs.find([RemoteHost("here", state_dir=str(top / "theirs"))], OLD)
+        find_jobs.find_job([RemoteHost("here", state_dir=str(top / "theirs"))], OLD)
         answers = as_ordinary_user(act)
         assert (top / "theirs" / "jobs" / OLD / "status.json").exists()
         assert not (top / "theirs" / "jobs" / OLD / "cancel").exists()

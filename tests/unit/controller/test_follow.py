@@ -1,4 +1,4 @@
-"""Trying again: how long, for what, and what the person is told."""
+"""Retries after a lost connection: how long, for which errors, and with which messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from train_classifier.controller import fetch, follow, steps
-from train_classifier.controller.events import Silence
+from train_classifier.controller.events import NullReporter
 from train_classifier.controller.ssh_errors import Unreachable
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import ExitCode, NotReady, OutOfTouch
@@ -20,81 +20,81 @@ from train_classifier.core.errors import ExitCode, NotReady, OutOfTouch
 HOST = RemoteHost("gpu1")
 
 
-class Told(Silence):
+class MessageReporter(NullReporter):
     def __init__(self) -> None:
-        self.words: list[str] = []
+        self.messages: list[str] = []
 
     def event(self, event: str, **fields: Any) -> None:
-        self.words.append(f"{event}: {fields.get('text')}")
+        self.messages.append(f"{event}: {fields.get('text')}")
 
 
-def test_a_cut_is_said_once_and_its_end_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_connection_and_reconnection_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     tries = iter([Unreachable("The connection to gpu1 was cut."), Unreachable("again"), None])
 
-    def act() -> str:
+    def action() -> str:
         error = next(tries)
         if error:
             raise error
         return "value"
 
-    told = Told()
-    assert follow.patiently(HOST, "id", act, told) == "value"
-    assert len(told.words) == 2
-    assert "Trying again" in told.words[0] and "In touch with gpu1 again" in told.words[1]
+    reporter = MessageReporter()
+    assert follow.retry_while_unreachable(HOST, "id", action, reporter) == "value"
+    assert len(reporter.messages) == 2
+    assert "Trying again" in reporter.messages[0] and "Connected to gpu1 again" in reporter.messages[1]
 
 
 @pytest.mark.parametrize("kind", ["host-key", "key-permissions", "passphrase"])
-def test_what_waiting_cannot_mend_ends_at_once(kind: str) -> None:
-    def act() -> None:
+def test_final_error_is_not_retried(kind: str) -> None:
+    def action() -> None:
         raise Unreachable("refused", kind=kind)
 
     with pytest.raises(OutOfTouch) as caught:
-        follow.patiently(HOST, "the-id", act, Silence())
+        follow.retry_while_unreachable(HOST, "the-id", action, NullReporter())
     assert caught.value.code == ExitCode.OUT_OF_TOUCH
     assert "train-classifier attach the-id" in str(caught.value.hint)
 
 
-def test_a_worker_that_only_ever_crashes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_that_always_crashes_is_not_retried_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     count = 0
 
-    def act() -> None:
+    def action() -> None:
         nonlocal count
         count += 1
         raise Unreachable("no answer", kind="no-answer")
 
     with pytest.raises(OutOfTouch):
-        follow.patiently(HOST, "id", act, Silence())
+        follow.retry_while_unreachable(HOST, "id", action, NullReporter())
     assert count == follow.NO_ANSWERS
 
 
-def test_before_the_start_out_of_touch_means_not_started() -> None:
+def test_lost_connection_before_start_is_not_ready() -> None:
     class Order:
         patience_s = 0.0
         spec = type("Spec", (), {"id": "id"})()
 
-    def act() -> None:
+    def action() -> None:
         raise Unreachable("The connection to gpu1 was cut.", "Check the network.")
 
     with pytest.raises(NotReady) as caught:
-        steps._before_start(HOST, Order(), act, Silence())  # type: ignore[arg-type]
+        steps._retry_before_start(HOST, Order(), action, NullReporter())  # type: ignore[arg-type]
     assert caught.value.code == ExitCode.NOT_READY
 
 
-def test_bytes_come_as_they_are() -> None:
+def test_log_bytes_are_unchanged() -> None:
     data = bytes(range(256)) + b"\r\n\xff"
-    assert follow.unpack({"data": base64.b64encode(zlib.compress(data)).decode()}) == data
-    assert follow.unpack({"data": ""}) == b""
+    assert follow.log_bytes({"data": base64.b64encode(zlib.compress(data)).decode()}) == data
+    assert follow.log_bytes({"data": ""}) == b""
 
 
-def test_names_travel_whatever_they_are() -> None:
+def test_all_file_names_are_transferred_unchanged() -> None:
     names = [b"a b/", b"a b/new\nline", b"\xff\xfe", b"{{ x }}"]
     assert steps.unpack_names(steps.pack_names(names)) == names
 
 
-class Pulled(RemoteHost):
-    """A host whose archive is `content`; counts how often it is asked for it."""
+class ArchiveHost(RemoteHost):
+    """A host whose archive is `content`; counts the pulls."""
 
     content = b"archive"
     pulls = 0
@@ -105,27 +105,25 @@ class Pulled(RemoteHost):
 
 
 @pytest.mark.parametrize(
-    ("came", "pulls"), [(b"archive", 0), (b"arch", 1), (b"ARCHIVE", 1), (None, 1)], ids=str
+    ("received", "pulls"), [(b"archive", 0), (b"arch", 1), (b"ARCHIVE", 1), (None, 1)], ids=str
 )
-def test_an_archive_that_came_with_the_result_is_not_fetched(
-    came: bytes | None, pulls: int, tmp_path: Path
-) -> None:
-    """Verified like any other: what is damaged or cut short is fetched all the same."""
-    host, output, job = Pulled("gpu1"), tmp_path / "artefacts.tar.gz", "20260101-000000-00000000"
+def test_archive_in_result_is_not_fetched_again(received: bytes | None, pulls: int, tmp_path: Path) -> None:
+    """It is verified like any other: a damaged or incomplete one is fetched."""
+    host, output, job = ArchiveHost("gpu1"), tmp_path / "artefacts.tar.gz", "20260101-000000-00000000"
     archive = {"bytes": 7, "sha256": hashlib.sha256(b"archive").hexdigest()}
-    if came is not None:
-        fetch.keep(output, job, came)
-    fetch.fetch(host, job, archive, output, Silence())
+    if received is not None:
+        fetch.write_part_file(output, job, received)
+    fetch.fetch(host, job, archive, output, NullReporter())
     assert output.read_bytes() == b"archive" and host.pulls == pulls
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_nothing_is_kept_where_nothing_can_be(tmp_path: Path) -> None:
-    fetch.keep(tmp_path / "missing" / "artefacts.tar.gz", "20260101-000000-00000000", b"archive")
-    # Nor in the way of another fetch of this job.
+def test_part_file_that_cannot_be_written_is_ignored(tmp_path: Path) -> None:
+    fetch.write_part_file(tmp_path / "missing" / "artefacts.tar.gz", "20260101-000000-00000000", b"archive")
+    # Another fetch of this job writes its part file.
     output = tmp_path / "artefacts.tar.gz"
     part = tmp_path / fetch.part_name(output, "20260101-000000-00000000")
     with part.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        fetch.keep(output, "20260101-000000-00000000", b"archive")
+        fetch.write_part_file(output, "20260101-000000-00000000", b"archive")
     assert part.read_bytes() == b""

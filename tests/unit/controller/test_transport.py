@@ -1,4 +1,4 @@
-"""Reaching a host: every way in which ssh fails is its own sentence, bounded in time, against a real sshd."""
+"""Connections to a host, with a real sshd: each failure of ssh has its own message, in bounded time."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     daemon.stop()
 
 
-def host(ssh: list[str], **how: str) -> RemoteHost:
-    return RemoteHost("gpu1", ssh, **how)
+def host(ssh: list[str], **options: str) -> RemoteHost:
+    return RemoteHost("gpu1", ssh, **options)
 
 
-def refused(ssh: list[str], **how: str) -> Unreachable:
+def refused(ssh: list[str], **options: str) -> Unreachable:
     with pytest.raises(Unreachable) as caught:
-        host(ssh, **how).call(QUESTION)
+        host(ssh, **options).call(QUESTION)
     assert caught.value.code == ExitCode.NOT_READY
     assert "gpu1" in caught.value.reason
     assert caught.value.hint
@@ -55,7 +55,7 @@ def test_changed_host_key_is_refused_and_not_accepted(sshd: Sshd, tmp_path: Path
     assert known.read_text() == f"[127.0.0.1]:{sshd.port} {kind} {key}\n"
 
 
-def test_unknown_host_key_is_said(sshd: Sshd, tmp_path: Path) -> None:
+def test_unknown_host_key_is_reported(sshd: Sshd, tmp_path: Path) -> None:
     known = tmp_path / "known_hosts"
     known.touch()
     assert "host key of gpu1 is not known" in refused(sshd.ssh(known_hosts=known)).reason
@@ -76,7 +76,7 @@ def test_key_with_a_passphrase_and_no_agent(
 @pytest.mark.skipif(
     os.getuid() != 0, reason="ssh checks the mode of files of other accounts only as root does here"
 )
-def test_key_that_others_may_read(sshd: Sshd, tmp_path: Path) -> None:
+def test_key_readable_by_others_is_reported(sshd: Sshd, tmp_path: Path) -> None:
     loose = tmp_path / "loose"
     loose.write_text(sshd.key.read_text())
     loose.chmod(0o644)
@@ -96,7 +96,7 @@ def test_port_refused(sshd: Sshd) -> None:
 
 
 def test_unknown_name(sshd: Sshd) -> None:
-    assert "name of gpu1 is not known" in refused(sshd.ssh(host="no-such-host.invalid")).reason
+    assert "name of gpu1 cannot be resolved" in refused(sshd.ssh(host="no-such-host.invalid")).reason
 
 
 def test_silent_port_is_bounded(sshd: Sshd) -> None:
@@ -117,14 +117,14 @@ def test_half_open_connection_is_noticed(sshd: Sshd) -> None:
         )
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         line.freeze()
-        _, said = process.communicate(timeout=240)
+        _, stderr = process.communicate(timeout=240)
         assert process.returncode == 255
-        assert ssh_errors.explain("gpu1", ssh, said).kind == "cut"
+        assert ssh_errors.explain("gpu1", ssh, stderr).kind == "cut"
         line.mend()
 
 
 @pytest.mark.parametrize(
-    ("words", "kind"),
+    ("message", "kind"),
     [
         ("ssh: connect to host a port 22: No route to host", "down"),
         ("ssh: connect to host a port 22: Network is unreachable", "down"),
@@ -134,22 +134,22 @@ def test_half_open_connection_is_noticed(sshd: Sshd) -> None:
         ("something never seen before", "cut"),
     ],
 )
-def test_words_that_cannot_be_had_on_loopback(words: str, kind: str) -> None:
-    assert ssh_errors.explain("gpu1", ["ssh", "a"], words).kind == kind
+def test_messages_that_loopback_cannot_produce(message: str, kind: str) -> None:
+    assert ssh_errors.explain("gpu1", ["ssh", "a"], message).kind == kind
 
 
-def test_python_missing_is_said(sshd: Sshd) -> None:
+def test_missing_python_is_reported(sshd: Sshd) -> None:
     with pytest.raises(NotReady) as caught:
         host(sshd.ssh(), python="/no/such/python3").call(QUESTION)
     assert "has no /no/such/python3" in caught.value.reason
 
 
-def test_ssh_missing_is_said(tmp_path: Path) -> None:
+def test_missing_ssh_is_reported(tmp_path: Path) -> None:
     with pytest.raises(NotReady, match="not installed on this machine"):
         host([str(tmp_path / "ssh"), "gpu1"]).call(QUESTION)
 
 
-def test_worker_is_installed_once_and_survives_a_noisy_login_shell(sshd: Sshd, tmp_path: Path) -> None:
+def test_worker_is_installed_once_and_login_shell_output_is_ignored(sshd: Sshd, tmp_path: Path) -> None:
     from train_classifier.controller.worker_bundle import bundle
 
     state = tmp_path / "state of the host"
@@ -162,18 +162,18 @@ def test_worker_is_installed_once_and_survives_a_noisy_login_shell(sshd: Sshd, t
     assert [entry.name for entry in (state / "workers").iterdir()] == [installed.name]
 
 
-def test_a_machine_without_sshd_skips_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_without_sshd_skips_with_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     with pytest.raises(pytest.skip.Exception, match="apt-get install openssh-server"):
         Sshd(tmp_path / "sshd")
     assert not (tmp_path / "sshd").exists()
 
 
-def test_answer_after_other_words() -> None:
+def test_answer_follows_other_output() -> None:
     assert transport._last_line(b'Welcome to gpu1!\r\n\n{"a": 1}\r\n') == b'{"a": 1}'
 
 
-def test_rsync_missing_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_local_rsync_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     only_sh = tmp_path / "bin"
     only_sh.mkdir()
     (only_sh / "sh").symlink_to("/bin/sh")
@@ -182,19 +182,19 @@ def test_rsync_missing_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         RemoteHost("here", state_dir=str(tmp_path)).push(tmp_path, [b"a"], "20260101-000000-00000000")
 
 
-def test_a_push_or_pull_puts_the_worker_there_that_was_cleaned_meanwhile(tmp_path: Path) -> None:
+def test_push_and_pull_install_a_removed_worker(tmp_path: Path) -> None:
     here = RemoteHost("here", state_dir=str(tmp_path / "state"))
     # The worker's own answer, not that of a shell without one.
-    for act in (
+    for action in (
         lambda: here.pull("20260101-000000-00000000", tmp_path / "x"),
         lambda: here.push(tmp_path, [], "20260101-000000-00000000"),
     ):
         with pytest.raises(BadInput, match="no job"):
-            act()
+            action()
         shutil.rmtree(tmp_path / "state")
 
 
-def spoken(program: str, tmp_path: Path) -> RemoteHost:
+def host_with_worker(program: str, tmp_path: Path) -> RemoteHost:
     """This machine, whose worker is `program`, a shell script."""
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\ncat >{tmp_path}/request\n{program}\n")
@@ -206,14 +206,14 @@ def spoken(program: str, tmp_path: Path) -> RemoteHost:
     return here
 
 
-def test_stream_gives_each_answer_when_it_comes(tmp_path: Path) -> None:
+def test_stream_yields_each_answer_at_once(tmp_path: Path) -> None:
     fifo = tmp_path / "go on"
     os.mkfifo(fifo)
-    here = spoken(
+    here = host_with_worker(
         f"""echo Welcome; printf '{{"n": '; sleep 0.2; echo '1}}'; read _ <'{fifo}'; echo '{{"n": 2}}'""",
         tmp_path,
     )
-    answers = here.stream(QUESTION, silence=20)
+    answers = here.stream(QUESTION, answer_timeout=20)
     assert next(answers) == {"n": 1}
     fifo.write_text("\n")
     assert list(answers) == [{"n": 2}]
@@ -230,44 +230,44 @@ def test_stream_gives_each_answer_when_it_comes(tmp_path: Path) -> None:
     ids=["silent", "silent after an answer", "no answer", "cut in an answer"],
 )
 def test_stream_that_fails(tmp_path: Path, program: str, kind: str, answered: int) -> None:
-    got = []
+    answers = []
     with pytest.raises(Unreachable) as caught:
-        for answer in spoken(program, tmp_path).stream(QUESTION, silence=1):
-            got.append(answer)
-    assert (caught.value.kind, len(got)) == (kind, answered)
+        for answer in host_with_worker(program, tmp_path).stream(QUESTION, answer_timeout=1):
+            answers.append(answer)
+    assert (caught.value.kind, len(answers)) == (kind, answered)
 
 
-def test_stream_left_early_leaves_no_process(tmp_path: Path) -> None:
-    answers = spoken(f"""echo $$ >{tmp_path}/pid; echo '{{"n": 1}}'; exec sleep 60""", tmp_path).stream(
-        QUESTION, silence=20
-    )
+def test_closed_stream_leaves_no_process(tmp_path: Path) -> None:
+    answers = host_with_worker(
+        f"""echo $$ >{tmp_path}/pid; echo '{{"n": 1}}'; exec sleep 60""", tmp_path
+    ).stream(QUESTION, answer_timeout=20)
     next(answers)
     pid = int((tmp_path / "pid").read_text())
     answers.close()  # type: ignore[attr-defined]
     assert not Path(f"/proc/{pid}").exists()
 
 
-def test_stream_hands_on_a_refusal(tmp_path: Path) -> None:
-    here = spoken("""echo '{"error": {"code": 3, "reason": "no engine"}}'""", tmp_path)
+def test_stream_raises_worker_error(tmp_path: Path) -> None:
+    here = host_with_worker("""echo '{"error": {"code": 3, "reason": "no engine"}}'""", tmp_path)
     with pytest.raises(NotReady, match="no engine"):
-        list(here.stream(QUESTION, silence=20))
+        list(here.stream(QUESTION, answer_timeout=20))
 
 
-def test_stream_waits_for_whoever_takes_its_answers(tmp_path: Path) -> None:
+def test_stream_waits_for_slow_reader(tmp_path: Path) -> None:
     go = tmp_path / "go"
     script = f"""echo '{{"n": 1}}'; while [ ! -e '{go}' ]; do sleep 0.05; done; echo '{{"n": 2}}'"""
-    answers = spoken(script, tmp_path).stream(QUESTION, silence=2)
+    answers = host_with_worker(script, tmp_path).stream(QUESTION, answer_timeout=2)
     assert next(answers) == {"n": 1}
-    # Longer than the silence that is borne.
+    # Longer than the answer's timeout.
     time.sleep(2.4)
     go.touch()
     assert list(answers) == [{"n": 2}]
 
 
-def test_stream_does_not_wait_for_who_keeps_its_standard_error(tmp_path: Path) -> None:
-    here = spoken(
+def test_stream_does_not_wait_for_open_standard_error(tmp_path: Path) -> None:
+    here = host_with_worker(
         """echo '{"n": 1}'; sleep 600 >/dev/null & echo $! >PID""".replace("PID", str(tmp_path / "pid")),
         tmp_path,
     )
-    assert list(here.stream(QUESTION, silence=120)) == [{"n": 1}]
+    assert list(here.stream(QUESTION, answer_timeout=120)) == [{"n": 1}]
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)

@@ -351,7 +351,7 @@ def test_out_of_touch(inventory: str | None, lease: float | None) -> None:
     where = " --inventory '/my hosts.yml' --host trainer" if inventory else ""
     # As `follow` says it, which got the order.
     theirs = (
-        f"The job runs on. Pick it up again: train-classifier attach {run.job}{where} (Check the network.)"
+        f"The job continues. Follow it again: train-classifier attach {run.job}{where} (Check the network.)"
     )
     code = int(ExitCode.OUT_OF_TOUCH)
     run.event("error", code=code, reason="Out of touch.", hint=theirs)
