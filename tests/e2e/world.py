@@ -86,45 +86,45 @@ def action_folder(target: Path) -> Path:
     return target
 
 
-class Watch:
+class SecretWatch:
     """Looks at every command line and every new file of some folders meanwhile, for words that may not be there."""
 
     def __init__(self, folders: list[Path], words: list[bytes]) -> None:
         self.folders = folders
         self.words = words
         self.since = time.time()
-        self.found: set[str] = set()
+        self.leaks: set[str] = set()
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._search, daemon=True)
         self._thread.start()
 
-    def _look(self) -> None:
+    def _search(self) -> None:
         while not self._end.wait(0.1):
             for entry in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):
                     line = entry.read_bytes()
                     if any(word in line for word in self.words) and int(entry.parent.name) != os.getpid():
-                        self.found.add(line.replace(b"\0", b" ").decode("utf-8", "replace"))
+                        self.leaks.add(line.replace(b"\0", b" ").decode("utf-8", "replace"))
             for folder in self.folders:
                 with contextlib.suppress(OSError):
                     for path in folder.rglob("*"):
                         with contextlib.suppress(OSError):
-                            if changed(path, self.since) and any(
+                            if changed_since(path, self.since) and any(
                                 word in path.read_bytes() for word in self.words
                             ):
-                                self.found.add(str(path))
+                                self.leaks.add(str(path))
 
     def stop(self) -> set[str]:
         self._end.set()
         self._thread.join()
-        return self.found
+        return self.leaks
 
 
-def changed(path: Path, since: float) -> bool:
+def changed_since(path: Path, since: float) -> bool:
     """Say whether a path is a file that was made or changed since then, whatever its own times say."""
-    found = path.lstat()
+    information = path.lstat()
     # The clock of a file system may be a tick behind.
-    return stat.S_ISREG(found.st_mode) and found.st_ctime >= since - 0.1
+    return stat.S_ISREG(information.st_mode) and information.st_ctime >= since - 0.1
 
 
 class World:
@@ -137,7 +137,7 @@ class World:
         #: PATH of a runner with an account of its own.
         self.path = PLAIN_PATH
         self._secrets: set[str] = set()
-        self._watches: list[Watch] = []
+        self._watches: list[SecretWatch] = []
         self._unsearched = False
         self._logs: list[str] = []
         self.tools = tools
@@ -146,8 +146,8 @@ class World:
         self.state = folder / "state"
         self.temp = folder / "tmp"
         self.home = folder / "home"
-        for each in (self.repo, self.uploads, self.temp, self.home, folder / "queue"):
-            each.mkdir(parents=True)
+        for path in (self.repo, self.uploads, self.temp, self.home, folder / "queue"):
+            path.mkdir(parents=True)
         folder.chmod(0o755)
         settings: dict[str, Any] = {
             "schema": 1,
@@ -194,11 +194,11 @@ class World:
     @property
     def environment(self) -> dict[str, str]:
         """The runner's own environment."""
-        kept = {
+        inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("GITHUB_", "RUNNER_"))
         }
         return {
-            **kept,
+            **inherited,
             "TRAIN_CLASSIFIER_HOST_JSON": str(self.folder / "host.json"),
             "TRAIN_CLASSIFIER_GPUS": "auto",
             "TC_UPLOADS": str(self.uploads),
@@ -209,12 +209,12 @@ class World:
 
     def act(
         self, *arguments: str, secrets: dict[str, str] | None = None, timeout: float = 280, **environment: str
-    ) -> Done:
+    ) -> ActRun:
         """Run the workflow as a push would, as `identity` if there is one, and watch for secrets meanwhile.
 
         Secrets go by a file: act's own argument list is no place for them.
         """
-        whole = {**self.environment, **environment}
+        variables = {**self.environment, **environment}
         file = self.folder / "act-secrets"
         file.touch(0o600)
         file.write_text("".join(f"{name}={value}\n" for name, value in (secrets or {}).items()))
@@ -223,9 +223,9 @@ class World:
         self._secrets |= words
         user: dict[str, Any] = {}
         if self.identity is not None:
-            self.give(self.identity)
+            self.change_owner(self.identity)
             user = {"user": self.identity, "group": self.identity, "extra_groups": [docker_group()]}
-            whole.update(HOME=str(self.home), PATH=self.path)
+            variables.update(HOME=str(self.home), PATH=self.path)
         command = [
             str(self.folder.parent / "act"), "push", "-C", str(self.repo), "-P", "self-hosted=-self-hosted", "--secret-file", str(file),
             "--action-cache-path", str(self.tools), "--action-offline-mode",
@@ -243,37 +243,37 @@ class World:
             "TMPDIR",
             *environment,
         ):
-            if whole.get(name):
-                command += ["--env", f"{name}={whole[name]}"]
+            if variables.get(name):
+                command += ["--env", f"{name}={variables[name]}"]
         watch = self._watch(words)
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, env=whole, timeout=timeout, stdin=subprocess.DEVNULL,
+                command, capture_output=True, text=True, env=variables, timeout=timeout, stdin=subprocess.DEVNULL,
                 check=False, cwd=self.folder, **user,
             )  # fmt: skip
         finally:
-            found = watch.stop()
+            leaks = watch.stop()
             file.unlink()
-        assert found == set()
+        assert leaks == set()
         self._logs.append(done.stdout + done.stderr)
-        return Done(done.returncode, self._logs[-1])
+        return ActRun(done.returncode, self._logs[-1])
 
-    def give(self, identity: int) -> None:
+    def change_owner(self, identity: int) -> None:
         """Make all of it this account's."""
         for path in [self.folder, *self.folder.rglob("*")]:
             os.chown(path, identity, identity, follow_symlinks=False)
 
-    def _watch(self, words: set[str]) -> Watch:
-        self._watches.append(Watch([self.temp, self.action], [word.encode() for word in words]))
+    def _watch(self, words: set[str]) -> SecretWatch:
+        self._watches.append(SecretWatch([self.temp, self.action], [word.encode() for word in words]))
         return self._watches[-1]
 
     def close(self) -> None:
         """End what watches the steps. No secret of theirs was in a process list or is in a file."""
-        found = [words for watch in self._watches for words in watch.stop()]
-        assert not found, found
+        leaks = [words for watch in self._watches for words in watch.stop()]
+        assert not leaks, leaks
         if self._unsearched:
-            found = self.search(*self._secrets)
-            assert not found, found
+            leaks = self.search(*self._secrets)
+            assert not leaks, leaks
 
     def step(self, identity: int | None = None, *, outside: bool = False, **environment: str) -> Step:
         """Start the action's step as the runner does: `sh -e` on a file with the text of its `run:`, stdin closed.
@@ -297,7 +297,7 @@ class World:
         runner_temp = self.folder / "runner temp"
         runner_temp.mkdir(exist_ok=True)
         runner_temp.chmod(0o777)
-        theirs = {
+        github_variables = {
             "GITHUB_ACTIONS": "true",
             "GITHUB_WORKSPACE": str(self.repo),
             "GITHUB_ACTION_PATH": str(self.action),
@@ -308,15 +308,15 @@ class World:
             "RUNNER_TOOL_CACHE": str(self.tools / "tool_cache"),
             **{name: str(path) for name, path in files.items()},
         }
-        whole = {**self.environment, **({} if outside else theirs), **environment}
+        variables = {**self.environment, **({} if outside else github_variables), **environment}
         if identity is not None:
-            whole["HOME"] = str(self.home)
+            variables["HOME"] = str(self.home)
         log = self.folder / "step.log"
         if words:
             self._watch(words)
         with log.open("wb") as output:
             process = subprocess.Popen(
-                ["sh", "-e", str(script)], cwd=self.repo, env=whole, stdin=subprocess.DEVNULL, stdout=output,
+                ["sh", "-e", str(script)], cwd=self.repo, env=variables, stdin=subprocess.DEVNULL, stdout=output,
                 stderr=subprocess.STDOUT, start_new_session=True, user=identity, group=identity,
                 extra_groups=None if identity is None else [docker_group()],
             )  # fmt: skip
@@ -328,14 +328,14 @@ class World:
 
     def containers(self) -> list[str]:
         """Return the containers of this world's jobs."""
-        found = []
+        container_ids = []
         for job in self.jobs():
             listed = subprocess.run(
                 ["docker", "ps", "-aq", "--filter", f"label=train-classifier.job={job.name}"],
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
-            found += listed.stdout.split()
-        return found
+            container_ids += listed.stdout.split()
+        return container_ids
 
     def assert_clean(self, *documented: str) -> None:
         """Nothing of ours is left but what is documented: in the checkout, on the engine, in the temporary folder.
@@ -355,8 +355,8 @@ class World:
     def assert_owned(self) -> None:
         """All that a run left in this world and in the tool cache is the runner's own."""
         for top in (self.folder, self.tools.resolve()):
-            strangers = [path for path in top.rglob("*") if path.lstat().st_uid != self.identity]
-            assert not strangers, strangers[:20]
+            foreign_files = [path for path in top.rglob("*") if path.lstat().st_uid != self.identity]
+            assert not foreign_files, foreign_files[:20]
 
     def search(self, *words: str) -> list[str]:
         """Return the files of this world, the action's folder and the tool cache that hold one of the words."""
@@ -370,19 +370,19 @@ class World:
             input="".join(f"{word}\n" for word in words), capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert listed.returncode in (0, 1), listed.stderr
-        found = [path for path in listed.stdout.splitlines() if Path(path).name != "step.log"]
+        matches = [path for path in listed.stdout.splitlines() if Path(path).name != "step.log"]
         for path in self.folder.rglob("*.tar.gz"):
             content = gzip.decompress(path.read_bytes())
-            found += [f"{path}: {word}" for word in words if word.encode() in content]
+            matches += [f"{path}: {word}" for word in words if word.encode() in content]
         for path in self.folder.rglob("step.log"):
             # The runner obeys such a line and shows none of it.
             shown = [line for line in path.read_bytes().splitlines() if not line.startswith(b"::add-mask::")]
-            found += [f"{path}: {word}" for word in words if word.encode() in b"\n".join(shown)]
-        return found
+            matches += [f"{path}: {word}" for word in words if word.encode() in b"\n".join(shown)]
+        return matches
 
 
 @dataclasses.dataclass
-class Done:
+class ActRun:
     """How a run of act ended."""
 
     status: int
@@ -411,7 +411,7 @@ class Step:
     @property
     def outputs(self) -> dict[str, str]:
         """The outputs; the last value of each counts, as on GitHub."""
-        found: dict[str, str] = {}
+        values: dict[str, str] = {}
         lines = iter(self.outputs_file.read_text().splitlines())
         for line in lines:
             name, _, end = line.partition("<<")
@@ -420,8 +420,8 @@ class Step:
                 if part == end:
                     break
                 value.append(part)
-            found[name] = "\n".join(value)
-        return found
+            values[name] = "\n".join(value)
+        return values
 
 
 def docker_group() -> int:

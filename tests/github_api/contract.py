@@ -53,30 +53,30 @@ def install() -> Path:
             raise Unavailable("npm is missing: apt-get install npm")
         # Renamed once it is whole: an installation that was cut off must not be taken for one.
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:
-            made = Path(work) / "made"
-            shutil.copytree(LOCK, made)
+            installation = Path(work) / "made"
+            shutil.copytree(LOCK, installation)
             options = ["--no-audit", "--no-fund", "--ignore-scripts"]
-            done = subprocess.run([npm, "ci", *options], cwd=made, capture_output=True, text=True)
+            done = subprocess.run([npm, "ci", *options], cwd=installation, capture_output=True, text=True)
             if done.returncode:
                 raise Unavailable(f"npm ci failed: {done.stderr.strip().splitlines()[-1:]}")
-            made.rename(folder)
+            installation.rename(folder)
     return folder
 
 
-def cut(description: dict[str, Any]) -> dict[str, Any]:
+def runner_part(description: dict[str, Any]) -> dict[str, Any]:
     """The runners' part of the description: its paths as they are, and every component they reach."""
     paths = {path: item for path, item in description["paths"].items() if PATHS.fullmatch(path)}
-    wanted, seen = list(_references(paths)), set()
+    pending, resolved = list(_references(paths)), set()
     components: dict[str, dict[str, Any]] = {}
-    while wanted:
-        reference = wanted.pop()
-        if reference in seen:
+    while pending:
+        reference = pending.pop()
+        if reference in resolved:
             continue
-        seen.add(reference)
+        resolved.add(reference)
         _, _, kind, name = reference.split("/", 3)
         part = description["components"][kind][name.replace("~1", "/").replace("~0", "~")]
         components.setdefault(kind, {})[name] = part
-        wanted.extend(_references(part))
+        pending.extend(_references(part))
     return {
         **{key: description[key] for key in ("openapi", "info", "servers")},
         "paths": paths,
@@ -87,9 +87,9 @@ def cut(description: dict[str, Any]) -> dict[str, Any]:
 def _references(node: Any) -> list[str]:
     if isinstance(node, dict):
         own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
-        return own + [found for value in node.values() for found in _references(value)]
+        return own + [reference for value in node.values() for reference in _references(value)]
     if isinstance(node, list):
-        return [found for value in node for found in _references(value)]
+        return [reference for value in node for reference in _references(value)]
     return []
 
 
@@ -97,8 +97,8 @@ class Prism:
     """Prism on a free port, for use as a context manager."""
 
     def __init__(self, folder: Path, work: Path) -> None:
-        whole = json.loads((folder / "node_modules/@octokit/openapi/generated/ghec.json").read_text())
-        self.description = cut(whole)
+        description = json.loads((folder / "node_modules/@octokit/openapi/generated/ghec.json").read_text())
+        self.description = runner_part(description)
         path = work / "description.json"
         path.write_text(json.dumps(self.description))
         with socket.socket() as probe:

@@ -158,11 +158,11 @@ class _Handler(BaseHTTPRequestHandler):
             with state.lock:
                 state.log.append(f"{self.command} {path}")
                 state.requests.append((f"{self.command} {path}", self.headers.get("Authorization") or ""))
-                self._injected(f"{self.command} {path}")
+                self._raise_failure(f"{self.command} {path}")
                 for method, pattern, handle in ROUTES:
-                    found = re.fullmatch(pattern, path)
-                    if found and method == self.command:
-                        status, content = handle(self, body, **found.groupdict())
+                    match = re.fullmatch(pattern, path)
+                    if match and method == self.command:
+                        status, content = handle(self, body, **match.groupdict())
                         break
                 else:
                     raise Refused(404, "Not Found")
@@ -173,11 +173,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_DELETE = _answer
 
-    def _injected(self, request: str) -> None:
+    def _raise_failure(self, request: str) -> None:
         for index, (pattern, status, times, headers) in enumerate(self.state.failures):
             if re.search(pattern, request):
-                left = times - 1
-                self.state.failures[index : index + 1] = [(pattern, status, left, headers)] if left else []
+                rest = times - 1
+                self.state.failures[index : index + 1] = [(pattern, status, rest, headers)] if rest else []
                 raise Refused(status, "Server Error" if status >= 500 else "refused by the test", headers)
 
     def _reply(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:
@@ -213,12 +213,12 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(404, "Not Found")
         if token not in self.state.pats:
             raise Refused(401, "Bad credentials")
-        has = self.state.pats[token]
-        needs = {"repos": "repo", "orgs": "admin:org", "enterprises": "manage_runners:enterprise"}[
+        scopes = self.state.pats[token]
+        required = {"repos": "repo", "orgs": "admin:org", "enterprises": "manage_runners:enterprise"}[
             scope.split("/")[0]
         ]
-        if needs not in has.split(", "):
-            raise Refused(403, "Must have admin rights to Repository.", {"X-OAuth-Scopes": has})
+        if required not in scopes.split(", "):
+            raise Refused(403, "Must have admin rights to Repository.", {"X-OAuth-Scopes": scopes})
 
     def _app(self) -> None:
         """A JWT signed by the App's key; the signature is checked for real, by openssl."""
@@ -278,10 +278,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def list_runners(self, body: Any, scope: str) -> tuple[int, Any]:
         self._admin(scope)
-        every = list(self.state.runners.get(scope, {}).values())
+        runners = list(self.state.runners.get(scope, {}).values())
         size = min(100, int(self.query.get("per_page", "30")))
         start = (int(self.query.get("page", "1")) - 1) * size
-        return 200, {"total_count": len(every), "runners": every[start : start + size]}
+        return 200, {"total_count": len(runners), "runners": runners[start : start + size]}
 
     def list_groups(self, body: Any, scope: str) -> tuple[int, Any]:
         self._admin(scope)
@@ -346,11 +346,11 @@ class _Handler(BaseHTTPRequestHandler):
         """config.sh: exchange the token and add the runner (the real one does the second at another service)."""
         scope = self._redeem(body, "registration")
         self.state.config_arguments.append(body["arguments"])
-        there = self.state.named(scope, body["name"])
-        if there and not body["replace"]:
+        existing = self.state.named(scope, body["name"])
+        if existing and not body["replace"]:
             raise Refused(409, f"A runner exists with the same name {body['name']}.")
-        if there:
-            del self.state.runners[scope][there["id"]]
+        if existing:
+            del self.state.runners[scope][existing["id"]]
         fixed = [] if body["no_default_labels"] else ["self-hosted", "Linux", "X64"]
         runner = self.state.add_runner(
             scope, body["name"], fixed + body["labels"], ephemeral=body["ephemeral"], group=body["group"]

@@ -23,8 +23,8 @@ class Caller:
     def __init__(self, host: TestHost, folder: Path, user: str = "trainer") -> None:
         self.host, self.folder, self.user = host, folder, user
         self.repo, self.work, self.temp = folder / "repository", folder / "work", folder / "temp"
-        for each in (self.repo, self.work, self.temp):
-            each.mkdir()
+        for path in (self.repo, self.work, self.temp):
+            path.mkdir()
         # Short, since a socket's path may have 108 bytes and ssh adds its own to it.
         self.control = tempfile.mkdtemp(prefix="tc-cp-")
         weakref.finalize(self, shutil.rmtree, self.control, ignore_errors=True)

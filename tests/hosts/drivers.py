@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from . import archive
 from .machine import TestHost
-from .play import Played, play
+from .play import PlayResult, play
 
 KERNEL = "6.8.0-60-generic"
 UBUNTU = {
@@ -23,20 +23,23 @@ SIMULATED = {
 }
 SLOTS = ("0000:01:00.0", "0000:02:00.0")
 #: What an administrator chose: newer than the role's choice, and in conflict with it.
-NEWER = [*archive.ubuntu_modules("590-open", 60, "590.48.01"), *archive.ubuntu_driver("590", "590.48.01")]
+NEWER_PACKAGES = [
+    *archive.ubuntu_modules("590-open", 60, "590.48.01"),
+    *archive.ubuntu_driver("590", "590.48.01"),
+]
 NEWER_NAMES = "linux-modules-nvidia-590-open-generic nvidia-utils-590 nvidia-compute-utils-590"
-OURS = [
+ROLE_PACKAGES = [
     *archive.ubuntu_modules("580-server-open", 60, "580.95.05"),
     *archive.ubuntu_driver("580-server", "580.95.05"),
 ]
 
 
-def drive(host: TestHost, **told: object) -> Played:
+def run_driver_role(host: TestHost, **variables: object) -> PlayResult:
     """Run the role nvidia_driver as on Ubuntu 24.04."""
-    return play(host, "nvidia_driver", ansible_facts=UBUNTU, **{**SIMULATED, **told})
+    return play(host, "nvidia_driver", ansible_facts=UBUNTU, **{**SIMULATED, **variables})
 
 
-def state(host: TestHost) -> str:
+def host_state(host: TestHost) -> str:
     """All that the role could change: packages, holds, configuration, records."""
     return host.shell(
         "dpkg-query -W -f '${db:Status-Abbrev}${Package} ${Version}\\n'; apt-mark showhold; "
@@ -44,7 +47,7 @@ def state(host: TestHost) -> str:
     )
 
 
-def load(host: TestHost, version: str, *, listed: bool = True) -> None:
+def load_driver(host: TestHost, version: str, *, listed: bool = True) -> None:
     """Have a driver of this version loaded; `listed`: the kernel lists every card as the driver's."""
     host.shell("rm -rf /srv/simulated/proc; mkdir -p /srv/simulated/proc")
     line = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build\n"
@@ -55,7 +58,7 @@ def load(host: TestHost, version: str, *, listed: bool = True) -> None:
 
 def prepare(host: TestHost) -> None:
     """Give a bare host two cards, a kernel, no driver, and the archive."""
-    archive.publish(host, [*archive.ubuntu_kernel(60), *NEWER, *OURS])
+    archive.publish(host, [*archive.ubuntu_kernel(60), *NEWER_PACKAGES, *ROLE_PACKAGES])
     host.shell("apt-get -qq -y install linux-generic >/dev/null; mkdir -p /srv/simulated/modules")
     for slot in SLOTS:
         for name, value in (("vendor", "0x10de"), ("device", "0x20b0"), ("class", "0x030200")):

@@ -41,20 +41,20 @@ def prepare(host: TestHost, slim: str, **settings: object) -> None:
 
 def role_variables(slim: str) -> dict[str, object]:
     """What the roles are told for a test host: the base image as training image, who trains, the CA bundle."""
-    told: dict[str, object] = {"training_host_images": {"cpu": slim}, "training_host_users": ["trainer"]}
+    variables: dict[str, object] = {"training_host_images": {"cpu": slim}, "training_host_users": ["trainer"]}
     if ca_bundle() is not None:
-        told["train_classifier_ca_bundle"] = CA_BUNDLE
-    return told
+        variables["train_classifier_ca_bundle"] = CA_BUNDLE
+    return variables
 
 
 def place_uv(host: TestHost) -> None:
     """Put this machine's uv where role training_host would put it, if it is the version that the role wants."""
     defaults = yaml.safe_load((ROOT / "roles/training_host/defaults/main.yml").read_text())
-    wanted = defaults["training_host_uv_version"]
+    version = defaults["training_host_uv_version"]
     binary = uv_binary()
-    if run(binary, "--version").stdout.split()[1] == wanted:
-        host.shell(f"mkdir -p {UV}-{wanted}")
-        run("docker", "cp", binary, f"{host.container}:{UV}-{wanted}/uv")
+    if run(binary, "--version").stdout.split()[1] == version:
+        host.shell(f"mkdir -p {UV}-{version}")
+        run("docker", "cp", binary, f"{host.container}:{UV}-{version}/uv")
 
 
 def simulate_gpus(host: TestHost) -> None:

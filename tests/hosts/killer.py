@@ -28,10 +28,10 @@ def processes(*words):
     return found
 
 
-def door(verb):
+def rsync_workers(request_worker):
     """The worker's own process behind rsync: not the shell that started it, not rsync itself."""
     found = []
-    for pid in processes("/workers/", " %s " % verb, " -I "):
+    for pid in processes("/workers/", " %s " % request_worker, " -I "):
         try:
             with open("/proc/%d/cmdline" % pid, "rb") as file:
                 program = file.read().partition(b"\0")[0]
@@ -42,7 +42,7 @@ def door(verb):
     return found
 
 
-def verb(jobs):
+def request_worker(jobs):
     """The worker that answers one request: it gets no arguments."""
     for pid in processes(os.path.dirname(jobs) + "/workers/", " -I "):
         try:
@@ -67,23 +67,23 @@ def status(jobs):
     return {}
 
 
-def moment(jobs, phase):
+def phase_pid(jobs, phase):
     """The pid of the worker when the phase has come, else None."""
     if phase == "preflight":
         # The first thing that a run asks for.
-        return verb(jobs)
+        return request_worker(jobs)
     if phase == "start":
-        return verb(jobs) if status(jobs).get("state") == "pushed" else None
+        return request_worker(jobs) if status(jobs).get("state") == "pushed" else None
     if phase == "push":
-        return next(iter(door("receive")), None)
+        return next(iter(rsync_workers("receive")), None)
     if phase == "fetch":
-        return next(iter(door("send")), None)
-    now = status(jobs)
-    if now.get("state") == "running" and now.get("phase") == phase and now.get("pid"):
+        return next(iter(rsync_workers("send")), None)
+    current = status(jobs)
+    if current.get("state") == "running" and current.get("phase") == phase and current.get("pid"):
         # Training has begun when the model has said something.
-        log = "%s/%s/log.txt" % (jobs, now["id"])
+        log = "%s/%s/log.txt" % (jobs, current["id"])
         if phase != "training" or (os.path.exists(log) and os.path.getsize(log)):
-            return now["pid"]
+            return current["pid"]
     return None
 
 
@@ -92,7 +92,7 @@ def main():
     print("watching", flush=True)
     end = time.monotonic() + 240
     while time.monotonic() < end:
-        pid = moment(jobs, phase)
+        pid = phase_pid(jobs, phase)
         if pid is not None:
             # A little into the phase, not at its first instruction; an answer takes less than the others.
             time.sleep(0.02 if phase == "start" else 0.05)
@@ -101,9 +101,9 @@ def main():
                 "engine": processes("/usr/sbin/dockerd") or processes("dockerd"),
                 "controller": [],
             }[victim]
-            for each in pids:
+            for number in pids:
                 try:
-                    os.kill(each, signal.SIGKILL)
+                    os.kill(number, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
             print(",".join(map(str, pids)) or "0", flush=True)

@@ -129,7 +129,7 @@ class TestHost:
         try:
             host.authorize()
             host.wait()
-            host.learn_host_key()
+            host.write_known_hosts()
             for user in host.users:
                 host.write_inventory(user)
         except BaseException:
@@ -162,7 +162,7 @@ class TestHost:
                 'chmod 600 "$home/.ssh/authorized_keys"', "sh", user, input=public,
             )  # fmt: skip
 
-    def learn_host_key(self) -> None:
+    def write_known_hosts(self) -> None:
         """Write known_hosts from the host's own key (read inside it, so nothing is trusted on first use)."""
         key = " ".join(self.exec("cat", "/etc/ssh/ssh_host_ed25519_key.pub").stdout.split()[:2])
         self.known_hosts.write_text(f"[{self.address}]:{self.port} {key}\n")
@@ -256,8 +256,8 @@ class TestHost:
     def containers(self, *filters: str) -> list[str]:
         """Names of the containers of ours on the host's engine (label train-classifier), running or not."""
         options = [part for item in filters for part in ("--filter", item)]
-        ours = ("--filter", "label=train-classifier", *options)
-        return self.docker("ps", "-a", *ours, "--format", "{{.Names}}").split()
+        label = ("--filter", "label=train-classifier", *options)
+        return self.docker("ps", "-a", *label, "--format", "{{.Names}}").split()
 
     # Living and dying
 

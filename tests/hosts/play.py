@@ -27,7 +27,7 @@ def ansible_environment(**variables: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Played:
+class PlayResult:
     """What came of a run: the recap's counts and all that was printed (one line for each message)."""
 
     status: int
@@ -46,7 +46,7 @@ def play(
     tasks_from: str = "main",
     timeout: float = 1200,
     **variables: object,
-) -> Played:
+) -> PlayResult:
     """Apply roles to a host and return the recap; raises HostError when it fails and should not, or the reverse."""
     tasks = [
         {"name": f"Apply {role}", "ansible.builtin.include_role": {"name": role, "tasks_from": tasks_from}}
@@ -70,7 +70,7 @@ def play(
         raise HostError(f"{', '.join(roles)} on {host.name}: exit {done.returncode}\n{output}")
     recap = re.search(rf"^{re.escape(host.name)}\s*:.*?changed=(\d+).*?failed=(\d+)", output, re.M)
     changed, failed = map(int, recap.groups()) if recap else (0, 0)
-    return Played(status=done.returncode, changed=changed, failed=failed, output=output)
+    return PlayResult(status=done.returncode, changed=changed, failed=failed, output=output)
 
 
 def _cacheable(facts: object) -> dict[str, object]:

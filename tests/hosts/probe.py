@@ -49,13 +49,13 @@ class Account:
         self.uid = pwd.getpwnam(name).pw_uid
         self.gids = {pwd.getpwnam(name).pw_gid} | {g.gr_gid for g in grp.getgrall() if name in g.gr_mem}
 
-    def writes(self, found: os.stat_result) -> bool:
+    def writes(self, info: os.stat_result) -> bool:
         """Whether it can write this, or give itself the right to."""
-        if found.st_uid == self.uid:
+        if info.st_uid == self.uid:
             return True
-        if found.st_gid in self.gids:
-            return bool(found.st_mode & stat.S_IWGRP)
-        return bool(found.st_mode & stat.S_IWOTH)
+        if info.st_gid in self.gids:
+            return bool(info.st_mode & stat.S_IWGRP)
+        return bool(info.st_mode & stat.S_IWOTH)
 
     def replaces(self, parent: os.stat_result, entry: os.stat_result | None) -> bool:
         """Whether it can rename, remove or create an entry of a folder."""
@@ -86,12 +86,12 @@ class Account:
                 return here if weak and not stat.S_ISSOCK(entry.st_mode) else ""
         return ""
 
-    def offers(self, path: str, found: os.stat_result) -> bool:
+    def offers(self, path: str, info: os.stat_result) -> bool:
         """Whether what is open is something that the account put there, or can put there.
 
         A pipe that root made for it in a folder of root's is a way to talk, and no file.
         """
-        if not stat.S_ISFIFO(found.st_mode):
+        if not stat.S_ISFIFO(info.st_mode):
             return bool(self.weakness(path))
         folder = os.path.dirname(path)
         return bool(self.weakness(folder)) or self.writes(os.stat(folder))
@@ -148,12 +148,12 @@ def audit(name: str) -> dict[str, list[str]]:
     """What the account can change of what root runs and reads, and what it can write and use at all."""
     account = Account(name)
     weak: dict[str, str] = {}
-    done: set[str] = set()
+    checked: set[str] = set()
 
     def check(path: str, because: str) -> None:
-        if path in done:
+        if path in checked:
             return
-        done.add(path)
+        checked.add(path)
         if os.path.isdir(path):
             return
         part = ""
@@ -175,17 +175,17 @@ def audit(name: str) -> dict[str, list[str]]:
         if top.startswith("/") and os.path.exists(top) and account.weakness(top):
             weak[top] = f"{top} itself can be changed"
     writable, privileged = [], []
-    for path, found in walk("/"):
-        if stat.S_ISLNK(found.st_mode):
+    for path, info in walk("/"):
+        if stat.S_ISLNK(info.st_mode):
             continue
-        if path.startswith(TRUSTED) and account.writes(found) and not stat.S_ISSOCK(found.st_mode):
+        if path.startswith(TRUSTED) and account.writes(info) and not stat.S_ISSOCK(info.st_mode):
             weak[path] = f"{path} can be changed"
-        if account.writes(found):
+        if account.writes(info):
             writable.append(path)
-        if stat.S_ISREG(found.st_mode):
-            has = "security.capability" in os.listxattr(path) if found.st_mode & 0o111 else False
-            if found.st_mode & (stat.S_ISUID | stat.S_ISGID) or has:
-                privileged.append(f"{path} {found.st_mode:o} {found.st_uid}:{found.st_gid}")
+        if stat.S_ISREG(info.st_mode):
+            has_capability = "security.capability" in os.listxattr(path) if info.st_mode & 0o111 else False
+            if info.st_mode & (stat.S_ISUID | stat.S_ISGID) or has_capability:
+                privileged.append(f"{path} {info.st_mode:o} {info.st_uid}:{info.st_gid}")
     rules = []
     for top in RULES:
         for path in [top] if os.path.isfile(top) else [path for path, _ in walk(top)]:
@@ -220,7 +220,7 @@ def watch(name: str, stop: str, *traps: str) -> dict[str, list[str]]:
     host itself, since that open would wait for us: /proc is not watched.
     """
     account, libc = Account(name), ctypes.CDLL(None, use_errno=True)
-    seen: dict[str, None] = {}
+    opened: dict[str, None] = {}
     # FAN_CLASS_CONTENT | FAN_UNLIMITED_QUEUE | FAN_CLOEXEC; FAN_MARK_ADD | FAN_MARK_FILESYSTEM; FAN_OPEN_PERM
     notifier = libc.fanotify_init(0x4 | 0x10 | 0x1, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if notifier < 0 or libc.fanotify_mark(notifier, 0x101, ctypes.c_uint64(0x10000), -100, b"/") < 0:
@@ -229,7 +229,7 @@ def watch(name: str, stop: str, *traps: str) -> dict[str, list[str]]:
     for mount in (b"/run", b"/run/lock", b"/dev/shm", b"/home", b"/var/lib/train-classifier"):
         if os.path.ismount(mount):
             libc.fanotify_mark(notifier, 0x11, ctypes.c_uint64(0x10000), -100, mount)
-    me, count = os.getpid(), 0
+    own_pid, count = os.getpid(), 0
     print("watching", flush=True)
     while not os.path.exists(stop):
         if not select.select([notifier], [], [], 0.2)[0]:
@@ -240,37 +240,37 @@ def watch(name: str, stop: str, *traps: str) -> dict[str, list[str]]:
             data = data[length:]
             try:
                 count += 1
-                found, path = os.fstat(fd), os.readlink(f"/proc/self/fd/{fd}")
-                if pid != me and not stat.S_ISDIR(found.st_mode):
+                info, path = os.fstat(fd), os.readlink(f"/proc/self/fd/{fd}")
+                if pid != own_pid and not stat.S_ISDIR(info.st_mode):
                     uid, command = status(pid)
                     if path in traps:
-                        seen[f"trap {path} opened by uid {uid}: {command}"] = None
-                    elif uid != account.uid and account.offers(path.removesuffix(" (deleted)"), found):
-                        seen[f"{path} opened by uid {uid}: {command}"] = None
+                        opened[f"trap {path} opened by uid {uid}: {command}"] = None
+                    elif uid != account.uid and account.offers(path.removesuffix(" (deleted)"), info):
+                        opened[f"{path} opened by uid {uid}: {command}"] = None
             except (OSError, StopIteration):
                 pass
             finally:
                 os.write(notifier, struct.pack("iI", fd, 1))
                 os.close(fd)
     os.close(notifier)
-    return {"opened": list(seen), "count": [str(count)]}
+    return {"opened": list(opened), "count": [str(count)]}
 
 
 def snapshot(*tops: str) -> dict[str, list[str]]:
     """All that is below folders: owner, mode, times and content."""
     lines = []
     for top in tops:
-        for path, found in ((top, os.lstat(top)), *walk(top)):
-            content = os.readlink(path) if stat.S_ISLNK(found.st_mode) else ""
-            if stat.S_ISREG(found.st_mode):
+        for path, info in ((top, os.lstat(top)), *walk(top)):
+            content = os.readlink(path) if stat.S_ISLNK(info.st_mode) else ""
+            if stat.S_ISREG(info.st_mode):
                 with open(path, "rb") as stream:
                     content = hashlib.sha256(stream.read()).hexdigest()
             # The last name of a linked file goes with the folder that it lies in, which changes its ctime and count.
-            changed = 0 if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode) else found.st_ctime_ns
+            changed = 0 if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode) else info.st_ctime_ns
             if os.path.basename(path).startswith("linked"):
                 changed = 0
             lines.append(
-                f"{path} {found.st_uid}:{found.st_gid} {found.st_mode:o} {found.st_ino} {changed} {content}"
+                f"{path} {info.st_uid}:{info.st_gid} {info.st_mode:o} {info.st_ino} {changed} {content}"
             )
     return {"files": sorted(lines)}
 

@@ -37,13 +37,13 @@ def host(tmp_path: Path) -> Host:
 
 def ask(host: Host, **request: Any) -> dict[str, dict[str, Any]]:
     answer = host_check.check(host, {"state_dir": host.configured_state_dir, **request})
-    assert answer["ready"] is all(one["status"] != "fail" for one in answer["checks"])
+    assert answer["ready"] is all(check["status"] != "fail" for check in answer["checks"])
     json.dumps(answer)
-    return {one["name"]: one for one in answer["checks"]}
+    return {check["name"]: check for check in answer["checks"]}
 
 
-def failures(found: dict[str, dict[str, Any]]) -> dict[str, int]:
-    return {name: one["code"] for name, one in found.items() if one["status"] == "fail"}
+def failures(checks: dict[str, dict[str, Any]]) -> dict[str, int]:
+    return {name: check["code"] for name, check in checks.items() if check["status"] == "fail"}
 
 
 def test_host_without_gpu_is_ready_for_cpu_jobs(engine: docker.DockerClient, host: Host) -> None:
@@ -63,17 +63,17 @@ def test_host_without_gpu_is_ready_for_cpu_jobs(engine: docker.DockerClient, hos
         "clock",
         "drain",
         "gpu",
-    } <= {one["name"] for one in answer["checks"]}
+    } <= {check["name"] for check in answer["checks"]}
 
 
 def test_missing_gpu_is_exit_8_and_auto_uses_cpu(engine: docker.DockerClient, host: Host) -> None:
-    found = ask(host, gpus=1)
-    assert failures(found) == {"gpu": 8}
-    assert "--gpus 0" in found["gpu"]["hint"]
-    found = ask(host, gpus="auto")
-    assert failures(found) == {}
-    assert found["gpu"]["status"] == "warn"
-    assert "training on the CPU" in found["gpu"]["message"]
+    checks = ask(host, gpus=1)
+    assert failures(checks) == {"gpu": 8}
+    assert "--gpus 0" in checks["gpu"]["hint"]
+    checks = ask(host, gpus="auto")
+    assert failures(checks) == {}
+    assert checks["gpu"]["status"] == "warn"
+    assert "training on the CPU" in checks["gpu"]["message"]
 
 
 def test_too_many_gpus_and_too_little_memory_fail(
@@ -81,22 +81,22 @@ def test_too_many_gpus_and_too_little_memory_fail(
 ) -> None:
     site = QueueSite(tmp_path)
     host = dataclasses.replace(host, nvidia_smi=str(site.smi), queue_dir=site.folder)
-    found = ask(host, gpus=3)
-    assert found["gpu"]["message"] == "3 GPUs are asked for, this host has 2 GPUs"
-    found = ask(host, gpus=1, min_vram_mib=50000)
-    assert "at least 50000 MiB" in found["gpu-memory"]["message"]
+    checks = ask(host, gpus=3)
+    assert checks["gpu"]["message"] == "3 GPUs are asked for, this host has 2 GPUs"
+    checks = ask(host, gpus=1, min_vram_mib=50000)
+    assert "at least 50000 MiB" in checks["gpu-memory"]["message"]
     # The engine here knows nothing of GPUs.
-    assert failures(found).get("gpu-containers") == 8
+    assert failures(checks).get("gpu-containers") == 8
 
 
 def test_missing_queue_is_exit_3_and_is_reported_first(
     engine: docker.DockerClient, host: Host, tmp_path: Path
 ) -> None:
     site = QueueSite(tmp_path)
-    found = ask(dataclasses.replace(host, nvidia_smi=str(site.smi)), gpus=1)
-    assert failures(found)["queue"] == 3
-    assert next(iter(failures(found).items())) == ("queue", 3)
-    assert "training_host" in found["queue"]["hint"]
+    checks = ask(dataclasses.replace(host, nvidia_smi=str(site.smi)), gpus=1)
+    assert failures(checks)["queue"] == 3
+    assert next(iter(failures(checks).items())) == ("queue", 3)
+    assert "training_host" in checks["queue"]["hint"]
 
 
 def test_check_names_the_user_of_each_gpu(engine: docker.DockerClient, host: Host, tmp_path: Path) -> None:
@@ -110,39 +110,39 @@ def test_check_names_the_user_of_each_gpu(engine: docker.DockerClient, host: Hos
     ticket.release()
     assert answer["gpus"][0]["busy_by"].startswith("job a (mnist) of ")
     assert "blender" in answer["gpus"][1]["busy_by"]
-    said = [one["message"] for one in answer["checks"] if one["name"] == "gpu-users"]
-    assert len(said) == 1
-    assert "which is no job of train-classifier" in said[0]
+    messages = [check["message"] for check in answer["checks"] if check["name"] == "gpu-users"]
+    assert len(messages) == 1
+    assert "which is no job of train-classifier" in messages[0]
 
 
 def test_drained_host_is_not_ready(engine: docker.DockerClient, host: Host) -> None:
     marker = host.root / "var/lib/train-classifier/drain"
     marker.parent.mkdir(parents=True)
     marker.write_text("new power supply on Friday\n")
-    found = ask(host, gpus=0)
-    assert failures(found) == {"drain": 3}
-    assert "new power supply on Friday" in found["drain"]["message"]
+    checks = ask(host, gpus=0)
+    assert failures(checks) == {"drain": 3}
+    assert "new power supply on Friday" in checks["drain"]["message"]
 
 
 def test_full_disk_is_not_ready(engine: docker.DockerClient, host: Host) -> None:
-    found = ask(dataclasses.replace(host, disk_floor_bytes=1 << 60), gpus=0)
-    assert failures(found)["disk"] == 3
-    assert "train-classifier clean" in found["disk"]["hint"]
+    checks = ask(dataclasses.replace(host, disk_floor_bytes=1 << 60), gpus=0)
+    assert failures(checks)["disk"] == 3
+    assert "train-classifier clean" in checks["disk"]["hint"]
 
 
 def test_unusable_state_folder_is_reported(engine: docker.DockerClient, host: Host) -> None:
-    found = ask(dataclasses.replace(host, service_user="no-such-account"), gpus=0)
+    checks = ask(dataclasses.replace(host, service_user="no-such-account"), gpus=0)
     if os.geteuid() == 0:
-        assert failures(found)["state-folder"] == 3
-    found = {one["name"]: one for one in host_check.check(host, {"state_dir": "relative"})["checks"]}
-    assert failures(found)["state-folder"] == 2
+        assert failures(checks)["state-folder"] == 3
+    checks = {check["name"]: check for check in host_check.check(host, {"state_dir": "relative"})["checks"]}
+    assert failures(checks)["state-folder"] == 2
 
 
 def test_missing_engine_is_reported(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
-    found = ask(host, gpus=0)
-    assert failures(found) == {"engine": 3}
-    assert "is missing" in found["engine"]["message"]
+    checks = ask(host, gpus=0)
+    assert failures(checks) == {"engine": 3}
+    assert "is missing" in checks["engine"]["message"]
 
 
 def test_missing_docker_permission_is_reported(engine: docker.DockerClient, tmp_path: Path) -> None:
@@ -156,9 +156,9 @@ def test_missing_docker_permission_is_reported(engine: docker.DockerClient, tmp_
         ["/usr/bin/python3", "-c", program], cwd=Path(__file__).parents[2], user=65534, group=65534, extra_groups=[],
         env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found = json.loads(done.stdout)
-    assert [(one["status"], one["code"]) for one in found] == [("fail", 3)]
-    assert "may not use Docker" in found[0]["message"]
+    checks = json.loads(done.stdout)
+    assert [(check["status"], check["code"]) for check in checks] == [("fail", 3)]
+    assert "may not use Docker" in checks[0]["message"]
 
 
 def test_check_does_not_import_docker_sdk(engine: docker.DockerClient, host: Host) -> None:
@@ -180,8 +180,8 @@ def test_wrong_requests_are_refused() -> None:
 
 
 def test_deep_check_runs_a_container(engine: docker.DockerClient, base_image: str, host: Host) -> None:
-    found = ask(host, gpus=0, deep=True, image=base_image)
-    assert found["image"]["status"] == "ok"
-    assert "Python 3" in found["image"]["message"]
-    found = ask(host, gpus=0, deep=True, image="localhost:9/nobody/nothing:1")
-    assert found["image"]["status"] == "warn"
+    checks = ask(host, gpus=0, deep=True, image=base_image)
+    assert checks["image"]["status"] == "ok"
+    assert "Python 3" in checks["image"]["message"]
+    checks = ask(host, gpus=0, deep=True, image="localhost:9/nobody/nothing:1")
+    assert checks["image"]["status"] == "warn"

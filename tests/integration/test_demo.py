@@ -65,9 +65,9 @@ def test_demo_trains_on_bare_host(_hosts_possible: None, tmp_path: Path) -> None
         )  # fmt: skip
         precision = next(line for line in trained.stderr.splitlines() if line.startswith("test_map50"))
         assert float(precision.split()[1]) >= 0.5
-        packed = host.shell(f"tar -tf {CHECKOUT}/examples/classifiers/artefacts.tar.gz")
+        names = host.shell(f"tar -tf {CHECKOUT}/examples/classifiers/artefacts.tar.gz")
         assert {"artefacts/model.keras", "artefacts/metrics.json", "artefacts/history.csv"} <= set(
-            packed.split()
+            names.split()
         )
     finally:
         host.remove()

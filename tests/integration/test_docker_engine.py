@@ -64,30 +64,30 @@ def start_unit(host: TestHost, unit: str, program: str, *words: str, until: str)
 @pytest.fixture(scope="module")
 def host(_hosts_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestHost]:
     """A Debian 13 host that got the role's engine while apt was locked and its mirror was ailing."""
-    made = fleet.bare_host(tmp_path_factory.mktemp("bare-host"))
+    new_host = fleet.bare_host(tmp_path_factory.mktemp("bare-host"))
     try:
         sources = "/etc/apt/sources.list /etc/apt/sources.list.d/*"
-        listed = made.shell(f"cat {sources} 2>/dev/null || true")
-        found = re.search(r"https?://[^/\s]+", listed)
-        assert found, listed
-        made.shell(f"sed -i 's#{found[0]}#http://127.0.0.1:8503#' $(ls {sources} 2>/dev/null)")
-        made.write("/etc/apt/apt.conf.d/99mirror", 'Acquire::http::Proxy::127.0.0.1 "DIRECT";\n')
-        start_unit(made, "mirror", MIRROR, found[0], until="ss -ltn | grep -q 8503")
+        listed = new_host.shell(f"cat {sources} 2>/dev/null || true")
+        mirror = re.search(r"https?://[^/\s]+", listed)
+        assert mirror, listed
+        new_host.shell(f"sed -i 's#{mirror[0]}#http://127.0.0.1:8503#' $(ls {sources} 2>/dev/null)")
+        new_host.write("/etc/apt/apt.conf.d/99mirror", 'Acquire::http::Proxy::127.0.0.1 "DIRECT";\n')
+        start_unit(new_host, "mirror", MIRROR, mirror[0], until="ss -ltn | grep -q 8503")
         # What dpkg leaves when it is killed: a journal that nobody has merged.
-        made.shell("dpkg -s base-files >/var/lib/dpkg/updates/0001")
-        refused = made.exec("apt-get", "install", "-y", "base-files", check=False)
+        new_host.shell("dpkg -s base-files >/var/lib/dpkg/updates/0001")
+        refused = new_host.exec("apt-get", "install", "-y", "base-files", check=False)
         assert refused.returncode == 100 and "dpkg was interrupted" in refused.stderr
-        start_unit(made, "lock", LOCK, until="journalctl -u lock | grep -q held")
-        made.facts["first"] = play(made, "docker_engine")
-        yield made
+        start_unit(new_host, "lock", LOCK, until="journalctl -u lock | grep -q held")
+        new_host.facts["first"] = play(new_host, "docker_engine")
+        yield new_host
     finally:
-        made.remove()
+        new_host.remove()
 
 
 def config(host: TestHost) -> dict[str, object]:
-    found = json.loads(host.shell(f"cat {CONFIG}"))
-    assert isinstance(found, dict)
-    return found
+    settings = json.loads(host.shell(f"cat {CONFIG}"))
+    assert isinstance(settings, dict)
+    return settings
 
 
 def edit(host: TestHost, **changes: object) -> None:
@@ -110,8 +110,8 @@ def test_edits_by_hand_are_kept(host: TestHost) -> None:
     edit(host, **{"dns": ["192.0.2.53"], "live-restore": False})
     done = play(host, "docker_engine", docker_engine_daemon_options={"max-concurrent-downloads": 5})
     assert "live-restore as edited by hand" in done.output
-    found = config(host)
-    assert (found["dns"], found["live-restore"], found["max-concurrent-downloads"]) == (
+    settings = config(host)
+    assert (settings["dns"], settings["live-restore"], settings["max-concurrent-downloads"]) == (
         ["192.0.2.53"],
         False,
         5,
@@ -158,10 +158,10 @@ def test_restart_waits_for_a_running_job(host: TestHost, base_image: str) -> Non
 
 
 def test_working_engine_is_not_changed(ssh_host: TestHost) -> None:
-    look = "systemctl show -p ActiveEnterTimestampMonotonic docker; ls -l /etc/docker 2>&1; apt-mark showhold"
-    before = ssh_host.exec("sh", "-c", look).stdout
+    show = "systemctl show -p ActiveEnterTimestampMonotonic docker; ls -l /etc/docker 2>&1; apt-mark showhold"
+    before = ssh_host.exec("sh", "-c", show).stdout
     assert play(ssh_host, "docker_engine").changed == 0
-    assert ssh_host.exec("sh", "-c", look).stdout == before
+    assert ssh_host.exec("sh", "-c", show).stdout == before
 
 
 def test_engine_runs_without_systemd(plain_host: TestHost) -> None:
@@ -194,8 +194,8 @@ def test_nothing_is_installed_without_network_or_beside_docker_ce(
         sources = "/etc/apt/sources.list /etc/apt/sources.list.d/*"
         bare.shell(f"sed -i -E 's#https?://[^/ ]+#http://127.0.0.1:9#' $(ls {sources} 2>/dev/null)")
         bare.write("/etc/apt/apt.conf.d/99mirror", 'Acquire::http::Proxy::127.0.0.1 "DIRECT";\n')
-        told = {"docker_engine_download_retries": 1, "docker_engine_download_delay": 1}
-        done = play(bare, "docker_engine", fails=True, **told)
+        variables = {"docker_engine_download_retries": 1, "docker_engine_download_delay": 1}
+        done = play(bare, "docker_engine", fails=True, **variables)
         assert "docker.io and docker-cli could not be installed" in done.output
         assert re.search(
             r"could not be installed: .*127\.0\.0\.1.*name it \(train_classifier_environment\)", done.output

@@ -22,61 +22,61 @@ from train_classifier.worker.containers import environment_build
 __all__ = ["numpy_image", "site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
 
-WHERE = "import {0}; print({0}.__file__, getattr({0}, '__version__', ''))"
+IMPORTED_FROM = "import {0}; print({0}.__file__, getattr({0}, '__version__', ''))"
 
 
 def test_requirements_become_importable(site: Site) -> None:
-    made = site.prepare("\ufeffsix\r\nattrs  # classes\r\n")
-    assert {line.partition("==")[0] for line in made.packages} >= {"six", "attrs"}
-    printed = site.run(site.find(), made, WHERE.format("six") + "; import attr")
+    environment = site.prepare("\ufeffsix\r\nattrs  # classes\r\n")
+    assert {line.partition("==")[0] for line in environment.packages} >= {"six", "attrs"}
+    printed = site.run(site.find(), environment, IMPORTED_FROM.format("six") + "; import attr")
     assert printed.startswith("/opt/train-classifier/environment/six.py")
     assert site.containers() == []
 
 
 def test_distutils_works_without_requirements(site: Site) -> None:
-    made = site.prepare("")
+    environment = site.prepare("")
     program = "from distutils import dir_util; print(dir_util.copy_tree.__module__)"
-    assert "dir_util" in site.run(site.find(), made, program)
-    assert any("lacks distutils" in said for said in site.said)
+    assert "dir_util" in site.run(site.find(), environment, program)
+    assert any("lacks distutils" in message for message in site.messages)
 
 
 def test_existing_environment_starts_no_container(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = site.prepare("six\nattrs")
+    environment = site.prepare("six\nattrs")
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a container was started")
 
     monkeypatch.setattr(environment_build.helper, "run_helper", refuse)
     # The order of the lines, comments and code elsewhere in the repository define nothing.
-    assert site.prepare("# again\nattrs\nsix\n") == made
+    assert site.prepare("# again\nattrs\nsix\n") == environment
 
 
 def test_new_requirement_extends_similar_environment(site: Site) -> None:
     first, second = site.prepare("six"), site.prepare("six\nidna")
     envs = site.store.envs
     assert first.hash != second.hash
-    one, two = (envs / made.hash / "site" / "six.py" for made in (first, second))
+    one, two = (envs / environment.hash / "site" / "six.py" for environment in (first, second))
     # A copy: another build may write into its own.
     assert one.stat().st_ino != two.stat().st_ino
     assert not (envs / first.hash / "site" / "idna").exists()
-    assert any("over a similar environment" in said for said in site.said)
-    assert "idna" in site.run(site.find(), second, WHERE.format("idna"))
+    assert any("over a similar environment" in message for message in site.messages)
+    assert "idna" in site.run(site.find(), second, IMPORTED_FROM.format("idna"))
 
 
 def test_requirements_replace_image_packages_but_not_its_framework(site: Site, numpy_image: str) -> None:
-    found = site.find(numpy_image)
-    assert found.frameworks == {"numpy": "1.26.4"}
-    kept = site.prepare("numpy\nsix\npython-dateutil==2.9.0.post0", numpy_image)
-    folder = site.store.envs / kept.hash / "site"
+    image = site.find(numpy_image)
+    assert image.frameworks == {"numpy": "1.26.4"}
+    environment = site.prepare("numpy\nsix\npython-dateutil==2.9.0.post0", numpy_image)
+    folder = site.store.envs / environment.hash / "site"
     # What the image has and what nobody asks to be newer is used as it is.
     assert not (folder / "numpy").exists()
     assert not (folder / "six.py").exists()
-    assert {"numpy==1.26.4", "six==1.15.0", "python-dateutil==2.9.0.post0"} <= set(kept.packages)
+    assert {"numpy==1.26.4", "six==1.15.0", "python-dateutil==2.9.0.post0"} <= set(environment.packages)
     program = (
         "import dateutil, numpy, six; print(numpy.__file__, numpy.__version__, six.__file__, six.__version__)"
     )
     dist = "/usr/local/lib/python3.11/dist-packages"
-    assert site.run(found, kept, program).split() == [
+    assert site.run(image, environment, program).split() == [
         f"{dist}/numpy/__init__.py",
         "1.26.4",
         f"{dist}/six.py",
@@ -84,7 +84,7 @@ def test_requirements_replace_image_packages_but_not_its_framework(site: Site, n
     ]
     newer = site.prepare("six>=1.16", numpy_image)
     assert "six==1.15.0" not in newer.packages
-    assert site.run(found, newer, WHERE.format("six")).startswith(
+    assert site.run(image, newer, IMPORTED_FROM.format("six")).startswith(
         "/opt/train-classifier/environment/six.py 1.1"
     )
     names = [path.name for path in (site.store.envs / newer.hash / "site").iterdir()]
@@ -170,12 +170,12 @@ def test_requirements_of_the_repository_itself_are_not_installed(site: Site) -> 
     (site.workspace / "requirements.txt").write_text("no-such-package-of-ours-1\n")
     (site.workspace / "constraints.txt").write_text("idna==1.0\n")
     (site.workspace / "limits.txt").write_text("idna==2.10\n")
-    made = site.prepare(".\nidna\n-c ../limits.txt\n")
-    assert {"shapes==1", "idna==2.10"} <= set(made.packages)
-    assert site.run(site.find(), made, "import shapes; print(shapes.corners)") == "3\n"
+    environment = site.prepare(".\nidna\n-c ../limits.txt\n")
+    assert {"shapes==1", "idna==2.10"} <= set(environment.packages)
+    assert site.run(site.find(), environment, "import shapes; print(shapes.corners)") == "3\n"
 
 
-HOSTILE = """
+HOSTILE_SETUP = """
 import glob, os
 from setuptools import setup
 for folder in [*glob.glob("/train-classifier/"), *glob.glob("/train-classifier/*/"), *glob.glob("/train-classifier/build/*/")]:
@@ -198,22 +198,23 @@ def test_links_made_by_a_build_are_not_followed(site: Site, tmp_path: Path) -> N
     earlier = site.prepare("idna")
     package = site.workspace / "lib"
     package.mkdir()
-    (package / "setup.py").write_text(HOSTILE)
+    (package / "setup.py").write_text(HOSTILE_SETUP)
     (package / "hostile.py").touch()
-    made = site.prepare("./lib")
+    environment = site.prepare("./lib")
     assert (victim.read_text(), victim.stat().st_mode & 0o777, victim.stat().st_uid) == (
         "precious", 0o600, os.geteuid(),
     )  # fmt: skip
-    folder = site.store.envs / made.hash
+    folder = site.store.envs / environment.hash
     assert (
         not (folder / "environment.json").is_symlink() and not (folder / "train-classifier.pth").is_symlink()
     )
     # Nothing but its own folder and its repository's cache is within reach: no other environment, no lock.
-    said = site.run(
-        site.find(), made, "import importlib.metadata as m; print(m.metadata('hostile')['Summary'])"
+    summary = site.run(
+        site.find(), environment, "import importlib.metadata as m; print(m.metadata('hostile')['Summary'])"
     )
-    assert sorted(set(said.split()) - {"ca.pem"}) == ["build", "ours", "site", "uv", "uv-cache", "work"]
-    assert earlier.hash not in site.run(site.find(), made, "print(open('/proc/self/mountinfo').read())")
+    assert sorted(set(summary.split()) - {"ca.pem"}) == ["build", "ours", "site", "uv", "uv-cache", "work"]
+    mounts = site.run(site.find(), environment, "print(open('/proc/self/mountinfo').read())")
+    assert earlier.hash not in mounts
     # A link that somebody slipped in later is not mounted either.
     (folder / "train-classifier.pth").unlink()
     (folder / "train-classifier.pth").symlink_to(victim)
@@ -230,9 +231,9 @@ def test_pth_files_and_programs_work(site: Site) -> None:
         "[tool.setuptools]\npy-modules=['greeter']\n"
     )
     (package / "greeter.py").write_text("def main():\n    print('hello')\n")
-    made = site.prepare("./lib\nsetuptools\n")
-    assert (site.store.envs / made.hash / "site" / "distutils-precedence.pth").exists()
-    assert site.run(site.find(), made, "greet", shell=True) == "hello\n"
+    environment = site.prepare("./lib\nsetuptools\n")
+    assert (site.store.envs / environment.hash / "site" / "distutils-precedence.pth").exists()
+    assert site.run(site.find(), environment, "greet", shell=True) == "hello\n"
 
 
 def test_two_jobs_at_once_build_one_environment(site: Site, tmp_path: Path) -> None:
@@ -264,14 +265,14 @@ def test_next_build_removes_killed_build(site: Site, tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"},
     )
     label = "train-classifier.kind=build"
-    mine = f"train-classifier.place={site.store.builds}"
+    own_builds = f"train-classifier.place={site.store.builds}"
 
     def building() -> list[str]:
-        found = site.client.containers.list(filters={"label": label}, ignore_removed=True)
+        containers = site.client.containers.list(filters={"label": label}, ignore_removed=True)
         return [
-            one.id
-            for one in found
-            if mine in f"train-classifier.place={one.labels['train-classifier.place']}"
+            container.id
+            for container in containers
+            if own_builds in f"train-classifier.place={container.labels['train-classifier.place']}"
         ]
 
     while not building():
@@ -279,10 +280,10 @@ def test_next_build_removes_killed_build(site: Site, tmp_path: Path) -> None:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    made = site.prepare("six\nidna")
-    assert site.environments() == [made.hash]
+    environment = site.prepare("six\nidna")
+    assert site.environments() == [environment.hash]
     assert building() == []
-    assert "six" in site.run(site.find(), made, WHERE.format("six"))
+    assert "six" in site.run(site.find(), environment, IMPORTED_FROM.format("six"))
 
 
 @pytest.fixture
@@ -311,16 +312,16 @@ def test_netrc_login_is_used_and_not_stored(
     with pytest.raises(NoEnvironment, match="wants a login"):
         site.prepare("tc-private")
     monkeypatch.setenv("NETRC", str(netrc))
-    made = site.prepare("tc-private")
-    assert "tc-private==1.0" in made.packages
-    assert site.run(site.find(), made, WHERE.format("tc_private")).startswith(
+    environment = site.prepare("tc-private")
+    assert "tc-private==1.0" in environment.packages
+    assert site.run(site.find(), environment, IMPORTED_FROM.format("tc_private")).startswith(
         "/opt/train-classifier/environment/"
     )
     if way == "by a proxy":
         assert f"http://{server}/simple/tc-private/" in [path for path, _ in private_index.requests]
     for path in site.store.root.rglob("*"):
         assert not path.is_file() or b"hunter2" not in path.read_bytes(), path
-    assert "hunter2" not in "".join(site.said)
+    assert "hunter2" not in "".join(site.messages)
 
 
 def test_unreachable_index_is_reported(site: Site) -> None:
@@ -330,9 +331,9 @@ def test_unreachable_index_is_reported(site: Site) -> None:
     with pytest.raises(NoEnvironment, match="the package index cannot be reached"):
         site.prepare("six")
     # What nobody asked for stops nothing.
-    made = site.prepare("")
-    assert made.hash == ""
-    assert any("a model that imports distutils will fail" in said for said in site.said)
+    environment = site.prepare("")
+    assert environment.hash == ""
+    assert any("a model that imports distutils will fail" in message for message in site.messages)
 
 
 def test_missing_uv_is_reported(site: Site) -> None:

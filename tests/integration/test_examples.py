@@ -37,9 +37,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter with TensorFlow and what both models ask for."""
     venv = tmp_path_factory.mktemp("examples") / "venv"
     subprocess.run(["uv", "venv", "-q", "--python", sys.executable, venv], check=True)
-    wanted = [part for model in ("mnist", "yolo") for part in ("-r", EXAMPLE / model / "requirements.txt")]
+    options = [part for model in ("mnist", "yolo") for part in ("-r", EXAMPLE / model / "requirements.txt")]
     subprocess.run(
-        ["uv", "pip", "install", "-q", "--python", venv / "bin" / "python", "tensorflow-cpu", *wanted],
+        ["uv", "pip", "install", "-q", "--python", venv / "bin" / "python", "tensorflow-cpu", *options],
         check=True,
     )
     return venv / "bin" / "python"
@@ -67,7 +67,7 @@ def metrics(repository: Path) -> dict[str, float]:
     return json.loads((repository / "artefacts" / "metrics.json").read_text())
 
 
-def left_in_git(repository: Path) -> str:
+def git_status(repository: Path) -> str:
     return subprocess.run(
         ["git", "status", "--porcelain", "--untracked-files=all"],
         cwd=repository,
@@ -78,11 +78,11 @@ def left_in_git(repository: Path) -> str:
 
 
 def test_results_are_ignored_by_git(repository: Path) -> None:
-    before = left_in_git(repository)
+    before = git_status(repository)
     for name in ("artefacts/model.keras", "artefacts.tar.gz", "yolo/checkpoints/model.keras"):
         (repository / name).parent.mkdir(exist_ok=True)
         (repository / name).write_bytes(b"x")
-    assert left_in_git(repository) == before
+    assert git_status(repository) == before
     assert "artefacts/README.md" in before
     assert "artefacts/.gitignore" in before
 
@@ -161,11 +161,11 @@ print(evaluation.overlap(np.array([0, 0, 2, 2]), np.array([[1, 1, 3, 3]])))
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_mnist_learns_and_resumes(python: Path, repository: Path, tmp_path: Path) -> None:
-    clean = left_in_git(repository)
-    kept = {"TRAIN_CHECKPOINT_DIR": str(tmp_path / "checkpoints"), "PYTHONDONTWRITEBYTECODE": "1"}
-    run(python, "-m", "mnist", "--epochs", "2", cwd=repository, **kept)
+    clean = git_status(repository)
+    variables = {"TRAIN_CHECKPOINT_DIR": str(tmp_path / "checkpoints"), "PYTHONDONTWRITEBYTECODE": "1"}
+    run(python, "-m", "mnist", "--epochs", "2", cwd=repository, **variables)
     early = history(repository)
-    log = run(python, "-m", "mnist", cwd=repository, **kept)
+    log = run(python, "-m", "mnist", cwd=repository, **variables)
     assert "resumed after epoch 2" in log
     assert "\r" not in log
     rows = history(repository)
@@ -173,13 +173,13 @@ def test_mnist_learns_and_resumes(python: Path, repository: Path, tmp_path: Path
     assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 13)]
     assert metrics(repository)["test_accuracy"] >= 0.95
     assert (repository / "artefacts" / "model.keras").stat().st_size > 100_000
-    assert left_in_git(repository) == clean
+    assert git_status(repository) == clean
 
 
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_yolo_finds_digits(python: Path, repository: Path) -> None:
-    clean = left_in_git(repository)
+    clean = git_status(repository)
     run(python, "-m", "yolo", cwd=repository, PYTHONDONTWRITEBYTECODE="1")
     final = metrics(repository)
     assert final["test_map50"] >= 0.5
@@ -188,4 +188,4 @@ def test_yolo_finds_digits(python: Path, repository: Path) -> None:
     )
     assert [row["epoch"] for row in history(repository)] == [str(epoch) for epoch in range(1, 15)]
     assert (repository / "artefacts" / "model.keras").is_file()
-    assert left_in_git(repository) == clean
+    assert git_status(repository) == clean

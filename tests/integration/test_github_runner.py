@@ -48,8 +48,8 @@ def test_registration_handles_existing_runners_and_api_errors(host: Host) -> Non
     assert len(host.standin.state.config_arguments) == 2
     assert not any("secret" in word for words in host.standin.state.config_arguments for word in words)
     assert "secret" not in host.sh("journalctl --no-pager -o cat")
-    found = "grep -rlE '(registration|remove)-secret|pat-good' /var/lib/github-runner /etc/github-runner; echo none"
-    assert host.sh(found) == "none"
+    search = "grep -rlE '(registration|remove)-secret|pat-good' /var/lib/github-runner /etc/github-runner; echo none"
+    assert host.sh(search) == "none"
 
     # Removed behind our back: the listener ends for good and says so.
     with host.standin.state.lock:
@@ -179,9 +179,9 @@ def test_token_made_by_hand_registers_and_running_job_delays_changes(host: Host)
     assert host.sh("systemctl is-enabled github-runner-update.timer", check=False) == "disabled"
 
     host.start_job("sleep 600")
-    gone = host.standin.state.mint(REPO, "remove")
-    away = {"github_runner_pat": "", "github_runner_remove_token": gone}
-    host.role("uninstall", **away).refused("is running a job; nothing was changed")
+    remove_token = host.standin.state.mint(REPO, "remove")
+    removal = {"github_runner_pat": "", "github_runner_remove_token": remove_token}
+    host.role("uninstall", **removal).refused("is running a job; nothing was changed")
     newer = with_token("2.400.0", good)
     assert "update to 2.400.0 is deferred" in host.role(**newer).good().out
     host.sh("pkill -xf 'sleep 600'")
@@ -198,9 +198,9 @@ def test_token_made_by_hand_registers_and_running_job_delays_changes(host: Host)
     assert "github_runner_update: true" in host.sh("journalctl --no-pager -o cat -u github-runner@1")
 
     host.role("uninstall", github_runner_pat="").refused("github_runner_remove_token")
-    assert gone not in host.role("uninstall", **away).good().out
+    assert remove_token not in host.role("uninstall", **removal).good().out
     assert host.runners() == {}
-    assert host.role("uninstall", **away).good().changed == 0
+    assert host.role("uninstall", **removal).good().changed == 0
 
 
 def test_timer_updates_idle_runner(host: Host) -> None:
@@ -230,7 +230,7 @@ def test_timer_updates_idle_runner(host: Host) -> None:
     host.online("gpu-1")
     assert host.runners()["gpu-1"]["id"] == registered
     assert host.sh("ls /run/github-runner") == ""
-    releases = [one for one in host.standin.state.requests if "/releases/" in one[0]]
+    releases = [request for request in host.standin.state.requests if "/releases/" in request[0]]
     assert len(releases) == 2
     assert not any(authorization for _, authorization in releases)
     assert host.role(github_runner_releases_url=host.url).good().changed == 0

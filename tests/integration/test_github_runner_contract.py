@@ -42,9 +42,9 @@ def test_every_request_matches_the_api_description(prism: Prism, scope: tuple[st
     github = api.GitHub(
         api.Scope.of("https://github.com", *scope, prism.url), pat="any", sleep=lambda _: None
     )
-    for name, ask in calls(github):
+    for name, call in calls(github):
         try:
-            ask()
+            call()
         except api.ApiError as error:
             pytest.fail(f"{name}: {error}")
     if scope[0]:

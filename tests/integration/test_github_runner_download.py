@@ -23,14 +23,14 @@ def standin() -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Path:
+def cache(tmp_path: Path) -> Path:
     folder = tmp_path / "cache"
     folder.mkdir()
     return folder
 
 
 @pytest.fixture
-def fetch(standin: StandIn, kept: Path, tmp_path: Path) -> Fetch:
+def fetch(standin: StandIn, cache: Path, tmp_path: Path) -> Fetch:
     """Run the role's download tasks; variables may be given."""
 
     def run(**variables: str) -> "subprocess.CompletedProcess[str]":
@@ -49,7 +49,7 @@ def fetch(standin: StandIn, kept: Path, tmp_path: Path) -> Fetch:
         values = {
             # What the role prepares before it downloads.
             "common_protected_environment": {},
-            "__github_runner_cache": str(kept),
+            "__github_runner_cache": str(cache),
             "__github_runner_bare": False,
             "__github_runner_architecture": "x64",
             "__github_runner_found": {"results": [{"item": "1", "complete": False, "version": ""}]},
@@ -66,31 +66,31 @@ def fetch(standin: StandIn, kept: Path, tmp_path: Path) -> Fetch:
     return run
 
 
-def test_valid_archive_is_kept(fetch: Fetch, kept: Path, standin: StandIn) -> None:
+def test_valid_archive_is_kept(fetch: Fetch, cache: Path, standin: StandIn) -> None:
     done = fetch()
     assert done.returncode == 0, done.stdout
-    assert (kept / ARCHIVE).read_bytes() == standin.state.archives[ARCHIVE]
+    assert (cache / ARCHIVE).read_bytes() == standin.state.archives[ARCHIVE]
 
 
-def test_truncated_archive_is_refused(fetch: Fetch, kept: Path, standin: StandIn) -> None:
+def test_truncated_archive_is_refused(fetch: Fetch, cache: Path, standin: StandIn) -> None:
     standin.state.archives[ARCHIVE] = standin.state.archives[ARCHIVE][:-100]
     done = fetch()
     assert done.returncode == 2
     assert "was not installed: The checksum for" in done.stdout + done.stderr
     assert "Truncated or changed on the way" in done.stdout + done.stderr
-    assert list(kept.iterdir()) == []
+    assert list(cache.iterdir()) == []
 
 
-def test_wrong_checksum_is_refused(fetch: Fetch, kept: Path) -> None:
+def test_wrong_checksum_is_refused(fetch: Fetch, cache: Path) -> None:
     done = fetch(github_runner_version="2.336.0", github_runner_checksum="0" * 64)
     assert done.returncode == 2
     assert "github_runner_checksum is for another version" in done.stdout + done.stderr
-    assert list(kept.iterdir()) == []
+    assert list(cache.iterdir()) == []
 
 
-def test_archive_without_checksum_is_refused(fetch: Fetch, kept: Path, standin: StandIn) -> None:
+def test_archive_without_checksum_is_refused(fetch: Fetch, cache: Path, standin: StandIn) -> None:
     del standin.state.downloads[0]["sha256_checksum"]
     done = fetch()
     assert done.returncode == 2
     assert "nothing unverified is installed" in done.stdout + done.stderr
-    assert list(kept.iterdir()) == []
+    assert list(cache.iterdir()) == []

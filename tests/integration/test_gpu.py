@@ -91,56 +91,56 @@ def image_with(host: TestHost, name: str, files: dict[str, str]) -> str:
 @pytest.mark.parametrize("uuids", [UUIDS[:1], UUIDS[1:], UUIDS])
 def test_container_gets_exactly_its_cards(host: TestHost, uuids: tuple[str, ...]) -> None:
     nodes = [f"/dev/nvidia{UUIDS.index(uuid)}" for uuid in uuids]
-    found = prove(host, mode="device", uuids=list(uuids))
-    assert found["answer"] == {"mode": "device", "proven": False, "detail": f"devices {', '.join(nodes)}"}
+    outcome = prove(host, mode="device", uuids=list(uuids))
+    assert outcome["answer"] == {"mode": "device", "proven": False, "detail": f"devices {', '.join(nodes)}"}
 
 
 def test_mode_off_is_recorded_and_runs_nothing(host: TestHost) -> None:
-    found = prove(host, mode="off")
-    assert (found["answer"]["mode"], found["answer"]["proven"], found["runs"]) == ("off", False, 0)
+    outcome = prove(host, mode="off")
+    assert (outcome["answer"]["mode"], outcome["answer"]["proven"], outcome["runs"]) == ("off", False, 0)
 
 
 def test_missing_framework_is_recorded_as_device_check(host: TestHost) -> None:
-    found = prove(host, mode="framework")
-    assert (found["answer"]["mode"], found["answer"]["proven"]) == ("device", False)
-    assert any("neither tensorflow, torch nor jax is there" in said for said in found["said"])
+    outcome = prove(host, mode="framework")
+    assert (outcome["answer"]["mode"], outcome["answer"]["proven"]) == ("device", False)
+    assert any("neither tensorflow, torch nor jax is there" in message for message in outcome["said"])
 
 
 def test_framework_result_is_cached(host: TestHost) -> None:
     image = image_with(host, "sees", {"tensorflow.py": TENSORFLOW.replace("COUNT", "2")})
-    found = prove(host, mode="framework", image=image, times=3, state="/var/lib/train-classifier/once")
-    assert found["answer"] == {"mode": "framework", "proven": True, "detail": "tensorflow 2.17.0: 2 GPUs"}
-    assert found["runs"] == 1
+    outcome = prove(host, mode="framework", image=image, times=3, state="/var/lib/train-classifier/once")
+    assert outcome["answer"] == {"mode": "framework", "proven": True, "detail": "tensorflow 2.17.0: 2 GPUs"}
+    assert outcome["runs"] == 1
     # Other cards are another proof.
-    found = prove(
+    outcome = prove(
         host, mode="framework", image=image, uuids=[UUIDS[0]], state="/var/lib/train-classifier/once"
     )
-    assert (found["code"], "sees 2 of 1 GPUs" in found["reason"]) == (8, True)
+    assert (outcome["code"], "sees 2 of 1 GPUs" in outcome["reason"]) == (8, True)
 
 
 def test_framework_without_gpu_is_refused_with_its_output(host: TestHost) -> None:
     image = image_with(host, "blind", {"tensorflow.py": TENSORFLOW.replace("COUNT", "0")})
     for _ in range(2):
-        found = prove(host, mode="framework", image=image)
-        assert found["code"] == 8
-        assert "tensorflow 2.17.0" in found["reason"]
-        assert "sees 0 of 2 GPUs" in found["reason"]
-        assert "Cannot dlopen some GPU libraries" in found["detail"]
+        outcome = prove(host, mode="framework", image=image)
+        assert outcome["code"] == 8
+        assert "tensorflow 2.17.0" in outcome["reason"]
+        assert "sees 0 of 2 GPUs" in outcome["reason"]
+        assert "Cannot dlopen some GPU libraries" in outcome["detail"]
     assert host.docker("ps", "-aq", "--filter", "label=train-classifier.kind=probe") == ""
 
 
 def test_every_installed_framework_must_see_the_cards(host: TestHost) -> None:
     blind = "class cuda:\n    is_available = staticmethod(lambda: False)\n__version__ = '2.6'\n"
     image = image_with(host, "mixed", {"tensorflow.py": TENSORFLOW.replace("COUNT", "2"), "torch.py": blind})
-    found = prove(host, mode="framework", image=image)
-    assert (found["code"], "torch 2.6" in found["reason"]) == (8, True)
+    outcome = prove(host, mode="framework", image=image)
+    assert (outcome["code"], "torch 2.6" in outcome["reason"]) == (8, True)
     broken = image_with(
         host,
         "broken",
         {"tensorflow.py": TENSORFLOW.replace("COUNT", "2"), "torch.py": "import nothing_there\n"},
     )
-    found = prove(host, mode="framework", image=broken)
-    assert found["answer"]["detail"] == "tensorflow 2.17.0: 2 GPUs; does not import: torch"
+    outcome = prove(host, mode="framework", image=broken)
+    assert outcome["answer"]["detail"] == "tensorflow 2.17.0: 2 GPUs; does not import: torch"
 
 
 def test_host_check_finds_the_cards(host: TestHost) -> None:
@@ -153,7 +153,7 @@ def test_host_check_finds_the_cards(host: TestHost) -> None:
     assert answer["ready"], answer["checks"]
     assert [card["uuid"] for card in answer["gpus"]] == list(UUIDS)
     assert answer["engine"]["cdi"] is True
-    assert {one["name"]: one["status"] for one in answer["checks"]}["gpu-in-container"] == "ok"
+    assert {check["name"]: check["status"] for check in answer["checks"]}["gpu-in-container"] == "ok"
     host.write(
         "/etc/simulated-gpus.json", world(fail={"exit": 18, "message": "Driver/library version mismatch"})
     )
@@ -161,6 +161,6 @@ def test_host_check_finds_the_cards(host: TestHost) -> None:
         answer = json.loads(host.exec("python3", "-c", program).stdout)
     finally:
         host.write("/etc/simulated-gpus.json", world())
-    failed = [one for one in answer["checks"] if one["status"] == "fail"]
-    assert [(one["name"], one["code"]) for one in failed] == [("gpu", 8)]
+    failed = [check for check in answer["checks"] if check["status"] == "fail"]
+    assert [(check["name"], check["code"]) for check in failed] == [("gpu", 8)]
     assert "reboot the host" in failed[0]["hint"]

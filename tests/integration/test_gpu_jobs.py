@@ -45,7 +45,7 @@ class config:
 """
 
 
-def make(host: TestHost, folder: Path) -> Caller:
+def make_caller(host: TestHost, folder: Path) -> Caller:
     caller = Caller(host, folder)
     (caller.repo / "artefacts").mkdir()
     caller.model("look", LOOK)
@@ -54,7 +54,7 @@ def make(host: TestHost, folder: Path) -> Caller:
 
 @pytest.fixture
 def caller(gpu_host: TestHost, tmp_path: Path) -> Iterator[Caller]:
-    caller = make(gpu_host, tmp_path)
+    caller = make_caller(gpu_host, tmp_path)
     yield caller
     gpu_host.shell(f"rm -f {caller.state}/cache/*/let-go")
 
@@ -67,7 +67,7 @@ def sees_exactly(seen: dict[str, Any], uuid: str) -> None:
     assert seen["variables"].get("NVIDIA_VISIBLE_DEVICES") not in ("all", "0,1")
 
 
-def refused(caller: Caller, *words: str) -> dict[str, Any]:
+def refused_training(caller: Caller, *words: str) -> dict[str, Any]:
     """What a `train` that gets no GPU says; training never began and nothing was delivered."""
     done = caller.run(*caller.train("look", "--json", *words))
     answer: dict[str, Any] = json.loads(done.stdout)
@@ -96,8 +96,8 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
         for job in jobs
     }
     listed = {one["id"]: one for one in json.loads(caller.run("list", "--json").stdout)}
-    given = [listed[job]["gpus"] for job in jobs]
-    assert sorted(given) == sorted([uuid] for uuid in UUIDS)
+    assigned = [listed[job]["gpus"] for job in jobs]
+    assert sorted(assigned) == sorted([uuid] for uuid in UUIDS)
     for job in jobs:
         sees_exactly(seen[job], listed[job]["gpus"][0])
 
@@ -106,9 +106,9 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
     third = caller.start(*caller.train("look"), errors=errors)
     try:
         wait_until(lambda: b"waiting for a GPU" in errors.read_bytes() or None, 90)
-        said = errors.read_text()
+        messages = errors.read_text()
         for job in jobs:
-            assert f"job {job} (look) of trainer has it since" in said
+            assert f"job {job} (look) of trainer has it since" in messages
         listed = json.loads(caller.run("list", "--json").stdout)
         (waiting,) = [one for one in listed if one["model"] == "look" and one["id"] not in jobs]
         assert (waiting["phase"], waiting["gpus"]) == ("queue", [])
@@ -134,11 +134,11 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
         assert member is not None
         manifest = json.load(member)
     (recorded,) = manifest["gpus"]
-    for paper in ("manifest.json", "result.json"):
-        below = {
-            key.removeprefix("gpus[].").partition("[")[0] for key in documented(paper) if "gpus[]" in key
+    for file_name in ("manifest.json", "result.json"):
+        keys = {
+            key.removeprefix("gpus[].").partition("[")[0] for key in documented(file_name) if "gpus[]" in key
         }
-        assert set(recorded) == below
+        assert set(recorded) == keys
     assert recorded["uuid"] == card["uuid"]
     assert (recorded["name"], recorded["driver"]) == ("NVIDIA GeForce RTX 4090", "550.163.01")
     assert manifest["gpu_check"]["mode"] == "device"
@@ -148,13 +148,13 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
 
 
 def test_too_many_gpus_are_refused(caller: Caller) -> None:
-    answer = refused(caller, "--gpus", "3")
+    answer = refused_training(caller, "--gpus", "3")
     assert "3 GPUs are asked for, this host has 2 GPUs" in answer["error"]["reason"]
     assert "--gpus" in answer["error"]["hint"]
 
 
 def test_too_much_gpu_memory_is_refused(caller: Caller) -> None:
-    answer = refused(caller, "--min-vram", "64GiB")
+    answer = refused_training(caller, "--min-vram", "64GiB")
     assert "65536 MiB" in answer["error"]["reason"] and "24564" in answer["error"]["reason"]
     assert "--min-vram" in answer["error"]["hint"]
 
@@ -165,7 +165,7 @@ def test_framework_without_gpu_is_refused_before_training(caller: Caller) -> Non
     host.write("/tmp/blind-job/tensorflow.py", BLIND)
     host.write("/tmp/blind-job/Dockerfile", f"FROM {base}\nCOPY *.py /usr/lib/python3/dist-packages/\n")
     host.docker("build", "-q", "-t", "tc-env-blind-job:1", "/tmp/blind-job")
-    answer = refused(caller, "--gpu-check", "framework", "--image", "tc-env-blind-job:1")
+    answer = refused_training(caller, "--gpu-check", "framework", "--image", "tc-env-blind-job:1")
     error = answer["error"]
     assert "tensorflow 2.17.0 in image tc-env-blind-job:1 sees 0 of 1 GPUs" in error["reason"]
     assert "driver 550.163.01" in error["reason"]
@@ -223,8 +223,8 @@ def test_auto_uses_cpu_when_engine_cannot_give_a_gpu(caller: Caller, gpu_host: T
 
 
 def test_host_without_gpu_is_refused_and_auto_uses_cpu(systemd_host: TestHost, tmp_path: Path) -> None:
-    caller = make(systemd_host, tmp_path)
-    answer = refused(caller)
+    caller = make_caller(systemd_host, tmp_path)
+    answer = refused_training(caller)
     assert "no GPU" in answer["error"]["reason"]
     assert "--gpus 0" in answer["error"]["hint"] and "--gpus auto" in answer["error"]["hint"]
 

@@ -80,12 +80,12 @@ USUAL = (
 
 def cases() -> list[object]:
     """Every combination; what is not usual is marked full."""
-    everything = [Case(*values) for values in itertools.product(VICTIMS, PHASES, USERS, INITS)]
+    combinations = [Case(*values) for values in itertools.product(VICTIMS, PHASES, USERS, INITS)]
     # Jobs wait for a GPU only where there is one, and the simulated ones need Debian 13's engine.
-    everything = [case for case in everything if case.phase not in GPU_PHASES or case.init == "systemd"]
+    combinations = [case for case in combinations if case.phase not in GPU_PHASES or case.init == "systemd"]
     return [
         pytest.param(case, id=str(case), marks=() if case in USUAL else (pytest.mark.full,))
-        for case in everything
+        for case in combinations
     ]
 
 
@@ -166,10 +166,10 @@ class Scene(Caller):
 
     def local_processes(self) -> list[str]:
         """Processes on the controller that belong to this run (ssh's shared connections end by themselves)."""
-        found = subprocess.run(
+        local = subprocess.run(
             ["pgrep", "-fa", str(self.folder)], capture_output=True, text=True, check=False
         )
-        return [line for line in found.stdout.splitlines() if " ssh: " not in line and "pytest" not in line]
+        return [line for line in local.stdout.splitlines() if " ssh: " not in line and "pytest" not in line]
 
     def submitted(self, job: str) -> bool:
         """Whether the job was started on the host."""
@@ -235,7 +235,7 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
     assert killer.stdout and killer.stdout.readline() == "watching\n"
     errors = scene.folder / "errors"
     train = scene.start_training(errors)
-    struck = killer.stdout.readline().strip()
+    pids = killer.stdout.readline().strip()
     killer.wait()
     if case.victim == "controller":
         os.kill(train.pid, signal.SIGKILL)
@@ -254,7 +254,7 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
         )
     (job,) = scene.jobs() - before or {""}
     messages = errors.read_text(errors="replace")[-3000:]
-    assert struck.replace(",", "").isdigit(), f"{struck}; {messages}"
+    assert pids.replace(",", "").isdigit(), f"{pids}; {messages}"
     assert "Traceback" not in messages, messages
 
     elsewhere = scene.folder / "elsewhere"

@@ -62,21 +62,21 @@ def python() -> str:
 
 def snapshot(folder: Path) -> dict[str, tuple[object, ...]]:
     """Every file, folder and link below `folder`, .git included: mode, owner, time and content."""
-    found: dict[str, tuple[object, ...]] = {}
+    entries: dict[str, tuple[object, ...]] = {}
     for path in sorted(folder.rglob("*")):
-        seen = path.lstat()
+        information = path.lstat()
         content: object = None
         if path.is_symlink():
             content = path.readlink()
-        elif stat.S_ISREG(seen.st_mode):
+        elif stat.S_ISREG(information.st_mode):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
-        found[str(path.relative_to(folder))] = (
-            oct(seen.st_mode), seen.st_uid, seen.st_gid, seen.st_mtime_ns, content,
+        entries[str(path.relative_to(folder))] = (
+            oct(information.st_mode), information.st_uid, information.st_gid, information.st_mtime_ns, content,
         )  # fmt: skip
-    return found
+    return entries
 
 
-def not_of(uid: int, folder: Path) -> list[str]:
+def owned_by_others(uid: int, folder: Path) -> list[str]:
     """What below `folder`, itself included, belongs to another user."""
     return [str(path) for path in (folder, *folder.rglob("*")) if path.lstat().st_uid != uid]
 
@@ -124,9 +124,9 @@ def test_ordinary_user_trains_lists_and_cleans(world: World, tmp_path: Path) -> 
     inventory = world.folder / "here.yml"
     # No folder is named: the state lies where it does for everybody, below the home.
     inventory.write_text("all:\n  hosts:\n    here:\n      ansible_connection: local\n")
-    kept = {name: os.environ[name] for name in ("LANG", "SSL_CERT_FILE") if name in os.environ}
+    variables = {name: os.environ[name] for name in ("LANG", "SSL_CERT_FILE") if name in os.environ}
     environment = {
-        **kept, "HOME": str(home), "USER": "nobody", "LOGNAME": "nobody", "PATH": "/usr/local/bin:/usr/bin:/bin",
+        **variables, "HOME": str(home), "USER": "nobody", "LOGNAME": "nobody", "PATH": "/usr/local/bin:/usr/bin:/bin",
         "TMPDIR": str(world.temp), "TRAIN_CLASSIFIER_HOST_JSON": str(world.host_json),
         "XDG_STATE_HOME": str(home / ".local" / "state"),
     }  # fmt: skip
@@ -191,8 +191,8 @@ def test_ordinary_user_trains_lists_and_cleans(world: World, tmp_path: Path) -> 
         os.utime(used, (1, 1))
     removed = json.loads(run("clean", "--older", "0s", "--keep-environments", "0", "--json"))
     assert layers() == [] and list(environments.iterdir()) == [], removed
-    again = snapshot(repo)
-    assert again.pop("artefacts.tar.gz") and again == before
+    last = snapshot(repo)
+    assert last.pop("artefacts.tar.gz") and last == before
     for folder in (home, world.temp, world.work):
-        assert not_of(NOBODY, folder) == []
+        assert owned_by_others(NOBODY, folder) == []
     assert list(world.temp.iterdir()) == []

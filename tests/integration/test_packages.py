@@ -22,20 +22,20 @@ def test_layer_has_the_packages_and_nothing_of_the_host(
     engine: docker.DockerClient, site: Site, own_base: str
 ) -> None:
     site.host = dataclasses.replace(site.host, environment={"http_proxy": "", "SECRET_PROXY": "it's hidden"})
-    made = site.layer("# tools\r\ntree\r\n", own_base)
-    assert "tree v" in site.run(made, None, "tree --version", shell=True)
-    base, new = (engine.api.inspect_image(name)["Config"] for name in (own_base, made.id))
+    layer = site.layer("# tools\r\ntree\r\n", own_base)
+    assert "tree v" in site.run(layer, None, "tree --version", shell=True)
+    base, new = (engine.api.inspect_image(name)["Config"] for name in (own_base, layer.id))
     for key in ("Cmd", "Entrypoint", "User", "WorkingDir", "Env", "Volumes", "ExposedPorts"):
         assert new.get(key) == base.get(key), key
-    changed = [line["Path"] for line in left_behind(engine, made.id)]
+    changed = [line["Path"] for line in files_in_tmp(engine, layer.id)]
     assert [path for path in changed if path.startswith("/tmp/")] == []
     assert site.containers() == []
     # Found again by what it holds: no second build.
-    assert site.layer("tree", own_base).id == made.id
-    assert len([said for said in site.said if said.startswith("installing")]) == 1
+    assert site.layer("tree", own_base).id == layer.id
+    assert len([message for message in site.messages if message.startswith("installing")]) == 1
 
 
-def left_behind(engine: docker.DockerClient, image: str) -> list[dict[str, str]]:
+def files_in_tmp(engine: docker.DockerClient, image: str) -> list[dict[str, str]]:
     """What lies in /tmp of an image, by a container of it that never starts."""
     container = engine.containers.create(image, ["true"])
     try:
@@ -54,8 +54,8 @@ def test_new_package_extends_similar_layer(engine: docker.DockerClient, site: Si
     first = site.layer("tree", own_base)
     second = site.layer("bc\ntree", own_base)
     assert engine.api.inspect_image(second.id)["Parent"] == first.id
-    assert site.said[-1] != site.said[0]
-    assert "installing 1 Debian package: bc" in site.said
+    assert site.messages[-1] != site.messages[0]
+    assert "installing 1 Debian package: bc" in site.messages
     assert "tree v" in site.run(second, None, "tree --version && bc --version", shell=True)
 
 
@@ -108,11 +108,11 @@ def test_cancelled_build_leaves_nothing(engine: docker.DockerClient, site: Site,
 
 
 def test_image_is_probed_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = site.find()
-    assert found.version >= (3, 11)
-    assert found.digest is None
+    image = site.find()
+    assert image.version >= (3, 11)
+    assert image.digest is None
     monkeypatch.setattr(package_layers.helper, "run_helper", None)
-    assert site.find() == found
+    assert site.find() == image
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_image_without_python_or_shell_is_refused(
     tag = f"test-{os.getpid()}"
     try:
         container.wait()
-        made = container.commit("tc-env-broken", tag)
+        image = container.commit("tc-env-broken", tag)
     finally:
         container.remove(force=True)
     try:
@@ -135,7 +135,7 @@ def test_image_without_python_or_shell_is_refused(
             site.find(f"tc-env-broken:{tag}")
         assert site.containers() == []
     finally:
-        engine.images.remove(made.id, force=True)
+        engine.images.remove(image.id, force=True)
 
 
 def test_image_for_another_processor_is_refused(
@@ -144,12 +144,12 @@ def test_image_for_another_processor_is_refused(
     (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
     tag = f"tc-env-foreign:test-{os.getpid()}"
     foreign = "amd64" if os.uname().machine == "aarch64" else "arm64"
-    made, _ = engine.images.build(path=str(tmp_path), tag=tag, platform=f"linux/{foreign}")
+    image, _ = engine.images.build(path=str(tmp_path), tag=tag, platform=f"linux/{foreign}")
     try:
         with pytest.raises(NoEnvironment, match=f"is built for linux/{foreign}, this host is linux/"):
             site.find(tag)
     finally:
-        engine.images.remove(made.id, force=True)
+        engine.images.remove(image.id, force=True)
 
 
 def test_missing_image_is_reported(site: Site) -> None:

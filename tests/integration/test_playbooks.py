@@ -63,17 +63,17 @@ def test_update_waits_for_a_running_job_and_teardown_refuses(
     caller, training, container = job
 
     # The job is found without its container, too: it has none while it builds and packs.
-    look = (ROOT / "roles/host_check/files/jobs.py").read_text().replace("/var/run/docker.sock", "/nowhere")
-    found = json.loads(ssh_host.exec("python3", "-I", "-", input=look).stdout)["jobs"]
+    script = (ROOT / "roles/host_check/files/jobs.py").read_text().replace("/var/run/docker.sock", "/nowhere")
+    jobs = json.loads(ssh_host.exec("python3", "-I", "-", input=script).stdout)["jobs"]
     name = '{{index .Config.Labels "train-classifier.job"}}'
-    assert found == [ssh_host.docker("inspect", "-f", name, container).strip()]
+    assert jobs == [ssh_host.docker("inspect", "-f", name, container).strip()]
 
     status, printed = run("teardown", ssh_host.inventory())
     assert status != 0 and "1 job(s) run (" in printed and "nothing was touched" in printed, printed
     assert re.search(r"changed=0 .*failed=1", printed), printed
 
-    told = {**fleet.role_variables(base_image), "host_check_drain_poll_s": 1}
-    update = start("update", ssh_host.inventory(), **told)
+    settings = {**fleet.role_variables(base_image), "host_check_drain_poll_s": 1}
+    update = start("update", ssh_host.inventory(), **settings)
     assert update.stdout is not None
     lines: list[str] = []
     for line in update.stdout:
@@ -91,8 +91,8 @@ def test_update_waits_for_a_running_job_and_teardown_refuses(
         refused.stderr
     )
 
-    where = '{{range .Mounts}}{{if eq .Destination "/checkpoints"}}{{.Source}}{{end}}{{end}}'
-    ssh_host.write(f"{ssh_host.docker('inspect', '-f', where, container).strip()}/end", "")
+    query = '{{range .Mounts}}{{if eq .Destination "/checkpoints"}}{{.Source}}{{end}}{{end}}'
+    ssh_host.write(f"{ssh_host.docker('inspect', '-f', query, container).strip()}/end", "")
     lines += update.stdout.readlines()
     assert update.wait(timeout=600) == 0, "".join(lines)[-6000:]
     assert training.wait(timeout=240) == 0, (tmp_path / "errors").read_text()
@@ -118,13 +118,13 @@ def test_failed_host_ends_the_update(ssh_host: TestHost, tmp_path: Path) -> None
 
 
 def test_unproven_host_gets_no_runner(ssh_host: TestHost, base_image: str) -> None:
-    told = {
+    settings = {
         **fleet.role_variables(base_image), "host_check_strict": False, "host_check_deep": False,
         "github_runner_repository": "acme/widgets", "github_runner_pat": "x", "github_runner_url": "http://127.0.0.1:9",
     }  # fmt: skip
     ssh_host.write("/var/lib/train-classifier/drain", "new power supply\n")
     try:
-        status, printed = run("provision", ssh_host.inventory(), **told)
+        status, printed = run("provision", ssh_host.inventory(), **settings)
     finally:
         ssh_host.shell("rm -f /var/lib/train-classifier/drain")
     assert status == 0, printed[-6000:]
@@ -137,13 +137,13 @@ def test_unproven_host_gets_no_runner(ssh_host: TestHost, base_image: str) -> No
 
 @pytest.mark.full
 def test_unchecked_host_gets_no_runner(ssh_host: TestHost, base_image: str) -> None:
-    told = {
+    settings = {
         **fleet.role_variables(base_image), "provision_check": False, "github_runner_repository": "acme/widgets",
         "github_runner_pat": "x", "github_runner_url": "http://127.0.0.1:9",
     }  # fmt: skip
-    status, printed = run("provision", ssh_host.inventory(), **told)
+    status, printed = run("provision", ssh_host.inventory(), **settings)
     assert status == 0 and "gets no runner, since it is not proven to train" in printed, printed[-6000:]
-    status, printed = run("provision", ssh_host.inventory(), provision_runner_unproven=True, **told)
+    status, printed = run("provision", ssh_host.inventory(), provision_runner_unproven=True, **settings)
     assert status != 0 and "http://127.0.0.1:9" in printed, printed[-6000:]
 
 

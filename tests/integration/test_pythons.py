@@ -62,9 +62,9 @@ def for_everybody(program: Path, folder: Path) -> Path:
     (folder / "bin").mkdir()
     copy = folder / "bin" / version
     # Its library is found where it was built for, which others may not enter: this is as long or shorter.
-    there, here = os.fsencode(home / "lib") + b"\0", b"$ORIGIN/../lib\0"
+    original, relocated = os.fsencode(home / "lib") + b"\0", b"$ORIGIN/../lib\0"
     content = program.read_bytes()
-    copy.write_bytes(content.replace(there, here.ljust(len(there), b"\0")))
+    copy.write_bytes(content.replace(original, relocated.ljust(len(original), b"\0")))
     copy.chmod(0o755)
     return copy
 
@@ -76,13 +76,15 @@ def python(request: pytest.FixtureRequest) -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="train-classifier-python-", dir="/var/tmp"))
     folder.chmod(0o755)
     try:
-        own = for_everybody(program, folder / "copy")
+        interpreter = for_everybody(program, folder / "copy")
         uv = (uv_binary(), "-q", "--no-config")
-        subprocess.run([uv[0], "venv", *uv[1:], "--python", own, folder / "venv"], check=True)
+        subprocess.run([uv[0], "venv", *uv[1:], "--python", interpreter, folder / "venv"], check=True)
         # The newest that this Python may have, as its distribution would have one of its time.
-        made = folder / "venv" / "bin" / "python"
-        subprocess.run([uv[0], "pip", "install", *uv[1:], "--python", made, "docker>=4,<8"], check=True)
-        yield str(made)
+        venv_python = folder / "venv" / "bin" / "python"
+        subprocess.run(
+            [uv[0], "pip", "install", *uv[1:], "--python", venv_python, "docker>=4,<8"], check=True
+        )
+        yield str(venv_python)
     finally:
         shutil.rmtree(folder)
 
@@ -90,12 +92,12 @@ def python(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=accounts())
 def host(request: pytest.FixtureRequest, python: str) -> Iterator[Machine]:
     settings = {"ca_bundle": str(CA)} if CA.exists() else {}
-    with machine(request.param, **settings) as made:
-        made.python = python
+    with machine(request.param, **settings) as new_host:
+        new_host.python = python
         # This machine's may lie where only its owner may go.
-        shutil.copy2(uv_binary(), made.root / "uv")
-        made.write_settings(uv=str(made.root / "uv"))
-        yield made
+        shutil.copy2(uv_binary(), new_host.root / "uv")
+        new_host.write_settings(uv=str(new_host.root / "uv"))
+        yield new_host
 
 
 def test_every_module_imports_without_docker_sdk(python: str, tmp_path: Path) -> None:
@@ -145,9 +147,9 @@ def test_job_runs_from_submission_to_clean(host: Machine, tmp_path: Path) -> Non
     host.until(killed, "training", text=b"up\n")
     host.kill_worker(killed)
     assert host.wait(killed)["outcome"] == "lost" and host.pack(killed)["outcome"] == "lost"
-    for one in (stopped, killed):
-        assert "artefacts/x" in host.names(one)
-        host.assert_clean(one)
+    for stopped_job in (stopped, killed):
+        assert "artefacts/x" in host.names(stopped_job)
+        host.assert_clean(stopped_job)
     assert {line["id"] for line in host.call("list", all=True)["jobs"]} == {job, stopped, killed}
     assert host.call("clean", older_s=0)["removed"]["jobs"] == 3
     assert not list((host.state / "jobs").iterdir())

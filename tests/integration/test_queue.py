@@ -25,9 +25,9 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[QueueSite]:
-    made = QueueSite(tmp_path)
-    yield made
-    for process in made.processes:
+    new_site = QueueSite(tmp_path)
+    yield new_site
+    for process in new_site.processes:
         process.kill()
         process.wait()
         if process.stdout:
@@ -138,8 +138,8 @@ def test_job_container_without_ticket_keeps_its_gpu(
 
 def test_first_job_waits_for_all_its_gpus(engine: docker.DockerClient, site: QueueSite) -> None:
     site.enqueue("one")
-    one = site.start("one", 600)
-    read_until(one, "granted")
+    single = site.start("one", 600)
+    read_until(single, "granted")
     site.enqueue("both", want=2)
     both = site.start("both", 0)
     read_until(both, "waiting for a GPU")
@@ -147,8 +147,8 @@ def test_first_job_waits_for_all_its_gpus(engine: docker.DockerClient, site: Que
     last = site.start("last", 0)
     # A card is free, but it is reserved for the one before.
     assert "job both (mnist)" in read_until(last, "waiting for a GPU")
-    os.kill(one.pid, signal.SIGKILL)
-    one.wait()
+    os.kill(single.pid, signal.SIGKILL)
+    single.wait()
     (site.marks / UUIDS[0]).unlink()
     assert json.loads(read_until(both, "granted").partition(" ")[2]) == UUIDS
     read_until(last, "granted")

@@ -48,11 +48,11 @@ def start(caller: Caller) -> str:
     return job
 
 
-def assert_over(caller: Caller, job: str, outcome: str) -> None:
+def assert_ended(caller: Caller, job: str, outcome: str) -> None:
     """The job has ended so, in everybody's eyes; its log and what it wrote are kept, and nothing else is left."""
     result = caller.result(job)
     assert result["outcome"] == outcome, result
-    listed = {one["id"]: one for one in json.loads(caller.run("list", "--all", "--json").stdout)}
+    listed = {row["id"]: row for row in json.loads(caller.run("list", "--all", "--json").stdout)}
     assert (listed[job]["state"], listed[job]["outcome"]) == ("finished", outcome)
     assert caller.run("logs", job).stdout == b"up\n"
     with tarfile.open(caller.work / "artefacts.tar.gz") as archive:
@@ -67,7 +67,7 @@ def assert_over(caller: Caller, job: str, outcome: str) -> None:
     assert left == ""
 
 
-def trains_again(caller: Caller) -> None:
+def assert_trains_again(caller: Caller) -> None:
     caller.model("again", "open('artefacts/x', 'w').write('x')\nprint('again')\n")
     (caller.repo / "artefacts").mkdir()
     done = caller.run(*caller.train("again", "--gpus", "0"))
@@ -86,14 +86,14 @@ def test_power_loss_ends_job_as_lost(ssh_host: TestHost, lingering: bool, tmp_pa
     assert status["launcher"] == ("user" if lingering else "setsid")
     ssh_host.reboot(hard=True)
     # Whoever asks first finishes it: here a list, as a person would look.
-    (listed,) = [one for one in json.loads(caller.run("list", "--all", "--json").stdout) if one["id"] == job]
+    (listed,) = [row for row in json.loads(caller.run("list", "--all", "--json").stdout) if row["id"] == job]
     assert (listed["state"], listed["outcome"], listed["exit_code"]) == ("finished", "lost", 10)
     assert "rebooted" in listed["message"]
     attached = caller.run("attach", job)
     assert (attached.returncode, attached.stdout) == (10, b"up\n"), tail(attached.stderr)
     assert b"rebooted" in attached.stderr and b"Traceback" not in attached.stderr
-    assert_over(caller, job, "lost")
-    trains_again(caller)
+    assert_ended(caller, job, "lost")
+    assert_trains_again(caller)
 
 
 def test_follower_survives_power_loss(ssh_host: TestHost, tmp_path: Path) -> None:
@@ -106,11 +106,11 @@ def test_follower_survives_power_loss(ssh_host: TestHost, tmp_path: Path) -> Non
     wait_until(lambda: b"was cut" in errors.read_bytes() or None, 120)
     ssh_host.start()
     rest, _ = process.communicate(timeout=240)
-    said = errors.read_bytes()
-    assert (process.returncode, rest) == (10, b""), tail(said)
-    assert b"Connected to" in said and b"rebooted" in said and b"Traceback" not in said
-    (job,) = {line.split()[1] for line in said.decode().splitlines() if line.startswith("job ")}
-    assert_over(caller, job, "lost")
+    messages = errors.read_bytes()
+    assert (process.returncode, rest) == (10, b""), tail(messages)
+    assert b"Connected to" in messages and b"rebooted" in messages and b"Traceback" not in messages
+    (job,) = {line.split()[1] for line in messages.decode().splitlines() if line.startswith("job ")}
+    assert_ended(caller, job, "lost")
 
 
 def test_orderly_shutdown_cancels_job(ssh_host: TestHost, tmp_path: Path) -> None:
@@ -121,8 +121,8 @@ def test_orderly_shutdown_cancels_job(ssh_host: TestHost, tmp_path: Path) -> Non
     attached = caller.run("attach", job)
     # The unit is stopped before the engine: its worker ends the job in order.
     assert (attached.returncode, attached.stdout) == (6, b"up\n"), tail(attached.stderr)
-    assert_over(caller, job, "cancelled")
-    trains_again(caller)
+    assert_ended(caller, job, "cancelled")
+    assert_trains_again(caller)
 
 
 def test_timer_finishes_dead_job(ssh_host: TestHost, tmp_path: Path) -> None:
@@ -138,6 +138,6 @@ def test_timer_finishes_dead_job(ssh_host: TestHost, tmp_path: Path) -> None:
         result = json.loads(ssh_host.shell(f"cat {caller.state}/jobs/{job}/result.json"))
         assert (result["outcome"], result["exit_code"]) == ("lost", 10)
         assert caller.run("fetch", job).returncode == 0
-        assert_over(caller, job, "lost")
+        assert_ended(caller, job, "lost")
     finally:
         ssh_host.shell("loginctl enable-linger trainer")

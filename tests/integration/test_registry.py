@@ -44,11 +44,11 @@ def registry(ssh_host: TestHost, base_image: str) -> Iterator[str]:
         ssh_host.shell(
             f"for _ in $(seq 1000); do {LOGIN} && break; sleep 0.2; done; docker tag {base_image} {IMAGE}"
         )
-        said = ssh_host.shell(
+        repository_digest = ssh_host.shell(
             f"docker push -q {IMAGE} >/dev/null; docker inspect -f '{{{{index .RepoDigests 0}}}}' {IMAGE}"
         )
         ssh_host.shell(f"docker rmi {IMAGE}; docker logout {ADDRESS}")
-        yield said.strip().partition("@")[2]
+        yield repository_digest.strip().partition("@")[2]
     finally:
         ssh_host.shell(
             f"systemctl stop tc-registry; docker rmi {IMAGE} 2>/dev/null; rm -rf /var/lib/docker/test-registry",
@@ -95,8 +95,12 @@ def test_private_image_is_pulled_with_the_users_login(
 
 
 def test_role_pulls_the_training_image(ssh_host: TestHost, registry: str, base_image: str) -> None:
-    told = fleet.role_variables(base_image)
-    pulled = {**told, "training_host_images": {}, "training_host_pull_images": {"cpu": IMAGE, "gpu": IMAGE}}
+    variables = fleet.role_variables(base_image)
+    pulled = {
+        **variables,
+        "training_host_images": {},
+        "training_host_pull_images": {"cpu": IMAGE, "gpu": IMAGE},
+    }
     ssh_host.shell(LOGIN)
     try:
         assert play(ssh_host, "training_host", **pulled).changed > 0
@@ -105,4 +109,4 @@ def test_role_pulls_the_training_image(ssh_host: TestHost, registry: str, base_i
         assert settings["images"]["cpu"] == IMAGE
     finally:
         ssh_host.shell(f"docker logout {ADDRESS}")
-        play(ssh_host, "training_host", **told)
+        play(ssh_host, "training_host", **variables)

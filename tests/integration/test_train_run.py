@@ -38,7 +38,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     daemon.stop()
 
 
-def digest_of(folder: Path) -> dict[str, str]:
+def hashes(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -55,17 +55,17 @@ def members(archive: Path) -> set[str]:
 def test_train_delivers_archive_and_log(world: World, sshd: Sshd, way: str) -> None:
     inventory = world.inventory(sshd) if way == "ssh" else world.local
     model = world.model(GOOD)
-    before = digest_of(world.repo)
+    before = hashes(world.repo)
     done = world.run(*world.train(model, "--", "--epochs", "3", inventory=inventory))
     assert done.returncode == 0, tail(done.stderr)
     assert done.stdout == b"hello from probe --epochs 3\n"
     archive = world.work / "artefacts.tar.gz"
     assert {"artefacts/weights.bin", "job/log.txt", "job/manifest.json"} <= members(archive)
-    said = done.stderr.decode()
-    assert hashlib.sha256(archive.read_bytes()).hexdigest() in said
-    assert str(archive) in said and "0.975" in said and "trained" in said
+    messages = done.stderr.decode()
+    assert hashlib.sha256(archive.read_bytes()).hexdigest() in messages
+    assert str(archive) in messages and "0.975" in messages and "trained" in messages
     assert archive.stat().st_uid == os.getuid()
-    assert digest_of(world.repo) == before
+    assert hashes(world.repo) == before
     assert b"\x1b" not in done.stderr
     world.assert_clean()
 
@@ -167,7 +167,7 @@ def test_no_byte_is_lost_and_memory_stays_flat(world: World, sshd: Sshd, program
         assert process.wait() == 0, tail(errors.read_bytes())
     (job,) = world.jobs()
     with (world.state / "jobs" / job["id"] / "log.txt").open("rb") as log:
-        kept = hashlib.file_digest(log, "sha256").hexdigest()
+        log_hash = hashlib.file_digest(log, "sha256").hexdigest()
     expected = hashlib.sha256()
     if program is LINES:
         for number in range(200_000):
@@ -176,7 +176,7 @@ def test_no_byte_is_lost_and_memory_stays_flat(world: World, sshd: Sshd, program
         block = random.Random(7).randbytes(1 << 20)
         for number in range(50 if "range(50)" in program else 200):
             expected.update(number.to_bytes(4, "big") + block[4:])
-    assert digest == kept == expected.hexdigest()
+    assert digest == log_hash == expected.hexdigest()
     memory.assert_flat()
     assert memory.event_files < 200
     logs = world.start("logs", job["id"], "--inventory", world.local, stderr=subprocess.DEVNULL)
@@ -204,20 +204,20 @@ def test_closed_standard_output_does_not_stop_the_job(world: World) -> None:
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.readline() == b"0\n"
     process.stdout.close()
-    said = process.stderr.read()
-    assert process.wait() == 0, tail(said)
-    assert b"nobody reads the log" in said and b"Traceback" not in said
+    messages = process.stderr.read()
+    assert process.wait() == 0, tail(messages)
+    assert b"nobody reads the log" in messages and b"Traceback" not in messages
     assert (world.work / "artefacts.tar.gz").exists()
 
 
 def test_templates_in_user_text_are_not_rendered(world: World) -> None:
     """Fault row 13, in arguments, variables and file names, under the command line."""
-    evil = "{{ lookup('pipe', 'touch " + str(world.folder / "rendered") + "') }}"
+    template = "{{ lookup('pipe', 'touch " + str(world.folder / "rendered") + "') }}"
     world.model("print(sys.argv[1]); print(os.environ['EVIL']); open('artefacts/a', 'w').write('x')\n")
     (world.repo / "{{ lookup('pipe', 'id') }}").write_text("x")
-    done = world.run(*world.train("probe", "--env", f"EVIL={evil}", "--", evil))
+    done = world.run(*world.train("probe", "--env", f"EVIL={template}", "--", template))
     assert done.returncode == 0, tail(done.stderr)
-    assert done.stdout.decode() == f"{evil}\n{evil}\n"
+    assert done.stdout.decode() == f"{template}\n{template}\n"
     assert not (world.folder / "rendered").exists()
 
 

@@ -53,23 +53,23 @@ def playbook(world: World, name: str, inventory: Path, **variables: object) -> s
 
 def test_playbook_trains_over_ssh(world: World, sshd: Sshd) -> None:
     """From the user's repository: live lines, the settings file, a masked secret, no template rendered (row 13)."""
-    evil = "{{ lookup('pipe', 'touch " + str(world.folder / "rendered") + "') }}"
+    template = "{{ lookup('pipe', 'touch " + str(world.folder / "rendered") + "') }}"
     world.model(
         f"print('first', os.environ['PASSPHRASE'], os.environ['EVIL'], flush=True)\n{HOLD}open('seen', 'w').write('x')\n"
     )
     (world.repo / "{{ lookup('pipe', 'id') }}").write_text("x")
     (world.repo / "train-classifier.toml").write_text(
-        f'[defaults]\nallow_empty = true\nenvironment = {{ EVIL = "{evil}" }}\n'
+        f'[defaults]\nallow_empty = true\nenvironment = {{ EVIL = "{template}" }}\n'
     )
-    where = world.inventory(sshd)
-    names = {"training_job_host": "trainer1", "training_job_model": "probe", "training_job_gpus": "0"}
+    inventory = world.inventory(sshd)
+    variables = {"training_job_host": "trainer1", "training_job_model": "probe", "training_job_gpus": "0"}
     secrets = ["-e", '{"training_job_secrets": ["PASSPHRASE"]}']
-    process = playbook(world, "train.yml", where, **names, flags=secrets)
+    process = playbook(world, "train.yml", inventory, **variables, flags=secrets)
     assert process.stdout is not None
     seen = []
     while (line := process.stdout.readline()) and not line.startswith(b"first"):
         seen.append(line)
-    assert line.decode().strip() == f"first *** {evil}", tail(b"".join(seen))
+    assert line.decode().strip() == f"first *** {template}", tail(b"".join(seen))
     assert process.poll() is None and world.statuses()[-1]["state"] == "running"
     world.go()
     rest = process.stdout.read()
@@ -83,33 +83,33 @@ def test_playbook_trains_over_ssh(world: World, sshd: Sshd) -> None:
 def test_playbooks_check_train_and_cancel_on_this_machine(world: World) -> None:
     """A failing model, check mode, and a job that cancel.yml stops."""
     world.model("open('artefacts/partial', 'w').write('x'); print('so far', flush=True); sys.exit(3)\n")
-    names = {"training_job_host": "here", "training_job_model": "probe", "training_job_gpus": "0"}
-    checked = playbook(world, "train.yml", world.local, **names, flags=["--check"])
-    said = checked.communicate(timeout=240)[0]
-    assert checked.returncode == 0, tail(said)
-    assert b"Check mode: the request is good; nothing was pushed to here" in said
+    variables = {"training_job_host": "here", "training_job_model": "probe", "training_job_gpus": "0"}
+    checked = playbook(world, "train.yml", world.local, **variables, flags=["--check"])
+    output = checked.communicate(timeout=240)[0]
+    assert checked.returncode == 0, tail(output)
+    assert b"Check mode: the request is good; nothing was pushed to here" in output
     assert not world.state.exists()
     wrong = playbook(
-        world, "train.yml", world.local, **{**names, "training_job_model": "nope"}, flags=["--check"]
+        world, "train.yml", world.local, **{**variables, "training_job_model": "nope"}, flags=["--check"]
     )
-    said = wrong.communicate(timeout=240)[0]
-    assert wrong.returncode == 2 and b"no model 'nope'" in said
-    failing = playbook(world, "train.yml", world.local, **names)
-    said = failing.communicate(timeout=240)[0]
+    output = wrong.communicate(timeout=240)[0]
+    assert wrong.returncode == 2 and b"no model 'nope'" in output
+    failing = playbook(world, "train.yml", world.local, **variables)
+    output = failing.communicate(timeout=240)[0]
     assert failing.returncode == 2
-    assert b"so far" in said and b"exited with status 3" in said.replace(
+    assert b"so far" in output and b"exited with status 3" in output.replace(
         b"exit status 3", b"exited with status 3"
-    ), tail(said)
+    ), tail(output)
     with tarfile.open(world.repo / "artefacts.tar.gz") as archive:
         assert "artefacts/partial" in archive.getnames()
     world.model("import time\nprint('up', flush=True)\ntime.sleep(300)\n")
-    detached = playbook(world, "train.yml", world.local, **names, training_job_detach="true")
-    said = detached.communicate(timeout=240)[0]
-    assert detached.returncode == 0, tail(said)
+    detached = playbook(world, "train.yml", world.local, **variables, training_job_detach="true")
+    output = detached.communicate(timeout=240)[0]
+    assert detached.returncode == 0, tail(output)
     job = world.wait_for(lambda status: status["phase"] == "training")["id"]
     stopped = playbook(world, "cancel.yml", world.local, training_job_host="here", training_job_id=job)
-    said = stopped.communicate(timeout=240)[0]
-    assert stopped.returncode == 0, tail(said)
+    output = stopped.communicate(timeout=240)[0]
+    assert stopped.returncode == 0, tail(output)
     assert world.run("attach", job, "--inventory", world.local).returncode == 6
 
 
@@ -131,15 +131,15 @@ def test_host_must_be_named_when_there_are_two(world: World) -> None:
         }
         for name in ("one", "two")
     }
-    where = world.folder / "the lab's hosts.yml"
-    where.write_text(json.dumps({"all": {"hosts": hosts}}))
+    hosts_file = world.folder / "the lab's hosts.yml"
+    hosts_file.write_text(json.dumps({"all": {"hosts": hosts}}))
     world.model(GOOD)
-    both = world.run(*world.train("probe", inventory=where))
+    both = world.run(*world.train("probe", inventory=hosts_file))
     assert both.returncode == 2 and b"2 hosts where one is meant: one, two" in both.stderr, tail(both.stderr)
-    assert world.run(*world.train("probe", "--host", "nobody", inventory=where)).returncode == 2
+    assert world.run(*world.train("probe", "--host", "nobody", inventory=hosts_file)).returncode == 2
     assert not list(world.folder.glob("state of *"))
     started = world.run(
-        *world.train("probe", "--host", "two", "--detach", inventory=where.name), cwd=world.folder
+        *world.train("probe", "--host", "two", "--detach", inventory=hosts_file.name), cwd=world.folder
     )
     assert started.returncode == 0, tail(started.stderr)
     job = started.stdout.decode().strip()
@@ -150,13 +150,13 @@ def test_host_must_be_named_when_there_are_two(world: World) -> None:
     assert (picked.returncode, picked.stdout) == (0, b"hello\n"), tail(picked.stderr)
     # From any controller, all hosts at once.
     (world.work / "artefacts.tar.gz").unlink()
-    again = world.run("attach", job[:-3], "--inventory", where)
+    again = world.run("attach", job[:-3], "--inventory", hosts_file)
     assert (again.returncode, again.stdout) == (0, b"hello\n"), tail(again.stderr)
     assert (world.work / "artefacts.tar.gz").exists()
-    unknown = world.run("status", "20010101-000000-00000000", "-i", where)
+    unknown = world.run("status", "20010101-000000-00000000", "-i", hosts_file)
     assert unknown.returncode == 2
-    assert f"--inventory '{where}'".replace("'s hosts", "'\"'\"'s hosts").encode() in unknown.stderr, tail(
-        unknown.stderr
+    assert f"--inventory '{hosts_file}'".replace("'s hosts", "'\"'\"'s hosts").encode() in unknown.stderr, (
+        tail(unknown.stderr)
     )
 
 

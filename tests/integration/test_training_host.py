@@ -19,9 +19,9 @@ ROOT = "/var/lib/train-classifier"
 @pytest.fixture(scope="module")
 def bare_host(_hosts_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestHost]:
     """A Debian 13 host with nothing on it."""
-    made = fleet.bare_host(tmp_path_factory.mktemp("bare-host"))
-    yield made
-    made.remove()
+    new_host = fleet.bare_host(tmp_path_factory.mktemp("bare-host"))
+    yield new_host
+    new_host.remove()
 
 
 def test_folders_have_the_documented_owners_and_modes(ssh_host: TestHost) -> None:
@@ -46,28 +46,28 @@ def test_settings_name_the_image_and_the_bundle(ssh_host: TestHost, base_image: 
 
 @pytest.mark.full
 def test_check_mode_on_provisioned_host_changes_nothing(ssh_host: TestHost, base_image: str) -> None:
-    told = fleet.role_variables(base_image)
-    assert play(ssh_host, "docker_engine", "training_host", check=True, **told).changed == 0
+    variables = fleet.role_variables(base_image)
+    assert play(ssh_host, "docker_engine", "training_host", check=True, **variables).changed == 0
 
 
 @pytest.mark.parametrize("user", ["root", "trainer"])
 def test_timer_cleans_for_each_account(ssh_host: TestHost, user: str) -> None:
     assert ssh_host.shell(f"systemctl is-active train-classifier-clean@{user}.timer") == "active\n"
     ssh_host.shell(f"systemctl start train-classifier-clean@{user}.service")
-    said = ssh_host.shell(f"journalctl -o cat -u train-classifier-clean@{user}.service")
-    answers = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    journal = ssh_host.shell(f"journalctl -o cat -u train-classifier-clean@{user}.service")
+    answers = [json.loads(line) for line in journal.splitlines() if line.startswith("{")]
     assert answers and set(answers[-1]["removed"]) >= {"jobs", "images", "environments"}
 
 
 def test_state_on_overlay_is_refused_before_any_change(ssh_host: TestHost, base_image: str) -> None:
-    told = {**fleet.role_variables(base_image), "training_host_state_dir": "/opt/training/state"}
-    done = play(ssh_host, "training_host", fails=True, **told)
+    variables = {**fleet.role_variables(base_image), "training_host_state_dir": "/opt/training/state"}
+    done = play(ssh_host, "training_host", fails=True, **variables)
     assert "/opt/training/state lies on a file system of type overlay" in done.output
     assert ssh_host.exec("test", "-e", "/opt/training", check=False).returncode == 1
 
 
 def test_missing_network_names_the_server_and_changes_nothing(ssh_host: TestHost, base_image: str) -> None:
-    told = {
+    variables = {
         **fleet.role_variables(base_image),
         "training_host_disk_floor_bytes": 1 << 60,
         "training_host_uv_version": "0.0.1",
@@ -76,14 +76,14 @@ def test_missing_network_names_the_server_and_changes_nothing(ssh_host: TestHost
         "training_host_download_delay": 1,
     }
     before = ssh_host.shell(f"ls -A {ROOT} {ROOT}/bin; sha256sum {ROOT}/bin/uv {ROOT}/host.json")
-    done = play(ssh_host, "training_host", fails=True, **told)
+    done = play(ssh_host, "training_host", fails=True, **variables)
     assert "uv 0.0.1 could not be fetched" in done.output and "127.0.0.1" in done.output
     assert ssh_host.shell(f"ls -A {ROOT} {ROOT}/bin; sha256sum {ROOT}/bin/uv {ROOT}/host.json") == before
 
 
 def test_missing_engine_names_the_role_to_run(bare_host: TestHost, base_image: str) -> None:
-    told = {**fleet.role_variables(base_image), "training_host_disk_floor_bytes": 1 << 60}
-    done = play(bare_host, "training_host", fails=True, **told)
+    variables = {**fleet.role_variables(base_image), "training_host_disk_floor_bytes": 1 << 60}
+    done = play(bare_host, "training_host", fails=True, **variables)
     assert "there is no Docker engine; run the role docker_engine first." in done.output
     # Both at once, and a host that has its image is not asked for the room that it takes.
     assert re.search(
@@ -95,14 +95,14 @@ def test_missing_engine_names_the_role_to_run(bare_host: TestHost, base_image: s
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_image_is_built_from_mirror_and_index(bare_host: TestHost) -> None:
-    told: dict[str, object] = {
+    variables: dict[str, object] = {
         "training_host_image_source": "bootstrap",
         "training_host_users": ["trainer"],
         "train_classifier_environment": {"NO_PROXY": "only-for-the-build.invalid"},
     }
     if ca_bundle() is not None:
-        told["train_classifier_ca_bundle"] = CA_BUNDLE
-    play(bare_host, "docker_engine", "training_host", timeout=3000, **told)
+        variables["train_classifier_ca_bundle"] = CA_BUNDLE
+    play(bare_host, "docker_engine", "training_host", timeout=3000, **variables)
     image = json.loads(bare_host.shell(f"cat {ROOT}/host.json"))["images"]["cpu"]
     version = image.rpartition(":")[2].removesuffix("-cpu")
     program = "import tensorflow, distutils.dir_util; print(tensorflow.__version__)"
@@ -111,10 +111,10 @@ def test_image_is_built_from_mirror_and_index(bare_host: TestHost) -> None:
         == version
     )
     # The machine's proxies and bundle served the build; the image knows nothing of them.
-    found = json.loads(bare_host.docker("image", "inspect", image))[0]["Config"]["Env"]
-    assert not [line for line in found if line.split("=")[0] in ("NO_PROXY", "SSL_CERT_FILE", "UV_CACHE_DIR")]
+    lines = json.loads(bare_host.docker("image", "inspect", image))[0]["Config"]["Env"]
+    assert not [line for line in lines if line.split("=")[0] in ("NO_PROXY", "SSL_CERT_FILE", "UV_CACHE_DIR")]
     assert bare_host.exec("sh", "-c", f"ls -d {ROOT}/state/.image.*", check=False).stdout == ""
-    assert play(bare_host, "docker_engine", "training_host", **told).changed == 0
-    play(bare_host, "training_host", tasks_from="uninstall", **told)
+    assert play(bare_host, "docker_engine", "training_host", **variables).changed == 0
+    play(bare_host, "training_host", tasks_from="uninstall", **variables)
     assert bare_host.shell(f"ls -A {ROOT}") == ""
     assert bare_host.docker("images", "-q", "--filter", "label=train-classifier=1") == ""

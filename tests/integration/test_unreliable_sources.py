@@ -43,11 +43,11 @@ def deb(folder: Path) -> tuple[bytes, str]:
     (root / "DEBIAN" / "control").write_text(control)
     (root / "usr" / "share" / "tc-large").mkdir(parents=True)
     (root / "usr" / "share" / "tc-large" / "weights").write_text(WEIGHTS)
-    made = folder / "tc-large.deb"
-    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", root, made], check=True, capture_output=True)
-    data = made.read_bytes()
-    listed = f"{control}Filename: ./tc-large.deb\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n\n"
-    return data, listed
+    deb_file = folder / "tc-large.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", root, deb_file], check=True, capture_output=True)
+    data = deb_file.read_bytes()
+    entry = f"{control}Filename: ./tc-large.deb\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n\n"
+    return data, entry
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -119,11 +119,11 @@ def index(site: Site, server: str) -> None:
     site.host = dataclasses.replace(site.host, environment=settings)
 
 
-def builds(site: Site) -> None:
-    made = site.prepare("tc-large\nsetuptools ; python_version < '3'\n")
-    assert "tc-large==1.0" in made.packages
+def assert_builds(site: Site) -> None:
+    environment = site.prepare("tc-large\nsetuptools ; python_version < '3'\n")
+    assert "tc-large==1.0" in environment.packages
     program = "import hashlib, tc_large; path = tc_large.__file__.replace('.py', '_weights'); print(hashlib.sha256(open(path, 'rb').read()).hexdigest())"
-    assert site.run(site.find(), made, program).strip() == WEIGHTS_HASH
+    assert site.run(site.find(), environment, program).strip() == WEIGHTS_HASH
 
 
 @pytest.mark.parametrize("manner", ["slow", "truncates once"])
@@ -131,7 +131,7 @@ def test_slow_index_and_one_truncated_download_do_not_fail_the_build(
     site: Site, index: None, manner: str
 ) -> None:
     Server.manner = manner
-    builds(site)
+    assert_builds(site)
     assert site.containers() == []
 
 
@@ -147,13 +147,13 @@ def test_broken_index_download_is_reported_and_retried_later(site: Site, index: 
     assert (site.containers(), site.environments()) == ([], [])
     # The incomplete download is not used.
     Server.manner = "whole"
-    builds(site)
+    assert_builds(site)
 
 
 @pytest.fixture
 def mirror(site: Site, server: str, tmp_path: Path) -> None:
-    data, listed = deb(tmp_path)
-    Server.files = {"/debian/./Packages": listed.encode(), "/debian/./tc-large.deb": data}
+    data, entry = deb(tmp_path)
+    Server.files = {"/debian/./Packages": entry.encode(), "/debian/./tc-large.deb": data}
     Server.files.update({path.replace("/./", "/"): content for path, content in Server.files.items()})
     sources = tmp_path / "host.list"
     sources.write_text(f"deb [trusted=yes] http://{server}/debian ./\n")
@@ -163,9 +163,9 @@ def mirror(site: Site, server: str, tmp_path: Path) -> None:
 
 def test_slow_mirror_does_not_fail_the_build(site: Site, mirror: None, own_base: str) -> None:
     Server.manner = "slow"
-    made = site.layer("tc-large", own_base)
+    layer = site.layer("tc-large", own_base)
     weights = "sha256sum /usr/share/tc-large/weights"
-    assert site.run(made, None, weights, shell=True).split()[0] == WEIGHTS_HASH
+    assert site.run(layer, None, weights, shell=True).split()[0] == WEIGHTS_HASH
 
 
 def test_truncated_mirror_download_is_reported_and_retried_later(
@@ -178,5 +178,5 @@ def test_truncated_mirror_download_is_reported_and_retried_later(
     assert site.containers() == []
     assert layers(engine, engine.images.get(own_base).id) == []
     Server.manner = "whole"
-    made = site.layer("tc-large", own_base)
-    assert "weights" in site.run(made, None, "ls /usr/share/tc-large", shell=True)
+    layer = site.layer("tc-large", own_base)
+    assert "weights" in site.run(layer, None, "ls /usr/share/tc-large", shell=True)

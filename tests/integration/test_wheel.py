@@ -40,15 +40,15 @@ def world(base_image: str) -> Iterator[World]:
 def newest() -> str:
     """The newest interpreter at hand that is newer than this one; skips when there is none."""
     programs = [*Path.home().glob(".pyenv/versions/3.*/bin/python3"), Path("/usr/bin/python3")]
-    programs += [Path(found) for minor in (12, 13, 14) if (found := shutil.which(f"python3.{minor}"))]
-    found: list[tuple[tuple[int, int], str]] = []
+    programs += [Path(path) for minor in (12, 13, 14) if (path := shutil.which(f"python3.{minor}"))]
+    interpreters: list[tuple[tuple[int, int], str]] = []
     for program in programs:
         code = "import sys; print(*sys.version_info[:2])"
         done = subprocess.run([str(program), "-c", code], capture_output=True, text=True, check=False)
         if done.returncode == 0:
             major, minor = map(int, done.stdout.split())
-            found.append(((major, minor), str(program)))
-    best = max(found, default=((0, 0), ""))
+            interpreters.append(((major, minor), str(program)))
+    best = max(interpreters, default=((0, 0), ""))
     if best[0] <= sys.version_info[:2] or best[0] < (3, 12):
         pytest.skip(f"no Python newer than this one ({sys.version.split()[0]}) on this machine")
     return best[1]
@@ -62,14 +62,14 @@ def test_wheel_has_every_file_of_the_checkout(wheel: Path) -> None:
     # A file removed from the tree and not yet from git is not asked for; links to folders are for those who run
     # ansible-playbook in a checkout, the command says itself where everything is.
     tracked = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
-    wanted = {name if name.startswith("train_classifier/") else f"{CONTENT}/{name}" for name in tracked}
+    expected = {name if name.startswith("train_classifier/") else f"{CONTENT}/{name}" for name in tracked}
     with zipfile.ZipFile(wheel) as opened:
         names = set(opened.namelist())
         metadata = next(opened.read(name).decode() for name in names if name.endswith("/METADATA"))
     assert {f"{CONTENT}/{name}" for name in ("ansible.cfg", "site.yml", "playbooks/train.yml")} <= names
     assert f"{CONTENT}/roles/training_job/tasks/main.yml" in names
     assert f"{CONTENT}/plugins/action/training_push.py" in names
-    assert wanted - names == set()
+    assert expected - names == set()
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests/")]
     assert "License-Expression: GPL-3.0-only" in metadata
 

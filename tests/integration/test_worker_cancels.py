@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import docker as sdk
+import docker as docker_sdk
 import pytest
 from hosts.fleet import uv_binary
 from worker_support import Machine, Refused, accounts, docker, machine, packed, until_building, write_model
@@ -107,9 +107,9 @@ def registry(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=accounts()[-1:])
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as made:
-        shutil.copy2(uv_binary(), made.root / "uv")
-        yield made
+    with machine(request.param) as new_host:
+        shutil.copy2(uv_binary(), new_host.root / "uv")
+        yield new_host
 
 
 def assert_cancelled(host: Machine, job: str, phase: str) -> None:
@@ -206,15 +206,15 @@ def test_simultaneous_submits_and_pushes_start_one_job(user: str, tmp_path: Path
         write_model(tmp_path, "print('once')\n" + WRITES)
         for _ in range(2):
             spec = host.spec()
-            made = at_once(partial(host.call, "prepare", spec=spec, files=packed([b"model/__main__.py"])))
-            assert [None in made, len(set(made))] == [True, 2], made
-            assert "in use already" in next(filter(None, made))
+            answers = at_once(partial(host.call, "prepare", spec=spec, files=packed([b"model/__main__.py"])))
+            assert [None in answers, len(set(answers))] == [True, 2], answers
+            assert "in use already" in next(filter(None, answers))
             # One that finds the other at work is refused; one that comes after it pushes the same again.
             pushed = at_once(partial(host.rsync, tmp_path, spec["id"], [b"model/__main__.py"]), check=True)
             assert None in pushed
-            said = at_once(partial(host.call, "submit", id=spec["id"]))
-            assert [None in said, len(set(said))] == [True, 2], said
-            assert "submitted already" in next(filter(None, said))
+            submitted = at_once(partial(host.call, "submit", id=spec["id"]))
+            assert [None in submitted, len(set(submitted))] == [True, 2], submitted
+            assert "submitted already" in next(filter(None, submitted))
             assert host.wait(spec["id"])["outcome"] == "trained"
             assert host.log(spec["id"]) == b"once\n"
             host.assert_clean(spec["id"])
@@ -222,25 +222,25 @@ def test_simultaneous_submits_and_pushes_start_one_job(user: str, tmp_path: Path
 
 def at_once(call: Callable[[], Any], check: bool = False) -> list[str | None]:
     """Make a call twice at the same moment: None where it went well (`check`: status 0 too), else the reason why not."""
-    barrier, found = threading.Barrier(2), []
+    barrier, outcomes = threading.Barrier(2), []
 
-    def one() -> None:
+    def make_call() -> None:
         barrier.wait()
         try:
             answer = call()
-            found.append(f"status {answer.returncode}" if check and answer.returncode else None)
+            outcomes.append(f"status {answer.returncode}" if check and answer.returncode else None)
         except Refused as error:
-            found.append(str(error))
+            outcomes.append(str(error))
 
-    threads = [threading.Thread(target=one) for _ in range(2)]
+    threads = [threading.Thread(target=make_call) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return found
+    return outcomes
 
 
-def test_silent_job_survives_engine_stream_timeout(engine: sdk.DockerClient, base_image: str) -> None:
+def test_silent_job_survives_engine_stream_timeout(engine: docker_sdk.DockerClient, base_image: str) -> None:
     """Row 40: a stream without a word ends after the client's timeout, which here is a second instead of 45."""
     from train_classifier.worker.training.container_watch import Running
 
@@ -251,11 +251,11 @@ def test_silent_job_survives_engine_stream_timeout(engine: sdk.DockerClient, bas
         waits = []
         wait = container.wait
 
-        def impatient(timeout: float) -> Any:
+        def wait_one_second(timeout: float) -> Any:
             waits.append(timeout)
             return wait(timeout=1)
 
-        container.wait = impatient
+        container.wait = wait_one_second
         running = Running(container)
         running.begin()
         assert running.ended.wait(240)

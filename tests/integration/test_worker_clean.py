@@ -28,8 +28,8 @@ LONG = "open('artefacts/partial','w').write('x')\nprint('up', flush=True)\nimpor
 
 @pytest.fixture(params=accounts()[-1:])
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as made:
-        yield made
+    with machine(request.param) as new_host:
+        yield new_host
 
 
 def rewrite(path: Path, **changes: Any) -> None:
@@ -92,7 +92,7 @@ def environment(host: Machine, key: str, used: float) -> Path:
     (folder / "site").mkdir(parents=True)
     (folder / "site" / "wheel").write_bytes(os.urandom(4 << 20))
     (folder / "environment.json").write_text("{}")
-    give(host, folder, folder / "site")
+    chown_build(host, folder, folder / "site")
     os.utime(folder / "environment.json", (used, used))
     return folder
 
@@ -104,17 +104,17 @@ def uv_cache(host: Machine, name: str, used: float) -> Path:
     (folder / "wheel").write_bytes(os.urandom(1 << 20))
     lock = host.state / "environments" / "locks" / f"{name}.lock"
     lock.touch()
-    give(host, lock, folder)
+    chown_build(host, lock, folder)
     os.utime(lock, (used, used))
     return folder
 
 
-def give(host: Machine, ours: Path, leaf: Path) -> None:
+def chown_build(host: Machine, root_files: Path, build_files: Path) -> None:
     """Give what a build makes to whom it belongs: `leaf` to those who build, the rest to those who submit."""
     if os.geteuid() == 0:
         builder = SERVICE_USER if host.user == "root" else host.user
-        subprocess.run(["chown", "-R", host.user, str(ours)], check=True)
-        subprocess.run(["chown", "-R", builder, str(leaf)], check=True)
+        subprocess.run(["chown", "-R", host.user, str(root_files)], check=True)
+        subprocess.run(["chown", "-R", builder, str(build_files)], check=True)
 
 
 def on_disk(host: Machine) -> int:
@@ -153,7 +153,7 @@ def test_clean_removes_environments_of_last_release_when_no_job_runs(host: Machi
     outside.mkdir()
     (outside / "precious").touch()
     (old / "build").symlink_to(outside)
-    give(host, host.state / "store", old)
+    chown_build(host, host.state / "store", old)
     job = host.start(LONG)
     host.until(job, "training", text=b"up\n")
     host.call("clean")
@@ -167,20 +167,20 @@ def test_clean_removes_environments_of_last_release_when_no_job_runs(host: Machi
 def test_clean_keeps_environment_taken_into_use(host: Machine) -> None:
     """A job finds the environment after it was listed, before it would be removed."""
     host.train("open('artefacts/x','w')")
-    touched, locked = environment(host, "a" * 40, 1), environment(host, "b" * 40, 1)
-    meanwhile = f"""
+    just_used, locked = environment(host, "a" * 40, 1), environment(host, "b" * 40, 1)
+    patch = f"""
 def _used(self, *found):
-    os.utime({str(touched / "environment.json")!r})
+    os.utime({str(just_used / "environment.json")!r})
     return iter(())
 Shelf._images = _used
 """
     lock = host.state / "environments" / "locks" / f"environment-{'b' * 40}.lock"
     lock.touch(0o600)
     shutil.chown(lock, host.user)
-    with host.patched("jobs/retention", meanwhile), locks.hold(lock, shared=True):
+    with host.patched("jobs/retention", patch), locks.hold(lock, shared=True):
         done = host.call("clean", keep_environments_bytes=0)
-    assert done["removed"]["environments"] == 0 and touched.exists() and locked.exists()
-    os.utime(touched / "environment.json", (1, 1))
+    assert done["removed"]["environments"] == 0 and just_used.exists() and locked.exists()
+    os.utime(just_used / "environment.json", (1, 1))
     assert host.call("clean", keep_environments_bytes=0)["removed"]["environments"] == 2
 
 

@@ -27,11 +27,11 @@ esac
 
 @pytest.fixture(scope="module", params=accounts())
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as made:
-        yield made
+    with machine(request.param) as new_host:
+        yield new_host
 
 
-def fetched(host: Machine, job: str, result: dict[str, object]) -> dict[str, object]:
+def pack_artefacts(host: Machine, job: str, result: dict[str, object]) -> dict[str, object]:
     """Have packed what a look left on the host, and return the result that then stands."""
     if "unpacked" not in result:
         return result
@@ -49,7 +49,7 @@ def assert_lost(host: Machine, job: str, phase: str) -> dict[str, object]:
     assert result is not None, host.status(job)
     assert (result["outcome"], result["exit_code"]) == ("lost", 10)
     assert f"in phase {phase}" in result["reason"]
-    result = fetched(host, job, result)
+    result = pack_artefacts(host, job, result)
     assert (result["outcome"], result["exit_code"]) == ("lost", 10)
     host.assert_clean(job)
     # Whoever looks later sees the same.
@@ -163,7 +163,7 @@ time.sleep(600)
 """
 
 
-def until_said(host: Machine, job: str) -> None:
+def print_last_words(host: Machine, job: str) -> None:
     """Let a job say its last words to a stopped worker: they stay in the FIFO. Then kill that."""
     status = host.until(job, "training", text=b"up\n")
     cache = host.state / "cache" / "0123456789abcdef"
@@ -183,14 +183,14 @@ def until_said(host: Machine, job: str) -> None:
 
 def test_last_output_of_model_is_kept(host: Machine) -> None:
     job = host.start(LAST_WORDS.format(words="'last words'"))
-    until_said(host, job)
+    print_last_words(host, job)
     result = host.wait(job)
     assert result["outcome"] == "lost" and host.log(job) == b"up\nlast words\n"
 
 
 def test_unmasked_output_of_job_with_secrets_is_removed(host: Machine) -> None:
     job = host.start(LAST_WORDS.format(words="os.environ['TOKEN']"), {"TOKEN": "hunter2"})
-    until_said(host, job)
+    print_last_words(host, job)
     assert host.wait(job)["outcome"] == "lost"
     assert b"hunter2" not in host.log(job) and b"8 bytes of the log are missing" in host.log(job)
 
@@ -217,7 +217,7 @@ def test_reboot_ends_job_as_lost(host: Machine) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "boot_id": "another"}))
     result = host.call("status", id=job)["result"]
     assert result["outcome"] == "lost" and "rebooted" in result["reason"]
-    fetched(host, job, result)
+    pack_artefacts(host, job, result)
     assert "artefacts/partial" in host.names(job)
     host.assert_clean(job)
 
@@ -261,7 +261,7 @@ def test_worker_killed_at_random_moment(host: Machine) -> None:
             host.kill_worker(job)
         result = host.wait(job)
         assert result["outcome"] in ("lost", "trained")
-        fetched(host, job, result)
+        pack_artefacts(host, job, result)
         host.assert_clean(job)
 
 
@@ -329,13 +329,13 @@ def test_checkpoints_over_budget_are_removed(host: Machine) -> None:
         young, _ = fresh.train(saves)
         live = fresh.start(saves + "import time\ntime.sleep(600)\n")
         fresh.until(live, "training", text=b"up\n")
-        kept = fresh.call("clean", keep_environments_bytes=1 << 40)
-        assert kept["removed"]["caches"] == 0 and kept["kept_bytes"] >= 10 << 20
+        before = fresh.call("clean", keep_environments_bytes=1 << 40)
+        assert before["removed"]["caches"] == 0 and before["kept_bytes"] >= 10 << 20
         # Only what was not used for a while goes, and of that no more than the budget asks for.
         os.utime(fresh.job_dir(old) / "result.json", (1, 1))
-        done = fresh.call("clean", keep_environments_bytes=kept["kept_bytes"] - 1)
+        done = fresh.call("clean", keep_environments_bytes=before["kept_bytes"] - 1)
         assert (done["removed"]["caches"], done["removed"]["jobs"]) == (1, 0)
-        assert kept["kept_bytes"] - done["kept_bytes"] == done["removed"]["bytes"] >= 5 << 20
+        assert before["kept_bytes"] - done["kept_bytes"] == done["removed"]["bytes"] >= 5 << 20
         assert not (fresh.job_dir(old) / "checkpoints").exists()
         assert (fresh.job_dir(young) / "checkpoints" / "epoch").exists()
         # Those of a job at work are never counted out, however little may be kept.

@@ -50,8 +50,8 @@ def small(user: str, options: str) -> Iterator[Machine]:
 
 @pytest.fixture(params=accounts())
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with small(request.param, "size=64m,nr_inodes=400") as made:
-        yield made
+    with small(request.param, "size=64m,nr_inodes=400") as new_host:
+        yield new_host
 
 
 @contextlib.contextmanager
@@ -75,25 +75,25 @@ def fill(folder: Path) -> list[Path]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     folder.mkdir()
-    made = []
+    files = []
     with contextlib.suppress(OSError):
         for number in range(10_000):
             path = folder / str(number)
             path.touch()
-            made.append(path)
+            files.append(path)
     assert os.statvfs(folder).f_favail == 0
-    return made
+    return files
 
 
 def test_missing_inodes_refuse_a_job(host: Machine) -> None:
     trained, _ = host.train(WRITES)
-    made = fill(host.state / "full")
+    files = fill(host.state / "full")
     with pytest.raises(Refused, match="inodes") as refused:
         host.start(WRITES)
     assert refused.value.code == 3
     assert [path.name for path in (host.state / "jobs").iterdir()] == [trained]
     # One is free: enough to be let in, not enough to be pushed.
-    made.pop().unlink()
+    files.pop().unlink()
     with pytest.raises(Refused, match="No space left") as refused:
         host.start(WRITES)
     assert refused.value.code == 3
@@ -101,7 +101,7 @@ def test_missing_inodes_refuse_a_job(host: Machine) -> None:
     # What can be read is read, and what can be removed makes room.
     assert host.call("list", all=True)["jobs"][0]["id"] == trained
     assert host.call("clean", older_s=0)["removed"]["jobs"] == 1
-    for path in made:
+    for path in files:
         path.unlink()
     assert host.train(WRITES)[1]["outcome"] == "trained"
 
@@ -200,11 +200,11 @@ def test_two_gigabytes_of_log_use_flat_memory() -> None:
         peak, size = 0, 0
         while host.status(job)["state"] == "running":
             with contextlib.suppress(OSError):
-                found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-                peak = max(peak, int(found[1]) if found else 0)
-            seen = host.call("read", id=job, offset=max(size - 100, 0), wait=1)["log_size"]
-            assert seen >= size
-            size = seen
+                match = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+                peak = max(peak, int(match[1]) if match else 0)
+            log_size = host.call("read", id=job, offset=max(size - 100, 0), wait=1)["log_size"]
+            assert log_size >= size
+            size = log_size
         result = host.wait(job)
         assert result["outcome"] == "trained", result
         assert 0 < peak < 100 << 10

@@ -16,8 +16,8 @@ WRITES = "open('artefacts/partial','w').write('x')\n"
 
 @pytest.fixture(scope="module", params=accounts()[-1:])
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as made:
-        yield made
+    with machine(request.param) as new_host:
+        yield new_host
 
 
 @pytest.mark.parametrize(
@@ -105,31 +105,31 @@ def test_child_out_of_memory_is_reported(host: Machine) -> None:
     assert "out of memory" in result["reason"]
 
 
-@pytest.mark.parametrize("deaf", [False, True])
-def test_timeout_stops_training(host: Machine, deaf: bool) -> None:
+@pytest.mark.parametrize("ignores_sigterm", [False, True])
+def test_timeout_stops_training(host: Machine, ignores_sigterm: bool) -> None:
     program = WRITES + (
         "import signal, sys, time\n"
-        + ("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if deaf else
+        + ("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if ignores_sigterm else
            "def stop(*_):\n    open('artefacts/stopped','w').write('x')\n    print('bye', flush=True)\n    sys.exit(0)\n"
            "signal.signal(signal.SIGTERM, stop)\n")
         + "print('up', flush=True)\nwhile True:\n    time.sleep(0.1)\n"
     )  # fmt: skip
-    job, result = host.train(program, timeout_s=5.0, grace_s=2.0 if deaf else 60.0)
+    job, result = host.train(program, timeout_s=5.0, grace_s=2.0 if ignores_sigterm else 60.0)
     assert (result["outcome"], result["exit_code"]) == ("timed-out", 5)
     assert "5 s" in result["reason"]
-    assert result["training_exit_status"] == (137 if deaf else 0)
+    assert result["training_exit_status"] == (137 if ignores_sigterm else 0)
     assert result["out_of_memory"] is None
     names = host.names(job)
-    assert "artefacts/partial" in names and ("artefacts/stopped" in names) == (not deaf)
-    assert host.log(job) == (b"up\n" if deaf else b"up\nbye\n")
+    assert "artefacts/partial" in names and ("artefacts/stopped" in names) == (not ignores_sigterm)
+    assert host.log(job) == (b"up\n" if ignores_sigterm else b"up\nbye\n")
     host.assert_clean(job)
 
 
-@pytest.mark.parametrize("deaf", [False, True])
-def test_cancel_stops_training(host: Machine, deaf: bool) -> None:
+@pytest.mark.parametrize("ignores_sigterm", [False, True])
+def test_cancel_stops_training(host: Machine, ignores_sigterm: bool) -> None:
     program = WRITES + (
         "import signal, time\n"
-        + ("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if deaf else "")
+        + ("signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" if ignores_sigterm else "")
         + "print('up', flush=True)\nwhile True:\n    time.sleep(0.1)\n"
     )
     job = host.start(program, grace_s=1.0)
@@ -213,9 +213,9 @@ def test_output_is_kept_byte_for_byte(host: Machine, name: str) -> None:
 
 
 def peak_kib(pid: int) -> int:
-    found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
-    assert found
-    return int(found[1])
+    match = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert match
+    return int(match[1])
 
 
 def test_log_over_its_limit_uses_flat_memory(host: Machine) -> None:

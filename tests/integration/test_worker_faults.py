@@ -12,7 +12,7 @@ from worker_support import HOLD, Machine, Refused, accounts, docker, machine
 pytestmark = pytest.mark.engine
 WRITES = "import os\nopen('artefacts/weights','wb').write(os.urandom(1000))\nprint('up', flush=True)\n"
 #: The worker kills itself in place of a step, as `kill -9` between two instructions would.
-DIES = """
+KILLS_ITSELF = """
 def {name}(*_arguments, **_options):
     import os
     os.kill(os.getpid(), 9)
@@ -21,15 +21,15 @@ def {name}(*_arguments, **_options):
 
 @pytest.fixture(scope="module", params=accounts()[-1:])
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as made:
-        yield made
+    with machine(request.param) as new_host:
+        yield new_host
 
 
 @pytest.mark.parametrize("user", accounts())
 @pytest.mark.parametrize("step", ["conclude", "say_finished", "clear_up"])
 def test_job_finishes_after_kill_between_last_steps(user: str, step: str) -> None:
     with machine(user) as host:
-        with host.patched("jobs/conclude", DIES.format(name=step)):
+        with host.patched("jobs/conclude", KILLS_ITSELF.format(name=step)):
             job = host.start(WRITES)
             host.until_worker_is_gone(job)
         archive = (host.job_dir(job) / "artefacts.tar.gz").read_bytes()
@@ -46,7 +46,7 @@ def test_recovery_may_be_killed_too(host: Machine) -> None:
     host.until(job, "training", text=b"up\n")
     host.kill_worker(job)
     with (
-        host.patched("jobs/conclude", DIES.format(name="conclude")),
+        host.patched("jobs/conclude", KILLS_ITSELF.format(name="conclude")),
         pytest.raises(Exception, match=r"-9|SIGKILL"),
     ):
         for _ in range(100):
@@ -110,8 +110,8 @@ def test_full_disk_during_training_keeps_job_and_log_end(host: Machine, ending: 
 
 def test_stopped_log_reader_ends_the_job(host: Machine) -> None:
     """Nobody empties the FIFO any more: the model would stand still for good, with its GPU."""
-    broken = "def _broken(self, data):\n    raise ValueError('broken on purpose')\nPump._write = _broken\n"
-    with host.patched("training/log", broken):
+    patch = "def _broken(self, data):\n    raise ValueError('broken on purpose')\nPump._write = _broken\n"
+    with host.patched("training/log", patch):
         job = host.start(WRITES + "import time\ntime.sleep(600)\n", grace_s=1.0)
         result = host.wait(job, timeout=240)
     assert result["exit_code"] == 1 and "log stopped: broken on purpose" in result["reason"]
@@ -121,7 +121,7 @@ def test_stopped_log_reader_ends_the_job(host: Machine) -> None:
 
 def test_full_disk_during_build_is_reported(host: Machine) -> None:
     """A step fills the disk for good: the job ends at once, and says by whose fault."""
-    fills = """
+    patch = """
 def layer(context, base, workspace, model):
     with open(context.store.root / "fill", "wb", buffering=0) as file:
         try:
@@ -131,7 +131,7 @@ def layer(context, base, workspace, model):
             context.say("the disk is full now")
     return base
 """
-    with host.on_small_disk("12m") as small, small.patched("containers/package_layers", fills):
+    with host.on_small_disk("12m") as small, small.patched("containers/package_layers", patch):
         job = small.start(WRITES)
         result = small.wait(job, timeout=240)
         assert (result["outcome"], result["exit_code"]) == ("not-ready", 3), result
@@ -176,9 +176,9 @@ def test_helper_container_is_restarted_after_lost_connection(host: Machine) -> N
 @pytest.mark.parametrize("user", accounts())
 def test_job_without_its_secrets_leaves_nothing(user: str, tmp_path: Path) -> None:
     with machine(user) as host:
-        gone = "\n_take = take_secrets\ndef take_secrets(job):\n    drop_secrets_only(job)\n    return _take(job)\n" \
+        patch = "\n_take = take_secrets\ndef take_secrets(job):\n    drop_secrets_only(job)\n    return _take(job)\n" \
                "def drop_secrets_only(job):\n    Path(os.fsdecode((job.dir / 'secrets-at').read_bytes())).unlink()\n"  # fmt: skip
-        with host.patched("jobs/secrets", gone):
+        with host.patched("jobs/secrets", patch):
             job, result = host.train(WRITES, {"TOKEN": "hunter2"})
         assert (result["outcome"], result["exit_code"]) == ("not-ready", 3)
         assert "secrets are gone" in result["reason"]

@@ -31,10 +31,10 @@ HUNGRY = "import time\ntime.sleep(1)\nblocks = [bytearray(10 << 20) for _ in ran
 @pytest.fixture(scope="module", params=accounts()[-1:])
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
     settings = {"ca_bundle": str(CA)} if CA.exists() else {}
-    with machine(request.param, **settings) as made:
-        shutil.copy2(uv_binary(), made.root / "uv")
-        made.write_settings(uv=str(made.root / "uv"))
-        yield made
+    with machine(request.param, **settings) as new_host:
+        shutil.copy2(uv_binary(), new_host.root / "uv")
+        new_host.write_settings(uv=str(new_host.root / "uv"))
+        yield new_host
 
 
 def test_job_files_have_the_documented_keys(host: Machine, tmp_path: Path) -> None:
@@ -53,25 +53,25 @@ def test_job_files_have_the_documented_keys(host: Machine, tmp_path: Path) -> No
     assert host.wait(jobs[0])["outcome"] == "trained"
     jobs.append(host.start(HUNGRY, memory_bytes=64 << 20))
     assert host.wait(jobs[1])["out_of_memory"]
-    papers = {
+    files = {
         "manifest.json": [host.manifest(job) for job in jobs],
         "result.json": [host.stored_result(job) for job in jobs],
     }
-    for paper, found in papers.items():
-        every: set[str] = set()
-        for each in found:
-            keys = keys_of(each, paper)
-            every |= keys
+    for name, contents in files.items():
+        all_keys: set[str] = set()
+        for content in contents:
+            keys = keys_of(content, name)
+            all_keys |= keys
             # Whatever became of the job, every key is there; one with nothing to tell is null or empty.
-            assert {key.partition(".")[0].removesuffix("[]") for key in documented(paper)} == set(each)
-        unknown, missing = matches(every, paper)
+            assert {key.partition(".")[0].removesuffix("[]") for key in documented(name)} == set(content)
+        unknown, missing = matches(all_keys, name)
         assert not unknown
         # Jobs with cards are those of the simulated GPU host: test_gpu_jobs compares these.
         assert {key for key in missing if not key.startswith("gpus[].")} == set()
-    first = papers["manifest.json"][0]
-    assert first["environment_variables"] == ["NAME"] and first["secrets"] == ["TOKEN"]
-    assert "private" not in json.dumps(papers) and "hunter2" not in json.dumps(papers)
-    assert check_values(first)
+    trained = files["manifest.json"][0]
+    assert trained["environment_variables"] == ["NAME"] and trained["secrets"] == ["TOKEN"]
+    assert "private" not in json.dumps(files) and "hunter2" not in json.dumps(files)
+    assert check_values(trained)
     with open(host.job_dir(jobs[0]) / "usage.csv", newline="") as file:
         assert set(next(csv.reader(file))) == documented("usage.csv")
 
@@ -92,18 +92,18 @@ def test_small_archive_is_sent_with_the_result(host: Machine, tmp_path: Path) ->
     """By the very call that submits the job; never a large one, and never what a link leads to."""
     spec = host.spec()
     host.push(write_model(tmp_path, "print('said')\nopen('artefacts/x', 'w').write('x')\n"), spec)
-    asked = {"offset": 0, "wait": 10, "for": 60}
-    last = host.call("submit", id=spec["id"], secrets={}, follow={**asked, "inline": 1 << 20})
+    options = {"offset": 0, "wait": 10, "for": 60}
+    last = host.call("submit", id=spec["id"], secrets={}, follow={**options, "inline": 1 << 20})
     archive = host.job_dir(spec["id"]) / "artefacts.tar.gz"
     assert last["result"]["outcome"] == "trained"
     assert base64.b64decode(last["content"]) == archive.read_bytes()
     size = archive.stat().st_size
-    assert "content" in host.call("follow", id=spec["id"], **asked, inline=size)
-    for most in (0, size - 1):
-        assert "content" not in host.call("follow", id=spec["id"], **asked, inline=most)
+    assert "content" in host.call("follow", id=spec["id"], **options, inline=size)
+    for limit in (0, size - 1):
+        assert "content" not in host.call("follow", id=spec["id"], **options, inline=limit)
     archive.unlink()
     archive.symlink_to("/etc/passwd")
-    assert "content" not in host.call("follow", id=spec["id"], **asked, inline=1 << 20)
+    assert "content" not in host.call("follow", id=spec["id"], **options, inline=1 << 20)
 
 
 def test_result_of_untrained_job_has_the_documented_keys(host: Machine) -> None:

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(scope="module", params=accounts())
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as made:
-        yield made
+    with machine(request.param) as new_host:
+        yield new_host
 
 
 WRITES = "open('artefacts/out','w').write('x')\n"
@@ -113,15 +113,15 @@ def test_limits_reach_the_engine(host: Machine) -> None:
         "print('up', flush=True)\nimport time\ntime.sleep(60)", memory_bytes=64 << 20, cpus=0.5, pids=50
     )
     host.until(job, "training", text=b"up\n")
-    made = json.loads(docker("inspect", f"tc-job-{job}"))[0]
-    limits = made["HostConfig"]
+    details = json.loads(docker("inspect", f"tc-job-{job}"))[0]
+    limits = details["HostConfig"]
     assert (limits["Memory"], limits["MemorySwap"], limits["NanoCpus"], limits["PidsLimit"]) == (
         64 << 20, 64 << 20, 500_000_000, 50,
     )  # fmt: skip
     assert limits["LogConfig"]["Type"] == "none" and limits["Init"] and limits["CapDrop"] == ["ALL"]
-    assert made["Config"]["User"].split(":")[0] != "0"
+    assert details["Config"]["User"].split(":")[0] != "0"
     labels = {
-        key: value for key, value in made["Config"]["Labels"].items() if key.startswith("train-classifier")
+        key: value for key, value in details["Config"]["Labels"].items() if key.startswith("train-classifier")
     }
     assert labels["train-classifier"] == "1" and labels["train-classifier.job"] == job
     assert (
@@ -141,9 +141,9 @@ def test_secrets_stay_secret(host: Machine) -> None:
     )
     job = host.start(program, {"TOKEN": secret})
     host.until(job, "training", text=b"\n")
-    listed = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
+    commands = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     inspected = docker("inspect", f"tc-job-{job}")
-    assert "s3cret" not in listed and "s3cret" not in inspected
+    assert "s3cret" not in commands and "s3cret" not in inspected
     host.go(job)
     result = host.wait(job)
     assert result["outcome"] == "trained"
@@ -154,12 +154,12 @@ def test_secrets_stay_secret(host: Machine) -> None:
     host.assert_clean(job)
 
 
-@pytest.mark.parametrize("given", [{}, {"TOKEN": "a\0b"}, {"TOKEN": "x", "OTHER": "y"}])
-def test_wrong_secrets_are_refused(host: Machine, tmp_path: Path, given: dict[str, str]) -> None:
+@pytest.mark.parametrize("secrets", [{}, {"TOKEN": "a\0b"}, {"TOKEN": "x", "OTHER": "y"}])
+def test_wrong_secrets_are_refused(host: Machine, tmp_path: Path, secrets: dict[str, str]) -> None:
     spec = host.spec(secrets=["TOKEN"])
     host.push(write_model(tmp_path), spec)
     with pytest.raises(Refused, match="secret") as refused:
-        host.call("submit", id=spec["id"], secrets=given)
+        host.call("submit", id=spec["id"], secrets=secrets)
     assert refused.value.code == 2
     assert host.call("cancel", id=spec["id"])["state"] == "removed"
     assert not host.job_dir(spec["id"]).exists()
@@ -223,24 +223,24 @@ def test_job_ids_are_unique_and_may_be_abbreviated(host: Machine, tmp_path: Path
     write_model(tmp_path, "print(1)")
     with pytest.raises(Refused, match="no job"):
         host.call("status", id="20990101-000000-00000000")
-    one = host.spec(id="20990101-000000-aaaaaaaa", allow_empty=True)
-    two = host.spec(id="20990101-000000-bbbbbbbb", allow_empty=True)
-    for spec in (one, two):
+    first = host.spec(id="20990101-000000-aaaaaaaa", allow_empty=True)
+    second = host.spec(id="20990101-000000-bbbbbbbb", allow_empty=True)
+    for spec in (first, second):
         host.push(tmp_path, spec)
         host.call("submit", id=spec["id"])
-    assert [host.wait(spec["id"])["outcome"] for spec in (one, two)] == ["trained", "trained"]
+    assert [host.wait(spec["id"])["outcome"] for spec in (first, second)] == ["trained", "trained"]
     with pytest.raises(Refused, match="in use already"):
-        host.push(tmp_path, one)
+        host.push(tmp_path, first)
     with pytest.raises(Refused, match="submitted already"):
-        host.call("submit", id=one["id"])
-    done = host.rsync(tmp_path, one["id"], [b"model/__main__.py"])
+        host.call("submit", id=first["id"])
+    done = host.rsync(tmp_path, first["id"], [b"model/__main__.py"])
     assert done.returncode != 0 and b"submitted already" in done.stderr
     with pytest.raises(Refused, match="ambiguous"):
         host.call("status", id="20990101-000000")
-    assert host.call("status", id="20990101-000000-b")["id"] == two["id"]
-    assert host.call("status", id="last")["id"] == two["id"]
+    assert host.call("status", id="20990101-000000-b")["id"] == second["id"]
+    assert host.call("status", id="last")["id"] == second["id"]
     listed = {line["id"]: line for line in host.call("list", all=True)["jobs"]}
-    assert listed[one["id"]]["outcome"] == "trained" and listed[one["id"]]["state"] == "finished"
+    assert listed[first["id"]]["outcome"] == "trained" and listed[first["id"]]["state"] == "finished"
     for wrong in ("", "../x", None, 5):
         with pytest.raises(Refused) as refused:
             host.call("status", id=wrong)
@@ -295,13 +295,13 @@ def test_low_disk_space_refuses_job(host: Machine) -> None:
 def test_long_poll_answers_at_once_on_changes(host: Machine) -> None:
     program = "import time\nfor n in range(3):\n    print(n)\n    time.sleep(1)\n" + WRITES
     job = host.start(program)
-    offset, seen, text, states = 0, None, b"", []
+    offset, version, text, states = 0, None, b"", []
     while not states or states[-1] != "finished":
-        answer = host.call("read", id=job, offset=offset, seen=seen, wait=30)
+        answer = host.call("read", id=job, offset=offset, seen=version, wait=30)
         data = zlib.decompress(base64.b64decode(answer["data"])) if answer["data"] else b""
         assert answer["offset"] == offset
-        assert data or answer["status"]["version"] != seen
-        offset, seen = offset + len(data), answer["status"]["version"]
+        assert data or answer["status"]["version"] != version
+        offset, version = offset + len(data), answer["status"]["version"]
         text += data
         states.append(answer["status"]["state"])
     assert text == b"0\n1\n2\n" == host.log(job)

@@ -37,7 +37,7 @@ print(json.dumps(call(verb="submit", id=spec["id"], secrets=secrets)))
 LONG = "open('artefacts/partial','w').write('x')\nprint('up', flush=True)\nimport time\ntime.sleep(600)\n"
 
 
-class Person:
+class Account:
     """One account of a test host."""
 
     def __init__(self, host: TestHost, user: str) -> None:
@@ -89,17 +89,17 @@ class Person:
         status: dict[str, Any] = json.loads(self.file(job, "status.json"))
         return status
 
-    def result(self, job: str, looking: bool = True) -> dict[str, Any]:
+    def result(self, job: str, ask_worker: bool = True) -> dict[str, Any]:
         """Wait for the result; without `looking` by nothing that could finish a dead job."""
         end = time.monotonic() + 240
         while not self.file(job, "result.json"):
             assert time.monotonic() < end, self.file(job, "status.json")
-            if looking:
+            if ask_worker:
                 self.call(verb="read", id=job, wait=2, offset=1 << 40)
             else:
                 time.sleep(0.3)
-        found: dict[str, Any] = json.loads(self.file(job, "result.json"))
-        return found
+        stored: dict[str, Any] = json.loads(self.file(job, "result.json"))
+        return stored
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def prepared(systemd_host: TestHost) -> Iterator[TestHost]:
 
 
 @pytest.fixture(params=["system", "user", "setsid"])
-def person(request: pytest.FixtureRequest, prepared: TestHost) -> Iterator[tuple[Person, str]]:
+def account(request: pytest.FixtureRequest, prepared: TestHost) -> Iterator[tuple[Account, str]]:
     user = "root" if request.param == "system" else "trainer"
     prepared.shell("usermod -aG docker trainer")
     if user == "trainer":
@@ -130,64 +130,64 @@ def person(request: pytest.FixtureRequest, prepared: TestHost) -> Iterator[tuple
             prepared.shell(
                 'for n in $(seq 2000); do [ -S "/run/user/$(id -u trainer)/bus" ] && exit 0; sleep 0.1; done; exit 1'
             )
-    yield Person(prepared, user), request.param
+    yield Account(prepared, user), request.param
     if request.param == "user":
         prepared.shell("loginctl disable-linger trainer")
 
 
-def test_job_runs_with_each_launcher(person: tuple[Person, str]) -> None:
-    me, launcher = person
-    answer = me.start(
+def test_job_runs_with_each_launcher(account: tuple[Account, str]) -> None:
+    user, launcher = account
+    answer = user.start(
         "import os\nprint(os.environ['TOKEN'])\nopen('artefacts/x','w').write('x')", {"TOKEN": "hunter2"}
     )
     assert answer["launcher"] == launcher
     assert answer.get("unit") == (None if launcher == "setsid" else f"tc-job-{answer['id']}.service")
-    result = me.result(answer["id"])
+    result = user.result(answer["id"])
     assert result["outcome"] == "trained", result
-    assert me.file(answer["id"], "log.txt") == "***\n"
-    assert me.host.containers(f"label=train-classifier.job={answer['id']}") == []
+    assert user.file(answer["id"], "log.txt") == "***\n"
+    assert user.host.containers(f"label=train-classifier.job={answer['id']}") == []
     # The journal and the units never saw the secret.
-    assert "hunter2" not in me.host.shell("journalctl --no-pager -o cat")
+    assert "hunter2" not in user.host.shell("journalctl --no-pager -o cat")
     # The result is written before the unit's stop hook has run.
     units = "systemctl list-units --all --no-legend 'tc-job-*'"
-    wait_until(lambda: me.host.shell(units).strip() == "" or None, 30)
+    wait_until(lambda: user.host.shell(units).strip() == "" or None, 30)
 
 
-def test_unit_finishes_job_of_killed_worker(person: tuple[Person, str]) -> None:
-    me, launcher = person
-    job = me.start(LONG)["id"]
-    status = me.until_log(job, "up\n")
-    me.host.exec("kill", "-9", str(status["pid"]))
-    result = me.result(job, looking=launcher == "setsid")
+def test_unit_finishes_job_of_killed_worker(account: tuple[Account, str]) -> None:
+    user, launcher = account
+    job = user.start(LONG)["id"]
+    status = user.until_log(job, "up\n")
+    user.host.exec("kill", "-9", str(status["pid"]))
+    result = user.result(job, ask_worker=launcher == "setsid")
     assert (result["outcome"], result["exit_code"]) == ("lost", 10)
     if launcher != "setsid":
         assert "signal" in result["reason"], result["reason"]
-    assert me.file(job, "log.txt") == "up\n" and result["unpacked"]["why"] == "lost"
+    assert user.file(job, "log.txt") == "up\n" and result["unpacked"]["why"] == "lost"
     # Its unit has packed nothing: that may take longer than systemd waits.
-    assert me.call(verb="pack", id=job)["result"]["archive"]
-    assert me.host.containers(f"label=train-classifier.job={job}") == []
+    assert user.call(verb="pack", id=job)["result"]["archive"]
+    assert user.host.containers(f"label=train-classifier.job={job}") == []
 
 
-def test_stopped_unit_cancels_job(person: tuple[Person, str]) -> None:
-    me, launcher = person
-    job = me.start(LONG)["id"]
-    status = me.until_log(job, "up\n")
+def test_stopped_unit_cancels_job(account: tuple[Account, str]) -> None:
+    user, launcher = account
+    job = user.start(LONG)["id"]
+    status = user.until_log(job, "up\n")
     if launcher == "system":
-        me.host.exec("systemctl", "stop", status["unit"])
+        user.host.exec("systemctl", "stop", status["unit"])
     elif launcher == "user":
-        me.host.shell(
+        user.host.shell(
             f"XDG_RUNTIME_DIR=/run/user/$(id -u) systemctl --user stop {status['unit']}", user="trainer"
         )
     else:
-        me.host.exec("kill", str(status["pid"]))
-    result = me.result(job)
+        user.host.exec("kill", str(status["pid"]))
+    result = user.result(job)
     assert (result["outcome"], result["exit_code"]) == ("cancelled", 6) and "SIGTERM" in result["reason"]
-    assert result["archive"] and me.host.containers(f"label=train-classifier.job={job}") == []
+    assert result["archive"] and user.host.containers(f"label=train-classifier.job={job}") == []
 
 
 @pytest.mark.parametrize("live_restore", [True, False])
 def test_job_survives_engine_restart_only_with_live_restore(prepared: TestHost, live_restore: bool) -> None:
-    me = Person(prepared, "root")
+    user = Account(prepared, "root")
     before = prepared.exec("cat", "/etc/docker/daemon.json", check=False).stdout
     settings = {**(json.loads(before) if before else {}), "live-restore": live_restore}
     prepared.write("/etc/docker/daemon.json", json.dumps(settings))
@@ -198,12 +198,12 @@ def test_job_survives_engine_restart_only_with_live_restore(prepared: TestHost, 
             "while not os.path.exists('/checkpoints/go'):\n    time.sleep(0.1)\n"
             "open('artefacts/x','w').write('x')\n"
         )
-        job = me.start(text)["id"]
-        me.until_log(job, "line 5\n")
+        job = user.start(text)["id"]
+        user.until_log(job, "line 5\n")
         prepared.shell("systemctl restart docker; systemctl reset-failed docker")
-        prepared.shell(f"touch $(find {me.state}/jobs/{job} -name checkpoints)/go")
-        result = me.result(job)
-        log = me.file(job, "log.txt")
+        prepared.shell(f"touch $(find {user.state}/jobs/{job} -name checkpoints)/go")
+        result = user.result(job)
+        log = user.file(job, "log.txt")
         if live_restore:
             assert result["outcome"] == "trained", result
             assert log == "".join(f"line {n}\n" for n in range(80))

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(params=accounts())
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as made:
-        yield made
+    with machine(request.param) as new_host:
+        yield new_host
 
 
 @pytest.fixture
@@ -34,15 +34,15 @@ def tree(tmp_path: Path) -> Path:
 
 def listing(folder: Path) -> dict[bytes, bytes]:
     """Return every file below a folder and its content; for a link where it points."""
-    found = {}
+    files = {}
     root = os.fsencode(folder)
     for base, folders, names in os.walk(root):
         for name in [*names, *(entry for entry in folders if os.path.islink(os.path.join(base, entry)))]:
             path = os.path.join(base, name)
-            found[os.path.relpath(path, root)] = (
+            files[os.path.relpath(path, root)] = (
                 b"-> " + os.readlink(path) if os.path.islink(path) else Path(os.fsdecode(path)).read_bytes()
             )
-    return found
+    return files
 
 
 def mirror(host: Machine) -> Path:
@@ -244,9 +244,9 @@ def test_send_serves_only_the_archive(host: Machine, tree: Path, tmp_path: Path)
     host.wait(job)
     command = host.rsync_command(tree, job)
     shell = command[command.index("-e") : command.index("--rsync-path")]
-    door = command[command.index("--rsync-path") + 1].replace(" receive ", " send ")
+    rsync_path = command[command.index("--rsync-path") + 1].replace(" receive ", " send ")
     target = tmp_path / "got"
-    get = ["rsync", *shell, "--rsync-path", door]
+    get = ["rsync", *shell, "--rsync-path", rsync_path]
     subprocess.run([*get, "host:artefacts.tar.gz", str(target)], check=True, capture_output=True)
     assert target.read_bytes() == (host.job_dir(job) / "artefacts.tar.gz").read_bytes()
     target.unlink()
@@ -325,20 +325,20 @@ def test_send_ignores_names_of_old_clients_and_serves_the_archive(host: Machine,
     job, _ = host.train("open('artefacts/x','w')")
     other = host.root / "other-file"
     other.write_text("foreign")
-    got = tmp_path / "got"
-    got.mkdir()
+    target = tmp_path / "got"
+    target.mkdir()
     command = host.rsync_command(tmp_path, job)
-    door = command[command.index("--rsync-path") + 1].replace(" receive ", " send ")
+    rsync_path = command[command.index("--rsync-path") + 1].replace(" receive ", " send ")
     shell = command[command.index("-e") + 1]
     # Names of the caller's choice, as an old client sends them.
     done = subprocess.run(
-        ["rsync", "--old-args", "-e", shell, "--rsync-path", door, f"host:{other}", "host:x", f"{got}/"],
+        ["rsync", "--old-args", "-e", shell, "--rsync-path", rsync_path, f"host:{other}", "host:x", f"{target}/"],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert [path.name for path in got.iterdir()] in (["artefacts.tar.gz"], []), done.stderr
+    assert [path.name for path in target.iterdir()] in (["artefacts.tar.gz"], []), done.stderr
     single = tmp_path / "single"
     subprocess.run(
-        ["rsync", "--partial", "--inplace", "--append", "-e", shell, "--rsync-path", door, "host:artefacts.tar.gz",
+        ["rsync", "--partial", "--inplace", "--append", "-e", shell, "--rsync-path", rsync_path, "host:artefacts.tar.gz",
          str(single)], check=True, timeout=60,
     )  # fmt: skip
     assert single.read_bytes() == (host.job_dir(job) / "artefacts.tar.gz").read_bytes()

@@ -14,7 +14,7 @@ import docker
 import pytest
 from docker.types import Mount
 from hosts.fleet import uv_binary
-from worker_support import stop_what_names
+from worker_support import kill_processes_of
 
 from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core.job import JobSpec, Repository
@@ -60,14 +60,14 @@ class Site:
         self.job = Job(self.store.jobs / JOB.format(os.getpid() & 0xFFFF))
         self.workspace = folder / "workspace"
         (self.workspace / "m").mkdir(parents=True, exist_ok=True)
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def find(self, reference: str | None = None) -> Image:
         spec = JobSpec(self.job.id, "m", Repository("r", "0" * 16), image=reference or self.base)
         return image.resolve(self.context(), spec, False)
 
     def context(self, check: Callable[[], None] = lambda: None) -> Context:
-        return Context(self.client, self.host, self.store, self.job, self.said.append, check)
+        return Context(self.client, self.host, self.store, self.job, self.messages.append, check)
 
     def prepare(
         self,
@@ -77,9 +77,9 @@ class Site:
         repository: str = "0" * 16,
     ) -> Environment:
         # Written whole: two jobs of a test may share the workspace.
-        written = self.workspace / "m" / f".requirements.{os.getpid()}"
-        written.write_text(text)
-        written.replace(self.workspace / "m" / "requirements.txt")
+        temporary = self.workspace / "m" / f".requirements.{os.getpid()}"
+        temporary.write_text(text)
+        temporary.replace(self.workspace / "m" / "requirements.txt")
         base = self.find(reference)
         return environment.prepare(self.context(check), base, self.workspace, "m", repository)
 
@@ -90,13 +90,13 @@ class Site:
         base = self.find(reference)
         return package_layers.layer(self.context(check), base, self.workspace, "m")
 
-    def run(self, found: Image, made: Environment | None, program: str, shell: bool = False) -> str:
+    def run(self, base: Image, built: Environment | None, program: str, shell: bool = False) -> str:
         """Run a program as a job would: the image's Python, the environment's mounts, the job's user."""
         running = helper.Helper(
-            found.id,
-            ["/bin/sh", "-c", program] if shell else [found.python, "-W", "ignore", "-c", program],
+            base.id,
+            ["/bin/sh", "-c", program] if shell else [base.python, "-W", "ignore", "-c", program],
             user=self.host.job_user(), network=False,
-            mounts=made.mounts if made else (), environment=made.variables if made else {},
+            mounts=built.mounts if built else (), environment=built.variables if built else {},
             labels=worker_engine.labels("probe", job=self.job.id), limits=self.host.limits("a test"),
         )  # fmt: skip
         status, output = helper.run_helper(self.context(), running)
@@ -105,8 +105,8 @@ class Site:
 
     def containers(self) -> list[Any]:
         label = f"train-classifier.job={self.job.id}"
-        found: list[Any] = self.client.containers.list(all=True, filters={"label": label})
-        return found
+        running: list[Any] = self.client.containers.list(all=True, filters={"label": label})
+        return running
 
     def environments(self) -> list[str]:
         """What is built, or half built."""
@@ -127,7 +127,7 @@ def build_in_two_processes(site: Site, folder: Path, build: Callable[[Site], str
 
     def run(number: int) -> None:
         other = Site(docker.from_env(), folder, site.base, site.host.uv)
-        (folder / f"out-{number}").write_text("\n".join([build(other), *other.said]))
+        (folder / f"out-{number}").write_text("\n".join([build(other), *other.messages]))
 
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=run, args=(number,)) for number in range(2)]
@@ -152,15 +152,15 @@ def tmp_path() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="train-classifier-test-", dir="/var/tmp"))
     folder.chmod(0o755)
     yield folder
-    stop_what_names(folder)
+    kill_processes_of(folder)
     shutil.rmtree(folder)
 
 
 @pytest.fixture
 def site(engine: docker.DockerClient, base_image: str, tmp_path: Path, uv: Path) -> Iterator[Site]:
-    made = Site(engine, tmp_path, base_image, uv)
-    yield made
-    for container in made.containers():
+    new_site = Site(engine, tmp_path, base_image, uv)
+    yield new_site
+    for container in new_site.containers():
         container.remove(force=True)
 
 
@@ -201,9 +201,11 @@ def numpy_image(engine: docker.DockerClient, base_image: str, uv: Path) -> Itera
     try:
         container.start()
         assert container.wait()["StatusCode"] == 0, container.logs().decode()
-        made = container.commit("tc-env-numpy", f"test-{os.getpid()}", conf={"Cmd": [], "Entrypoint": []})
+        image_of_test = container.commit(
+            "tc-env-numpy", f"test-{os.getpid()}", conf={"Cmd": [], "Entrypoint": []}
+        )
     finally:
         container.remove(force=True)
     tag = f"tc-env-numpy:test-{os.getpid()}"
     yield tag
-    engine.images.remove(made.id, force=True)
+    engine.images.remove(image_of_test.id, force=True)

@@ -146,12 +146,12 @@ class Machine:
     def patched(self, module: str, text: str) -> Iterator[None]:
         """Let the installed worker have `text` at the end of a module: faults that no outside could time."""
         path = self.program / "train_classifier" / "worker" / f"{module}.py"
-        whole = path.read_bytes()
-        path.write_bytes(whole + b"\n\n" + text.encode())
+        original = path.read_bytes()
+        path.write_bytes(original + b"\n\n" + text.encode())
         try:
             yield
         finally:
-            path.write_bytes(whole)
+            path.write_bytes(original)
 
     @contextlib.contextmanager
     def on_small_disk(self, size: str) -> Iterator["Machine"]:
@@ -253,7 +253,7 @@ class Machine:
             fcntl.flock(lock, fcntl.LOCK_SH)
 
     def rsync_command(self, tree: Path, job: str) -> list[str]:
-        door = shlex.join(
+        rsync_path = shlex.join(
             ["env", "-i", *(f"{k}={v}" for k, v in self.environment().items()), *self.prefix(), self.python, "-I",
              str(self.program), "receive", job, "--", "rsync"]
         )  # fmt: skip
@@ -263,7 +263,7 @@ class Machine:
             shell.write_text('shift\nexec sh -c "$*"\n')
         return [
             "rsync", "-lptS", "--chmod=Du+rwx,Fu+rw", "--files-from=-", "--from0", "-e", f"sh {shell}",
-            "--rsync-path", door, f"{tree}/", "host:.",
+            "--rsync-path", rsync_path, f"{tree}/", "host:.",
         ]  # fmt: skip
 
     def rsync(self, tree: Path, job: str, names: list[bytes]) -> "subprocess.CompletedProcess[bytes]":
@@ -336,12 +336,12 @@ class Machine:
         with self.archive(job) as archive:
             file = archive.extractfile("job/manifest.json")
             assert file is not None
-            found: dict[str, Any] = json.load(file)
-            return found
+            content: dict[str, Any] = json.load(file)
+            return content
 
-    def pack(self, job: str, most: int | None = None) -> dict[str, Any]:
+    def pack(self, job: str, max_bytes: int | None = None) -> dict[str, Any]:
         """Have packed what stayed on the host, as `fetch` does; returns the job's result."""
-        result: dict[str, Any] = self.call("pack", id=job, most=most)["result"]
+        result: dict[str, Any] = self.call("pack", id=job, most=max_bytes)["result"]
         return result
 
     def kill_worker(self, job: str, number: int = signal.SIGKILL) -> None:
@@ -371,26 +371,26 @@ class Machine:
         }  # fmt: skip
         assert left <= allowed, left - allowed
         assert not [name for name in os.listdir(self.settings["queue_dir"]) if job in name]
-        for place in ("/dev/shm", "/run"):
-            assert not [name for name in os.listdir(place) if job in name]
+        for folder in ("/dev/shm", "/run"):
+            assert not [name for name in os.listdir(folder) if job in name]
 
 
-def stop_what_names(root: Path) -> None:
+def kill_processes_of(root: Path) -> None:
     """Kill what is still at work in a test's folder: workers, and the rm or cp that outlives a worker."""
     for _ in range(600):
-        found = []
+        pids = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                mine = os.geteuid() in (0, folder.stat().st_uid) and int(folder.name) != os.getpid()
-                if mine and os.fsencode(root) in (folder / "cmdline").read_bytes():
-                    found.append(int(folder.name))
-        if not found:
+                own = os.geteuid() in (0, folder.stat().st_uid) and int(folder.name) != os.getpid()
+                if own and os.fsencode(root) in (folder / "cmdline").read_bytes():
+                    pids.append(int(folder.name))
+        if not pids:
             return
-        for pid in found:
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
-    raise AssertionError(f"these do not end: {found}")
+    raise AssertionError(f"these do not end: {pids}")
 
 
 @contextlib.contextmanager
@@ -406,15 +406,15 @@ def machine(user: str = "root", **settings: Any) -> Iterator[Machine]:
             os.chown(root, owner.pw_uid, owner.pw_gid)
             os.chown(queue, 0, grp.getgrnam("docker").gr_gid)
         queue.chmod(0o2770)
-        made = Machine(root, user, {})
-        made.write_settings(
+        host = Machine(root, user, {})
+        host.write_settings(
             schema=1, images={"cpu": IMAGE, "gpu": IMAGE}, queue_dir=str(queue), service_user=SERVICE_USER,
             disk_floor_bytes=1 << 20, **settings,
         )  # fmt: skip
-        made.install()
-        yield made
+        host.install()
+        yield host
     finally:
-        stop_what_names(root)
+        kill_processes_of(root)
         jobs = root / "state" / "jobs"
         for job in jobs.iterdir() if jobs.exists() else ():
             left = docker("ps", "-aq", "--filter", f"label=train-classifier.job={job.name}").split()

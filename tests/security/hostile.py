@@ -94,7 +94,7 @@ def bounded() -> Iterator[None]:
     assert spent < MOST_CPU_S, f"{spent:.1f} s for one input"
 
 
-def sentences(problems: Any) -> None:
+def check_sentences(problems: Any) -> None:
     """Check that what is said of bad input fits on a line of a terminal and of a log."""
     for problem in problems:
         assert problem

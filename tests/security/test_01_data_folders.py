@@ -45,8 +45,8 @@ def world(base_image: str) -> Iterator[World]:
 
 @pytest.fixture(scope="module", params=accounts()[-1:])
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as made:
-        yield made
+    with machine(request.param) as new_host:
+        yield new_host
 
 
 def refused(host: Machine, *paths: str, from_checkout: bool = False) -> list[str]:

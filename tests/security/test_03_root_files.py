@@ -20,7 +20,7 @@ pytestmark = [
 #: and container were killed while it trained.
 LAST_RELEASE = Path(__file__).parent / "data" / "state-of-last-release.tar.gz"
 SECRET = b"only root reads this\n"
-TALKS = (
+PRINTS = (
     "import os, time\nopen('artefacts/x', 'w').write('x')\nprint('up', flush=True)\n"
     "while not os.path.exists('/cache/go'):\n    time.sleep(0.05)\nprint('z' * 20000, flush=True)\n"
 )
@@ -58,8 +58,8 @@ print(*done, sep="\\n")
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Machine]:
-    with machine("root") as made:
-        yield made
+    with machine("root") as new_host:
+        yield new_host
 
 
 @pytest.fixture
@@ -83,10 +83,10 @@ def as_account(*command: str, user: str = SERVICE_USER) -> str:
 
 
 def test_03_account_cannot_change_files_of_a_running_job(host: Machine, secret: Path) -> None:
-    job = host.start(TALKS, log_max_bytes=8192)
+    job = host.start(PRINTS, log_max_bytes=8192)
     host.until(job, "training", text=b"up\n")
     folder = host.job_dir(job)
-    done = as_account("/usr/bin/python3", "-c", ATTACK, str(folder), str(secret))
+    changes = as_account("/usr/bin/python3", "-c", ATTACK, str(folder), str(secret))
     for path in (folder / "workspace", host.state / "mirrors" / "0123456789abcdef" / "tree"):
         # Other accounts do not even get there.
         assert as_account("sh", "-c", 'ls -d "$1" 2>&1 || true', "sh", str(path), user=PERSON).endswith(
@@ -94,7 +94,7 @@ def test_03_account_cannot_change_files_of_a_running_job(host: Machine, secret: 
         )
     (host.state / "cache" / "0123456789abcdef" / "go").touch()
     result = host.wait(job)
-    assert done == ""
+    assert changes == ""
     assert result["outcome"] == "trained", result
     host.assert_clean(job)
 
@@ -118,30 +118,30 @@ def test_03_account_can_write_only_leaf_folders(host: Machine) -> None:
 
 
 @pytest.fixture
-def last(host: Machine) -> Iterator[tuple[Machine, str, str]]:
+def last_release(host: Machine) -> Iterator[tuple[Machine, str, str]]:
     """A host with the state folder of the last release: the finished job and the dead one."""
-    with machine("root") as made:
+    with machine("root") as new_host:
         with tarfile.open(LAST_RELEASE) as archive:
-            archive.extractall(made.root, filter="fully_trusted")
-        trained, dead = sorted(path.name for path in (made.state / "jobs").iterdir())
-        status = made.job_dir(dead) / "status.json"
+            archive.extractall(new_host.root, filter="fully_trusted")
+        trained, dead = sorted(path.name for path in (new_host.state / "jobs").iterdir())
+        status = new_host.job_dir(dead) / "status.json"
         information = json.loads(status.read_text())
-        worker = next(path for path in (made.state / "workers").iterdir() if path != made.program)
+        worker = next(path for path in (new_host.state / "workers").iterdir() if path != new_host.program)
         assert Path(information["worker"]).name == worker.name
         status.write_text(json.dumps({**information, "worker": str(worker), "pid": None}))
-        yield made, trained, dead
+        yield new_host, trained, dead
 
 
 def test_03_jobs_of_the_last_release_are_listed_read_fetched_resumed_and_cleaned(
-    last: tuple[Machine, str, str],
+    last_release: tuple[Machine, str, str],
 ) -> None:
-    host, trained, _ = last
+    host, trained, _ = last_release
     listed = {line["id"]: line for line in host.call("list", all=True)["jobs"]}
     assert listed[trained]["outcome"] == "trained" and listed[trained]["model"] == "model"
     answer = host.call("read", id=trained, offset=0)
     assert answer["result"]["metrics"] == {"loss": 0.5} and answer["log_size"] == 3
     assert host.call("status", id=trained)["spec"]["model"] == "model"
-    archive = fetched(host, trained)
+    archive = fetch_archive(host, trained)
     assert archive.read_bytes() == (host.job_dir(trained) / "artefacts.tar.gz").read_bytes()
     program = "print(open('/checkpoints/epoch').read())\nopen('artefacts/x', 'w')\n"
     job, result = host.train(program, resume=trained)
@@ -150,7 +150,7 @@ def test_03_jobs_of_the_last_release_are_listed_read_fetched_resumed_and_cleaned
     assert not host.job_dir(trained).exists()
 
 
-def fetched(host: Machine, job: str) -> Path:
+def fetch_archive(host: Machine, job: str) -> Path:
     """Take an archive through the door for rsync, as `fetch` does."""
     door = shlex.join(
         ["env", "-i", *(f"{k}={v}" for k, v in host.environment().items()), host.python, "-I", str(host.program),
@@ -168,9 +168,9 @@ def fetched(host: Machine, job: str) -> Path:
 
 
 def test_03_dead_job_of_the_last_release_is_finished_by_its_own_worker(
-    last: tuple[Machine, str, str],
+    last_release: tuple[Machine, str, str],
 ) -> None:
-    host, _, dead = last
+    host, _, dead = last_release
     result = host.wait(dead)
     assert (result["outcome"], result["exit_code"]) == ("lost", 10)
     assert "artefacts/metrics.json" in host.names(dead) and host.log(dead) == b"up\n"
@@ -180,9 +180,9 @@ def test_03_dead_job_of_the_last_release_is_finished_by_its_own_worker(
     "name", ["log.txt", "artefacts.tar.gz", "lease", "cancel", "lock", "result.json", "spec.json"]
 )
 def test_03_link_planted_in_job_of_the_last_release_is_not_followed(
-    last: tuple[Machine, str, str], secret: Path, name: str
+    last_release: tuple[Machine, str, str], secret: Path, name: str
 ) -> None:
-    host, trained, dead = last
+    host, trained, dead = last_release
     for job in (trained, dead):
         path = host.job_dir(job) / name
         path.unlink(missing_ok=True)
@@ -197,8 +197,8 @@ def test_03_link_planted_in_job_of_the_last_release_is_not_followed(
         with contextlib.suppress(Refused):
             refusals.append(json.dumps(host.call(verb, **more)))
     assert SECRET.decode().strip() not in "".join(refusals)
-    got = fetched(host, trained)
-    assert not got.exists() or SECRET not in got.read_bytes()
+    archive = fetch_archive(host, trained)
+    assert not archive.exists() or SECRET not in archive.read_bytes()
     assert os.lstat(secret).st_mtime_ns == before.st_mtime_ns
     host.call("clean", older_s=0)
     created = subprocess.run(
@@ -211,9 +211,9 @@ def test_03_link_planted_in_job_of_the_last_release_is_not_followed(
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "deep", "huge", "bytes"])
 def test_03_damaged_file_in_job_of_the_last_release_is_refused(
-    last: tuple[Machine, str, str], kind: str
+    last_release: tuple[Machine, str, str], kind: str
 ) -> None:
-    host, trained, dead = last
+    host, trained, dead = last_release
     for name in ("status.json", "result.json"):
         path = host.job_dir(trained) / name
         path.unlink()

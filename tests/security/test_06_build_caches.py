@@ -49,21 +49,23 @@ VALUE = "import victim; print(victim.value)"
 @pytest.fixture
 def index(site: Site, engine: docker.DockerClient) -> Iterator[Index]:
     """The index of the host, with a package that everybody uses and one of an attacker."""
-    with serve(engine) as made:
-        made.add(wheel("victim", "1.0", CLEAN), sdist("evil", "1.0", POISON))
-        settings = {"UV_DEFAULT_INDEX": made.url, "no_proxy": made.host}
+    with serve(engine) as new_index:
+        new_index.add(wheel("victim", "1.0", CLEAN), sdist("evil", "1.0", POISON))
+        settings = {"UV_DEFAULT_INDEX": new_index.url, "no_proxy": new_index.host}
         site.host = dataclasses.replace(site.host, environment=settings)
-        yield made
+        yield new_index
 
 
-def pinned(index: Index) -> str:
+def hashed_requirement(index: Index) -> str:
     """Return a requirement with its hash."""
     ((name, content),) = ((name, data) for name, data in index.files.items() if name.startswith("victim"))
     assert name
     return f"victim==1.0 --hash=sha256:{hashlib.sha256(content).hexdigest()}\n"
 
 
-def prepare(site: Site, text: str, image: str | None = None, repository: str = "0" * 16) -> Environment:
+def build_environment(
+    site: Site, text: str, image: str | None = None, repository: str = "0" * 16
+) -> Environment:
     """Make an environment from the test's index alone: the image lacks distutils, which setuptools would bring."""
     return site.prepare(f"{text}\nsetuptools ; python_version < '3'\n", image, repository=repository)
 
@@ -74,31 +76,31 @@ def caches(site: Site) -> list[str]:
 
 def test_06_build_back_end_cannot_change_wheels_of_others(site: Site, index: Index) -> None:
     """Row 6 as it was found: B's requirements are pinned by hash, and ran A's code."""
-    prepare(site, "victim\n", repository=VICTIM)
-    attack = prepare(site, "victim\nevil\n", repository=ATTACKER)
+    build_environment(site, "victim\n", repository=VICTIM)
+    attack = build_environment(site, "victim\nevil\n", repository=ATTACKER)
     seen = site.run(site.find(), attack, "import evil; print(evil.seen)")
     assert "victim.py" in seen, "the attack did not reach even its own cache"
-    later = prepare(site, pinned(index), repository=VICTIM)
+    later = build_environment(site, hashed_requirement(index), repository=VICTIM)
     assert site.run(site.find(), later, VALUE) == "clean\n"
     # Nor does anybody else find the environment of the attacker.
-    same = prepare(site, "victim\nevil\n", repository=VICTIM)
+    same = build_environment(site, "victim\nevil\n", repository=VICTIM)
     assert same.hash != attack.hash
     assert caches(site) == ["", ATTACKER, VICTIM]
 
 
 def test_06_only_wheels_are_shared(site: Site, index: Index) -> None:
-    first = prepare(site, "victim", repository=ATTACKER)
+    first = build_environment(site, "victim", repository=ATTACKER)
     requests = len(index.requests)
-    assert prepare(site, "victim", repository=VICTIM).hash == first.hash
+    assert build_environment(site, "victim", repository=VICTIM).hash == first.hash
     assert (len(index.requests), caches(site)) == (requests, [""])
 
 
 def test_06_newest_version_is_built_instead_of_taking_an_older_wheel(site: Site, index: Index) -> None:
     index.add(wheel("growing", "1.0"), sdist("growing", "2.0", ""))
-    assert "growing==2.0" in prepare(site, "growing", repository=VICTIM).packages
+    assert "growing==2.0" in build_environment(site, "growing", repository=VICTIM).packages
     # What has a wheel needs no build, whatever older versions have.
     index.add(wheel("growing", "3.0"))
-    prepare(site, "growing\nvictim", repository=ATTACKER)
+    build_environment(site, "growing\nvictim", repository=ATTACKER)
     assert caches(site) == ["", VICTIM]
 
 
@@ -114,15 +116,15 @@ def test_06_sources_named_by_a_checkout_stay_out_of_the_shared_cache(
         "option": f"--index-url {index.url}\nown", "address": f"own @ http://{index.address}/files/{name}",
         "path": f"./{name}",
     }[way]  # fmt: skip
-    made = prepare(site, line, repository=ATTACKER)
-    assert "own==1.0" in made.packages
+    environment = build_environment(site, line, repository=ATTACKER)
+    assert "own==1.0" in environment.packages
     assert caches(site) == [ATTACKER]
 
 
 def test_06_no_inode_is_shared(site: Site, index: Index) -> None:
     index.add(wheel("more", "1.0"))
-    first, second = prepare(site, "victim"), prepare(site, "victim\nmore")
-    assert any("over a similar environment" in said for said in site.said)
+    first, second = build_environment(site, "victim"), build_environment(site, "victim\nmore")
+    assert any("over a similar environment" in message for message in site.messages)
     inodes = []
     for folder, _, names in os.walk(site.store.environments):
         for name in names:
@@ -136,9 +138,9 @@ def test_06_no_inode_is_shared(site: Site, index: Index) -> None:
 def test_06_environment_code_does_not_run_while_the_cache_is_writable(site: Site, index: Index) -> None:
     mark = "import os; os.path.isdir('/train-classifier/uv-cache') and os.mkdir('/train-classifier/uv-cache/mark')\n"
     index.add(wheel("hooked", "1.0", files={"hooked.pth": mark, "sitecustomize.py": mark}))
-    made = prepare(site, "hooked")
+    environment = build_environment(site, "hooked")
     # Compiled all the same: that saves seconds at each import.
-    folder = site.store.envs / made.hash / "site"
+    folder = site.store.envs / environment.hash / "site"
     assert list((folder / "__pycache__").glob("hooked.*.pyc"))
     assert list(site.store.uv_caches.rglob("mark")) == []
 
@@ -147,7 +149,7 @@ def test_06_python_of_an_image_reaches_only_the_cache_of_that_image(
     site: Site, index: Index, engine: docker.DockerClient, base_image: str
 ) -> None:
     """A checkout names its image, and the image's Python runs while its cache is writable."""
-    prepare(site, "victim", repository=VICTIM)
+    build_environment(site, "victim", repository=VICTIM)
     folder = "/usr/lib/python3/dist-packages"
     program = f"echo import evil_hook >{folder}/evil.pth; cat >{folder}/evil_hook.py <<'E'\n{POISON}\nE"
     container = engine.containers.create(base_image, ["sh", "-c", program])
@@ -158,10 +160,10 @@ def test_06_python_of_an_image_reaches_only_the_cache_of_that_image(
     finally:
         container.remove(force=True)
     try:
-        prepare(site, "victim", f"tc-env-evil:test-{os.getpid()}", repository=ATTACKER)
+        build_environment(site, "victim", f"tc-env-evil:test-{os.getpid()}", repository=ATTACKER)
     finally:
         engine.images.remove(evil.id, force=True)
-    later = prepare(site, pinned(index), repository=VICTIM)
+    later = build_environment(site, hashed_requirement(index), repository=VICTIM)
     assert site.run(site.find(), later, VALUE) == "clean\n"
     assert len(list(site.store.uv_caches.iterdir())) == 2
 
@@ -195,9 +197,9 @@ def test_06_layer_names_are_never_pulled(site: Site, prefix: str) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="root submits for another account")
 def test_06_build_account_owns_only_leaf_folders(site: Site, index: Index, tmp_path: Path) -> None:
     """Rule 2: root's records and folders lie where a build cannot write."""
-    made = prepare(site, "victim\nevil", repository=ATTACKER)
+    environment = build_environment(site, "victim\nevil", repository=ATTACKER)
     account = site.host.job_user()
-    leaves = {site.store.envs / made.hash / "site", *site.store.uv_caches.iterdir()}
+    leaves = {site.store.envs / environment.hash / "site", *site.store.uv_caches.iterdir()}
     assert {path.stat().st_uid for path in leaves} == {account.uid}
     for folder, folders, names in os.walk(site.store.environments):
         folders[:] = [name for name in folders if Path(folder, name) not in leaves]

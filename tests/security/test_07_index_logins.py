@@ -17,8 +17,8 @@ from train_classifier.worker.containers import index_logins
 __all__ = ["site", "tmp_path", "uv"]
 
 #: The image lacks distutils, which setuptools would bring from an index.
-NO_MORE = "setuptools ; python_version < '3'"
-SPY = """
+NO_SETUPTOOLS = "setuptools ; python_version < '3'"
+READS_NETRC = """
 import os
 try:
     SEEN = open(os.environ["NETRC"]).read()
@@ -29,9 +29,9 @@ except (KeyError, OSError) as error:
 
 @pytest.fixture
 def index(site: Site, engine: docker.DockerClient) -> Iterator[Index]:
-    with serve(engine) as made:
-        made.add(wheel("private", "1.0"), sdist("spy", "1.0", SPY))
-        yield made
+    with serve(engine) as new_index:
+        new_index.add(wheel("private", "1.0"), sdist("spy", "1.0", READS_NETRC))
+        yield new_index
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def test_07_build_code_sees_only_the_login_of_its_index(site: Site, index: Index
     index.login = "ml:of-the-index"
     settings = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
     site.host = dataclasses.replace(site.host, environment=settings)
-    made = site.prepare(f"spy\nprivate\n{NO_MORE}")
-    seen = site.run(site.find(), made, "import spy; print(spy.seen)")
+    environment = site.prepare(f"spy\nprivate\n{NO_SETUPTOOLS}")
+    seen = site.run(site.find(), environment, "import spy; print(spy.seen)")
     assert "of-the-index" in seen and "precious" not in seen
     for path in site.store.root.rglob("*"):
         assert not path.is_file() or b"precious" not in path.read_bytes(), path
@@ -68,7 +68,7 @@ def test_07_checkout_gets_no_login_for_hosts_that_it_names(site: Site, index: In
         f"private @ http://{index.address}/files/private-1.0.whl",
     ):
         with pytest.raises(NoEnvironment):
-            site.prepare(f"{text}\n{NO_MORE}")
+            site.prepare(f"{text}\n{NO_SETUPTOOLS}")
     assert index.requests and index.logins() == set()
 
 
@@ -79,7 +79,7 @@ def test_07_unreadable_netrc_is_reported(site: Site, index: Index, netrc: Path) 
     settings = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host, "UV_HTTP_RETRIES": "0"}
     site.host = dataclasses.replace(site.host, environment=settings)
     with pytest.raises(NoEnvironment, match="wants a login") as raised:
-        site.prepare(f"private\n{NO_MORE}")
+        site.prepare(f"private\n{NO_SETUPTOOLS}")
     assert "netrc cannot be read" in (raised.value.hint or "")
 
 

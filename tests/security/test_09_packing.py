@@ -18,11 +18,11 @@ LONG = "print('up', flush=True)\nopen('artefacts/sparse', 'wb').truncate(150 << 
 
 @pytest.fixture(scope="module", params=accounts())
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as made:
-        yield made
+    with machine(request.param) as new_host:
+        yield new_host
 
 
-def packing(host: Machine, job: str) -> None:
+def until_packing(host: Machine, job: str) -> None:
     """Wait until a job is being packed."""
     host.until(job, "artefacts")
     end = time.monotonic() + 60
@@ -87,7 +87,7 @@ def test_09_holes_do_not_count_against_the_limit(host: Machine) -> None:
 
 def test_09_cancel_stops_packing(host: Machine) -> None:
     job = host.start(LONG)
-    packing(host, job)
+    until_packing(host, job)
     host.call("cancel", id=job, by="me")
     host.until_finished(job)
     result = host.wait(job)
@@ -100,7 +100,7 @@ def test_09_second_cancel_stops_packing_after_the_first(host: Machine) -> None:
     job = host.start(LONG + "import time\ntime.sleep(600)\n")
     host.until(job, "training", text=b"up\n")
     host.call("cancel", id=job, by="first")
-    packing(host, job)
+    until_packing(host, job)
     host.call("cancel", id=job, by="second")
     host.until_finished(job)
     result = host.wait(job)
@@ -110,7 +110,7 @@ def test_09_second_cancel_stops_packing_after_the_first(host: Machine) -> None:
 
 def test_09_sigterm_stops_packing(host: Machine) -> None:
     job = host.start(LONG)
-    packing(host, job)
+    until_packing(host, job)
     host.kill_worker(job, signal.SIGTERM)
     host.until_finished(job)
     assert host.wait(job)["outcome"] == "cancelled"
@@ -127,7 +127,7 @@ def test_09_expired_lease_stops_packing(host: Machine) -> None:
 
 def test_09_kill_while_packing_ends_job_as_lost(host: Machine) -> None:
     job = host.start(LONG)
-    packing(host, job)
+    until_packing(host, job)
     host.kill_worker(job)
     host.until_worker_is_gone(job)
     result = host.wait(job)

@@ -12,8 +12,8 @@ from train_classifier.reports.report import Report
 
 @pytest.fixture(scope="module", params=accounts())
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as made:
-        yield made
+    with machine(request.param) as new_host:
+        yield new_host
 
 
 @pytest.mark.engine

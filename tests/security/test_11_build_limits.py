@@ -21,7 +21,7 @@ __all__ = ["site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
 
 FORKS = "import os, time\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        time.sleep(0.01)\n"
-EATS = "held = []\nwhile True:\n    held.append(bytearray(b'x') * (1 << 24))\n"
+FILLS_MEMORY = "held = []\nwhile True:\n    held.append(bytearray(b'x') * (1 << 24))\n"
 RUNS_ON = "import time\nwhile True:\n    time.sleep(1)\n"
 
 
@@ -36,7 +36,7 @@ def package(folder: Path, backend: str) -> None:
     ("backend", "limits", "sentence"),
     [
         (FORKS, {"build_pids": 64}, "started more than 64 processes"),
-        (EATS, {"build_memory_bytes": 256 << 20}, "needs more than 256 MiB of memory"),
+        (FILLS_MEMORY, {"build_memory_bytes": 256 << 20}, "needs more than 256 MiB of memory"),
         (RUNS_ON, {"build_timeout_s": 4.0}, "not installed within 4 s"),
     ],
     ids=["processes", "memory", "time"],
@@ -55,13 +55,13 @@ def test_11_build_ends_at_its_limits(site: Site, backend: str, limits: dict[str,
 
 
 def test_11_layers_and_probes_have_limits(site: Site) -> None:
-    generous = site.host
-    site.host = dataclasses.replace(generous, build_memory_bytes=7 << 20)
+    unlimited = site.host
+    site.host = dataclasses.replace(unlimited, build_memory_bytes=7 << 20)
     with pytest.raises(NoEnvironment, match=r"the look at Python in image .* needs more than 7 MiB"):
         site.find()
-    site.host = generous
+    site.host = unlimited
     site.find()
-    site.host = dataclasses.replace(generous, build_memory_bytes=12 << 20)
+    site.host = dataclasses.replace(unlimited, build_memory_bytes=12 << 20)
     with pytest.raises(NoEnvironment, match=r"Debian packages \(apt-pkgs.txt\) needs more than 12 MiB"):
         site.layer("cowsay")
     assert site.containers() == []
@@ -70,19 +70,19 @@ def test_11_layers_and_probes_have_limits(site: Site) -> None:
 def test_11_build_container_has_no_capabilities(site: Site, engine: docker.DockerClient) -> None:
     site.find()
     package(site.workspace / "lib", RUNS_ON)
-    seen: list[dict[str, Any]] = []
+    configs: list[dict[str, Any]] = []
 
-    class Seen(Exception):
+    class Inspected(Exception):
         pass
 
-    def look() -> None:
+    def inspect() -> None:
         for container in site.containers():
-            seen.append(engine.api.inspect_container(container.id)["HostConfig"])
-            raise Seen
+            configs.append(engine.api.inspect_container(container.id)["HostConfig"])
+            raise Inspected
 
-    with pytest.raises(Seen):
-        site.prepare("./lib", check=look)
-    (config,) = seen
+    with pytest.raises(Inspected):
+        site.prepare("./lib", check=inspect)
+    (config,) = configs
     assert config["CapDrop"] == ["ALL"] and not config["CapAdd"]
     assert config["SecurityOpt"] == ["no-new-privileges"]
     assert config["PidsLimit"] == 4096 and config["NanoCpus"] > 0
@@ -94,8 +94,8 @@ def host(uv: Path) -> Iterator[Machine]:
     settings: dict[str, Any] = {"uv": str(uv)}
     if CA.exists():
         settings["ca_bundle"] = str(CA)
-    with machine(**settings) as made:
-        yield made
+    with machine(**settings) as new_host:
+        yield new_host
 
 
 @pytest.mark.parametrize("way", ["cancel", "signal", "lease"])
@@ -123,5 +123,5 @@ def test_11_build_ends_with_its_job(
 
 
 def test_11_packages_that_create_accounts_install_with_few_rights(site: Site) -> None:
-    made = site.layer("uuid-runtime")
-    assert "uuidd" in site.run(made, None, "cat /etc/passwd", shell=True)
+    layer = site.layer("uuid-runtime")
+    assert "uuidd" in site.run(layer, None, "cat /etc/passwd", shell=True)

@@ -43,7 +43,7 @@ LINES = st.lists(
 )  # fmt: skip
 
 
-def of_git(tree: Path, paths: list[bytes]) -> set[bytes]:
+def ignored_by_git(tree: Path, paths: list[bytes]) -> set[bytes]:
     """Return the paths that git ignores."""
     done = subprocess.run(
         ["git", "-C", tree, "-c", "core.excludesFile=/dev/null", "check-ignore", "--no-index", "--stdin", "-z"],
@@ -53,7 +53,7 @@ def of_git(tree: Path, paths: list[bytes]) -> set[bytes]:
     return set(done.stdout.split(b"\0")) - {b""}
 
 
-def of_ours(ignore: TrainIgnore, paths: list[bytes], folders: set[bytes]) -> set[bytes]:
+def ignored_by_trainignore(ignore: TrainIgnore, paths: list[bytes], folders: set[bytes]) -> set[bytes]:
     """Return the paths that are left out: in git nothing in a left-out folder comes back."""
     left_out: set[bytes] = set()
     for path in paths:
@@ -76,7 +76,7 @@ def test_12_patterns_match_as_in_git(tree: Path, lines: list[str]) -> None:
         os.fsencode(path.relative_to(tree)) for path in tree.rglob("*") if ".git" not in path.parts
     )
     folders = {path for path in entries if (tree / os.fsdecode(path)).is_dir()}
-    assert of_ours(ignore, entries, folders) == of_git(tree, entries)
+    assert ignored_by_trainignore(ignore, entries, folders) == ignored_by_git(tree, entries)
 
 
 HOSTILE = {

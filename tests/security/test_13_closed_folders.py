@@ -24,8 +24,8 @@ READS = "print(open('/cache/deep/er/file').read(), open('/checkpoints/deep/er/fi
 
 @pytest.fixture(scope="module", params=accounts())
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as made:
-        yield made
+    with machine(request.param) as new_host:
+        yield new_host
 
 
 @pytest.mark.parametrize("resume", ["last", "by its id"])

@@ -18,8 +18,8 @@ REPLACES = {
 
 @pytest.fixture(scope="module", params=accounts())
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as made:
-        yield made
+    with machine(request.param) as new_host:
+        yield new_host
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,9 @@ def outside(host: Machine) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("what", sorted(REPLACES))
-def test_14_nothing_outside_is_delivered(host: Machine, outside: Path, what: str) -> None:
-    job, result = host.train("import os\n" + REPLACES[what].format(outside=str(outside)))
+@pytest.mark.parametrize("kind", sorted(REPLACES))
+def test_14_nothing_outside_is_delivered(host: Machine, outside: Path, kind: str) -> None:
+    job, result = host.train("import os\n" + REPLACES[kind].format(outside=str(outside)))
     assert result["exit_code"] in (0, 7) and result["metrics"] is None, result
     manifest = host.manifest(job)
     assert manifest["metrics"] is None and manifest["left_out"]

@@ -124,8 +124,8 @@ def test_16_env_file_may_be_a_pipe(repo: Path) -> None:
     reading, writing = os.pipe()
     os.write(writing, b"A=1\n")
     os.close(writing)
-    asked = build.TrainRequest(model="mnist", cwd=repo, env_file=[f"/dev/fd/{reading}"])
-    assert build.build(asked, {}).spec.environment == {"A": "1"}
+    request = build.TrainRequest(model="mnist", cwd=repo, env_file=[f"/dev/fd/{reading}"])
+    assert build.build(request, {}).spec.environment == {"A": "1"}
     os.close(reading)
 
 
@@ -169,7 +169,7 @@ def parsed(module: Any, name: str, content: bytes, folder: Path) -> None:
 @pytest.mark.parametrize("kind", LARGE)
 def test_16_large_files_are_parsed_in_bounded_time(tmp_path: Path, kind: str) -> None:
     """Files of the largest size that is read, of one thing again and again."""
-    most, parse = LARGE[kind]
+    max_bytes, parse = LARGE[kind]
     for begin, part, end in (
         ("A=x", " ", "y"), ("", "A\n", ""), ("", "a.", "=1"), ("", f"a{'.b' * 99}=1\n", ""), ("[defaults]\n", "k=1\n", ""),
         ("a", "[", "]"), ("", "\\\n", ""), ("", '"', ""), ("A='", "x\n", "'"), ("a[", "a,", "]"), ("a", "=", ","),
@@ -177,10 +177,10 @@ def test_16_large_files_are_parsed_in_bounded_time(tmp_path: Path, kind: str) ->
         ("", "[models.a]\n", ""), ("", "\r", ""), ("a(", "==", ")"), ("", "-r x\n", ""), ("", "export ", "A"),
     ):  # fmt: skip
         for content in (
-            begin + part * (most // len(part) // 2) + end,
+            begin + part * (max_bytes // len(part) // 2) + end,
             (begin + part * (40000 // len(part)) + end + "\n") * 20,
         ):
             began = time.process_time()
             with contextlib.suppress(BadInput):
-                parse(content[:most].encode(), tmp_path)
+                parse(content[:max_bytes].encode(), tmp_path)
             assert time.process_time() - began < MOST_CPU, (kind, begin, part)

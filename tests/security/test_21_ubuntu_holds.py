@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 from hosts import archive
-from hosts.drivers import OURS, drive, load
+from hosts.drivers import ROLE_PACKAGES, load_driver, run_driver_role
 from hosts.machine import TestHost
 
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(1800)]
 
 # A driver's next release comes with the next kernel.
-NEXT = [
+NEXT_PACKAGES = [
     *archive.ubuntu_modules("580-server-open", 71, "580.105.08"),
     *archive.ubuntu_driver("580-server", "580.105.08"),
 ]
@@ -31,11 +31,11 @@ def boot(host: TestHost) -> list[str]:
 
 def test_21_upgrade_installs_no_kernel_without_driver_module(cards: TestHost) -> None:
     # The next boot takes another kernel than the one that runs: both get the module.
-    archive.publish(cards, [*archive.ubuntu_kernel(61), *archive.ubuntu_kernel(60, meta=False), *OURS,
+    archive.publish(cards, [*archive.ubuntu_kernel(61), *archive.ubuntu_kernel(60, meta=False), *ROLE_PACKAGES,
                             *archive.ubuntu_modules("580-server-open", 61, "580.95.05")])  # fmt: skip
     cards.shell("apt-get -qq -y dist-upgrade >/dev/null")
     assert boot(cards) == ["6.8.0-60-generic", "6.8.0-61-generic"]
-    drive(cards)
+    run_driver_role(cards)
     assert kernels_without_module(cards) == []
     held = set(cards.shell("apt-mark showhold").split())
     assert {"linux-generic", "linux-image-generic", "linux-headers-generic"} <= held
@@ -44,15 +44,18 @@ def test_21_upgrade_installs_no_kernel_without_driver_module(cards: TestHost) ->
     assert '"^linux-image-generic$"' in unattended or r'"^linux\-image\-generic$"' in unattended
 
     # apt's own solver: neither an upgrade nor a full one brings a kernel that has no module.
-    archive.publish(cards, [*archive.ubuntu_kernel(71), *archive.ubuntu_kernel(60, meta=False), *OURS, *NEXT])
+    archive.publish(
+        cards,
+        [*archive.ubuntu_kernel(71), *archive.ubuntu_kernel(60, meta=False), *ROLE_PACKAGES, *NEXT_PACKAGES],
+    )
     for command in ("upgrade", "dist-upgrade", "upgrade --with-new-pkgs"):
         cards.shell(f"apt-get -qq -y {command} >/dev/null")
         assert kernels_without_module(cards) == []
     assert boot(cards) == ["6.8.0-60-generic", "6.8.0-61-generic"]
 
     # update.yml moves both, and holds them again.
-    load(cards, "580.95.05")
-    drive(cards, nvidia_driver_state="latest")
+    load_driver(cards, "580.95.05")
+    run_driver_role(cards, nvidia_driver_state="latest")
     assert "6.8.0-71-generic" in boot(cards)
     assert kernels_without_module(cards) == []
     assert held - set(cards.shell("apt-mark showhold").split()) == set()
@@ -60,7 +63,7 @@ def test_21_upgrade_installs_no_kernel_without_driver_module(cards: TestHost) ->
 
 def test_21_module_package_without_kernel_package_is_not_held(cards: TestHost) -> None:
     cards.shell("dpkg --purge linux-generic linux-image-generic linux-headers-generic >/dev/null")
-    drive(cards)
+    run_driver_role(cards)
     held = set(cards.shell("apt-mark showhold").split())
     installed = set(cards.shell("dpkg-query -W -f '${Package}\\n' 'linux-*'").split())
     assert not {"linux-generic", "linux-image-generic", "linux-headers-generic"} & (held | installed)

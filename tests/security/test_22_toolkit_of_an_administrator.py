@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from hosts import archive
 from hosts.machine import TestHost, make_image
-from hosts.play import Played, play
+from hosts.play import PlayResult, play
 from hosts.toolkits import FINGERPRINT, NAMES, key, toolkit
 
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(1800)]
@@ -41,7 +41,7 @@ def host(engine_host: TestHost) -> Iterator[TestHost]:
         )
 
 
-def drive(host: TestHost, **changes: object) -> Played:
+def run_toolkit_role(host: TestHost, **changes: object) -> PlayResult:
     host.write("/etc/apt/keyrings/nvidia-container-toolkit.asc", key())
     variables = {
         "nvidia_container_toolkit_repository_url": f"file:{archive.FOLDER}",
@@ -84,52 +84,52 @@ def test_22_working_toolkit_of_an_administrator_is_kept(
     host: TestHost, version: str, hold: tuple[str, ...]
 ) -> None:
     install(host, version, hold=hold)
-    played = drive(host)
+    result = run_toolkit_role(host)
     message = f"the container toolkit {version}, which this role did not install, works and is left as it is"
-    assert message in " ".join(played.output.split()), played.output
+    assert message in " ".join(result.output.split()), result.output
     assert versions(host) == {version} and holds(host) == set(hold)
     # Nothing of the role makes apt change it later.
     assert "nvidia" not in host.shell("ls /etc/apt/preferences.d /etc/apt/sources.list.d")
     assert "nvidia" in host.docker("info", "--format", "{{json .Runtimes}}")
-    again = drive(host)
+    again = run_toolkit_role(host)
     assert again.changed == 0, again.output
-    drive(host, tasks_from="uninstall")
+    run_toolkit_role(host, tasks_from="uninstall")
     assert versions(host) == {version} and holds(host) == set(hold)
 
 
 def test_22_held_and_too_old_toolkit_is_refused(host: TestHost) -> None:
     install(host, "1.17.7-1", hold=NAMES[:1])
-    played = drive(host, fails=True)
-    assert "an administrator holds nvidia-container-toolkit 1.17.7-1" in played.output, played.output
-    assert "apt-mark unhold nvidia-container-toolkit" in played.output
+    result = run_toolkit_role(host, fails=True)
+    assert "an administrator holds nvidia-container-toolkit 1.17.7-1" in result.output, result.output
+    assert "apt-mark unhold nvidia-container-toolkit" in result.output
     assert versions(host) == {"1.17.7-1"} and holds(host) == {NAMES[0]}
 
 
 def test_22_newer_and_broken_toolkit_is_not_downgraded(host: TestHost) -> None:
     install(host, "1.19.0-1")
     host.shell("mv /usr/bin/nvidia-ctk /usr/bin/nvidia-ctk.away")
-    played = drive(host, fails=True)
-    assert "is newer than 1.18.2-1, and the toolkit does not work" in played.output, played.output
+    result = run_toolkit_role(host, fails=True)
+    assert "is newer than 1.18.2-1, and the toolkit does not work" in result.output, result.output
     assert versions(host) == {"1.19.0-1"} and not holds(host)
 
 
 def test_22_old_toolkit_is_upgraded(host: TestHost) -> None:
     install(host, "1.17.7-1")
-    drive(host)
+    run_toolkit_role(host)
     assert versions(host) == {"1.18.2-1"} and holds(host) == set(NAMES)
 
 
 def test_22_role_changes_its_own_toolkit_and_keeps_an_upgrade_by_hand(host: TestHost) -> None:
-    drive(host)
+    run_toolkit_role(host)
     assert versions(host) == {"1.18.2-1"} and holds(host) == set(NAMES)
-    again = drive(host)
+    again = run_toolkit_role(host)
     assert again.changed == 0, again.output
     # Its own may go back as well, and is held again.
-    drive(host, nvidia_container_toolkit_version="1.18.1-1")
+    run_toolkit_role(host, nvidia_container_toolkit_version="1.18.1-1")
     assert versions(host) == {"1.18.1-1"} and holds(host) == set(NAMES)
     # From now on it is the administrator's.
     install(host, "1.19.0-1")
-    drive(host)
+    run_toolkit_role(host)
     assert versions(host) == {"1.19.0-1"}
-    drive(host, tasks_from="uninstall")
+    run_toolkit_role(host, tasks_from="uninstall")
     assert versions(host) == {"1.19.0-1"} and not holds(host)

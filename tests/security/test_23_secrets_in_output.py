@@ -149,9 +149,9 @@ def watched(host: TestHost) -> Iterator[TestHost]:
         yield host
     finally:
         host.shell("rm -f /srv/watch")
-        seen = watcher.stdout.read()
+        found_secrets = watcher.stdout.read()
         watcher.wait()
-    assert json.loads(seen) == []
+    assert json.loads(found_secrets) == []
     assert hidden_in(host.shell("journalctl --no-pager -o cat")) == {}
     # What any account may ask systemd for.
     assert hidden_in(host.shell("systemctl show '*'", user="trainer")) == {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile import DATA, FIXED, RESULT, TEXT, VALUES, WORDS, as_json, bounded, sentences, tables
+from hostile import DATA, FIXED, RESULT, TEXT, VALUES, WORDS, as_json, bounded, check_sentences, tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,7 +42,7 @@ def test_settings_file_of_any_content_is_parsed(content: bytes) -> None:
         try:
             settings_file.parse(content).of("m")
         except BadInput as error:
-            sentences(error.problems)
+            check_sentences(error.problems)
 
 
 TOML_VALUES = st.one_of(
@@ -71,7 +71,7 @@ def test_settings_of_any_value_are_parsed(table: str, values: dict[str, str]) ->
         try:
             settings_file.parse(content.encode("utf-8", "surrogatepass")).of("m")
         except BadInput as error:
-            sentences(error.problems)
+            check_sentences(error.problems)
 
 
 @FIXED
@@ -82,7 +82,7 @@ def test_option_values_are_parsed(key: str, value: Any) -> None:
             {**flags.SETTINGS, **flags.REQUEST}[key](value)
         except ValueError as error:
             assert type(error) is ValueError
-            sentences([str(error)])
+            check_sentences([str(error)])
 
 
 @FIXED
@@ -123,17 +123,17 @@ def test_checkout_files_are_read(
         with (top / os.fsdecode(other)).open("wb"):
             pass
     with bounded():
-        collected = push_list.collect(top, "m")
-        sentences([*collected.problems, *collected.warnings])
+        result = push_list.collect(top, "m")
+        check_sentences([*result.problems, *result.warnings])
 
 
 @FIXED
 @given(content=DATA)
 def test_env_file_is_parsed(content: bytes) -> None:
     with bounded():
-        collected, problems = env_file.parse(content, "file", {"KEY": "x"})
-    sentences(problems)
-    assert all(isinstance(value, str) and "\0" not in value for value in collected.values())
+        values, problems = env_file.parse(content, "file", {"KEY": "x"})
+    check_sentences(problems)
+    assert all(isinstance(value, str) and "\0" not in value for value in values.values())
 
 
 @pytest.mark.parametrize(
@@ -149,11 +149,11 @@ def test_hostile_inventories_are_read(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "hosts.yml"
     path.write_bytes(content)
     try:
-        collected = inventory.hosts(str(path), None, os.environ, tmp_path)
+        result = inventory.hosts(str(path), None, os.environ, tmp_path)
     except TrainClassifierError as error:
-        sentences(error.problems if isinstance(error, BadInput) else [error.reason])
+        check_sentences(error.problems if isinstance(error, BadInput) else [error.reason])
     else:
-        sentences([host.problem for host in collected if host.problem])
+        check_sentences([host.problem for host in result if host.problem])
 
 
 # What another user of the host, or the host itself, can write.

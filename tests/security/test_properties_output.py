@@ -210,10 +210,10 @@ def test_annotations_are_single_safe_commands(log: str) -> None:
     with bounded():
         annotation_list = tracebacks.find(log)
     assert len(annotation_list) <= tracebacks.MOST
-    for each in annotation_list:
-        assert not each.file.startswith(("/", ".."))
+    for annotation in annotation_list:
+        assert not annotation.file.startswith(("/", ".."))
         line = workflow_commands.command(
-            "error", each.message, file=each.file, line=each.line, title=each.message
+            "error", annotation.message, file=annotation.file, line=annotation.line, title=annotation.message
         )
         assert line.count(b"\n") == 1
         assert b"\r" not in line

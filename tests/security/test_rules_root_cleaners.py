@@ -31,32 +31,34 @@ exec(compile(plant, "plant", "exec"), {{}})
 
 @pytest.fixture(params=["train-classifier", "trainer"])
 def site(request: pytest.FixtureRequest, ssh_host: TestHost) -> Iterator[Site]:
-    made = Site(ssh_host.container, request.param)
+    new_site = Site(ssh_host.container, request.param)
     try:
-        yield made
+        yield new_site
     finally:
-        made.remove_planted()
+        new_site.remove_planted()
 
 
 def test_clean_and_list_change_nothing_outside(site: Site, ssh_host: TestHost, tmp_path: Path) -> None:
     """Two jobs of root's, one that ends and one that fails; then everything of root's that looks and cleans."""
     caller = Caller(ssh_host, tmp_path, "root")
-    kept = site.canaries()
-    ours = (f"{STATE}/host.json", f"{STATE}/bin")
-    kept += site.snapshot(*ours)
-    there = site.writable_folders()
+    before = site.canaries()
+    own_paths = (f"{STATE}/host.json", f"{STATE}/bin")
+    before += site.snapshot(*own_paths)
+    writable_before = site.writable_folders()
     caller.model("plants", MODEL)
     caller.model("fails", MODEL + "\nraise SystemExit(3)\n")
-    with site.watched() as seen:
+    with site.watched() as watched:
         done = caller.run(*caller.train("plants", "--gpus", "0"))
         assert done.returncode == 0, done.stderr.decode()[-3000:]
         assert "/workspace" in json.loads(done.stdout.splitlines()[0]), done.stdout
         assert caller.run(*caller.train("fails", "--gpus", "0")).returncode == 4
-    trained = seen["opened"]
+    trained = watched["opened"]
     folders = site.plant()
     # What other tests use is planted in, and not swapped.
-    new = [folder for folder in folders if folder not in there and folder.startswith((STATE, "/home"))]
-    with site.watched() as seen, swapping(site, *(new or ["/var/tmp/evil"])):
+    new = [
+        folder for folder in folders if folder not in writable_before and folder.startswith((STATE, "/home"))
+    ]
+    with site.watched() as watched, swapping(site, *(new or ["/var/tmp/evil"])):
         for _ in range(3):
             caller.run("list")
             for unit in own_units(site):
@@ -68,6 +70,6 @@ def test_clean_and_list_change_nothing_outside(site: Site, ssh_host: TestHost, t
     assert cleaned.returncode == 0, cleaned.stderr.decode()
     assert site.sh(f"ls {STATE}/state/jobs") == ""
     assert site.sh(f"cat {PROOF}") == ""
-    left = site.snapshot(CANARIES, "/etc", *ours)
-    assert [line for line in kept if line not in left] == []
-    assert (trained, seen["opened"]) == ([], [])
+    left = site.snapshot(CANARIES, "/etc", *own_paths)
+    assert [line for line in before if line not in left] == []
+    assert (trained, watched["opened"]) == ([], [])

@@ -19,7 +19,7 @@ OWN = "/var/lib/github-runner"
 SHARED = ("/tmp", "/var/tmp", "/run/lock", "/dev/shm", "/dev/mqueue", "/dev/")
 
 #: Root waits longer after each refusal in a row: it forgets those before.
-PATIENT = "rm -f /run/github-runner/*.refusals"
+FORGET_REFUSALS = "rm -f /run/github-runner/*.refusals"
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +48,15 @@ def site(runner_host: Host, variables: dict[str, Any]) -> Iterator[Site]:
     before = Site(runner_host.name, "nobody").audit()
     runner_host.role(**variables).good()
     runner_host.online("gpu-1", "gpu-2")
-    made = Site(runner_host.name, "github-runner")
-    made.before = before
+    new_site = Site(runner_host.name, "github-runner")
+    new_site.before = before
     try:
-        yield made
+        yield new_site
     finally:
-        made.remove_planted()
+        new_site.remove_planted()
 
 
-def faults(site: Site) -> list[str]:
+def account_rights(site: Site) -> list[str]:
     """What the account can use against root, beyond what anybody can on the host without the role."""
     audited = site.audit()
     answer = [line for line in audited["weak"] if line not in site.before["weak"]]
@@ -74,7 +74,7 @@ def faults(site: Site) -> list[str]:
 
 def test_account_cannot_change_what_root_runs_or_reads(site: Site) -> None:
     assert own_units(site)
-    assert faults(site) == []
+    assert account_rights(site) == []
 
     # The account is no administrator by any other way.
     assert site.sh("sudo -n -l 2>&1 || true", user="github-runner").count("NOPASSWD") == 0
@@ -105,12 +105,12 @@ def test_account_cannot_change_what_root_runs_or_reads(site: Site) -> None:
         ("echo 'github-runner ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/x", "rm /etc/sudoers.d/x", "rules"),
     ):
         site.sh("mkdir -p /etc/sudoers.d; " + spoil)
-        assert any(word in line for line in faults(site)), spoil
+        assert any(word in line for line in account_rights(site)), spoil
         site.sh(undo)
-    assert faults(site) == []
+    assert account_rights(site) == []
 
 
-def everything(host: Host, site: Site, variables: dict[str, Any], version: str) -> str:
+def run_everything_of_root(host: Host, site: Site, variables: dict[str, Any], version: str) -> str:
     """Run everything of root's: units, timers' services, hooks, an update, the role; returns what it said."""
     host.standin.state.serve_archive(f"actions-runner-linux-x64-{version}.tar.gz", make_archive(version))
     units = own_units(site)
@@ -118,7 +118,7 @@ def everything(host: Host, site: Site, variables: dict[str, Any], version: str) 
     for unit in units:
         outputs.append(
             site.sh(
-                f"{PATIENT}; timeout 90 systemctl restart {unit} 2>&1; systemctl is-active {unit}",
+                f"{FORGET_REFUSALS}; timeout 90 systemctl restart {unit} 2>&1; systemctl is-active {unit}",
                 check=False,
             )
         )
@@ -127,23 +127,23 @@ def everything(host: Host, site: Site, variables: dict[str, Any], version: str) 
     )
     site.sh("mkdir -p /var/lib/train-classifier; echo why > /var/lib/train-classifier/drain")
     site.sh(
-        f"{PATIENT}; timeout 60 systemctl restart 'github-runner@*'; rm -r /var/lib/train-classifier",
+        f"{FORGET_REFUSALS}; timeout 60 systemctl restart 'github-runner@*'; rm -r /var/lib/train-classifier",
         check=False,
     )
     outputs.append(host.role(**variables, github_runner_update=True).out)
     return "\n".join(outputs)
 
 
-def watch_can_fail(site: Site) -> None:
+def assert_watch_finds_a_weak_unit(site: Site) -> None:
     """A unit of root's that runs and reads what the account planted is found by each of the three ways."""
     unit = f"[Service]\nType=oneshot\nExecStart=/bin/sh {OWN}/1/payload\nExecStart=/bin/cat {OWN}/1/to-trap\n"
     site.sh("cat > /etc/systemd/system/weak.service; systemctl daemon-reload", input=unit)
-    with site.watched() as seen:
+    with site.watched() as watched:
         site.sh("systemctl start weak")
-    assert any("weak.service" in line for line in faults(site)), faults(site)
+    assert any("weak.service" in line for line in account_rights(site)), account_rights(site)
     site.sh("rm /etc/systemd/system/weak.service; systemctl daemon-reload")
-    assert any(line.startswith(f"{OWN}/1/payload opened by uid 0") for line in seen["opened"]), seen
-    assert any(line.startswith("trap ") for line in seen["opened"]), seen
+    assert any(line.startswith(f"{OWN}/1/payload opened by uid 0") for line in watched["opened"]), watched
+    assert any(line.startswith("trap ") for line in watched["opened"]), watched
     assert "payload as root" in site.sh(f"cat {PROOF}; : > {PROOF}")
 
 
@@ -151,21 +151,22 @@ def watch_can_fail(site: Site) -> None:
 def test_root_does_not_use_files_planted_by_the_account(
     runner_host: Host, site: Site, variables: dict[str, Any]
 ) -> None:
-    kept = site.canaries()
+    before = site.canaries()
     runner_host.start_job("echo hello")
     folders = site.plant()
     assert f"{OWN}/1" in folders, folders
-    watch_can_fail(site)
-    with site.watched() as seen:
-        outputs = everything(runner_host, site, variables, "2.400.0")
+    assert_watch_finds_a_weak_unit(site)
+    with site.watched() as watched:
+        outputs = run_everything_of_root(runner_host, site, variables, "2.400.0")
         with swapping(site, f"{OWN}/1", f"{OWN}/2", f"{OWN}/1/_work", f"{OWN}/home"):
             for _ in range(5):
                 site.sh(
-                    f"{PATIENT}; timeout 60 systemctl restart github-runner@1 github-runner@2", check=False
+                    f"{FORGET_REFUSALS}; timeout 60 systemctl restart github-runner@1 github-runner@2",
+                    check=False,
                 )
-            outputs += everything(runner_host, site, variables, "2.401.0")
+            outputs += run_everything_of_root(runner_host, site, variables, "2.401.0")
         outputs += runner_host.role("uninstall", **variables).out
-    assert int(seen["count"][0]) > 1000, "nothing was watched"
-    assert seen["opened"] == [], outputs
+    assert int(watched["count"][0]) > 1000, "nothing was watched"
+    assert watched["opened"] == [], outputs
     assert site.sh(f"cat {PROOF}") == ""
-    assert [line for line in site.snapshot(CANARIES) if line not in kept] == []
+    assert [line for line in site.snapshot(CANARIES) if line not in before] == []
