@@ -172,7 +172,7 @@ def test_clean_keeps_environment_taken_into_use(host: Machine) -> None:
 def _used(self, *found):
     os.utime({str(just_used / "environment.json")!r})
     return iter(())
-Shelf._images = _used
+ReusableItems._images = _used
 """
     lock = host.state / "environments" / "locks" / f"environment-{'b' * 40}.lock"
     lock.touch(0o600)

@@ -26,7 +26,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 
 @pytest.mark.parametrize("user", accounts())
-@pytest.mark.parametrize("step", ["conclude", "say_finished", "clear_up"])
+@pytest.mark.parametrize("step", ["conclude", "set_finished", "remove_leftovers"])
 def test_job_finishes_after_kill_between_last_steps(user: str, step: str) -> None:
     with machine(user) as host:
         with host.patched("jobs/conclude", KILLS_ITSELF.format(name=step)):

@@ -62,7 +62,7 @@ def test_13_link_created_during_repair_is_not_followed(
         return scandir(descriptor)
 
     monkeypatch.setattr(os, "scandir", swapping)
-    file_trees.mend(cache)
+    file_trees.restore_owner_rights(cache)
     assert (cache / "folder").is_symlink()
     assert (outside / "deep" / "file").stat().st_mode & 0o777 == 0o400
     assert (cache / "file").stat().st_mode & 0o777 == 0o600

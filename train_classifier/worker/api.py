@@ -60,18 +60,18 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command that the arguments name; return the exit status."""
     if not arguments:
         return _answer()
-    door, rest = arguments[0], arguments[1:]
-    if door in ("receive", "send") and len(rest) >= 3 and rest[1] == "--":
-        return _rsync(door, rest[0], rest[2:])
-    if door == "part" and len(rest) == 2:
-        program.die_with(int(rest[1]))
+    command, rest = arguments[0], arguments[1:]
+    if command in ("receive", "send") and len(rest) >= 3 and rest[1] == "--":
+        return _rsync(command, rest[0], rest[2:])
+    if command == "part" and len(rest) == 2:
+        program.die_with_parent(int(rest[1]))
         return _part(rest[0])
-    if door == "run" and len(rest) == 1:
+    if command == "run" and len(rest) == 1:
         from train_classifier.worker.jobs import run
 
-        run.carry_out(Path(rest[0]))
+        run.run_job(Path(rest[0]))
         return 0
-    if door == "finish" and len(rest) == 1:
+    if command == "finish" and len(rest) == 1:
         return _finish(Path(rest[0]))
     print(f"unknown arguments: {' '.join(arguments)}", file=sys.stderr)
     return int(ExitCode.BAD_INPUT)
@@ -80,9 +80,9 @@ def main(arguments: Sequence[str]) -> int:
 def _answer() -> int:
     """Answer the request on standard input; failures are answers too."""
     try:
-        answer = respond(sys.stdin.buffer.read(REQUEST_BYTES))
-        for each in [answer] if isinstance(answer, dict) else answer:
-            print(json.dumps(each), flush=True)
+        answers = respond(sys.stdin.buffer.read(REQUEST_BYTES))
+        for answer in [answers] if isinstance(answers, dict) else answers:
+            print(json.dumps(answer), flush=True)
     except BrokenPipeError:
         # The reader is gone. Python would report the broken pipe again at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -109,26 +109,27 @@ def respond(data: bytes) -> Answer:
     return verb(request, host, Store(host.state_dir(request)))
 
 
-def _rsync(door: str, wanted: str, arguments: Sequence[str]) -> int:
+def _rsync(command: str, name: str, arguments: Sequence[str]) -> int:
     """Serve rsync; it owns the standard output, so a failure is one line of JSON on standard error."""
     try:
         host = Host.load()
-        job = _job(host, wanted)
+        job = _job(host, name)
         arguments = arguments[1:] if arguments[0] == "rsync" else arguments
-        return rsync.receive(job, host, arguments) if door == "receive" else rsync.send(job, host, arguments)
+        return (rsync.receive if command == "receive" else rsync.send)(job, host, arguments)
     except Exception as error:
-        described = host_faults.describe(error)
-        print(json.dumps({"error": described}), file=sys.stderr, flush=True)
-        return int(described["code"])
+        description = host_faults.describe(error)
+        print(json.dumps({"error": description}), file=sys.stderr, flush=True)
+        return int(description["code"])
 
 
-def _job(host: Host, wanted: str) -> Job:
+def _job(host: Host, name: str) -> Job:
     """Return the job that an rsync command names by its folder or by its id."""
-    if wanted.startswith("/"):
-        refuse_unsafe(Path(wanted))
-        return Store.of(Path(wanted)).job(Path(wanted).name)
-    near = Store(program.PROGRAM.parent.parent)
-    return (near if (near.jobs / wanted).is_dir() else Store(host.state_dir({}))).job(wanted)
+    if name.startswith("/"):
+        folder = Path(name)
+        refuse_unsafe(folder)
+        return Store.of(folder).job(folder.name)
+    store = Store(program.PROGRAM.parent.parent)
+    return (store if (store.jobs / name).is_dir() else Store(host.state_dir({}))).job(name)
 
 
 def _part(name: str) -> int:
@@ -145,11 +146,10 @@ def _finish(folder: Path) -> int:
     """Finish a job whose unit is over: systemd says how it ended in SERVICE_RESULT and EXIT_STATUS."""
     job = Job(folder)
     result, status = os.environ.get("SERVICE_RESULT"), os.environ.get("EXIT_STATUS")
-    why = (
-        f"the job's worker ended too early ({result}, {status})" if result not in (None, "success") else None
-    )
+    failed = result not in (None, "success")
+    reason = f"the job's worker ended too early ({result}, {status})" if failed else None
     try:
-        recover.finish(job, Host.load(), why)
+        recover.finish(job, Host.load(), reason)
     except TrainClassifierError as error:
         print(f"{error.reason}: {error.hint}", file=sys.stderr)
         return int(error.code)

@@ -50,13 +50,13 @@ def test_who_gets_no_gpu() -> None:
     "option", ["--log-file=/x", "--files-from=/etc/x", "--link-dest=/etc", "--temp-dir=/", "-o /x"]
 )
 def test_a_door_refuses_options_that_reach_further(option: str) -> None:
-    with pytest.raises(BadInput, match="no option"):
-        rsync._refuse_sender(["--server", option, "-lptS", ".", "."], wanted=False)
+    with pytest.raises(BadInput, match="not allowed: "):
+        rsync._checked_options(["--server", option, "-lptS", ".", "."], sending=False)
 
 
 def test_a_door_drops_every_path() -> None:
     words = ["--server", "--sender", "-re.iLsfxCIvu", "--timeout=120", ".", "/etc/passwd", "../../x", "y"]
-    assert rsync._refuse_sender(words, wanted=True) == [
+    assert rsync._checked_options(words, sending=True) == [
         "--server", "--sender", "-re.iLsfxCIvu", "--timeout=120", ".",
     ]  # fmt: skip
 

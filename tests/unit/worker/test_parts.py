@@ -12,7 +12,7 @@ from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core import locks
 from train_classifier.core.errors import BadInput, Cancelled, NotReady
 from train_classifier.core.job import JobSpec, Repository
-from train_classifier.worker.state.file_trees import parse_list, tidy
+from train_classifier.worker.state.file_trees import parse_list, remove_unlisted
 from train_classifier.worker.state.files import write_json
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import launcher
@@ -184,7 +184,7 @@ def test_lists(tmp_path: Path) -> None:
     (tmp_path / "tree" / "d").symlink_to("/etc")
     (tmp_path / "tree" / "e").mkdir()
     (tmp_path / "tree" / "e" / "x").touch()
-    tidy(tmp_path / "tree", *parse_list(b"a/b/c\0d/\0e\0"))
+    remove_unlisted(tmp_path / "tree", *parse_list(b"a/b/c\0d/\0e\0"))
     left = sorted(str(path.relative_to(tmp_path / "tree")) for path in (tmp_path / "tree").rglob("*"))
     assert left == ["a", "a/b", "a/b/c"]
 

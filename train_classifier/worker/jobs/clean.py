@@ -9,7 +9,8 @@ from typing import Any, Callable, Optional
 from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
 from train_classifier.worker.containers import engine
 from train_classifier.worker.jobs import recover
-from train_classifier.worker.jobs.retention import FRESH_S, Shelf, children, live_jobs
+from train_classifier.worker.jobs.query import number
+from train_classifier.worker.jobs.retention import FRESH_S, ReusableItems, children, live_jobs
 from train_classifier.worker.state import file_trees
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import program
@@ -72,9 +73,11 @@ class Cleaning:
         client = self.client
         if client is None:
             return
-        mine = {"label": [f"{engine.LABEL}=1"]}
-        found = engine.patiently(lambda: client.containers.list(all=True, filters=mine, ignore_removed=True))
-        for container in found:
+        filters = {"label": [f"{engine.LABEL}=1"]}
+        containers = engine.patiently(
+            lambda: client.containers.list(all=True, filters=filters, ignore_removed=True)
+        )
+        for container in containers:
             folder = container.labels.get(f"{engine.LABEL}.dir", "")
             if engine.is_stray(container):
                 self.count("containers", 0, partial(_remove_container, container))
@@ -87,15 +90,15 @@ class Cleaning:
 
     def workers(self) -> None:
         """Remove worker programs of other versions that no unfinished job names."""
-        named = {str(program.PROGRAM)}
+        used_workers = {str(program.PROGRAM)}
         for job in live_jobs(self.store):
             try:
-                named.add(str(job.status().get("worker")))
+                used_workers.add(str(job.status().get("worker")))
             except TrainClassifierError:
                 # The job is of an unknown version, and may need any of the programs.
                 return
         for folder in children(self.store.workers):
-            if str(folder) not in named and time.time() - folder.stat().st_mtime > WORKER_S:
+            if str(folder) not in used_workers and time.time() - folder.stat().st_mtime > WORKER_S:
                 self.count("workers", file_trees.disk_usage(None, folder), partial(_remove_own, folder))
 
     def old_environments(self) -> None:
@@ -105,16 +108,16 @@ class Cleaning:
             remove = partial(_remove_as, self.account, folder)
             self.count("environments", file_trees.disk_usage(None, folder), remove)
 
-    def budget(self, most: int) -> int:
-        """Remove the least recently used items until the rest fits into `most`; return the bytes kept."""
-        things = Shelf(self.store, self.account, self.client).things()
-        total = sum(thing.bytes for thing in things)
-        for thing in things:
-            if total <= most:
+    def budget(self, max_bytes: int) -> int:
+        """Remove the least recently used items until the rest fits into `max_bytes`; return its bytes."""
+        items = ReusableItems(self.store, self.account, self.client).all_items()
+        total = sum(item.bytes for item in items)
+        for item in items:
+            if total <= max_bytes:
                 break
-            old = time.time() - thing.used > FRESH_S
-            if old and self.count(thing.kind, thing.bytes, thing.remove):
-                total -= thing.bytes
+            is_old = time.time() - item.used > FRESH_S
+            if is_old and self.count(item.kind, item.bytes, item.remove):
+                total -= item.bytes
         return total
 
 
@@ -124,8 +127,8 @@ def clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     `keep_environments_bytes` bounds environments, caches, checkpoints and layers together; None leaves
     them. With `dry_run` nothing is removed, only counted. Raises BadInput.
     """
-    older = _number(request, "older_s")
-    most = _number(request, "keep_environments_bytes")
+    older_s = number(request, "older_s", -1, 1 << 62)
+    max_bytes = number(request, "keep_environments_bytes", 1 << 62, 1 << 62)
     cleaning = Cleaning(host, store, bool(request.get("dry_run")))
     try:
         cleaning.client = engine.connect()
@@ -133,23 +136,14 @@ def clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
         # Folders can be cleaned without an engine, to make room for one to start.
         cleaning.client = None
     if not cleaning.dry_run and cleaning.client is not None:
-        recover.sweep(store, host, cleaning.client)
-    if older is not None:
-        cleaning.jobs(older)
+        recover.finish_dead_jobs(store, host, cleaning.client)
+    if older_s >= 0:
+        cleaning.jobs(older_s)
     cleaning.containers()
     cleaning.workers()
     cleaning.old_environments()
-    kept = cleaning.budget(1 << 62 if most is None else int(most))
-    return {"removed": cleaning.removed, "kept_bytes": kept}
-
-
-def _number(request: dict[str, Any], name: str) -> Optional[float]:
-    value = request.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1 << 62:
-        raise BadInput(f"{name} is {value!r}, wanted a number that is not negative")
-    return float(value)
+    kept_bytes = cleaning.budget(int(max_bytes))
+    return {"removed": cleaning.removed, "kept_bytes": kept_bytes}
 
 
 def _remove_own(folder: Path) -> bool:

@@ -24,16 +24,16 @@ from train_classifier.worker.system.host import Account
 from train_classifier.worker.transfer import archive, artefacts, workspace_copy
 from train_classifier.worker.transfer.archive import HOLES
 
-#: How a job ended: the packer's answer, and the error, which is None after a success.
-Ended = tuple[dict[str, Any], Optional[TrainClassifierError]]
+#: The packer's answer, and the error that ended the job, which is None after a success.
+PackResult = tuple[dict[str, Any], Optional[TrainClassifierError]]
 Check = Callable[[], None]
 
 
-def take_stock(job: Job, account: Account, mend: Sequence[Path], check: Check) -> None:
-    """List artefacts/ before training, and restore the access to folders that an earlier job closed."""
+def record_initial_artefacts(job: Job, account: Account, folders: Sequence[Path], check: Check) -> None:
+    """List artefacts/ before training, and restore the access to `folders` that an earlier job closed."""
     with _workspace(job) as workspace, new_file(job.stock) as stock:
-        request = {"workspace": workspace, "stock": stock, "mend": [str(folder) for folder in mend]}
-        program.call(account, artefacts.take_stock, request, [workspace, stock], check)
+        request = {"workspace": workspace, "stock": stock, "folders": [str(folder) for folder in folders]}
+        program.call(account, artefacts.record_initial_artefacts, request, [workspace, stock], check)
 
 
 @contextlib.contextmanager
@@ -51,8 +51,8 @@ def pack(
     account: Account,
     cause: Optional[TrainClassifierError],
     check: Check,
-    most_bytes: Optional[int] = None,
-) -> Ended:
+    max_bytes: Optional[int] = None,
+) -> PackResult:
     """Pack the job's artefacts and records; return the packer's answer and the error that ended the job.
 
     A job that did not reach training has nothing to pack. `unpacked` in the answer says why artefacts/ stays
@@ -60,37 +60,37 @@ def pack(
     """
     if not job.stock.exists():
         return {}, cause
-    most = spec.artefacts_max_bytes if most_bytes is None else most_bytes
+    limit = spec.artefacts_max_bytes if max_bytes is None else max_bytes
     try:
         status = job.status()
         head = results.head(job, spec, status, results.result(job, spec, status, cause))
         need_new = cause is None and not spec.allow_empty
-        answer = packed(job, account, head, need_new, cause.to_dict() if cause else None, most, check)
-    except TooLarge as refused:
-        return _too_large(job, most, refused.real, refused.apparent, cause)
-    except Cancelled as stopped:
+        answer = write_archive(job, account, head, need_new, cause.to_dict() if cause else None, limit, check)
+    except TooLarge as error:
+        return _too_large(job, limit, error.real, error.apparent, cause)
+    except Cancelled as error:
         hint = f"artefacts/ stays on the host: train-classifier fetch {job.id} packs it"
-        stopped.hint = f"{stopped.hint}; {hint}" if stopped.hint else hint
-        return _unpacked("stopped", f"packing was stopped: {stopped.reason}", hint), cause or stopped
+        error.hint = f"{error.hint}; {hint}" if error.hint else hint
+        return _unpacked("stopped", f"packing was stopped: {error.reason}", hint), cause or error
     except (TrainClassifierError, OSError) as error:
         detail = error.detail if isinstance(error, TrainClassifierError) else None
-        failed = NothingDelivered(
+        failure = NothingDelivered(
             "the artefacts could not be packed",
-            "is the disk of the host full? What the model wrote is kept: free some space there, then "
+            "check whether the disk of the host is full; the artefacts stay there: free some space, then run "
             f"train-classifier fetch {job.id}",
             f"{error}\n{detail or ''}".strip(),
         )
-        return _unpacked("failed", failed.reason, failed.hint), cause or failed
-    return answer, _judged(answer, spec, cause)
+        return _unpacked("failed", failure.reason, failure.hint), cause or failure
+    return answer, _final_error(answer, spec, cause)
 
 
-def packed(
+def write_archive(
     job: Job,
     account: Account,
     head: dict[str, Any],
     need_new: bool,
     ending: Optional[dict[str, Any]],
-    most: int,
+    max_bytes: int,
     check: Check,
 ) -> dict[str, Any]:
     """Pack as the account, put archive and manifest into the job's folder, and return the packer's answer.
@@ -107,24 +107,24 @@ def packed(
             "packed": stack.enter_context(tempfile.TemporaryFile(dir=job.dir)).fileno(),
             "left_out": stack.enter_context(tempfile.TemporaryFile(dir=job.dir)).fileno(),
         }
-        papers = {}
+        records = {}
         for path in (job.log, job.usage):
             with contextlib.suppress(FileNotFoundError):
-                papers[path.name] = stack.enter_context(open(open_regular(path), "rb")).fileno()
+                records[path.name] = stack.enter_context(open(open_regular(path), "rb")).fileno()
         with new_file(job.manifest) as listed:
             files["list"] = listed
             request = {
                 **files,
-                "papers": papers,
+                "records": records,
                 "manifest": head,
                 "need_new": need_new,
-                "most_bytes": most,
+                "most_bytes": max_bytes,
             }
-            answer = program.call(account, archive.pack, request, [*files.values(), *papers.values()], check)
+            answer = program.call(account, archive.pack, request, [*files.values(), *records.values()], check)
             if "too_large" in answer:
                 raise TooLarge(*answer["too_large"])
         if answer["archive"]["bytes"] != os.fstat(files["archive"]).st_size:
-            raise OSError("the archive has another size than was written")
+            raise OSError("the archive's size is not the number of bytes that were written")
         # Written before the archive appears, so that no archive is found without it. If the disk is full now,
         # the archive is still delivered, without this file.
         with contextlib.suppress(OSError):
@@ -132,7 +132,7 @@ def packed(
     return answer
 
 
-def not_packed(job: Job) -> dict[str, Any]:
+def not_packed_answer(job: Job) -> dict[str, Any]:
     """Return the substitute for the packer's answer when the worker died before it packed."""
     if not job.stock.exists():
         return {}
@@ -151,46 +151,48 @@ def _unpacked(why: str, reason: str, hint: Optional[str], **more: Any) -> dict[s
     return {"unpacked": {"why": why, "reason": reason, "hint": hint, **more}}
 
 
-def _too_large(job: Job, most: int, real: int, apparent: int, cause: Optional[TrainClassifierError]) -> Ended:
+def _too_large(
+    job: Job, limit: int, real: int, apparent: int, cause: Optional[TrainClassifierError]
+) -> PackResult:
     size = max(real, -(-apparent // HOLES))
     holes = f" ({show_bytes(apparent)} with its holes)" if apparent > 2 * real else ""
     error = NothingDelivered(
-        f"artefacts/ holds {show_bytes(real)}{holes}, more than the limit of {show_bytes(most)}: "
+        f"artefacts/ holds {show_bytes(real)}{holes}, more than the limit of {show_bytes(limit)}: "
         "it stays on the host",
         f"to pack it: train-classifier fetch {job.id} --max-size {-(-size // (1 << 20))}MiB; the limit of a "
         "job is --artefacts-max",
     )
     return _unpacked(
-        "too-large", error.reason, error.hint, bytes=real, apparent_bytes=apparent, most_bytes=most
+        "too-large", error.reason, error.hint, bytes=real, apparent_bytes=apparent, most_bytes=limit
     ), cause or error
 
 
-def packed_before(job: Job, spec: JobSpec) -> Optional[Ended]:
+def earlier_packing(job: Job, spec: JobSpec) -> Optional[PackResult]:
     """Return the result of `pack` in a process that died afterwards, None when it had not packed."""
     answer: Optional[dict[str, Any]] = read_json(job.packed)
     try:
-        found = os.lstat(job.archive)
+        size = os.lstat(job.archive).st_size
     except FileNotFoundError:
         return None
-    if not answer or found.st_size != answer["archive"]["bytes"]:
+    if not answer or size != answer["archive"]["bytes"]:
         return None
-    told = answer.get("ending")
-    cause = errors.from_dict(told) if told else None
-    return answer, _judged(answer, spec, cause)
+    ending = answer.get("ending")
+    cause = errors.from_dict(ending) if ending else None
+    return answer, _final_error(answer, spec, cause)
 
 
-def _judged(
+def _final_error(
     answer: dict[str, Any], spec: JobSpec, cause: Optional[TrainClassifierError]
 ) -> Optional[TrainClassifierError]:
     if cause is None and not answer["new"] and not spec.allow_empty:
         return NothingDelivered(
-            "the model ended well, but wrote nothing new into artefacts/",
-            "write results into artefacts/ below the working directory, or say --allow-empty",
+            "the model succeeded, but wrote nothing new into artefacts/",
+            "write results into artefacts/ below the working directory, or use --allow-empty",
         )
     return cause
 
 
-def clear_up(job: Job, account: Account) -> None:
+def remove_leftovers(job: Job, account: Account) -> None:
     """Remove what an ended job does not need: workspace, home and run/; the caller holds the job's lock.
 
     This is the last step. Artefacts that are not packed stay too, until they are packed.
@@ -219,15 +221,15 @@ def conclude(
 
     An existing result.json is kept: its writer died before it could set the state.
     """
-    job.drop_reserve()
+    job.release_reserve()
     result = job.result()
     if result is None:
         result = _result(job, spec, cause, answer, durations)
         job.write_result(result)
-    say_finished(job, result)
+    set_finished(job, result)
 
 
-def say_finished(job: Job, result: dict[str, Any]) -> None:
+def set_finished(job: Job, result: dict[str, Any]) -> None:
     """Set the state `finished`, with the message for the job's followers."""
     message = result["reason"] or "; ".join(result.get("remarks", ()))
     job.write_status(state="finished", phase=None, message=message, gpus=[])
@@ -242,13 +244,13 @@ def _result(
 ) -> dict[str, Any]:
     result = results.result(job, spec, job.status(), cause)
     result["seconds"].update(durations)
-    result.update(delivered(answer))
+    result.update(archive_fields(answer))
     if "unpacked" in answer:
         result["unpacked"] = answer["unpacked"]
     return result
 
 
-def delivered(answer: dict[str, Any]) -> dict[str, Any]:
+def archive_fields(answer: dict[str, Any]) -> dict[str, Any]:
     """Return the part of result.json that comes from the packer's answer."""
     remarks = []
     if answer.get("unpacked"):

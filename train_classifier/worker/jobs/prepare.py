@@ -32,16 +32,16 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
     if isinstance(request.get("check"), dict):
         from train_classifier.worker.checks import host_check
 
-        asked = {**request["check"], "state_dir": request.get("state_dir")}
-        checked = {"check": host_check.check(host, asked)}
-        if any(each["status"] == "fail" for each in checked["check"]["checks"]):
+        check_request = {**request["check"], "state_dir": request.get("state_dir")}
+        checked = {"check": host_check.check(host, check_request)}
+        if any(check["status"] == "fail" for check in checked["check"]["checks"]):
             return checked
     files = rsync.unpack_list(request.get("files"))
     _, problems = data_folders.examine(spec, host, store.root)
-    resumed = None
+    resumed_job = None
     if spec.resume is not None:
         try:
-            resumed = _resumed(store, spec)
+            resumed_job = _find_resumed_job(store, spec)
         except BadInput as error:
             problems += error.problems
     if problems:
@@ -56,13 +56,13 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
         job.make(account)
     except FileExistsError as error:
         raise BadInput(
-            f"job id {spec.id} is in use already", hint="submit again: ids are made new"
+            f"job id {spec.id} is in use already", hint="submit again: each submission gets a new id"
         ) from error
     try:
-        _furnish(job, spec, files, resumed, account, store)
+        _fill_folder(job, spec, files, resumed_job, account, store)
         mirror = store.mirror(spec.repository.key)
         with locks.hold(job.lock):
-            pushed = rsync.adopt(job, account, mirror, request.get("fingerprint"))
+            pushed = rsync.copy_matching_mirror(job, account, mirror, request.get("fingerprint"))
     except BaseException:
         # Remove the partly created job.
         recover.remove_folder(job, account)
@@ -70,14 +70,14 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
     return {"id": job.id, "job": str(job.dir), "tree": str(mirror / "tree"), "pushed": pushed, **checked}
 
 
-def _furnish(
-    job: Job, spec: JobSpec, files: bytes, resumed: Optional[Job], account: Account, store: Store
+def _fill_folder(
+    job: Job, spec: JobSpec, files: bytes, resumed_job: Optional[Job], account: Account, store: Store
 ) -> None:
     """Fill a new job's folder, and make its mirror and cache if they are missing."""
     with locks.hold(job.lock):
         data = spec.to_dict()
-        if resumed is not None:
-            data["resume"] = resumed.id
+        if resumed_job is not None:
+            data["resume"] = resumed_job.id
         write_json(job.dir / "spec.json", data)
         write_bytes(job.dir / "files", files)
         store.make_mirror(spec.repository.key, account)
@@ -88,34 +88,36 @@ def _furnish(
             launcher=None, unit=None, container=None, gpus=[], times={}, submitted=None, started=None,
             finished=None,
         )  # fmt: skip
-        if resumed is not None:
-            if not resumed.is_foreign:
+        if resumed_job is not None:
+            if not resumed_job.is_foreign:
                 # Marks the checkpoints as used, so that `clean` does not remove them meanwhile.
-                write_bytes(resumed.dir / "resumed", b"")
-            program.call(account, file_trees.mend_part, {"folders": [str(resumed.checkpoints)]})
-            file_trees.copy(account, resumed.checkpoints, job.checkpoints)
+                write_bytes(resumed_job.dir / "resumed", b"")
+            program.call(
+                account, file_trees.restore_owner_rights_part, {"folders": [str(resumed_job.checkpoints)]}
+            )
+            file_trees.copy(account, resumed_job.checkpoints, job.checkpoints)
         os.utime(cache)
 
 
-def _resumed(store: Store, spec: JobSpec) -> Job:
+def _find_resumed_job(store: Store, spec: JobSpec) -> Job:
     """Return the job whose checkpoints a new one starts from. Raises BadInput."""
     if spec.resume != "last":
-        found = store.job(str(spec.resume))
-        if _checkpoints(found) is None:
-            raise BadInput(f"job {found.id} has no checkpoints any more: it was cleaned")
-        return found
+        job = store.job(str(spec.resume))
+        if _count_checkpoints(job) is None:
+            raise BadInput(f"job {job.id} has no checkpoints any more: train-classifier clean removed them")
+        return job
     for job in reversed(store.all_jobs()):
         try:
             other = job.spec()
         except TrainClassifierError:
             continue
-        alike = (other.model, other.repository.key) == (spec.model, spec.repository.key)
-        if alike and job.id != spec.id and _checkpoints(job):
+        is_same_model = (other.model, other.repository.key) == (spec.model, spec.repository.key)
+        if is_same_model and job.id != spec.id and _count_checkpoints(job):
             return job
     raise BadInput(f"there is no earlier job of {spec.model} with checkpoints to resume from")
 
 
-def _checkpoints(job: Job) -> Optional[int]:
+def _count_checkpoints(job: Job) -> Optional[int]:
     """Return how many checkpoints a job has, None when the folder of checkpoints is missing."""
     try:
         folder = os.open(job.checkpoints, O_FOLDER)
@@ -129,15 +131,15 @@ def _checkpoints(job: Job) -> Optional[int]:
 
 
 def _require_space(host: Host, store: Store, spec: JobSpec) -> None:
-    found = os.statvfs(store.root)
-    free = found.f_bavail * found.f_frsize
+    file_system = os.statvfs(store.root)
+    free = file_system.f_bavail * file_system.f_frsize
     # The mirror and the private workspace.
-    wanted = host.disk_floor_bytes + 2 * spec.source_bytes
-    if free < wanted:
+    required = host.disk_floor_bytes + 2 * spec.source_bytes
+    if free < required:
         gib = 1 << 30
         raise NotReady(
-            f"{store.root} has {free / gib:.1f} GiB free, the job wants {wanted / gib:.1f} GiB",
+            f"{store.root} has {free / gib:.1f} GiB free, the job needs {required / gib:.1f} GiB",
             "free some space: train-classifier clean removes old jobs and environments",
         )
-    if found.f_files and not found.f_favail:
-        raise NotReady(f"the file system of {store.root} is out of inodes", "remove files there")
+    if file_system.f_files and not file_system.f_favail:
+        raise NotReady(f"the file system of {store.root} has no free inodes", "remove files there")

@@ -27,7 +27,7 @@ STARTING_S = 30.0
 #: Seconds after which a job that was never submitted is removed.
 ABANDONED_S = 15 * 60.0
 #: Seconds to wait while another version of this program finishes its job; it continues after that time.
-OTHER_S = 20.0
+OTHER_VERSION_S = 20.0
 
 
 def is_dead(job: Job, status: dict[str, Any]) -> bool:
@@ -50,58 +50,57 @@ def finish_if_dead(job: Job, host: Host) -> bool:
     if status["state"] == "finished":
         # The result does not change: files that cannot be removed now are left to the next call.
         with contextlib.suppress(TrainClassifierError, OSError):
-            return _is_untidy(job) and clear_up(job, host)
+            return _has_leftovers(job) and remove_leftovers(job, host)
         return False
     return is_dead(job, status) and finish(job, host)
 
 
-def finish(job: Job, host: Host, why: Optional[str] = None) -> bool:
+def finish(job: Job, host: Host, reason: Optional[str] = None) -> bool:
     """Remove a dead job's container and ticket, complete its log, and write `lost`.
 
-    `why` replaces the reason. An archive or a result that the worker wrote before it died is kept. Artefacts
-    that it had not packed stay on the host until they are fetched: packing may take long, and a command that
-    only looks at the job does not wait. Returns False when the worker is alive or the job has ended. Raises
-    NotReady when the engine cannot be asked: the job's container might still run.
+    `reason` replaces the usual one. An archive or a result that the worker wrote before it died is kept.
+    Artefacts that it had not packed stay on the host until they are fetched: packing may take long, and a
+    command that only looks at the job does not wait. Returns False when the worker is alive or the job has
+    ended. Raises NotReady when the engine cannot be asked: the job's container might still run.
     """
     if job.is_foreign:
         _refuse_tampered(job)
-    other = _named_worker(job)
-    if other is not None:
-        return _finish_by(other, job)
+    other_worker = _worker_of_other_version(job)
+    if other_worker is not None:
+        return _finish_with(other_worker, job)
     if job.is_foreign:
         return False
-    with locks.hold_now(job.lock) as mine:
-        if not mine:
+    with locks.hold_now(job.lock) as is_locked:
+        if not is_locked:
             return False
         status = job.status()
         if status["state"] not in ("submitted", "running"):
             return False
         answer: dict[str, Any] = {}
         cause: Optional[TrainClassifierError] = Lost(
-            why or _reason(status), "submit it again; --resume goes on from its checkpoints"
+            reason or _reason(status), "submit it again; --resume continues from its checkpoints"
         )
         remove_secrets(job)
-        remove_torn(job, status.get("pid"))
-        job.drop_reserve()
+        remove_unfinished_files(job, status.get("pid"))
+        job.release_reserve()
         spec = try_spec(job)
         drain_and_remove(engine.connect(), job, spec)
         remove_ticket(host, job)
         account = host.job_user()
         if spec is not None and job.result() is None:
-            before = conclude.packed_before(job, spec)
-            answer, cause = before if before is not None else (conclude.not_packed(job), cause)
-        remove_half_built(Store.of(job.dir), account)
+            answer, cause = conclude.earlier_packing(job, spec) or (conclude.not_packed_answer(job), cause)
+        remove_unfinished_environments(Store.of(job.dir), account)
         conclude.conclude(job, spec, cause, answer, {})
-        conclude.clear_up(job, account)
+        conclude.remove_leftovers(job, account)
     return True
 
 
-def odd_entry(job: Job) -> Optional[str]:
+def unexpected_entry(job: Job) -> Optional[str]:
     """Return the name of an unexpected entry (a link, say) in a job's folder of the last release, or None.
 
     The worker of that release would follow it as root.
     """
-    expected = {"out": stat.S_ISFIFO, "secrets": stat.S_ISFIFO}
+    expected_types = {"out": stat.S_ISFIFO, "secrets": stat.S_ISFIFO}
     folders = ("run", "workspace", "checkpoints", "home")
     for folder in (job.dir, job.run):
         try:
@@ -112,9 +111,9 @@ def odd_entry(job: Job) -> Optional[str]:
             return folder.name
         try:
             for name in os.listdir(descriptor):
-                found = os.lstat(name, dir_fd=descriptor)
-                good = expected.get(name, stat.S_ISDIR if name in folders else stat.S_ISREG)
-                if not good(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink != 1):
+                entry = os.lstat(name, dir_fd=descriptor)
+                has_type = expected_types.get(name, stat.S_ISDIR if name in folders else stat.S_ISREG)
+                if not has_type(entry.st_mode) or (stat.S_ISREG(entry.st_mode) and entry.st_nlink != 1):
                     return name
         finally:
             os.close(descriptor)
@@ -123,62 +122,60 @@ def odd_entry(job: Job) -> Optional[str]:
 
 def is_tampered(job: Job, status: dict[str, Any]) -> bool:
     """Tell whether a job of the last release has no worker, and is not safe to finish with that release."""
-    return is_dead(job, status) and odd_entry(job) is not None
+    return is_dead(job, status) and unexpected_entry(job) is not None
 
 
 def _refuse_tampered(job: Job) -> None:
-    name = odd_entry(job)
+    name = unexpected_entry(job)
     if name is not None:
         raise NotReady(
-            f"job {job.id} of the last release is not finished: {name!r} is not what was put into its folder",
-            "its model may have tampered with it; train-classifier clean removes it",
+            f"job {job.id} of the last release is not finished: its folder has an unexpected entry {name!r}",
+            "its model may have changed the folder; train-classifier clean removes the job",
         )
 
 
-def _named_worker(job: Job) -> Optional[Path]:
+def _worker_of_other_version(job: Job) -> Optional[Path]:
     """Return the program of another version that runs the job, if it is still installed, else None."""
-    named = (read_json(job.dir / "status.json") or {}).get("worker")
-    if not named or Path(named) == program.PROGRAM:
+    name = (read_json(job.dir / "status.json") or {}).get("worker")
+    if not name or Path(name) == program.PROGRAM:
         return None
+    worker = Path(name)
     # Only a program in the folder where workers are installed is accepted.
-    programs = Store.of(job.dir).workers.resolve()
-    there = Path(named).resolve().parent == programs and (Path(named) / "__main__.py").is_file()
-    return Path(named) if there else None
+    is_installed = worker.resolve().parent == Store.of(job.dir).workers.resolve()
+    return worker if is_installed and (worker / "__main__.py").is_file() else None
 
 
-def _finish_by(worker: Path, job: Job) -> bool:
+def _finish_with(worker: Path, job: Job) -> bool:
     """Let another version finish its job; it checks itself whether its worker is alive. Raises NotReady."""
-    before = os.path.lexists(job.dir / "result.json")
+    had_ended = os.path.lexists(job.dir / "result.json")
     process = subprocess.Popen(
         [program.PYTHON, "-I", str(worker), "finish", str(job.dir)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
         start_new_session=True,
     )  # fmt: skip
     try:
-        status = process.wait(OTHER_S)
+        status = process.wait(OTHER_VERSION_S)
     except subprocess.TimeoutExpired as error:
         # Marked as ended, so that Popen does not warn about a child that still runs.
         process.returncode = 0
-        raise NotReady(
-            f"job {job.id} is being finished by the version that began it", "look again"
-        ) from error
+        raise NotReady(f"job {job.id} is being finished by the version that began it", "try again") from error
     if status:
         raise NotReady(f"job {job.id} could not be finished by the version that began it")
-    return not before and os.path.lexists(job.dir / "result.json")
+    return not had_ended and os.path.lexists(job.dir / "result.json")
 
 
-def _is_untidy(job: Job) -> bool:
+def _has_leftovers(job: Job) -> bool:
     """Tell whether a finished job has left something behind."""
     return job.run.exists() and not locks.is_held(job.lock)
 
 
-def clear_up(job: Job, host: Host) -> bool:
+def remove_leftovers(job: Job, host: Host) -> bool:
     """Complete the cleanup of a finished job whose worker died, or where the engine or the disk failed.
 
     Returns False when another process is doing it. Raises NotReady when the engine cannot be asked.
     """
-    with locks.hold_now(job.lock) as mine:
-        if not mine:
+    with locks.hold_now(job.lock) as is_locked:
+        if not is_locked:
             return False
         result = job.result()
         if job.status()["state"] != "finished" or result is None:
@@ -186,18 +183,18 @@ def clear_up(job: Job, host: Host) -> bool:
         if job.run.exists():
             engine.remove_all(engine.connect(), job.id)
             remove_ticket(host, job)
-        conclude.clear_up(job, host.job_user())
+        conclude.remove_leftovers(job, host.job_user())
     return True
 
 
-def pack(job: Job, host: Host, most_bytes: Optional[int], check: conclude.Check) -> dict[str, Any]:
+def pack(job: Job, host: Host, max_bytes: Optional[int], check: conclude.Check) -> dict[str, Any]:
     """Pack the artefacts that stayed on the host when a job ended; write and return the new result.
 
     `check` is called repeatedly and may raise, also while another process packs. Raises BadInput when the
-    artefacts exceed `most_bytes` (None: the job's own limit), and any exception of `check`.
+    artefacts exceed `max_bytes` (None: the job's own limit), and any exception of `check`.
     """
     while True:
-        with locks.hold_now(job.lock) as mine:
+        with locks.hold_now(job.lock) as is_locked:
             result = job.result()
             if result is None or job.status()["state"] != "finished":
                 raise NotReady(f"job {job.id} is not finished")
@@ -206,16 +203,16 @@ def pack(job: Job, host: Host, most_bytes: Optional[int], check: conclude.Check)
             if job.is_foreign:
                 raise NotReady(
                     f"job {job.id} was not packed by the version that began it",
-                    f"its artefacts lie in {job.workspace} of the host",
+                    f"its artefacts are in {job.workspace} of the host",
                 )
-            if mine:
-                return _pack(job, result, host.job_user(), most_bytes, check)
+            if is_locked:
+                return _pack(job, result, host.job_user(), max_bytes, check)
         check()
         time.sleep(locks.POLL_S)
 
 
 def _pack(
-    job: Job, result: dict[str, Any], account: Account, most_bytes: Optional[int], check: conclude.Check
+    job: Job, result: dict[str, Any], account: Account, max_bytes: Optional[int], check: conclude.Check
 ) -> dict[str, Any]:
     cause: Optional[TrainClassifierError] = None
     if result["exit_code"] not in (ExitCode.TRAINED, ExitCode.NOTHING_DELIVERED):
@@ -223,19 +220,19 @@ def _pack(
         cause = TrainClassifierError(
             result["reason"], result["hint"], result["detail"], ExitCode(result["exit_code"])
         )
-    answer, cause = conclude.pack(job, job.spec(), account, cause, check, most_bytes)
+    answer, cause = conclude.pack(job, job.spec(), account, cause, check, max_bytes)
     unpacked = answer.get("unpacked")
     if unpacked and unpacked["why"] == "stopped":
         check()
     if unpacked:
         error = BadInput if unpacked["why"] == "too-large" else NotReady
         raise error(unpacked["reason"], hint=unpacked["hint"])
-    done = {**result, **results.ending(cause), **conclude.delivered(answer)}
-    del done["unpacked"]
-    job.write_result(done)
-    conclude.say_finished(job, done)
-    conclude.clear_up(job, account)
-    return done
+    new_result = {**result, **results.ending(cause), **conclude.archive_fields(answer)}
+    del new_result["unpacked"]
+    job.write_result(new_result)
+    conclude.set_finished(job, new_result)
+    conclude.remove_leftovers(job, account)
+    return new_result
 
 
 def try_spec(job: Job) -> Optional[JobSpec]:
@@ -256,23 +253,20 @@ def _reason(status: dict[str, Any]) -> str:
 
 def drain_and_remove(client: Any, job: Job, spec: Optional[JobSpec]) -> None:
     """Remove the job's containers, and write their last unread output into the log."""
-    fifo = job.run / "out"
     reader = -1
-    try:
-        reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        reader = -1
+    with contextlib.suppress(FileNotFoundError):
+        reader = os.open(job.run / "out", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     engine.remove_all(client, job.id)
     if reader < 0:
         return
     log = LogFile(job.log, spec.log_max_bytes if spec is not None else 1 << 62)
     with open(reader, "rb", buffering=0) as source:
-        rest = source.read(1 << 21) or b""
+        output = source.read(1 << 21) or b""
     if spec is not None and spec.secrets:
         # The secrets were lost with the worker: output that cannot be masked is not shown.
-        log.lost += len(rest)
+        log.lost += len(output)
     else:
-        log.write(rest)
+        log.write(output)
     log.close()
 
 
@@ -283,29 +277,29 @@ def remove_ticket(host: Host, job: Job) -> None:
     gpu_queue.withdraw(host.queue_dir, job.id)
 
 
-def remove_torn(job: Job, worker: Optional[int]) -> None:
+def remove_unfinished_files(job: Job, worker: Optional[int]) -> None:
     """Remove the unfinished files of processes that were killed while they wrote.
 
     `worker` is one of them, although /proc may still list it: its lock is free before it is reaped.
     """
-    for torn in job.dir.glob(".*.tmp"):
-        writer = torn.name.split(".")[-3]
+    for file in job.dir.glob(".*.tmp"):
+        writer = file.name.split(".")[-3]
         if writer.isdigit() and (int(writer) == worker or not Path("/proc", writer).exists()):
-            torn.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
 
-def remove_half_built(store: Store, account: Account) -> None:
+def remove_unfinished_environments(store: Store, account: Account) -> None:
     """Remove the environments whose build was killed: their lock is free."""
-    for half in store.builds.glob(".*.tmp"):
-        lock = store.locks / f"environment-{half.name[1:-4]}.lock"
+    for build in store.builds.glob(".*.tmp"):
+        lock = store.locks / f"environment-{build.name[1:-4]}.lock"
         if not lock.exists():
             continue
-        with locks.hold_now(lock) as mine:
-            if mine:
-                place.remove(account, half)
+        with locks.hold_now(lock) as is_locked:
+            if is_locked:
+                place.remove(account, build)
 
 
-def sweep(store: Store, host: Host, client: Any) -> None:
+def finish_dead_jobs(store: Store, host: Host, client: Any) -> None:
     """Finish the dead jobs of this state folder, and remove those that were never submitted."""
     account = host.job_user()
     for job in store.all_jobs():
@@ -330,8 +324,8 @@ def _is_of_another_schema_and_dead(job: Job) -> bool:
         return False
     if (job.dir / "result.json").exists():
         return False
-    quiet: bool = abs(time.time() - os.stat(job.dir / "status.json").st_mtime) > 2 * STARTING_S
-    return quiet and _named_worker(job) is not None and not locks.is_held(job.lock)
+    is_old: bool = abs(time.time() - os.stat(job.dir / "status.json").st_mtime) > 2 * STARTING_S
+    return is_old and _worker_of_other_version(job) is not None and not locks.is_held(job.lock)
 
 
 def is_abandoned(job: Job, status: dict[str, Any]) -> bool:
@@ -354,8 +348,8 @@ def remove(job: Job, account: Account, unless_submitted: bool = False) -> bool:
             return False
         remove_folder(job, account)
         return True
-    with locks.hold_now(job.lock) as mine:
-        if not mine or (unless_submitted and job.status()["state"] not in ("prepared", "pushed")):
+    with locks.hold_now(job.lock) as is_locked:
+        if not is_locked or (unless_submitted and job.status()["state"] not in ("prepared", "pushed")):
             return False
         remove_secrets(job)
         remove_folder(job, account)

@@ -24,7 +24,7 @@ FRESH_S = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class ReusableItem:
     """One item that is kept for later jobs."""
 
     kind: str
@@ -60,57 +60,57 @@ def children(folder: Path) -> list[Path]:
         return []
 
 
-class Shelf:
-    """The items that one state folder keeps."""
+class ReusableItems:
+    """The reusable items of one state folder."""
 
     def __init__(self, store: Store, account: Account, client: Optional[Any]) -> None:
         self.store = store
         self.account = account
         self.client = client
 
-    def things(self) -> list[Kept]:
+    def all_items(self) -> list[ReusableItem]:
         """Return every item that may be removed, the least recently used first."""
-        found = [
+        items = [
             *self._environments(),
             *self._uv_caches(),
             *self._caches(),
             *self._checkpoints(),
             *self._images(),
         ]
-        return sorted(found, key=lambda thing: thing.used)
+        return sorted(items, key=lambda item: item.used)
 
     def _in_use(self, *path: str) -> set[Any]:
         """Return the values of one recorded fact of all jobs that have not ended."""
-        found = set()
+        values = set()
         for job in live_jobs(self.store):
             value: Any = results.read_facts(job)
             for key in path:
                 value = (value or {}).get(key)
-            found.add(value)
-        return found
+            values.add(value)
+        return values
 
-    def _environments(self) -> Iterator[Kept]:
+    def _environments(self) -> Iterator[ReusableItem]:
         used = self._in_use("environment", "hash")
         for folder in children(self.store.envs):
             if folder.name not in used:
-                when = mtime(folder / place.RECORD)
+                used_at = mtime(folder / place.RECORD)
                 remove = partial(self._remove_environment, folder)
-                yield Kept("environments", file_trees.disk_usage(None, folder), when, remove)
+                yield ReusableItem("environments", file_trees.disk_usage(None, folder), used_at, remove)
 
     def _remove_environment(self, folder: Path) -> bool:
         # A job that takes an environment holds this lock until the environment is marked as used.
-        with locks.hold_now(self.store.locks / f"environment-{folder.name}.lock") as held:
+        with locks.hold_now(self.store.locks / f"environment-{folder.name}.lock") as is_locked:
             busy = is_fresh(folder / place.RECORD) or folder.name in self._in_use("environment", "hash")
-            if not held or busy:
+            if not is_locked or busy:
                 return False
             place.remove(self.account, folder)
         return True
 
-    def _uv_caches(self) -> Iterator[Kept]:
+    def _uv_caches(self) -> Iterator[ReusableItem]:
         """Yield uv's caches; without one the next build downloads again."""
         for folder in children(self.store.uv_caches):
             lock = self.store.locks / f"{folder.name}.lock"
-            yield Kept(
+            yield ReusableItem(
                 "caches",
                 file_trees.disk_usage(None, folder),
                 mtime(lock),
@@ -119,8 +119,8 @@ class Shelf:
 
     def _remove_uv_cache(self, folder: Path, lock: Path) -> bool:
         # Builds hold it shared.
-        with locks.hold_now(lock) as held:
-            if not held or is_fresh(lock):
+        with locks.hold_now(lock) as is_locked:
+            if not is_locked or is_fresh(lock):
                 return False
             file_trees.remove(self.account, folder)
         return True
@@ -134,48 +134,48 @@ class Shelf:
                 continue
         return used
 
-    def _caches(self) -> Iterator[Kept]:
+    def _caches(self) -> Iterator[ReusableItem]:
         used = self._repositories_in_use()
         for folder in children(self.store.cache):
             mirror = self.store.mirror(folder.name)
             if folder.name not in used:
                 size = file_trees.disk_usage(self.account, folder, mirror / "tree")
-                yield Kept("caches", size, mtime(folder), partial(self._drop_cache, folder, mirror))
+                yield ReusableItem("caches", size, mtime(folder), partial(self._remove_cache, folder, mirror))
 
-    def _drop_cache(self, folder: Path, mirror: Path) -> bool:
+    def _remove_cache(self, folder: Path, mirror: Path) -> bool:
         if not mirror.exists():
             file_trees.remove(self.account, folder)
             return True
         take_over(mirror, self.account)
-        with locks.hold_now(mirror / "lock") as mine:
+        with locks.hold_now(mirror / "lock") as is_locked:
             # `prepare` touches the cache before a push takes the mirror's lock.
-            if not mine or is_fresh(folder) or folder.name in self._repositories_in_use():
+            if not is_locked or is_fresh(folder) or folder.name in self._repositories_in_use():
                 return False
             file_trees.remove(self.account, folder, mirror / "tree")
             file_trees.remove(None, mirror)
         return True
 
-    def _checkpoints(self) -> Iterator[Kept]:
+    def _checkpoints(self) -> Iterator[ReusableItem]:
         for job in self.store.all_jobs():
             if (job.dir / "result.json").exists() and os.path.lexists(job.checkpoints):
                 size = file_trees.disk_usage(self.account, job.checkpoints)
                 if size:
                     # A job with --resume updates the file `resumed` of the job whose checkpoints it copies.
                     used = max(mtime(job.dir / "result.json"), mtime(job.dir / "resumed"))
-                    yield Kept("caches", size, used, partial(self._drop_checkpoints, job))
+                    yield ReusableItem("caches", size, used, partial(self._remove_checkpoints, job))
 
-    def _drop_checkpoints(self, job: Job) -> bool:
+    def _remove_checkpoints(self, job: Job) -> bool:
         if job.is_foreign:
             # No lock file is created in a folder of another account; the job has ended.
             file_trees.remove(self.account, job.checkpoints)
             return True
-        with locks.hold_now(job.lock) as mine:
-            if not mine or is_fresh(job.dir / "resumed"):
+        with locks.hold_now(job.lock) as is_locked:
+            if not is_locked or is_fresh(job.dir / "resumed"):
                 return False
             file_trees.remove(self.account, job.checkpoints)
         return True
 
-    def _images(self) -> Iterator[Kept]:
+    def _images(self) -> Iterator[ReusableItem]:
         """Yield the package layers that this account made and no container or job uses."""
         if self.client is None:
             return
@@ -186,14 +186,14 @@ class Shelf:
             if identity in used:
                 continue
             size = int(summary.get("Size", 0)) - _parent_size(client, summary.get("ParentId"))
-            remove = partial(self._drop_image, identity, summary.get("RepoTags") or [])
-            yield Kept("images", max(size, 0), self._image_used(identity), remove)
+            remove = partial(self._remove_image, identity, summary.get("RepoTags") or [])
+            yield ReusableItem("images", max(size, 0), self._image_used(identity), remove)
 
     def _image_used(self, identity: str) -> float:
         records = self.store.images.glob(f"{identity.partition(':')[2]}*.json")
         return max((mtime(record) for record in records), default=0.0)
 
-    def _drop_image(self, identity: str, tags: list[str]) -> bool:
+    def _remove_image(self, identity: str, tags: list[str]) -> bool:
         fresh = time.time() - self._image_used(identity) <= FRESH_S
         if fresh or identity in self._in_use("image", "id"):
             return False

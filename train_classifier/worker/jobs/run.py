@@ -45,7 +45,7 @@ class JobRun:
         self.gpus: tuple[Any, ...] = ()
         self.times: dict[str, list[Optional[float]]] = {}
         self.durations: dict[str, float] = {}
-        self._said = ""
+        self._message = ""
 
     @property
     def context(self) -> Context:
@@ -54,18 +54,18 @@ class JobRun:
 
     def say(self, text: str) -> None:
         """Show the job's followers what it is doing; a full or broken disk does not stop the job."""
-        if text != self._said:
-            self._said = text
-            with _but_for_the_disk():
+        if text != self._message:
+            self._message = text
+            with _ignore_disk_errors():
                 self.job.write_status(message=text)
 
     @contextlib.contextmanager
-    def phase(self, name: str, must_show: bool = True) -> Iterator[None]:
-        """Record and time one phase in status.json; unless `must_show`, a disk error is ignored."""
+    def phase(self, name: str, must_write: bool = True) -> Iterator[None]:
+        """Record and time one phase in status.json; unless `must_write`, a disk error is ignored."""
         began = time.monotonic()
         self.times[name] = [time.time(), None]
-        self._said = ""
-        with contextlib.nullcontext() if must_show else _but_for_the_disk():
+        self._message = ""
+        with contextlib.nullcontext() if must_write else _ignore_disk_errors():
             self.job.write_status(phase=name, message="", times=self.times)
         try:
             yield
@@ -75,7 +75,7 @@ class JobRun:
 
 
 @contextlib.contextmanager
-def _but_for_the_disk() -> Iterator[None]:
+def _ignore_disk_errors() -> Iterator[None]:
     """Ignore the errors of a full or broken disk."""
     try:
         yield
@@ -90,11 +90,11 @@ def find_image(run: JobRun) -> None:
 
 
 def add_packages(run: JobRun) -> None:
-    """Lay the Debian packages of apt-pkgs.txt over the image."""
+    """Add the Debian packages of apt-pkgs.txt to the image."""
     # The first step that reads the repository.
     workspace_copy.wait(run.job, run.watch.check)
     run.image = package_layers.layer(run.context, run.image, run.job.workspace, run.spec.model)
-    results.note(
+    results.record_facts(
         run.job,
         image={"reference": run.image.reference, "digest": run.image.digest, "id": run.image.id},
     )
@@ -105,7 +105,7 @@ def build_environment(run: JobRun) -> None:
     run.environment = environment.prepare(
         run.context, run.image, run.job.workspace, run.spec.model, run.spec.repository.key
     )
-    results.note(
+    results.record_facts(
         run.job,
         environment={
             "hash": run.environment.hash,
@@ -121,20 +121,21 @@ def wait_for_gpus(run: JobRun) -> None:
         return
     run.gpus = run.ticket.wait(run.engine, run.host, run.spec.wait_s, run.say, run.watch.check)
     run.job.write_status(gpus=[gpu.uuid for gpu in run.gpus])
-    results.note(run.job, gpus=[gpu.to_dict() for gpu in run.gpus])
+    results.record_facts(run.job, gpus=[gpu.to_dict() for gpu in run.gpus])
 
 
 def check_gpus(run: JobRun) -> None:
     """Prove that the framework in the container sees the GPUs."""
     if not run.gpus:
-        found = {"mode": "off", "proven": False, "detail": "the job has no GPU"}
-        results.note(run.job, gpu_check=found)
+        results.record_facts(
+            run.job, gpu_check={"mode": "off", "proven": False, "detail": "the job has no GPU"}
+        )
         return
     from train_classifier.worker.gpus import visibility
 
     mode = run.spec.gpu_check or run.host.gpu_check or "framework"
-    found = visibility.prove(run.context, run.image, run.environment, run.gpus, mode)
-    results.note(run.job, gpu_check=found)
+    proof = visibility.prove(run.context, run.image, run.environment, run.gpus, mode)
+    results.record_facts(run.job, gpu_check=proof)
 
 
 def train(run: JobRun) -> None:
@@ -143,19 +144,19 @@ def train(run: JobRun) -> None:
 
     container.prepare_folders(run.job, run.account, run.host)
     cache = run.store.cache / run.spec.repository.key
-    conclude.take_stock(run.job, run.account, [cache, run.job.checkpoints], run.watch.check)
-    uuids = [found.uuid for found in run.gpus]
+    conclude.record_initial_artefacts(run.job, run.account, [cache, run.job.checkpoints], run.watch.check)
+    uuids = [gpu.uuid for gpu in run.gpus]
     options = devices.device_options(run.engine, run.gpus) if run.gpus else {}
-    made = container.create(run.context, run.spec, run.image, run.environment, uuids, options)
+    model_container = container.create(run.context, run.spec, run.image, run.environment, uuids, options)
     training = Training(run.job, run.spec, run.account, run.watch, run.say)
     try:
-        run.job.write_status(container=made.id, message="training")
-        training.run(made, run.secrets, uuids, run.host.nvidia_smi)
+        run.job.write_status(container=model_container.id, message="training")
+        training.run(model_container, run.secrets, uuids, run.host.nvidia_smi)
     finally:
-        # `close` removes the container in every case. How the model ended must be recorded here.
-        run.job.drop_reserve()
-        with _but_for_the_disk():
-            results.note(run.job, training=training.facts)
+        # `end_job` removes the container in every case. How the model ended must be recorded here.
+        run.job.release_reserve()
+        with _ignore_disk_errors():
+            results.record_facts(run.job, training=training.facts)
 
 
 STEPS = (
@@ -168,7 +169,7 @@ STEPS = (
 )
 
 
-def carry_out(folder: Path) -> None:
+def run_job(folder: Path) -> None:
     """Run a submitted job to its end; return when result.json is written."""
     job = Job(folder)
     with locks.hold(job.lock, timeout=60):
@@ -178,7 +179,7 @@ def carry_out(folder: Path) -> None:
             run = JobRun(job)
             run.watch.catch_signals()
             run.secrets = take_secrets(job)
-            job.keep_reserve()
+            job.make_reserve()
             job.write_status(
                 state="running",
                 started=time.time(),
@@ -189,21 +190,21 @@ def carry_out(folder: Path) -> None:
                 message="",
             )
         except Exception as error:
-            give_up(job, as_error(job, error))
+            end_unstarted_job(job, as_error(job, error))
             return
-        close(run, go(run))
-    recover.sweep(run.store, run.host, run.engine)
+        end_job(run, run_steps(run))
+    recover.finish_dead_jobs(run.store, run.host, run.engine)
 
 
-def give_up(job: Job, cause: TrainClassifierError) -> None:
+def end_unstarted_job(job: Job, cause: TrainClassifierError) -> None:
     """End a job that could not start, and remove everything of it except its records."""
     conclude.conclude(job, recover.try_spec(job), cause, {}, {})
     host = Host.load()
     recover.remove_ticket(host, job)
-    conclude.clear_up(job, host.job_user())
+    conclude.remove_leftovers(job, host.job_user())
 
 
-def go(run: JobRun) -> Optional[TrainClassifierError]:
+def run_steps(run: JobRun) -> Optional[TrainClassifierError]:
     """Run the steps; return the error that ended the job, None when training succeeded."""
     try:
         from train_classifier.worker.gpus import gpu_queue
@@ -220,21 +221,21 @@ def go(run: JobRun) -> Optional[TrainClassifierError]:
     return None
 
 
-def close(run: JobRun, cause: Optional[TrainClassifierError]) -> None:
+def end_job(run: JobRun, cause: Optional[TrainClassifierError]) -> None:
     """Release the job's resources, pack its artefacts, write the result, then remove leftover files.
 
     The GPUs are released first, because other jobs wait for them. A step that fails does not prevent the next
     ones, and the first error counts. A cancel, a signal or an expired lease during the packing stops it, and
     artefacts/ stays on the host.
     """
-    run.job.drop_reserve()
-    freed = False
+    run.job.release_reserve()
+    containers_removed = False
     answer: dict[str, Any] = {}
-    with run.phase("artefacts", must_show=False):
+    with run.phase("artefacts", must_write=False):
         try:
             if run.engine is not None:
                 engine.remove_all(run.engine, run.job.id, patience=CLOSING_PATIENCE_S)
-            freed = True
+            containers_removed = True
         except Exception as error:
             cause = cause or as_error(run.job, error)
         try:
@@ -247,9 +248,9 @@ def close(run: JobRun, cause: Optional[TrainClassifierError]) -> None:
         except Exception as error:
             cause = cause or as_error(run.job, error)
     conclude.conclude(run.job, run.spec, cause, answer, run.durations)
-    if freed:
+    if containers_removed:
         # Otherwise a container may remain: the next process that looks at the job removes it, then the files.
-        conclude.clear_up(run.job, run.account)
+        conclude.remove_leftovers(run.job, run.account)
 
 
 def release_ticket(run: JobRun) -> None:

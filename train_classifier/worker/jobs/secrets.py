@@ -1,4 +1,4 @@
-"""A job's secrets between its submission and its worker: read once, then gone."""
+"""A job's secrets between its submission and its worker, which reads them once and removes them."""
 
 import contextlib
 import json
@@ -12,12 +12,12 @@ from train_classifier.worker.system.host import Account
 
 
 def store_secrets(job: Job, account: Account, secrets: dict[str, str]) -> None:
-    """Lay the secrets where only this account reads them, in memory if the host has such a place."""
+    """Write the secrets to a file that only this account can read, in memory if possible."""
     if not secrets:
         return
-    places = [f"/run/user/{account.uid}", "/dev/shm"] if account.uid else ["/run", "/dev/shm"]
-    folder = next((Path(place) for place in places if os.access(place, os.W_OK)), job.dir)
-    path = folder / f"train-classifier-{job.id}.secrets"
+    memory_folders = (f"/run/user/{account.uid}" if account.uid else "/run", "/dev/shm")
+    folder = next((folder for folder in memory_folders if os.access(folder, os.W_OK)), job.dir)
+    path = Path(folder, f"train-classifier-{job.id}.secrets")
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "wb") as file:
         file.write(json.dumps(secrets).encode())

@@ -30,12 +30,9 @@ def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     with locks.hold(job.lock, timeout=10):
         status = job.status()
         if status["state"] != "pushed":
-            said = (
-                "its sources have not arrived"
-                if status["state"] == "prepared"
-                else "it was submitted already"
-            )
-            raise BadInput(f"job {job.id} cannot be submitted: {said}")
+            is_pushed = status["state"] != "prepared"
+            reason = "it was submitted already" if is_pushed else "its sources have not arrived"
+            raise BadInput(f"job {job.id} cannot be submitted: {reason}")
         count, message = _gpus(spec, host)
         if count:
             _enqueue(job, spec, host, count)
@@ -58,19 +55,19 @@ def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
 
 
 def _secrets(request: dict[str, Any], spec: JobSpec) -> dict[str, str]:
-    given = request.get("secrets") or {}
+    secrets = request.get("secrets") or {}
     problems = []
-    if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
-        raise BadInput("secrets must be names and text")
-    for name, value in given.items():
+    if not isinstance(secrets, dict) or not all(isinstance(value, str) for value in secrets.values()):
+        raise BadInput("secrets must be an object of names and text values")
+    for name, value in secrets.items():
         if not NAME.match(name) or name not in spec.secrets:
-            problems.append(f"secret {name!r} is not one that the job asks for")
+            problems.append(f"secret {name!r} is not in the job's specification")
         elif "\0" in value:
             problems.append(f"the value of secret {name} holds a NUL")
-    problems += [f"secret {name} is missing" for name in spec.secrets if name not in given]
+    problems += [f"secret {name} is missing" for name in spec.secrets if name not in secrets]
     if problems:
         raise BadInput(*problems)
-    return dict(given)
+    return dict(secrets)
 
 
 def _gpus(spec: JobSpec, host: Host) -> tuple[int, str]:

@@ -17,8 +17,8 @@ from train_classifier.worker.system.host import Account
 
 #: Flags for a handle: it needs no rights to the file, which can be opened or changed by its name in /proc.
 O_HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-#: Seconds that `mend` may look for folders that a model has closed.
-MEND_S = 20.0
+#: Seconds that `restore_owner_rights` may look for folders that a model has closed.
+RESTORE_S = 20.0
 
 
 def parse_list(data: bytes) -> tuple[set[bytes], set[bytes]]:
@@ -45,15 +45,15 @@ def parse_list(data: bytes) -> tuple[set[bytes], set[bytes]]:
     return files, folders
 
 
-def tidy(tree: Path, files: set[bytes], folders: set[bytes]) -> None:
+def remove_unlisted(tree: Path, files: set[bytes], folders: set[bytes]) -> None:
     """Remove from the mirror what is not listed or has the wrong type (a file instead of a folder, say)."""
     root = os.fsencode(tree)
     stack = [b""]
     while stack:
-        below = stack.pop()
-        with os.scandir(os.path.join(root, below)) as entries:
+        folder = stack.pop()
+        with os.scandir(os.path.join(root, folder)) as entries:
             for entry in list(entries):
-                path = below + b"/" + entry.name if below else entry.name
+                path = os.path.join(folder, entry.name)
                 if entry.is_dir(follow_symlinks=False):
                     if path in folders:
                         stack.append(path)
@@ -63,23 +63,31 @@ def tidy(tree: Path, files: set[bytes], folders: set[bytes]) -> None:
                     os.unlink(entry.path)
 
 
+def _run(
+    account: Optional[Account], *command: str, stderr: int = subprocess.STDOUT
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run a program of the host as the account (None: the caller)."""
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+        cwd="/",
+        check=False,
+        **(account.options() if account is not None else {}),
+    )
+
+
 def copy(account: Account, source: Path, target: Path) -> None:
     """Copy a folder's content with all attributes but without sharing inodes, as the account.
 
     Raises NotReady with cp's message.
     """
-    done = subprocess.run(
-        ["cp", "-a", "--reflink=auto", "--", f"{source}/.", str(target)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=account.environment(),
-        check=False,
-        **account.options(),
-    )
+    done = _run(account, "cp", "-a", "--reflink=auto", "--", f"{source}/.", str(target))
     if done.returncode:
         tail = done.stdout.decode("utf-8", "replace").strip()[-2000:]
-        raise NotReady(f"{source} cannot be copied", "is the disk of the host full?", tail)
+        raise NotReady(f"{source} cannot be copied", "check whether the disk of the host is full", tail)
 
 
 def remove(account: Optional[Account], *trees: Path) -> None:
@@ -90,26 +98,17 @@ def remove(account: Optional[Account], *trees: Path) -> None:
     present = [str(tree) for tree in trees if os.path.lexists(tree)]
     if not present:
         return
-    options: dict[str, Any] = {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-        "env": {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-        "cwd": "/",
-        "check": False,
-        **(account.options() if account is not None else {}),
-    }
-    done = subprocess.run(["rm", "-rf", "--", *present], **options)
-    if done.returncode and not _gone(present):
+    done = _run(account, "rm", "-rf", "--", *present)
+    if done.returncode and not _are_gone(present):
         # Some folders have no write permission, which only the owner can restore; chmod -R follows no links.
-        subprocess.run(["chmod", "-R", "u+rwX", "--", *present], **options)
-        done = subprocess.run(["rm", "-rf", "--", *present], **options)
-    if done.returncode and not _gone(present):
+        _run(account, "chmod", "-R", "u+rwX", "--", *present)
+        done = _run(account, "rm", "-rf", "--", *present)
+    if done.returncode and not _are_gone(present):
         tail = done.stdout.decode("utf-8", "replace").strip()[-2000:]
         raise NotReady(f"{', '.join(present)} cannot be removed", detail=tail)
 
 
-def _gone(trees: list[str]) -> bool:
+def _are_gone(trees: list[str]) -> bool:
     """Tell whether all are gone, after removing empty folders and files that the account must not remove."""
     for tree in trees:
         try:
@@ -124,23 +123,15 @@ def _gone(trees: list[str]) -> bool:
 
 
 def disk_usage(account: Optional[Account], *trees: Path) -> int:
-    """Return the bytes that lie in folders, each hard link once; looked at by the account (None: the caller).
+    """Return the bytes in folders, each hard link once, as the account (None: the caller) sees them.
 
     Unreadable parts count as nothing; du follows no link.
     """
     present = [str(tree) for tree in trees if os.path.lexists(tree)]
     if not present:
         return 0
-    done = subprocess.run(
-        ["du", "-s", "-c", "--block-size=1", "--", *present],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
-        cwd="/",
-        check=False,
-        **(account.options() if account is not None else {}),
-    )
+    command = ("du", "-s", "-c", "--block-size=1", "--", *present)
+    done = _run(account, *command, stderr=subprocess.DEVNULL)
     total = done.stdout.rpartition(b"\ttotal")[0].rpartition(b"\n")[2]
     return max(int(total) - sum(map(_own_bytes, present)), 0) if total.isdigit() else 0
 
@@ -157,7 +148,7 @@ def open_folder(name: Union[str, bytes], folder: Optional[int] = None) -> int:
 
     Raises OSError when it is not a folder.
     """
-    return _opened(os.open(name, O_HANDLE | os.O_DIRECTORY, dir_fd=folder))
+    return _open_handle(os.open(name, O_HANDLE | os.O_DIRECTORY, dir_fd=folder))
 
 
 def give_rights(handle: int, rights: int) -> None:
@@ -177,7 +168,7 @@ def give_rights_to_file(name: Union[str, bytes], folder: int, rights: int) -> No
         os.close(handle)
 
 
-def _opened(handle: int) -> int:
+def _open_handle(handle: int) -> int:
     """Open the folder of a handle, which is closed. Raises OSError."""
     try:
         give_rights(handle, 0o700)
@@ -186,32 +177,32 @@ def _opened(handle: int) -> int:
         os.close(handle)
 
 
-def _below(top: int, path: bytes) -> int:
+def _open_below(top: int, path: bytes) -> int:
     """Return a handle of a folder below an open one; no part of the path is a link. Raises OSError."""
     handle = os.dup(top)
     for part in path.split(b"/"):
         try:
-            below = os.open(part, O_HANDLE | os.O_DIRECTORY, dir_fd=handle)
+            subfolder = os.open(part, O_HANDLE | os.O_DIRECTORY, dir_fd=handle)
         finally:
             os.close(handle)
-        handle = below
+        handle = subfolder
     return handle
 
 
-def mend(folder: Path) -> None:
+def restore_owner_rights(folder: Path) -> None:
     """Restore the owner's rights in a folder that a model may have closed, and in its content.
 
-    It stops after MEND_S seconds in a deep tree; files of another owner stay as they are.
+    It stops after RESTORE_S seconds in a deep tree; files of another owner stay as they are.
     """
-    end = time.monotonic() + MEND_S
+    deadline = time.monotonic() + RESTORE_S
     top = open_folder(str(folder))
     # Paths relative to the top: a descriptor for each level would limit the depth.
     stack = [b"."]
     try:
-        while stack and time.monotonic() < end:
+        while stack and time.monotonic() < deadline:
             name = stack.pop()
             try:
-                descriptor = _opened(_below(top, name))
+                descriptor = _open_handle(_open_below(top, name))
             except OSError:
                 continue
             try:
@@ -230,17 +221,17 @@ def mend(folder: Path) -> None:
 
 
 @program.part
-def mend_part(request: dict[str, Any]) -> dict[str, Any]:
-    """Do `mend` for each of `folders`."""
+def restore_owner_rights_part(request: dict[str, Any]) -> dict[str, Any]:
+    """Do `restore_owner_rights` for each of `folders`."""
     for folder in request["folders"]:
-        mend(Path(folder))
+        restore_owner_rights(Path(folder))
     return {}
 
 
 @program.part
-def tidy_part(request: dict[str, Any]) -> dict[str, Any]:
-    """Do `tidy` for a child of this program. The request: `tree`, `names` (descriptor of the list)."""
+def remove_unlisted_part(request: dict[str, Any]) -> dict[str, Any]:
+    """Do `remove_unlisted`. The request: `tree`, `names` (descriptor of the list)."""
     with open(os.dup(request["names"]), "rb") as names:
         names.seek(0)
-        tidy(Path(request["tree"]), *parse_list(names.read()))
+        remove_unlisted(Path(request["tree"]), *parse_list(names.read()))
     return {}

@@ -16,7 +16,7 @@ def read_facts(job: Job) -> dict[str, Any]:
     return facts
 
 
-def note(job: Job, **facts: Any) -> None:
+def record_facts(job: Job, **facts: Any) -> None:
     """Record facts, so that the job's records are complete even when its worker dies."""
     write_json(job.dir / "facts.json", {**read_facts(job), **facts})
 

@@ -263,7 +263,7 @@ class Job:
             write_json(self.dir / "status.json", data)
             return dict(data)
 
-    def keep_reserve(self) -> None:
+    def make_reserve(self) -> None:
         """Reserve the space that the job's last records need. Raises OSError on a full disk."""
         descriptor = os.open(self.reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
@@ -271,7 +271,7 @@ class Job:
         finally:
             os.close(descriptor)
 
-    def drop_reserve(self) -> None:
+    def release_reserve(self) -> None:
         """Release the reserved space, so that the records can be written. Idempotent."""
         self.reserve.unlink(missing_ok=True)
 

@@ -47,7 +47,7 @@ def open_to_all() -> None:
                 os.chmod(os.path.join(folder, name), 0o644)
 
 
-def die_with(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Let the kernel end this process when its caller dies; another process repeats the caller's work.
 
     PR_SET_PDEATHSIG is 1 (prctl(2)); it is lost at a change of user, so it is set after that, by the child.

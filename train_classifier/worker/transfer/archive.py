@@ -38,14 +38,14 @@ def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]
 
     The request: `manifest` (its head), `need_new` (nothing new in artefacts/ means nothing-delivered),
     `most_bytes`, and descriptors: `workspace`; `stock`; `archive` and `list` (new files); `packed` and
-    `left_out` (for lists in between); `papers` (name to descriptor). The answer: `new, files, bytes,
+    `left_out` (for lists in between); `records` (name to descriptor). The answer: `new, files, bytes,
     left_out, metrics, metrics_problem, archive`, or only `too_large` (bytes on the disk and apparent).
     """
     workspace = request["workspace"]
     real, apparent = artefacts.measure(workspace, check)
     if real > request["most_bytes"] or apparent > HOLES * request["most_bytes"]:
         return {"too_large": [real, apparent]}
-    stock = artefacts.read_stock(request["stock"])
+    stock = artefacts.read_initial_artefacts(request["stock"])
     answer: dict[str, Any] = {"new": 0, "files": 0, "bytes": 0, "left_out": 0}
     with contextlib.ExitStack() as stack:
         packed, left_out = (
@@ -56,16 +56,16 @@ def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]
                 check()
                 if entry.left_out:
                     answer["left_out"] += 1
-                    _note(left_out, {"path": entry.shown, "reason": entry.left_out})
+                    _append_line(left_out, {"path": entry.path, "reason": entry.left_out})
                     continue
-                noted = _add(tar, entry, check)
-                if noted is None:
+                line = _add(tar, entry, check)
+                if line is None:
                     continue
-                noted["new"] = stock.get(entry.shown) != entry.mark()
-                answer["new"] += noted["new"]
+                line["new"] = stock.get(entry.path) != entry.version()
+                answer["new"] += line["new"]
                 answer["files"] += 1
-                answer["bytes"] += noted["bytes"]
-                _note(packed, noted)
+                answer["bytes"] += line["bytes"]
+                _append_line(packed, line)
             head = request["manifest"]
             if request["need_new"] and not answer["new"]:
                 code = ExitCode.NOTHING_DELIVERED
@@ -73,9 +73,9 @@ def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]
             answer["metrics"], answer["metrics_problem"] = _metrics(workspace)
             head = {**head, "metrics": answer["metrics"]}
             _write_manifest(request["list"], head, packed, left_out)
-            _add_paper(tar, request["list"], "job/manifest.json", check)
-            for name, descriptor in request["papers"].items():
-                _add_paper(tar, descriptor, f"job/{name}", check)
+            _add_record(tar, request["list"], "job/manifest.json", check)
+            for name, descriptor in request["records"].items():
+                _add_record(tar, descriptor, f"job/{name}", check)
     answer["archive"] = {"sha256": digest.hexdigest(), "bytes": os.fstat(request["archive"]).st_size}
     return answer
 
@@ -90,50 +90,50 @@ def _add(tar: Any, entry: Artefact, check: Check) -> Optional[dict[str, Any]]:
     if stat.S_ISDIR(entry.stat.st_mode):
         member.type, member.mode = tarfile.DIRTYPE, mode | 0o700
         tar.addfile(member)
-        noted = None
+        line = None
     elif stat.S_ISLNK(entry.stat.st_mode):
         member.type, member.mode, member.linkname = tarfile.SYMTYPE, 0o777, os.fsdecode(entry.target)
         tar.addfile(member)
-        noted = {"path": entry.shown, "bytes": 0, "link": _text(entry.target)}
+        line = {"path": entry.path, "bytes": 0, "link": artefacts.show_name(entry.target)}
     else:
         member.mode = mode | 0o400
         with entry.open() as source:
             member.size = os.fstat(source.fileno()).st_size
-            digesting = _Digesting(source, member.size, check)
-            tar.addfile(member, cast("IO[bytes]", digesting))
-        noted = {"path": entry.shown, "bytes": member.size, "sha256": digesting.digest.hexdigest()}
+            reader = _HashingReader(source, member.size, check)
+            tar.addfile(member, cast("IO[bytes]", reader))
+        line = {"path": entry.path, "bytes": member.size, "sha256": reader.digest.hexdigest()}
     # TarFile remembers every member: a million of them would take a gigabyte.
     tar.members = []
-    return noted
+    return line
 
 
-class _Digesting:
+class _HashingReader:
     """Reads exactly `size` bytes and hashes them; a file that shrank meanwhile is padded with zeros."""
 
     def __init__(self, source: BinaryIO, size: int, check: Check) -> None:
         self.source = source
-        self.left = size
+        self.remaining = size
         self.check = check
         self.digest = hashlib.sha256()
 
     def read(self, count: int = -1) -> bytes:
         self.check()
-        wanted = self.left if count < 0 else min(count, self.left)
-        data = self.source.read(wanted)
-        data += bytes(wanted - len(data))
-        self.left -= wanted
+        size = self.remaining if count < 0 else min(count, self.remaining)
+        data = self.source.read(size)
+        data += bytes(size - len(data))
+        self.remaining -= size
         self.digest.update(data)
         return data
 
 
-def _add_paper(tar: tarfile.TarFile, descriptor: int, name: str, check: Check) -> None:
+def _add_record(tar: tarfile.TarFile, descriptor: int, name: str, check: Check) -> None:
     with open(os.dup(descriptor), "rb") as source:
         source.seek(0)
         member = tarfile.TarInfo(name)
         member.size = os.fstat(descriptor).st_size
         member.mtime = int(time.time())
         member.mode = 0o644
-        tar.addfile(member, cast("IO[bytes]", _Digesting(source, member.size, check)))
+        tar.addfile(member, cast("IO[bytes]", _HashingReader(source, member.size, check)))
 
 
 @contextlib.contextmanager
@@ -143,8 +143,8 @@ def _compressed(archive: int, check: Check) -> Iterator[tuple[BinaryIO, Any]]:
     pigz = shutil.which("pigz")
     with open(os.dup(archive), "w+b") as file:
         if pigz is None:
-            sink = _Sink(file, digest)
-            with gzip.GzipFile("", "wb", 1, fileobj=cast("IO[bytes]", sink), mtime=0) as stream:
+            writer = _HashingWriter(file, digest)
+            with gzip.GzipFile("", "wb", 1, fileobj=cast("IO[bytes]", writer), mtime=0) as stream:
                 yield cast("BinaryIO", stream), digest
         else:
             with subprocess.Popen([pigz, "-1", "-n"], stdin=subprocess.PIPE, stdout=file) as process:
@@ -160,8 +160,8 @@ def _compressed(archive: int, check: Check) -> Iterator[tuple[BinaryIO, Any]]:
         file.flush()
 
 
-class _Sink:
-    """A file that digests what is written into it."""
+class _HashingWriter:
+    """Writes into a file and hashes what is written."""
 
     def __init__(self, file: BinaryIO, digest: Any) -> None:
         self.file = file
@@ -191,18 +191,18 @@ def _tar(stream: BinaryIO) -> Iterator[Any]:
         yield archive
 
 
-def _note(file: IO[bytes], line: dict[str, Any]) -> None:
+def _append_line(file: IO[bytes], line: dict[str, Any]) -> None:
     file.write((b",\n  " if file.tell() else b"\n  ") + json.dumps(line).encode())
 
 
 def _write_manifest(descriptor: int, head: dict[str, Any], packed: IO[bytes], left_out: IO[bytes]) -> None:
     with open(os.dup(descriptor), "wb") as file:
         file.write(json.dumps(head, indent=1).encode()[:-2])
-        for name, notes in (("artefacts", packed), ("left_out", left_out)):
+        for name, lines in (("artefacts", packed), ("left_out", left_out)):
             file.write(f',\n "{name}": ['.encode())
-            notes.seek(0)
-            shutil.copyfileobj(notes, file)
-            file.write(b"\n ]" if notes.tell() else b"]")
+            lines.seek(0)
+            shutil.copyfileobj(lines, file)
+            file.write(b"\n ]" if lines.tell() else b"]")
         file.write(b"\n}\n")
 
 
@@ -224,7 +224,3 @@ def _metrics(workspace: int) -> tuple[Optional[dict[str, float]], Optional[str]]
         return None, f"metrics.json cannot be read: {error.strerror}"
     finally:
         os.close(folder)
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")

@@ -7,19 +7,27 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, Callable, Optional
 
 from train_classifier.core.regular_file import O_FILE
-from train_classifier.worker.state.file_trees import give_rights_to_file, mend, open_folder
+from train_classifier.worker.state.file_trees import (
+    give_rights_to_file,
+    open_folder,
+    restore_owner_rights_part,
+)
 from train_classifier.worker.system import program
 
 BASE = b"artefacts"
 #: Each level keeps a folder open, and a program may open 1024 files.
-DEEPEST = 400
+MAX_DEPTH = 400
 #: Links that the kernel follows in one path, and a number of parts that no path exceeds.
-MOST_LINKS = 40
-MOST_STEPS = 4096
+MAX_LINKS = 40
+MAX_PARTS = 4096
+
+
+def show_name(name: bytes) -> str:
+    """Return a name as text, bytes that are no UTF-8 escaped."""
+    return name.decode("utf-8", "backslashreplace")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,32 +36,32 @@ class Artefact:
 
     name: bytes
     stat: os.stat_result
-    #: Descriptor of its folder, open while the walk stands at this entry; -1 for artefacts/ itself.
+    #: Descriptor of its folder, open while the walk is at this entry; -1 for artefacts/ itself.
     folder: int
     target: bytes = b""
     #: Why it is not delivered; None when it is.
     left_out: Optional[str] = None
 
     @property
-    def shown(self) -> str:
+    def path(self) -> str:
         """Its path as text, bytes that are no UTF-8 escaped."""
-        return self.name.decode("utf-8", "backslashreplace")
+        return show_name(self.name)
 
-    def mark(self) -> list[int]:
+    def version(self) -> list[int]:
         """Return the values that change when a file is rewritten."""
         return [self.stat.st_size, self.stat.st_mtime_ns, self.stat.st_ino]
 
     def open(self) -> BinaryIO:
         """Open a regular file for reading, making it readable first if its mode forbids that."""
-        base = os.path.basename(self.name)
+        name = os.path.basename(self.name)
         try:
-            descriptor = os.open(base, O_FILE, dir_fd=self.folder)
+            descriptor = os.open(name, O_FILE, dir_fd=self.folder)
         except PermissionError:
-            give_rights_to_file(base, self.folder, 0o400)
-            descriptor = os.open(base, O_FILE, dir_fd=self.folder)
+            give_rights_to_file(name, self.folder, 0o400)
+            descriptor = os.open(name, O_FILE, dir_fd=self.folder)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
-            raise OSError(errno.EINVAL, "no longer a regular file", self.shown)
+            raise OSError(errno.EINVAL, "no longer a regular file", self.path)
         return open(descriptor, "rb")
 
 
@@ -85,55 +93,52 @@ def _allow_entry(workspace: int) -> None:
         os.fchmod(workspace, stat.S_IMODE(mode) | 0o700)
 
 
-def _walk(folder: int, name: bytes, root: int, depth: int) -> Iterator[Artefact]:
+def _walk(folder: int, parent: bytes, root: int, depth: int) -> Iterator[Artefact]:
     # os.listdir of a descriptor returns names as text; os.fsencode restores their bytes.
-    for text in sorted(os.listdir(folder)):
-        base = os.fsencode(text)
-        path = name + b"/" + base
-        status = os.lstat(base, dir_fd=folder)
+    for entry in map(os.fsencode, sorted(os.listdir(folder))):
+        path = parent + b"/" + entry
+        status = os.lstat(entry, dir_fd=folder)
         if stat.S_ISDIR(status.st_mode):
-            if depth >= DEEPEST:
-                yield Artefact(path, status, folder, left_out=f"more than {DEEPEST} folders deep")
+            if depth >= MAX_DEPTH:
+                yield Artefact(path, status, folder, left_out=f"more than {MAX_DEPTH} folders deep")
                 continue
             yield Artefact(path, status, folder)
-            below = open_folder(base, folder)
+            subfolder = open_folder(entry, folder)
             try:
-                yield from _walk(below, path, root, depth + 1)
+                yield from _walk(subfolder, path, root, depth + 1)
             finally:
-                os.close(below)
+                os.close(subfolder)
         elif stat.S_ISLNK(status.st_mode):
-            target = os.readlink(base, dir_fd=folder)
-            yield Artefact(path, status, folder, target=target, left_out=_why_not(path, target, root))
+            target = os.readlink(entry, dir_fd=folder)
+            yield Artefact(path, status, folder, target=target, left_out=_reason_left_out(path, target, root))
         elif stat.S_ISREG(status.st_mode):
             yield Artefact(path, status, folder)
         else:
             yield Artefact(path, status, folder, left_out=_kind(status.st_mode))
 
 
-def _why_not(path: bytes, target: bytes, root: int) -> Optional[str]:
+def _reason_left_out(path: bytes, target: bytes, root: int) -> Optional[str]:
     """Return why a link is not delivered, None for a link that stays inside artefacts/."""
-    shown = target.decode("utf-8", "backslashreplace")
     if target.startswith(b"/"):
-        return f"a link to {shown}, an absolute path"
-    here = os.path.dirname(path)
-    written = os.path.normpath(os.path.join(b"/", here, target))
-    inside = b"/" + BASE
-    if not (written == inside or written.startswith(inside + b"/")) or _climbs(here, target):
-        return f"a link to {shown}, which is outside artefacts/"
-    if _leads_out(here.split(b"/")[1:], target, root):
-        return f"a link to {shown}, which leads out of artefacts/"
+        return f"a link to {show_name(target)}, an absolute path"
+    folder = os.path.dirname(path)
+    destination = os.path.normpath(os.path.join(b"/", folder, target))
+    if not (destination + b"/").startswith(b"/" + BASE + b"/") or _climbs(folder, target):
+        return f"a link to {show_name(target)}, which is outside artefacts/"
+    if _leads_out(folder.split(b"/")[1:], target, root):
+        return f"a link to {show_name(target)}, which leads out of artefacts/"
     return None
 
 
-def _leads_out(here: list[bytes], target: bytes, root: int) -> bool:
+def _leads_out(folder: list[bytes], target: bytes, root: int) -> bool:
     """Tell whether a link leads out of artefacts/ through another link; resolved by name from artefacts/."""
-    reached, ahead = list(here), target.split(b"/")
+    reached, remaining = list(folder), target.split(b"/")
     links = 0
-    while ahead:
-        if len(ahead) > MOST_STEPS or links > MOST_LINKS:
+    while remaining:
+        if len(remaining) > MAX_PARTS or links > MAX_LINKS:
             # The kernel follows no such path either.
             return False
-        part, ahead = ahead[0], ahead[1:]
+        part, remaining = remaining[0], remaining[1:]
         if part in (b"", b"."):
             continue
         if part == b"..":
@@ -150,12 +155,12 @@ def _leads_out(here: list[bytes], target: bytes, root: int) -> bool:
         if link.startswith(b"/"):
             return True
         links += 1
-        ahead = [*link.split(b"/"), *ahead]
+        remaining = [*link.split(b"/"), *remaining]
     return False
 
 
-def _climbs(here: bytes, target: bytes) -> bool:
-    depth = here.count(b"/")
+def _climbs(folder: bytes, target: bytes) -> bool:
+    depth = folder.count(b"/")
     for part in target.split(b"/"):
         depth += -1 if part == b".." else (0 if part in (b"", b".") else 1)
         if depth < 0:
@@ -176,27 +181,26 @@ def _kind(mode: int) -> str:
 
 
 @program.part
-def take_stock(request: dict[str, Any]) -> dict[str, Any]:
+def record_initial_artefacts(request: dict[str, Any]) -> dict[str, Any]:
     """List a workspace's artefacts/ before training, in the file `stock`; make the folder if it is missing.
 
-    The request: `workspace` and `stock`, descriptors of the folder and of the new file; `mend`, folders that
-    an earlier job may have closed.
+    The request: `workspace` and `stock`, descriptors of the folder and of the new file; `folders` that an
+    earlier job may have closed.
     """
-    for folder in request["mend"]:
-        mend(Path(folder))
+    restore_owner_rights_part(request)
     workspace = request["workspace"]
     _allow_entry(workspace)
     # The checkout may already contain the folder.
     with contextlib.suppress(FileExistsError):
         os.mkdir(BASE, dir_fd=workspace)
-    stock = {entry.shown: entry.mark() for entry in walk(workspace) if not stat.S_ISDIR(entry.stat.st_mode)}
+    stock = {entry.path: entry.version() for entry in walk(workspace) if not stat.S_ISDIR(entry.stat.st_mode)}
     with open(os.dup(request["stock"]), "w", encoding="ascii") as file:
         json.dump(stock, file)
     return {}
 
 
-def read_stock(descriptor: int) -> dict[str, list[int]]:
-    """Return the stock taken before training."""
+def read_initial_artefacts(descriptor: int) -> dict[str, list[int]]:
+    """Return the list of artefacts/ from before training."""
     with open(os.dup(descriptor), encoding="ascii") as file:
         file.seek(0)
         stock: dict[str, list[int]] = json.load(file)
@@ -206,7 +210,7 @@ def read_stock(descriptor: int) -> dict[str, list[int]]:
 def measure(workspace: int, check: Callable[[], None]) -> tuple[int, int]:
     """Return the bytes of artefacts/ on the disk, and the apparent size of its files.
 
-    They differ by the holes of sparse files, which cost less time than data, but not none.
+    They differ by the holes of sparse files, which take some time to read too.
     """
     real = apparent = 0
     for entry in walk(workspace):

@@ -7,9 +7,8 @@ import shutil
 import subprocess
 import zlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Optional
 
 from train_classifier.core import locks
 from train_classifier.core.errors import BadInput, Cancelled, NotReady
@@ -37,7 +36,7 @@ def unpack_list(text: Any) -> bytes:
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(base64.b64decode(text, validate=True), LIST_BYTES)
     except (TypeError, ValueError, zlib.error) as error:
-        raise BadInput(f"the list of files cannot be read: {error}") from error
+        raise BadInput(f"the list of files cannot be decoded: {error}") from error
     if unpacker.unconsumed_tail:
         raise BadInput("the list of files is over 1 GiB")
     if not unpacker.eof:
@@ -51,38 +50,37 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
 
     Raises BadInput for a job that was submitted, NotReady during another push of it or without rsync.
     """
-    arguments = _refuse_sender(arguments, wanted=False)
+    options = _checked_options(arguments, sending=False)
     account = host.job_user()
     store = Store.of(job.dir)
     if job.is_foreign:
         raise BadInput(f"job {job.id} was prepared by another version of train-classifier")
-    with locks.hold_now(job.lock) as mine:
-        if not mine:
+    with locks.hold_now(job.lock) as is_locked:
+        if not is_locked:
             raise NotReady(f"job {job.id} is being pushed or run by another process")
         if job.cancel.exists():
-            raise Cancelled(f"job {job.id} was cancelled: it is not pushed any more")
+            raise Cancelled(f"job {job.id} was cancelled before its sources arrived")
         if job.status()["state"] not in ("prepared", "pushed"):
-            raise BadInput(f"job {job.id} was submitted already: its sources stay as they are")
+            raise BadInput(f"job {job.id} was submitted already: its sources cannot be changed")
         mirror = store.mirror(job.spec().repository.key)
         with locks.hold(mirror / "lock") as lock:
             _fingerprint(mirror).unlink(missing_ok=True)
-            tidy = _tidying(account, mirror / "tree", job)
-            tidy()
+            _remove_unlisted(account, mirror / "tree", job.dir / "files")
             # rsync inherits the lock: if this process is killed, the next push waits until rsync has ended.
-            status = _rsync(account, arguments, "./", mirror / "tree", lock)
+            status = _rsync(account, options, "./", mirror / "tree", lock)
             if status not in (0, 24):
                 return status
             # Remove what a broken connection left, and files that are not in the list.
-            tidy()
-            told = job.dir / "fingerprint"
-            if status == 0 and told.exists():
-                write_bytes(_fingerprint(mirror), told.read_bytes())
+            _remove_unlisted(account, mirror / "tree", job.dir / "files")
+            fingerprint = job.dir / "fingerprint"
+            if status == 0 and fingerprint.exists():
+                write_bytes(_fingerprint(mirror), fingerprint.read_bytes())
             workspace_copy.start(job, account, mirror, lock)
         job.write_status(state="pushed", message="")
     return 0
 
 
-def adopt(job: Job, account: Account, mirror: Path, fingerprint: Any) -> bool:
+def copy_matching_mirror(job: Job, account: Account, mirror: Path, fingerprint: Any) -> bool:
     """Copy the mirror into the workspace if it holds exactly the files of a push; True when it does.
 
     `fingerprint` identifies the files: it is the controller's hash of their identities, sent with each push.
@@ -110,53 +108,47 @@ def _fingerprint(mirror: Path) -> Path:
 
 def send(job: Job, host: Host, arguments: Sequence[str]) -> int:
     """Let rsync read only the job's archive; return rsync's exit status."""
-    arguments = _refuse_sender(arguments, wanted=True)
+    options = _checked_options(arguments, sending=True)
     try:
         os.close(open_regular(job.archive))
     except OSError as error:
         raise NotReady(f"job {job.id} has no archive yet") from error
     # In the last release the folder belongs to the job's account, which may have put a link there.
     account = host.job_user() if job.is_foreign else None
-    return _rsync(account, arguments, job.archive.name, job.dir, -1)
+    return _rsync(account, options, job.archive.name, job.dir, -1)
 
 
-def _refuse_sender(arguments: Sequence[str], wanted: bool) -> list[str]:
-    """Return rsync's arguments for the server side; paths are dropped, the worker supplies the path.
+def _checked_options(arguments: Sequence[str], sending: bool) -> list[str]:
+    """Return rsync's options for the server side, without its paths: the worker supplies the path.
 
     Raises BadInput for the other direction and for options that give access to more than that path.
     """
-    if "--server" not in arguments or ("--sender" in arguments) != wanted or len(arguments) < 3:
-        raise BadInput(f"this door is for rsync only, not for {' '.join(arguments)!r}")
+    if "--server" not in arguments or ("--sender" in arguments) != sending or len(arguments) < 3:
+        direction = "send the archive" if sending else "receive sources"
+        raise BadInput(f"expected `rsync --server` to {direction}, not {' '.join(arguments)!r}")
     # After the first `.` come paths.
     options = list(arguments[: arguments.index(".")] if "." in arguments else arguments[:-1])
-    odd = [word for word in options if not OPTION.match(word)]
-    if odd:
-        raise BadInput(f"this door knows no option {', '.join(odd)} of rsync")
+    refused = [option for option in options if not OPTION.match(option)]
+    if refused:
+        raise BadInput(f"rsync options that are not allowed: {', '.join(refused)}")
     return [*options, "."]
 
 
-def _tidying(account: Account, mirror: Path, job: Job) -> Callable[[], Any]:
-    """Return a function that removes from the mirror everything that is not in the job's list."""
-    names = job.dir / "files"
-    if not account.options():
-        return partial(file_trees.tidy, mirror, *file_trees.parse_list(names.read_bytes()))
-
-    def as_account() -> None:
-        with open(names, "rb") as listed:
-            request = {"tree": str(mirror), "names": listed.fileno()}
-            program.call(account, file_trees.tidy_part, request, [listed.fileno()])
-
-    return as_account
+def _remove_unlisted(account: Account, mirror: Path, names: Path) -> None:
+    """Remove from the mirror everything that is not in the list of names."""
+    with open(names, "rb") as file:
+        request = {"tree": str(mirror), "names": file.fileno()}
+        program.call(account, file_trees.remove_unlisted_part, request, [file.fileno()])
 
 
-def _rsync(account: Any, arguments: Sequence[str], path: str, folder: Path, lock: int) -> int:
+def _rsync(account: Optional[Account], options: Sequence[str], path: str, folder: Path, lock: int) -> int:
     """Run rsync on this process's standard input and output, in `folder`, with `path` as the only path."""
     rsync = shutil.which("rsync")
     if rsync is None:
         raise NotReady("rsync is not installed on the host", "apt-get install rsync")
     os.umask(0o022)
     return subprocess.run(
-        [rsync, *arguments, path],
+        [rsync, *options, path],
         cwd=folder,
         env={"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"},
         pass_fds=[lock] if lock >= 0 else [],

@@ -25,9 +25,9 @@ SCRIPT = """if words=$(cp -a --reflink=auto -- "$1/." "$2" 2>&1); then echo copi
 else find "$2" -mindepth 1 -delete; printf %s "$words"; fi"""
 COPIED = b"copied\n"
 POLL_S = 0.01
-WORDS_BYTES = 1 << 20
+OUTPUT_BYTES = 1 << 20
 #: Seconds that a killed copy may take to be gone.
-GONE_S = 30.0
+STOP_S = 30.0
 
 
 def start(job: Job, account: Account, mirror: Path, lock: int) -> None:
@@ -40,15 +40,15 @@ def start(job: Job, account: Account, mirror: Path, lock: int) -> None:
         file_trees.remove(None, job.copy)
         file_trees.remove(account, job.workspace)
         make_folder(job.workspace, 0o755, account)
-    words = os.open(job.copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | locks.O_LOCK, 0o600)
+    output = os.open(job.copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | locks.O_LOCK, 0o600)
     try:
-        locks.take_lock(words)
+        locks.take_lock(output)
         locks.take_lock(lock, shared=True)
         process = subprocess.Popen(
             ["/bin/sh", "-c", SCRIPT, "copy", str(mirror / "tree"), str(job.workspace)],
             stdin=subprocess.DEVNULL,
-            stdout=words,
-            stderr=words,
+            stdout=output,
+            stderr=output,
             env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
             cwd="/",
             pass_fds=[lock],
@@ -57,7 +57,7 @@ def start(job: Job, account: Account, mirror: Path, lock: int) -> None:
             **account.options(),
         )
     finally:
-        os.close(words)
+        os.close(output)
     job.write_status(copier=process.pid)
     # Marked as ended, so that Popen does not warn about a child that still runs.
     process.returncode = 0
@@ -72,26 +72,26 @@ def wait(job: Job, check: Callable[[], None]) -> None:
         check()
         time.sleep(POLL_S)
     try:
-        words = read_bytes(job.copy, WORDS_BYTES)
+        output = read_bytes(job.copy, OUTPUT_BYTES)
     except FileNotFoundError:
-        words = b""
-    if words != COPIED:
-        tail = words.decode("utf-8", "replace").strip()[-2000:]
+        output = b""
+    if output != COPIED:
+        tail = output.decode("utf-8", "replace").strip()[-2000:]
         raise NotReady(
             "the repository cannot be copied into the job's workspace",
-            "is the disk of the host full?",
+            "check whether the disk of the host is full",
             tail or "the copy was killed",
         )
 
 
 def stop(job: Job) -> None:
     """End a copy that is still going on. Raises NotReady when it does not end."""
-    end = time.monotonic() + GONE_S
+    deadline = time.monotonic() + STOP_S
     while locks.is_held(job.copy):
         pid = job.status().get("copier")
         if isinstance(pid, int) and pid > 1:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
-        if time.monotonic() > end:
-            raise NotReady(f"the copy of the repository for job {job.id} does not end")
+        if time.monotonic() > deadline:
+            raise NotReady(f"the copy of the repository for job {job.id} cannot be stopped")
         time.sleep(POLL_S)

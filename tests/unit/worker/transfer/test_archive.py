@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def job(tmp_path: Path) -> Path:
     (tmp_path / "workspace" / "artefacts").mkdir(parents=True)
     (tmp_path / "log.txt").write_bytes(b"the log\n")
-    take_stock(tmp_path)
+    record_initial_artefacts(tmp_path)
     return tmp_path
 
 
@@ -35,12 +35,12 @@ def account(name: str | None = None) -> Account:
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
 
 
-def take_stock(job: Path) -> None:
-    conclude.take_stock(Job(job), account(), [], lambda: None)
+def record_initial_artefacts(job: Path) -> None:
+    conclude.record_initial_artefacts(Job(job), account(), [], lambda: None)
 
 
 def packed(job: Path, need_new: bool = True, most: int = 1 << 50, user: str | None = None) -> dict[str, Any]:
-    return conclude.packed(
+    return conclude.write_archive(
         Job(job), account(user), {"outcome": "trained", "exit_code": 0}, need_new, None, most, lambda: None
     )
 
@@ -85,7 +85,7 @@ def test_what_was_there_is_delivered_but_is_no_result(tmp_path: Path) -> None:
     root.mkdir(parents=True)
     (root / "README.md").write_text("old")
     (root / "changed").write_text("old")
-    take_stock(tmp_path)
+    record_initial_artefacts(tmp_path)
     answer = packed(tmp_path)
     assert answer["new"] == 0 and answer["files"] == 2
     assert manifest(tmp_path)["outcome"] == "nothing-delivered"
@@ -244,12 +244,12 @@ def test_metrics_that_can_be_read_stay_beside_others(job: Path) -> None:
 FLAT = """
 import os, pwd, sys
 from pathlib import Path
-from train_classifier.worker.jobs import conclude as deliver
+from train_classifier.worker.jobs import conclude
 from train_classifier.worker.system.host import Account
 from train_classifier.worker.state.store import Job
 entry = pwd.getpwuid(os.geteuid())
 account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
-answer = deliver.packed(Job(Path(sys.argv[1])), account, {}, False, None, 1 << 50, lambda: None)
+answer = conclude.write_archive(Job(Path(sys.argv[1])), account, {}, False, None, 1 << 50, lambda: None)
 # Not getrusage: its peak counts the process that started this one, until exec.
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(answer["files"], peak)
