@@ -194,5 +194,5 @@ def test_the_job_of_another_user_is_theirs_alone() -> None:
         assert (top / "theirs" / "jobs" / OLD / "status.json").exists()
         assert not (top / "theirs" / "jobs" / OLD / "cancel").exists()
     assert all(answer.startswith("2 there is no job") for answer in answers[:2]), answers
-    assert all("the jobs of other users are theirs alone" in answer for answer in answers[:2])
+    assert all("the jobs of other users are not shown" in answer for answer in answers[:2])
     assert all(answer.startswith("3 ") for answer in answers[2:]), answers

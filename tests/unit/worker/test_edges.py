@@ -64,23 +64,23 @@ def test_a_door_drops_every_path() -> None:
 def test_a_users_systemd_without_our_groups_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert launcher._manager_has_our_groups(tmp_path)
+    assert launcher._manager_has_current_groups(tmp_path)
     manager = tmp_path / "proc" / "77"
     manager.mkdir(parents=True)
     (manager / "comm").write_text("systemd\n")
     ours = " ".join(str(group) for group in os.getgroups())
     (manager / "status").write_text(f"Name:\tsystemd\nGroups:\t{ours} 4711 \n")
-    assert launcher._manager_has_our_groups(tmp_path)
+    assert launcher._manager_has_current_groups(tmp_path)
     # Added to docker since then.
     now = [*os.getgroups(), 4712]
     monkeypatch.setattr(os, "getgroups", lambda: now)
-    assert not launcher._manager_has_our_groups(tmp_path)
+    assert not launcher._manager_has_current_groups(tmp_path)
 
 
 def test_a_unit_learns_where_the_engine_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///run/user/1000/docker.sock")
     monkeypatch.delenv("TRAIN_CLASSIFIER_HOST_JSON", raising=False)
-    assert launcher._settings() == ["DOCKER_HOST=unix:///run/user/1000/docker.sock"]
+    assert launcher._passed_variables() == {"DOCKER_HOST": "unix:///run/user/1000/docker.sock"}
 
 
 def test_faults_of_the_host_are_no_bugs() -> None:

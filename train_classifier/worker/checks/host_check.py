@@ -71,7 +71,7 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
             }
             for card in discovery.gpus
         ],
-        "launcher": launcher.launcher(host.caller()),
+        "launcher": launcher.find_launcher(host.caller()),
         "state_dir": str(state) if state else None,
         "checks": [one.to_dict() for one in found],
         "ready": all(one.status != "fail" for one in found),

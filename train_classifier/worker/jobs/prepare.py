@@ -108,10 +108,10 @@ def _find_resumed_job(store: Store, spec: JobSpec) -> Job:
         return job
     for job in reversed(store.all_jobs()):
         try:
-            other = job.spec()
+            other_spec = job.spec()
         except TrainClassifierError:
             continue
-        is_same_model = (other.model, other.repository.key) == (spec.model, spec.repository.key)
+        is_same_model = (other_spec.model, other_spec.repository.key) == (spec.model, spec.repository.key)
         if is_same_model and job.id != spec.id and _count_checkpoints(job):
             return job
     raise BadInput(f"there is no earlier job of {spec.model} with checkpoints to resume from")

@@ -39,7 +39,7 @@ def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
         try:
             store_secrets(job, caller, secrets)
             write_bytes(job.lease, b"")
-            kind = launcher.launcher(caller)
+            kind = launcher.find_launcher(caller)
             job.write_status(
                 state="submitted", submitted=time.time(), submitted_uptime=uptime(), boot_id=boot_id(),
                 gpus_wanted=count, message=message, launcher=kind,

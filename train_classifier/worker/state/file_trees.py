@@ -84,9 +84,9 @@ def copy(account: Account, source: Path, target: Path) -> None:
 
     Raises NotReady with cp's message.
     """
-    done = _run(account, "cp", "-a", "--reflink=auto", "--", f"{source}/.", str(target))
-    if done.returncode:
-        tail = done.stdout.decode("utf-8", "replace").strip()[-2000:]
+    process = _run(account, "cp", "-a", "--reflink=auto", "--", f"{source}/.", str(target))
+    if process.returncode:
+        tail = process.stdout.decode("utf-8", "replace").strip()[-2000:]
         raise NotReady(f"{source} cannot be copied", "check whether the disk of the host is full", tail)
 
 
@@ -98,13 +98,13 @@ def remove(account: Optional[Account], *trees: Path) -> None:
     present = [str(tree) for tree in trees if os.path.lexists(tree)]
     if not present:
         return
-    done = _run(account, "rm", "-rf", "--", *present)
-    if done.returncode and not _are_gone(present):
+    process = _run(account, "rm", "-rf", "--", *present)
+    if process.returncode and not _are_gone(present):
         # Some folders have no write permission, which only the owner can restore; chmod -R follows no links.
         _run(account, "chmod", "-R", "u+rwX", "--", *present)
-        done = _run(account, "rm", "-rf", "--", *present)
-    if done.returncode and not _are_gone(present):
-        tail = done.stdout.decode("utf-8", "replace").strip()[-2000:]
+        process = _run(account, "rm", "-rf", "--", *present)
+    if process.returncode and not _are_gone(present):
+        tail = process.stdout.decode("utf-8", "replace").strip()[-2000:]
         raise NotReady(f"{', '.join(present)} cannot be removed", detail=tail)
 
 
@@ -131,8 +131,8 @@ def disk_usage(account: Optional[Account], *trees: Path) -> int:
     if not present:
         return 0
     command = ("du", "-s", "-c", "--block-size=1", "--", *present)
-    done = _run(account, *command, stderr=subprocess.DEVNULL)
-    total = done.stdout.rpartition(b"\ttotal")[0].rpartition(b"\n")[2]
+    process = _run(account, *command, stderr=subprocess.DEVNULL)
+    total = process.stdout.rpartition(b"\ttotal")[0].rpartition(b"\n")[2]
     return max(int(total) - sum(map(_own_bytes, present)), 0) if total.isdigit() else 0
 
 

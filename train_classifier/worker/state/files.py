@@ -16,8 +16,6 @@ from train_classifier.worker.system.host import Account
 
 #: Flags for opening a folder where an account with fewer rights may have written.
 O_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
 #: Largest size of a JSON file that is read.
 JSON_BYTES = 64 << 20
 
@@ -80,12 +78,12 @@ def read_json(path: Path) -> Any:
         raise
 
 
-def read_bytes(path: Path, most: int) -> bytes:
-    """Return what a regular file holds. Raises NotReady when that is more than `most` bytes, OSError."""
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file. Raises NotReady when it has more than `max_bytes`, OSError."""
     with open(open_regular(path), "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise NotReady(f"{path} is larger than {most} bytes")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise NotReady(f"{path} is larger than {max_bytes} bytes")
     return data
 
 

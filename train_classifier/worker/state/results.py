@@ -21,11 +21,11 @@ def record_facts(job: Job, **facts: Any) -> None:
     write_json(job.dir / "facts.json", {**read_facts(job), **facts})
 
 
-def seconds(times: dict[str, list[Optional[float]]], now: Optional[float] = None) -> dict[str, float]:
-    """Return how long each phase took; one that has not ended is counted until `now`."""
-    end_now = time.time() if now is None else now
+def seconds(times: dict[str, list[Optional[float]]]) -> dict[str, float]:
+    """Return how long each phase took; one that has not ended is counted until now."""
+    now = time.time()
     return {
-        phase: round(max((end_now if end is None else end) - (start or end_now), 0.0), 3)
+        phase: round(max((now if end is None else end) - (start or now), 0.0), 3)
         for phase, (start, end) in times.items()
     }
 
@@ -70,7 +70,7 @@ def result(
 def head(job: Job, spec: JobSpec, status: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     """Return manifest.json without its lists of files; docs/manifest.md describes it."""
     facts = read_facts(job)
-    kept = (
+    result_keys = (
         "outcome", "exit_code", "reason", "training_exit_status", "signal", "out_of_memory", "metrics",
         "image", "gpu_check", "gpus",
     )  # fmt: skip
@@ -105,5 +105,5 @@ def head(job: Job, spec: JobSpec, status: dict[str, Any], result: dict[str, Any]
         "environment": facts.get("environment"),
         "host": host_facts(),
         "times": status.get("times", {}),
-        **{key: result[key] for key in kept},
+        **{key: result[key] for key in result_keys},
     }

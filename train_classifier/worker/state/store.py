@@ -60,19 +60,19 @@ class Store:
     def make(self, account: Account) -> "Store":
         """Make the folders; what the job's user must write into belongs to `account`. Raises NotReady."""
         # The job's account must pass through root's folders; the folders of a user are private.
-        through = 0o711 if os.geteuid() == 0 else 0o700
+        mode = 0o711 if os.geteuid() == 0 else 0o700
         try:
             os.makedirs(self.root.parent, exist_ok=True)
             for path in (self.root, self.jobs, self.mirrors, self.cache):
-                make_folder(path, through)
+                make_folder(path, mode)
             for path in (self.environments, self.envs, self.builds, self.uv_caches):
-                make_folder(path, through)
+                make_folder(path, mode)
             for path in (self.locks, self.images, self.proofs):
                 make_folder(path, 0o700)
             make_folder(self.workers, 0o755)
         except OSError as error:
             raise NotReady(
-                f"the state folder {self.root} cannot be made: {error}",
+                f"the state folder {self.root} cannot be created: {error}",
                 "choose another with the setting state_dir",
             ) from error
         return self
@@ -102,29 +102,29 @@ class Store:
             return []
         return [Job(self.jobs / name) for name in names if JOB_ID.match(name)]
 
-    def find(self, wanted: Any) -> "Job":
+    def find(self, name: Any) -> "Job":
         """Return the job that an id, a unique beginning of one, or `last` names.
 
         Raises BadInput with a different message for each case.
         """
-        hint = "see the list of jobs; the jobs of other users are theirs alone"
-        if not isinstance(wanted, str) or not wanted:
-            raise BadInput(f"job id {wanted!r}", hint=hint)
+        hint = "see the list of jobs; the jobs of other users are not shown"
+        if not isinstance(name, str) or not name:
+            raise BadInput(f"job id {name!r}", hint=hint)
         jobs = self.all_jobs()
-        if wanted == "last":
+        if name == "last":
             for job in sorted(jobs, key=lambda job: (job.created(), job.id), reverse=True):
                 # An interrupted push leaves a folder that is not a job.
                 state = (read_json(job.dir / "status.json") or {}).get("state")
                 if state and state not in STATES[:2]:
                     return job
             raise BadInput(f"there is no job in {self.jobs}", hint=hint)
-        found = [job for job in jobs if job.id.startswith(wanted)]
-        if not found:
-            raise BadInput(f"there is no job {wanted!r} in {self.jobs}", hint=hint)
-        if len(found) > 1:
-            names = ", ".join(job.id for job in found[:5]) + (", …" if len(found) > 5 else "")
-            raise BadInput(f"job id {wanted!r} is ambiguous: {names}", hint="give more of the id")
-        return found[0]
+        matches = [job for job in jobs if job.id.startswith(name)]
+        if not matches:
+            raise BadInput(f"there is no job {name!r} in {self.jobs}", hint=hint)
+        if len(matches) > 1:
+            names = ", ".join(job.id for job in matches[:5]) + (", …" if len(matches) > 5 else "")
+            raise BadInput(f"job id {name!r} is ambiguous: {names}", hint="enter more characters of the id")
+        return matches[0]
 
 
 def take_over(mirror: Path, account: Account) -> None:
@@ -134,8 +134,8 @@ def take_over(mirror: Path, account: Account) -> None:
     """
     descriptor = os.open(mirror, O_FOLDER)
     try:
-        foreign = os.fstat(descriptor).st_uid != os.geteuid()
-        if foreign:
+        was_foreign = os.fstat(descriptor).st_uid != os.geteuid()
+        if was_foreign:
             os.fchown(descriptor, os.geteuid(), account.gid)
             os.fchmod(descriptor, 0o710)
     finally:
@@ -144,13 +144,14 @@ def take_over(mirror: Path, account: Account) -> None:
     for name in os.listdir(mirror):
         path = mirror / name
         if name == "tree":
-            stays = stat.S_ISDIR(os.lstat(path).st_mode)
+            is_kept = stat.S_ISDIR(os.lstat(path).st_mode)
         elif name == "lock":
             # A push by the last release may be in progress.
-            stays = stat.S_ISREG(os.lstat(path).st_mode) and (not foreign or locks.is_held(path))
+            is_kept = stat.S_ISREG(os.lstat(path).st_mode) and (not was_foreign or locks.is_held(path))
         else:
-            stays = not foreign and not name.startswith("spare") and not JOB_ID.match(name.partition(".")[0])
-        if not stays:
+            is_from_last_release = name.startswith("spare") or JOB_ID.match(name.partition(".")[0])
+            is_kept = not was_foreign and not is_from_last_release
+        if not is_kept:
             file_trees.remove(account, path)
             file_trees.remove(None, path)
 
@@ -205,17 +206,14 @@ class Job:
         """
         os.mkdir(self.dir, 0o700)
         try:
-            self._make(account)
+            open_passage(self.dir, account)
+            make_passage(self.run, account)
+            make_folder(self.workspace, 0o755, account)
+            for folder in (self.home, self.checkpoints):
+                make_folder(folder, 0o700, account)
         except BaseException:
             file_trees.remove(None, self.dir)
             raise
-
-    def _make(self, account: Account) -> None:
-        open_passage(self.dir, account)
-        make_passage(self.run, account)
-        make_folder(self.workspace, 0o755, account)
-        for folder in (self.home, self.checkpoints):
-            make_folder(folder, 0o700, account)
 
     def spec(self) -> JobSpec:
         """Return the specification. Raises BadInput when it is missing or of another schema."""
@@ -225,7 +223,7 @@ class Job:
         try:
             return JobSpec.from_dict(data)
         except ValueError as error:
-            raise BadInput(*f"{error}".splitlines()) from error
+            raise BadInput(*str(error).splitlines()) from error
 
     def status(self) -> dict[str, Any]:
         """Return status.json. Raises BadInput when missing, NotReady when damaged or of another schema."""
@@ -235,7 +233,7 @@ class Job:
         if data.get("schema") not in (SCHEMA, LAST_SCHEMA):
             raise NotReady(
                 f"job {self.id} is of another version of train-classifier (schema {data.get('schema')})",
-                "use that version to look at it",
+                "use that version for this job",
             )
         numbers = [data.get("version"), *(data.get(name) or 0 for name in TIMES)]
         if data.get("state") not in STATES or not all(isinstance(number, (int, float)) for number in numbers):
@@ -245,11 +243,9 @@ class Job:
     def result(self) -> Optional[dict[str, Any]]:
         """Return result.json, None as long as the job has not ended. Raises NotReady when it is damaged."""
         data = read_json(self.dir / "result.json")
-        if data is None:
-            return None
-        if not isinstance(data, dict) or data.get("exit_code") not in list(ExitCode):
+        if data is not None and (not isinstance(data, dict) or data.get("exit_code") not in list(ExitCode)):
             raise NotReady(f"{self.dir / 'result.json'} is damaged")
-        return dict(data)
+        return data
 
     def write_status(self, **changes: Any) -> dict[str, Any]:
         """Change status.json in one step, increment its version and return it; the job's lock is held."""

@@ -48,22 +48,22 @@ class ControlGroup:
 
     def memory(self) -> Memory:
         """Return the memory counters as they are now; the peak also of what was seen before."""
-        found = Memory()
+        memory = Memory()
         if "memory" in self._folders:
             folder = self._folders["memory"]
             # Read first: when the use can be read afterwards, the kills were read while the group existed.
-            found.kills = _field(folder / "memory.oom_control", "oom_kill") or 0
-            found.used = _number(folder / "memory.usage_in_bytes")
-            found.peak = _number(folder / "memory.max_usage_in_bytes")
+            memory.kills = _field(folder / "memory.oom_control", "oom_kill") or 0
+            memory.used = _number(folder / "memory.usage_in_bytes")
+            memory.peak = _number(folder / "memory.max_usage_in_bytes")
         elif "unified" in self._folders:
             folder = self._folders["unified"]
-            found.kills = _field(folder / "memory.events", "oom_kill") or 0
-            found.used = _number(folder / "memory.current")
+            memory.kills = _field(folder / "memory.events", "oom_kill") or 0
+            memory.used = _number(folder / "memory.current")
             # memory.peak is there from Linux 5.19 on.
-            found.peak = _number(folder / "memory.peak")
-        self._peak = max(self._peak, found.peak or 0, found.used or 0)
-        found.peak = self._peak or None
-        return found
+            memory.peak = _number(folder / "memory.peak")
+        self._peak = max(self._peak, memory.peak or 0, memory.used or 0)
+        memory.peak = self._peak or None
+        return memory
 
     def process_limit(self) -> Optional[int]:
         """Return the most processes of the group."""

@@ -18,8 +18,8 @@ FIVE_GIB = 5 << 30
 #: Settings that name a file or a folder.
 PATHS = ("uv", "queue_dir", "ca_bundle", "apt_sources", "root")
 #: The smallest limits of builds with which an engine starts a container at all, and the largest number.
-LEAST = {"build_memory_bytes": 16 << 20, "build_pids": 16, "build_cpus": 0.01, "build_timeout_s": 1}
-MOST = 1 << 50
+MIN_LIMITS = {"build_memory_bytes": 16 << 20, "build_pids": 16, "build_cpus": 0.01, "build_timeout_s": 1}
+MAX_LIMIT = 1 << 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Host:
         except FileNotFoundError:
             return cls()
         except PermissionError as error:
-            hint = "who trains is in the group docker: add this account to training_host_users, log in again"
+            hint = "add this account to training_host_users (group docker), then log in again"
             raise NotReady(f"{path} cannot be read: {error}", hint) from error
         except (OSError, ValueError) as error:
             raise NotReady(f"{path} cannot be read: {error}", hint) from error
@@ -113,7 +113,7 @@ class Host:
         if not isinstance(data, dict):
             raise NotReady(f"{path} does not hold a JSON object", hint)
         if data.pop("schema", SCHEMA) != SCHEMA:
-            raise NotReady(f"{path} has another schema than {SCHEMA}, which this worker knows", hint)
+            raise NotReady(f"{path} has an unknown schema: this worker knows only {SCHEMA}", hint)
         kinds: dict[str, Any] = {
             "images": dict, "uv": str, "queue_dir": str, "service_user": str, "state_dir": str,
             "ca_bundle": str, "environment": dict, "apt_sources": str, "gpu_check": str,
@@ -128,23 +128,23 @@ class Host:
                 continue
             if not isinstance(value, kinds[key]) or isinstance(value, bool):
                 kind = "number" if isinstance(kinds[key], tuple) else kinds[key].__name__
-                raise NotReady(f"{path}: {key} is {value!r}, wanted {kind}", hint)
-            if key in LEAST and not LEAST[key] <= value <= MOST:
-                raise NotReady(f"{path}: {key} is {value!r}, wanted {LEAST[key]} to {MOST}", hint)
+                raise NotReady(f"{path}: {key} is {value!r}, not of type {kind}", hint)
+            if key in MIN_LIMITS and not MIN_LIMITS[key] <= value <= MAX_LIMIT:
+                raise NotReady(f"{path}: {key} is {value!r}, not from {MIN_LIMITS[key]} to {MAX_LIMIT}", hint)
             if kinds[key] is dict and not all(isinstance(item, str) for item in value.values()):
                 raise NotReady(f"{path}: the values of {key} must be text", hint)
             if key == "data_roots":
                 for root in value:
-                    plain = isinstance(root, str) and root.startswith("/") and "\0" not in root
-                    if not plain or not root.strip("/") or ".." in root.split("/"):
-                        raise NotReady(f"{path}: data_roots names {root!r}, wanted folders below /", hint)
+                    is_absolute = isinstance(root, str) and root.startswith("/") and "\0" not in root
+                    if not is_absolute or not root.strip("/") or ".." in root.split("/"):
+                        raise NotReady(f"{path}: data_roots names {root!r}, not a folder below /", hint)
                 value = tuple(value)
             name = "configured_state_dir" if key == "state_dir" else key
             values[name] = Path(value) if key in PATHS else value
         return cls(**values)
 
     def limits(self, purpose: str) -> Limits:
-        """Return the limits of builds, probes and GPU checks; `purpose` names the one, for messages.
+        """Return the limits of builds, probes and GPU checks; `purpose` is for messages.
 
         By default three quarters of the memory, and at least 2 GiB; no more CPUs than there are.
         """
@@ -190,11 +190,11 @@ class Host:
         Raises BadInput for a relative path, NotReady for one on a network or overlay file system.
         """
         caller = self.caller()
-        wanted = request.get("state_dir")
-        if wanted is not None:
-            if not isinstance(wanted, str) or not wanted.startswith("/") or "\0" in wanted:
-                raise BadInput(f"state_dir {wanted!r} is not an absolute path")
-            path = Path(wanted)
+        requested = request.get("state_dir")
+        if requested is not None:
+            if not isinstance(requested, str) or not requested.startswith("/") or "\0" in requested:
+                raise BadInput(f"state_dir {requested!r} is not an absolute path")
+            path = Path(requested)
         elif self.configured_state_dir and (caller.uid == 0 or "{user}" in self.configured_state_dir):
             path = Path(self.configured_state_dir.replace("{user}", caller.name))
         elif caller.uid == 0:
@@ -222,24 +222,24 @@ def refuse_unsafe(path: Path) -> None:
 def file_system(path: Path) -> str:
     """Return the type of the file system that holds `path` or would hold it (proc(5), mountinfo)."""
     real = os.path.realpath(path)
-    best, kind = "", "unknown"
-    for point, kind_there in mounts():
+    longest, kind = "", "unknown"
+    for point, mount_kind in mounts():
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         # Of several mounts on one point the last hides the others.
-        if inside and len(point) >= len(best):
-            best, kind = point, kind_there
+        if inside and len(point) >= len(longest):
+            longest, kind = point, mount_kind
     return kind
 
 
 def mounts() -> list[tuple[str, str]]:
     """Return mount point and type of every file system, in the order of mounting (proc(5), mountinfo)."""
-    found = []
+    mounts = []
     with open("/proc/self/mountinfo", "rb") as lines:
         for line in lines:
             before, _, after = line.partition(b" - ")
             point = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), before.split()[4])
-            found.append((os.fsdecode(point), os.fsdecode(after.split()[0])))
-    return found
+            mounts.append((os.fsdecode(point), os.fsdecode(after.split()[0])))
+    return mounts
 
 
 def uptime() -> float:

@@ -8,7 +8,7 @@ from train_classifier.core.errors import NotReady, TrainClassifierError
 
 #: Error numbers that are the fault of a disk, not of a program.
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
-DISK_HINT = "check the state folder of the host: its rights and the space on its disk"
+DISK_HINT = "check the permissions of the host's state folder and the space on its disk"
 
 
 def of_disk(error: BaseException) -> bool:
@@ -28,12 +28,12 @@ def of_host(error: BaseException) -> Optional[NotReady]:
     if isinstance(error, docker.errors.APIError):
         text = str(error.explanation or error)
         if "no space left" in text.lower():
-            return NotReady("the disk of the container engine is full", "see by what: docker system df", text)
+            return NotReady("the disk of the container engine is full", "see its use: docker system df", text)
         return NotReady("the container engine refused the job", "run: train-classifier doctor", text)
     if isinstance(error, (requests.exceptions.RequestException, ConnectionError)):
         return NotReady(
             "the container engine went away and did not come back in time",
-            "look at the engine: systemctl status docker",
+            "check the engine: systemctl status docker",
             str(error),
         )
     return None

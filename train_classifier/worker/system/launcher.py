@@ -13,13 +13,13 @@ from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account
 
 #: Seconds that packing and cleanup may take after systemd asked a unit to stop.
-CLEARING_S = 300
+CLEANUP_S = 300
 #: In the job's folder: the error output of an interpreter that crashed, or the traceback of a bug.
 CRASH_FILE = "crash.txt"
-KEPT = ("TRAIN_CLASSIFIER_HOST_JSON", "DOCKER_HOST")
+PASSED_VARIABLES = ("TRAIN_CLASSIFIER_HOST_JSON", "DOCKER_HOST")
 
 
-def launcher(caller: Account) -> str:
+def find_launcher(caller: Account) -> str:
     """Return what would start a worker for this account: `system`, `user` or `setsid`."""
     if not os.path.isdir("/run/systemd/system") or shutil.which("systemd-run") is None:
         return "setsid"
@@ -29,10 +29,10 @@ def launcher(caller: Account) -> str:
     lingers = os.path.exists(f"/var/lib/systemd/linger/{caller.name}")
     if not lingers or not os.path.isdir(f"/run/user/{caller.uid}/systemd"):
         return "setsid"
-    if not _manager_has_our_groups():
+    if not _manager_has_current_groups():
         # The manager keeps the groups of its start, perhaps before this account was added to docker.
         return "setsid"
-    done = subprocess.run(
+    process = subprocess.run(
         ["systemctl", "--user", "show-environment"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -41,7 +41,7 @@ def launcher(caller: Account) -> str:
         timeout=10,
         check=False,
     )
-    return "user" if done.returncode == 0 else "setsid"
+    return "user" if process.returncode == 0 else "setsid"
 
 
 def launch(folder: Path, spec: JobSpec, caller: Account) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def launch(folder: Path, spec: JobSpec, caller: Account) -> dict[str, Any]:
 
     Raises NotReady.
     """
-    kind = launcher(caller)
+    kind = find_launcher(caller)
     if kind == "setsid":
         return {"launcher": kind, "pid": _setsid(folder, caller)}
     unit = f"tc-job-{spec.id}"
@@ -58,13 +58,14 @@ def launch(folder: Path, spec: JobSpec, caller: Account) -> dict[str, Any]:
         "--service-type=exec", "--description", f"train-classifier: {spec.model}",
         # At a shutdown this unit is stopped before the engine, which the worker needs to end the job.
         *(["-p", "After=docker.service"] if kind == "system" else []),
-        "-p", "KillMode=mixed", "-p", f"TimeoutStopSec={int(spec.grace_s) + CLEARING_S}",
-        "-p", "ExecStopPost=" + " ".join(_quoted(word) for word in program.command("finish", str(folder))),
+        "-p", "KillMode=mixed", "-p", f"TimeoutStopSec={int(spec.grace_s) + CLEANUP_S}",
+        "-p", "ExecStopPost=" + " ".join(map(_quote_for_unit, program.command("finish", str(folder)))),
         # From this environment the worker needs only the host's settings and another engine's address.
-        *(word for setting in _settings() for word in ("-p", f"Environment={_quoted(setting)}")),
+        *(f"--property=Environment={_quote_for_unit(f'{key}={value}')}"
+          for key, value in _passed_variables().items()),
         *program.command("run", str(folder)),
     ]  # fmt: skip
-    done = subprocess.run(
+    process = subprocess.run(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -74,18 +75,18 @@ def launch(folder: Path, spec: JobSpec, caller: Account) -> dict[str, Any]:
         timeout=60,
         check=False,
     )
-    if done.returncode:
+    if process.returncode:
         raise NotReady(
             "systemd did not start the worker",
-            "look at: journalctl -u " + unit,
-            done.stdout.decode("utf-8", "replace").strip(),
+            f"see its log: journalctl -u {unit}",
+            process.stdout.decode("utf-8", "replace").strip(),
         )
     return {"launcher": kind, "unit": f"{unit}.service"}
 
 
-def _manager_has_our_groups(root: Path = Path("/")) -> bool:
+def _manager_has_current_groups(root: Path = Path("/")) -> bool:
     """Tell whether this account's own systemd has the groups of this process; True when it is unknown."""
-    ours = set(os.getgroups())
+    groups = set(os.getgroups())
     for folder in (root / "proc").glob("[0-9]*"):
         try:
             if os.stat(folder).st_uid != os.geteuid() or (folder / "comm").read_text() != "systemd\n":
@@ -93,28 +94,24 @@ def _manager_has_our_groups(root: Path = Path("/")) -> bool:
             lines = (folder / "status").read_text().splitlines()
         except OSError:
             continue
-        words = next((line.split()[1:] for line in lines if line.startswith("Groups:")), [])
-        return ours <= {int(word) for word in words} | {os.getgid()}
+        manager_groups = next((line.split()[1:] for line in lines if line.startswith("Groups:")), [])
+        return groups <= {int(word) for word in manager_groups} | {os.getgid()}
     return True
 
 
-def _kept() -> dict[str, str]:
+def _passed_variables() -> dict[str, str]:
     """Return the variables that a worker gets from this process's environment."""
-    return {key: os.environ[key] for key in KEPT if os.environ.get(key)}
-
-
-def _settings() -> list[str]:
-    return [f"{key}={value}" for key, value in _kept().items()]
+    return {key: os.environ[key] for key in PASSED_VARIABLES if os.environ.get(key)}
 
 
 def _environment(caller: Account) -> dict[str, str]:
-    found = {**caller.environment(), **_kept()}
+    environment = {**caller.environment(), **_passed_variables()}
     if os.path.isdir(f"/run/user/{caller.uid}"):
-        found["XDG_RUNTIME_DIR"] = f"/run/user/{caller.uid}"
-    return found
+        environment["XDG_RUNTIME_DIR"] = f"/run/user/{caller.uid}"
+    return environment
 
 
-def _quoted(word: str) -> str:
+def _quote_for_unit(word: str) -> str:
     """Quote a word for a unit file: systemd.syntax(7), and `$` and `%` that mean something in a command."""
     escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$").replace("%", "%%")
     return f'"{escaped}"'

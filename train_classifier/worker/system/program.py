@@ -26,7 +26,7 @@ PROGRAM = Path(__file__).resolve().parents[3]
 _WORKER = "train_classifier.worker"
 #: The interpreter that runs this program.
 PYTHON = sys.executable
-#: Seconds between two looks whether a part is to end early.
+#: Seconds between two checks whether a part must end early.
 CHECK_S = 0.1
 #: The largest answers hold the metrics of a model.
 ANSWER_BYTES = 16 << 20
@@ -48,7 +48,7 @@ def open_to_all() -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Let the kernel end this process when its caller dies; another process repeats the caller's work.
+    """Have the kernel end this process when its caller dies: another process repeats the caller's work.
 
     PR_SET_PDEATHSIG is 1 (prctl(2)); it is lost at a change of user, so it is set after that, by the child.
     """
@@ -73,15 +73,15 @@ def checked_part(function: CheckedPart) -> CheckedPart:
 
 def find_part(name: str) -> Part:
     """Return the part that a child was told to run, `module:function` below the worker. Raises BadInput."""
-    module, _, function = name.partition(":")
-    found = None
+    module, _, function_name = name.partition(":")
+    function = None
     # Programs that run inside a container lie deeper, and run as they are imported.
     if re.fullmatch(r"[a-z_]+\.[a-z_]+", module):
         with contextlib.suppress(ModuleNotFoundError):
-            found = getattr(importlib.import_module(f"{_WORKER}.{module}"), function, None)
-    if not getattr(found, "is_part", False):
-        raise BadInput(f"{name} is no part of the worker")
-    return cast(Part, found)
+            function = getattr(importlib.import_module(f"{_WORKER}.{module}"), function_name, None)
+    if not getattr(function, "is_part", False):
+        raise BadInput(f"{name} is not a part of the worker")
+    return cast(Part, function)
 
 
 def call(
@@ -98,7 +98,7 @@ def call(
     TrainClassifierError when the child died or its answer is too large.
     """
     if not account.options():
-        return _here(function, request, check)
+        return _call_in_process(function, request, check)
     name = f"{function.__module__[len(_WORKER) + 1 :]}:{function.__name__}"
     process = subprocess.Popen(
         command("part", name, str(os.getpid())),
@@ -112,14 +112,14 @@ def call(
     )
     with process:
         try:
-            answered, words = _answered(process, json.dumps(request).encode(), check)
+            output, error_output = _communicate(process, json.dumps(request).encode(), check)
         except BaseException:
             process.kill()
             raise
     try:
-        answer: dict[str, Any] = json.loads(answered)
+        answer: dict[str, Any] = json.loads(output)
     except ValueError:
-        tail = words.decode("utf-8", "replace")[-2000:]
+        tail = error_output.decode("utf-8", "replace")[-2000:]
         raise TrainClassifierError(
             f"{function.__name__} ended with exit status {process.returncode}", detail=tail
         ) from None
@@ -128,7 +128,7 @@ def call(
     return answer
 
 
-def _answered(
+def _communicate(
     process: "subprocess.Popen[bytes]", request: bytes, check: Callable[[], None]
 ) -> tuple[bytes, bytes]:
     """Send a child its request; return its answer and the end of its standard error."""
@@ -136,8 +136,8 @@ def _answered(
     # A part reads its whole request before it answers.
     with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
         pipe.write(request)
-    answer, words = process.stdout.fileno(), process.stderr.fileno()
-    output = {answer: b"", words: b""}
+    stdout, stderr = process.stdout.fileno(), process.stderr.fileno()
+    output = {stdout: b"", stderr: b""}
     with selectors.DefaultSelector() as selector:
         for descriptor in output:
             selector.register(descriptor, selectors.EVENT_READ)
@@ -148,13 +148,13 @@ def _answered(
                 if not data:
                     selector.unregister(key.fileobj)
                 output[key.fd] += data
-            if len(output[answer]) > ANSWER_BYTES:
+            if len(output[stdout]) > ANSWER_BYTES:
                 raise TrainClassifierError(f"a part of the worker answered more than {ANSWER_BYTES} bytes")
-            output[words] = output[words][-2000:]
-    return output[answer], output[words]
+            output[stderr] = output[stderr][-2000:]
+    return output[stdout], output[stderr]
 
 
-def _here(
+def _call_in_process(
     function: Union[Part, CheckedPart], request: dict[str, Any], check: Callable[[], None]
 ) -> dict[str, Any]:
     try:
