@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 from urllib.parse import unquote
 
 
@@ -17,8 +19,22 @@ def apt_login(address: str) -> str:
     return f"machine {machine} login {unquote(user)} password {unquote(password or '')}"
 
 
-class FilterModule:
-    """The filter common_apt_login."""
+def answers(lines: Iterable[str]) -> dict[str, str]:
+    """Return the answers of a probe, lines of `key value`, by key. A key without a value has an empty one."""
+    rows = (line.partition(" ") for line in lines)
+    return {key: value.strip() for key, _, value in rows}
 
-    def filters(self) -> dict:
-        return {"common_apt_login": apt_login}
+
+def release(facts: Mapping[str, Any]) -> str:
+    """Return the distribution and its release as one name, such as `Debian 12` or `Ubuntu 24.04`."""
+    name = facts.get("distribution", "")
+    version = "distribution_version" if name == "Ubuntu" else "distribution_major_version"
+    return f"{name} {facts.get(version, '')}"
+
+
+class FilterModule:
+    """The filters of the role common."""
+
+    def filters(self) -> dict[str, Any]:
+        """Return the filters by name."""
+        return {"common_answers": answers, "common_apt_login": apt_login, "common_release": release}

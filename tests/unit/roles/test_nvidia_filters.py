@@ -585,6 +585,29 @@ def test_password_of_a_mirror_goes_into_auth_conf(address: str, expected: str) -
     assert common.apt_login(address) == expected
 
 
+def test_answers_of_a_probe_are_read_by_name() -> None:
+    lines = ["free_mib 1024", "running", "holds docker.io runc ", "installed no package"]
+    assert common.answers(lines) == {
+        "free_mib": "1024",
+        "running": "",
+        "holds": "docker.io runc",
+        "installed": "no package",
+    }
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        (("Debian", "12.11", "12"), "Debian 12"),
+        (("Ubuntu", "24.04", "24"), "Ubuntu 24.04"),
+        (("Fedora", "42", "42"), "Fedora 42"),
+    ],
+)
+def test_release_is_one_name(facts: tuple[str, str, str], expected: str) -> None:
+    names = ("distribution", "distribution_version", "distribution_major_version")
+    assert common.release(dict(zip(names, facts, strict=True))) == expected
+
+
 TOOLKIT = [
     "nvidia-container-toolkit",
     "nvidia-container-toolkit-base",
