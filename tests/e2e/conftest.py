@@ -1,4 +1,4 @@
-"""Fixtures of the action's tests: one copy of the action, one tool cache, a Slack that answers as told."""
+"""Fixtures of the action's tests: one copy of the action, one tool cache, a stand-in for Slack."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def ordinary(make_world: Callable[..., World], shared: Path) -> World:
 
 
 class Slack:
-    """A webhook on loopback. `script` says what to answer: statuses in order, the last one for good; 0 is never."""
+    """A webhook on loopback. `script` has the statuses of its answers in order: the last one repeats, 0 means no answer."""
 
     def __init__(self, *script: int) -> None:
         self.received: list[dict[str, Any]] = []
@@ -120,7 +120,7 @@ class Slack:
                     slack.paths.append(self.path)
 
             def log_message(self, *_: Any) -> None:
-                """Say nothing."""
+                """Print nothing."""
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
@@ -152,7 +152,7 @@ def slack() -> Iterator[Callable[..., Slack]]:
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 240) -> Any:
-    """Return what `found` returns once it is true; fail after a limit that suits a busy machine."""
+    """Return what `condition` returns once it is true; fail after a limit that suits a busy machine."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         value = condition()

@@ -17,8 +17,8 @@ from .world import GOOD, NOBODY, PLAIN_PATH, ROOT, World
 
 pytestmark = pytest.mark.engine
 
-#: The seed's workflow: its step word for word. Only indentation, the broken curl line and dead versions are repaired.
-SEED = """\
+#: The workflow of the original action: its step word for word. Only indentation, the broken curl line and dead versions are repaired.
+ORIGINAL_WORKFLOW = """\
 name: train
 on: push
 jobs:
@@ -71,10 +71,10 @@ def environments(world: World) -> dict[str, int]:
 def test_original_action_workflow_trains_and_reports_failure(
     world: World, slack: Callable[..., Slack]
 ) -> None:
-    """The seed's workflow trains, posts nothing of its own on success, and a second run installs nothing."""
+    """It trains and posts nothing on success; a second run installs nothing and reports its failure."""
     hook = slack(200)
     world.model(GOOD)
-    world.workflow(SEED)
+    world.workflow(ORIGINAL_WORKFLOW)
     done = world.act(secrets={"SLACK_IDENTIFIER": hook.url})
     assert done.status == 0, done.log
     assert "hello from mnist []" in done.log
@@ -105,13 +105,15 @@ def test_original_action_workflow_trains_and_reports_failure(
 
 @pytest.mark.xdist_group("nobody")
 def test_runner_of_ordinary_user_without_uv_trains(ordinary: World, slack: Callable[..., Slack]) -> None:
-    """A runner of an ordinary account without uv, in a folder with spaces: nothing there becomes another's."""
+    """A runner of an ordinary account without uv, in a folder with spaces: no file there gets another owner."""
     world = ordinary
     world.path = PLAIN_PATH
     fresh = not (world.tools / "tool_cache").exists()
     hook = slack(200)
     world.model(GOOD + 'print("in", os.getcwd(), flush=True)\n')
-    world.workflow(SEED.replace("      - name: Upload", "      - run: pwd -P\n      - name: Upload"))
+    world.workflow(
+        ORIGINAL_WORKFLOW.replace("      - name: Upload", "      - run: pwd -P\n      - name: Upload")
+    )
     done = world.act(secrets={"SLACK_IDENTIFIER": hook.url})
     assert done.status == 0, done.log
     assert f"{world.tools.resolve()}/" in done.log
@@ -124,7 +126,7 @@ def test_runner_of_ordinary_user_without_uv_trains(ordinary: World, slack: Calla
 
 
 def test_sample_workflow_trains(world: World) -> None:
-    """The workflow that the sample repository carries works as it stands."""
+    """The workflow of the sample repository works unchanged."""
     world.model(GOOD)
     world.workflow((ROOT / "examples/classifiers/.github/workflows/train.yml").read_text())
     done = world.act()
@@ -139,7 +141,7 @@ def test_sample_workflow_trains(world: World) -> None:
 def test_failing_model_delivers_artefacts_and_shows_error(
     ordinary: World, slack: Callable[..., Slack]
 ) -> None:
-    """Inputs reach the model as they are; a failure shows where, delivers what there is, and gives nothing away."""
+    """Inputs reach the model unchanged; a failure names its line, delivers the artefacts and reveals no secret."""
     world, hook = ordinary, slack(200)
     world.model(FAILING, "my models/mnist")
     world.write("sub/.keep", "")
@@ -210,7 +212,7 @@ INJECTIONS = (
 
 
 def test_shell_code_in_model_name_is_refused(world: World) -> None:
-    """A model's name is a name, by input and by the seed's variable: refused with a sentence, run by nobody."""
+    """As an input and as the original action's variable."""
     world.model(GOOD)
     steps = ""
     for number, (model, way) in enumerate(INJECTIONS):
@@ -238,7 +240,7 @@ jobs:
     world.assert_clean()
 
 
-#: Ends once the test has seen both at work.
+#: Ends once both jobs train.
 TOGETHER = (
     GOOD
     + """
@@ -250,7 +252,7 @@ while not os.path.exists("/data/gate/open"):
 
 @pytest.mark.xdist_group("nobody")
 def test_two_jobs_of_one_workflow_train_at_once(ordinary: World) -> None:
-    """Two jobs of one workflow on one host, at work at the same time, do not get in each other's way."""
+    """They train on one host at the same time."""
     world = ordinary
     gate = world.folder / "gate"
     gate.mkdir()
@@ -271,12 +273,12 @@ jobs:
         with: {{ name: "artefacts-${{{{ matrix.model }}}}", path: artefacts.tar.gz }}
 """)
 
-    def both_at_work() -> bool:
+    def both_training() -> bool:
         return sum(b"hello from" in log.read_bytes() for log in world.state.glob("*/jobs/*/log.txt")) == 2
 
     def watch() -> None:
         with contextlib.suppress(AssertionError):
-            eventually(both_at_work, 240)
+            eventually(both_training, 240)
             (gate / "open").touch()
 
     watching = threading.Thread(target=watch)
@@ -298,10 +300,10 @@ jobs:
 
 
 def test_host_without_gpu_fails_before_push(world: World, slack: Callable[..., Slack]) -> None:
-    """One GPU is the default: a host without one says so, in words and by its exit code, before anything is sent."""
+    """One GPU is the default: without one the step fails with a message and an exit code, before the push."""
     hook = slack(200)
     world.model(GOOD)
-    world.workflow(SEED)
+    world.workflow(ORIGINAL_WORKFLOW)
     done = world.act(secrets={"SLACK_IDENTIFIER": hook.url}, TRAIN_CLASSIFIER_GPUS="")
     assert done.status == 1
     assert "exit status 8" in done.log
@@ -314,7 +316,7 @@ def test_host_without_gpu_fails_before_push(world: World, slack: Callable[..., S
 
 @pytest.mark.xdist_group("nobody")
 def test_slack_errors_do_not_fail_the_job(ordinary: World, slack: Callable[..., Slack]) -> None:
-    """429, 500, never, 404 and nonsense: a good job stays good, and one line says what became of the notice."""
+    """Slack answers 429, 500, 404 or not at all, or the webhook is invalid: one warning says what happened."""
     limited, broken, silent = slack(429, 429, 200), slack(500), slack(0)
     world, gone = ordinary, slack(404)
     world.model(GOOD)

@@ -108,7 +108,7 @@ def groups(log: str) -> dict[str, list[str]]:
 
 
 def controller_processes(world: World) -> list[str]:
-    """Return the processes of this side that know of this world: not the worker, which is the host's."""
+    """Return the controller's processes for this world; the worker belongs to the host."""
     commands = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -137,7 +137,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
 def test_cancel_stops_container_and_delivers_artefacts(
     world: World, slack: Callable[..., Slack], sshd: Sshd, way: str
 ) -> None:
-    """A cancel stops the container, brings what there is, says so, and is no failure to Slack's readers."""
+    """It is reported to Slack as cancelled, not as failed."""
     hook = slack(200)
     world.model(RUNS_ON)
     options = {}
@@ -163,7 +163,7 @@ def test_cancel_stops_container_and_delivers_artefacts(
             assert "artefacts/weights.bin" in archive.getnames()
         assert "What the job left is in" in step.log
     else:
-        # A machine too busy for it: then the way to fetch it must be said.
+        # A busy machine has no time to fetch: then the log names the command.
         assert f"train-classifier fetch {job.name}" in step.log
     result = json.loads(
         eventually(lambda: (job / "result.json").exists() and (job / "result.json").read_text())
@@ -224,7 +224,7 @@ def test_cancel_leaves_slow_artefacts_on_host(world: World, why: str) -> None:
 
 
 def test_cancel_before_submit_starts_no_job(world: World) -> None:
-    """A cancel while sources are still being looked at starts nothing."""
+    """A cancel before the push starts no container."""
     world.model(RUNS_ON)
     step = world.step(MODEL="mnist")
     eventually(lambda: step.log)
@@ -234,7 +234,7 @@ def test_cancel_before_submit_starts_no_job(world: World) -> None:
 
 
 def test_lease_ends_job_of_killed_runner(world: World) -> None:
-    """A runner killed outright: the lease runs out, the worker stops the container and keeps what there is."""
+    """The lease expires: the worker stops the container and keeps the artefacts."""
     world.model(RUNS_ON)
     step = world.step(MODEL="mnist", TRAIN_CLASSIFIER_INPUT_LEASE="5s")
     eventually(lambda: is_training(world) or step.process.poll() is not None)
@@ -247,7 +247,7 @@ def test_lease_ends_job_of_killed_runner(world: World) -> None:
     assert result["archive"]
     assert world.containers() == []
     eventually(lambda: not controller_processes(world))
-    # The next run of this model finds it, and tells once.
+    # The next run of this model reports it, once.
     world.model(GOOD)
     world.model(GOOD, "yolo")
     for model, warned in (("yolo", False), ("mnist", True), ("mnist", False)):
@@ -363,11 +363,11 @@ def test_job_on_gpu_host_gets_one_card_and_resumes(world: World, gpu_host: TestH
 
 
 def test_step_trains_without_github_variables(world: World) -> None:
-    """Without any variable of GitHub's or the runner's the step trains all the same, and speaks no command."""
+    """Without GitHub's and the runner's variables it prints no workflow command."""
     world.model(GOOD)
     tool_cache = world.tools / "tool_cache" / "train-classifier"
     if tool_cache.exists():
-        # Where the step looks without a tool cache: what another test has prepared serves, too.
+        # The step uses this folder without a tool cache; another test may have prepared the environment.
         (world.folder / "cache" / "train-classifier").mkdir(parents=True)
         subprocess.run(
             ["cp", "-al", tool_cache, world.folder / "cache" / "train-classifier" / "action"], check=True
@@ -382,7 +382,7 @@ def test_step_trains_without_github_variables(world: World) -> None:
     assert (world.repo / "artefacts.tar.gz").exists()
 
 
-#: What a model does with its secrets that it should not.
+#: A model that prints its secrets.
 PRINTS_SECRETS = (
     GOOD
     + """
@@ -395,7 +395,7 @@ raise ValueError(os.environ["TOKEN"])
 
 
 def test_secrets_are_masked_and_stored_nowhere(world: World, slack: Callable[..., Slack]) -> None:
-    """The runner hears of every secret before it shows anything, and nothing else of ours holds one."""
+    """Every secret is masked before the first output, and no file holds one."""
     hook = slack(200)
     token, key = "pl4nted-token", "-----BEGIN pl4nted-----\npl4nted-key-line\n-----END pl4nted-----"
     world.model(PRINTS_SECRETS)
@@ -432,13 +432,13 @@ def test_failed_run_removes_old_archive(world: World) -> None:
     step = world.step(MODEL="missing", TRAIN_CLASSIFIER_INPUT_OUTPUT="precious.txt")
     assert step.process.wait(PATIENCE_S) == 2, step.log
     assert "is no archive" in step.log
-    # Beside what else is wrong.
+    # Together with the other problem.
     assert "'missing'" in step.log
     assert (world.repo / "precious.txt").read_text() == "mine"
 
 
 def test_failed_run_removes_archive_named_in_settings(world: World) -> None:
-    """Where train-classifier.toml names the archive that one is removed, and no other; not on a guess."""
+    """Only the archive that train-classifier.toml names is removed; with unreadable settings none is."""
     settings, unrelated = world.repo / "train-classifier.toml", world.repo / "artefacts.tar.gz"
     results = world.repo / "results.tar.gz"
     unrelated.write_bytes(b"\x1f\x8bunrelated")
@@ -456,7 +456,7 @@ def test_failed_run_removes_archive_named_in_settings(world: World) -> None:
 
 
 def test_all_wrong_inputs_are_reported(world: World, slack: Callable[..., Slack]) -> None:
-    """A misspelt slack-notify hides no other problem, silences no notice and delivers nothing old."""
+    """A misspelt slack-notify hides no other problem, stops no notice, and no old archive is delivered."""
     hook = slack(200)
     (world.repo / "artefacts.tar.gz").write_bytes(b"\x1f\x8bold")
     step = world.step(

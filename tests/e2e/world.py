@@ -87,7 +87,7 @@ def action_folder(target: Path) -> Path:
 
 
 class SecretWatch:
-    """Looks at every command line and every new file of some folders meanwhile, for words that may not be there."""
+    """Searches every command line, and every new file of some folders, for words that must not be there."""
 
     def __init__(self, folders: list[Path], words: list[bytes]) -> None:
         self.folders = folders
@@ -259,7 +259,7 @@ class World:
         return ActRun(done.returncode, self._logs[-1])
 
     def change_owner(self, identity: int) -> None:
-        """Make all of it this account's."""
+        """Give all files to this account."""
         for path in [self.folder, *self.folder.rglob("*")]:
             os.chown(path, identity, identity, follow_symlinks=False)
 
@@ -268,7 +268,7 @@ class World:
         return self._watches[-1]
 
     def close(self) -> None:
-        """End what watches the steps. No secret of theirs was in a process list or is in a file."""
+        """Stop the watches: no secret was in a process list or is in a file."""
         leaks = [words for watch in self._watches for words in watch.stop()]
         assert not leaks, leaks
         if self._unsearched:

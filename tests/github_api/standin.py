@@ -197,13 +197,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    # --- who may -----------------------------------------------------------------------------------------
+    # --- permissions -----------------------------------------------------------------------------------------
 
     def _bearer(self) -> str:
         return (self.headers.get("Authorization") or "").partition(" ")[2]
 
     def _admin(self, scope: str) -> None:
-        """GitHub's own habits: an unknown token is 401, an expired one on a private thing 404, a weak one 403."""
+        """As GitHub does: an unknown token is 401, an expired one on a private thing 404, a weak one 403."""
         token = self._bearer()
         if token in self.state.installation_tokens:
             if scope.startswith("enterprises"):

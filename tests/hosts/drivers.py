@@ -66,7 +66,7 @@ def prepare(host: TestHost) -> None:
 
 
 def clean(host: TestHost) -> None:
-    """Take from the host what prepare and a test gave it."""
+    """Remove from the host what `prepare` and a test added."""
     host.shell(
         "systemctl stop user job 2>/dev/null || :; apt-mark showhold | xargs -r apt-mark unhold >/dev/null; "
         "dpkg-query -W -f '${Package}\\n' '*nvidia*' 'linux-*' 2>/dev/null | grep -v linux-libc | grep -v linux-base | "

@@ -20,7 +20,7 @@ SYSTEMD_OPTIONS = (
     "--tmpfs", "/run", "--tmpfs", "/run/lock", "-v", "/sys/fs/cgroup:/sys/fs/cgroup:rw",
     "--stop-signal", "SIGRTMIN+3",
 )  # fmt: skip
-# State never lies on an overlay file system, on a test host neither.
+# State must not lie on an overlay file system.
 VOLUMES = ("-v", "/var/lib/docker", "-v", "/var/lib/train-classifier", "-v", "/home")
 # This machine's CA bundle as the host sees it: behind a proxy that inspects TLS its builds need it.
 CA_BUNDLE = "/etc/train-classifier-ca.crt"
@@ -137,7 +137,7 @@ class TestHost:
             raise
         return host
 
-    # Getting in
+    # Access
 
     @property
     def key(self) -> Path:
@@ -198,7 +198,7 @@ class TestHost:
         """The inventory file that reaches this host as `user`."""
         return self.directory / f"inventory-{user}.ini"
 
-    # Doing things
+    # Commands
 
     def exec(
         self,
@@ -259,7 +259,7 @@ class TestHost:
         label = ("--filter", "label=train-classifier", *options)
         return self.docker("ps", "-a", *label, "--format", "{{.Names}}").split()
 
-    # Living and dying
+    # Start and stop
 
     def wait(self, seconds: float = 240) -> None:
         """Wait until ssh answers and the engine does (where one is installed)."""
@@ -278,7 +278,7 @@ class TestHost:
             time.sleep(0.3)
 
     def kill_container(self) -> None:
-        """Pull the plug: everything in the host dies at once. `start()` boots it again."""
+        """Kill every process of the host at once, as a power loss does. `start()` boots it again."""
         run("docker", "kill", self.container)
 
     def stop(self) -> None:

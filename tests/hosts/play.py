@@ -28,7 +28,7 @@ def ansible_environment(**variables: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class PlayResult:
-    """What came of a run: the recap's counts and all that was printed (one line for each message)."""
+    """The result of a run: the recap's counts and all that was printed (one line for each message)."""
 
     status: int
     changed: int
@@ -54,7 +54,9 @@ def play(
     ]
     facts = variables.pop("ansible_facts", None)
     if facts is not None:
-        tasks.insert(0, {"name": "Pretend", "ansible.builtin.set_fact": {**_cacheable(facts)}})
+        tasks.insert(
+            0, {"name": "Set the facts of another system", "ansible.builtin.set_fact": {**_cacheable(facts)}}
+        )
     book = [{"hosts": "all", "gather_facts": False, "become": become, "tasks": tasks}]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "play.yml").write_text(json.dumps(book))

@@ -45,10 +45,10 @@ class EngineProxy:
             self._listener = None
         self.path.unlink(missing_ok=True)
         with self._lock:
-            left, self._open = self._open, set()
-        for one in left:
+            connections, self._open = self._open, set()
+        for connection in connections:
             with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)
 
     def cut_after(self, words: bytes, times: int) -> None:
         """Cut the connection on which a request with these words came, once the engine has it, so many times."""

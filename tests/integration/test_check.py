@@ -149,8 +149,8 @@ def test_missing_docker_permission_is_reported(engine: docker.DockerClient, tmp_
     if os.geteuid() != 0:
         pytest.skip("needs root to act as another user")
     program = (
-        "import json; from train_classifier.worker.checks import engine_check as enginecheck\n"
-        "print(json.dumps([one.to_dict() for one in enginecheck.reach()[1]]))"
+        "import json; from train_classifier.worker.checks import engine_check\n"
+        "print(json.dumps([one.to_dict() for one in engine_check.reach()[1]]))"
     )
     done = subprocess.run(
         ["/usr/bin/python3", "-c", program], cwd=Path(__file__).parents[2], user=65534, group=65534, extra_groups=[],
@@ -164,10 +164,10 @@ def test_missing_docker_permission_is_reported(engine: docker.DockerClient, tmp_
 def test_check_does_not_import_docker_sdk(engine: docker.DockerClient, host: Host) -> None:
     # Importing it takes longer than all the rest: the preflight of every job does without.
     program = (
-        "import sys; from pathlib import Path; from train_classifier.worker.checks import host_check as check; "
+        "import sys; from pathlib import Path; from train_classifier.worker.checks import host_check; "
         "from train_classifier.worker.system.host import Host\n"
         f"host = Host(service_user='nobody', nvidia_smi='/nowhere', configured_state_dir='{host.configured_state_dir}')\n"
-        "check.check(host, {'gpus': 'auto'}); print('docker' in sys.modules)"
+        "host_check.check(host, {'gpus': 'auto'}); print('docker' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -58,7 +58,7 @@ def test_demo_trains_on_bare_host(_hosts_possible: None, tmp_path: Path) -> None
         preparing = again.partition("Prepared in")[0].splitlines()
         assert not [line for line in preparing if line.startswith(("  ", "Installing", "Fetching"))]
         assert "environment: installing" not in again
-        # The seed's own way, distutils included, in the container with TensorFlow.
+        # As models of the original action do: with distutils, in the container with TensorFlow.
         trained = host.ssh(
             f"cd {CHECKOUT}/examples/classifiers && ../../.venv/bin/train-classifier train yolo --gpus 0",
             user="trainer", timeout=1800,

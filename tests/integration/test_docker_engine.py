@@ -36,7 +36,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
         print("answered", text % values, flush=True)
 http.server.ThreadingHTTPServer(("127.0.0.1", 8503), Mirror).serve_forever()
 """
-#: Another package manager at work: it holds the lock until somebody has tried to get it three times.
+#: Another package manager: it holds the lock until three attempts to get it were made.
 LOCK = """
 import ctypes, fcntl, os
 lock = open("/var/lib/dpkg/lock-frontend", "w")
@@ -63,7 +63,7 @@ def start_unit(host: TestHost, unit: str, program: str, *words: str, until: str)
 
 @pytest.fixture(scope="module")
 def host(_hosts_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestHost]:
-    """A Debian 13 host that got the role's engine while apt was locked and its mirror was ailing."""
+    """A Debian 13 host that got the role's engine while apt was locked and its mirror failed."""
     new_host = fleet.bare_host(tmp_path_factory.mktemp("bare-host"))
     try:
         sources = "/etc/apt/sources.list /etc/apt/sources.list.d/*"
@@ -116,7 +116,7 @@ def test_edits_by_hand_are_kept(host: TestHost) -> None:
         False,
         5,
     )
-    # What the role wrote and nobody wants any longer goes again.
+    # An option that the role wrote is removed with its variable.
     edit(host, **{"live-restore": True})
     play(host, "docker_engine")
     assert "max-concurrent-downloads" not in config(host)
@@ -132,7 +132,7 @@ def test_restart_waits_for_a_running_job(host: TestHost, base_image: str) -> Non
     assert "waits for its restart, since 1 job(s) run on it (the container job)" in done.output
     assert started(host) == before
     assert host.docker("ps", "-q", "--filter", "name=job").strip()
-    # It is what a restart is for, yet with containers that nobody can ask for it would be blind.
+    # Without an answer of the engine the role cannot see which jobs run.
     host.shell("systemctl stop docker.socket docker.service")
     refused = play(host, "docker_engine", tasks_from="uninstall", fails=True)
     assert "the engine does not answer, so nobody can tell which jobs run in its containers" in refused.output
@@ -173,7 +173,7 @@ def test_engine_runs_without_systemd(plain_host: TestHost) -> None:
     assert play(plain_host, "docker_engine").changed == 0
 
 
-#: docker-ce, as far as dpkg can tell: its daemon is there and does not run.
+#: A stand-in for the package docker-ce: its daemon is installed and does not run.
 FOREIGN = """
 mkdir -p /srv/deb/DEBIAN /srv/deb/usr/bin
 printf 'Package: docker-ce\\nVersion: 1\\nArchitecture: all\\nMaintainer: t <t@example.org>\\n' >/srv/deb/DEBIAN/control

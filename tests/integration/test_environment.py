@@ -56,7 +56,7 @@ def test_new_requirement_extends_similar_environment(site: Site) -> None:
     envs = site.store.envs
     assert first.hash != second.hash
     one, two = (envs / environment.hash / "site" / "six.py" for environment in (first, second))
-    # A copy: another build may write into its own.
+    # It is a copy: no file is shared with another environment.
     assert one.stat().st_ino != two.stat().st_ino
     assert not (envs / first.hash / "site" / "idna").exists()
     assert any("over a similar environment" in message for message in site.messages)
@@ -68,7 +68,7 @@ def test_requirements_replace_image_packages_but_not_its_framework(site: Site, n
     assert image.frameworks == {"numpy": "1.26.4"}
     environment = site.prepare("numpy\nsix\npython-dateutil==2.9.0.post0", numpy_image)
     folder = site.store.envs / environment.hash / "site"
-    # What the image has and what nobody asks to be newer is used as it is.
+    # Packages of the image that need not be newer are used from the image.
     assert not (folder / "numpy").exists()
     assert not (folder / "six.py").exists()
     assert {"numpy==1.26.4", "six==1.15.0", "python-dateutil==2.9.0.post0"} <= set(environment.packages)
@@ -88,7 +88,7 @@ def test_requirements_replace_image_packages_but_not_its_framework(site: Site, n
         "/opt/train-classifier/environment/six.py 1.1"
     )
     names = [path.name for path in (site.store.envs / newer.hash / "site").iterdir()]
-    # Nothing of the metadata that was lent to uv is left, nor the image's replaced copy of it.
+    # No metadata of the image's packages is left, also none of a replaced one.
     assert [name for name in names if name.startswith(("numpy", "six-1.15"))] == []
 
 
@@ -99,7 +99,7 @@ def test_conflict_with_framework_names_both_sides(site: Site, numpy_image: str) 
     assert "numpy==1.26.4" in raised.value.reason
     assert "you require numpy>=2" in (raised.value.detail or "")
     with pytest.raises(NoEnvironment) as raised:
-        # Not asked for, but needed by what is asked for.
+        # A dependency of a requirement.
         site.prepare("contourpy==1.3.3\nnumpy<1.25", numpy_image)
     assert "numpy==1.26.4" in raised.value.reason
     assert site.containers() == []
@@ -208,14 +208,16 @@ def test_links_made_by_a_build_are_not_followed(site: Site, tmp_path: Path) -> N
     assert (
         not (folder / "environment.json").is_symlink() and not (folder / "train-classifier.pth").is_symlink()
     )
-    # Nothing but its own folder and its repository's cache is within reach: no other environment, no lock.
+    # A build sees only its own folder and its repository's cache: no other environment, no lock.
     summary = site.run(
-        site.find(), environment, "import importlib.metadata as m; print(m.metadata('hostile')['Summary'])"
+        site.find(),
+        environment,
+        "from importlib.metadata import metadata; print(metadata('hostile')['Summary'])",
     )
     assert sorted(set(summary.split()) - {"ca.pem"}) == ["build", "ours", "site", "uv", "uv-cache", "work"]
     mounts = site.run(site.find(), environment, "print(open('/proc/self/mountinfo').read())")
     assert earlier.hash not in mounts
-    # A link that somebody slipped in later is not mounted either.
+    # A link that is planted later is not mounted either.
     (folder / "train-classifier.pth").unlink()
     (folder / "train-classifier.pth").symlink_to(victim)
     with pytest.raises(NotReady, match="tampered"):
@@ -330,7 +332,7 @@ def test_unreachable_index_is_reported(site: Site) -> None:
     site.host = host
     with pytest.raises(NoEnvironment, match="the package index cannot be reached"):
         site.prepare("six")
-    # What nobody asked for stops nothing.
+    # Without requirements the job continues.
     environment = site.prepare("")
     assert environment.hash == ""
     assert any("a model that imports distutils will fail" in message for message in site.messages)

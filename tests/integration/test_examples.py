@@ -1,4 +1,4 @@
-"""examples/classifiers keeps the contract with a repository, and its models learn what they say."""
+"""examples/classifiers keeps the contract with a repository, and its models reach the documented results."""
 
 import csv
 import json

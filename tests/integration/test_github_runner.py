@@ -27,13 +27,13 @@ def host(runner_host: Host) -> Host:
 
 
 def test_registration_handles_existing_runners_and_api_errors(host: Host) -> None:
-    """Taken, replaced, one of 130, 5xx on the way, changed labels, lost behind our back."""
+    """The name is taken, an own runner is replaced, there are 130 others, errors, changed labels, a deletion at GitHub."""
     other = host.standin.state.add_runner(REPO, "gpu-1", ["self-hosted", "host-gpu9"], status="offline")
     host.role().refused("The name gpu-1 is taken", "host-gpu9", "github_runner_replace: true")
     assert set(host.runners()) == {"gpu-1"}
     assert host.runners()["gpu-1"]["id"] == other["id"]
 
-    # Ours is found past the first page; an API that fails twice is asked again.
+    # The own runner is on a later page; a request that fails twice is repeated.
     host.standin.state.runners[REPO].clear()
     for number in range(130):
         host.standin.state.add_runner(REPO, f"other-{number}", ["self-hosted"])
@@ -51,7 +51,7 @@ def test_registration_handles_existing_runners_and_api_errors(host: Host) -> Non
     search = "grep -rlE '(registration|remove)-secret|pat-good' /var/lib/github-runner /etc/github-runner; echo none"
     assert host.sh(search) == "none"
 
-    # Removed behind our back: the listener ends for good and says so.
+    # Deleted at GitHub: the listener ends and says so.
     with host.standin.state.lock:
         del host.standin.state.runners[REPO][first["gpu-2"]]
     host.sh("systemctl restart github-runner@2", check=False)
@@ -104,7 +104,7 @@ def app_key(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 @pytest.mark.parametrize("mode", ["jit", pytest.param("ephemeral", marks=pytest.mark.full)])
 def test_one_job_modes_register_for_each_job(host: Host, app_key: tuple[str, Path], mode: str) -> None:
-    """Each registration is minted by root from the App's key; `_work` is given back; the hooks report."""
+    """Each registration is minted by root from the App's key; `_work` gets its owner back; the hooks report."""
     host.standin.state.app_public_key = str(app_key[1])
     variables = {
         "github_runner_pat": "",
@@ -156,7 +156,7 @@ def test_one_job_modes_register_for_each_job(host: Host, app_key: tuple[str, Pat
 
 @pytest.mark.full
 def test_token_made_by_hand_registers_and_running_job_delays_changes(host: Host) -> None:
-    """A registration token made by hand, from an expired one to the removal; a job in between holds all back."""
+    """An expired token, registration and removal; a running job delays all changes."""
 
     def with_token(version: str, token: str) -> dict[str, Any]:
         archive = f"actions-runner-linux-x64-{version}.tar.gz"

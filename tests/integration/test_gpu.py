@@ -24,8 +24,8 @@ from train_classifier.core.job import JobSpec
 from train_classifier.core.job import Repository
 from train_classifier.worker.containers import engine, helper, image
 from train_classifier.worker.containers.context import Context
-from train_classifier.worker.gpus import devices as gpu
-from train_classifier.worker.gpus import visibility as proof
+from train_classifier.worker.gpus import devices
+from train_classifier.worker.gpus import visibility
 from train_classifier.worker.containers.environment import Environment
 from train_classifier.worker.system.host import Host
 from train_classifier.worker.state.store import Store
@@ -39,12 +39,12 @@ said = []
 try:
     context = Context(client, host, store, None, said.append)
     found = image.resolve(context, spec, True)
-    cards = [card for card in gpu.discover(host).gpus if card.uuid in order["uuids"]]
+    cards = [card for card in devices.discover(host).gpus if card.uuid in order["uuids"]]
     runs = []
     real = helper.run_helper
     helper.run_helper = lambda *a, **k: runs.append(1) or real(*a, **k)
     for _ in range(order.get("times", 1)):
-        answer = proof.prove(context, found, Environment("", (), (), {{}}), cards, order["mode"])
+        answer = visibility.prove(context, found, Environment("", (), (), {{}}), cards, order["mode"])
     print(json.dumps({{"answer": answer, "runs": len(runs), "said": said}}))
 except TrainClassifierError as error:
     print(json.dumps({{"code": int(error.code), "reason": error.reason, "hint": error.hint, "detail": error.detail}}))
@@ -111,7 +111,7 @@ def test_framework_result_is_cached(host: TestHost) -> None:
     outcome = prove(host, mode="framework", image=image, times=3, state="/var/lib/train-classifier/once")
     assert outcome["answer"] == {"mode": "framework", "proven": True, "detail": "tensorflow 2.17.0: 2 GPUs"}
     assert outcome["runs"] == 1
-    # Other cards are another proof.
+    # The result is stored for each set of cards.
     outcome = prove(
         host, mode="framework", image=image, uuids=[UUIDS[0]], state="/var/lib/train-classifier/once"
     )
@@ -145,9 +145,9 @@ def test_every_installed_framework_must_see_the_cards(host: TestHost) -> None:
 
 def test_host_check_finds_the_cards(host: TestHost) -> None:
     program = (
-        f"import sys, json; sys.path.insert(0, {SOURCE!r}); from train_classifier.worker.checks import host_check as check; "
+        f"import sys, json; sys.path.insert(0, {SOURCE!r}); from train_classifier.worker.checks import host_check; "
         "from train_classifier.worker.system.host import Host; "
-        "print(json.dumps(check.check(Host.load(), {'gpus': 2, 'deep': True})))"
+        "print(json.dumps(host_check.check(Host.load(), {'gpus': 2, 'deep': True})))"
     )
     answer = json.loads(host.exec("python3", "-c", program).stdout)
     assert answer["ready"], answer["checks"]

@@ -23,7 +23,7 @@ from loopback.world import tail, wait_until
 pytestmark = [pytest.mark.engine, pytest.mark.host]
 
 NODES = {uuid: f"/dev/nvidia{index}" for index, uuid in enumerate(UUIDS)}
-#: Says what it sees, then (with the argument `hold`) keeps its card until the test lets it go.
+#: Prints the cards that it sees, then (with the argument `hold`) keeps them until the test ends it.
 LOOK = """
 import glob, json, os, shutil, subprocess, sys, time
 smi = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout if shutil.which("nvidia-smi") else ""
@@ -68,7 +68,7 @@ def sees_exactly(seen: dict[str, Any], uuid: str) -> None:
 
 
 def refused_training(caller: Caller, *words: str) -> dict[str, Any]:
-    """What a `train` that gets no GPU says; training never began and nothing was delivered."""
+    """Train without getting a GPU and return the answer; no training began and nothing was delivered."""
     done = caller.run(*caller.train("look", "--json", *words))
     answer: dict[str, Any] = json.loads(done.stdout)
     assert done.returncode == answer["exit_code"] == 8, tail(done.stderr)
@@ -142,7 +142,7 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
     assert recorded["uuid"] == card["uuid"]
     assert (recorded["name"], recorded["driver"]) == ("NVIDIA GeForce RTX 4090", "550.163.01")
     assert manifest["gpu_check"]["mode"] == "device"
-    # Device nodes were seen; that a framework can compute on them was not.
+    # Only device nodes were checked: no framework computed on them.
     assert manifest["gpu_check"]["proven"] is False
     assert NODES[card["uuid"]] in manifest["gpu_check"]["detail"]
 
@@ -184,7 +184,7 @@ def test_gpu_check_off_is_recorded_as_not_proven(caller: Caller) -> None:
         members = {name: archive.extractfile(name) for name in ("job/manifest.json", "artefacts/seen.json")}
         manifest, seen = (json.load(member) for member in members.values() if member is not None)
     assert manifest["gpu_check"] == expected
-    # Not proven, but given: exactly one card, and the same in every paper.
+    # Not proven, but given: exactly one card, and the same in every file.
     (card,) = manifest["gpus"]
     assert result["gpus"] == [card]
     sees_exactly(seen, card["uuid"])

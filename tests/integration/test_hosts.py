@@ -1,4 +1,4 @@
-"""The test hosts are what the other tests take them for."""
+"""The test hosts have the properties that the other tests rely on."""
 
 from __future__ import annotations
 

@@ -242,13 +242,13 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
     if case.victim == "engine":
         scene.start_engine()
     if holder:
-        # The engine is back or was never away: the holder goes, so the next may be served.
+        # The engine answers: the holder ends, so that the next job gets its GPUs.
         time.sleep(0.3)
         assert scene.run("cancel", holder).returncode in (0, 6)
     out, _ = train.communicate(timeout=240)
     code = train.returncode
     if case.phase in UNPROMISED and code != 0:
-        # What the controller began there may still be going on.
+        # The worker may still run what the controller started.
         wait_until(
             lambda: not scene.workers() or any(map(scene.submitted, scene.jobs() - before)) or None, 60
         )

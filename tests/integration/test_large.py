@@ -62,7 +62,7 @@ def test_large_artefact_arrives_with_flat_memory(world: World, sshd: Sshd, count
         while data := member.read(1 << 20):
             digest.update(data)
     assert digest.hexdigest() == done.stdout.decode().strip()
-    # Both sides were looked at while they carried it.
+    # Processes of both sides were sampled.
     for part in ("-m train_classifier train", "/workers/", "rsync --server --sender", "rsync "):
         assert any(part in name for name in memory.peaks), (part, list(memory.peaks))
     memory.assert_flat()
@@ -103,6 +103,6 @@ def test_unchanged_tree_is_not_sent_again(world: World, sshd: Sshd) -> None:
         first = pushed()
         again = pushed()
     assert first > FILES * FILE_BYTES
-    # Names and times of the files, the job's own talk, and no content.
+    # Names and times of the files and the job's messages, but no content.
     assert again < FILES * FILE_BYTES / 10
     world.assert_clean()

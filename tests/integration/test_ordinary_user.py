@@ -52,7 +52,7 @@ def python() -> str:
     """An interpreter that the ordinary user can run."""
     for name in (sys.executable, "/usr/bin/python3"):
         code = "import sys; sys.exit(sys.version_info < (3, 11))"
-        # Not to be executed by that user is what this looks for.
+        # That user may not be able to execute it.
         with contextlib.suppress(PermissionError):
             done = subprocess.run([name, "-c", code], user=NOBODY, group=NOBODY, extra_groups=[], check=False)
             if done.returncode == 0:
@@ -99,7 +99,7 @@ def checkout(world: World) -> Path:
     git = ["git", "-C", str(repo), "-c", "user.name=test", "-c", "user.email=test@example.org"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-q", "-m", "First"]):
         subprocess.run([*git, *words], check=True)
-    # The index's own notes no longer fit: a `git status` of ours would want to write it anew.
+    # git's index has other times now: a `git status` that may write it would do so.
     for path in repo.rglob("*"):
         if ".git" not in path.parts:
             os.utime(path, ns=(10**18, 10**18 + 123_456_789), follow_symlinks=False)
@@ -178,12 +178,12 @@ def test_ordinary_user_trains_lists_and_cleans(world: World, tmp_path: Path) -> 
     assert (job["outcome"], job["submitter"].split("@")[0]) == ("trained", "nobody")
     assert run("logs", job["id"]).startswith(b"65534 ")
     run("status", "last")
-    # The archive of the first run is no source of the second, and is replaced by it.
+    # The second run does not push the archive of the first, and replaces it.
     assert run("train", "probe", "--gpus", "0").endswith(b"six\n")
     assert len(layers()) == 1
     run("clean", "--older", "0s")
     assert list((state / "jobs").iterdir()) == []
-    # What makes the second run fast stays while it is fresh, and until it is too much.
+    # Environments and layers stay while they are fresh.
     run("clean", "--older", "0s", "--keep-environments", "0")
     environments = state / "environments" / "envs"
     assert len(layers()) == 1 and len(list(environments.iterdir())) == 1

@@ -43,7 +43,7 @@ def run(playbook: str, inventory: Path, **variables: object) -> tuple[int, str]:
 
 @pytest.fixture
 def job(ssh_host: TestHost, tmp_path: Path) -> Iterator[tuple[Caller, subprocess.Popen[bytes], str]]:
-    """Whoever trains on the host, the training that runs there, and its container."""
+    """The caller, the training that runs on the host, and its container."""
     caller = Caller(ssh_host, tmp_path)
     caller.model("long", LONG)
     training = caller.start(*caller.train("long", "--gpus", "0"), errors=tmp_path / "errors")
@@ -82,7 +82,7 @@ def test_update_waits_for_a_running_job_and_teardown_refuses(
             break
     assert update.poll() is None and not [line for line in lines if "docker_engine" in line], "".join(lines)
 
-    # Nobody else gets onto a host that drains.
+    # A draining host accepts no other job.
     (tmp_path / "other").mkdir()
     other = Caller(ssh_host, tmp_path / "other")
     other.model("long", LONG)

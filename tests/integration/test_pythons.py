@@ -21,7 +21,7 @@ from worker_support import Machine, accounts, machine, write_model
 from train_classifier.controller.worker_bundle import bundle
 
 pytestmark = pytest.mark.engine
-#: What a worker has no use for takes most of an installation's room.
+#: What a worker does not need is most of an installation.
 LEFT_OUT = shutil.ignore_patterns(
     "test", "tests", "idlelib", "site-packages", "config-*", "__pycache__", "*.a"
 )

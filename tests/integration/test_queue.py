@@ -1,4 +1,4 @@
-"""The GPU queue with real processes: order, exclusion, death of a holder, and what people are told."""
+"""The GPU queue with real processes: order, exclusion, death of a holder, and messages."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_first_job_waits_for_all_its_gpus(engine: docker.DockerClient, site: Que
     read_until(both, "waiting for a GPU")
     site.enqueue("last")
     last = site.start("last", 0)
-    # A card is free, but it is reserved for the one before.
+    # A card is free, but it is reserved for the job before.
     assert "job both (mnist)" in read_until(last, "waiting for a GPU")
     os.kill(single.pid, signal.SIGKILL)
     single.wait()
@@ -204,7 +204,7 @@ def test_foreign_process_on_gpu_fails_job_with_memory_floor(
     with pytest.raises(NoGpu, match="1000 MiB free, 8000 are asked for; it is used by /usr/bin/blender"):
         ticket.wait(engine, site.host, None, print, nothing)
     ticket.release()
-    # Without a floor of its own a job shares the card, as it would without us.
+    # A job without a memory floor shares the card.
     site.enqueue("small")
     ticket = gpu_queue.Ticket.claim(site.folder, "small")
     assert len(ticket.wait(engine, site.host, None, print, nothing)) == 1

@@ -1,6 +1,6 @@
-"""A test host goes down under a job and comes back: no job is said to be running that is not, and nothing is lost.
+"""A test host restarts while a job runs: no job is reported as running that is not, and nothing is lost.
 
-The plug is pulled (every process of the host dies at once), or the host shuts down in order. It is a restart of its
+The host loses power (every process dies at once), or it shuts down in order. It is a restart of its
 container with a boot id of its own; see test_hosts.
 """
 
@@ -49,7 +49,7 @@ def start(caller: Caller) -> str:
 
 
 def assert_ended(caller: Caller, job: str, outcome: str) -> None:
-    """The job has ended so, in everybody's eyes; its log and what it wrote are kept, and nothing else is left."""
+    """Every command reports this outcome; the log and the artefacts are kept, and nothing else is left."""
     result = caller.result(job)
     assert result["outcome"] == outcome, result
     listed = {row["id"]: row for row in json.loads(caller.run("list", "--all", "--json").stdout)}
@@ -85,7 +85,7 @@ def test_power_loss_ends_job_as_lost(ssh_host: TestHost, lingering: bool, tmp_pa
     status = json.loads(ssh_host.shell(f"cat {caller.state}/jobs/{job}/status.json"))
     assert status["launcher"] == ("user" if lingering else "setsid")
     ssh_host.reboot(hard=True)
-    # Whoever asks first finishes it: here a list, as a person would look.
+    # The first command that looks at the job finishes it: here `list`.
     (listed,) = [row for row in json.loads(caller.run("list", "--all", "--json").stdout) if row["id"] == job]
     assert (listed["state"], listed["outcome"], listed["exit_code"]) == ("finished", "lost", 10)
     assert "rebooted" in listed["message"]
@@ -126,7 +126,7 @@ def test_orderly_shutdown_cancels_job(ssh_host: TestHost, tmp_path: Path) -> Non
 
 
 def test_timer_finishes_dead_job(ssh_host: TestHost, tmp_path: Path) -> None:
-    """Nobody looks: the job's unit is gone with its session, and the host's own timer ends it."""
+    """No command looks at the job, and its unit ended with the session: the host's timer finishes it."""
     ssh_host.shell("loginctl disable-linger trainer")
     try:
         caller = Caller(ssh_host, tmp_path)

@@ -82,7 +82,7 @@ def test_private_image_is_pulled_with_the_users_login(
     assert manifest["image"]["reference"] == IMAGE
     assert manifest["image"]["digest"] == registry
 
-    # What is on the host is not asked for again: the registry may be away.
+    # An image on the host is not pulled again: the registry need not answer.
     ssh_host.shell("systemctl stop tc-registry")
     again = caller.run(*words)
     assert again.returncode == 0, tail(again.stderr)

@@ -102,13 +102,13 @@ def test_second_controller_attaches_after_kill(world: World, phase: str) -> None
     (job,) = world.statuses()
     assert attached.stdout == lines(150) == world.log(job["id"])
     assert_fetched(world, job["id"], other / "artefacts.tar.gz")
-    # What the killed run left behind is swept by the next one, and its Ansible ended by itself.
+    # The next run removes the files of the killed run, whose Ansible ended by itself.
     world.run(*world.train("probe", "--gpus", "0", "--env", "X=1"))
     world.assert_clean()
 
 
 def test_killed_command_of_silent_job_leaves_no_process(world: World) -> None:
-    """The playbook's side has nothing to tell, and must still notice that nobody listens: it renews a lease."""
+    """Without output, too, the playbook notices that its command is gone: otherwise it would renew the lease."""
     world.model("import time\nprint('up', flush=True)\ntime.sleep(300)\n")
     process = start(world, *world.train("probe"), says=b"up\n")
     time.sleep(1)

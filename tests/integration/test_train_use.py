@@ -173,7 +173,7 @@ def test_private_keys_are_not_pushed_and_files_may_change_during_push(world: Wor
     )
     over = threading.Event()
 
-    def churn() -> None:
+    def change_files() -> None:
         number = 0
         while not over.is_set():
             number += 1
@@ -181,7 +181,7 @@ def test_private_keys_are_not_pushed_and_files_may_change_during_push(world: Wor
             with contextlib.suppress(FileNotFoundError):
                 (world.repo / f"moving{(number * 7) % 200:03}").unlink()
 
-    thread = threading.Thread(target=churn)
+    thread = threading.Thread(target=change_files)
     thread.start()
     try:
         done = world.run(*world.train("probe"))
@@ -200,7 +200,7 @@ def test_private_keys_are_not_pushed_and_files_may_change_during_push(world: Wor
 
 
 def test_next_fetch_removes_files_of_killed_fetch(world: World, sshd: Sshd) -> None:
-    """Row 20, `attach` in its fetch: the part is no source, and the next fetch sweeps all that is left."""
+    """Row 20, `attach` in its fetch: the partial file is not pushed, and the next fetch removes all that is left."""
     if shutil.which("rsync") is None:
         pytest.skip("no rsync on this machine: apt-get install rsync")
     world.model("open('artefacts/large', 'wb').write(os.urandom(30 << 20))\n")
@@ -217,7 +217,7 @@ def test_next_fetch_removes_files_of_killed_fetch(world: World, sshd: Sshd) -> N
         process.communicate()
         line.mend()
         wait_until(lambda: not world.processes() or None, 60)
-    assert part.exists() and list(world.temp.iterdir()), "nothing was left to sweep"
+    assert part.exists() and list(world.temp.iterdir()), "nothing was left to remove"
     listed = world.run(
         *world.train("probe", "--dry-run", "--json", "--output", world.repo / "artefacts.tar.gz")
     )

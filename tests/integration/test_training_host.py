@@ -85,7 +85,7 @@ def test_missing_engine_names_the_role_to_run(bare_host: TestHost, base_image: s
     variables = {**fleet.role_variables(base_image), "training_host_disk_floor_bytes": 1 << 60}
     done = play(bare_host, "training_host", fails=True, **variables)
     assert "there is no Docker engine; run the role docker_engine first." in done.output
-    # Both at once, and a host that has its image is not asked for the room that it takes.
+    # Both problems at once; a host that has its image needs no room for it.
     assert re.search(
         r"only \d+ MiB are free below /var/lib/train-classifier/state or /var/lib/docker", done.output
     )

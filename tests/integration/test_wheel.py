@@ -81,7 +81,7 @@ def test_installed_wheel_trains(wheel: Path, world: World, which: str) -> None:
     venv = world.folder / "venv"
     program = install(wheel, python, venv)
     environment = {k: v for k, v in world.environment.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    # Not even PATH knows the checkout's own environment.
+    # PATH does not name the checkout's environment.
     own = str(Path(sys.executable).parent)
     environment["PATH"] = os.pathsep.join(p for p in environment["PATH"].split(os.pathsep) if p != own)
 
@@ -106,7 +106,7 @@ def test_installed_wheel_trains(wheel: Path, world: World, which: str) -> None:
     with tarfile.open(world.work / "artefacts.tar.gz") as archive:
         assert {"artefacts/weights", "job/manifest.json", "job/log.txt"} <= set(archive.getnames())
     core = subprocess.run(
-        [str(venv / "bin" / "python"), "-c", "import ansible.release as r; print(r.__version__)"],
+        [str(venv / "bin" / "python"), "-c", "import ansible.release; print(ansible.release.__version__)"],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert core.startswith("2.19.") == (which == "own" and sys.version_info < (3, 12))

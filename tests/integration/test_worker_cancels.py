@@ -1,4 +1,4 @@
-"""A cancel, and other ends of what never came to training: while an image is pulled, a build runs, artefacts are packed.
+"""Cancels and other ends before training: while an image is pulled, a build runs, artefacts are packed.
 
 The registry, the index and the mirror here are stand-ins that do what broken ones do; engine, uv and apt are real.
 """
@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import docker as docker_sdk
 import pytest
 from hosts.fleet import uv_binary
 from worker_support import Machine, Refused, accounts, docker, machine, packed, until_building, write_model
 
 from train_classifier.core.job import PHASES
+from train_classifier.worker.training.container_watch import Running
 
 pytestmark = pytest.mark.engine
 WRITES = "open('artefacts/x','w').write('x')\n"
@@ -34,7 +34,7 @@ class Registry(http.server.BaseHTTPRequestHandler):
 
     #: `stall` or `truncate`.
     manner: ClassVar[str] = "stall"
-    #: Somebody is in the middle of the layer; the test is over.
+    #: A client has half of the layer; the test is over.
     begun: ClassVar[threading.Event] = threading.Event()
     over: ClassVar[threading.Event] = threading.Event()
     config: ClassVar[bytes] = json.dumps(
@@ -89,7 +89,7 @@ class Registry(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @pytest.fixture(params=["stall"])
@@ -191,7 +191,7 @@ def test_cancel_during_packing_keeps_artefacts(host: Machine) -> None:
         result = host.pack(job)
         assert (result["outcome"], result["exit_code"]) == ("cancelled", 6), result
     else:
-        # It came when all was packed.
+        # The cancel came after packing.
         assert (result["outcome"], result["exit_code"]) == ("trained", 0), result
     assert len(host.names(job)) == 81
     data = (host.job_dir(job) / "artefacts.tar.gz").read_bytes()
@@ -201,7 +201,7 @@ def test_cancel_during_packing_keeps_artefacts(host: Machine) -> None:
 
 @pytest.mark.parametrize("user", accounts())
 def test_simultaneous_submits_and_pushes_start_one_job(user: str, tmp_path: Path) -> None:
-    """Row 38: one of them starts it, the other is told so; it runs once."""
+    """Row 38: one submit starts the job, the other is refused; the job runs once."""
     with machine(user) as host:
         write_model(tmp_path, "print('once')\n" + WRITES)
         for _ in range(2):
@@ -221,7 +221,7 @@ def test_simultaneous_submits_and_pushes_start_one_job(user: str, tmp_path: Path
 
 
 def at_once(call: Callable[[], Any], check: bool = False) -> list[str | None]:
-    """Make a call twice at the same moment: None where it went well (`check`: status 0 too), else the reason why not."""
+    """Make a call twice at the same moment: None for success (with `check` also status 0), else the reason."""
     barrier, outcomes = threading.Barrier(2), []
 
     def make_call() -> None:
@@ -240,10 +240,8 @@ def at_once(call: Callable[[], Any], check: bool = False) -> list[str | None]:
     return outcomes
 
 
-def test_silent_job_survives_engine_stream_timeout(engine: docker_sdk.DockerClient, base_image: str) -> None:
-    """Row 40: a stream without a word ends after the client's timeout, which here is a second instead of 45."""
-    from train_classifier.worker.training.container_watch import Running
-
+def test_silent_job_survives_engine_stream_timeout(engine: Any, base_image: str) -> None:
+    """Row 40: a silent stream ends after the client's timeout, which here is a second instead of 45."""
     container = engine.containers.create(
         base_image, ["sh", "-c", "sleep 5; exit 7"], labels={"train-classifier-test": "silence"}
     )

@@ -1,4 +1,4 @@
-"""What `clean` may take and what not: other versions' jobs, things in use, a budget that really frees the disk."""
+"""What `clean` removes and what not: jobs of other versions, files in use, a budget that really frees the disk."""
 
 import contextlib
 import json
@@ -77,7 +77,7 @@ def test_dead_job_is_finished_by_its_own_worker_version(host: Machine) -> None:
     assert host.pack(job)["outcome"] == "lost"
     assert "artefacts/partial" in host.names(job)
     host.assert_clean(job)
-    # `clean` keeps the programs of jobs at work, and one that is not there is done without.
+    # Without the program that began it, a job is finished by the current one.
     second = host.start(LONG)
     host.until(second, "training", text=b"up\n")
     host.kill_worker(second)
@@ -110,7 +110,7 @@ def uv_cache(host: Machine, name: str, used: float) -> Path:
 
 
 def chown_build(host: Machine, root_files: Path, build_files: Path) -> None:
-    """Give what a build makes to whom it belongs: `leaf` to those who build, the rest to those who submit."""
+    """Set the owners as a build does: `build_files` belong to the building account, the rest to the submitter."""
     if os.geteuid() == 0:
         builder = SERVICE_USER if host.user == "root" else host.user
         subprocess.run(["chown", "-R", host.user, str(root_files)], check=True)
@@ -133,7 +133,7 @@ def test_clean_frees_the_bytes_that_it_reports(host: Machine) -> None:
     before = on_disk(host)
     everything = host.call("clean")
     assert abs(everything["kept_bytes"] - before) < 2 << 20 and on_disk(host) == before
-    # Room for one environment: what was used before it goes.
+    # Room for one environment: older ones are removed.
     dry = host.call("clean", keep_environments_bytes=9 << 19, dry_run=True)
     done = host.call("clean", keep_environments_bytes=9 << 19)
     assert dry["removed"] == done["removed"] and done["removed"]["environments"] == 1
@@ -165,7 +165,7 @@ def test_clean_removes_environments_of_last_release_when_no_job_runs(host: Machi
 
 
 def test_clean_keeps_environment_taken_into_use(host: Machine) -> None:
-    """A job finds the environment after it was listed, before it would be removed."""
+    """A job takes the environment after `clean` has listed it."""
     host.train("open('artefacts/x','w')")
     just_used, locked = environment(host, "a" * 40, 1), environment(host, "b" * 40, 1)
     patch = f"""
@@ -201,7 +201,7 @@ def test_clean_removes_stray_probe_container(host: Machine) -> None:
         host.call("clean")
         assert docker("ps", "-aq", "--no-trunc", "--filter", f"id={stray}") == stray
         with host.patched("containers/engine", "STRAY_S = -10.0\n"):
-            # Others may be about: only what is counted here is ours alone.
+            # Other tests may have such containers, too.
             assert host.call("clean")["removed"]["containers"] >= 1
         assert docker("ps", "-aq", "--filter", f"id={stray}") == ""
     finally:
@@ -248,7 +248,7 @@ def test_cancel_ends_pull_from_silent_registry(host: Machine) -> None:
 
 
 def test_slow_layer_is_committed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """However long the engine takes for it: an answer that is late is not an engine that is away."""
+    """A late answer of the engine is no outage."""
     tag = f"tc-keeping-layer:test-{os.getpid()}"
     with proxied() as proxy:
         monkeypatch.setenv("DOCKER_HOST", proxy.address)
@@ -259,7 +259,7 @@ def test_slow_layer_is_committed_once(monkeypatch: pytest.MonkeyPatch, tmp_path:
             proxy.slow = (b"/commit?", 3.0)
             package_layers._commit(context, container, tag, {"Labels": {}}, "test")
             assert proxy.slowed == 1 and docker("images", "-q", tag)
-            # After an outage it is looked for, not made again.
+            # After an outage the image is looked up, not committed again.
             package_layers._commit(context, container, tag, {"Labels": {}}, "test")
             assert proxy.slowed == 1
         finally:

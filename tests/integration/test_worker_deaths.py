@@ -32,7 +32,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 
 def pack_artefacts(host: Machine, job: str, result: dict[str, object]) -> dict[str, object]:
-    """Have packed what a look left on the host, and return the result that then stands."""
+    """Pack the artefacts that recovery left on the host; returns the new result."""
     if "unpacked" not in result:
         return result
     assert result["archive"] is None and (host.job_dir(job) / "workspace" / "artefacts").is_dir()
@@ -42,7 +42,7 @@ def pack_artefacts(host: Machine, job: str, result: dict[str, object]) -> dict[s
 
 
 def assert_lost(host: Machine, job: str, phase: str) -> dict[str, object]:
-    # A look while a part of the killed worker is still going away finds the job alive; the next one finishes it.
+    # Until every process of the killed worker has ended the job counts as alive.
     end = time.monotonic() + 240
     while (result := host.call("status", id=job)["result"]) is None and time.monotonic() < end:
         time.sleep(0.1)
@@ -52,7 +52,7 @@ def assert_lost(host: Machine, job: str, phase: str) -> dict[str, object]:
     result = pack_artefacts(host, job, result)
     assert (result["outcome"], result["exit_code"]) == ("lost", 10)
     host.assert_clean(job)
-    # Whoever looks later sees the same.
+    # Later calls return the same.
     assert host.call("read", id=job, offset=0)["result"] == result
     assert host.call("cancel", id=job)["state"] == "finished"
     return dict(result)
@@ -105,7 +105,7 @@ def test_worker_killed_in_phase_queue(host: Machine) -> None:
     smi.chmod(0o755)
     host.write_settings(nvidia_smi=str(smi))
     queue = Path(host.settings["queue_dir"])
-    # Somebody else's job holds the only card: its ticket is flocked by us.
+    # A job of another user holds the only card: the test locks its ticket.
     other = queue / "000000000000-20200101-000000-00000000.json"
     entry = {
         "job": "20200101-000000-00000000", "model": "other", "uid": 0, "user": "root", "dir": "/nowhere", "want": 1,
@@ -150,8 +150,8 @@ def test_worker_killed_in_phase_artefacts(host: Machine) -> None:
     assert not list(host.job_dir(job).glob(".*"))
 
 
-#: Says its last words once nobody reads, as /cache/go tells, and then tells that in /cache/said.
-LAST_WORDS = """
+#: Prints its last output once /cache/go is there, and then makes /cache/said.
+LAST_OUTPUT = """
 import os, time
 open('artefacts/x', 'w')
 print('up', flush=True)
@@ -163,8 +163,8 @@ time.sleep(600)
 """
 
 
-def print_last_words(host: Machine, job: str) -> None:
-    """Let a job say its last words to a stopped worker: they stay in the FIFO. Then kill that."""
+def print_while_worker_is_stopped(host: Machine, job: str) -> None:
+    """Let a job print while its worker is stopped, so that the output stays in the FIFO; then kill the worker."""
     status = host.until(job, "training", text=b"up\n")
     cache = host.state / "cache" / "0123456789abcdef"
     os.kill(status["pid"], signal.SIGSTOP)
@@ -182,15 +182,15 @@ def print_last_words(host: Machine, job: str) -> None:
 
 
 def test_last_output_of_model_is_kept(host: Machine) -> None:
-    job = host.start(LAST_WORDS.format(words="'last words'"))
-    print_last_words(host, job)
+    job = host.start(LAST_OUTPUT.format(words="'last words'"))
+    print_while_worker_is_stopped(host, job)
     result = host.wait(job)
     assert result["outcome"] == "lost" and host.log(job) == b"up\nlast words\n"
 
 
 def test_unmasked_output_of_job_with_secrets_is_removed(host: Machine) -> None:
-    job = host.start(LAST_WORDS.format(words="os.environ['TOKEN']"), {"TOKEN": "hunter2"})
-    print_last_words(host, job)
+    job = host.start(LAST_OUTPUT.format(words="os.environ['TOKEN']"), {"TOKEN": "hunter2"})
+    print_while_worker_is_stopped(host, job)
     assert host.wait(job)["outcome"] == "lost"
     assert b"hunter2" not in host.log(job) and b"8 bytes of the log are missing" in host.log(job)
 
@@ -284,7 +284,7 @@ def test_clean_removes_only_finished_jobs(host: Machine) -> None:
         fresh.call("cancel", id=live)
         assert fresh.wait(live)["outcome"] == "cancelled"
         fresh.assert_clean(live)
-        # What was used last a while ago goes, down to the budget.
+        # Caches that were not used for a while are removed, down to the budget.
         for path in (fresh.state / "cache").iterdir():
             os.utime(path, (1, 1))
         os.utime(fresh.job_dir(live) / "result.json", (1, 1))
@@ -331,19 +331,19 @@ def test_checkpoints_over_budget_are_removed(host: Machine) -> None:
         fresh.until(live, "training", text=b"up\n")
         before = fresh.call("clean", keep_environments_bytes=1 << 40)
         assert before["removed"]["caches"] == 0 and before["kept_bytes"] >= 10 << 20
-        # Only what was not used for a while goes, and of that no more than the budget asks for.
+        # Only unused checkpoints are removed, and no more than the budget requires.
         os.utime(fresh.job_dir(old) / "result.json", (1, 1))
         done = fresh.call("clean", keep_environments_bytes=before["kept_bytes"] - 1)
         assert (done["removed"]["caches"], done["removed"]["jobs"]) == (1, 0)
         assert before["kept_bytes"] - done["kept_bytes"] == done["removed"]["bytes"] >= 5 << 20
         assert not (fresh.job_dir(old) / "checkpoints").exists()
         assert (fresh.job_dir(young) / "checkpoints" / "epoch").exists()
-        # Those of a job at work are never counted out, however little may be kept.
+        # Checkpoints of a running job are kept, whatever the budget is.
         done = fresh.call("clean", keep_environments_bytes=0)
         assert done["kept_bytes"] == 5 << 20
         for job in (young, live):
             assert (fresh.job_dir(job) / "checkpoints" / "epoch").stat().st_size == 5 << 20
-        # The job itself is still all there; only going on from it is refused, and said why.
+        # The job itself is complete; only resuming it is refused.
         assert "artefacts/x" in fresh.names(old) and fresh.log(old) == b"up\n"
         with pytest.raises(Refused, match="no checkpoints any more"):
             fresh.start(saves, resume=old)

@@ -56,7 +56,7 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Show a folder read-only to everybody who opens something in it from now on."""
+    """Make a folder read-only for every file that is opened from now on."""
     subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
     try:
         # Refused while somebody writes a file through it.
@@ -69,7 +69,7 @@ def read_only(folder: Path) -> Iterator[None]:
 
 
 def fill(folder: Path) -> list[Path]:
-    """Use up the inodes of a file system, once nobody else is about to free one; returns what did."""
+    """Use up the inodes of a file system, once no process will free one; returns the files."""
     deadline = time.monotonic() + 240
     while subprocess.run(["pgrep", "-f", str(folder.parent)], capture_output=True, check=False).stdout:
         assert time.monotonic() < deadline
@@ -92,13 +92,13 @@ def test_missing_inodes_refuse_a_job(host: Machine) -> None:
         host.start(WRITES)
     assert refused.value.code == 3
     assert [path.name for path in (host.state / "jobs").iterdir()] == [trained]
-    # One is free: enough to be let in, not enough to be pushed.
+    # One free inode passes the check and is too few for a push.
     files.pop().unlink()
     with pytest.raises(Refused, match="No space left") as refused:
         host.start(WRITES)
     assert refused.value.code == 3
     assert [path.name for path in (host.state / "jobs").iterdir()] == [trained]
-    # What can be read is read, and what can be removed makes room.
+    # Jobs can be listed and cleaned.
     assert host.call("list", all=True)["jobs"][0]["id"] == trained
     assert host.call("clean", older_s=0)["removed"]["jobs"] == 1
     for path in files:
@@ -107,7 +107,7 @@ def test_missing_inodes_refuse_a_job(host: Machine) -> None:
 
 
 def test_model_that_uses_all_inodes_fails_normally(host: Machine) -> None:
-    """It gets the system's own error; the job is followed meanwhile, and ends as any that fails."""
+    """The model gets the system's error; the job can be followed, and ends like any failed job."""
     program = WRITES + (
         "import os, sys, time\nos.mkdir('artefacts/many')\nat = 0\ntry:\n    while True:\n"
         "        open(f'artefacts/many/{at}', 'w').close()\n        at += 1\nexcept OSError as error:\n"
@@ -120,7 +120,7 @@ def test_model_that_uses_all_inodes_fails_normally(host: Machine) -> None:
     stay.touch()
     job = host.start(program, lease_s=600.0)
     host.until(job, "training", text=b"full 28\n")
-    # Looking, and keeping the lease, needs no inode.
+    # Reading and renewing the lease need no inode.
     answer = host.call("read", id=job, offset=0, wait=0, renew=True)
     assert answer["status"]["state"] == "running"
     time.sleep(1)
@@ -161,7 +161,7 @@ def test_read_only_during_training_is_survived(host: Machine) -> None:
 
 
 def test_read_only_at_job_end_is_recovered(host: Machine) -> None:
-    """Nothing can be written down; once it can be again, the next look ends the job, and what it wrote is delivered."""
+    """Once files can be written again, the next read ends the job and delivers its artefacts."""
     job = host.start(WAITS)
     host.until(job, "training", text=b"up\n")
     (host.state / "cache" / "0123456789abcdef" / "go").touch()
@@ -171,7 +171,7 @@ def test_read_only_at_job_end_is_recovered(host: Machine) -> None:
             assert time.monotonic() < end
             time.sleep(0.1)
         time.sleep(2)
-        # Whatever is said meanwhile, it is an answer, and no claim of an end that is not written.
+        # Until then the worker answers, and reports no end that is not stored.
         with contextlib.suppress(Refused):
             assert host.call("read", id=job, offset=0, wait=0)["result"] is None
     result = host.wait(job)
@@ -179,7 +179,7 @@ def test_read_only_at_job_end_is_recovered(host: Machine) -> None:
     if "unpacked" in result:
         host.pack(job)
     assert host.log(job).startswith(b"up\n") and "artefacts/partial" in host.names(job)
-    # The worker may have said there what kept it from its work.
+    # The worker may have written its error there.
     (host.job_dir(job) / "crash.txt").unlink(missing_ok=True)
     host.assert_clean(job)
 

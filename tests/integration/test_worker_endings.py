@@ -151,7 +151,7 @@ def test_cancel_before_training_ends_job(host: Machine) -> None:
         job = host.start(WRITES)
         host.call("cancel", id=job)
         result = host.wait(job)
-        # A job may win the race, but then it ended well.
+        # The job may end before the cancel.
         assert result["outcome"] in ("cancelled", "trained")
         # A cancel that comes while it packs leaves artefacts/ to `fetch`.
         if "unpacked" in result:
@@ -168,7 +168,7 @@ def test_expired_lease_cancels_job(host: Machine) -> None:
         time.sleep(2)
         answer = host.call("read", id=job, offset=0, wait=0, renew=True)
         assert answer["status"]["state"] == "running"
-    # Nobody renews any more; looking on without renewing does not count. A clock that jumps changes nothing.
+    # Nothing renews the lease any more: reading alone does not. A clock that jumps changes nothing.
     os.utime(host.job_dir(job) / "lease", (0, 0))
     end = time.monotonic() + 240
     while host.status(job)["state"] != "finished" and time.monotonic() < end:

@@ -74,7 +74,7 @@ def test_full_disk_at_packing_keeps_artefacts(host: Machine) -> None:
             small.pack(job)
         assert small.call("status", id=job)["result"] == result and weights.exists()
         subprocess.run(["mount", "-o", "remount,size=40m", str(small.root)], check=True)
-        # Whoever only looks packs nothing.
+        # Reading packs nothing.
         assert small.call("status", id=job)["result"] == result
         done = small.pack(job)
         assert (done["outcome"], done["exit_code"], done["reason"]) == ("trained", 0, None), done
@@ -91,7 +91,7 @@ def test_full_disk_during_training_keeps_job_and_log_end(host: Machine, ending: 
         + HOLD
         + "filler = open('filler', 'wb', buffering=0)\ntry:\n    while True:\n        filler.write(bytes(4096))\n"
         "except OSError:\n    pass\n"
-        # More than a FIFO holds: somebody has to go on reading.
+        # More than a FIFO holds: the worker must keep reading.
         "for _ in range(100):\n    os.write(1, b'y' * 65535 + b'\\n')\n"
         "os.unlink('filler')\nfiller.close()\nos.write(1, b'the end\\n')\n"
     )
@@ -109,7 +109,7 @@ def test_full_disk_during_training_keeps_job_and_log_end(host: Machine, ending: 
 
 
 def test_stopped_log_reader_ends_the_job(host: Machine) -> None:
-    """Nobody empties the FIFO any more: the model would stand still for good, with its GPU."""
+    """Nothing reads the FIFO any more: the model would block for ever and keep its GPU."""
     patch = "def _broken(self, data):\n    raise ValueError('broken on purpose')\nPump._write = _broken\n"
     with host.patched("training/log", patch):
         job = host.start(WRITES + "import time\ntime.sleep(600)\n", grace_s=1.0)
@@ -120,7 +120,7 @@ def test_stopped_log_reader_ends_the_job(host: Machine) -> None:
 
 
 def test_full_disk_during_build_is_reported(host: Machine) -> None:
-    """A step fills the disk for good: the job ends at once, and says by whose fault."""
+    """A build step fills the disk: the job ends at once and names the disk."""
     patch = """
 def layer(context, base, workspace, model):
     with open(context.store.root / "fill", "wb", buffering=0) as file:
@@ -155,7 +155,7 @@ def test_job_is_lost_and_delivered_when_engine_stays_away(host: Machine, tmp_pat
         assert (result["outcome"], result["exit_code"]) == ("lost", 10), result
         assert "engine went away" in result["reason"]
         assert "artefacts/weights" in away.names(job) and away.log(job) == b"up\n"
-        # Nobody can remove the container yet, and looking does no harm.
+        # The container cannot be removed yet, and reading changes nothing.
         assert away.call("read", id=job, offset=0)["result"] == result
         assert docker("ps", "-q", "--filter", f"label=train-classifier.job={job}")
         engine.start()
@@ -164,7 +164,7 @@ def test_job_is_lost_and_delivered_when_engine_stays_away(host: Machine, tmp_pat
 
 
 def test_helper_container_is_restarted_after_lost_connection(host: Machine) -> None:
-    """A helper container is started anew, not given up, when the connection breaks at its start."""
+    """A helper container is started again when the connection breaks at its start."""
     with proxied() as engine, machine(host.user) as fresh:
         fresh.docker_host = engine.address
         engine.cut_after(b"/start", times=1)

@@ -1,4 +1,4 @@
-"""The papers of real jobs have the keys that docs/manifest.md documents, and no others."""
+"""The files of real jobs have the keys that docs/manifest.md documents, and no others."""
 
 import base64
 import csv
@@ -62,7 +62,7 @@ def test_job_files_have_the_documented_keys(host: Machine, tmp_path: Path) -> No
         for content in contents:
             keys = keys_of(content, name)
             all_keys |= keys
-            # Whatever became of the job, every key is there; one with nothing to tell is null or empty.
+            # Every key is there for every outcome; one without a value is null or empty.
             assert {key.partition(".")[0].removesuffix("[]") for key in documented(name)} == set(content)
         unknown, missing = matches(all_keys, name)
         assert not unknown
@@ -77,7 +77,7 @@ def test_job_files_have_the_documented_keys(host: Machine, tmp_path: Path) -> No
 
 
 def check_values(manifest: dict[str, Any]) -> bool:
-    """What the page says of values, where a job can show it."""
+    """Check values that the page describes."""
     listed = {line["path"]: line for line in manifest["artefacts"]}
     assert listed["artefacts/README.md"]["new"] is False and listed["artefacts/weights"]["new"] is True
     assert "link" not in listed["artefacts/weights"] and "sha256" not in listed["artefacts/link"]
@@ -89,7 +89,7 @@ def check_values(manifest: dict[str, Any]) -> bool:
 
 
 def test_small_archive_is_sent_with_the_result(host: Machine, tmp_path: Path) -> None:
-    """By the very call that submits the job; never a large one, and never what a link leads to."""
+    """By the call that submits the job; never a large one, and never the target of a link."""
     spec = host.spec()
     host.push(write_model(tmp_path, "print('said')\nopen('artefacts/x', 'w').write('x')\n"), spec)
     options = {"offset": 0, "wait": 10, "for": 60}

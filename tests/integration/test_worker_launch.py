@@ -14,7 +14,7 @@ from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core.job import SCHEMA, new_job_id
 
 pytestmark = [pytest.mark.engine, pytest.mark.host]
-#: Runs inside the host: prepares a job, pushes one file through the door, submits. Prints the answer.
+#: Runs inside the host: prepares a job, pushes one file by rsync, submits. Prints the answer.
 START = r"""
 import base64, json, os, subprocess, sys, tempfile, zlib
 program, spec, text, secrets = json.load(sys.stdin)
@@ -29,8 +29,8 @@ with tempfile.TemporaryDirectory() as folder:
     open(folder + "/model/__main__.py", "w").write(text)
     open(folder + "/rsh", "w").write('shift\nexec sh -c "$*"\n')
     job = call(verb="prepare", spec=spec, files=base64.b64encode(zlib.compress(b"model/__main__.py\0")).decode())["job"]
-    door = " ".join([*entry, "receive", job, "--", "rsync"])
-    subprocess.run(["rsync", "-lptS", "--files-from=-", "--from0", "-e", "sh " + folder + "/rsh", "--rsync-path", door,
+    receive = " ".join([*entry, "receive", job, "--", "rsync"])
+    subprocess.run(["rsync", "-lptS", "--files-from=-", "--from0", "-e", "sh " + folder + "/rsh", "--rsync-path", receive,
                     folder + "/", "host:."], input=b"model/__main__.py\0", check=True)
 print(json.dumps(call(verb="submit", id=spec["id"], secrets=secrets)))
 """
@@ -90,7 +90,7 @@ class Account:
         return status
 
     def result(self, job: str, ask_worker: bool = True) -> dict[str, Any]:
-        """Wait for the result; without `looking` by nothing that could finish a dead job."""
+        """Wait for the result; the worker, if it is asked, would finish a dead job."""
         end = time.monotonic() + 240
         while not self.file(job, "result.json"):
             assert time.monotonic() < end, self.file(job, "status.json")

@@ -1,4 +1,4 @@
-"""Pushing sources through the worker's door: odd names, cuts, and what the mirror looks like afterwards."""
+"""Pushing sources with rsync: odd names, cuts, and what the mirror looks like afterwards."""
 
 import contextlib
 import json
@@ -62,7 +62,7 @@ def test_push_skips_what_host_has_already(host: Machine, tree: Path) -> None:
     assert ours.st_ino != theirs.st_ino
     host.call("submit", id=second["id"])
     assert host.wait(second["id"])["exit_code"] == 0
-    # What a push was told for holds until the next one.
+    # The fingerprint of a push is valid until the next push.
     (tree / "model" / "more.py").write_text("x = 1\n")
     assert host.push(tree, other, "b" * 64)
     assert host.push(tree, third, "a" * 64)
@@ -182,7 +182,7 @@ def test_interrupted_push_leaves_mirror_usable(host: Machine, tree: Path) -> Non
     host.call("prepare", spec=spec, files=packed(names))
     process = start_rsync(host, tree, spec, names, "--bwlimit=4000")
     until_in_the_middle(host)
-    # Everything at once: the sender and the door with its rsync.
+    # Kill the sender, and the receiving worker with its rsync.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert json.loads((host.job_dir(spec["id"]) / "status.json").read_text())["state"] == "prepared"
@@ -202,7 +202,7 @@ def test_job_can_be_pushed_again_after_sender_died(host: Machine, tree: Path) ->
     until_in_the_middle(host)
     process.kill()
     process.wait()
-    # The same job can be pushed again, once its door has noticed.
+    # The same job can be pushed again once its receiver has ended.
     end = time.monotonic() + 240
     while time.monotonic() < end:
         done = host.rsync(tree, spec["id"], names)
@@ -252,7 +252,7 @@ def test_send_serves_only_the_archive(host: Machine, tree: Path, tmp_path: Path)
     target.unlink()
     for name in ("spec.json", "/etc/passwd", "."):
         done = subprocess.run([*get, f"host:{name}", str(target)], check=False, capture_output=True)
-        # The door offers the archive whatever is asked for; rsync refuses what it did not ask for.
+        # The worker sends the archive whatever is asked for; rsync refuses other names.
         content = target.read_bytes() if target.exists() else b""
         assert b"root:" not in content and b"schema" not in content
         assert done.returncode != 0 or content.startswith(b"\x1f\x8b")

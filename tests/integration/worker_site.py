@@ -18,9 +18,9 @@ from worker_support import kill_processes_of
 
 from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core.job import JobSpec, Repository
-from train_classifier.worker.containers import engine as worker_engine
 from train_classifier.worker.containers import environment, helper, image, package_layers
 from train_classifier.worker.containers.context import Context
+from train_classifier.worker.containers.engine import labels
 from train_classifier.worker.containers.environment import Environment
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.state.store import Job, Store
@@ -76,7 +76,7 @@ class Site:
         check: Callable[[], None] = lambda: None,
         repository: str = "0" * 16,
     ) -> Environment:
-        # Written whole: two jobs of a test may share the workspace.
+        # Replaced atomically: two jobs of a test may share the workspace.
         temporary = self.workspace / "m" / f".requirements.{os.getpid()}"
         temporary.write_text(text)
         temporary.replace(self.workspace / "m" / "requirements.txt")
@@ -97,7 +97,7 @@ class Site:
             ["/bin/sh", "-c", program] if shell else [base.python, "-W", "ignore", "-c", program],
             user=self.host.job_user(), network=False,
             mounts=built.mounts if built else (), environment=built.variables if built else {},
-            labels=worker_engine.labels("probe", job=self.job.id), limits=self.host.limits("a test"),
+            labels=labels("probe", job=self.job.id), limits=self.host.limits("a test"),
         )  # fmt: skip
         status, output = helper.run_helper(self.context(), running)
         assert status == 0, output.decode()
@@ -117,8 +117,8 @@ class Site:
 
 def layers(engine: docker.DockerClient, base: str) -> list[docker.models.images.Image]:
     """The layers over a base; other tests may make layers at the same time."""
-    labels = ["train-classifier.kind=image", f"train-classifier.base={base}"]
-    images: list[docker.models.images.Image] = engine.images.list(filters={"label": labels})
+    names = ["train-classifier.kind=image", f"train-classifier.base={base}"]
+    images: list[docker.models.images.Image] = engine.images.list(filters={"label": names})
     return images
 
 
@@ -148,7 +148,7 @@ def uv() -> Path:
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """A folder through which the job's user comes; pytest closes its own to all others at each start."""
+    """A folder that the job's user may enter; pytest's own folders are closed to other users."""
     folder = Path(tempfile.mkdtemp(prefix="train-classifier-test-", dir="/var/tmp"))
     folder.chmod(0o755)
     yield folder

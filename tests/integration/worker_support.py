@@ -1,4 +1,4 @@
-"""A host for tests in a temporary folder, and the worker's doors as a controller uses them."""
+"""A host for tests in a temporary folder, and the worker as a controller calls it."""
 
 import base64
 import contextlib
@@ -144,7 +144,7 @@ class Machine:
 
     @contextlib.contextmanager
     def patched(self, module: str, text: str) -> Iterator[None]:
-        """Let the installed worker have `text` at the end of a module: faults that no outside could time."""
+        """Append `text` to a module of the installed worker, for faults that cannot be timed from outside."""
         path = self.program / "train_classifier" / "worker" / f"{module}.py"
         original = path.read_bytes()
         path.write_bytes(original + b"\n\n" + text.encode())
@@ -187,14 +187,14 @@ class Machine:
         return result
 
     def until_finished(self, job: str, timeout: float = 240) -> None:
-        """Wait for the end of a job by its files alone, without a look."""
+        """Wait for the end of a job by its files alone."""
         end = time.monotonic() + timeout
         while self.stored_status(job)["state"] != "finished":
             assert time.monotonic() < end, self.stored_status(job)
             time.sleep(0.1)
 
     def until_worker_is_gone(self, job: str, timeout: float = 240) -> None:
-        """Wait for the death of a job's worker, without a look that would finish the job."""
+        """Wait for the death of a job's worker, by its files: the worker would finish the job."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             pid = self.stored_status(job)["pid"]
@@ -215,7 +215,7 @@ class Machine:
             capture_output=True, env=self.environment(), cwd="/", timeout=timeout, check=True,
         )  # fmt: skip
         assert b"Traceback" not in done.stdout + done.stderr
-        # Of a row of answers the last one.
+        # The last of several answers.
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         if "error" in answer:
             raise Refused(answer["error"])
@@ -229,7 +229,7 @@ class Machine:
         }  # fmt: skip
 
     def push(self, tree: Path, spec: dict[str, Any], fingerprint: str | None = None) -> bool:
-        """Do `prepare` and let rsync through the door, as the transport does; tell whether that was needed."""
+        """Do `prepare` and rsync, as the transport does; returns whether a push was needed."""
         names = [
             os.path.relpath(os.path.join(os.fsencode(folder), name), os.fsencode(tree))
             for folder, folders, files in os.walk(os.fsencode(tree))
@@ -340,7 +340,7 @@ class Machine:
             return content
 
     def pack(self, job: str, max_bytes: int | None = None) -> dict[str, Any]:
-        """Have packed what stayed on the host, as `fetch` does; returns the job's result."""
+        """Pack the artefacts that stayed on the host, as `fetch` does; returns the job's result."""
         result: dict[str, Any] = self.call("pack", id=job, most=max_bytes)["result"]
         return result
 
@@ -348,7 +348,7 @@ class Machine:
         os.kill(self.stored_status(job)["pid"], number)
 
     def assert_clean(self, job: str) -> None:
-        """Nothing of a job is left but its papers."""
+        """Nothing of a job is left but its files."""
         end = time.monotonic() + 240
         label = f"label=train-classifier.job={job}"
         while docker("ps", "-aq", "--filter", label) and time.monotonic() < end:
@@ -357,7 +357,7 @@ class Machine:
         # The worker says `finished` before it clears up.
         while (self.job_dir(job) / "run").exists() and time.monotonic() < end:
             time.sleep(0.05)
-        # It lets go of the job when all is done.
+        # The worker holds the job's lock until it ends.
         with (self.job_dir(job) / "lock").open("rb") as lock:
             while time.monotonic() < end:
                 with contextlib.suppress(BlockingIOError):

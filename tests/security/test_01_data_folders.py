@@ -1,4 +1,4 @@
-"""Row 1: what a repository's settings file names of the host, and what no job gets whoever names it."""
+"""Row 1: data folders that a repository's settings file may name, and folders that no job gets."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_01_repository_cannot_name_the_hosts_files(world: World) -> None:
             messages = done.stderr.decode()
             assert done.returncode == 2, messages
             assert b"hunter2" not in done.stdout and b"FILE" not in done.stdout
-        # The refusal shows the line to move, and where to: moved, it counts, since the caller says so.
+        # The refusal names the line and the file to move it to, where it is accepted.
         settings.write_text(f"[defaults]\ndata = ['{other}:h']\n")
         messages = world.run(*world.train(model), HOME=str(home)).stderr.decode()
         line = f'data = ["{other}:h"]'
@@ -115,7 +115,7 @@ def test_01_system_folders_are_refused(host: Machine) -> None:
     assert len(problems) == len(refusable)
     for path, problem in zip(refusable, problems, strict=True):
         assert path in problem
-        # An account that cannot look into a folder is told no more than that.
+        # An account that cannot read a folder gets no other reason.
         assert "no job gets that" in problem or path not in folders or host.user != "root", problem
 
 
@@ -164,7 +164,7 @@ def test_01_file_systems_mounted_below_are_not_included(host: Machine) -> None:
     try:
         (problem,) = refused(host, str(folder))
         assert f"has a file system mounted below it, at {folder}/below" in problem
-        # Whoever mounts after that look: the bind itself takes nothing along.
+        # A file system that is mounted after the check is not part of the bind mount.
         with host.patched("training/data_folders", "def mounts():\n    return []\n"):
             job, result = host.train(LOOK, data=data)
         assert result["outcome"] == "trained", result

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from loopback.world import World, make_world
 
+from train_classifier.request.build import TrainRequest, build
+
 pytestmark = pytest.mark.engine
 
 SECRET = "hunter2hunter2"
@@ -23,7 +25,7 @@ def shared(base_image: str) -> Iterator[World]:
 
 @pytest.fixture
 def world(shared: World) -> Iterator[World]:
-    """The one host; a home and a repository's settings file of each test's own."""
+    """One host for all tests; the settings files of a test are removed after it."""
     yield shared
     (shared.repo / "train-classifier.toml").unlink(missing_ok=True)
     (shared.folder / "config" / "train-classifier" / "config.toml").unlink(missing_ok=True)
@@ -61,8 +63,6 @@ def test_02_own_settings_file_names_secrets_for_the_command_line_only(world: Wor
     own_settings(world, "[defaults]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\nenvironment = { WANTED = 'own' }\n")
     code, out, messages = train(world, text="[defaults]\nenvironment = { WANTED = 'theirs' }\n", dry=False)
     assert (code, out) == (0, "*** own\n"), messages
-    from train_classifier.request.build import TrainRequest, build
-
     # As the action and the playbook's role ask.
     plan = build(
         TrainRequest(model="probe", repo=str(world.repo)), {"XDG_CONFIG_HOME": str(world.folder / "config")}
@@ -81,7 +81,7 @@ def test_02_own_settings_file_must_belong_to_the_caller(world: World) -> None:
         code, _, messages = train(world)
         assert code == 2 and "belongs to uid 1 and not to you" in messages
     path.unlink()
-    # Who keeps dotfiles elsewhere links them; a link into the repository is the repository's file.
+    # A link to a dotfile of the caller is accepted, a link into the repository is not.
     (world.folder / "dotfile").write_text("[defaults]\nsecrets = ['AWS_SECRET_ACCESS_KEY']\n")
     path.symlink_to(world.folder / "dotfile")
     code, out, messages = train(world)
@@ -112,13 +112,13 @@ def test_02_repository_cannot_write_outside_itself(world: World) -> None:
         code, _, messages = train(world, text=f"[defaults]\noutput = '{output}'\n", dry=False)
         assert code == 2 and "output" in messages, (output, messages)
         assert precious.read_text() == "precious" and (world.repo / "notes.txt").read_text() == "notes"
-    # A link in the archive's place is replaced itself; an archive of before is replaced.
+    # A link at the archive's path is replaced, not followed.
     (world.repo / "results").mkdir()
     (world.repo / "results" / "out.tar.gz").symlink_to(precious)
     code, _, messages = train(world, text="[defaults]\noutput = 'results/out.tar.gz'\n", dry=False)
     assert code == 0 and precious.read_text() == "precious", messages
     assert not (world.repo / "results" / "out.tar.gz").is_symlink()
-    # The caller may have it anywhere.
+    # The caller may name any path.
     code, _, messages = train(
         world, "--output", str(world.folder / "mine.tar.gz"), text="[defaults]\noutput = '/x'\n"
     )
@@ -177,7 +177,7 @@ def test_02_env_file_of_the_repository_cannot_read_caller_variables(world: World
     for name in ("link.env", "folder/credentials"):
         code, _, messages = train(world, "--env-file", str(world.repo / name))
         assert code == 2 and "leads out of the repository" in messages
-    # The caller's own file may.
+    # The caller's own file may take variables.
     code, out, messages = train(world, "--env-file", str(world.folder / "credentials"))
     assert code == 0 and "AWS_SECRET_ACCESS_KEY" in out, messages
 

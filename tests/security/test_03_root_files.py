@@ -24,7 +24,7 @@ PRINTS = (
     "import os, time\nopen('artefacts/x', 'w').write('x')\nprint('up', flush=True)\n"
     "while not os.path.exists('/cache/go'):\n    time.sleep(0.05)\nprint('z' * 20000, flush=True)\n"
 )
-#: Run as the account: does to every file of a job's folder what would turn it against root.
+#: Run as the account: renames, removes, links and writes every file of a job's folder.
 ATTACK = """
 import os, sys
 folder, secret = sys.argv[1:]
@@ -88,7 +88,7 @@ def test_03_account_cannot_change_files_of_a_running_job(host: Machine, secret: 
     folder = host.job_dir(job)
     changes = as_account("/usr/bin/python3", "-c", ATTACK, str(folder), str(secret))
     for path in (folder / "workspace", host.state / "mirrors" / "0123456789abcdef" / "tree"):
-        # Other accounts do not even get there.
+        # Other accounts cannot reach it.
         assert as_account("sh", "-c", 'ls -d "$1" 2>&1 || true', "sh", str(path), user=PERSON).endswith(
             "denied"
         )
@@ -151,8 +151,8 @@ def test_03_jobs_of_the_last_release_are_listed_read_fetched_resumed_and_cleaned
 
 
 def fetch_archive(host: Machine, job: str) -> Path:
-    """Take an archive through the door for rsync, as `fetch` does."""
-    door = shlex.join(
+    """Get an archive with rsync, as `fetch` does."""
+    send = shlex.join(
         ["env", "-i", *(f"{k}={v}" for k, v in host.environment().items()), host.python, "-I", str(host.program),
          "send", job, "--", "rsync"]
     )  # fmt: skip
@@ -161,7 +161,7 @@ def fetch_archive(host: Machine, job: str) -> Path:
     target = host.root / f"got-{job}"
     target.unlink(missing_ok=True)
     subprocess.run(
-        ["rsync", "-L", "-e", f"sh {shell}", "--rsync-path", door, "host:artefacts.tar.gz", str(target)],
+        ["rsync", "-L", "-e", f"sh {shell}", "--rsync-path", send, "host:artefacts.tar.gz", str(target)],
         capture_output=True, check=False, timeout=60,
     )  # fmt: skip
     return target

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.host, pytest.mark.engine, pytest.mark.timeout(3000)]
 FOLDER = "/var/lib/github-runner/1"
 RECORD = "/etc/github-runner/records/1.json"
 ACCOUNT = "runuser -u github-runner --"
-#: What the account can reach of root's is what the role made for it.
+#: Finds what the account owns outside its folders.
 FOREIGN = (
     "find / -xdev '(' -user github-runner -o -group github-runner ')' ! -path '/var/lib/github-runner*'"
     " ! -path '/proc/*' ! -path '/tmp/attack*' 2>/dev/null"
@@ -50,7 +50,7 @@ def write_as_account(host: Host, name: str, text: str) -> None:
     host.sh(f"rm -rf {path}; {ACCOUNT} sh -c 'cat > {path}' <<'E'\n{text}\nE")
 
 
-def lie(host: Host, attacker: StandIn, runner_id: int) -> None:
+def forge_runner_files(host: Host, attacker: StandIn, runner_id: int) -> None:
     """What a job can do: name another GitHub, another runner, and a proxy of its own."""
     url = url_of(host, attacker)
     runner = {"agentId": runner_id, "agentName": "other-1", "gitHubUrl": f"{url}/acme/widgets"}
@@ -60,8 +60,8 @@ def lie(host: Host, attacker: StandIn, runner_id: int) -> None:
 
 
 def requests_of_root(attacker: StandIn) -> list[tuple[str, str]]:
-    """All but what the account's own program asks without a credential, since that goes where its file says."""
-    return [one for one in attacker.state.requests if one[1] or "/_runner/" not in one[0]]
+    """All requests but those of the account's own program, which sends no credential to the host that its file names."""
+    return [request for request in attacker.state.requests if request[1] or "/_runner/" not in request[0]]
 
 
 def test_04_runner_file_sends_no_credential_and_deletes_no_other_runner(
@@ -74,7 +74,7 @@ def test_04_runner_file_sends_no_credential_and_deletes_no_other_runner(
 
     # The registration is there: nothing is to be done, whatever the account's file says.
     host.sh("systemctl stop github-runner@1")
-    lie(host, attacker, other["id"])
+    forge_runner_files(host, attacker, other["id"])
     again = host.role()
     assert requests_of_root(attacker) == []
     assert host.runners()["other-1"]["id"] == other["id"]
@@ -88,7 +88,7 @@ def test_04_runner_file_sends_no_credential_and_deletes_no_other_runner(
     out = host.role("uninstall", github_runner_url=url_of(host, attacker)).good().out
     assert "stays listed as offline" in out
     assert "goes nowhere else" in out
-    assert [one for one in host.standin.state.requests[before:] if one[1]] == []
+    assert [request for request in host.standin.state.requests[before:] if request[1]] == []
     assert set(host.runners()) == {"gpu-1", "other-1"}
 
 
@@ -100,8 +100,8 @@ def test_04_redirected_download_sends_no_login(tmp_path: Path) -> None:
         with pytest.raises(LocalError) as error:
             fetch(address, "0" * 64, tmp_path / ARCHIVE)
         assert "password" not in str(error.value)
-        assert [bool(one[1]) for one in mirror.state.requests] == [True]
-        assert [one[1] for one in elsewhere.state.requests] == [""]
+        assert [bool(request[1]) for request in mirror.state.requests] == [True]
+        assert [request[1] for request in elsewhere.state.requests] == [""]
 
 
 SWAPPER = r"""
@@ -169,7 +169,7 @@ def test_05_swapped_folders_do_not_change_files_of_root(
     # An instance of the last release is known by the role's own description and by its entry at GitHub.
     other = host.standin.state.add_runner(REPO, "other-1", ["self-hosted", "host-gpu9"])
     make_old(host)
-    lie(host, attacker, other["id"])
+    forge_runner_files(host, attacker, other["id"])
     swapping()
     newer = "actions-runner-linux-x64-2.400.0.tar.gz"
     host.standin.state.serve_archive(newer, make_archive("2.400.0"))
@@ -205,7 +205,7 @@ def test_05_swapped_folders_do_not_change_files_of_root(
     repair_stays_in_the_work_folder(host)
 
     # With a remove token alone config.sh takes the place from root's copy of the registration.
-    lie(host, attacker, other["id"])
+    forge_runner_files(host, attacker, other["id"])
     token = host.standin.state.mint(REPO, "remove")
     host.role("uninstall", github_runner_pat="", github_runner_remove_token=token).good()
     assert requests_of_root(attacker) == []
@@ -213,7 +213,7 @@ def test_05_swapped_folders_do_not_change_files_of_root(
 
 
 def repair_stays_in_the_work_folder(host: Host) -> None:
-    """Links, hard links, bind mounts, devices and deep folders in `_work` while root gives it back."""
+    """Links, hard links, bind mounts, devices and deep folders in `_work` while root repairs its owner."""
     host.sh(
         f"systemctl stop github-runner@1; rm -rf {FOLDER}/_work; install -d -o github-runner {FOLDER}/_work;"
         f"cd {FOLDER}/_work;"

@@ -75,14 +75,14 @@ def caches(site: Site) -> list[str]:
 
 
 def test_06_build_back_end_cannot_change_wheels_of_others(site: Site, index: Index) -> None:
-    """Row 6 as it was found: B's requirements are pinned by hash, and ran A's code."""
+    """Row 6 as reported: B's requirements are pinned by hash, and ran A's code."""
     build_environment(site, "victim\n", repository=VICTIM)
     attack = build_environment(site, "victim\nevil\n", repository=ATTACKER)
     seen = site.run(site.find(), attack, "import evil; print(evil.seen)")
     assert "victim.py" in seen, "the attack did not reach even its own cache"
     later = build_environment(site, hashed_requirement(index), repository=VICTIM)
     assert site.run(site.find(), later, VALUE) == "clean\n"
-    # Nor does anybody else find the environment of the attacker.
+    # Nobody else gets the attacker's environment.
     same = build_environment(site, "victim\nevil\n", repository=VICTIM)
     assert same.hash != attack.hash
     assert caches(site) == ["", ATTACKER, VICTIM]

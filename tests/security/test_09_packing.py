@@ -1,4 +1,4 @@
-"""Row 9: packing is limited, ends with its job's cancel, signals and lease, and nobody who only looks does it."""
+"""Row 9: packing is limited, ends with its job's cancel, signals and lease, and reading never packs."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def assert_kept(host: Machine, job: str, why: str) -> None:
     result = host.stored_result(job)
     assert result["archive"] is None and result["unpacked"]["why"] == why, result
     assert (host.job_dir(job) / "workspace" / "artefacts" / "x").exists()
-    # Nothing is left of the archive that was begun, and looking packs nothing.
+    # Nothing is left of the partial archive, and reading packs nothing.
     assert host.call("read", id=job, offset=0)["result"] == result
     assert job in [line["id"] for line in host.call("list", all=True)["jobs"]]
     assert not list(host.job_dir(job).glob(".*")) and not (host.job_dir(job) / "run").exists()
@@ -147,7 +147,7 @@ def test_09_packing_ends_when_its_client_disconnects(host: Machine) -> None:
     process.stdin.write(json.dumps(request).encode())
     process.stdin.close()
     assert json.loads(process.stdout.readline())["state"] == "packing"
-    # Somebody who looks meanwhile waits for nothing.
+    # Other calls do not wait for it.
     assert host.status(job)["state"] == "finished"
     process.stdout.close()
     process.wait(60)

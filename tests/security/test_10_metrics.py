@@ -1,4 +1,4 @@
-"""Row 10: metrics and curves that cannot be read are left out and said; archive and report never suffer."""
+"""Row 10: metrics and curves that cannot be read are left out and reported; archive and report are still made."""
 
 import json
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ import pytest
 from worker_support import Machine, accounts, machine
 
 from train_classifier.reports import chart_data, html_page, job_summary
+from train_classifier.reports.archive_reader import Papers
 from train_classifier.reports.report import Report
 
 
@@ -103,7 +104,5 @@ def test_10_report_names_what_is_left_out() -> None:
 
 
 def test_10_deep_manifest_does_not_stop_the_report() -> None:
-    from train_classifier.reports.archive_reader import Papers
-
     assert Papers(manifest=b"[" * 200_000).facts == {}
     assert Papers(manifest=json.dumps([1]).encode()).facts == {}

@@ -1,4 +1,4 @@
-"""Row 15: nothing that a user of Docker leaves in the queue's folder blocks or breaks somebody's queue."""
+"""Row 15: nothing that a user of Docker leaves in the queue's folder blocks or breaks the queue of another user."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_15_ticket_owner_is_its_file_owner(queue: Queue) -> None:
 
 @pytest.mark.engine
 def test_15_forged_ticket_is_not_taken(engine: docker.DockerClient, queue: Queue) -> None:
-    """Neither held nor free does it keep a worker from its own ticket."""
+    """Held or not, it does not keep a worker from its own ticket."""
     with held(queue.forge("000000000000-a.json", {"state": "new", "want": 0, "gpus": []})):
         queue.train(engine, "a")
 

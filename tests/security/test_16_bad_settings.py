@@ -1,4 +1,4 @@
-"""Row 16: what stands in a settings file, a flag, a variable or a requirements file ends in a sentence and exit 2."""
+"""Row 16: what stands in a settings file, a flag, a variable or a requirements file ends in a message and exit 2."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from train_classifier.core import apt_file, requirements_file
 from train_classifier.core.errors import BadInput
 from train_classifier.request import build, env_file, settings_file
-from train_classifier.request import flags as options
+from train_classifier.request.flags import variable_of
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "9" * 5000
@@ -88,7 +88,7 @@ KINDS: list[Callable[[Path], None]] = [
 
 @pytest.mark.parametrize("make", KINDS, ids=["fifo", "folder", "socket", "huge", "zero", "tty", "loop"])
 def test_16_special_files_are_reported(repo: Path, make: Callable[[Path], None]) -> None:
-    """Everything that is read has such a thing in its place, all at once."""
+    """Every file that is read is such a special file, all at once."""
     names = ["train-classifier.toml", "mnist/requirements.txt", "mnist/apt-pkgs.txt", "some.env"]
     for name in names:
         make(repo / name)
@@ -110,9 +110,9 @@ def test_16_bad_flags_and_variables_are_reported(repo: Path) -> None:
     messages = train(repo, *(word for flag in flags for word in (f"--{flag}", DIGITS)))
     for flag in flags:
         assert f"--{flag}: '9999" in messages, (flag, messages)
-    messages = train(repo, **{options.variable_of(flag.replace("-", "_")): "inf" for flag in flags})
+    messages = train(repo, **{variable_of(flag.replace("-", "_")): "inf" for flag in flags})
     for flag in flags:
-        assert options.variable_of(flag.replace("-", "_")) + ": 'inf'" in messages, (flag, messages)
+        assert variable_of(flag.replace("-", "_")) + ": 'inf'" in messages, (flag, messages)
     assert "--repo" in train(repo, "--repo", "x" * 5000)
     assert "inventory" in train(repo, "--inventory", "x" * 5000)
     assert "output" in train(repo, "--output", "x" * 5000)
@@ -168,7 +168,7 @@ def parsed(module: Any, name: str, content: bytes, folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", LARGE)
 def test_16_large_files_are_parsed_in_bounded_time(tmp_path: Path, kind: str) -> None:
-    """Files of the largest size that is read, of one thing again and again."""
+    """Files of the largest accepted size that repeat one text."""
     max_bytes, parse = LARGE[kind]
     for begin, part, end in (
         ("A=x", " ", "y"), ("", "A\n", ""), ("", "a.", "=1"), ("", f"a{'.b' * 99}=1\n", ""), ("[defaults]\n", "k=1\n", ""),

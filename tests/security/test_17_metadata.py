@@ -92,7 +92,7 @@ def until(holds: Callable[[], bool], what: str, seconds: float = 120) -> None:
 
 
 def start_cloud(host: TestHost) -> None:
-    """Put the metadata service of a cloud beside the host; a reboot takes it away."""
+    """Start a cloud's metadata service beside the host; a reboot removes it."""
     host.write("/root/cloud.py", CLOUD)
     host.shell(NETWORK)
     # The engine of this release has no IPv6 on its default bridge, and restores no network with it before the host has IPv6.

@@ -1,4 +1,4 @@
-"""Row 20: a loaded driver that serves every card is never removed, replaced or held, whoever brought it."""
+"""Row 20: a loaded driver that serves every card is never removed, replaced or held, whoever installed it."""
 
 from __future__ import annotations
 

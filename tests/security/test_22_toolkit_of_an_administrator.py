@@ -57,7 +57,7 @@ def run_toolkit_role(host: TestHost, **changes: object) -> PlayResult:
 def install(
     host: TestHost, version: str, *, hold: tuple[str, ...] = (), names: tuple[str, ...] = NAMES
 ) -> None:
-    """What an administrator does."""
+    """Install the toolkit as an administrator does."""
     packages = " ".join(f"{name}={version}" for name in names)
     host.shell(f"apt-get -qq -y --allow-change-held-packages install {packages} >/dev/null")
     if hold:
@@ -124,10 +124,10 @@ def test_22_role_changes_its_own_toolkit_and_keeps_an_upgrade_by_hand(host: Test
     assert versions(host) == {"1.18.2-1"} and holds(host) == set(NAMES)
     again = run_toolkit_role(host)
     assert again.changed == 0, again.output
-    # Its own may go back as well, and is held again.
+    # The role may also downgrade its own toolkit, and holds it again.
     run_toolkit_role(host, nvidia_container_toolkit_version="1.18.1-1")
     assert versions(host) == {"1.18.1-1"} and holds(host) == set(NAMES)
-    # From now on it is the administrator's.
+    # An upgrade by hand makes it the administrator's.
     install(host, "1.19.0-1")
     run_toolkit_role(host)
     assert versions(host) == {"1.19.0-1"}

@@ -56,7 +56,7 @@ LOCAL: dict[str, object] = {
     "nvidia_container_toolkit_pci_root": "/srv/simulated/pci",
     "nvidia_container_toolkit_proc_root": "/srv/simulated/proc",
 }
-HASTE = {
+NO_RETRIES = {
     f"{role}_download_{what}": 1
     for role in ("docker_engine", "nvidia_driver", "nvidia_container_toolkit", "training_host")
     for what in ("retries", "delay")
@@ -83,7 +83,7 @@ print(json.dumps(sorted(seen)))
 def playbook(host: TestHost, path: str, *options: str, fails: bool = False, **variables: object) -> str:
     """Run one of our playbooks as verbosely as one can; all that it printed."""
     file = host.directory / "settings.json"
-    file.write_text(json.dumps({**PLANTED, **HASTE, **variables}))
+    file.write_text(json.dumps({**PLANTED, **NO_RETRIES, **variables}))
     done = subprocess.run(
         [ANSIBLE_PLAYBOOK, "-vvv", "--diff", *options, "-i", host.inventory(), "-e", f"@{file}", ROOT / path],
         env=ansible_environment(), capture_output=True, text=True, check=False,
@@ -133,7 +133,7 @@ def host(
 
 @pytest.fixture
 def watched(host: TestHost) -> Iterator[TestHost]:
-    """The host, while somebody reads its process list, and afterwards its journal and its files."""
+    """The host, while its process list is watched; afterwards its journal and files are searched."""
     # The role's teardown removes it.
     host.write("/etc/apt/keyrings/nvidia-container-toolkit.asc", key())
     host.shell("touch /srv/watch")
@@ -169,7 +169,7 @@ def test_23_check_of_the_whole_site_shows_no_secret(watched: TestHost, base_imag
         "github_runner_pat": SECRETS["pat"], "github_runner_url": f"http://{NOWHERE}",
     }  # fmt: skip
     output = playbook(watched, "site.yml", "--check", fails=True, **settings)
-    # It went through all roles up to GitHub, which nobody answers for.
+    # The check ran all roles up to GitHub, which does not answer.
     assert "Preflight | Ask GitHub for the scope" in output
     assert hidden_in(output) == {}
 

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from train_classifier.core import text as cli_text
+from train_classifier.core.text import number, short, table
 from train_classifier.github_action import slack_message, workflow_commands
 from train_classifier.reports import archive_reader, chart_data, html_page, job_summary, tracebacks
 from train_classifier.reports.report import Report
@@ -224,10 +224,10 @@ def test_annotations_are_single_safe_commands(log: str) -> None:
 @given(rows=st.lists(st.lists(LEAVES, min_size=3, max_size=3), max_size=4))
 def test_terminal_output_has_no_control_characters(rows: list[list[Any]]) -> None:
     with bounded():
-        shown = cli_text.table([[cli_text.short(cell, 50) for cell in row] for row in rows])
+        shown = table([[short(cell, 50) for cell in row] for row in rows])
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)
     with bounded():
         for row in rows:
             for cell in row:
                 if isinstance(cell, (int, float)):
-                    cli_text.number(cell)
+                    number(cell)

@@ -54,7 +54,7 @@ def test_clean_and_list_change_nothing_outside(site: Site, ssh_host: TestHost, t
         assert caller.run(*caller.train("fails", "--gpus", "0")).returncode == 4
     trained = watched["opened"]
     folders = site.plant()
-    # What other tests use is planted in, and not swapped.
+    # Folders of other tests get planted files, but are not swapped.
     new = [
         folder for folder in folders if folder not in writable_before and folder.startswith((STATE, "/home"))
     ]

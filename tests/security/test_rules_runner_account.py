@@ -18,8 +18,8 @@ OWN = "/var/lib/github-runner"
 #: Folders of the system in which everybody may make files, as on the host without the role.
 SHARED = ("/tmp", "/var/tmp", "/run/lock", "/dev/shm", "/dev/mqueue", "/dev/")
 
-#: Root waits longer after each refusal in a row: it forgets those before.
-FORGET_REFUSALS = "rm -f /run/github-runner/*.refusals"
+#: Root waits longer after each refusal: this resets their count.
+RESET_REFUSALS = "rm -f /run/github-runner/*.refusals"
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def run_everything_of_root(host: Host, site: Site, variables: dict[str, Any], ve
     for unit in units:
         outputs.append(
             site.sh(
-                f"{FORGET_REFUSALS}; timeout 90 systemctl restart {unit} 2>&1; systemctl is-active {unit}",
+                f"{RESET_REFUSALS}; timeout 90 systemctl restart {unit} 2>&1; systemctl is-active {unit}",
                 check=False,
             )
         )
@@ -127,7 +127,7 @@ def run_everything_of_root(host: Host, site: Site, variables: dict[str, Any], ve
     )
     site.sh("mkdir -p /var/lib/train-classifier; echo why > /var/lib/train-classifier/drain")
     site.sh(
-        f"{FORGET_REFUSALS}; timeout 60 systemctl restart 'github-runner@*'; rm -r /var/lib/train-classifier",
+        f"{RESET_REFUSALS}; timeout 60 systemctl restart 'github-runner@*'; rm -r /var/lib/train-classifier",
         check=False,
     )
     outputs.append(host.role(**variables, github_runner_update=True).out)
@@ -161,7 +161,7 @@ def test_root_does_not_use_files_planted_by_the_account(
         with swapping(site, f"{OWN}/1", f"{OWN}/2", f"{OWN}/1/_work", f"{OWN}/home"):
             for _ in range(5):
                 site.sh(
-                    f"{FORGET_REFUSALS}; timeout 60 systemctl restart github-runner@1 github-runner@2",
+                    f"{RESET_REFUSALS}; timeout 60 systemctl restart github-runner@1 github-runner@2",
                     check=False,
                 )
             outputs += run_everything_of_root(runner_host, site, variables, "2.401.0")
