@@ -32,9 +32,9 @@ class Cleaning:
         self.removed: dict[str, int] = {**dict.fromkeys(KINDS, 0), "bytes": 0}
         self.client: Optional[Any] = None
 
-    def count(self, kind: str, size: int, remove: Callable[[], bool]) -> bool:
-        """Remove one item and count it; False when it is in use."""
-        if not self.dry_run and not remove():
+    def count(self, kind: str, size: int, remove: Callable[[], Optional[bool]]) -> bool:
+        """Remove one item and count it; False when it is in use, and `remove` therefore returns False."""
+        if not self.dry_run and remove() is False:
             return False
         self.removed[kind] += 1
         self.removed["bytes"] += size
@@ -80,13 +80,13 @@ class Cleaning:
         for container in containers:
             folder = container.labels.get(f"{engine.LABEL}.dir", "")
             if engine.is_stray(container):
-                self.count("containers", 0, partial(_remove_container, container))
+                self.count("containers", 0, partial(engine.remove, container))
             if not folder or Path(folder).parent != self.store.jobs:
                 continue
             job = Job(Path(folder))
             if not (job.dir / "result.json").exists() and job.dir.exists():
                 continue
-            self.count("containers", 0, partial(_remove_container, container))
+            self.count("containers", 0, partial(engine.remove, container))
 
     def workers(self) -> None:
         """Remove worker programs of other versions that no unfinished job names."""
@@ -99,13 +99,13 @@ class Cleaning:
                 return
         for folder in children(self.store.workers):
             if str(folder) not in used_workers and time.time() - folder.stat().st_mtime > WORKER_S:
-                self.count("workers", file_trees.disk_usage(None, folder), partial(_remove_own, folder))
+                self.count("workers", file_trees.disk_usage(None, folder), partial(shutil.rmtree, folder))
 
     def old_environments(self) -> None:
         """Remove the environments of the last release when no job is left that may still use them."""
         folder = self.store.old_environments
         if folder.is_dir() and not folder.is_symlink() and not live_jobs(self.store):
-            remove = partial(_remove_as, self.account, folder)
+            remove = partial(file_trees.remove, self.account, folder)
             self.count("environments", file_trees.disk_usage(None, folder), remove)
 
     def budget(self, max_bytes: int) -> int:
@@ -144,18 +144,3 @@ def clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     cleaning.old_environments()
     kept_bytes = cleaning.budget(int(max_bytes))
     return {"removed": cleaning.removed, "kept_bytes": kept_bytes}
-
-
-def _remove_own(folder: Path) -> bool:
-    shutil.rmtree(folder)
-    return True
-
-
-def _remove_as(account: Account, folder: Path) -> bool:
-    file_trees.remove(account, folder)
-    return True
-
-
-def _remove_container(container: Any) -> bool:
-    engine.remove(container)
-    return True

@@ -7,7 +7,7 @@ Packing may take long: only the job's worker and `fetch` do it, never a command 
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -17,7 +17,7 @@ from train_classifier.core.job import JobSpec
 from train_classifier.core.regular_file import open_regular
 from train_classifier.core.text import show_bytes
 from train_classifier.worker.state import file_trees, results
-from train_classifier.worker.state.files import O_FOLDER, new_file, read_json, write_json
+from train_classifier.worker.state.files import new_file, opened_folder, read_json, write_json
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account
@@ -31,18 +31,9 @@ Check = Callable[[], None]
 
 def record_initial_artefacts(job: Job, account: Account, folders: Sequence[Path], check: Check) -> None:
     """List artefacts/ before training, and restore the access to `folders` that an earlier job closed."""
-    with _workspace(job) as workspace, new_file(job.stock) as stock:
+    with opened_folder(job.workspace) as workspace, new_file(job.stock) as stock:
         request = {"workspace": workspace, "stock": stock, "folders": [str(folder) for folder in folders]}
         program.call(account, artefacts.record_initial_artefacts, request, [workspace, stock], check)
-
-
-@contextlib.contextmanager
-def _workspace(job: Job) -> Iterator[int]:
-    descriptor = os.open(job.workspace, O_FOLDER)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def pack(
@@ -100,7 +91,7 @@ def write_archive(
     job.packed.unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
         files = {
-            "workspace": stack.enter_context(_workspace(job)),
+            "workspace": stack.enter_context(opened_folder(job.workspace)),
             "stock": stack.enter_context(open(open_regular(job.stock), "rb")).fileno(),
             "archive": stack.enter_context(new_file(job.archive)),
             # Not in /tmp, which may lie in memory: a million files take hundreds of megabytes.
@@ -224,7 +215,11 @@ def conclude(
     job.release_reserve()
     result = job.result()
     if result is None:
-        result = _result(job, spec, cause, answer, durations)
+        result = results.result(job, spec, job.status(), cause)
+        result["seconds"].update(durations)
+        result.update(archive_fields(answer))
+        if "unpacked" in answer:
+            result["unpacked"] = answer["unpacked"]
         job.write_result(result)
     set_finished(job, result)
 
@@ -233,21 +228,6 @@ def set_finished(job: Job, result: dict[str, Any]) -> None:
     """Set the state `finished`, with the message for the job's followers."""
     message = result["reason"] or "; ".join(result.get("remarks", ()))
     job.write_status(state="finished", phase=None, message=message, gpus=[])
-
-
-def _result(
-    job: Job,
-    spec: Optional[JobSpec],
-    cause: Optional[TrainClassifierError],
-    answer: dict[str, Any],
-    durations: dict[str, float],
-) -> dict[str, Any]:
-    result = results.result(job, spec, job.status(), cause)
-    result["seconds"].update(durations)
-    result.update(archive_fields(answer))
-    if "unpacked" in answer:
-        result["unpacked"] = answer["unpacked"]
-    return result
 
 
 def archive_fields(answer: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from train_classifier.core.errors import BadInput, NotReady, TrainClassifierErro
 from train_classifier.core.job import SCHEMA, JobSpec
 from train_classifier.worker.jobs import recover
 from train_classifier.worker.state import file_trees
-from train_classifier.worker.state.files import O_FOLDER, make_folder, write_bytes, write_json
+from train_classifier.worker.state.files import make_folder, opened_folder, write_bytes, write_json
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account, Host, boot_id
@@ -120,14 +120,13 @@ def _find_resumed_job(store: Store, spec: JobSpec) -> Job:
 def _count_checkpoints(job: Job) -> Optional[int]:
     """Return how many checkpoints a job has, None when the folder of checkpoints is missing."""
     try:
-        folder = os.open(job.checkpoints, O_FOLDER)
-    except OSError as error:
+        with opened_folder(job.checkpoints) as folder:
+            return len(os.listdir(folder))
+    except PermissionError:
         # A model may have removed its own access to the folder; the copy restores it.
-        return 1 if isinstance(error, PermissionError) else None
-    try:
-        return len(os.listdir(folder))
-    finally:
-        os.close(folder)
+        return 1
+    except OSError:
+        return None
 
 
 def _require_space(host: Host, store: Store, spec: JobSpec) -> None:

@@ -45,6 +45,8 @@ class JobRun:
         self.gpus: tuple[Any, ...] = ()
         self.times: dict[str, list[Optional[float]]] = {}
         self.durations: dict[str, float] = {}
+        #: The first error, which ends the job.
+        self.error: Optional[TrainClassifierError] = None
         self._message = ""
 
     @property
@@ -58,6 +60,14 @@ class JobRun:
             self._message = text
             with _ignore_disk_errors():
                 self.job.write_status(message=text)
+
+    @contextlib.contextmanager
+    def record_error(self) -> Iterator[None]:
+        """Record an exception as the error that ended the job, unless there is one already."""
+        try:
+            yield
+        except Exception as error:
+            self.error = self.error or as_error(self.job, error)
 
     @contextlib.contextmanager
     def phase(self, name: str, must_write: bool = True) -> Iterator[None]:
@@ -192,7 +202,8 @@ def run_job(folder: Path) -> None:
         except Exception as error:
             end_unstarted_job(job, as_error(job, error))
             return
-        end_job(run, run_steps(run))
+        run_steps(run)
+        end_job(run)
     recover.finish_dead_jobs(run.store, run.host, run.engine)
 
 
@@ -204,24 +215,21 @@ def end_unstarted_job(job: Job, cause: TrainClassifierError) -> None:
     conclude.remove_leftovers(job, host.job_user())
 
 
-def run_steps(run: JobRun) -> Optional[TrainClassifierError]:
-    """Run the steps; return the error that ended the job, None when training succeeded."""
-    try:
-        from train_classifier.worker.gpus import gpu_queue
-
+def run_steps(run: JobRun) -> None:
+    """Run the steps until one fails."""
+    with run.record_error():
         if run.gpu_count:
+            from train_classifier.worker.gpus import gpu_queue
+
             run.ticket = gpu_queue.Ticket.claim(run.host.queue_dir, run.job.id)
         run.engine = engine.connect()
         for name, step in STEPS:
             with run.phase(name):
                 run.watch.check()
                 step(run)
-    except Exception as error:
-        return as_error(run.job, error)
-    return None
 
 
-def end_job(run: JobRun, cause: Optional[TrainClassifierError]) -> None:
+def end_job(run: JobRun) -> None:
     """Release the job's resources, pack its artefacts, write the result, then remove leftover files.
 
     The GPUs are released first, because other jobs wait for them. A step that fails does not prevent the next
@@ -232,32 +240,20 @@ def end_job(run: JobRun, cause: Optional[TrainClassifierError]) -> None:
     containers_removed = False
     answer: dict[str, Any] = {}
     with run.phase("artefacts", must_write=False):
-        try:
+        with run.record_error():
             if run.engine is not None:
                 engine.remove_all(run.engine, run.job.id, patience=CLOSING_PATIENCE_S)
             containers_removed = True
-        except Exception as error:
-            cause = cause or as_error(run.job, error)
-        try:
-            release_ticket(run)
-        except Exception as error:
-            cause = cause or as_error(run.job, error)
-        try:
+        with run.record_error():
+            if run.ticket is not None:
+                run.ticket.release()
+        with run.record_error():
             run.watch.begin_anew()
-            answer, cause = conclude.pack(run.job, run.spec, run.account, cause, run.watch.check)
-        except Exception as error:
-            cause = cause or as_error(run.job, error)
-    conclude.conclude(run.job, run.spec, cause, answer, run.durations)
+            answer, run.error = conclude.pack(run.job, run.spec, run.account, run.error, run.watch.check)
+    conclude.conclude(run.job, run.spec, run.error, answer, run.durations)
     if containers_removed:
         # Otherwise a container may remain: the next process that looks at the job removes it, then the files.
         conclude.remove_leftovers(run.job, run.account)
-
-
-def release_ticket(run: JobRun) -> None:
-    """Release the job's ticket in the queue."""
-    if run.ticket is not None:
-        ticket, run.ticket = run.ticket, None
-        ticket.release()
 
 
 def as_error(job: Job, error: Exception) -> TrainClassifierError:

@@ -51,6 +51,16 @@ def new_file(path: Path, mode: int = 0o600, sync: bool = True) -> Iterator[int]:
         raise
 
 
+@contextlib.contextmanager
+def opened_folder(path: Path) -> Iterator[int]:
+    """Yield a descriptor of a folder; raises OSError for a link."""
+    descriptor = os.open(path, O_FOLDER)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 @program.part
 def write_part(request: dict[str, Any]) -> dict[str, Any]:
     """Do `write_bytes` for a child of this program. The request: `path`, `text`."""

@@ -12,10 +12,10 @@ from train_classifier.core.errors import BadInput, ExitCode, NotReady
 from train_classifier.core.job import JOB_ID, LAST_SCHEMA, SCHEMA, STATES, JobSpec
 from train_classifier.worker.state import file_trees
 from train_classifier.worker.state.files import (
-    O_FOLDER,
     make_folder,
     make_passage,
     open_passage,
+    opened_folder,
     read_json,
     write_json,
 )
@@ -132,14 +132,11 @@ def take_over(mirror: Path, account: Account) -> None:
 
     In that release the folder belonged to the job's account, and held the workspace of the previous job.
     """
-    descriptor = os.open(mirror, O_FOLDER)
-    try:
+    with opened_folder(mirror) as descriptor:
         was_foreign = os.fstat(descriptor).st_uid != os.geteuid()
         if was_foreign:
             os.fchown(descriptor, os.geteuid(), account.gid)
             os.fchmod(descriptor, 0o710)
-    finally:
-        os.close(descriptor)
     # From here on nobody else can change what lies in the folder.
     for name in os.listdir(mirror):
         path = mirror / name
