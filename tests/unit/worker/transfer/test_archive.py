@@ -30,8 +30,8 @@ def job(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def account(name: str | None = None) -> Account:
-    entry = pwd.getpwnam(name) if name else pwd.getpwuid(os.geteuid())
+def account() -> Account:
+    entry = pwd.getpwuid(os.geteuid())
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
 
 
@@ -39,18 +39,17 @@ def record_initial_artefacts(job: Path) -> None:
     conclude.record_initial_artefacts(Job(job), account(), [], lambda: None)
 
 
-def packed(job: Path, need_new: bool = True, most: int = 1 << 50, user: str | None = None) -> dict[str, Any]:
-    return conclude.write_archive(
-        Job(job), account(user), {"outcome": "trained", "exit_code": 0}, need_new, None, most, lambda: None
-    )
+def packed(job: Path, need_new: bool = True) -> dict[str, Any]:
+    head = {"outcome": "trained", "exit_code": 0}
+    return conclude.write_archive(Job(job), account(), head, need_new, None, 1 << 50, lambda: None)
 
 
 def manifest(job: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((job / "manifest.json").read_text())
+    manifest: dict[str, Any] = json.loads((job / "manifest.json").read_text())
     with tarfile.open(job / "artefacts.tar.gz") as archive:
         file = archive.extractfile("job/manifest.json")
-        assert file is not None and json.load(file) == found
-    return found
+        assert file is not None and json.load(file) == manifest
+    return manifest
 
 
 def names(job: Path) -> list[str]:
@@ -68,8 +67,8 @@ def test_archive_and_manifest_agree(job: Path) -> None:
     assert answer["archive"] == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     assert (answer["new"], answer["files"], answer["left_out"]) == (2, 2, 0)
     assert answer["metrics"] == {"accuracy": 0.97, "epochs": 3}
-    found = {line["path"]: line for line in manifest(job)["artefacts"]}
-    line = found["artefacts/sub/model.bin"]
+    lines = {line["path"]: line for line in manifest(job)["artefacts"]}
+    line = lines["artefacts/sub/model.bin"]
     assert line["sha256"] == hashlib.sha256(b"weights" * 1000).hexdigest() and line["bytes"] == 7000
     assert names(job) == [
         "artefacts", "artefacts/metrics.json", "artefacts/sub", "artefacts/sub/model.bin",
@@ -80,7 +79,7 @@ def test_archive_and_manifest_agree(job: Path) -> None:
     ]  # fmt: skip
 
 
-def test_what_was_there_is_delivered_but_is_no_result(tmp_path: Path) -> None:
+def test_earlier_files_are_packed_but_not_new(tmp_path: Path) -> None:
     root = tmp_path / "workspace" / "artefacts"
     root.mkdir(parents=True)
     (root / "README.md").write_text("old")
@@ -99,7 +98,7 @@ def test_what_was_there_is_delivered_but_is_no_result(tmp_path: Path) -> None:
     }
 
 
-def test_links_devices_and_their_like(job: Path) -> None:
+def test_links_and_special_files_are_left_out(job: Path) -> None:
     root = job / "workspace" / "artefacts"
     (root / "sub").mkdir()
     (root / "sub" / "real").write_text("x")
@@ -121,22 +120,22 @@ def test_links_devices_and_their_like(job: Path) -> None:
         os.mknod(root / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 5))
         expected.add("device")
     answer = packed(job)
-    found = manifest(job)
-    left_out = {line["path"]: line["reason"] for line in found["left_out"]}
+    contents = manifest(job)
+    left_out = {line["path"]: line["reason"] for line in contents["left_out"]}
     assert set(left_out) == {f"artefacts/{name}" for name in expected}
     assert answer["left_out"] == len(expected)
     assert "outside artefacts/" in left_out["artefacts/climbs"]
     assert "leads out" in left_out["artefacts/through"]
     with tarfile.open(job / "artefacts.tar.gz") as archive:
-        kept = {member.name: member.linkname for member in archive if member.issym()}
+        links = {member.name: member.linkname for member in archive if member.issym()}
         assert all(member.isfile() or member.isdir() or member.issym() for member in archive)
-    assert kept == {
+    assert links == {
         "artefacts/good": "sub/real", "artefacts/sub/up": "../good", "artefacts/dangling": "later",
         "artefacts/loop": "loop",
     }  # fmt: skip
 
 
-def test_artefacts_replaced_by_a_link_or_a_file(job: Path) -> None:
+def test_artefacts_replaced_by_link_or_file_is_left_out(job: Path) -> None:
     root = job / "workspace" / "artefacts"
     root.rmdir()
     root.symlink_to("/etc")
@@ -151,7 +150,7 @@ def test_artefacts_replaced_by_a_link_or_a_file(job: Path) -> None:
     assert packed(job)["new"] == 0
 
 
-def test_modes_and_owners(job: Path) -> None:
+def test_modes_and_owners_are_normalised(job: Path) -> None:
     root = job / "workspace" / "artefacts"
     (root / "closed").mkdir()
     (root / "closed" / "file").write_text("x")
@@ -184,7 +183,7 @@ def test_modes_and_owners(job: Path) -> None:
         assert file is not None and file.read() == b"x"
 
 
-def test_odd_names(job: Path) -> None:
+def test_odd_names_are_packed(job: Path) -> None:
     root = os.fsencode(job / "workspace" / "artefacts")
     odd = [b"new\nline", b"\xff\xfe", b"-rf", b"*", "größe".encode(), b"a" * 255, b"::error::x", b"{{ 1 }}"]
     for name in odd:
@@ -198,9 +197,9 @@ def test_odd_names(job: Path) -> None:
         file.write(b"leaf")
     assert packed(job)["files"] == len(odd) + 1
     with tarfile.open(job / "artefacts.tar.gz") as archive:
-        found = {os.fsencode(member.name) for member in archive if member.isfile()}
-    assert {b"artefacts/" + name for name in odd} < found
-    assert any(name.endswith(b"/leaf") for name in found)
+        names_in_archive = {os.fsencode(member.name) for member in archive if member.isfile()}
+    assert {b"artefacts/" + name for name in odd} < names_in_archive
+    assert any(name.endswith(b"/leaf") for name in names_in_archive)
     listed = subprocess.run(["tar", "-tzf", str(job / "artefacts.tar.gz")], capture_output=True, check=True)
     assert listed.stderr == b""
 
@@ -225,7 +224,7 @@ def test_odd_names(job: Path) -> None:
         ('{"a": "' + "x" * (1 << 20) + '"}', "larger than 1 MiB"),
     ],
 )
-def test_metrics_that_are_none(job: Path, text: str, problem: str) -> None:
+def test_invalid_metrics_are_reported(job: Path, text: str, problem: str) -> None:
     (job / "workspace" / "artefacts" / "metrics.json").write_text(text)
     answer = packed(job)
     assert answer["metrics"] is None
@@ -233,7 +232,7 @@ def test_metrics_that_are_none(job: Path, text: str, problem: str) -> None:
     assert manifest(job)["metrics"] is None
 
 
-def test_metrics_that_can_be_read_stay_beside_others(job: Path) -> None:
+def test_valid_metrics_are_kept_beside_invalid_ones(job: Path) -> None:
     text = '{"a": 1, "b": NaN, "a": 2, "c": 9007199254740993, "d": 0.5, "e": 5e-324, "f": [1]}'
     (job / "workspace" / "artefacts" / "metrics.json").write_text(text)
     answer = packed(job)
@@ -258,11 +257,11 @@ print(answer["files"], peak)
 
 def pack_apart(job: Path) -> tuple[int, int]:
     """Pack in a process of its own; return the number of files and its peak memory in KiB."""
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", FLAT, str(job)],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[4],
     )  # fmt: skip
-    files, peak = map(int, done.stdout.split())
+    files, peak = map(int, process.stdout.split())
     return files, peak
 
 
@@ -270,7 +269,7 @@ def pack_apart(job: Path) -> tuple[int, int]:
 @pytest.mark.parametrize(
     "count", [10_000, *(pytest.param(n, marks=pytest.mark.full) for n in (100_000, 1_000_000))]
 )
-def test_many_files_in_flat_memory(job: Path, count: int) -> None:
+def test_memory_does_not_grow_with_number_of_files(job: Path, count: int) -> None:
     root = job / "workspace" / "artefacts"
     for number in range(count):
         folder = root / f"{number // 1000}"
@@ -292,7 +291,7 @@ def test_many_files_in_flat_memory(job: Path, count: int) -> None:
         *(pytest.param(size, marks=pytest.mark.full) for size in (5 << 30, 9 << 30, 100_000_000_000)),
     ],
 )
-def test_large_files_in_flat_memory(job: Path, size: int) -> None:
+def test_memory_does_not_grow_with_size_of_files(job: Path, size: int) -> None:
     with open(job / "workspace" / "artefacts" / "large", "wb") as file:
         file.truncate(size)
         file.write(os.urandom(1 << 20))
@@ -303,7 +302,7 @@ def test_large_files_in_flat_memory(job: Path, size: int) -> None:
         assert [member.size for member in archive if member.name == "artefacts/large"] == [size]
 
 
-def test_paths_that_no_call_takes_whole(job: Path) -> None:
+def test_paths_longer_than_system_limit_are_packed(job: Path) -> None:
     """A name has at most 255 bytes, a path at most 4096: longer ones are made, and packed, from folder to folder."""
     at = os.open(job / "workspace" / "artefacts", os.O_RDONLY)
     for _ in range(30):
@@ -319,7 +318,7 @@ def test_paths_that_no_call_takes_whole(job: Path) -> None:
         (line,) = manifest(job)["artefacts"]
         assert len(line["path"]) == len("artefacts") + 31 * 256
         with tarfile.open(job / "artefacts.tar.gz") as archive:
-            member = next(each for each in archive if each.isfile() and each.name.startswith("artefacts"))
+            member = next(entry for entry in archive if entry.isfile() and entry.name.startswith("artefacts"))
             file_in = archive.extractfile(member)
             assert member.name == line["path"] and file_in is not None and file_in.read() == b"deep"
     finally:
@@ -327,24 +326,22 @@ def test_paths_that_no_call_takes_whole(job: Path) -> None:
         subprocess.run(["rm", "-rf", str(job / "workspace")], check=True)
 
 
-def test_lists_do_not_go_through_the_folder_for_temporary_files(
-    job: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lists_are_not_in_folder_for_temporary_files(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (job / "workspace" / "artefacts" / "x").write_text("x")
     monkeypatch.setattr("tempfile.tempdir", str(job / "no-such-folder"))
     assert packed(job)["files"] == 1
 
 
-def test_no_room(job: Path) -> None:
+def test_full_disk_leaves_no_partial_archive(job: Path) -> None:
     (job / "workspace" / "artefacts" / "x").write_bytes(os.urandom(1 << 20))
     script = (
         "import json,resource,sys,signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
         + FLAT
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, str(job)],
         capture_output=True, text=True, check=False, cwd=Path(__file__).parents[4],
     )  # fmt: skip
-    assert done.returncode != 0
+    assert process.returncode != 0
     assert not list(job.glob(".*")) and not (job / "artefacts.tar.gz").exists()
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 65536

@@ -1,0 +1,45 @@
+"""The answer of a build, and which builds share a cache."""
+
+import json
+from typing import Any
+
+import pytest
+
+from train_classifier.core.errors import NoEnvironment
+from train_classifier.worker.containers import answer
+from train_classifier.worker.containers.environment_build import EnvironmentPlan, _read
+
+
+@pytest.mark.parametrize(
+    "value", [None, [], {"packages": {}}, {"packages": 1, "sources": []}, {"sources": []}]
+)
+def test_invalid_answer_of_build_is_refused(value: Any) -> None:
+    with pytest.raises(NoEnvironment, match="cannot be read"):
+        _read(answer.MARK + json.dumps(value).encode())
+
+
+def plan(**changes: Any) -> EnvironmentPlan:
+    values: dict[str, Any] = {
+        "lines": ("six", "attrs>=1 --hash=sha256:00"), "constraints": ("idna<3",), "frozen": ("numpy==1",),
+        "options": ("--require-hashes", "--pre", "--only-binary :all:"), "paths": (), "variables": {}, "source": "",
+        "workspace": None,
+    }  # fmt: skip
+    return EnvironmentPlan(**{**values, **changes})
+
+
+def test_packages_of_the_hosts_indexes_share_a_cache() -> None:
+    assert plan().may_share()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"paths": ("lib",)}, {"lines": ("x @ https://h/x.whl",)}, {"lines": ("https://h/x.whl",)},
+        {"lines": ("x @ file:///x",)}, {"lines": ("${X}",)}, {"constraints": ("x @ git+ssh://h/x",)},
+        {"options": ("--index-url https://h",)}, {"options": ("--extra-index-url https://h",)},
+        {"options": ("--find-links https://h",)}, {"options": ("--no-index",)}, {"options": ("--no-binary :all:",)},
+        {"options": ("--trusted-host h",)},
+    ],
+)  # fmt: skip
+def test_sources_named_by_checkout_do_not_share_a_cache(change: dict[str, Any]) -> None:
+    assert not plan(**change).may_share()
