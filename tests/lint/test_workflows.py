@@ -21,7 +21,7 @@ OUTPUTS = "      - { id: train, run: 'true' }\n"
 def examples() -> list[tuple[str, str]]:
     """Return the workflow that each example of the pages makes, with its place for a name."""
     found = []
-    for page in ("README.md", "docs/action.md", "docs/from-the-seed.md", "examples/classifiers/README.md"):
+    for page in ("README.md", "docs/action.md", "docs/from-the-original-action.md", "examples/classifiers/README.md"):
         text = (REPOSITORY / page).read_text()
         for block in re.finditer(r"```yaml\n(.*?)```", text, re.DOTALL):
             example = block[1]

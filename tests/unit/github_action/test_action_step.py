@@ -62,7 +62,7 @@ def test_docs_are_current() -> None:
 
 def test_docs_hold_valid_workflows() -> None:
     """Every example in the pages about the action is YAML, and names inputs and outputs that there are."""
-    for page in ("action.md", "from-the-seed.md"):
+    for page in ("action.md", "from-the-original-action.md"):
         text = (ROOT / "docs" / page).read_text()
         blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
         assert blocks
