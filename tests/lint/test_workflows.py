@@ -12,6 +12,7 @@ from test_lint import BIN, REPOSITORY, files, lint
 WORKFLOWS = files(".github/workflows/*.yml", "examples/classifiers/.github/workflows/*.yml")
 #: As strict as for our own, but for names and concurrency: an example shows what matters to it.
 EXAMPLES = (BIN / "zizmor", "--offline", "--quiet")
+PAGES = ("README.md", "docs/action.md", "docs/from-the-original-action.md", "examples/classifiers/README.md")
 #: What a reader puts around an example that is only steps, or only jobs.
 HEAD = "on: push\npermissions: { contents: read }\n"
 JOB = "jobs:\n  train:\n    runs-on: [self-hosted, linux, docker, X64]\n    steps:\n"
@@ -21,7 +22,7 @@ OUTPUTS = "      - { id: train, run: 'true' }\n"
 def examples() -> list[tuple[str, str]]:
     """Return the workflow that each example of the pages makes, with its place for a name."""
     found = []
-    for page in ("README.md", "docs/action.md", "docs/from-the-original-action.md", "examples/classifiers/README.md"):
+    for page in PAGES:
         text = (REPOSITORY / page).read_text()
         for block in re.finditer(r"```yaml\n(.*?)```", text, re.DOTALL):
             example = block[1]
