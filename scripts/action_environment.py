@@ -1,4 +1,4 @@
-"""Find or make the Python environment of the action, then become its step.
+"""Find or make the Python environment of the action, then run its step.
 
 Standard library only, run by any Python 3.11 or newer. The environment lies in the runner's tool cache and
 holds what requirements.lock names, nothing else: our own code runs from the action's folder, where nothing is
@@ -40,7 +40,7 @@ class Refused(Exception):
     """What cannot be done, and what to do about it."""
 
 
-def key() -> str:
+def environment_name() -> str:
     """Return the name of the environment: it changes with the lock, the interpreter and the machine."""
     digest = hashlib.sha256((ACTION / "requirements.lock").read_bytes())
     base = os.path.realpath(sys.executable)
@@ -59,25 +59,25 @@ def caches() -> Iterator[Path]:
         yield Path(os.environ["RUNNER_TEMP"], "train-classifier-environment")
 
 
-def ours(folder: Path) -> bool:
+def is_private(folder: Path) -> bool:
     """Say whether nobody but this user and root can have put anything there."""
     try:
-        found = folder.lstat()
+        information = folder.lstat()
     except OSError:
         return False
     return (
-        stat.S_ISDIR(found.st_mode)
-        and found.st_uid in (0, os.geteuid())
-        and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        stat.S_ISDIR(information.st_mode)
+        and information.st_uid in (0, os.geteuid())
+        and not information.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     )
 
 
 def find(name: str) -> Path | None:
     """Return the environment if it is there and whole."""
     for cache in caches():
-        made = cache / name
-        if ours(cache) and ours(made) and (made / "bin" / "python").exists():
-            return made
+        environment = cache / name
+        if is_private(cache) and is_private(environment) and (environment / "bin" / "python").exists():
+            return environment
     return None
 
 
@@ -90,24 +90,24 @@ def make(name: str) -> Path:
     for cache in caches():
         try:
             cache.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if not ours(cache):
+            if not is_private(cache):
                 raise PermissionError(f"{cache} belongs to another user, or others may write to it")
             lock = os.open(cache / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                made = cache / name
-                if not (ours(made) and (made / "bin" / "python").exists()):
-                    sweep(cache, name)
+                environment = cache / name
+                if not (is_private(environment) and (environment / "bin" / "python").exists()):
+                    remove_unused(cache, name)
                     build(cache, name)
-                return made
+                return environment
             finally:
                 os.close(lock)
         except OSError as error:
             problems.append(str(error))
     raise Refused(
-        "No folder takes the action's Python packages: "
+        "No folder can hold the action's Python packages: "
         + "; ".join(problems)
-        + ". Give the runner a tool cache that it may write to and that has room."
+        + ". Give the runner a tool cache that is writable and has room."
     )
 
 
@@ -120,24 +120,11 @@ def build(cache: Path, name: str) -> None:
     folder = Path(tempfile.mkdtemp(prefix=f".{name}.new-", dir=cache))
     try:
         target = folder / "environment"
-        uv = shutil.which("uv") or host_uv() or bring_uv(folder)
+        uv = shutil.which("uv") or host_uv() or install_uv(folder)
         run([uv, "venv", "--no-project", "--relocatable", "--python", sys.executable, str(target)], cache)
-        run(
-            [
-                uv,
-                "pip",
-                "install",
-                "--python",
-                str(target / "bin" / "python"),
-                "--require-hashes",
-                "--only-binary",
-                ":all:",
-                "--compile-bytecode",
-                "-r",
-                str(ACTION / "requirements.lock"),
-            ],
-            cache,
-        )
+        install = [uv, "pip", "install", "--python", str(target / "bin" / "python"), "--require-hashes"]
+        lock = str(ACTION / "requirements.lock")
+        run([*install, "--only-binary", ":all:", "--compile-bytecode", "-r", lock], cache)
         shutil.rmtree(cache / name, ignore_errors=True)
         target.chmod(0o755)
         target.rename(cache / name)
@@ -151,37 +138,34 @@ def host_uv() -> str | None:
     uv: object = str(HOST_UV)
     try:
         if os.path.lexists(settings):
-            if not roots(settings):
+            if not is_owned_by_root(settings):
                 return None
             uv = json.loads(settings.read_text(encoding="utf-8")).get("uv", uv)
-        # Its own path: whoever may turn a link round later does not change what is run.
+        # The resolved path: a link that is changed later does not change what is run.
         real = os.path.realpath(str(uv))
-        return real if roots(Path(real)) and os.access(real, os.X_OK) else None
+        return real if is_owned_by_root(Path(real)) and os.access(real, os.X_OK) else None
     except (OSError, ValueError, AttributeError):
         return None
 
 
-def roots(file: Path) -> bool:
+def is_owned_by_root(file: Path) -> bool:
     """Say whether root alone can have put a file there: it and every folder above are root's."""
     file = Path(os.path.realpath(file))
     for path in (file, *file.parents):
-        found = path.lstat()
+        information = path.lstat()
         # In a folder such as /tmp nobody can replace what is root's.
-        shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        sticky = stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX
-        if found.st_uid != 0 or (shared and not sticky):
+        shared = information.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        sticky = stat.S_ISDIR(information.st_mode) and information.st_mode & stat.S_ISVTX
+        if information.st_uid != 0 or (shared and not sticky):
             return False
     return stat.S_ISREG(file.lstat().st_mode)
 
 
-def bring_uv(folder: Path) -> str:
+def install_uv(folder: Path) -> str:
     """Install uv into a private environment and return its path. Raises Refused and OSError as `run` does."""
     tool = folder / "uv"
-    run(
-        [sys.executable, "-I", "-m", "venv", str(tool)],
-        folder,
-        "Install it: apt-get install python3-venv (or install uv).",
-    )
+    hint = "Install it: apt-get install python3-venv (or install uv)."
+    run([sys.executable, "-I", "-m", "venv", str(tool)], folder, hint)
     pip = [str(tool / "bin" / "python"), "-I", "-m", "pip", "install", "--quiet", "--only-binary", ":all:"]
     run([*pip, "--disable-pip-version-check", "--require-hashes", "-r", str(UV)], folder)
     return str(tool / "bin" / "uv")
@@ -190,54 +174,47 @@ def bring_uv(folder: Path) -> str:
 def run(
     command: list[str], folder: Path, hint: str = "Can this runner reach its Python index? See PIP_INDEX_URL."
 ) -> None:
-    """Run a tool of the build; a signal takes it along.
+    """Run a tool of the build; a signal to this process ends it, too.
 
-    Raises Refused with its last words, OSError where what it says is that `folder` takes no more.
+    Raises Refused with its last lines, OSError where they say that `folder` is full or read-only.
     """
     environment = {**os.environ, "UV_NO_CONFIG": "1", "UV_HTTP_TIMEOUT": "180", "UV_NO_PROGRESS": "1"}
-    for theirs, pips in (("UV_DEFAULT_INDEX", "PIP_INDEX_URL"), ("UV_INDEX", "PIP_EXTRA_INDEX_URL")):
-        if environment.get(pips):
-            environment.setdefault(theirs, environment[pips])
-    # A machine that was told to trust more than the distribution does: our tools trust it, too.
+    for uv_name, pip_name in (("UV_DEFAULT_INDEX", "PIP_INDEX_URL"), ("UV_INDEX", "PIP_EXTRA_INDEX_URL")):
+        if environment.get(pip_name):
+            environment.setdefault(uv_name, environment[pip_name])
+    # Where the machine trusts more than the distribution does, our tools trust it, too.
     bundle = "/etc/ssl/certs/ca-certificates.crt"
     if any(Path("/usr/local/share/ca-certificates").glob("*.crt")) and Path(bundle).exists():
         environment.setdefault("SSL_CERT_FILE", bundle)
         environment.setdefault("PIP_CERT", bundle)
-    for secret in (
-        "SLACK_IDENTIFIER",
-        "TRAIN_CLASSIFIER_SLACK_WEBHOOK",
-        "TRAIN_CLASSIFIER_INPUT_SLACK_WEBHOOK",
-    ):
-        environment.pop(secret, None)
+    for prefix in ("TRAIN_CLASSIFIER_", "TRAIN_CLASSIFIER_INPUT_"):
+        environment.pop(f"{prefix}SLACK_WEBHOOK", None)
+    environment.pop("SLACK_IDENTIFIER", None)
     process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=environment,
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
         start_new_session=True,
-    )
+    )  # fmt: skip
     try:
-        said, _ = process.communicate()
+        output, _ = process.communicate()
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
     if process.returncode:
-        words = said.decode("utf-8", "replace").strip()
+        output_text = output.decode("utf-8", "replace").strip()
         # As Rust and Python say it.
-        for number in re.findall(r"(?:os error |\[Errno )([0-9]{1,3})[)\]]", words):
+        for number in re.findall(r"(?:os error |\[Errno )([0-9]{1,3})[)\]]", output_text):
             if int(number) in FULL:
                 raise OSError(int(number), os.strerror(int(number)), str(folder))
-        last = words.splitlines()[-12:]
+        last = output_text.splitlines()[-12:]
         tool = " ".join([Path(command[0]).name, *command[1:3]])
         raise Refused(
-            "\n".join([f"The action's Python packages were not made ready ({tool}). {hint}", *last])
+            "\n".join([f"The action's Python packages could not be installed ({tool}). {hint}", *last])
         )
 
 
-def sweep(cache: Path, name: str) -> None:
+def remove_unused(cache: Path, name: str) -> None:
     """Remove what killed builds of this environment left, and environments that nothing uses any more."""
     for folder in cache.glob(f".{name}.new-*"):
         shutil.rmtree(folder, ignore_errors=True)
@@ -247,11 +224,11 @@ def sweep(cache: Path, name: str) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def error(words: str) -> None:
+def show_error(message: str) -> None:
     """Say why the step failed, as an annotation."""
-    first, _, rest = words.partition("\n")
+    first, _, rest = message.partition("\n")
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        escaped = words.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        escaped = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
         print(f"::error title=train-classifier::{escaped}", flush=True)
     else:
         print(first, rest, sep="\n", file=sys.stderr, flush=True)
@@ -262,54 +239,54 @@ def stop(number: int, _frame: object) -> None:
     raise KeyboardInterrupt(number)
 
 
-def close(code: int, status: str, words: str) -> int:
-    """Tell the workflow run how it ended before there was a step, and return the exit code."""
+def fail(code: int, status: str, message: str) -> int:
+    """Report a failure before the step began, and return the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    error(words)
-    forget()
+    show_error(message)
+    remove_old_archive()
     if os.environ.get("GITHUB_OUTPUT"):
         with contextlib.suppress(OSError), Path(os.environ["GITHUB_OUTPUT"]).open("a") as file:
             file.write(f"status={status}\nexit-code={code}\nmetrics={{}}\n")
     return code
 
 
-def forget() -> None:
+def remove_old_archive() -> None:
     """Remove the archive of an earlier run: a step that fails must not deliver it again."""
     sys.path.insert(0, str(ACTION))
     from train_classifier.github_action import old_archive
 
     try:
         old_archive.remove(old_archive.place(os.environ, Path.cwd()))
-    except (OSError, ValueError) as trouble:
-        print(f"An archive of an earlier run may still be there: {trouble}", flush=True)
+    except (OSError, ValueError) as error:
+        print(f"An archive of an earlier run may still be there: {error}", flush=True)
 
 
 def main() -> int:
-    """Become the step, or return its exit code where that cannot be."""
+    """Run the step in this process, or return an exit code where that fails."""
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)
     try:
-        name = key()
-        made = find(name) or make(name)
+        name = environment_name()
+        environment = find(name) or make(name)
         with contextlib.suppress(OSError):
-            os.utime(made)
-        become(made)
+            os.utime(environment)
+        execute_step(environment)
     except Refused as refused:
-        return close(3, "not-ready", str(refused))
+        return fail(3, "not-ready", str(refused))
     except KeyboardInterrupt:
-        return close(6, "cancelled", "Cancelled before anything was started.")
-    except OSError as trouble:
-        return close(3, "not-ready", f"The action cannot be started: {trouble}")
+        return fail(6, "cancelled", "Cancelled before anything was started.")
+    except OSError as error:
+        return fail(3, "not-ready", f"The action cannot be started: {error}")
     except Exception as bug:
         traceback.print_exc(file=sys.stdout)
-        words = f"A bug in train-classifier ({type(bug).__name__}): please report it with this log."
-        return close(1, "bug", words)
+        message = f"A bug in train-classifier ({type(bug).__name__}): please report it with this log."
+        return fail(1, "bug", message)
     raise AssertionError("exec returned")
 
 
-def become(made: Path) -> None:
-    """Replace this process by the step. Raises OSError where that cannot be."""
+def execute_step(environment_folder: Path) -> None:
+    """Replace this process by the step. Raises OSError where that fails."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(ACTION),
@@ -320,7 +297,7 @@ def become(made: Path) -> None:
     }
     for variable in ("PYTHONHOME", "PYTHONSTARTUP", "PYTHONPYCACHEPREFIX", "VIRTUAL_ENV"):
         environment.pop(variable, None)
-    python = str(made / "bin" / "python")
+    python = str(environment_folder / "bin" / "python")
     # Handled signals turn into the default ones at exec; blocked ones wait for the step to be ready.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     os.execve(python, [python, "-m", "train_classifier.github_action.step", *sys.argv[1:]], environment)

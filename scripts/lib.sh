@@ -1,6 +1,6 @@
 # shellcheck shell=sh
 # What scripts/demo and scripts/test share: installing what a bare machine lacks. Sourced, never run.
-# Wants: $repo, the checkout, and $work, a folder for temporary files.
+# Needs: $repo, the checkout, and $work, a folder for temporary files.
 
 : "${repo:?}" "${work:?}"
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/train-classifier
@@ -93,7 +93,7 @@ need_environment() {
         venv=$cache/venv-$(printf %s "$repo" | sha256sum | cut -c1-12)
     fi
     stamp=$(cat "$lock" "$repo/pyproject.toml" | sha256sum | cut -c1-16)
-    # An environment with more than this lock asks for serves too.
+    # An environment with more packages than this lock is used, too.
     if grep -qs "$stamp" "$venv/train-classifier.stamp"; then
         return
     fi
@@ -103,7 +103,7 @@ need_environment() {
     fi
     "$uv" pip install --quiet --python "$venv/bin/python" --require-hashes --only-binary :all: -r "$lock" ||
         die "could not install $1: is the Python index reachable? Look at PIP_INDEX_URL and HTTPS_PROXY."
-    # What builds it is locked too.
+    # The build tools are locked, too.
     "$uv" pip install --quiet --python "$venv/bin/python" --build-constraints "$repo/scripts/requirements-build.lock" \
         --no-deps --editable "$repo" || die "could not install $repo"
     echo "$stamp" >>"$venv/train-classifier.stamp"

@@ -233,9 +233,9 @@ def test_strange_tool_cache_is_not_trusted(tmp_path: Path, launcher: ModuleType)
     cache = tmp_path / "tool cache" / "train-classifier"
     cache.mkdir(parents=True)
     cache.chmod(0o777)
-    assert not launcher.ours(cache)
+    assert not launcher.is_private(cache)
     cache.chmod(0o755)
-    assert launcher.ours(cache)
+    assert launcher.is_private(cache)
 
 
 FULL_UV = """\
