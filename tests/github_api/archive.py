@@ -94,9 +94,9 @@ def remove(arguments):
     parser.add_argument("--pat", default="")
     parser.add_argument("--local", action="store_true")
     a = parser.parse_args(arguments)
-    found = json.loads((ROOT / ".runner").read_text(encoding="utf-8-sig"))
+    runner = json.loads((ROOT / ".runner").read_text(encoding="utf-8-sig"))
     if not a.local:
-        post(found["gitHubUrl"], "/_runner/remove", {"url": found["gitHubUrl"], "id": found["agentId"]}, secret("TOKEN", a.token))
+        post(runner["gitHubUrl"], "/_runner/remove", {"url": runner["gitHubUrl"], "id": runner["agentId"]}, secret("TOKEN", a.token))
     for name in (".runner", ".credentials", ".credentials_rsaparams"):
         (ROOT / name).unlink(missing_ok=True)
     print("Runner removed successfully")

@@ -15,7 +15,7 @@ import time
 
 def processes(*words):
     """The pids whose command line has all words."""
-    found = []
+    pids = []
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             try:
@@ -24,22 +24,22 @@ def processes(*words):
             except OSError:
                 continue
             if all(word in command for word in words) and "killer.py" not in command:
-                found.append(int(name))
-    return found
+                pids.append(int(name))
+    return pids
 
 
-def rsync_workers(request_worker):
+def rsync_workers(verb):
     """The worker's own process behind rsync: not the shell that started it, not rsync itself."""
-    found = []
-    for pid in processes("/workers/", " %s " % request_worker, " -I "):
+    pids = []
+    for pid in processes("/workers/", " %s " % verb, " -I "):
         try:
             with open("/proc/%d/cmdline" % pid, "rb") as file:
                 program = file.read().partition(b"\0")[0]
         except OSError:
             continue
         if program.rpartition(b"/")[2].startswith(b"python"):
-            found.append(pid)
-    return found
+            pids.append(pid)
+    return pids
 
 
 def request_worker(jobs):
@@ -96,17 +96,17 @@ def main():
         if pid is not None:
             # A little into the phase, not at its first instruction; an answer takes less than the others.
             time.sleep(0.02 if phase == "start" else 0.05)
-            pids = {
+            victims = {
                 "worker": [pid],
                 "engine": processes("/usr/sbin/dockerd") or processes("dockerd"),
                 "controller": [],
             }[victim]
-            for number in pids:
+            for number in victims:
                 try:
                     os.kill(number, signal.SIGKILL)
                 except ProcessLookupError:
                     pass
-            print(",".join(map(str, pids)) or "0", flush=True)
+            print(",".join(map(str, victims)) or "0", flush=True)
             return 0
         time.sleep(0.004)
     print("the phase did not come", flush=True)

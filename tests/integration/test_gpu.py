@@ -35,17 +35,17 @@ host = Host.load()
 store = Store(Path(order["state"])).make(host.job_user())
 client = engine.connect()
 spec = JobSpec("x", "m", Repository("r", "0" * 16), image=order.get("image"))
-said = []
+messages = []
 try:
-    context = Context(client, host, store, None, said.append)
-    found = image.resolve(context, spec, True)
+    context = Context(client, host, store, None, messages.append)
+    base = image.resolve(context, spec, True)
     cards = [card for card in devices.discover(host).gpus if card.uuid in order["uuids"]]
     runs = []
     real = helper.run_helper
     helper.run_helper = lambda *a, **k: runs.append(1) or real(*a, **k)
     for _ in range(order.get("times", 1)):
-        answer = visibility.prove(context, found, Environment("", (), (), {{}}), cards, order["mode"])
-    print(json.dumps({{"answer": answer, "runs": len(runs), "said": said}}))
+        answer = visibility.prove(context, base, Environment("", (), (), {{}}), cards, order["mode"])
+    print(json.dumps({{"answer": answer, "runs": len(runs), "messages": messages}}))
 except TrainClassifierError as error:
     print(json.dumps({{"code": int(error.code), "reason": error.reason, "hint": error.hint, "detail": error.detail}}))
 """
@@ -103,7 +103,7 @@ def test_mode_off_is_recorded_and_runs_nothing(host: TestHost) -> None:
 def test_missing_framework_is_recorded_as_device_check(host: TestHost) -> None:
     outcome = prove(host, mode="framework")
     assert (outcome["answer"]["mode"], outcome["answer"]["proven"]) == ("device", False)
-    assert any("neither tensorflow, torch nor jax is there" in message for message in outcome["said"])
+    assert any("neither tensorflow, torch nor jax is there" in message for message in outcome["messages"])
 
 
 def test_framework_result_is_cached(host: TestHost) -> None:

@@ -6,13 +6,11 @@ import hashlib
 import os
 import subprocess
 import tarfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from loopback.line import Line
 from loopback.sshd import Sshd
-from loopback.world import World, make_world, tail
+from loopback.world import World, tail
 from process_memory import Memory
 
 pytestmark = pytest.mark.engine
@@ -30,18 +28,6 @@ print(whole.hexdigest())
 """
 FILES = 10_000
 FILE_BYTES = 1500
-
-
-@pytest.fixture
-def world(base_image: str) -> Iterator[World]:
-    yield from make_world(base_image)
-
-
-@pytest.fixture
-def sshd(tmp_path: Path) -> Iterator[Sshd]:
-    daemon = Sshd(tmp_path / "sshd")
-    yield daemon
-    daemon.stop()
 
 
 @pytest.mark.parametrize(

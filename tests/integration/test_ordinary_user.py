@@ -15,14 +15,13 @@ import stat
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hosts.fleet import uv_binary
 from hosts.machine import ca_bundle
 from loopback.installed import build, install
-from loopback.world import World, make_world, tail
+from loopback.world import World, tail
 
 pytestmark = pytest.mark.engine
 
@@ -41,11 +40,6 @@ open("README.md", "a").write("changed by the job")
 os.remove("odd name \\n\\xe9")
 os.makedirs("probe/__pycache__", exist_ok=True)
 """
-
-
-@pytest.fixture
-def world(base_image: str) -> Iterator[World]:
-    yield from make_world(base_image)
 
 
 def python() -> str:

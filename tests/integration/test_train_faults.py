@@ -14,13 +14,12 @@ import signal
 import subprocess
 import termios
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from loopback.line import Line
 from loopback.sshd import Sshd
-from loopback.world import HOLD, World, make_world, tail, wait_until
+from loopback.world import HOLD, World, tail, wait_until
 
 pytestmark = pytest.mark.engine
 
@@ -51,18 +50,6 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 print("ready", flush=True)
 time.sleep(120)
 """
-
-
-@pytest.fixture
-def world(base_image: str) -> Iterator[World]:
-    yield from make_world(base_image)
-
-
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    daemon = Sshd(tmp_path_factory.mktemp("sshd"))
-    yield daemon
-    daemon.stop()
 
 
 def start(world: World, *arguments: str | Path, says: bytes = b"ready\n") -> subprocess.Popen[bytes]:

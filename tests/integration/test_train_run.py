@@ -8,12 +8,11 @@ import os
 import random
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from loopback.sshd import Sshd
-from loopback.world import HOLD, World, make_world, tail, wait_until
+from loopback.world import HOLD, World, tail, wait_until
 from process_memory import Memory
 
 pytestmark = pytest.mark.engine
@@ -24,18 +23,6 @@ os.makedirs("artefacts", exist_ok=True)
 open("artefacts/weights.bin", "wb").write(bytes(range(256)) * 100)
 open("artefacts/metrics.json", "w").write('{"accuracy": 0.975}')
 """
-
-
-@pytest.fixture
-def world(base_image: str) -> Iterator[World]:
-    yield from make_world(base_image)
-
-
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    daemon = Sshd(tmp_path_factory.mktemp("sshd"))
-    yield daemon
-    daemon.stop()
 
 
 def hashes(folder: Path) -> dict[str, str]:

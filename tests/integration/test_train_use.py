@@ -12,30 +12,17 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from loopback.line import Line
 from loopback.sshd import Sshd
-from loopback.world import HOLD, World, make_world, tail, wait_until
+from loopback.world import HOLD, World, tail, wait_until
 
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
 GOOD = "print('hello', *sys.argv[1:], flush=True); open('artefacts/weights', 'w').write('x')\n"
-
-
-@pytest.fixture
-def world(base_image: str) -> Iterator[World]:
-    yield from make_world(base_image)
-
-
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    daemon = Sshd(tmp_path_factory.mktemp("sshd"))
-    yield daemon
-    daemon.stop()
 
 
 def playbook(world: World, name: str, inventory: Path, **variables: object) -> subprocess.Popen[bytes]:
@@ -192,11 +179,11 @@ def test_private_keys_are_not_pushed_and_files_may_change_during_push(world: Wor
     assert b"private keys are not pushed: deploykey, id_ed25519_work, notes.txt" in done.stderr
     (mirror,) = (world.state / "mirrors").glob("*/tree")
     assert (mirror / "deploykey.pub").exists()
-    found = subprocess.run(
+    matches = subprocess.run(
         ["grep", "-rlaF", "-e", "-----BEGIN OPENSSH PRIVATE KEY", world.state / "mirrors", world.state / "jobs"],
         capture_output=True, check=False,
     )  # fmt: skip
-    assert found.stdout == b""
+    assert matches.stdout == b""
 
 
 def test_next_fetch_removes_files_of_killed_fetch(world: World, sshd: Sshd) -> None:

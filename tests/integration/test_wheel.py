@@ -10,12 +10,11 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from loopback.installed import build, install
-from loopback.world import World, make_world, tail
+from loopback.world import World, tail
 
 pytestmark = pytest.mark.engine
 
@@ -30,11 +29,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("uv") is None:
         pytest.skip("no uv on this machine: scripts/test installs it")
     return build(tmp_path_factory.mktemp("wheel"))
-
-
-@pytest.fixture
-def world(base_image: str) -> Iterator[World]:
-    yield from make_world(base_image)
 
 
 def newest() -> str:

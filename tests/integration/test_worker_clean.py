@@ -169,7 +169,7 @@ def test_clean_keeps_environment_taken_into_use(host: Machine) -> None:
     host.train("open('artefacts/x','w')")
     just_used, locked = environment(host, "a" * 40, 1), environment(host, "b" * 40, 1)
     patch = f"""
-def _used(self, *found):
+def _used(self, *arguments):
     os.utime({str(just_used / "environment.json")!r})
     return iter(())
 ReusableItems._images = _used

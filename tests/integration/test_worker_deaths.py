@@ -150,7 +150,7 @@ def test_worker_killed_in_phase_artefacts(host: Machine) -> None:
     assert not list(host.job_dir(job).glob(".*"))
 
 
-#: Prints its last output once /cache/go is there, and then makes /cache/said.
+#: Prints its last output once /cache/go is there, and then makes /cache/printed.
 LAST_OUTPUT = """
 import os, time
 open('artefacts/x', 'w')
@@ -158,7 +158,7 @@ print('up', flush=True)
 while not os.path.exists('/cache/go'):
     time.sleep(0.05)
 print({words}, flush=True)
-open('/cache/said', 'w')
+open('/cache/printed', 'w')
 time.sleep(600)
 """
 
@@ -171,11 +171,11 @@ def print_while_worker_is_stopped(host: Machine, job: str) -> None:
     (cache / "go").touch()
     try:
         end = time.monotonic() + 240
-        while not (cache / "said").exists():
+        while not (cache / "printed").exists():
             assert time.monotonic() < end
             time.sleep(0.05)
     finally:
-        for name in ("go", "said"):
+        for name in ("go", "printed"):
             (cache / name).unlink(missing_ok=True)
     host.kill_worker(job)
     host.until_worker_is_gone(job)

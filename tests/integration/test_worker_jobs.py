@@ -72,8 +72,8 @@ def test_confinement(host: Machine, tmp_path: Path) -> None:
     program = (
         """
 import os, pwd, resource
-found = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
-print("caps", found["CapEff"].strip(), found["CapBnd"].strip(), "nnp", found["NoNewPrivs"].strip())
+status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines())
+print("caps", status["CapEff"].strip(), status["CapBnd"].strip(), "nnp", status["NoNewPrivs"].strip())
 print("uid", os.getuid() != 0, pwd.getpwuid(os.getuid()).pw_name == os.environ["USER"])
 open(os.path.expanduser("~/file"), "w").write("x")
 print("data", open("/data/d/input").read(), os.access("/data/d/input", os.W_OK))

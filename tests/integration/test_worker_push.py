@@ -58,8 +58,8 @@ def test_push_skips_what_host_has_already(host: Machine, tree: Path) -> None:
     assert host.push(tree, first, "a" * 64)
     assert not host.push(tree, second, "a" * 64)
     assert listing(workspace(host, second)) == listing(tree)
-    ours, theirs = (os.stat(workspace(host, spec) / "model/__main__.py") for spec in (first, second))
-    assert ours.st_ino != theirs.st_ino
+    one, two = (os.stat(workspace(host, spec) / "model/__main__.py") for spec in (first, second))
+    assert one.st_ino != two.st_ino
     host.call("submit", id=second["id"])
     assert host.wait(second["id"])["exit_code"] == 0
     # The fingerprint of a push is valid until the next push.
@@ -105,8 +105,8 @@ def test_push_transfers_odd_names_and_links(host: Machine, tree: Path) -> None:
     assert listing(mirror(host)) == listing(tree) == listing(workspace(host, spec))
     assert os.access(workspace(host, spec) / "script", os.X_OK)
     # The workspace is a copy: no inode is shared with the mirror.
-    ours, theirs = os.stat(workspace(host, spec) / "script"), os.stat(mirror(host) / "script")
-    assert ours.st_ino != theirs.st_ino
+    one, two = os.stat(workspace(host, spec) / "script"), os.stat(mirror(host) / "script")
+    assert one.st_ino != two.st_ino
     assert os.stat(mirror(host) / "sparse").st_blocks * 512 < 1 << 20
     host.call("submit", id=spec["id"])
     assert host.wait(spec["id"])["outcome"] == "trained"

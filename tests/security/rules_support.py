@@ -138,13 +138,13 @@ modules = ("json", "os", "re", "sitecustomize", "usercustomize", "subprocess", "
 programs = ("sh", "bash", "python3", "systemctl", "tar", "git", "docker", "chown", "rm", "find", "curl", "nvidia-smi", "env", "id")
 
 def listed():
-    found = set()
+    paths = set()
     for folder in folders:
         try:
-            found |= {os.path.join(folder, name) for name in os.listdir(folder)}
+            paths |= {os.path.join(folder, name) for name in os.listdir(folder)}
         except OSError:
             pass
-    return found
+    return paths
 
 before = listed()
 
