@@ -52,7 +52,7 @@ def fetch(standin: StandIn, cache: Path, tmp_path: Path) -> Fetch:
             "__github_runner_cache": str(cache),
             "__github_runner_bare": False,
             "__github_runner_architecture": "x64",
-            "__github_runner_found": {"results": [{"item": "1", "complete": False, "version": ""}]},
+            "__github_runner_states": {"results": [{"item": "1", "complete": False, "version": ""}]},
             **variables,
         }
         (tmp_path / "play.yml").write_text(json.dumps([play]))

@@ -159,11 +159,11 @@ def test_a_mirror_is_asked_as_often_as_the_role_says() -> None:
 SECRET = re.compile(
     r"\b(?:common_environment|(?:docker_engine|nvidia_driver|nvidia_container_toolkit|training_host|github_runner"
     r"|train_classifier|host_check)_environment|__(?:training_host_build|github_runner)_environment"
-    r"|__docker_engine_(?:proxy|merge|config_text|record|left|record_read|config_read)|docker_engine_daemon_options"
+    r"|__docker_engine_(?:proxy|merge|config_text|record|remaining|record_read|config_read)|docker_engine_daemon_options"
     r"|__training_host_settings|training_host_apt_mirror"
     r"|nvidia_driver_(?:debian_mirror|cuda_repository_url)|__nvidia_driver_(?:mirror|sources|keyring_url)"
     r"|nvidia_container_toolkit_(?:repository_url|key_url)|__nvidia_container_toolkit_(?:before|after|merged|daemon)"
-    r"|github_runner_(?:pat|app_key|token|remove_token|download_url)|__github_runner_(?:minted|answer))\b"
+    r"|github_runner_(?:pat|app_key|token|remove_token|download_url)|__github_runner_(?:new_token|answer))\b"
 )
 #: Files that may hold one.
 FILES = re.compile(
