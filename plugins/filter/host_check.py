@@ -19,16 +19,15 @@ def driver_rows(state: dict, expected: int = 0) -> list[dict]:
     cards, loaded, installed = state["cards"], state["loaded"], state["installed"]
     rerun = "ansible-playbook site.yml --limit HOST -e nvidia_driver_reboot_ok=true"
     if len(cards) < expected or (not cards and (loaded or installed)):
-        had = f"the driver {loaded or installed} is there" if loaded or installed else "no driver either"
+        had = f"the driver {loaded or installed} is installed" if loaded or installed else "no driver is installed"
         return [
             _row(
                 "card",
                 "fail",
                 f"{len(cards)} NVIDIA cards on the PCI bus, {max(expected, 1)} expected; {had}: a "
                 "card is gone",
-                "dmesg | grep -i xid (79: fell off the bus); power the host off and on; if it comes "
-                "again, change the card "
-                "or its slot",
+                "dmesg | grep -i xid (79: fell off the bus); power the host off and on; if it happens "
+                "again, replace the card or use another slot",
             )
         ]
     if not cards:
@@ -96,7 +95,7 @@ def driver_rows(state: dict, expected: int = 0) -> list[dict]:
                 "reboot",
                 "warn",
                 f"a reboot is pending: {state['reboot_wished']}",
-                "at a quiet hour: ansible-playbook playbooks/update.yml --limit HOST -e "
+                "when the host is not busy: ansible-playbook playbooks/update.yml --limit HOST -e "
                 "nvidia_driver_reboot_ok=true",
             )
         )

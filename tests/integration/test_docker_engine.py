@@ -135,7 +135,7 @@ def test_restart_waits_for_a_running_job(host: TestHost, base_image: str) -> Non
     # Without an answer of the engine the role cannot see which jobs run.
     host.shell("systemctl stop docker.socket docker.service")
     refused = play(host, "docker_engine", tasks_from="uninstall", fails=True)
-    assert "the engine does not answer, so nobody can tell which jobs run in its containers" in refused.output
+    assert "the engine does not answer, so it is unknown which jobs run in its containers" in refused.output
     host.shell("systemctl start docker")
     refused = play(host, "docker_engine", tasks_from="uninstall", fails=True)
     assert "1 job(s) run (the container job): nothing was touched" in refused.output
