@@ -19,7 +19,11 @@ def driver_rows(state: dict, expected: int = 0) -> list[dict]:
     cards, loaded, installed = state["cards"], state["loaded"], state["installed"]
     rerun = "ansible-playbook site.yml --limit HOST -e nvidia_driver_reboot_ok=true"
     if len(cards) < expected or (not cards and (loaded or installed)):
-        had = f"the driver {loaded or installed} is installed" if loaded or installed else "no driver is installed"
+        had = (
+            f"the driver {loaded or installed} is installed"
+            if loaded or installed
+            else "no driver is installed"
+        )
         return [
             _row(
                 "card",
