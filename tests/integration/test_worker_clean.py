@@ -8,13 +8,21 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_proxy import proxied
-from worker_support import IMAGE, SERVICE_USER, Machine, Refused, accounts, docker, machine, write_model
+from worker_support import (
+    IMAGE,
+    SERVICE_USER,
+    Machine,
+    Refused,
+    accounts,
+    docker,
+    host_fixture,
+    write_model,
+)
 
 from train_classifier.core import locks
 from train_classifier.worker.containers import engine, package_layers
@@ -24,12 +32,7 @@ from train_classifier.worker.system.host import Host
 
 pytestmark = pytest.mark.engine
 LONG = "open('artefacts/partial','w').write('x')\nprint('up', flush=True)\nimport time\ntime.sleep(600)\n"
-
-
-@pytest.fixture(params=accounts()[-1:])
-def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as new_host:
-        yield new_host
+host = host_fixture(accounts()[-1:], scope="function")
 
 
 def rewrite(path: Path, **changes: Any) -> None:

@@ -8,11 +8,20 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_support import IMAGE, Machine, Refused, accounts, docker, machine, until_building, write_model
+from worker_support import (
+    IMAGE,
+    Machine,
+    Refused,
+    accounts,
+    docker,
+    host_fixture,
+    machine,
+    until_building,
+    write_model,
+)
 
 pytestmark = pytest.mark.engine
 LONG = "open('artefacts/partial','w').write('x')\nprint('up', flush=True)\nimport time\ntime.sleep(600)\n"
@@ -23,12 +32,7 @@ case "$*" in
 *--query-gpu=uuid,util*) echo "GPU-00000000-1111-2222-3333-444444444444, [N/A], [N/A]";;
 esac
 """
-
-
-@pytest.fixture(scope="module", params=accounts())
-def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as new_host:
-        yield new_host
+host = host_fixture(accounts())
 
 
 def pack_artefacts(host: Machine, job: str, result: dict[str, object]) -> dict[str, object]:

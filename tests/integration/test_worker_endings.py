@@ -4,20 +4,14 @@ import csv
 import os
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_support import HOLD, Machine, accounts, docker, machine
+from worker_support import HOLD, Machine, accounts, docker, host_fixture
 
 pytestmark = pytest.mark.engine
 WRITES = "open('artefacts/partial','w').write('x')\n"
-
-
-@pytest.fixture(scope="module", params=accounts()[-1:])
-def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as new_host:
-        yield new_host
+host = host_fixture(accounts()[-1:])
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,11 @@
 
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from engine_proxy import proxied
-from worker_support import HOLD, Machine, Refused, accounts, docker, machine
+from worker_support import HOLD, Machine, Refused, accounts, docker, host_fixture, machine
 
 pytestmark = pytest.mark.engine
 WRITES = "import os\nopen('artefacts/weights','wb').write(os.urandom(1000))\nprint('up', flush=True)\n"
@@ -17,12 +16,7 @@ def {name}(*_arguments, **_options):
     import os
     os.kill(os.getpid(), 9)
 """
-
-
-@pytest.fixture(scope="module", params=accounts()[-1:])
-def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as new_host:
-        yield new_host
+host = host_fixture(accounts()[-1:])
 
 
 @pytest.mark.parametrize("user", accounts())

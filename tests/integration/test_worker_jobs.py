@@ -7,19 +7,23 @@ import os
 import subprocess
 import tempfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_support import HOLD, IMAGE, Machine, Refused, accounts, docker, machine, packed, write_model
+from worker_support import (
+    HOLD,
+    IMAGE,
+    Machine,
+    Refused,
+    accounts,
+    docker,
+    host_fixture,
+    packed,
+    write_model,
+)
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module", params=accounts())
-def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as new_host:
-        yield new_host
+host = host_fixture(accounts())
 
 
 WRITES = "open('artefacts/out','w').write('x')\n"

@@ -8,20 +8,14 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from worker_support import Machine, Refused, accounts, machine, packed
+from worker_support import Machine, Refused, accounts, host_fixture, packed
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(params=accounts())
-def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as new_host:
-        yield new_host
+host = host_fixture(accounts(), scope="function")
 
 
 @pytest.fixture

@@ -393,6 +393,17 @@ def kill_processes_of(root: Path) -> None:
     raise AssertionError(f"these do not end: {pids}")
 
 
+def host_fixture(users: list[str], scope: Any = "module") -> Any:
+    """Return a fixture that runs the tests of a module on a host of each of these accounts."""
+
+    @pytest.fixture(scope=scope, params=users)
+    def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
+        with machine(request.param) as new_host:
+            yield new_host
+
+    return host
+
+
 @contextlib.contextmanager
 def machine(user: str = "root", **settings: Any) -> Iterator[Machine]:
     """Make a host for one account, and remove it with all its containers."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from loopback.world import World, make_world
-from worker_support import Machine, Refused, accounts, machine, packed, write_model
+from worker_support import Machine, Refused, accounts, host_fixture, packed, write_model
 
 pytestmark = pytest.mark.engine
 
@@ -43,10 +43,7 @@ def world(base_image: str) -> Iterator[World]:
     yield from make_world(base_image)
 
 
-@pytest.fixture(scope="module", params=accounts()[-1:])
-def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as new_host:
-        yield new_host
+host = host_fixture(accounts()[-1:])
 
 
 def refused(host: Machine, *paths: str, from_checkout: bool = False) -> list[str]:

@@ -5,21 +5,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_support import IMAGE, Machine, Refused, accounts, machine
+from worker_support import IMAGE, Machine, Refused, accounts, host_fixture
 
 pytestmark = pytest.mark.engine
 #: Takes many minutes to pack, and no room.
 LONG = "print('up', flush=True)\nopen('artefacts/sparse', 'wb').truncate(150 << 30)\nopen('artefacts/x', 'w').write('x')\n"
-
-
-@pytest.fixture(scope="module", params=accounts())
-def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as new_host:
-        yield new_host
+host = host_fixture(accounts())
 
 
 def until_packing(host: Machine, job: str) -> None:

@@ -1,20 +1,15 @@
 """Row 10: metrics and curves that cannot be read are left out and reported; archive and report are still made."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
-from worker_support import Machine, accounts, machine
+from worker_support import Machine, accounts, host_fixture
 
 from train_classifier.reports import chart_data, html_page, job_summary
 from train_classifier.reports.archive_reader import Papers
 from train_classifier.reports.report import Report
 
-
-@pytest.fixture(scope="module", params=accounts())
-def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as new_host:
-        yield new_host
+host = host_fixture(accounts())
 
 
 @pytest.mark.engine

@@ -1,11 +1,10 @@
 """Row 13: a model that closes /cache or /checkpoints harms no later job."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_support import Machine, accounts, machine
+from worker_support import Machine, accounts, host_fixture
 
 from train_classifier.worker.state import file_trees
 
@@ -20,12 +19,7 @@ for top in ('/cache', '/checkpoints'):
         os.chmod(path, 0)
 """
 READS = "print(open('/cache/deep/er/file').read(), open('/checkpoints/deep/er/file').read())\nopen('artefacts/y', 'w')\n"
-
-
-@pytest.fixture(scope="module", params=accounts())
-def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as new_host:
-        yield new_host
+host = host_fixture(accounts())
 
 
 @pytest.mark.parametrize("resume", ["last", "by its id"])

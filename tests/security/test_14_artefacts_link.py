@@ -1,10 +1,9 @@
 """Row 14: nothing outside the workspace is read, whatever artefacts/ and what lies in it are replaced by."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from worker_support import Machine, accounts, machine
+from worker_support import Machine, accounts, host_fixture
 
 pytestmark = pytest.mark.engine
 #: The target is a path of the host; where the model runs, it leads nowhere.
@@ -14,12 +13,7 @@ REPLACES = {
     "a folder": "os.symlink({outside!r}, 'artefacts/folder')\nopen('artefacts/x', 'w')\n",
     "link to a link": "os.symlink({outside!r}, 'artefacts/hop')\nos.symlink('hop/metrics.json', 'artefacts/through')\nopen('artefacts/x', 'w')\n",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", params=accounts())
-def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with machine(request.param) as new_host:
-        yield new_host
+host = host_fixture(accounts())
 
 
 @pytest.fixture(scope="module")
