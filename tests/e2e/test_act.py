@@ -108,7 +108,7 @@ def test_runner_of_ordinary_user_without_uv_trains(ordinary: World, slack: Calla
     """A runner of an ordinary account without uv, in a folder with spaces: no file there gets another owner."""
     world = ordinary
     world.path = PLAIN_PATH
-    fresh = not (world.tools / "tool_cache").exists()
+    first_run = not (world.tools / "tool_cache").exists()
     hook = slack(200)
     world.model(GOOD + 'print("in", os.getcwd(), flush=True)\n')
     world.workflow(
@@ -117,7 +117,7 @@ def test_runner_of_ordinary_user_without_uv_trains(ordinary: World, slack: Calla
     done = world.act(secrets={"SLACK_IDENTIFIER": hook.url})
     assert done.status == 0, done.log
     assert f"{world.tools.resolve()}/" in done.log
-    assert ("Preparing the action's" in done.log) == fresh
+    assert ("Preparing the action's" in done.log) == first_run
     archive = world.uploads / "artefacts" / "artefacts.tar.gz"
     assert "artefacts/weights.bin" in members(archive)
     assert archive.stat().st_uid == NOBODY
@@ -215,8 +215,8 @@ def test_shell_code_in_model_name_is_refused(world: World) -> None:
     """As an input and as the original action's variable."""
     world.model(GOOD)
     steps = ""
-    for number, (model, way) in enumerate(INJECTIONS):
-        setting = json.dumps({way: {"model" if way == "with" else "MODEL": model}}).strip("{}")
+    for number, (model, section) in enumerate(INJECTIONS):
+        setting = json.dumps({section: {"model" if section == "with" else "MODEL": model}}).strip("{}")
         steps += f"      - {{ id: step{number}, continue-on-error: true, uses: Incuvers/train-classifier@v1, {setting}}} }}\n"
     codes = " ".join(f"${{{{ steps.step{number}.outputs.exit-code }}}}" for number in range(len(INJECTIONS)))
     world.workflow(f"""\
@@ -318,7 +318,7 @@ def test_host_without_gpu_fails_before_push(world: World, slack: Callable[..., S
 def test_slack_errors_do_not_fail_the_job(ordinary: World, slack: Callable[..., Slack]) -> None:
     """Slack answers 429, 500, 404 or not at all, or the webhook is invalid: one warning says what happened."""
     limited, broken, silent = slack(429, 429, 200), slack(500), slack(0)
-    world, gone = ordinary, slack(404)
+    world, missing = ordinary, slack(404)
     world.model(GOOD)
     world.workflow("""\
 on: push
@@ -341,7 +341,7 @@ jobs:
             "LIMITED": limited.url,
             "BROKEN": broken.url,
             "SILENT": silent.url,
-            "GONE": gone.url,
+            "GONE": missing.url,
             "NONSENSE": "n0nsense/planted",
         }
     )

@@ -133,15 +133,15 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
     daemon.stop()
 
 
-@pytest.mark.parametrize("way", ["local", "ssh"])
+@pytest.mark.parametrize("connection", ["local", "ssh"])
 def test_cancel_stops_container_and_delivers_artefacts(
-    world: World, slack: Callable[..., Slack], sshd: Sshd, way: str
+    world: World, slack: Callable[..., Slack], sshd: Sshd, connection: str
 ) -> None:
     """It is reported to Slack as cancelled, not as failed."""
     hook = slack(200)
     world.model(RUNS_ON)
     options = {}
-    if way == "ssh":
+    if connection == "ssh":
         options["TRAIN_CLASSIFIER_INPUT_INVENTORY"] = str(
             sshd.inventory(training_job_state_dir=str(world.state / "ssh"))
         )

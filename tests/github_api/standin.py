@@ -248,9 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
         """A registration or remove token, as config.sh hands it in: expired ones are answered with 404."""
         token = (self.headers.get("Authorization") or "").removeprefix("RemoteAuth ")
         scope, its_kind, expiry = self.state.tokens.get(token, ("", "", 0.0))
-        asked = urllib.parse.urlsplit(body["url"]).path.strip("/")
+        requested = urllib.parse.urlsplit(body["url"]).path.strip("/")
         plain = scope.partition("/")[2] if not scope.startswith("enterprises") else scope
-        if its_kind != kind or expiry < time.time() or plain != asked:
+        if its_kind != kind or expiry < time.time() or plain != requested:
             raise Refused(404, "Not Found")
         return scope
 

@@ -22,8 +22,8 @@ ANSIBLE_PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 def ansible_environment(**variables: str) -> dict[str, str]:
     """The environment in which ansible-playbook runs our playbooks."""
     path = f"{ANSIBLE_PLAYBOOK.parent}{os.pathsep}{os.environ['PATH']}"
-    ours = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "PATH": path}
-    return {**os.environ, **ours, **variables}
+    settings = {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", "PATH": path}
+    return {**os.environ, **settings, **variables}
 
 
 @dataclass(frozen=True, kw_only=True)

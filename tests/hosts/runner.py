@@ -104,11 +104,11 @@ class Host:
     def labels(self, name: str) -> set[str]:
         return {label["name"] for label in self.runners()[name]["labels"]}
 
-    def wait(self, what: str, holds: Callable[[], bool]) -> None:
+    def wait(self, event: str, holds: Callable[[], bool]) -> None:
         end = time.monotonic() + 240
         while not holds():
             assert time.monotonic() < end, (
-                f"never: {what}\n{self.sh('journalctl --no-pager -n 40', check=False)}"
+                f"never: {event}\n{self.sh('journalctl --no-pager -n 40', check=False)}"
             )
             time.sleep(0.2)
 

@@ -74,9 +74,9 @@ class EngineProxy:
                     self.slowed += 1
                     time.sleep(self.slow[1])
                 target.sendall(data)
-                words, left = self._cut
-                if asks and left and words in data.partition(b"\r\n")[0]:
-                    self._cut = (words, left - 1)
+                words, remaining = self._cut
+                if asks and remaining and words in data.partition(b"\r\n")[0]:
+                    self._cut = (words, remaining - 1)
                     self.cuts += 1
                     source.shutdown(socket.SHUT_RDWR)
                     return

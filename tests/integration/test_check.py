@@ -35,7 +35,7 @@ def host(tmp_path: Path) -> Host:
     )
 
 
-def ask(host: Host, **request: Any) -> dict[str, dict[str, Any]]:
+def run_check(host: Host, **request: Any) -> dict[str, dict[str, Any]]:
     answer = host_check.check(host, {"state_dir": host.configured_state_dir, **request})
     assert answer["ready"] is all(check["status"] != "fail" for check in answer["checks"])
     json.dumps(answer)
@@ -67,10 +67,10 @@ def test_host_without_gpu_is_ready_for_cpu_jobs(engine: docker.DockerClient, hos
 
 
 def test_missing_gpu_is_exit_8_and_auto_uses_cpu(engine: docker.DockerClient, host: Host) -> None:
-    checks = ask(host, gpus=1)
+    checks = run_check(host, gpus=1)
     assert failures(checks) == {"gpu": 8}
     assert "--gpus 0" in checks["gpu"]["hint"]
-    checks = ask(host, gpus="auto")
+    checks = run_check(host, gpus="auto")
     assert failures(checks) == {}
     assert checks["gpu"]["status"] == "warn"
     assert "training on the CPU" in checks["gpu"]["message"]
@@ -81,9 +81,9 @@ def test_too_many_gpus_and_too_little_memory_fail(
 ) -> None:
     site = QueueSite(tmp_path)
     host = dataclasses.replace(host, nvidia_smi=str(site.smi), queue_dir=site.folder)
-    checks = ask(host, gpus=3)
+    checks = run_check(host, gpus=3)
     assert checks["gpu"]["message"] == "3 GPUs are asked for, this host has 2 GPUs"
-    checks = ask(host, gpus=1, min_vram_mib=50000)
+    checks = run_check(host, gpus=1, min_vram_mib=50000)
     assert "at least 50000 MiB" in checks["gpu-memory"]["message"]
     # The engine here knows nothing of GPUs.
     assert failures(checks).get("gpu-containers") == 8
@@ -93,7 +93,7 @@ def test_missing_queue_is_exit_3_and_is_reported_first(
     engine: docker.DockerClient, host: Host, tmp_path: Path
 ) -> None:
     site = QueueSite(tmp_path)
-    checks = ask(dataclasses.replace(host, nvidia_smi=str(site.smi)), gpus=1)
+    checks = run_check(dataclasses.replace(host, nvidia_smi=str(site.smi)), gpus=1)
     assert failures(checks)["queue"] == 3
     assert next(iter(failures(checks).items())) == ("queue", 3)
     assert "training_host" in checks["queue"]["hint"]
@@ -119,19 +119,19 @@ def test_drained_host_is_not_ready(engine: docker.DockerClient, host: Host) -> N
     marker = host.root / "var/lib/train-classifier/drain"
     marker.parent.mkdir(parents=True)
     marker.write_text("new power supply on Friday\n")
-    checks = ask(host, gpus=0)
+    checks = run_check(host, gpus=0)
     assert failures(checks) == {"drain": 3}
     assert "new power supply on Friday" in checks["drain"]["message"]
 
 
 def test_full_disk_is_not_ready(engine: docker.DockerClient, host: Host) -> None:
-    checks = ask(dataclasses.replace(host, disk_floor_bytes=1 << 60), gpus=0)
+    checks = run_check(dataclasses.replace(host, disk_floor_bytes=1 << 60), gpus=0)
     assert failures(checks)["disk"] == 3
     assert "train-classifier clean" in checks["disk"]["hint"]
 
 
 def test_unusable_state_folder_is_reported(engine: docker.DockerClient, host: Host) -> None:
-    checks = ask(dataclasses.replace(host, service_user="no-such-account"), gpus=0)
+    checks = run_check(dataclasses.replace(host, service_user="no-such-account"), gpus=0)
     if os.geteuid() == 0:
         assert failures(checks)["state-folder"] == 3
     checks = {check["name"]: check for check in host_check.check(host, {"state_dir": "relative"})["checks"]}
@@ -140,7 +140,7 @@ def test_unusable_state_folder_is_reported(engine: docker.DockerClient, host: Ho
 
 def test_missing_engine_is_reported(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
-    checks = ask(host, gpus=0)
+    checks = run_check(host, gpus=0)
     assert failures(checks) == {"engine": 3}
     assert "is missing" in checks["engine"]["message"]
 
@@ -180,8 +180,8 @@ def test_wrong_requests_are_refused() -> None:
 
 
 def test_deep_check_runs_a_container(engine: docker.DockerClient, base_image: str, host: Host) -> None:
-    checks = ask(host, gpus=0, deep=True, image=base_image)
+    checks = run_check(host, gpus=0, deep=True, image=base_image)
     assert checks["image"]["status"] == "ok"
     assert "Python 3" in checks["image"]["message"]
-    checks = ask(host, gpus=0, deep=True, image="localhost:9/nobody/nothing:1")
+    checks = run_check(host, gpus=0, deep=True, image="localhost:9/nobody/nothing:1")
     assert checks["image"]["status"] == "warn"

@@ -297,14 +297,14 @@ def private_index(engine: docker.DockerClient) -> Iterator[Index]:
         yield index
 
 
-@pytest.mark.parametrize("way", ["direct", "by a proxy"])
+@pytest.mark.parametrize("route", ["direct", "by a proxy"])
 def test_netrc_login_is_used_and_not_stored(
-    site: Site, private_index: Index, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    site: Site, private_index: Index, route: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The login of the caller's netrc is used and stored nowhere; only the proxy knows the name of the index."""
-    server = private_index.address if way == "direct" else "index.private.example"
+    server = private_index.address if route == "direct" else "index.private.example"
     settings = {"UV_INDEX": f"http://{server}/simple", "UV_HTTP_RETRIES": "0"}
-    if way == "by a proxy":
+    if route == "by a proxy":
         settings["http_proxy"] = f"http://{private_index.address}"
     site.host = dataclasses.replace(site.host, environment=settings)
     netrc = tmp_path / "a netrc"
@@ -319,7 +319,7 @@ def test_netrc_login_is_used_and_not_stored(
     assert site.run(site.find(), environment, IMPORTED_FROM.format("tc_private")).startswith(
         "/opt/train-classifier/environment/"
     )
-    if way == "by a proxy":
+    if route == "by a proxy":
         assert f"http://{server}/simple/tc-private/" in [path for path, _ in private_index.requests]
     for path in site.store.root.rglob("*"):
         assert not path.is_file() or b"hunter2" not in path.read_bytes(), path

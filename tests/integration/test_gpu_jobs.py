@@ -95,7 +95,7 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
         )
         for job in jobs
     }
-    listed = {one["id"]: one for one in json.loads(caller.run("list", "--json").stdout)}
+    listed = {entry["id"]: entry for entry in json.loads(caller.run("list", "--json").stdout)}
     assigned = [listed[job]["gpus"] for job in jobs]
     assert sorted(assigned) == sorted([uuid] for uuid in UUIDS)
     for job in jobs:
@@ -110,7 +110,7 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
         for job in jobs:
             assert f"job {job} (look) of trainer has it since" in messages
         listed = json.loads(caller.run("list", "--json").stdout)
-        (waiting,) = [one for one in listed if one["model"] == "look" and one["id"] not in jobs]
+        (waiting,) = [entry for entry in listed if entry["model"] == "look" and entry["id"] not in jobs]
         assert (waiting["phase"], waiting["gpus"]) == ("queue", [])
         assert "waiting for a GPU" in waiting["message"]
     finally:

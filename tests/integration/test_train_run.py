@@ -38,9 +38,9 @@ def members(archive: Path) -> set[str]:
         return set(opened.getnames())
 
 
-@pytest.mark.parametrize("way", ["local", "ssh"])
-def test_train_delivers_archive_and_log(world: World, sshd: Sshd, way: str) -> None:
-    inventory = world.inventory(sshd) if way == "ssh" else world.local
+@pytest.mark.parametrize("connection", ["local", "ssh"])
+def test_train_delivers_archive_and_log(world: World, sshd: Sshd, connection: str) -> None:
+    inventory = world.inventory(sshd) if connection == "ssh" else world.local
     model = world.model(GOOD)
     before = hashes(world.repo)
     done = world.run(*world.train(model, "--", "--epochs", "3", inventory=inventory))
@@ -136,7 +136,7 @@ open("artefacts/done", "w").write("x")
 
 
 @pytest.mark.parametrize(
-    ("program", "way"),
+    ("program", "connection"),
     [
         pytest.param(LINES, "ssh", id="lines-ssh"),
         pytest.param(BINARY.replace("BLOCKS", "50"), "local", id="50 MiB-local"),
@@ -144,8 +144,10 @@ open("artefacts/done", "w").write("x")
         pytest.param(BINARY.replace("BLOCKS", "200"), "ssh", id="200 MiB-ssh", marks=pytest.mark.full),
     ],
 )
-def test_no_byte_is_lost_and_memory_stays_flat(world: World, sshd: Sshd, program: str, way: str) -> None:
-    inventory = world.inventory(sshd) if way == "ssh" else world.local
+def test_no_byte_is_lost_and_memory_stays_flat(
+    world: World, sshd: Sshd, program: str, connection: str
+) -> None:
+    inventory = world.inventory(sshd) if connection == "ssh" else world.local
     model = world.model(program)
     errors = world.folder / "stderr"
     with errors.open("wb") as stream, Memory(world) as memory:

@@ -288,10 +288,10 @@ class Machine:
     def wait(self, job: str, timeout: float = 240) -> dict[str, Any]:
         """Follow a job to its end; returns its result."""
         until = time.monotonic() + timeout
-        offset, seen = 0, None
+        offset, version = 0, None
         while time.monotonic() < until:
-            answer = self.call("read", id=job, offset=offset, seen=seen, wait=5, renew=True)
-            offset, seen = answer["log_size"], answer["status"]["version"]
+            answer = self.call("read", id=job, offset=offset, seen=version, wait=5, renew=True)
+            offset, version = answer["log_size"], answer["status"]["version"]
             if answer["status"]["state"] == "finished":
                 result: dict[str, Any] = answer["result"]
                 return result

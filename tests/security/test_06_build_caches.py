@@ -104,9 +104,9 @@ def test_06_newest_version_is_built_instead_of_taking_an_older_wheel(site: Site,
     assert caches(site) == ["", VICTIM]
 
 
-@pytest.mark.parametrize("way", ["option", "address", "path"])
+@pytest.mark.parametrize("source", ["option", "address", "path"])
 def test_06_sources_named_by_a_checkout_stay_out_of_the_shared_cache(
-    site: Site, index: Index, way: str
+    site: Site, index: Index, source: str
 ) -> None:
     """uv knows an index by a weak hash of its address, and a local wheel by its path and time."""
     name, content = wheel("own", "1.0")
@@ -115,7 +115,7 @@ def test_06_sources_named_by_a_checkout_stay_out_of_the_shared_cache(
     line = {
         "option": f"--index-url {index.url}\nown", "address": f"own @ http://{index.address}/files/{name}",
         "path": f"./{name}",
-    }[way]  # fmt: skip
+    }[source]  # fmt: skip
     environment = build_environment(site, line, repository=ATTACKER)
     assert "own==1.0" in environment.packages
     assert caches(site) == [ATTACKER]

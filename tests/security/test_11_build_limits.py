@@ -98,22 +98,22 @@ def host(uv: Path) -> Iterator[Machine]:
         yield new_host
 
 
-@pytest.mark.parametrize("way", ["cancel", "signal", "lease"])
+@pytest.mark.parametrize("trigger", ["cancel", "signal", "lease"])
 def test_11_build_ends_with_its_job(
-    host: Machine, engine: docker.DockerClient, tmp_path: Path, way: str
+    host: Machine, engine: docker.DockerClient, tmp_path: Path, trigger: str
 ) -> None:
     tree = tmp_path / "tree"
     package(tree / "lib", RUNS_ON)
     write_model(tree, requirements="./lib\nsetuptools ; python_version < '3'\n")
-    job = host.start_tree(tree, lease_s=5.0 if way == "lease" else None)
+    job = host.start_tree(tree, lease_s=5.0 if trigger == "lease" else None)
     build_filter = {"label": [f"train-classifier.job={job}", "train-classifier.kind=build"]}
     end = time.monotonic() + 120
-    while way != "lease" and not engine.containers.list(filters=build_filter, ignore_removed=True):
+    while trigger != "lease" and not engine.containers.list(filters=build_filter, ignore_removed=True):
         assert time.monotonic() < end, host.status(job)
         time.sleep(0.05)
-    if way == "cancel":
+    if trigger == "cancel":
         host.call("cancel", id=job, by="a test")
-    elif way == "signal":
+    elif trigger == "signal":
         host.kill_worker(job, signal.SIGTERM)
     host.until_finished(job)
     result = host.call("status", id=job)["result"]

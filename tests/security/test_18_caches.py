@@ -15,8 +15,8 @@ def test_18_repository_does_not_see_the_cache_of_another() -> None:
     with machine() as host:
         write = "open('/cache/code.py', 'w').write('theirs'); open('artefacts/x', 'w')"
         assert host.train(write, repository=_key("a"))[1]["outcome"] == "trained"
-        look = "import os; assert not os.path.exists('/cache/code.py'); open('artefacts/x', 'w')"
-        assert host.train(look, repository=_key("b"))[1]["outcome"] == "trained"
+        check = "import os; assert not os.path.exists('/cache/code.py'); open('artefacts/x', 'w')"
+        assert host.train(check, repository=_key("b"))[1]["outcome"] == "trained"
         again = "assert open('/cache/code.py').read() == 'theirs'; open('artefacts/x', 'w')"
         assert host.train(again, repository=_key("a"))[1]["outcome"] == "trained"
 

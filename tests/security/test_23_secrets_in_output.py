@@ -57,9 +57,9 @@ LOCAL: dict[str, object] = {
     "nvidia_container_toolkit_proc_root": "/srv/simulated/proc",
 }
 NO_RETRIES = {
-    f"{role}_download_{what}": 1
+    f"{role}_download_{setting}": 1
     for role in ("docker_engine", "nvidia_driver", "nvidia_container_toolkit", "training_host")
-    for what in ("retries", "delay")
+    for setting in ("retries", "delay")
 }
 #: Reads the command line of every process for as long as a file is there, and says which secrets it saw.
 WATCH = """
