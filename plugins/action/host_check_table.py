@@ -26,13 +26,13 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
 
     def run(self, tmp=None, task_vars=None):
-        """Print, write, and say which hosts are not ready."""
+        """Print the table, write it as JSON, and count the ready hosts."""
         result = super().run(tmp, task_vars)
         results = self._task.args["results"]
         display = Display()
         lines = [("HOST", "CHECK", "STATUS", "")]
-        for host, one in results.items():
-            lines += [(host, row["name"], row["status"], row["message"]) for row in one["rows"]]
+        for host, checks in results.items():
+            lines += [(host, row["name"], row["status"], row["message"]) for row in checks["rows"]]
         widths = [max(len(line[column]) for line in lines) for column in range(3)]
         display.display("")
         for line in lines:
@@ -42,8 +42,8 @@ class ActionModule(ActionBase):
                 + line[3]
             )
             display.display(text.rstrip(), color=COLOURS.get(line[2]))
-        for host, one in results.items():
-            for row in one["rows"]:
+        for host, checks in results.items():
+            for row in checks["rows"]:
                 if row["status"] in ("fail", "warn") and row.get("hint"):
                     display.display(f"{host}: {row['name']}: {row['hint']}", color=COLOURS[row["status"]])
         ready = [host for host, one in results.items() if one["ready"]]

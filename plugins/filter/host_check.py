@@ -19,7 +19,7 @@ def driver_rows(state: dict, expected: int = 0) -> list[dict]:
     cards, loaded, installed = state["cards"], state["loaded"], state["installed"]
     rerun = "ansible-playbook site.yml --limit HOST -e nvidia_driver_reboot_ok=true"
     if len(cards) < expected or (not cards and (loaded or installed)):
-        had = (
+        driver = (
             f"the driver {loaded or installed} is installed"
             if loaded or installed
             else "no driver is installed"
@@ -28,7 +28,7 @@ def driver_rows(state: dict, expected: int = 0) -> list[dict]:
             _row(
                 "card",
                 "fail",
-                f"{len(cards)} NVIDIA cards on the PCI bus, {max(expected, 1)} expected; {had}: a "
+                f"{len(cards)} NVIDIA cards on the PCI bus, {max(expected, 1)} expected; {driver}: a "
                 "card is gone",
                 "dmesg | grep -i xid (79: fell off the bus); power the host off and on; if it happens "
                 "again, replace the card or use another slot",
@@ -165,14 +165,14 @@ def worker_rows(task: dict, limit_s: float, drained: bool = False) -> list[dict]
     return rows
 
 
-def merge(ours: list[dict], workers: list[dict]) -> list[dict]:
+def merge(own: list[dict], worker: list[dict]) -> list[dict]:
     """All rows; where both parts have one of a name, the graver. The worker looks at the driver too."""
 
     def gravity(rows: list[dict], name: str) -> int:
         return max((GRAVITY.index(row["status"]) for row in rows if row["name"] == name), default=-1)
 
-    kept = [row for row in ours if gravity(ours, row["name"]) >= gravity(workers, row["name"])]
-    return kept + [row for row in workers if gravity(workers, row["name"]) > gravity(kept, row["name"])]
+    kept = [row for row in own if gravity(own, row["name"]) >= gravity(worker, row["name"])]
+    return kept + [row for row in worker if gravity(worker, row["name"]) > gravity(kept, row["name"])]
 
 
 def ready(rows: list[dict]) -> bool:
@@ -180,16 +180,16 @@ def ready(rows: list[dict]) -> bool:
     return not any(row["status"] == "fail" for row in rows)
 
 
-def results(found: dict, active: list[str], batch: list[str], missing: dict) -> dict:
-    """The results of the hosts that the table is about; of one that was lost, `missing`.
+def results(checked: dict, active: list[str], batch: list[str], missing: dict) -> dict:
+    """The results of the hosts that the table is about; of a host that was lost, `missing`.
 
-    `found` has None for each host of the play without a result. A host that is still in the play (`active`)
+    `checked` has None for each host of the play without a result. A host that is still in the play (`active`)
     but neither in this batch nor checked comes later (serial): it is no failure.
     """
     return {
-        host: one or missing
-        for host, one in found.items()
-        if one is not None or host in batch or host not in active
+        host: result or missing
+        for host, result in checked.items()
+        if result is not None or host in batch or host not in active
     }
 
 

@@ -83,62 +83,62 @@ def _order(version: str) -> tuple[list[int], bool, list[int]]:
     return numbers, not tilde, [int(number) for number in re.findall(r"\d+", revision)]
 
 
-def decision(lines: list[str], packages: list[str], wanted: str, least: str) -> dict:
-    """Whose toolkit is there, and what is to be done, from the lines of tasks/inspect.yml.
+def decision(lines: list[str], packages: list[str], target: str, minimum: str) -> dict:
+    """Return who installed the toolkit and what to do, from the lines of tasks/inspect.yml.
 
-    `kept`: somebody else's, which works and is new enough, so that nothing is done to it. Otherwise
-    `missing` are the packages to install in the version `wanted`, `hold` those to hold afterwards, and
+    `kept`: somebody else installed it, and it works and is new enough, so that it stays. Otherwise
+    `missing` are the packages to install in the version `target`, `hold` those to hold afterwards, and
     `problem` says why that must not be.
     """
-    seen: dict[str, list[list[str]]] = {}
+    answers: dict[str, list[list[str]]] = {}
     for line in lines:
         word, *rest = line.split()
-        seen.setdefault(word, []).append(rest)
+        answers.setdefault(word, []).append(rest)
     now = {
         name: (version, status.startswith("h"))
-        for status, name, version in (row for row in seen.get("now", []) if len(row) == 3)
+        for status, name, version in (row for row in answers.get("now", []) if len(row) == 3)
         if status[1:2] == "i"
     }
-    before = {row[1]: row[0] for row in seen.get("before", []) if len(row) == 3}
-    if "brought" in seen:
-        brought = {row[0]: row[1] for row in seen["brought"] if len(row) == 2}
-    elif "recorded" in seen:
-        # Releases before this one wrote down only what was there before: a newer one is not theirs.
-        there = {name for name, status in before.items() if status[1:2] == "i"}
+    before = {row[1]: row[0] for row in answers.get("before", []) if len(row) == 3}
+    if "brought" in answers:
+        brought = {row[0]: row[1] for row in answers["brought"] if len(row) == 2}
+    elif "recorded" in answers:
+        # Earlier releases recorded only what was there before: a newer version is not theirs.
+        earlier = {name for name, status in before.items() if status[1:2] == "i"}
         brought = {
             name: version
             for name, (version, _) in now.items()
-            if name not in there and _order(version) <= _order(wanted)
+            if name not in earlier and _order(version) <= _order(target)
         }
     else:
         brought = {}
-    if "holding" in seen:
-        our_holds = {row[0] for row in seen.get("holds", []) if row}
+    if "holding" in answers:
+        our_holds = {row[0] for row in answers.get("holds", []) if row}
     else:
         held_before = {name for name, status in before.items() if status.startswith("h")}
         our_holds = set(brought) - held_before
     ours = {name for name, (version, _) in now.items() if brought.get(name) == version}
     versions = {version for version, _ in now.values()}
     whole = set(now) == set(packages) and len(versions) == 1
-    new_enough = whole and _order(next(iter(versions)).split("-")[0]) >= _order(least)
-    kept = bool(whole and new_enough and ["yes"] in seen.get("works", []) and set(now) - ours)
-    missing = [name for name in packages if name not in now or now[name][0] != wanted]
+    new_enough = whole and _order(next(iter(versions)).split("-")[0]) >= _order(minimum)
+    kept = bool(whole and new_enough and ["yes"] in answers.get("works", []) and set(now) - ours)
+    missing = [name for name in packages if name not in now or now[name][0] != target]
     others_holds = sorted(name for name in now if now[name][1] and name not in our_holds)
     locked = [name for name in others_holds if name in missing]
     newer = [
-        name for name in missing if name in now and name not in ours and _order(now[name][0]) > _order(wanted)
+        name for name in missing if name in now and name not in ours and _order(now[name][0]) > _order(target)
     ]
     problem = ""
     if not kept and locked:
         held = ", ".join(f"{name} {now[name][0]}" for name in locked)
         problem = (
-            f"an administrator holds {held}, which is not a whole, working toolkit of {least} or newer: "
+            f"an administrator holds {held}, which is not a whole, working toolkit of {minimum} or newer: "
             f"release it (apt-mark unhold {' '.join(locked)}) and run again"
         )
     elif not kept and newer:
-        there = ", ".join(f"{name} {now[name][0]}" for name in newer)
+        packages_text = ", ".join(f"{name} {now[name][0]}" for name in newer)
         problem = (
-            f"{there} is newer than {wanted}, and the toolkit does not work: repair it, or set "
+            f"{packages_text} is newer than {target}, and the toolkit does not work: repair it, or set "
             f"nvidia_container_toolkit_version to {now[newer[0]][0]}, and run again"
         )
     return {
@@ -148,7 +148,7 @@ def decision(lines: list[str], packages: list[str], wanted: str, least: str) -> 
         "hold": []
         if kept
         else [name for name in packages if not now.get(name, ("", False))[1] and name in {*missing, *ours}],
-        "downgrade": [name for name in missing if name in ours and _order(now[name][0]) > _order(wanted)],
+        "downgrade": [name for name in missing if name in ours and _order(now[name][0]) > _order(target)],
         "unhold": sorted(name for name in missing if name in now and now[name][1] and name in our_holds),
         "problem": problem,
         "ours": sorted(ours),

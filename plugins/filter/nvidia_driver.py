@@ -45,7 +45,7 @@ def _architecture(device: int, table: list[dict]) -> dict:
 
 def cards(lines: list[str], table: list[dict]) -> list[dict]:
     """NVIDIA's cards among lines of `slot vendor device class`, each with its architecture of `table`."""
-    found = []
+    result = []
     for line in lines:
         fields = line.split()
         if len(fields) != 4:
@@ -53,7 +53,7 @@ def cards(lines: list[str], table: list[dict]) -> list[dict]:
         slot, vendor, device, pci_class = (field.lower() for field in fields)
         if vendor == NVIDIA and pci_class.startswith(CARD_CLASSES):
             row = _architecture(int(device, 16), table)
-            found.append(
+            result.append(
                 {
                     "slot": slot,
                     "id": f"10de:{device.removeprefix('0x')}",
@@ -63,7 +63,7 @@ def cards(lines: list[str], table: list[dict]) -> list[dict]:
                     "last_branch": row["last_branch"],
                 }
             )
-    return found
+    return result
 
 
 def switches(lines: list[str]) -> list[str]:
@@ -184,13 +184,13 @@ def _origin(packages: list[str], runfile: bool) -> str:
 
 def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -> dict:
     """What the probe of tasks/inspect.yml saw, as `nvidia_driver_status`."""
-    seen: dict[str, list[str]] = {}
+    answers: dict[str, list[str]] = {}
     for line in lines:
         word, _, rest = line.partition(" ")
-        seen.setdefault(word, []).append(rest.strip())
-    loaded, installed = seen.get("loaded", [""])[0], seen.get("installed", [""])[0]
+        answers.setdefault(word, []).append(rest.strip())
+    loaded, installed = answers.get("loaded", [""])[0], answers.get("installed", [""])[0]
     mismatch = bool(loaded and installed and loaded != installed)
-    nouveau = "nouveau" in seen
+    nouveau = "nouveau" in answers
     pending = []
     if mismatch:
         pending.append(
@@ -200,30 +200,30 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
     if nouveau and installed:
         pending.append("nouveau is loaded and holds the card; it is blacklisted from the next boot on")
     wished = ""
-    if "reboot" in seen:
-        names = seen["reboot"][0]
+    if "reboot" in answers:
+        names = answers["reboot"][0]
         wished = f"{reboot_file} asks for it" + (f" ({names})" if names else "")
-    rows = [fields for fields in (line.split() for line in seen.get("package", [])) if len(fields) == 3]
+    rows = [fields for fields in (line.split() for line in answers.get("package", [])) if len(fields) == 3]
     packages = sorted({name for _, source, name in rows if SOURCES.match(source)})
-    held = sorted({name.partition(":")[0] for name in seen.get("held", [])})
-    brought = set(seen.get("brought", []))
+    held = sorted({name.partition(":")[0] for name in answers.get("held", [])})
+    brought = set(answers.get("brought", []))
     ours = any(MODULE.fullmatch(name) for name in brought & set(packages))
-    on_bus = cards(seen.get("pci", []), table)
-    served = {slot.lower() for slot in seen.get("served", [])}
-    answered = max((int(count) for count in seen.get("listed", []) if count.isdigit()), default=0)
+    on_bus = cards(answers.get("pci", []), table)
+    served = {slot.lower() for slot in answers.get("served", [])}
+    answered = max((int(count) for count in answers.get("listed", []) if count.isdigit()), default=0)
     unserved = [card["slot"] for card in on_bus if card["slot"] not in served]
     return {
         "cards": on_bus,
-        "switches": switches(seen.get("pci", [])),
+        "switches": switches(answers.get("pci", [])),
         "loaded": loaded,
         "installed": installed,
         "mismatch": mismatch,
         "nouveau": nouveau,
-        "secure_boot": "1" in seen.get("secureboot", []),
+        "secure_boot": "1" in answers.get("secureboot", []),
         "kernel": kernel,
-        "kernel_running": seen.get("running", [""])[0] == kernel,
-        "kernels": kernels(kernel, seen.get("newest", [""])[0]),
-        "images": sorted(seen.get("image", [])),
+        "kernel_running": answers.get("running", [""])[0] == kernel,
+        "kernels": kernels(kernel, answers.get("newest", [""])[0]),
+        "images": sorted(answers.get("image", [])),
         "kernel_packages": kernel_packages([name for *_, name in rows]),
         # Whether the loaded driver serves every card: by its own list, or by that of nvidia-smi.
         "answers": bool(loaded and on_bus and answered >= len(on_bus)),
@@ -232,16 +232,16 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         # Whether this role brought the driver, and how it came if not.
         "ours": ours,
         "brought": sorted(brought),
-        "origin": _origin(packages, "runfile" in seen),
-        "runfile": "runfile" in seen and not packages,
+        "origin": _origin(packages, "runfile" in answers),
+        "runfile": "runfile" in answers and not packages,
         # What the driver needs, and what only the distribution wishes: that one disturbs no card.
         "reboot_pending": pending,
         "reboot_wished": wished,
         "packages": packages,
         "held": held,
         # Holds of an administrator, which this role neither releases nor passes over.
-        "held_by_others": sorted((set(held) & set(packages)) - set(seen.get("holds", []))),
-        "held_by_us": sorted(set(held) & set(seen.get("holds", []))),
+        "held_by_others": sorted((set(held) & set(packages)) - set(answers.get("holds", []))),
+        "held_by_us": sorted(set(held) & set(answers.get("holds", []))),
     }
 
 
@@ -294,8 +294,8 @@ def plan(
     most = min([card["last_branch"] or 9999 for card in cards], default=9999)
 
     if answer["source"] == "auto":
-        wanted = branch or distribution_branch
-        serves = least <= wanted <= most and wanted == distribution_branch and (fabric or not switches)
+        target = branch or distribution_branch
+        serves = least <= target <= most and target == distribution_branch and (fabric or not switches)
         answer["source"] = "distribution" if serves else "cuda_repository"
     if not answer["branch"]:
         # 580 is the last branch for Maxwell, Pascal and Volta, and new enough for every card in the table.

@@ -22,7 +22,7 @@ from typing import Any
 
 TRIES = 4
 PAGE = 100
-#: Longer waits than this are the caller's to plan: the refusal names the time instead.
+#: After longer waits than this the error names the time instead.
 LONGEST_WAIT_S = 60
 
 RIGHTS = {
@@ -53,8 +53,8 @@ class Scope:
 
     @classmethod
     def of(cls, url: str, repository: str, organization: str, enterprise: str, api_url: str = "") -> Scope:
-        """The one scope that is given. Raises ApiError when none or several are."""
-        given = [
+        """Return the one scope that is set. Raises ApiError when none or several are."""
+        scopes = [
             (kind, name)
             for kind, name in (
                 ("repository", repository),
@@ -63,12 +63,12 @@ class Scope:
             )
             if name
         ]
-        if len(given) != 1:
+        if len(scopes) != 1:
             raise ApiError(
                 "Set exactly one of github_runner_repository, github_runner_organization and "
-                f"github_runner_enterprise; {len(given)} are set."
+                f"github_runner_enterprise; {len(scopes)} are set."
             )
-        kind, name = given[0]
+        kind, name = scopes[0]
         if kind == "repository" and name.count("/") != 1:
             raise ApiError(f"github_runner_repository must be OWNER/NAME, not {name!r}.")
         return cls(url.rstrip("/"), kind, name, api_url.rstrip("/"))
@@ -88,9 +88,9 @@ class Scope:
         raise ApiError(f"{runner_url!r} names no repository, organisation or enterprise.")
 
     def is_at(self, url: str) -> bool:
-        """Is this scope on the GitHub with this URL? Credentials go nowhere else."""
-        ours, theirs = urllib.parse.urlsplit(self.url), urllib.parse.urlsplit(url)
-        return (ours.scheme, ours.netloc.lower()) == (theirs.scheme, theirs.netloc.lower())
+        """Is this scope on the GitHub with this URL? Credentials are sent nowhere else."""
+        own, other = urllib.parse.urlsplit(self.url), urllib.parse.urlsplit(url)
+        return (own.scheme, own.netloc.lower()) == (other.scheme, other.netloc.lower())
 
     @property
     def api_url(self) -> str:
@@ -208,8 +208,8 @@ class GitHub:
         if not self._installation_token:
             jwt = f"Bearer {app_jwt(self._app_id, self._app_key)}"
             if not self._installation:
-                found = self._send("GET", f"{self.scope.path}/installation", authorization=jwt)
-                self._installation = str(found["id"])
+                installation = self._send("GET", f"{self.scope.path}/installation", authorization=jwt)
+                self._installation = str(installation["id"])
             answer = self._send(
                 "POST", f"/app/installations/{self._installation}/access_tokens", authorization=jwt
             )
@@ -275,10 +275,10 @@ class GitHub:
     def _refusal(self, method: str, url: str, status: int, headers: Message, text: str) -> ApiError:
         at = f"at {method} {url}"
         needs = f"It needs {RIGHTS[self.scope.kind]}."
-        said = _said(text)
+        message = _message(text)
         if status == 401:
             return ApiError(
-                f"GitHub does not accept the credential (401 {said}) {at}: "
+                f"GitHub does not accept the credential (401 {message}) {at}: "
                 f"it is mistyped, expired or revoked. Make a new one. {needs}",
                 status,
             )
@@ -286,7 +286,7 @@ class GitHub:
             scopes = headers.get("X-OAuth-Scopes")
             has = f" The token has the scopes: {scopes or 'none'}." if scopes is not None else ""
             return ApiError(
-                f"The credential may not do this (403 {said}) {at}.{has} {needs}",
+                f"The credential may not do this (403 {message}) {at}.{has} {needs}",
                 status,
             )
         if status == 404:
@@ -300,21 +300,21 @@ class GitHub:
             return ApiError(
                 f"{self.scope.kind} {self.scope.name!r} has moved ({status}) {at}. Use its new name.", status
             )
-        return ApiError(f"GitHub refused the request ({status} {said}) {at}.", status)
+        return ApiError(f"GitHub refused the request ({status} {message}) {at}.", status)
 
     def _pages(self, path: str, key: str) -> Iterator[dict[str, Any]]:
-        page, seen = 1, 0
+        page, count = 1, 0
         joint = "&" if "?" in path else "?"
         while True:
             answer = self.call("GET", f"{path}{joint}per_page={PAGE}&page={page}")
             entries = answer[key]
             yield from entries
-            seen += len(entries)
-            if not entries or seen >= answer["total_count"]:
+            count += len(entries)
+            if not entries or count >= answer["total_count"]:
                 return
             page += 1
 
-    # --- what the role asks for --------------------------------------------------------------------------
+    # --- requests of the role ----------------------------------------------------------------------------
 
     def runners(self) -> list[dict[str, Any]]:
         """Every registered runner, all pages; each once, also when the list moves while it is read."""
@@ -379,9 +379,9 @@ class GitHub:
             if group["name"] == name or (not name and group.get("default")):
                 return group
         if name:
-            there = ", ".join(sorted(g["name"] for g in groups)) or "none"
+            names = ", ".join(sorted(g["name"] for g in groups)) or "none"
             raise ApiError(
-                f"{self.scope.kind} {self.scope.name!r} has no runner group {name!r}; it has: {there}. "
+                f"{self.scope.kind} {self.scope.name!r} has no runner group {name!r}; it has: {names}. "
                 "Make the group or correct github_runner_group."
             )
         return None
@@ -389,7 +389,7 @@ class GitHub:
     def public_reason(self, group_name: str) -> str:
         """Why strangers' code could reach a runner here, or an empty string.
 
-        Without a credential a repository that anybody can read is public; an organisation is told as unknown.
+        Without a credential a repository that anybody can read is public; an organisation is unknown.
         """
         if self.scope.kind == "repository":
             try:
@@ -470,8 +470,8 @@ def release(releases_url: str, architecture: str, version: str = "") -> dict[str
     raise ApiError(f"The release {offered} of GitHub's runner has no {name} at {releases_url}.")
 
 
-def _said(text: str) -> str:
-    """GitHub's own words, one line, short."""
+def _message(text: str) -> str:
+    """Return GitHub's own message on one short line."""
     try:
         message = json.loads(text)["message"]
     except (ValueError, KeyError, TypeError):

@@ -45,7 +45,7 @@ LARGEST_CONFIGURATION = 1 << 20
 
 
 class LocalError(Exception):
-    """Something on the host is not as it should be, or config.sh refused. The message says what to do."""
+    """A problem on the host, or a refusal of config.sh. The message says what to do."""
 
 
 def as_root() -> None:
@@ -112,9 +112,9 @@ def setup_account(user: str) -> str:
 def require_safe_parents(folder: Path) -> None:
     """Raise LocalError unless nobody but root can replace the folder."""
     for parent in folder.parents:
-        found = parent.lstat()
-        writable = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or writable:
+        status = parent.lstat()
+        writable = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or writable:
             raise LocalError(
                 f"{parent} is not a folder that only root can write, so somebody could replace {folder}. "
                 "Set github_runner_folder to a folder of root's, without links in its path."
@@ -192,8 +192,8 @@ def _staging(folder: Path) -> Iterator[Path]:
     """A new folder on the file system of the instances that only root can enter."""
     top = folder.parent / ".staging"
     top.mkdir(mode=0o700, exist_ok=True)
-    for left in top.glob(f"{folder.name}-*"):
-        remove_tree(left)
+    for old in top.glob(f"{folder.name}-*"):
+        remove_tree(old)
     private = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=top))
     try:
         yield private
@@ -333,33 +333,33 @@ def _remove_files(here: int, folder: Path) -> bool:
     return removed
 
 
-def configure(folder: Path, user: str, token: str, wanted: Mapping[str, Any], record: Path) -> None:
+def configure(folder: Path, user: str, token: str, settings: Mapping[str, Any], record: Path) -> None:
     """Register by config.sh and put what it wrote into the folder, for the account. Raises LocalError."""
-    command = ["./config.sh", "--unattended", "--url", wanted["url"], "--name", wanted["name"]]
-    command += ["--work", "_work", "--labels", ",".join(wanted["labels"]), "--disableupdate"]
-    if wanted.get("group"):
-        command += ["--runnergroup", wanted["group"]]
+    command = ["./config.sh", "--unattended", "--url", settings["url"], "--name", settings["name"]]
+    command += ["--work", "_work", "--labels", ",".join(settings["labels"]), "--disableupdate"]
+    if settings.get("group"):
+        command += ["--runnergroup", settings["group"]]
     for flag, on in (
-        ("--replace", wanted.get("replace")),
-        ("--no-default-labels", wanted.get("no_default_labels")),
-        ("--ephemeral", wanted.get("ephemeral")),
+        ("--replace", settings.get("replace")),
+        ("--no-default-labels", settings.get("no_default_labels")),
+        ("--ephemeral", settings.get("ephemeral")),
     ):
         if on:
             command.append(flag)
     forget(folder, user, record)
     # Until config.sh has answered, the id is not known; the next run then looks for the name.
-    change_record(record, url=wanted["url"], name=wanted["name"])
+    change_record(record, url=settings["url"], name=settings["name"])
     with _setup_folder(folder, user, record, {}) as private:
         done = _run(setup_account(user), private, command, token)
         if done.returncode != 0:
             raise LocalError(
-                _reason(done, token, f"register {wanted['name']!r} at {wanted['url']}", wanted["url"])
+                _reason(done, token, f"register {settings['name']!r} at {settings['url']}", settings["url"])
             )
         files = _read_files(private)
     try:
         agent = int(json.loads(files[".runner"].lstrip("\ufeff"))["agentId"])
     except (KeyError, ValueError, TypeError):
-        raise LocalError("config.sh ended well and left no .runner that names the runner's id.") from None
+        raise LocalError("config.sh succeeded but wrote no .runner that names the runner's id.") from None
     change_record(record, id=agent, files=files)
     with frozen(folder, user) as here:
         _remove_files(here, folder)
@@ -383,16 +383,16 @@ def _setup_folder(folder: Path, user: str, record: Path, files: Mapping[str, str
     there would get the token.
     """
     setup = pwd.getpwnam(setup_account(user))
-    for left in folder.parent.glob(f".setup-{folder.name}-*"):
-        remove_tree(left)
+    for old in folder.parent.glob(f".setup-{folder.name}-*"):
+        remove_tree(old)
     private = Path(tempfile.mkdtemp(prefix=f".setup-{folder.name}-", dir=folder.parent))
     try:
         with frozen(folder, user) as here:
             for name in read_record(record).get("programs", []):
-                found = os.stat(name, dir_fd=here, follow_symlinks=False)
-                if found.st_uid != 0:
+                status = os.stat(name, dir_fd=here, follow_symlinks=False)
+                if status.st_uid != 0:
                     raise LocalError(f"{folder / name} does not belong to root. Run the role again.")
-                if stat.S_ISDIR(found.st_mode):
+                if stat.S_ISDIR(status.st_mode):
                     shutil.copytree(folder / name, private / name, symlinks=True, copy_function=os.link)
                 else:
                     os.link(name, private / name, src_dir_fd=here, follow_symlinks=False)
@@ -418,9 +418,9 @@ def _read_files(folder: Path) -> dict[str, str]:
             except FileNotFoundError:
                 continue
             with os.fdopen(descriptor, encoding="utf-8") as handle:
-                found = os.fstat(handle.fileno())
-                if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST_CONFIGURATION:
-                    raise LocalError(f"config.sh left a {name} that is no file of a registration.")
+                status = os.fstat(handle.fileno())
+                if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST_CONFIGURATION:
+                    raise LocalError(f"config.sh wrote a {name} that is not a file of a registration.")
                 files[name] = handle.read()
     finally:
         os.close(here)
@@ -467,17 +467,17 @@ def _run(user: str, folder: Path, command: list[str], token: str) -> subprocess.
 
 
 def _reason(done: subprocess.CompletedProcess[str], token: str, what: str, where: str) -> str:
-    said = (done.stdout + "\n" + done.stderr).replace(token or "\0", "***")
-    if re.search(r"\b404\b|NotFound", said):
+    output = (done.stdout + "\n" + done.stderr).replace(token or "\0", "***")
+    if re.search(r"\b404\b|NotFound", output):
         return (
-            f"Could not {what}: GitHub says not found (404). That is also what it says of an expired token: "
+            f"Could not {what}: GitHub says not found (404). It answers the same for an expired token: "
             f"registration and remove tokens last one hour and are for one scope. Make a new one for "
             f"{where}, or set github_runner_pat or a GitHub App and let the role make it."
         )
-    if re.search(r"exists with the same name", said):
+    if re.search(r"exists with the same name", output):
         return (
             f"Could not {what}: the name is taken. Choose another github_runner_name, "
             "or set github_runner_replace: true."
         )
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     return f"Could not {what}: config.sh ended with {done.returncode}: {' / '.join(lines[-4:])[:600]}"

@@ -43,7 +43,7 @@ options:
 def service(unit: str, files: list[str]) -> dict[str, bool]:
     """Is the unit older than what it was started from (files changed, or systemd has not read them)?
 
-    Told by times, not by what this run changed: an interrupted run must not leave an old service behind.
+    Times decide, not what this run changed, so that an interrupted run leaves no old service behind.
     """
     names = "ActiveState,ActiveEnterTimestamp,NeedDaemonReload"
     done = subprocess.run(
@@ -62,9 +62,9 @@ def service(unit: str, files: list[str]) -> dict[str, bool]:
 
 
 def facts(folder: Path, record_file: Path, description_file: str) -> dict[str, Any]:
-    """What root knows of the instance; of the account's files only whether they are there.
+    """Return what root's record says of the instance, and whether the files of the account exist.
 
-    An older release left no record: then name and place are those with which the role described the instance.
+    An earlier release wrote no record: then name and URL are those of the description.
     """
     record = read_record(record_file)
     description: dict[str, Any] = {}
@@ -169,7 +169,7 @@ def main() -> None:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(
-            msg=f"{error.strerror}: {error.filename or params['folder']}. Mend it and run the role again."
+            msg=f"{error.strerror}: {error.filename or params['folder']}. Fix this and run the role again."
         )
     module.exit_json(changed=changed)
 

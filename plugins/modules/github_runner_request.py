@@ -88,16 +88,16 @@ def delete(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any
 
 
 def labels(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
-    """Bring the custom labels of a registered runner to what is wanted, in place."""
+    """Bring the custom labels of a registered runner to those of the settings."""
     runner = github.find(params["name"])
     if runner is None:
         return {"changed": check}
-    has, wanted = sorted(_custom(runner), key=str.casefold), sorted(params["labels"], key=str.casefold)
-    if [name.casefold() for name in has] == [name.casefold() for name in wanted]:
+    current, labels = sorted(_custom(runner), key=str.casefold), sorted(params["labels"], key=str.casefold)
+    if [name.casefold() for name in current] == [name.casefold() for name in labels]:
         return {}
     if not check:
-        github.set_labels(runner["id"], wanted)
-    return {"changed": True, "diff": {"before": "\n".join(has) + "\n", "after": "\n".join(wanted) + "\n"}}
+        github.set_labels(runner["id"], labels)
+    return {"changed": True, "diff": {"before": "\n".join(current) + "\n", "after": "\n".join(labels) + "\n"}}
 
 
 def download(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -138,8 +138,8 @@ def sweep(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]
     stale: list[dict[str, Any]] = []
     for runner in github.runners():
         names = {label["name"].casefold() for label in runner["labels"]}
-        ours = params["mark"].casefold() in names and runner["name"].startswith(params["prefix"])
-        if not ours or runner["status"] != "offline" or runner["busy"] or names & keep:
+        own = params["mark"].casefold() in names and runner["name"].startswith(params["prefix"])
+        if not own or runner["status"] != "offline" or runner["busy"] or names & keep:
             continue
         key = str(runner["id"])
         since = float(known.get(key, now))

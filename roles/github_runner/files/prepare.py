@@ -38,7 +38,7 @@ from github_runner_local import (
 ETC = Path("/etc/github-runner")
 RUN = Path("/run/github-runner")
 #: Seconds before another try after a refusal, doubled each time: a revoked key must not be tried every few
-#: seconds, and one that is mended needs nobody here.
+#: seconds, and one that is repaired needs no restart.
 FIRST_DELAY_S = 5
 LONGEST_DELAY_S = 300
 #: Folders deeper than this are left alone: each level keeps one folder open.
