@@ -9,7 +9,7 @@ def merge(current: dict[str, Any], settings: dict[str, Any], written: dict[str, 
     """Merge `settings` into `current`, key by key at every depth, except what was edited by hand.
 
     `written` is what this role wrote last: a key that differs from it was edited and stays. A key in
-    `written` that is no setting any more, and was not edited, is removed. Returns `result` and the keys `edited`.
+    `written` that is no setting any more, and was not edited, is removed. Returns `result` and `edited`.
     """
     edited: list[str] = []
     return {"result": _merge(current, settings, written, "", edited), "edited": edited}
