@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import weakref
 from pathlib import Path
@@ -15,6 +16,14 @@ from typing import Any
 from loopback.world import wait_until
 
 from .machine import TestHost, state_dir
+
+
+def archived(archive: Path, name: str) -> bytes:
+    """Return the content of a file in an archive."""
+    with tarfile.open(archive) as opened:
+        member = opened.extractfile(name)
+        assert member is not None
+        return member.read()
 
 
 class Caller:

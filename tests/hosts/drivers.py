@@ -56,13 +56,18 @@ def load_driver(host: TestHost, version: str, *, listed: bool = True) -> None:
         host.shell("mkdir -p " + " ".join(f"/srv/simulated/proc/gpus/{slot}" for slot in SLOTS))
 
 
+def simulate_cards(host: TestHost, *slots: str) -> None:
+    """Put NVIDIA cards into slots of the simulated PCI bus."""
+    for slot in slots:
+        for name, value in (("vendor", "0x10de"), ("device", "0x20b0"), ("class", "0x030200")):
+            host.write(f"/srv/simulated/pci/{slot}/{name}", f"{value}\n")
+
+
 def prepare(host: TestHost) -> None:
     """Give a bare host two cards, a kernel, no driver, and the archive."""
     archive.publish(host, [*archive.ubuntu_kernel(60), *NEWER_PACKAGES, *ROLE_PACKAGES])
     host.shell("apt-get -qq -y install linux-generic >/dev/null; mkdir -p /srv/simulated/modules")
-    for slot in SLOTS:
-        for name, value in (("vendor", "0x10de"), ("device", "0x20b0"), ("class", "0x030200")):
-            host.write(f"/srv/simulated/pci/{slot}/{name}", f"{value}\n")
+    simulate_cards(host, *SLOTS)
 
 
 def clean(host: TestHost) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import csv
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from documented import documented
-from hosts.caller import Caller
+from hosts.caller import Caller, archived
 from hosts.gpu.world import UUIDS
 from hosts.machine import TestHost
 from loopback.world import tail, wait_until
@@ -129,10 +128,7 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
     (card,) = result["gpus"]
     sees_exactly(json.loads(out), card["uuid"])
 
-    with tarfile.open(caller.work / "artefacts.tar.gz") as archive:
-        member = archive.extractfile("job/manifest.json")
-        assert member is not None
-        manifest = json.load(member)
+    manifest = json.loads(archived(caller.work / "artefacts.tar.gz", "job/manifest.json"))
     (recorded,) = manifest["gpus"]
     for file_name in ("manifest.json", "result.json"):
         keys = {
@@ -180,9 +176,10 @@ def test_gpu_check_off_is_recorded_as_not_proven(caller: Caller) -> None:
     result = caller.result(answer["id"])
     expected = {"mode": "off", "proven": False, "detail": "switched off (gpu_check = off)"}
     assert result["gpu_check"] == expected
-    with tarfile.open(caller.work / "artefacts.tar.gz") as archive:
-        members = {name: archive.extractfile(name) for name in ("job/manifest.json", "artefacts/seen.json")}
-        manifest, seen = (json.load(member) for member in members.values() if member is not None)
+    archive = caller.work / "artefacts.tar.gz"
+    manifest, seen = (
+        json.loads(archived(archive, name)) for name in ("job/manifest.json", "artefacts/seen.json")
+    )
     assert manifest["gpu_check"] == expected
     # Not proven, but given: exactly one card, and the same in every file.
     (card,) = manifest["gpus"]

@@ -13,12 +13,11 @@ import json
 import os
 import signal
 import subprocess
-import tarfile
 import time
 from pathlib import Path
 
 import pytest
-from hosts.caller import Caller
+from hosts.caller import Caller, archived
 from hosts.machine import TestHost
 from loopback.world import wait_until
 
@@ -197,13 +196,6 @@ class Scene(Caller):
             assert list(self.temp.iterdir()) == []
 
 
-def archived_log(archive: Path) -> bytes:
-    with tarfile.open(archive) as opened:
-        member = opened.extractfile("job/log.txt")
-        assert member is not None
-        return member.read()
-
-
 @pytest.fixture
 def scene(request: pytest.FixtureRequest, case: Case, tmp_path: Path) -> Scene:
     name = (
@@ -276,7 +268,7 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
         attached = scene.run("attach", job, cwd=elsewhere)
         assert attached.returncode == 0, attached.stderr.decode()[-2000:]
         assert attached.stdout == EXPECTED
-        assert archived_log(archive) == EXPECTED
+        assert archived(archive, "job/log.txt") == EXPECTED
     elif case.victim == "worker" and case.phase not in (*UNPROMISED, "fetch"):
         assert code == 10, messages
         assert scene.run("status", job, "--json").returncode == 0
@@ -285,12 +277,12 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
         if case.phase in ("training", "artefacts"):
             # What never came to training has nothing to pack.
             assert scene.run("fetch", job, cwd=elsewhere).returncode == 0
-            assert archived_log(archive) == logs.stdout
+            assert archived(archive, "job/log.txt") == logs.stdout
         if case.phase == "artefacts":
             assert logs.stdout == EXPECTED
     elif code == 0:
         assert out == EXPECTED
-        assert archived_log(scene.work / "artefacts.tar.gz") == EXPECTED
+        assert archived(scene.work / "artefacts.tar.gz", "job/log.txt") == EXPECTED
     else:
         # An engine that dies in the middle of a build takes the build with it; one without live-restore (the host
         # without systemd has a bare engine) takes the container. At its very start a job finds no engine.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hosts import fleet
-from hosts.caller import Caller
+from hosts.caller import Caller, archived
 from hosts.machine import TestHost
 from hosts.play import play
 from loopback.world import tail
@@ -75,10 +74,7 @@ def test_private_image_is_pulled_with_the_users_login(
     done = caller.run(*words)
     assert done.returncode == 0, tail(done.stderr)
     assert IMAGE in ssh_host.docker("images", "--format", "{{.Repository}}:{{.Tag}}").split()
-    with tarfile.open(caller.work / "artefacts.tar.gz") as archive:
-        member = archive.extractfile("job/manifest.json")
-        assert member is not None
-        manifest = json.load(member)
+    manifest = json.loads(archived(caller.work / "artefacts.tar.gz", "job/manifest.json"))
     assert manifest["image"]["reference"] == IMAGE
     assert manifest["image"]["digest"] == registry
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from hosts import archive
+from hosts.drivers import SLOTS, simulate_cards
 from hosts.machine import TestHost, make_image
 from hosts.play import PlayResult, play
 from hosts.toolkits import FINGERPRINT, NAMES, key, toolkit
@@ -22,8 +23,7 @@ def engine_host(_hosts_possible: None, tmp_path_factory: pytest.TempPathFactory)
     try:
         archive.publish(host, [package for version in VERSIONS for package in toolkit(version)])
         host.write("/etc/apt/apt.conf.d/99unsigned", 'Acquire::AllowInsecureRepositories "true";\n')
-        for name, value in (("vendor", "0x10de"), ("device", "0x20b0"), ("class", "0x030200")):
-            host.write(f"/srv/simulated/pci/0000:01:00.0/{name}", f"{value}\n")
+        simulate_cards(host, SLOTS[0])
         yield host
     finally:
         host.remove()

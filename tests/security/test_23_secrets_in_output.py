@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from hosts import archive, fleet
-from hosts.drivers import SIMULATED, SLOTS
+from hosts.drivers import SIMULATED, SLOTS, simulate_cards
 from hosts.machine import TestHost, make_image
 from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
 from hosts.toolkits import FINGERPRINT, key, toolkit
@@ -121,10 +121,9 @@ def host(
         fleet.place_uv(host)
         archive.publish(host, toolkit("1.18.2-1"))
         host.write("/etc/apt/apt.conf.d/99unsigned", 'Acquire::AllowInsecureRepositories "true";\n')
+        simulate_cards(host, *SLOTS)
         for slot in SLOTS:
             host.shell(f"mkdir -p /srv/simulated/proc/gpus/{slot} /srv/simulated/modules")
-            for name, value in (("vendor", "0x10de"), ("device", "0x20b0"), ("class", "0x030200")):
-                host.write(f"/srv/simulated/pci/{slot}/{name}", f"{value}\n")
         host.write("/srv/simulated/proc/version", "NVRM version: NVIDIA UNIX  590.48.01  Release Build\n")
         yield host
     finally:
