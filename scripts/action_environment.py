@@ -32,7 +32,7 @@ HOST_JSON = Path("/var/lib/train-classifier/host.json")
 HOST_UV = Path("/var/lib/train-classifier/bin/uv")
 #: Failures of a tool that another folder may not have.
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-#: Environments of other locks are removed once nothing has used them for so long.
+#: Environments of other locks are removed after this time without use.
 UNUSED_S = 30 * 86400
 
 
@@ -82,7 +82,7 @@ def find(name: str) -> Path | None:
 
 
 def make(name: str) -> Path:
-    """Make the environment in the first folder that takes it. Two at once: the second waits for the first.
+    """Make the environment in the first folder that can hold it. A second process waits for the first.
 
     Raises Refused.
     """

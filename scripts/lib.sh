@@ -44,7 +44,7 @@ need_packages() {
     }
 }
 
-# The CA bundle this machine was told to use beyond its distribution's; empty when there is none.
+# The CA bundle that this machine uses beyond its distribution's; empty when there is none.
 ca_bundle() {
     for file in "${SSL_CERT_FILE:-}" "${PIP_CERT:-}" "${REQUESTS_CA_BUNDLE:-}" "${CURL_CA_BUNDLE:-}"; do
         if [ -n "$file" ] && [ -s "$file" ]; then

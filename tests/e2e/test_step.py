@@ -80,7 +80,7 @@ def unlimited_collecting(world: World) -> Iterator[None]:
 
 
 def groups(log: str) -> dict[str, list[str]]:
-    """Return the lines of each folded group, as the runner folds them; "" has what stands open.
+    """Return the lines of each folded group, as the runner folds them; "" has the lines outside of groups.
 
     No group begins in another one, and none is left open.
     """
@@ -328,7 +328,7 @@ open(checkpoint, "w").write(str(epoch + 1))
 
 @pytest.mark.host
 def test_job_on_gpu_host_gets_one_card_and_resumes(world: World, gpu_host: TestHost) -> None:
-    """Over ssh on a simulated GPU host: one card of two, a data folder, and a second run that goes on."""
+    """Over ssh on a simulated GPU host: one card of two, a data folder, and a second run that resumes."""
     gpu_host.write("/srv/digits/digit.txt", "seven")
     world.model(RESUMING)
     inputs = {

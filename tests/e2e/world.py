@@ -53,7 +53,7 @@ runs:
       run: |
         mkdir -p "$TC_UPLOADS/$NAME"
         if [ -e "$FILE" ]; then cp -p "$FILE" "$TC_UPLOADS/$NAME/"; fi
-        # What the tests want to know of the checkout and of the runner's temporary folder, while they are there.
+        # What the tests check of the checkout and of the runner's temporary folder, while these exist.
         git status --porcelain --ignored >"$TC_UPLOADS/status"
         find . -printf '%u %p\\n' >"$TC_UPLOADS/owners"
         if [ -d "$RUNNER_TEMP/train-classifier" ]; then cp -rp "$RUNNER_TEMP/train-classifier" "$TC_UPLOADS/temp"; fi
@@ -121,7 +121,7 @@ class SecretWatch:
 
 
 def changed_since(path: Path, since: float) -> bool:
-    """Say whether a path is a file that was made or changed since then, whatever its own times say."""
+    """Say whether a path is a file that was made or changed since then, by its ctime."""
     information = path.lstat()
     # The clock of a file system may be a tick behind.
     return stat.S_ISREG(information.st_mode) and information.st_ctime >= since - 0.1
@@ -235,7 +235,7 @@ class World:
             "--local-repository", f"actions/upload-artifact@{SAMPLE_UPLOAD}={self.folder / 'upload-artifact'}",
             *arguments,
         ]  # fmt: skip
-        # A runner hands its own environment on; act gives steps only what it is told.
+        # A runner passes on its own environment; act gives steps only what its flags name.
         for name in (
             "TRAIN_CLASSIFIER_HOST_JSON",
             "TRAIN_CLASSIFIER_GPUS",
@@ -338,7 +338,7 @@ class World:
         return container_ids
 
     def assert_clean(self, *documented: str) -> None:
-        """Nothing of ours is left but what is documented: in the checkout, on the engine, in the temporary folder.
+        """Nothing is left but what is documented: in the checkout, on the engine, in the temporary folder.
 
         All of the checkout is the runner's own, and no secret is in a log or a file.
         """

@@ -51,7 +51,7 @@ def install() -> Path:
         npm = shutil.which("npm")
         if not npm:
             raise Unavailable("npm is missing: apt-get install npm")
-        # Renamed once it is whole: an installation that was cut off must not be taken for one.
+        # Renamed when it is complete: an interrupted installation must not be used.
         with tempfile.TemporaryDirectory(dir=folder.parent) as work:
             installation = Path(work) / "made"
             shutil.copytree(LOCK, installation)

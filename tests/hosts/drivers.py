@@ -1,4 +1,4 @@
-"""A test host that Ansible takes for Ubuntu: two simulated cards, and an archive with two drivers that do not go together."""
+"""A test host that Ansible takes for Ubuntu: two simulated cards, and an archive with two drivers in conflict."""
 
 from __future__ import annotations
 

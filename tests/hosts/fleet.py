@@ -40,7 +40,7 @@ def prepare(host: TestHost, slim: str, **settings: object) -> None:
 
 
 def role_variables(slim: str) -> dict[str, object]:
-    """What the roles are told for a test host: the base image as training image, who trains, the CA bundle."""
+    """The roles' variables for a test host: the base image as training image, who trains, the CA bundle."""
     variables: dict[str, object] = {"training_host_images": {"cpu": slim}, "training_host_users": ["trainer"]}
     if ca_bundle() is not None:
         variables["train_classifier_ca_bundle"] = CA_BUNDLE
@@ -48,7 +48,7 @@ def role_variables(slim: str) -> dict[str, object]:
 
 
 def place_uv(host: TestHost) -> None:
-    """Put this machine's uv where role training_host would put it, if it is the version that the role wants."""
+    """Put this machine's uv where role training_host would put it, if it has the version of the role."""
     defaults = yaml.safe_load((ROOT / "roles/training_host/defaults/main.yml").read_text())
     version = defaults["training_host_uv_version"]
     binary = uv_binary()
@@ -72,7 +72,7 @@ def ssh_host(directory: Path, slim: str) -> TestHost:
     """Debian 12 with Docker 20.10: users root and trainer (docker group, linger)."""
     host = TestHost.create("ssh-host", make_image("bookworm"), directory)
     try:
-        # Role docker_engine leaves a working engine as it is: this one keeps its containers when it dies.
+        # Role docker_engine leaves a working engine as it is: this one keeps its containers when it ends.
         host.write("/etc/docker/daemon.json", json.dumps({"live-restore": True}))
         host.shell("systemctl restart docker")
         host.load_image(slim)

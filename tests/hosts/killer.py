@@ -1,4 +1,4 @@
-"""Kill -9 one of ours on a test host at the moment a job is in a phase: killer.py JOBS PHASE VICTIM.
+"""Kill -9 a process of ours on a test host at the moment a job is in a phase: killer.py JOBS PHASE VICTIM.
 
 PHASE is one of the worker's, or one of the controller's: preflight, push, start, fetch. Runs inside the host (started
 by `docker exec`), because only there is it quick enough. `controller` kills nothing: it only says when. Prints the pid
@@ -80,7 +80,7 @@ def phase_pid(jobs, phase):
         return next(iter(rsync_workers("send")), None)
     current = status(jobs)
     if current.get("state") == "running" and current.get("phase") == phase and current.get("pid"):
-        # Training has begun when the model has said something.
+        # Training has begun when the model has written to its log.
         log = "%s/%s/log.txt" % (jobs, current["id"])
         if phase != "training" or (os.path.exists(log) and os.path.getsize(log)):
             return current["pid"]

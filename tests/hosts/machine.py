@@ -95,7 +95,7 @@ def free_port() -> int:
 class TestHost:
     """A running test host. `directory` holds its key, known_hosts and inventory files (mode 0700)."""
 
-    __test__ = False  # not a test class, whatever pytest makes of the name
+    __test__ = False  # no test class, in spite of its name
 
     name: str
     container: str
@@ -254,7 +254,7 @@ class TestHost:
             raise HostError(f"{self.name}: image {tag} could not be loaded: {load.stdout}{load.stderr}")
 
     def containers(self, *filters: str) -> list[str]:
-        """Names of the containers of ours on the host's engine (label train-classifier), running or not."""
+        """Names of our containers on the host's engine (label train-classifier), running or not."""
         options = [part for item in filters for part in ("--filter", item)]
         label = ("--filter", "label=train-classifier", *options)
         return self.docker("ps", "-a", *label, "--format", "{{.Names}}").split()

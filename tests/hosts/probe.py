@@ -35,7 +35,7 @@ TRUSTED = (
     "/etc", "/usr", "/boot", "/opt", "/root", "/var/spool/cron", "/run/systemd", "/run/sudo", "/run/udev",
     "/var/lib/systemd", "/lib", "/bin", "/sbin",
 )  # fmt: skip
-#: Where a host says who may do what of root's.
+#: Where a host says who may act as root.
 RULES = (
     "/etc/sudoers", "/etc/sudoers.d", "/etc/crontab", "/etc/cron.d", "/var/spool/cron", "/etc/polkit-1",
     "/usr/share/polkit-1", "/etc/udev/rules.d", "/etc/pam.d", "/etc/security", "/etc/dbus-1",

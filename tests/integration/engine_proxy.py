@@ -1,4 +1,4 @@
-"""A proxy before the engine's socket: it can go away for good, or cut one connection, while the engine lives on."""
+"""A proxy before the engine's socket: it can stop, or cut one connection, while the engine runs on."""
 
 import contextlib
 import socket
@@ -51,7 +51,7 @@ class EngineProxy:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def cut_after(self, words: bytes, times: int) -> None:
-        """Cut the connection on which a request with these words came, once the engine has it, so many times."""
+        """Cut the connection after the engine got a request with these words, so many times."""
         self._cut = (words, times)
 
     def _accept(self, listener: socket.socket) -> None:

@@ -43,7 +43,7 @@ class Memory:
                     # A process may end while it is looked at.
                     with contextlib.suppress(OSError):
                         self._sample(entry)
-            # Folders come and go meanwhile.
+            # Folders may be removed at the same time.
             with contextlib.suppress(OSError):
                 self.event_files = max(self.event_files, len(list(self._temp.glob("**/job_events/*"))))
 

@@ -162,7 +162,7 @@ def test_missing_docker_permission_is_reported(engine: docker.DockerClient, tmp_
 
 
 def test_check_does_not_import_docker_sdk(engine: docker.DockerClient, host: Host) -> None:
-    # Importing it takes longer than all the rest: the preflight of every job does without.
+    # Importing it would take most of the time of each job's preflight.
     program = (
         "import sys; from pathlib import Path; from train_classifier.worker.checks import host_check; "
         "from train_classifier.worker.system.host import Host\n"

@@ -73,7 +73,7 @@ def host(_hosts_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
         new_host.shell(f"sed -i 's#{mirror[0]}#http://127.0.0.1:8503#' $(ls {sources} 2>/dev/null)")
         new_host.write("/etc/apt/apt.conf.d/99mirror", 'Acquire::http::Proxy::127.0.0.1 "DIRECT";\n')
         start_unit(new_host, "mirror", MIRROR, mirror[0], until="ss -ltn | grep -q 8503")
-        # What dpkg leaves when it is killed: a journal that nobody has merged.
+        # What a killed dpkg leaves: a journal that was not merged.
         new_host.shell("dpkg -s base-files >/var/lib/dpkg/updates/0001")
         refused = new_host.exec("apt-get", "install", "-y", "base-files", check=False)
         assert refused.returncode == 100 and "dpkg was interrupted" in refused.stderr
@@ -190,7 +190,7 @@ def test_nothing_is_installed_without_network_or_beside_docker_ce(
 ) -> None:
     bare = fleet.bare_host(tmp_path)
     try:
-        # A mirror that nobody can reach; the host's own settings may know a way to it.
+        # A mirror that cannot be reached, also not by a proxy of the host.
         sources = "/etc/apt/sources.list /etc/apt/sources.list.d/*"
         bare.shell(f"sed -i -E 's#https?://[^/ ]+#http://127.0.0.1:9#' $(ls {sources} 2>/dev/null)")
         bare.write("/etc/apt/apt.conf.d/99mirror", 'Acquire::http::Proxy::127.0.0.1 "DIRECT";\n')

@@ -152,7 +152,7 @@ def test_local_package_is_built_from_a_copy(site: Site) -> None:
     (package / "shapes.py").write_text("corners = 3\n")
     first = site.prepare("./lib/shapes")
     assert site.run(site.find(), first, "import shapes; print(shapes.corners)") == "3\n"
-    # Building writes beside the code: never in the job's workspace.
+    # A build writes beside the code, but not in the job's workspace.
     assert sorted(path.name for path in package.iterdir()) == ["pyproject.toml", "shapes.py"]
     (package / "shapes.py").write_text("corners = 4\n")
     second = site.prepare("./lib/shapes")
@@ -290,7 +290,7 @@ def test_next_build_removes_killed_build(site: Site, tmp_path: Path) -> None:
 
 @pytest.fixture
 def private_index(engine: docker.DockerClient) -> Iterator[Index]:
-    """An index that wants a password."""
+    """An index that requires a password."""
     with serve(engine) as index:
         index.add(wheel("tc_private", "1.0"))
         index.login = "ml:hunter2-a-rare-word"

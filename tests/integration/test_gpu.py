@@ -49,7 +49,7 @@ try:
 except TrainClassifierError as error:
     print(json.dumps({{"code": int(error.code), "reason": error.reason, "hint": error.hint, "detail": error.detail}}))
 """
-#: A framework that answers as TensorFlow does, with the number of cards that it is told.
+#: A framework that answers as TensorFlow does, with a fixed number of cards.
 TENSORFLOW = """
 __version__ = "2.17.0"
 class config:

@@ -180,7 +180,7 @@ class Scene(Caller):
         wait_until(lambda: not host.containers() or None, 60)
         assert host.shell("find /var/lib/train-classifier/queue -name '*.json'") == ""
         find = f"test -d {self.jobs_dir} || exit 0; cd {self.jobs_dir}; find . -mindepth 2 -maxdepth 2 '(' -name workspace -o -name run -o -name '*.tmp*' -o -name '.*' ')'"
-        # The worker says `finished` before it clears up.
+        # The worker reports `finished` before it removes the rest.
         wait_until(lambda: host.shell(find) == "" or None, 30)
         assert (
             host.shell(
@@ -191,7 +191,7 @@ class Scene(Caller):
 
         wait_until(lambda: not self.workers() or None, 30)
         assert [path.name for path in self.work.iterdir() if path.name.startswith(".")] == []
-        # A killed controller cannot remove its private folder; it holds no secret and lies in TMPDIR.
+        # A killed controller cannot remove its private folder in TMPDIR, which holds no secret.
         if self.case.victim != "controller":
             assert list(self.temp.iterdir()) == []
 
@@ -284,8 +284,8 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
         assert out == EXPECTED
         assert archived(scene.work / "artefacts.tar.gz", "job/log.txt") == EXPECTED
     else:
-        # An engine that dies in the middle of a build takes the build with it; one without live-restore (the host
-        # without systemd has a bare engine) takes the container. At its very start a job finds no engine.
+        # A killed engine ends a build that it runs; one without live-restore (the host
+        # without systemd has a bare engine) ends the container, too. A job that just starts finds no engine.
         built = ("image", "packages", "environment")
         allowed = {**dict.fromkeys(built, (3, 9)), "start": (3,), "gpu-check": (3, 8)}
         allowed["training"] = (10,) if case.init == "none" else ()

@@ -1,4 +1,4 @@
-"""What is large: an archive that comes back with flat memory, a tree of 10,000 files that is sent once."""
+"""A large archive that is fetched with flat memory, and a tree of 10,000 files that is sent once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from process_memory import Memory
 
 pytestmark = pytest.mark.engine
 
-#: One block of noise, over and over: quick to write, and farther apart than gzip looks back.
+#: One random block, repeated: quick to write, and longer than gzip's window.
 LARGE = """
 import hashlib
 block = os.urandom(BLOCK)

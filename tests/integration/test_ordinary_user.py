@@ -76,7 +76,7 @@ def owned_by_others(uid: int, folder: Path) -> list[str]:
 
 
 def checkout(world: World) -> Path:
-    """A git checkout with what checkouts have: ignored files, odd names and modes, links, old times."""
+    """A git checkout with ignored files, odd names and modes, links, old times."""
     repo = world.repo
     world.model(MODEL)
     (repo / "probe" / "requirements.txt").write_text("six==1.16.0\n")
@@ -116,7 +116,7 @@ def test_ordinary_user_trains_lists_and_cleans(world: World, tmp_path: Path) -> 
         subprocess.run(["chown", "-hR", f"{NOBODY}:{NOBODY}", folder], check=True)
     world.folder.chmod(0o755)
     inventory = world.folder / "here.yml"
-    # No folder is named: the state lies where it does for everybody, below the home.
+    # No folder is named: the state is at its default place below the home.
     inventory.write_text("all:\n  hosts:\n    here:\n      ansible_connection: local\n")
     variables = {name: os.environ[name] for name in ("LANG", "SSL_CERT_FILE") if name in os.environ}
     environment = {

@@ -36,7 +36,7 @@ def test_layer_has_the_packages_and_nothing_of_the_host(
 
 
 def files_in_tmp(engine: docker.DockerClient, image: str) -> list[dict[str, str]]:
-    """What lies in /tmp of an image, by a container of it that never starts."""
+    """The files in /tmp of an image, read from a container that is never started."""
     container = engine.containers.create(image, ["true"])
     try:
         archive, _ = container.get_archive("/tmp")

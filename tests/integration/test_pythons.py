@@ -118,7 +118,7 @@ def test_every_module_imports_without_docker_sdk(python: str, tmp_path: Path) ->
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[0] == "False"
-    # Containers bring their own Python, which may be older than the host's: nothing in there is ours but these.
+    # Only these files run inside containers, by a Python that may be older than the host's.
     inside = sorted((tmp_path / "train_classifier/worker/containers/inside").iterdir())
     assert len(inside) > 3
     subprocess.run([python, "-m", "py_compile", *inside], check=True)

@@ -1,4 +1,4 @@
-"""Images from a real registry that wants a password (Debian's docker-registry, on the test host's loopback)."""
+"""Images from a real registry that requires a password (Debian's docker-registry, on the test host's loopback)."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ def test_templates_in_user_text_are_not_rendered(world: World) -> None:
 
 
 def test_secret_is_masked_and_stored_nowhere(world: World) -> None:
-    """Fault row 51, as far as this side goes: not in a folder of the run, not on a command line."""
+    """Fault row 51 on the controller: not in a folder of the run, not on a command line."""
     secret = "hunter2-a-very-rare-word"
     world.model(f"print(os.environ['PASSPHRASE'], flush=True)\n{HOLD}open('artefacts/a', 'w').write('x')\n")
     process = world.start(
@@ -264,7 +264,7 @@ sys.meta_path.insert(0, Break())
     ids=["command", "plugin"],
 )
 def test_bug_is_exit_1_and_reveals_no_secret(world: World, module: str, name: str) -> None:
-    """Fault row 51, crash output; the traceback is kept, its place said, and nothing was started."""
+    """Fault row 51, crash output; the traceback is in a file that is named, and nothing was started."""
     secret = "hunter2-a-very-rare-word"
     world.model("open('artefacts/a', 'w').write('x')\n")
     site = world.folder / "site"

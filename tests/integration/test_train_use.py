@@ -28,7 +28,7 @@ GOOD = "print('hello', *sys.argv[1:], flush=True); open('artefacts/weights', 'w'
 def playbook(world: World, name: str, inventory: Path, **variables: object) -> subprocess.Popen[bytes]:
     """Start one of our playbooks from the user's own repository, with nothing set for Ansible."""
     environment = {k: v for k, v in world.environment.items() if not k.startswith("ANSIBLE_")}
-    # Not even the package's place: it is installed beside ansible-playbook.
+    # Also no path of the package: it is installed beside ansible-playbook.
     environment.pop("PYTHONPATH")
     extra = [word for key, value in variables.items() if key != "flags" for word in ("-e", f"{key}={value}")]
     program = str(Path(sys.executable).with_name("ansible-playbook"))
@@ -148,7 +148,7 @@ def test_host_must_be_named_when_there_are_two(world: World) -> None:
 
 
 def test_private_keys_are_not_pushed_and_files_may_change_during_push(world: World) -> None:
-    """Fault rows 14 and 15: nothing that holds a key lies in mirror, workspace or archive."""
+    """Fault rows 14 and 15: no private key is in the mirror, the workspace or the archive."""
     for name in ("id_ed25519_work", "deploykey", "notes.txt"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", world.repo / name], check=True)
         (world.repo / name).chmod(0o644)

@@ -53,8 +53,8 @@ def test_wheel_has_every_file_of_the_checkout(wheel: Path) -> None:
         ["git", "ls-files", "-z", "--", "train_classifier", "playbooks", "roles", "plugins", "site.yml", "ansible.cfg"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
-    # A file removed from the tree and not yet from git is not asked for; links to folders are for those who run
-    # ansible-playbook in a checkout, the command says itself where everything is.
+    # A file that is removed from the tree, but not yet from git, is not expected; links to folders are for those who run
+    # ansible-playbook in a checkout.
     tracked = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
     expected = {name if name.startswith("train_classifier/") else f"{CONTENT}/{name}" for name in tracked}
     with zipfile.ZipFile(wheel) as opened:

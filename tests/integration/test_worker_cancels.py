@@ -84,7 +84,7 @@ class Registry(http.server.BaseHTTPRequestHandler):
         self.wfile.flush()
         self.begun.set()
         if self.manner == "stall":
-            # Nothing more comes. The engine itself waits on, whoever asked for the image: it does so for docker pull.
+            # Nothing more is sent. The engine keeps waiting, as it does for docker pull.
             self.over.wait(300)
         self.close_connection = True
 

@@ -306,7 +306,7 @@ def test_clean_finishes_only_dead_jobs(host: Machine) -> None:
         fresh.kill_worker(dead)
         assert fresh.call("clean", dry_run=True)["removed"]["jobs"] == 0
         assert not (fresh.job_dir(dead) / "result.json").exists()
-        # By the files alone: any verb that looks at the job would finish it, too.
+        # Only files are read: other verbs would finish the job, too.
         end = time.monotonic() + 240
         while not (fresh.job_dir(dead) / "result.json").exists() and time.monotonic() < end:
             # A killed worker's children may hold its lock for a moment.

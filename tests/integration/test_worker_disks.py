@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small file system"),
 ]
 WRITES = "open('artefacts/partial','w').write('x')\n"
-#: Goes on once the test lets it.
+#: Continues when the test makes /cache/go.
 WAITS = (
     WRITES + "import os, time\nprint('up', flush=True)\n"
     "while not os.path.exists('/cache/go'):\n    time.sleep(0.1)\nprint('gone on', flush=True)\n"

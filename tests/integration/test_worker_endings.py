@@ -1,4 +1,4 @@
-"""How training can end: every way a model can go wrong, limits, cancels, and what it prints meanwhile."""
+"""How training can end: every way a model can go wrong, limits, cancels, and its output."""
 
 import csv
 import os
@@ -156,7 +156,7 @@ def test_cancel_before_training_ends_job(host: Machine) -> None:
 def test_expired_lease_cancels_job(host: Machine) -> None:
     job = host.start("print('up', flush=True)\nimport time\ntime.sleep(600)", lease_s=20.0)
     host.until(job, "training", text=b"up\n")
-    # Longer than the lease, with far more room for each look than a busy machine takes.
+    # Longer than the lease; each read has more time than a busy machine takes.
     begun = time.monotonic()
     while time.monotonic() < begun + 22:
         time.sleep(2)
@@ -221,7 +221,7 @@ def test_log_over_its_limit_uses_flat_memory(host: Machine) -> None:
     job = host.start(program, {"NEVER": "not in there"}, log_max_bytes=limit)
     host.until(job, "training", text=b"<0000>")
     pid = host.status(job)["pid"]
-    # Long before the end the log stands at its first half, and followers are not misled.
+    # Long before the end the log has its first half and does not grow.
     end = time.monotonic() + 240
     while len(host.log(job)) < limit // 2 and time.monotonic() < end:
         time.sleep(0.1)

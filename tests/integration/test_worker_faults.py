@@ -1,4 +1,4 @@
-"""Nothing is lost when things break at a job's end: kills between its last steps, full disks, an engine gone for good."""
+"""Nothing is lost when things break at a job's end: kills between its last steps, full disks, an engine that stays away."""
 
 import subprocess
 import time
@@ -136,7 +136,7 @@ def layer(context, base, workspace, model):
 
 
 def test_job_is_lost_and_delivered_when_engine_stays_away(host: Machine, tmp_path: Path) -> None:
-    """The job is lost by the engine's fault and says so; what the model wrote is delivered all the same."""
+    """The result names the engine, and what the model wrote is delivered."""
     with proxied() as engine, machine(host.user) as away:
         away.docker_host = engine.address
         with away.patched("containers/engine", "PATIENCE_S = 2.0\npatiently.__defaults__ = (None, None, 2.0)\n"), \

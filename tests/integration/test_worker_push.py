@@ -1,4 +1,4 @@
-"""Pushing sources with rsync: odd names, cuts, and what the mirror looks like afterwards."""
+"""Pushing sources with rsync: odd names, interruptions, and the mirror afterwards."""
 
 import contextlib
 import json
@@ -299,7 +299,7 @@ def test_full_disk_during_push_is_reported(host: Machine, tree: Path) -> None:
         small = Machine(state, host.user, host.settings)
         small.write_settings(disk_floor_bytes=0)
         (tree / "large").write_bytes(os.urandom(15 << 20))
-        # The copy begins beside the push: either of them may meet the full disk first.
+        # The copy runs beside the push: either may find the disk full.
         try:
             result = small.wait(small.start_tree(tree))
             assert (result["outcome"], result["exit_code"]) == ("not-ready", 3), result

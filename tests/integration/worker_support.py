@@ -40,7 +40,7 @@ PERSON = "daemon"
 
 
 def docker(*arguments: str) -> str:
-    """Run the docker command and return what it says."""
+    """Run the docker command and return its output."""
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
@@ -248,7 +248,7 @@ class Machine:
         return True
 
     def until_copied(self, job: str) -> None:
-        """Wait for the copy of the mirror, which goes on beside what follows a push."""
+        """Wait for the copy of the mirror, which runs in the background after a push."""
         with (self.job_dir(job) / "copy").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
 
@@ -354,7 +354,7 @@ class Machine:
         while docker("ps", "-aq", "--filter", label) and time.monotonic() < end:
             time.sleep(0.1)
         assert docker("ps", "-aq", "--filter", label) == ""
-        # The worker says `finished` before it clears up.
+        # The worker reports `finished` before it removes the rest.
         while (self.job_dir(job) / "run").exists() and time.monotonic() < end:
             time.sleep(0.05)
         # The worker holds the job's lock until it ends.

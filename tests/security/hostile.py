@@ -19,7 +19,7 @@ FIXED = settings(
     deadline=None,
     derandomize=True,
     database=None,
-    # To make a failing input smaller takes minutes; without this line it is done.
+    # Shrinking a failing input would take minutes.
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,
@@ -81,7 +81,7 @@ VALUES = st.recursive(
 
 
 def tables(*names: str, values: st.SearchStrategy[Any] = VALUES) -> st.SearchStrategy[dict[str, Any]]:
-    """Return tables with some of the keys that a reader looks for."""
+    """Return tables with some of the keys that a parser reads."""
     return st.dictionaries(st.sampled_from(names), values, max_size=len(names))
 
 
@@ -95,7 +95,7 @@ def bounded() -> Iterator[None]:
 
 
 def check_sentences(problems: Any) -> None:
-    """Check that what is said of bad input fits on a line of a terminal and of a log."""
+    """Check that messages about bad input fit on a line of a terminal and of a log."""
     for problem in problems:
         assert problem
         assert len(problem) < 20_000

@@ -10,7 +10,7 @@ from typing import Any
 from hosts import probe
 
 PROBE = "/usr/share/probe.py"
-#: Written by whoever runs what the account planted and is not the account.
+#: Planted programs write to it when another account than their own runs them.
 PROOF = "/var/tmp/who-ran-it"
 STOP = "/root/stop-watching"
 TRAP = "/root/trap"
@@ -44,7 +44,7 @@ class Site:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[dict[str, Any]]:
-        """Fill the dictionary with what root opened meanwhile that the account can change."""
+        """Fill the dictionary with the files that root opened and that the account can change."""
         self.sh(f"rm -f {STOP}; touch {TRAP}; chmod 600 {TRAP}")
         command = [
             "docker",
@@ -97,7 +97,7 @@ class Site:
         )
 
     def canaries(self) -> list[str]:
-        """Make files of root's that nothing of root's should touch; returns what is to be left as it is."""
+        """Make files of root's that nothing of root's should touch; returns what must not change."""
         self.sh(
             f"rm -rf {CANARIES}; mkdir -p {CANARIES}/folder/inner {CANARIES}/open; cd {CANARIES};"
             "echo precious > file; echo precious > folder/inner/file; echo '{}' > folder/result.json; chmod 600 file;"

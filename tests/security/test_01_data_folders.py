@@ -47,7 +47,7 @@ host = host_fixture(accounts()[-1:])
 
 
 def refused(host: Machine, *paths: str, from_checkout: bool = False) -> list[str]:
-    """Return what the host's worker says of data folders, all in one request."""
+    """Return the worker's problems with data folders, all in one request."""
     data = [
         {"path": path, "name": f"d{number}", "from_checkout": from_checkout}
         for number, path in enumerate(paths)

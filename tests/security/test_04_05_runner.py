@@ -204,7 +204,7 @@ def test_05_swapped_folders_do_not_change_files_of_root(
 
     repair_stays_in_the_work_folder(host)
 
-    # With a remove token alone config.sh takes the place from root's copy of the registration.
+    # With only a remove token config.sh uses root's copy of the registration.
     forge_runner_files(host, attacker, other["id"])
     token = host.standin.state.mint(REPO, "remove")
     host.role("uninstall", github_runner_pat="", github_runner_remove_token=token).good()

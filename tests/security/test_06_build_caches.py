@@ -98,7 +98,7 @@ def test_06_only_wheels_are_shared(site: Site, index: Index) -> None:
 def test_06_newest_version_is_built_instead_of_taking_an_older_wheel(site: Site, index: Index) -> None:
     index.add(wheel("growing", "1.0"), sdist("growing", "2.0", ""))
     assert "growing==2.0" in build_environment(site, "growing", repository=VICTIM).packages
-    # What has a wheel needs no build, whatever older versions have.
+    # A version with a wheel needs no build, even if an older one does.
     index.add(wheel("growing", "3.0"))
     build_environment(site, "growing\nvictim", repository=ATTACKER)
     assert caches(site) == ["", VICTIM]
@@ -139,7 +139,7 @@ def test_06_environment_code_does_not_run_while_the_cache_is_writable(site: Site
     mark = "import os; os.path.isdir('/train-classifier/uv-cache') and os.mkdir('/train-classifier/uv-cache/mark')\n"
     index.add(wheel("hooked", "1.0", files={"hooked.pth": mark, "sitecustomize.py": mark}))
     environment = build_environment(site, "hooked")
-    # Compiled all the same: that saves seconds at each import.
+    # It is compiled, which saves seconds at each import.
     folder = site.store.envs / environment.hash / "site"
     assert list((folder / "__pycache__").glob("hooked.*.pyc"))
     assert list(site.store.uv_caches.rglob("mark")) == []
@@ -171,7 +171,7 @@ def test_06_python_of_an_image_reaches_only_the_cache_of_that_image(
 def test_06_image_with_forged_layer_labels_is_not_used(
     site: Site, engine: docker.DockerClient, base_image: str
 ) -> None:
-    """Whoever makes an image chooses its labels: another repository's layer would begin from it."""
+    """The maker of an image chooses its labels: another repository's layer would begin from it."""
     base = site.find()
     labels = {
         "train-classifier": "1", "train-classifier.kind": "image", "train-classifier.base": base.id,

@@ -1,4 +1,4 @@
-"""Row 8: no program runs that a checkout names, whatever command looks at it."""
+"""Row 8: no command runs a program that a checkout names."""
 
 import os
 import shutil
@@ -208,7 +208,7 @@ def test_08_git_folder_of_another_repository_is_not_used(tmp_path: Path, marks: 
 def test_08_python_modules_and_ansible_variables_of_the_current_folder_are_ignored(
     tmp_path: Path, marks: Path, command: list[str]
 ) -> None:
-    """A module named like one of Python's, and Ansible's variables beside the model, name code of their own."""
+    """A module named like one of Python's, and Ansible's variables beside the model, are not loaded."""
     repo = make(tmp_path / "repo")
     mark = f"open({str(marks / 'module')!r}, 'w')\n"
     for name in ("json", "ansible", "train_classifier", "sitecustomize"):

@@ -1,4 +1,4 @@
-"""Row 11: whatever builds or checks has limits, says which one it met, and ends when its job is cancelled."""
+"""Row 11: builds and checks have limits, name the one that they reach, and end when their job is cancelled."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def ignored_by_trainignore(ignore: TrainIgnore, paths: list[bytes], folders: set
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(lines=LINES)
 def test_12_patterns_match_as_in_git(tree: Path, lines: list[str]) -> None:
-    # git takes `\/` after `**` for something of its own.
+    # git treats `\/` after `**` differently.
     text = "\n".join(line.replace("\\/", "/") for line in lines)
     (tree / ".gitignore").write_text(text)
     (tree / ".trainignore").write_text(text)

@@ -1,4 +1,4 @@
-"""Row 14: nothing outside the workspace is read, whatever artefacts/ and what lies in it are replaced by."""
+"""Row 14: nothing outside the workspace is read when artefacts/, or a file in it, is replaced by a link."""
 
 from pathlib import Path
 

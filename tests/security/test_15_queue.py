@@ -39,12 +39,12 @@ class Queue(QueueSite):
         return ticket.entry.number
 
     def finding(self) -> Any:
-        """Return what the check of the host says of the queue."""
+        """Return the host check's finding about the queue."""
         cards = tuple(Gpu(0, UUIDS[0], "NVIDIA L4", 23034, 23000, "550", "") for _ in range(1))
         return host_check.queue_folder(self.host, Discovery(cards))
 
     def forge(self, name: str, change: dict[str, Any] | None = None, owner: int = STRANGER) -> Path:
-        """Make a ticket as a worker of ours makes it, with changes."""
+        """Make a ticket like a worker's, with changes."""
         data = {
             "job": name[13:-5], "model": "m", "user": "root", "uid": 0, "dir": "/jobs/x", "want": 2,
             "min_vram_mib": None, "state": "granted", "gpus": UUIDS, "since": 1.0, "since_boot": tickets.clock(),
@@ -186,7 +186,7 @@ def test_15_forged_dead_ticket_of_running_job_ends_no_container(
         for number, job in enumerate(("living", "processor")):
             queue.forge(f"00000000000{number}-{job}.json")
         assert len(gpu_queue.snapshot(queue.folder)) == 1
-        # As far as tickets go both cards are free once the forged ones are removed.
+        # Without the forged tickets both cards are free by the tickets alone.
         queue.enqueue("next")
         ticket = gpu_queue.Ticket.claim(queue.folder, "next")
         cards = ticket.wait(engine, queue.host, 60, print, lambda: None)

@@ -1,4 +1,4 @@
-"""Row 16: what stands in a settings file, a flag, a variable or a requirements file ends in a message and exit 2."""
+"""Row 16: bad input in a settings file, a flag, a variable or a requirements file ends in a message and exit 2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from train_classifier.request.flags import variable_of
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "9" * 5000
-#: Seconds of processor time that no input of the kernel's limits or of a file's may take.
+#: Seconds of processor time that no input may take.
 MOST_CPU = 5.0
 
 
@@ -34,7 +34,7 @@ def repo(tmp_path: Path) -> Path:
 
 
 def train(repo: Path, *flags: str, **environ: str) -> str:
-    """Do a dry run by the real command; return what it says of the bad input."""
+    """Do a dry run by the real command; return its messages about the bad input."""
     done = subprocess.run(
         [sys.executable, "-m", "train_classifier", "train", "mnist", "--dry-run", *flags], cwd=repo,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "HOME": str(repo.parent), **environ},

@@ -54,7 +54,7 @@ def test_20_holds_of_an_earlier_release_on_a_foreign_driver_are_released(cards: 
 
 def test_20_driver_is_replaced_only_with_consent_and_never_in_use(cards: TestHost) -> None:
     cards.shell(f"apt-get -qq -y install {NEWER_NAMES} >/dev/null")
-    # Installed, but not loaded yet: nothing serves the cards, and still nobody asked for another driver.
+    # Installed, but not loaded yet: nothing serves the cards, and there is no consent for another driver.
     before = host_state(cards)
     result = run_driver_role(cards, fails=True)
     assert "replacing it was not asked for" in result.output and "it is not loaded" in result.output, (
@@ -87,7 +87,7 @@ def test_20_driver_is_replaced_only_with_consent_and_never_in_use(cards: TestHos
         r".*train-classifier.*\n", "", before
     )
 
-    # The old module stays loaded until the next boot, which nobody allowed: the play ends with that.
+    # The old module stays loaded until the next boot, which was not allowed: the play ends with that.
     result = run_driver_role(cards, fails=True, **variables)
     assert (
         "needs a reboot: the loaded kernel module is 590.48.01, the installed driver 580.95.05"
@@ -96,7 +96,7 @@ def test_20_driver_is_replaced_only_with_consent_and_never_in_use(cards: TestHos
     packages = cards.shell("dpkg-query -W -f '${Package}\\n' '*nvidia*'").split()
     assert "nvidia-utils-580-server" in packages and not [name for name in packages if "590" in name]
 
-    # From now on the driver is the role's: it is held, kept on the next run, and goes with the teardown.
+    # From now on the driver is the role's: it is held, kept on the next run, and removed by the teardown.
     load_driver(cards, "580.95.05")
     again = run_driver_role(cards)
     assert again.changed == 0, again.output

@@ -17,7 +17,7 @@ from hosts.toolkits import FINGERPRINT, key, toolkit
 
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(1800)]
 
-#: Nobody listens there.
+#: No server listens there.
 NOWHERE = "127.0.0.1:9"
 WORDS = (
     "proxy", "secure-proxy", "index", "extra-index", "variable", "mirror", "engine-proxy", "cuda", "toolkit", "key",
@@ -61,7 +61,7 @@ NO_RETRIES = {
     for role in ("docker_engine", "nvidia_driver", "nvidia_container_toolkit", "training_host")
     for setting in ("retries", "delay")
 }
-#: Reads the command line of every process for as long as a file is there, and says which secrets it saw.
+#: Reads the command line of every process for as long as a file is there, and prints the secrets that it saw.
 WATCH = """
 import json, os, sys, time
 from pathlib import Path

@@ -257,7 +257,7 @@ def _refused(parse: Callable[[str], Any], text: str) -> None:
 
 @pytest.mark.parametrize("kind", SLOW)
 def test_regular_expressions_are_fast(kind: str) -> None:
-    """Each word again and again: what takes more than a few microseconds a letter is not linear."""
+    """Each word, repeated: more than a few microseconds a letter is not linear."""
     for word in filter(None, WORDS):
         text = (word * (1 << 15))[: 1 << 15]
         with bounded():

@@ -39,7 +39,7 @@ def site(request: pytest.FixtureRequest, ssh_host: TestHost) -> Iterator[Site]:
 
 
 def test_clean_and_list_change_nothing_outside(site: Site, ssh_host: TestHost, tmp_path: Path) -> None:
-    """Two jobs of root's, one that ends and one that fails; then everything of root's that looks and cleans."""
+    """Two jobs of root's, one that ends and one that fails; then everything of root's that reads and cleans."""
     caller = Caller(ssh_host, tmp_path, "root")
     before = site.canaries()
     own_paths = (f"{STATE}/host.json", f"{STATE}/bin")

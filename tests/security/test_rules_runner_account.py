@@ -94,7 +94,7 @@ def test_account_cannot_change_what_root_runs_or_reads(site: Site) -> None:
     )
     assert [line for line in site.sh(script, user="github-runner").splitlines() if "/self/" not in line] == []
 
-    # The audit finds what it looks for.
+    # The audit can fail.
     unit = next(unit for unit in own_units(site) if unit.startswith("github-runner"))
     fragment = site.sh(f"systemctl show -P FragmentPath {unit}")
     for spoil, undo, word in (
@@ -111,7 +111,7 @@ def test_account_cannot_change_what_root_runs_or_reads(site: Site) -> None:
 
 
 def run_everything_of_root(host: Host, site: Site, variables: dict[str, Any], version: str) -> str:
-    """Run everything of root's: units, timers' services, hooks, an update, the role; returns what it said."""
+    """Run everything of root's: units, timers' services, hooks, an update, the role; returns the output."""
     host.standin.state.serve_archive(f"actions-runner-linux-x64-{version}.tar.gz", make_archive(version))
     units = own_units(site)
     outputs = []
