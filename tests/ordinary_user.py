@@ -33,8 +33,8 @@ def as_ordinary_user(act: Callable[[], list[str]]) -> list[str]:
             os._exit(status)
     os.close(writer)
     with os.fdopen(reader) as answer:
-        said = answer.read()
+        text = answer.read()
     _, status = os.waitpid(child, 0)
     assert status == 0, f"the child ended with wait status {status}"
-    found: list[str] = json.loads(said)
-    return found
+    result: list[str] = json.loads(text)
+    return result

@@ -47,10 +47,10 @@ class Line:
         self._whole.clear()
         with self._lock:
             sockets, self._sockets = self._sockets, set()
-        for each in sockets:
+        for connection in sockets:
             with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
     def freeze(self) -> None:
         """Deliver nothing any more and close nothing."""
@@ -93,6 +93,6 @@ class Line:
                     self.cut()
                     return
                 sink.sendall(data)
-        for each in (source, sink):
+        for connection in (source, sink):
             with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)

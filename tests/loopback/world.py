@@ -163,7 +163,7 @@ class World:
 
     def processes(self) -> list[tuple[int, str]]:
         """Return the processes that know of this world, ours excepted."""
-        found = []
+        commands = []
         needle = os.fsencode(str(self.folder))
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -172,25 +172,25 @@ class World:
                 command = (entry / "cmdline").read_bytes()
                 # Ansible's persistent connections end by themselves, a minute after their last use.
                 if needle in command and not command.startswith((b"sshd", b"/usr/sbin/sshd", b"ssh:")):
-                    found.append((int(entry.name), command.replace(b"\0", b" ").decode()))
-        return found
+                    commands.append((int(entry.name), command.replace(b"\0", b" ").decode()))
+        return commands
 
 
 #: A limit that suits a busy machine, in seconds.
 PATIENCE_S = 240.0
 
 
-def wait_until(found: Callable[[], Any], timeout: float = PATIENCE_S) -> Any:
-    """Return what `found` returns once it is not None; fail after `timeout` seconds, or PATIENCE_S if that is more."""
+def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE_S) -> Any:
+    """Return what `condition` returns once it is not None; fail after `timeout` seconds, or PATIENCE_S if that is more."""
     timeout = max(timeout, PATIENCE_S)
     end = time.monotonic() + timeout
-    while (begun := time.monotonic()) < end:
-        value = found()
+    while (started := time.monotonic()) < end:
+        value = condition()
         if value is not None:
             return value
-        # A question that costs much is asked seldom: what it waits for needs the machine, too.
-        time.sleep(max(0.05, 2 * (time.monotonic() - begun)))
-    raise AssertionError(f"not within {timeout} s: {found}")
+        # An expensive condition is checked less often: the process it waits for needs the machine, too.
+        time.sleep(max(0.05, 2 * (time.monotonic() - started)))
+    raise AssertionError(f"not within {timeout} s: {condition}")
 
 
 def make_world(image: str) -> Iterator[World]:
