@@ -41,10 +41,10 @@ RUN = Path("/run/github-runner")
 #: seconds, and one that is repaired needs no restart.
 FIRST_DELAY_S = 5
 LONGEST_DELAY_S = 300
-#: Folders deeper than this are left alone: each level keeps one folder open.
+#: Folders deeper than this are skipped: each level keeps one folder open.
 DEEPEST = 256
 AT_EMPTY_PATH = 0x1000
-GIVEN_KINDS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+KINDS_TO_GIVE = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -67,7 +67,7 @@ def _opened(name: str, here: int, flags: int) -> Iterator[int]:
 
 
 def _give(descriptor: int, uid: int, gid: int) -> None:
-    """Change the owner of what is open, and of nothing else: no name is looked up."""
+    """Change the owner of an open file; no name is looked up."""
     if _libc.fchownat(descriptor, b"", uid, gid, AT_EMPTY_PATH) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -76,10 +76,10 @@ def _give(descriptor: int, uid: int, gid: int) -> None:
 def _give_entry(name: str, here: int, mount: str, uid: int, gid: int) -> tuple[int, bool]:
     """Give one entry of an open folder to the account.
 
-    Returns 1 for given, 0 for its own already, -1 for left alone; and whether it is a folder to enter.
+    Returns 1 for changed, 0 for its own already, -1 for skipped; and whether it is a folder to enter.
     """
-    seen = os.stat(name, dir_fd=here, follow_symlinks=False)
-    if seen.st_uid == uid and not stat.S_ISDIR(seen.st_mode):
+    entry = os.stat(name, dir_fd=here, follow_symlinks=False)
+    if entry.st_uid == uid and not stat.S_ISDIR(entry.st_mode):
         return 0, False
     with _opened(name, here, os.O_PATH) as descriptor:
         status = os.fstat(descriptor)
@@ -88,36 +88,36 @@ def _give_entry(name: str, here: int, mount: str, uid: int, gid: int) -> tuple[i
             return -1, False
         if status.st_uid == uid:
             return 0, kind == stat.S_IFDIR
-        # A file with several names may have one outside; devices, sockets and pipes are nobody's work.
-        if kind not in GIVEN_KINDS or (status.st_nlink > 1 and kind != stat.S_IFDIR):
+        # A file with several names may have one outside; devices, sockets and pipes are not given.
+        if kind not in KINDS_TO_GIVE or (status.st_nlink > 1 and kind != stat.S_IFDIR):
             return -1, False
         _give(descriptor, uid, gid)
         return 1, kind == stat.S_IFDIR
 
 
 def _repair_folder(here: int, mount: str, uid: int, gid: int, depth: int) -> tuple[int, int]:
-    given = left = 0
+    changed = skipped = 0
     for name in os.listdir(here):
         try:
             result, enter = _give_entry(name, here, mount, uid, gid)
-            given, left = given + (result > 0), left + (result < 0)
+            changed, skipped = changed + (result > 0), skipped + (result < 0)
             if not enter:
                 continue
             if depth == DEEPEST:
-                left += 1
+                skipped += 1
                 continue
             with _opened(name, here, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK) as inside:
                 if _mount(inside) == mount:
                     more = _repair_folder(inside, mount, uid, gid, depth + 1)
-                    given, left = given + more[0], left + more[1]
+                    changed, skipped = changed + more[0], skipped + more[1]
         except OSError:
             # Replaced or removed by the account meanwhile.
-            left += 1
-    return given, left
+            skipped += 1
+    return changed, skipped
 
 
 def repair_ownership(work: Path, uid: int, gid: int) -> tuple[int, int]:
-    """Give everything in `work` that is not the account's to the account; returns (given, left alone).
+    """Give everything in `work` that is not the account's to the account; returns (changed, skipped).
 
     Never follows a link, never leaves the mount, and works on what is open, whatever is renamed meanwhile.
     """
@@ -126,12 +126,12 @@ def repair_ownership(work: Path, uid: int, gid: int) -> tuple[int, int]:
     except FileNotFoundError:
         return 0, 0
     try:
-        given = 0
+        changed = 0
         if os.fstat(top).st_uid != uid:
             os.fchown(top, uid, gid)
-            given = 1
-        inside, left = _repair_folder(top, _mount(top), uid, gid, 1)
-        return given + inside, left
+            changed = 1
+        inside, skipped = _repair_folder(top, _mount(top), uid, gid, 1)
+        return changed + inside, skipped
     finally:
         os.close(top)
 
@@ -197,7 +197,7 @@ def mint(name: str, instance: dict[str, Any], folder: Path) -> None:
 
 
 def delay_s(name: str, failed: bool) -> float:
-    """Seconds to wait before systemd tries again, counting refusals in a row; a success begins anew."""
+    """Seconds to wait before systemd tries again, counting refusals in a row; a success resets the count."""
     count = RUN / f"{name}.refusals"
     if not failed:
         count.unlink(missing_ok=True)
@@ -225,11 +225,11 @@ def prepare(name: str, instance: dict[str, Any]) -> None:
             with frozen(folder, instance["user"]):
                 pass
         try:
-            given, left = repair_ownership(folder / "_work", account.pw_uid, account.pw_gid)
+            changed, skipped = repair_ownership(folder / "_work", account.pw_uid, account.pw_gid)
         except OSError as error:
             raise LocalError(f"{folder}/_work is no folder that can be used ({error}). Delete it.") from None
-        if given or left:
-            sys.stdout.write(f"_work: {given} entries given back to {instance['user']}, {left} left alone\n")
+        if changed or skipped:
+            sys.stdout.write(f"_work: {changed} entries given to {instance['user']}, {skipped} skipped\n")
         if instance["mode"] != "persistent":
             mint(name, instance, folder)
 

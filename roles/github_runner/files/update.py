@@ -40,7 +40,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def is_behind(name: str, version: str) -> bool:
-    """Is the instance older than this version? One without a record is the role's to convert."""
+    """Is the instance older than this version? An instance without a record is converted by the role."""
     record = read_record(ETC / "records" / f"{name}.json")
     return bool(record) and numbers(record.get("version", "0")) < numbers(version)
 
@@ -84,7 +84,7 @@ def main() -> int:
                 if update(name, instances[name], archive, newest["version"]):
                     holds[name].unlink()
                     pending.remove(name)
-                    # Starts one that had ended since its version was refused, or was incomplete.
+                    # Starts an instance that ended because its version was refused or incomplete.
                     start = ["systemctl", "--no-block", "start", f"github-runner@{name}.service"]
                     if (ETC / "instances" / f"{name}.json").exists():
                         subprocess.run(start, check=False)

@@ -1,4 +1,4 @@
-"""Say what runs on this host and must not be cut, as JSON; as root, changing nothing. Python 3.9.
+"""Print what runs on this host and must not be interrupted, as JSON. Runs as root by Python 3.9.
 
 A worker's command line ends with its job's folder, from its start until the result is written: while it
 builds, waits for a GPU, trains and packs; so does its stop hook's. What holds a job's lock or ticket open
@@ -60,7 +60,7 @@ def opened(process):
             continue
 
 
-def look():
+def processes_of_jobs():
     """Return jobs, the listeners of our runners, and whether processes say that the engine has containers."""
     jobs, listeners, engine = set(), set(), False
     for process, words in processes():
@@ -72,17 +72,17 @@ def look():
             jobs.add(f"a workflow job of {unit[1] if unit else 'a GitHub runner'}")
         elif "Runner.Listener" in program and unit:
             listeners.add(unit[1])
-        found = [OPEN.search(path) for path in opened(process)] + [FOLDER.match(word) for word in words]
-        jobs.update(next(filter(None, match.groups())) for match in found if match)
+        matches = [OPEN.search(path) for path in opened(process)] + [FOLDER.match(word) for word in words]
+        jobs.update(next(filter(None, match.groups())) for match in matches if match)
     return jobs, listeners, engine
 
 
 def containers():
     """Return the names of the jobs that containers of ours belong to, or their own. Raises OSError."""
-    wanted = urllib.parse.quote(json.dumps({"label": ["train-classifier=1"]}))
+    filters = urllib.parse.quote(json.dumps({"label": ["train-classifier=1"]}))
     connection = Engine("localhost", timeout=20)
     try:
-        connection.request("GET", f"/containers/json?filters={wanted}")
+        connection.request("GET", f"/containers/json?filters={filters}")
         answer = connection.getresponse()
         body = answer.read()
     except http.client.HTTPException as error:
@@ -92,14 +92,14 @@ def containers():
     if answer.status != 200:
         raise OSError(body.decode("utf-8", "replace").strip()[:200])
     return {
-        one["Labels"].get("train-classifier.job") or f"the container {one['Names'][0].lstrip('/')}"
-        for one in json.loads(body)
+        item["Labels"].get("train-classifier.job") or f"the container {item['Names'][0].lstrip('/')}"
+        for item in json.loads(body)
     }
 
 
 def main():
-    """Look, and print."""
-    jobs, listeners, engine = look()
+    """Print jobs, listeners and the engine's problem."""
+    jobs, listeners, engine = processes_of_jobs()
     problem = ""
     try:
         jobs |= containers()

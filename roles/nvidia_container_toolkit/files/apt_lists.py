@@ -1,7 +1,7 @@
-"""Put out what other lists of apt say about NVIDIA's repository, and bring it back. Runs on the host.
+"""Disable the entries of NVIDIA's repository in other lists of apt, and restore them. Runs on the host.
 
-apt_lists.py put-out FOLDER OURS     a list of nothing else is moved to FOLDER, else its lines become comments
-apt_lists.py bring-back FOLDER OURS  the reverse
+apt_lists.py disable FOLDER OWN  a list of nothing else is moved to FOLDER, else its lines become comments
+apt_lists.py restore FOLDER OWN  the reverse
 Prints each file that it changed.
 """
 
@@ -13,17 +13,17 @@ from pathlib import Path
 
 NVIDIA = "nvidia.github.io"
 MARK = "# put out by the role nvidia_container_toolkit: "
-#: The line after it stands in the place of the one that was put out before it.
+#: The line after it replaces the entry that was disabled before it. Earlier releases wrote these marks, too.
 PLACE = "# put by the role nvidia_container_toolkit in its place:"
 APT = Path("/etc/apt")
 
 
-def _out(lines):
+def _commented(lines):
     return [MARK + line for line in lines]
 
 
 def _stanza(lines):
-    """A stanza of a .sources file without NVIDIA's repository: put out, or with its other URIs alone."""
+    """Return a stanza of a .sources file without NVIDIA's repository, as comments or with its other URIs."""
     field = []
     for number, line in enumerate(lines):
         if line.lower().startswith("uris:"):
@@ -38,11 +38,11 @@ def _stanza(lines):
         return [line if line.startswith("#") else MARK + line for line in lines]
     first, last = field[0], field[-1] + 1
     put = [PLACE, f"URIs: {' '.join(others)}"]
-    return lines[:first] + _out(lines[first:last]) + put + lines[last:]
+    return lines[:first] + _commented(lines[first:last]) + put + lines[last:]
 
 
 def without(name, lines):
-    """The lines of a list without NVIDIA's repository."""
+    """Return the lines of a list without NVIDIA's repository."""
     if not name.endswith(".sources"):
         return [MARK + line if re.match(rf"\s*deb\b.*{re.escape(NVIDIA)}", line) else line for line in lines]
     answer, stanza = [], []
@@ -56,7 +56,7 @@ def without(name, lines):
 
 
 def restored(lines):
-    """The lines as they were before."""
+    """Return the lines as they were before."""
     answer, skip = [], 0
     for line in lines:
         if skip:
@@ -68,13 +68,13 @@ def restored(lines):
     return answer
 
 
-def says(lines):
-    """Whether anything is left that apt would read."""
+def has_entries(lines):
+    """Return whether the lines hold anything that apt reads."""
     return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
 
 
 def write(path, lines):
-    """Replace a file whole, with the rights and the owner that it has."""
+    """Replace a file at once; mode and owner stay."""
     new = path.with_name(f".{path.name}.new")
     new.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     shutil.copystat(path, new)
@@ -82,8 +82,8 @@ def write(path, lines):
     new.replace(path)
 
 
-def put_out(paths, away):
-    """Put out NVIDIA's repository in these lists; return those that were changed."""
+def disable(paths, folder):
+    """Disable NVIDIA's repository in these lists; return the changed lists."""
     changed = []
     for path in paths:
         if not path.is_file() or NVIDIA not in path.read_text(encoding="utf-8"):
@@ -92,37 +92,37 @@ def put_out(paths, away):
         after = without(path.name, before)
         if after == before:
             continue
-        if says(after) or path.name == "sources.list":
+        if has_entries(after) or path.name == "sources.list":
             write(path, after)
         else:
-            away.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, away / path.name)
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, folder / path.name)
         changed.append(str(path))
     return changed
 
 
-def bring_back(paths, away, folder):
-    """Undo put_out; return the lists that were changed. A list that was made anew meanwhile stays."""
+def restore(paths, disabled, folder):
+    """Undo disable; return the changed lists. A list that was made again meanwhile stays."""
     changed = []
     for path in paths:
         if not path.is_file() or MARK not in path.read_text(encoding="utf-8"):
             continue
         write(path, restored(path.read_text(encoding="utf-8").splitlines()))
         changed.append(str(path))
-    for path in sorted(away.glob("*")):
+    for path in sorted(disabled.glob("*")):
         if not (folder / path.name).exists():
             shutil.move(path, folder / path.name)
             changed.append(str(folder / path.name))
     return changed
 
 
-def main(verb, away, ours):
-    """Do it to all lists but `ours`."""
+def main(verb, disabled, own):
+    """Change all lists but `own`."""
     folder = APT / "sources.list.d"
     paths = [APT / "sources.list", *sorted(folder.glob("*.list")), *sorted(folder.glob("*.sources"))]
-    paths = [path for path in paths if str(path) != ours]
-    done = put_out(paths, Path(away)) if verb == "put-out" else bring_back(paths, Path(away), folder)
-    print("\n".join(done))  # noqa: T201
+    paths = [path for path in paths if str(path) != own]
+    changed = disable(paths, Path(disabled)) if verb == "disable" else restore(paths, Path(disabled), folder)
+    print("\n".join(changed))  # noqa: T201
 
 
 if __name__ == "__main__":

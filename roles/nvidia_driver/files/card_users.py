@@ -1,4 +1,4 @@
-"""Say which processes use an NVIDIA card, as a JSON list of sentences; as root, changing nothing. Python 3.9.
+"""Print the processes that use an NVIDIA card, as a JSON list of texts. Runs as root by Python 3.9.
 
 A process uses a card while it has one of the card's device files open, by the kernel's own list. nvidia-smi
 adds processes that the kernel does not show here, as when this runs in a container of its own.
@@ -83,7 +83,7 @@ def computing():
 
 
 def main():
-    """Look, and print."""
+    """Print the processes."""
     users = {**computing(), **openers()}
     json.dump([users[number] for number in sorted(users, key=lambda text: (len(text), text))], sys.stdout)
 

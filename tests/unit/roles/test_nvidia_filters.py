@@ -335,29 +335,27 @@ DEBIAN = "Types: deb\nURIs: http://deb.debian.org/debian\nSuites: trixie\nCompon
         ("a.sources", TWO, ["Types: deb", "URIs: http://mirror.example.org/apt", "Suites: /"]),
     ],
 )
-def test_lists_of_others_are_put_out_and_come_back(
-    tmp_path: Path, name: str, text: str, left: list[str]
-) -> None:
+def test_other_lists_are_disabled_and_restored(tmp_path: Path, name: str, text: str, left: list[str]) -> None:
     path = tmp_path / name
     path.write_text(text)
     path.chmod(0o640)
-    lists.put_out([path], tmp_path / "away")
+    lists.disable([path], tmp_path / "away")
     read = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
     assert read == left
-    lists.bring_back([path], tmp_path / "away", tmp_path)
+    lists.restore([path], tmp_path / "away", tmp_path)
     assert path.read_text() == text
     assert path.stat().st_mode & 0o777 == 0o640
     assert sorted(one.name for one in tmp_path.iterdir()) == [name]
 
 
 @pytest.mark.parametrize(("name", "text"), [("nvidia.list", LINE), ("nvidia.sources", STANZA)])
-def test_a_list_of_nothing_else_is_put_away_and_comes_back(tmp_path: Path, name: str, text: str) -> None:
+def test_list_of_nothing_else_is_moved_and_restored(tmp_path: Path, name: str, text: str) -> None:
     path, away = tmp_path / name, tmp_path / "away"
     path.write_text(text)
-    assert lists.put_out([path], away) == [str(path)]
+    assert lists.disable([path], away) == [str(path)]
     assert not path.exists()
-    assert lists.put_out([path], away) == []
-    lists.bring_back([], away, tmp_path)
+    assert lists.disable([path], away) == []
+    lists.restore([], away, tmp_path)
     assert path.read_text() == text
 
 
@@ -365,7 +363,7 @@ def test_lists_without_nvidias_repository_are_left_alone(tmp_path: Path) -> None
     path = tmp_path / "a.sources"
     path.write_text(DEBIAN)
     before = path.stat()
-    assert lists.put_out([path, tmp_path / "missing"], tmp_path / "away") == []
+    assert lists.disable([path, tmp_path / "missing"], tmp_path / "away") == []
     assert path.stat() == before
 
 
