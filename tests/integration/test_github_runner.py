@@ -171,7 +171,7 @@ def test_token_made_by_hand_registers_and_running_job_delays_changes(host: Host)
 
     expired = host.standin.state.mint(REPO, "registration", lasts_s=-1)
     run = host.role(**with_token("2.336.0", expired))
-    run.refused("also what it says of an expired token", "last one hour")
+    run.refused("It answers the same for an expired token", "last one hour")
     assert expired not in run.out
     good = host.standin.state.mint(REPO, "registration")
     assert good not in host.role(**with_token("2.336.0", good)).good().out

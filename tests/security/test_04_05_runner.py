@@ -87,7 +87,7 @@ def test_04_runner_file_sends_no_credential_and_deletes_no_other_runner(
     before = len(host.standin.state.requests)
     out = host.role("uninstall", github_runner_url=url_of(host, attacker)).good().out
     assert "stays listed as offline" in out
-    assert "goes nowhere else" in out
+    assert "is not sent elsewhere" in out
     assert [request for request in host.standin.state.requests[before:] if request[1]] == []
     assert set(host.runners()) == {"gpu-1", "other-1"}
 
