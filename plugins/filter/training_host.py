@@ -39,7 +39,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
-        return {
-            "training_host_worker": worker,
-            "training_host_refused_file_systems": refused_file_systems,
-        }
+        return {"training_host_worker": worker, "training_host_refused_file_systems": refused_file_systems}

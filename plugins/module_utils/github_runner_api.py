@@ -285,10 +285,7 @@ class GitHub:
         if status == 403:
             scopes = headers.get("X-OAuth-Scopes")
             has = f" The token has the scopes: {scopes or 'none'}." if scopes is not None else ""
-            return ApiError(
-                f"The credential may not do this (403 {message}) {at}.{has} {needs}",
-                status,
-            )
+            return ApiError(f"The credential may not do this (403 {message}) {at}.{has} {needs}", status)
         if status == 404:
             return ApiError(
                 f"GitHub says not found (404) {at}. It says so too when the token has expired or may not see "

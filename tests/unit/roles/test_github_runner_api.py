@@ -48,13 +48,13 @@ def test_api_url_follows_from_the_kind_of_github(url: str, root: str) -> None:
 
 
 @pytest.mark.parametrize(("kinds"), [("a/b", "", ""), ("", "acme", ""), ("", "", "big")])
-def test_a_runner_url_names_its_scope_again(kinds: tuple[str, str, str]) -> None:
+def test_scope_is_parsed_from_runner_url(kinds: tuple[str, str, str]) -> None:
     scope = api.Scope.of("https://github.com", *kinds)
     assert api.Scope.parse(scope.runner_url) == scope
 
 
 @pytest.mark.parametrize("kinds", [("", "", ""), ("a/b", "c", ""), ("no-slash", "", "")])
-def test_the_scope_must_be_exactly_one(kinds: tuple[str, str, str]) -> None:
+def test_scope_needs_exactly_one_name(kinds: tuple[str, str, str]) -> None:
     with pytest.raises(api.ApiError, match="github_runner_repository"):
         api.Scope.of("https://github.com", *kinds)
 
@@ -78,7 +78,7 @@ def test_server_errors_are_retried_and_bounded(standin: StandIn) -> None:
         github.registration_token()
 
 
-def test_an_unreachable_api_is_said() -> None:
+def test_unreachable_api_is_reported() -> None:
     github = api.GitHub(
         api.Scope.of("http://127.0.0.1:9", "a/b", "", ""), pat="x", sleep=lambda _: None, timeout_s=2
     )
@@ -86,7 +86,7 @@ def test_an_unreachable_api_is_said() -> None:
         github.runners()
 
 
-def test_a_short_rate_limit_is_waited_for_a_long_one_named(standin: StandIn) -> None:
+def test_short_rate_limit_is_awaited_and_long_one_reported(standin: StandIn) -> None:
     standin.state.fail("remove-token", 429, headers={"Retry-After": "7"})
     github = client(standin)
     github.remove_token()
@@ -107,7 +107,7 @@ def test_a_short_rate_limit_is_waited_for_a_long_one_named(standin: StandIn) -> 
         ("pat-wrong", 401, "mistyped, expired or revoked"),
     ],
 )
-def test_refusals_say_what_to_do_and_no_secret(standin: StandIn, pat: str, status: int, says: str) -> None:
+def test_refusal_names_remedy_and_no_secret(standin: StandIn, pat: str, status: int, says: str) -> None:
     with pytest.raises(api.ApiError) as refused:
         client(standin, pat).registration_token()
     assert refused.value.status == status
@@ -136,9 +136,7 @@ def app(server: StandIn, key: str, **more: str):
     return api.GitHub(scope_of(server), app_id="1234", app_key=key, sleep=lambda _: None, **more)
 
 
-def test_an_app_signs_finds_its_installation_and_mints_once(
-    standin: StandIn, app_key: tuple[str, Path]
-) -> None:
+def test_app_finds_its_installation_and_makes_one_token(standin: StandIn, app_key: tuple[str, Path]) -> None:
     standin.state.app_public_key = str(app_key[1])
     github = app(standin, app_key[0])
     github.registration_token()
@@ -151,20 +149,20 @@ def test_an_app_signs_finds_its_installation_and_mints_once(
     ]
 
 
-def test_a_given_installation_is_not_looked_up(standin: StandIn, app_key: tuple[str, Path]) -> None:
+def test_configured_installation_is_not_looked_up(standin: StandIn, app_key: tuple[str, Path]) -> None:
     standin.state.app_public_key = str(app_key[1])
     app(standin, app_key[0], app_installation_id="99").runners()
     assert not any("/installation" in line and "/app/" not in line for line in standin.state.log)
 
 
-def test_a_broken_app_key_is_said_without_showing_it(standin: StandIn, app_key: tuple[str, Path]) -> None:
+def test_broken_app_key_is_reported_but_not_shown(standin: StandIn, app_key: tuple[str, Path]) -> None:
     broken = app_key[0].replace("M", "N")
     with pytest.raises(api.ApiError, match="not a private RSA key") as refused:
         app(standin, broken).runners()
     assert broken.splitlines()[1] not in str(refused.value)
 
 
-def test_an_app_cannot_do_enterprises(standin: StandIn, app_key: tuple[str, Path]) -> None:
+def test_app_is_refused_for_enterprise(standin: StandIn, app_key: tuple[str, Path]) -> None:
     with pytest.raises(api.ApiError, match="GitHub App cannot register runners of an enterprise"):
         api.GitHub(scope_of(standin, repository="", enterprise="big"), app_id="1", app_key=app_key[0])
 
@@ -185,7 +183,7 @@ def test_a_group_open_to_public_repositories_counts_as_public(standin: StandIn) 
         github.group("none")
 
 
-def test_without_a_credential_nobody_knows_who_may_use_a_group(standin: StandIn) -> None:
+def test_group_is_unknown_without_credential(standin: StandIn) -> None:
     github = client(standin, repository="", organization="acme", pat="")
     assert "cannot tell whether the default runner group of acme is open" in github.public_reason("")
     assert "the runner group 'gpus'" in github.public_reason("gpus")

@@ -25,7 +25,7 @@ def load(name: str, path: Path) -> ModuleType:
 
 
 @pytest.mark.parametrize("entry", ["main", "uninstall", "sweep"])
-def test_every_default_is_documented_as_it_is(entry: str) -> None:
+def test_documented_defaults_equal_real_ones(entry: str) -> None:
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     specs = yaml.safe_load((ROLE / "meta/argument_specs.yml").read_text())["argument_specs"]
     documented = {name: option["default"] for name, option in specs[entry]["options"].items()}
@@ -50,7 +50,7 @@ HEADER = "| NVIDIA-SMI 550.163.01   Driver Version: 550.163.01   CUDA Version: 1
         ("no, such answer, at, all", HEADER, []),
     ],
 )
-def test_labels_from_what_nvidia_smi_says(query: str, header: str, labels: list[str]) -> None:
+def test_labels_come_from_nvidia_smi(query: str, header: str, labels: list[str]) -> None:
     module = load("github_runner_gpu_labels", ROOT / "plugins/modules/github_runner_gpu_labels.py")
     assert module.from_answers(query, header) == labels
 
@@ -61,7 +61,7 @@ def prepare() -> ModuleType:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="giving files away needs root")
-def test_work_is_given_back_without_leaving_it(prepare: ModuleType, tmp_path: Path) -> None:
+def test_owner_is_repaired_inside_work_only(prepare: ModuleType, tmp_path: Path) -> None:
     work, outside = tmp_path / "_work", tmp_path / "outside"
     (work / "deep").mkdir(parents=True)
     (work / "deep/file").write_text("x")
@@ -97,7 +97,7 @@ class _Account:
     pw_uid, pw_gid = os.getuid(), os.getgid()
 
 
-def test_a_refused_registration_is_tried_ever_more_seldom(
+def test_delay_grows_with_each_refused_registration(
     prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "instances").mkdir()

@@ -42,13 +42,13 @@ def tables(folder: Path, serial: str, lost: tuple[str, ...] = ()) -> tuple[list[
     return ends, report
 
 
-def test_hosts_that_come_later_are_no_failures(tmp_path: Path) -> None:
+def test_hosts_of_later_batches_are_not_failures(tmp_path: Path) -> None:
     ends, report = tables(tmp_path, "1")
     assert [end.partition(" hosts")[0] for end in ends] == ["1 of 1", "2 of 2", "3 of 3"]
     assert report["ready"] and list(report["hosts"]) == ["a", "b", "c"]
 
 
-def test_a_host_that_was_lost_is_a_failure(tmp_path: Path) -> None:
+def test_lost_host_is_a_failure(tmp_path: Path) -> None:
     ends, report = tables(tmp_path, "'100%'", lost=("a",))
     assert ends == ["2 of 3 hosts ready for training"]
     assert not report["ready"]

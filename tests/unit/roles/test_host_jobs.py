@@ -51,7 +51,7 @@ def start() -> Iterator[Start]:
     ("job", "path"),
     [(PACKING, f"of somebody/jobs/{PACKING}/lock"), (QUEUED, f"queue/000000000007-{QUEUED}.json")],
 )
-def test_a_job_without_a_container_is_found_wherever_its_state_lies(
+def test_job_without_container_is_found_in_any_state_folder(
     tmp_path: Path, start: Start, job: str, path: str
 ) -> None:
     held = tmp_path / path
@@ -64,14 +64,14 @@ def test_a_job_without_a_container_is_found_wherever_its_state_lies(
     assert job not in look()["jobs"]
 
 
-def test_a_worker_that_has_opened_nothing_yet_is_found(tmp_path: Path, start: Start) -> None:
+def test_worker_without_open_files_is_found(tmp_path: Path, start: Start) -> None:
     start(sys.executable, "-c", "import time; time.sleep(100)", "run", tmp_path / "jobs" / STARTING)
     end = time.monotonic() + 240
     while STARTING not in look()["jobs"]:
         assert time.monotonic() < end
 
 
-def test_who_reads_a_log_is_no_job(tmp_path: Path, start: Start) -> None:
+def test_reader_of_a_log_is_not_a_job(tmp_path: Path, start: Start) -> None:
     log = tmp_path / "jobs" / READ / "log.txt"
     log.parent.mkdir(parents=True)
     log.write_text("")

@@ -61,12 +61,12 @@ def cards(*devices: int) -> list[dict[str, Any]]:
         (0x4000, "newer than this role knows", "open"),
     ],
 )
-def test_card_is_known_by_its_id(device: int, architecture: str, module: str) -> None:
+def test_architecture_follows_from_the_id(device: int, architecture: str, module: str) -> None:
     [card] = cards(device)
     assert (card["architecture"], card["module"]) == (architecture, module)
 
 
-def test_only_nvidias_display_devices_are_cards() -> None:
+def test_only_nvidia_display_devices_are_cards() -> None:
     lines = [
         "0000:01:00.0 0x10de 0x2204 0x030000",
         "0000:01:00.1 0x10de 0x1aef 0x040300",  # its sound
@@ -116,7 +116,7 @@ def test_driver_is_chosen_by_card(
         ([0x1500], {}, "not in this role's table"),
     ],
 )
-def test_what_no_driver_serves_is_refused_in_one_sentence(
+def test_cards_that_no_driver_serves_are_refused(
     devices: list[int], wish: dict[str, Any], sentence: str
 ) -> None:
     assert sentence in driver.plan(cards(*devices), 550, **wish)["problem"]
@@ -135,7 +135,7 @@ NVSWITCH = {"switches": ["0000:05:00.0"]}
         ({"fabric": False, "branch": 535, **NVSWITCH}, ("cuda_repository", 535, "proprietary")),
     ],
 )
-def test_nvswitch_wants_a_source_with_a_fabric_manager(
+def test_nvswitch_needs_a_source_with_fabric_manager(
     wish: dict[str, Any], expected: tuple[str, int, str]
 ) -> None:
     plan = driver.plan(cards(0x20B0), 535, **wish)
@@ -156,11 +156,7 @@ def test_nvswitch_without_a_fabric_manager_is_refused() -> None:
         (
             ["6.12.43+deb13-amd64", "6.12.48+deb13-amd64"],
             ["linux-image-6.12.43+deb13-amd64", "linux-image-6.12.48+deb13-amd64", "linux-image-amd64"],
-            [
-                "linux-headers-6.12.43+deb13-amd64",
-                "linux-headers-6.12.48+deb13-amd64",
-                "linux-headers-amd64",
-            ],
+            ["linux-headers-6.12.43+deb13-amd64", "linux-headers-6.12.48+deb13-amd64", "linux-headers-amd64"],
         ),
         (
             ["6.8.0-45-generic"],
@@ -182,7 +178,7 @@ def test_nvswitch_without_a_fabric_manager_is_refused() -> None:
         (["6.12.1"], [], ["linux-headers-6.12.1"]),
     ],
 )
-def test_headers_for_the_kernels_that_are_there_and_those_to_come(
+def test_headers_of_installed_and_later_kernels(
     kernels: list[str], images: list[str], expected: list[str]
 ) -> None:
     assert driver.header_packages(kernels, images) == expected
@@ -213,7 +209,7 @@ def test_hosts_own_mirror_is_found(lines: list[str], expected: str) -> None:
     assert driver.mirror(lines) == expected
 
 
-def test_no_two_rows_of_the_table_claim_an_id() -> None:
+def test_ranges_of_the_table_do_not_overlap() -> None:
     rows = sorted((row["first"], row["last"]) for row in TABLE)
     assert all(first <= last for first, last in rows)
     assert all(before[1] < after[0] for before, after in itertools.pairwise(rows))
@@ -221,7 +217,7 @@ def test_no_two_rows_of_the_table_claim_an_id() -> None:
 
 @pytest.mark.skipif(not shutil.which("gpg"), reason="gpg makes the keys to compare with")
 @pytest.mark.parametrize("algorithm", ["ed25519", "rsa2048"])
-def test_fingerprint_equals_what_gpg_says(tmp_path: Path, algorithm: str) -> None:
+def test_fingerprint_equals_that_of_gpg(tmp_path: Path, algorithm: str) -> None:
     home = tmp_path / "g"
     home.mkdir(mode=0o700)
     gpg = [
@@ -265,7 +261,7 @@ GOOD, EVIL = packet(6, b"\x04good"), packet(6, b"\x04evil")
 REST = packet(13, b"me") + packet(2, b"\x04sig")
 
 
-def test_a_key_is_all_its_packets() -> None:
+def test_fingerprint_ignores_subkeys_and_signatures() -> None:
     fingerprint = toolkit.fingerprint(armour(GOOD, REST))
     assert fingerprint == hashlib.sha1(b"\x99\x00\x05\x04good").hexdigest().upper()
     # A subkey belongs to it.
@@ -295,7 +291,7 @@ def test_a_key_is_all_its_packets() -> None:
         pytest.param(armour(GOOD) + "evil\n", id="something after"),
     ],
 )
-def test_what_is_more_than_one_key_has_no_fingerprint(text: str) -> None:
+def test_more_than_one_key_has_no_fingerprint(text: str) -> None:
     assert toolkit.fingerprint(text) == ""
 
 
@@ -308,7 +304,7 @@ def test_what_is_more_than_one_key_has_no_fingerprint(text: str) -> None:
         "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\n",
     ],
 )
-def test_what_is_no_key_has_no_fingerprint(text: str) -> None:
+def test_other_text_has_no_fingerprint(text: str) -> None:
     assert toolkit.fingerprint(text) == ""
 
 
@@ -359,7 +355,7 @@ def test_list_of_nothing_else_is_moved_and_restored(tmp_path: Path, name: str, t
     assert path.read_text() == text
 
 
-def test_lists_without_nvidias_repository_are_left_alone(tmp_path: Path) -> None:
+def test_lists_without_nvidia_repository_stay(tmp_path: Path) -> None:
     path = tmp_path / "a.sources"
     path.write_text(DEBIAN)
     before = path.stat()
@@ -367,7 +363,7 @@ def test_lists_without_nvidias_repository_are_left_alone(tmp_path: Path) -> None
     assert path.stat() == before
 
 
-def test_a_merge_that_loses_something_is_seen() -> None:
+def test_lost_settings_of_a_merge_are_named() -> None:
     before = {"live-restore": True, "runtimes": {"other": {"path": "a"}}, "features": {"buildkit": True}}
     good = {
         **before,
@@ -386,7 +382,7 @@ def test_a_merge_that_loses_something_is_seen() -> None:
     "before",
     [{}, {"live-restore": True}, {"runtimes": {"other": {}}}, {"features": {"cdi": False}}, {"runtimes": {}}],
 )
-def test_unmerge_gives_back_what_was_there(before: dict[str, Any]) -> None:
+def test_unmerge_restores_the_configuration(before: dict[str, Any]) -> None:
     merged = {
         **before,
         "runtimes": {**before.get("runtimes", {}), "nvidia": {"path": "n"}},
@@ -437,7 +433,7 @@ def test_pending_reboot_says_why(line: str, words: str) -> None:
         ("reboot", "/run/reboot-required asks for it"),
     ],
 )
-def test_what_only_the_distribution_wishes_is_not_pending(line: str, words: str) -> None:
+def test_reboot_request_of_distribution_is_not_pending(line: str, words: str) -> None:
     seen = probe(line, "loaded 550.163.01")
     assert (seen["reboot_pending"], seen["reboot_wished"]) == ([], words)
 
@@ -450,11 +446,11 @@ def test_what_only_the_distribution_wishes_is_not_pending(line: str, words: str)
         ("image linux-image-amd64", ["6.12.1"]),
     ],
 )
-def test_the_next_boots_kernel_is_built_for(line: str, kernels: list[str]) -> None:
+def test_kernel_of_next_boot_is_included(line: str, kernels: list[str]) -> None:
     assert probe(line)["kernels"] == kernels
 
 
-def test_secure_boot_is_the_variables_value() -> None:
+def test_secure_boot_follows_the_efi_variable() -> None:
     assert probe("secureboot 1")["secure_boot"]
     assert not probe("secureboot 0")["secure_boot"]
 
@@ -473,7 +469,7 @@ DKMS = "package ii nvidia-graphics-drivers nvidia-kernel-dkms"
         (("served 0000:01:00.0", "served 0000:02:00.0", "listed 2"), True, True, []),
     ],
 )
-def test_driver_serves_every_card_or_not(
+def test_driver_serves_every_card(
     lines: tuple[str, ...], serves: bool, answers: bool, unserved: list[str]
 ) -> None:
     seen = probe(*TWO_CARDS, *lines)
@@ -495,12 +491,12 @@ def test_driver_serves_every_card_or_not(
         (("runfile found",), False, "from NVIDIA's installer"),
     ],
 )
-def test_whose_driver_it_is(lines: tuple[str, ...], ours: bool, origin: str) -> None:
+def test_origin_of_the_driver(lines: tuple[str, ...], ours: bool, origin: str) -> None:
     seen = probe(*lines)
     assert (seen["ours"], seen["origin"]) == (ours, origin)
 
 
-def test_holds_of_an_administrator_are_told_from_the_roles() -> None:
+def test_holds_of_administrator_and_role_are_distinguished() -> None:
     seen = probe(
         DKMS,
         "package ii nvidia-graphics-drivers libcuda1",
@@ -522,7 +518,7 @@ def test_holds_of_an_administrator_are_told_from_the_roles() -> None:
         (["unsolvable", ""], "present", False, ([], [], [], False, False)),
     ],
 )
-def test_what_apt_would_do_to_the_driver(
+def test_change_is_read_from_the_simulation(
     lines: list[str], state: str, ours: bool, expected: tuple[Any, ...]
 ) -> None:
     seen = {"packages": ["d"], "loaded": "590.1", "ours": ours}
@@ -530,7 +526,7 @@ def test_what_apt_would_do_to_the_driver(
     assert tuple(change[key] for key in ("removed", "replaced", "added", "touches", "consent")) == expected
 
 
-def test_packages_over_a_driver_without_packages_take_consent() -> None:
+def test_packages_over_a_driver_without_packages_need_consent() -> None:
     seen = {"packages": [], "loaded": "590.1", "ours": False}
     assert driver.change(["Inst a (1 x [all])"], seen, ["a"])["consent"]
     assert not driver.change(["Inst linux-headers-1 (1 x)"], seen, ["linux-headers-1"])["consent"]
@@ -548,7 +544,7 @@ def test_packages_over_a_driver_without_packages_take_consent() -> None:
         ([], "", ["generic"]),
     ],
 )
-def test_signed_modules_for_the_kernels_that_are_there_and_those_to_come(
+def test_signed_modules_of_installed_and_later_kernels(
     images: list[str], flavour: str, expected: list[str]
 ) -> None:
     kernels = ["6.8.0-60-generic", "6.8.0-71-generic"]
@@ -559,7 +555,7 @@ def test_signed_modules_for_the_kernels_that_are_there_and_those_to_come(
 KERNEL_PACKAGES = ["linux-generic", "linux-headers-generic", "linux-image-generic"]
 
 
-def test_signed_modules_and_the_kernels_packages_are_held_together() -> None:
+def test_signed_modules_are_held_with_kernel_packages() -> None:
     installed = [*KERNEL_PACKAGES, "linux-image-6.8.0-60-generic", "linux-firmware", "linux-base"]
     assert driver.kernel_packages(installed) == KERNEL_PACKAGES
     modules = "linux-modules-nvidia-580-server-generic"
@@ -579,7 +575,7 @@ def test_signed_modules_and_the_kernels_packages_are_held_together() -> None:
         ("mirror+file:/etc/apt/mirrors/debian.list", ""),
     ],
 )
-def test_password_of_a_mirror_goes_into_auth_conf(address: str, expected: str) -> None:
+def test_password_of_mirror_becomes_auth_conf_line(address: str, expected: str) -> None:
     assert common.apt_login(address) == expected
 
 
@@ -636,7 +632,7 @@ def installed(version: str, held: tuple[str, ...] = (), names: list[str] = TOOLK
         ([*installed("1.19.0-1", tuple(TOOLKIT)), "works yes", "recorded"], True, [], ""),
     ],
 )  # fmt: skip
-def test_toolkit_of_an_administrator_is_kept_or_refused(
+def test_toolkit_of_administrator_stays_or_is_refused(
     lines: list[str], kept: bool, missing: list[str], problem: str
 ) -> None:
     decision = toolkit.decision(lines, TOOLKIT, "1.18.2-1", "1.17.8")
@@ -644,7 +640,7 @@ def test_toolkit_of_an_administrator_is_kept_or_refused(
     assert problem in decision["problem"] and bool(problem) == bool(decision["problem"])
 
 
-def test_toolkit_of_the_role_may_go_back_and_is_released_alone() -> None:
+def test_only_the_toolkit_of_the_role_is_downgraded_and_released() -> None:
     ours = [f"brought {name} 1.18.2-1" for name in TOOLKIT]
     holds = ["holding", *(f"holds {name}" for name in TOOLKIT[:3])]
     lines = [*installed("1.18.2-1", tuple(TOOLKIT[:3])), "works yes", *ours, *holds]
@@ -678,13 +674,7 @@ def status(**changes: Any) -> dict[str, Any]:
         ({}, 2, "card", "fail", "1 NVIDIA cards on the PCI bus, 2 expected"),
         ({"held": []}, 1, "hold", "warn", "not held"),
         ({"held": [], "ours": False}, 1, "driver", "ok", "loaded 550.1 equals installed"),
-        (
-            {"reboot_wished": "/run/reboot-required asks for it"},
-            1,
-            "reboot",
-            "warn",
-            "a reboot is pending",
-        ),
+        ({"reboot_wished": "/run/reboot-required asks for it"}, 1, "reboot", "warn", "a reboot is pending"),
     ],
 )
 def test_each_state_of_the_driver_has_its_own_row(
@@ -714,24 +704,24 @@ def test_framework_that_was_not_run_is_not_proven() -> None:
     assert rows[0]["message"] == "gpu_check is device on this host"
 
 
-def test_clock_that_is_off_fails_although_the_host_finds_it_fine() -> None:
+def test_clock_difference_fails_despite_the_host() -> None:
     checks = [row("clock", "ok", "now")]
     [one] = check.worker_rows({"answer": {"checks": checks}, "clock_offset_s": -3600.0}, 60)
     assert one["status"] == "fail" and "-3600 s off" in one["message"]
 
 
 @pytest.mark.parametrize(("drained", "ready"), [(False, False), (True, True)])
-def test_host_that_the_play_drained_itself_is_not_unready(drained: bool, ready: bool) -> None:
+def test_host_drained_by_the_play_is_ready(drained: bool, ready: bool) -> None:
     checks = [row("drain", "fail", "the host is taken out of service")]
     assert check.ready(check.worker_rows({"answer": {"checks": checks}}, 60, drained)) is ready
 
 
-def test_worker_that_did_not_answer_is_a_row() -> None:
+def test_missing_answer_of_worker_is_a_row() -> None:
     [row] = check.worker_rows({"failed": True, "msg": "python3: not found"}, 60)
     assert row["status"] == "fail" and "not found" in row["message"]
 
 
-def test_of_two_rows_of_one_name_the_graver_stays() -> None:
+def test_graver_of_two_rows_stays() -> None:
     ours = [row("card", "ok", "a"), row("driver", "ok", "ours")]
     workers = [row("driver", "fail", "theirs"), row("xid", "warn", "1"), row("xid", "warn", "2")]
     assert [one["message"] for one in check.merge(ours, workers)] == ["a", "theirs", "1", "2"]
@@ -743,6 +733,6 @@ def test_of_two_rows_of_one_name_the_graver_stays() -> None:
     ("path", "words"),
     [("nowhere/report.json", "there is no folder"), (".", "which is a folder"), ("report.json", "")],
 )
-def test_a_report_that_could_not_be_written_is_refused(tmp_path: Path, path: str, words: str) -> None:
+def test_unwritable_report_is_refused(tmp_path: Path, path: str, words: str) -> None:
     said = check.unwritable(str(tmp_path / path))
     assert words in said if words else said == ""

@@ -33,12 +33,12 @@ def options(role: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("role", PROVISIONING)
-def test_argument_specs_describe_just_the_defaults(role: str) -> None:
+def test_argument_specs_describe_exactly_the_defaults(role: str) -> None:
     assert set(options(role)) == set(defaults(role))
 
 
 @pytest.mark.parametrize("role", PROVISIONING)
-def test_argument_specs_tell_the_default_that_holds(role: str) -> None:
+def test_argument_specs_name_the_real_default(role: str) -> None:
     # A default that is a template has no fixed value to compare.
     told = {name: option["default"] for name, option in options(role).items() if "default" in option}
     real = {name: value for name, value in defaults(role).items() if name in told and "{{" not in str(value)}
@@ -46,7 +46,7 @@ def test_argument_specs_tell_the_default_that_holds(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", PROVISIONING)
-def test_every_option_says_what_it_is(role: str) -> None:
+def test_every_option_has_description_and_type(role: str) -> None:
     assert not [
         name
         for name, option in options(role).items()
@@ -55,7 +55,7 @@ def test_every_option_says_what_it_is(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_variables_carry_the_prefix_of_their_role(role: str) -> None:
+def test_variables_have_the_prefix_of_their_role(role: str) -> None:
     names = set(defaults(role))
     internal = ROOT / "roles" / role / "vars"
     for path in internal.glob("*.yml") if internal.is_dir() else ():
@@ -114,7 +114,7 @@ def test_a_play_of_several_roles_gathers_facts_once_for_all(name: str) -> None:
     assert not [play for play in others if play["gather_facts"]]
 
 
-def test_plugins_have_names_of_their_own() -> None:
+def test_plugins_have_unique_names() -> None:
     names = [path.stem for path in (ROOT / "plugins").rglob("*.py")]
     assert names and len(names) == len(set(names))
     assert not [
@@ -146,7 +146,7 @@ def test_yaml_parses_and_hides_no_failure(path: Path) -> None:
         assert forbidden not in text
 
 
-def test_a_mirror_is_asked_as_often_as_the_role_says() -> None:
+def test_retries_of_apt_are_those_of_the_role() -> None:
     """The apt module's own five tries would multiply a role's retries: an outage would take minutes to be told."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "roles").glob("*/tasks/*.yml")]
     asked = sum(text.count("update_cache: true\n") for text in texts)
