@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from train_classifier.ansible_bridge import content
+from train_classifier.core.text import without_escapes
 
 #: The variables of the caller's environment that Ansible gets. All others, above all secrets, are not passed
 #: on, because ansible-runner writes the environment to a file.
@@ -40,7 +40,6 @@ KEPT = frozenset(
     ]
 )
 KEPT_PREFIXES = ("LC_", "XDG_", "ANSIBLE_", "AWX_", "RUNNER_OM", "RUNNER_ON")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 #: Seconds between two calls of `cancelled`.
 TICK_S = 1
 
@@ -69,10 +68,10 @@ class Reasons:
             data = event.get("event_data")
             result = data.get("res") if isinstance(data, dict) else None
             words = result.get("msg") if isinstance(result, dict) else None
-            self.reason = _COLOUR.sub("", str(words or event.get("stdout") or "")).strip() or None
+            self.reason = without_escapes(str(words or event.get("stdout") or "")).strip() or None
             self.unreachable = kind == "runner_on_unreachable"
         elif kind == "verbose" and str(event.get("stdout") or "").strip():
-            self._verbose.append(_COLOUR.sub("", str(event["stdout"])).rstrip())
+            self._verbose.append(without_escapes(str(event["stdout"])).rstrip())
             del self._verbose[:-30]
         return False
 

@@ -6,6 +6,8 @@ from typing import Optional, Union
 
 #: Control characters that must not reach a terminal in untrusted text, those of bidirectional text too.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+#: Terminal escape sequences: colours and cursor movements, window titles and links, short ones.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 
 
 def number(value: object) -> str:
@@ -19,6 +21,11 @@ def short(text: object, most: int) -> str:
     """Return text of at most that many characters."""
     words = str(text)
     return words if len(words) <= most else words[: most - 1] + "…"
+
+
+def without_escapes(text: str) -> str:
+    """Return text without terminal escape sequences."""
+    return _ESCAPES.sub("", text)
 
 
 def clean(text: object) -> str:

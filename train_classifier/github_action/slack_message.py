@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from train_classifier.core.metrics import number
-from train_classifier.core.text import show_seconds
+from train_classifier.core.text import show_seconds, without_escapes
 from train_classifier.github_action import slack_webhook
 
 #: Slack's limit: characters of the text of a section.
 SECTION = 3000
-
-ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 WEBHOOK_PATH = re.compile(r"/?(?:services/)?(T[A-Za-z0-9_]{1,40}/B[A-Za-z0-9_]{1,40}/[A-Za-z0-9_]{1,80})\Z")
 URL = re.compile(
     r"(https://[A-Za-z0-9.-]+(:[0-9]{1,5})?|http://(127\.0\.0\.1|localhost)(:[0-9]{1,5})?)/[!-~]*\Z"
@@ -94,7 +92,7 @@ def events(setting: str | None) -> frozenset[Event]:
 
 def escape(text: str) -> str:
     """Return text that Slack shows unchanged: no mention, no link, no control character."""
-    text = ANSI.sub("", text)
+    text = without_escapes(text)
     text = "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

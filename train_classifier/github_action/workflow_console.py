@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import sys
 import threading
 from collections.abc import Mapping
@@ -18,7 +17,6 @@ from train_classifier.github_action.workflow_commands import Workflow
 TAIL = 512 << 10
 #: Phases that are not folded in the log, because every reader wants to see them.
 OPEN = ("training", "queue")
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 
 
 class WorkflowConsole(Console):
@@ -142,7 +140,7 @@ class WorkflowConsole(Console):
 
     def _line(self, words: str, colour: str | None = None, always: bool = False) -> None:
         start = b"" if self._at_start else b"\n"
-        words = _ANSI.sub("", words)
+        words = text.without_escapes(words)
         # Most of this program's lines contain nothing that a runner could treat as a command.
         harmless = "::" not in words and "##[" not in words
         self._plain(start + words.encode("utf-8", "replace") + b"\n", harmless)

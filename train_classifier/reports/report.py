@@ -2,21 +2,18 @@
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from train_classifier.core.errors import ExitCode
 from train_classifier.core.metrics import number
-from train_classifier.core.text import show_bytes, show_seconds
+from train_classifier.core.text import show_bytes, show_seconds, without_escapes
 from train_classifier.reports import chart_data
 
 #: Most metrics that are listed; metrics.json may hold any number.
 MOST_METRICS = 100
 #: Most lines of the log that are shown.
 MOST_LINES = 200
-
-ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 
 SENTENCES = {
     ExitCode.TRAINED: "trained",
@@ -188,7 +185,7 @@ class Report:
 
 def _clean(line: str) -> str:
     """Return a line as a terminal would show it, at most 2000 characters."""
-    line = ANSI.sub("", line).rstrip("\r").rpartition("\r")[2]
+    line = without_escapes(line).rstrip("\r").rpartition("\r")[2]
     line = "".join(letter if letter.isprintable() or letter == "\t" else "�" for letter in line)
     return line if len(line) <= 2000 else line[:2000] + "…"
 

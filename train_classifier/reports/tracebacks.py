@@ -5,13 +5,14 @@ import dataclasses
 import posixpath
 import re
 
+from train_classifier.core.text import without_escapes
+
 #: Where the private copy of the repository lies in the container.
 WORKSPACE = "/workspace"
 #: GitHub shows ten errors of a step; the tenth is the outcome of the job. The last tracebacks are kept,
 #: because the last one ended the training.
 MOST = 9
 
-ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 #: A traceback of an ExceptionGroup has a margin before it: `  | `, and `+-+---- 1 ----`.
 MARGIN = re.compile(r"\s*(?:\| ?|\+ (?=Exception Group)|\+-?\+?-{4,}.*$)")
 #: torchrun and PyTorch's own hook write the process before each line.
@@ -51,7 +52,7 @@ def find(log: str, workspace: str = WORKSPACE) -> list[Annotation]:
     processes: dict[str, list[str]] = {}
     numbers: dict[str, list[int]] = {}
     for number, raw in enumerate(log.replace("\r\n", "\n").split("\n")):
-        line = ANSI.sub("", raw).rpartition("\r")[2]
+        line = without_escapes(raw).rpartition("\r")[2]
         rank = RANK.match(line)
         process = rank[0] if rank else ""
         processes.setdefault(process, []).append(_plain(line[len(process) :]))

@@ -120,23 +120,16 @@ def secure_boot(root: Path) -> bool:
     return False
 
 
-def handover(info: Optional[dict[str, Any]], root: Path) -> Finding:
+def gpu_containers(info: Optional[dict[str, Any]], root: Path) -> Finding:
     """Check that the engine can give a GPU to a container."""
-    name, role = "gpu-containers", "run the role nvidia_container_toolkit on this host"
+    name = "gpu-containers"
     if info is None:
         return skip(name, "the engine does not answer")
-    folders = info.get("CDISpecDirs") or ()
-    if folders and cdi.gpu_names(folders, root):
-        return ok(name, "the engine gives GPUs to containers by CDI")
-    hook = shutil.which("nvidia-container-runtime-hook", path="/usr/bin:/usr/local/bin:/usr/sbin")
-    if "nvidia" in (info.get("Runtimes") or {}) or hook:
-        return ok(name, "the engine gives GPUs to containers by the NVIDIA runtime")
-    why = (
-        f"no specification of {cdi.KIND} in {', '.join(folders)}"
-        if folders
-        else "neither CDI nor the NVIDIA runtime"
-    )
-    return fail(name, f"the engine cannot give a GPU to a container: {why}", role, ExitCode.NO_GPU)
+    try:
+        access, _ = cdi.gpu_access(info, root)
+    except NoGpu as error:
+        return from_error(name, error)
+    return ok(name, f"the engine gives GPUs to containers by {access}")
 
 
 def obstacle(host: Host, min_vram_mib: Optional[int], discovery: Discovery) -> Optional[str]:
@@ -148,7 +141,7 @@ def obstacle(host: Host, min_vram_mib: Optional[int], discovery: Discovery) -> O
         return error.reason
     except (OSError, ValueError, NotReady):
         return None
-    found = handover(info, host.root)
+    found = gpu_containers(info, host.root)
     return found.message if found.status == "fail" else None
 
 
@@ -254,7 +247,7 @@ def _of_cards(
             found.append(ok("gpu-memory", ", ".join(_memory(card) for card in discovery.gpus)))
     except NoGpu as error:
         found.append(from_error("gpu-memory", error))
-    found.append(handover(info, host.root))
+    found.append(gpu_containers(info, host.root))
     for card in discovery.gpus:
         if card.mig:
             found.append(

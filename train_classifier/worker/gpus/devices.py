@@ -5,7 +5,6 @@ import dataclasses
 import os
 import pwd
 import re
-import shutil
 import subprocess
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -278,37 +277,27 @@ def _account(uid: int) -> str:
 def device_options(client: Any, gpus: Sequence[Gpu], root: Path = Path("/")) -> dict[str, Any]:
     """Return the keywords of docker's create that give a container exactly these cards.
 
-    By CDI if the engine has it and a specification names the cards, otherwise by the NVIDIA runtime. Raises
-    NoGpu when the engine has neither.
+    Raises NoGpu when the engine cannot do that (cdi.gpu_access).
     """
     from docker.types import DeviceRequest
 
     info = engine.patiently(client.info)
-    major = int(re.match(r"\d*", str(info.get("ServerVersion", "")))[0] or 0)  # type: ignore[index]
-    folders = info.get("CDISpecDirs") or ()
-    names = cdi.gpu_names(folders, root)
-    if folders and names:
+    _, names = cdi.gpu_access(info, root)
+    if names:
         chosen = []
         for card in gpus:
             name = next((name for name in (card.uuid, str(card.index)) if name in names), None)
             if name is None:
+                folders = ", ".join(info["CDISpecDirs"])
                 raise NoGpu(
-                    f"no CDI specification in {', '.join(folders)} names GPU {card.index} ({card.uuid})",
+                    f"no CDI specification in {folders} names GPU {card.index} ({card.uuid})",
                     "on the host: sudo nvidia-ctk cdi generate --output=/var/run/cdi/nvidia.yaml",
                 )
             chosen.append(f"{cdi.KIND}={name}")
         return {"device_requests": [DeviceRequest(driver="cdi", device_ids=chosen)]}
-    hooked = shutil.which(
-        "nvidia-container-runtime-hook", path="/usr/bin:/usr/local/bin:/usr/sbin:/sbin:/bin"
-    )
-    if "nvidia" not in (info.get("Runtimes") or {}) and hooked is None:
-        raise NoGpu(
-            "the engine cannot give a GPU to a container: neither a CDI specification nor the NVIDIA runtime",
-            "run the role nvidia_container_toolkit on this host",
-        )
     request = DeviceRequest(device_ids=[card.uuid for card in gpus], capabilities=[["gpu"]])
     options: dict[str, Any] = {"device_requests": [request]}
-    if major < 25:
+    if int(re.match(r"\d*", str(info.get("ServerVersion", "")))[0] or 0) < 25:  # type: ignore[index]
         # Without these nodes in the container's own list, a daemon-reload of systemd removes the GPU access.
         options["devices"] = [f"{node}:{node}:rw" for node in device_nodes(gpus, root)]
     return options
