@@ -1,18 +1,13 @@
 """The runner role's API client against the stand-in that remembers: paging, retries, refusals, GitHub App."""
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import github_runner_api as api
 import pytest
-
-ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "tests"))
-
-from github_api.standin import StandIn  # noqa: E402
+from github_api.standin import StandIn
 
 REPO = "repos/acme/widgets"
 

@@ -70,8 +70,8 @@ def test_owner_is_repaired_inside_work_only(prepare: ModuleType, tmp_path: Path)
     (work / "to-folder").symlink_to(outside)
     (work / "dangling").symlink_to("/nowhere")
     os.link(outside / "precious", work / "hard")
-    given, left = prepare.repair_ownership(work, 12345, 12345)
-    assert (given, left) == (5, 1)
+    changed, skipped = prepare.repair_ownership(work, 12345, 12345)
+    assert (changed, skipped) == (5, 1)
     owners = {p.relative_to(tmp_path).as_posix(): p.lstat().st_uid for p in tmp_path.rglob("*")}
     assert owners == {
         "_work": 12345,
@@ -146,15 +146,15 @@ def test_hooks_report_what_a_job_leaves(tmp_path: Path) -> None:
     running.write_text("before\n")
     assert hook("job-started.sh", tmp_path) == ""
     (tmp_path / "_work/ours").write_text("x")
-    said = hook("job-completed.sh", tmp_path)
-    assert "::warning" not in said and "disk:" in said
+    output = hook("job-completed.sh", tmp_path)
+    assert "::warning" not in output and "disk:" in output
 
     hook("job-started.sh", tmp_path)
     running.write_text("before\nleft\n")
     theirs = tmp_path / "_work/::error::theirs"
     theirs.write_text("x")
     os.chown(theirs, 12345, 12345)
-    said = hook("job-completed.sh", tmp_path)
-    assert "::warning title=containers left::containers of train-classifier still run: left\n" in said
-    assert "::warning title=foreign files left::1 entries in _work belong to another user" in said
-    assert "::error" not in said
+    output = hook("job-completed.sh", tmp_path)
+    assert "::warning title=containers left::containers of train-classifier still run: left\n" in output
+    assert "::warning title=foreign files left::1 entries in _work belong to another user" in output
+    assert "::error" not in output

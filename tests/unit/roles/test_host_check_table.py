@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[3]
+from hosts.play import ANSIBLE_PLAYBOOK, ansible_environment
+
 PLAY = """
 - hosts: all
   gather_facts: false
@@ -27,15 +26,8 @@ def tables(folder: Path, serial: str, lost: tuple[str, ...] = ()) -> tuple[list[
     """What each printed table's last line says, and the report at the end."""
     (folder / "play.yml").write_text(PLAY.format(serial=serial))
     variables = {"lost": lost, "host_check_json": str(folder / "report.json"), "ansible_connection": "local"}
-    program = Path(sys.executable).with_name("ansible-playbook")
-    done = subprocess.run(
-        [program, "-i", "a,b,c,", "-e", json.dumps(variables), folder / "play.yml"],
-        env={
-            **os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1",
-            "ANSIBLE_ROLES_PATH": str(ROOT / "roles"), "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
-        },
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [ANSIBLE_PLAYBOOK, "-i", "a,b,c,", "-e", json.dumps(variables), folder / "play.yml"]
+    done = subprocess.run(command, env=ansible_environment(), capture_output=True, text=True, check=False)
     ends = [line for line in done.stdout.splitlines() if line.endswith("hosts ready for training")]
     assert ends, done.stdout + done.stderr
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())

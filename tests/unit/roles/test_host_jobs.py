@@ -24,9 +24,9 @@ def look(socket: str = "/nonexistent/docker.sock") -> dict[str, Any]:
     """Run the program as Ansible does, by standard input."""
     text = PROGRAM.read_text().replace('"/var/run/docker.sock"', repr(socket))
     done = subprocess.run([sys.executable, "-I", "-"], input=text, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    assert isinstance(found, dict)
-    return found
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, dict)
+    return answer
 
 
 @pytest.fixture

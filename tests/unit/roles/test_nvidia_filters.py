@@ -79,7 +79,7 @@ def test_only_nvidia_display_devices_are_cards() -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "branch", "wish", "expected"),
+    ("devices", "branch", "settings", "expected"),
     [
         # Debian 12 and 13 serve an A100 themselves.
         ([0x20B0], 535, {}, ("distribution", 535, "proprietary")),
@@ -96,15 +96,15 @@ def test_only_nvidia_display_devices_are_cards() -> None:
     ],
 )
 def test_driver_is_chosen_by_card(
-    devices: list[int], branch: int, wish: dict[str, Any], expected: tuple[str, int, str]
+    devices: list[int], branch: int, settings: dict[str, Any], expected: tuple[str, int, str]
 ) -> None:
-    plan = driver.plan(cards(*devices), branch, **wish)
+    plan = driver.plan(cards(*devices), branch, **settings)
     assert plan["problem"] == ""
     assert (plan["source"], plan["branch"], plan["module"]) == expected
 
 
 @pytest.mark.parametrize(
-    ("devices", "wish", "sentence"),
+    ("devices", "settings", "sentence"),
     [
         ([0x102D], {}, "needs the driver branch 470 or older"),
         ([0x1B06, 0x2B85], {}, "No driver serves all cards"),
@@ -117,16 +117,16 @@ def test_driver_is_chosen_by_card(
     ],
 )
 def test_cards_that_no_driver_serves_are_refused(
-    devices: list[int], wish: dict[str, Any], sentence: str
+    devices: list[int], settings: dict[str, Any], sentence: str
 ) -> None:
-    assert sentence in driver.plan(cards(*devices), 550, **wish)["problem"]
+    assert sentence in driver.plan(cards(*devices), 550, **settings)["problem"]
 
 
 NVSWITCH = {"switches": ["0000:05:00.0"]}
 
 
 @pytest.mark.parametrize(
-    ("wish", "expected"),
+    ("settings", "expected"),
     [
         # Debian packages no fabric manager, without which no card behind an NVSwitch computes.
         ({"fabric": False, **NVSWITCH}, ("cuda_repository", 580, "open")),
@@ -136,9 +136,9 @@ NVSWITCH = {"switches": ["0000:05:00.0"]}
     ],
 )
 def test_nvswitch_needs_a_source_with_fabric_manager(
-    wish: dict[str, Any], expected: tuple[str, int, str]
+    settings: dict[str, Any], expected: tuple[str, int, str]
 ) -> None:
-    plan = driver.plan(cards(0x20B0), 535, **wish)
+    plan = driver.plan(cards(0x20B0), 535, **settings)
     assert (plan["problem"], plan["source"], plan["branch"], plan["module"]) == ("", *expected)
 
 
@@ -321,7 +321,7 @@ DEBIAN = "Types: deb\nURIs: http://deb.debian.org/debian\nSuites: trixie\nCompon
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "left"),
+    ("name", "text", "remaining"),
     [
         ("a.list", OTHER + LINE, [OTHER.strip()]),
         ("a.list", f"# {LINE}{OTHER}", [OTHER.strip()]),
@@ -331,13 +331,15 @@ DEBIAN = "Types: deb\nURIs: http://deb.debian.org/debian\nSuites: trixie\nCompon
         ("a.sources", TWO, ["Types: deb", "URIs: http://mirror.example.org/apt", "Suites: /"]),
     ],
 )
-def test_other_lists_are_disabled_and_restored(tmp_path: Path, name: str, text: str, left: list[str]) -> None:
+def test_other_lists_are_disabled_and_restored(
+    tmp_path: Path, name: str, text: str, remaining: list[str]
+) -> None:
     path = tmp_path / name
     path.write_text(text)
     path.chmod(0o640)
     lists.disable([path], tmp_path / "away")
     read = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
-    assert read == left
+    assert read == remaining
     lists.restore([path], tmp_path / "away", tmp_path)
     assert path.read_text() == text
     assert path.stat().st_mode & 0o777 == 0o640
@@ -399,19 +401,23 @@ def probe(*more: str) -> dict[str, Any]:
 
 
 def test_probe_of_a_healthy_host() -> None:
-    seen = probe(
+    result = probe(
         "loaded 550.163.01",
         "package ii nvidia-graphics-drivers libcuda1",
         "package ii bash bash",
         "held libcuda1:amd64",
     )
-    assert (seen["mismatch"], seen["nouveau"], seen["secure_boot"], seen["reboot_pending"]) == (
+    assert (result["mismatch"], result["nouveau"], result["secure_boot"], result["reboot_pending"]) == (
         False,
         False,
         False,
         [],
     )
-    assert (seen["packages"], seen["held"], seen["kernel_running"]) == (["libcuda1"], ["libcuda1"], True)
+    assert (result["packages"], result["held"], result["kernel_running"]) == (
+        ["libcuda1"],
+        ["libcuda1"],
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -434,8 +440,8 @@ def test_pending_reboot_says_why(line: str, words: str) -> None:
     ],
 )
 def test_reboot_request_of_distribution_is_not_pending(line: str, words: str) -> None:
-    seen = probe(line, "loaded 550.163.01")
-    assert (seen["reboot_pending"], seen["reboot_wished"]) == ([], words)
+    result = probe(line, "loaded 550.163.01")
+    assert (result["reboot_pending"], result["reboot_wished"]) == ([], words)
 
 
 @pytest.mark.parametrize(
@@ -472,8 +478,8 @@ DKMS = "package ii nvidia-graphics-drivers nvidia-kernel-dkms"
 def test_driver_serves_every_card(
     lines: tuple[str, ...], serves: bool, answers: bool, unserved: list[str]
 ) -> None:
-    seen = probe(*TWO_CARDS, *lines)
-    assert (seen["serves"], seen["answers"], seen["unserved"]) == (serves, answers, unserved)
+    result = probe(*TWO_CARDS, *lines)
+    assert (result["serves"], result["answers"], result["unserved"]) == (serves, answers, unserved)
 
 
 @pytest.mark.parametrize(
@@ -492,17 +498,17 @@ def test_driver_serves_every_card(
     ],
 )
 def test_origin_of_the_driver(lines: tuple[str, ...], ours: bool, origin: str) -> None:
-    seen = probe(*lines)
-    assert (seen["ours"], seen["origin"]) == (ours, origin)
+    result = probe(*lines)
+    assert (result["ours"], result["origin"]) == (ours, origin)
 
 
 def test_holds_of_administrator_and_role_are_distinguished() -> None:
-    seen = probe(
+    result = probe(
         DKMS,
         "package ii nvidia-graphics-drivers libcuda1",
         *("held nvidia-kernel-dkms", "held libcuda1", "held bash", "holds libcuda1", "holds nvidia-smi"),
     )
-    assert (seen["held_by_others"], seen["held_by_us"]) == (["nvidia-kernel-dkms"], ["libcuda1"])
+    assert (result["held_by_others"], result["held_by_us"]) == (["nvidia-kernel-dkms"], ["libcuda1"])
 
 
 @pytest.mark.parametrize(
@@ -521,16 +527,16 @@ def test_holds_of_administrator_and_role_are_distinguished() -> None:
 def test_change_is_read_from_the_simulation(
     lines: list[str], state: str, ours: bool, expected: tuple[Any, ...]
 ) -> None:
-    seen = {"packages": ["d"], "loaded": "590.1", "ours": ours}
-    change = driver.change(lines, seen, ["a"], state)
+    result = {"packages": ["d"], "loaded": "590.1", "ours": ours}
+    change = driver.change(lines, result, ["a"], state)
     assert tuple(change[key] for key in ("removed", "replaced", "added", "touches", "consent")) == expected
 
 
 def test_packages_over_a_driver_without_packages_need_consent() -> None:
-    seen = {"packages": [], "loaded": "590.1", "ours": False}
-    assert driver.change(["Inst a (1 x [all])"], seen, ["a"])["consent"]
-    assert not driver.change(["Inst linux-headers-1 (1 x)"], seen, ["linux-headers-1"])["consent"]
-    assert not driver.change(["Inst a (1 x [all])"], {**seen, "loaded": ""}, ["a"])["consent"]
+    result = {"packages": [], "loaded": "590.1", "ours": False}
+    assert driver.change(["Inst a (1 x [all])"], result, ["a"])["consent"]
+    assert not driver.change(["Inst linux-headers-1 (1 x)"], result, ["linux-headers-1"])["consent"]
+    assert not driver.change(["Inst a (1 x [all])"], {**result, "loaded": ""}, ["a"])["consent"]
 
 
 @pytest.mark.parametrize(
@@ -559,11 +565,11 @@ def test_signed_modules_are_held_with_kernel_packages() -> None:
     installed = [*KERNEL_PACKAGES, "linux-image-6.8.0-60-generic", "linux-firmware", "linux-base"]
     assert driver.kernel_packages(installed) == KERNEL_PACKAGES
     modules = "linux-modules-nvidia-580-server-generic"
-    seen = {"packages": [modules, "nvidia-utils-580"], "held": [], "kernel_packages": KERNEL_PACKAGES}
-    assert driver.to_hold(seen) == [modules, "nvidia-utils-580", *KERNEL_PACKAGES]
-    assert driver.to_hold({**seen, "held": [modules]}) == ["nvidia-utils-580", *KERNEL_PACKAGES]
+    result = {"packages": [modules, "nvidia-utils-580"], "held": [], "kernel_packages": KERNEL_PACKAGES}
+    assert driver.to_hold(result) == [modules, "nvidia-utils-580", *KERNEL_PACKAGES]
+    assert driver.to_hold({**result, "held": [modules]}) == ["nvidia-utils-580", *KERNEL_PACKAGES]
     # A module that DKMS builds needs no kernel held.
-    assert driver.to_hold({**seen, "packages": ["nvidia-dkms-580"]}) == ["nvidia-dkms-580"]
+    assert driver.to_hold({**result, "packages": ["nvidia-dkms-580"]}) == ["nvidia-dkms-580"]
 
 
 @pytest.mark.parametrize(
@@ -734,5 +740,5 @@ def test_graver_of_two_rows_stays() -> None:
     [("nowhere/report.json", "there is no folder"), (".", "which is a folder"), ("report.json", "")],
 )
 def test_unwritable_report_is_refused(tmp_path: Path, path: str, words: str) -> None:
-    said = check.unwritable(str(tmp_path / path))
-    assert words in said if words else said == ""
+    message = check.unwritable(str(tmp_path / path))
+    assert words in message if words else message == ""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
 
-ROOT = Path(__file__).parents[3]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "tasks").is_dir())
 # Carries a job out rather than provisioning; its variables are the CLI's.
 PROVISIONING = [name for name in ROLES if name != "training_job"]
@@ -40,9 +38,11 @@ def test_argument_specs_describe_exactly_the_defaults(role: str) -> None:
 @pytest.mark.parametrize("role", PROVISIONING)
 def test_argument_specs_name_the_real_default(role: str) -> None:
     # A default that is a template has no fixed value to compare.
-    told = {name: option["default"] for name, option in options(role).items() if "default" in option}
-    real = {name: value for name, value in defaults(role).items() if name in told and "{{" not in str(value)}
-    assert {name: told[name] for name in real} == real
+    documented = {name: option["default"] for name, option in options(role).items() if "default" in option}
+    real = {
+        name: value for name, value in defaults(role).items() if name in documented and "{{" not in str(value)
+    }
+    assert {name: documented[name] for name in real} == real
 
 
 @pytest.mark.parametrize("role", PROVISIONING)
@@ -125,10 +125,8 @@ def test_plugins_have_unique_names() -> None:
 
 
 def test_pipelining_is_on() -> None:
-    environment = {**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-    program = Path(sys.executable).with_name("ansible-config")
-    command = [program, "dump", "-t", "connection", "ssh"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    command = [ANSIBLE_PLAYBOOK.with_name("ansible-config"), "dump", "-t", "connection", "ssh"]
+    done = subprocess.run(command, env=ansible_environment(), capture_output=True, text=True, check=True)
     assert re.search(r"^pipelining\(.*ansible\.cfg\) = True$", done.stdout, re.M)
 
 
@@ -147,7 +145,7 @@ def test_yaml_parses_and_hides_no_failure(path: Path) -> None:
 
 
 def test_retries_of_apt_are_those_of_the_role() -> None:
-    """The apt module's own five tries would multiply a role's retries: an outage would take minutes to be told."""
+    """The apt module's own five tries would multiply a role's retries: an outage would be reported after minutes only."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "roles").glob("*/tasks/*.yml")]
     asked = sum(text.count("update_cache: true\n") for text in texts)
     once = sum(len(re.findall(r"update_cache: true\n +update_cache_retries: 1\n", text)) for text in texts)
@@ -242,10 +240,9 @@ def test_example_shows_vaulted_secrets(vault: dict[str, str]) -> None:
     file = ROOT / "inventory/example/group_vars/training/vault.yml"
     assert file.read_text().startswith("$ANSIBLE_VAULT;")
     assert f"`{VAULT_PASSWORD}`" in (ROOT / "docs/hosts.md").read_text()
-    done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-inventory"), "-i", "inventory/example", "--host", "gpu-2"],
-        cwd=ROOT, env={**os.environ, **vault}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    command = [ANSIBLE_PLAYBOOK.with_name("ansible-inventory"), "-i", "inventory/example", "--host", "gpu-2"]
+    environment = ansible_environment(**vault)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     seen = json.loads(done.stdout)
     assert seen["vault_github_runner_pat"] == "replace-me"
     # A Maxwell card: TensorFlow 2.17 has no kernels for it.
@@ -253,14 +250,7 @@ def test_example_shows_vaulted_secrets(vault: dict[str, str]) -> None:
 
 
 def test_playbooks_pass_the_syntax_check(vault: dict[str, str]) -> None:
-    environment = {
-        **os.environ,
-        **vault,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "ANSIBLE_NOCOLOR": "1",
-    }
-    done = subprocess.run(
-        ["ansible-playbook", "--syntax-check", "-i", "inventory/example", *map(str, PLAYBOOKS)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [ANSIBLE_PLAYBOOK, "--syntax-check", "-i", "inventory/example", *PLAYBOOKS]
+    environment = ansible_environment(**vault)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
