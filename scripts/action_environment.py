@@ -257,7 +257,7 @@ def remove_old_archive() -> None:
     from train_classifier.github_action import old_archive
 
     try:
-        old_archive.remove(old_archive.place(os.environ, Path.cwd()))
+        old_archive.remove(old_archive.archive_path(os.environ, Path.cwd()))
     except (OSError, ValueError) as error:
         print(f"An archive of an earlier run may still be there: {error}", flush=True)
 
@@ -275,7 +275,7 @@ def main() -> int:
     except Refused as refused:
         return fail(3, "not-ready", str(refused))
     except KeyboardInterrupt:
-        return fail(6, "cancelled", "Cancelled before anything was started.")
+        return fail(6, "cancelled", "Cancelled before the job was started.")
     except OSError as error:
         return fail(3, "not-ready", f"The action cannot be started: {error}")
     except Exception as bug:

@@ -161,7 +161,7 @@ def test_cancel_stops_container_and_delivers_artefacts(
     if step.outputs["artefacts"]:
         with tarfile.open(step.outputs["artefacts"]) as archive:
             assert "artefacts/weights.bin" in archive.getnames()
-        assert "What the job left is in" in step.log
+        assert "The files of the failed job are in" in step.log
     else:
         # A busy machine has no time to fetch: then the log names the command.
         assert f"train-classifier fetch {job.name}" in step.log

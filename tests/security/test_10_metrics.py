@@ -6,7 +6,7 @@ import pytest
 from worker_support import Machine, accounts, host_fixture
 
 from train_classifier.reports import chart_data, html_page, job_summary
-from train_classifier.reports.archive_reader import Papers
+from train_classifier.reports.archive_reader import ArchiveFiles
 from train_classifier.reports.report import Report
 
 host = host_fixture(accounts())
@@ -99,5 +99,5 @@ def test_10_report_names_what_is_left_out() -> None:
 
 
 def test_10_deep_manifest_does_not_stop_the_report() -> None:
-    assert Papers(manifest=b"[" * 200_000).facts == {}
-    assert Papers(manifest=json.dumps([1]).encode()).facts == {}
+    assert ArchiveFiles(manifest=b"[" * 200_000).manifest_data == {}
+    assert ArchiveFiles(manifest=json.dumps([1]).encode()).manifest_data == {}

@@ -244,7 +244,7 @@ SLOW: dict[str, Callable[[str], Any]] = {
     "environment file": lambda text: env_file.parse(text.encode("utf-8", "surrogatepass"), "x", {}),
     "slack": lambda text: slack_message.last_lines(text, 3000),
     "log": lambda text: Report(result={}, log=text).tail(1 << 20),
-    "markdown": lambda text: job_summary.prose(text) + job_summary.fenced(text),
+    "markdown": lambda text: job_summary.plain_text(text) + job_summary.fenced(text),
     "package": lambda text: apt_file.PACKAGE.match(text),
     "requirement": lambda text: requirements_file.REQUIREMENT.match(text),
 }

@@ -44,7 +44,7 @@ def test_curves_are_finite(content: str) -> None:
 def test_tables_of_any_content_are_rendered_safely(head: list[str], rows: list[list[str]]) -> None:
     content = "\n".join(",".join(row) for row in [head, *rows])
     with bounded():
-        archive_reader.thinned(io.BytesIO(content.encode("utf-8", "replace")), most=100)
+        archive_reader.thinned(io.BytesIO(content.encode("utf-8", "replace")), limit=100)
         check_page(html_page.render(Report(result={"exit_code": 0}, history=content, usage=content)))
         check_markdown(job_summary.markdown(Report(result={"exit_code": 4}, history=content, usage=content)))
 
@@ -53,7 +53,7 @@ def test_tables_of_any_content_are_rendered_safely(head: list[str], rows: list[l
 @given(content=DATA)
 def test_manifest_of_any_content_is_read(content: bytes) -> None:
     with bounded():
-        assert isinstance(archive_reader.Papers(manifest=content).facts, dict)
+        assert isinstance(archive_reader.ArchiveFiles(manifest=content).manifest_data, dict)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_manifest_of_any_content_is_read(content: bytes) -> None:
 )
 def test_hostile_manifest_is_read(content: bytes) -> None:
     with bounded():
-        assert isinstance(archive_reader.Papers(manifest=content).facts, dict)
+        assert isinstance(archive_reader.ArchiveFiles(manifest=content).manifest_data, dict)
 
 
 # What is made of it.
@@ -209,7 +209,7 @@ def test_slack_message_has_no_markup_of_users(notice: slack_message.Notice) -> N
 def test_annotations_are_single_safe_commands(log: str) -> None:
     with bounded():
         annotation_list = tracebacks.find(log)
-    assert len(annotation_list) <= tracebacks.MOST
+    assert len(annotation_list) <= tracebacks.MAX_ANNOTATIONS
     for annotation in annotation_list:
         assert not annotation.file.startswith(("/", ".."))
         line = workflow_commands.command(

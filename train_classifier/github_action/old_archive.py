@@ -15,11 +15,11 @@ from train_classifier.core.job import ARCHIVE_MAGIC
 SETTINGS_FILE = "train-classifier.toml"
 OUTPUT = "artefacts.tar.gz"
 #: The same limits as in the check of the settings.
-MOST_BYTES = 1 << 20
-MOST_DOTS = 100
+MAX_BYTES = 1 << 20
+MAX_DOTS = 100
 
 
-def place(environment: Mapping[str, str], cwd: Path) -> Path:
+def archive_path(environment: Mapping[str, str], cwd: Path) -> Path:
     """Return where the archive of a step with this environment goes, as `request.build` finds it.
 
     Raises ValueError when the repository's settings, which may name the path, cannot be read.
@@ -31,10 +31,10 @@ def place(environment: Mapping[str, str], cwd: Path) -> Path:
     except (OSError, RuntimeError):
         return cwd / OUTPUT
     model = _input(environment, "MODEL") or environment.get("MODEL", "")
-    named = _setting(top, model.rstrip("/"))
-    if named is None:
+    setting = _output_setting(top, model.rstrip("/"))
+    if setting is None:
         return cwd / OUTPUT
-    path = Path(os.path.realpath(top / Path(named).parent), Path(named).name)
+    path = Path(os.path.realpath(top / Path(setting).parent), Path(setting).name)
     if not path.is_relative_to(top):
         raise ValueError(f"{SETTINGS_FILE}: output leads out of the repository")
     return path
@@ -57,11 +57,11 @@ def _path(text: str, base: Path) -> Path:
     return Path(os.path.realpath(path.parent), path.name)
 
 
-def _setting(top: Path, model: str) -> str | None:
+def _output_setting(top: Path, model: str) -> str | None:
     """Return `output` of the repository's settings; None when it is not set."""
     try:
-        text = regular_file.read(top / SETTINGS_FILE, MOST_BYTES, within=str(top)).decode("utf-8-sig")
-        if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
+        text = regular_file.read(top / SETTINGS_FILE, MAX_BYTES, within=str(top)).decode("utf-8-sig")
+        if any(line.count(".") > MAX_DOTS for line in text.split("\n")):
             raise ValueError("a line has too many dots")
         settings = tomllib.loads(text)
     except FileNotFoundError:
@@ -70,13 +70,13 @@ def _setting(top: Path, model: str) -> str | None:
         raise ValueError(f"{SETTINGS_FILE} cannot be read: {error}") from error
     models = settings.get("models")
     tables = [settings.get("defaults"), models.get(model) if isinstance(models, dict) else None]
-    named: Any = None
+    output: Any = None
     for table in tables:
         if isinstance(table, dict):
-            named = table.get("output", named)
-    if named is not None and (not isinstance(named, str) or not named.strip() or "\0" in named):
-        raise ValueError(f"{SETTINGS_FILE}: output is no path")
-    return named
+            output = table.get("output", output)
+    if output is not None and (not isinstance(output, str) or not output.strip() or "\0" in output):
+        raise ValueError(f"{SETTINGS_FILE}: output is not a path")
+    return output
 
 
 def remove(path: Path) -> None:

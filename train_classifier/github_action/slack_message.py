@@ -13,6 +13,7 @@ from train_classifier.github_action import slack_webhook
 
 #: Slack's limit: characters of the text of a section.
 SECTION = 3000
+
 WEBHOOK_PATH = re.compile(r"/?(?:services/)?(T[A-Za-z0-9_]{1,40}/B[A-Za-z0-9_]{1,40}/[A-Za-z0-9_]{1,80})\Z")
 URL = re.compile(
     r"(https://[A-Za-z0-9.-]+(:[0-9]{1,5})?|http://(127\.0\.0\.1|localhost)(:[0-9]{1,5})?)/[!-~]*\Z"

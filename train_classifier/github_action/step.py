@@ -14,23 +14,25 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from train_classifier.cli.early_signals import deliver_again
+from train_classifier.controller.temp_files import write_crash_file
 from train_classifier.core import job
 from train_classifier.core.errors import OUTCOMES, BadInput, Cancelled, ExitCode, TrainClassifierError
-from train_classifier.github_action import inputs, old_archive
+from train_classifier.github_action import inputs, old_archive, slack_message
 from train_classifier.github_action.inputs import Inputs
+from train_classifier.github_action.step_run import StepRun
 from train_classifier.github_action.workflow_commands import run_url
 from train_classifier.github_action.workflow_console import WorkflowConsole
-from train_classifier.reports.archive_reader import Papers
+from train_classifier.reports import archive_reader, html_page, job_summary, tracebacks
+from train_classifier.reports.archive_reader import ArchiveFiles
+from train_classifier.reports.report import Report
+from train_classifier.request.build import build
 from train_classifier.request.flags import LEAST_SECRET
 
-if TYPE_CHECKING:
-    from train_classifier.reports.report import Report
-
 #: Seconds for reading the files of the archive and for Slack, after a cancel has limited the time.
-HURRY_S = 0.5
+SHORT_WAIT_S = 0.5
 #: Seconds that all notices may take together, including Slack's own rate limits.
 SLACK_S = 60.0
 
@@ -40,17 +42,15 @@ class Step:
 
     def __init__(self) -> None:
         self.console = WorkflowConsole(os.environ)
-        self.begun = time.monotonic()
+        self.start_time = time.monotonic()
         self.inputs: Inputs | None = None
         self.plan: Any = None
-        self.run: Any = None
+        self.run: StepRun | None = None
         self.failure: TrainClassifierError | None = None
-        self.hurried = False
-        self._slack: list[threading.Thread] = []
-        self._told: set[str] = set()
-        self._hidden: set[str] = set()
-
-    # From the inputs to the job's end.
+        self.must_end_soon = False
+        self._notice_threads: list[threading.Thread] = []
+        self._notices: set[str] = set()
+        self._secret_values: set[str] = set()
 
     def train(self) -> None:
         """Run the job. Raises an error that came before there was a job; after that `failure` holds it."""
@@ -62,12 +62,10 @@ class Step:
             self._mask(value or "")
         for name in inputs.withheld(os.environ):
             del os.environ[name]
-        given = self.inputs = inputs.read(environment)
-        problems = [*given.problems, *self._remove_old(given.environment)]
-        from train_classifier.request.build import build
-
+        step_inputs = self.inputs = inputs.read(environment)
+        problems = [*step_inputs.problems, *self._remove_old_archive(step_inputs.environment)]
         try:
-            self.plan = plan = build(given.request, given.environment)
+            self.plan = plan = build(step_inputs.request, step_inputs.environment)
         except BadInput as error:
             raise BadInput(*problems, *error.problems, hint=error.hint) from error
         if problems:
@@ -77,8 +75,6 @@ class Step:
         for warning in plan.warnings:
             self.console.event("message", level="warning", text=warning)
         spec = self._with_defaults(plan)
-        from train_classifier.github_action.step_run import StepRun
-
         order = dataclasses.replace(plan.order(), spec=spec)
         assert plan.look is not None
         self.run = StepRun(order, plan.look, plan.secrets, self.console, self)
@@ -91,9 +87,11 @@ class Step:
             if value.startswith(("https://", "http://")):
                 # Only the path is secret.
                 masked.append(value.strip().partition("://")[2].partition("/")[2])
-            for each in masked:
-                self.console.mask(each)
-                self._hidden |= {part for part in (each, *each.splitlines()) if len(part) >= LEAST_SECRET}
+            for secret in masked:
+                self.console.mask(secret)
+                self._secret_values |= {
+                    part for part in (secret, *secret.splitlines()) if len(part) >= LEAST_SECRET
+                }
 
     def _with_defaults(self, plan: Any) -> job.JobSpec:
         """Return the specification with the action's own default for grace."""
@@ -102,12 +100,12 @@ class Step:
             spec = dataclasses.replace(spec, grace_s=inputs.CANCEL_GRACE_S)
         return spec
 
-    def _remove_old(self, environment: Mapping[str, str]) -> list[str]:
+    def _remove_old_archive(self, environment: Mapping[str, str]) -> list[str]:
         """Remove an earlier run's archive, so that a failing run does not deliver it. Return problems."""
         try:
-            path = old_archive.place(environment, Path.cwd())
+            path = old_archive.archive_path(environment, Path.cwd())
         except ValueError as error:
-            self._warn(f"{error}. An archive of an earlier run is left: the settings may say where.")
+            self._warn(f"{error}. An archive of an earlier run may remain: the settings may name its path.")
             return []
         try:
             old_archive.remove(path)
@@ -117,67 +115,63 @@ class Step:
             return [f"the old {path.name} cannot be removed: {error.strerror}"]
         return []
 
-    # Calls from the run.
-
     def started(self, identifier: str) -> None:
         """The job is safe on its host."""
         self.console.workflow.set_output("job-id", identifier)
-        self._tell("start")
+        self._notify("start")
 
     def cancelling(self) -> None:
         """Note a cancel: from now on the time is limited."""
-        self.hurried = True
-        self._tell("cancelled")
-
-    # The end.
+        self.must_end_soon = True
+        self._notify("cancelled")
 
     def close(self) -> ExitCode:
-        """Write annotations, outputs, report and summary, tell Slack, and return the exit code."""
+        """Write annotations, outputs, report and summary, notify Slack, and return the exit code."""
         code = self.failure.code if self.failure else ExitCode.TRAINED
         console = self.console
         console.finish()
         if self.failure:
             inputs.translate(self.failure)
-            self._safely("the model's tracebacks", self._annotate_model)
+            self._attempt("the model's tracebacks", self._annotate_model)
             console.error(self.failure)
             console.finish()
         delivered = (self.run.delivered if self.run else None) or {}
         result = self._result(code)
         # Outputs first, as later steps use them: the rest takes time, and GitHub may kill the step meanwhile.
         self._outputs(code, result, delivered)
-        endings = {ExitCode.TRAINED: "success", ExitCode.CANCELLED: "cancelled"}
+        kinds = {ExitCode.TRAINED: "success", ExitCode.CANCELLED: "cancelled"}
         if result["outcome"] != "submitted":
-            self._tell(endings.get(code, "failure"))
-        papers = self._safely("the archive's papers", lambda: self._papers(delivered)) or Papers()
-        self._safely("the manifest", lambda: self._write_manifest(papers))
-        report = self._safely("the report", lambda: self._report(papers, result))
+            self._notify(kinds.get(code, "failure"))
+        files = (
+            self._attempt("the files of the archive", lambda: self._read_archive(delivered)) or ArchiveFiles()
+        )
+        self._attempt("the manifest", lambda: self._write_manifest(files))
+        report = self._attempt("the report", lambda: self._report(files, result))
         if report:
-            self._safely("the job summary", lambda: self._summary(report))
-            self._safely("the report", lambda: self._write_report(report))
+            self._attempt("the job summary", lambda: self._summary(report))
+            self._attempt("the report", lambda: self._write_report(report))
         if delivered and not self.failure:
             console.say(f"{delivered['path']}: {delivered['bytes']} bytes, sha256 {delivered['sha256']}")
         elif delivered:
-            console.say(f"What the job left is in {delivered['path']}")
+            console.say(f"The files of the failed job are in {delivered['path']}")
         self._wait_for_slack()
         console.finish()
         return code
 
-    def _safely(self, what: str, act: Callable[[], Any]) -> Any:
-        """Return what `act` returns. A failure in reporting is shown, but does not change the outcome."""
+    def _attempt(self, what: str, action: Callable[[], Any]) -> Any:
+        """Return what `action` returns. A failure in reporting is shown, but does not change the outcome."""
         try:
-            return act()
+            return action()
         except Exception as error:
             self._warn(
-                f"A bug in train-classifier ({type(error).__name__}): {what} left out. {self.crash_file()}"
+                f"A bug in train-classifier ({type(error).__name__}): {what} is left out. {self.crash_file()}"
             )
             return None
 
     def crash_file(self) -> str:
         """Write the traceback of a bug in this program to a file, without any secret, and return where."""
-        from train_classifier.controller.temp_files import write_crash_file
-
         trace = traceback.format_exc()
-        for value in sorted(self._hidden, key=len, reverse=True):
+        for value in sorted(self._secret_values, key=len, reverse=True):
             # The value itself, and the form in which the text of an exception may quote it.
             for form in (value, repr(value)[1:-1]):
                 trace = trace.replace(form, "***")
@@ -186,40 +180,39 @@ class Step:
     def _wait_for_slack(self) -> None:
         """Wait for the running notices; after a request to end, only for a moment."""
         end = time.monotonic() + SLACK_S
-        while any(thread.is_alive() for thread in self._slack):
+        while any(thread.is_alive() for thread in self._notice_threads):
             if time.monotonic() > end:
                 break
-            if self.hurried:
-                end = min(end, time.monotonic() + HURRY_S)
+            if self.must_end_soon:
+                end = min(end, time.monotonic() + SHORT_WAIT_S)
             time.sleep(0.02)
 
     def _result(self, code: ExitCode) -> dict[str, Any]:
         """Return the job's own result, or a substitute when there is none."""
-        found = dict((self.run.result if self.run else None) or {})
+        result = dict((self.run.result if self.run else None) or {})
         for key in ("reason", "hint"):
-            if isinstance(found.get(key), str):
-                found[key] = inputs.in_words(found[key])
-        model = found.get("model") or (self.plan.spec.model if self.plan else None)
-        asked = self.inputs.environment if self.inputs else {}
-        found["model"] = model or asked.get("TRAIN_CLASSIFIER_MODEL") or asked.get("MODEL")
-        if self.failure and found.get("exit_code") != int(code):
-            found |= {
+            if isinstance(result.get(key), str):
+                result[key] = inputs.in_words(result[key])
+        model = result.get("model") or (self.plan.spec.model if self.plan else None)
+        environment = self.inputs.environment if self.inputs else {}
+        result["model"] = model or environment.get("TRAIN_CLASSIFIER_MODEL") or environment.get("MODEL")
+        if self.failure and result.get("exit_code") != int(code):
+            result |= {
                 "exit_code": int(code),
                 "outcome": OUTCOMES[code],
                 "reason": self.failure.reason,
                 "hint": self.failure.hint,
                 "detail": self.failure.detail,
             }
-        if isinstance(found.get("seconds"), dict):
-            spent = found["seconds"]
-            found["seconds"] = {name: spent[name] for name in (*job.PHASES, *spent) if name in spent}
-        found.setdefault("exit_code", int(code))
+        if isinstance(seconds := result.get("seconds"), dict):
+            result["seconds"] = {name: seconds[name] for name in (*job.PHASES, *seconds) if name in seconds}
+        result.setdefault("exit_code", int(code))
         # A detached job is submitted, and its outcome is not known.
         detached = bool(self.plan and self.plan.detach and not self.failure)
-        found.setdefault("outcome", "submitted" if detached else OUTCOMES[code])
+        result.setdefault("outcome", "submitted" if detached else OUTCOMES[code])
         if self.run:
-            found.setdefault("id", self.run.job)
-        return found
+            result.setdefault("id", self.run.job)
+        return result
 
     def _phase(self, result: dict[str, Any]) -> str:
         """Return the phase in which it ended; artefacts are packed and fetched after a failure, too."""
@@ -228,40 +221,36 @@ class Step:
         ran = [name for name in result.get("seconds") or {} if name in job.PHASES and name != "artefacts"]
         return ran[-1] if ran else self.console.last_phase or "request"
 
-    def _papers(self, delivered: dict[str, Any]) -> Papers:
-        from train_classifier.reports import archive_reader
-
+    def _read_archive(self, delivered: dict[str, Any]) -> ArchiveFiles:
         if not delivered:
-            return Papers()
-        seconds = HURRY_S if self.hurried else archive_reader.MOST_S
+            return ArchiveFiles()
+        seconds = SHORT_WAIT_S if self.must_end_soon else archive_reader.MAX_SECONDS
         return archive_reader.read(Path(delivered["path"]), seconds)
 
-    def _report(self, papers: Papers, result: dict[str, Any]) -> "Report":
-        from train_classifier.reports.report import Report
-
-        own = ("preflight", "push", "start", "fetch")
+    def _report(self, files: ArchiveFiles, result: dict[str, Any]) -> Report:
+        controller_phases = ("preflight", "push", "start", "fetch")
         # Drawing curves takes time, and a cancel leaves no time for it.
-        drawn = Papers() if self.hurried else papers
+        curves = ArchiveFiles() if self.must_end_soon else files
         return Report(
             result=result,
-            manifest=papers.facts,
-            history=drawn.history,
-            usage=drawn.usage,
+            manifest=files.manifest_data,
+            history=curves.history,
+            usage=curves.usage,
             log=self.console.tail(),
             log_is_cut=self.console.tail_is_cut,
-            seconds={name: spent for name, spent in self.console.seconds.items() if name in own},
+            seconds={
+                name: spent for name, spent in self.console.seconds.items() if name in controller_phases
+            },
             host=self.run.host_name if self.run else "",
         )
 
     # Copies are written to the runner's temporary folder: the workspace gets only the archive.
 
-    def _write_manifest(self, papers: Papers) -> None:
-        if papers.manifest:
-            self._write("manifest", "manifest.json", papers.manifest)
+    def _write_manifest(self, files: ArchiveFiles) -> None:
+        if files.manifest:
+            self._write("manifest", "manifest.json", files.manifest)
 
-    def _write_report(self, report: "Report") -> None:
-        from train_classifier.reports import html_page
-
+    def _write_report(self, report: Report) -> None:
         self._write("report", "report.html", html_page.render(report).encode())
 
     def _write(self, output: str, name: str, content: bytes) -> None:
@@ -289,48 +278,42 @@ class Step:
             "manifest": "",
             "report": "",
             "sha256": delivered.get("sha256"),
-            "duration": f"{time.monotonic() - self.begun:.1f}",
+            "duration": f"{time.monotonic() - self.start_time:.1f}",
             "image-digest": image.get("digest") or image.get("id"),
             "metrics": json.dumps(metrics if isinstance(metrics, dict) else {}),
         }
         for name, value in values.items():
             self.console.workflow.set_output(name, "" if value is None else str(value))
 
-    def _summary(self, report: "Report") -> None:
+    def _summary(self, report: Report) -> None:
         if not os.environ.get("GITHUB_STEP_SUMMARY") or report.result["outcome"] == "submitted":
             return
-        from train_classifier.reports import job_summary
-
         workflow = self.console.workflow
-        workflow.add_summary(job_summary.markdown(report, workflow.summary_room()))
+        workflow.add_summary(job_summary.markdown(report, workflow.summary_space()))
 
     def _annotate_model(self) -> None:
         """Annotate the line of each of the model's tracebacks in the caller's repository."""
         if not self.plan:
             return
-        from train_classifier.reports import tracebacks
-
         top = Path(os.environ.get("GITHUB_WORKSPACE") or self.plan.repository).resolve()
-        for found in tracebacks.find(self.console.tail()):
-            place = Path(self.plan.repository, found.file)
-            if place.is_file() and place.resolve().is_relative_to(top):
-                self.console.annotate(found.message, str(place.resolve().relative_to(top)), found.line)
+        for annotation in tracebacks.find(self.console.tail()):
+            file = Path(self.plan.repository, annotation.file)
+            if file.is_file() and file.resolve().is_relative_to(top):
+                self.console.annotate(
+                    annotation.message, str(file.resolve().relative_to(top)), annotation.line
+                )
 
-    def _warn(self, words: str) -> None:
-        self.console.event("message", level="warning", text=words)
+    def _warn(self, message: str) -> None:
+        self.console.event("message", level="warning", text=message)
 
-    # Slack.
-
-    def _tell(self, what: str) -> None:
+    def _notify(self, kind: str) -> None:
         """Post a notice in its own thread; each kind at most once."""
-        if self.inputs is None or not self.inputs.webhook or what in self._told:
+        if self.inputs is None or not self.inputs.webhook or kind in self._notices:
             return
-        from train_classifier.github_action import slack_message
-
-        event = slack_message.Event(what)
+        event = slack_message.Event(kind)
         if event not in self.inputs.wanted:
             return
-        self._told.add(what)
+        self._notices.add(kind)
         code = self.failure.code if self.failure else ExitCode.TRAINED
         result = self._result(code)
         status = result.get("training_exit_status")
@@ -346,19 +329,19 @@ class Step:
             reason=self.failure.reason if self.failure else "",
             hint=(self.failure.hint or "") if self.failure else "",
             tail=self.console.tail()[-20000:],
-            seconds=time.monotonic() - self.begun if what != "start" else None,
+            seconds=time.monotonic() - self.start_time if kind != "start" else None,
             metrics=result.get("metrics") or {},
             run_url=run_url(os.environ),
         )
-        webhook, wanted = self.inputs.webhook, self.inputs.wanted
+        webhook, events = self.inputs.webhook, self.inputs.wanted
 
         def post() -> None:
-            trouble = slack_message.notify(webhook, notice, wanted)
-            if trouble:
-                self._warn(trouble)
+            problem = slack_message.notify(webhook, notice, events)
+            if problem:
+                self._warn(problem)
 
         thread = threading.Thread(target=post, name="notice", daemon=True)
-        self._slack.append(thread)
+        self._notice_threads.append(thread)
         thread.start()
 
 
@@ -369,8 +352,8 @@ def interruptible(step: Step) -> Iterator[None]:
     After the first one they only make the step hurry: the results are reported in any case.
     """
 
-    def hurry(_number: int, _frame: Any) -> None:
-        step.hurried = True
+    def note_signal(_number: int, _frame: Any) -> None:
+        step.must_end_soon = True
 
     def stop(number: int, _frame: Any) -> None:
         raise KeyboardInterrupt(number)
@@ -384,7 +367,7 @@ def interruptible(step: Step) -> Iterator[None]:
         yield
     finally:
         for number in numbers:
-            signal.signal(number, hurry)
+            signal.signal(number, note_signal)
 
 
 def main() -> int:
@@ -396,9 +379,12 @@ def main() -> int:
     except TrainClassifierError as error:
         step.failure = error
     except KeyboardInterrupt:
-        step.hurried = True
-        ended = step.run is not None and (step.run.result is not None or step.run.failure is not None)
-        step.failure = step.run.failure if ended else Cancelled("Cancelled before anything was started.")
+        step.must_end_soon = True
+        run = step.run
+        has_ended = run and (run.result is not None or run.failure is not None)
+        step.failure = (
+            run.failure if run and has_ended else Cancelled("Cancelled before the job was started.")
+        )
     except Exception as error:
         reason = f"A bug in train-classifier ({type(error).__name__})."
         step.failure = TrainClassifierError(reason, step.crash_file())

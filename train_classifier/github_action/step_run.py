@@ -19,11 +19,11 @@ from train_classifier.core.text import show_seconds
 LEASE_S, REMOTE_LEASE_S = 600.0, 3600.0
 #: GitHub sends SIGINT, after 7.5 s SIGTERM, after 2.5 s more SIGKILL. Seconds after SIGINT until the step
 #: leaves the artefacts on the host: the remaining time is needed to report that.
-COLLECT_S = 6.5
+FETCH_S = 6.5
 #: Part of the worker's message after the end of a lease.
-LEFT_ALONE = "its controller is gone"
+LEASE_ENDED = "its controller is gone"
 #: Seconds that a finished run waits for the check of the previous job.
-LOOK_BACK_S = 5.0
+PREVIOUS_JOB_S = 5.0
 
 
 class Listener(Protocol):
@@ -52,7 +52,7 @@ class StepRun(TrainingRun):
         super().__init__(order, look, secrets, console)
         self._listener = listener
         self._inventory: str | None = None
-        self._looking_back: threading.Thread | None = None
+        self._previous_job_check: threading.Thread | None = None
 
     def event(self, event: str, **fields: Any) -> None:
         """Receive an event, and pass those that the step waits for to the step."""
@@ -60,35 +60,37 @@ class StepRun(TrainingRun):
         if event == "started":
             self._listener.started(self.job)
             # In a thread, so that the training does not wait for the check of the previous job.
-            self._looking_back = threading.Thread(target=self._look_back, daemon=True, name="look-back")
-            self._looking_back.start()
+            self._previous_job_check = threading.Thread(
+                target=self._check_previous_job, daemon=True, name="previous-job"
+            )
+            self._previous_job_check.start()
         elif event == "error" and isinstance(self.failure, OutOfTouch):
             # A plugin's hint is that of the command line, not of the action.
-            theirs, ours = super()._attach_hint(), self._attach_hint()
-            self.failure.hint = (self.failure.hint or theirs).replace(theirs, ours)
+            cli_hint = super()._attach_hint()
+            self.failure.hint = (self.failure.hint or cli_hint).replace(cli_hint, self._attach_hint())
 
-    def _look_back(self) -> None:
+    def _check_previous_job(self) -> None:
         """Warn about the previous job of the same model, if its controller was killed."""
         with contextlib.suppress(TrainClassifierError):
             jobs = self.host.call({"verb": "list"})["jobs"]
-            before = [each for each in jobs if each["model"] == self.model and each["id"] < self.job]
-            if not before or LEFT_ALONE not in (before[-1]["message"] or ""):
+            earlier = [job for job in jobs if job["model"] == self.model and job["id"] < self.job]
+            if not earlier or LEASE_ENDED not in (earlier[-1]["message"] or ""):
                 return
-            last = str(before[-1]["id"])
+            last = str(earlier[-1]["id"])
             spec = self.host.call({"verb": "status", "id": last})["spec"]
             if spec["repository"]["key"] == self.order.spec.repository.key:
-                words = (
+                text = (
                     f"The last run of {self.model} was killed; its job {last} was stopped when its lease "
-                    f"ran out. What that left is on {self.host.name}: {self._command('fetch', last)}"
+                    f"ran out. Its files are on {self.host.name}: {self._command('fetch', last)}"
                 )
-                self.console.event("message", level="warning", text=words)
+                self.console.event("message", level="warning", text=text)
 
     def _attach_hint(self) -> str:
         lease = self.order.spec.lease_s
         if lease is None:
             return f"The job continues. Follow it again: {self._command('attach', self.job)}"
         return (
-            f"The job is stopped unless somebody picks it up within {show_seconds(lease)}: "
+            f"The job is stopped unless it is followed again within {show_seconds(lease)}: "
             f"{self._command('attach', self.job)}"
         )
 
@@ -108,8 +110,8 @@ class StepRun(TrainingRun):
         """Run, then remove the part file that an interrupted fetch left on this machine."""
         self._inventory = inventory
         code = super().run(inventory, limit)
-        if self._looking_back is not None and code is not ExitCode.CANCELLED:
-            self._looking_back.join(LOOK_BACK_S)
+        if self._previous_job_check is not None and code is not ExitCode.CANCELLED:
+            self._previous_job_check.join(PREVIOUS_JOB_S)
         output = Path(self.order.output)
         output.with_name(f".{output.name}.{self.job}.part").unlink(missing_ok=True)
         return code
@@ -118,10 +120,10 @@ class StepRun(TrainingRun):
         self._listener.cancelling()
         if not self.started and self._phase not in ("start", "follow"):
             super()._stop("the workflow run")
-        self.console.say("Cancelled: stopping the job, then collecting what it left.")
+        self.console.say("Cancelled: stopping the job, then fetching its files.")
         self._stopping = threading.Thread(target=self._send_stop, args=("a workflow cancel",), daemon=True)
         self._stopping.start()
-        timer = threading.Timer(COLLECT_S, self._inbox.put, [("stop", by)])
+        timer = threading.Timer(FETCH_S, self._inbox.put, [("stop", by)])
         timer.daemon = True
         timer.start()
 
@@ -132,11 +134,11 @@ class StepRun(TrainingRun):
         fetch = self._command("fetch", self.job)
         if stopping is None or stopping.is_alive():
             raise Cancelled(
-                f"Left in time for the cancel; {self.host.name} has not confirmed the stop. "
-                f"It stops by itself within {self.order.spec.lease_s or 0:.0f} s, when its lease runs out.",
-                f"What it leaves stays there: {fetch}",
+                f"The step ended before {self.host.name} confirmed the stop of the job. "
+                f"The job stops within {self.order.spec.lease_s or 0:.0f} s, when its lease runs out.",
+                f"Its files stay there: {fetch}",
             )
         raise Cancelled(
-            "Cancelled; the job is being stopped, and what it leaves was not collected in time.",
-            f"It stays on {self.host.name}: {fetch}",
+            "Cancelled; the job is being stopped, and its files were not fetched in time.",
+            f"They stay on {self.host.name}: {fetch}",
         )

@@ -40,10 +40,10 @@ def escape_property(text: str) -> str:
 
 def command(name: str, message: str = "", **properties: str | int | None) -> bytes:
     """Return one workflow command as a line. Properties that are None or empty are left out."""
-    given = [
+    pairs = [
         f"{key}={escape_property(str(value))}" for key, value in properties.items() if value not in (None, "")
     ]
-    head = f"{name} {','.join(given)}" if given else name
+    head = f"{name} {','.join(pairs)}" if pairs else name
     return f"::{head}::{escape_data(message)}\n".encode("utf-8", "replace")
 
 
@@ -55,7 +55,7 @@ class Workflow:
         self.environment = environment
         self.active = is_github(environment)
         #: Whether a line starts here: only there can a command be written.
-        self._fresh = True
+        self._at_line_start = True
         self._stopped = False
 
     def write(self, data: bytes) -> None:
@@ -63,11 +63,11 @@ class Workflow:
         if data:
             self.stream.write(data)
             self.stream.flush()
-            self._fresh = data.endswith(b"\n")
+            self._at_line_start = data.endswith(b"\n")
 
     def _command(self, line: bytes) -> None:
         if self.active:
-            self.write((b"" if self._fresh else b"\n") + line)
+            self.write((b"" if self._at_line_start else b"\n") + line)
 
     def group(self, title: str) -> None:
         """Begin a folded group; it ends the one before, since groups do not nest."""
@@ -115,11 +115,11 @@ class Workflow:
         Raises ValueError for an invalid name.
         """
         if not OUTPUT_NAME.match(name):
-            raise ValueError(f"{name!r} is no name of an output")
+            raise ValueError(f"{name!r} is not a valid name of an output")
         end = f"ghadelimiter_{secrets.token_hex(16)}"
         return self._append("GITHUB_OUTPUT", f"{name}<<{end}\n{value}\n{end}\n", f"output {name}")
 
-    def summary_room(self) -> int:
+    def summary_space(self) -> int:
         """Return the bytes that the step's summary still has room for."""
         path = self.environment.get("GITHUB_STEP_SUMMARY")
         try:
@@ -134,12 +134,12 @@ class Workflow:
 
         Nothing is added above GitHub's limit: the runner would ignore the whole summary.
         """
-        if len(markdown.encode("utf-8", "replace")) + 2 > self.summary_room():
+        if len(markdown.encode("utf-8", "replace")) + 2 > self.summary_space():
             self.warning("The job summary is full: nothing was added to it.")
             return False
         return self._append("GITHUB_STEP_SUMMARY", f"\n{markdown}\n", "job summary")
 
-    def _append(self, variable: str, text: str, what: str) -> bool:
+    def _append(self, variable: str, text: str, name: str) -> bool:
         path = self.environment.get(variable)
         if not path:
             return False
@@ -147,6 +147,6 @@ class Workflow:
             with Path(path).open("ab") as file:
                 file.write(text.encode("utf-8", "replace"))
         except OSError as error:
-            self.warning(f"The {what} was not written: {error.strerror}")
+            self.warning(f"The {name} was not written: {error.strerror}")
             return False
         return True

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from train_classifier.github_action.workflow_commands import Workflow
 #: Bytes of the log's end that are kept for the summary, the annotations and Slack.
 TAIL = 512 << 10
 #: Phases that are not folded in the log, because every reader wants to see them.
-OPEN = ("training", "queue")
+UNFOLDED = ("training", "queue")
 
 
 class WorkflowConsole(Console):
@@ -30,15 +29,11 @@ class WorkflowConsole(Console):
         self.quiet = False
         self.workflow = Workflow(sys.stdout.buffer, environment)
         self._group: str | None = None
-        self._words_allowed = contextlib.ExitStack()
+        self._stopped_commands = contextlib.ExitStack()
         self._stopped = False
         self._tail = bytearray()
         #: The phase that ran last, for failures in it.
         self.last_phase = ""
-        #: Set after the runner has stopped reading, because it has to end.
-        self._mute = threading.Event()
-
-    # The Reporter's side.
 
     def log(self, data: bytes) -> None:
         """Write log bytes unchanged and at once; they cannot act as commands."""
@@ -50,12 +45,12 @@ class WorkflowConsole(Console):
             self._at_start = data.endswith(b"\n")
 
     def _on_message(self, fields: Mapping[str, Any]) -> None:
-        words = in_words(text.clean(fields["text"]))
+        message = in_words(text.clean(fields["text"]))
         if fields.get("level") == "warning" and self.workflow.active:
             self._command()
-            self.workflow.warning(words, title="train-classifier")
+            self.workflow.warning(message, title="train-classifier")
         else:
-            self._line(words)
+            self._line(message)
 
     def _on_status(self, fields: Mapping[str, Any]) -> None:
         if fields.get("message") == fields.get("phase"):
@@ -70,7 +65,7 @@ class WorkflowConsole(Console):
         if phase is None:
             return
         self.last_phase = phase
-        if phase in OPEN:
+        if phase in UNFOLDED:
             self._line(f"{phase} …")
         else:
             self._command()
@@ -87,8 +82,6 @@ class WorkflowConsole(Console):
             self._group = None
             self._command()
             self.workflow.end_group()
-
-    # Our side.
 
     def mask(self, value: str) -> None:
         """Have the runner show *** for a secret."""
@@ -114,12 +107,12 @@ class WorkflowConsole(Console):
         with self._lock:
             self._annotate(text.clean(message), file, line)
 
-    def _annotate(self, words: str, file: str = "", line: int | None = None) -> None:
+    def _annotate(self, message: str, file: str = "", line: int | None = None) -> None:
         if self.workflow.active:
             self._command()
-            self.workflow.error(words, title="train-classifier" if not file else "", file=file, line=line)
+            self.workflow.error(message, title="train-classifier" if not file else "", file=file, line=line)
         else:
-            self._line(f"{file}:{line}: {words}" if file else words, always=True)
+            self._line(f"{file}:{line}: {message}" if file else message, always=True)
 
     def finish(self) -> None:
         """Close the group and let the runner process commands again."""
@@ -142,17 +135,17 @@ class WorkflowConsole(Console):
         start = b"" if self._at_start else b"\n"
         words = text.without_escapes(words)
         # Most of this program's lines contain nothing that a runner could treat as a command.
-        harmless = "::" not in words and "##[" not in words
-        self._plain(start + words.encode("utf-8", "replace") + b"\n", harmless)
+        has_no_command = "::" not in words and "##[" not in words
+        self._plain(start + words.encode("utf-8", "replace") + b"\n", has_no_command)
         self._at_start = True
 
-    def _plain(self, data: bytes, harmless: bool = False) -> None:
+    def _plain(self, data: bytes, has_no_command: bool = False) -> None:
         if self._gone:
             return
         try:
-            if not self._stopped and not harmless:
+            if not self._stopped and not has_no_command:
                 self._stopped = True
-                self._words_allowed.enter_context(self.workflow.stopped())
+                self._stopped_commands.enter_context(self.workflow.stopped())
             self.workflow.write(data)
         except OSError:
             # The runner has stopped reading; the job and its files are still needed.
@@ -164,7 +157,7 @@ class WorkflowConsole(Console):
         if self._stopped:
             self._stopped = False
             try:
-                self._words_allowed.close()
+                self._stopped_commands.close()
             except OSError:
                 self._gone = self.log_gone = True
             self._at_start = True

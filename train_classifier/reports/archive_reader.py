@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import IO, Any
 
 #: Largest manifest that is read, in bytes.
-MOST = 16 << 20
+MAX_MANIFEST = 16 << 20
 #: Most bytes kept of a table: a chart has some sixty points, and reading a megabyte takes a second.
-MOST_TABLE = 1 << 20
+MAX_TABLE = 1 << 20
 #: Most rows with the same first field that are kept together: one for each GPU of a host.
-MOST_GROUP = 64
+MAX_GROUP = 64
 #: Seconds after which the rest of a large archive is not read.
-MOST_S = 60.0
+MAX_SECONDS = 60.0
 MANIFEST = "job/manifest.json"
 TABLES = ("job/usage.csv", "artefacts/history.csv")
 
 
 @dataclasses.dataclass(frozen=True)
-class Papers:
+class ArchiveFiles:
     """The files of an archive; missing text is empty, and long tables are thinned."""
 
     manifest: bytes = b""
@@ -31,70 +31,70 @@ class Papers:
     history: str = ""
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def manifest_data(self) -> dict[str, Any]:
         """The manifest as data."""
         try:
-            found = json.loads(self.manifest or b"{}")
+            data = json.loads(self.manifest or b"{}")
         except (ValueError, RecursionError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return data if isinstance(data, dict) else {}
 
 
-def read(archive: Path, seconds: float = MOST_S) -> Papers:
+def read(archive: Path, seconds: float = MAX_SECONDS) -> ArchiveFiles:
     """Return the files of an archive. From a damaged archive, those before the damage are returned."""
     end = time.monotonic() + seconds
 
-    def late() -> bool:
+    def is_late() -> bool:
         return time.monotonic() > end
 
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     damage = (OSError, EOFError, tarfile.TarError, zlib.error)
     with contextlib.suppress(*damage), tarfile.open(archive, "r|gz") as tar:
         for member in tar:
             # TarFile stores every member: a million of them would need a gigabyte.
             tar.members = []  # type: ignore[attr-defined]
             source = tar.extractfile(member) if member.isreg() else None
-            if source and member.name == MANIFEST and member.size <= MOST:
-                found[member.name] = source.read()
+            if source and member.name == MANIFEST and member.size <= MAX_MANIFEST:
+                contents[member.name] = source.read()
             elif source and member.name in TABLES:
-                found[member.name] = thinned(source, late)
-            if len(found) == 1 + len(TABLES) or late():
+                contents[member.name] = thinned(source, is_late)
+            if len(contents) == 1 + len(TABLES) or is_late():
                 break
-    manifest, usage, history = (found.get(name, b"") for name in (MANIFEST, *TABLES))
-    return Papers(manifest, usage.decode("utf-8", "replace"), history.decode("utf-8", "replace"))
+    manifest, usage, history = (contents.get(name, b"") for name in (MANIFEST, *TABLES))
+    return ArchiveFiles(manifest, usage.decode("utf-8", "replace"), history.decode("utf-8", "replace"))
 
 
-def thinned(table: IO[bytes], late: Callable[[], bool] = lambda: False, most: int = MOST_TABLE) -> bytes:
-    """Return a CSV file with its head and every n-th row, so that it is at most `most` bytes or little more.
+def thinned(table: IO[bytes], is_late: Callable[[], bool] = lambda: False, limit: int = MAX_TABLE) -> bytes:
+    """Return a CSV file with its head and every n-th row, so that it is at most `limit` bytes or little more.
 
     Consecutive rows with the same first field stay together: usage.csv has one for each GPU. First and last
-    row stay too. Rows after `late` returns True, and after a line longer than the limit, are left out.
+    row stay too. Rows after `is_late` returns True, and after a line longer than the limit, are left out.
     """
-    head = table.readline(most)
+    head = table.readline(limit)
     if not head.endswith(b"\n"):
-        return b"" if len(head) == most else head
-    kept: list[list[bytes]] = []
+        return b"" if len(head) == limit else head
+    groups: list[list[bytes]] = []
     group: list[bytes] = []
-    size, every, number = 0, 1, -1
+    size, step, number = 0, 1, -1
     key: bytes | None = None
     count = 0
-    while line := table.readline(most):
+    while line := table.readline(limit):
         count += 1
-        if len(line) == most or (count % 4096 == 0 and late()):
+        if len(line) == limit or (count % 4096 == 0 and is_late()):
             break
         first = line.partition(b",")[0]
-        if first != key or len(group) == MOST_GROUP:
+        if first != key or len(group) == MAX_GROUP:
             key, group = first, []
             number += 1
-            if number % every == 0:
-                kept.append(group)
+            if number % step == 0:
+                groups.append(group)
         group.append(line)
-        if number % every == 0:
+        if number % step == 0:
             size += len(line)
-            if size > most and len(kept) > 2:
-                kept = kept[::2]
-                every *= 2
-                size = sum(map(len, (line for rows in kept for line in rows)))
-    if kept and kept[-1] is not group:
-        kept.append(group)
-    return head + b"".join(line for rows in kept for line in rows)
+            if size > limit and len(groups) > 2:
+                groups = groups[::2]
+                step *= 2
+                size = sum(map(len, (line for rows in groups for line in rows)))
+    if groups and groups[-1] is not group:
+        groups.append(group)
+    return head + b"".join(line for rows in groups for line in rows)

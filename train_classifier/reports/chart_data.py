@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterable
 
 #: Limits of a chart and a report, as a model may write thousands of columns and millions of rows.
-MOST_SERIES, MOST_CHARTS, MOST_POINTS = 6, 8, 60
+MAX_SERIES, MAX_CHARTS, MAX_POINTS = 6, 8, 60
 #: Smallest and largest value that can be drawn: beyond them the steps of an axis are not finite numbers.
-LEAST, MOST = 1e-30, 1e30
+MIN_VALUE, MAX_VALUE = 1e-30, 1e30
 #: Most rows that are read; a longer file is not a learning curve.
-MOST_ROWS = 200_000
-MOST_NAME = 60
+MAX_ROWS = 200_000
+MAX_NAME = 60
 
 Point = tuple[float, float]
 
@@ -60,16 +60,16 @@ def number(text: object) -> float | None:
         value = float(str(text))
     except ValueError:
         return None
-    if abs(value) < LEAST:
+    if abs(value) < MIN_VALUE:
         return 0.0
-    return value if abs(value) < MOST else None
+    return value if abs(value) < MAX_VALUE else None
 
 
 def rows(text: str) -> Iterable[dict[str, str]]:
     """Return the rows of a CSV file as far as it can be read; a NUL or a partial last line is no error."""
     reader = csv.DictReader(io.StringIO(text.replace("\0", "").removeprefix("\ufeff")), skipinitialspace=True)
     try:
-        for row in itertools.islice(reader, MOST_ROWS):
+        for row in itertools.islice(reader, MAX_ROWS):
             yield {
                 key: value for key, value in row.items() if isinstance(key, str) and isinstance(value, str)
             }
@@ -78,8 +78,8 @@ def rows(text: str) -> Iterable[dict[str, str]]:
         return
 
 
-def series(name: str, points: Iterable[Point], most: int = MOST_POINTS) -> Series | None:
-    """Return a series with points at even distances, at most `most`; None for fewer than two different x.
+def series(name: str, points: Iterable[Point], limit: int = MAX_POINTS) -> Series | None:
+    """Return a series with points at even distances, at most `limit`; None for fewer than two different x.
 
     Each point is the mean of the values around it, so that a short spike remains visible; where there are
     none, it is on the line between its neighbours. A later value for the same x replaces the earlier one,
@@ -89,7 +89,7 @@ def series(name: str, points: Iterable[Point], most: int = MOST_POINTS) -> Serie
     xs = sorted(last)
     if len(xs) < 2:
         return None
-    count = min(len(xs), most)
+    count = min(len(xs), limit)
     step = (xs[-1] - xs[0]) / (count - 1)
     if not step > 0 or not math.isfinite(step):
         return None
@@ -103,17 +103,17 @@ def series(name: str, points: Iterable[Point], most: int = MOST_POINTS) -> Serie
             drawn.append((xs[0] + index * step, before + (after - before) * (index - left) / (right - left)))
     drawn.append((xs[-1], known[-1][1]))
     # Use the exact end of the data: the sum of the steps is not exact.
-    return Series(name[:MOST_NAME] or "?", tuple(drawn))
+    return Series(name[:MAX_NAME] or "?", tuple(drawn))
 
 
-def unread(text: str) -> list[str]:
+def unreadable_columns(text: str) -> list[str]:
     """Return the columns of history.csv that are not empty, but hold no number that can be drawn."""
     filled: dict[str, bool] = {}
     for row in rows(text):
         for name, field in row.items():
             if field.strip() and (name in filled or len(filled) < 100):
                 filled[name] = filled.get(name, False) or number(field) is not None
-    return [name[:MOST_NAME] for name, good in filled.items() if not good]
+    return [name[:MAX_NAME] for name, is_readable in filled.items() if not is_readable]
 
 
 def history(text: str) -> list[Chart]:
@@ -137,17 +137,17 @@ def history(text: str) -> list[Chart]:
         elif all(0 <= y <= 1 for _, y in column) and max(y for _, y in column) > 0.05:
             kind = "score"
         else:
-            kind = name.removeprefix("val_")[:MOST_NAME]
+            kind = name.removeprefix("val_")[:MAX_NAME]
         groups.setdefault(kind, []).append(line)
     charts = []
     for kind, lines in groups.items():
-        for begin in range(0, len(lines), MOST_SERIES):
-            part = tuple(lines[begin : begin + MOST_SERIES])
+        for begin in range(0, len(lines), MAX_SERIES):
+            part = tuple(lines[begin : begin + MAX_SERIES])
             title = "Loss" if kind == "loss" else "Metrics" if kind == "score" else kind
-            above = all(y >= 0 for line in part for _, y in line.points)
-            ends = (0.0 if above else None, 1.0 if kind == "score" else None)
+            is_positive = all(y >= 0 for line in part for _, y in line.points)
+            ends = (0.0 if is_positive else None, 1.0 if kind == "score" else None)
             charts.append(Chart(title, "epoch", kind, part, *ends))
-    return charts[:MOST_CHARTS]
+    return charts[:MAX_CHARTS]
 
 
 def usage(text: str) -> list[Chart]:
@@ -171,16 +171,16 @@ def usage(text: str) -> list[Chart]:
         for (kind, name), value in measured.items():
             if value is not None:
                 columns.setdefault(kind, {}).setdefault(name, []).append((time / 60, value))
-    wanted = [
+    kinds = [
         ("gpu", "GPU use", "percent", 100.0),
         ("gpu-memory", "GPU memory", "MiB", None),
         ("cpu", "Processor use", "percent of one core", None),
         ("memory", "Memory", "MiB", None),
     ]
     charts = []
-    for kind, title, unit, ceiling in wanted:
-        drawn = [series(name, points) for name, points in columns.get(kind, {}).items()]
-        lines = tuple(line for line in drawn if line is not None)[:MOST_SERIES]
+    for kind, title, unit, ceiling in kinds:
+        all_series = [series(name, points) for name, points in columns.get(kind, {}).items()]
+        lines = tuple(line for line in all_series if line is not None)[:MAX_SERIES]
         if lines:
             charts.append(Chart(title, "minutes", unit, lines, 0.0, ceiling))
     return charts

@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 44
 
 
-def plain(value: float, span: float) -> str:
+def axis_number(value: float, span: float) -> str:
     """Return a number of an axis that spans `span`, without an exponent, which mermaid does not read."""
     digits = max(0, min(12, 4 - math.floor(math.log10(span))))
     text = f"{value:.{digits}f}"
@@ -34,17 +34,19 @@ def mermaid(chart: Chart) -> str:
     palette = ", ".join(COLOURS[: len(chart.series)])
     low, high = chart.range()
     begin, end = chart.domain()
+    x_ends = f"{axis_number(begin, end - begin)} --> {axis_number(end, end - begin)}"
+    y_ends = f"{axis_number(low, high - low)} --> {axis_number(high, high - low)}"
     lines = [
         "```mermaid",
         f'%%{{init: {{"themeVariables": {{"xyChart": {{"plotColorPalette": "{palette}"}}}}}}}}%%',
         "xychart-beta",
         f'    title "{mermaid_text(chart.title)}"',
-        f'    x-axis "{mermaid_text(chart.x)}" {plain(begin, end - begin)} --> {plain(end, end - begin)}',
-        f'    y-axis "{mermaid_text(chart.y)}" {plain(low, high - low)} --> {plain(high, high - low)}',
+        f'    x-axis "{mermaid_text(chart.x)}" {x_ends}',
+        f'    y-axis "{mermaid_text(chart.y)}" {y_ends}',
     ]
     for series in chart.series:
         # Mermaid spreads each line evenly over the whole axis: extend a shorter one with its end values.
-        points = [plain(_at(series.points, x), high - low) for x in _grid(chart)]
+        points = [axis_number(_value_at(series.points, x), high - low) for x in _grid(chart)]
         lines.append(f"    line [{', '.join(points)}]")
     lines.append("```")
     return "\n".join(lines)
@@ -56,7 +58,7 @@ def _grid(chart: Chart) -> list[float]:
     return [begin + (end - begin) * index / (count - 1) for index in range(count)]
 
 
-def _at(points: tuple[tuple[float, float], ...], x: float) -> float:
+def _value_at(points: tuple[tuple[float, float], ...], x: float) -> float:
     """Return a line's value at x; beyond an end, the value of that end. The points have even distances."""
     position = (x - points[0][0]) / (points[-1][0] - points[0][0]) * (len(points) - 1)
     position = min(max(position, 0.0), len(points) - 1.0)
@@ -65,9 +67,9 @@ def _at(points: tuple[tuple[float, float], ...], x: float) -> float:
     return before + (after - before) * (position - left)
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
+def ticks(low: float, high: float, limit: int = 6) -> list[float]:
     """Return round numbers (1, 2 or 5 times a power of ten apart) from low to high."""
-    rough = (high - low) / most
+    rough = (high - low) / limit
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
@@ -91,10 +93,12 @@ def svg(chart: Chart) -> str:
     for tick in ticks(low, high):
         y = down(tick)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="end" x="{LEFT - 8}" y="{y + 4:.1f}">{plain(tick, high - low)}</text>')
+        parts.append(
+            f'<text class="end" x="{LEFT - 8}" y="{y + 4:.1f}">{axis_number(tick, high - low)}</text>'
+        )
     for tick in ticks(begin, end, 8):
-        x, shown = across(tick), plain(tick, end - begin)
-        parts.append(f'<text class="mid" x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}">{shown}</text>')
+        x, number = across(tick), axis_number(tick, end - begin)
+        parts.append(f'<text class="mid" x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}">{number}</text>')
     centre = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="mid" x="{centre}" y="{HEIGHT - 6}">{html.escape(chart.x)}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2

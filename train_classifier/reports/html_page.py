@@ -1,13 +1,13 @@
 """The report as one HTML page: it loads nothing, runs no script, and has a light and a dark style."""
 
-import html
+from html import escape
 
 from train_classifier.reports.chart_data import Chart
 from train_classifier.reports.chart_drawing import COLOURS, svg
 from train_classifier.reports.report import Report
 
 #: Bytes of the log's tail.
-MOST_LOG = 256 << 10
+MAX_LOG = 256 << 10
 
 #: A browser loads and runs nothing, regardless of the content of names and the log.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -71,30 +71,34 @@ pre {
 
 def render(report: Report) -> str:
     """Return the page as text, to be written as UTF-8."""
-    esc = html.escape
     colours = "".join(
         f".c{index} {{ stroke: {colour}; }} .k{index} {{ color: {colour}; }}\n"
         for index, colour in enumerate(COLOURS)
     )
-    title = esc(report.headline())
-    body = [f"<h1{' class=good' if report.good else ''}>{title}</h1>"]
-    trouble = report.trouble()
-    if trouble:
-        body.append(f'<div class="reason">{"".join(f"<p>{esc(part[:20000])}</p>" for part in trouble)}</div>')
-    rows = "".join(f"<tr><th>{esc(label)}</th><td>{esc(value)}</td></tr>" for label, value in report.facts())
+    title = escape(report.headline())
+    body = [f"<h1{' class=good' if report.succeeded else ''}>{title}</h1>"]
+    failure = report.failure_texts()
+    if failure:
+        body.append(
+            f'<div class="reason">{"".join(f"<p>{escape(part[:20000])}</p>" for part in failure)}</div>'
+        )
+    rows = "".join(
+        f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>" for label, value in report.facts()
+    )
     body.append(f"<table>{rows}</table>")
     metrics = report.metrics()
     if metrics:
         rows = "".join(
-            f'<tr><th>{esc(name)}</th><td class="number">{esc(value)}</td></tr>' for name, value in metrics
+            f'<tr><th>{escape(name)}</th><td class="number">{escape(value)}</td></tr>'
+            for name, value in metrics
         )
         body.append(f"<h2>Final metrics</h2><table>{rows}</table>")
     charts = report.charts
     if charts:
         body.append(f'<h2>Curves</h2><div class="charts">{"".join(map(_figure, charts))}</div>')
-    tail = report.tail(MOST_LOG)
+    tail = report.tail(MAX_LOG)
     if tail:
-        body.append(f"<h2>End of the log</h2><pre>{esc(tail)}</pre>")
+        body.append(f"<h2>End of the log</h2><pre>{escape(tail)}</pre>")
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
@@ -109,10 +113,10 @@ def render(report: Report) -> str:
 
 def _figure(chart: Chart) -> str:
     names = "".join(
-        f'<span class="k{index}"><b>{html.escape(series.name)}</b></span>'
+        f'<span class="k{index}"><b>{escape(series.name)}</b></span>'
         for index, series in enumerate(chart.series)
     )
     return (
-        f"<figure><figcaption>{html.escape(chart.title)}</figcaption>{svg(chart)}"
+        f"<figure><figcaption>{escape(chart.title)}</figcaption>{svg(chart)}"
         f'<div class="legend">{names}</div></figure>'
     )

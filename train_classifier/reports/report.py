@@ -11,23 +11,23 @@ from train_classifier.core.text import show_bytes, show_seconds, without_escapes
 from train_classifier.reports import chart_data
 
 #: Most metrics that are listed; metrics.json may hold any number.
-MOST_METRICS = 100
+MAX_METRICS = 100
 #: Most lines of the log that are shown.
-MOST_LINES = 200
+MAX_LINES = 200
 
 SENTENCES = {
     ExitCode.TRAINED: "trained",
-    ExitCode.BUG: "ended by a bug in train-classifier",
+    ExitCode.BUG: "failed because of a bug in train-classifier",
     ExitCode.BAD_INPUT: "was refused",
     ExitCode.NOT_READY: "did not start: the host is not ready",
     ExitCode.FAILED: "failed",
-    ExitCode.TIMED_OUT: "ran out of time",
+    ExitCode.TIMED_OUT: "reached its time limit",
     ExitCode.CANCELLED: "was cancelled",
-    ExitCode.NOTHING_DELIVERED: "trained, but delivered nothing",
+    ExitCode.NOTHING_DELIVERED: "trained, but delivered no artefacts",
     ExitCode.NO_GPU: "found no GPU",
-    ExitCode.NO_ENVIRONMENT: "got no environment",
+    ExitCode.NO_ENVIRONMENT: "did not start: its environment could not be built",
     ExitCode.LOST: "was lost",
-    ExitCode.OUT_OF_TOUCH: "is out of touch, and may still run",
+    ExitCode.OUT_OF_TOUCH: "may still run: the connection to its host is lost",
 }
 
 
@@ -59,7 +59,7 @@ class Report:
             return ExitCode.BUG
 
     @property
-    def good(self) -> bool:
+    def succeeded(self) -> bool:
         """Whether the job succeeded."""
         return self.code is ExitCode.TRAINED
 
@@ -95,23 +95,23 @@ class Report:
         """Return what could not be delivered or read."""
         remarks = self.result.get("remarks")
         words = [str(remark) for remark in remarks] if isinstance(remarks, list) else []
-        columns = chart_data.unread(self.history)
+        columns = chart_data.unreadable_columns(self.history)
         if columns:
             words.append(f"curves without a number: {', '.join(columns)}")
         return "; ".join(words)[:1000]
 
     def _gpus(self) -> str:
-        listed = self.result.get("gpus")
-        gpus = [_mapping(gpu) for gpu in listed] if isinstance(listed, list) else []
+        value = self.result.get("gpus")
+        gpus = [_mapping(gpu) for gpu in value] if isinstance(value, list) else []
         if not gpus:
-            return "none, trained on the CPU" if self.good else "none"
+            return "none, trained on the CPU" if self.succeeded else "none"
         names = [str(gpu.get("name") or gpu.get("uuid") or "GPU") for gpu in gpus]
-        shown = ", ".join(
+        counted = ", ".join(
             f"{name} (\u00d7{names.count(name)})" if names.count(name) > 1 else name
             for name in dict.fromkeys(names)
         )
         check = _mapping(self.result.get("gpu_check"))
-        return shown if check.get("proven") else f"{shown} (framework: not proven)"
+        return counted if check.get("proven") else f"{counted} (framework: not proven)"
 
     def _durations(self) -> str:
         phases = {
@@ -125,13 +125,13 @@ class Report:
             ordered["fetch"] = ordered.pop("fetch")
         if not ordered:
             return ""
-        each = ", ".join(f"{name} {show_seconds(value)}" for name, value in ordered.items())
-        return f"{show_seconds(sum(ordered.values()))}: {each}"
+        parts = ", ".join(f"{name} {show_seconds(value)}" for name, value in ordered.items())
+        return f"{show_seconds(sum(ordered.values()))}: {parts}"
 
     def _exit(self) -> str:
         words = [f"{int(self.code)} ({self.result.get('outcome') or 'unknown'})"]
         status, signal = self.result.get("training_exit_status"), self.result.get("signal")
-        if status is not None and not self.good:
+        if status is not None and not self.succeeded:
             words.append(f"the model's exit status is {status}")
         if signal:
             words.append(f"killed by {signal}")
@@ -140,9 +140,9 @@ class Report:
             words.append(f"out of memory at {show_bytes(memory['limit_bytes'])}")
         return ", ".join(words)
 
-    def trouble(self) -> list[str]:
+    def failure_texts(self) -> list[str]:
         """Return reason, hint and detail of a job that did not end well."""
-        if self.good:
+        if self.succeeded:
             return []
         parts = (str(self.result.get(key) or "") for key in ("reason", "hint", "detail"))
         return [part for part in parts if part.strip()]
@@ -150,24 +150,24 @@ class Report:
     def metrics(self) -> list[tuple[str, str]]:
         """Return the final metrics as name and value."""
         metrics = _mapping(self.result.get("metrics")).items()
-        shown = [(str(name)[:80], f"{value:.6g}") for name, value in metrics if _is_number(value)]
-        return shown[:MOST_METRICS]
+        rows = [(str(name)[:80], f"{value:.6g}") for name, value in metrics if _is_number(value)]
+        return rows[:MAX_METRICS]
 
     @functools.cached_property
     def charts(self) -> list[chart_data.Chart]:
         """The learning curves, then what the job used."""
         return chart_data.history(self.history) + chart_data.usage(self.usage)
 
-    def tail(self, most_bytes: int) -> str:
-        """Return the log's last lines, without colours and control characters, in `most_bytes` of UTF-8.
+    def tail(self, max_bytes: int) -> str:
+        """Return the log's last lines, without colours and control characters, in `max_bytes` of UTF-8.
 
         A first line says how many lines are left out before.
         """
         lines = self.log.replace("\r\n", "\n").rstrip("\n").split("\n")
         kept: list[str] = []
         # Room for the line with the number of missing lines.
-        left = most_bytes - 60
-        for line in map(_clean, reversed(lines[-MOST_LINES:])):
+        left = max_bytes - 60
+        for line in map(_clean, reversed(lines[-MAX_LINES:])):
             left -= len(line.encode()) + 1
             if left < 0:
                 break

@@ -11,7 +11,7 @@ from train_classifier.core.text import without_escapes
 WORKSPACE = "/workspace"
 #: GitHub shows ten errors of a step; the tenth is the outcome of the job. The last tracebacks are kept,
 #: because the last one ended the training.
-MOST = 9
+MAX_ANNOTATIONS = 9
 
 #: A traceback of an ExceptionGroup has a margin before it: `  | `, and `+-+---- 1 ----`.
 MARGIN = re.compile(r"\s*(?:\| ?|\+ (?=Exception Group)|\+-?\+?-{4,}.*$)")
@@ -55,9 +55,9 @@ def find(log: str, workspace: str = WORKSPACE) -> list[Annotation]:
         line = without_escapes(raw).rpartition("\r")[2]
         rank = RANK.match(line)
         process = rank[0] if rank else ""
-        processes.setdefault(process, []).append(_plain(line[len(process) :]))
+        processes.setdefault(process, []).append(_without_margin(line[len(process) :]))
         numbers.setdefault(process, []).append(number)
-    seen: list[tuple[int, Annotation]] = []
+    annotations: list[tuple[int, Annotation]] = []
     for process, lines in processes.items():
         for index, line in enumerate(lines):
             if HEADER.match(line.strip()):
@@ -67,16 +67,16 @@ def find(log: str, workspace: str = WORKSPACE) -> list[Annotation]:
             else:
                 continue
             if annotation:
-                seen.append((numbers[process][index], annotation))
-    found: dict[Annotation, None] = {}
-    for _, annotation in sorted(seen, key=lambda each: each[0]):
+                annotations.append((numbers[process][index], annotation))
+    ordered: dict[Annotation, None] = {}
+    for _, annotation in sorted(annotations, key=lambda pair: pair[0]):
         # Of two equal ones, the position of the last is used.
-        found.pop(annotation, None)
-        found[annotation] = None
-    return list(found)[-MOST:]
+        ordered.pop(annotation, None)
+        ordered[annotation] = None
+    return list(ordered)[-MAX_ANNOTATIONS:]
 
 
-def _plain(line: str) -> str:
+def _without_margin(line: str) -> str:
     """Return a line without the margin of an ExceptionGroup."""
     while margin := MARGIN.match(line):
         if not margin[0]:
@@ -95,20 +95,20 @@ def _bare_syntax_error(lines: list[str], index: int) -> bool:
 
 def _traceback(lines: list[str], header: int, workspace: str) -> Annotation | None:
     """Read the traceback whose header is at `header`."""
-    place: tuple[str, int] | None = None
+    position: tuple[str, int] | None = None
     for line in lines[header + 1 : header + 2000]:
         text = line.strip()
         frame = FRAME.match(text)
         if frame:
             file = _relative(frame["file"], workspace)
-            place = (file, int(frame["line"])) if file else place
+            position = (file, int(frame["line"])) if file else position
         elif HEADER.match(text):
             return None
         elif line[:1].isspace() or not text:
             # The source line of a frame, its marks, or an empty line of a message.
             continue
         elif _is_error(line):
-            return Annotation(*place, message=line[:2000]) if place else None
+            return Annotation(*position, message=line[:2000]) if position else None
         else:
             # Other output between the lines of the traceback, by another thread or process.
             continue

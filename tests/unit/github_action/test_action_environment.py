@@ -327,7 +327,7 @@ def test_place_of_the_archive(tmp_path: Path, settings: str, given: str, repo: s
         environment[given] = "given.tar.gz"
     merged = {name.replace("_INPUT_", "_"): value for name, value in environment.items()}
     plan = build(TrainRequest(cwd=tmp_path), merged, resolve=False)
-    assert old_archive.place(environment, tmp_path) == plan.output
+    assert old_archive.archive_path(environment, tmp_path) == plan.output
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_unreadable_settings(tmp_path: Path, settings: str) -> None:
     with pytest.raises(BadInput):
         build(TrainRequest(cwd=tmp_path, model="mnist"), {}, resolve=False)
     if settings.startswith("defaults"):
-        assert old_archive.place({}, tmp_path) == tmp_path / "artefacts.tar.gz"
+        assert old_archive.archive_path({}, tmp_path) == tmp_path / "artefacts.tar.gz"
     else:
         with pytest.raises(ValueError, match=r"train-classifier\.toml"):
-            old_archive.place({}, tmp_path)
+            old_archive.archive_path({}, tmp_path)

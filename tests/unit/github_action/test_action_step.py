@@ -124,19 +124,19 @@ def test_unknown_notice() -> None:
     assert found.wanted == {slack_message.Event.FAILED}
 
 
-def test_trouble_in_telling_changes_nothing(
+def test_bug_in_reporting_does_not_end_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """A bug in what tells of a job is said in one line with a file, and does not end the step."""
+    """It becomes one line that names a crash file."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
-    telling = step.Step()
-    assert telling._safely("the report", lambda: 1 / 0) is None
-    telling.console.finish()
-    (said,) = [line for line in capfdbinary.readouterr().out.splitlines() if b"::warning" in line]
+    current = step.Step()
+    assert current._attempt("the report", lambda: 1 / 0) is None
+    current.console.finish()
+    (warning,) = [line for line in capfdbinary.readouterr().out.splitlines() if b"::warning" in line]
     (crash,) = tmp_path.glob("train-classifier-crash-*")
-    assert b"ZeroDivisionError" in said
-    assert str(crash).encode() in said
+    assert b"ZeroDivisionError" in warning
+    assert str(crash).encode() in warning
 
 
 @pytest.mark.parametrize(
@@ -168,8 +168,8 @@ def archive(path: Path, **members: bytes) -> Path:
     return path
 
 
-def test_papers(tmp_path: Path) -> None:
-    found = archive_reader.read(
+def test_files_of_an_archive_are_read(tmp_path: Path) -> None:
+    files = archive_reader.read(
         archive(
             tmp_path / "a.tar.gz",
             **{
@@ -179,13 +179,13 @@ def test_papers(tmp_path: Path) -> None:
             },
         )
     )
-    assert found.facts == {"model": "m"}
-    assert found.history == "epoch,loss\n"
-    assert found.usage == "x"
+    assert files.manifest_data == {"model": "m"}
+    assert files.history == "epoch,loss\n"
+    assert files.usage == "x"
 
 
 @pytest.mark.parametrize("damage", ["cut", "no archive", "missing", "no object"])
-def test_damaged_papers(tmp_path: Path, damage: str) -> None:
+def test_damaged_archive_is_read_up_to_the_damage(tmp_path: Path, damage: str) -> None:
     path = archive(
         tmp_path / "a.tar.gz", **{"job/manifest.json": b"[1]", "job/usage.csv": os.urandom(100_000)}
     )
@@ -195,9 +195,9 @@ def test_damaged_papers(tmp_path: Path, damage: str) -> None:
         path.write_bytes(b"\x1f\x8bnothing of the kind")
     elif damage == "missing":
         path.unlink()
-    found = archive_reader.read(path)
-    assert found.facts == {}
-    assert found.history == ""
+    files = archive_reader.read(path)
+    assert files.manifest_data == {}
+    assert files.history == ""
 
 
 def usage(seconds: int, gpus: int) -> bytes:
@@ -212,17 +212,17 @@ def usage(seconds: int, gpus: int) -> bytes:
     )
 
 
-def test_papers_of_a_long_job(tmp_path: Path) -> None:
+def test_usage_of_a_long_job_is_thinned(tmp_path: Path) -> None:
     """Five days on eight GPUs, past any limit on the file: the chart still reaches the end, with all cards on it."""
     table = usage(5 * 86400, 8)
     assert len(table) > 16 << 20
     path = archive(tmp_path / "a.tar.gz", **{"job/manifest.json": b"{}", "job/usage.csv": table})
-    found = archive_reader.read(path)
-    assert 0.4 * archive_reader.MOST_TABLE < len(found.usage) < 1.1 * archive_reader.MOST_TABLE
-    gpu = next(chart for chart in chart_data.usage(found.usage) if chart.title == "GPU use")
+    files = archive_reader.read(path)
+    assert 0.4 * archive_reader.MAX_TABLE < len(files.usage) < 1.1 * archive_reader.MAX_TABLE
+    gpu = next(chart for chart in chart_data.usage(files.usage) if chart.title == "GPU use")
     assert gpu.domain() == pytest.approx((0, 7200), abs=0.1)
     names = [line.name for line in gpu.series]
-    assert names == [f"GPU {n}" for n in range(chart_data.MOST_SERIES)]
+    assert names == [f"GPU {n}" for n in range(chart_data.MAX_SERIES)]
     for number, line in enumerate(gpu.series):
         assert {round(y, 6) for _, y in line.points} == {number}
 
@@ -231,7 +231,7 @@ def test_papers_of_a_long_job(tmp_path: Path) -> None:
 def test_thinned(form: str) -> None:
     """A table keeps its head, first and last row; one that fits is not touched; nothing makes it long."""
     table = b"epoch,loss\n" + b"".join(b"%d,%d\n" % (n, n) for n in range(10_000))
-    most = 20_000
+    limit = 20_000
     if form == "short":
         assert archive_reader.thinned(io.BytesIO(table[:5000])) == table[:5000]
         return
@@ -246,13 +246,13 @@ def test_thinned(form: str) -> None:
     elif form == "empty":
         table = b""
     late = iter([False, True])
-    found = archive_reader.thinned(
-        io.BytesIO(table), (lambda: next(late)) if form == "late" else lambda: False, most
+    table = archive_reader.thinned(
+        io.BytesIO(table), (lambda: next(late)) if form == "late" else lambda: False, limit
     )
-    rows = found.splitlines()
-    assert len(found) < 1.1 * most
+    rows = table.splitlines()
+    assert len(table) < 1.1 * limit
     if form in ("long head", "empty"):
-        assert found == b""
+        assert table == b""
     elif form == "one key":
         assert set(rows) == {b"name,loss", b"same,1"}
     else:
@@ -262,11 +262,14 @@ def test_thinned(form: str) -> None:
         assert len(steps) == 1
 
 
-@pytest.mark.parametrize("hurried", [False, True])
-def test_outputs_come_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], hurried: bool
+@pytest.mark.parametrize("must_end_soon", [False, True])
+def test_outputs_are_written_before_the_report(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfdbinary: pytest.CaptureFixture[bytes],
+    must_end_soon: bool,
 ) -> None:
-    """What later steps go by is written before the curves are drawn, once; a cancel leaves the curves out."""
+    """Outputs are written before the curves are drawn, once; a cancel leaves the curves out."""
     outputs, markdown = tmp_path / "outputs", tmp_path / "summary"
     for name, value in {
         "GITHUB_ACTIONS": "true", "GITHUB_OUTPUT": outputs, "GITHUB_STEP_SUMMARY": markdown, "RUNNER_TEMP": tmp_path,
@@ -280,26 +283,26 @@ def test_outputs_come_first(
             "job/usage.csv": b"",
         },
     )
-    there: list[bool] = []
+    outputs_written: list[bool] = []
     draw = chart_data.history
 
     def history(text: str) -> list[chart_data.Chart]:
-        there.append("a.tar.gz" in outputs.read_text())
+        outputs_written.append("a.tar.gz" in outputs.read_text())
         return draw(text)
 
     monkeypatch.setattr(chart_data, "history", history)
-    telling = step.Step()
-    telling.hurried = hurried
+    current = step.Step()
+    current.must_end_soon = must_end_soon
     result = {"model": "m", "outcome": "trained", "exit_code": 0}
     delivered = {"path": str(path), "bytes": 1, "sha256": "0"}
-    telling.run = types.SimpleNamespace(
+    current.run = types.SimpleNamespace(
         delivered=delivered, result=result, started=True, job="20260101-000000-00000000", host_name="here"
     )
-    assert telling.close() == 0
-    assert there == [True]
-    assert ("mermaid" in markdown.read_text()) == (not hurried)
+    assert current.close() == 0
+    assert outputs_written == [True]
+    assert ("mermaid" in markdown.read_text()) == (not must_end_soon)
     (page,) = tmp_path.glob("train-classifier/*/report.html")
-    assert ("<svg" in page.read_text()) == (not hurried)
+    assert ("<svg" in page.read_text()) == (not must_end_soon)
     written = outputs.read_text()
     for name, file in (("manifest", "manifest.json"), ("report", "report.html")):
         assert written.rindex(f"{page.with_name(file)}") > written.rindex(f"\n{name}<<")
@@ -344,23 +347,22 @@ def step_run(lease: float | None = None, detach: bool = False, inventory: str | 
 
 @pytest.mark.parametrize("inventory", [None, "/my hosts.yml"])
 @pytest.mark.parametrize("lease", [600.0, None])
-def test_out_of_touch(inventory: str | None, lease: float | None) -> None:
-    """Who is out of touch reads how long the job waits for somebody, and the whole command to pick it up."""
-    # Without a lease runs what is to run on alone.
+def test_hint_of_a_lost_connection(inventory: str | None, lease: float | None) -> None:
+    """The hint says how long the job waits for a controller, and the whole command to follow it."""
     run = step_run(lease, detach=lease is None, inventory=inventory)
     where = " --inventory '/my hosts.yml' --host trainer" if inventory else ""
-    # As `follow` says it, which got the order.
-    theirs = (
+    # As `follow` writes it.
+    cli_hint = (
         f"The job continues. Follow it again: train-classifier attach {run.job}{where} (Check the network.)"
     )
     code = int(ExitCode.OUT_OF_TOUCH)
-    run.event("error", code=code, reason="Out of touch.", hint=theirs)
+    run.event("error", code=code, reason="Out of touch.", hint=cli_hint)
     assert run.failure is not None
     hint = run.failure.hint or ""
     assert hint.endswith(" (Check the network.)")
     assert f": train-classifier attach {run.job}{where} (" in hint
     assert ("stopped unless" in hint and "10 min" in hint) == (lease is not None)
-    assert ("runs on" in hint) == (lease is None)
+    assert ("The job continues" in hint) == (lease is None)
 
 
 @pytest.mark.parametrize(
@@ -402,14 +404,14 @@ def test_every_hint_is_in_the_words_of_the_action(
     markdown = tmp_path / "summary"
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(markdown))
-    telling = step.Step()
-    telling.console.event("message", level="warning", text="--min-vram has no effect")
-    telling.failure = NoGpu("There is none.", "say --gpus auto")
-    telling.run = types.SimpleNamespace(
+    current = step.Step()
+    current.console.event("message", level="warning", text="--min-vram has no effect")
+    current.failure = NoGpu("There is none.", "say --gpus auto")
+    current.run = types.SimpleNamespace(
         delivered=None, started=True, job="j", host_name="h",
         result={"exit_code": 8, "outcome": "no-gpu", "reason": "There is none.", "hint": "say --gpus auto"},
     )  # fmt: skip
-    assert telling.close() == 8
+    assert current.close() == 8
     said = capfdbinary.readouterr().out.decode()
     assert "::warning title=train-classifier::input min-vram has no effect" in said
     assert "There is none.%0Asay input gpus auto" in said

@@ -107,7 +107,7 @@ def test_outputs_hold_any_value(tmp_path: Path) -> None:
     for name, value in values.items():
         assert run.set_output(name, value)
     assert outputs(path) == values
-    with pytest.raises(ValueError, match="no name"):
+    with pytest.raises(ValueError, match="not a valid name"):
         run.set_output("a<<b\n", "x")
 
 
@@ -117,7 +117,7 @@ def test_summary_is_added_and_never_passes_the_limit(tmp_path: Path) -> None:
     run, stream = workflow(GITHUB_STEP_SUMMARY=str(path))
     assert run.add_summary("## mnist")
     assert path.read_text() == "before\n\n## mnist\n"
-    assert run.add_summary("x" * (run.summary_room() - 2))
+    assert run.add_summary("x" * (run.summary_space() - 2))
     assert not run.add_summary("y" * 4096)
     assert path.stat().st_size <= SUMMARY_LIMIT
     assert commands(stream.getvalue()) == ["::warning::The job summary is full: nothing was added to it."]

@@ -194,7 +194,7 @@ def test_curves_are_thinned_and_keep_a_plateau_apart_from_a_spike() -> None:
     text = "epoch,loss\n" + "".join(f"{n},{100 if n == 5000 else 1}\n" for n in range(1, 10_001))
     (chart,) = chart_data.history(text)
     values = [y for _, y in chart.series[0].points]
-    assert len(values) == chart_data.MOST_POINTS
+    assert len(values) == chart_data.MAX_POINTS
     assert sum(value > 1.1 for value in values) == 1
     assert chart.domain() == (1, 10_000)
 
