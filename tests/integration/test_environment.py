@@ -311,7 +311,7 @@ def test_netrc_login_is_used_and_not_stored(
     netrc.write_text(f"machine {server.partition(':')[0]} login ml password hunter2-a-rare-word\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    with pytest.raises(NoEnvironment, match="wants a login"):
+    with pytest.raises(NoEnvironment, match="requires a login, or rejected this one"):
         site.prepare("tc-private")
     monkeypatch.setenv("NETRC", str(netrc))
     environment = site.prepare("tc-private")

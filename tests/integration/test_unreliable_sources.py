@@ -140,7 +140,7 @@ def test_broken_index_download_is_reported_and_retried_later(site: Site, index: 
     Server.manner = manner
     with pytest.raises(NoEnvironment) as raised:
         site.prepare("tc-large\nsetuptools ; python_version < '3'\n")
-    assert raised.value.reason == "the package index broke off in the middle of a download", (
+    assert raised.value.reason == "the package index ended the connection during a download", (
         raised.value.detail
     )
     assert "tc-large==1.0" in (raised.value.detail or "") and raised.value.hint

@@ -203,7 +203,7 @@ def test_clean_removes_stray_probe_container(host: Machine) -> None:
     try:
         host.call("clean")
         assert docker("ps", "-aq", "--no-trunc", "--filter", f"id={stray}") == stray
-        with host.patched("containers/engine", "STRAY_S = -10.0\n"):
+        with host.patched("containers/engine", "LEFTOVER_S = -10.0\n"):
             # Other tests may have such containers, too.
             assert host.call("clean")["removed"]["containers"] >= 1
         assert docker("ps", "-aq", "--filter", f"id={stray}") == ""

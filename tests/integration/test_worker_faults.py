@@ -139,7 +139,7 @@ def test_job_is_lost_and_delivered_when_engine_stays_away(host: Machine, tmp_pat
     """The result names the engine, and what the model wrote is delivered."""
     with proxied() as engine, machine(host.user) as away:
         away.docker_host = engine.address
-        with away.patched("containers/engine", "PATIENCE_S = 2.0\npatiently.__defaults__ = (None, None, 2.0)\n"), \
+        with away.patched("containers/engine", "RETRY_S = 2.0\nretry.__defaults__ = (None, None, 2.0)\n"), \
                 away.patched("jobs/run", "CLOSING_PATIENCE_S = 1.0\n"):  # fmt: skip
             job = away.start(WRITES + "import time\ntime.sleep(600)\n")
             away.until(job, "training", text=b"up\n")

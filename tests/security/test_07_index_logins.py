@@ -78,7 +78,7 @@ def test_07_unreadable_netrc_is_reported(site: Site, index: Index, netrc: Path) 
     index.login = "me:precious"
     settings = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host, "UV_HTTP_RETRIES": "0"}
     site.host = dataclasses.replace(site.host, environment=settings)
-    with pytest.raises(NoEnvironment, match="wants a login") as raised:
+    with pytest.raises(NoEnvironment, match="requires a login, or rejected this one") as raised:
         site.prepare(f"private\n{NO_SETUPTOOLS}")
     assert "netrc cannot be read" in (raised.value.hint or "")
 

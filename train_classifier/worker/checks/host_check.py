@@ -288,7 +288,7 @@ def _deep(
     spec = JobSpec("doctor", "doctor", Repository("doctor", "0" * 16), image=request.get("image"))
     try:
         client = engine.connect()
-        named = image.wanted(host, spec, wants)
+        named = image.reference_for(host, spec, wants)
         if not client.images.list(name=named):
             return [
                 warn("image", f"image {named} is not on this host; the first job pulls it", image.BOOTSTRAP)

@@ -13,10 +13,12 @@ from train_classifier.core.errors import NotReady
 T = TypeVar("T")
 
 LABEL = "train-classifier"
+#: Label of a build's container: the folder of the build. Only one runs there, so leftovers can be identified.
+BUILD_FOLDER = f"{LABEL}.place"
 #: Seconds that an engine may be unreachable (a restart, an upgrade) before a job fails.
-PATIENCE_S = 300.0
+RETRY_S = 300.0
 #: Age in seconds after which a container without a job (a probe of `doctor`) is a leftover.
-STRAY_S = 7200.0
+LEFTOVER_S = 7200.0
 #: Seconds without an answer after which a call to the engine is given up.
 CALL_TIMEOUT_S = 60
 
@@ -49,13 +51,13 @@ def _import_sdk() -> None:
     Older SDKs import distutils, and where setuptools is installed its own copy of it comes before Python's,
     with all of setuptools behind it.
     """
-    kept = list(sys.meta_path)
-    sys.meta_path[:] = [finder for finder in kept if type(finder).__name__ != "DistutilsMetaFinder"]
+    finders = list(sys.meta_path)
+    sys.meta_path[:] = [finder for finder in finders if type(finder).__name__ != "DistutilsMetaFinder"]
     try:
         import docker  # noqa: F401
     except ImportError:
         # Python 3.12 has no distutils, and Debian packages it separately: only setuptools' copy is left then.
-        sys.meta_path[:] = kept
+        sys.meta_path[:] = finders
         for name in [name for name in sys.modules if name.partition(".")[0] == "distutils"]:
             del sys.modules[name]
 
@@ -83,70 +85,77 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, (requests.exceptions.RequestException, ConnectionError, NotReady))
 
 
-def patiently(
+def retry(
     call: Callable[[], T],
-    check: Optional[Callable[[], None]] = None,
-    away: Optional[Callable[[], None]] = None,
-    patience: float = PATIENCE_S,
+    check_cancel: Optional[Callable[[], None]] = None,
+    on_outage: Optional[Callable[[], None]] = None,
+    limit_s: float = RETRY_S,
 ) -> T:
-    """Return call(), trying again while the engine is away for up to `patience` seconds.
+    """Return call(), trying again while the engine is unreachable for up to `limit_s` seconds.
 
-    `check` is called between tries and may raise; `away` is called once, after the first failed try. Errors
-    that are not an outage, and an outage that lasts longer, are raised unchanged.
+    `check_cancel` is called between tries and may raise; `on_outage` is called once, after the first failed
+    try. Errors that are not an outage, and an outage that lasts longer, are raised unchanged.
     """
     began = time.monotonic()
-    told = False
+    reported = False
     while True:
         try:
             return call()
         except Exception as error:
-            if not is_outage(error) or time.monotonic() - began > patience:
+            if not is_outage(error) or time.monotonic() - began > limit_s:
                 raise
-        if away is not None and not told:
-            away()
-        told = True
-        if check is not None:
-            check()
+        if on_outage is not None and not reported:
+            on_outage()
+        reported = True
+        if check_cancel is not None:
+            check_cancel()
         time.sleep(0.2)
 
 
-def aside(call: Callable[[], T], check: Callable[[], None]) -> T:
-    """Return call(), run in its own thread because it may take long; `check` may raise meanwhile.
+def run_in_thread(call: Callable[[], T], check_cancel: Callable[[], None]) -> T:
+    """Return call(), run in its own thread because it may take long; `check_cancel` may raise meanwhile.
 
-    If `check` raises, the call continues in its thread, at most until this process ends.
+    If `check_cancel` raises, the call continues in its thread, at most until this process ends.
     """
     done = threading.Event()
-    found: list[T] = []
-    failed: list[BaseException] = []
+    results: list[T] = []
+    errors: list[BaseException] = []
 
-    def go() -> None:
+    def run() -> None:
         try:
-            found.append(call())
+            results.append(call())
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
         finally:
             done.set()
 
-    threading.Thread(target=go, name="engine", daemon=True).start()
+    threading.Thread(target=run, name="engine", daemon=True).start()
     while not done.wait(0.1):
-        check()
-    if failed:
-        raise failed[0]
-    return found[0]
+        check_cancel()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
-def root(client: Any) -> str:
+def root_folder(client: Any) -> str:
     """Return the folder in which the engine keeps images and containers."""
-    return str(patiently(client.info).get("DockerRootDir") or "")
+    return str(retry(client.info).get("DockerRootDir") or "")
 
 
-def incarnation() -> Optional[tuple[int, int]]:
+def process_identity() -> Optional[tuple[int, int]]:
     """Return a value that changes when this machine's engine restarts; None where none is visible."""
     try:
-        found = os.stat("/var/run/docker.pid")
+        status = os.stat("/var/run/docker.pid")
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino
+    return status.st_mtime_ns, status.st_ino
+
+
+def remove_build_containers(client: Any, folder: str) -> None:
+    """Remove the containers that a killed worker's build left; the caller holds the lock of the folder."""
+    label = f"{BUILD_FOLDER}={folder}"
+    for container in retry(lambda: client.containers.list(all=True, filters={"label": label})):
+        remove(container)
 
 
 def labels(
@@ -163,12 +172,12 @@ def labels(
     }
 
 
-def remove(container: Any, patience: float = PATIENCE_S) -> None:
+def remove(container: Any, limit_s: float = RETRY_S) -> None:
     """Kill and remove a container; one that is gone already is fine."""
     import docker.errors
 
     try:
-        patiently(lambda: container.remove(force=True, v=True), patience=patience)
+        retry(lambda: container.remove(force=True, v=True), limit_s=limit_s)
     except docker.errors.NotFound:
         return
     except docker.errors.APIError as error:
@@ -177,24 +186,24 @@ def remove(container: Any, patience: float = PATIENCE_S) -> None:
             raise
 
 
-def remove_all(client: Any, job: str, patience: float = PATIENCE_S) -> list[str]:
+def remove_all(client: Any, job: str, limit_s: float = RETRY_S) -> list[str]:
     """Remove every container that carries the label of this job; returns their ids."""
-    wanted = {"label": f"{LABEL}.job={job}"}
-    found = patiently(
-        lambda: client.containers.list(all=True, filters=wanted, ignore_removed=True), patience=patience
+    filters = {"label": f"{LABEL}.job={job}"}
+    containers = retry(
+        lambda: client.containers.list(all=True, filters=filters, ignore_removed=True), limit_s=limit_s
     )
-    for container in found:
-        remove(container, patience)
-    return [container.id for container in found]
+    for container in containers:
+        remove(container, limit_s)
+    return [container.id for container in containers]
 
 
-def is_stray(container: Any) -> bool:
+def is_leftover(container: Any) -> bool:
     """Tell whether a container of this program has no job and is too old to be in use: its creator died."""
-    mine = container.labels
-    if LABEL not in mine or mine.get(f"{LABEL}.job") or mine.get(f"{LABEL}.dir"):
+    values = container.labels
+    if LABEL not in values or values.get(f"{LABEL}.job") or values.get(f"{LABEL}.dir"):
         return False
     # 2026-01-31T12:00:00.123456789Z; a container from the summary of a list has seconds since the epoch.
-    made = container.attrs.get("Created")
-    if isinstance(made, str):
-        made = calendar.timegm(time.strptime(made.partition(".")[0].rstrip("Z"), "%Y-%m-%dT%H:%M:%S"))
-    return time.time() - float(made or 0) > STRAY_S
+    created = container.attrs.get("Created")
+    if isinstance(created, str):
+        created = calendar.timegm(time.strptime(created.partition(".")[0].rstrip("Z"), "%Y-%m-%dT%H:%M:%S"))
+    return time.time() - float(created or 0) > LEFTOVER_S

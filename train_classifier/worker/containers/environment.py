@@ -14,8 +14,7 @@ from train_classifier.core import requirements_file
 from train_classifier.core.errors import BadInput, NoEnvironment, NotReady
 from train_classifier.core.job import SCHEMA
 from train_classifier.core.locks import hold
-from train_classifier.worker.containers import image as images
-from train_classifier.worker.containers import place
+from train_classifier.worker.containers import build_folder, engine
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.environment_build import (
     Builder,
@@ -161,8 +160,8 @@ def _make(builder: Builder, key: str, owner: str) -> dict[str, Any]:
     temporary = store.builds / f".{key}.tmp"
     if os.path.lexists(temporary):
         # A killed build left this folder; because of the lock no other build uses it.
-        images.remove_orphans(context.client, str(temporary))
-        place.remove(account, temporary)
+        engine.remove_build_containers(context.client, str(temporary))
+        build_folder.remove(account, temporary)
     defined = {
         **builder.plan.definition(),
         "image": image.id,
@@ -177,17 +176,17 @@ def _make(builder: Builder, key: str, owner: str) -> dict[str, Any]:
             os.utime(lock)
             packages = builder.install(temporary, nearest, owner)
         record = {"schema": SCHEMA, "hash": key, "definition": defined, "packages": packages}
-        place.finish(account, temporary, store.envs / key, (ACTIVATION, _activation(image)), record)
+        build_folder.publish(account, temporary, store.envs / key, (ACTIVATION, _activation(image)), record)
     except BaseException:
         with contextlib.suppress(NotReady):
-            place.remove(account, temporary)
+            build_folder.remove(account, temporary)
         raise
     return record
 
 
 def _complete(folder: Path) -> Optional[dict[str, Any]]:
     """Return the record of a finished environment; the rename makes it appear complete in one step."""
-    record = read_json(folder / place.RECORD)
+    record = read_json(folder / build_folder.RECORD)
     return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
 
 
@@ -195,14 +194,14 @@ def _use(folder: Path) -> Optional[dict[str, Any]]:
     """Return the record of an existing environment, marked as used now, so that `clean` removes it last."""
     record = _complete(folder)
     if record is not None:
-        os.utime(folder / place.RECORD, follow_symlinks=False)
+        os.utime(folder / build_folder.RECORD, follow_symlinks=False)
     return record
 
 
 def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environment:
     from docker.types import Mount
 
-    site = folder / place.SITE
+    site = folder / build_folder.SITE
     # The engine would follow links with its own rights, which are more than the job's.
     if site.is_symlink() or (folder / ACTIVATION).is_symlink():
         raise NotReady(f"the environment {folder} was tampered with: it holds links", "remove that folder")

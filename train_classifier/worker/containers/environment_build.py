@@ -14,8 +14,7 @@ from typing import Any, NoReturn, Optional
 
 from train_classifier.core import requirements_file
 from train_classifier.core.errors import NoEnvironment
-from train_classifier.worker.containers import answer, helper, index_logins, place
-from train_classifier.worker.containers import image as images
+from train_classifier.worker.containers import answer, build_folder, engine, helper, index_logins
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.state.files import make_leaf, read_json
@@ -128,15 +127,15 @@ class Builder:
         )
         entries, problem = index_logins.entries_for(self.plan.variables)
         request = {
-            "nearest": f"{nearest}/{place.SITE}" if nearest else None,
+            "nearest": f"{nearest}/{build_folder.SITE}" if nearest else None,
             "paths": list(self.plan.paths),
             "workspace": str(self.plan.workspace),
             "open": None if shared else str(cache),
         }
-        place.make(self.account, folder, self._files(shared, entries), request)
+        build_folder.create(self.account, folder, self._files(shared, entries), request)
         status, output = self._run(
             folder,
-            [self.image.python, "-c", self.plan.source, f"{BUILD}/{place.OURS}/plan.json"],
+            [self.image.python, "-c", self.plan.source, f"{BUILD}/{build_folder.INPUT}/plan.json"],
             mounts=self._mounts(folder, cache, shared),
             environment=self._environment(bool(entries)),
         )
@@ -153,14 +152,14 @@ class Builder:
         return packages
 
     def _files(self, shared: bool, entries: str) -> dict[str, str]:
-        ours = f"{BUILD}/{place.OURS}"
+        inputs = f"{BUILD}/{build_folder.INPUT}"
         plan = {
             "uv": UV,
             "shared": shared,
-            "site": f"{BUILD}/{place.SITE}",
-            "requirements": f"{ours}/requirements.txt",
-            "constraints": f"{ours}/constraints.txt",
-            "repository": f"{BUILD}/{place.WORK}",
+            "site": f"{BUILD}/{build_folder.SITE}",
+            "requirements": f"{inputs}/requirements.txt",
+            "constraints": f"{inputs}/constraints.txt",
+            "repository": f"{BUILD}/{build_folder.WORK}",
         }
         files = {
             "plan.json": json.dumps(plan),
@@ -172,14 +171,15 @@ class Builder:
     def _mounts(self, folder: Path, cache: Path, shared: bool) -> list[Any]:
         from docker.types import Mount
 
+        inputs = f"{BUILD}/{build_folder.INPUT}"
         mounts = [
             Mount(CACHE, str(cache), type="bind"),
-            Mount(f"{BUILD}/{place.SITE}", str(folder / place.SITE), type="bind"),
-            Mount(f"{BUILD}/{place.OURS}", str(folder / place.OURS), type="bind", read_only=True),
+            Mount(f"{BUILD}/{build_folder.SITE}", str(folder / build_folder.SITE), type="bind"),
+            Mount(inputs, str(folder / build_folder.INPUT), type="bind", read_only=True),
             Mount(UV, str(self.context.host.uv), type="bind", read_only=True),
         ]
         if not shared:
-            mounts.append(Mount(f"{BUILD}/{place.WORK}", str(folder / place.WORK), type="bind"))
+            mounts.append(Mount(f"{BUILD}/{build_folder.WORK}", str(folder / build_folder.WORK), type="bind"))
         if self.context.host.ca_bundle is not None:
             mounts.append(Mount(CA, str(self.context.host.ca_bundle), type="bind", read_only=True))
         return mounts
@@ -197,34 +197,34 @@ class Builder:
         if self.context.host.ca_bundle is not None:
             variables.update(SSL_CERT_FILE=CA)
         if logged_in:
-            variables.update(NETRC=f"{BUILD}/{place.OURS}/netrc")
+            variables.update(NETRC=f"{BUILD}/{build_folder.INPUT}/netrc")
         return variables
 
     def _compile(self, folder: Path) -> None:
         """Compile what was installed: Python starts without site, so that no .pth file of it is read."""
         from docker.types import Mount
 
-        site = f"{BUILD}/{place.SITE}"
+        site = f"{BUILD}/{build_folder.SITE}"
         # Modules for other versions of Python do not compile, which is not an error.
         self._run(
             folder,
             [self.image.python, "-I", "-S", "-m", "compileall", "-q", "-q", "-j", "0", site],
-            mounts=[Mount(site, str(folder / place.SITE), type="bind")],
+            mounts=[Mount(site, str(folder / build_folder.SITE), type="bind")],
             network=False,
         )
 
     def _run(self, folder: Path, program: list[str], **options: Any) -> tuple[int, bytes]:
         limits = self.context.host.limits(PURPOSE)
-        building = helper.Helper(
+        build = helper.Helper(
             self.image.id,
             program,
             user=self.account,
-            labels={**self.context.labels("build"), images.PLACE: str(folder)},
+            labels={**self.context.labels("build"), engine.BUILD_FOLDER: str(folder)},
             limits=limits,
             **options,
         )
         try:
-            return helper.run_helper(self.context, building, say=True)
+            return helper.run_helper(self.context, build, say=True)
         except TimeoutError as error:
             raise helper.LimitReached(
                 f"the requirements were not installed within {limits.timeout_s:.0f} s", "build_timeout_s"
@@ -242,14 +242,14 @@ def cache_of(store: Store, image: Image, repository: str) -> Path:
 
 def _read(output: bytes) -> tuple[dict[str, str], list[Any]]:
     """Return the packages that a build installed, and those that must be built. Raises NoEnvironment."""
-    answered = answer.read(output)
-    if isinstance(answered, dict) and isinstance(answered.get("sources"), list):
-        packages = answer.packages(answered.get("packages"))
+    result = answer.read(output)
+    if isinstance(result, dict) and isinstance(result.get("sources"), list):
+        packages = answer.packages(result.get("packages"))
         if packages is not None:
-            return packages, answered["sources"]
+            return packages, result["sources"]
     raise NoEnvironment(
-        "what the build of the environment printed at its end cannot be read",
-        "the image or a package that was built writes into its output: try another --image",
+        "the last output of the environment's build cannot be read",
+        "the image or a package of the build writes into this output: try another --image",
         output[-2000:].decode("utf-8", "replace"),
     )
 
@@ -265,10 +265,10 @@ def explain(image: Image, plan: EnvironmentPlan, status: int, output: str, netrc
     sentence = " ".join(part.strip() for part in lines[start:])
     if re.search(r"valid authentication credentials|401 Unauthorized|403 Forbidden", sentence):
         raise NoEnvironment(
-            "the package index wants a login, or another one",
+            "the package index requires a login, or rejected this one",
             netrc
-            or "put it into ~/.netrc of your account on the host: machine NAME login NAME password WORD; "
-            "it serves the indexes that host.json names (environment), not those of requirements.txt",
+            or "add it to ~/.netrc of your account on the host: machine NAME login NAME password WORD; it is "
+            "sent to the indexes that host.json names (environment), not to those of requirements.txt",
             detail,
         )
     unknown = re.findall(r"[Bb]ecause (\S+) was not found in the package registry", sentence)
@@ -286,13 +286,13 @@ def explain(image: Image, plan: EnvironmentPlan, status: int, output: str, netrc
     pins = ", ".join(clashing)
     if "No solution found" in sentence and clashing:
         raise NoEnvironment(
-            f"requirements.txt and the image {image.reference} disagree: the image's own {pins} "
+            f"requirements.txt conflicts with image {image.reference}: the image's own {pins} "
             "cannot be replaced",
             f"ask in requirements.txt for versions that work with {pins}, or choose another --image",
             detail,
         )
     if "No solution found" in sentence:
-        raise NoEnvironment("requirements.txt has no solution", "see what uv says of it", detail)
+        raise NoEnvironment("requirements.txt has no solution", "see the message of uv", detail)
     if re.search(
         r"Failed to fetch|error sending request|dns error|[Cc]onnection refused|timed out", sentence
     ):
@@ -303,8 +303,8 @@ def explain(image: Image, plan: EnvironmentPlan, status: int, output: str, netrc
         )
     if re.search(r"network timeout|before message length|error decoding response body", sentence):
         raise NoEnvironment(
-            "the package index broke off in the middle of a download",
-            "submit it again; if it stays so, check the host's network and its proxies",
+            "the package index ended the connection during a download",
+            "submit the job again; if this happens again, check the host's network and its proxies",
             detail,
         )
     first = lines[start] if lines else f"exit status {status}"

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers.context import Context
-from train_classifier.worker.containers.engine import patiently, remove
+from train_classifier.worker.containers.engine import remove, retry
 from train_classifier.worker.system.cgroup import ControlGroup
 from train_classifier.worker.system.host import Account, Limits
 
@@ -29,15 +29,15 @@ class LimitReached(NoEnvironment):
         )
 
 
-def no_gpus(options: Mapping[str, Any]) -> dict[str, str]:
+def no_gpu_variables(options: Mapping[str, Any]) -> dict[str, str]:
     """Return the variable that stops the NVIDIA runtime from adding GPUs to a container.
 
     Where that runtime is the engine's default, an image with NVIDIA_VISIBLE_DEVICES=all (as CUDA images have)
     gets every GPU, requested or not. The variable is not set where GPUs are requested through the runtime
     itself; GPUs that are requested through CDI do not need the runtime.
     """
-    asked = options.get("device_requests") or ()
-    if any(request.get("Driver") != "cdi" for request in asked):
+    requests = options.get("device_requests") or ()
+    if any(request.get("Driver") != "cdi" for request in requests):
         return {}
     return {"NVIDIA_VISIBLE_DEVICES": "void"}
 
@@ -61,7 +61,7 @@ class Helper:
     command: Sequence[str] = ()
     #: Uid 0 also where the image names another user.
     as_root: bool = False
-    #: See `no_gpus`.
+    #: See `no_gpu_variables`.
     hide_gpus: bool = True
     #: More arguments of docker's create.
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -95,8 +95,8 @@ def create_helper(context: Context, helper: Helper) -> Any:
         options["user"] = f"{helper.user.uid}:{helper.user.gid}"
     if helper.user is None:
         options["cap_add"] = list(ROOT_CAPABILITIES)
-    hidden = no_gpus(options) if helper.hide_gpus else {}
-    return patiently(
+    hidden = no_gpu_variables(options) if helper.hide_gpus else {}
+    return retry(
         lambda: context.client.containers.create(
             helper.image,
             list(helper.command),
@@ -137,13 +137,13 @@ def run_created(
 
     Raises LimitReached as soon as it was refused a process or memory, TimeoutError.
     """
-    began = spoken = time.monotonic()
+    began = reported = time.monotonic()
     timeout = limits.timeout_s if timeout is None else timeout
     group: Optional[ControlGroup] = None
     pause = 0.02
-    patiently(lambda: start_once(container), context.check_cancel)
+    retry(lambda: start_once(container), context.check_cancel)
     while True:
-        patiently(container.reload, context.check_cancel)
+        retry(container.reload, context.check_cancel)
         if container.status in ("exited", "dead"):
             break
         context.check_cancel()
@@ -152,17 +152,17 @@ def run_created(
         now = time.monotonic()
         if now - began > timeout:
             raise TimeoutError(f"no end after {timeout:.0f} s")
-        if say and now - spoken > 2:
-            spoken = now
-            words = patiently(lambda: container.logs(tail=1), context.check_cancel)
-            last = words.decode("utf-8", "replace").strip()
+        if say and now - reported > 2:
+            reported = now
+            last_output = retry(lambda: container.logs(tail=1), context.check_cancel)
+            last = last_output.decode("utf-8", "replace").strip()
             if last:
                 context.say(last.splitlines()[-1][-200:])
         time.sleep(pause)
         pause = min(pause * 1.5, 0.2)
     if _ran_out_of_memory(container):
         raise _memory_limit(limits)
-    output = patiently(lambda: container.logs(tail=20000), context.check_cancel)
+    output = retry(lambda: container.logs(tail=20000), context.check_cancel)
     return int(container.attrs["State"]["ExitCode"]), output[-OUTPUT_BYTES:]
 
 
@@ -198,6 +198,6 @@ def _ran_out_of_memory(container: Any) -> bool:
         if state.get("OOMKilled"):
             break
         time.sleep(0.1)
-        patiently(container.reload)
+        retry(container.reload)
         state = container.attrs["State"]
     return bool(state.get("OOMKilled"))

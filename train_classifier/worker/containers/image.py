@@ -22,12 +22,10 @@ from train_classifier.worker.system.host import Host
 #: 2.17.0-gpu is the last that is known to find the GPU as shipped (shared facts, TensorFlow images).
 DEFAULT_GPU = "tensorflow/tensorflow:2.17.0-gpu"
 DEFAULT_CPU = "tensorflow/tensorflow:2.17.0"
-#: Label of a build's container: the folder of the build. Only one runs there, so leftovers can be identified.
-PLACE = f"{engine.LABEL}.place"
 PROBE_TIMEOUT_S = 120.0
 BOOTSTRAP = (
-    "make an image on this host with the role training_host (training_host_image_source: bootstrap), "
-    "or name one that is here with --image"
+    "build an image on this host with the role training_host (training_host_image_source: bootstrap), "
+    "or choose an image of this host with --image"
 )
 #: Messages of engines and registries for a user who is not logged in.
 REFUSALS = (
@@ -37,7 +35,7 @@ REFUSALS = (
     "denied:",
     "authentication required",
 )
-NO_SHELL = "name an image with a shell and Python by --image"
+NO_SHELL = "choose an image with a shell and Python: --image"
 #: Docker's names for the architectures that `uname -m` prints.
 ARCHITECTURES = {
     "x86_64": "amd64",
@@ -48,7 +46,7 @@ ARCHITECTURES = {
 }
 _FIND_PYTHON = (
     "for name in python3 python; do "
-    'found=$(command -v "$name") && exec "$found" -c "$TRAIN_CLASSIFIER_PROBE"; done; '
+    'python=$(command -v "$name") && exec "$python" -c "$TRAIN_CLASSIFIER_PROBE"; done; '
     "echo no-python; exit 64"
 )
 
@@ -85,192 +83,186 @@ class Image:
         return int(major), int(minor)
 
 
-def remove_orphans(client: Any, place: str) -> None:
-    """Remove the containers that a killed worker's build left; the caller holds the lock of `place`."""
-    label = f"{PLACE}={place}"
-    for left in engine.patiently(lambda: client.containers.list(all=True, filters={"label": label})):
-        engine.remove(left)
-
-
-def wanted(host: Host, spec: JobSpec, wants_gpu: bool) -> str:
+def reference_for(host: Host, spec: JobSpec, with_gpu: bool) -> str:
     """Return the reference a job gets: its own, the host's, else the pinned default. Raises BadInput."""
-    named = (
+    reference = (
         spec.image
-        or host.images.get("gpu" if wants_gpu else "cpu")
-        or (DEFAULT_GPU if wants_gpu else DEFAULT_CPU)
+        or host.images.get("gpu" if with_gpu else "cpu")
+        or (DEFAULT_GPU if with_gpu else DEFAULT_CPU)
     )
-    problem = image_reference.problem(named)
+    problem = image_reference.problem(reference)
     if problem:
         raise BadInput(problem)
-    return named
+    return reference
 
 
-def resolve(context: Context, spec: JobSpec, wants_gpu: bool) -> Image:
+def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
     """Return the image of a job, pulled if it is missing and probed if it is new.
 
     Raises BadInput for a malformed reference, NoEnvironment for an image that cannot be had or used.
     """
-    named = wanted(context.host, spec, wants_gpu)
-    found = _find(context.client, named)
-    if found is None:
-        if image_reference.is_local(named):
+    reference = reference_for(context.host, spec, with_gpu)
+    image = find_local(context.client, reference)
+    if image is None:
+        if image_reference.is_local(reference):
             # On Docker's own registry another user could own such a name.
             raise NoEnvironment(
-                f"image {named} is not on this host, and such names are never pulled", BOOTSTRAP
+                f"image {reference} is not on this host, and such names are never pulled", BOOTSTRAP
             )
-        context.say(f"pulling image {named}")
-        _pull(context, named)
-        found = _find(context.client, named)
-        if found is None:
-            raise NoEnvironment(f"image {named} was pulled, but the engine does not have it", BOOTSTRAP)
-    return probe(context, found, named)
+        context.say(f"pulling image {reference}")
+        _pull(context, reference)
+        image = find_local(context.client, reference)
+        if image is None:
+            raise NoEnvironment(f"image {reference} was pulled, but the engine does not have it", BOOTSTRAP)
+    return probe(context, image, reference)
 
 
-def _find(client: Any, named: str) -> Any:
+def find_local(client: Any, reference: str) -> Any:
+    """Return the engine's image of this reference, None when it is not on the host."""
     import docker.errors
 
     try:
-        return engine.patiently(lambda: client.images.get(named))
+        return engine.retry(lambda: client.images.get(reference))
     except docker.errors.ImageNotFound:
         return None
 
 
-def _pull(context: Context, named: str) -> None:
+def _pull(context: Context, reference: str) -> None:
     """Pull with the caller's own `docker login`; report progress, also after a restart of the engine."""
     import docker.errors
 
-    tagged = named if "@" in named or ":" in named.rpartition("/")[2] else f"{named}:latest"
-    left = threading.Event()
+    tagged = reference if "@" in reference or ":" in reference.rpartition("/")[2] else f"{reference}:latest"
+    stopped = threading.Event()
 
     def pull() -> None:
         layers: dict[str, tuple[int, int]] = {}
-        spoken = 0
+        reported = 0
         for message in context.client.api.pull(tagged, stream=True, decode=True):
-            if left.is_set():
+            if stopped.is_set():
                 return
             if "error" in message:
-                raise _not_pulled(named, str(message["error"]))
+                raise _not_pulled(reference, str(message["error"]))
             detail = message.get("progressDetail") or {}
             if message.get("status") == "Downloading" and detail.get("total"):
                 layers[message.get("id", "")] = (detail.get("current", 0), detail["total"])
                 done = sum(current for current, _ in layers.values()) >> 20
                 whole = sum(total for _, total in layers.values()) >> 20
-                if done - spoken >= 100:
-                    spoken = done
-                    context.say(f"pulling image {named}: {done} of {whole} MiB")
+                if done - reported >= 100:
+                    reported = done
+                    context.say(f"pulling image {reference}: {done} of {whole} MiB")
 
     try:
         # In a thread: otherwise a cancel would wait for the next message of a slow registry.
         check = context.check_cancel
-        engine.aside(lambda: engine.patiently(pull, check), check)
+        engine.run_in_thread(lambda: engine.retry(pull, check), check)
     except docker.errors.APIError as error:
-        raise _not_pulled(named, str(error.explanation or error)) from error
+        raise _not_pulled(reference, str(error.explanation or error)) from error
     finally:
-        left.set()
+        stopped.set()
 
 
-def _not_pulled(named: str, detail: str) -> NoEnvironment:
+def _not_pulled(reference: str, detail: str) -> NoEnvironment:
     """Return the failure with the registry's own message, and a hint that fits it."""
     hint = BOOTSTRAP
     if any(word in detail for word in REFUSALS):
-        registry = (
-            named.partition("/")[0] if "/" in named and re.search(r"[.:]", named.partition("/")[0]) else ""
-        )
-        command = f"docker login {registry}".rstrip()
+        registry, _, path = reference.partition("/")
+        command = f"docker login {registry}" if path and re.search(r"[.:]", registry) else "docker login"
         hint = f"if the image is private, log in once on the host, as the user that trains: {command}"
-    return NoEnvironment(f"image {named} is not on this host and cannot be pulled", hint, detail)
+    return NoEnvironment(f"image {reference} is not on this host and cannot be pulled", hint, detail)
 
 
-def probe(context: Context, found: Any, named: str) -> Image:
+def probe(context: Context, image: Any, reference: str) -> Image:
     """Return the properties of a present image; one container per image id, its answer is stored.
 
     Raises NoEnvironment: wrong architecture, no shell, no Python.
     """
-    attributes = found.attrs
-    mine = ARCHITECTURES.get(platform.machine(), platform.machine())
-    theirs = attributes.get("Architecture") or mine
+    attributes = image.attrs
+    host_architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
+    architecture = attributes.get("Architecture") or host_architecture
     system = attributes.get("Os") or "linux"
-    if theirs != mine or system != "linux":
+    if architecture != host_architecture or system != "linux":
         raise NoEnvironment(
-            f"image {named} is built for {system}/{theirs}, this host is linux/{mine}",
-            f"name an image for linux/{mine} with --image",
+            f"image {reference} is built for {system}/{architecture}, this host is linux/{host_architecture}",
+            f"choose an image for linux/{host_architecture} with --image",
         )
     source = pkgutil.get_data("train_classifier.worker.containers.inside", "probe_image.py") or b""
     # A changed probe returns other properties, so its answers have another name.
-    name = f"{found.id.partition(':')[2]}-{hashlib.sha256(source).hexdigest()[:8]}.json"
+    name = f"{image.id.partition(':')[2]}-{hashlib.sha256(source).hexdigest()[:8]}.json"
     path = context.store.images / name
     answer = read_json(path)
     if answer is None:
-        answer = _ask(context, found.id, named, source.decode())
+        answer = _run_probe(context, image.id, reference, source.decode())
         write_json(path, answer)
     else:
         # Marks the image as used: `clean` removes the least recently used first.
         os.utime(path)
     return Image(
-        reference=named,
-        id=found.id,
-        base=found.id,
-        digest=_digest(named, attributes.get("RepoDigests") or []),
+        reference=reference,
+        id=image.id,
+        base=image.id,
+        digest=_digest(reference, attributes.get("RepoDigests") or []),
         python=answer["python"],
         python_version=answer["version"],
         site=tuple(answer["site"]),
         packages=answer["packages"],
         frameworks=answer["frameworks"],
         distutils=answer["distutils"],
-        architecture=theirs,
+        architecture=architecture,
         search_path=answer["search_path"],
     )
 
 
-def _ask(context: Context, identity: str, named: str, source: str) -> dict[str, Any]:
+def _run_probe(context: Context, identity: str, reference: str, source: str) -> dict[str, Any]:
     import docker.errors
 
-    probing = Helper(
+    helper_container = Helper(
         identity,
         ["/bin/sh", "-c", _FIND_PYTHON],
         user=context.host.job_user(),
         environment={"TRAIN_CLASSIFIER_PROBE": source, "PYTHONDONTWRITEBYTECODE": "1"},
         labels=context.labels("probe"),
-        limits=context.host.limits(f"the look at Python in image {named}"),
+        limits=context.host.limits(f"the probe of Python in image {reference}"),
         network=False,
     )
     try:
-        status, output = helper.run_helper(context, probing, timeout=PROBE_TIMEOUT_S)
+        status, output = helper.run_helper(context, helper_container, timeout=PROBE_TIMEOUT_S)
     except docker.errors.APIError as error:
         detail = str(error.explanation or error)
         if re.search(r"/bin/sh.*(no such file|not found)", detail):
-            raise NoEnvironment(f"image {named} has no /bin/sh", NO_SHELL) from error
-        raise NoEnvironment(f"image {named} cannot be started", detail=detail) from error
+            raise NoEnvironment(f"image {reference} has no /bin/sh", NO_SHELL) from error
+        raise NoEnvironment(f"image {reference} cannot be started", detail=detail) from error
     except TimeoutError as error:
         raise NoEnvironment(
-            f"Python in image {named} did not answer within {PROBE_TIMEOUT_S:.0f} s"
+            f"Python in image {reference} did not answer within {PROBE_TIMEOUT_S:.0f} s"
         ) from error
     answer = answers.read(output)
     if answer is not None:
-        return _checked(answer, named)
+        return _validated(answer, reference)
     text = output.decode("utf-8", "replace").strip()
     if status == 64 and text.endswith("no-python"):
         raise NoEnvironment(
-            f"image {named} has no Python", "name an image with Python 3.8 or newer by --image"
+            f"image {reference} has no Python", "choose an image with Python 3.8 or newer: --image"
         )
     if status == 65 and "python-too-old" in text:
         version = text.rpartition(" ")[2]
         raise NoEnvironment(
-            f"image {named} has Python {version}", "name an image with Python 3.8 or newer by --image"
+            f"image {reference} has Python {version}", "choose an image with Python 3.8 or newer: --image"
         )
     if status == 127 and "/bin/sh" in text:
-        raise NoEnvironment(f"image {named} has no /bin/sh", NO_SHELL)
+        raise NoEnvironment(f"image {reference} has no /bin/sh", NO_SHELL)
     if "exec format error" in text.lower():
-        raise NoEnvironment(f"image {named} is not built for this host's processor", detail=text[-2000:])
-    raise NoEnvironment(f"Python in image {named} does not work (exit status {status})", detail=text[-2000:])
+        raise NoEnvironment(f"image {reference} is not built for this host's processor", detail=text[-2000:])
+    raise NoEnvironment(
+        f"Python in image {reference} does not work (exit status {status})", detail=text[-2000:]
+    )
 
 
-def _checked(answer: Any, named: str) -> dict[str, Any]:
+def _validated(answer: Any, reference: str) -> dict[str, Any]:
     """Return the answer of an image's Python after a check: it may be anything. Raises NoEnvironment."""
     try:
         packages, frameworks = (answers.packages(answer[key]) for key in ("packages", "frameworks"))
         texts = [answer["python"], answer["version"], answer["search_path"], *answer["site"]]
-        sound = (
+        valid = (
             all(isinstance(text, str) and "\0" not in text for text in texts)
             and re.fullmatch(r"3\.\d{1,3}\.\d{1,3}", answer["version"])
             and isinstance(answer["site"], list)
@@ -280,10 +272,10 @@ def _checked(answer: Any, named: str) -> dict[str, Any]:
             and frameworks is not None
         )
     except (KeyError, TypeError):
-        sound = False
-    if not sound:
+        valid = False
+    if not valid:
         raise NoEnvironment(
-            f"what Python in image {named} says of itself makes no sense", detail=str(answer)[:2000]
+            f"the probe of Python in image {reference} returned invalid data", detail=str(answer)[:2000]
         )
     return {
         **answer,
@@ -293,9 +285,9 @@ def _checked(answer: Any, named: str) -> dict[str, Any]:
     }
 
 
-def _digest(named: str, digests: list[str]) -> Optional[str]:
+def _digest(reference: str, digests: list[str]) -> Optional[str]:
     """Return the digest under which a registry knows the image by this name."""
-    repository = named.partition("@")[0]
+    repository = reference.partition("@")[0]
     if ":" in repository.rpartition("/")[2]:
         repository = repository.rpartition(":")[0]
     for prefix in ("docker.io/library/", "docker.io/"):

@@ -13,9 +13,8 @@ from train_classifier.core import apt_file
 from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.core.locks import hold
 from train_classifier.worker.containers import engine, helper
-from train_classifier.worker.containers import image as images
 from train_classifier.worker.containers.context import Context
-from train_classifier.worker.containers.image import Image
+from train_classifier.worker.containers.image import Image, find_local, probe
 from train_classifier.worker.system.host import Host
 
 #: Part of the tag: another recipe makes another layer.
@@ -48,47 +47,38 @@ def layer(context: Context, base: Image, workspace: Path, model: str) -> Image:
     Two jobs at the same time build it once. Raises BadInput for a wrong list, NoEnvironment with apt's own
     line when it cannot be built.
     """
-    wanted = apt_file.parse(workspace, model)
-    if wanted.problems:
-        raise BadInput(*wanted.problems)
-    if not wanted.names:
+    packages = apt_file.parse(workspace, model)
+    if packages.problems:
+        raise BadInput(*packages.problems)
+    if not packages.names:
         return base
-    tag = _tag(base, wanted.names)
+    tag = _tag(base, packages.names)
     key = tag.rpartition(":")[2]
-    found = _present(context.client, tag)
-    if found is None:
+    image = find_local(context.client, tag)
+    if image is None:
         with hold(context.store.locks / f"packages-{key}.lock", check=context.check_cancel):
-            found = _present(context.client, tag)
-            if found is None:
+            image = find_local(context.client, tag)
+            if image is None:
                 scratch = context.store.environments / f".packages-{key}"
                 # Remove the leftovers of a killed build.
-                images.remove_orphans(context.client, str(scratch))
+                engine.remove_build_containers(context.client, str(scratch))
                 shutil.rmtree(scratch, ignore_errors=True)
                 scratch.mkdir(0o700)
                 try:
-                    _build(context, base, wanted.names, tag, scratch)
+                    _build(context, base, packages.names, tag, scratch)
                 finally:
                     shutil.rmtree(scratch)
-                found = _present(context.client, tag)
-    if found is None:
+                image = find_local(context.client, tag)
+    if image is None:
         raise NoEnvironment(f"the layer {tag} was removed while it was built", "start the job again")
-    made = images.probe(context, found, base.reference)
-    return dataclasses.replace(made, digest=base.digest, base=base.base)
+    layered = probe(context, image, base.reference)
+    return dataclasses.replace(layered, digest=base.digest, base=base.base)
 
 
 def _tag(base: Image, names: Sequence[str]) -> str:
     """Return the name of the layer that has these packages over a base."""
     key = hashlib.sha256(json.dumps([RECIPE, base.id, list(names)]).encode()).hexdigest()[:32]
     return f"{REPOSITORY}:{key}"
-
-
-def _present(client: Any, tag: str) -> Any:
-    import docker.errors
-
-    try:
-        return engine.patiently(lambda: client.images.get(tag))
-    except docker.errors.ImageNotFound:
-        return None
 
 
 def _nearest(client: Any, base: Image, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
@@ -111,9 +101,9 @@ def _build(context: Context, base: Image, names: tuple[str, ...], tag: str, scra
     missing = [name for name in names if name not in has]
     plural = "s" if len(missing) != 1 else ""
     context.say(f"installing {len(missing)} Debian package{plural}: {' '.join(missing)}")
-    found = engine.patiently(lambda: client.api.inspect_image(base.id), context.check_cancel)
-    config = found["Config"] or {}
-    installing = helper.Helper(
+    inspection = engine.retry(lambda: client.api.inspect_image(base.id), context.check_cancel)
+    config = inspection["Config"] or {}
+    installation = helper.Helper(
         start,
         ["/bin/sh", "-c", f"set -- {shlex.join(missing)}\n{_SCRIPT}", "train-classifier"],
         # The engine merges the container's settings into the committed image. So the script is the entry
@@ -124,23 +114,23 @@ def _build(context: Context, base: Image, names: tuple[str, ...], tag: str, scra
         # The layer keeps the base's value of this variable; without one, it would get the value set here.
         hide_gpus=any(line.startswith("NVIDIA_VISIBLE_DEVICES=") for line in config.get("Env") or ()),
         mounts=_mounts(context.host, scratch),
-        labels={**context.labels("build"), images.PLACE: str(scratch)},
+        labels={**context.labels("build"), engine.BUILD_FOLDER: str(scratch)},
         limits=limits,
         options={"working_dir": ""},
     )
-    container = helper.create_helper(context, installing)
+    container = helper.create_helper(context, installation)
     try:
         status, output = helper.run_created(context, container, limits, say=True)
         if status != 0:
             _fail(base, missing, status, output.decode("utf-8", "replace"))
-        kept = {
+        labels = {
             **(config.get("Labels") or {}),
             **context.labels("image"),
-            images.PLACE: "",
+            engine.BUILD_FOLDER: "",
             BASE: base.id,
             CONTENT: " ".join(names),
         }
-        final = {**config, "Entrypoint": config.get("Entrypoint") or [], "Labels": kept}
+        final = {**config, "Entrypoint": config.get("Entrypoint") or [], "Labels": labels}
         _commit(context, container, tag, final, f"Debian packages: {' '.join(names)}")
     except TimeoutError as error:
         raise helper.LimitReached(
@@ -157,16 +147,16 @@ def _commit(context: Context, container: Any, tag: str, config: dict[str, Any], 
 
     def commit() -> None:
         # Before an outage the engine may have made the commit without answering.
-        if _present(context.client, tag) is not None:
+        if find_local(context.client, tag) is not None:
             return
-        patient = engine.connect(timeout=None)
+        client = engine.connect(timeout=None)
         try:
-            patient.api.commit(container.id, repository=repository, tag=version, conf=config, message=message)
+            client.api.commit(container.id, repository=repository, tag=version, conf=config, message=message)
         finally:
-            patient.close()
+            client.close()
 
     check = context.check_cancel
-    engine.aside(lambda: engine.patiently(commit, check), check)
+    engine.run_in_thread(lambda: engine.retry(commit, check), check)
 
 
 def _mounts(host: Host, scratch: Path) -> list[Any]:
@@ -227,11 +217,11 @@ def listed(client: Any, uid: Optional[int] = None, base: Optional[str] = None) -
 
     The SDK's own list inspects each image again, and fails when one was removed meanwhile.
     """
-    wanted = [f"{engine.LABEL}=1", f"{engine.LABEL}.kind=image"]
-    wanted += [f"{engine.LABEL}.uid={uid}"] if uid is not None else []
-    wanted += [f"{engine.LABEL}.base={base}"] if base is not None else []
-    found: list[dict[str, Any]] = engine.patiently(lambda: client.api.images(filters={"label": wanted}))
-    return found
+    labels = [f"{engine.LABEL}=1", f"{engine.LABEL}.kind=image"]
+    labels += [f"{engine.LABEL}.uid={uid}"] if uid is not None else []
+    labels += [f"{engine.LABEL}.base={base}"] if base is not None else []
+    images: list[dict[str, Any]] = engine.retry(lambda: client.api.images(filters={"label": labels}))
+    return images
 
 
 def remove(names: Sequence[str]) -> bool:

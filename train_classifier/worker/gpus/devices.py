@@ -281,7 +281,7 @@ def device_options(client: Any, gpus: Sequence[Gpu], root: Path = Path("/")) -> 
     """
     from docker.types import DeviceRequest
 
-    info = engine.patiently(client.info)
+    info = engine.retry(client.info)
     _, names = cdi.gpu_access(info, root)
     if names:
         chosen = []

@@ -287,18 +287,18 @@ class _Turn:
 
     def _held_by_containers(self) -> set[str]:
         label = f"{engine.LABEL}.gpus"
-        found = engine.patiently(
+        found = engine.retry(
             lambda: self.client.containers.list(
                 filters={"label": label, "status": "running"}, ignore_removed=True
             )
         )
         mine = self.ticket.entry.job
-        for container in filter(engine.is_stray, found):
+        for container in filter(engine.is_leftover, found):
             engine.remove(container)
         return {
             uuid
             for container in found
-            if container.labels.get(f"{engine.LABEL}.job") != mine and not engine.is_stray(container)
+            if container.labels.get(f"{engine.LABEL}.job") != mine and not engine.is_leftover(container)
             for uuid in container.labels.get(label, "").split(",")
         }
 
@@ -344,7 +344,7 @@ class _Turn:
         if any(other.job == entry.job for other in snapshot(self.ticket._folder)):
             return
         label = {"label": f"{engine.LABEL}.job={entry.job}"}
-        containers = engine.patiently(
+        containers = engine.retry(
             lambda: self.client.containers.list(all=True, filters=label, ignore_removed=True)
         )
         for container in containers:

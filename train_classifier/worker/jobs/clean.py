@@ -74,12 +74,12 @@ class Cleaning:
         if client is None:
             return
         filters = {"label": [f"{engine.LABEL}=1"]}
-        containers = engine.patiently(
+        containers = engine.retry(
             lambda: client.containers.list(all=True, filters=filters, ignore_removed=True)
         )
         for container in containers:
             folder = container.labels.get(f"{engine.LABEL}.dir", "")
-            if engine.is_stray(container):
+            if engine.is_leftover(container):
                 self.count("containers", 0, partial(engine.remove, container))
             if not folder or Path(folder).parent != self.store.jobs:
                 continue

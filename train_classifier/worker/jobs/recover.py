@@ -11,7 +11,7 @@ from typing import Any, Optional
 from train_classifier.core import locks
 from train_classifier.core.errors import BadInput, ExitCode, Lost, NotReady, TrainClassifierError
 from train_classifier.core.job import LAST_SCHEMA, SCHEMA, JobSpec
-from train_classifier.worker.containers import engine, place
+from train_classifier.worker.containers import build_folder, engine
 from train_classifier.worker.jobs import conclude
 from train_classifier.worker.jobs.secrets import remove_secrets
 from train_classifier.worker.state import file_trees, results
@@ -296,7 +296,7 @@ def remove_unfinished_environments(store: Store, account: Account) -> None:
             continue
         with locks.hold_now(lock) as is_locked:
             if is_locked:
-                place.remove(account, build)
+                build_folder.remove(account, build)
 
 
 def finish_dead_jobs(store: Store, host: Host, client: Any) -> None:

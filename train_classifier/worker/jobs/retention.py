@@ -14,7 +14,7 @@ from typing import Any, Callable, Optional
 
 from train_classifier.core import locks
 from train_classifier.core.errors import TrainClassifierError
-from train_classifier.worker.containers import package_layers, place
+from train_classifier.worker.containers import build_folder, package_layers
 from train_classifier.worker.state import file_trees, results
 from train_classifier.worker.state.store import Job, Store, take_over
 from train_classifier.worker.system.host import Account
@@ -93,17 +93,18 @@ class ReusableItems:
         used = self._in_use("environment", "hash")
         for folder in children(self.store.envs):
             if folder.name not in used:
-                used_at = mtime(folder / place.RECORD)
+                used_at = mtime(folder / build_folder.RECORD)
                 remove = partial(self._remove_environment, folder)
                 yield ReusableItem("environments", file_trees.disk_usage(None, folder), used_at, remove)
 
     def _remove_environment(self, folder: Path) -> bool:
         # A job that takes an environment holds this lock until the environment is marked as used.
         with locks.hold_now(self.store.locks / f"environment-{folder.name}.lock") as is_locked:
-            busy = is_fresh(folder / place.RECORD) or folder.name in self._in_use("environment", "hash")
+            record = folder / build_folder.RECORD
+            busy = is_fresh(record) or folder.name in self._in_use("environment", "hash")
             if not is_locked or busy:
                 return False
-            place.remove(self.account, folder)
+            build_folder.remove(self.account, folder)
         return True
 
     def _uv_caches(self) -> Iterator[ReusableItem]:

@@ -242,7 +242,7 @@ def end_job(run: JobRun) -> None:
     with run.phase("artefacts", must_write=False):
         with run.record_error():
             if run.engine is not None:
-                engine.remove_all(run.engine, run.job.id, patience=CLOSING_PATIENCE_S)
+                engine.remove_all(run.engine, run.job.id, limit_s=CLOSING_PATIENCE_S)
             containers_removed = True
         with run.record_error():
             if run.ticket is not None:

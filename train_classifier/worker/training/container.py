@@ -102,7 +102,7 @@ def create(
     variables = {
         **environment_of(spec, context.host, account, job),
         **environment.variables,
-        **helper.no_gpus(options),
+        **helper.no_gpu_variables(options),
     }
     mounts = _mounts(context, spec, environment)
 
@@ -135,7 +135,7 @@ def create(
             raise ConnectionError(str(error)) from error
 
     try:
-        return engine.patiently(make)
+        return engine.retry(make)
     except docker.errors.APIError as error:
         raise explain(error) from error
 
@@ -164,7 +164,7 @@ def _mounts(context: Context, spec: JobSpec, environment: Environment) -> list[A
 
     job, account = _job(context), context.host.job_user()
     # Check again: since the submission a folder may have been replaced by a link to another.
-    folders = data_folders.resolve(spec, context.host, context.store.root, engine.root(context.client))
+    folders = data_folders.resolve(spec, context.host, context.store.root, engine.root_folder(context.client))
     mounts = [
         Mount("/workspace", str(job.workspace), "bind"),
         Mount("/checkpoints", str(job.checkpoints), "bind"),

@@ -16,7 +16,7 @@ STOPPED_STATUSES = (137, 143, 255)
 #: By SIGKILL.
 KILLED_STATUS = 137
 #: Seconds that a signal waits for an unreachable engine; the loop that sends it has other checks to do.
-SIGNAL_PATIENCE_S = 5.0
+SIGNAL_RETRY_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Running(threading.Thread):
         self.container = container
         self.group: Optional[ControlGroup] = None
         self.ended = threading.Event()
-        self.engine_away = threading.Event()
-        self.incarnation = engine.incarnation()
+        self.engine_outage = threading.Event()
+        self.engine_identity = engine.process_identity()
         #: Whether this worker sent a signal.
         self.signalled = False
         self.ending: Optional[Ending] = None
@@ -51,12 +51,12 @@ class Running(threading.Thread):
         import docker.errors
 
         try:
-            engine.patiently(lambda: helper.start_once(self.container))
+            engine.retry(lambda: helper.start_once(self.container))
         except docker.errors.NotFound as error:
             raise Lost("the job's container was removed by somebody before it started") from error
         except docker.errors.APIError as error:
             raise explain(error) from error
-        engine.patiently(self.container.reload)
+        engine.retry(self.container.reload)
         self.group = ControlGroup(int(self.container.attrs["State"].get("Pid") or 0))
         self.start()
 
@@ -69,7 +69,7 @@ class Running(threading.Thread):
         except docker.errors.NotFound:
             self.failure = Lost("the job's container vanished: somebody removed it, or the engine lost it")
         except Exception as error:
-            self.failure = Lost("the container engine went away and did not come back", detail=str(error))
+            self.failure = Lost("the container engine does not answer any more", detail=str(error))
         finally:
             self.ended.set()
 
@@ -85,13 +85,13 @@ class Running(threading.Thread):
             except requests.exceptions.RequestException:
                 # Another form of the timeout, or the engine is unreachable: the state below shows which.
                 time.sleep(0.2)
-            engine.patiently(self.container.reload, away=self.engine_away.set)
+            engine.retry(self.container.reload, on_outage=self.engine_outage.set)
             state = self.container.attrs["State"]
             if state["Status"] in ("exited", "dead"):
                 outside = False
-                unasked = not state.get("OOMKilled") and not self.signalled
-                if unasked and state["ExitCode"] in STOPPED_STATUSES:
-                    outside = self._look_outside()
+                unexpected = not state.get("OOMKilled") and not self.signalled
+                if unexpected and state["ExitCode"] in STOPPED_STATUSES:
+                    outside = self._was_stopped_from_outside()
                     if not outside and state["ExitCode"] == KILLED_STATUS:
                         state = self._await_out_of_memory()
                 return Ending(
@@ -108,30 +108,30 @@ class Running(threading.Thread):
         """
         for _ in range(10):
             time.sleep(0.1)
-            engine.patiently(self.container.reload, away=self.engine_away.set)
+            engine.retry(self.container.reload, on_outage=self.engine_outage.set)
             if self.container.attrs["State"].get("OOMKilled"):
                 break
         state: dict[str, Any] = self.container.attrs["State"]
         return state
 
-    def _look_outside(self) -> bool:
+    def _was_stopped_from_outside(self) -> bool:
         """Tell whether the container was stopped from outside: by `docker stop`, or an engine shutting down.
 
         The engine records each signal that it sends as an event, and loses the events when it restarts.
         """
         # In the past, so that the stream ends by itself; whole seconds would lose the latest events.
         now = f"{time.time():.9f}"
-        wanted = {"container": self.container.id, "event": "kill"}
+        filters = {"container": self.container.id, "event": "kill"}
         client = self.container.client
-        events = engine.patiently(
-            lambda: list(client.events(since=1, until=now, filters=wanted, decode=True)),
-            away=self.engine_away.set,
+        events = engine.retry(
+            lambda: list(client.events(since=1, until=now, filters=filters, decode=True)),
+            on_outage=self.engine_outage.set,
         )
-        if engine.incarnation() != self.incarnation:
-            self.engine_away.set()
-        return bool(events) or self.engine_away.is_set()
+        if engine.process_identity() != self.engine_identity:
+            self.engine_outage.set()
+        return bool(events) or self.engine_outage.is_set()
 
-    def send(self, name: str, patience: float = SIGNAL_PATIENCE_S) -> bool:
+    def send(self, name: str, limit_s: float = SIGNAL_RETRY_S) -> bool:
         """Send a signal, and tell whether it arrived; a container that has ended meanwhile is fine.
 
         False: the engine is unreachable. Only the watching thread reports its end, never a failed signal.
@@ -140,7 +140,7 @@ class Running(threading.Thread):
 
         self.signalled = True
         try:
-            engine.patiently(lambda: self.container.kill(signal=name), patience=patience)
+            engine.retry(lambda: self.container.kill(signal=name), limit_s=limit_s)
         except docker.errors.APIError as error:
             # 404: gone; 409: not running any more.
             return error.status_code in (404, 409)

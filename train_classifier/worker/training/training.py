@@ -13,7 +13,7 @@ from train_classifier.worker.system.host import Account
 from train_classifier.worker.training import container
 from train_classifier.worker.training.container_watch import (
     KILLED_STATUS,
-    SIGNAL_PATIENCE_S,
+    SIGNAL_RETRY_S,
     Ending,
     Running,
     signal_of,
@@ -40,7 +40,7 @@ class Training:
         #: Number of the kernel's kills on the whole host when the model's own counters were last read.
         self._host_kills: Optional[int] = None
 
-    def run(self, made: Any, secrets: Mapping[str, str], gpus: list[str], nvidia_smi: str) -> None:
+    def run(self, created: Any, secrets: Mapping[str, str], gpus: list[str], nvidia_smi: str) -> None:
         """Run a created container to its end.
 
         Raises TrainingFailed, TimedOut, Cancelled or Lost; returns when the model ended with status 0.
@@ -54,7 +54,7 @@ class Training:
         pump = Pump(fifo, log, hidden)
         pump.on_error = self._say_of_log
         pump.start()
-        running = Running(made)
+        running = Running(created)
         self._host_kills = host_kills()
         sampler: Optional[Sampler] = None
         try:
@@ -74,7 +74,7 @@ class Training:
                 sampler.stop()
             # After a failure the wait for the engine is over: a later command removes the container.
             if running.ending is None:
-                running.send("KILL", patience=0.0 if running.failure is not None else SIGNAL_PATIENCE_S)
+                running.send("KILL", limit_s=0.0 if running.failure is not None else SIGNAL_RETRY_S)
             pump.finish()
             log.close()
         self._judge(running, stopped, memory)
@@ -88,7 +88,7 @@ class Training:
         began = time.monotonic()
         memory = Memory()
         stopped: Optional[TrainClassifierError] = None
-        told = False
+        terminated = False
         kill_at: Optional[float] = None
         while True:
             over = running.ended.wait(POLL_S)
@@ -104,9 +104,9 @@ class Training:
                 stopped = self._reason_to_stop(now - began, pump)
                 if stopped is not None:
                     self.say(f"stopping: {stopped.reason}")
-            if stopped is not None and not told:
+            if stopped is not None and not terminated:
                 # Repeated until it arrives, because the engine may be unreachable.
-                told = running.send("TERM")
+                terminated = running.send("TERM")
                 kill_at = now + self.spec.grace_s
             elif kill_at is not None and now > kill_at:
                 running.send("KILL")

@@ -7,8 +7,8 @@ from train_classifier.worker.containers import helper
 
 def test_gpus_are_hidden_unless_a_runtime_gives_them() -> None:
     void = {"NVIDIA_VISIBLE_DEVICES": "void"}
-    assert helper.no_gpus({}) == void
+    assert helper.no_gpu_variables({}) == void
     by_cdi = DeviceRequest(driver="cdi", device_ids=["nvidia.com/gpu=0"])
-    assert helper.no_gpus({"device_requests": [by_cdi]}) == void
+    assert helper.no_gpu_variables({"device_requests": [by_cdi]}) == void
     by_runtime = DeviceRequest(device_ids=["GPU-1"], capabilities=[["gpu"]])
-    assert helper.no_gpus({"device_requests": [by_runtime]}) == {}
+    assert helper.no_gpu_variables({"device_requests": [by_runtime]}) == {}

@@ -14,7 +14,7 @@ SOUND = {
 
 
 def test_valid_answer_of_probe_is_accepted() -> None:
-    assert image._checked(SOUND, "i") == SOUND
+    assert image._validated(SOUND, "i") == SOUND
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_valid_answer_of_probe_is_accepted() -> None:
 )  # fmt: skip
 def test_invalid_answer_of_probe_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(NoEnvironment, match="makes no sense"):
-        image._checked({**SOUND, **change}, "i")
+        image._validated({**SOUND, **change}, "i")
     for answer in (None, 5, [], "x", {}):
         with pytest.raises(NoEnvironment, match="makes no sense"):
-            image._checked(answer, "i")
+            image._validated(answer, "i")

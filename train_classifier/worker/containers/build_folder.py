@@ -1,4 +1,4 @@
-"""The folder of a build: made and finished by the submitting account, filled and emptied as the job's user.
+"""The folder of a build: created by the submitting account, filled and emptied as the job's user.
 
     build/.HASH.tmp/    owned by the submitting account
       ours/             the input of uv, with a netrc; only the submitting account writes here
@@ -21,32 +21,32 @@ from train_classifier.worker.state.files import make_folder, make_leaf, write_by
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account
 
-OURS = "ours"
+INPUT = "ours"
 SITE = "site"
 WORK = "work"
 RECORD = "environment.json"
 
 
-def make(account: Account, folder: Path, files: dict[str, str], request: dict[str, Any]) -> None:
-    """Make the folder of a build with `files` (name to text) in ours/, and fill it: see `fill_part`."""
-    through = 0o711 if os.geteuid() == 0 else 0o700
+def create(account: Account, folder: Path, files: dict[str, str], request: dict[str, Any]) -> None:
+    """Create the folder of a build with `files` (name to text) in ours/, and fill it: see `fill_part`."""
+    mode = 0o711 if os.geteuid() == 0 else 0o700
     os.mkdir(folder, 0o700)
-    os.chmod(folder, through)
-    ours = make_folder(folder / OURS, through)
+    os.chmod(folder, mode)
+    inputs = make_folder(folder / INPUT, mode)
     for name, text in files.items():
-        _write_for(account, ours / name, text)
+        _write_for_account(account, inputs / name, text)
     for name in (SITE, WORK):
         make_leaf(folder / name, account)
     program.call(account, fill_part, {"folder": str(folder), **request})
 
 
-def finish(account: Account, folder: Path, target: Path, activation: tuple[str, str], record: Any) -> None:
+def publish(account: Account, folder: Path, target: Path, activation: tuple[str, str], record: Any) -> None:
     """Complete a built environment, then rename it to its final path.
 
     `activation` is name and text of its .pth file.
     """
     file_trees.remove(account, folder / WORK)
-    shutil.rmtree(folder / OURS)
+    shutil.rmtree(folder / INPUT)
     # The build may have removed the access to it.
     make_leaf(folder / SITE, account)
     name, text = activation
@@ -81,8 +81,8 @@ def fill_part(request: dict[str, Any]) -> dict[str, Any]:
     # build starts from nothing.
     copy = ["cp", "-a", "--reflink=auto", "--", f"{nearest}/.", str(folder / SITE)]
     if nearest and subprocess.run(copy, stderr=subprocess.DEVNULL, check=False).returncode != 0:
-        for left in (folder / SITE).iterdir():
-            shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+        for entry in (folder / SITE).iterdir():
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     for relative in request["paths"]:
         source, target = Path(request["workspace"]) / relative, folder / WORK / relative
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def fill_part(request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def _write_for(account: Account, path: Path, text: str) -> None:
+def _write_for_account(account: Account, path: Path, text: str) -> None:
     """Write a file that the account reads and others do not; it may hold passwords."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
     with open(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
