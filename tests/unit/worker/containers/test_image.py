@@ -25,8 +25,8 @@ def test_valid_answer_of_probe_is_accepted() -> None:
     ],
 )  # fmt: skip
 def test_invalid_answer_of_probe_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(NoEnvironment, match="makes no sense"):
+    with pytest.raises(NoEnvironment, match="returned invalid data"):
         image._validated({**SOUND, **change}, "i")
     for answer in (None, 5, [], "x", {}):
-        with pytest.raises(NoEnvironment, match="makes no sense"):
+        with pytest.raises(NoEnvironment, match="returned invalid data"):
             image._validated(answer, "i")
