@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 
 def apt_login(address: str) -> str:
-    """A line of apt's auth.conf for the user and the password in an address; empty without one."""
+    """Return a line of apt's auth.conf for the user and the password in an address; empty without them."""
     match = re.fullmatch(r"(https?://)([^/@:]*)(?::([^/@]*))?@([^/]+)(/.*)?", address)
     if not match:
         return ""
@@ -17,6 +17,11 @@ def apt_login(address: str) -> str:
     # Without its scheme apt gives a login to https alone.
     machine = ("" if scheme == "https://" else scheme) + host + (path or "")
     return f"machine {machine} login {unquote(user)} password {unquote(password or '')}"
+
+
+def without_login(address: str) -> str:
+    """Return the address without the user and the password that it may hold."""
+    return re.sub("//[^/@]*@", "//", address)
 
 
 def answers(lines: Iterable[str]) -> dict[str, str]:
@@ -37,4 +42,9 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
-        return {"common_answers": answers, "common_apt_login": apt_login, "common_release": release}
+        return {
+            "common_answers": answers,
+            "common_apt_login": apt_login,
+            "common_release": release,
+            "common_without_login": without_login,
+        }

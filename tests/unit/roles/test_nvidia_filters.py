@@ -583,6 +583,7 @@ def test_signed_modules_are_held_with_kernel_packages() -> None:
 )
 def test_password_of_mirror_becomes_auth_conf_line(address: str, expected: str) -> None:
     assert common.apt_login(address) == expected
+    assert "@" not in common.without_login(address)
 
 
 def test_answers_of_a_probe_are_read_by_name() -> None:

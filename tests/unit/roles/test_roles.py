@@ -169,7 +169,7 @@ FILES = re.compile(
 )
 #: What only tells where something lies, or how many there are, is no secret.
 HARMLESS = re.compile(
-    r"\w+ \| (?:length|dirname)|\w+\.rc\b|\w+ \| regex_replace\('//\[\^/@\]\*@', '//'\)"
+    r"\w+ \| (?:length|dirname)|\w+\.rc\b|\w+ \| common_without_login"
     r"|__docker_engine_merge\.edited|__docker_engine_record\.(?:foreign|holds|packages|created_\w+|remove_data)"
     r"|\w+ \| nvidia_container_toolkit_lost\(\w+\)"
     r"|\w+(?:_url)? \| urlsplit\('hostname'\)"
