@@ -103,7 +103,7 @@ def test_mode_off_is_recorded_and_runs_nothing(host: TestHost) -> None:
 def test_missing_framework_is_recorded_as_device_check(host: TestHost) -> None:
     outcome = prove(host, mode="framework")
     assert (outcome["answer"]["mode"], outcome["answer"]["proven"]) == ("device", False)
-    assert any("neither tensorflow, torch nor jax is there" in message for message in outcome["messages"])
+    assert any("tensorflow, torch and jax are not installed" in message for message in outcome["messages"])
 
 
 def test_framework_result_is_cached(host: TestHost) -> None:

@@ -198,7 +198,7 @@ def test_foreign_process_on_gpu_fails_job_with_memory_floor(
 ) -> None:
     site.write_cards(free=1000, count=1)
     (site.smi.parent / "apps").write_text(f"{UUIDS[0]}, {os.getpid()}, /usr/bin/blender, 22000\n")
-    monkeypatch.setattr(gpu_queue, "FOREIGN_S", 0.0)
+    monkeypatch.setattr(gpu_queue, "OTHER_USE_S", 0.0)
     site.enqueue("big", vram=8000)
     ticket = gpu_queue.Ticket.claim(site.folder, "big")
     with pytest.raises(NoGpu, match="1000 MiB free, 8000 are asked for; it is used by /usr/bin/blender"):

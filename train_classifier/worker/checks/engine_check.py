@@ -26,10 +26,10 @@ def _get(address: str, path: str) -> dict[str, Any]:
         with connection.makefile("rb") as answer:
             head, _, body = answer.read().partition(b"\r\n\r\n")
     if not re.match(rb"HTTP/1\.[01] 200\b", head):
-        words = (head.partition(b"\r\n")[0] + b": " + body)[:200].decode("utf-8", "replace")
-        raise ValueError(f"{path} answered {words}")
-    found: dict[str, Any] = json.loads(body)
-    return found
+        message = (head.partition(b"\r\n")[0] + b": " + body)[:200].decode("utf-8", "replace")
+        raise ValueError(f"{path} answered {message}")
+    data: dict[str, Any] = json.loads(body)
+    return data
 
 
 def ask() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -50,7 +50,7 @@ def sdk() -> Finding:
             "this host's Python lacks the Docker SDK",
             "on the host: apt-get install python3-docker",
         )
-    return ok("docker-sdk", "the Docker SDK for Python is there")
+    return ok("docker-sdk", "the Docker SDK for Python is installed")
 
 
 def reach() -> tuple[Optional[dict[str, Any]], list[Finding]]:
@@ -80,10 +80,10 @@ def reach() -> tuple[Optional[dict[str, Any]], list[Finding]]:
         return None, [
             fail(name, f"the Docker engine does not answer: {reason}", "on the host: systemctl status docker")
         ]
-    return info, list(_judge(info, version))
+    return info, list(_findings(info, version))
 
 
-def _judge(info: dict[str, Any], version: dict[str, Any]) -> list[Finding]:
+def _findings(info: dict[str, Any], version: dict[str, Any]) -> list[Finding]:
     name, role = "engine", "install Docker from packages with the role docker_engine"
     components = " ".join(str(part.get("Name", "")) for part in version.get("Components") or ())
     options = " ".join(info.get("SecurityOptions") or ())
@@ -103,14 +103,14 @@ def _judge(info: dict[str, Any], version: dict[str, Any]) -> list[Finding]:
         return [fail(name, "this is rootless Docker: a job's files would belong to other uids", role)]
     if numbers and (int(numbers[1]), int(numbers[2])) < LEAST:
         return [fail(name, f"Docker {text} is too old, wanted {LEAST[0]}.{LEAST[1]} or newer", role)]
-    found = [ok(name, f"Docker {text}")]
+    findings = [ok(name, f"Docker {text}")]
     if info.get("OSType") not in (None, "linux"):
-        found = [fail(name, f"the engine runs {info.get('OSType')} containers", role)]
+        findings = [fail(name, f"the engine runs {info.get('OSType')} containers", role)]
     if info.get("MemoryLimit") is False:
-        found.append(
+        findings.append(
             warn("engine-limits", "the kernel cannot limit the memory of containers: --memory has no effect")
         )
-    return found
+    return findings
 
 
 def summary(info: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:

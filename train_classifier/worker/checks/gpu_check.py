@@ -183,7 +183,7 @@ def kernel_faults(root: Path) -> list[Finding]:
 
 def check(
     host: Host,
-    asked: Union[int, str],
+    requested: Union[int, str],
     min_vram_mib: Optional[int],
     info: Optional[dict[str, Any]],
     discovery: Discovery,
@@ -194,34 +194,34 @@ def check(
     `held` are the cards that jobs have: memory that other processes use is then a failure. With None this is
     not checked, for a job that can wait for the memory.
     """
-    if asked == 0:
+    if requested == 0:
         return [skip("gpu", "no GPU is asked for")]
-    found = [driver(host.root)]
+    findings = [driver(host.root)]
     try:
-        count, message = devices.wanted(asked, discovery)
+        count, message = devices.gpu_count(requested, discovery)
         if message:
-            found.append(warn("gpu", message, discovery.hint))
+            findings.append(warn("gpu", message, discovery.hint))
         else:
             names = ", ".join(f"{card.index}: {card.name}" for card in discovery.gpus)
-            found.append(
+            findings.append(
                 ok("gpu", f"{len(discovery.gpus)} GPU{'s' if len(discovery.gpus) != 1 else ''} ({names})")
             )
     except NoGpu as error:
         count = 0
-        if not discovery.gpus and found[0].status == "skip" and not cards(host.root):
-            found.append(fail("gpu", f"no GPU: {discovery.problem}", error.hint, ExitCode.NO_GPU))
+        if not discovery.gpus and findings[0].status == "skip" and not cards(host.root):
+            findings.append(fail("gpu", f"no GPU: {discovery.problem}", error.hint, ExitCode.NO_GPU))
         else:
-            found.append(from_error("gpu", error))
+            findings.append(from_error("gpu", error))
     if discovery.gpus:
-        found += _of_cards(host, count, min_vram_mib, info, discovery, held)
-    if asked == "auto":
-        found = [
-            warn(one.name, one.message + (devices.ON_CPU if count else ""), one.hint)
-            if one.status == "fail"
-            else one
-            for one in found
+        findings += _card_findings(host, count, min_vram_mib, info, discovery, held)
+    if requested == "auto":
+        findings = [
+            warn(finding.name, finding.message + (devices.ON_CPU if count else ""), finding.hint)
+            if finding.status == "fail"
+            else finding
+            for finding in findings
         ]
-    return found
+    return findings
 
 
 def _memory(card: devices.Gpu) -> str:
@@ -229,7 +229,7 @@ def _memory(card: devices.Gpu) -> str:
     return f"{card.memory_total_mib} MiB{free}"
 
 
-def _of_cards(
+def _card_findings(
     host: Host,
     count: int,
     min_vram_mib: Optional[int],
@@ -237,24 +237,24 @@ def _of_cards(
     discovery: Discovery,
     held: Optional[Collection[str]],
 ) -> list[Finding]:
-    found = []
+    findings = []
     try:
         unknown = devices.require_vram(count, discovery, min_vram_mib)
         if held is not None:
             devices.require_free(count, discovery, min_vram_mib, held)
-        found += [warn("gpu-memory", sentence) for sentence in unknown]
+        findings += [warn("gpu-memory", sentence) for sentence in unknown]
         if not unknown:
-            found.append(ok("gpu-memory", ", ".join(_memory(card) for card in discovery.gpus)))
+            findings.append(ok("gpu-memory", ", ".join(_memory(card) for card in discovery.gpus)))
     except NoGpu as error:
-        found.append(from_error("gpu-memory", error))
-    found.append(gpu_containers(info, host.root))
+        findings.append(from_error("gpu-memory", error))
+    findings.append(gpu_containers(info, host.root))
     for card in discovery.gpus:
         if card.mig:
-            found.append(
+            findings.append(
                 warn(
                     "mig",
                     f"GPU {card.index} is split by MIG, and slices cannot be handed out",
                     f"on the host: nvidia-smi -i {card.index} -mig 0",
                 )
             )
-    return found + kernel_faults(host.root)
+    return findings + kernel_faults(host.root)

@@ -14,7 +14,7 @@ from train_classifier.core.errors import BadInput, ExitCode, TrainClassifierErro
 from train_classifier.core.job import JobSpec, Repository
 from train_classifier.worker.checks import engine_check, gpu_check
 from train_classifier.worker.checks.finding import ROLE, Finding, fail, from_error, ok, skip, warn
-from train_classifier.worker.gpus import devices
+from train_classifier.worker.gpus import devices, gpu_queue, tickets
 from train_classifier.worker.gpus.devices import Discovery
 from train_classifier.worker.system import launcher, program
 from train_classifier.worker.system.host import Host, file_system
@@ -35,25 +35,26 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
 
     Findings are returned, not raised; raises BadInput for a wrong request.
     """
-    asked, floor = _asked(request)
-    found = [python(), engine_check.sdk()]
-    info, said = engine_check.reach()
-    found += said
-    found += [tool("rsync", "rsync"), uv(host)]
+    requested, floor = _requested_gpus(request)
+    findings = [python(), engine_check.sdk()]
+    info, engine_findings = engine_check.reach()
+    findings += engine_findings
+    findings += [tool("rsync", "rsync"), uv(host)]
     state, finding = state_folder(host, request)
-    found.append(finding)
-    found += disks(host, state, info)
-    found += [clock(), drain(host)]
-    discovery = Discovery() if asked == 0 else devices.discover(host)
-    if asked != 0:
-        found.append(queue_folder(host, discovery))
+    findings.append(finding)
+    findings += disks(host, state, info)
+    findings += [clock(), drain(host)]
+    discovery = Discovery() if requested == 0 else devices.discover(host)
+    if requested != 0:
+        findings.append(queue_folder(host, discovery))
     users = _users(host, discovery)
-    found += gpu_check.check(host, asked, floor, info, discovery, users if request.get("deep") else None)
-    found += foreign(host, discovery, users)
+    held = users if request.get("deep") else None
+    findings += gpu_check.check(host, requested, floor, info, discovery, held)
+    findings += other_users(host, discovery, users)
     if request.get("deep"):
-        found.append(metadata(host))
-        found += _deep(host, request, asked, discovery, found)
-    found.sort(key=lambda one: one.status == "fail" and one.code != ExitCode.NOT_READY)
+        findings.append(metadata(host))
+        findings += _deep(host, request, discovery, findings)
+    findings.sort(key=lambda finding: finding.status == "fail" and finding.code != ExitCode.NOT_READY)
     return {
         "worker": program.PROGRAM.name,
         "python": platform.python_version(),
@@ -73,19 +74,19 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
         ],
         "launcher": launcher.find_launcher(host.caller()),
         "state_dir": str(state) if state else None,
-        "checks": [one.to_dict() for one in found],
-        "ready": all(one.status != "fail" for one in found),
+        "checks": [finding.to_dict() for finding in findings],
+        "ready": all(finding.status != "fail" for finding in findings),
     }
 
 
-def _asked(request: dict[str, Any]) -> tuple[Union[int, str], Optional[int]]:
-    asked, floor = request.get("gpus", 0), request.get("min_vram_mib")
-    asked = 0 if asked is None else asked
-    if asked != "auto" and (isinstance(asked, bool) or not isinstance(asked, int) or not 0 <= asked <= 64):
-        raise BadInput(f"gpus is {asked!r}, wanted 0 to 64 or auto")
-    if floor is not None and (isinstance(floor, bool) or not isinstance(floor, int) or floor < 0):
+def _requested_gpus(request: dict[str, Any]) -> tuple[Union[int, str], Optional[int]]:
+    requested, floor = request.get("gpus", 0), request.get("min_vram_mib")
+    requested = 0 if requested is None else requested
+    if requested != "auto" and (type(requested) is not int or not 0 <= requested <= 64):
+        raise BadInput(f"gpus is {requested!r}, wanted 0 to 64 or auto")
+    if floor is not None and (type(floor) is not int or floor < 0):
         raise BadInput(f"min_vram_mib is {floor!r}, wanted a number of MiB")
-    return asked, floor
+    return requested, floor
 
 
 def python() -> Finding:
@@ -120,11 +121,11 @@ def state_folder(host: Host, request: dict[str, Any]) -> tuple[Optional[Path], F
         host.job_user()
     except TrainClassifierError as error:
         return None, from_error("state-folder", error)
-    there = _existing(path)
-    if not os.access(there, os.W_OK | os.X_OK):
+    existing = _existing(path)
+    if not os.access(existing, os.W_OK | os.X_OK):
         return path, fail(
             "state-folder",
-            f"{there} cannot be written to, wanted for {path}",
+            f"{existing} cannot be written to, wanted for {path}",
             "choose another with the setting state_dir",
         )
     return path, ok("state-folder", f"{path} ({file_system(path)})")
@@ -138,7 +139,7 @@ def _existing(path: Path) -> Path:
 
 def disks(host: Host, state: Optional[Path], info: Optional[dict[str, Any]]) -> list[Finding]:
     """Check the free space and the free inodes of the file systems of jobs and images."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     places = [("disk", "state folder", state)]
     root = (info or {}).get("DockerRootDir")
     if root and os.path.isdir(root):
@@ -152,14 +153,14 @@ def disks(host: Host, state: Optional[Path], info: Optional[dict[str, Any]]) -> 
         text = f"{free / (1 << 30):.1f} GiB free for the {what} ({path})"
         if free < host.disk_floor_bytes:
             text += f", wanted {host.disk_floor_bytes / (1 << 30):.1f} GiB"
-            found.append(fail(name, text, "train-classifier clean, or disk_floor_bytes in host.json"))
+            findings.append(fail(name, text, "train-classifier clean, or disk_floor_bytes in host.json"))
         elif space.f_files and space.f_favail < 10000:
-            found.append(
+            findings.append(
                 fail(name, f"{space.f_favail} inodes free for the {what} ({path})", "train-classifier clean")
             )
         else:
-            found.append(ok(name, text))
-    return found
+            findings.append(ok(name, text))
+    return findings
 
 
 def clock() -> Finding:
@@ -170,7 +171,7 @@ def clock() -> Finding:
         return fail(
             "clock",
             f"the host's clock says {shown}",
-            "set it, and see to it that it is synchronised: timedatectl",
+            "set the clock, and let it be synchronised: timedatectl",
         )
     return ok("clock", shown)
 
@@ -204,7 +205,7 @@ def _open_metadata(host: Host) -> Optional[str]:
     """Return why containers can reach the metadata service, None when they cannot."""
     result = gpu_check.text_of(host.root / FIREWALL_RESULT)
     if result is None:
-        return "this host has no rules of ours in its firewall"
+        return "the firewall of this host has no rules of train-classifier"
     if result != "blocked":
         return result.partition(": ")[2][:200] or "the rules of the firewall are not known"
     if os.geteuid() != 0:
@@ -229,8 +230,6 @@ def queue_folder(host: Host, discovery: Discovery) -> Finding:
         return fail(
             name, f"this user may not use the queue's folder {path}", "add the user to the group docker"
         )
-    from train_classifier.worker.gpus import tickets
-
     try:
         # Under the lock, because a ticket that is being created is not valid yet.
         with tickets.locked(path):
@@ -247,8 +246,6 @@ def queue_folder(host: Host, discovery: Discovery) -> Finding:
 
 def _users(host: Host, discovery: Discovery) -> dict[str, str]:
     """Return which job has which GPU."""
-    from train_classifier.worker.gpus import gpu_queue
-
     if not discovery.gpus or not host.queue_dir.is_dir():
         return {}
     try:
@@ -258,7 +255,7 @@ def _users(host: Host, discovery: Discovery) -> dict[str, str]:
         return {}
 
 
-def foreign(host: Host, discovery: Discovery, users: dict[str, str]) -> list[Finding]:
+def other_users(host: Host, discovery: Discovery, users: dict[str, str]) -> list[Finding]:
     """Return the GPUs that are used by processes that do not belong to jobs."""
     return [
         warn(
@@ -272,7 +269,10 @@ def foreign(host: Host, discovery: Discovery, users: dict[str, str]) -> list[Fin
 
 
 def _deep(
-    host: Host, request: dict[str, Any], asked: Union[int, str], discovery: Discovery, found: list[Finding]
+    host: Host,
+    request: dict[str, Any],
+    discovery: Discovery,
+    findings: list[Finding],
 ) -> list[Finding]:
     """Run a container as a job would, and check that it gets the GPUs and the framework sees them."""
     from train_classifier.worker.containers import engine, image
@@ -281,24 +281,27 @@ def _deep(
     from train_classifier.worker.gpus import visibility
     from train_classifier.worker.state.store import Store
 
-    stopped = [one.name for one in found if one.status == "fail"]
+    stopped = [finding.name for finding in findings if finding.status == "fail"]
     if stopped:
         return [skip("container", f"not tried, because of: {', '.join(stopped)}")]
-    wants = bool(discovery.gpus)
+    with_gpu = bool(discovery.gpus)
     spec = JobSpec("doctor", "doctor", Repository("doctor", "0" * 16), image=request.get("image"))
     try:
         client = engine.connect()
-        named = image.reference_for(host, spec, wants)
-        if not client.images.list(name=named):
+        reference = image.reference_for(host, spec, with_gpu)
+        if not client.images.list(name=reference):
             return [
-                warn("image", f"image {named} is not on this host; the first job pulls it", image.BOOTSTRAP)
+                warn(
+                    "image", f"image {reference} is not on this host; the first job pulls it", image.BOOTSTRAP
+                )
             ]
         context = Context(client, host, Store(host.state_dir(request)).make(host.job_user()))
-        here = image.resolve(context, spec, wants)
+        resolved = image.resolve(context, spec, with_gpu)
     except TrainClassifierError as error:
         return [from_error("image", error)]
-    result = [ok("image", f"{named}: Python {here.python_version}, {_frameworks(here.frameworks)}")]
-    if not wants:
+    versions = f"Python {resolved.python_version}, {_frameworks(resolved.frameworks)}"
+    result = [ok("image", f"{reference}: {versions}")]
+    if not with_gpu:
         return result
     mode = host.gpu_check or "framework"
     for name, how in (("gpu-in-container", "device"), ("gpu-in-framework", mode)):
@@ -306,7 +309,7 @@ def _deep(
             result.append(skip(name, f"not proven: gpu_check is {how} on this host"))
             continue
         try:
-            proven = visibility.prove(context, here, Environment("", (), (), {}), discovery.gpus, how)
+            proven = visibility.prove(context, resolved, Environment("", (), (), {}), discovery.gpus, how)
             result.append((ok if proven["mode"] == how else warn)(name, str(proven["detail"])))
         except TrainClassifierError as error:
             result.append(from_error(name, error))

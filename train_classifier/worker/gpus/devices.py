@@ -169,16 +169,16 @@ def _processes(host: Host) -> dict[str, list[Process]]:
 ON_CPU = ": training on the CPU, as --gpus auto allows"
 
 
-def wanted(asked: Union[int, str], discovery: Discovery) -> tuple[int, Optional[str]]:
+def gpu_count(requested: Union[int, str], discovery: Discovery) -> tuple[int, Optional[str]]:
     """Return the number of GPUs of a job, and for `auto` a message for people. Raises NoGpu.
 
     More GPUs than the host has are refused at once: the wait would never end.
     """
-    if asked == "auto":
+    if requested == "auto":
         if discovery.gpus:
             return 1, None
         return 0, f"no GPU on this host ({discovery.problem}){ON_CPU}"
-    count = int(asked)
+    count = int(requested)
     if count == 0:
         return 0, None
     hint = "ask for the CPU with --gpus 0, or for whatever there is with --gpus auto"
@@ -205,7 +205,7 @@ def free_enough(gpu: Gpu, min_vram_mib: Optional[int]) -> bool:
 
 
 #: The driver uses a part of a card's memory itself: a GTX 970 (4041 MiB) never has 4000 MiB free.
-WHOLE = 0.9
+USABLE = 0.9
 
 
 def require_free(
@@ -221,7 +221,7 @@ def require_free(
         for gpu in discovery.gpus
         if gpu.uuid not in held
         and gpu.memory_free_mib is not None
-        and gpu.memory_free_mib < min(floor, (gpu.memory_total_mib or floor) * WHOLE)
+        and gpu.memory_free_mib < min(floor, (gpu.memory_total_mib or floor) * USABLE)
     ]
     if len(discovery.gpus) - len(full) < count:
         cards = ", ".join(

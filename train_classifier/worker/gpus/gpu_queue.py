@@ -37,7 +37,7 @@ from train_classifier.worker.system.host import Host, boot_id
 PREPARING_S = 30.0
 #: Seconds for which another process may use the memory of a GPU that is free in the queue: the memory of a
 #: killed job is released with a delay.
-FOREIGN_S = 20.0
+OTHER_USE_S = 20.0
 POLL_S = 0.25
 #: Seconds between two calls of nvidia-smi.
 LOOK_S = 2.0
@@ -164,27 +164,27 @@ class Ticket:
             self._change("waiting")
         turn = _Turn(self, client, host)
         began = clock()
-        told = ""
-        ask = True
+        reported = ""
+        query = True
         while True:
             check_cancel()
             # Engine and driver may answer slowly: query them never under the lock, and only when needed.
-            if ask:
+            if query:
                 turn.refresh()
             with locked(self._folder, check_cancel):
-                seen = turn.look(fresh=ask)
-                if seen.granted:
-                    self._change("granted", tuple(card.uuid for card in seen.granted))
-            turn.clean(seen.dead)
-            if seen.granted:
-                self.gpus = seen.granted
-                return seen.granted
-            if seen.ask and not ask:
-                ask = True
+                reading = turn.look(fresh=query)
+                if reading.granted:
+                    self._change("granted", tuple(card.uuid for card in reading.granted))
+            turn.clean(reading.dead)
+            if reading.granted:
+                self.gpus = reading.granted
+                return reading.granted
+            if reading.query and not query:
+                query = True
                 continue
-            ask, message = seen.ask, seen.message
-            if message != told:
-                told = message
+            query, message = reading.query, reading.message
+            if message != reported:
+                reported = message
                 say(message)
             if limit_s is not None and clock() - began >= limit_s:
                 raise TimedOut(
@@ -207,7 +207,7 @@ class Ticket:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Seen:
+class _Reading:
     """The result of one reading of the queue."""
 
     #: The GPUs that this job has from now on.
@@ -217,7 +217,7 @@ class _Seen:
     #: Tickets of dead holders, whose containers are to be removed.
     dead: tuple[QueueEntry, ...] = ()
     #: The tickets show that it is this job's turn: query driver and engine before the next reading.
-    ask: bool = False
+    query: bool = False
 
 
 class _Turn:
@@ -231,7 +231,7 @@ class _Turn:
         self.discovered = float("-inf")
         #: GPUs that running containers of this program use.
         self.held: set[str] = set()
-        self.foreign_since: Optional[float] = None
+        self.other_use_since: Optional[float] = None
 
     def refresh(self) -> None:
         """Query driver and engine. A container that starts later has a live ticket with its GPUs."""
@@ -240,69 +240,70 @@ class _Turn:
             self.discovered = clock()
         self.held = self._held_by_containers()
 
-    def look(self, fresh: bool) -> _Seen:
+    def look(self, fresh: bool) -> _Reading:
         """Read the queue, whose lock is held; `fresh`: driver and engine were queried just now."""
-        me = self.ticket.entry
-        live, dead = tickets(self.ticket._folder, me.path)
-        corpses: tuple[QueueEntry, ...] = ()
+        own = self.ticket.entry
+        live, dead = tickets(self.ticket._folder, own.path)
+        dead_with_gpus: tuple[QueueEntry, ...] = ()
         for entry in dead:
             if not entry.gpus:
                 entry.path.unlink(missing_ok=True)
             else:
-                corpses += (entry,)
+                dead_with_gpus += (entry,)
         before = [
             entry
             for entry in live
-            if entry.path.name < me.path.name and entry.state != "granted" and entry.want > 0
+            if entry.path.name < own.path.name and entry.state != "granted" and entry.want > 0
         ]
-        first = [entry for entry in before if not _passed_over(entry)]
+        first = [entry for entry in before if not _is_skipped(entry)]
         granted = [entry for entry in live if entry.state == "granted"]
         if first:
-            return _Seen(message=self._message(granted, first), dead=corpses)
-        devices.wanted(me.want, self.discovery)
-        devices.require_vram(me.want, self.discovery, me.min_vram_mib)
-        taken = {uuid for entry in (*granted, *corpses) for uuid in entry.gpus}
+            return _Reading(message=self._message(granted, first), dead=dead_with_gpus)
+        devices.gpu_count(own.want, self.discovery)
+        devices.require_vram(own.want, self.discovery, own.min_vram_mib)
+        taken = {uuid for entry in (*granted, *dead_with_gpus) for uuid in entry.gpus}
         free = [
             card
             for card in self.discovery.gpus
-            if card.uuid not in taken and devices.big_enough(card, me.min_vram_mib)
+            if card.uuid not in taken and devices.big_enough(card, own.min_vram_mib)
         ]
-        if len(free) < me.want:
-            self.foreign_since = None
-            return _Seen(message=self._message(granted, []), dead=corpses)
+        if len(free) < own.want:
+            self.other_use_since = None
+            return _Reading(message=self._message(granted, []), dead=dead_with_gpus)
         if not fresh:
-            return _Seen(dead=corpses, ask=True)
+            return _Reading(dead=dead_with_gpus, query=True)
         free = [card for card in free if card.uuid not in self.held]
         # Unused cards first.
-        roomy = sorted(
-            (card for card in free if devices.free_enough(card, me.min_vram_mib)),
+        chosen = sorted(
+            (card for card in free if devices.free_enough(card, own.min_vram_mib)),
             key=lambda card: (bool(card.busy_by), card.index),
-        )[: me.want]
-        if len(roomy) == me.want:
-            return _Seen(granted=tuple(sorted(roomy, key=lambda card: card.index)), dead=corpses)
-        if len(free) >= me.want:
-            return _Seen(message=self._foreign(free, me.min_vram_mib or 0), dead=corpses, ask=True)
-        self.foreign_since = None
-        return _Seen(message=self._message(granted, []), dead=corpses, ask=True)
+        )[: own.want]
+        if len(chosen) == own.want:
+            return _Reading(granted=tuple(sorted(chosen, key=lambda card: card.index)), dead=dead_with_gpus)
+        if len(free) >= own.want:
+            message = self._memory_in_use(free, own.min_vram_mib or 0)
+            return _Reading(message=message, dead=dead_with_gpus, query=True)
+        self.other_use_since = None
+        return _Reading(message=self._message(granted, []), dead=dead_with_gpus, query=True)
 
     def _held_by_containers(self) -> set[str]:
         label = f"{engine.LABEL}.gpus"
-        found = engine.retry(
+        containers = engine.retry(
             lambda: self.client.containers.list(
                 filters={"label": label, "status": "running"}, ignore_removed=True
             )
         )
-        mine = self.ticket.entry.job
-        for container in filter(engine.is_leftover, found):
+        own_job = self.ticket.entry.job
+        for container in filter(engine.is_leftover, containers):
             engine.remove(container)
         return {
             uuid
-            for container in found
-            if container.labels.get(f"{engine.LABEL}.job") != mine and not engine.is_leftover(container)
+            for container in containers
+            if container.labels.get(f"{engine.LABEL}.job") != own_job and not engine.is_leftover(container)
             for uuid in container.labels.get(label, "").split(",")
         }
 
-    def _foreign(self, free: list[Gpu], floor: int) -> str:
+    def _memory_in_use(self, free: list[Gpu], floor: int) -> str:
         """Return who uses the memory of a GPU that no job has; raise NoGpu when they use it for too long."""
         card = next(card for card in free if not devices.free_enough(card, floor))
         users = devices.holders(card) or "a process that nvidia-smi does not name"
@@ -310,8 +311,8 @@ class _Turn:
             f"GPU {card.index} has {card.memory_free_mib} MiB free, {floor} are asked for; "
             f"it is used by {users}, which is no job of train-classifier"
         )
-        self.foreign_since = self.foreign_since or clock()
-        if clock() - self.foreign_since > FOREIGN_S:
+        self.other_use_since = self.other_use_since or clock()
+        if clock() - self.other_use_since > OTHER_USE_S:
             raise NoGpu(sentence, "stop that process, or ask for less with --min-vram")
         return sentence
 
@@ -352,7 +353,7 @@ class _Turn:
                 engine.remove(container)
 
 
-def _passed_over(entry: QueueEntry) -> bool:
+def _is_skipped(entry: QueueEntry) -> bool:
     return entry.state in ("new", "preparing") and entry.age() > PREPARING_S
 
 

@@ -126,12 +126,12 @@ def _open_lock(folder: Path, path: Path) -> int:
 
 def _is_current(descriptor: int, path: Path) -> bool:
     """Return whether `path` still names the lock's file; otherwise there would be two locks."""
-    held = os.fstat(descriptor)
+    opened = os.fstat(descriptor)
     try:
-        there = os.stat(path, follow_symlinks=False)
+        current = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    return (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
+    return (opened.st_dev, opened.st_ino) == (current.st_dev, current.st_ino)
 
 
 def create(path: Path) -> int:
@@ -243,8 +243,8 @@ def _names(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(os.listdir(folder)) if TICKET.match(name)]
 
 
-def tickets(folder: Path, mine: Optional[Path] = None) -> tuple[list[QueueEntry], list[QueueEntry]]:
-    """Return the live tickets in order and the dead ones; `mine` is live. The queue's lock is held.
+def tickets(folder: Path, own: Optional[Path] = None) -> tuple[list[QueueEntry], list[QueueEntry]]:
+    """Return the live tickets in order and the dead ones; `own` is live. The queue's lock is held.
 
     An incomplete ticket of this user, whose writer died, is removed.
     """
@@ -255,7 +255,7 @@ def tickets(folder: Path, mine: Optional[Path] = None) -> tuple[list[QueueEntry]
         except (FileNotFoundError, Strange):
             continue
         try:
-            held = path == mine or not try_lock(descriptor)
+            held = path == own or not try_lock(descriptor)
             try:
                 entry = read(path, descriptor)
             except Strange:
@@ -274,7 +274,7 @@ def tickets(folder: Path, mine: Optional[Path] = None) -> tuple[list[QueueEntry]
 
 def strange(folder: Path) -> list[tuple[Path, str]]:
     """Return the invalid files with the name of a ticket or of the counter, each with its problem."""
-    found = []
+    problems = []
     for path in _names(folder):
         with contextlib.suppress(FileNotFoundError):
             try:
@@ -284,14 +284,14 @@ def strange(folder: Path) -> list[tuple[Path, str]]:
                 finally:
                     os.close(descriptor)
             except Strange as error:
-                found.append((path, str(error)))
+                problems.append((path, str(error)))
     try:
         os.close(_open(folder / "counter", os.O_RDWR))
     except FileNotFoundError:
         pass
     except (OSError, Strange) as error:
-        found.append((folder / "counter", getattr(error, "strerror", None) or str(error)))
-    return found
+        problems.append((folder / "counter", getattr(error, "strerror", None) or str(error)))
+    return problems
 
 
 def next_number(folder: Path) -> int:

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from train_classifier.core.errors import NoGpu
-from train_classifier.worker.containers import answer as answers
-from train_classifier.worker.containers import helper
+from train_classifier.worker.containers import answer, helper
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.environment import Environment
 from train_classifier.worker.containers.image import Image
-from train_classifier.worker.gpus import devices as gpu
+from train_classifier.worker.gpus import devices
 from train_classifier.worker.gpus.devices import Gpu
 from train_classifier.worker.state.files import read_json, write_json
 from train_classifier.worker.system.host import boot_id
@@ -40,24 +39,24 @@ def prove(
         return {"mode": mode, "proven": False, "detail": "switched off (gpu_check = off)"}
     key = _key(image, environment, gpus, mode)
     path = context.store.proofs / f"{key}.json"
-    remembered = read_json(path)
-    if isinstance(remembered, dict):
-        found: dict[str, Any] = remembered["found"]
-        return found
+    stored = read_json(path)
+    if isinstance(stored, dict):
+        proof: dict[str, Any] = stored["found"]
+        return proof
     if mode == "framework":
         context.say("checking that the framework sees the GPU")
-        found = _by_framework(context, image, environment, gpus)
+        proof = _by_framework(context, image, environment, gpus)
     else:
-        found = {"mode": mode, "proven": False, "detail": _by_device(context, image, gpus)}
-    if found["mode"] != mode:
-        context.say(found["detail"])
-    write_json(path, {"found": found, "at": time.time()})
-    return found
+        proof = {"mode": mode, "proven": False, "detail": _by_device(context, image, gpus)}
+    if proof["mode"] != mode:
+        context.say(proof["detail"])
+    write_json(path, {"found": proof, "at": time.time()})
+    return proof
 
 
 def _key(image: Image, environment: Environment, gpus: Sequence[Gpu], mode: str) -> str:
     program = pkgutil.get_data("train_classifier.worker.containers.inside", "list_gpus.py") or b""
-    holds_for = [
+    inputs = [
         mode,
         image.id,
         environment.hash,
@@ -66,7 +65,7 @@ def _key(image: Image, environment: Environment, gpus: Sequence[Gpu], mode: str)
         boot_id(),
         hashlib.sha256(program).hexdigest(),
     ]
-    return hashlib.sha256(json.dumps(holds_for).encode()).hexdigest()[:40]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:40]
 
 
 def _by_framework(
@@ -74,47 +73,47 @@ def _by_framework(
 ) -> dict[str, Any]:
     program = (pkgutil.get_data("train_classifier.worker.containers.inside", "list_gpus.py") or b"").decode()
     variables = {**environment.variables, "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp", "USER": "job"}
-    asking = [image.python, "-c", program]
-    status, output = _run(context, image, gpus, asking, mounts=environment.mounts, environment=variables)
-    answer = answers.read(output)
-    if not _makes_sense(answer):
+    command = [image.python, "-c", program]
+    status, output = _run(context, image, gpus, command, mounts=environment.mounts, environment=variables)
+    frameworks = answer.read(output)
+    if not _is_valid(frameworks):
         raise NoGpu(
             f"the GPU check in image {image.reference} failed (exit status {status})", HINT, _tail(output)
         )
-    importing = {name: said for name, said in answer.items() if said.get("gpus") is not None}
-    broken = {name: said for name, said in answer.items() if said.get("gpus") is None}
-    blind = {name: said for name, said in importing.items() if said["gpus"] != len(gpus)}
-    if blind:
-        name, said = next(iter(blind.items()))
+    importable = {name: result for name, result in frameworks.items() if result.get("gpus") is not None}
+    broken = {name: result for name, result in frameworks.items() if result.get("gpus") is None}
+    wrong = {name: result for name, result in importable.items() if result["gpus"] != len(gpus)}
+    if wrong:
+        name, result = next(iter(wrong.items()))
         raise NoGpu(
-            f"{name} {said['version']} in image {image.reference} sees {said['gpus']} of {len(gpus)} GPUs "
-            f"(driver {gpus[0].driver}, {gpus[0].name})",
+            f"{name} {result['version']} in image {image.reference} sees {result['gpus']} of {len(gpus)} "
+            f"GPUs (driver {gpus[0].driver}, {gpus[0].name})",
             HINT,
-            said["output"].strip(),
+            result["output"].strip(),
         )
-    if importing:
-        listed = ", ".join(f"{name} {said['version']}" for name, said in importing.items())
+    if importable:
+        listed = ", ".join(f"{name} {result['version']}" for name, result in importable.items())
         detail = f"{listed}: {len(gpus)} GPU" + ("s" if len(gpus) != 1 else "")
         if broken:
             detail += f"; does not import: {', '.join(broken)}"
         return {"mode": "framework", "proven": True, "detail": detail}
-    devices = _by_device(context, image, gpus)
-    why = f"{', '.join(broken)} does not import" if broken else "neither tensorflow, torch nor jax is there"
-    return {"mode": "device", "proven": False, "detail": f"no framework to ask ({why}); {devices}"}
+    finding = _by_device(context, image, gpus)
+    why = f"{', '.join(broken)} does not import" if broken else "tensorflow, torch and jax are not installed"
+    return {"mode": "device", "proven": False, "detail": f"no framework to check ({why}); {finding}"}
 
 
 def _by_device(context: Context, image: Image, gpus: Sequence[Gpu]) -> str:
     """Check the device nodes of exactly these cards and return the finding. Raises NoGpu."""
     status, output = _run(context, image, gpus, ["/bin/sh", "-c", _LIST_DEVICES])
-    seen = sorted(output.decode("utf-8", "replace").split())
-    wanted = sorted(node for node in gpu.device_nodes(gpus, context.host.root) if node[-1].isdigit())
-    if status != 0 or len(seen) != len(gpus) or (wanted and seen != wanted):
+    nodes = sorted(output.decode("utf-8", "replace").split())
+    expected = sorted(node for node in devices.device_nodes(gpus, context.host.root) if node[-1].isdigit())
+    if status != 0 or len(nodes) != len(gpus) or (expected and nodes != expected):
         raise NoGpu(
-            f"the container sees {', '.join(seen) or 'no GPU device'}, wanted {', '.join(wanted)}",
+            f"the container sees {', '.join(nodes) or 'no GPU device'}, expected {', '.join(expected)}",
             "run the role nvidia_container_toolkit on this host; `train-classifier doctor` checks it",
             _tail(output),
         )
-    return f"devices {', '.join(seen)}"
+    return f"devices {', '.join(nodes)}"
 
 
 def _run(
@@ -122,18 +121,18 @@ def _run(
 ) -> tuple[int, bytes]:
     import docker.errors
 
-    checking = helper.Helper(
+    check = helper.Helper(
         image.id,
         program,
         user=context.host.job_user(),
         labels=context.labels("probe", tuple(card.uuid for card in gpus)),
         limits=context.host.limits("the GPU check"),
         network=False,
-        options=gpu.device_options(context.client, gpus, context.host.root),
+        options=devices.device_options(context.client, gpus, context.host.root),
         **more,
     )
     try:
-        return helper.run_helper(context, checking, timeout=TIMEOUT_S)
+        return helper.run_helper(context, check, timeout=TIMEOUT_S)
     except docker.errors.APIError as error:
         detail = str(error.explanation or error)
         raise NoGpu("the container engine cannot give the GPU to a container", HINT, detail) from error
@@ -143,15 +142,15 @@ def _run(
         raise NoGpu(f"the GPU check did not end within {TIMEOUT_S:.0f} s", HINT) from error
 
 
-def _makes_sense(answer: Any) -> bool:
+def _is_valid(frameworks: Any) -> bool:
     """Tell whether this is a valid answer of the check: image and environment may print anything."""
-    return isinstance(answer, dict) and all(
-        isinstance(said, dict)
+    return isinstance(frameworks, dict) and all(
+        isinstance(result, dict)
         and name in FRAMEWORKS
-        and (said.get("gpus") is None or type(said["gpus"]) is int)
-        and isinstance(said.get("output"), str)
-        and (said.get("gpus") is None or isinstance(said.get("version"), str))
-        for name, said in answer.items()
+        and (result.get("gpus") is None or type(result["gpus"]) is int)
+        and isinstance(result.get("output"), str)
+        and (result.get("gpus") is None or isinstance(result.get("version"), str))
+        for name, result in frameworks.items()
     )
 
 

@@ -78,7 +78,7 @@ def _gpus(spec: JobSpec, host: Host) -> tuple[int, str]:
     from train_classifier.worker.gpus import devices
 
     discovery = devices.discover(host, processes=False)
-    count, message = devices.wanted(spec.gpus, discovery)
+    count, message = devices.gpu_count(spec.gpus, discovery)
     if count and spec.gpus == "auto":
         obstacle = gpu_check.obstacle(host, spec.min_vram_mib, discovery)
         if obstacle:

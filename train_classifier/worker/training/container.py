@@ -11,7 +11,7 @@ from train_classifier.core.job import JobSpec
 from train_classifier.worker.containers import engine, helper
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.environment import Environment
-from train_classifier.worker.containers.image import Image
+from train_classifier.worker.containers.image import NO_SHELL, Image
 from train_classifier.worker.state.files import write_bytes
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host import Account, Host
@@ -45,7 +45,7 @@ def name_of(job: Job) -> str:
 
 def environment_of(spec: JobSpec, host: Host, account: Account, job: Job) -> dict[str, str]:
     """Return the environment of the model: this program's, then the host's, then the request's variables."""
-    found = {
+    variables = {
         "HOME": f"/home/{account.name}",
         "USER": account.name,
         "LOGNAME": account.name,
@@ -58,8 +58,8 @@ def environment_of(spec: JobSpec, host: Host, account: Account, job: Job) -> dic
         "PYTHONUNBUFFERED": "1",
     }
     if host.ca_bundle is not None:
-        found.update({"SSL_CERT_FILE": CA, "REQUESTS_CA_BUNDLE": CA})
-    return {**found, **host.environment, **spec.environment}
+        variables.update({"SSL_CERT_FILE": CA, "REQUESTS_CA_BUNDLE": CA})
+    return {**variables, **host.environment, **spec.environment}
 
 
 def prepare_folders(job: Job, account: Account, host: Host) -> None:
@@ -187,13 +187,13 @@ def explain(error: Any) -> TrainClassifierError:
     """Return the failure for the engine's refusal to create or start a container."""
     text = str(error.explanation or error)
     if "/bin/sh" in text and ("no such file" in text or "not found" in text):
-        return NoEnvironment("the image has no /bin/sh", "take an image with a shell and Python", text)
+        return NoEnvironment("the image has no /bin/sh", NO_SHELL, text)
     if any(words in text for words in GPU_REFUSALS):
         return NoGpu("the engine cannot give the container a GPU", "run: train-classifier doctor", text)
     return NotReady("the engine refused the job's container", "run: train-classifier doctor", text)
 
 
-def write_secrets(fifo: Path, secrets: Mapping[str, str], over: threading.Event) -> None:
+def write_secrets(fifo: Path, secrets: Mapping[str, str], ended: threading.Event) -> None:
     """Write the secrets when the wrapper opens the FIFO; return if the container ended before that."""
     text = "".join(f"export {name}={_quoted(value)}\n" for name, value in secrets.items())
     descriptor = -1
@@ -202,7 +202,7 @@ def write_secrets(fifo: Path, secrets: Mapping[str, str], over: threading.Event)
             descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             # ENXIO: the wrapper has not opened the FIFO yet.
-            if over.wait(0.01):
+            if ended.wait(0.01):
                 return
     os.set_blocking(descriptor, True)
     try:

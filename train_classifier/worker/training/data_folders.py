@@ -42,7 +42,7 @@ def examine(
     spec: JobSpec, host: Host, state: Path, engine_root: Optional[str] = None
 ) -> tuple[dict[str, str], list[str]]:
     """Return what `resolve` returns, and the problems."""
-    found: dict[str, str] = {}
+    folders: dict[str, str] = {}
     problems = []
     closed = [*ENGINES, *([engine_root] if engine_root else [])]
     for folder in spec.data:
@@ -62,7 +62,7 @@ def examine(
             continue
         if reason is not None:
             problems.append(f"{what}{named} {reason}; no job gets that")
-        elif folder.from_checkout and not _listed(real, host.data_roots):
+        elif folder.from_checkout and not _is_offered(real, host.data_roots):
             problems.append(_move(folder, named, host.data_roots))
         else:
             point = next((point for point, _ in mounts() if point.startswith(real + "/")), None)
@@ -72,8 +72,8 @@ def examine(
                     "give each folder on its own, or the one below the mount"
                 )
             else:
-                found[folder.name] = real
-    return found, problems
+                folders[folder.name] = real
+    return folders, problems
 
 
 def _move(folder: DataFolder, named: str, roots: Iterable[str]) -> str:
@@ -90,7 +90,7 @@ def _move(folder: DataFolder, named: str, roots: Iterable[str]) -> str:
     )
 
 
-def _listed(real: str, roots: Iterable[str]) -> bool:
+def _is_offered(real: str, roots: Iterable[str]) -> bool:
     return any(_is_below(real, os.path.realpath(root)) for root in roots)
 
 
@@ -102,10 +102,10 @@ def _is_below(path: str, folder: str) -> bool:
 def _identity(path: str) -> Optional[tuple[int, int]]:
     """Return the identity of a folder, the same for every path to it; None when there is no folder."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _ancestors(path: str) -> Iterator[str]:
@@ -118,44 +118,44 @@ def _ancestors(path: str) -> Iterator[str]:
         path = above
 
 
-class _Place:
+class _DataFolder:
     """A data folder and the folders above it; bind mounts give a folder more than one path."""
 
     def __init__(self, real: str) -> None:
         self.real = real
-        self.chain = {each: _identity(each) for each in _ancestors(real)}
+        self.chain = {ancestor: _identity(ancestor) for ancestor in _ancestors(real)}
 
     def is_in(self, folder: str) -> bool:
-        there = os.path.realpath(folder)
-        identity = _identity(there)
-        return _is_below(self.real, there) or (identity is not None and identity in self.chain.values())
+        target = os.path.realpath(folder)
+        identity = _identity(target)
+        return _is_below(self.real, target) or (identity is not None and identity in self.chain.values())
 
     def holds(self, folder: str) -> bool:
-        there = os.path.realpath(folder)
+        target = os.path.realpath(folder)
         own = self.chain[self.real]
-        return _is_below(there, self.real) or any(_identity(each) == own for each in _ancestors(there))
+        return _is_below(target, self.real) or own in map(_identity, _ancestors(target))
 
 
 def _refusal(real: str, host: Host, state: Path, engines: Iterable[str]) -> Optional[str]:
     """Return why no job may read a folder, regardless of who names it; None when it is allowed."""
-    place = _Place(real)
+    data_folder = _DataFolder(real)
     kind = file_system(Path(real))
     if kind in KERNEL_FILE_SYSTEMS:
         return f"is part of a file system of the kernel ({kind})"
     for folder in SYSTEM:
-        if place.is_in(folder):
+        if data_folder.is_in(folder):
             return f"is part of {folder}"
-    if place.holds("/"):
+    if data_folder.holds("/"):
         return "is the host's whole file system"
     for folder in engines:
-        if place.is_in(folder) or place.holds(folder):
+        if data_folder.is_in(folder) or data_folder.holds(folder):
             return f"is or holds the engine's folder {folder}"
     for folder in (str(state), str(host.queue_dir), str(ROOT)):
-        if place.is_in(folder) or place.holds(folder):
+        if data_folder.is_in(folder) or data_folder.holds(folder):
             return f"is or holds {folder}, where train-classifier keeps its state"
     if host.configured_state_dir and _meets_pattern(real, host.configured_state_dir):
         return f"is or holds {host.configured_state_dir}, where train-classifier keeps its state"
-    return _home(place, host)
+    return _home(data_folder, host)
 
 
 def _meets_pattern(real: str, pattern: str) -> bool:
@@ -166,15 +166,15 @@ def _meets_pattern(real: str, pattern: str) -> bool:
     return all(fnmatch.fnmatchcase(part, want) for part, want in zip(real.split("/"), parts))
 
 
-def _home(place: _Place, host: Host) -> Optional[str]:
+def _home(data_folder: _DataFolder, host: Host) -> Optional[str]:
     """Return why a folder is refused for a home folder that it is, contains, or is inside."""
     accounts: dict[str, tuple[str, bool]] = {}
     for entry in pwd.getpwall():
         accounts[entry.pw_dir] = (entry.pw_name, os.path.basename(entry.pw_shell) not in NO_SHELLS)
     # Accounts of a directory service cannot be listed, so the accounts of the folders' owners are looked up.
     uids = {os.geteuid()}
-    for each in place.chain:
-        uids.add(os.stat(each).st_uid)
+    for ancestor in data_folder.chain:
+        uids.add(os.stat(ancestor).st_uid)
     for uid in uids:
         try:
             entry = pwd.getpwuid(uid)
@@ -182,20 +182,20 @@ def _home(place: _Place, host: Host) -> Optional[str]:
             continue
         used = uid == os.geteuid() or os.path.basename(entry.pw_shell) not in NO_SHELLS
         accounts[entry.pw_dir] = (entry.pw_name, used or accounts.get(entry.pw_dir, ("", False))[1])
-    if place.real == os.path.realpath("/home"):
+    if data_folder.real == os.path.realpath("/home"):
         return "holds home folders"
     for home, (name, used) in accounts.items():
         if home in ("", "/") or not home.startswith("/"):
             continue
-        if used and place.holds(home):
+        if used and data_folder.holds(home):
             return f"is or holds the home folder of {name}, with keys and passwords in its dotfiles"
         identity = _identity(home)
-        for each in place.chain:
-            inside = each == os.path.realpath(home) or (
-                identity is not None and identity == place.chain[each]
+        for ancestor in data_folder.chain:
+            inside = ancestor == os.path.realpath(home) or (
+                identity is not None and identity == data_folder.chain[ancestor]
             )
-            if inside and each != place.real:
-                first = place.real[len(each) :].lstrip("/").partition("/")[0]
+            if inside and ancestor != data_folder.real:
+                first = data_folder.real[len(ancestor) :].lstrip("/").partition("/")[0]
                 if first.startswith("."):
                     return f"is part of {first} in the home folder of {name}"
     return None

@@ -34,10 +34,10 @@ class Masker:
     """Replaces secrets in a stream, also across the boundaries of its blocks."""
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
-        found = {secret for secret in secrets if secret}
+        values = {secret for secret in secrets if secret}
         # Programs print a value read from a file without its last newline.
-        found |= {secret.strip(b"\r\n") for secret in found} - {b""}
-        self.secrets = sorted(found)
+        values |= {secret.strip(b"\r\n") for secret in values} - {b""}
+        self.secrets = sorted(values)
         self.held = b""
         #: The end of the shown output, while it may be the beginning of a secret that is not complete yet.
         self.shown = b""
@@ -218,7 +218,7 @@ class Pump(threading.Thread):
         self.failure: Optional[Exception] = None
         self._ended = threading.Event()
         # `finish` closes the second end, so that the first is readable and wakes the thread at once.
-        self._told, self._tell = os.pipe()
+        self._wake_reader, self._wake_writer = os.pipe()
         self._reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         # An own writer: without it the end of each writing process would look like the end of the log.
         self._writer = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -237,23 +237,23 @@ class Pump(threading.Thread):
             self.failure = error
 
     def _run(self) -> None:
-        heard = time.monotonic()
+        last_output = time.monotonic()
         until: Optional[float] = None
         while until is None or time.monotonic() < until:
             ended = self._ended.is_set()
             if ended and until is None:
                 until = time.monotonic() + LAST_S
             ready, _, _ = select.select(
-                [self._reader, *([] if ended else [self._told])], [], [], 0 if ended else 0.1
+                [self._reader, *([] if ended else [self._wake_reader])], [], [], 0 if ended else 0.1
             )
             data = self._read() if self._reader in ready else b""
             if data:
-                heard = time.monotonic()
+                last_output = time.monotonic()
                 self.received += len(data)
                 self._write(self.masker.feed(data))
             elif ended:
                 break
-            elif self.masker.held and time.monotonic() - heard > QUIET_S:
+            elif self.masker.held and time.monotonic() - last_output > QUIET_S:
                 self._write(self.masker.relax())
         self._write(self.masker.flush())
 
@@ -268,19 +268,19 @@ class Pump(threading.Thread):
             return
         self.log.write(data)
         if self.log.error is not None and self.on_error is not None:
-            tell, self.on_error = self.on_error, None
+            on_error, self.on_error = self.on_error, None
             # The message may fail on the same disk: continue to read, or the model would block.
             with contextlib.suppress(OSError):
-                tell(self.log.error)
+                on_error(self.log.error)
 
     def finish(self) -> None:
         """Read the rest of the FIFO, after all writers have ended, and stop the thread. Idempotent."""
         if self._ended.is_set():
             return
         self._ended.set()
-        os.close(self._tell)
+        os.close(self._wake_writer)
         if self.is_alive():
             self.join()
-        os.close(self._told)
+        os.close(self._wake_reader)
         os.close(self._reader)
         os.close(self._writer)

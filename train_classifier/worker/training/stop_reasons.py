@@ -29,11 +29,11 @@ class Watch:
     def catch_signals(self) -> None:
         """Handle SIGTERM and SIGINT to the worker as an orderly end of the job."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._caught)
+            signal.signal(number, self._on_signal)
         # A hang-up of the parent process does not stop the job.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
-    def _caught(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: Any) -> None:
         self._signal = number
 
     def begin_anew(self) -> None:
@@ -48,10 +48,10 @@ class Watch:
     def _cancel_mark(self) -> Optional[tuple[int, int]]:
         """Return a value that distinguishes requests to cancel; None without a request."""
         try:
-            found = os.stat(self.job.cancel)
+            status = os.stat(self.job.cancel)
         except FileNotFoundError:
             return None
-        return found.st_ino, found.st_mtime_ns
+        return status.st_ino, status.st_mtime_ns
 
     def check(self) -> None:
         """Raise Cancelled when there is a reason to stop; later calls raise for the same reason."""
@@ -88,7 +88,7 @@ class Watch:
             self._lease_mark, self._lease_seen = mark, now
         if now - self._lease_seen > self.lease_s:
             return Cancelled(
-                f"nobody asked for the job for {self.lease_s:.0f} s: its controller is gone",
-                "submit without a lease (train --detach) to let a job run on alone",
+                f"no request for the job came for {self.lease_s:.0f} s: its controller is gone",
+                "start the job without a lease (train --detach): then it continues without its controller",
             )
         return None

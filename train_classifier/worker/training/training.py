@@ -52,7 +52,7 @@ class Training:
         hidden = [value.encode("utf-8", "surrogateescape") for value in secrets.values()]
         log = LogFile(self.job.log, self.spec.log_max_bytes)
         pump = Pump(fifo, log, hidden)
-        pump.on_error = self._say_of_log
+        pump.on_error = self._report_log_error
         pump.start()
         running = Running(created)
         self._host_kills = host_kills()
@@ -79,7 +79,7 @@ class Training:
             log.close()
         self._judge(running, stopped, memory)
 
-    def _say_of_log(self, error: OSError) -> None:
+    def _report_log_error(self, error: OSError) -> None:
         self.say(f"the log cannot be written: {error.strerror or error}")
 
     def _follow(self, running: Running, pump: Pump) -> tuple[Optional[TrainClassifierError], Memory]:
@@ -91,13 +91,13 @@ class Training:
         terminated = False
         kill_at: Optional[float] = None
         while True:
-            over = running.ended.wait(POLL_S)
+            ended = running.ended.wait(POLL_S)
             kills = host_kills()
-            seen = running.group.memory()
-            if seen.used is not None:
+            current = running.group.memory()
+            if current.used is not None:
                 self._host_kills = kills
-            memory = Memory(seen.used, seen.peak, max(seen.kills, memory.kills))
-            if over:
+            memory = Memory(current.used, current.peak, max(current.kills, memory.kills))
+            if ended:
                 return stopped, memory
             now = time.monotonic()
             if stopped is None:
@@ -172,8 +172,8 @@ class Training:
     def _failure(self, ending: Ending) -> TrainingFailed:
         status, name = ending.status, self.facts["signal"]
         if self.facts["out_of_memory"]:
-            found = self.facts["out_of_memory"]
-            limit, peak = found["limit_bytes"], found["peak_bytes"]
+            usage = self.facts["out_of_memory"]
+            limit, peak = usage["limit_bytes"], usage["peak_bytes"]
             what = "ran out of memory"
             if status == KILLED_STATUS and not ending.out_of_memory:
                 what = "was killed, probably out of memory"

@@ -30,7 +30,7 @@ class Sampler(threading.Thread):
         self.group = group
         self.gpus = list(gpus)
         self.nvidia_smi = shutil.which(nvidia_smi) if gpus else None
-        self._over = threading.Event()
+        self._stopping = threading.Event()
 
     def run(self) -> None:
         """Write samples periodically, until `stop`."""
@@ -42,7 +42,7 @@ class Sampler(threading.Thread):
                 writer.writerow(COLUMNS)
                 # The first row comes early, so that short jobs have one too.
                 wait = 0.2
-                while not self._over.wait(wait):
+                while not self._stopping.wait(wait):
                     wait = INTERVAL_S
                     now, cpu = time.monotonic(), self.group.cpu_seconds()
                     used = self.group.memory().used
@@ -61,7 +61,7 @@ class Sampler(threading.Thread):
 
     def stop(self) -> None:
         """Write the last row, then end."""
-        self._over.set()
+        self._stopping.set()
         if self.is_alive():
             self.join(timeout=15)
 
@@ -87,13 +87,13 @@ class Sampler(threading.Thread):
 
 def parse(text: str, gpus: Sequence[str]) -> list[tuple[str, str, str]]:
     """Return uuid, usage in percent and memory in MiB of each of `gpus`; empty for `[N/A]` and the like."""
-    found = {uuid: (uuid, "", "") for uuid in gpus}
+    values = {uuid: (uuid, "", "") for uuid in gpus}
     for line in text.splitlines():
         fields = [field.strip() for field in line.split(",")]
-        if len(fields) == 3 and fields[0] in found:
-            found[fields[0]] = (
+        if len(fields) == 3 and fields[0] in values:
+            values[fields[0]] = (
                 fields[0],
                 fields[1] if fields[1].isdigit() else "",
                 fields[2] if fields[2].isdigit() else "",
             )
-    return list(found.values())
+    return list(values.values())

@@ -90,16 +90,16 @@ def test_a_hanging_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_how_many(tmp_path: Path) -> None:
     one = devices.discover(smi(tmp_path, GOOD))
     none = devices.discover(Host(nvidia_smi="/nowhere/nvidia-smi"))
-    assert devices.wanted(1, one) == (1, None)
-    assert devices.wanted("auto", one) == (1, None)
-    assert devices.wanted(0, none) == (0, None)
-    count, said = devices.wanted("auto", none)
+    assert devices.gpu_count(1, one) == (1, None)
+    assert devices.gpu_count("auto", one) == (1, None)
+    assert devices.gpu_count(0, none) == (0, None)
+    count, said = devices.gpu_count("auto", none)
     assert count == 0
     assert "training on the CPU" in (said or "")
     with pytest.raises(NoGpu, match="2 GPUs are asked for, this host has 1 GPU"):
-        devices.wanted(2, one)
+        devices.gpu_count(2, one)
     with pytest.raises(NoGpu, match="there is no nvidia-smi"):
-        devices.wanted(1, none)
+        devices.gpu_count(1, none)
 
 
 def test_memory_floor() -> None:
@@ -353,7 +353,7 @@ def test_auto_takes_the_cpu_when_the_engine_cannot_hand_over(tmp_path: Path) -> 
     ],
 )
 def test_engines_that_cannot_be_used(info: dict[str, Any], version: dict[str, Any], words: str) -> None:
-    found = engine_check._judge(info, version)
+    found = engine_check._findings(info, version)
     assert [(one.status, one.code) for one in found] == [("fail", 3)]
     assert words in found[0].message
     assert found[0].hint

@@ -22,4 +22,4 @@ from train_classifier.worker.gpus import visibility
     ],
 )
 def test_answer_of_gpu_check_is_checked(answer: Any, is_valid: bool) -> None:
-    assert visibility._makes_sense(answer) is is_valid
+    assert visibility._is_valid(answer) is is_valid
