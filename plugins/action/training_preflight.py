@@ -25,7 +25,7 @@ class ActionModule(TrainingAction):
         hosts = task_vars.get("ansible_play_hosts_all") or []
         if len(hosts) > 1:
             raise BadInput(
-                f"{len(hosts)} hosts match where one is meant: {', '.join(map(str, hosts[:10]))}.",
+                f"{len(hosts)} hosts match, but one is needed: {', '.join(map(str, hosts[:10]))}.",
                 hint="Name one: -e training_job_host=NAME",
             )
         target = self.target(task_vars)

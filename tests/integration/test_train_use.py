@@ -122,7 +122,7 @@ def test_host_must_be_named_when_there_are_two(world: World) -> None:
     hosts_file.write_text(json.dumps({"all": {"hosts": hosts}}))
     world.model(GOOD)
     both = world.run(*world.train("probe", inventory=hosts_file))
-    assert both.returncode == 2 and b"2 hosts where one is meant: one, two" in both.stderr, tail(both.stderr)
+    assert both.returncode == 2 and b"2 hosts, but one is needed: one, two" in both.stderr, tail(both.stderr)
     assert world.run(*world.train("probe", "--host", "nobody", inventory=hosts_file)).returncode == 2
     assert not list(world.folder.glob("state of *"))
     started = world.run(

@@ -208,4 +208,4 @@ def test_02_repository_can_name_only_one_host(world: World) -> None:
         code, _, messages = train(world, text=f"[defaults]\nhost = '{host}'\n")
         assert code == 2 and "is not the name of one host" in messages, (host, messages)
     code, _, messages = train(world, "--host", "here,@/etc/shadow")
-    assert code == 2 and "is no name of a host or group" in messages
+    assert code == 2 and "is not the name of a host or group" in messages

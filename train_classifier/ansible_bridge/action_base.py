@@ -29,7 +29,7 @@ class DisplayReporter:
         self._display = Display()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest = ""
-        self._said: str | None = None
+        self._last_message: str | None = None
 
     def event(self, event: str, **fields: Any) -> None:
         """Show the parts of an event that matter to a person."""
@@ -37,9 +37,9 @@ class DisplayReporter:
             self._display.warning(fields["text"])
         elif event == "message":
             self._display.display(fields["text"])
-        elif event == "status" and fields.get("message") and fields["message"] != self._said:
-            self._said = fields["message"]
-            self._display.display(f"{fields.get('phase') or fields.get('state')}: {self._said}")
+        elif event == "status" and fields.get("message") and fields["message"] != self._last_message:
+            self._last_message = fields["message"]
+            self._display.display(f"{fields.get('phase') or fields.get('state')}: {self._last_message}")
         elif event == "started":
             self._display.display(f"job {fields['id']} on {fields['host']}")
         elif event == "result":
@@ -85,17 +85,17 @@ class TrainingAction(ActionBase):  # type: ignore[misc]  # ansible is untyped
             order = self.order(task_vars or {}, report)
             result.update({"changed": False, **self.step(order, self.host(order, task_vars or {}), report)})
         except TrainClassifierError as error:
-            result.update(self._failed(error, report))
+            result.update(self._failure(error, report))
         except AnsibleError:
             raise
         except (BrokenPipeError, ConnectionError) as error:
-            result.update({"failed": True, "msg": f"The command line is gone: {error}"})
+            result.update({"failed": True, "msg": f"The train-classifier command has ended: {error}"})
         except Exception as error:
-            place = write_crash_file(traceback.format_exc())
+            crash_file = write_crash_file(traceback.format_exc())
             bug = TrainClassifierError(
-                f"A bug in train-classifier: {type(error).__name__}.", f"Please report it with {place}"
+                f"A bug in train-classifier: {type(error).__name__}.", f"Please report it with {crash_file}"
             )
-            result.update(self._failed(bug, report))
+            result.update(self._failure(bug, report))
         return result
 
     def order(self, task_vars: Mapping[str, Any], report: Reporter) -> Order:
@@ -118,7 +118,7 @@ class TrainingAction(ActionBase):  # type: ignore[misc]  # ansible is untyped
         """Return the host as Ansible reads it from the inventory. Raises NotReady for an unsupported one."""
         name = str(task_vars.get("inventory_hostname", "localhost"))
         kind = str(self._connection.transport).rpartition(".")[2]
-        words: list[str] = []
+        ssh: list[str] = []
         if kind == "ssh":
             connection = self._connection
             connection.host = connection.get_option("host") or self._play_context.remote_addr
@@ -127,30 +127,32 @@ class TrainingAction(ActionBase):  # type: ignore[misc]  # ansible is untyped
                     f"{name} is reached with a password; train-classifier works with keys only.",
                     "Put a key on the host and remove ansible_password from the inventory.",
                 )
-            built = connection._build_command(connection.get_option("ssh_executable"), "ssh", connection.host)
-            words = [os.fsdecode(word) for word in built]
+            command = connection._build_command(
+                connection.get_option("ssh_executable"), "ssh", connection.host
+            )
+            ssh = [os.fsdecode(word) for word in command]
         elif kind != "local":
             raise NotReady(
-                f"{name} is reached by connection '{kind}'; train-classifier knows ssh and local.",
+                f"{name} is reached by connection '{kind}'; train-classifier supports ssh and local.",
                 "Set ansible_connection in the inventory to ssh or local.",
             )
         state_dir = self._templar.template(task_vars.get("training_job_state_dir"))
         return Target(
             name,
             local=kind == "local",
-            ssh=words,
+            ssh=ssh,
             state_dir=str(state_dir) if state_dir else None,
             python=self._python(task_vars),
         )
 
     def _python(self, task_vars: Mapping[str, Any]) -> str | None:
-        given = self._templar.template(task_vars.get("ansible_python_interpreter"))
+        python = self._templar.template(task_vars.get("ansible_python_interpreter"))
         # The implicit localhost sets the controller's own interpreter, which is not the host's.
-        if not given or given == task_vars.get("ansible_playbook_python") or str(given).startswith("auto"):
+        if not python or python == task_vars.get("ansible_playbook_python") or str(python).startswith("auto"):
             return None
-        return str(given)
+        return str(python)
 
-    def _failed(self, error: TrainClassifierError, report: Reporter) -> dict[str, Any]:
+    def _failure(self, error: TrainClassifierError, report: Reporter) -> dict[str, Any]:
         fields = error.to_dict()
         if isinstance(report, event_socket.SinkReporter):
             # Without a listener, the task's result still holds the error.

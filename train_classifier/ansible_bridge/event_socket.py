@@ -25,27 +25,27 @@ def _send(connection: socket.socket, kind: bytes, payload: bytes) -> None:
 
 
 def _receive(connection: socket.socket) -> tuple[bytes, bytes] | None:
-    head = _exactly(connection, HEAD.size)
+    head = _receive_bytes(connection, HEAD.size)
     if head is None:
         return None
     kind, length = HEAD.unpack(head)
-    payload = _exactly(connection, length)
+    payload = _receive_bytes(connection, length)
     return None if payload is None else (kind, payload)
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes | None:
+def _receive_bytes(connection: socket.socket, count: int) -> bytes | None:
     buffer = bytearray(count)
-    view, got = memoryview(buffer), 0
-    while got < count:
-        step = connection.recv_into(view[got:])
-        if not step:
+    view, received = memoryview(buffer), 0
+    while received < count:
+        size = connection.recv_into(view[received:])
+        if not size:
             return None
-        got += step
+        received += size
     return bytes(buffer)
 
 
 class SinkReporter:
-    """The plugins' end: a Reporter. Raises OSError when the command line is gone."""
+    """The plugins' end: a Reporter. Raises OSError when the command has ended."""
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -68,7 +68,7 @@ class SinkReporter:
             _send(self._socket, b"Q", json.dumps(question).encode())
             answer = _receive(self._socket)
         if answer is None:
-            raise ConnectionError("the command line is gone")
+            raise ConnectionError("the train-classifier command has ended")
         return json.loads(answer[1])
 
     def close(self) -> None:

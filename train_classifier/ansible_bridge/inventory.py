@@ -57,8 +57,8 @@ class Target:
 
 def flags(inventory: str | None, host: str | None) -> str:
     """Return the flags with which another command uses the same hosts, each with a space before it."""
-    given = (("--inventory", inventory), ("--host", host))
-    return "".join(f" {name} {shlex.quote(value)}" for name, value in given if value is not None)
+    options = (("--inventory", inventory), ("--host", host))
+    return "".join(f" {name} {shlex.quote(value)}" for name, value in options if value is not None)
 
 
 def source(inventory: str | None, environ: Mapping[str, str], cwd: Path) -> str | None:
@@ -66,24 +66,24 @@ def source(inventory: str | None, environ: Mapping[str, str], cwd: Path) -> str 
 
     Raises BadInput when there is no such file.
     """
-    given = inventory if inventory is not None else environ.get(VARIABLE) or None
-    if given is None:
+    name = inventory if inventory is not None else environ.get(VARIABLE) or None
+    if name is None:
         return None
-    if not given.strip() or "\0" in given:
+    if not name.strip() or "\0" in name:
         raise BadInput("the inventory's name is empty: give a file, a folder, or hosts with a comma")
-    if "," in given:
-        return given
+    if "," in name:
+        return name
     try:
-        path = cwd / Path(given).expanduser()
-        there = path.exists()
+        path = cwd / Path(name).expanduser()
+        exists = path.exists()
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"inventory {quoted(given)}: {reason}") from error
-    if not there:
-        hint = f"; for a host without an inventory write {quoted(given + ',')}" if "/" not in given else ""
-        raise BadInput(f"inventory {quoted(given)} does not exist in {printable(str(cwd))}{hint}")
+        raise BadInput(f"inventory {quoted(name)}: {reason}") from error
+    if not exists:
+        hint = f"; for a host without an inventory write {quoted(name + ',')}" if "/" not in name else ""
+        raise BadInput(f"inventory {quoted(name)} does not exist in {printable(str(cwd))}{hint}")
     if not os.access(path, os.R_OK):
-        raise BadInput(f"inventory {quoted(given)} cannot be read by this user")
+        raise BadInput(f"inventory {quoted(name)} cannot be read by this user")
     return str(path)
 
 
@@ -99,10 +99,10 @@ def hosts(
     reached is returned with its problem if another one can be reached. Raises BadInput with one sentence
     per problem: no such inventory, unknown host, nothing that matches, no host that can be reached.
     """
-    found = _targets(_find(inventory, limit, environ, cwd))
-    if all(target.problem for target in found):
-        raise BadInput(*(str(target.problem) for target in found))
-    return found
+    targets = _targets(_matching_hosts(inventory, limit, environ, cwd))
+    if all(target.problem for target in targets):
+        raise BadInput(*(str(target.problem) for target in targets))
+    return targets
 
 
 def named(inventory: str, pattern: str, environ: Mapping[str, str] | None = None) -> list[str]:
@@ -116,7 +116,7 @@ def named(inventory: str, pattern: str, environ: Mapping[str, str] | None = None
     return [str(host["name"]) for host in answer["hosts"]]
 
 
-def _targets(found: list[dict[str, Any]]) -> list[Target]:
+def _targets(hosts: list[dict[str, Any]]) -> list[Target]:
     return [
         Target(
             host["name"],
@@ -126,7 +126,7 @@ def _targets(found: list[dict[str, Any]]) -> list[Target]:
             host.get("python"),
             f"host '{printable(host['name'])}' {host['problem']}" if host["problem"] else None,
         )
-        for host in found
+        for host in hosts
     ]
 
 
@@ -137,13 +137,13 @@ def one(
     cwd: Path | None = None,
 ) -> Target:
     """Return the only host that matches. Raises BadInput as `hosts` does, and when there are several."""
-    found = _targets(_single(_find(inventory, host, environ, cwd), host))[0]
-    if found.problem:
-        raise BadInput(found.problem)
-    return found
+    target = _targets(_single(_matching_hosts(inventory, host, environ, cwd), host))[0]
+    if target.problem:
+        raise BadInput(target.problem)
+    return target
 
 
-def _find(
+def _matching_hosts(
     inventory: str | None, limit: str | None, environ: Mapping[str, str] | None, cwd: Path | None
 ) -> list[dict[str, Any]]:
     environ = os.environ if environ is None else environ
@@ -160,16 +160,16 @@ def _find(
     if limit is not None and (
         not limit.strip() or limit.startswith("-") or re.search(r"(^|[,:])\s*@", limit)
     ):
-        raise BadInput(f"host {quoted(limit)} is no name of a host or group")
+        raise BadInput(f"host {quoted(limit)} is not the name of a host or group")
     answer = _ask(where, limit, environ)
     if "error" in answer:
         raise BadInput(_unreadable(where, answer))
-    found: list[dict[str, Any]] = answer["hosts"]
-    if not found:
+    hosts: list[dict[str, Any]] = answer["hosts"]
+    if not hosts:
         raise BadInput(
-            _unknown(where, limit, answer["names"]) if limit else f"inventory {quoted(where)} names no host"
+            _unknown(where, limit, answer["names"]) if limit else f"inventory {quoted(where)} has no hosts"
         )
-    return found
+    return hosts
 
 
 def _unreadable(where: str, answer: Mapping[str, Any]) -> str:
@@ -180,13 +180,13 @@ def _unreadable(where: str, answer: Mapping[str, Any]) -> str:
     return f"inventory {quoted(where)} cannot be read: {reason}{hint}"
 
 
-def _single(found: list[dict[str, Any]], host: str | None) -> list[dict[str, Any]]:
-    if len(found) > 1:
-        names = ", ".join(printable(target["name"]) for target in found[:10])
-        more = f" and {len(found) - 10} more" if len(found) > 10 else ""
+def _single(hosts: list[dict[str, Any]], host: str | None) -> list[dict[str, Any]]:
+    if len(hosts) > 1:
+        names = ", ".join(printable(target["name"]) for target in hosts[:10])
+        more = f" and {len(hosts) - 10} more" if len(hosts) > 10 else ""
         what = f"{quoted(host)} matches" if host else "the inventory has"
-        raise BadInput(f"{what} {len(found)} hosts where one is meant: {names}{more}; name one by --host")
-    return found
+        raise BadInput(f"{what} {len(hosts)} hosts, but one is needed: {names}{more}; name one by --host")
+    return hosts
 
 
 def _unknown(where: str, limit: str, names: list[str]) -> str:
@@ -218,7 +218,7 @@ def _ask(
         "ANSIBLE_NOCOLOR": "True",
     }
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             # -P: nothing is imported from the current folder, which may be an untrusted checkout.
             [sys.executable, "-P", "-m", "train_classifier.ansible_bridge.inventory_child"],
             input=json.dumps({"inventory": inventory, "limit": limit, "names_only": names_only}).encode(),
@@ -229,26 +229,26 @@ def _ask(
         )
     except subprocess.TimeoutExpired as error:
         raise BadInput(f"inventory {quoted(inventory)} did not answer within {TIMEOUT_S:.0f} s") from error
-    said = done.stderr.decode("utf-8", "replace")
+    stderr = process.stderr.decode("utf-8", "replace")
     try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(process.stdout)
     except ValueError:
         answer = None
-    if done.returncode or not isinstance(answer, dict):
+    if process.returncode or not isinstance(answer, dict):
         raise TrainClassifierError(
             f"Ansible failed on inventory {quoted(inventory)}.",
-            "Try it by ansible-inventory --list; if that works, report this as a bug.",
-            said[-4000:],
+            "Try ansible-inventory --list; if that works, report this as a bug.",
+            stderr[-4000:],
         )
     if "error" in answer:
-        answer["error"] = _reason(inventory, answer["error"], said)
+        answer["error"] = _reason(inventory, answer["error"], stderr)
     return answer
 
 
-def _reason(inventory: str, error: str, said: str) -> str:
+def _reason(inventory: str, error: str, stderr: str) -> str:
     """Return the error; for an inventory that no plugin can read, the message of the plugin for it."""
     plugin = "yaml" if inventory.endswith((".yml", ".yaml", ".json")) else "ini"
-    found = re.search(rf"with '{plugin}' plugin: ([^\n]+)", said)
-    place = re.search(r"^Origin: .*?:([0-9]+):([0-9]+)$", said, re.MULTILINE)
-    where = f" (line {place[1]}, column {place[2]})" if place and plugin == "yaml" else ""
-    return f"{found[1]}{where}" if found else error
+    message = re.search(rf"with '{plugin}' plugin: ([^\n]+)", stderr)
+    position = re.search(r"^Origin: .*?:([0-9]+):([0-9]+)$", stderr, re.MULTILINE)
+    where = f" (line {position[1]}, column {position[2]})" if position and plugin == "yaml" else ""
+    return f"{message[1]}{where}" if message else error

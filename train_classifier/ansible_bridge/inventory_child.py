@@ -45,63 +45,65 @@ def read(inventory: str, limit: str | None, names_only: bool = False) -> dict[st
             loader=loader, inventory=manager, version_info=CLI.version_info(gitinfo=False)
         )
         variables._hostvars = HostVars(inventory=manager, variable_manager=variables, loader=loader)
-        everyone = [host.name for host in manager.list_hosts("all")]
+        all_hosts = [host.name for host in manager.list_hosts("all")]
         groups = [name for name in manager.groups if name not in ("all", "ungrouped")]
         if limit:
             manager.subset(limit)
-        chosen = manager.list_hosts("all") if everyone else []
+        chosen = manager.list_hosts("all") if all_hosts else []
         if names_only:
             hosts = [{"name": str(host.name)} for host in chosen]
         else:
-            hosts = [_reach(host, variables.get_vars(host=host), loader) for host in chosen]
+            hosts = [_describe_host(host, variables.get_vars(host=host), loader) for host in chosen]
     except AnsibleError as error:
         return {"error": str(error)}
-    return {"names": [*everyone, *groups], "hosts": hosts}
+    return {"names": [*all_hosts, *groups], "hosts": hosts}
 
 
-def _reach(host: Any, variables: dict[str, Any], loader: Any) -> dict[str, Any]:
+def _describe_host(host: Any, variables: dict[str, Any], loader: Any) -> dict[str, Any]:
     from ansible import constants as C
     from ansible.errors import AnsibleError
     from ansible.playbook.play_context import PlayContext
     from ansible.plugins.loader import connection_loader
     from ansible.template import Templar
 
-    found: dict[str, Any] = {"name": str(host.name), "problem": None, "local": False, "ssh": []}
+    description: dict[str, Any] = {"name": str(host.name), "problem": None, "local": False, "ssh": []}
     templar = Templar(loader=loader, variables=variables)
     try:
         kind = str(templar.template(variables.get("ansible_connection", C.DEFAULT_TRANSPORT)))
         kind = kind.removeprefix("ansible.builtin.")
         python = templar.template(variables.get("ansible_python_interpreter", "auto"))
         # The implicit localhost sets Ansible's own interpreter, which is the controller's and not the host's.
-        own = variables.get("ansible_playbook_python", sys.executable)
-        found["python"] = None if str(python).startswith("auto") or python == own else str(python)
+        own_python = variables.get("ansible_playbook_python", sys.executable)
+        description["python"] = (
+            None if str(python).startswith("auto") or python == own_python else str(python)
+        )
         state_dir = templar.template(variables.get(STATE_DIR))
-        found["state_dir"] = str(state_dir) if state_dir else None
+        description["state_dir"] = str(state_dir) if state_dir else None
         if kind == "local":
-            found["local"] = True
-            return found
+            description["local"] = True
+            return description
         if kind not in ("ssh", "smart"):
-            found["problem"] = f"uses connection '{kind}'; train-classifier knows ssh and local"
-            return found
+            description["problem"] = f"uses connection '{kind}'; train-classifier supports ssh and local"
+            return description
         if any(variables.get(name) for name in _PASSWORDS):
-            found["problem"] = "is reached with a password; put a key on it and remove ansible_password"
-            return found
+            description["problem"] = "is reached with a password; put a key on it and remove ansible_password"
+            return description
         connection = connection_loader.get("ssh", PlayContext())
         connection.set_options(
             task_keys={}, var_options=connection._resolve_option_variables(variables, templar)
         )
         if connection.get_option("private_key"):
-            found["problem"] = (
+            description["problem"] = (
                 "has its private key in a variable; name a file by ansible_ssh_private_key_file"
             )
-            return found
+            return description
         connection.host = connection.get_option("host") or host.address
         program = connection.get_option("ssh_executable")
-        words = connection._build_command(program, "ssh", connection.host)
-        found["ssh"] = [os.fsdecode(word) for word in words]
+        command = connection._build_command(program, "ssh", connection.host)
+        description["ssh"] = [os.fsdecode(word) for word in command]
     except AnsibleError as error:
-        found["problem"] = f"cannot be worked out: {' '.join(str(error).split())}"
-    return found
+        description["problem"] = f"has variables that Ansible cannot resolve: {' '.join(str(error).split())}"
+    return description
 
 
 def main() -> None:

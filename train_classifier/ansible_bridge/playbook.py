@@ -14,7 +14,7 @@ from train_classifier.core.text import without_escapes
 
 #: The variables of the caller's environment that Ansible gets. All others, above all secrets, are not passed
 #: on, because ansible-runner writes the environment to a file.
-KEPT = frozenset(
+PASSED = frozenset(
     [
         "HOME",
         "USER",
@@ -39,9 +39,9 @@ KEPT = frozenset(
         "TRAIN_CLASSIFIER_HOST_JSON",
     ]
 )
-KEPT_PREFIXES = ("LC_", "XDG_", "ANSIBLE_", "AWX_", "RUNNER_OM", "RUNNER_ON")
+PASSED_PREFIXES = ("LC_", "XDG_", "ANSIBLE_", "AWX_", "RUNNER_OM", "RUNNER_ON")
 #: Seconds between two calls of `cancelled`.
-TICK_S = 1
+POLL_S = 1
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class Reasons:
         if kind in ("runner_on_failed", "runner_on_unreachable") and self.reason is None:
             data = event.get("event_data")
             result = data.get("res") if isinstance(data, dict) else None
-            words = result.get("msg") if isinstance(result, dict) else None
-            self.reason = without_escapes(str(words or event.get("stdout") or "")).strip() or None
+            message = result.get("msg") if isinstance(result, dict) else None
+            self.reason = without_escapes(str(message or event.get("stdout") or "")).strip() or None
             self.unreachable = kind == "runner_on_unreachable"
         elif kind == "verbose" and str(event.get("stdout") or "").strip():
             self._verbose.append(without_escapes(str(event["stdout"])).rstrip())
             del self._verbose[:-30]
         return False
 
-    def words(self) -> str | None:
+    def text(self) -> str | None:
         """Return the reason, or the last text that Ansible printed outside of any task."""
         return self.reason or "\n".join(self._verbose) or None
 
@@ -101,7 +101,7 @@ def run(
     settings = {
         "suppress_output_file": True,
         "suppress_ansible_output": True,
-        "pexpect_timeout": TICK_S,
+        "pexpect_timeout": POLL_S,
     }
     (private / "env").mkdir(mode=0o700)
     (private / "env" / "settings").write_text(json.dumps(settings))
@@ -116,12 +116,12 @@ def run(
         ident="run",
     )
     config.prepare()
-    config.env = {**_trimmed(config.env), **ansible_environment(root), **(environment or {})}
+    config.env = {**_passed(config.env), **ansible_environment(root), **(environment or {})}
     config.cwd = str(private)
     runner = ansible_runner.Runner(config, event_handler=reasons, cancel_callback=cancelled)
-    with _quiet_path(config.env["PATH"]):
+    with _path_set_to(config.env["PATH"]):
         _, status = runner.run()
-    return Outcome(int(status if status is not None else 1), reasons.words(), reasons.unreachable)
+    return Outcome(int(status if status is not None else 1), reasons.text(), reasons.unreachable)
 
 
 def ansible_environment(root: Path) -> dict[str, str]:
@@ -138,7 +138,7 @@ def ansible_environment(root: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _quiet_path(path: str) -> Any:
+def _path_set_to(path: str) -> Any:
     """Set PATH of this process meanwhile: pexpect searches the command there, not on the child's PATH."""
     before = os.environ.get("PATH")
     os.environ["PATH"] = path
@@ -151,7 +151,9 @@ def _quiet_path(path: str) -> Any:
             os.environ["PATH"] = before
 
 
-def _trimmed(environment: Mapping[str, str]) -> dict[str, str]:
+def _passed(environment: Mapping[str, str]) -> dict[str, str]:
     return {
-        name: value for name, value in environment.items() if name in KEPT or name.startswith(KEPT_PREFIXES)
+        name: value
+        for name, value in environment.items()
+        if name in PASSED or name.startswith(PASSED_PREFIXES)
     }

@@ -61,7 +61,7 @@ def test_without_an_inventory_it_is_this_machine(tmp_path: Path) -> None:
     assert "no inventory is given" in refused(None, "gpu1", tmp_path)
 
 
-def test_the_command_line_is_ansibles_own(lab: Path) -> None:
+def test_ssh_command_line_is_that_of_ansible(lab: Path) -> None:
     target = inventory.one("lab.yml", "gpu1", {}, lab.parent)
     assert not target.local
     assert target.ssh[0] == "ssh"
@@ -95,7 +95,7 @@ def test_patterns_and_groups(lab: Path) -> None:
     assert inventory.one("lab.yml", "jump", {}, lab.parent).ssh[-1] == "jump.example"
 
 
-def test_the_environment_names_the_inventory(lab: Path) -> None:
+def test_inventory_from_the_environment(lab: Path) -> None:
     environ = {inventory.VARIABLE: str(lab)}
     assert inventory.one(None, "gpu2", environ, Path("/")).ssh[-1] == "10.0.1.2"
 
@@ -104,19 +104,19 @@ def test_a_list_of_hosts_is_an_inventory(tmp_path: Path) -> None:
     assert inventory.one("someone@gpu7,", None, {}, tmp_path).ssh[-1] == "someone@gpu7"
 
 
-def test_hosts_that_are_not_there(lab: Path) -> None:
+def test_unknown_hosts_are_refused(lab: Path) -> None:
     assert "did you mean 'gpu1'?" in refused("lab.yml", "gpu11", lab.parent)
     assert "it has gpu1, gpu2, here" in refused("lab.yml", "zzz", lab.parent)
     assert "matches 'z*'" in refused("lab.yml", "z*", lab.parent)
-    assert "no name of a host" in refused("lab.yml", "@/etc/passwd", lab.parent)
-    assert "no name of a host" in refused("lab.yml", "", lab.parent)
+    assert "not the name of a host" in refused("lab.yml", "@/etc/passwd", lab.parent)
+    assert "not the name of a host" in refused("lab.yml", "", lab.parent)
 
 
-def test_two_hosts_where_one_is_meant(lab: Path) -> None:
+def test_two_hosts_are_refused_if_one_is_needed(lab: Path) -> None:
     assert refused("lab.yml", "gpu*", lab.parent) == (
-        "'gpu*' matches 2 hosts where one is meant: gpu1, gpu2; name one by --host"
+        "'gpu*' matches 2 hosts, but one is needed: gpu1, gpu2; name one by --host"
     )
-    assert "has 7 hosts where one is meant: gpu1" in refused("lab.yml", None, lab.parent)
+    assert "has 7 hosts, but one is needed: gpu1" in refused("lab.yml", None, lab.parent)
 
 
 def test_hosts_that_cannot_be_used(lab: Path) -> None:
@@ -132,7 +132,7 @@ def test_inventories_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "broken.yml").write_text("a:\n  hosts: [\n")
     assert "YAML parsing failed" in refused("broken.yml", None, tmp_path)
     (tmp_path / "empty.yml").write_text("lab:\n")
-    assert "names no host" in refused("empty.yml", None, tmp_path)
+    assert "has no hosts" in refused("empty.yml", None, tmp_path)
 
 
 def test_templates_of_the_caller_stay_literal(lab: Path) -> None:
@@ -144,7 +144,7 @@ def test_templates_of_the_caller_stay_literal(lab: Path) -> None:
     assert not witness.exists()
 
 
-def test_vaulted_variables_are_read_by_ansibles_means(lab: Path) -> None:
+def test_vaulted_variables_are_read_by_ansible(lab: Path) -> None:
     password = lab.parent / "password"
     password.write_text("open sesame\n")
     vault = Path(sys.executable).with_name("ansible-vault")
@@ -158,7 +158,7 @@ def test_vaulted_variables_are_read_by_ansibles_means(lab: Path) -> None:
     assert 'User="vera"' in inventory.one("lab.yml", "bastion", environ, lab.parent).ssh
 
 
-def test_a_vaulted_file_is_said_and_names_alone_need_no_password(lab: Path) -> None:
+def test_vaulted_file_needs_a_password_but_names_do_not(lab: Path) -> None:
     (lab.parent / "password").write_text("open sesame\n")
     secret = lab.parent / "group_vars" / "jump.yml"
     secret.write_text("ansible_user: vera\n")

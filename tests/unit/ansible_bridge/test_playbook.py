@@ -17,19 +17,19 @@ def test_content_is_found() -> None:
     assert (root / "plugins" / "action" / "training_fetch.py").is_file()
 
 
-def test_the_first_reason_is_kept_and_no_event_file() -> None:
+def test_first_failure_is_the_reason_and_no_event_file_is_written() -> None:
     reasons = playbook.Reasons()
     first = {"event": "runner_on_failed", "event_data": {"res": {"msg": "\x1b[0;31mno such thing\x1b[0m"}}}
     assert reasons(first) is False
     assert reasons({"event": "runner_on_failed", "event_data": {"res": {"msg": "later"}}}) is False
-    assert reasons.words() == "no such thing"
+    assert reasons.text() == "no such thing"
     assert not reasons.unreachable
 
 
-def test_unreachable_is_known() -> None:
+def test_unreachable_host_is_recognised() -> None:
     reasons = playbook.Reasons()
     reasons({"event": "runner_on_unreachable", "event_data": {"res": {"msg": "no route"}}})
-    assert reasons.unreachable and reasons.words() == "no route"
+    assert reasons.unreachable and reasons.text() == "no route"
 
 
 @pytest.mark.parametrize(
@@ -44,21 +44,23 @@ def test_unreachable_is_known() -> None:
         {"event": "EOF"},
     ],
 )
-def test_malformed_events_do_no_harm(event: dict[str, Any]) -> None:
+def test_malformed_events_are_ignored(event: dict[str, Any]) -> None:
     reasons = playbook.Reasons()
     assert reasons(event) is False
-    assert reasons.words() is None
+    assert reasons.text() is None
 
 
-def test_what_ansible_prints_outside_of_tasks_is_the_reason_of_last_resort() -> None:
+def test_output_outside_tasks_is_the_reason_if_no_task_failed() -> None:
     reasons = playbook.Reasons()
     for number in range(100):
         reasons({"event": "verbose", "stdout": f"line {number}"})
-    assert (reasons.words() or "").splitlines()[-1] == "line 99"
-    assert len((reasons.words() or "").splitlines()) <= 30
+    assert (reasons.text() or "").splitlines()[-1] == "line 99"
+    assert len((reasons.text() or "").splitlines()) <= 30
 
 
-def test_a_failing_playbook_keeps_ansibles_words_and_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_playbook_has_the_message_of_ansible_and_no_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("VERY_PRIVATE", "hunter2-very-rare")
     with private_folder() as folder:
         private = folder / "ansible"

@@ -117,7 +117,7 @@ def test_webhook_stays_with_the_step() -> None:
     assert inputs.withheld(environment) == {"SLACK_IDENTIFIER", "TRAIN_CLASSIFIER_INPUT_SLACK_WEBHOOK"}
 
 
-def test_unknown_notice() -> None:
+def test_unknown_event_of_notice() -> None:
     """A word that is no notice is one problem among the others, and a failure is told all the same."""
     found = inputs.read({"TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY": "sucess", "MODEL": "m"})
     assert "slack-notify: 'sucess'" in found.problems[0]
@@ -149,7 +149,7 @@ def test_bug_in_reporting_does_not_end_the_step(
         (True, None, True, None),
     ],
 )
-def test_lease(local: bool, given: float | None, detach: bool, lease: float | None) -> None:
+def test_default_lease(local: bool, given: float | None, detach: bool, lease: float | None) -> None:
     """Ten minutes here, an hour over ssh, what is given, and none for a job that shall run on alone."""
     spec = job.JobSpec("x", "m", job.Repository("r", "0" * 16), lease_s=given)
     order = Order(spec, "/tree", "", "/out/artefacts.tar.gz", detach=detach)

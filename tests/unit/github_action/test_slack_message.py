@@ -1,4 +1,4 @@
-"""Slack is told what was asked for, by a real HTTP server; a notice never fails, hangs, or shows the webhook."""
+"""Slack notices, with a real HTTP server: a notice never fails, hangs, or shows the webhook."""
 
 import contextlib
 import http.server
@@ -111,22 +111,22 @@ def test_delivered() -> None:
         ((429, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, b""), "its answer is not valid"),
     ],
 )
-def test_refused_for_good_is_said_in_one_line_and_not_tried_again(answer: Answer, words: str) -> None:
+def test_final_refusal_is_one_line_and_not_retried(answer: Answer, words: str) -> None:
     with webhook(answer) as hook:
-        said = notify(hook.url, NOTICE, EVERYTHING)
-    assert said == f"The Slack notice was not delivered: {words}"
+        problem = notify(hook.url, NOTICE, EVERYTHING)
+    assert problem == f"The Slack notice was not delivered: {words}"
     assert len(hook.bodies) == 1
 
 
-@pytest.mark.parametrize("trouble", [(429, {"Retry-After": "1"}, b""), (500, {}, b"oops"), (503, {}, b"")])
-def test_tried_again_after_trouble(trouble: Answer) -> None:
-    with webhook(trouble, (200, {}, b"ok")) as hook:
+@pytest.mark.parametrize("error", [(429, {"Retry-After": "1"}, b""), (500, {}, b"oops"), (503, {}, b"")])
+def test_temporary_error_is_retried(error: Answer) -> None:
+    with webhook(error, (200, {}, b"ok")) as hook:
         assert notify(hook.url, NOTICE, EVERYTHING) is None
     assert len(hook.bodies) == 2
     assert hook.bodies[0] == hook.bodies[1]
 
 
-def test_tried_again_after_a_broken_connection() -> None:
+def test_broken_connection_is_retried() -> None:
     def hang_up(handler: http.server.BaseHTTPRequestHandler) -> None:
         handler.close_connection = True
 
@@ -135,7 +135,7 @@ def test_tried_again_after_a_broken_connection() -> None:
     assert len(hook.bodies) == 2
 
 
-def test_trouble_without_end_ends() -> None:
+def test_retries_are_limited() -> None:
     with webhook((500, {}, f"oops {SECRET}".encode())) as hook:
         assert (
             notify(hook.url, NOTICE, EVERYTHING)
@@ -154,8 +154,8 @@ def test_malformed_answer() -> None:
 
 def test_long_retry_after_is_bounded() -> None:
     with webhook((429, {"Retry-After": "86400"}, b"rate_limited")) as hook:
-        reason = notify(hook.url, NOTICE, EVERYTHING, 2)
-    assert reason == "The Slack notice was not delivered: no success within 2 s"
+        problem = notify(hook.url, NOTICE, EVERYTHING, 2)
+    assert problem == "The Slack notice was not delivered: no success within 2 s"
     assert len(hook.bodies) == 1
 
 
@@ -172,10 +172,10 @@ def test_no_answer_is_bounded(drip: bytes) -> None:
 
     with webhook(never) as hook:
         begun = time.monotonic()
-        said = notify(hook.url, NOTICE, EVERYTHING, 2)
+        problem = notify(hook.url, NOTICE, EVERYTHING, 2)
         took = time.monotonic() - begun
         over.set()
-    assert said in (
+    assert problem in (
         "The Slack notice was not delivered: no success within 2 s",
         "The Slack notice was not delivered: no answer in time",
     )
@@ -183,11 +183,11 @@ def test_no_answer_is_bounded(drip: bytes) -> None:
     assert took < 60
 
 
-def test_nobody_listens() -> None:
+def test_refused_connection() -> None:
     with webhook((200, {}, b"ok")) as hook:
         url = hook.url
-    said = notify(url, NOTICE, EVERYTHING)
-    assert said == "The Slack notice was not delivered: no connection (Connection refused)"
+    problem = notify(url, NOTICE, EVERYTHING)
+    assert problem == "The Slack notice was not delivered: no connection (Connection refused)"
 
 
 @pytest.mark.parametrize(
@@ -203,21 +203,21 @@ def test_nobody_listens() -> None:
     ],
 )
 def test_malformed_identifier(identifier: str) -> None:
-    said = notify(identifier, NOTICE, EVERYTHING)
+    problem = notify(identifier, NOTICE, EVERYTHING)
     assert (
         said
         == "The Slack notice was not delivered: the Slack webhook is neither T…/B…/… nor an https:// address"
     )
 
 
-def test_identifier_is_the_seeds_or_an_address() -> None:
+def test_identifier_is_a_path_or_an_address() -> None:
     url = f"https://hooks.slack.com/services/{SECRET}"
     for identifier in (SECRET, f"/{SECRET}", f"services/{SECRET}", f" {SECRET}\n", url):
         assert webhook_url(identifier) == url
     assert notify("", NOTICE, EVERYTHING) is None
 
 
-def test_what_is_told_when() -> None:
+def test_events_of_the_setting() -> None:
     assert events(None) == events("") == {Event.FAILED}
     assert events("success") == {Event.FAILED, Event.SUCCEEDED}
     assert events("start, cancelled") == {Event.FAILED, Event.STARTED, Event.CANCELLED}
@@ -245,7 +245,7 @@ def test_success_has_the_link_to_the_run_and_the_metrics() -> None:
     assert body["text"] == ":white_check_mark: Training mnist succeeded"
 
 
-def test_text_from_elsewhere_is_escaped_and_within_slacks_limits() -> None:
+def test_untrusted_text_is_escaped_and_within_the_limits_of_slack() -> None:
     hostile = "<!channel> & <@U1> ```` *bold* \x1b[31mred\x1b[0m\x00"
     body = message(
         Notice(

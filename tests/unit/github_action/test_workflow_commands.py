@@ -78,7 +78,7 @@ def test_training_output_cannot_issue_commands() -> None:
     assert b"::add-mask::b\r" in stream.getvalue()
 
 
-def test_each_stop_has_a_word_of_its_own_and_ends_also_by_an_error() -> None:
+def test_each_stop_has_its_own_token_and_ends_after_an_error() -> None:
     run, stream = workflow()
     for _ in range(2):
         with pytest.raises(KeyError), run.stopped():
@@ -138,7 +138,7 @@ def test_without_github_nothing_happens(tmp_path: Path) -> None:
     assert run_url({}) == ""
 
 
-def test_a_file_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_unwritable_file_is_reported(tmp_path: Path) -> None:
     run, stream = workflow(
         GITHUB_OUTPUT=str(tmp_path), GITHUB_STEP_SUMMARY=str(tmp_path / "missing" / "file")
     )

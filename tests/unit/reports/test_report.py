@@ -112,7 +112,7 @@ def test_summary_of_a_good_job() -> None:
     assert "secret line" not in text
 
 
-def test_summary_of_a_failed_job_shows_the_log_and_nothing_in_it_acts() -> None:
+def test_summary_of_a_failed_job_shows_the_log_without_markup() -> None:
     log = f"one\n```\n{HOSTILE}\n``````` html\n@octocat <b>\nold\rnew\nlast"
     text = job_summary.markdown(Report(result=FAILED | {"model": HOSTILE}, history=HISTORY, log=log))
     fence = re.search(r"^(`{4,})text$", text, re.M)
@@ -153,7 +153,7 @@ def test_summary_never_exceeds_its_limit(limit: int) -> None:
     assert ("*Cut:" in text) == (limit < 1 << 20)
 
 
-def test_a_log_that_is_cut_is_not_counted() -> None:
+def test_lines_of_a_cut_log_are_not_counted() -> None:
     """Of a long log only the end is at hand: how many lines there are is not known, and not made up."""
     log = "".join(f"line {n}\n" for n in range(1000))
     assert Report(result=FAILED, log=log).tail(9000).startswith("… 800 earlier lines, see log.txt\n")
@@ -167,7 +167,7 @@ def test_a_log_that_is_cut_is_not_counted() -> None:
     )
 
 
-def test_a_result_with_nothing_in_it_is_told() -> None:
+def test_empty_result_is_reported() -> None:
     report = Report(result={})
     assert "The job" in job_summary.markdown(report)
     assert "<h1>" in html_page.render(report)
@@ -190,7 +190,7 @@ def test_no_curve_from_less_than_two_points(text: str) -> None:
     assert chart_data.history(text) == []
 
 
-def test_curves_are_thinned_and_keep_a_plateau_apart_from_a_spike() -> None:
+def test_thinned_curve_keeps_plateau_and_spike() -> None:
     text = "epoch,loss\n" + "".join(f"{n},{100 if n == 5000 else 1}\n" for n in range(1, 10_001))
     (chart,) = chart_data.history(text)
     values = [y for _, y in chart.series[0].points]
@@ -199,7 +199,7 @@ def test_curves_are_thinned_and_keep_a_plateau_apart_from_a_spike() -> None:
     assert chart.domain() == (1, 10_000)
 
 
-def test_gaps_are_filled_and_a_resumed_epoch_counts_once() -> None:
+def test_gaps_are_filled_and_repeated_epoch_counts_once() -> None:
     (chart,) = chart_data.history("epoch,loss\n1,4\n2,9\n2,3\n4,1\n5,\n6,cut")
     assert chart.series[0].points == ((1, 4), (2.5, 3), (4, 1))
 
@@ -268,7 +268,7 @@ def test_page_loads_and_runs_nothing() -> None:
     assert "prefers-color-scheme: dark" in text
 
 
-def test_the_example_in_the_docs_is_what_is_written() -> None:
+def test_example_in_the_docs_is_current() -> None:
     """docs/job-summary.md is made by this test when WRITE_EXAMPLES is set."""
     papers = Path(__file__).parents[1] / "data" / "job-summary"
     text = job_summary.markdown(

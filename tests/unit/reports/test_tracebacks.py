@@ -103,7 +103,7 @@ def test_frames_elsewhere_are_no_annotations() -> None:
     assert find("Traceback (most recent call last):\n") == []
 
 
-def test_the_same_twice_counts_once_and_as_many_are_kept_as_github_shows() -> None:
+def test_equal_annotations_count_once_and_number_is_limited() -> None:
     """Ten errors of a step are shown, and one of them says how the job ended."""
     one = 'Traceback (most recent call last):\n  File "/workspace/a.py", line {}, in f\nKeyError: 1\n'
     assert len(find(one.format(1) * 3)) == 1
@@ -132,7 +132,7 @@ def test_ranks_of_a_distributed_training() -> None:
 @pytest.mark.parametrize(
     "error", ["KeyboardInterrupt", "StopIteration", "mnist.data.LoadError", "AssertionError"]
 )
-def test_a_word_between_the_lines_is_no_error(error: str) -> None:
+def test_other_output_between_the_lines_is_no_error(error: str) -> None:
     """What another thread prints between frame and error is not taken for the error."""
     log = (
         "Traceback (most recent call last):\n"
