@@ -205,7 +205,7 @@ def test_refused_connection() -> None:
 def test_malformed_identifier(identifier: str) -> None:
     problem = notify(identifier, NOTICE, EVERYTHING)
     assert (
-        said
+        problem
         == "The Slack notice was not delivered: the Slack webhook is neither T…/B…/… nor an https:// address"
     )
 
