@@ -67,12 +67,12 @@ def cancel(step: Step, patience: float = TERM_S) -> list[str]:
 
 
 @contextlib.contextmanager
-def unlimited_collecting(world: World) -> Iterator[None]:
-    """Let the step collect for as long as no second signal comes."""
+def unlimited_fetching(world: World) -> Iterator[None]:
+    """Let the step fetch until a second signal comes."""
     path = world.action / "train_classifier/github_action/step_run.py"
     text = path.read_text()
-    assert "\nCOLLECT_S = 6.5\n" in text
-    path.write_text(text.replace("\nCOLLECT_S = 6.5\n", "\nCOLLECT_S = 6500\n"))
+    assert "\nFETCH_S = 6.5\n" in text
+    path.write_text(text.replace("\nFETCH_S = 6.5\n", "\nFETCH_S = 6500\n"))
     try:
         yield
     finally:
@@ -193,7 +193,7 @@ def test_cancel_leaves_slow_artefacts_on_host(world: World, why: str) -> None:
         slow.write_text(f'#!/bin/sh\nexec {shutil.which("rsync")} --bwlimit=64 "$@"\n')
         slow.chmod(0o755)
         options = {"TRAIN_CLASSIFIER_CANCEL_GRACE": "1s", "PATH": f"{slow.parent}:{os.environ['PATH']}"}
-        limit: contextlib.AbstractContextManager[None] = unlimited_collecting(world)
+        limit: contextlib.AbstractContextManager[None] = unlimited_fetching(world)
     else:
         options = {"TRAIN_CLASSIFIER_CANCEL_GRACE": "20s"}
         limit = contextlib.nullcontext()
