@@ -14,10 +14,9 @@ from typing import Any
 
 import pytest
 
-from train_classifier.core import apt_file, requirements_file
+from train_classifier.core import apt_file, options, requirements_file
 from train_classifier.core.errors import BadInput
 from train_classifier.request import build, env_file, settings_file
-from train_classifier.request.flags import variable_of
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "9" * 5000
@@ -110,9 +109,9 @@ def test_16_bad_flags_and_variables_are_reported(repo: Path) -> None:
     messages = train(repo, *(word for flag in flags for word in (f"--{flag}", DIGITS)))
     for flag in flags:
         assert f"--{flag}: '9999" in messages, (flag, messages)
-    messages = train(repo, **{variable_of(flag.replace("-", "_")): "inf" for flag in flags})
+    messages = train(repo, **{options.variable(flag.replace("-", "_")): "inf" for flag in flags})
     for flag in flags:
-        assert variable_of(flag.replace("-", "_")) + ": 'inf'" in messages, (flag, messages)
+        assert options.variable(flag.replace("-", "_")) + ": 'inf'" in messages, (flag, messages)
     assert "--repo" in train(repo, "--repo", "x" * 5000)
     assert "inventory" in train(repo, "--inventory", "x" * 5000)
     assert "output" in train(repo, "--output", "x" * 5000)

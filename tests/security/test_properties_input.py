@@ -61,9 +61,7 @@ TOML_VALUES = st.one_of(
 @FIXED
 @given(
     table=st.sampled_from(["defaults", "models.m", "models", "other"]),
-    values=st.dictionaries(
-        st.sampled_from([*settings_file.Table.model_fields, "other"]), TOML_VALUES, max_size=5
-    ),
+    values=st.dictionaries(st.sampled_from([*settings_file.SETTINGS, "other"]), TOML_VALUES, max_size=5),
 )
 def test_settings_of_any_value_are_parsed(table: str, values: dict[str, str]) -> None:
     content = f"[{table}]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
@@ -75,11 +73,11 @@ def test_settings_of_any_value_are_parsed(table: str, values: dict[str, str]) ->
 
 
 @FIXED
-@given(key=st.sampled_from([*flags.SETTINGS, *flags.REQUEST]), value=VALUES)
+@given(key=st.sampled_from(flags.PARSED), value=VALUES)
 def test_option_values_are_parsed(key: str, value: Any) -> None:
     with bounded():
         try:
-            {**flags.SETTINGS, **flags.REQUEST}[key](value)
+            flags.parse(key, value)
         except ValueError as error:
             assert type(error) is ValueError
             check_sentences([str(error)])

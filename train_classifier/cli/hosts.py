@@ -5,7 +5,7 @@ from pathlib import Path
 
 from train_classifier.ansible_bridge import inventory as inventories
 from train_classifier.controller.transport import RemoteHost
-from train_classifier.request import flags as options
+from train_classifier.core import options
 
 
 def hosts(inventory: str | None, host: str | None) -> list[RemoteHost]:
@@ -14,6 +14,6 @@ def hosts(inventory: str | None, host: str | None) -> list[RemoteHost]:
     if inventory is not None:
         where = inventories.source(inventory, os.environ, Path.cwd())
     flags = inventories.flags(where, host)
-    host = host if host is not None else os.environ.get(options.variable_of("host")) or None
+    host = host if host is not None else os.environ.get(options.variable("host")) or None
     found = inventories.hosts(inventory, host)
     return [target.connect(own_session=True, flags=flags) for target in found]

@@ -13,11 +13,10 @@ from train_classifier.cli.console import Console
 from train_classifier.controller import find_jobs, steps
 from train_classifier.controller import follow as following
 from train_classifier.controller.transport import RemoteHost
-from train_classifier.core import text
+from train_classifier.core import options, text
 from train_classifier.core.errors import BadInput, ExitCode, NotReady, OutOfTouch, TrainClassifierError
-from train_classifier.request import checks, flags
+from train_classifier.request import checks
 from train_classifier.request.checkout import user_name
-from train_classifier.request.flags import OUTPUT
 
 
 def show_list(hosts: Sequence[RemoteHost], everything: bool, console: Console) -> ExitCode:
@@ -263,7 +262,9 @@ def output_path(output: str | None) -> Path:
         here = Path.cwd()
     except FileNotFoundError as error:
         raise BadInput("the current folder no longer exists; change to another") from error
-    path, problems = checks.output(output or os.environ.get(flags.variable_of("output")) or OUTPUT, here)
+    path, problems = checks.output(
+        output or os.environ.get(options.variable("output")) or options.default("output"), here
+    )
     if problems:
         raise BadInput(*problems)
     return path

@@ -10,12 +10,13 @@ import re
 import time
 from typing import Any, Optional, Union
 
+from train_classifier.core import options
+from train_classifier.core.options import Kind
+
 #: Version of spec.json, status.json, result.json and manifest.json.
 SCHEMA = 2
 #: Version of the last release, whose jobs can still be listed, read, fetched and cleaned.
 LAST_SCHEMA = 1
-#: A leap year.
-YEAR_S = 366 * 86400.0
 #: The first bytes of an archive of artefacts, as of every gzip file.
 ARCHIVE_MAGIC = b"\x1f\x8b"
 
@@ -27,24 +28,11 @@ JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}\Z")
 #: Names of environment variables, secrets and data folders.
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 DATA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-#: Most data folders of one job.
-MOST_DATA = 100
-
-#: The caller's own settings file, as messages name it.
-OWN_SETTINGS = "~/.config/train-classifier/config.toml"
 
 #: States of a job, in order. Before `submitted` nothing is guaranteed: the controller sets the first two.
 STATES = ("prepared", "pushed", "submitted", "running", "finished")
 #: The worker's phases while `running`, in order; status.json and manifest.json hold the time of each.
 PHASES = ("image", "packages", "environment", "queue", "gpu-check", "training", "artefacts")
-
-#: GTX 970 ("4 GB") reports 4041 MiB: 4096 would refuse it (shared facts, NVIDIA driver).
-DEFAULT_MIN_VRAM_MIB = 4000
-DEFAULT_SHM_BYTES = 2 << 30
-DEFAULT_PIDS = 8192
-DEFAULT_GRACE_S = 10.0
-DEFAULT_LOG_MAX_BYTES = 2 << 30
-DEFAULT_ARTEFACTS_MAX_BYTES = 50 << 30
 
 
 def new_job_id(now: Optional[float] = None) -> str:
@@ -77,24 +65,6 @@ class Repository:
     dirty: Optional[bool] = None
 
 
-#: Most GPUs of a job.
-MOST_GPUS = 64
-#: Bounds of the numbers of a job, both included, and their kind.
-BOUNDS = (
-    ("min_vram_mib", 0, 1 << 24, int),
-    ("timeout_s", 1, YEAR_S, float),
-    ("wait_s", 0, YEAR_S, float),
-    ("grace_s", 0, 3600, float),
-    ("lease_s", 5, YEAR_S, float),
-    ("memory_bytes", 6 << 20, 1 << 50, int),
-    ("cpus", 0.01, 4096, float),
-    ("shm_bytes", 0, 1 << 50, int),
-    ("pids", 16, 1 << 22, int),
-    ("log_max_bytes", 4096, 1 << 50, int),
-    ("artefacts_max_bytes", 0, 1 << 50, int),
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class JobSpec:
     """One training run, as asked for. None means: the host's default."""
@@ -105,7 +75,7 @@ class JobSpec:
     arguments: tuple[str, ...] = ()
     image: Optional[str] = None
     #: Number of GPUs, or "auto": one if the host has one, else the CPU.
-    gpus: Union[int, str] = 1
+    gpus: Union[int, str] = options.default("gpus")
     #: MiB. None: the default minimum of the card's total memory only; a number: as much must also be free.
     min_vram_mib: Optional[int] = None
     gpu_check: Optional[str] = None
@@ -114,14 +84,14 @@ class JobSpec:
     #: Seconds in the GPU queue; None: no limit.
     wait_s: Optional[float] = None
     #: Seconds between SIGTERM and SIGKILL.
-    grace_s: float = DEFAULT_GRACE_S
+    grace_s: float = options.default("grace")
     #: Seconds without a request from the controller after which the worker stops the job; None: never.
     lease_s: Optional[float] = None
     memory_bytes: Optional[int] = None
     cpus: Optional[float] = None
-    shm_bytes: int = DEFAULT_SHM_BYTES
-    pids: int = DEFAULT_PIDS
-    network: str = "full"
+    shm_bytes: int = options.default("shm_size")
+    pids: int = options.default("pids")
+    network: str = options.default("network")
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
     #: Names only; the values are sent beside the specification and are never written with it.
     secrets: tuple[str, ...] = ()
@@ -129,10 +99,10 @@ class JobSpec:
     #: A job id, or "last": start from a copy of that job's checkpoints.
     resume: Optional[str] = None
     #: True: a model that writes nothing new into artefacts/ has not failed.
-    allow_empty: bool = False
-    log_max_bytes: int = DEFAULT_LOG_MAX_BYTES
+    allow_empty: bool = options.default("allow_empty")
+    log_max_bytes: int = options.default("log_max")
     #: Bytes of artefacts/ that are packed; more stays on the host until `fetch --max-size` asks for it.
-    artefacts_max_bytes: int = DEFAULT_ARTEFACTS_MAX_BYTES
+    artefacts_max_bytes: int = options.default("artefacts_max")
     #: The submitter, as user@controller; for people.
     submitter: str = ""
     #: The pushed files, for the manifest: their number and their bytes.
@@ -199,26 +169,26 @@ class JobSpec:
             found.text(argument, f"argument {argument!r}")
         if self.image is not None:
             found.text(self.image, "image")
-        found.check(self.gpu_check in (None, "framework", "device", "off"), f"gpu_check {self.gpu_check!r}")
-        found.check(self.network in ("full", "none"), f"network {self.network!r}")
+        known = (None, *options.BY_NAME["gpu_check"].words)
+        found.check(self.gpu_check in known, f"gpu_check {self.gpu_check!r}")
+        found.check(self.network in options.BY_NAME["network"].words, f"network {self.network!r}")
         found.check(
             self.resume is None or self.resume == "last" or bool(JOB_ID.match(str(self.resume))),
             f"resume {self.resume!r}",
         )
 
     def _check_numbers(self, found: "_Problems") -> None:
-        counted = (
-            isinstance(self.gpus, int) and not isinstance(self.gpus, bool) and 0 <= self.gpus <= MOST_GPUS
-        )
-        found.check(self.gpus == "auto" or counted, f"gpus is {self.gpus!r}, wanted 0 to {MOST_GPUS} or auto")
-        for name, least, most, wanted in BOUNDS:
-            value = getattr(self, name)
-            if value is not None:
-                kind = int if wanted is int else (int, float)
-                found.check(
-                    isinstance(value, kind) and not isinstance(value, bool) and least <= value <= most,
-                    f"{name} is {value!r}, wanted a number from {least} to {most}",
-                )
+        for option in options.OPTIONS:
+            value = getattr(self, option.spec_field, None)
+            if value is None or option.most is None or option.kind in options.LISTS:
+                continue
+            kind = (int, float) if option.kind in (Kind.DURATION, Kind.DECIMAL) else int
+            counted = isinstance(value, kind) and not isinstance(value, bool)
+            found.check(
+                (counted and (option.least or 0) <= value <= option.most)
+                or (option.kind is Kind.GPUS and value == "auto"),
+                f"{option.spec_field} is {value!r}, wanted a number from {option.least} to {option.most}",
+            )
 
     def _check_environment(self, found: "_Problems") -> None:
         found.check(isinstance(self.environment, dict), "environment is not a table")
@@ -236,8 +206,11 @@ class JobSpec:
             found.check(isinstance(name, str) and bool(NAME.match(name)), f"secret name {name!r}")
 
     def _check_data(self, found: "_Problems") -> None:
-        found.check(len(self.data) <= MOST_DATA, f"{len(self.data)} data folders, more than {MOST_DATA}")
-        for folder in self.data[:MOST_DATA]:
+        found.check(
+            len(self.data) <= options.MOST_DATA,
+            f"{len(self.data)} data folders, more than {options.MOST_DATA}",
+        )
+        for folder in self.data[: options.MOST_DATA]:
             if found.text(folder.path, "a data folder") and found.text(folder.name, "a data folder's name"):
                 found.check(
                     folder.path.startswith("/"),

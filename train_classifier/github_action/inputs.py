@@ -5,32 +5,32 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from train_classifier.core import job
+from train_classifier.core import options
 from train_classifier.core.errors import BadInput, TrainClassifierError
+from train_classifier.core.options import Checkout
 from train_classifier.github_action import slack_message
-from train_classifier.request import flags
 from train_classifier.request.build import TrainRequest
 
 #: Prefix of the variables for `with:`; an empty value means not set, as everywhere.
 PREFIX = "TRAIN_CLASSIFIER_INPUT_"
-VARIABLE = "TRAIN_CLASSIFIER_"
-#: Every input of action.yaml, with _ for -.
-INPUTS = (
-    "model", "repo", "inventory", "host", "gpus", "min_vram", "image", "timeout", "wait", "args", "env",
-    "secrets", "data", "output", "resume", "cancel_grace", "lease", "slack_webhook", "slack_notify",
-)  # fmt: skip
+VARIABLE = options.VARIABLE_PREFIX
+#: The option of every input of action.yaml, by the input's name with _ for -.
+INPUTS = {option.input.replace("-", "_"): option for option in options.OPTIONS if option.input}
 #: Seconds that a model has to end after a workflow cancel: GitHub gives 10 s to everything together.
 CANCEL_GRACE_S = 3.0
 #: Inputs that only the step itself reads, and that no other process may see.
-OWN = ("args", "cancel_grace", "slack_webhook", "slack_notify")
-#: Flags whose input has another name.
-SPELT = {"secret": "secrets", "grace": "cancel-grace"}
+OWN = tuple(
+    name
+    for name, option in INPUTS.items()
+    if option.action_only or option.environment_variable != VARIABLE + name.upper()
+)
+_FLAGS = {option.flag: option for option in options.OPTIONS if not option.action_only}
 #: The part up to the end of the line is a command to type, in which flags remain flags.
-FLAG = re.compile(r"train-classifier [a-z]+ .*|(?<![\w-])--(?P<flag>[a-z][a-z-]*)(?![\w=-])")
+FLAG = re.compile(r"train-classifier [a-z]+ .*|(?<![\w-])(?P<flag>--[a-z][a-z-]*)(?![\w=-])")
 #: The action never reads the settings file that a refusal names (`flags.move`).
 MOVE = re.compile(
     r"move (the line '.*?') below \[[^]]*\] of your own settings, "
-    + re.escape(job.OWN_SETTINGS)
+    + re.escape(options.OWN_SETTINGS)
     + ", or give "
 )
 
@@ -88,18 +88,14 @@ def in_words(text: str) -> str:
     """Return the sentence with the command line's flags replaced by the action's inputs."""
 
     def spelt(match: re.Match[str]) -> str:
-        flag = match["flag"]
-        if flag is None:
+        option = _FLAGS.get(match["flag"] or "")
+        if option is None:
             return match[0]
-        name = SPELT.get(flag, flag)
-        if name.replace("-", "_") in INPUTS:
-            return f"input {name}"
-        key = flag.replace("-", "_")
-        if key in flags.REQUEST or key in flags.LIMITS:
-            return flags.variable_of(key)
-        if key in flags.SETTINGS:
-            return f"{key} in {flags.SETTINGS_FILE}"
-        return match[0]
+        if option.input:
+            return f"input {option.input}"
+        if option.setting and option.checkout is not Checkout.LOWER:
+            return f"{option.name} in {options.SETTINGS_FILE}"
+        return option.environment_variable
 
     return FLAG.sub(spelt, MOVE.sub(r"remove \1 and give ", text))
 

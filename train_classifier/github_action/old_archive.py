@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train_classifier.core import regular_file
+from train_classifier.core import options, regular_file
 from train_classifier.core.job import ARCHIVE_MAGIC
+from train_classifier.core.options import SETTINGS_FILE
 
-SETTINGS_FILE = "train-classifier.toml"
-OUTPUT = "artefacts.tar.gz"
+OUTPUT: str = options.default("output")
 #: The same limits as in the check of the settings.
 MAX_BYTES = 1 << 20
 MAX_DOTS = 100

@@ -5,74 +5,40 @@ import dataclasses
 import functools
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train_classifier.ansible_bridge import inventory
 from train_classifier.ansible_bridge.inventory import Target
-from train_classifier.core import job
+from train_classifier.core import job, options
 from train_classifier.core.errors import BadInput
 from train_classifier.core.job import JobSpec
 from train_classifier.core.text import printable
 from train_classifier.request import checkout, checks, precedence, push_list
-from train_classifier.request import flags as options
 from train_classifier.request.push_list import Sources
 
 if TYPE_CHECKING:
     from train_classifier.controller.steps import Order
 
-_FIELDS = {
-    "timeout": "timeout_s",
-    "wait": "wait_s",
-    "grace": "grace_s",
-    "lease": "lease_s",
-    "min_vram": "min_vram_mib",
-    "memory": "memory_bytes",
-    "shm_size": "shm_bytes",
-    "log_max": "log_max_bytes",
-    "artefacts_max": "artefacts_max_bytes",
-}
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """The caller's values, unparsed: None means not set. Sizes, durations and numbers may be text."""
+    """The caller's values by the names of `core.options`, unparsed: sizes and numbers may be text."""
 
-    model: str | None = None
-    arguments: Sequence[str] | None = None
-    repo: str | None = None
-    inventory: str | None = None
-    host: str | None = None
-    image: str | None = None
-    gpus: str | int | None = None
-    min_vram: str | int | None = None
-    gpu_check: str | None = None
-    timeout: str | float | None = None
-    wait: str | float | None = None
-    grace: str | float | None = None
-    lease: str | float | None = None
-    patience: str | float | None = None
-    memory: str | int | None = None
-    cpus: str | float | None = None
-    shm_size: str | int | None = None
-    pids: str | int | None = None
-    network: str | None = None
-    #: K=V, or K for the caller's own value; a table is accepted too.
-    environment: Sequence[str] | Mapping[str, str] | None = None
-    env_file: Sequence[str] | None = None
-    secrets: Sequence[str] | None = None
-    #: HOST_DIR:NAME
-    data: Sequence[str] | None = None
-    resume: str | None = None
-    output: str | None = None
-    allow_empty: bool | str | None = None
-    log_max: str | int | None = None
-    artefacts_max: str | int | None = None
-    push_limit: str | int | None = None
-    detach: bool | str | None = None
-    #: The folder that relative paths start from; None: this process's.
-    cwd: Path | None = None
+    def __init__(self, *, cwd: Path | None = None, **values: Any) -> None:
+        """Take the values that are set. Relative paths start at `cwd`, None: at this process's folder.
+
+        Raises TypeError for a name that is no option.
+        """
+        unknown = sorted(set(values) - set(options.BY_NAME))
+        if unknown:
+            raise TypeError(f"no option of a training: {', '.join(unknown)}")
+        self.cwd = cwd
+        self.values = {name: value for name, value in values.items() if value is not None}
+
+    def get(self, name: str) -> Any:
+        """Return the value of an option, None where it is not set."""
+        return self.values.get(name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,7 +133,7 @@ class _Builder:
             raise BadInput("the current folder no longer exists; change to another") from error
         model = self._model()
         top = self._catch(None, lambda: checkout.resolve(cwd / (self._text("repo") or ".")))
-        given = precedence.gather(self.request, self.environ, cwd, model, top, self.own_settings)
+        given = precedence.gather(self.request.values, self.environ, cwd, model, top, self.own_settings)
         self.problems += given.problems
         self.warnings += given.warnings
         where = self._inventory(cwd)
@@ -179,7 +145,7 @@ class _Builder:
         secrets, problems = checks.secrets(given.values, self.environ)
         self.problems += problems
         from_file = top is not None and given.origin.get("output") == precedence.FROM_FILE
-        text = str(given.values.get("output", options.OUTPUT))
+        text = str(given.values.get("output", options.default("output")))
         output, problems = checks.output(text, top if top is not None and from_file else cwd, from_file)
         self.problems += problems
         arguments = self._catch((), self._arguments)
@@ -205,7 +171,9 @@ class _Builder:
             look=look,
             detach=given.values.get("detach", False),
             patience_s=given.values.get("patience"),
-            flags=inventory.flags(where if self.request.inventory is not None else None, self.request.host),
+            flags=inventory.flags(
+                where if self.request.get("inventory") is not None else None, self.request.get("host")
+            ),
             warnings=list(dict.fromkeys(self.warnings)),
             origin=given.origin,
         )
@@ -223,11 +191,11 @@ class _Builder:
             raise BadInput(*problems)
 
     def _text(self, name: str) -> str | None:
-        given = getattr(self.request, name)
-        return given if given is not None else self.environ.get(options.variable_of(name)) or None
+        given = self.request.get(name)
+        return given if given is not None else self.environ.get(options.variable(name)) or None
 
     def _model(self) -> str | None:
-        name = self._text("model") if self.request.model is not None else None
+        name = self._text("model") if self.request.get("model") is not None else None
         name = name if name is not None else self._text("model") or self.environ.get("MODEL")
         # A shell completes a folder with a slash.
         return name.rstrip("/") or name if name else None
@@ -236,12 +204,12 @@ class _Builder:
         if not self.resolve:
             return None
         found: str | None = self._catch(
-            None, lambda: inventory.source(self.request.inventory, self.environ, cwd)
+            None, lambda: inventory.source(self.request.get("inventory"), self.environ, cwd)
         )
         return found
 
     def _arguments(self) -> tuple[str, ...]:
-        given = self.request.arguments
+        given = self.request.get("arguments")
         found = precedence.split_arguments(self._text("arguments") or "") if given is None else tuple(given)
         self._raise_any(checks.arguments(found))
         return found
@@ -266,7 +234,7 @@ class _Builder:
         found = Sources()
         if known:
             found = push_list.collect(
-                top, model if good else None, output, chosen.get("push_limit", push_list.DEFAULT_PUSH_LIMIT)
+                top, model if good else None, output, chosen.get("push_limit", options.default("push_limit"))
             )
         if good and not found.problems and model is not None:
             pushed = set(found.paths)
@@ -289,7 +257,7 @@ class _Builder:
         found: Sources,
     ) -> JobSpec:
         fields = {field.name for field in dataclasses.fields(JobSpec)}
-        wanted = {_FIELDS.get(key, key): value for key, value in chosen.items()}
+        wanted = {options.BY_NAME[key].spec_field: value for key, value in chosen.items()}
         return JobSpec(
             id=job.new_job_id(),
             model=model,

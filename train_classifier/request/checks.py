@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train_classifier.core.job import ARCHIVE_MAGIC
+from train_classifier.core.options import SETTINGS_FILE
 from train_classifier.core.text import printable, quoted
 from train_classifier.request import flags
 
@@ -20,7 +21,7 @@ def output(text: str, base: Path, checkout: bool = False) -> tuple[Path, list[st
 
     An output that a `checkout` names must be in `base`, its top, and replaces nothing but an archive.
     """
-    what = f"output {quoted(text)}" + (f" of the repository's {flags.SETTINGS_FILE}" if checkout else "")
+    what = f"output {quoted(text)}" + (f" of the repository's {SETTINGS_FILE}" if checkout else "")
     try:
         path = base / (text if checkout else Path(text).expanduser())
         # Resolve only the folder, not the name: an archive that is a symbolic link is replaced itself.

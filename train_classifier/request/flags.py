@@ -1,30 +1,21 @@
-"""One parser per option of a training run, shared by flags, environment variables and settings files.
+"""The parser of each option's values, shared by flags, environment variables, settings files and the role.
 
 Every parser gets the raw value and returns the parsed one, or raises ValueError with one sentence.
-Standard library only: `--help` must not wait for pydantic.
 """
 
-import enum
 import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from train_classifier.core import image_reference, job
-from train_classifier.core.text import quoted
+from train_classifier.core import image_reference, job, options
+from train_classifier.core.options import Kind, Option
+from train_classifier.core.text import quoted, show_bytes
 from train_classifier.request import units
 
-#: The settings file, at the top of a repository.
-SETTINGS_FILE = "train-classifier.toml"
-#: The archive, unless another name is given.
-OUTPUT = "artefacts.tar.gz"
-#: Most bytes of a settings file; a larger file is another kind of file, named by mistake.
-MOST_SETTINGS = 1 << 20
 #: The longest text of an option: a path (PATH_MAX), a host, an image.
 MOST_TEXT = 4096
-#: Lifts a limit that a lower level sets: `--timeout none`.
-NONE = "none"
 #: Shortest secret. Masking a shorter one would hide half of the log, and it could still be guessed.
 LEAST_SECRET = 4
 
@@ -79,48 +70,11 @@ def gpus(value: Any) -> int | str:
     """Return a number of GPUs, or "auto"."""
     if isinstance(value, str) and value.strip().lower() == "auto":
         return "auto"
+    most = int(options.BY_NAME["gpus"].most or 0)
     try:
-        return units.whole(value, 0, job.MOST_GPUS)
+        return units.whole(value, 0, most)
     except ValueError:
-        raise ValueError(
-            f"{quoted(value)} is not a number of GPUs; write 0 to {job.MOST_GPUS}, or auto"
-        ) from None
-
-
-def _choice(*words: str) -> Callable[[Any], str]:
-    def parse(value: Any) -> str:
-        if value in words:
-            return str(value)
-        raise ValueError(f"{quoted(value)} is not one of {', '.join(words)}")
-
-    return parse
-
-
-def _or_none(parse: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def parse_or_none(value: Any) -> Any:
-        return None if isinstance(value, str) and value.strip().lower() == NONE else parse(value)
-
-    return parse_or_none
-
-
-def _seconds(least: float, most: float) -> Callable[[Any], float]:
-    def parse(value: Any) -> float:
-        seconds = units.duration(value)
-        if not least <= seconds <= most:
-            raise ValueError(f"{quoted(value)} is not from {least:g} to {most:g} seconds")
-        return seconds
-
-    return parse
-
-
-def _bytes(least: int, words: str) -> Callable[[Any], int]:
-    def parse(value: Any) -> int:
-        count = units.size(value)
-        if count < least:
-            raise ValueError(f"{quoted(value)} is {count} bytes, less than {words}; {units.SIZE_FORMS}")
-        return count
-
-    return parse
+        raise ValueError(f"{quoted(value)} is not a number of GPUs; write 0 to {most}, or auto") from None
 
 
 def variable(name: Any) -> str:
@@ -179,8 +133,8 @@ def data_folder(path: Any, name: Any) -> job.DataFolder:
 
 def data(value: Any) -> tuple[job.DataFolder, ...]:
     """Return data folders from a list of HOST_DIR:NAME or a table NAME = HOST_DIR."""
-    if isinstance(value, dict | list | tuple) and len(value) > job.MOST_DATA:
-        raise ValueError(f"{len(value)} folders are more than the {job.MOST_DATA} that a job may have")
+    if isinstance(value, dict | list | tuple) and len(value) > options.MOST_DATA:
+        raise ValueError(f"{len(value)} folders are more than the {options.MOST_DATA} that a job may have")
     if isinstance(value, dict):
         return tuple(data_folder(path, name) for name, path in value.items())
     if not isinstance(value, list | tuple):
@@ -207,97 +161,59 @@ def resume(value: Any) -> str:
     raise ValueError(f"{quoted(value)} is not a job id such as 20250131-120000-0123abcd, nor last")
 
 
-#: Parsers of everything that train-classifier.toml may set, by key.
-SETTINGS: dict[str, Callable[[Any], Any]] = {
-    "image": image,
-    "gpus": gpus,
-    "min_vram": units.vram_mib,
-    "gpu_check": _choice("framework", "device", "off"),
-    "timeout": _or_none(_seconds(1, units.MOST_SECONDS)),
-    "wait": _or_none(_seconds(0, units.MOST_SECONDS)),
-    "grace": _seconds(0, 3600),
-    "memory": _or_none(_bytes(6 << 20, "the 6 MiB that a container needs")),
-    "cpus": _or_none(lambda value: units.decimal(value, 0.01, 4096)),
-    "shm_size": units.size,
-    "pids": lambda value: units.whole(value, 16, 1 << 22),
-    "network": _choice("full", "none"),
-    "environment": environment,
-    "secrets": secrets,
-    "data": data,
-    "output": text,
-    "allow_empty": boolean,
-    "log_max": _bytes(4096, "the least log of 4096 bytes"),
-    "artefacts_max": units.size,
-    "push_limit": units.size,
-    "host": text,
+def _choice(value: Any, option: Option) -> str:
+    if value in option.words:
+        return str(value)
+    raise ValueError(f"{quoted(value)} is not one of {', '.join(option.words)}")
+
+
+def _duration(value: Any, option: Option) -> float:
+    seconds = units.duration(value)
+    if not (option.least or 0) <= seconds <= (option.most or 0):
+        raise ValueError(f"{quoted(value)} is not from {option.least:g} to {option.most:g} seconds")
+    return seconds
+
+
+def _size(value: Any, option: Option) -> int:
+    count = units.size(value)
+    if count < (option.least or 0):
+        least = show_bytes(option.least or 0)
+        raise ValueError(f"{quoted(value)} is {count} bytes, less than {least}; {units.SIZE_FORMS}")
+    return count
+
+
+_PARSERS: dict[Kind, Callable[[Any, Option], Any]] = {
+    Kind.TEXT: lambda value, _: text(value),
+    Kind.IMAGE: lambda value, _: image(value),
+    Kind.BOOLEAN: lambda value, _: boolean(value),
+    Kind.CHOICE: _choice,
+    Kind.GPUS: lambda value, _: gpus(value),
+    Kind.WHOLE: lambda value, option: units.whole(value, int(option.least or 0), int(option.most or 0)),
+    Kind.DECIMAL: lambda value, option: units.decimal(value, option.least or 0, option.most or 0),
+    Kind.SIZE: _size,
+    Kind.VRAM: lambda value, _: units.vram_mib(value),
+    Kind.DURATION: _duration,
+    Kind.JOB: lambda value, _: resume(value),
+    Kind.ENVIRONMENT: lambda value, _: environment(value),
+    Kind.NAMES: lambda value, _: secrets(value),
+    Kind.FOLDERS: lambda value, _: data(value),
 }
+#: What `parse` reads; the others are read where they are used: a model, the model's arguments, files.
+PARSED = tuple(
+    option.name
+    for option in options.OPTIONS
+    if option.kind in _PARSERS
+    and option.name not in ("model", "repo", "inventory")
+    and not option.action_only
+)
 
 
-class Checkout(enum.Enum):
-    """What the settings file of a repository may set for an option.
-
-    A checkout is untrusted: it may change only its own container.
-    """
-
-    ANY = "any value"
-    #: A host by its name, no pattern.
-    NAME = "the name of a host"
-    #: A path in the repository, after links are resolved.
-    INSIDE = "a path inside the repository"
-    #: Folders that the host allows in data_roots of its host.json.
-    LISTED = "folders that the host lists"
-    #: Not more than the default, because the worker does this on the host, outside of the container.
-    LOWER = "a lower limit"
-    NOTHING = "nothing"
-
-
-#: What a repository's settings file may set, by key.
-CHECKOUT: dict[str, Checkout] = {
-    "image": Checkout.ANY,
-    "gpus": Checkout.ANY,
-    "min_vram": Checkout.ANY,
-    "gpu_check": Checkout.ANY,
-    "timeout": Checkout.ANY,
-    "wait": Checkout.ANY,
-    "grace": Checkout.ANY,
-    "memory": Checkout.ANY,
-    "cpus": Checkout.ANY,
-    "shm_size": Checkout.ANY,
-    "pids": Checkout.ANY,
-    "network": Checkout.ANY,
-    "environment": Checkout.ANY,
-    "secrets": Checkout.NOTHING,
-    "data": Checkout.LISTED,
-    "output": Checkout.INSIDE,
-    "allow_empty": Checkout.ANY,
-    "log_max": Checkout.LOWER,
-    "artefacts_max": Checkout.LOWER,
-    "push_limit": Checkout.ANY,
-    "host": Checkout.NAME,
-}
-#: A repository's settings file cannot raise a limit above these.
-LIMITS = {"log_max": job.DEFAULT_LOG_MAX_BYTES, "artefacts_max": job.DEFAULT_ARTEFACTS_MAX_BYTES}
-#: Parsers of options that only a flag or an environment variable may set.
-REQUEST: dict[str, Callable[[Any], Any]] = {
-    "lease": _seconds(5, units.MOST_SECONDS),
-    "patience": _seconds(0, units.MOST_SECONDS),
-    "resume": resume,
-    "detach": boolean,
-}
-#: Flags whose name differs from their key.
-FLAGS = {"environment": "--env", "secrets": "--secret", "arguments": "--"}
-#: Environment variables whose name differs from their key.
-VARIABLES = {"environment": "ENV"}
-
-
-def flag(name: str) -> str:
-    """Return the command line's flag for an option."""
-    return FLAGS.get(name, "--" + name.replace("_", "-"))
-
-
-def variable_of(name: str) -> str:
-    """Return the environment variable that sets an option."""
-    return "TRAIN_CLASSIFIER_" + VARIABLES.get(name, name.upper())
+def parse(name: str, value: Any) -> Any:
+    """Return the parsed value of an option; None for `none`. Raises ValueError with one sentence."""
+    option = options.BY_NAME[name]
+    if option.lifted and isinstance(value, str) and value.strip().lower() == options.NONE:
+        return None
+    return _PARSERS[option.kind](value, option)
 
 
 def own_settings(environ: Mapping[str, str]) -> Path | None:
@@ -315,8 +231,9 @@ def move(table: str, key: str, value: tuple[str, ...] | int) -> str:
     """Return the advice for a line that is not allowed in a table of a repository's settings file."""
     items = value if isinstance(value, tuple) else (value,)
     line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
-    flags = " ".join(f"{flag(key)} {item}" for item in items)
-    return f"move the line '{line}' below [{table}] of your own settings, {job.OWN_SETTINGS}, or give {flags}"
+    flags = " ".join(f"{options.flag(key)} {item}" for item in items)
+    own = options.OWN_SETTINGS
+    return f"move the line '{line}' below [{table}] of your own settings, {own}, or give {flags}"
 
 
 def merged(key: str, lower: Any, higher: Any) -> Any:

@@ -8,20 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train_classifier.core import regular_file
+from train_classifier.core import options, regular_file
 from train_classifier.core.errors import BadInput
+from train_classifier.core.options import Checkout, Kind
 from train_classifier.core.text import printable, quoted
-from train_classifier.request import env_file, flags
-from train_classifier.request.flags import flag, merged, variable_of
+from train_classifier.request import checkout, env_file, flags, settings_file
+from train_classifier.request.flags import merged
 
 #: The origin of a value.
 FROM_FLAG, FROM_VARIABLE, FROM_OWN, FROM_FILE = "flag", "variable", "own file", "file"
-_PREFIX = "TRAIN_CLASSIFIER_"
-#: Options that a variable sets and that have no parser in `options`.
-_OTHERS = ("model", "arguments", "repo", "inventory", "env_file")
+_PREFIX = options.VARIABLE_PREFIX
 #: Variables of this program that are not options.
 _INTERNAL = ("HOST_JSON", "JOB", "PROBE", "SINK")
-_PARSERS = {**flags.SETTINGS, **flags.REQUEST}
+#: How several items are separated in one variable.
+_SEPARATORS = {Kind.FOLDERS: "\n,", Kind.NAMES: "\n, \t"}
 
 
 @dataclasses.dataclass
@@ -40,7 +40,7 @@ class Given:
 
 
 def gather(
-    request: Any,
+    request: Mapping[str, Any],
     environ: Mapping[str, str],
     cwd: Path,
     model: str | None,
@@ -59,11 +59,6 @@ def gather(
 
 
 def _from_file(given: Given, repository: Path, model: str | None) -> None:
-    if not os.path.lexists(repository / flags.SETTINGS_FILE):
-        return
-    # Importing pydantic takes a sixth of a second, so it is imported only when there is a file.
-    from train_classifier.request import checkout, settings_file
-
     try:
         found = settings_file.load(repository)
     except BadInput as error:
@@ -74,16 +69,12 @@ def _from_file(given: Given, repository: Path, model: str | None) -> None:
     for key, value in found.of(model).items():
         if settings_file.refusal("", key, value) is not None:
             continue
-        if flags.CHECKOUT[key] is flags.Checkout.LISTED:
+        if options.BY_NAME[key].checkout is Checkout.LISTED:
             value = tuple(dataclasses.replace(folder, from_checkout=True) for folder in value)
         given.put(key, value, FROM_FILE)
 
 
 def _from_own_file(given: Given, path: Path, repository: Path | None, model: str | None) -> None:
-    if not os.path.lexists(path):
-        return
-    from train_classifier.request import settings_file
-
     try:
         found = settings_file.load_own(path, repository)
     except BadInput as error:
@@ -94,18 +85,17 @@ def _from_own_file(given: Given, path: Path, repository: Path | None, model: str
 
 
 def _from_variables(given: Given, environ: Mapping[str, str], cwd: Path, repository: Path | None) -> None:
-    known = [*_PARSERS, *_OTHERS]
-    spelt = {variable_of(key): key for key in known}
+    spelt = {option.environment_variable for option in options.OPTIONS if not option.action_only}
     for name in environ:
         if name.startswith(_PREFIX) and name not in spelt and name.removeprefix(_PREFIX) not in _INTERNAL:
             suffixes = [variable.removeprefix(_PREFIX) for variable in spelt]
             near = difflib.get_close_matches(name.removeprefix(_PREFIX), suffixes, n=1, cutoff=0.8)
             if near:
                 given.warnings.append(f"{printable(name)} is not read; did you mean {_PREFIX}{near[0]}?")
-    files = _items(environ.get(variable_of("env_file"), ""), "\n")
+    files = _items(environ.get(options.variable("env_file"), ""), "\n")
     _environment_files(given, files, environ, cwd, repository, FROM_VARIABLE)
-    for key in _PARSERS:
-        name = variable_of(key)
+    for key in flags.PARSED:
+        name = options.variable(key)
         # An unset input of a workflow is an empty variable.
         text = environ.get(name, "").strip() if key != "environment" else environ.get(name, "")
         if not text.strip():
@@ -115,47 +105,40 @@ def _from_variables(given: Given, environ: Mapping[str, str], cwd: Path, reposit
             given.problems += problems
             given.put(key, found, FROM_VARIABLE)
             continue
-        raw: Any = text
-        if key == "data":
-            raw = _items(text, "\n,")
-        elif key == "secrets":
-            raw = _items(text, "\n, \t")
-        _parse(given, key, raw, name, FROM_VARIABLE)
+        separators = _SEPARATORS.get(options.BY_NAME[key].kind)
+        _parse(given, key, _items(text, separators) if separators else text, name, FROM_VARIABLE)
 
 
 def _from_flags(
-    given: Given, request: Any, environ: Mapping[str, str], cwd: Path, repository: Path | None
+    given: Given, request: Mapping[str, Any], environ: Mapping[str, str], cwd: Path, repository: Path | None
 ) -> None:
-    _environment_files(given, list(request.env_file or ()), environ, cwd, repository, FROM_FLAG)
-    for key in _PARSERS:
-        raw = getattr(request, key)
-        if raw is None:
-            continue
-        if key in ("environment", "secrets", "data") and not raw:
+    _environment_files(given, list(request.get("env_file") or ()), environ, cwd, repository, FROM_FLAG)
+    for key in flags.PARSED:
+        raw = request.get(key)
+        if raw is None or (options.BY_NAME[key].kind in options.LISTS and not raw):
             continue
         if key == "environment" and not isinstance(raw, Mapping):
             table, problems = _assignments(raw, environ)
             given.problems += problems
             given.put(key, table, FROM_FLAG)
             continue
-        _parse(given, key, dict(raw) if isinstance(raw, Mapping) else raw, flag(key), FROM_FLAG)
+        _parse(given, key, dict(raw) if isinstance(raw, Mapping) else raw, options.flag(key), FROM_FLAG)
 
 
 def _parse(given: Given, key: str, raw: Any, label: str, origin: str) -> None:
     # Parse each item separately, so that one bad item does not hide the others and their problems.
-    parts = (
-        [[item] for item in raw] if key in ("secrets", "data") and isinstance(raw, list | tuple) else [raw]
-    )
+    listed = options.BY_NAME[key].kind in _SEPARATORS
+    parts = [[item] for item in raw] if listed and isinstance(raw, list | tuple) else [raw]
     good: list[Any] = []
     for part in parts:
         try:
-            found = _PARSERS[key](part)
+            found = flags.parse(key, part)
         except ValueError as error:
             given.problems.append(f"{label}: {error}")
             continue
         if key == "data" and {folder.name for folder in found} & {folder.name for folder in good}:
             given.problems.append(f"{label}: data name {quoted(found[0].name)} is given twice")
-        if key in ("secrets", "data"):
+        if listed:
             good.extend(found)
         else:
             given.put(key, found, origin)
@@ -187,7 +170,7 @@ def _environment_files(
     origin: str,
 ) -> None:
     for name in names:
-        label = f"{flag('env_file')} {quoted(name)}"
+        label = f"{options.flag('env_file')} {quoted(name)}"
         try:
             path = cwd / Path(name).expanduser()
             in_checkout = repository is not None and _is_in(path, repository)
@@ -222,4 +205,4 @@ def split_arguments(text: str) -> tuple[str, ...]:
     try:
         return tuple(shlex.split(text))
     except ValueError as error:
-        raise BadInput(f"{variable_of('arguments')}: {str(error).lower()}") from error
+        raise BadInput(f"{options.variable('arguments')}: {str(error).lower()}") from error

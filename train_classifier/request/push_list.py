@@ -13,14 +13,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from train_classifier.core import regular_file
+from train_classifier.core import options, regular_file
 from train_classifier.core.text import printable, show_bytes
 from train_classifier.request import git_state, secret_files
 from train_classifier.request.checkout import GENERATED
 from train_classifier.request.trainignore import FILE as IGNORE_FILE
 from train_classifier.request.trainignore import TrainIgnore
 
-DEFAULT_PUSH_LIMIT = 5 << 30
 #: Seconds that the walk through a checkout may take.
 WALK_S = 600.0
 _Bytes = bytes
@@ -79,7 +78,7 @@ def collect(
     repository: Path,
     model: str | None = None,
     output: Path | None = None,
-    push_limit: int = DEFAULT_PUSH_LIMIT,
+    push_limit: int = options.default("push_limit"),
 ) -> Sources:
     """Return the files of a checkout that a job needs; symbolic links are listed, never followed.
 

@@ -1,143 +1,52 @@
 """Settings files, a repository's and the caller's own: keys, problems as sentences, the JSON schema."""
 
+import dataclasses
 import difflib
 import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-
-from train_classifier.core import regular_file
+from train_classifier.core import job, options, regular_file
 from train_classifier.core.errors import BadInput
+from train_classifier.core.options import SETTINGS, Checkout, Kind, Option
+from train_classifier.core.options import SETTINGS_FILE as FILE
 from train_classifier.core.text import printable, quoted, show_bytes
 from train_classifier.request import flags
-from train_classifier.request.flags import SETTINGS_FILE as FILE
-from train_classifier.request.flags import Checkout, merged
+from train_classifier.request.flags import merged
 
-MOST_BYTES = flags.MOST_SETTINGS
+MOST_BYTES = 1 << 20
 #: Python's parser needs quadratic time for the parts of a key, and has no limit of nesting.
 MOST_DOTS = 100
 MOST_DEPTH = 20
 #: Most problems that are reported for one file.
 MOST_PROBLEMS = 20
 
-_SIZE = {"type": ["string", "integer"], "minimum": 0, "examples": ["8GiB", "500MB", "512m"]}
-_DURATION = {"type": ["string", "number"], "minimum": 0, "examples": ["6h", "1h30m", "90s", 90]}
-_NAME = {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9_]{0,127}$"}
-
-
-#: Keys that need TOML's own type in a file, although a flag gives them as text.
-_TYPES: dict[str, tuple[type, ...]] = {
-    "allow_empty": (bool,),
-    "pids": (int,),
-    "gpus": (int,),
-    "cpus": (int, float),
+#: Kinds that need TOML's own type in a file, although a flag gives them as text, and their words.
+_TYPES: dict[Kind, tuple[tuple[type, ...], str]] = {
+    Kind.BOOLEAN: ((bool,), ""),
+    Kind.WHOLE: ((int,), ""),
+    Kind.GPUS: ((int,), "auto"),
+    Kind.DECIMAL: ((int, float), options.NONE),
 }
-_WORDS = {"gpus": ("auto",), "cpus": (flags.NONE,)}
+_TABLES = ("defaults", "models")
 
 
-def _option(schema: dict[str, Any], description: str) -> Any:
-    return Field(default=None, description=description, json_schema_extra=schema)
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a settings file sets: for every model, and for one model by its name, which wins."""
 
-
-class Table(BaseModel):
-    """Settings of a training run."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    image: Any = _option({"type": "string", "examples": ["python:3.11-slim"]}, "Image to train in.")
-    gpus: Any = _option(
-        {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 64}, {"const": "auto"}]},
-        "Number of GPUs; 0 is the CPU; auto takes a GPU if the host has one.",
-    )
-    min_vram: Any = _option(
-        {"type": ["string", "integer"], "minimum": 0, "examples": ["8GiB", 6000]},
-        "GPU memory that must be free on each card; a plain number counts MiB.",
-    )
-    gpu_check: Any = _option(
-        {"enum": ["framework", "device", "off"]},
-        "How far the GPU is proven before training: the framework sees it, the device is there, not at all.",
-    )
-    timeout: Any = _option(_DURATION, "Time limit of training; none lifts it.")
-    wait: Any = _option(_DURATION, "Longest wait for a GPU; none lifts it.")
-    grace: Any = _option(_DURATION, "Time between SIGTERM and SIGKILL when a job is stopped.")
-    memory: Any = _option(_SIZE, "Memory limit of the container; none lifts it.")
-    cpus: Any = _option(
-        {"anyOf": [{"type": "number", "minimum": 0.01, "maximum": 4096}, {"const": "none"}]},
-        "CPUs the container may use; none lifts the limit.",
-    )
-    shm_size: Any = _option(_SIZE, "Size of /dev/shm, which data loaders of PyTorch use.")
-    pids: Any = _option(
-        {"type": "integer", "minimum": 16, "maximum": 1 << 22}, "Most processes and threads in the container."
-    )
-    network: Any = _option({"enum": ["full", "none"]}, "Network of the container during training.")
-    environment: Any = _option(
-        {"type": "object", "propertyNames": _NAME, "additionalProperties": {"type": "string"}},
-        "Environment variables of the model.",
-    )
-    secrets: Any = _option(
-        {"type": "array", "items": _NAME},
-        "Names of environment variables of the caller that the model gets and the log masks. "
-        "Only in the caller's own settings file; a repository's is refused.",
-    )
-    data: Any = _option(
-        {
-            "anyOf": [
-                {
-                    "type": "array",
-                    "items": {"type": "string", "pattern": "^/.*:[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
-                },
-                {"type": "object", "additionalProperties": {"type": "string", "pattern": "^/"}},
-            ]
-        },
-        "Folders of the host, readable at /data/NAME: a list of HOST_DIR:NAME or a table NAME = HOST_DIR. "
-        "In a repository's file only below the folders that the host lists (data_roots).",
-    )
-    output: Any = _option(
-        {"type": "string"},
-        "Where the archive goes. A repository's file names a path in the repository, relative to its top.",
-    )
-    allow_empty: Any = _option({"type": "boolean"}, "A model that writes no new artefact has not failed.")
-    log_max: Any = _option(_SIZE, "Longest log that is kept whole; beyond it head and tail stay.")
-    artefacts_max: Any = _option(_SIZE, "Most bytes of artefacts/ that are packed; more stays on the host.")
-    push_limit: Any = _option(_SIZE, "Most bytes of sources that are pushed.")
-    host: Any = _option({"type": "string"}, "Host of the inventory to train on.")
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _parsed(cls, value: Any, info: ValidationInfo) -> Any:
-        name = str(info.field_name)
-        kinds = _TYPES.get(name)
-        if kinds and value not in _WORDS.get(name, ()):
-            if isinstance(value, str):
-                raise ValueError(f"{quoted(value)} is text; write it without quotes")
-            if not isinstance(value, kinds):
-                raise ValueError(f"{quoted(value)} is of the wrong type")
-        return flags.SETTINGS[name](value)
-
-
-class Settings(BaseModel):
-    """Settings of train-classifier for the models of one repository."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    defaults: Annotated[Table, Field(description="Settings of every model of this repository.")] = Table()
-    models: Annotated[
-        dict[Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")], Table],
-        Field(description="Settings of one model, by its name; they win over the defaults."),
-    ] = {}
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def of(self, model: str | None) -> dict[str, Any]:
         """Return the values for a model: its own override the defaults; tables and lists are merged."""
-        tables = [self.defaults, *([self.models[model]] if model in self.models else [])]
-        values: dict[str, Any] = {}
-        for table in tables:
-            for key in table.model_fields_set:
-                values[key] = merged(key, values.get(key), getattr(table, key))
+        values = dict(self.defaults)
+        for key, value in self.models.get(model or "", {}).items():
+            values[key] = merged(key, values.get(key), value)
         return values
 
 
@@ -202,20 +111,19 @@ def refused(settings: Settings) -> Iterator[str]:
         **{f"models.{name}": table for name, table in settings.models.items()},
     }
     for name, table in tables.items():
-        for key in sorted(table.model_fields_set):
-            reason = refusal(name, key, getattr(table, key))
+        for key, value in sorted(table.items()):
+            reason = refusal(name, key, value)
             if reason is not None:
                 yield f"{FILE}: [{name}] {key}: {reason}"
 
 
 def refusal(table: str, key: str, value: Any) -> str | None:
-    """Return why a checkout may not set an option to this value; None when it may (`flags.CHECKOUT`)."""
-    rule = flags.CHECKOUT[key]
+    """Return why a checkout may not set an option to this value; None when it may (`Option.checkout`)."""
+    rule, most = options.BY_NAME[key].checkout, options.default(key)
     if rule is Checkout.NOTHING and value:
         return f"a repository does not name variables of yours; {flags.move(table, key, value)}"
-    if rule is Checkout.LOWER and value > flags.LIMITS[key]:
-        most = show_bytes(flags.LIMITS[key])
-        return f"a repository sets at most {most}; {flags.move(table, key, value)}"
+    if rule is Checkout.LOWER and value > most:
+        return f"a repository sets at most {show_bytes(most)}; {flags.move(table, key, value)}"
     if rule is Checkout.NAME and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", value):
         return f"{quoted(value)} is not the name of one host; a repository sets nothing else"
     return None
@@ -246,13 +154,61 @@ def parse(content: bytes, name: str = FILE) -> Settings:
     problem = _beyond(raw)
     if problem:
         raise BadInput(f"{name}: {problem}")
-    try:
-        return Settings.model_validate(raw)
-    except ValidationError as error:
-        sentences = [_sentence(problem, name) for problem in error.errors(include_url=False)[:MOST_PROBLEMS]]
-        if error.error_count() > MOST_PROBLEMS:
-            sentences.append(f"{name}: there are more problems; mend these first")
-        raise BadInput(*sentences) from error
+    settings, problems = _read(raw)
+    if problems:
+        sentences = [f"{name}: {problem}" for problem in problems[:MOST_PROBLEMS]]
+        if len(problems) > MOST_PROBLEMS:
+            sentences.append(f"{name}: there are more problems; correct these first")
+        raise BadInput(*sentences)
+    return settings
+
+
+def _read(raw: dict[str, Any]) -> tuple[Settings, list[str]]:
+    """Return the parsed settings and the problems of a whole file."""
+    problems = []
+    tables = {"defaults": raw.get("defaults", {})}
+    for key in raw:
+        if key not in _TABLES:
+            hint = "; put it below [defaults] or [models.NAME]" if key in SETTINGS else _nearest(key, _TABLES)
+            problems.append(f"unknown table or key {quoted(key)}{hint}")
+    models = raw.get("models", {})
+    if isinstance(models, dict):
+        for name, table in models.items():
+            if job.MODEL.match(name):
+                tables[f"models.{name}"] = table
+            else:
+                problems.append(f"[models]: {quoted(name)} is no name of a model, which is a Python package")
+    else:
+        problems.append(f"models is {quoted(models)}, wanted a table: write [models]")
+    parsed = {name: _read_table(name, table, problems) for name, table in tables.items()}
+    defaults = parsed.pop("defaults")
+    return Settings(defaults, {name.partition(".")[2]: table for name, table in parsed.items()}), problems
+
+
+def _read_table(name: str, table: Any, problems: list[str]) -> dict[str, Any]:
+    """Return the parsed values of one table; its problems are added to `problems`."""
+    values: dict[str, Any] = {}
+    if not isinstance(table, dict):
+        problems.append(f"{name} is {quoted(table)}, wanted a table: write [{name}]")
+        return values
+    for key, value in table.items():
+        if key not in SETTINGS:
+            problems.append(f"[{name}]: unknown key {quoted(key)}{_nearest(key, sorted(SETTINGS))}")
+            continue
+        try:
+            _check_type(SETTINGS[key], value)
+            values[key] = flags.parse(key, value)
+        except ValueError as error:
+            problems.append(f"[{name}] {key}: {error}")
+    return values
+
+
+def _check_type(option: Option, value: Any) -> None:
+    types, word = _TYPES.get(option.kind, ((object,), ""))
+    if option.kind in _TYPES and isinstance(value, str) and value != word:
+        raise ValueError(f"{quoted(value)} is text; write it without quotes")
+    if not isinstance(value, (*types, str)):
+        raise ValueError(f"{quoted(value)} is of the wrong type")
 
 
 def _beyond(raw: dict[str, Any]) -> str | None:
@@ -283,51 +239,75 @@ def _syntax(message: str, content: bytes, name: str) -> str:
     return f"{name}: line {line}, column {column}: {printable(what[:1].lower() + what[1:])}"
 
 
-def _nearest(word: str, known: list[str]) -> str:
+def _nearest(word: str, known: Sequence[str]) -> str:
     word = word.replace("-", "_").lower()
     begun = [key for key in known if len(word) > 2 and key.startswith(word)]
     near = begun or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
 
 
-def _sentence(problem: Any, name: str) -> str:
-    location = [str(part) for part in problem["loc"]]
-    if location[0] not in Settings.model_fields:
-        known = list(Settings.model_fields)
-        hint = (
-            "; put it below [defaults] or [models.NAME]"
-            if location[0] in Table.model_fields
-            else _nearest(location[0], known)
-        )
-        return f"{name}: unknown table or key {quoted(location[0])}{hint}"
-    depth = 1 if location[0] == "defaults" else 2
-    table = ".".join(printable(part) for part in location[:depth])
-    key = location[depth] if len(location) > depth else None
-    if key == "[key]":
-        return f"{name}: [{table}]: {quoted(location[1])} is no name of a model, which is a Python package"
-    if problem["type"] == "extra_forbidden":
-        return f"{name}: [{table}]: unknown key {quoted(key)}{_nearest(str(key), sorted(Table.model_fields))}"
-    if key is None:
-        return f"{name}: {table} is {quoted(problem['input'])}, wanted a table: write [{table}]"
-    reason = problem.get("ctx", {}).get("error", problem["msg"])
-    return f"{name}: [{table}] {printable(key)}: {reason}"
-
-
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of the file, as published in docs/train-classifier.schema.json."""
-    schema = Settings.model_json_schema()
-    for table in (schema, *schema["$defs"].values()):
-        for key in table["properties"].values():
-            for noise in ("default", "title"):
-                key.pop(noise, None)
-    schema["properties"]["models"]["additionalProperties"] = False
+    table = {
+        "type": "object",
+        "description": "Settings of a training run.",
+        "additionalProperties": False,
+        "properties": {
+            name: {"description": option.help, **_schema(option)} for name, option in SETTINGS.items()
+        },
+    }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "train-classifier.schema.json",
-        **schema,
         "title": FILE,
         "description": "Settings of train-classifier for the models of one repository.",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "defaults": {"$ref": "#/$defs/Table"},
+            "models": {
+                "description": "Settings of one model, by its name; they win over the defaults.",
+                "type": "object",
+                "propertyNames": {"pattern": _pattern(job.MODEL)},
+                "additionalProperties": {"$ref": "#/$defs/Table"},
+            },
+        },
+        "$defs": {"Table": table},
     }
+
+
+def _pattern(expression: re.Pattern[str]) -> str:
+    return "^" + expression.pattern.replace(r"\Z", "$")
+
+
+def _schema(option: Option) -> dict[str, Any]:
+    """Return the JSON schema of a value as it stands in TOML."""
+    bounds = {"minimum": option.least, "maximum": option.most}
+    name = {"type": "string", "pattern": _pattern(job.NAME)}
+    folder = _pattern(job.DATA_NAME)[1:]
+    schemas: dict[Kind, dict[str, Any]] = {
+        Kind.BOOLEAN: {"type": "boolean"},
+        Kind.CHOICE: {"enum": list(option.words)},
+        Kind.GPUS: {"anyOf": [{"type": "integer", **bounds}, {"const": "auto"}]},
+        Kind.WHOLE: {"type": "integer", **bounds},
+        Kind.DECIMAL: {"anyOf": [{"type": "number", **bounds}, {"const": options.NONE}]},
+        Kind.SIZE: {"type": ["string", "integer"], "minimum": 0, "examples": ["8GiB", "500MB", "512m"]},
+        Kind.VRAM: {"type": ["string", "integer"], "minimum": 0, "examples": ["8GiB", 6000]},
+        Kind.DURATION: {"type": ["string", "number"], "minimum": 0, "examples": ["6h", "1h30m", "90s", 90]},
+        Kind.ENVIRONMENT: {
+            "type": "object",
+            "propertyNames": name,
+            "additionalProperties": {"type": "string"},
+        },
+        Kind.NAMES: {"type": "array", "items": name},
+        Kind.FOLDERS: {
+            "anyOf": [
+                {"type": "array", "items": {"type": "string", "pattern": f"^/.*:{folder}"}},
+                {"type": "object", "additionalProperties": {"type": "string", "pattern": "^/"}},
+            ]
+        },
+    }
+    return schemas.get(option.kind, {"type": "string"})
 
 
 def unknown_models(settings: Settings, models: list[str]) -> list[str]:

@@ -3,12 +3,8 @@
 import math
 import re
 
+from train_classifier.core.options import MOST_BYTES, YEAR_S
 from train_classifier.core.text import quoted
-
-#: Largest accepted size: 1 PiB, also the limit of a job's specification.
-MOST_BYTES = 1 << 50
-#: Longest accepted duration: a leap year.
-MOST_SECONDS = 366 * 86400.0
 
 SIZE_FORMS = "write 8GiB, 500MB, 1.5GiB, 512m (as Docker does) or a plain number of bytes"
 VRAM_FORMS = "write 8GiB, 6000MiB or a plain number of MiB, as nvidia-smi shows them"
@@ -116,7 +112,7 @@ def duration(value: str | int | float) -> float:
             raise ValueError(f"{quoted(value)} is not a duration; {DURATION_FORMS}")
     else:
         seconds = float(_number(value, DURATION_FORMS))
-    _limited(seconds, value, MOST_SECONDS, "a year", DURATION_FORMS)
+    _limited(seconds, value, YEAR_S, "a year", DURATION_FORMS)
     return seconds
 
 

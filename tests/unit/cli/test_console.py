@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import pytest
 
 from train_classifier.cli import app, result_text
+from train_classifier.cli.commands.doctor import check_hosts
 from train_classifier.cli.console import Console
-from train_classifier.cli.doctor import doctor
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import text
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
@@ -29,7 +29,7 @@ ANSWER = {
 
 DOCTOR = f"""
 from train_classifier.cli.console import Console
-from train_classifier.cli.doctor import _show
+from train_classifier.cli.commands.doctor import _show
 from train_classifier.core.errors import NotReady
 console = Console()
 _show("gpu-1", {ANSWER!r}, console)
@@ -169,7 +169,7 @@ class Told(RemoteHost):
 
 def test_doctor_says_the_same_of_every_host(capfd: pytest.CaptureFixture[str]) -> None:
     hosts = [Told("good", ANSWER), Told("gone", NotReady("no route")), Told("odd", BadInput("a password"))]
-    assert doctor(hosts, 1, Console(json_mode=True)) == ExitCode.NOT_READY
+    assert check_hosts(hosts, 1, Console(json_mode=True)) == ExitCode.NOT_READY
     answer = json.loads(capfd.readouterr().out)
     assert [host["name"] for host in answer["hosts"]] == ["good", "gone", "odd"]
     good, *bad = answer["hosts"]

@@ -22,7 +22,7 @@ import yaml
 
 from train_classifier.ansible_bridge.inventory import Target
 from train_classifier.controller.steps import Order
-from train_classifier.core import job
+from train_classifier.core import job, options
 from train_classifier.core.errors import ExitCode, NoGpu
 from train_classifier.github_action import inputs, slack_message, step
 from train_classifier.github_action.step_run import StepRun
@@ -45,7 +45,7 @@ def test_action_is_thin() -> None:
         inputs.PREFIX + name.upper().replace("-", "_"): f"${{{{ inputs.{name} }}}}"
         for name in ACTION["inputs"]
     }
-    assert tuple(name.replace("-", "_") for name in ACTION["inputs"]) == inputs.INPUTS
+    assert tuple(name.replace("-", "_") for name in ACTION["inputs"]) == tuple(inputs.INPUTS)
     for name, about in ACTION["outputs"].items():
         assert about["value"] == f"${{{{ steps.{step['id']}.outputs.{name} }}}}"
     assert not [
@@ -55,7 +55,7 @@ def test_action_is_thin() -> None:
 
 def test_docs_are_current() -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "action-docs", "--check"], capture_output=True, text=True
+        [sys.executable, ROOT / "scripts" / "options", "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
 
@@ -101,7 +101,7 @@ def test_input_wins_over_environment() -> None:
 def test_one_argument_a_line() -> None:
     text = "--name\r\ntwo words; $(id) 'x'\n\n  --indented\n"
     found = inputs.read({"TRAIN_CLASSIFIER_INPUT_ARGS": text})
-    assert found.request.arguments == ["--name", "two words; $(id) 'x'", "  --indented"]
+    assert found.request.get("arguments") == ["--name", "two words; $(id) 'x'", "  --indented"]
 
 
 def test_webhook_stays_with_the_step() -> None:
@@ -323,7 +323,7 @@ def test_grace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], settings: str, grace: float
 ) -> None:
     """Three seconds are for those who say nothing; ten that are asked for are ten, wherever they are asked for."""
-    assert job.DEFAULT_GRACE_S == 10.0
+    assert options.default("grace") == 10.0
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "__main__.py").touch()

@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from train_classifier.core import options
 from train_classifier.core.errors import NoGpu
-from train_classifier.core.job import DEFAULT_MIN_VRAM_MIB
 from train_classifier.worker.containers import engine
 from train_classifier.worker.gpus import cdi
 from train_classifier.worker.system.host import Host
@@ -195,7 +195,7 @@ def gpu_count(requested: Union[int, str], discovery: Discovery) -> tuple[int, Op
 
 def big_enough(gpu: Gpu, min_vram_mib: Optional[int]) -> bool:
     """Tell whether a card's total memory reaches the minimum; unknown memory ([N/A]) is accepted."""
-    floor = DEFAULT_MIN_VRAM_MIB if min_vram_mib is None else min_vram_mib
+    floor = options.default("min_vram") if min_vram_mib is None else min_vram_mib
     return gpu.memory_total_mib is None or gpu.memory_total_mib >= floor
 
 
@@ -215,7 +215,7 @@ def require_free(
 
     Cards in `held` belong to jobs, which may use their memory; unknown memory ([N/A]) is accepted.
     """
-    floor = DEFAULT_MIN_VRAM_MIB if min_vram_mib is None else min_vram_mib
+    floor = options.default("min_vram") if min_vram_mib is None else min_vram_mib
     full = [
         gpu
         for gpu in discovery.gpus
@@ -239,7 +239,7 @@ def require_vram(count: int, discovery: Discovery, min_vram_mib: Optional[int]) 
     """Raise NoGpu when fewer than `count` cards reach the minimum; return messages about unknown memory."""
     good = [gpu for gpu in discovery.gpus if big_enough(gpu, min_vram_mib)]
     if len(good) < count:
-        floor = DEFAULT_MIN_VRAM_MIB if min_vram_mib is None else min_vram_mib
+        floor = options.default("min_vram") if min_vram_mib is None else min_vram_mib
         cards = ", ".join(
             f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_total_mib} MiB" for gpu in discovery.gpus
         )

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Optional
 
 from train_classifier.core.errors import BadInput
-from train_classifier.core.job import OWN_SETTINGS, DataFolder, JobSpec
+from train_classifier.core.job import DataFolder, JobSpec
+from train_classifier.core.options import OWN_SETTINGS
 from train_classifier.worker.system.host import ROOT, Host, file_system, mounts
 
 #: The system's own folders: credentials, devices, sockets of services, other processes' files.

@@ -1,20 +1,47 @@
-"""`doctor`: each check of each host, its result, and what to do about it."""
+"""`train-classifier doctor`: each check of each host, its result, and what to do about it."""
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from train_classifier.cli.console import Console
-from train_classifier.controller import find_jobs
-from train_classifier.controller.transport import RemoteHost
-from train_classifier.core import text
+import rich_click as click
+
+from train_classifier.cli import parameters
+from train_classifier.core import options, text
 from train_classifier.core.errors import ExitCode, TrainClassifierError
+from train_classifier.request import flags
+
+if TYPE_CHECKING:
+    from train_classifier.cli.console import Console
+    from train_classifier.controller.transport import RemoteHost
 
 MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red"), "skip": ("skip", "dim")}
 
 
-def doctor(hosts: Sequence[RemoteHost], gpus: int | str, console: Console) -> ExitCode:
+@click.command()
+@click.option("--gpus", metavar="N|auto", help="GPUs that a job would need. [default: 1]")
+@parameters.inventory
+@parameters.host
+@parameters.json_mode
+def doctor(gpus: str | None, inventory: str | None, host: str | None, json_mode: bool) -> int:
+    """Check whether hosts are ready: each check, its result, and what to do about it.
+
+    \b
+    Example:
+      train-classifier doctor --inventory hosts.yml
+    """
+    from train_classifier.cli.console import Console
+    from train_classifier.cli.hosts import hosts
+
+    (given,) = parameters.parsed(("--gpus", flags.gpus, gpus))
+    wanted = options.default("gpus") if given is None else given
+    return check_hosts(hosts(inventory, host), wanted, Console(json_mode=json_mode))
+
+
+def check_hosts(hosts: Sequence["RemoteHost"], gpus: int | str, console: "Console") -> ExitCode:
     """Check every host and return 0, or the code of the first failed check (3 or 8 as a rule)."""
+    from train_classifier.controller import find_jobs
+
     request = {"verb": "check", "gpus": gpus, "min_vram_mib": None, "image": None, "deep": True}
     answers = find_jobs.ask_hosts(hosts, lambda host: host.call(request, timeout=300))
     code = ExitCode.TRAINED
@@ -45,7 +72,7 @@ def doctor(hosts: Sequence[RemoteHost], gpus: int | str, console: Console) -> Ex
     return code
 
 
-def _show(name: str, answer: dict[str, Any], console: Console) -> None:
+def _show(name: str, answer: dict[str, Any], console: "Console") -> None:
     checks = answer.get("checks", [])
     console.out(console.paint_out(name, "bold"))
     width = max((len(text.clean(check["name"])) for check in checks), default=0)

@@ -7,12 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import rich_click as click
+
 from train_classifier.ansible_bridge import content
 from train_classifier.ansible_bridge import inventory as inventories
 from train_classifier.ansible_bridge.playbook import ansible_environment
+from train_classifier.cli import parameters
+from train_classifier.core import options
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
 from train_classifier.core.text import quoted
-from train_classifier.request import flags
 
 #: The group whose hosts site.yml prepares.
 GROUP = "training"
@@ -20,14 +23,35 @@ GROUP = "training"
 COLLECTIONS = "~/.ansible/collections:/usr/share/ansible/collections"
 
 
-def provision(inventory: str | None, host: str | None, arguments: Sequence[str]) -> ExitCode:
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+)
+@click.argument("arguments", metavar="-- ARGS…", nargs=-1, required=False)
+@parameters.inventory
+@parameters.host
+@click.pass_obj
+def provision(
+    after_dashes: Sequence[str] | None, arguments: Sequence[str], inventory: str | None, host: str | None
+) -> int:
+    """Make the inventory's hosts training servers: run site.yml on them.
+
+    ARGS are arguments for ansible-playbook.
+
+    \b
+    Example:
+      train-classifier provision -i hosts.yml --host gpu-1 -- --check --diff
+    """
+    return run_site(inventory, host, [*arguments, *(after_dashes or ())])
+
+
+def run_site(inventory: str | None, host: str | None, arguments: Sequence[str]) -> ExitCode:
     """Run site.yml and return 0, or 3 when a host could not be made ready.
 
     Raises BadInput when there is no inventory, or no host of the group `training` in it, and NotReady when
     this machine lacks what Ansible needs.
     """
     root = content.root()
-    host = host if host is not None else os.environ.get(flags.variable_of("host")) or None
+    host = host if host is not None else os.environ.get(options.variable("host")) or None
     where = inventories.source(inventory, os.environ, Path.cwd())
     if where is None:
         # A checkout has an inventory of this machine alone.

@@ -1,39 +1,69 @@
-"""Converts the flags of `train` to a run, or to the output of a dry run."""
+"""`train-classifier train`: converts its flags to a run, or to the output of a dry run."""
 
 import json
 import os
 import shlex
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from train_classifier.cli.console import Console
-from train_classifier.cli.training_run import TrainingRun, finish
+import rich_click as click
+
+from train_classifier.cli import parameters
 from train_classifier.core import text
-from train_classifier.core.errors import ExitCode
-from train_classifier.request.build import TrainRequest, build
+from train_classifier.core.errors import BadInput, ExitCode
+from train_classifier.core.text import quoted
 from train_classifier.request.flags import own_settings
 
-#: Flags whose name differs from the request's.
-NAMES = {"env": "environment", "secret": "secrets"}
+if TYPE_CHECKING:
+    from train_classifier.cli.console import Console
 
 
+@click.command()
+@parameters.of_train
+@parameters.json_mode
+@click.option("--dry-run", is_flag=True, help="Say what would be pushed and run; touch nothing.")
+@click.pass_obj
 def train(
-    model: str | None,
-    arguments: Sequence[str] | None,
-    repo: str | None,
-    given: dict[str, Any],
+    after_dashes: Sequence[str] | None,
+    /,
     *,
+    model: str | None,
+    arguments: Sequence[str],
     json_mode: bool,
     dry_run: bool,
-) -> ExitCode:
+    **values: Any,
+) -> int:
+    """Push the repository, train MODEL on a host, show its log, and bring artefacts.tar.gz.
+
+    Standard output is the job's log, byte for byte; everything of ours is on standard error.
+    Ctrl-C stops the job and collects what it left; a second one leaves at once. A hang-up stops nothing.
+
+    \b
+    Examples:
+      train-classifier train mnist
+      train-classifier train mnist --gpus auto -- --epochs 3
+      train-classifier train yolo -i hosts.yml --host gpu-1 --timeout 6h --detach
+      HF_TOKEN=… train-classifier train mnist --secret HF_TOKEN --data /mnt/a:b
+    """
+    if arguments:
+        words = shlex.join(arguments)
+        raise BadInput(
+            f"unexpected {quoted(words)}: one run trains one model; the model's own arguments go after --",
+            hint=f"train-classifier train {shlex.quote(str(model))} -- {words}",
+        )
+    # Flags that are not given are None, False or empty: then the environment and the settings apply.
+    given = {name: value for name, value in values.items() if value not in (None, False, ())}
+    request = {**given, "model": model, "arguments": after_dashes}
+    return run_request(request, json_mode=json_mode, dry_run=dry_run)
+
+
+def run_request(values: dict[str, Any], *, json_mode: bool, dry_run: bool) -> ExitCode:
     """Check the request, then run it. Raises BadInput with every problem of the request at once."""
-    # Flags that are not set are None or empty: then the environment and the settings apply.
-    options = {NAMES.get(name, name): value for name, value in given.items() if value not in (None, [], ())}
-    plan = build(
-        TrainRequest(model=model, arguments=arguments, repo=repo, **options),
-        os.environ,
-        own_settings=own_settings(os.environ),
-    )
+    from train_classifier.cli.console import Console
+    from train_classifier.cli.training_run import TrainingRun, finish
+    from train_classifier.request.build import TrainRequest, build
+
+    plan = build(TrainRequest(**values), os.environ, own_settings=own_settings(os.environ))
     console = Console(json_mode=json_mode)
     for warning in plan.warnings:
         console.event("message", level="warning", text=warning)
@@ -57,7 +87,7 @@ def _shown(name: str, value: Any) -> str:
     return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _describe(plan: Any, console: Console) -> None:
+def _describe(plan: Any, console: "Console") -> None:
     console.finish()
     spec = plan.spec
     if console.json_mode:

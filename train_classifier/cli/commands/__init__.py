@@ -1,0 +1,1 @@
+"""One file for each command; its object has the command's name."""

@@ -1,0 +1,30 @@
+"""`train-classifier attach`."""
+
+import rich_click as click
+
+from train_classifier.cli import parameters
+
+
+@click.command()
+@parameters.job
+@parameters.output
+@parameters.inventory
+@parameters.host
+@parameters.json_mode
+def attach(job: str, output: str | None, inventory: str | None, host: str | None, json_mode: bool) -> int:
+    """Follow a job from its first byte, fetch its artefacts, and return its exit code. Ctrl-C only leaves.
+
+    JOB is a job's id, a unique beginning of it, or last.
+
+    \b
+    Example:
+      train-classifier attach last --output results.tar.gz
+    """
+    from train_classifier.cli import jobs
+    from train_classifier.cli.console import Console
+    from train_classifier.cli.hosts import hosts
+
+    path, patience, console = jobs.output_path(output), parameters.patience_s(), Console(json_mode=json_mode)
+    run, code = jobs.attach(hosts(inventory, host), job, path, patience, console)
+    jobs.finish_attach(run, code, console)
+    return code

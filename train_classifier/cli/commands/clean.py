@@ -1,0 +1,39 @@
+"""`train-classifier clean`."""
+
+import rich_click as click
+
+from train_classifier.cli import parameters
+from train_classifier.request import units
+
+
+@click.command()
+@click.option("--older", metavar="TIME", help="Remove finished jobs older than this, as 7d.")
+@click.option(
+    "--keep-environments", metavar="SIZE", help="Most that environments and caches may keep, as 20GiB."
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@parameters.inventory
+@parameters.host
+@parameters.json_mode
+def clean(
+    older: str | None,
+    keep_environments: str | None,
+    dry_run: bool,
+    inventory: str | None,
+    host: str | None,
+    json_mode: bool,
+) -> int:
+    """Remove what finished and dead jobs left on the hosts. Only ever touches what is ours.
+
+    \b
+    Example:
+      train-classifier clean --older 7d --keep-environments 9GiB --dry-run
+    """
+    from train_classifier.cli import jobs
+    from train_classifier.cli.console import Console
+    from train_classifier.cli.hosts import hosts
+
+    seconds, keep = parameters.parsed(
+        ("--older", units.duration, older), ("--keep-environments", units.size, keep_environments)
+    )
+    return jobs.clean(hosts(inventory, host), seconds, keep, dry_run, Console(json_mode=json_mode))
