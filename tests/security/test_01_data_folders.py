@@ -113,7 +113,7 @@ def test_01_system_folders_are_refused(host: Machine) -> None:
     for path, problem in zip(refusable, problems, strict=True):
         assert path in problem
         # An account that cannot read a folder gets no other reason.
-        assert "no job gets that" in problem or path not in folders or host.user != "root", problem
+        assert "no job may read it" in problem or path not in folders or host.user != "root", problem
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes a home of another account, and mounts")

@@ -37,12 +37,12 @@ def text_of(path: Path) -> Optional[str]:
 
 def cards(root: Path) -> list[str]:
     """Return the PCI addresses of NVIDIA's display controllers (vendor 10de, class 0300 and 0302)."""
-    found = []
+    addresses = []
     for device in sorted((root / "sys/bus/pci/devices").glob("*")):
         kind = text_of(device / "class") or ""
         if text_of(device / "vendor") == "0x10de" and kind[:6] in ("0x0300", "0x0302"):
-            found.append(device.name)
-    return found
+            addresses.append(device.name)
+    return addresses
 
 
 def loaded_driver(root: Path) -> Optional[str]:

@@ -1,4 +1,4 @@
-"""A model's Python packages as an environment: built once by uv in the image, found by what defines it."""
+"""A model's Python packages as an environment: built once by uv in the image, existing by what defines it."""
 
 import contextlib
 import dataclasses
@@ -74,23 +74,23 @@ def prepare(context: Context, image: Image, workspace: Path, model: str, reposit
     `repository` (its key) alone. Raises BadInput for a wrong file, NoEnvironment with uv's own message when
     it cannot be built, NotReady without uv.
     """
-    asked = requirements_file.parse(workspace, model)
-    if asked.problems:
-        raise BadInput(*asked.problems)
-    plan = _plan(context.host, image, workspace, asked)
+    requirements = requirements_file.parse(workspace, model)
+    if requirements.problems:
+        raise BadInput(*requirements.problems)
+    plan = _plan(context.host, image, workspace, requirements)
     image_alone = Environment("", _listed(image.packages, {}), (), {})
     if not plan.lines:
         return image_alone
-    if asked.lines:
+    if requirements.lines:
         hashes = _hashes(context.host, image, plan, repository)
         return _find(context, image, hashes) or _build(context, image, plan, hashes)
     # The model requires no packages, and most models do not use distutils: a missing uv is no error.
     problem = f"{context.host.uv} is missing"
     if context.host.uv.exists():
         hashes = _hashes(context.host, image, plan, repository)
-        found = _find(context, image, hashes)
-        if found is not None:
-            return found
+        existing = _find(context, image, hashes)
+        if existing is not None:
+            return existing
         context.say(f"Python {image.python_version} of the image lacks distutils: adding setuptools")
         try:
             return _build(context, image, plan, hashes)
@@ -101,18 +101,18 @@ def prepare(context: Context, image: Image, workspace: Path, model: str, reposit
 
 
 def _plan(
-    host: Host, image: Image, workspace: Path, asked: requirements_file.Requirements
+    host: Host, image: Image, workspace: Path, requirements: requirements_file.Requirements
 ) -> EnvironmentPlan:
-    lines = list(asked.lines)
+    lines = list(requirements.lines)
     # The original action's sample imports distutils, which Python 3.12 dropped and Debian splits off.
     if not image.distutils and not any(_name(line) == "setuptools" for line in lines):
         lines.append("setuptools")
     return EnvironmentPlan(
         lines=tuple(lines),
-        constraints=asked.constraints,
+        constraints=requirements.constraints,
         frozen=tuple(f"{name}=={image.packages[name]}" for name in FROZEN if name in image.packages),
-        options=asked.options,
-        paths=asked.paths,
+        options=requirements.options,
+        paths=requirements.paths,
         workspace=workspace,
         variables=_variables(host),
         source=_source("install_requirements.py"),

@@ -27,8 +27,6 @@ BUILD = "/train-classifier/build"
 CACHE = "/train-classifier/uv-cache"
 UV = "/train-classifier/uv"
 CA = "/train-classifier/ca.pem"
-
-
 #: Options of a requirements file that name no package source and build nothing.
 SHARED_OPTIONS = {"--require-hashes", "--pre", "--only-binary"}
 #: Messages of uv after which another try, with builds allowed, would fail in the same way.

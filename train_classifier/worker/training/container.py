@@ -1,6 +1,7 @@
 """The training container: its limits, and the files and variables that it gets."""
 
 import os
+import shlex
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -195,7 +196,7 @@ def explain(error: Any) -> TrainClassifierError:
 
 def write_secrets(fifo: Path, secrets: Mapping[str, str], ended: threading.Event) -> None:
     """Write the secrets when the wrapper opens the FIFO; return if the container ended before that."""
-    text = "".join(f"export {name}={_quoted(value)}\n" for name, value in secrets.items())
+    text = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in secrets.items())
     descriptor = -1
     while descriptor < 0:
         try:
@@ -210,7 +211,3 @@ def write_secrets(fifo: Path, secrets: Mapping[str, str], ended: threading.Event
             pipe.write(text.encode("utf-8", "surrogateescape"))
     except BrokenPipeError:
         return
-
-
-def _quoted(value: str) -> str:
-    return "'" + value.replace("'", "'\\''") + "'"

@@ -53,7 +53,7 @@ def examine(
             if not stat.S_ISDIR(os.stat(real).st_mode):
                 problems.append(f"{what} is not a folder")
                 continue
-            named = "" if real == (folder.path.rstrip("/") or "/") else f", which is {real},"
+            target = "" if real == (folder.path.rstrip("/") or "/") else f", which is {real},"
             reason = _refusal(real, host, state, closed)
         except (FileNotFoundError, NotADirectoryError):
             problems.append(f"{what} does not exist on the host")
@@ -62,14 +62,14 @@ def examine(
             problems.append(f"{what} cannot be used: {getattr(error, 'strerror', None) or error}")
             continue
         if reason is not None:
-            problems.append(f"{what}{named} {reason}; no job gets that")
+            problems.append(f"{what}{target} {reason}; no job may read it")
         elif folder.from_checkout and not _is_offered(real, host.data_roots):
-            problems.append(_move(folder, named, host.data_roots))
+            problems.append(_move(folder, target, host.data_roots))
         else:
             point = next((point for point, _ in mounts() if point.startswith(real + "/")), None)
             if point is not None:
                 problems.append(
-                    f"{what}{named} has a file system mounted below it, at {point}: "
+                    f"{what}{target} has a file system mounted below it, at {point}: "
                     "give each folder on its own, or the one below the mount"
                 )
             else:
@@ -77,13 +77,13 @@ def examine(
     return folders, problems
 
 
-def _move(folder: DataFolder, named: str, roots: Iterable[str]) -> str:
+def _move(folder: DataFolder, target: str, roots: Iterable[str]) -> str:
     """Return the sentence for a folder that a checkout's settings file names and the host does not list."""
     offered = ", ".join(roots)
     offer = f"only what lies below {offered}" if offered else "no folder"
     item = f"{folder.path}:{folder.name}"
     return (
-        f"data folder {folder.path} (/data/{folder.name}){named} is named by the repository's "
+        f"data folder {folder.path} (/data/{folder.name}){target} is named by the repository's "
         f"train-classifier.toml, and this host offers repositories {offer}: move the line "
         f"'data = {json.dumps([item], ensure_ascii=False)}' below [defaults] of your own settings, "
         f"{OWN_SETTINGS}, or give --data {item}, or have the host's administrator list the folder "

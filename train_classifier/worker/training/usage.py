@@ -10,14 +10,7 @@ from pathlib import Path
 
 from train_classifier.worker.system.cgroup import ControlGroup
 
-COLUMNS = (
-    "time_s",
-    "cpu_percent",
-    "memory_bytes",
-    "gpu_uuid",
-    "gpu_util_percent",
-    "gpu_memory_mib",
-)
+COLUMNS = ("time_s", "cpu_percent", "memory_bytes", "gpu_uuid", "gpu_util_percent", "gpu_memory_mib")
 INTERVAL_S = 5.0
 
 
