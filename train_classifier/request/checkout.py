@@ -7,7 +7,6 @@ import platform
 import pwd
 import re
 import sys
-import unicodedata
 from pathlib import Path
 
 from train_classifier.core import job
@@ -17,10 +16,6 @@ from train_classifier.request import git_state
 
 #: Folders of generated content: never pushed, never a model.
 GENERATED = (".git", ".venv", "venv", "node_modules", "__pycache__")
-#: Common letters that look like ASCII but are not: Cyrillic, Greek, dotless i, dashes.
-_LOOKS_LIKE = dict(
-    zip("аеорсухіјѕԁһӏνοαρτυικγпмтɑɡı‐‑‒–—−", "aeopcyxijsdhlvoaptuikynmtagi------", strict=True)  # noqa: RUF001
-)
 
 
 def resolve(folder: Path) -> Path:
@@ -177,7 +172,6 @@ def _missing(repository: Path, name: str, known: list[str]) -> str:
 def _bad_name(name: str, known: list[str]) -> str:
     shown = f"model {quoted(name)}"
     rule = "a model is one folder at the repository's top, named by letters, digits and _"
-    foreign = next((letter for letter in name if ord(letter) > 127 and letter.isprintable()), None)
     if name.startswith("/"):
         return f"{shown} is an absolute path; {rule}"
     if ".." in name.split("/"):
@@ -186,13 +180,6 @@ def _bad_name(name: str, known: list[str]) -> str:
         return f"{shown} is a path; {rule}"
     if name.startswith("-"):
         return f"{shown} starts with a dash, like an option; {rule}"
-    if foreign:
-        plain = unicodedata.normalize("NFKC", name)
-        plain = "".join(_LOOKS_LIKE.get(letter.lower(), letter) for letter in plain)
-        meant = f", which only looks like '{plain}'" if plain.isascii() else ""
-        hint = f"; did you mean '{plain}'?" if plain in known else ""
-        word = unicodedata.name(foreign, "an unnamed character")
-        return f"{shown} holds U+{ord(foreign):04X} {word}{meant}{hint or f'; {rule}'}"
     if len(name) > 100:
         return f"{shown} is longer than 100 characters; {rule}"
     if name[0].isdigit():
@@ -213,4 +200,5 @@ def _letter(letter: str) -> str:
         '"': "a quote",
         "\0": "a NUL",
     }
-    return names.get(letter, printable(letter))
+    # A letter of another alphabet looks like one that is allowed.
+    return names.get(letter, printable(letter) if letter.isascii() else f"U+{ord(letter):04X}")
