@@ -452,7 +452,7 @@ def test_failed_run_removes_archive_named_in_settings(world: World) -> None:
     step = world.step(MODEL="missing")
     assert step.process.wait(PATIENCE_S) == 2, step.log
     assert unrelated.exists()
-    assert "An archive of an earlier run is left" in step.log
+    assert "An archive of an earlier run may remain" in step.log
 
 
 def test_all_wrong_inputs_are_reported(world: World, slack: Callable[..., Slack]) -> None:

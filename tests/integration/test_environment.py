@@ -264,7 +264,7 @@ def test_next_build_removes_killed_build(site: Site, tmp_path: Path) -> None:
     here = Path(__file__).parent
     process = subprocess.Popen(
         [sys.executable, "-c", program, tmp_path, site.base, site.host.uv],
-        env={**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"},
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}:{here.parents[1]}"},
     )
     label = "train-classifier.kind=build"
     own_builds = f"train-classifier.place={site.store.builds}"
