@@ -39,7 +39,8 @@ def of_table(option: Option) -> Callable[[Any], Any]:
         *(option.flags or (option.flag,)),
         option.name,
         metavar=option.metavar or None,
-        is_flag=option.kind is Kind.BOOLEAN,
+        # Only True: with False click reads "--memory -1" as a flag without its value.
+        is_flag=option.kind is Kind.BOOLEAN or None,
         multiple=option.kind in options.LISTS,
         help=option.help.replace("`", "") + default,
     )

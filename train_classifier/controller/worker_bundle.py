@@ -14,9 +14,9 @@ from train_classifier.worker.api import main
 sys.exit(main(sys.argv[1:]))
 '''
 #: Installs a bundle on a host. Arguments: the state folder and the bundle's name; the files come as JSON on
-#: standard input. If two run at once, the first rename wins. An incomplete installation is replaced.
+#: standard input. Of several at once the first installs it. An incomplete installation is replaced.
 INSTALLER = """
-import json, os, shutil, sys, tempfile
+import fcntl, json, os, shutil, sys, tempfile
 state, name = sys.argv[1:]
 os.umask(0o022)
 if not os.path.isdir(state):
@@ -33,12 +33,11 @@ try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
     os.chmod(folder, 0o755)
-    try:
+    # Released with the process.
+    fcntl.flock(os.open(workers, os.O_RDONLY), fcntl.LOCK_EX)
+    if not os.path.isfile(os.path.join(target, "__main__.py")):
+        shutil.rmtree(target, ignore_errors=True)
         os.rename(folder, target)
-    except OSError:
-        if not os.path.isfile(os.path.join(target, "__main__.py")):
-            shutil.rmtree(target)
-            os.rename(folder, target)
 finally:
     shutil.rmtree(folder, ignore_errors=True)
 """

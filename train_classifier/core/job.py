@@ -179,15 +179,17 @@ class JobSpec:
 
     def _check_numbers(self, found: "_Problems") -> None:
         for option in options.OPTIONS:
-            value = getattr(self, option.spec_field, None)
-            if value is None or option.most is None or option.kind in options.LISTS:
+            value: Any = getattr(self, option.spec_field, None)
+            optional = value is None and option.kind is not Kind.GPUS
+            if optional or option.most is None or option.kind in options.LISTS:
                 continue
             kind = (int, float) if option.kind in (Kind.DURATION, Kind.DECIMAL) else int
             counted = isinstance(value, kind) and not isinstance(value, bool)
+            bounds = f"{option.least} to {option.most}" + (" or auto" if option.kind is Kind.GPUS else "")
             found.check(
                 (counted and (option.least or 0) <= value <= option.most)
                 or (option.kind is Kind.GPUS and value == "auto"),
-                f"{option.spec_field} is {value!r}, wanted a number from {option.least} to {option.most}",
+                f"{option.spec_field} is {value!r}, wanted a number from {bounds}",
             )
 
     def _check_environment(self, found: "_Problems") -> None:

@@ -75,6 +75,9 @@ def _from_file(given: Given, repository: Path, model: str | None) -> None:
 
 
 def _from_own_file(given: Given, path: Path, repository: Path | None, model: str | None) -> None:
+    # Without a file there, or a way to it, every setting is its default.
+    if not os.path.lexists(path):
+        return
     try:
         found = settings_file.load_own(path, repository)
     except BadInput as error:

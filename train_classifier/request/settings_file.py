@@ -26,9 +26,9 @@ MOST_DEPTH = 20
 MOST_PROBLEMS = 20
 
 #: Kinds that need TOML's own type in a file, although a flag gives them as text, and their words.
-_TYPES: dict[Kind, tuple[tuple[type, ...], str]] = {
-    Kind.BOOLEAN: ((bool,), ""),
-    Kind.WHOLE: ((int,), ""),
+_TYPES: dict[Kind, tuple[tuple[type, ...], str | None]] = {
+    Kind.BOOLEAN: ((bool,), None),
+    Kind.WHOLE: ((int,), None),
     Kind.GPUS: ((int,), "auto"),
     Kind.DECIMAL: ((int, float), options.NONE),
 }
@@ -204,7 +204,7 @@ def _read_table(name: str, table: Any, problems: list[str]) -> dict[str, Any]:
 
 
 def _check_type(option: Option, value: Any) -> None:
-    types, word = _TYPES.get(option.kind, ((object,), ""))
+    types, word = _TYPES.get(option.kind, ((object,), None))
     if option.kind in _TYPES and isinstance(value, str) and value != word:
         raise ValueError(f"{quoted(value)} is text; write it without quotes")
     if not isinstance(value, (*types, str)):

@@ -96,6 +96,17 @@ def test_every_setting_is_a_flag() -> None:
     assert {flag for flag in flags if flag.startswith("--")} - {"--json", "--help"} <= told
 
 
+@pytest.mark.parametrize(
+    "flag", [option.flag for option in options.OPTIONS if option.metavar and not option.positional]
+)
+def test_flag_without_its_value_is_refused(repo: Path, capfd: pytest.CaptureFixture[str], flag: str) -> None:
+    assert "requires an argument" in refused(capfd, "train", "mnist", "--dry-run", flag)
+
+
+def test_value_that_looks_like_a_flag_is_a_value(repo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert "--cpus: '-1'" in refused(capfd, "train", "mnist", "--dry-run", "--cpus", "-1")
+
+
 def test_what_follows_the_dashes_is_the_models_own(
     repo: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,7 +69,7 @@ class Running(threading.Thread):
         except docker.errors.NotFound:
             self.failure = Lost("the job's container vanished: somebody removed it, or the engine lost it")
         except Exception as error:
-            self.failure = Lost("the container engine does not answer any more", detail=str(error))
+            self.failure = Lost("the container engine went away", detail=str(error))
         finally:
             self.ended.set()
 
