@@ -118,7 +118,6 @@ def host(
     host = TestHost.create("secret-host", make_image("trixie"), tmp_path_factory.mktemp("secret-host"))
     try:
         host.load_image(base_image)
-        fleet.place_uv(host)
         archive.publish(host, toolkit("1.18.2-1"))
         host.write("/etc/apt/apt.conf.d/99unsigned", 'Acquire::AllowInsecureRepositories "true";\n')
         simulate_cards(host, *SLOTS)
@@ -133,7 +132,8 @@ def host(
 @pytest.fixture
 def watched(host: TestHost) -> Iterator[TestHost]:
     """The host, while its process list is watched; afterwards its journal and files are searched."""
-    # The role's teardown removes it.
+    # The teardown of an earlier test removes both.
+    fleet.place_uv(host)
     host.write("/etc/apt/keyrings/nvidia-container-toolkit.asc", key())
     host.shell("touch /srv/watch")
     command = ["docker", "exec", host.container, "python3", "-c", WATCH, json.dumps(list(SECRETS.values()))]
