@@ -10,10 +10,10 @@ from train_classifier.core import options
 
 def hosts(inventory: str | None, host: str | None) -> list[RemoteHost]:
     """Return the hosts of the inventory, or those named. Ctrl-C does not reach their connections."""
-    where = None
+    inventory_path = None
     if inventory is not None:
-        where = inventories.source(inventory, os.environ, Path.cwd())
-    flags = inventories.flags(where, host)
+        inventory_path = inventories.source(inventory, os.environ, Path.cwd())
+    flags = inventories.flags(inventory_path, host)
     host = host if host is not None else os.environ.get(options.variable("host")) or None
-    found = inventories.hosts(inventory, host)
-    return [target.connect(own_session=True, flags=flags) for target in found]
+    targets = inventories.hosts(inventory, host)
+    return [target.connect(own_session=True, flags=flags) for target in targets]

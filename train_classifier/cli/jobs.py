@@ -21,10 +21,10 @@ from train_classifier.request.checkout import user_name
 
 def show_list(hosts: Sequence[RemoteHost], everything: bool, console: Console) -> ExitCode:
     """Show the jobs of all hosts; hosts that cannot be queried are named on standard error."""
-    found, errors = find_jobs.list_jobs(hosts, everything)
+    listed, errors = find_jobs.list_jobs(hosts, everything)
     if console.json_mode:
-        console.out(json.dumps([{**job, "status": job.get("outcome") or job.get("state")} for job in found]))
-    elif found:
+        console.out(json.dumps([{**job, "status": job.get("outcome") or job.get("state")} for job in listed]))
+    elif listed:
         many = len(hosts) > 1
         rows = [
             [
@@ -35,7 +35,7 @@ def show_list(hosts: Sequence[RemoteHost], everything: bool, console: Console) -
                 job.get("submitter"),
                 *([job["host"]] if many else []),
             ]
-            for job in found
+            for job in listed
         ]
         console.out(text.table(rows, ("JOB", "MODEL", "STATUS", "TIME", "BY", *(["HOST"] if many else []))))
     elif not errors:
@@ -47,15 +47,15 @@ def show_list(hosts: Sequence[RemoteHost], everything: bool, console: Console) -
 
 def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> ExitCode:
     """Show one job's state, its phases and, once finished, its result."""
-    found = find_jobs.find_job(hosts, job)
-    status, result = found.answer.get("status") or {}, found.answer.get("result") or {}
+    located = find_jobs.find_job(hosts, job)
+    status, result = located.answer.get("status") or {}, located.answer.get("result") or {}
     if console.json_mode:
-        console.out(json.dumps({**found.answer, "host": found.host.name}))
+        console.out(json.dumps({**located.answer, "host": located.host.name}))
         return ExitCode.TRAINED
     rows: list[tuple[str, Any]] = [
-        ("job", found.id),
+        ("job", located.id),
         ("model", status.get("model")),
-        ("host", found.host.name),
+        ("host", located.host.name),
         ("state", result.get("outcome") or _state(status)),
     ]
     if result:
@@ -79,16 +79,16 @@ def show_logs(
     hosts: Sequence[RemoteHost], job: str, keep_on: bool, patience: float, console: Console
 ) -> ExitCode:
     """Write the job's log so far, raw, with nothing added; with `keep_on` until the job ends."""
-    found = find_jobs.find_job(hosts, job).require_started()
+    located = find_jobs.find_job(hosts, job).require_started()
     if keep_on:
-        following.follow(found.host, found.id, Quiet(console), patience=patience)
+        following.follow(located.host, located.id, Quiet(console), patience=patience)
         return ExitCode.TRAINED
     offset = 0
-    request: dict[str, Any] = {"verb": "read", "id": found.id, "wait": 0, "max": following.CHUNK, "seen": 0}
+    request: dict[str, Any] = {"verb": "read", "id": located.id, "wait": 0, "max": following.CHUNK, "seen": 0}
     while True:
         request["offset"] = offset
         answer = following.retry_while_unreachable(
-            found.host, found.id, lambda: found.host.call(request), console, patience
+            located.host, located.id, lambda: located.host.call(request), console, patience
         )
         data = following.log_bytes(answer)
         console.log(data)
@@ -118,10 +118,10 @@ class Quiet:
 class Attached:
     """A job that `attach` follows, with the facts for the summary."""
 
-    def __init__(self, found: find_jobs.LocatedJob, console: Console) -> None:
-        self.job = found.id
-        self.model = str((found.answer.get("spec") or found.answer.get("status") or {}).get("model"))
-        self.host_name = found.host.name
+    def __init__(self, located: find_jobs.LocatedJob, console: Console) -> None:
+        self.job = located.id
+        self.model = str((located.answer.get("spec") or located.answer.get("status") or {}).get("model"))
+        self.host_name = located.host.name
         self.result: dict[str, Any] | None = None
         self.delivered: dict[str, Any] | None = None
         self.failure: TrainClassifierError | None = None
@@ -145,21 +145,21 @@ def attach(
 ) -> tuple[Attached, ExitCode]:
     """Follow a job from its first byte to its end, then fetch; returns the job's own exit code."""
     try:
-        found = find_jobs.find_job(hosts, job).require_started()
+        located = find_jobs.find_job(hosts, job).require_started()
     except KeyboardInterrupt:
         raise OutOfTouch(
             "Left before the job was found; if it runs, it runs on.",
             f"See train-classifier list{hosts[0].flags if hosts else ''}",
         ) from None
-    run = Attached(found, console)
-    lease = (found.answer.get("spec") or {}).get("lease_s")
+    run = Attached(located, console)
+    lease = (located.answer.get("spec") or {}).get("lease_s")
     try:
-        answer = following.follow(found.host, found.id, run, patience=patience, renew=lease is not None)
-        steps.fetch(found.host, found.id, answer["result"], output, run, patience)
+        answer = following.follow(located.host, located.id, run, patience=patience, renew=lease is not None)
+        steps.fetch(located.host, located.id, answer["result"], output, run, patience)
     except TrainClassifierError as error:
         run.failure = error
     except KeyboardInterrupt:
-        again = f"train-classifier attach {found.id}{found.host.flags}"
+        again = f"train-classifier attach {located.id}{located.host.flags}"
         run.failure = OutOfTouch("Left; the job runs on.", f"Follow it again: {again}")
     return run, run.failure.code if run.failure else ExitCode.TRAINED
 
@@ -173,25 +173,25 @@ def fetch(
     """
     from train_classifier.controller import fetch as fetching
 
-    found = find_jobs.find_job(hosts, job).require_started()
-    result = found.answer.get("result")
+    located = find_jobs.find_job(hosts, job).require_started()
+    result = located.answer.get("result")
     if not result:
         raise NotReady(
-            f"Job {found.id} on {found.host.name} is not finished.",
-            f"Wait for it: train-classifier attach {found.id}{found.host.flags}",
+            f"Job {located.id} on {located.host.name} is not finished.",
+            f"Wait for it: train-classifier attach {located.id}{located.host.flags}",
         )
     if result.get("unpacked"):
-        result = fetching.pack(found.host, found.id, most, console, patience)
+        result = fetching.pack(located.host, located.id, most, console, patience)
     archive = result.get("archive")
     if not archive:
         raise BadInput(
-            f"Job {found.id} left no archive ({result.get('outcome')}: {result.get('reason')}).",
-            hint=f"Its log: train-classifier logs {found.id}{found.host.flags}",
+            f"Job {located.id} left no archive ({result.get('outcome')}: {result.get('reason')}).",
+            hint=f"Its log: train-classifier logs {located.id}{located.host.flags}",
         )
-    delivered = fetching.fetch(found.host, found.id, archive, output, console, patience)
+    delivered = fetching.fetch(located.host, located.id, archive, output, console, patience)
     console.finish()
     if console.json_mode:
-        console.out(json.dumps({"id": found.id, "exit_code": 0, "artefacts": delivered}))
+        console.out(json.dumps({"id": located.id, "exit_code": 0, "artefacts": delivered}))
     else:
         console.say(f"{delivered['path']}: {text.show_bytes(delivered['bytes'])}")
         console.say(f"sha256  {delivered['sha256']}")
@@ -200,14 +200,14 @@ def fetch(
 
 def cancel(hosts: Sequence[RemoteHost], job: str, console: Console) -> ExitCode:
     """Stop a job, running or waiting. Asking twice is harmless."""
-    found = find_jobs.find_job(hosts, job)
-    answer = steps.cancel(found.host, found.id, f"{user_name()}@{socket.gethostname()}")
+    located = find_jobs.find_job(hosts, job)
+    answer = steps.cancel(located.host, located.id, f"{user_name()}@{socket.gethostname()}")
     if console.json_mode:
-        console.out(json.dumps({"id": found.id, "exit_code": 0, "state": answer.get("state")}))
-    elif found.answer.get("result"):
-        console.say(f"Job {found.id} had ended already ({found.answer['result'].get('outcome')}).")
+        console.out(json.dumps({"id": located.id, "exit_code": 0, "state": answer.get("state")}))
+    elif located.answer.get("result"):
+        console.say(f"Job {located.id} had ended already ({located.answer['result'].get('outcome')}).")
     else:
-        console.say(f"Job {found.id} is being stopped.")
+        console.say(f"Job {located.id} is being stopped.")
     return ExitCode.TRAINED
 
 
@@ -227,11 +227,11 @@ def clean(
     }
     answers = find_jobs.ask_hosts(hosts, lambda host: host.call(request, timeout=3600))
     errors = [answer for _, answer in answers if isinstance(answer, TrainClassifierError)]
-    good = [(host, answer) for host, answer in answers if isinstance(answer, dict)]
+    answered = [(host, answer) for host, answer in answers if isinstance(answer, dict)]
     if console.json_mode:
-        console.out(json.dumps([{**answer, "host": host.name} for host, answer in good]))
+        console.out(json.dumps([{**answer, "host": host.name} for host, answer in answered]))
     else:
-        for host, answer in good:
+        for host, answer in answered:
             removed = dict(answer.get("removed") or {})
             freed = int(removed.pop("bytes", 0) or 0)
             counts = {
@@ -259,11 +259,11 @@ def finish_attach(run: Attached, code: ExitCode, console: Console) -> None:
 def output_path(output: str | None) -> Path:
     """Return the path of the archive, checked before anything is fetched. Raises BadInput."""
     try:
-        here = Path.cwd()
+        folder = Path.cwd()
     except FileNotFoundError as error:
         raise BadInput("the current folder no longer exists; change to another") from error
     path, problems = checks.output(
-        output or os.environ.get(options.variable("output")) or options.default("output"), here
+        output or os.environ.get(options.variable("output")) or options.default("output"), folder
     )
     if problems:
         raise BadInput(*problems)

@@ -123,7 +123,7 @@ def descendants(program: str) -> list[int]:
             parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             if program.encode() in (entry / "cmdline").read_bytes():
                 named.add(int(entry.name))
-    found = {process for process in named if parents.get(process) == os.getpid()}
-    while more := {process for process, parent in parents.items() if parent in found} - found:
-        found |= more
-    return sorted(found)
+    processes = {process for process in named if parents.get(process) == os.getpid()}
+    while more := {process for process, parent in parents.items() if parent in processes} - processes:
+        processes |= more
+    return sorted(processes)

@@ -143,41 +143,41 @@ class JobSpec:
 
     def problems(self) -> list[str]:
         """Return the problems of the values as sentences; empty when there are none."""
-        found = _Problems()
-        self._check_names(found)
-        self._check_numbers(found)
-        self._check_environment(found)
-        self._check_data(found)
-        found.check(isinstance(self.allow_empty, bool), "allow_empty is not true or false")
-        return found.sentences
+        problems = _Problems()
+        self._check_names(problems)
+        self._check_numbers(problems)
+        self._check_environment(problems)
+        self._check_data(problems)
+        problems.check(isinstance(self.allow_empty, bool), "allow_empty is not true or false")
+        return problems.sentences
 
-    def _check_names(self, found: "_Problems") -> None:
-        found.check(isinstance(self.id, str) and bool(JOB_ID.match(self.id)), f"job id {self.id!r}")
-        found.check(
+    def _check_names(self, problems: "_Problems") -> None:
+        problems.check(isinstance(self.id, str) and bool(JOB_ID.match(self.id)), f"job id {self.id!r}")
+        problems.check(
             isinstance(self.model, str) and bool(MODEL.match(self.model)),
             f"model {self.model!r}: wanted the name of a Python package at the top of the repository",
         )
         repository = self.repository
-        named = found.text(repository.name, "the repository's name")
-        if found.text(repository.key, "the repository's key") and named:
-            good = bool(re.match(r"[0-9a-f]{16}\Z", repository.key))
-            found.check(good, f"repository key {repository.key!r}")
+        named = problems.text(repository.name, "the repository's name")
+        if problems.text(repository.key, "the repository's key") and named:
+            is_key = bool(re.match(r"[0-9a-f]{16}\Z", repository.key))
+            problems.check(is_key, f"repository key {repository.key!r}")
         commit = repository.commit
-        found.check(commit is None or isinstance(commit, str), "the repository's commit")
-        found.check(repository.dirty in (None, True, False), "the repository's dirty flag")
+        problems.check(commit is None or isinstance(commit, str), "the repository's commit")
+        problems.check(repository.dirty in (None, True, False), "the repository's dirty flag")
         for argument in self.arguments:
-            found.text(argument, f"argument {argument!r}")
+            problems.text(argument, f"argument {argument!r}")
         if self.image is not None:
-            found.text(self.image, "image")
+            problems.text(self.image, "image")
         known = (None, *options.BY_NAME["gpu_check"].words)
-        found.check(self.gpu_check in known, f"gpu_check {self.gpu_check!r}")
-        found.check(self.network in options.BY_NAME["network"].words, f"network {self.network!r}")
-        found.check(
+        problems.check(self.gpu_check in known, f"gpu_check {self.gpu_check!r}")
+        problems.check(self.network in options.BY_NAME["network"].words, f"network {self.network!r}")
+        problems.check(
             self.resume is None or self.resume == "last" or bool(JOB_ID.match(str(self.resume))),
             f"resume {self.resume!r}",
         )
 
-    def _check_numbers(self, found: "_Problems") -> None:
+    def _check_numbers(self, problems: "_Problems") -> None:
         for option in options.OPTIONS:
             value: Any = getattr(self, option.spec_field, None)
             optional = value is None and option.kind is not Kind.GPUS
@@ -186,40 +186,42 @@ class JobSpec:
             kind = (int, float) if option.kind in (Kind.DURATION, Kind.DECIMAL) else int
             counted = isinstance(value, kind) and not isinstance(value, bool)
             bounds = f"{option.least} to {option.most}" + (" or auto" if option.kind is Kind.GPUS else "")
-            found.check(
+            problems.check(
                 (counted and (option.least or 0) <= value <= option.most)
                 or (option.kind is Kind.GPUS and value == "auto"),
                 f"{option.spec_field} is {value!r}, wanted a number from {bounds}",
             )
 
-    def _check_environment(self, found: "_Problems") -> None:
-        found.check(isinstance(self.environment, dict), "environment is not a table")
+    def _check_environment(self, problems: "_Problems") -> None:
+        problems.check(isinstance(self.environment, dict), "environment is not a table")
         for name, value in self.environment.items() if isinstance(self.environment, dict) else ():
-            found.check(
+            problems.check(
                 isinstance(name, str) and bool(NAME.match(name)), f"environment variable name {name!r}"
             )
-            if found.text(value, f"the value of {name}"):
+            if problems.text(value, f"the value of {name}"):
                 # The kernel limits the string of one environment variable (MAX_ARG_STRLEN, 32 pages).
-                found.check(
+                problems.check(
                     len(name) + len(value.encode("utf-8", "surrogateescape")) + 2 <= 131072,
                     f"the value of {name} is over 128 KiB",
                 )
         for name in self.secrets:
-            found.check(isinstance(name, str) and bool(NAME.match(name)), f"secret name {name!r}")
+            problems.check(isinstance(name, str) and bool(NAME.match(name)), f"secret name {name!r}")
 
-    def _check_data(self, found: "_Problems") -> None:
-        found.check(
+    def _check_data(self, problems: "_Problems") -> None:
+        problems.check(
             len(self.data) <= options.MOST_DATA,
             f"{len(self.data)} data folders, more than {options.MOST_DATA}",
         )
         for folder in self.data[: options.MOST_DATA]:
-            if found.text(folder.path, "a data folder") and found.text(folder.name, "a data folder's name"):
-                found.check(
+            if problems.text(folder.path, "a data folder") and problems.text(
+                folder.name, "a data folder's name"
+            ):
+                problems.check(
                     folder.path.startswith("/"),
                     f"data folder {folder.path!r} is not an absolute path of the host",
                 )
-                found.check(bool(DATA_NAME.match(folder.name)), f"data name {folder.name!r}")
-            found.check(
+                problems.check(bool(DATA_NAME.match(folder.name)), f"data name {folder.name!r}")
+            problems.check(
                 isinstance(folder.from_checkout, bool), "from_checkout of a data folder is not true or false"
             )
 
@@ -230,12 +232,12 @@ class _Problems:
     def __init__(self) -> None:
         self.sentences: list[str] = []
 
-    def check(self, good: bool, sentence: str) -> None:
-        if not good:
+    def check(self, holds: bool, sentence: str) -> None:
+        if not holds:
             self.sentences.append(sentence)
 
     def text(self, value: Any, what: str) -> bool:
         """Record a problem when the value is not text; return whether it is text."""
-        good = isinstance(value, str) and "\0" not in value
-        self.check(good, f"{what} is not text, or holds a NUL")
-        return good
+        is_text = isinstance(value, str) and "\0" not in value
+        self.check(is_text, f"{what} is not text, or holds a NUL")
+        return is_text

@@ -54,7 +54,7 @@ def _whole(digits: str) -> Optional[float]:
 
 
 def _chosen(pairs: Iterable[tuple[str, Any]]) -> tuple[Optional[dict[str, float]], Optional[str]]:
-    kept: dict[str, float] = {}
+    chosen: dict[str, float] = {}
     problems = []
     for name, raw in pairs:
         value = number(raw)
@@ -62,14 +62,14 @@ def _chosen(pairs: Iterable[tuple[str, Any]]) -> tuple[Optional[dict[str, float]
             problems.append(f"{name[:80]!r} is no printable name of at most {MOST_NAME} letters")
         elif value is None:
             problems.append(f"{name[:80]!r} is not a finite number")
-        elif name in kept:
+        elif name in chosen:
             problems.append(f"{name[:80]!r} is there twice")
-        elif len(kept) == MOST:
+        elif len(chosen) == MOST:
             problems.append(f"there are more than {MOST}")
             break
         else:
-            kept[name] = value
+            chosen[name] = value
     if not problems:
-        return kept, None
+        return chosen, None
     more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
-    return kept or None, f"metrics.json: {problems[0]}{more}"
+    return chosen or None, f"metrics.json: {problems[0]}{more}"

@@ -104,18 +104,18 @@ class _Reader:
             return ""
         return relative
 
-    def read(self, relative: str, constraint: bool, where: str) -> None:
+    def read(self, relative: str, constraint: bool, location: str) -> None:
         if (relative, constraint) in self.seen:
             return
         self.seen.add((relative, constraint))
         if len(self.seen) > MOST_FILES:
-            self.problems.append(f"{where}: more than {MOST_FILES} requirement files")
+            self.problems.append(f"{location}: more than {MOST_FILES} requirement files")
             return
         try:
             text = decode(regular_file.read(self.root / relative, MOST_BYTES))
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            self.problems.append(f"{where}: {relative} cannot be read: {reason}")
+            self.problems.append(f"{location}: {relative} cannot be read: {reason}")
             return
         if relative not in self.files:
             self.files.append(relative)
@@ -132,9 +132,9 @@ class _Reader:
                 continue
             self.line(line, relative, f"{relative}:{number}", constraint)
 
-    def line(self, line: str, relative: str, where: str, constraint: bool) -> None:
+    def line(self, line: str, relative: str, location: str, constraint: bool) -> None:
         if line.startswith("-"):
-            self.option(line, relative, where, constraint)
+            self.option(line, relative, location, constraint)
             return
         hashes = _PER_REQUIREMENT.search(line)
         head = line[: hashes.start()].rstrip() if hashes else line
@@ -147,24 +147,24 @@ class _Reader:
         bare = path[:extras] if extras >= 0 else path
         if _FILE_URL.match(path):
             self.problems.append(
-                f"{where}: {path!r} is a path of one machine; write it relative to the repository"
+                f"{location}: {path!r} is a path of one machine; write it relative to the repository"
             )
             return
         local = bool(path) and not _URL.match(path) and "${" not in path
         if local and (match or "/" in bare or bare.startswith(".") or bare.endswith(_ARCHIVES)):
-            found = self.inside(bare, where, "the local package")
+            found = self.inside(bare, location, "the local package")
             if not found:
                 return
             if constraint:
-                self.problems.append(f"{where}: a constraint cannot be a local path: {line!r}")
+                self.problems.append(f"{location}: a constraint cannot be a local path: {line!r}")
                 return
             self.paths.append(found)
         elif not match and not _URL.match(path) and "${" not in path:
-            self.problems.append(f"{where}: not a requirement: {line!r}")
+            self.problems.append(f"{location}: not a requirement: {line!r}")
             return
         (self.constraints if constraint else self.lines).append(line)
 
-    def option(self, line: str, relative: str, where: str, constraint: bool) -> None:
+    def option(self, line: str, relative: str, location: str, constraint: bool) -> None:
         match = _OPTION.match(line)
         name = (match["long"] or match["short"]) if match else line.split()[0]
         value = (match["value"] or match["rest"] or "").strip() if match else ""
@@ -173,20 +173,20 @@ class _Reader:
         name = SHORT.get(name, name)
         if name == "--editable":
             self.problems.append(
-                f"{where}: {line!r}: editable packages are not supported; write the path alone"
+                f"{location}: {line!r}: editable packages are not supported; write the path alone"
             )
         elif name in ("--requirement", "--constraint"):
-            self.include(value, relative, where, constraint or name == "--constraint", line)
+            self.include(value, relative, location, constraint or name == "--constraint", line)
         elif name not in OPTIONS:
-            self.problems.append(f"{where}: unknown option {line.split()[0]!r}")
+            self.problems.append(f"{location}: unknown option {line.split()[0]!r}")
         elif OPTIONS[name] and not value:
-            self.problems.append(f"{where}: {line!r} lacks its value")
+            self.problems.append(f"{location}: {line!r} lacks its value")
         elif name not in IGNORED:
             if _FILE_URL.match(value):
-                self.problems.append(f"{where}: {line!r} names a path of one machine; write it relative")
+                self.problems.append(f"{location}: {line!r} names a path of one machine; write it relative")
                 return
             if name == "--find-links" and not _URL.match(value) and "${" not in value:
-                found = self.inside(value, where, "the folder of")
+                found = self.inside(value, location, "the folder of")
                 if not found:
                     return
                 self.paths.append(found)
@@ -194,16 +194,16 @@ class _Reader:
             text = f"{name} {value}" if OPTIONS[name] else name
             self.options[text] = None
 
-    def include(self, value: str, relative: str, where: str, constraint: bool, line: str) -> None:
+    def include(self, value: str, relative: str, location: str, constraint: bool, line: str) -> None:
         if not value:
-            self.problems.append(f"{where}: {line!r} lacks its file")
+            self.problems.append(f"{location}: {line!r} lacks its file")
         elif _URL.match(value):
-            self.problems.append(f"{where}: {line!r}: only files inside the repository can be included")
+            self.problems.append(f"{location}: {line!r}: only files inside the repository can be included")
         else:
             path = os.path.join(os.path.dirname(relative), value)
-            found = self.inside(path, where, f"{line!r}:")
+            found = self.inside(path, location, f"{line!r}:")
             if found:
-                self.read(found, constraint, where)
+                self.read(found, constraint, location)
 
 
 def decode(data: bytes) -> str:

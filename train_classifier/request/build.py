@@ -133,49 +133,52 @@ class _Builder:
             raise BadInput("the current folder no longer exists; change to another") from error
         model = self._model()
         top = self._catch(None, lambda: checkout.resolve(cwd / (self._text("repo") or ".")))
-        given = precedence.gather(self.request.values, self.environ, cwd, model, top, self.own_settings)
-        self.problems += given.problems
-        self.warnings += given.warnings
-        where = self._inventory(cwd)
+        option_values = precedence.gather(
+            self.request.values, self.environ, cwd, model, top, self.own_settings
+        )
+        self.problems += option_values.problems
+        self.warnings += option_values.warnings
+        inventory_path = self._inventory(cwd)
         look = None
-        if self.resolve and (where is not None or self._text("inventory") is None):
-            host = given.values.get("host")
+        if self.resolve and (inventory_path is not None or self._text("inventory") is None):
+            host = option_values.values.get("host")
             environ = {**self.environ, inventory.VARIABLE: ""}
-            look = functools.cache(lambda: inventory.one(where, host, environ, cwd))
-        secrets, problems = checks.secrets(given.values, self.environ)
+            look = functools.cache(lambda: inventory.one(inventory_path, host, environ, cwd))
+        secrets, problems = checks.secrets(option_values.values, self.environ)
         self.problems += problems
-        from_file = top is not None and given.origin.get("output") == precedence.FROM_FILE
-        text = str(given.values.get("output", options.default("output")))
+        from_file = top is not None and option_values.origin.get("output") == precedence.FROM_FILE
+        text = str(option_values.values.get("output", options.default("output")))
         output, problems = checks.output(text, top if top is not None and from_file else cwd, from_file)
         self.problems += problems
         arguments = self._catch((), self._arguments)
         described = self.pool.submit(checkout.describe, top, output) if top else None
-        found = self._repository(top, model, output, given.values)
-        self.warnings += checks.oddities(given.values, secrets, arguments)
-        if look and (self.problems or where is None):
+        sources = self._repository(top, model, output, option_values.values)
+        self.warnings += checks.oddities(option_values.values, secrets, arguments)
+        if look and (self.problems or inventory_path is None):
             self._catch(None, look)
         if self.problems or top is None or model is None or described is None:
             raise BadInput(*dict.fromkeys(self.problems))
         identity, warnings = described.result()
         self.warnings += warnings
-        spec = self._spec(given.values, model, identity, arguments, found)
+        spec = self._spec(option_values.values, model, identity, arguments, sources)
         self._raise_any(spec.problems())
         return Plan(
             spec=spec,
             repository=top,
-            sources=found,
+            sources=sources,
             secrets=secrets,
             output=output,
-            inventory=where,
-            host=given.values.get("host"),
+            inventory=inventory_path,
+            host=option_values.values.get("host"),
             look=look,
-            detach=given.values.get("detach", False),
-            patience_s=given.values.get("patience"),
+            detach=option_values.values.get("detach", False),
+            patience_s=option_values.values.get("patience"),
             flags=inventory.flags(
-                where if self.request.get("inventory") is not None else None, self.request.get("host")
+                inventory_path if self.request.get("inventory") is not None else None,
+                self.request.get("host"),
             ),
             warnings=list(dict.fromkeys(self.warnings)),
-            origin=given.origin,
+            origin=option_values.origin,
         )
 
     def _catch(self, default: Any, act: Any) -> Any:
@@ -191,8 +194,8 @@ class _Builder:
             raise BadInput(*problems)
 
     def _text(self, name: str) -> str | None:
-        given = self.request.get(name)
-        return given if given is not None else self.environ.get(options.variable(name)) or None
+        value = self.request.get(name)
+        return value if value is not None else self.environ.get(options.variable(name)) or None
 
     def _model(self) -> str | None:
         name = self._text("model") if self.request.get("model") is not None else None
@@ -203,16 +206,20 @@ class _Builder:
     def _inventory(self, cwd: Path) -> str | None:
         if not self.resolve:
             return None
-        found: str | None = self._catch(
+        path: str | None = self._catch(
             None, lambda: inventory.source(self.request.get("inventory"), self.environ, cwd)
         )
-        return found
+        return path
 
     def _arguments(self) -> tuple[str, ...]:
-        given = self.request.get("arguments")
-        found = precedence.split_arguments(self._text("arguments") or "") if given is None else tuple(given)
-        self._raise_any(checks.arguments(found))
-        return found
+        from_flags = self.request.get("arguments")
+        arguments = (
+            precedence.split_arguments(self._text("arguments") or "")
+            if from_flags is None
+            else tuple(from_flags)
+        )
+        self._raise_any(checks.arguments(arguments))
+        return arguments
 
     def _repository(
         self, top: Path | None, model: str | None, output: Path, chosen: Mapping[str, Any]
@@ -220,33 +227,39 @@ class _Builder:
         if top is None:
             return Sources()
         problems, warnings = checkout.check_model(top, model)
-        good = not problems
-        if model is not None and good:
+        model_is_valid = not problems
+        if model is not None and model_is_valid:
             from train_classifier.core import apt_file, requirements_file
 
-            wanted = requirements_file.parse(top, model)
-            problems += [printable(problem) for problem in wanted.problems]
+            requirements = requirements_file.parse(top, model)
+            problems += [printable(problem) for problem in requirements.problems]
             problems += [printable(problem) for problem in apt_file.parse(top, model).problems]
         # Walking through a home folder is useless when there is no model in it.
-        known = (
-            good or (top / ".git").exists() or (top / options.SETTINGS_FILE).exists() or checkout.models(top)
+        is_repository = (
+            model_is_valid
+            or (top / ".git").exists()
+            or (top / options.SETTINGS_FILE).exists()
+            or checkout.models(top)
         )
-        found = Sources()
-        if known:
-            found = push_list.collect(
-                top, model if good else None, output, chosen.get("push_limit", options.default("push_limit"))
+        sources = Sources()
+        if is_repository:
+            sources = push_list.collect(
+                top,
+                model if model_is_valid else None,
+                output,
+                chosen.get("push_limit", options.default("push_limit")),
             )
-        if good and not found.problems and model is not None:
-            pushed = set(found.paths)
-            lists = [*wanted.files, f"{model}/apt-pkgs.txt"]
+        if model_is_valid and not sources.problems and model is not None:
+            pushed = set(sources.paths)
+            lists = [*requirements.files, f"{model}/apt-pkgs.txt"]
             problems += [
                 f"{printable(name)} is needed for the job's environment and is left out of the push"
                 for name in lists
                 if (top / name).is_file() and os.fsencode(name) not in pushed
             ]
-        self.problems += problems + found.problems
-        self.warnings += warnings + found.warnings
-        return found
+        self.problems += problems + sources.problems
+        self.warnings += warnings + sources.warnings
+        return sources
 
     @staticmethod
     def _spec(
@@ -254,17 +267,17 @@ class _Builder:
         model: str,
         identity: job.Repository,
         arguments: tuple[str, ...],
-        found: Sources,
+        sources: Sources,
     ) -> JobSpec:
         fields = {field.name for field in dataclasses.fields(JobSpec)}
-        wanted = {options.BY_NAME[key].spec_field: value for key, value in chosen.items()}
+        spec_values = {options.BY_NAME[key].spec_field: value for key, value in chosen.items()}
         return JobSpec(
             id=job.new_job_id(),
             model=model,
             repository=identity,
             arguments=arguments,
             submitter=f"{checkout.user_name()}@{platform.node()}",
-            source_files=found.files,
-            source_bytes=found.bytes,
-            **{key: value for key, value in wanted.items() if key in fields},
+            source_files=sources.files,
+            source_bytes=sources.bytes,
+            **{key: value for key, value in spec_values.items() if key in fields},
         )

@@ -81,29 +81,33 @@ def describe(repository: Path, output: Path | None = None) -> tuple[job.Reposito
 
 def models(repository: Path) -> list[str]:
     """Return the models of a checkout: folders at its top with a `__main__.py`."""
-    found = []
+    names = []
     try:
         with os.scandir(repository) as entries:
             for entry in entries:
                 if job.MODEL.match(entry.name) and entry.name not in GENERATED:
                     main = Path(entry.path, "__main__.py")
                     if main.is_file():
-                        found.append(entry.name)
+                        names.append(entry.name)
     except OSError:
         return []
-    return sorted(found)
+    return sorted(names)
 
 
 def check_model(repository: Path, name: str | None) -> tuple[list[str], list[str]]:
     """Return problems and warnings of a model's name and of its folder, each a sentence."""
-    known = models(repository)
-    there = f"; models here: {', '.join(known[:10])}{', …' if len(known) > 10 else ''}" if known else ""
+    model_names = models(repository)
+    there = (
+        f"; models here: {', '.join(model_names[:10])}{', …' if len(model_names) > 10 else ''}"
+        if model_names
+        else ""
+    )
     if name is None or not name.strip():
         return [f"no model is named: give its name, or set MODEL{there or f'; {_no_models(repository)}'}"], []
     if not job.MODEL.match(name):
-        return [_bad_name(name, known)], []
+        return [_bad_name(name, model_names)], []
     if name not in {entry.name for entry in repository.iterdir()}:
-        return [_missing(repository, name, known)], []
+        return [_missing(repository, name, model_names)], []
     folder = repository / name
     real = Path(os.path.realpath(folder))
     main = folder / "__main__.py"
@@ -151,25 +155,25 @@ def _no_models(repository: Path) -> str:
     return f"{printable(str(repository))} holds no folder with a __main__.py"
 
 
-def _missing(repository: Path, name: str, known: list[str]) -> str:
+def _missing(repository: Path, name: str, model_names: list[str]) -> str:
     sentence = f"no model '{name}' in {printable(str(repository))}"
     if (repository / f"{name}.py").is_file():
         return f"{sentence}: {name}.py is a file; make it {name}/__main__.py"
-    same = [other for other in known if other.lower() == name.lower()]
+    same = [other for other in model_names if other.lower() == name.lower()]
     if same:
         return f"{sentence}; did you mean '{same[0]}'? Capitals count"
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, model_names, n=1, cutoff=0.5)
     if near:
         return f"{sentence}; did you mean '{near[0]}'?"
-    if known:
-        return f"{sentence}; models here: {', '.join(known[:10])}"
+    if model_names:
+        return f"{sentence}; models here: {', '.join(model_names[:10])}"
     for folder in repository.parents:
         if name in models(folder):
             return f"{sentence}; it lies in {printable(str(folder))}: say --repo {printable(str(folder))}"
     return f"{sentence}; {_no_models(repository)}: is --repo right?"
 
 
-def _bad_name(name: str, known: list[str]) -> str:
+def _bad_name(name: str, model_names: list[str]) -> str:
     shown = f"model {quoted(name)}"
     rule = "a model is one folder at the repository's top, named by letters, digits and _"
     if name.startswith("/"):
@@ -185,7 +189,9 @@ def _bad_name(name: str, known: list[str]) -> str:
     if name[0].isdigit():
         return f"{shown} starts with a digit; {rule}"
     if "." in name and re.fullmatch(r"[A-Za-z0-9_.]+", name):
-        hint = f"; did you mean '{name.removesuffix('.py')}'?" if name.removesuffix(".py") in known else ""
+        hint = (
+            f"; did you mean '{name.removesuffix('.py')}'?" if name.removesuffix(".py") in model_names else ""
+        )
         return f"{shown} holds a dot{hint or f'; {rule}'}"
     odd = sorted({letter for letter in name if not re.match(r"[A-Za-z0-9_]", letter)})
     return f"{shown} holds {', '.join(map(_letter, odd[:5]))}; {rule}"

@@ -74,7 +74,7 @@ def _replaced_problems(what: str, path: Path) -> list[str]:
 
 def secrets(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Return the values of the named secrets, and problems; a problem never contains a value."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     problems = []
     for name in chosen.get("secrets", ()):
         value = environ.get(name)
@@ -87,12 +87,12 @@ def secrets(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict
             problems.append(f"secret {name} is shorter than {least} characters, too short to mask in a log")
         else:
             try:
-                found[name] = flags.variable_value(name, value)
+                values[name] = flags.variable_value(name, value)
             except ValueError as error:
                 problems.append(f"secret {name}: {error}")
         if name in chosen.get("environment", {}):
             problems.append(f"{name} is given both as a secret and as an environment variable: drop one")
-    return found, problems
+    return values, problems
 
 
 def arguments(given: Sequence[str]) -> list[str]:

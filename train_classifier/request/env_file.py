@@ -22,7 +22,7 @@ def parse(content: bytes, name: str, environ: Mapping[str, str] | None) -> tuple
     "double quotes" support \\n, \\t, \\" and \\\\; both may span lines. No problem contains a value.
     """
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").replace("\r\n", "\n")
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     problems: list[str] = []
     position = counted = 0
     line = 1
@@ -63,10 +63,10 @@ def parse(content: bytes, name: str, environ: Mapping[str, str] | None) -> tuple
                 position = end + 1
                 if text[rest:end].strip() and not text[rest:end].lstrip().startswith("#"):
                     raise ValueError(f"text follows the closing quote of {key}")
-            found[key] = flags.variable_value(key, value)
+            variables[key] = flags.variable_value(key, value)
         except ValueError as error:
             problems.append(f"{name}: line {line}: {error}")
-    return found, problems
+    return variables, problems
 
 
 def _value(text: str, start: int, end: int) -> tuple[str, int]:

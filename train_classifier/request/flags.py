@@ -49,21 +49,21 @@ def boolean(value: Any) -> bool:
 
 def image(value: Any) -> str:
     """Return an image reference that follows the registries' grammar."""
-    wanted = text(value)
-    if image_reference.problem(wanted) is None:
-        return wanted
-    name = wanted.partition("@")[0]
-    if re.search(r"\s", wanted):
+    reference = text(value)
+    if image_reference.problem(reference) is None:
+        return reference
+    name = reference.partition("@")[0]
+    if re.search(r"\s", reference):
         why = "it holds white space"
-    elif re.match(r"[a-z]+://", wanted):
+    elif re.match(r"[a-z]+://", reference):
         why = "it is a URL: leave out what stands before the registry's name"
-    elif name != wanted and image_reference.problem(name) is None:
+    elif name != reference and image_reference.problem(name) is None:
         why = "what follows @ is not sha256: and 64 lower-case hex digits"
-    elif image_reference.problem(wanted.lower()) is None:
+    elif image_reference.problem(reference.lower()) is None:
         why = "names of images are written in lower case"
     else:
         why = "it does not follow the grammar of image references"
-    raise ValueError(f"{quoted(wanted)} is not an image reference: {why}; {_IMAGE_FORMS}")
+    raise ValueError(f"{quoted(reference)} is not an image reference: {why}; {_IMAGE_FORMS}")
 
 
 def gpus(value: Any) -> int | str:

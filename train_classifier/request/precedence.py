@@ -48,55 +48,59 @@ def gather(
     own_settings: Path | None,
 ) -> Given:
     """Return the values of a request and the problems of all levels."""
-    given = Given()
+    option_values = Given()
     if repository is not None:
-        _from_file(given, repository, model)
+        _from_file(option_values, repository, model)
     if own_settings is not None:
-        _from_own_file(given, own_settings, repository, model)
-    _from_variables(given, environ, cwd, repository)
-    _from_flags(given, request, environ, cwd, repository)
-    return given
+        _from_own_file(option_values, own_settings, repository, model)
+    _from_variables(option_values, environ, cwd, repository)
+    _from_flags(option_values, request, environ, cwd, repository)
+    return option_values
 
 
-def _from_file(given: Given, repository: Path, model: str | None) -> None:
+def _from_file(option_values: Given, repository: Path, model: str | None) -> None:
     try:
-        found = settings_file.load(repository)
+        settings = settings_file.load(repository)
     except BadInput as error:
-        given.problems += error.problems
+        option_values.problems += error.problems
         return
-    given.problems += settings_file.refused(found)
-    given.warnings += settings_file.unknown_models(found, checkout.models(repository))
-    for key, value in found.of(model).items():
+    option_values.problems += settings_file.refused(settings)
+    option_values.warnings += settings_file.unknown_models(settings, checkout.models(repository))
+    for key, value in settings.of(model).items():
         if settings_file.refusal("", key, value) is not None:
             continue
         if options.BY_NAME[key].checkout is Checkout.LISTED:
             value = tuple(dataclasses.replace(folder, from_checkout=True) for folder in value)
-        given.put(key, value, FROM_FILE)
+        option_values.put(key, value, FROM_FILE)
 
 
-def _from_own_file(given: Given, path: Path, repository: Path | None, model: str | None) -> None:
+def _from_own_file(option_values: Given, path: Path, repository: Path | None, model: str | None) -> None:
     # Without a file there, or a way to it, every setting is its default.
     if not os.path.lexists(path):
         return
     try:
-        found = settings_file.load_own(path, repository)
+        settings = settings_file.load_own(path, repository)
     except BadInput as error:
-        given.problems += error.problems
+        option_values.problems += error.problems
         return
-    for key, value in found.of(model).items():
-        given.put(key, value, FROM_OWN)
+    for key, value in settings.of(model).items():
+        option_values.put(key, value, FROM_OWN)
 
 
-def _from_variables(given: Given, environ: Mapping[str, str], cwd: Path, repository: Path | None) -> None:
+def _from_variables(
+    option_values: Given, environ: Mapping[str, str], cwd: Path, repository: Path | None
+) -> None:
     spelt = {option.environment_variable for option in options.OPTIONS if not option.action_only}
     for name in environ:
         if name.startswith(_PREFIX) and name not in spelt and name.removeprefix(_PREFIX) not in _INTERNAL:
             suffixes = [variable.removeprefix(_PREFIX) for variable in spelt]
             near = difflib.get_close_matches(name.removeprefix(_PREFIX), suffixes, n=1, cutoff=0.8)
             if near:
-                given.warnings.append(f"{printable(name)} is not read; did you mean {_PREFIX}{near[0]}?")
+                option_values.warnings.append(
+                    f"{printable(name)} is not read; did you mean {_PREFIX}{near[0]}?"
+                )
     files = _items(environ.get(options.variable("env_file"), ""), "\n")
-    _environment_files(given, files, environ, cwd, repository, FROM_VARIABLE)
+    _environment_files(option_values, files, environ, cwd, repository, FROM_VARIABLE)
     for key in flags.PARSED:
         name = options.variable(key)
         # An unset input of a workflow is an empty variable.
@@ -104,68 +108,76 @@ def _from_variables(given: Given, environ: Mapping[str, str], cwd: Path, reposit
         if not text.strip():
             continue
         if key == "environment":
-            found, problems = env_file.parse(os.fsencode(text), name, environ)
-            given.problems += problems
-            given.put(key, found, FROM_VARIABLE)
+            variables, problems = env_file.parse(os.fsencode(text), name, environ)
+            option_values.problems += problems
+            option_values.put(key, variables, FROM_VARIABLE)
             continue
         separators = _SEPARATORS.get(options.BY_NAME[key].kind)
-        _parse(given, key, _items(text, separators) if separators else text, name, FROM_VARIABLE)
+        _parse(option_values, key, _items(text, separators) if separators else text, name, FROM_VARIABLE)
 
 
 def _from_flags(
-    given: Given, request: Mapping[str, Any], environ: Mapping[str, str], cwd: Path, repository: Path | None
+    option_values: Given,
+    request: Mapping[str, Any],
+    environ: Mapping[str, str],
+    cwd: Path,
+    repository: Path | None,
 ) -> None:
-    _environment_files(given, list(request.get("env_file") or ()), environ, cwd, repository, FROM_FLAG)
+    _environment_files(
+        option_values, list(request.get("env_file") or ()), environ, cwd, repository, FROM_FLAG
+    )
     for key in flags.PARSED:
         raw = request.get(key)
         if raw is None or (options.BY_NAME[key].kind in options.LISTS and not raw):
             continue
         if key == "environment" and not isinstance(raw, Mapping):
             table, problems = _assignments(raw, environ)
-            given.problems += problems
-            given.put(key, table, FROM_FLAG)
+            option_values.problems += problems
+            option_values.put(key, table, FROM_FLAG)
             continue
-        _parse(given, key, dict(raw) if isinstance(raw, Mapping) else raw, options.flag(key), FROM_FLAG)
+        _parse(
+            option_values, key, dict(raw) if isinstance(raw, Mapping) else raw, options.flag(key), FROM_FLAG
+        )
 
 
-def _parse(given: Given, key: str, raw: Any, label: str, origin: str) -> None:
+def _parse(option_values: Given, key: str, raw: Any, label: str, origin: str) -> None:
     # Parse each item separately, so that one bad item does not hide the others and their problems.
     listed = options.BY_NAME[key].kind in _SEPARATORS
     parts = [[item] for item in raw] if listed and isinstance(raw, list | tuple) else [raw]
-    good: list[Any] = []
+    items: list[Any] = []
     for part in parts:
         try:
-            found = flags.parse(key, part)
+            parsed = flags.parse(key, part)
         except ValueError as error:
-            given.problems.append(f"{label}: {error}")
+            option_values.problems.append(f"{label}: {error}")
             continue
-        if key == "data" and {folder.name for folder in found} & {folder.name for folder in good}:
-            given.problems.append(f"{label}: data name {quoted(found[0].name)} is given twice")
+        if key == "data" and {folder.name for folder in parsed} & {folder.name for folder in items}:
+            option_values.problems.append(f"{label}: data name {quoted(parsed[0].name)} is given twice")
         if listed:
-            good.extend(found)
+            items.extend(parsed)
         else:
-            given.put(key, found, origin)
-    if good:
-        given.put(key, tuple(good), origin)
+            option_values.put(key, parsed, origin)
+    if items:
+        option_values.put(key, tuple(items), origin)
 
 
 def _assignments(raw: Any, environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """Return the variables that `--env K=V` and `--env K` (the caller's own value) set."""
-    found, problems = {}, []
+    variables, problems = {}, []
     for item in raw:
         name, equals, value = item.partition("=")
         try:
             flags.variable(name)
             if not equals and name not in environ:
                 raise ValueError(f"{name} has no value, and none in the environment; write {name}=VALUE")
-            found[name] = flags.variable_value(name, value if equals else environ[name])
+            variables[name] = flags.variable_value(name, value if equals else environ[name])
         except ValueError as error:
             problems.append(f"--env: {error}")
-    return found, problems
+    return variables, problems
 
 
 def _environment_files(
-    given: Given,
+    option_values: Given,
     names: list[str],
     environ: Mapping[str, str],
     cwd: Path,
@@ -179,11 +191,11 @@ def _environment_files(
             in_checkout = repository is not None and _is_in(path, repository)
             content = regular_file.read(path, env_file.MOST_BYTES, pipe=True)
         except (OSError, ValueError, RuntimeError) as error:
-            given.problems.append(f"{label}: {getattr(error, 'strerror', None) or error}")
+            option_values.problems.append(f"{label}: {getattr(error, 'strerror', None) or error}")
             continue
-        found, problems = env_file.parse(content, label, None if in_checkout else environ)
-        given.problems += problems
-        given.put("environment", found, origin)
+        variables, problems = env_file.parse(content, label, None if in_checkout else environ)
+        option_values.problems += problems
+        option_values.put("environment", variables, origin)
 
 
 def _is_in(path: Path, repository: Path) -> bool:

@@ -77,17 +77,17 @@ def load_own(path: Path, repository: Path | None = None) -> Settings:
         return Settings()
     except OSError as error:
         raise BadInput(f"{name}: cannot be read: {error.strerror}") from error
-    found = os.fstat(descriptor)
-    place = Path("/proc/self/fd", str(descriptor)).readlink()
+    status = os.fstat(descriptor)
+    real_path = Path("/proc/self/fd", str(descriptor)).readlink()
     content = _content(lambda: regular_file.read_open(descriptor, MOST_BYTES), name)
-    if found.st_uid != os.geteuid():
+    if status.st_uid != os.geteuid():
         raise BadInput(
-            f"{name}: belongs to uid {found.st_uid} and not to you (uid {os.geteuid()}): it is not used; "
+            f"{name}: belongs to uid {status.st_uid} and not to you (uid {os.geteuid()}): it is not used; "
             "remove it, or make it yours"
         )
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise BadInput(f"{name}: others may write to it, so that it is not used: chmod go-w {name}")
-    if repository is not None and place.is_relative_to(repository):
+    if repository is not None and real_path.is_relative_to(repository):
         raise BadInput(
             f"{name}: lies in the repository {printable(str(repository))}, which may be anybody's: it is not "
             "used; keep it elsewhere"
@@ -312,10 +312,10 @@ def _schema(option: Option) -> dict[str, Any]:
 
 def unknown_models(settings: Settings, models: list[str]) -> list[str]:
     """Return a warning for every [models.NAME] that names no model of the repository."""
-    found = []
+    warnings = []
     for name in settings.models:
         if name not in models:
             near = difflib.get_close_matches(name, models, n=1)
             hint = f"; did you mean [models.{near[0]}]?" if near else ""
-            found.append(f"{FILE}: [models.{name}] names no model of this repository{hint}")
-    return found
+            warnings.append(f"{FILE}: [models.{name}] names no model of this repository{hint}")
+    return warnings

@@ -33,9 +33,9 @@ def doctor(gpus: str | None, inventory: str | None, host: str | None, json_mode:
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
 
-    (given,) = parameters.parsed(("--gpus", flags.gpus, gpus))
-    wanted = options.default("gpus") if given is None else given
-    return check_hosts(hosts(inventory, host), wanted, Console(json_mode=json_mode))
+    (parsed_gpus,) = parameters.parsed(("--gpus", flags.gpus, gpus))
+    gpu_count = options.default("gpus") if parsed_gpus is None else parsed_gpus
+    return check_hosts(hosts(inventory, host), gpu_count, Console(json_mode=json_mode))
 
 
 def check_hosts(hosts: Sequence["RemoteHost"], gpus: int | str, console: "Console") -> ExitCode:

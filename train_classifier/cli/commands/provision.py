@@ -52,27 +52,28 @@ def run_site(inventory: str | None, host: str | None, arguments: Sequence[str]) 
     """
     root = content.root()
     host = host if host is not None else os.environ.get(options.variable("host")) or None
-    where = inventories.source(inventory, os.environ, Path.cwd())
-    if where is None:
+    inventory_path = inventories.source(inventory, os.environ, Path.cwd())
+    if inventory_path is None:
         # A checkout has an inventory of this machine alone.
-        where = str(root / "inventory" / "local")
-        if not Path(where).exists():
+        inventory_path = str(root / "inventory" / "local")
+        if not Path(inventory_path).exists():
             raise BadInput(
                 "provision needs --inventory FILE.",
                 hint="inventory/example in the repository is one to copy.",
             )
         sys.stderr.write("No inventory is given: this machine is made a training server.\n")
         sys.stderr.flush()
-    if not inventories.named(where, f"{GROUP}:&{host}" if host else GROUP):
+    if not inventories.named(inventory_path, f"{GROUP}:&{host}" if host else GROUP):
         what = f"{quoted(host)} in" if host else "in"
         raise BadInput(
-            f"there is no host of group {GROUP} {what} inventory {quoted(where)}: nothing would be done",
+            f"there is no host of group {GROUP} {what} inventory {quoted(inventory_path)}: "
+            "nothing would be done",
             hint=f"Put the hosts into a group of that name: {GROUP}: {{hosts: {{gpu-1: }}}}",
         )
     _require_collections()
     program = Path(sys.executable).with_name("ansible-playbook")
     limit = ["--limit", host] if host else []
-    command = [str(program), "-i", where, *limit, *arguments, str(root / "site.yml")]
+    command = [str(program), "-i", inventory_path, *limit, *arguments, str(root / "site.yml")]
     try:
         status = subprocess.run(
             command, env={**os.environ, **ansible_environment(root)}, check=False

@@ -52,8 +52,8 @@ def train(
             hint=f"train-classifier train {shlex.quote(str(model))} -- {words}",
         )
     # Flags that are not given are None, False or empty: then the environment and the settings apply.
-    given = {name: value for name, value in values.items() if value not in (None, False, ())}
-    request = {**given, "model": model, "arguments": after_dashes}
+    set_flags = {name: value for name, value in values.items() if value not in (None, False, ())}
+    request = {**set_flags, "model": model, "arguments": after_dashes}
     return run_request(request, json_mode=json_mode, dry_run=dry_run)
 
 
