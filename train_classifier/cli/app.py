@@ -9,8 +9,8 @@ import rich_click as click
 
 from train_classifier.core.errors import BadInput, ExitCode, TrainClassifierError
 
-# A blank line between paragraphs.
-click.rich_click.TEXT_PARAGRAPH_LINEBREAKS = "\n\n"
+# A blank line between paragraphs, each of which begins with \b.
+click.rich_click.PADDING_HELPTEXT_FIRST_LINE = (0, 0, 1, 0)
 
 COMMANDS = ("train", "list", "status", "logs", "attach", "fetch", "cancel", "clean", "doctor", "provision")
 EXIT_CODES = """\b

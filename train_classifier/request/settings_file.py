@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import os
 import re
 import stat
@@ -156,7 +157,8 @@ def parse(content: bytes, name: str = FILE) -> Settings:
         raise BadInput(f"{name}: {problem}")
     settings, problems = _read(raw)
     if problems:
-        sentences = [f"{name}: {problem}" for problem in problems[:MOST_PROBLEMS]]
+        problems = [f"{name}: {problem}" for problem in problems]
+        sentences = [*problems, *(refused(settings) if name == FILE else ())][:MOST_PROBLEMS]
         if len(problems) > MOST_PROBLEMS:
             sentences.append(f"{name}: there are more problems; correct these first")
         raise BadInput(*sentences)
@@ -206,7 +208,9 @@ def _read_table(name: str, table: Any, problems: list[str]) -> dict[str, Any]:
 def _check_type(option: Option, value: Any) -> None:
     types, word = _TYPES.get(option.kind, ((object,), None))
     if option.kind in _TYPES and isinstance(value, str) and value != word:
-        raise ValueError(f"{quoted(value)} is text; write it without quotes")
+        parsed = flags.parse(option.name, value)
+        correct = json.dumps(options.NONE if parsed is None else parsed)
+        raise ValueError(f"{quoted(value)} is text; write {option.name} = {correct}")
     if not isinstance(value, (*types, str)):
         raise ValueError(f"{quoted(value)} is of the wrong type")
 

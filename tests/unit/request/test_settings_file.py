@@ -94,7 +94,8 @@ def test_unknown_keys_name_the_nearest() -> None:
     ("line", "said"),
     [
         ("gpus = -1", "gpus: -1 is not a number of GPUs"),
-        ("gpus = '1'", "gpus: '1' is text; write it without quotes"),
+        ("gpus = '1'", "gpus: '1' is text; write gpus = 1"),
+        ("gpus = 'q'", "gpus: 'q' is not a number of GPUs"),
         ("gpus = 1.5", "gpus: 1.5 is of the wrong type"),
         ("gpus = true", "gpus: True is not a number of GPUs"),
         ("pids = 3", "pids: 3 is not a whole number from 16"),
@@ -127,6 +128,11 @@ def test_wrong_values(line: str, said: str) -> None:
     (problem,) = problems(f"[models.mnist]\n{line}\n")
     assert problem.startswith(f"train-classifier.toml: [models.mnist] {said}")
     assert "hunter2" not in problem
+
+
+def test_what_a_repository_may_not_set_is_reported_beside_other_problems() -> None:
+    found = problems("[defaults]\ngpus = 'q'\nsecrets = ['TOKEN']\nlog_max = '9GiB'\n")
+    assert len(found) == 3 and "secrets" in found[2] and "log_max" in found[1]
 
 
 def test_tables_of_the_wrong_shape() -> None:

@@ -14,6 +14,7 @@ from train_classifier.cli import parameters
 def attach(job: str, output: str | None, inventory: str | None, host: str | None, json_mode: bool) -> int:
     """Follow a job from its first byte, fetch its artefacts, and return its exit code. Ctrl-C only leaves.
 
+    \b
     JOB is a job's id, a unique beginning of it, or last.
 
     \b

@@ -13,6 +13,7 @@ from train_classifier.cli import parameters
 def cancel(job: str, inventory: str | None, host: str | None, json_mode: bool) -> int:
     """Stop a job. What it wrote so far is packed and can be fetched.
 
+    \b
     JOB is a job's id, a unique beginning of it, or last.
 
     \b

@@ -23,7 +23,11 @@ def clean(
     host: str | None,
     json_mode: bool,
 ) -> int:
-    """Remove what finished and dead jobs left on the hosts. Only ever touches what is ours.
+    """Remove what finished and dead jobs left on the hosts, and nothing else.
+
+    \b
+    Without --older no finished job is removed, without --keep-environments
+    no environment and no cache: only what jobs left behind by being killed.
 
     \b
     Example:

@@ -27,6 +27,9 @@ def doctor(gpus: str | None, inventory: str | None, host: str | None, json_mode:
     """Check whether hosts are ready: each check, its result, and what to do about it.
 
     \b
+    Exit code 0 when all are ready, else that of the first failed check.
+
+    \b
     Example:
       train-classifier doctor --inventory hosts.yml
     """

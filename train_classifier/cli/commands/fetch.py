@@ -23,6 +23,7 @@ def fetch(
 ) -> int:
     """Bring the archive of a finished job; what stayed on the host is packed first.
 
+    \b
     JOB is a job's id, a unique beginning of it, or last.
 
     \b

@@ -20,6 +20,9 @@ def list_(inventory: str | None, host: str | None, everything: bool, json_mode: 
     """List jobs of all hosts of the inventory.
 
     \b
+    A host that cannot be asked is named on standard error.
+
+    \b
     Example:
       train-classifier list -i hosts.yml --all --json
     """

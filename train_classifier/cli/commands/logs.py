@@ -14,6 +14,7 @@ from train_classifier.core.errors import ExitCode
 def logs(job: str, follow: bool, inventory: str | None, host: str | None) -> int:
     """Write a job's log to standard output: its bytes, nothing added.
 
+    \b
     JOB is a job's id, a unique beginning of it, or last.
 
     \b

@@ -35,7 +35,8 @@ def provision(
 ) -> int:
     """Make the inventory's hosts training servers: run site.yml on them.
 
-    ARGS are arguments for ansible-playbook.
+    \b
+    Without an inventory this machine is made one. ARGS are arguments for ansible-playbook.
 
     \b
     Example:

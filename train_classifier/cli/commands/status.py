@@ -13,6 +13,7 @@ from train_classifier.cli import parameters
 def status(job: str, inventory: str | None, host: str | None, json_mode: bool) -> int:
     """Show a job's state, phases and result.
 
+    \b
     JOB is a job's id, a unique beginning of it, or last.
 
     \b

@@ -35,8 +35,10 @@ def train(
 ) -> int:
     """Push the repository, train MODEL on a host, show its log, and bring artefacts.tar.gz.
 
-    Standard output is the job's log, byte for byte; everything of ours is on standard error.
-    Ctrl-C stops the job and collects what it left; a second one leaves at once. A hang-up stops nothing.
+    \b
+    Standard output is the job's log, byte for byte; everything of ours is on
+    standard error. Ctrl-C stops the job and fetches its artefacts; a second one
+    ends the command at once. A hang-up does not stop the job.
 
     \b
     Examples:
