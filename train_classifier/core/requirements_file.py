@@ -152,13 +152,13 @@ class _Reader:
             return
         local = bool(path) and not _URL.match(path) and "${" not in path
         if local and (match or "/" in bare or bare.startswith(".") or bare.endswith(_ARCHIVES)):
-            found = self.inside(bare, location, "the local package")
-            if not found:
+            local_path = self.inside(bare, location, "the local package")
+            if not local_path:
                 return
             if constraint:
                 self.problems.append(f"{location}: a constraint cannot be a local path: {line!r}")
                 return
-            self.paths.append(found)
+            self.paths.append(local_path)
         elif not match and not _URL.match(path) and "${" not in path:
             self.problems.append(f"{location}: not a requirement: {line!r}")
             return
@@ -186,11 +186,11 @@ class _Reader:
                 self.problems.append(f"{location}: {line!r} names a path of one machine; write it relative")
                 return
             if name == "--find-links" and not _URL.match(value) and "${" not in value:
-                found = self.inside(value, location, "the folder of")
-                if not found:
+                local_path = self.inside(value, location, "the folder of")
+                if not local_path:
                     return
-                self.paths.append(found)
-                value = found
+                self.paths.append(local_path)
+                value = local_path
             text = f"{name} {value}" if OPTIONS[name] else name
             self.options[text] = None
 
@@ -201,9 +201,9 @@ class _Reader:
             self.problems.append(f"{location}: {line!r}: only files inside the repository can be included")
         else:
             path = os.path.join(os.path.dirname(relative), value)
-            found = self.inside(path, location, f"{line!r}:")
-            if found:
-                self.read(found, constraint, location)
+            local_path = self.inside(path, location, f"{line!r}:")
+            if local_path:
+                self.read(local_path, constraint, location)
 
 
 def decode(data: bytes) -> str:

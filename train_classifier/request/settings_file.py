@@ -157,10 +157,11 @@ def parse(content: bytes, name: str = FILE) -> Settings:
         raise BadInput(f"{name}: {problem}")
     settings, problems = _read(raw)
     if problems:
-        problems = [f"{name}: {problem}" for problem in problems]
-        sentences = [*problems, *(refused(settings) if name == FILE else ())][:MOST_PROBLEMS]
-        if len(problems) > MOST_PROBLEMS:
-            sentences.append(f"{name}: there are more problems; correct these first")
+        sentences = [f"{name}: {problem}" for problem in problems]
+        if name == FILE:
+            sentences += refused(settings)
+        if len(sentences) > MOST_PROBLEMS:
+            sentences[MOST_PROBLEMS:] = [f"{name}: there are more problems; correct these first"]
         raise BadInput(*sentences)
     return settings
 

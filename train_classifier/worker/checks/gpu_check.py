@@ -141,8 +141,8 @@ def obstacle(host: Host, min_vram_mib: Optional[int], discovery: Discovery) -> O
         return error.reason
     except (OSError, ValueError, NotReady):
         return None
-    found = gpu_containers(info, host.root)
-    return found.message if found.status == "fail" else None
+    finding = gpu_containers(info, host.root)
+    return finding.message if finding.status == "fail" else None
 
 
 def kernel_faults(root: Path) -> list[Finding]:
