@@ -43,7 +43,17 @@ def driver_rows(state: dict, expected: int = 0) -> list[dict]:
         rows.append(
             _row("nouveau", "fail", "nouveau is loaded and holds the card", f"reboot the host: {rerun}")
         )
-    if not installed:
+    if not installed and state["serves"]:
+        # A driver that the machine's provider brought, outside of packages and of the kernel's modules.
+        rows.append(
+            _row(
+                "driver",
+                "ok",
+                f"{loaded} is loaded and serves every card, {state['origin']}: left as it is (to replace it: "
+                "ansible-playbook site.yml --limit HOST -e nvidia_driver_replace=true)",
+            )
+        )
+    elif not installed:
         rows.append(
             _row(
                 "driver",

@@ -204,7 +204,10 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         names = answers["reboot"][0]
         wished = f"{reboot_file} asks for it" + (f" ({names})" if names else "")
     rows = [fields for fields in (line.split() for line in answers.get("package", [])) if len(fields) == 3]
-    packages = sorted({name for _, source, name in rows if SOURCES.match(source)})
+    # cuda-compat-* holds user libraries for containers and brings no driver.
+    packages = sorted(
+        {name for _, source, name in rows if SOURCES.match(source) and not name.startswith("cuda-compat-")}
+    )
     held = sorted({name.partition(":")[0] for name in answers.get("held", [])})
     brought = set(answers.get("brought", []))
     ours = any(MODULE.fullmatch(name) for name in brought & set(packages))

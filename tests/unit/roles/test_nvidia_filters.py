@@ -405,6 +405,7 @@ def test_probe_of_a_healthy_host() -> None:
         "loaded 550.163.01",
         "package ii nvidia-graphics-drivers libcuda1",
         "package ii bash bash",
+        "package ii nvidia-graphics-drivers cuda-compat-13-0",
         "held libcuda1:amd64",
     )
     assert (result["mismatch"], result["nouveau"], result["secure_boot"], result["reboot_pending"]) == (
@@ -663,7 +664,8 @@ def status(**changes: Any) -> dict[str, Any]:
     return {
         "cards": cards(0x20B0), "loaded": "550.1", "installed": "550.1", "mismatch": False, "nouveau": False,
         "secure_boot": False, "kernel": "6.1", "kernel_running": True, "reboot_pending": [], "reboot_wished": "",
-        "packages": ["nvidia-smi"], "held": ["nvidia-smi"], "ours": True, **changes,
+        "packages": ["nvidia-smi"], "held": ["nvidia-smi"], "ours": True, "serves": True,
+        "origin": "from the package nvidia-smi", **changes,
     }  # fmt: skip
 
 
@@ -674,7 +676,21 @@ def status(**changes: Any) -> dict[str, Any]:
         ({"loaded": "535.1", "mismatch": True}, 1, "driver", "fail", "mismatch"),
         ({"loaded": ""}, 1, "driver", "fail", "not loaded"),
         ({"loaded": "", "secure_boot": True}, 1, "driver", "fail", "Secure Boot is on"),
-        ({"installed": "", "loaded": ""}, 1, "driver", "fail", "no NVIDIA module is installed"),
+        (
+            {"installed": "", "loaded": "", "serves": False},
+            1,
+            "driver",
+            "fail",
+            "no NVIDIA module is installed",
+        ),
+        ({"installed": "", "serves": False}, 1, "driver", "fail", "no NVIDIA module is installed"),
+        (
+            {"installed": "", "packages": [], "origin": "from no package"},
+            1,
+            "driver",
+            "ok",
+            "from no package: left as it is",
+        ),
         ({"nouveau": True}, 1, "nouveau", "fail", "holds the card"),
         ({"cards": []}, 0, "card", "fail", "a card is gone"),
         ({"cards": [], "loaded": "", "installed": ""}, 0, "card", "skip", "trains on its CPU"),
