@@ -29,11 +29,8 @@ def parse(root: Path, model: str) -> Packages:
     path = Path(root) / relative
     if not os.path.lexists(path):
         return Packages()
-    real = os.path.realpath(path)
-    if not real.startswith(os.path.realpath(root) + os.sep):
-        return Packages(problems=(f"{relative} leads out of the repository",))
     try:
-        text = decode(regular_file.read(real, MOST_BYTES))
+        text = decode(regular_file.read(path, MOST_BYTES, within=os.path.realpath(root)))
     except (OSError, ValueError) as error:
         return Packages(problems=(f"{relative} cannot be read: {getattr(error, 'strerror', None) or error}",))
     names, problems = set(), []

@@ -112,7 +112,9 @@ class _Reader:
             self.problems.append(f"{location}: more than {MOST_FILES} requirement files")
             return
         try:
-            text = decode(regular_file.read(self.root / relative, MOST_BYTES))
+            text = decode(
+                regular_file.read(self.root / relative, MOST_BYTES, within=os.path.realpath(self.root))
+            )
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             self.problems.append(f"{location}: {relative} cannot be read: {reason}")
@@ -271,7 +273,7 @@ def digest_of_paths(root: Path, paths: tuple[str, ...]) -> str:
         if os.path.islink(path):
             add(b"link", os.fsencode(os.readlink(path)))
         elif stat.S_ISREG(os.lstat(path).st_mode):
-            with open(path, "rb") as file:
+            with open(regular_file.open_regular(path), "rb") as file:
                 add(b"file")
                 while block := file.read(1 << 20):
                     add(block)

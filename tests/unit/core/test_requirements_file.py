@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from train_classifier.core import apt_file, image_reference
+from train_classifier.core import apt_file, image_reference, regular_file
 from train_classifier.core.requirements_file import Requirements, digest_of_paths, parse
 
 
@@ -109,7 +110,27 @@ def test_every_problem_is_reported(repository: Path) -> None:
 
 def test_a_link_out_of_the_repository_is_refused(repository: Path) -> None:
     (repository / "mnist" / "requirements.txt").symlink_to("/etc/hostname")
+    (repository / "mnist" / "apt-pkgs.txt").symlink_to("/etc/hostname")
     assert "leads out of the repository" in parse(repository, "mnist").problems[0]
+    assert "leads out of the repository" in apt_file.parse(repository, "mnist").problems[0]
+
+
+def test_a_link_out_of_the_repository_that_appears_after_the_look_is_refused(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = repository / "mnist" / "requirements.txt"
+    file.write_text("six\n")
+    read = regular_file.read
+
+    def swap(*args: Any, **options: Any) -> bytes:
+        file.unlink()
+        file.symlink_to("/etc/hostname")
+        return read(*args, **options)
+
+    monkeypatch.setattr(regular_file, "read", swap)
+    assert parse(repository, "mnist").problems == (
+        "mnist/requirements.txt: mnist/requirements.txt cannot be read: leads out of the repository",
+    )
 
 
 def test_digest_follows_contents_of_local_packages(repository: Path) -> None:
