@@ -17,7 +17,7 @@ from index_server import Index, serve, wheel
 from worker_site import Site, build_in_two_processes, numpy_image, site, tmp_path, uv
 
 from train_classifier.core.errors import BadInput, NoEnvironment, NotReady
-from train_classifier.worker.containers import environment_build
+from train_classifier.worker.environments import environment_build
 
 __all__ = ["numpy_image", "site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine

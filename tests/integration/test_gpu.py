@@ -26,7 +26,7 @@ from train_classifier.worker.containers import engine, helper, image
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.gpus import devices
 from train_classifier.worker.gpus import visibility
-from train_classifier.worker.containers.environment import Environment
+from train_classifier.worker.environments.environment import Environment
 from train_classifier.worker.system.host import Host
 from train_classifier.worker.state.store import Store
 

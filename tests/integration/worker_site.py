@@ -18,11 +18,12 @@ from worker_support import kill_processes_of
 
 from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core.job import JobSpec, Repository
-from train_classifier.worker.containers import environment, helper, image, package_layers
+from train_classifier.worker.containers import helper, image, package_layers
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.engine import labels
-from train_classifier.worker.containers.environment import Environment
 from train_classifier.worker.containers.image import Image
+from train_classifier.worker.environments import environment
+from train_classifier.worker.environments.environment import Environment
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Host

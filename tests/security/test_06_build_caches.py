@@ -15,7 +15,7 @@ from worker_site import Site, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers import package_layers
-from train_classifier.worker.containers.environment import Environment
+from train_classifier.worker.environments.environment import Environment
 
 __all__ = ["site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine

@@ -12,7 +12,7 @@ from index_server import Index, sdist, serve, wheel
 from worker_site import Site, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
-from train_classifier.worker.containers import index_logins
+from train_classifier.worker.environments import index_logins
 
 __all__ = ["site", "tmp_path", "uv"]
 

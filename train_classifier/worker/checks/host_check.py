@@ -277,7 +277,7 @@ def _deep(
     """Run a container as a job would, and check that it gets the GPUs and the framework sees them."""
     from train_classifier.worker.containers import engine, image
     from train_classifier.worker.containers.context import Context
-    from train_classifier.worker.containers.environment import Environment
+    from train_classifier.worker.environments.environment import Environment
     from train_classifier.worker.gpus import visibility
     from train_classifier.worker.state.store import Store
 

@@ -10,8 +10,8 @@ from typing import Any
 from train_classifier.core.errors import NoGpu
 from train_classifier.worker.containers import answer, helper
 from train_classifier.worker.containers.context import Context
-from train_classifier.worker.containers.environment import Environment
 from train_classifier.worker.containers.image import Image
+from train_classifier.worker.environments.environment import Environment
 from train_classifier.worker.gpus import devices
 from train_classifier.worker.gpus.devices import Gpu
 from train_classifier.worker.state.files import read_json, write_json

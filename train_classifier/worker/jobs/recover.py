@@ -11,7 +11,8 @@ from typing import Any, Optional
 from train_classifier.core import locks
 from train_classifier.core.errors import BadInput, ExitCode, Lost, NotReady, TrainClassifierError
 from train_classifier.core.job import LAST_SCHEMA, SCHEMA, JobSpec
-from train_classifier.worker.containers import build_folder, engine
+from train_classifier.worker.containers import engine
+from train_classifier.worker.environments import build_folder
 from train_classifier.worker.jobs import conclude
 from train_classifier.worker.jobs.secrets import remove_secrets
 from train_classifier.worker.state import file_trees, results

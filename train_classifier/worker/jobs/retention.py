@@ -14,7 +14,8 @@ from typing import Any, Callable, Optional
 
 from train_classifier.core import locks
 from train_classifier.core.errors import TrainClassifierError
-from train_classifier.worker.containers import build_folder, package_layers
+from train_classifier.worker.containers import package_layers
+from train_classifier.worker.environments import build_folder
 from train_classifier.worker.state import file_trees, results
 from train_classifier.worker.state.store import Job, Store, take_over
 from train_classifier.worker.system.host import Account

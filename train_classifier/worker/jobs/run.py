@@ -9,8 +9,9 @@ from typing import Any, Optional
 
 from train_classifier.core import locks
 from train_classifier.core.errors import TrainClassifierError
-from train_classifier.worker.containers import engine, environment, image, package_layers
+from train_classifier.worker.containers import engine, image, package_layers
 from train_classifier.worker.containers.context import Context
+from train_classifier.worker.environments import environment
 from train_classifier.worker.jobs import conclude, recover
 from train_classifier.worker.jobs.secrets import take_secrets
 from train_classifier.worker.state import results

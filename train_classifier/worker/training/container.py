@@ -11,8 +11,8 @@ from train_classifier.core.errors import NoEnvironment, NoGpu, NotReady, TrainCl
 from train_classifier.core.job import JobSpec
 from train_classifier.worker.containers import engine, helper
 from train_classifier.worker.containers.context import Context
-from train_classifier.worker.containers.environment import Environment
 from train_classifier.worker.containers.image import NO_SHELL, Image
+from train_classifier.worker.environments.environment import Environment
 from train_classifier.worker.state.files import write_bytes
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host import Account, Host

@@ -14,9 +14,10 @@ from typing import Any, NoReturn, Optional
 
 from train_classifier.core import requirements_file
 from train_classifier.core.errors import NoEnvironment
-from train_classifier.worker.containers import answer, build_folder, engine, helper, index_logins
+from train_classifier.worker.containers import answer, engine, helper
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
+from train_classifier.worker.environments import build_folder, index_logins
 from train_classifier.worker.state.files import make_leaf, read_json
 from train_classifier.worker.state.store import Store
 from train_classifier.worker.system.host import Account

@@ -14,16 +14,17 @@ from train_classifier.core import requirements_file
 from train_classifier.core.errors import BadInput, NoEnvironment, NotReady
 from train_classifier.core.job import SCHEMA
 from train_classifier.core.locks import hold
-from train_classifier.worker.containers import build_folder, engine
+from train_classifier.worker.containers import engine
 from train_classifier.worker.containers.context import Context
-from train_classifier.worker.containers.environment_build import (
+from train_classifier.worker.containers.image import Image
+from train_classifier.worker.environments import build_folder
+from train_classifier.worker.environments.environment_build import (
     Builder,
     EnvironmentPlan,
     NeedsBuilding,
     cache_of,
     find_nearest,
 )
-from train_classifier.worker.containers.image import Image
 from train_classifier.worker.state.files import read_json
 from train_classifier.worker.state.store import Store
 from train_classifier.worker.system.host import Host
@@ -237,7 +238,7 @@ def _name(line: str) -> str:
 
 
 def _source(name: str) -> str:
-    return (pkgutil.get_data("train_classifier.worker.containers.inside", name) or b"").decode()
+    return (pkgutil.get_data("train_classifier.worker.environments.inside", name) or b"").decode()
 
 
 def _variables(host: Host) -> dict[str, str]:

@@ -7,7 +7,7 @@ import pytest
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers import answer
-from train_classifier.worker.containers.environment_build import EnvironmentPlan, _read
+from train_classifier.worker.environments.environment_build import EnvironmentPlan, _read
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Environments: the Python packages of a model, as uv installs them."""
