@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import textwrap
 from pathlib import Path
 
 from ansible.plugins.action import ActionBase
@@ -16,6 +17,8 @@ COLOURS = {
     "not proven": "bright yellow",
     "skip": "cyan",
 }
+#: Columns that a message gets, however long the names before it are.
+LEAST_MESSAGE = 30
 
 
 class ActionModule(ActionBase):
@@ -30,18 +33,22 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         results = self._task.args["results"]
         display = Display()
-        lines = [("HOST", "CHECK", "STATUS", "")]
+        lines = [("HOST", "CHECK", "STATUS", "MESSAGE")]
         for host, checks in results.items():
             lines += [(host, row["name"], row["status"], row["message"]) for row in checks["rows"]]
         widths = [max(len(line[column]) for line in lines) for column in range(3)]
         display.display("")
-        for line in lines:
-            text = (
-                "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False))
-                + "  "
-                + line[3]
+        for *cells, message in lines:
+            start = "".join(cell.ljust(width) + "  " for cell, width in zip(cells, widths, strict=True))
+            text = textwrap.fill(
+                message,
+                max(display.columns, len(start) + LEAST_MESSAGE),
+                initial_indent=start,
+                subsequent_indent=" " * len(start),
+                break_long_words=False,
+                break_on_hyphens=False,
             )
-            display.display(text.rstrip(), color=COLOURS.get(line[2]))
+            display.display(text or start.rstrip(), color=COLOURS.get(cells[2]))
         for host, checks in results.items():
             for row in checks["rows"]:
                 if row["status"] in ("fail", "warn") and row.get("hint"):

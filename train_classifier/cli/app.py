@@ -99,6 +99,11 @@ def run(arguments: Sequence[str]) -> int:
 def _bad_use(error: click.ClickException) -> BadInput:
     context = getattr(error, "ctx", None)
     hint = f"{context.command_path} --help" if context is not None else None
+    if isinstance(error, click.NoSuchOption):
+        begun = [flag for flag in error.possibilities or () if flag.startswith(error.option_name)]
+        # The shortest is the nearest: --gpus for --gpu, not --gpu-check.
+        near = sorted(begun, key=len)[:1] or error.possibilities
+        error = click.NoSuchOption(error.option_name, error.message, near, context)
     if isinstance(error, click.NoSuchOption) and context is not None and context.info_name == "train":
         hint = f"The model's own flags go after --: train-classifier train MODEL -- …; ours: {hint}"
     return BadInput(str(error.format_message()), hint=hint)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from train_classifier.core import text
 from train_classifier.core.errors import TrainClassifierError
+from train_classifier.core.job import in_order
 
 if TYPE_CHECKING:
     from train_classifier.cli.live_line import LiveLine
@@ -47,7 +48,9 @@ class Console:
         self.json_mode = json_mode
         self.quiet = quiet
         self.live = is_terminal(sys.stderr) and not quiet
-        coloured = not quiet and "NO_COLOR" not in os.environ
+        #: Whether the closing summary lists the phases: in a pipe each had a line of its own.
+        self.lists_phases = self.live
+        coloured = not quiet and not os.environ.get("NO_COLOR")
         #: Decided for each stream: one may go to a file, the other to a terminal.
         self.colour = coloured and is_terminal(sys.stderr)
         self.colour_out = coloured and is_terminal(sys.stdout)
@@ -71,6 +74,11 @@ class Console:
         self.log_bytes = 0
         if self.live:
             threading.Thread(target=self._tick, daemon=True, name="live").start()
+
+    @property
+    def width(self) -> int | None:
+        """The columns of standard output, None where it is no terminal."""
+        return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
 
     # The Reporter's side.
 
@@ -98,21 +106,23 @@ class Console:
         if fields["state"] == "start":
             self._enter(fields["phase"])
         else:
-            self._leave(fields["phase"], float(fields["seconds"]))
+            self._leave(fields["phase"], float(fields["seconds"]), bool(fields.get("failed")))
 
     def _on_progress(self, fields: Mapping[str, Any]) -> None:
         self._bytes = (int(fields["done"]), fields.get("total"))
 
     def _on_status(self, fields: Mapping[str, Any]) -> None:
         times = fields.get("times") or {}
-        for name, span in times.items():
+        for name, span in in_order(times).items():
             if name not in self.seconds and isinstance(span, list | tuple) and len(span) > 1 and span[1]:
-                self._leave(name, max(0.0, float(span[1]) - float(span[0])))
+                seconds = max(0.0, float(span[1]) - float(span[0]))
+                self._leave(name, seconds, fields.get("failed") == name)
         phase = fields.get("phase")
         if phase and phase != self._phase and phase not in self.seconds and fields.get("state") == "running":
             self._enter(phase)
         message = text.clean(fields.get("message") or "")
-        if message and message != self._said:
+        # A finished job's message is its result, which is shown at the end; a phase was named already.
+        if message and message not in (self._said, phase) and fields.get("state") != "finished":
             self._said = message
             if not self.live:
                 self._line(f"{phase or fields.get('state')}: {message}")
@@ -125,6 +135,10 @@ class Console:
         self._line(f"job {fields['id']} on {fields['host']}", "bold")
 
     def _on_result(self, fields: Mapping[str, Any]) -> None:
+        # The last status of a job does not hold the end of its last phase.
+        for name, seconds in in_order(fields["result"].get("seconds") or {}).items():
+            if name not in self.seconds:
+                self._leave(name, float(seconds))
         self._enter(None)
 
     # Our side.
@@ -162,12 +176,6 @@ class Console:
             self._stop.set()
             self.live = False
 
-    def hang_up(self) -> None:
-        """Write nothing to the terminal any more, because it is gone."""
-        with self._lock:
-            self.live, self._gone, self.log_gone = False, True, True
-            self._stop.set()
-
     def paint(self, words: str, colour: str | None) -> str:
         """Return words for standard error in a colour, if that is a terminal."""
         return f"\x1b[{COLOURS[colour]}m{words}\x1b[0m" if colour and self.colour else words
@@ -179,13 +187,18 @@ class Console:
     def _enter(self, phase: str | None) -> None:
         self._phase, self._begun, self._words, self._bytes = phase, time.monotonic(), "", None
 
-    def _leave(self, phase: str, seconds: float) -> None:
+    def _leave(self, phase: str, seconds: float, failed: bool = False) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
         sent = f", {text.show_bytes(self._bytes[0])}" if self._bytes and phase == self._phase else ""
         if phase == self._phase:
             self._phase = None
-        mark = self.paint("✓", "green") + " " if self.live and self._unicode else ""
-        self._line(f"{mark}{phase}: {text.show_seconds(seconds)}{sent}")
+        if seconds < text.SHORTEST_S and not failed:
+            return
+        mark = ""
+        if self.live and self._unicode:
+            mark = (self.paint("✗", "red") if failed else self.paint("✓", "green")) + " "
+        after = "failed after " if failed else ""
+        self._line(f"{mark}{phase}: {after}{text.show_seconds(seconds)}{sent}")
 
     def _line(self, words: str, colour: str | None = None, always: bool = False) -> None:
         if self._gone or (self.quiet and not always):

@@ -2,9 +2,10 @@
 
 import json
 import os
+import shlex
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from train_classifier.controller import follow as following
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import options, text
 from train_classifier.core.errors import BadInput, ExitCode, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.core.job import in_order
 from train_classifier.request import checks
 from train_classifier.request.checkout import user_name
 
@@ -25,19 +27,7 @@ def show_list(hosts: Sequence[RemoteHost], everything: bool, console: Console) -
     if console.json_mode:
         console.out(json.dumps([{**job, "status": job.get("outcome") or job.get("state")} for job in listed]))
     elif listed:
-        many = len(hosts) > 1
-        rows = [
-            [
-                job["id"],
-                job.get("model"),
-                job.get("outcome") or _state(job),
-                _age(job),
-                job.get("submitter"),
-                *([job["host"]] if many else []),
-            ]
-            for job in listed
-        ]
-        console.out(text.table(rows, ("JOB", "MODEL", "STATUS", "TIME", "BY", *(["HOST"] if many else []))))
+        console.out(_table(listed, len(hosts) > 1, console.width))
     elif not errors:
         console.say("No jobs." if everything else "No jobs of yours.")
     for error in errors:
@@ -59,19 +49,27 @@ def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> Exit
         ("state", result.get("outcome") or _state(status)),
     ]
     if result:
-        rows += [("exit code", result.get("exit_code")), ("reason", result.get("reason"))]
+        rows += [(name, result.get(name.replace(" ", "_"))) for name in ("exit code", "reason", "hint")]
     elif status.get("message"):
         rows.append(("message", status["message"]))
     times = {} if result else status.get("times") or {}
-    for name, (begun, ended) in sorted(times.items(), key=lambda item: float(item[1][0])):
-        rows.append((name, text.show_seconds((ended or time.time()) - begun) + ("" if ended else " so far")))
-    rows += [(name, text.show_seconds(spent)) for name, spent in (result.get("seconds") or {}).items()]
+    for name, (begun, ended) in in_order(times).items():
+        spent = (ended or time.time()) - begun
+        if spent >= text.SHORTEST_S:
+            rows.append((name, text.show_seconds(spent) + ("" if ended else " so far")))
+    for name, spent in in_order(result.get("seconds") or {}).items():
+        if spent >= text.SHORTEST_S:
+            rows.append((name, text.show_seconds(spent)))
+    rows.append(("time", _age({**status, **result}) or None))
     archive = result.get("archive")
     if archive:
         rows += [("archive", text.show_bytes(archive["bytes"])), ("sha256", archive["sha256"])]
     for name, value in (result.get("metrics") or {}).items():
         rows.append((text.short(name, 50), text.number(value)))
-    console.out(text.table([row for row in rows if row[1] is not None]))
+    width = max(len(name) for name, _ in rows if len(name) <= result_text.LABEL)
+    for name, value in rows:
+        if value is not None:
+            console.out(text.hanging(f"{text.clean(name).ljust(width)}  ", value, console.width))
     return ExitCode.TRAINED
 
 
@@ -94,7 +92,11 @@ def show_logs(
         console.log(data)
         offset += len(data)
         if not data or offset >= int(answer.get("log_size", 0)) or console.log_gone:
-            return ExitCode.TRAINED
+            break
+    result = located.answer.get("result") or {}
+    if not offset and result.get("exit_code"):
+        console.error(steps.error_of(result))
+    return ExitCode.TRAINED
 
 
 class Quiet:
@@ -184,10 +186,17 @@ def fetch(
         result = fetching.pack(located.host, located.id, most, console, patience)
     archive = result.get("archive")
     if not archive:
-        raise BadInput(
-            f"Job {located.id} left no archive ({result.get('outcome')}: {result.get('reason')}).",
-            hint=f"Its log: train-classifier logs {located.id}{located.host.flags}",
+        error = BadInput(
+            f"Job {located.id} left no archive ({result.get('outcome')}: {result.get('reason')})."
         )
+        # A job that ended before its training has no log.
+        trained = "training" in (result.get("seconds") or {})
+        log_hint = f"Its log: train-classifier logs {located.id}{located.host.flags}"
+        error.hint = (
+            log_hint if trained else fetching.complete_hint(located.host, located.id, result.get("hint"))
+        )
+        error.detail = result.get("detail")
+        raise error
     delivered = fetching.fetch(located.host, located.id, archive, output, console, patience)
     console.finish()
     if console.json_mode:
@@ -268,6 +277,42 @@ def output_path(output: str | None) -> Path:
     if problems:
         raise BadInput(*problems)
     return path
+
+
+def _table(jobs: Sequence[dict[str, Any]], many_hosts: bool, width: int | None) -> str:
+    """Return the jobs as a table; arguments, commit and metrics only where the terminal has room for them."""
+    columns: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
+        ("JOB", lambda job: job["id"]),
+        ("MODEL", lambda job: job.get("model")),
+        ("STATUS", lambda job: job.get("outcome") or _state(job)),
+        ("TIME", _age),
+        ("BY", lambda job: job.get("submitter")),
+    ]
+    if many_hosts:
+        columns.append(("HOST", lambda job: job["host"]))
+    for extra in EXTRA_COLUMNS:
+        wider = [*columns, extra]
+        cells = [[len(head), *(len(str(value(job) or "")) for job in jobs)] for head, value in wider]
+        fits = width is not None and text.table_width([max(column) for column in cells]) <= width
+        if fits and any(cells[-1][1:]):
+            columns = wider
+    rows = [[value(job) for _, value in columns] for job in jobs]
+    return text.table(rows, [head for head, _ in columns], width=width)
+
+
+def _metrics(job: dict[str, Any]) -> str:
+    return " ".join(
+        f"{text.short(name, 20)}={text.number(value)}"
+        for name, value in list((job.get("metrics") or {}).items())[:3]
+    )
+
+
+#: Columns of `list` that are shown where there is room, the most useful first.
+EXTRA_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], object]], ...] = (
+    ("COMMIT", lambda job: str(job.get("commit") or "")[:12]),
+    ("METRICS", _metrics),
+    ("ARGUMENTS", lambda job: text.short(shlex.join(map(str, job.get("arguments") or ())), 40)),
+)
 
 
 def _state(job: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ json_mode = click.option(
     "--json", "json_mode", is_flag=True, help="One JSON value on standard output, all else on standard error."
 )
 job = click.argument("job", metavar="JOB")
+job_or_last = click.argument("job", metavar="[JOB]", default="last")
 
 
 def of_table(option: Option) -> Callable[[Any], Any]:

@@ -7,10 +7,7 @@ from typing import Any, Protocol
 from train_classifier.cli.console import Console
 from train_classifier.core import text
 from train_classifier.core.errors import OUTCOMES, ExitCode, TrainClassifierError
-from train_classifier.core.job import PHASES
-
-#: Phases in the order in which a run goes through them.
-ORDER = ("preflight", "push", "start", *PHASES, "fetch")
+from train_classifier.core.job import in_order
 
 #: Columns of the longest name that the others are lined up with.
 LABEL = 20
@@ -39,7 +36,7 @@ class Finished(Protocol):
 def seconds(result: Mapping[str, Any] | None, console: Console) -> dict[str, float]:
     """Return the seconds of each phase, the controller's own and the worker's, in order."""
     spent = {**console.seconds, **((result or {}).get("seconds") or {})}
-    return {name: float(spent[name]) for name in [*ORDER, *sorted(set(spent) - set(ORDER))] if name in spent}
+    return {name: float(value) for name, value in in_order(spent).items()}
 
 
 def as_text(run: Finished, console: Console) -> str:
@@ -53,6 +50,9 @@ def as_text(run: Finished, console: Console) -> str:
     ]
     if run.delivered:
         rows.append(("artefacts", f"{run.delivered['path']} ({text.show_bytes(run.delivered['bytes'])})"))
+    spent = seconds(run.result, console)
+    if spent and not console.lists_phases:
+        rows.append(("time", text.show_seconds(sum(spent.values()))))
     metrics = result.get("metrics")
     if isinstance(metrics, dict):
         for name, value in list(metrics.items())[:12]:
@@ -63,13 +63,16 @@ def as_text(run: Finished, console: Console) -> str:
     if run.delivered:
         # Not aligned with the other values: with its 64 digits the line would be wider than a terminal.
         lines.append(f"sha256  {run.delivered['sha256']}")
-    spent = seconds(run.result, console)
-    if spent:
+    if spent and console.lists_phases:
         lines.append("")
         lines.append(
             text.table(
                 [
-                    *((name, text.show_seconds(value)) for name, value in spent.items()),
+                    *(
+                        (name, text.show_seconds(value))
+                        for name, value in spent.items()
+                        if value >= text.SHORTEST_S
+                    ),
                     ("together", text.show_seconds(sum(spent.values()))),
                 ],
                 ("phase", "time"),

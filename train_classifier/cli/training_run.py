@@ -118,7 +118,27 @@ class TrainingRun:
                 self._abandon.set()
             finally:
                 self._play.end(self.leave_s)
+            if self._refused and self._host is not None:
+                self._remove_prepared()
         return self.failure.code if self.failure else ExitCode.TRAINED
+
+    def _remove_prepared(self) -> None:
+        """Remove what a job that may not start has on its host, if the host answers within a few seconds."""
+        end = time.monotonic() + self.leave_s
+
+        def remove() -> None:
+            while time.monotonic() < end:
+                with contextlib.suppress(TrainClassifierError):
+                    if steps.cancel(self.host, self.job, str(self.failure)).get("state") == "removed":
+                        return
+                # A preflight whose connection was cut may still make the job's folder.
+                if self._phase != "preflight":
+                    return
+                time.sleep(0.5)
+
+        thread = threading.Thread(target=remove, daemon=True, name="remove")
+        thread.start()
+        thread.join(self.leave_s)
 
     def answer(self, question: Any) -> Any:
         """Answer a step: whether it may start, the secrets, or the order for the host that Ansible found."""
@@ -158,10 +178,11 @@ class TrainingRun:
             if kind == "crash":
                 raise value
             if kind == "hangup":
-                self.console.hang_up()
+                # A terminal that is gone takes no live line; its other lines are lost without harm.
+                self.console.finish()
                 self._hung_up = True
             if self._hung_up and self.started:
-                raise OutOfTouch("The terminal is gone.", self._attach_hint())
+                raise OutOfTouch("Hang-up: this command ends with exit code 11.", self._attach_hint())
             if kind == "stop":
                 signals += 1
                 if signals == 1:

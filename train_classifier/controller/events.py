@@ -9,9 +9,10 @@ from typing import Any, Protocol
 class Reporter(Protocol):
     """Receives the events and the log. Any thread may call both methods, one call at a time.
 
-    Events: `phase` {phase, state: start|end, seconds}, `progress` {phase, done, total} in bytes,
-    `status` {state, phase, message}, `message` {level: info|warning, text}, `started` {id},
-    `result` {result}, `delivered` {path, bytes, sha256}, `error` {code, reason, hint, detail, problems}.
+    Events: `phase` {phase, state: start|end, seconds, failed}, `progress` {phase, done, total} in bytes,
+    `status` {state, phase, message, times, failed: the phase that failed},
+    `message` {level: info|warning, text}, `started` {id}, `result` {result},
+    `delivered` {path, bytes, sha256}, `error` {code, reason, hint, detail, problems}.
     """
 
     def event(self, event: str, **fields: Any) -> None:
@@ -36,7 +37,9 @@ def phase(report: Reporter, name: str) -> Iterator[None]:
     """Report the start and the end of a phase, also when it fails."""
     start = time.monotonic()
     report.event("phase", phase=name, state="start")
+    failed = True
     try:
         yield
+        failed = False
     finally:
-        report.event("phase", phase=name, state="end", seconds=time.monotonic() - start)
+        report.event("phase", phase=name, state="end", seconds=time.monotonic() - start, failed=failed)

@@ -112,12 +112,12 @@ def find_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
         raise BadInput(f"Job {job} is ambiguous: {places}.", hint="Give more of the id.")
     if matches:
         return matches[0]
-    if len(errors) == 1:
-        raise errors[0][1]
     names = ", ".join(host.name for host, _ in errors) or "no host"
     flags = hosts[0].flags if hosts else ""
     raise BadInput(
-        f"There is no job {job} on {names}.", hint=f"See every job: train-classifier list --all{flags}"
+        f"There is no job {job} of yours on {names}.",
+        hint=f"Your jobs there: train-classifier list --all{flags}. The jobs of other users are not shown; "
+        "for other hosts name their inventory by --inventory.",
     )
 
 

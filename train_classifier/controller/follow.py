@@ -124,6 +124,7 @@ def follow(
                     phase=status.get("phase"),
                     message=status.get("message"),
                     times=status.get("times"),
+                    failed=status.get("failed_phase"),
                 )
             elif not data:
                 # Raises in a plugin whose command line was killed: then the plugin stops renewing the lease.

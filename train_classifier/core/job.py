@@ -8,11 +8,13 @@ import dataclasses
 import os
 import re
 import time
-from typing import Any, Optional, Union
+from collections.abc import Mapping
+from typing import Any, Optional, TypeVar, Union
 
 from train_classifier.core import options
 from train_classifier.core.options import Kind
 
+T = TypeVar("T")
 #: Version of spec.json, status.json, result.json and manifest.json.
 SCHEMA = 2
 #: Version of the last release, whose jobs can still be listed, read, fetched and cleaned.
@@ -29,10 +31,20 @@ JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}\Z")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 DATA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
+#: No job may read these: credentials, devices, sockets of services, other processes' files.
+SYSTEM_FOLDERS = ("/proc", "/sys", "/dev", "/run", "/etc", "/boot")
+
 #: States of a job, in order. Before `submitted` nothing is guaranteed: the controller sets the first two.
 STATES = ("prepared", "pushed", "submitted", "running", "finished")
 #: The worker's phases while `running`, in order; status.json and manifest.json hold the time of each.
 PHASES = ("image", "packages", "environment", "queue", "gpu-check", "training", "artefacts")
+#: Those of a whole run: the controller's own come before and after.
+RUN_PHASES = ("preflight", "push", "start", *PHASES, "fetch")
+
+
+def in_order(phases: Mapping[str, T]) -> dict[str, T]:
+    """Return a table of phases in the order in which a run goes through them."""
+    return {name: phases[name] for name in (*RUN_PHASES, *sorted(phases)) if name in phases}
 
 
 def new_job_id(now: Optional[float] = None) -> str:

@@ -1,9 +1,14 @@
 """Words and numbers for people: sizes, times, tables."""
 
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Optional, Union
 
+#: A phase that takes less would read 0.0 s and is not listed.
+SHORTEST_S = 0.05
+#: A column of a table is not made narrower than this.
+LEAST_COLUMN = 6
 #: Control characters that must not reach a terminal in untrusted text, those of bidirectional text too.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 #: Terminal escape sequences: colours and cursor movements, window titles and links, short ones.
@@ -34,22 +39,51 @@ def clean(text: object) -> str:
 
 
 def table(
-    rows: Sequence[Sequence[object]], head: Optional[Sequence[str]] = None, right: Sequence[int] = ()
+    rows: Sequence[Sequence[object]],
+    head: Optional[Sequence[str]] = None,
+    right: Sequence[int] = (),
+    width: Optional[int] = None,
 ) -> str:
-    """Return rows as aligned columns; those numbered in `right` are flush right."""
+    """Return rows as aligned columns; those numbered in `right` are flush right.
+
+    Where the lines would be longer than `width`, the widest columns after the first are shortened.
+    """
     cells = [[clean(cell) if cell is not None else "" for cell in row] for row in rows]
     every = ([list(head)] if head else []) + cells
     if not every:
         return ""
     widths = [max(len(row[column]) for row in every) for column in range(len(every[0]))]
+    while width is not None and table_width(widths) > width and max(widths[1:], default=0) > LEAST_COLUMN:
+        widths[widths.index(max(widths[1:]), 1)] -= 1
     lines = []
     for row in every:
         parts = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths))
+            cell.rjust(size) if column in right else cell.ljust(size)
+            for column, (cell, size) in enumerate(
+                (short(cell, size), size) for cell, size in zip(row, widths)
+            )
         ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
+
+
+def table_width(widths: Sequence[int]) -> int:
+    """Return the columns of a table whose cells have these widths."""
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def hanging(start: str, words: object, width: Optional[int]) -> str:
+    """Return words behind `start`, continued below themselves where a line would be longer than `width`."""
+    if width is None:
+        return f"{start}{clean(words)}"
+    return textwrap.fill(
+        clean(words),
+        max(width, len(start) + 30),
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def printable(text: Union[str, bytes]) -> str:

@@ -205,7 +205,7 @@ class Step:
                 "detail": self.failure.detail,
             }
         if isinstance(seconds := result.get("seconds"), dict):
-            result["seconds"] = {name: seconds[name] for name in (*job.PHASES, *seconds) if name in seconds}
+            result["seconds"] = job.in_order(seconds)
         result.setdefault("exit_code", int(code))
         # A detached job is submitted, and its outcome is not known.
         detached = bool(self.plan and self.plan.detach and not self.failure)

@@ -52,11 +52,6 @@ class WorkflowConsole(Console):
         else:
             self._line(message)
 
-    def _on_status(self, fields: Mapping[str, Any]) -> None:
-        if fields.get("message") == fields.get("phase"):
-            fields = {**fields, "message": None}
-        super()._on_status(fields)
-
     def _enter(self, phase: str | None) -> None:
         if phase == self._phase and phase is not None:
             return
@@ -72,8 +67,8 @@ class WorkflowConsole(Console):
             self.workflow.group(phase)
             self._group = phase
 
-    def _leave(self, phase: str, seconds: float) -> None:
-        super()._leave(phase, seconds)
+    def _leave(self, phase: str, seconds: float, failed: bool = False) -> None:
+        super()._leave(phase, seconds, failed)
         if phase == self._group:
             self._close_group()
 

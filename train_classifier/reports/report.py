@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from train_classifier.core.errors import ExitCode
+from train_classifier.core.job import in_order
 from train_classifier.core.metrics import number
-from train_classifier.core.text import show_bytes, show_seconds, without_escapes
+from train_classifier.core.text import SHORTEST_S, show_bytes, show_seconds, without_escapes
 from train_classifier.reports import chart_data
 
 #: Most metrics that are listed; metrics.json may hold any number.
@@ -114,19 +115,10 @@ class Report:
         return counted if check.get("proven") else f"{counted} (framework: not proven)"
 
     def _durations(self) -> str:
-        phases = {
-            name: value
-            for name, value in {**_mapping(self.result.get("seconds")), **self.seconds}.items()
-            # Phases that took almost no time are not listed.
-            if _is_number(value) and value >= 0.05
-        }
-        ordered = {name: phases[name] for name in ("push", *phases) if name in phases}
-        if "fetch" in ordered:
-            ordered["fetch"] = ordered.pop("fetch")
-        if not ordered:
-            return ""
-        parts = ", ".join(f"{name} {show_seconds(value)}" for name, value in ordered.items())
-        return f"{show_seconds(sum(ordered.values()))}: {parts}"
+        spent = {**_mapping(self.result.get("seconds")), **self.seconds}
+        phases = in_order({name: value for name, value in spent.items() if _is_number(value) and value >= 0})
+        parts = [f"{name} {show_seconds(value)}" for name, value in phases.items() if value >= SHORTEST_S]
+        return f"{show_seconds(sum(phases.values()))}: {', '.join(parts)}" if parts else ""
 
     def _exit(self) -> str:
         words = [f"{int(self.code)} ({self.result.get('outcome') or 'unknown'})"]

@@ -4,6 +4,7 @@ Every parser gets the raw value and returns the parsed one, or raises ValueError
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -128,6 +129,13 @@ def data_folder(path: Any, name: Any) -> job.DataFolder:
         raise ValueError(
             f"data name {quoted(name)}: wanted letters, digits, dot, _ and -, as in /mnt/digits:digits"
         )
+    # The host checks again, with links resolved.
+    plain = "/" + os.path.normpath(path).lstrip("/")
+    if plain == "/":
+        raise ValueError(f"data folder {quoted(path)} is the host's whole file system; no job may read it")
+    for folder in job.SYSTEM_FOLDERS:
+        if f"{plain}/".startswith(f"{folder}/"):
+            raise ValueError(f"data folder {quoted(path)} is part of {folder}; no job may read it")
     return job.DataFolder(path, name)
 
 

@@ -247,7 +247,7 @@ def _syntax(message: str, content: bytes, name: str) -> str:
 def _nearest(word: str, known: Sequence[str]) -> str:
     word = word.replace("-", "_").lower()
     begun = [key for key in known if len(word) > 2 and key.startswith(word)]
-    near = begun or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = sorted(begun, key=len) or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
 
 

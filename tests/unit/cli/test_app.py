@@ -48,7 +48,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["train", "--no-such-flag"], ["no-such-command"], ["status"]])
+@pytest.mark.parametrize("arguments", [["train", "--no-such-flag"], ["no-such-command"], ["attach"]])
 def test_wrong_use_is_bad_input_without_a_traceback(arguments: list[str]) -> None:
     done = command(*arguments)
     assert done.returncode == ExitCode.BAD_INPUT
@@ -151,6 +151,32 @@ def test_no_terminal_tricks_where_nobody_sees_them(environment: dict[str, str]) 
 
 def test_no_colour_when_asked() -> None:
     assert "\x1b[3" not in on_a_terminal(SHOW, NO_COLOR="1")
+    # no-color.org: an empty value counts as none.
+    assert "\x1b[3" in on_a_terminal(SHOW, NO_COLOR="")
+
+
+FAILED_RUN = """
+from train_classifier.cli.console import Console
+console = Console()
+times = {"training": [3.0, 5.0], "environment": [1.0, 1.0], "image": [0.0, 1.0]}
+console.event("status", state="running", phase="training", message="training", times={})
+console.event("status", state="running", phase="artefacts", message="", times=times, failed="training")
+console.event("status", state="finished", phase=None, message="the model ended badly", times=times, failed="training")
+console.event("result", result={"seconds": {"artefacts": 0.2, "image": 1.0, "training": 2.0, "environment": 0.0}})
+console.finish()
+"""
+
+
+def test_phases_are_shown_in_order_and_once() -> None:
+    lines = on_a_terminal(FAILED_RUN).replace("\r", "\n").replace("\x1b[K", "").splitlines()
+    ended = [line for line in lines if line.endswith(" s") and line.startswith("\x1b[3") and "m " in line]
+    assert ended == [
+        "\x1b[32m✓\x1b[0m image: 1.0 s",
+        "\x1b[31m✗\x1b[0m training: failed after 2.0 s",
+        "\x1b[32m✓\x1b[0m artefacts: 0.2 s",
+    ]
+    piped = on_a_terminal(FAILED_RUN, TERM="dumb").splitlines()
+    assert piped == ["image: 1.0 s", "training: failed after 2.0 s", "artefacts: 0.2 s"]
 
 
 def test_control_characters_of_others_reach_no_terminal() -> None:
@@ -159,6 +185,14 @@ def test_control_characters_of_others_reach_no_terminal() -> None:
 
 def test_table_is_aligned() -> None:
     assert text.table([("a", "1.0 s"), ("long", "10.0 s")], right=(1,)) == "a      1.0 s\nlong  10.0 s"
+
+
+def test_table_and_text_hold_a_width() -> None:
+    rows = [("20260101-000000-00000001", "m" * 90, "trained", "3 min 20 s", "somebody@" + "x" * 60)]
+    lines = text.table(rows, ("JOB", "MODEL", "STATUS", "TIME", "BY"), width=80).splitlines()
+    assert max(map(len, lines)) == 80 and rows[0][0] in lines[1] and "…" in lines[1]
+    assert text.hanging("reason  ", "word " * 30, 80).splitlines()[1].startswith("        word")
+    assert text.hanging("reason  ", "word " * 30, None) == "reason  " + "word " * 30
 
 
 @pytest.mark.parametrize(

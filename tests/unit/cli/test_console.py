@@ -144,6 +144,35 @@ def test_a_dry_run_shows_values_as_they_are_given(
     assert "{" not in shown
 
 
+def test_a_dry_run_says_where_each_value_comes_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "__main__.py").write_text("12345")
+    (tmp_path / "train-classifier.toml").write_text('[defaults]\nimage = "python:3.11"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRAIN_CLASSIFIER_TIMEOUT", "6h")
+    assert app.run(["train", "mnist", "--dry-run", "--gpus", "0", "-e", "A=hidden", "-o", "a.tgz"]) == 0
+    shown = capfd.readouterr().out
+    rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line}
+    assert rows["image"] == ["python:3.11", "train-classifier.toml"]
+    assert rows["timeout"] == ["6", "h", "0", "min", "TRAIN_CLASSIFIER_TIMEOUT"]
+    assert rows["gpus"] == ["0", "--gpus"] and rows["shm_size"] == ["2.0", "GiB", "default"]
+    assert rows["push"][:2] == ["2", "files,"] and rows["output"][-1] == "(--output)"
+    assert "hidden" not in shown and "submitter" not in shown and "_bytes" not in shown
+
+
+@pytest.mark.parametrize("folder", ["/etc", "//etc/ssl/", "/", "/proc/1"])
+def test_a_folder_of_the_system_is_refused_before_a_host_is_asked(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "__main__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert app.run(["train", "mnist", "--dry-run", "--data", f"{folder}:x"]) == ExitCode.BAD_INPUT
+    assert "no job may read it" in capfd.readouterr().err
+
+
 def test_numbers() -> None:
     assert [text.number(value) for value in (3, 2.0, 0.5, 1e300, float("nan"))] == [
         "3",
@@ -193,4 +222,4 @@ def test_a_host_that_cannot_be_used_hides_no_other(tmp_path: Path, capfd: pytest
     assert json.loads(out) == []
     assert "host 'windows' uses connection 'winrm'" in said and "host 'password' is reached with" in said
     assert app.run(["status", "last", "-i", str(where)]) == ExitCode.BAD_INPUT
-    assert "There is no job last on here, windows, password" in capfd.readouterr().err
+    assert "There is no job last of yours on here, windows, password" in capfd.readouterr().err

@@ -93,6 +93,51 @@ def test_the_wrong_job_is_never_meant_when_a_host_cannot_be_asked(tmp_path: Path
     assert find_jobs.find_job([here], "last").id == OLD
 
 
+def test_a_job_that_ended_before_its_training_says_why(tmp_path: Path, command: Any) -> None:
+    make_job(tmp_path / "one", OLD)
+    folder = tmp_path / "one" / "jobs" / OLD
+    (folder / "log.txt").write_bytes(b"")
+    ending = {
+        "outcome": "no-environment",
+        "exit_code": 9,
+        "reason": "no such package: nupmy",
+        "hint": "write numpy",
+    }
+    result = {**ending, "archive": None, "gpus": [], "finished": 1.0, "detail": "line of the tool"}
+    seconds = {"environment": 2.0, "image": 1.0, "packages": 0.001}
+    (folder / "result.json").write_text(json.dumps({**result, "seconds": seconds}))
+    code, out, said = command("fetch", OLD)
+    assert code == ExitCode.BAD_INPUT
+    assert all(part in said for part in ("no such package: nupmy", "write numpy", "line of the tool"))
+    assert "logs" not in said
+    # Without a JOB it is the newest one.
+    code, out, said = command("status")
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[0] for row in rows][4:9] == ["exit", "reason", "hint", "image", "environment"], out
+    code, out, said = command("logs")
+    assert (code, out) == (0, "") and "no such package: nupmy" in said and "write numpy" in said
+
+
+def test_list_fits_its_terminal(tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_job(tmp_path / "one", OLD)
+    folder = tmp_path / "one" / "jobs" / OLD
+    spec = JobSpec(
+        id=OLD, model="mnist", repository=Repository("r", "0" * 16, "abcdef0123456789"), arguments=("--epochs", "3 4")
+    )  # fmt: skip
+    (folder / "spec.json").write_text(json.dumps(spec.to_dict()))
+    result = {"outcome": "trained", "exit_code": 0, "gpus": [], "finished": 1.0, "metrics": {"loss": 0.25}}
+    (folder / "result.json").write_text(json.dumps(result))
+    listed = json.loads(command("list", "--json")[1])[0]
+    assert (listed["arguments"], listed["metrics"]) == (["--epochs", "3 4"], {"loss": 0.25})
+    shown = {}
+    for width in (60, 80, 200):
+        monkeypatch.setattr("train_classifier.cli.console.Console.width", width)
+        shown[width] = command("list")[1]
+        assert max(map(len, shown[width].splitlines())) <= width
+    assert "abcdef012345" in shown[80] and "--epochs" not in shown[60]
+    assert all(part in shown[200] for part in ("loss=0.25", "--epochs '3 4'", "ARGUMENTS"))
+
+
 def test_ids_that_begin_alike(tmp_path: Path) -> None:
     for host, job in (("one", OLD), ("two", NEW)):
         make_job(tmp_path / host, job)
@@ -193,6 +238,8 @@ def test_the_job_of_another_user_is_theirs_alone() -> None:
         answers = as_ordinary_user(act)
         assert (top / "theirs" / "jobs" / OLD / "status.json").exists()
         assert not (top / "theirs" / "jobs" / OLD / "cancel").exists()
-    assert all(answer.startswith("2 there is no job") for answer in answers[:2]), answers
-    assert all("the jobs of other users are not shown" in answer for answer in answers[:2])
+    assert all(answer.startswith(("2 There is no job", "2 there is no job")) for answer in answers[:2]), (
+        answers
+    )
+    assert all("he jobs of other users are not shown" in answer for answer in answers[:2])
     assert all(answer.startswith("3 ") for answer in answers[2:]), answers

@@ -13,7 +13,7 @@ import pytest
 
 from train_classifier.ansible_bridge.playbook import Outcome
 from train_classifier.cli.console import Console
-from train_classifier.cli.training_run import TrainingRun
+from train_classifier.cli.training_run import TrainingRun, finish
 from train_classifier.controller import steps as training
 from train_classifier.controller.steps import Order
 from train_classifier.core.errors import BadInput, ExitCode
@@ -92,6 +92,46 @@ def test_a_stop_between_push_and_start_keeps_the_job_from_starting(
     assert code_of(run, steps, monkeypatch) == ExitCode.CANCELLED
     assert "before the job was started" in str(run.failure)
     assert (asked, cancelled) == ([False], [])
+
+
+@pytest.mark.parametrize("phase", ["preflight", "push"])
+def test_a_stop_before_the_start_leaves_no_job(
+    cancelled: list[str], monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    answers = iter(([BadInput("there is no job")] if phase == "preflight" else []) + [{"state": "removed"}])
+    asked = []
+
+    def cancel(host: Any, job: str, by: str) -> Any:
+        asked.append(job)
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def steps(run: TrainingRun, script: Script) -> None:
+        run.event("phase", phase=phase, state="start")
+        script.inbox.put(("stop", "Ctrl-C"))
+
+    monkeypatch.setattr(training, "cancel", cancel)
+    run = made()
+    run._host = Target()  # type: ignore[assignment]
+    assert code_of(run, steps, monkeypatch) == ExitCode.CANCELLED
+    assert next(answers, None) is None and set(asked) == {JOB}
+
+
+def test_a_hang_up_names_the_way_back(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def steps(run: TrainingRun, script: Script) -> None:
+        run.event("started", id=JOB, host="here")
+        script.inbox.put(("hangup", None))
+
+    run = made()
+    code = code_of(run, steps, monkeypatch)
+    finish(run, code, run.console)
+    shown = capfd.readouterr().err
+    assert code == ExitCode.OUT_OF_TOUCH
+    assert "exit code 11" in shown and f"train-classifier attach {JOB}" in shown
 
 
 def test_a_stop_after_the_start_was_allowed_reaches_the_host(

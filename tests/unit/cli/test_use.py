@@ -256,6 +256,7 @@ def test_provision_goes_where_the_inventory_says(site: Path, monkeypatch: pytest
         (("-i", "other.yml"), None, "no host of group training"),
         (("-i", "lab.yml", "--host", "c"), None, "no host of group training 'c'"),
         (("-i", "missing.yml"), None, "does not exist"),
+        (("--host", "gpu-1"), None, "provision --host 'gpu-1' needs --inventory FILE"),
     ],
 )
 def test_provision_never_goes_elsewhere(

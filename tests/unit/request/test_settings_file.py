@@ -189,3 +189,9 @@ def test_examples_in_the_manual_are_settings() -> None:
     assert examples
     for example in examples:
         settings_file.parse(example.encode())
+
+
+def test_the_shortest_key_that_begins_alike_is_suggested() -> None:
+    assert problems("[defaults]\ngpu = 1") == [
+        "train-classifier.toml: [defaults]: unknown key 'gpu'; did you mean 'gpus'?"
+    ]

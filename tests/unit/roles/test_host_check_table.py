@@ -17,17 +17,19 @@ PLAY = """
     - ansible.builtin.fail: {{msg: lost on the way}}
       when: inventory_hostname in lost
     - ansible.builtin.set_fact:
-        host_check_result: {{ready: true, rows: [{{name: card, status: ok, message: fine}}]}}
+        host_check_result: {{ready: true, rows: [{{name: card, status: ok, message: "{message}"}}]}}
     - ansible.builtin.include_role: {{name: host_check, tasks_from: table}}
 """
 
 
 def tables(folder: Path, serial: str, lost: tuple[str, ...] = ()) -> tuple[list[str], dict[str, Any]]:
     """What each printed table's last line says, and the report at the end."""
-    (folder / "play.yml").write_text(PLAY.format(serial=serial))
+    (folder / "play.yml").write_text(PLAY.format(serial=serial, message="word " * 40))
     variables = {"lost": lost, "host_check_json": str(folder / "report.json"), "ansible_connection": "local"}
     command = [ANSIBLE_PLAYBOOK, "-i", "a,b,c,", "-e", json.dumps(variables), folder / "play.yml"]
     done = subprocess.run(command, env=ansible_environment(), capture_output=True, text=True, check=False)
+    table = done.stdout.partition("HOST  CHECK  STATUS  MESSAGE\n")[2].partition("hosts ready")[0]
+    assert 0 < max(map(len, table.splitlines())) <= 80, done.stdout
     ends = [line for line in done.stdout.splitlines() if line.endswith("hosts ready for training")]
     assert ends, done.stdout + done.stderr
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())

@@ -81,12 +81,11 @@ def _show(name: str, answer: dict[str, Any], console: "Console") -> None:
     width = max((len(text.clean(check["name"])) for check in checks), default=0)
     for check in checks:
         mark, colour = MARKS.get(check["status"], (check["status"], None))
-        words = text.clean(check["message"])
-        console.out(
-            f"  {console.paint_out(mark.ljust(4), colour)}  {text.clean(check['name']).ljust(width)}  {words}"
-        )
+        start = f"  {mark.ljust(4)}  {text.clean(check['name']).ljust(width)}  "
+        line = text.hanging(start, check["message"], console.width)
+        console.out(line.replace(mark, console.paint_out(mark, colour), 1))
         if check.get("hint") and check["status"] in ("warn", "fail"):
-            console.out(f"        {' ' * width}  → {text.clean(check['hint'])}")
+            console.out(text.hanging(f"        {' ' * width}  → ", check["hint"], console.width))
     console.out(
         "  "
         + (

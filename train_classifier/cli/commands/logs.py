@@ -7,7 +7,7 @@ from train_classifier.core.errors import ExitCode
 
 
 @click.command()
-@parameters.job
+@parameters.job_or_last
 @click.option("-f", "--follow", is_flag=True, help="Until the job ends; Ctrl-C only leaves.")
 @parameters.inventory
 @parameters.host
@@ -15,7 +15,7 @@ def logs(job: str, follow: bool, inventory: str | None, host: str | None) -> int
     """Write a job's log to standard output: its bytes, nothing added.
 
     \b
-    JOB is a job's id, a unique beginning of it, or last.
+    JOB is a job's id, a unique beginning of it, or last, the default.
 
     \b
     Example:

@@ -6,7 +6,7 @@ from train_classifier.cli import parameters
 
 
 @click.command()
-@parameters.job
+@parameters.job_or_last
 @parameters.inventory
 @parameters.host
 @parameters.json_mode
@@ -14,7 +14,7 @@ def status(job: str, inventory: str | None, host: str | None, json_mode: bool) -
     """Show a job's state, phases and result.
 
     \b
-    JOB is a job's id, a unique beginning of it, or last.
+    JOB is a job's id, a unique beginning of it, or last, the default.
 
     \b
     Example:

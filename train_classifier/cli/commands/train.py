@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from train_classifier.cli import parameters
-from train_classifier.core import text
+from train_classifier.core import options, text
 from train_classifier.core.errors import BadInput, ExitCode
+from train_classifier.core.options import Kind
 from train_classifier.core.text import quoted
+from train_classifier.request import precedence
 from train_classifier.request.flags import own_settings
 
 if TYPE_CHECKING:
@@ -79,14 +81,32 @@ def run_request(values: dict[str, Any], *, json_mode: bool, dry_run: bool) -> Ex
     return code
 
 
-def _shown(name: str, value: Any) -> str:
-    if name == "data":
-        return " ".join(f"{folder['path']}:{folder['name']}" for folder in value)
-    if name.endswith("_bytes"):
-        return text.show_bytes(value)
-    if name.endswith("_s"):
+def _shown(option: options.Option, value: Any) -> str:
+    if value in (None, ()):
+        return option.default_text
+    if option.kind is Kind.FOLDERS:
+        return " ".join(f"{folder.path}:{folder.name}" for folder in value)
+    if option.kind is Kind.ENVIRONMENT:
+        # The names alone: a value may be private.
+        return " ".join(sorted(value))
+    if option.kind in (Kind.SIZE, Kind.VRAM):
+        return text.show_bytes(value if option.kind is Kind.SIZE else value << 20)
+    if option.kind is Kind.DURATION:
         return text.show_seconds(value)
+    if option.kind is Kind.BOOLEAN:
+        return "yes" if value else "no"
     return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _origin(option: options.Option, origin: str | None) -> str:
+    """Return where the value of an option comes from, by the name that its author wrote."""
+    names = {
+        precedence.FROM_FLAG: option.flag,
+        precedence.FROM_VARIABLE: option.environment_variable,
+        precedence.FROM_OWN: options.OWN_SETTINGS,
+        precedence.FROM_FILE: options.SETTINGS_FILE,
+    }
+    return names.get(origin or "", "default")
 
 
 def _describe(plan: Any, console: "Console") -> None:
@@ -106,21 +126,22 @@ def _describe(plan: Any, console: "Console") -> None:
         }
         console.out(json.dumps(spoken))
         return
-    settings = {
-        name: value
-        for name, value in spec.to_dict().items()
-        if value not in (None, (), [], {}, "", False)
-        and name not in ("id", "schema", "model", "repository", "source_files", "source_bytes", "environment")
-    }
-    rows: list[tuple[str, object]] = [
-        ("model", spec.model),
-        ("repository", f"{plan.repository} ({(spec.repository.commit or 'no commit')[:12]})"),
-        ("host", plan.target.name),
+    commit = f"commit {spec.repository.commit[:12]}" if spec.repository.commit else "no commit"
+    for name, value in (
+        ("model", shlex.join([spec.model, *spec.arguments])),
+        ("repository", f"{plan.repository} ({commit})"),
         ("push", f"{spec.source_files} files, {text.show_bytes(spec.source_bytes)}"),
+        ("host", plan.target.name),
         ("output", plan.output),
-        *((name, _shown(name, value)) for name, value in settings.items()),
-    ]
-    if spec.environment:
-        rows.append(("environment", " ".join(sorted(spec.environment))))
-    console.out(text.table(rows))
+    ):
+        if name in plan.origin:
+            value = f"{value} ({_origin(options.BY_NAME[name], plan.origin[name])})"
+        console.out(text.hanging(name.ljust(12), value, console.width))
+    fields = spec.to_dict()
+    rows = []
+    for option in options.SETTINGS.values():
+        value = _shown(option, getattr(spec, option.spec_field, None))
+        if value and option.spec_field in fields:
+            rows.append((option.name, value, _origin(option, plan.origin.get(option.name))))
+    console.out("\n" + text.table(rows, ("SETTING", "VALUE", "FROM"), width=console.width))
     console.say("Dry run: nothing was touched.")

@@ -172,6 +172,7 @@ def _line(job: Job, host: Host) -> Optional[dict[str, Any]]:
             recover.finish_if_dead(job, host)
         status = job.status()
         result = job.result() if status["state"] == "finished" else None
+        spec = recover.try_spec(job)
     except (TrainClassifierError, OSError):
         # The job is partly created or removed, damaged, or of another version of this program.
         return None
@@ -188,6 +189,9 @@ def _line(job: Job, host: Host) -> Optional[dict[str, Any]]:
         "finished": result.get("finished") if result else None,
         "gpus": [gpu.get("uuid") for gpu in result.get("gpus", [])] if result else status.get("gpus", []),
         "message": status.get("message"),
+        "arguments": list(spec.arguments) if spec else [],
+        "commit": spec.repository.commit if spec else None,
+        "metrics": result.get("metrics") if result else None,
     }
 
 

@@ -46,6 +46,7 @@ class JobRun:
         self.gpus: tuple[Any, ...] = ()
         self.times: dict[str, list[Optional[float]]] = {}
         self.durations: dict[str, float] = {}
+        self.failed_phase: Optional[str] = None
         #: The first error, which ends the job.
         self.error: Optional[TrainClassifierError] = None
         self._message = ""
@@ -77,9 +78,12 @@ class JobRun:
         self.times[name] = [time.time(), None]
         self._message = ""
         with contextlib.nullcontext() if must_write else _ignore_disk_errors():
-            self.job.write_status(phase=name, message="", times=self.times)
+            self.job.write_status(phase=name, message="", times=self.times, failed_phase=self.failed_phase)
         try:
             yield
+        except Exception:
+            self.failed_phase = name
+            raise
         finally:
             self.durations[name] = round(time.monotonic() - began, 3)
             self.times[name][1] = time.time()

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Optional
 
 from train_classifier.core.errors import BadInput
-from train_classifier.core.job import DataFolder, JobSpec
+from train_classifier.core.job import SYSTEM_FOLDERS, DataFolder, JobSpec
 from train_classifier.core.options import OWN_SETTINGS
 from train_classifier.worker.system.host import ROOT, Host, file_system, mounts
 
-#: The system's own folders: credentials, devices, sockets of services, other processes' files.
-SYSTEM = ("/proc", "/sys", "/dev", "/run", "/etc", "/boot")
 #: Folders of container engines, beside the one that the engine itself names.
 ENGINES = ("/var/lib/docker", "/var/lib/containerd", "/var/lib/containers", "/var/snap/docker")
 #: File systems of the kernel, at any mount point.
@@ -143,7 +141,7 @@ def _refusal(real: str, host: Host, state: Path, engines: Iterable[str]) -> Opti
     kind = file_system(Path(real))
     if kind in KERNEL_FILE_SYSTEMS:
         return f"is part of a file system of the kernel ({kind})"
-    for folder in SYSTEM:
+    for folder in SYSTEM_FOLDERS:
         if data_folder.is_in(folder):
             return f"is part of {folder}"
     if data_folder.holds("/"):
