@@ -148,6 +148,8 @@ def test_ids_that_begin_alike(tmp_path: Path) -> None:
     make_job(tmp_path / "one", NEWEST)
     with pytest.raises(BadInput, match="ambiguous"):
         find_jobs.find_job(both, "2026")
+    with pytest.raises(BadInput, match="ambiguous"):
+        find_jobs.find_job(both[:1], "2026")
     assert find_jobs.find_job(both, NEW[:8]).id == NEW
 
 
