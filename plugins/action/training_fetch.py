@@ -1,6 +1,5 @@
 """Fetches artefacts.tar.gz, verifies it, and reports how the job ended."""
 
-from pathlib import Path
 from typing import Any
 
 from train_classifier.ansible_bridge.action_base import TrainingAction
@@ -20,5 +19,6 @@ class ActionModule(TrainingAction):
         result = self._task.args.get("result")
         if not result:
             result = host.call({"verb": "status", "id": order.spec.id})["result"]
-        steps.fetch(host, order.spec.id, result, Path(order.output), report, order.patience_s)
-        return {"changed": True, "job": order.spec.id, "path": order.output}
+        path = order.archive_path(result)
+        steps.fetch(host, order.spec.id, result, path, report, order.patience_s)
+        return {"changed": True, "job": order.spec.id, "path": str(path)}

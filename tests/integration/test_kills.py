@@ -276,7 +276,7 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
         assert EXPECTED.startswith(logs.stdout)
         if case.phase in ("training", "artefacts"):
             # What never came to training has nothing to pack.
-            assert scene.run("fetch", job, cwd=elsewhere).returncode == 0
+            assert scene.run("fetch", job, "-o", archive, cwd=elsewhere).returncode == 0
             assert archived(archive, "job/log.txt") == logs.stdout
         if case.phase == "artefacts":
             assert logs.stdout == EXPECTED

@@ -198,7 +198,8 @@ def test_kill_at_random_moment(world: World, number: int) -> None:
         return
     elsewhere = world.folder / "elsewhere"
     elsewhere.mkdir()
-    attached = world.run("attach", name, "--inventory", world.local, cwd=elsewhere)
+    archive = elsewhere / "artefacts.tar.gz"
+    attached = world.run("attach", name, "--inventory", world.local, "-o", archive)
     assert b"Traceback" not in attached.stderr, tail(attached.stderr)
     answer = json.loads(world.run("status", name, "--json", "--inventory", world.local).stdout)
     outcome = answer["result"]["outcome"]
@@ -206,7 +207,6 @@ def test_kill_at_random_moment(world: World, number: int) -> None:
     assert log == attached.stdout == world.log(name) if log else True
     reason = answer["result"]["reason"] or ""
     assert "out of memory" not in reason, reason
-    archive = elsewhere / "artefacts.tar.gz"
     if outcome == "trained":
         assert log == EXPECTED, f"{len(log)} bytes"
         assert read_archive(archive) == (EXPECTED, weights())

@@ -55,7 +55,7 @@ def assert_ended(caller: Caller, job: str, outcome: str) -> None:
     listed = {row["id"]: row for row in json.loads(caller.run("list", "--all", "--json").stdout)}
     assert (listed[job]["state"], listed[job]["outcome"]) == ("finished", outcome)
     assert caller.run("logs", job).stdout == b"up\n"
-    with tarfile.open(caller.work / "artefacts.tar.gz") as archive:
+    with tarfile.open(caller.work / f"artefacts-{job}.tar.gz") as archive:
         assert {"artefacts/partial", "job/log.txt"} <= set(archive.getnames())
     host = caller.host
     assert host.containers() == []

@@ -102,10 +102,17 @@ def test_playbooks_check_train_and_cancel_on_this_machine(world: World) -> None:
 
 def test_time_limit_is_exit_5_and_delivers(world: World) -> None:
     world.model("import time\nopen('artefacts/partial', 'w').write('x')\ntime.sleep(300)\n")
+    good = world.work / "artefacts.tar.gz"
+    good.write_bytes(b"the good one of yesterday")
     done = world.run(*world.train("probe", "--timeout", "1s", "--grace", "1s", "--json"))
     answer = json.loads(done.stdout)
     assert (done.returncode, answer["exit_code"], answer["outcome"]) == (5, 5, "timed-out"), tail(done.stderr)
-    assert (world.work / "artefacts.tar.gz").exists()
+    # The archive of a failed job does not replace the last good one, unless --output names the file.
+    beside = world.work / f"artefacts-{answer['id']}.tar.gz"
+    assert answer["artefacts"]["path"] == str(beside) and beside.exists()
+    named = world.work / "new" / "folder" / "failed.tgz"
+    assert world.run("fetch", answer["id"], "--inventory", world.local, "-o", named).returncode == 0
+    assert named.read_bytes() == beside.read_bytes() and good.read_bytes() == b"the good one of yesterday"
     world.assert_clean()
 
 

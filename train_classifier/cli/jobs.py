@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from train_classifier.cli import result_text
 from train_classifier.cli.console import Console
@@ -19,6 +19,14 @@ from train_classifier.core.errors import BadInput, ExitCode, NotReady, OutOfTouc
 from train_classifier.core.job import in_order
 from train_classifier.request import checks
 from train_classifier.request.checkout import user_name
+
+
+class Output(NamedTuple):
+    """Where an archive goes."""
+
+    path: Path
+    #: A failed job's archive goes to a file of its own beside it: the caller did not name the file.
+    keeps_good: bool
 
 
 def show_list(hosts: Sequence[RemoteHost], everything: bool, console: Console) -> ExitCode:
@@ -143,7 +151,7 @@ class Attached:
 
 
 def attach(
-    hosts: Sequence[RemoteHost], job: str, output: Path, patience: float, console: Console
+    hosts: Sequence[RemoteHost], job: str, output: Output, patience: float, console: Console
 ) -> tuple[Attached, ExitCode]:
     """Follow a job from its first byte to its end, then fetch; returns the job's own exit code."""
     try:
@@ -157,7 +165,9 @@ def attach(
     lease = (located.answer.get("spec") or {}).get("lease_s")
     try:
         answer = following.follow(located.host, located.id, run, patience=patience, renew=lease is not None)
-        steps.fetch(located.host, located.id, answer["result"], output, run, patience)
+        result = answer["result"]
+        path = steps.archive_path(output.path, located.id, result, output.keeps_good)
+        steps.fetch(located.host, located.id, result, path, run, patience)
     except TrainClassifierError as error:
         run.failure = error
     except KeyboardInterrupt:
@@ -167,7 +177,7 @@ def attach(
 
 
 def fetch(
-    hosts: Sequence[RemoteHost], job: str, output: Path, most: int | None, patience: float, console: Console
+    hosts: Sequence[RemoteHost], job: str, output: Output, most: int | None, patience: float, console: Console
 ) -> ExitCode:
     """Fetch the archive of a finished job, whether it succeeded or failed.
 
@@ -197,7 +207,8 @@ def fetch(
         )
         error.detail = result.get("detail")
         raise error
-    delivered = fetching.fetch(located.host, located.id, archive, output, console, patience)
+    path = steps.archive_path(output.path, located.id, result, output.keeps_good)
+    delivered = fetching.fetch(located.host, located.id, archive, path, console, patience)
     console.finish()
     if console.json_mode:
         console.out(json.dumps({"id": located.id, "exit_code": 0, "artefacts": delivered}))
@@ -265,18 +276,17 @@ def finish_attach(run: Attached, code: ExitCode, console: Console) -> None:
         console.say(result_text.as_text(run, console))
 
 
-def output_path(output: str | None) -> Path:
-    """Return the path of the archive, checked before anything is fetched. Raises BadInput."""
+def find_output(output: str | None) -> Output:
+    """Return where the archive goes, checked before anything is fetched. Raises BadInput."""
     try:
         folder = Path.cwd()
     except FileNotFoundError as error:
         raise BadInput("the current folder no longer exists; change to another") from error
-    path, problems = checks.output(
-        output or os.environ.get(options.variable("output")) or options.default("output"), folder
-    )
+    named = output or os.environ.get(options.variable("output"))
+    path, problems = checks.output(named or options.default("output"), folder)
     if problems:
         raise BadInput(*problems)
-    return path
+    return Output(path, keeps_good=not named)
 
 
 def _table(jobs: Sequence[dict[str, Any]], many_hosts: bool, width: int | None) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import glob
 import hashlib
 import os
 import time
@@ -16,7 +15,7 @@ from train_classifier.controller.processes import Progress
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import locks
 from train_classifier.core.errors import NothingDelivered, NotReady, OutOfTouch, TrainClassifierError
-from train_classifier.core.job import JOB_ID
+from train_classifier.core.job import archive_files
 
 BLOCK = 1 << 20
 #: Seconds without output after which the controller stops waiting for a host that packs.
@@ -66,7 +65,8 @@ def fetch(
 ) -> dict[str, Any]:
     """Put the archive ({sha256, bytes}) of `job` at `output` and return {path, bytes, sha256}.
 
-    The file at `output` is replaced only by a complete archive; it belongs to the caller.
+    A missing folder is made. The file at `output` is replaced only by a complete archive; it belongs to the
+    caller.
     Raises NothingDelivered when it cannot be written or stays corrupt, OutOfTouch when the host is gone.
     """
     fetch_hint = f"The archive is still on {host.name}: train-classifier fetch {job}{host.flags}"
@@ -117,13 +117,15 @@ def fetch(
 def _pinned_folder(folder: Path) -> Iterator[Path]:
     """Yield a path that leads to the same folder even if its original path is renamed or replaced.
 
-    `folder` is a real path. A link in it was created later, by a user who can write to the repository:
-    raises OSError for a link.
+    What is missing of it is made. `folder` is a real path. A link in it was created later, by a user who can
+    write to the repository: raises OSError for a link.
     """
     descriptor = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for name in folder.parts[1:]:
             flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, dir_fd=descriptor)
             child = os.open(name, flags, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = child
@@ -152,8 +154,9 @@ def part_name(output: Path, job: str) -> str:
 
 def remove_old_part_files(output: Path) -> None:
     """Remove the part files that killed fetches left beside `output`: those whose lock is free."""
-    for part in output.parent.glob(glob.escape(f".{output.name}.") + "*.part"):
-        if not JOB_ID.match(part.name[len(output.name) + 2 : -len(".part")]):
+    files = archive_files(output.name)
+    for part in output.parent.glob(".*.part"):
+        if not files.fullmatch(part.name):
             continue
         with contextlib.suppress(OSError):
             descriptor = os.open(part, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

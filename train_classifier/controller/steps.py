@@ -23,7 +23,7 @@ from train_classifier.core.errors import (
     TrainClassifierError,
     from_dict,
 )
-from train_classifier.core.job import JobSpec
+from train_classifier.core.job import JobSpec, failed_archive
 
 #: Bytes a second that a slow disk copies.
 SLOW_DISK = 10_000_000
@@ -53,6 +53,12 @@ class Order:
     flags: str = ""
     #: Return once the job is safe on the host.
     detach: bool = False
+    #: A failed job's archive goes to a file of its own, so that the last good one stays.
+    keeps_good_archive: bool = False
+
+    def archive_path(self, result: Mapping[str, Any]) -> Path:
+        """Return where the archive of the job goes, which ended with `result`."""
+        return archive_path(Path(self.output), self.spec.id, result, self.keeps_good_archive)
 
     def to_json(self) -> str:
         """Return the order as JSON; it holds no secret's value."""
@@ -64,6 +70,13 @@ class Order:
         data = json.loads(text)
         data["spec"] = JobSpec.from_dict(data["spec"])
         return cls(**data)
+
+
+def archive_path(output: Path, job: str, result: Mapping[str, Any], keeps_good: bool) -> Path:
+    """Return where a job's archive goes; with `keeps_good` that of a failed job goes beside `output`."""
+    if keeps_good and result.get("exit_code"):
+        return output.with_name(failed_archive(output.name, job))
+    return output
 
 
 def pack_names(names: Sequence[bytes]) -> str:
@@ -203,9 +216,10 @@ def follow(
         inline=True,
         answers=answers,
     )
-    if answer.get("content"):
-        fetching.write_part_file(Path(order.output), order.spec.id, base64.b64decode(answer["content"]))
     result: dict[str, Any] = answer["result"]
+    if answer.get("content"):
+        content = base64.b64decode(answer["content"])
+        fetching.write_part_file(order.archive_path(result), order.spec.id, content)
     return result
 
 

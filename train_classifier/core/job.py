@@ -47,6 +47,26 @@ def in_order(phases: Mapping[str, T]) -> dict[str, T]:
     return {name: phases[name] for name in (*RUN_PHASES, *sorted(phases)) if name in phases}
 
 
+def failed_archive(name: str, job: str) -> str:
+    """Return the file name of a failed job's archive, beside that of the last good one."""
+    stem, suffix = _split_archive_name(name)
+    return f"{stem}-{job}{suffix}"
+
+
+def archive_files(name: str) -> "re.Pattern[str]":
+    """Return what matches an archive's name, those of failed jobs beside it, and their received parts."""
+    stem, suffix = map(re.escape, _split_archive_name(name))
+    identifier = JOB_ID.pattern.replace(r"\Z", "")
+    return re.compile(rf"\.?{stem}(-{identifier})?{suffix}(\.{identifier}\.part)?")
+
+
+def _split_archive_name(name: str) -> tuple[str, str]:
+    stem, suffix = os.path.splitext(name)
+    if stem.endswith(".tar"):
+        return stem[: -len(".tar")], ".tar" + suffix
+    return stem, suffix
+
+
 def new_job_id(now: Optional[float] = None) -> str:
     """Return a new job id: UTC second of submission and 32 random bits."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))

@@ -181,7 +181,7 @@ OPTIONS = (
         input_help="Folders of the host that the model may read, one `/path:NAME` a line; they appear as `/data/NAME`."),
     Option("resume", Kind.JOB, "Start from a copy of that job's checkpoints: its whole id, or last, the newest of this model that has some.",
         "JOB|last", setting=False, input="resume"),
-    Option("output", Kind.TEXT, "Where the archive goes; a repository's settings file names a path in the repository.", "FILE",
+    Option("output", Kind.TEXT, "Where the archive goes; a missing folder is made. A repository's settings file names a path in the repository.", "FILE",
         default="artefacts.tar.gz", default_text="artefacts.tar.gz", flags=("-o", "--output"), checkout=Checkout.INSIDE,
         input="output", input_help="Where the archive goes, relative to the workspace."),
     Option("allow_empty", Kind.BOOLEAN, "Accept a model that writes nothing new into artefacts/.", default=False),

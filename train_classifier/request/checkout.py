@@ -46,7 +46,7 @@ def user_name() -> str:
 
 
 def describe(repository: Path, output: Path | None = None) -> tuple[job.Repository, list[str]]:
-    """Return the identity of the checkout, and warnings. `output` does not make it dirty.
+    """Return the identity of the checkout, and warnings. Archives at `output` do not make it dirty.
 
     The key names this folder for this user on this controller, and in a workflow also the repository at
     GitHub: one mirror and one cache on the host for each. Nothing in the checkout can change the key.
@@ -63,8 +63,7 @@ def describe(repository: Path, output: Path | None = None) -> tuple[job.Reposito
     try:
         with git_state.opened(repository) as git:
             commit = git.commit()
-            results = {output, repository / "artefacts"}
-            dirty = git.changed(lambda path: path in results)
+            dirty = git.changed(lambda path: path == repository / "artefacts" or _is_archive(path, output))
     except git_state.GitSilent as silent:
         what = "the commit of this checkout"
         if commit is not None:
@@ -77,6 +76,14 @@ def describe(repository: Path, output: Path | None = None) -> tuple[job.Reposito
             "files seem to be changed that a filter of git (such as LFS) writes, and no filter is run"
         )
     return job.Repository(name, key, commit, dirty), warnings
+
+
+def _is_archive(path: Path, output: Path | None) -> bool:
+    return (
+        output is not None
+        and path.parent == output.parent
+        and bool(job.archive_files(output.name).fullmatch(path.name))
+    )
 
 
 def models(repository: Path) -> list[str]:

@@ -37,20 +37,20 @@ def output(text: str, base: Path, checkout: bool = False) -> tuple[Path, list[st
 
 
 def _output_problems(what: str, text: str, path: Path, folder: Path) -> list[str]:
-    where = printable(str(folder))
     if text.endswith("/") or path.is_dir():
         inside = quoted(text.rstrip("/") + "/artefacts.tar.gz")
         return [f"{what} is a folder; name a file in it, such as {inside}"]
-    if not folder.exists():
-        return [f"{what}: there is no folder {where}; make it first"]
-    if not folder.is_dir():
-        return [f"{what}: {where} is not a folder"]
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return [f"{what}: this user may not write to {where}"]
+    # A missing folder is made when the archive arrives.
+    present = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not present.is_dir():
+        return [f"{what}: {printable(str(present))} is not a folder"]
+    if not os.access(present, os.W_OK | os.X_OK):
+        return [f"{what}: this user may not write to {printable(str(present))}"]
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         return [f"{what} is no regular file and will not be replaced"]
-    if len(os.fsencode(path.name)) > 200:
-        return [f"{what}: the name is longer than 200 bytes"]
+    # The received part of a failed job's archive has both the name and, twice, the job's id in its name.
+    if len(os.fsencode(path.name)) > 170:
+        return [f"{what}: the name is longer than 170 bytes"]
     return []
 
 

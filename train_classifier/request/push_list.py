@@ -7,13 +7,13 @@ import dataclasses
 import hashlib
 import heapq
 import os
-import re
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from train_classifier.core import options, regular_file
+from train_classifier.core.job import archive_files
 from train_classifier.core.text import printable, show_bytes
 from train_classifier.request import git_state, secret_files
 from train_classifier.request.checkout import GENERATED
@@ -82,7 +82,8 @@ def collect(
 ) -> Sources:
     """Return the files of a checkout that a job needs; symbolic links are listed, never followed.
 
-    `output` is left out; more than `push_limit` bytes are a problem. Problems are returned, not raised.
+    `output` and archives of failed jobs beside it are left out; more than `push_limit` bytes are a problem.
+    Problems are returned, not raised.
     """
     walk = _Walk(os.fsencode(repository), os.fsencode(output) if output else None)
     walk.run(model)
@@ -93,12 +94,9 @@ def collect(
 class _Walk:
     def __init__(self, top: bytes, output: bytes | None) -> None:
         self.top = top
-        self.output = output
-        #: The part files that a killed fetch left beside the output.
-        self.part = None
-        if output is not None:
-            folder, name = os.path.split(output)
-            self.part = re.compile(re.escape(folder + b"/." + name) + rb"\.[-0-9a-f]+\.part\Z")
+        self.output_folder, name = os.path.split(output or b"")
+        #: The archive, those of failed jobs, and what killed fetches left beside them.
+        self.outputs = archive_files(os.fsdecode(name))
         self.sources = Sources()
         self.ignore = TrainIgnore(Path(os.fsdecode(top)))
         self.may_read_all = os.geteuid() == 0
@@ -213,7 +211,9 @@ class _Walk:
             kind = next((word for test, word in _KINDS if test(status.st_mode)), "special file")
             self.specials.append((kind, path))
             return False
-        if entry.path == self.output or (self.part is not None and self.part.match(entry.path)):
+        if os.path.dirname(entry.path) == self.output_folder and self.outputs.fullmatch(
+            os.fsdecode(entry.name)
+        ):
             return False
         if not self.may_read_all and not os.access(entry.path, os.R_OK):
             self.unreadable.append(path)

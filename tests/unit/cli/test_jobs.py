@@ -162,8 +162,8 @@ def test_where_an_archive_may_not_go(
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
     table = {
-        "folder": "is a folder", "new/": "is a folder", "nope/a.tgz": "there is no folder", "file/a.tgz": "is not a folder",
-        "pipe": "no regular file", "/dev/null": "no regular file", "a" * 300: "too long", "x" * 230: "longer than 200 bytes",
+        "folder": "is a folder", "new/": "is a folder", "file/new/a.tgz": "is not a folder", "file/a.tgz": "is not a folder",
+        "pipe": "no regular file", "/dev/null": "no regular file", "a" * 300: "too long", "x" * 230: "longer than 170 bytes",
         "~nobody-of-this-name/x": "home",
     }  # fmt: skip
     if os.getuid():

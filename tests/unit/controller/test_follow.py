@@ -15,7 +15,7 @@ from train_classifier.controller import fetch, follow, steps
 from train_classifier.controller.events import NullReporter
 from train_classifier.controller.ssh_errors import Unreachable
 from train_classifier.controller.transport import RemoteHost
-from train_classifier.core.errors import ExitCode, NotReady, OutOfTouch
+from train_classifier.core.errors import ExitCode, NothingDelivered, NotReady, OutOfTouch
 
 HOST = RemoteHost("gpu1")
 
@@ -118,8 +118,41 @@ def test_archive_in_result_is_not_fetched_again(received: bytes | None, pulls: i
     assert list(tmp_path.iterdir()) == [output]
 
 
+def test_missing_folder_of_output_is_made_but_no_link_followed(tmp_path: Path) -> None:
+    host, job = ArchiveHost("gpu1"), "20260101-000000-00000000"
+    archive = {"bytes": 7, "sha256": hashlib.sha256(b"archive").hexdigest()}
+    output = tmp_path / "new" / "folder" / "artefacts.tar.gz"
+    fetch.fetch(host, job, archive, output, NullReporter())
+    assert output.read_bytes() == b"archive"
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    with pytest.raises(NothingDelivered, match="cannot be written"):
+        fetch.fetch(host, job, archive, tmp_path / "link" / "below" / "a.tgz", NullReporter())
+    assert not (tmp_path / "new" / "below").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "failed"),
+    [("artefacts.tar.gz", "artefacts-JOB.tar.gz"), ("v1.2.tgz", "v1.2-JOB.tgz"), ("plain", "plain-JOB")],
+)
+def test_archive_of_failed_job_goes_beside_that_of_last_good_one(
+    name: str, failed: str, tmp_path: Path
+) -> None:
+    output, job = tmp_path / name, "20260101-000000-00000000"
+    beside = tmp_path / failed.replace("JOB", job)
+    assert steps.archive_path(output, job, {"exit_code": 4}, keeps_good=True) == beside
+    assert steps.archive_path(output, job, {"exit_code": 0}, keeps_good=True) == output
+    assert steps.archive_path(output, job, {"exit_code": 4}, keeps_good=False) == output
+    # Those that a killed fetch left are removed by the next one.
+    for path in (output, beside):
+        fetch.write_part_file(path, job, b"part")
+    (tmp_path / f".another-{name}.{job}.part").touch()
+    fetch.remove_old_part_files(output)
+    assert [path.name for path in tmp_path.iterdir()] == [f".another-{name}.{job}.part"]
+
+
 def test_part_file_that_cannot_be_written_is_ignored(tmp_path: Path) -> None:
-    fetch.write_part_file(tmp_path / "missing" / "artefacts.tar.gz", "20260101-000000-00000000", b"archive")
+    (tmp_path / "file").touch()
+    fetch.write_part_file(tmp_path / "file" / "artefacts.tar.gz", "20260101-000000-00000000", b"archive")
     # Another fetch of this job writes its part file.
     output = tmp_path / "artefacts.tar.gz"
     part = tmp_path / fetch.part_name(output, "20260101-000000-00000000")

@@ -171,11 +171,14 @@ def test_commit_and_dirty(repo: Path) -> None:
     assert (described.commit, described.dirty, warnings) == (git(repo, "rev-parse", "HEAD"), False, [])
     output = repo / "artefacts.tar.gz"
     output.touch()
+    of_failed_job = repo / "artefacts-20260131-120000-0123abcd.tar.gz"
+    of_failed_job.touch()
     (repo / "artefacts").mkdir()
     (repo / "artefacts" / "old").touch()
     assert checkout.describe(repo, output)[0].dirty is False
     assert checkout.describe(repo)[0].dirty is True
     output.unlink()
+    of_failed_job.unlink()
     (repo / "new.py").touch()
     assert checkout.describe(repo)[0].dirty is True
     (repo / "new.py").unlink()

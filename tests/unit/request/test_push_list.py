@@ -102,6 +102,7 @@ def test_git_ignored_files_are_pushed(repo: Path) -> None:
 
 def test_the_output_stays(repo: Path) -> None:
     write(repo, {"artefacts.tar.gz": "old", "sub/artefacts.tar.gz": "source"})
+    (repo / "artefacts-20260131-120000-0123abcd.tar.gz").write_text("of a failed job")
     assert names(push_list.collect(repo, output=repo / "artefacts.tar.gz")) == {
         "sub/",
         "sub/artefacts.tar.gz",

@@ -25,7 +25,8 @@ def attach(job: str, output: str | None, inventory: str | None, host: str | None
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
 
-    path, patience, console = jobs.output_path(output), parameters.patience_s(), Console(json_mode=json_mode)
-    run, code = jobs.attach(hosts(inventory, host), job, path, patience, console)
+    destination, patience = jobs.find_output(output), parameters.patience_s()
+    console = Console(json_mode=json_mode)
+    run, code = jobs.attach(hosts(inventory, host), job, destination, patience, console)
     jobs.finish_attach(run, code, console)
     return code

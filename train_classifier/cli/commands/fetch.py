@@ -34,6 +34,6 @@ def fetch(
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
 
-    path, patience = jobs.output_path(output), parameters.patience_s()
+    destination, patience = jobs.find_output(output), parameters.patience_s()
     (most,) = parameters.parsed(("--max-size", units.size, max_size))
-    return jobs.fetch(hosts(inventory, host), job, path, most, patience, Console(json_mode=json_mode))
+    return jobs.fetch(hosts(inventory, host), job, destination, most, patience, Console(json_mode=json_mode))

@@ -1,5 +1,6 @@
 """`train-classifier train`: converts its flags to a run, or to the output of a dry run."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -65,6 +66,7 @@ def run_request(values: dict[str, Any], *, json_mode: bool, dry_run: bool) -> Ex
     """Check the request, then run it. Raises BadInput with every problem of the request at once."""
     from train_classifier.cli.console import Console
     from train_classifier.cli.training_run import TrainingRun, finish
+    from train_classifier.request import precedence
     from train_classifier.request.build import TrainRequest, build
 
     plan = build(TrainRequest(**values), os.environ, own_settings=own_settings(os.environ))
@@ -75,7 +77,10 @@ def run_request(values: dict[str, Any], *, json_mode: bool, dry_run: bool) -> Ex
     if dry_run:
         _describe(plan, console)
         return ExitCode.TRAINED
-    run = TrainingRun(plan.order(), plan.look, plan.secrets, console)
+    # A flag or a variable names the file of this run; the usual file keeps the last good archive.
+    keeps_good = plan.origin.get("output") not in (precedence.FROM_FLAG, precedence.FROM_VARIABLE)
+    order = dataclasses.replace(plan.order(), keeps_good_archive=keeps_good)
+    run = TrainingRun(order, plan.look, plan.secrets, console)
     code = run.run(plan.inventory, plan.host)
     finish(run, code, console)
     return code

@@ -5,6 +5,7 @@ Packing may take long: only the job's worker and `fetch` do it, never a command 
 """
 
 import contextlib
+import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -55,8 +56,13 @@ def pack(
     try:
         status = job.status()
         head = results.head(job, spec, status, results.result(job, spec, status, cause))
-        need_new = cause is None and not spec.allow_empty
-        answer = write_archive(job, account, head, need_new, cause.to_dict() if cause else None, limit, check)
+        request = {
+            "manifest": head,
+            "need_new": cause is None and not spec.allow_empty,
+            "most_bytes": limit,
+            "threads": _threads(spec),
+        }
+        answer = write_archive(job, account, request, cause.to_dict() if cause else None, check)
     except TooLarge as error:
         return _too_large(job, limit, error.real, error.apparent, cause)
     except Cancelled as error:
@@ -78,15 +84,14 @@ def pack(
 def write_archive(
     job: Job,
     account: Account,
-    head: dict[str, Any],
-    need_new: bool,
+    request: dict[str, Any],
     ending: Optional[dict[str, Any]],
-    max_bytes: int,
     check: Check,
 ) -> dict[str, Any]:
     """Pack as the account, put archive and manifest into the job's folder, and return the packer's answer.
 
-    Raises TooLarge, what `check` raises, TrainClassifierError and OSError.
+    `request` is that of `archive.pack` without the descriptors. Raises TooLarge, what `check` raises,
+    TrainClassifierError and OSError.
     """
     job.packed.unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
@@ -104,13 +109,7 @@ def write_archive(
                 records[path.name] = stack.enter_context(open(open_regular(path), "rb")).fileno()
         with new_file(job.manifest) as listed:
             files["list"] = listed
-            request = {
-                **files,
-                "records": records,
-                "manifest": head,
-                "need_new": need_new,
-                "most_bytes": max_bytes,
-            }
+            request = {**request, **files, "records": records}
             answer = program.call(account, archive.pack, request, [*files.values(), *records.values()], check)
             if "too_large" in answer:
                 raise TooLarge(*answer["too_large"])
@@ -121,6 +120,12 @@ def write_archive(
         with contextlib.suppress(OSError):
             write_json(job.packed, {**answer, "ending": ending})
     return answer
+
+
+def _threads(spec: JobSpec) -> int:
+    """Return the number of processors that the job had."""
+    present = len(os.sched_getaffinity(0))
+    return present if spec.cpus is None else max(1, min(present, math.ceil(spec.cpus)))
 
 
 def not_packed_answer(job: Job) -> dict[str, Any]:

@@ -5,16 +5,18 @@ reads below the workspace's descriptor and writes into the descriptors of the re
 grow with the number and the size of the files: lists are in temporary files, never in memory.
 """
 
+import collections
+import concurrent.futures
 import contextlib
-import gzip
 import hashlib
 import json
 import os
 import shutil
 import stat
-import subprocess
+import struct
 import tarfile
 import time
+import zlib
 from collections.abc import Iterator
 from typing import IO, Any, BinaryIO, Callable, Optional, cast
 
@@ -25,7 +27,13 @@ from train_classifier.worker.system import program
 from train_classifier.worker.transfer import artefacts
 from train_classifier.worker.transfer.artefacts import Artefact
 
-BLOCK = 1 << 20
+#: Bytes that one thread compresses at a time: with 64 threads, about 64 MiB are in memory.
+BLOCK = 1 << 18
+#: The beginning of a block tells whether compressing it is worth the time: it must save this share.
+SAMPLE = 1 << 14
+WORTH = 0.1
+#: Format, no name and no time, lowest level of compression, unknown system (RFC 1952).
+GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\x04\xff"
 #: Largest apparent size as a multiple of the limit: a hole is read as zeros, in a tenth of the time of data.
 HOLES = 4
 
@@ -37,9 +45,10 @@ def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]
     """Write manifest.json and artefacts.tar.gz; `check` is called repeatedly and may raise.
 
     The request: `manifest` (its head), `need_new` (nothing new in artefacts/ means nothing-delivered),
-    `most_bytes`, and descriptors: `workspace`; `stock`; `archive` and `list` (new files); `packed` and
-    `left_out` (for lists in between); `records` (name to descriptor). The answer: `new, files, bytes,
-    left_out, metrics, metrics_problem, archive`, or only `too_large` (bytes on the disk and apparent).
+    `most_bytes`, `threads` (that compress), and descriptors: `workspace`; `stock`; `archive` and `list` (new
+    files); `packed` and `left_out` (for lists in between); `records` (name to descriptor). The answer: `new,
+    files, bytes, left_out, metrics, metrics_problem, archive`, or only `too_large` (bytes on the disk and
+    apparent).
     """
     workspace = request["workspace"]
     real, apparent = artefacts.measure(workspace, check)
@@ -51,7 +60,7 @@ def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]
         packed, left_out = (
             stack.enter_context(open(os.dup(request[name]), "w+b")) for name in ("packed", "left_out")
         )
-        with _compressed(request["archive"], check) as (stream, digest), _tar(stream) as tar:
+        with _compressed(request["archive"], request["threads"]) as (stream, digest), _tar(stream) as tar:
             for entry in artefacts.walk(workspace):
                 check()
                 if entry.left_out:
@@ -137,42 +146,58 @@ def _add_record(tar: tarfile.TarFile, descriptor: int, name: str, check: Check) 
 
 
 @contextlib.contextmanager
-def _compressed(archive: int, check: Check) -> Iterator[tuple[BinaryIO, Any]]:
-    """Yield a stream to write into and the digest of the compressed file; uses pigz when it is installed."""
-    digest = hashlib.sha256()
-    pigz = shutil.which("pigz")
-    with open(os.dup(archive), "w+b") as file:
-        if pigz is None:
-            writer = _HashingWriter(file, digest)
-            with gzip.GzipFile("", "wb", 1, fileobj=cast("IO[bytes]", writer), mtime=0) as stream:
-                yield cast("BinaryIO", stream), digest
-        else:
-            with subprocess.Popen([pigz, "-1", "-n"], stdin=subprocess.PIPE, stdout=file) as process:
-                assert process.stdin is not None
-                with process.stdin as stream:
-                    yield cast("BinaryIO", stream), digest
-            if process.returncode:
-                raise OSError(f"pigz ended with exit status {process.returncode}")
-            file.seek(0)
-            while block := file.read(BLOCK):
-                check()
-                digest.update(block)
-        file.flush()
+def _compressed(archive: int, threads: int) -> Iterator[tuple[BinaryIO, Any]]:
+    """Yield a stream to write into and the digest of the compressed file."""
+    with (
+        open(os.dup(archive), "w+b") as file,
+        concurrent.futures.ThreadPoolExecutor(threads) as pool,
+    ):
+        writer = _GzipWriter(file, pool, 2 * threads)
+        yield cast("BinaryIO", writer), writer.digest
+        writer.finish()
 
 
-class _HashingWriter:
-    """Writes into a file and hashes what is written."""
+class _GzipWriter:
+    """Compresses each written block on another thread into the one member of a gzip file; hashes the file.
 
-    def __init__(self, file: BinaryIO, digest: Any) -> None:
+    Several members would be simpler, but readers of streams, such as tarfile's `r|gz`, stop after the first.
+    """
+
+    def __init__(self, file: BinaryIO, pool: concurrent.futures.Executor, most_waiting: int) -> None:
         self.file = file
-        self.digest = digest
+        self.pool = pool
+        self.most_waiting = most_waiting
+        self.waiting: collections.deque[concurrent.futures.Future[bytes]] = collections.deque()
+        self.digest = hashlib.sha256()
+        self.checksum = self.size = 0
+        self._write(GZIP_HEADER)
 
     def write(self, data: bytes) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
+        self.checksum = zlib.crc32(data, self.checksum)
+        self.size += len(data)
+        self.waiting.append(self.pool.submit(_deflate, data))
+        if len(self.waiting) > self.most_waiting:
+            self._write(self.waiting.popleft().result())
+        return len(data)
 
-    def flush(self) -> None:
+    def finish(self) -> None:
+        while self.waiting:
+            self._write(self.waiting.popleft().result())
+        self._write(zlib.compressobj(wbits=-zlib.MAX_WBITS).flush())
+        self._write(struct.pack("<LL", self.checksum, self.size & 0xFFFFFFFF))
         self.file.flush()
+
+    def _write(self, data: bytes) -> None:
+        self.digest.update(data)
+        self.file.write(data)
+
+
+def _deflate(block: bytes) -> bytes:
+    """Return a block as a part of gzip's content; it is stored as it is when it hardly compresses."""
+    sample = block[:SAMPLE]
+    is_stored = len(zlib.compress(sample, 1)) > (1 - WORTH) * len(sample)
+    compressor = zlib.compressobj(0 if is_stored else 1, wbits=-zlib.MAX_WBITS)
+    return compressor.compress(block) + compressor.flush(zlib.Z_FULL_FLUSH)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,8 @@ def record_initial_artefacts(job: Path) -> None:
 
 def packed(job: Path, need_new: bool = True) -> dict[str, Any]:
     head = {"outcome": "trained", "exit_code": 0}
-    return conclude.write_archive(Job(job), account(), head, need_new, None, 1 << 50, lambda: None)
+    request = {"manifest": head, "need_new": need_new, "most_bytes": 1 << 50, "threads": 2}
+    return conclude.write_archive(Job(job), account(), request, None, lambda: None)
 
 
 def manifest(job: Path) -> dict[str, Any]:
@@ -77,6 +78,25 @@ def test_archive_and_manifest_agree(job: Path) -> None:
     assert sorted(path.name for path in job.iterdir()) == [
         "artefacts.tar.gz", "log.txt", "manifest.json", "packed.json", "stock.json", "workspace",
     ]  # fmt: skip
+
+
+def test_what_does_not_compress_is_stored_in_one_gzip_member(job: Path) -> None:
+    """In one member, because readers of streams stop after the first."""
+    root = job / "workspace" / "artefacts"
+    dense, text = os.urandom(3 << 20), b"epoch,loss\n1,0.5\n" * 200_000
+    (root / "dense").write_bytes(dense)
+    (root / "mixed").write_bytes(dense[:700_000] + text + dense[:300_000] + text)
+    size = packed(job)["archive"]["bytes"]
+    assert len(dense) + 1_000_000 < size < len(dense) + 1_000_000 + len(text) // 10
+    with tarfile.open(job / "artefacts.tar.gz", "r|gz") as archive:
+        contents = {}
+        for member in archive:
+            file = archive.extractfile(member)
+            contents[member.name] = file.read() if file else b""
+    assert contents["artefacts/dense"] == dense
+    assert contents["artefacts/mixed"] == dense[:700_000] + text + dense[:300_000] + text
+    assert contents["job/log.txt"] == b"the log\n"
+    subprocess.run(["gzip", "--test", str(job / "artefacts.tar.gz")], check=True)
 
 
 def test_earlier_files_are_packed_but_not_new(tmp_path: Path) -> None:
@@ -248,7 +268,8 @@ from train_classifier.worker.system.host import Account
 from train_classifier.worker.state.store import Job
 entry = pwd.getpwuid(os.geteuid())
 account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
-answer = conclude.write_archive(Job(Path(sys.argv[1])), account, {}, False, None, 1 << 50, lambda: None)
+request = {"manifest": {}, "need_new": False, "most_bytes": 1 << 50, "threads": 4}
+answer = conclude.write_archive(Job(Path(sys.argv[1])), account, request, None, lambda: None)
 # Not getrusage: its peak counts the process that started this one, until exec.
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(answer["files"], peak)
