@@ -49,7 +49,7 @@ host = host_fixture(accounts()[-1:])
 def refused(host: Machine, *paths: str, from_checkout: bool = False) -> list[str]:
     """Return the worker's problems with data folders, all in one request."""
     data = [
-        {"path": path, "name": f"d{number}", "from_checkout": from_checkout}
+        {"path": path, "name": f"d{number}", **({"from_checkout": True} if from_checkout else {})}
         for number, path in enumerate(paths)
     ]
     with pytest.raises(Refused) as caught:
@@ -72,12 +72,12 @@ def test_01_repository_cannot_name_the_hosts_files(world: World) -> None:
     before = world.host_json.read_text()
     world.host_json.write_text(json.dumps({**json.loads(before), "data_roots": [str(offered)]}))
     try:
-        for path in ("/", str(home), str(other), f"{offered}/../other"):
+        # The home folder first: a test that fails should not walk through all of this machine.
+        for path in (str(home), str(other), f"{offered}/../other", "/"):
             settings.write_text(f"[defaults]\ndata = ['{path}:h']\n")
             done = world.run(*world.train(model), HOME=str(home))
-            messages = done.stderr.decode()
-            assert done.returncode == 2, messages
             assert b"hunter2" not in done.stdout and b"FILE" not in done.stdout
+            assert done.returncode == 2, done.stderr
         # The refusal names the line and the file to move it to, where it is accepted.
         settings.write_text(f"[defaults]\ndata = ['{other}:h']\n")
         messages = world.run(*world.train(model), HOME=str(home)).stderr.decode()
