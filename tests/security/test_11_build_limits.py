@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
+from docker.types import Mount
 from index_server import BACKEND, PYPROJECT
 from worker_site import CA, Site, site, tmp_path, uv
 from worker_support import Machine, machine, write_model
 
 from train_classifier.core.errors import ExitCode, NoEnvironment
+from train_classifier.worker.environments.environment import Environment
+from train_classifier.worker.gpus import devices, visibility
 
 __all__ = ["site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
@@ -67,13 +70,15 @@ def test_11_layers_and_probes_have_limits(site: Site) -> None:
     assert site.containers() == []
 
 
-def test_11_build_container_has_no_capabilities(site: Site, engine: docker.DockerClient) -> None:
-    site.find()
-    package(site.workspace / "lib", RUNS_ON)
-    configs: list[dict[str, Any]] = []
+class Inspected(Exception):
+    """The container was seen; what it runs need not end."""
 
-    class Inspected(Exception):
-        pass
+
+def settings_of_container(
+    site: Site, engine: docker.DockerClient, run: Callable[[Callable[[], None]], object]
+) -> dict[str, Any]:
+    """Return the engine's settings of the container that `run` starts; `run` gets a check for cancellation."""
+    configs: list[dict[str, Any]] = []
 
     def inspect() -> None:
         for container in site.containers():
@@ -81,10 +86,37 @@ def test_11_build_container_has_no_capabilities(site: Site, engine: docker.Docke
             raise Inspected
 
     with pytest.raises(Inspected):
-        site.prepare("./lib", check=inspect)
-    (config,) = configs
+        run(inspect)
+    assert site.containers() == []
+    return configs[0]
+
+
+def test_11_build_container_has_no_capabilities(site: Site, engine: docker.DockerClient) -> None:
+    site.find()
+    package(site.workspace / "lib", RUNS_ON)
+    config = settings_of_container(site, engine, lambda check: site.prepare("./lib", check=check))
+    assert config["PidsLimit"] == 4096 and config["NanoCpus"] > 0
+    assert config["Memory"] == config["MemorySwap"] > 0
     assert config["CapDrop"] == ["ALL"] and not config["CapAdd"]
     assert config["SecurityOpt"] == ["no-new-privileges"]
+
+
+def test_11_gpu_check_has_limits(
+    site: Site, engine: docker.DockerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The check imports the model's own packages; its container gets no card, since the machine may have none."""
+    base = site.find()
+    monkeypatch.setattr(devices, "device_options", lambda *_: {})
+    packages = site.workspace / "packages"
+    packages.mkdir()
+    (packages / "torch.py").write_text(RUNS_ON)
+    mounts = (Mount("/packages", str(packages), "bind", read_only=True),)
+    environment = Environment("", (), mounts, {"PYTHONPATH": "/packages"})
+    config = settings_of_container(
+        site,
+        engine,
+        lambda check: visibility.prove(site.context(check), base, environment, (), "framework"),
+    )
     assert config["PidsLimit"] == 4096 and config["NanoCpus"] > 0
     assert config["Memory"] == config["MemorySwap"] > 0
 
