@@ -11,27 +11,35 @@ import tarfile
 import threading
 import urllib.parse
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import docker
 
 
-def wheel(name: str, version: str, code: str = "", files: dict[str, str] | None = None) -> tuple[str, bytes]:
+def wheel(
+    name: str,
+    version: str,
+    code: str = "",
+    files: dict[str, str] | None = None,
+    requires: Sequence[str] = (),
+    tag: str = "py3-none-any",
+) -> tuple[str, bytes]:
     """Make a wheel of one module; returns its file name and content."""
     buffer = io.BytesIO()
     info = f"{name}-{version}.dist-info"
+    needs = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
     texts = {
         f"{name}.py": code,
         **(files or {}),
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
     with zipfile.ZipFile(buffer, "w") as file:
         for path, text in texts.items():
             file.writestr(path, text)
         file.writestr(f"{info}/RECORD", "".join(f"{path},,\n" for path in [*texts, f"{info}/RECORD"]))
-    return f"{name}-{version}-py3-none-any.whl", buffer.getvalue()
+    return f"{name}-{version}-{tag}.whl", buffer.getvalue()
 
 
 def sdist(name: str, version: str, backend: str) -> tuple[str, bytes]:

@@ -92,18 +92,12 @@ def test_requirements_replace_image_packages_but_not_its_framework(site: Site, n
     assert [name for name in names if name.startswith(("numpy", "six-1.15"))] == []
 
 
-def test_conflict_with_framework_names_both_sides(site: Site, numpy_image: str) -> None:
-    with pytest.raises(NoEnvironment) as raised:
-        site.prepare("numpy>=2", numpy_image)
-    assert numpy_image in raised.value.reason
-    assert "numpy==1.26.4" in raised.value.reason
-    assert "you require numpy>=2" in (raised.value.detail or "")
-    with pytest.raises(NoEnvironment) as raised:
-        # A dependency of a requirement.
-        site.prepare("contourpy==1.3.3\nnumpy<1.25", numpy_image)
-    assert "numpy==1.26.4" in raised.value.reason
-    assert site.containers() == []
-    assert site.environments() == []
+def test_numpy_of_the_image_is_replaced_with_what_depends_on_it(site: Site, numpy_image: str) -> None:
+    image = site.find(numpy_image)
+    environment = site.prepare("numpy==2.2.6", numpy_image)
+    program = "import numpy; print(numpy.__version__, numpy.dot([1, 2], [3, 4]))"
+    assert site.run(image, environment, program) == "2.2.6 11\n"
+    assert environment.kind == "image"
 
 
 def test_unknown_package_is_reported(site: Site) -> None:

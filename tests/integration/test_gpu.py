@@ -26,7 +26,7 @@ from train_classifier.worker.containers import engine, helper, image
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.gpus import devices
 from train_classifier.worker.gpus import visibility
-from train_classifier.worker.environments.environment import Environment
+from train_classifier.worker.environments.stored_environments import Environment
 from train_classifier.worker.system.host import Host
 from train_classifier.worker.state.store import Store
 
@@ -44,7 +44,7 @@ try:
     real = helper.run_helper
     helper.run_helper = lambda *a, **k: runs.append(1) or real(*a, **k)
     for _ in range(order.get("times", 1)):
-        answer = visibility.prove(context, base, Environment("", (), (), {{}}), cards, order["mode"])
+        answer = visibility.prove(context, base, Environment("", (), (), {{}}, base.python), cards, order["mode"])
     print(json.dumps({{"answer": answer, "runs": len(runs), "messages": messages}}))
 except TrainClassifierError as error:
     print(json.dumps({{"code": int(error.code), "reason": error.reason, "hint": error.hint, "detail": error.detail}}))

@@ -23,7 +23,7 @@ from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.engine import labels
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments import environment
-from train_classifier.worker.environments.environment import Environment
+from train_classifier.worker.environments.stored_environments import Environment
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Host
@@ -76,13 +76,15 @@ class Site:
         reference: str | None = None,
         check: Callable[[], None] = lambda: None,
         repository: str = "0" * 16,
+        kind: str = "auto",
     ) -> Environment:
         # Replaced atomically: two jobs of a test may share the workspace.
         temporary = self.workspace / "m" / f".requirements.{os.getpid()}"
         temporary.write_text(text)
         temporary.replace(self.workspace / "m" / "requirements.txt")
         base = self.find(reference)
-        return environment.prepare(self.context(check), base, self.workspace, "m", repository)
+        wish = environment.Wish("m", repository, kind)
+        return environment.prepare(self.context(check), base, self.workspace, wish)
 
     def layer(
         self, text: str, reference: str | None = None, check: Callable[[], None] = lambda: None
@@ -92,12 +94,13 @@ class Site:
         return package_layers.layer(self.context(check), base, self.workspace, "m")
 
     def run(self, base: Image, built: Environment | None, program: str, shell: bool = False) -> str:
-        """Run a program as a job would: the image's Python, the environment's mounts, the job's user."""
+        """Run a program as a job would: the environment's Python and mounts, the job's user."""
+        python = built.python if built else base.python
         running = helper.Helper(
             base.id,
-            ["/bin/sh", "-c", program] if shell else [base.python, "-W", "ignore", "-c", program],
+            ["/bin/sh", "-c", program] if shell else [python, "-W", "ignore", "-c", program],
             user=self.host.job_user(), network=False,
-            mounts=built.mounts if built else (), environment=built.variables if built else {},
+            mounts=built.mounts if built else (), environment={**built.defaults, **built.variables} if built else {},
             labels=labels("probe", job=self.job.id), limits=self.host.limits("a test"),
         )  # fmt: skip
         status, output = helper.run_helper(self.context(), running)

@@ -15,7 +15,7 @@ from worker_site import Site, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers import package_layers
-from train_classifier.worker.environments.environment import Environment
+from train_classifier.worker.environments.stored_environments import Environment
 
 __all__ = ["site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
@@ -64,10 +64,12 @@ def hashed_requirement(index: Index) -> str:
 
 
 def build_environment(
-    site: Site, text: str, image: str | None = None, repository: str = "0" * 16
+    site: Site, text: str, image: str | None = None, repository: str = "0" * 16, kind: str = "auto"
 ) -> Environment:
     """Make an environment from the test's index alone: the image lacks distutils, which setuptools would bring."""
-    return site.prepare(f"{text}\nsetuptools ; python_version < '3'\n", image, repository=repository)
+    return site.prepare(
+        f"{text}\nsetuptools ; python_version < '3'\n", image, repository=repository, kind=kind
+    )
 
 
 def caches(site: Site) -> list[str]:
@@ -135,13 +137,17 @@ def test_06_no_inode_is_shared(site: Site, index: Index) -> None:
     assert {first.hash, second.hash} == set(site.environments())
 
 
-def test_06_environment_code_does_not_run_while_the_cache_is_writable(site: Site, index: Index) -> None:
+@pytest.mark.parametrize("kind", ["image", "isolated"])
+def test_06_environment_code_does_not_run_while_the_cache_is_writable(
+    site: Site, index: Index, kind: str
+) -> None:
     mark = "import os; os.path.isdir('/train-classifier/uv-cache') and os.mkdir('/train-classifier/uv-cache/mark')\n"
     index.add(wheel("hooked", "1.0", files={"hooked.pth": mark, "sitecustomize.py": mark}))
-    environment = build_environment(site, "hooked")
+    build_environment(site, "victim", kind=kind)
+    environment = build_environment(site, "hooked\nvictim", kind=kind)
     # It is compiled, which saves seconds at each import.
     folder = site.store.envs / environment.hash / "site"
-    assert list((folder / "__pycache__").glob("hooked.*.pyc"))
+    assert list(folder.rglob("__pycache__/hooked.*.pyc"))
     assert list(site.store.uv_caches.rglob("mark")) == []
 
 

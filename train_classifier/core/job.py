@@ -106,6 +106,8 @@ class JobSpec:
     repository: Repository
     arguments: tuple[str, ...] = ()
     image: Optional[str] = None
+    #: Whether the environment is over the image, isolated, or chosen.
+    environment_kind: str = options.default("environment_kind")
     #: Number of GPUs, or "auto": one if the host has one, else the CPU.
     gpus: Union[int, str] = options.default("gpus")
     #: MiB. None: the default minimum of the card's total memory only; a number: as much must also be free.
@@ -204,6 +206,8 @@ class JobSpec:
         known = (None, *options.BY_NAME["gpu_check"].words)
         problems.check(self.gpu_check in known, f"gpu_check {self.gpu_check!r}")
         problems.check(self.network in options.BY_NAME["network"].words, f"network {self.network!r}")
+        kinds = options.BY_NAME["environment_kind"].words
+        problems.check(self.environment_kind in kinds, f"environment_kind {self.environment_kind!r}")
         problems.check(
             self.resume is None or self.resume == "last" or bool(JOB_ID.match(str(self.resume))),
             f"resume {self.resume!r}",

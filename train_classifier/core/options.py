@@ -148,6 +148,9 @@ OPTIONS = (
     Option("gpu_check", Kind.CHOICE, "How the GPU is checked before training: by the model's framework, by its device in the container, or not at all.",
         "framework|device|off", default_text="the host's", words=("framework", "device", "off")),
     Option("image", Kind.IMAGE, "Container image to train in.", "REF", default_text="the host's", input="image"),
+    Option("environment_kind", Kind.CHOICE, "Python packages: over the image's own (image), without any of them (isolated), or isolated only "
+        "where requirements.txt conflicts with the image (auto).", "auto|image|isolated", default="auto", default_text="auto",
+        words=("auto", "image", "isolated"), flags=("--environment",), variable="ENVIRONMENT", input="environment"),
     Option("timeout", Kind.DURATION, "Time limit of the training alone, as 6h; none lifts it.", "TIME",
         default_text=NONE, least=1, most=YEAR_S, lifted=True, field="timeout_s", input="timeout"),
     Option("wait", Kind.DURATION, "Longest wait for a GPU, as 2h; none lifts it.", "TIME",

@@ -277,7 +277,7 @@ def _deep(
     """Run a container as a job would, and check that it gets the GPUs and the framework sees them."""
     from train_classifier.worker.containers import engine, image
     from train_classifier.worker.containers.context import Context
-    from train_classifier.worker.environments.environment import Environment
+    from train_classifier.worker.environments.stored_environments import Environment
     from train_classifier.worker.gpus import visibility
     from train_classifier.worker.state.store import Store
 
@@ -309,7 +309,9 @@ def _deep(
             result.append(skip(name, f"not proven: gpu_check is {how} on this host"))
             continue
         try:
-            proven = visibility.prove(context, resolved, Environment("", (), (), {}), discovery.gpus, how)
+            proven = visibility.prove(
+                context, resolved, Environment("", (), (), {}, resolved.python), discovery.gpus, how
+            )
             result.append((ok if proven["mode"] == how else warn)(name, str(proven["detail"])))
         except TrainClassifierError as error:
             result.append(from_error(name, error))

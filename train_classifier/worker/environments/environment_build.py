@@ -1,4 +1,4 @@
-"""Builds an environment in containers: the input of uv, what each step can write, what failures mean.
+"""Builds an environment in containers: the input of uv, and what each step can write.
 
 A first container installs wheels by name from the host's own indexes, with a uv cache that all repositories
 with this image share: nothing is built, and no installed code runs. A second container compiles the installed
@@ -8,79 +8,33 @@ sources, one container does everything, with a cache that only that repository u
 
 import dataclasses
 import json
-import re
 from pathlib import Path
-from typing import Any, NoReturn, Optional
+from typing import Any, Optional
 
-from train_classifier.core import requirements_file
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers import answer, engine, helper
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
-from train_classifier.worker.environments import build_folder, index_logins
+from train_classifier.worker.environments import build_failures, build_folder, index_logins
+from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 from train_classifier.worker.state.files import make_leaf, read_json
 from train_classifier.worker.state.store import Store
 from train_classifier.worker.system.host import Account
 
 PURPOSE = "the build of the environment (requirements.txt)"
+#: Where a container finds the environment. An isolated one is built there: its programs name this path.
+MOUNTED = "/opt/train-classifier/environment"
 #: Where a build finds the parts of its folder, uv's cache, uv, and the host's CA bundle.
 BUILD = "/train-classifier/build"
 CACHE = "/train-classifier/uv-cache"
 UV = "/train-classifier/uv"
 CA = "/train-classifier/ca.pem"
-#: Options of a requirements file that name no package source and build nothing.
-SHARED_OPTIONS = {"--require-hashes", "--pre", "--only-binary"}
-#: Messages of uv after which another try, with builds allowed, would fail in the same way.
-UNREACHABLE = re.compile(
-    r"valid authentication credentials|401 Unauthorized|403 Forbidden|error sending request|dns error"
-    r"|[Cc]onnection refused|timed out|network timeout|before message length|error decoding response body"
-    r"|Hash mismatch"
-)
+#: Versions of Python for which a conflict is tried again.
+PYTHONS = tuple(f"3.{minor}" for minor in range(8, 14))
 
 
 class NeedsBuilding(Exception):
     """A package has to be built, or wheels alone give no solution."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EnvironmentPlan:
-    """What an environment is to hold."""
-
-    lines: tuple[str, ...]
-    constraints: tuple[str, ...]
-    #: The image's frameworks and NumPy: constraints that name the image's side of a conflict.
-    frozen: tuple[str, ...]
-    options: tuple[str, ...]
-    #: Local packages, relative to the workspace.
-    paths: tuple[str, ...]
-    workspace: Path
-    #: Environment of the build.
-    variables: dict[str, str]
-    #: The program that runs in the image.
-    source: str
-
-    def may_share(self) -> bool:
-        """Tell whether wheels by name from the host's own indexes could satisfy the plan.
-
-        uv's cache identifies an index by a hash that is easy to forge, and a local wheel by its path and
-        time: a source that a checkout names is never used with a shared cache.
-        """
-        named = [*self.lines, *self.constraints]
-        options = {option.partition(" ")[0] for option in self.options}
-        return (
-            not self.paths
-            and options <= SHARED_OPTIONS
-            and not any("${" in line or "://" in line or "@" in line for line in named)
-        )
-
-    def definition(self) -> dict[str, Any]:
-        """Return the part of an environment's definition that the model's files make up."""
-        return {
-            "lines": sorted(self.lines),
-            "constraints": sorted([*self.constraints, *self.frozen]),
-            "options": list(self.options),
-            "paths": requirements_file.digest_of_paths(self.workspace, self.paths) if self.paths else "",
-        }
 
 
 def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
@@ -95,7 +49,13 @@ def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
         other = record.get("definition", {})
         same = all(other.get(key) == defined[key] for key in defined if key != "lines")
         lines = other.get("lines", [])
-        if same and not defined["paths"] and set(lines) < set(defined["lines"]) and len(lines) > most:
+        if (
+            same
+            and not defined["paths"]
+            and not defined["isolated"]
+            and set(lines) < set(defined["lines"])
+            and len(lines) > most
+        ):
             best, most = path.parent, len(lines)
     return best
 
@@ -116,54 +76,78 @@ class Builder:
         Otherwise packages are built as needed, with a cache of that repository. Raises NoEnvironment with
         uv's own message.
         """
-        shared = not repository
-        cache = make_leaf(cache_of(self.context.store, self.image, repository), self.account)
         count = len(self.plan.lines)
         self.context.say(
-            ("installing" if shared else "building and installing")
+            ("building and installing" if repository else "installing")
             + f" {count} requirement{'s' if count != 1 else ''}"
             + (" over a similar environment" if nearest else "")
         )
+        status, output, netrc_problem = self._run_uv(folder, nearest, repository, ())
+        text = output.decode("utf-8", "replace")
+        if status != 0:
+            if not repository and not build_failures.is_final(text):
+                raise NeedsBuilding
+            build_failures.explain(self.image, self.plan, status, text, netrc_problem)
+        packages, sources = _read(output)
+        if sources:
+            raise NeedsBuilding
+        if not repository:
+            self._compile(folder)
+        return packages
+
+    def fitting_pythons(self, folder: Path, repository: str) -> list[str]:
+        """Return the versions of Python for which the requirements have a solution."""
+        _, output, _ = self._run_uv(folder, None, repository, PYTHONS)
+        result = answer.read(output)
+        fitting = result.get("pythons") if isinstance(result, dict) else None
+        return [version for version in PYTHONS if isinstance(fitting, list) and version in fitting]
+
+    def _run_uv(
+        self, folder: Path, nearest: Optional[Path], repository: str, pythons: tuple[str, ...]
+    ) -> tuple[int, bytes, str]:
+        """Run the program in the image; return status, output, and what is wrong with the caller's netrc."""
+        cache = make_leaf(cache_of(self.context.store, self.image, repository), self.account)
         entries, problem = index_logins.entries_for(self.plan.variables)
         request = {
             "nearest": f"{nearest}/{build_folder.SITE}" if nearest else None,
             "paths": list(self.plan.paths),
             "workspace": str(self.plan.workspace),
-            "open": None if shared else str(cache),
+            "open": str(cache) if repository else None,
         }
-        build_folder.create(self.account, folder, self._files(shared, entries), request)
+        files = self._files(not repository, entries, pythons)
+        build_folder.create(self.account, folder, files, request)
         status, output = self._run(
             folder,
             [self.image.python, "-c", self.plan.source, f"{BUILD}/{build_folder.INPUT}/plan.json"],
-            mounts=self._mounts(folder, cache, shared),
+            mounts=self._mounts(folder, cache, not repository),
             environment=self._environment(bool(entries)),
         )
-        text = output.decode("utf-8", "replace")
-        if status != 0:
-            if shared and not UNREACHABLE.search(text):
-                raise NeedsBuilding
-            explain(self.image, self.plan, status, text, problem)
-        packages, sources = _read(output)
-        if sources:
-            raise NeedsBuilding
-        if shared:
-            self._compile(folder)
-        return packages
+        return status, output, problem
 
-    def _files(self, shared: bool, entries: str) -> dict[str, str]:
+    def _site(self) -> str:
+        return MOUNTED if self.plan.isolated else f"{BUILD}/{build_folder.SITE}"
+
+    def _files(self, shared: bool, entries: str, pythons: tuple[str, ...]) -> dict[str, str]:
         inputs = f"{BUILD}/{build_folder.INPUT}"
         plan = {
             "uv": UV,
             "shared": shared,
-            "site": f"{BUILD}/{build_folder.SITE}",
+            "isolated": self.plan.isolated,
+            "site": self._site(),
             "requirements": f"{inputs}/requirements.txt",
             "constraints": f"{inputs}/constraints.txt",
+            "options": self.plan.command_line(),
+            "by_name": not self.plan.hashed(),
+            "pins": self.plan.frozen(),
+            "aliases": self.plan.aliases,
             "repository": f"{BUILD}/{build_folder.WORK}",
+            # Not empty: only tell for which of these versions of Python there is a solution.
+            "pythons": pythons,
         }
         files = {
             "plan.json": json.dumps(plan),
-            "requirements.txt": "\n".join([*self.plan.options, *self.plan.lines, ""]),
-            "constraints.txt": "\n".join([*self.plan.constraints, *self.plan.frozen, ""]),
+            "requirements.txt": self.plan.requirements_text(),
+            "constraints.txt": self.plan.constraints_text(),
         }
         return {**files, "netrc": entries} if entries else files
 
@@ -173,7 +157,7 @@ class Builder:
         inputs = f"{BUILD}/{build_folder.INPUT}"
         mounts = [
             Mount(CACHE, str(cache), type="bind"),
-            Mount(f"{BUILD}/{build_folder.SITE}", str(folder / build_folder.SITE), type="bind"),
+            Mount(self._site(), str(folder / build_folder.SITE), type="bind"),
             Mount(inputs, str(folder / build_folder.INPUT), type="bind", read_only=True),
             Mount(UV, str(self.context.host.uv), type="bind", read_only=True),
         ]
@@ -203,7 +187,7 @@ class Builder:
         """Compile what was installed: Python starts without site, so that no .pth file of it is read."""
         from docker.types import Mount
 
-        site = f"{BUILD}/{build_folder.SITE}"
+        site = self._site()
         # Modules for other versions of Python do not compile, which is not an error.
         self._run(
             folder,
@@ -251,60 +235,3 @@ def _read(output: bytes) -> tuple[dict[str, str], list[Any]]:
         "the image or a package of the build writes into this output: try another --image",
         output[-2000:].decode("utf-8", "replace"),
     )
-
-
-def explain(image: Image, plan: EnvironmentPlan, status: int, output: str, netrc: str = "") -> NoReturn:
-    """Raise NoEnvironment with uv's message, and for a conflict name the packages of the image.
-
-    `netrc` describes what is wrong with the caller's netrc file, if anything is.
-    """
-    lines = [line.rstrip() for line in output.splitlines()]
-    start = next((number for number, line in enumerate(lines) if line.startswith("error:")), 0)
-    detail = "\n".join(lines[start:][-40:]).strip()
-    sentence = " ".join(part.strip() for part in lines[start:])
-    if re.search(r"valid authentication credentials|401 Unauthorized|403 Forbidden", sentence):
-        raise NoEnvironment(
-            "the package index requires a login, or rejected this one",
-            netrc
-            or "add it to ~/.netrc of your account on the host: machine NAME login NAME password WORD; it is "
-            "sent to the indexes that host.json names (environment), not to those of requirements.txt",
-            detail,
-        )
-    unknown = re.findall(r"[Bb]ecause (\S+) was not found in the package registry", sentence)
-    if unknown:
-        raise NoEnvironment(
-            f"requirement {', '.join(dict.fromkeys(unknown))} is not in the package index (requirements.txt)",
-            "correct the name in requirements.txt",
-            detail,
-        )
-    clashing = [
-        pin
-        for pin in plan.frozen
-        if re.search(rf"(?<![\w.-]){re.escape(pin.partition('==')[0])}(?![\w-])", sentence)
-    ]
-    pins = ", ".join(clashing)
-    if "No solution found" in sentence and clashing:
-        raise NoEnvironment(
-            f"requirements.txt conflicts with image {image.reference}: the image's own {pins} "
-            "cannot be replaced",
-            f"ask in requirements.txt for versions that work with {pins}, or choose another --image",
-            detail,
-        )
-    if "No solution found" in sentence:
-        raise NoEnvironment("requirements.txt has no solution", "see the message of uv", detail)
-    if re.search(
-        r"Failed to fetch|error sending request|dns error|[Cc]onnection refused|timed out", sentence
-    ):
-        raise NoEnvironment(
-            "the package index cannot be reached",
-            "check the host's network, its proxies and CA bundle (environment, ca_bundle in host.json)",
-            detail,
-        )
-    if re.search(r"network timeout|before message length|error decoding response body", sentence):
-        raise NoEnvironment(
-            "the package index ended the connection during a download",
-            "submit the job again; if this happens again, check the host's network and its proxies",
-            detail,
-        )
-    first = lines[start] if lines else f"exit status {status}"
-    raise NoEnvironment(f"requirements.txt cannot be installed: {first}", detail=detail)

@@ -11,7 +11,7 @@ from train_classifier.core.errors import NoGpu
 from train_classifier.worker.containers import answer, helper
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
-from train_classifier.worker.environments.environment import Environment
+from train_classifier.worker.environments.stored_environments import Environment
 from train_classifier.worker.gpus import devices
 from train_classifier.worker.gpus.devices import Gpu
 from train_classifier.worker.state.files import read_json, write_json
@@ -72,8 +72,14 @@ def _by_framework(
     context: Context, image: Image, environment: Environment, gpus: Sequence[Gpu]
 ) -> dict[str, Any]:
     program = (pkgutil.get_data("train_classifier.worker.containers.inside", "list_gpus.py") or b"").decode()
-    variables = {**environment.variables, "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp", "USER": "job"}
-    command = [image.python, "-c", program]
+    variables = {
+        **environment.defaults,
+        **environment.variables,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": "/tmp",
+        "USER": "job",
+    }
+    command = [environment.python, "-c", program]
     status, output = _run(context, image, gpus, command, mounts=environment.mounts, environment=variables)
     frameworks = answer.read(output)
     if not _is_valid(frameworks):

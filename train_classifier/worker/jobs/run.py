@@ -116,14 +116,18 @@ def add_packages(run: JobRun) -> None:
 
 
 def build_environment(run: JobRun) -> None:
-    """Find or build the environment of requirements.txt."""
-    run.environment = environment.prepare(
-        run.context, run.image, run.job.workspace, run.spec.model, run.spec.repository.key
+    """Find or build the environment of requirements.txt, and say what it replaces in the image."""
+    wish = environment.Wish(
+        run.spec.model, run.spec.repository.key, run.spec.environment_kind, with_gpu=run.gpu_count > 0
     )
+    run.environment = environment.prepare(run.context, run.image, run.job.workspace, wish)
+    run.say(environment.description(run.environment, run.image))
     results.record_facts(
         run.job,
         environment={
             "hash": run.environment.hash,
+            "kind": run.environment.kind,
+            "reason": run.environment.reason,
             "python": run.image.python_version,
             "packages": list(run.environment.packages),
         },

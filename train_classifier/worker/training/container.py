@@ -12,7 +12,7 @@ from train_classifier.core.job import JobSpec
 from train_classifier.worker.containers import engine, helper
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import NO_SHELL, Image
-from train_classifier.worker.environments.environment import Environment
+from train_classifier.worker.environments.stored_environments import Environment
 from train_classifier.worker.state.files import write_bytes
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host import Account, Host
@@ -101,6 +101,7 @@ def create(
     job, account = _job(context), context.host.job_user()
     options: dict[str, Any] = {**gpu_options, **_limits(spec)}
     variables = {
+        **environment.defaults,
         **environment_of(spec, context.host, account, job),
         **environment.variables,
         **helper.no_gpu_variables(options),
@@ -111,7 +112,7 @@ def create(
         try:
             return context.client.containers.create(
                 image.id,
-                ["-c", WRAPPER, "train-classifier", image.python, "-m", spec.model, *spec.arguments],
+                ["-c", WRAPPER, "train-classifier", environment.python, "-m", spec.model, *spec.arguments],
                 entrypoint=["/bin/sh"],
                 name=name_of(job),
                 hostname=job.id,

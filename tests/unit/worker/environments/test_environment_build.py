@@ -7,7 +7,8 @@ import pytest
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers import answer
-from train_classifier.worker.environments.environment_build import EnvironmentPlan, _read
+from train_classifier.worker.environments.environment_build import _read
+from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ def test_invalid_answer_of_build_is_refused(value: Any) -> None:
 
 def plan(**changes: Any) -> EnvironmentPlan:
     values: dict[str, Any] = {
-        "lines": ("six", "attrs>=1 --hash=sha256:00"), "constraints": ("idna<3",), "frozen": ("numpy==1",),
+        "lines": ("six", "attrs>=1 --hash=sha256:00"), "constraints": ("idna<3",),
         "options": ("--require-hashes", "--pre", "--only-binary :all:"), "paths": (), "variables": {}, "source": "",
         "workspace": None,
     }  # fmt: skip

@@ -1,8 +1,12 @@
 """Runs inside an image, by the image's own Python (3.8 on), as the job's user: makes an environment with uv.
 
 Sent as text (`python3 -c`), so it imports nothing of ours. Reads one JSON object from the file that its
-argument names. The packages of the image are lent to uv as metadata only: uv then counts them as installed,
-prefers them, and downloads only what is missing. The metadata goes away again before the environment is used.
+argument names; its keys are described in environments/environment_build.
+
+Over an image, the packages of the image are lent to uv as metadata only: uv then counts them as installed,
+prefers them, and downloads only what is missing. Each is also a requirement by name, because uv checks only
+what the packages need that it is asked for. The metadata goes away again before the environment is used.
+An isolated environment is a virtual environment that sees no package of the image.
 
 With `shared`, uv's cache is shared between repositories: only wheels are installed, nothing is built, and no
 Python starts on what was installed.
@@ -15,12 +19,25 @@ import shutil
 import subprocess
 import sys
 from importlib.metadata import distributions
+from typing import Any
 
 LENT = "train-classifier-image"
+#: A virtual environment with the metadata of the image's packages, all as the image has them.
+IMAGE = "/tmp/train-classifier-image"
 #: A target folder for resolving once more: it has the metadata that the environment began with.
 AGAIN = "/tmp/train-classifier-again"
+#: The image's packages as requirements.
+BY_NAME = "/tmp/train-classifier-image.txt"
 #: What uv says of each version that it chooses.
 CHOSEN = re.compile(r"Selecting: (\S+)==\S+ \[[^]]*\] \((.*)\)")
+#: What uv says of each requirement of an installed package that is not met.
+UNMET = re.compile(r"The package `([^`]+)` requires `([A-Za-z0-9._-]+)")
+#: A version that uv can read (PEP 440); uv ignores packages with another.
+VERSION = re.compile(
+    r"v?(\d+!)?\d+(\.\d+)*([-_.]?(alpha|beta|preview|pre|post|rev|dev|rc|a|b|c|r)[-_.]?\d*)*(-\d+)?"
+    r"(\+[a-z0-9]+([-_.][a-z0-9]+)*)?\Z",
+    re.IGNORECASE,
+)
 
 
 def normal(name: str) -> str:
@@ -37,34 +54,73 @@ def names_in(site: str) -> "dict[str, str]":
     }
 
 
-def lend(site: str) -> None:
-    """Write metadata of every package of the image that the environment does not have itself."""
-    own = names_in(site)
-    seen = set()
+def image_packages() -> "dict[str, tuple[str, list[str]]]":
+    """Return version and requirements of each package of the image: the first on sys.path is imported."""
+    packages: "dict[str, tuple[str, list[str]]]" = {}
     for found in distributions():
         name, version = found.metadata["Name"], found.version
-        if not name or not version or normal(name) in seen:
-            continue
-        seen.add(normal(name))
-        if normal(name) in own:
-            continue
-        # Made anew: Debian's egg-info has another form, and uv refuses to replace it.
-        folder = os.path.join(site, "%s-%s.dist-info" % (re.sub(r"[^A-Za-z0-9.]+", "_", name), version))
-        os.mkdir(folder)
-        lines = ["Metadata-Version: 2.1", "Name: %s" % name, "Version: %s" % version]
-        for key in ("Requires-Python",):
-            if found.metadata[key]:
-                lines.append("%s: %s" % (key, found.metadata[key]))
-        for extra in found.metadata.get_all("Provides-Extra") or []:
-            lines.append("Provides-Extra: %s" % extra)
-        for requirement in found.requires or []:
-            lines.append("Requires-Dist: %s" % " ".join(requirement.split()))
-        for file, text in (("METADATA", "\n".join(lines) + "\n"), ("INSTALLER", LENT + "\n")):
-            with open(os.path.join(folder, file), "w", encoding="utf-8") as out:
-                out.write(text)
-        with open(os.path.join(folder, "RECORD"), "w", encoding="utf-8") as out:
-            for file in ("METADATA", "INSTALLER", "RECORD"):
-                out.write("%s/%s,,\n" % (os.path.basename(folder), file))
+        if name and version and VERSION.match(version):
+            lines = ["Provides-Extra: %s" % extra for extra in found.metadata.get_all("Provides-Extra") or []]
+            lines += ["Requires-Dist: %s" % " ".join(text.split()) for text in found.requires or []]
+            packages.setdefault(normal(name), (version, lines))
+    return packages
+
+
+def lend(site: str, name: str, version: str, lines: "list[str]") -> None:
+    """Write the metadata of a package of the image: anew, since uv refuses to replace Debian's egg-info."""
+    folder = os.path.join(site, "%s-%s.dist-info" % (name.replace("-", "_"), version))
+    os.mkdir(folder)
+    head = ["Metadata-Version: 2.1", "Name: %s" % name, "Version: %s" % version]
+    texts = {
+        "METADATA": "\n".join(head + lines) + "\n",
+        "INSTALLER": LENT + "\n",
+        "WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n",
+        "RECORD": "".join(
+            "%s/%s,,\n" % (os.path.basename(folder), file)
+            for file in ("METADATA", "INSTALLER", "WHEEL", "RECORD")
+        ),
+    }
+    for file, text in texts.items():
+        with open(os.path.join(folder, file), "w", encoding="utf-8") as out:
+            out.write(text)
+
+
+def unmet_in_image(
+    plan: "dict[str, Any]", packages: "dict[str, tuple[str, list[str]]]"
+) -> "set[tuple[str, str]]":
+    """Return what the untouched image does not meet: package, and the name of what it requires."""
+    subprocess.check_call([plan["uv"], "venv", "--quiet", "--python", sys.executable, IMAGE])
+    site = os.path.join(IMAGE, "lib", "python%d.%d" % sys.version_info[:2], "site-packages")
+    for name, (version, lines) in packages.items():
+        lend(site, name, version, lines)
+    check = [plan["uv"], "pip", "check", "--python", os.path.join(IMAGE, "bin", "python")]
+    done = subprocess.run(check, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    found = UNMET.findall(done.stderr.decode("utf-8", "replace"))
+    return {(normal(package), normal(required)) for package, required in found}
+
+
+def lend_image(plan: "dict[str, Any]") -> None:
+    """Lend every package of the image that the environment does not have itself, and write BY_NAME."""
+    packages = image_packages()
+    unmet = unmet_in_image(plan, packages)
+    own = names_in(plan["site"])
+    for alias, name in plan["aliases"].items():
+        if name in packages and alias not in packages:
+            version = packages[name][0]
+            packages[alias] = (version, ["Requires-Dist: %s==%s" % (name, version)])
+    for name, (version, lines) in packages.items():
+        if name not in own:
+            met = [
+                line
+                for line in lines
+                if (name, normal(re.split(r"[^A-Za-z0-9._-]", line.partition(": ")[2])[0])) not in unmet
+            ]
+            lend(plan["site"], name, version, met)
+    if not plan["by_name"]:
+        return
+    with open(BY_NAME, "w", encoding="utf-8") as out:
+        out.write("".join("%s\n" % name for name in packages if name not in plan["aliases"]))
+        out.write("".join("%s\n" % pin for pin in plan["pins"]))
 
 
 def take_back(site: str) -> None:
@@ -91,13 +147,20 @@ def copy_metadata(site: str, target: str) -> None:
                     shutil.copyfile(path, os.path.join(target, name, file))
 
 
-def command(plan: "dict[str, str]", target: str, *options: str) -> "list[str]":
+def command(plan: "dict[str, Any]", *options: str) -> "list[str]":
     """Return the command line of uv."""
+    by_name = ["-r", BY_NAME] if os.path.exists(BY_NAME) else []
     return [
-        plan["uv"], "pip", "install", "--no-progress", "--python", sys.executable, "--target", target,
+        plan["uv"], "pip", "install", "--no-progress",
         # No inode in common with the cache, which others read and write.
-        "--link-mode", "copy", "-c", plan["constraints"], "-r", plan["requirements"], *options,
+        "--link-mode", "copy", "-c", plan["constraints"], "-r", plan["requirements"], *by_name,
+        *plan["options"], *options,
     ]  # fmt: skip
+
+
+def into(site: str) -> "list[str]":
+    """Return the options that install into a folder, for the image's own Python."""
+    return ["--python", sys.executable, "--target", site]
 
 
 def holds_sources() -> bool:
@@ -111,7 +174,7 @@ def holds_sources() -> bool:
     return False
 
 
-def must_build(plan: "dict[str, str]") -> "list[str]":
+def must_build(plan: "dict[str, Any]") -> "list[str]":
     """Return the packages that uv would build if it might.
 
     With --no-build uv takes an older version that has a wheel, without a word. So it resolves once more with
@@ -119,7 +182,7 @@ def must_build(plan: "dict[str, str]") -> "list[str]":
     """
     if holds_sources():
         return ["a package"]
-    again = command(plan, AGAIN, "--dry-run", "--offline", "--verbose")
+    again = command(plan, *into(AGAIN), "--dry-run", "--offline", "--verbose")
     done = subprocess.run(again, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     messages = done.stderr.decode("utf-8", "replace")
     chosen = CHOSEN.findall(messages)
@@ -129,25 +192,58 @@ def must_build(plan: "dict[str, str]") -> "list[str]":
     return sources or ([] if understood else ["a package"])
 
 
-def main() -> None:
-    """Build, and print what came of it as the last line."""
-    with open(sys.argv[1], encoding="utf-8") as file:
-        plan = json.load(file)
+def fitting_pythons(plan: "dict[str, Any]") -> "list[str]":
+    """Return the versions of Python that the requirements have a solution for: of wheels, else of sources."""
+    for more in (["--no-build"], []):
+        fitting = [
+            version
+            for version in plan["pythons"]
+            if subprocess.call(
+                [plan["uv"], "pip", "compile", "--quiet", "--no-header", "--python-version", version,
+                 "-c", plan["constraints"], plan["requirements"], *plan["options"], *more],
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=plan["repository"],
+            ) == 0
+        ]  # fmt: skip
+        if fitting or plan["shared"]:
+            break
+    return fitting
+
+
+def install(plan: "dict[str, Any]") -> int:
+    """Install, and print what came of it as the last line."""
     site = plan["site"]
-    lend(site)
+    if plan["isolated"]:
+        os.makedirs(AGAIN)
+        subprocess.check_call([plan["uv"], "venv", "--quiet", "--python", sys.executable, site])
+        target = ["--python", os.path.join(site, "bin", "python")]
+        site = os.path.join(site, "lib", "python%d.%d" % sys.version_info[:2], "site-packages")
+    else:
+        lend_image(plan)
+        copy_metadata(site, AGAIN)
+        target = into(site)
     sources: "list[str]" = []
     if plan["shared"]:
-        copy_metadata(site, AGAIN)
-        status = subprocess.call(command(plan, site, "--no-build", "--no-compile-bytecode"))
+        status = subprocess.call(command(plan, *target, "--no-build", "--no-compile-bytecode"))
         if status == 0:
             sources = must_build(plan)
     else:
-        status = subprocess.call(command(plan, site, "--compile-bytecode"), cwd=plan["repository"])
+        status = subprocess.call(command(plan, *target, "--compile-bytecode"), cwd=plan["repository"])
     take_back(site)
     if status == 0:
         print()
         print("train-classifier:" + json.dumps({"packages": names_in(site), "sources": sources}))
-    sys.exit(status)
+    return status
+
+
+def main() -> None:
+    """Do what the plan says."""
+    with open(sys.argv[1], encoding="utf-8") as file:
+        plan = json.load(file)
+    if plan["pythons"]:
+        print()
+        print("train-classifier:" + json.dumps({"pythons": fitting_pythons(plan)}))
+    else:
+        sys.exit(install(plan))
 
 
 main()

@@ -1,0 +1,120 @@
+"""What the messages of uv mean: the reason of a failed build, and what to do about it."""
+
+import re
+from typing import NoReturn
+
+from train_classifier.core.errors import NoEnvironment
+from train_classifier.worker.containers.image import Image
+from train_classifier.worker.environments.environment_plan import EnvironmentPlan
+
+#: Messages of uv after which another try, with builds allowed, would fail in the same way.
+UNREACHABLE = re.compile(
+    r"valid authentication credentials|401 Unauthorized|403 Forbidden|error sending request|dns error"
+    r"|[Cc]onnection refused|timed out|network timeout|before message length|error decoding response body"
+    r"|Hash mismatch"
+)
+NO_SOLUTION = "No solution found"
+#: uv says that a version with sources alone was left out.
+SOURCES_LEFT_OUT = re.compile(r"usable wheels|building from source is disabled|no wheels")
+
+
+class NotInstallable(NoEnvironment):
+    """The requirements cannot be installed for this Python."""
+
+
+class NoCommonSolution(NotInstallable):
+    """No versions satisfy all requirements. `cause` says why in a few words."""
+
+    def __init__(self, reason: str, hint: str, detail: str, cause: str) -> None:
+        super().__init__(reason, hint, detail)
+        self.cause = cause
+
+
+def is_final(output: str) -> bool:
+    """Tell whether a build of wheels alone failed for a reason that builds would not change."""
+    if NO_SOLUTION in output:
+        return not SOURCES_LEFT_OUT.search(output)
+    return bool(UNREACHABLE.search(output))
+
+
+def explain(image: Image, plan: EnvironmentPlan, status: int, output: str, netrc: str = "") -> NoReturn:
+    """Raise NoEnvironment with uv's message, and for a conflict name the packages of the image.
+
+    `netrc` describes what is wrong with the caller's netrc file, if anything is.
+    """
+    lines = [line.rstrip() for line in output.splitlines()]
+    start = next((number for number, line in enumerate(lines) if line.startswith("error:")), 0)
+    detail = "\n".join(lines[start:][-40:]).strip()
+    sentence = " ".join(part.strip() for part in lines[start:])
+    if re.search(r"valid authentication credentials|401 Unauthorized|403 Forbidden", sentence):
+        raise NoEnvironment(
+            "the package index requires a login, or rejected this one",
+            netrc
+            or "add it to ~/.netrc of your account on the host: machine NAME login NAME password WORD; it is "
+            "sent to the indexes that host.json names (environment), not to those of requirements.txt",
+            detail,
+        )
+    unknown = re.findall(r"[Bb]ecause (\S+) was not found in the package registry", sentence)
+    if unknown and not set(unknown) & set(image.packages):
+        raise NoEnvironment(
+            f"requirement {', '.join(dict.fromkeys(unknown))} is not in the package index (requirements.txt)",
+            "correct the name in requirements.txt",
+            detail,
+        )
+    if NO_SOLUTION in sentence:
+        _explain_conflict(image, plan, sentence, detail)
+    _explain_network(sentence, detail)
+    first = lines[start] if lines else f"exit status {status}"
+    raise NotInstallable(f"requirements.txt cannot be installed: {first}", detail=detail)
+
+
+def _explain_conflict(image: Image, plan: EnvironmentPlan, sentence: str, detail: str) -> NoReturn:
+    clashing = [
+        plan.aliases.get(name, name)
+        for name in (*plan.pins, *plan.excluded)
+        if re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", sentence)
+    ]
+    if not clashing:
+        raise NoCommonSolution(
+            "requirements.txt has no solution",
+            "see the message of uv",
+            detail,
+            "has no solution over the image",
+        )
+    own = {name: version for name, version in plan.pins.items() if name not in plan.aliases}
+    named = set(own) & set(clashing) or set(own)
+    pins = ", ".join(f"{name}=={version}" for name, version in own.items() if name in named)
+    raise NoCommonSolution(
+        f"requirements.txt conflicts with image {image.reference}: the image's own {pins} cannot be replaced",
+        f"ask in requirements.txt for versions that work with {pins}, choose another --image, or set "
+        "--environment isolated",
+        detail,
+        f"conflicts with the image's {pins}",
+    )
+
+
+def _explain_network(sentence: str, detail: str) -> None:
+    if re.search(
+        r"Failed to fetch|error sending request|dns error|[Cc]onnection refused|timed out", sentence
+    ):
+        raise NoEnvironment(
+            "the package index cannot be reached",
+            "check the host's network, its proxies and CA bundle (environment, ca_bundle in host.json)",
+            detail,
+        )
+    if re.search(r"network timeout|before message length|error decoding response body", sentence):
+        raise NoEnvironment(
+            "the package index ended the connection during a download",
+            "submit the job again; if this happens again, check the host's network and its proxies",
+            detail,
+        )
+
+
+def python_span(versions: list[str]) -> str:
+    """Return versions of Python for people: `3.8 to 3.10`, `3.9`, or `3.8 or 3.10`."""
+    minors = [int(version.partition(".")[2]) for version in versions]
+    if len(minors) == 1:
+        return versions[0]
+    if minors == list(range(minors[0], minors[-1] + 1)):
+        return f"{versions[0]} to {versions[-1]}"
+    return " or ".join(versions)

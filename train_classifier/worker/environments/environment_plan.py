@@ -1,0 +1,220 @@
+"""What an environment is to hold: over an image, or isolated from the image's packages.
+
+*Over an image*, the frameworks of the image stay as they are. Every other package may differ, as long as all
+packages together agree. *Isolated*, the environment is complete: nothing of the image can be imported.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from train_classifier.core import requirements_file
+from train_classifier.core.requirements_file import Requirements
+from train_classifier.worker.environments import model_imports
+
+#: The distributions of each framework, by the name of its module.
+FRAMEWORKS = {
+    "tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tf-nightly"),
+    "torch": ("torch",),
+    "jax": ("jax", "jaxlib"),
+    "keras": ("keras",),
+}
+#: Distributions of one module that take each other's place; the first two have fewer modules than the others.
+OPENCV = (
+    "opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless",
+)  # fmt: skip
+NIGHTLY = "tf-nightly"
+#: What brings a framework's own CUDA.
+CUDA_EXTRAS = {"tensorflow": "and-cuda", "jax": "cuda12"}
+#: Options of a requirements file that name no package source and build nothing.
+SHARED_OPTIONS = {"--require-hashes", "--pre", "--only-binary"}
+#: Options of pip's files that uv has only on its command line.
+ON_COMMAND_LINE = {"--pre": "--prerelease", "--trusted-host": "--allow-insecure-host"}
+#: With another index in the file uv would stop at the first index that has a package, in any version.
+MORE_INDEXES = {"--extra-index-url", "--find-links"}
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvironmentPlan:
+    """What an environment is to hold."""
+
+    lines: tuple[str, ...]
+    constraints: tuple[str, ...]
+    options: tuple[str, ...]
+    #: Local packages, relative to the workspace.
+    paths: tuple[str, ...]
+    workspace: Path
+    #: Environment of the build.
+    variables: dict[str, str]
+    #: The program that runs in the image.
+    source: str
+    isolated: bool = False
+    #: The job asks for this kind; otherwise it is found by a conflict.
+    asked: bool = False
+    #: The image's frameworks, and the names that stand for them: they are never replaced.
+    pins: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: Distributions that count as installed, each with the one of the image that is the same module.
+    aliases: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: Distributions that the environment must not have.
+    excluded: tuple[str, ...] = ()
+
+    def may_share(self) -> bool:
+        """Tell whether wheels by name from the host's own indexes could satisfy the plan.
+
+        uv's cache identifies an index by a hash that is easy to forge, and a local wheel by its path and
+        time: a source that a checkout names is never used with a shared cache.
+        """
+        named = [*self.lines, *self.constraints]
+        options = {option.partition(" ")[0] for option in self.options}
+        return (
+            not self.paths
+            and options <= SHARED_OPTIONS
+            and not any("${" in line or "://" in line or "@" in line for line in named)
+        )
+
+    def hashed(self) -> bool:
+        """Tell whether each requirement must have a hash: then no requirement can be added."""
+        return "--require-hashes" in self.options
+
+    def definition(self) -> dict[str, Any]:
+        """Return the part of an environment's definition that the model's files make up."""
+        return {
+            "isolated": self.isolated,
+            "asked": self.asked,
+            "lines": sorted(self.lines),
+            "constraints": sorted([*self.constraints, *self.frozen(), *self.excluded]),
+            "options": list(self.options),
+            "paths": requirements_file.digest_of_paths(self.workspace, self.paths) if self.paths else "",
+        }
+
+    def frozen(self) -> list[str]:
+        """Return the frameworks of the image as requirements."""
+        return [f"{name}=={version}" for name, version in self.pins.items()]
+
+    def requirements_text(self) -> str:
+        """Return the text of the requirements file for uv."""
+        options = [option for option in self.options if option.partition(" ")[0] not in ON_COMMAND_LINE]
+        return "\n".join([*options, *self.lines, ""])
+
+    def constraints_text(self) -> str:
+        """Return the text of the constraints file for uv."""
+        never = [f"{name}<0" for name in self.excluded]
+        # Without requirements by name, constraints at least keep the frameworks.
+        return "\n".join([*self.constraints, *never, *(self.frozen() if self.hashed() else ()), ""])
+
+    def command_line(self) -> list[str]:
+        """Return the options of uv's command line."""
+        options = []
+        for option in self.options:
+            name, _, value = option.partition(" ")
+            if name in ON_COMMAND_LINE:
+                options += [ON_COMMAND_LINE[name], value or "allow"]
+        if any(option.partition(" ")[0] in MORE_INDEXES for option in self.options):
+            options += ["--index-strategy", "unsafe-best-match"]
+        return options
+
+
+def over_image(
+    packages: Mapping[str, str],
+    distutils: bool,
+    workspace: Path,
+    requirements: Requirements,
+    build: Mapping[str, Any],
+) -> EnvironmentPlan:
+    """Return the plan of an environment over an image that has `packages`; `build`: variables and source."""
+    pins: dict[str, str] = {}
+    aliases: dict[str, str] = {}
+    excluded: list[str] = []
+    for names in FRAMEWORKS.values():
+        installed = [name for name in names if name in packages]
+        pins.update({name: packages[name] for name in installed})
+        if names != FRAMEWORKS["tensorflow"] or not installed:
+            continue
+        for name in set(names) - {NIGHTLY} - set(installed):
+            aliases[name] = installed[0]
+            pins[name] = packages[installed[0]]
+        # A nightly version is not the image's release.
+        excluded += [NIGHTLY] if NIGHTLY not in installed else []
+    installed = [name for name in OPENCV if name in packages]
+    for name in OPENCV if installed else ():
+        if name not in installed and ("contrib" not in name or "contrib" in installed[-1]):
+            aliases[name] = installed[-1]
+    return EnvironmentPlan(
+        **_common(distutils, workspace, requirements, ()),
+        **build,
+        pins=pins,
+        aliases=aliases,
+        excluded=tuple(excluded),
+    )
+
+
+def isolated(
+    model: str,
+    distutils: bool,
+    workspace: Path,
+    requirements: Requirements,
+    build: Mapping[str, Any],
+    with_gpu: bool,
+) -> EnvironmentPlan:
+    """Return the plan of a complete environment. A framework that the model imports is added to it.
+
+    Files with hashes are installed as they are written.
+    """
+    added: list[str] = []
+    if not _has_hashes(requirements):
+        named = set(map(name_of, requirements.lines))
+        imported = model_imports.top_modules(workspace, model)
+        added = [
+            module
+            for module, names in FRAMEWORKS.items()
+            if module in imported
+            and not named & set(names)
+            and not (module == "keras" and _has_keras(named | imported))
+        ]
+    plan = EnvironmentPlan(**_common(distutils, workspace, requirements, added), **build, isolated=True)
+    if not with_gpu or _has_hashes(requirements):
+        return plan
+    return dataclasses.replace(plan, lines=tuple(map(_with_cuda, plan.lines)))
+
+
+def _has_keras(names: Iterable[str]) -> bool:
+    """Tell whether TensorFlow, which brings Keras, is among the names."""
+    return bool(set(FRAMEWORKS["tensorflow"]) & set(names))
+
+
+def _common(
+    distutils: bool, workspace: Path, requirements: Requirements, added: Iterable[str]
+) -> dict[str, Any]:
+    lines = [*requirements.lines, *added]
+    # The original action's sample imports distutils, which Python 3.12 dropped and Debian splits off.
+    if (
+        not distutils
+        and "setuptools" not in map(name_of, lines)
+        and "--require-hashes" not in requirements.options
+    ):
+        lines.append("setuptools")
+    return {
+        "lines": tuple(lines),
+        "constraints": requirements.constraints,
+        "options": requirements.options,
+        "paths": requirements.paths,
+        "workspace": workspace,
+    }
+
+
+def _has_hashes(requirements: Requirements) -> bool:
+    return "--require-hashes" in requirements.options or any(" --hash" in line for line in requirements.lines)
+
+
+def _with_cuda(line: str) -> str:
+    """Return a requirement of a framework with the extra that brings its CUDA."""
+    match = re.match(r"(tensorflow|jax)\s*(?=[=<>!~;]|\Z)", line, re.IGNORECASE)
+    return f"{match[1]}[{CUDA_EXTRAS[match[1].lower()]}]{line[match.end() :]}" if match else line
+
+
+def name_of(line: str) -> str:
+    """Return the normalised name of the distribution that a line asks for; "" when it has none."""
+    match = requirements_file.REQUIREMENT.match(line.partition(" --")[0].strip())
+    return re.sub(r"[-_.]+", "-", match["name"]).lower() if match else ""
