@@ -63,6 +63,7 @@ def _hashes(host: Host, image: Image, plan: EnvironmentPlan, repository: str) ->
 
 
 def find(context: Context, image: Image, plan: EnvironmentPlan, repository: str) -> Optional[Environment]:
+    """Return the environment of a plan, marked as used; None when it is not there."""
     for key in _hashes(context.host, image, plan, repository).values():
         folder = context.store.envs / key
         # Held while the environment is read and marked as used, so that `clean` does not remove it.
@@ -74,6 +75,7 @@ def find(context: Context, image: Image, plan: EnvironmentPlan, repository: str)
 
 
 def build(context: Context, image: Image, plan: EnvironmentPlan, repository: str, reason: str) -> Environment:
+    """Return the environment of a plan, built if it is not there. Raises NoEnvironment."""
     builder = Builder(context, image, plan, context.host.job_user())
     for owner, key in _hashes(context.host, image, plan, repository).items():
         folder = context.store.envs / key
@@ -208,6 +210,7 @@ def _activation(image: Image) -> str:
 
 
 def list_packages(base: dict[str, str], own: dict[str, str]) -> tuple[str, ...]:
+    """Return `name==version` of the packages of an image and of an environment over it; sorted."""
     return tuple(f"{name}=={version}" for name, version in sorted({**base, **own}.items()))
 
 
