@@ -81,6 +81,8 @@ ROOT_TOO = {
     ),
     "integration/test_pythons.py": (),
     "integration/test_worker_push.py": ("has_already", "odd_names", "changes", "fifos", "archive", "door"),
+    # Root's jobs are packed by a process of their account.
+    "security/test_09_packing.py": ("09_cancel_stops", "sigterm", "kill_while", "disconnects", "fifos", "more_than_the_limit"),
 }  # fmt: skip
 
 

@@ -133,7 +133,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
     daemon.stop()
 
 
-@pytest.mark.parametrize("connection", ["local", "ssh"])
+@pytest.mark.parametrize("connection", ["local", pytest.param("ssh", marks=pytest.mark.full)])
 def test_cancel_stops_container_and_delivers_artefacts(
     world: World, slack: Callable[..., Slack], sshd: Sshd, connection: str
 ) -> None:

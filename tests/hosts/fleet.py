@@ -77,7 +77,10 @@ def ssh_host(directory: Path, slim: str) -> TestHost:
         host.shell("systemctl restart docker")
         host.load_image(slim)
         place_uv(host)
+        show = "systemctl show -p ActiveEnterTimestampMonotonic docker; cat /etc/docker/daemon.json; apt-mark showhold"
+        before = host.shell(show)
         play(host, "docker_engine", "training_host", **role_variables(slim))
+        host.facts["engine"] = (before, host.shell(show))
     except BaseException:
         host.remove()
         raise

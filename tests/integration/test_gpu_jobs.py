@@ -83,17 +83,11 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
         done = caller.run(*caller.train("look", "--gpus", "1", "--detach", "--", "hold"))
         assert done.returncode == 0, tail(done.stderr)
         jobs.append(done.stdout.decode().strip())
-    seen = {
-        job: wait_until(
-            lambda job=job: (
-                json.loads(caller.run("logs", job).stdout.splitlines()[0] or "null")
-                if caller.run("logs", job).stdout
-                else None
-            ),
-            90,
-        )
-        for job in jobs
-    }
+    seen = {}
+    for job in jobs:
+        log = f"{caller.state}/jobs/{job}/log.txt"
+        line = wait_until(lambda log=log: caller.host.shell(f"head -n1 {log} 2>/dev/null || :") or None, 90)
+        seen[job] = json.loads(line)
     listed = {entry["id"]: entry for entry in json.loads(caller.run("list", "--json").stdout)}
     assigned = [listed[job]["gpus"] for job in jobs]
     assert sorted(assigned) == sorted([uuid] for uuid in UUIDS)

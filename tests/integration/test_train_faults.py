@@ -73,7 +73,7 @@ def lines(count: int) -> bytes:
 # Row 20: the controller is killed.
 
 
-@pytest.mark.parametrize("phase", ["image", "training"])
+@pytest.mark.parametrize("phase", [pytest.param("image", marks=pytest.mark.full), "training"])
 def test_second_controller_attaches_after_kill(world: World, phase: str) -> None:
     world.model(COUNTING.format(count=150))
     process = world.start(*world.train("probe"))
@@ -252,6 +252,7 @@ def test_ctrl_c_twice_exits_at_once_and_stops_the_job(world: World) -> None:
     world.assert_clean()
 
 
+@pytest.mark.full
 def test_workflow_cancel_stops_the_job(world: World) -> None:
     """SIGINT, 7.5 s, SIGTERM, 2.5 s, SIGKILL, as GitHub's runner does it, to a job that ignores SIGTERM."""
     world.model(IGNORES_SIGTERM)
@@ -323,19 +324,18 @@ def test_closed_terminal_does_not_stop_the_job(world: World) -> None:
     world.assert_clean()
 
 
-@pytest.mark.parametrize("command", ["attach", "logs"])
-def test_ctrl_c_in_attach_and_logs_does_not_stop_the_job(world: World, command: str) -> None:
+def test_ctrl_c_in_attach_and_logs_does_not_stop_the_job(world: World) -> None:
     world.model(COUNTING_HELD.format(count=100))
     assert world.run(*world.train("probe", "--detach")).returncode == 0
-    follow = ["-f"] if command == "logs" else []
-    process = world.start(command, *follow, "last", "--inventory", world.local)
-    assert process.stdout is not None and process.stderr is not None
-    first = process.stdout.readline()
-    assert first == b"line 0\n", tail(process.stderr.read())
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 11, tail(errors)
-    assert b"Traceback" not in errors
+    for command in (["attach"], ["logs", "-f"]):
+        process = world.start(*command, "last", "--inventory", world.local)
+        assert process.stdout is not None and process.stderr is not None
+        first = process.stdout.readline()
+        assert first == b"line 0\n", tail(process.stderr.read())
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 11, tail(errors)
+        assert b"Traceback" not in errors
     world.go()
     attached = world.run("attach", "last", "--inventory", world.local)
     assert (attached.returncode, attached.stdout) == (0, lines(100)), tail(attached.stderr)
@@ -356,22 +356,27 @@ def test_cancel_from_another_shell_stops_the_job(world: World) -> None:
 # Row 36, and the disk on this side of row 29.
 
 
-def finished_job(world: World) -> str:
-    """Train without fetching the archive; returns the job's id."""
+def test_damaged_download_is_fetched_again_and_damaged_archive_is_refused(world: World) -> None:
     world.model(COUNTING.format(count=1))
     job = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
     wait_until(lambda: world.statuses()[-1]["state"] == "finished" or None, 60)
-    return job
-
-
-def test_damaged_download_is_fetched_again(world: World) -> None:
-    job = finished_job(world)
     (world.work / f".artefacts.tar.gz.{job}.part").write_bytes(b"garbage of an earlier try")
     done = world.run("fetch", job, "--inventory", world.local)
     assert done.returncode == 0, tail(done.stderr)
     assert b"arrived damaged: it is fetched again" in done.stderr
     assert_fetched(world, job, world.work / "artefacts.tar.gz")
     world.assert_clean()
+
+    # What is damaged on the host replaces nothing here.
+    archive = world.state / "jobs" / job / "artefacts.tar.gz"
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    (world.work / "artefacts.tar.gz").write_bytes(b"the good one of yesterday")
+    done = world.run("fetch", job, "--inventory", world.local)
+    assert done.returncode == 7, tail(done.stderr)
+    assert (world.work / "artefacts.tar.gz").read_bytes() == b"the good one of yesterday"
+    assert [path.name for path in world.work.iterdir()] == ["artefacts.tar.gz"]
 
 
 def test_failed_job_names_the_command_that_packs_large_artefacts(world: World) -> None:
@@ -384,19 +389,6 @@ def test_failed_job_names_the_command_that_packs_large_artefacts(world: World) -
     assert done.returncode == 0, tail(done.stderr)
     (archive,) = world.work.iterdir()
     assert archive.name.startswith("artefacts-") and archive.stat().st_size > 3 << 20
-
-
-def test_damaged_archive_on_host_keeps_the_previous_archive(world: World) -> None:
-    job = finished_job(world)
-    archive = world.state / "jobs" / job / "artefacts.tar.gz"
-    content = bytearray(archive.read_bytes())
-    content[len(content) // 2] ^= 1
-    archive.write_bytes(content)
-    (world.work / "artefacts.tar.gz").write_bytes(b"the good one of yesterday")
-    done = world.run("fetch", job, "--inventory", world.local)
-    assert done.returncode == 7, tail(done.stderr)
-    assert (world.work / "artefacts.tar.gz").read_bytes() == b"the good one of yesterday"
-    assert [path.name for path in world.work.iterdir()] == ["artefacts.tar.gz"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can mount a small file system")

@@ -17,18 +17,20 @@ host = host_fixture(accounts()[-1:])
 @pytest.mark.parametrize(
     ("program", "status", "signal", "words"),
     [
-        ("raise SystemExit(1)", 1, None, "exit status 1"),
+        pytest.param("raise SystemExit(1)", 1, None, "exit status 1", marks=pytest.mark.full),
         ("raise ValueError('oops')", 1, None, "exit status 1"),
-        ("import os\nos._exit(3)", 3, None, "exit status 3"),
+        pytest.param("import os\nos._exit(3)", 3, None, "exit status 3", marks=pytest.mark.full),
         ("import ctypes\nctypes.string_at(0)", 139, "SIGSEGV", "SIGSEGV"),
-        ("import os\nos.abort()", 134, "SIGABRT", "SIGABRT"),
+        pytest.param("import os\nos.abort()", 134, "SIGABRT", "SIGABRT", marks=pytest.mark.full),
         (
             "import os\nos.kill(os.getpid(), 9)",
             137,
             "SIGKILL",
             "the model was killed: exit status 137 (SIGKILL)",
         ),
-        ("import os\nos.kill(os.getpid(), 15)", 143, "SIGTERM", "SIGTERM"),
+        pytest.param(
+            "import os\nos.kill(os.getpid(), 15)", 143, "SIGTERM", "SIGTERM", marks=pytest.mark.full
+        ),
         ("syntax error", 1, None, "exit status 1"),
     ],
 )
@@ -61,7 +63,10 @@ def test_missing_model_module_fails(host: Machine) -> None:
 @pytest.mark.parametrize(
     "program",
     [
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(600)\nprint('done')\n",
+        pytest.param(
+            "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(600)\nprint('done')\n",
+            marks=pytest.mark.full,
+        ),
         "import subprocess\nsubprocess.Popen(['sh', '-c', 'trap \"\" TERM; sleep 600'])\nprint('done')\n",
     ],
 )

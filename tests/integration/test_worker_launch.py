@@ -1,6 +1,9 @@
 """Launchers on a systemd host: system unit for root, user unit with linger, setsid without; and an engine that restarts."""
 
+import base64
+import io
 import json
+import tarfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -45,17 +48,15 @@ class Account:
         self.user = user
         self.state = state_dir(user)
         self.program = f"{self.state}/workers/{bundle()[0]}"
-        for name, content in bundle()[1].items():
-            path = f"{self.program}/{name}"
-            host.exec(
-                "sh",
-                "-ec",
-                'mkdir -p "$(dirname "$1")"; cat >"$1"',
-                "sh",
-                path,
-                user=user,
-                input=content.decode(),
-            )
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for name, content in bundle()[1].items():
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = len(content), 0o644
+                archive.addfile(member, io.BytesIO(content))
+        unpack = 'mkdir -p "$1"; base64 -d | tar -x --no-same-owner -C "$1"'
+        text = base64.b64encode(packed.getvalue()).decode()
+        host.exec("sh", "-ec", unpack, "sh", self.program, user=user, input=text)
 
     def call(self, **request: Any) -> dict[str, Any]:
         done = self.host.exec(
@@ -81,23 +82,24 @@ class Account:
     def file(self, job: str, name: str) -> str:
         return self.host.exec("cat", f"{self.state}/jobs/{job}/{name}", check=False).stdout
 
-    def until_log(self, job: str, text: str) -> dict[str, Any]:
-        end = time.monotonic() + 240
-        while text not in self.file(job, "log.txt"):
-            assert time.monotonic() < end, self.call(verb="status", id=job)
-            time.sleep(0.2)
+    def until(self, job: str, condition: str) -> None:
+        """Wait, inside the host, for a condition of the shell in the job's folder."""
+        script = f"for n in $(seq 2400); do {condition} && exit 0; sleep 0.1; done; exit 1"
+        done = self.host.exec("sh", "-c", f"cd {self.state}/jobs/{job}; {script}", check=False)
+        assert done.returncode == 0, self.file(job, "status.json")
+
+    def until_log(self, job: str, line: str) -> dict[str, Any]:
+        self.until(job, f"grep -qsx '{line}' log.txt")
         status: dict[str, Any] = json.loads(self.file(job, "status.json"))
         return status
 
     def result(self, job: str, ask_worker: bool = True) -> dict[str, Any]:
         """Wait for the result; the worker, if it is asked, would finish a dead job."""
         end = time.monotonic() + 240
-        while not self.file(job, "result.json"):
+        while ask_worker and not self.file(job, "result.json"):
             assert time.monotonic() < end, self.file(job, "status.json")
-            if ask_worker:
-                self.call(verb="read", id=job, wait=2, offset=1 << 40)
-            else:
-                time.sleep(0.3)
+            self.call(verb="read", id=job, wait=2, offset=1 << 40)
+        self.until(job, "test -s result.json")
         stored: dict[str, Any] = json.loads(self.file(job, "result.json"))
         return stored
 
@@ -156,7 +158,7 @@ def test_job_runs_with_each_launcher(account: tuple[Account, str]) -> None:
 def test_unit_finishes_job_of_killed_worker(account: tuple[Account, str]) -> None:
     user, launcher = account
     job = user.start(LONG)["id"]
-    status = user.until_log(job, "up\n")
+    status = user.until_log(job, "up")
     user.host.exec("kill", "-9", str(status["pid"]))
     result = user.result(job, ask_worker=launcher == "setsid")
     assert (result["outcome"], result["exit_code"]) == ("lost", 10)
@@ -171,7 +173,7 @@ def test_unit_finishes_job_of_killed_worker(account: tuple[Account, str]) -> Non
 def test_stopped_unit_cancels_job(account: tuple[Account, str]) -> None:
     user, launcher = account
     job = user.start(LONG)["id"]
-    status = user.until_log(job, "up\n")
+    status = user.until_log(job, "up")
     if launcher == "system":
         user.host.exec("systemctl", "stop", status["unit"])
     elif launcher == "user":
@@ -199,7 +201,7 @@ def test_job_survives_engine_restart_only_with_live_restore(prepared: TestHost, 
             "open('artefacts/x','w').write('x')\n"
         )
         job = user.start(text)["id"]
-        user.until_log(job, "line 5\n")
+        user.until_log(job, "line 5")
         prepared.shell("systemctl restart docker; systemctl reset-failed docker")
         prepared.shell(f"touch $(find {user.state}/jobs/{job} -name checkpoints)/go")
         result = user.result(job)

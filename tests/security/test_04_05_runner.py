@@ -18,7 +18,10 @@ from hosts.runner import ARCHIVE, REPO, Host
 pytestmark = [pytest.mark.host, pytest.mark.engine, pytest.mark.timeout(3000)]
 
 FOLDER = "/var/lib/github-runner/1"
-RECORD = "/etc/github-runner/records/1.json"
+#: The second runner, whose registration is in root's record.
+SECOND = "/var/lib/github-runner/2"
+RECORDS = "/etc/github-runner/records"
+RECORD = f"{RECORDS}/1.json"
 ACCOUNT = "runuser -u github-runner --"
 #: Finds what the account owns outside its folders.
 FOREIGN = (
@@ -45,51 +48,24 @@ def url_of(host: Host, server: StandIn) -> str:
     return f"http://{urllib.parse.urlsplit(host.url).hostname}:{server.port}"
 
 
-def write_as_account(host: Host, name: str, text: str) -> None:
-    path = f"{FOLDER}/{name}"
+def write_as_account(host: Host, path: str, text: str) -> None:
     host.sh(f"rm -rf {path}; {ACCOUNT} sh -c 'cat > {path}' <<'E'\n{text}\nE")
 
 
-def forge_runner_files(host: Host, attacker: StandIn, runner_id: int) -> None:
+def forge_runner_files(host: Host, attacker: StandIn, runner_id: int, folder: str = FOLDER) -> None:
     """What a job can do: name another GitHub, another runner, and a proxy of its own."""
     url = url_of(host, attacker)
     runner = {"agentId": runner_id, "agentName": "other-1", "gitHubUrl": f"{url}/acme/widgets"}
-    write_as_account(host, ".runner", json.dumps({**runner, "serverUrl": url, "workFolder": "_work"}))
-    write_as_account(host, ".credentials", "{}")
-    write_as_account(host, ".env", f"http_proxy={url}\nHTTP_PROXY={url}\nno_proxy=\n")
+    write_as_account(
+        host, f"{folder}/.runner", json.dumps({**runner, "serverUrl": url, "workFolder": "_work"})
+    )
+    write_as_account(host, f"{folder}/.credentials", "{}")
+    write_as_account(host, f"{folder}/.env", f"http_proxy={url}\nHTTP_PROXY={url}\nno_proxy=\n")
 
 
 def requests_of_root(attacker: StandIn) -> list[tuple[str, str]]:
     """All requests but those of the account's own program, which sends no credential to the host that its file names."""
     return [request for request in attacker.state.requests if request[1] or "/_runner/" not in request[0]]
-
-
-def test_04_runner_file_sends_no_credential_and_deletes_no_other_runner(
-    host: Host, attacker: StandIn
-) -> None:
-    other = host.standin.state.add_runner(REPO, "other-1", ["self-hosted", "host-gpu9"])
-    host.role().good()
-    host.online("gpu-1")
-    first = host.runners()["gpu-1"]["id"]
-
-    # The registration is there: nothing is to be done, whatever the account's file says.
-    host.sh("systemctl stop github-runner@1")
-    forge_runner_files(host, attacker, other["id"])
-    again = host.role()
-    assert requests_of_root(attacker) == []
-    assert host.runners()["other-1"]["id"] == other["id"]
-    again.good()
-    assert host.runners()["gpu-1"]["id"] == first
-    assert host.sh(f"stat -c '%U %a' {RECORD} /etc/github-runner/records") == "root 600\nroot 700"
-    assert json.loads(host.sh(f"cat {RECORD}"))["id"] == first
-
-    # The administrator moves to another GitHub: the one that the record names gets no credential.
-    before = len(host.standin.state.requests)
-    out = host.role("uninstall", github_runner_url=url_of(host, attacker)).good().out
-    assert "stays listed as offline" in out
-    assert "is not sent elsewhere" in out
-    assert [request for request in host.standin.state.requests[before:] if request[1]] == []
-    assert set(host.runners()) == {"gpu-1", "other-1"}
 
 
 def test_04_redirected_download_sends_no_login(tmp_path: Path) -> None:
@@ -158,18 +134,24 @@ def make_old(host: Host) -> None:
     )
 
 
-def test_05_swapped_folders_do_not_change_files_of_root(
+def test_04_05_forged_files_and_swapped_folders(
     host: Host, attacker: StandIn, swapping: Callable[[], None]
 ) -> None:
-    """Convert, update, register, start and remove while the account swaps folders for links."""
+    """Convert, update, register, start and remove while the account swaps folders for links and forges its files.
+
+    Row 4: no credential leaves, and no other runner is deleted. Row 5: files of root's do not change.
+    """
     host.role(github_runner_count=2).good()
     host.online("gpu-1", "gpu-2")
-    first = host.runners()["gpu-1"]["id"]
+    first = {name: runner["id"] for name, runner in host.runners().items()}
 
     # An instance of the last release is known by the role's own description and by its entry at GitHub.
     other = host.standin.state.add_runner(REPO, "other-1", ["self-hosted", "host-gpu9"])
     make_old(host)
     forge_runner_files(host, attacker, other["id"])
+    # The registration of the second is there, whatever the account's file says.
+    host.sh("systemctl stop github-runner@2")
+    forge_runner_files(host, attacker, other["id"], SECOND)
     swapping()
     newer = "actions-runner-linux-x64-2.400.0.tar.gz"
     host.standin.state.serve_archive(newer, make_archive("2.400.0"))
@@ -181,15 +163,30 @@ def test_05_swapped_folders_do_not_change_files_of_root(
     converted.good()
     assert requests_of_root(attacker) == []
     assert host.runners()["other-1"]["id"] == other["id"]
-    assert host.runners()["gpu-1"]["id"] != first
-    for number in (1, 2):
-        folder = f"/var/lib/github-runner/{number}"
+    assert host.runners()["gpu-1"]["id"] != first["gpu-1"]
+    assert host.runners()["gpu-2"]["id"] == first["gpu-2"]
+    assert host.sh(f"stat -c '%U %a' {RECORD} {RECORDS}") == "root 600\nroot 700"
+    assert json.loads(host.sh(f"cat {RECORDS}/2.json"))["id"] == first["gpu-2"]
+    for folder in (FOLDER, SECOND):
         assert host.sh(f"stat -c '%U:%G %a' {folder}") == "root:github-runner 1770"
         programs = f"{folder}/bin {folder}/config.sh {folder}/run.sh"
         assert host.sh(f"find {programs} '(' ! -user root -o -perm /022 ')'") == ""
         assert host.sh(f"{folder}/bin/Runner.Listener --version") == "2.400.0"
 
-    # What the account cannot do to the programs, which root installed for its next job.
+    account_cannot_change_its_programs(host)
+    repair_stays_in_the_work_folder(host)
+    second_is_removed_after_a_move(host, attacker)
+
+    # With only a remove token config.sh uses root's copy of the registration.
+    forge_runner_files(host, attacker, other["id"])
+    token = host.standin.state.mint(REPO, "remove")
+    host.role("uninstall", github_runner_pat="", github_runner_remove_token=token).good()
+    assert requests_of_root(attacker) == []
+    assert set(host.runners()) == {"gpu-2", "other-1"}
+
+
+def account_cannot_change_its_programs(host: Host) -> None:
+    """Root installed them for the account's next job."""
     for attempt in (
         f"mv {FOLDER}/bin {FOLDER}/other",
         f"rm -rf {FOLDER}/bin",
@@ -201,15 +198,6 @@ def test_05_swapped_folders_do_not_change_files_of_root(
         "ls /var/lib/github-runner/.staging",
     ):
         assert host.sh(f"cd /; {ACCOUNT} {attempt} 2>/dev/null && echo done", check=False) == "", attempt
-
-    repair_stays_in_the_work_folder(host)
-
-    # With only a remove token config.sh uses root's copy of the registration.
-    forge_runner_files(host, attacker, other["id"])
-    token = host.standin.state.mint(REPO, "remove")
-    host.role("uninstall", github_runner_pat="", github_runner_remove_token=token).good()
-    assert requests_of_root(attacker) == []
-    assert set(host.runners()) == {"other-1"}
 
 
 def repair_stays_in_the_work_folder(host: Host) -> None:
@@ -243,3 +231,20 @@ def repair_stays_in_the_work_folder(host: Host) -> None:
         assert host.sh("ls /usr/local/victim/precious")
     finally:
         host.sh(f"umount {FOLDER}/_work/mount {FOLDER}/_work/one; rm -rf {FOLDER}/_work/d", check=False)
+
+
+def second_is_removed_after_a_move(host: Host, attacker: StandIn) -> None:
+    """The administrator moves to another GitHub: the one that the record names gets no credential."""
+    before = len(host.standin.state.requests)
+    variables = {
+        "github_runner_url": url_of(host, attacker),
+        "__github_runner_number": "2",
+        "common_protected_environment": {},
+    }
+    out = host.role("remove", **variables).good().out
+    assert "stays listed as offline" in out
+    assert "is not sent elsewhere" in out
+    assert [request for request in host.standin.state.requests[before:] if request[1]] == []
+    assert set(host.runners()) == {"gpu-1", "gpu-2", "other-1"}
+    # What it was asked now, it was asked for the administrator.
+    attacker.state.requests.clear()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hosts.fleet import role_variables
 from hosts.machine import TestHost
-from hosts.play import play
+from hosts.play import PlayResult, play
 
 pytestmark = [pytest.mark.engine, pytest.mark.host]
 
@@ -68,19 +68,20 @@ NETWORK = f"""
     for address in {" ".join(OTHERS6)}; do ip -n cloud addr add $address/128 dev cloud1 nodad preferred_lft 0; ip -6 route add $address dev cloud0; done
     systemd-run --quiet --unit test-cloud ip netns exec cloud python3 -u /root/cloud.py
 """
-#: What a model would do; prints what it got, or the name of the error.
+#: What a model would do; prints for each question what it got, or the name of the error.
 ASK = textwrap.dedent("""
     import socket, sys
-    address, port, kind = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as connection:
-        connection.settimeout(20)
-        try:
-            connection.connect((address, port))
-            connection.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
-            print(connection.makefile("rb").read() if kind == "tcp" else connection.recv(100))
-        except OSError as error:
-            print(type(error).__name__, error)
+    for question in sys.argv[1:]:
+        address, port, kind = question.split(",")
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as connection:
+            connection.settimeout(20)
+            try:
+                connection.connect((address, int(port)))
+                connection.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+                print(question, connection.makefile("rb").read() if kind == "tcp" else connection.recv(100))
+            except OSError as error:
+                print(question, type(error).__name__, error)
 """)
 
 
@@ -112,27 +113,32 @@ def cloud_host(ssh_host: TestHost) -> Iterator[TestHost]:
     ssh_host.shell("systemctl stop test-cloud.service; ip netns del cloud")
 
 
-def ask(
-    host: TestHost, image: str, address: str, port: int, kind: str = "tcp", network: str = "bridge"
-) -> str:
-    return host.docker(
-        "run", "--rm", "--network", network, image, "python3", "-c", ASK, address, str(port), kind
-    )  # fmt: skip
+def ask(host: TestHost, image: str, *questions: str, network: str = "bridge") -> dict[str, str]:
+    """Ask from one container; the answer to each question, which is an address, a port, and tcp or udp."""
+    command = ("run", "--rm", "--network", network, image, "python3", "-c", ASK, *questions)
+    answers = dict(line.split(" ", 1) for line in host.docker(*command).splitlines())
+    assert set(answers) == set(questions)
+    return answers
 
 
 def assert_blocked(host: TestHost, image: str) -> None:
     """No container gets the credentials, on no network, and names are still resolved."""
-    assert "ConnectionRefusedError" in ask(host, image, IPV4, 80)
-    assert "ConnectionRefusedError" in ask(host, image, IPV4, 80, network="own-bridge")
-    assert "ConnectionRefusedError" in ask(host, image, IPV4, 32526)
-    assert "ConnectionRefusedError" in ask(host, image, IPV6, 80, network="own-bridge")
-    for address in OTHERS4:
-        assert "ConnectionRefusedError" in ask(host, image, address, 80), address
-    for address in OTHERS6:
-        assert "ConnectionRefusedError" in ask(host, image, address, 80, network="own-bridge"), address
-    assert "an-answer" in ask(host, image, IPV4, 53, "tcp")
-    assert "an-answer" in ask(host, image, IPV4, 53, "udp")
-    assert "an-answer" in ask(host, image, IPV6, 53, "udp", network="own-bridge")
+    http4 = [f"{address},80,tcp" for address in (IPV4, *OTHERS4)]
+    http6 = [f"{address},80,tcp" for address in (IPV6, *OTHERS6)]
+    names4, names6 = [f"{IPV4},53,tcp", f"{IPV4},53,udp"], [f"{IPV6},53,udp"]
+    answers = ask(host, image, *http4, f"{IPV4},32526,tcp", *names4)
+    own_bridge = ask(host, image, http4[0], *http6, *names6, network="own-bridge")
+    for question in (*http4, f"{IPV4},32526,tcp"):
+        assert "ConnectionRefusedError" in answers[question], answers
+    for question in (http4[0], *http6):
+        assert "ConnectionRefusedError" in own_bridge[question], own_bridge
+    assert all("an-answer" in answers[question] for question in names4), answers
+    assert all("an-answer" in own_bridge[question] for question in names6), own_bridge
+
+
+def add_rules(host: TestHost) -> PlayResult:
+    """Run the part of the role that blocks the service."""
+    return play(host, "training_host", tasks_from="firewall", ansible_facts={"service_mgr": "systemd"})
 
 
 def checked(host: TestHost, user: str) -> tuple[str, str]:
@@ -146,7 +152,7 @@ def checked(host: TestHost, user: str) -> tuple[str, str]:
 def test_17_no_container_reaches_the_credentials(cloud_host: TestHost, base_image: str) -> None:
     assert_blocked(cloud_host, base_image)
     # The host itself needs the service: its own traffic is not touched.
-    assert "the-secret" in cloud_host.exec("python3", "-c", ASK, IPV4, "80", "tcp").stdout
+    assert "the-secret" in cloud_host.exec("python3", "-c", ASK, f"{IPV4},80,tcp").stdout
     for user in ("root", "trainer"):
         assert checked(cloud_host, user) == ("ok", "containers cannot reach the metadata service of a cloud")
 
@@ -184,7 +190,7 @@ def test_17_rules_are_there_after_a_reboot(cloud_host: TestHost, base_image: str
 def test_17_unchangeable_firewall_is_reported(cloud_host: TestHost, base_image: str) -> None:
     cloud_host.shell(f"systemctl stop {UNIT}.timer; mv /usr/sbin/iptables /usr/sbin/iptables.away")
     try:
-        done = play(cloud_host, "training_host", **role_variables(base_image))
+        done = add_rules(cloud_host)
         assert "the firewall cannot be changed: metadata-firewall: iptables is not installed" in " ".join(
             done.output.split()
         )
@@ -196,10 +202,11 @@ def test_17_unchangeable_firewall_is_reported(cloud_host: TestHost, base_image: 
 
 
 def test_17_allow_metadata_removes_the_rules(cloud_host: TestHost, base_image: str) -> None:
-    variables = role_variables(base_image)
-    play(cloud_host, "training_host", **{**variables, "training_host_allow_metadata": True})
+    settings = cloud_host.shell("cat /var/lib/train-classifier/host.json")
+    play(cloud_host, "training_host", training_host_allow_metadata=True, **role_variables(base_image))
     try:
-        assert "the-secret" in ask(cloud_host, base_image, IPV4, 80)
+        question = f"{IPV4},80,tcp"
+        assert "the-secret" in ask(cloud_host, base_image, question)[question]
         assert checked(cloud_host, "trainer")[0] == "ok"
         left = cloud_host.shell(
             f"ls -d {PROGRAM} {RESULT} /etc/systemd/system/{UNIT}* /etc/systemd/system/*/{UNIT}* 2>/dev/null || true; "
@@ -207,5 +214,6 @@ def test_17_allow_metadata_removes_the_rules(cloud_host: TestHost, base_image: s
         )
         assert PROGRAM not in left and UNIT not in left and "TRAIN-CLASSIFIER" not in left
     finally:
-        play(cloud_host, "training_host", **variables)
+        cloud_host.write("/var/lib/train-classifier/host.json", settings, "0640")
+        add_rules(cloud_host)
     assert_blocked(cloud_host, base_image)

@@ -28,26 +28,39 @@ def app_key(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 
 @pytest.fixture
-def variables(runner_host: Host, app_key: tuple[str, Path]) -> dict[str, Any]:
-    """The mode in which root does most: it mints a registration for each job, and updates by a timer."""
+def mode() -> str:
+    """The mode in which root does most: it mints a registration for each job."""
+    return "jit"
+
+
+@pytest.fixture
+def count() -> int:
+    """How many runners the host has."""
+    return 1
+
+
+@pytest.fixture
+def variables(runner_host: Host, app_key: tuple[str, Path], mode: str, count: int) -> dict[str, Any]:
+    """Settings with which root has the most to do: besides the registrations it updates by a timer."""
     runner_host.standin.state.app_public_key = str(app_key[1])
     return {
         "github_runner_pat": "",
         "github_runner_app_id": "1234",
         "github_runner_app_key": app_key[0],
-        "github_runner_mode": "jit",
-        "github_runner_count": 2,
+        "github_runner_mode": mode,
+        "github_runner_count": count,
         "github_runner_releases_url": runner_host.url,
         "github_runner_environment": {"STANDIN_API": f"{runner_host.url}/api/v3"},
     }
 
 
 @pytest.fixture
-def site(runner_host: Host, variables: dict[str, Any]) -> Iterator[Site]:
-    """The host with two runners, which are online."""
+def site(runner_host: Host, variables: dict[str, Any], count: int) -> Iterator[Site]:
+    """The host with runners, which are online."""
     before = Site(runner_host.name, "nobody").audit()
-    runner_host.role(**variables).good()
-    runner_host.online("gpu-1", "gpu-2")
+    out = runner_host.role(**variables).good().out
+    assert variables["github_runner_app_key"].splitlines()[3] not in out
+    runner_host.online(*(f"gpu-{number + 1}" for number in range(count)))
     new_site = Site(runner_host.name, "github-runner")
     new_site.before = before
     try:
@@ -72,7 +85,11 @@ def account_rights(site: Site) -> list[str]:
     return answer
 
 
-def test_account_cannot_change_what_root_runs_or_reads(site: Site) -> None:
+@pytest.mark.parametrize("mode", ["jit", pytest.param("ephemeral", marks=pytest.mark.full)])
+def test_account_cannot_change_what_root_runs_or_reads(
+    runner_host: Host, site: Site, variables: dict[str, Any]
+) -> None:
+    """Nor get the key that registers runners, which root uses before each job."""
     assert own_units(site)
     assert account_rights(site) == []
 
@@ -108,6 +125,47 @@ def test_account_cannot_change_what_root_runs_or_reads(site: Site) -> None:
         assert any(word in line for line in account_rights(site)), spoil
         site.sh(undo)
     assert account_rights(site) == []
+
+    root_registers_for_each_job(runner_host)
+    runner_host.role("uninstall", **variables).good()
+    assert runner_host.runners() == {}
+
+
+def root_registers_for_each_job(host: Host) -> None:
+    """Each registration is minted by root from the App's key; `_work` gets its owner back; the hooks report."""
+    assert host.sh("stat -c '%U %a' /etc/github-runner/app.pem") == "root 600"
+    assert "denied" in host.sh("runuser -u github-runner -- cat /etc/github-runner/app.pem 2>&1", check=False)
+    assert host.sh("test -e /run/github-runner/1.env || echo gone") == "gone"
+
+    first = host.runners()["gpu-1"]["id"]
+    host.sh("install -d -o github-runner /var/lib/github-runner/1/_work")
+    host.start_job("echo hello; cat /etc/github-runner/app.pem || echo no key")
+    log = host.job_done()
+    assert "hello" in log
+    assert "no key" in log
+    assert "disk:" in log
+    assert "codes [0, 0, 0]" in log
+    host.sh(
+        "cd /var/lib/github-runner/1/_work; mkdir deep; echo x > deep/file; ln -s /etc/shadow link; ln /etc/hostname hard 2>/dev/null;"
+        "echo x > twice; ln twice /var/lib/github-runner/twice"
+    )
+    host.wait(
+        "registered for the next job", lambda: host.runners().get("gpu-1", {}).get("id", first) != first
+    )
+    host.online("gpu-1")
+    assert host.standin.state.ended_jobs == ["gpu-1"]
+    host.sh("systemctl restart github-runner@1")
+    host.online("gpu-1")
+    owners = host.sh(
+        "cd /var/lib/github-runner/1/_work; stat -c '%n %U' deep deep/file link twice; stat -c %U /etc/shadow"
+    ).split("\n")
+    assert owners == [
+        "deep github-runner",
+        "deep/file github-runner",
+        "link github-runner",
+        "twice root",
+        "root",
+    ]
 
 
 def run_everything_of_root(host: Host, site: Site, variables: dict[str, Any], version: str) -> str:
@@ -148,6 +206,7 @@ def assert_watch_finds_a_weak_unit(site: Site) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("count", [2])
 def test_root_does_not_use_files_planted_by_the_account(
     runner_host: Host, site: Site, variables: dict[str, Any]
 ) -> None:
