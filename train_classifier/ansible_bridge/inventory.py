@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from train_classifier.ansible_bridge import content
 from train_classifier.core.errors import BadInput, TrainClassifierError
+from train_classifier.core.options import show_option
 from train_classifier.core.text import printable, quoted
 
 if TYPE_CHECKING:
@@ -150,9 +151,10 @@ def _matching_hosts(
     where = source(inventory, environ, cwd or Path.cwd())
     if where is None:
         if limit not in (None, THIS_MACHINE, "127.0.0.1", "all"):
+            flag = show_option("inventory")
             raise BadInput(
-                f"host {quoted(limit)} is unknown, since no inventory is given: add --inventory FILE, "
-                f"or --inventory {quoted(f'{limit},')} for a host that ssh knows"
+                f"host {quoted(limit)} is unknown, since no inventory is given: add {flag} FILE, "
+                f"or {flag} {quoted(f'{limit},')} for a host that ssh knows"
             )
         local: dict[str, Any] = {"name": THIS_MACHINE, "problem": None, "local": True, "ssh": []}
         return [{**local, "state_dir": None, "python": None}]
@@ -185,7 +187,9 @@ def _single(hosts: list[dict[str, Any]], host: str | None) -> list[dict[str, Any
         names = ", ".join(printable(target["name"]) for target in hosts[:10])
         more = f" and {len(hosts) - 10} more" if len(hosts) > 10 else ""
         what = f"{quoted(host)} matches" if host else "the inventory has"
-        raise BadInput(f"{what} {len(hosts)} hosts, but one is needed: {names}{more}; name one by --host")
+        raise BadInput(
+            f"{what} {len(hosts)} hosts, but one is needed: {names}{more}; name one by {show_option('host')}"
+        )
     return hosts
 
 

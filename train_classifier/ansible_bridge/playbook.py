@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from train_classifier.ansible_bridge import content
+from train_classifier.core import options
 from train_classifier.core.text import without_escapes
 
 #: The variables of the caller's environment that Ansible gets. All others, above all secrets, are not passed
@@ -37,6 +38,7 @@ PASSED = frozenset(
         "NO_PROXY",
         "DOCKER_HOST",
         "TRAIN_CLASSIFIER_HOST_JSON",
+        options.READER,
     ]
 )
 PASSED_PREFIXES = ("LC_", "XDG_", "ANSIBLE_", "AWX_", "RUNNER_OM", "RUNNER_ON")

@@ -19,6 +19,7 @@ from train_classifier.controller.processes import Progress
 from train_classifier.controller.ssh_errors import Unreachable
 from train_classifier.controller.temp_files import private_folder
 from train_classifier.controller.worker_bundle import INSTALLER, bundle
+from train_classifier.core import options
 from train_classifier.core.errors import BadInput, NotReady, from_dict
 
 #: Exit statuses of the shell command line; they differ from those of shells, ssh and Python.
@@ -216,8 +217,9 @@ class RemoteHost:
         return f'{choose}; command -v "$P" >/dev/null 2>&1 || {_end_with(NO_PYTHON)}'
 
     def _worker(self, arguments: str = "") -> str:
+        reader = f"export {options.READER}={options.ACTION}; " if options.is_for_action() else ""
         return (
-            f'{self._state()}; W="$S/workers/{bundle()[0]}"; {self._find_python()}; '
+            f'{reader}{self._state()}; W="$S/workers/{bundle()[0]}"; {self._find_python()}; '
             f'[ -f "$W/__main__.py" ] || {_end_with(NO_WORKER)}; exec "$P" -I "$W"{arguments}'
         )
 

@@ -2,11 +2,13 @@
 
 From it are made the flags of `train`, the settings file and its JSON schema, the action's inputs, the variables of role
 training_job and the tables of the docs (`scripts/options` writes what is a file of its own). Bounds and defaults stand
-here alone. Data only, standard library, Python 3.9: it is part of the worker, which checks the same bounds.
+here alone. Standard library, Python 3.9: it is part of the worker, which checks the same bounds.
 """
 
 import dataclasses
 import enum
+import json
+import os
 from typing import Any, Optional, Union
 
 #: A leap year.
@@ -21,8 +23,11 @@ NONE = "none"
 VARIABLE_PREFIX = "TRAIN_CLASSIFIER_"
 #: The settings file, at the top of a repository.
 SETTINGS_FILE = "train-classifier.toml"
-#: The caller's own settings file, as messages name it.
+#: The caller's own settings file, unless XDG_CONFIG_HOME names another folder.
 OWN_SETTINGS = "~/.config/train-classifier/config.toml"
+#: Set to ACTION in the action's step, its children and the workers that they call: the names that messages use.
+READER = VARIABLE_PREFIX + "READER"
+ACTION = "action"
 
 
 class Kind(enum.Enum):
@@ -212,9 +217,36 @@ def default(name: str) -> Any:
     return BY_NAME[name].default
 
 
-def flag(name: str) -> str:
-    """Return the command line's flag for an option."""
-    return BY_NAME[name].flag
+def is_for_action() -> bool:
+    """Return whether the action's users read the messages of this process, else those of the command line."""
+    return os.environ.get(READER) == ACTION
+
+
+def show_option(name: str) -> str:
+    """Return how the reader of a message sets an option: `--wait`, for the action `input wait`."""
+    option = BY_NAME[name]
+    if not is_for_action():
+        return option.flag
+    if option.input:
+        return f"input {option.input}"
+    if option.setting and option.checkout is not Checkout.LOWER:
+        return f"{name} in {SETTINGS_FILE}"
+    return option.environment_variable
+
+
+def advice(table: str, name: str, value: Any, own_settings: str = "") -> str:
+    """Return what to do with a line that a table of a repository's settings file may not hold.
+
+    The action reads no settings file but the repository's.
+    """
+    line = f"the line '{name} = {json.dumps(value, ensure_ascii=False)}'"
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    given = " ".join(f"{show_option(name)} {item}" for item in items)
+    if is_for_action():
+        return f"remove {line} and give {given}"
+    # The environment of the caller is not known on a host.
+    own_settings = own_settings or f"{OWN_SETTINGS} (or below $XDG_CONFIG_HOME)"
+    return f"move {line} below [{table}] of your own settings, {own_settings}, or give {given}"
 
 
 def variable(name: str) -> str:

@@ -1,13 +1,10 @@
 """The action's inputs: `with:` overrides the environment, and both become one request."""
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from train_classifier.core import options
-from train_classifier.core.errors import BadInput, TrainClassifierError
-from train_classifier.core.options import Checkout
 from train_classifier.github_action import slack_message
 from train_classifier.request.build import TrainRequest
 
@@ -23,15 +20,6 @@ OWN = tuple(
     name
     for name, option in INPUTS.items()
     if option.action_only or option.environment_variable != VARIABLE + name.upper()
-)
-_FLAGS = {option.flag: option for option in options.OPTIONS if not option.action_only}
-#: The part up to the end of the line is a command to type, in which flags remain flags.
-FLAG = re.compile(r"train-classifier [a-z]+ .*|(?<![\w-])(?P<flag>--[a-z][a-z-]*)(?![\w=-])")
-#: The action never reads the settings file that a refusal names (`flags.move`).
-MOVE = re.compile(
-    r"move (the line '.*?') below \[[^]]*\] of your own settings, "
-    + re.escape(options.OWN_SETTINGS)
-    + ", or give "
 )
 
 
@@ -79,30 +67,6 @@ def read(environment: Mapping[str, str]) -> Inputs:
 
 def withheld(environment: Mapping[str, str]) -> set[str]:
     """Return the variables that no child process gets: all inputs, and the webhook."""
-    kept = VARIABLE + "HOST_JSON"
-    given = {name for name in environment if name.startswith(VARIABLE) and name != kept}
+    passed = (VARIABLE + "HOST_JSON", options.READER)
+    given = {name for name in environment if name.startswith(VARIABLE) and name not in passed}
     return given | ({"SLACK_IDENTIFIER"} & set(environment))
-
-
-def in_words(text: str) -> str:
-    """Return the sentence with the command line's flags replaced by the action's inputs."""
-
-    def spelt(match: re.Match[str]) -> str:
-        option = _FLAGS.get(match["flag"] or "")
-        if option is None:
-            return match[0]
-        if option.input:
-            return f"input {option.input}"
-        if option.setting and option.checkout is not Checkout.LOWER:
-            return f"{option.name} in {options.SETTINGS_FILE}"
-        return option.environment_variable
-
-    return FLAG.sub(spelt, MOVE.sub(r"remove \1 and give ", text))
-
-
-def translate(error: TrainClassifierError) -> None:
-    """Replace flags in a failure's text with the action's inputs; the tools' own lines are unchanged."""
-    error.reason = in_words(error.reason)
-    error.hint = in_words(error.hint) if error.hint else error.hint
-    if isinstance(error, BadInput):
-        error.problems = [in_words(problem) for problem in error.problems]

@@ -18,7 +18,7 @@ from typing import Any
 
 from train_classifier.cli.early_signals import deliver_again
 from train_classifier.controller.temp_files import write_crash_file
-from train_classifier.core import job
+from train_classifier.core import job, options
 from train_classifier.core.errors import OUTCOMES, BadInput, Cancelled, ExitCode, TrainClassifierError
 from train_classifier.github_action import inputs, old_archive, slack_message
 from train_classifier.github_action.inputs import Inputs
@@ -131,7 +131,6 @@ class Step:
         console = self.console
         console.finish()
         if self.failure:
-            inputs.translate(self.failure)
             self._attempt("the model's tracebacks", self._annotate_model)
             console.error(self.failure)
             console.finish()
@@ -190,9 +189,6 @@ class Step:
     def _result(self, code: ExitCode) -> dict[str, Any]:
         """Return the job's own result, or a substitute when there is none."""
         result = dict((self.run.result if self.run else None) or {})
-        for key in ("reason", "hint"):
-            if isinstance(result.get(key), str):
-                result[key] = inputs.in_words(result[key])
         model = result.get("model") or (self.plan.spec.model if self.plan else None)
         environment = self.inputs.environment if self.inputs else {}
         result["model"] = model or environment.get("TRAIN_CLASSIFIER_MODEL") or environment.get("MODEL")
@@ -372,6 +368,7 @@ def interruptible(step: Step) -> Iterator[None]:
 
 def main() -> int:
     """Run the step and return its exit code."""
+    os.environ[options.READER] = options.ACTION
     step = Step()
     try:
         with interruptible(step):

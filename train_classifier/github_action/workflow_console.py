@@ -9,7 +9,6 @@ from typing import Any
 from train_classifier.cli.console import Console
 from train_classifier.core import text
 from train_classifier.core.errors import TrainClassifierError
-from train_classifier.github_action.inputs import in_words
 from train_classifier.github_action.workflow_commands import Workflow
 
 #: Bytes of the log's end that are kept for the summary, the annotations and Slack.
@@ -45,7 +44,7 @@ class WorkflowConsole(Console):
             self._at_start = data.endswith(b"\n")
 
     def _on_message(self, fields: Mapping[str, Any]) -> None:
-        message = in_words(text.clean(fields["text"]))
+        message = text.clean(fields["text"])
         if fields.get("level") == "warning" and self.workflow.active:
             self._command()
             self.workflow.warning(message, title="train-classifier")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from train_classifier.core import job
 from train_classifier.core.errors import BadInput
+from train_classifier.core.options import show_option
 from train_classifier.core.text import printable, quoted
 from train_classifier.request import git_state
 
@@ -20,20 +21,19 @@ GENERATED = (".git", ".venv", "venv", "node_modules", "__pycache__")
 
 def resolve(folder: Path) -> Path:
     """Return the real path of the checkout. Raises BadInput when it is not a checkout."""
+    name = f"{show_option('repo')} {quoted(str(folder))}"
     try:
         path = folder.resolve(strict=True)
     except FileNotFoundError as error:
-        raise BadInput(f"--repo {quoted(str(folder))}: no such folder") from error
+        raise BadInput(f"{name}: no such folder") from error
     except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(
-            f"--repo {quoted(str(folder))}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+        raise BadInput(f"{name}: {getattr(error, 'strerror', None) or error}") from error
     if not path.is_dir():
-        raise BadInput(f"--repo {quoted(str(folder))} is not a folder")
+        raise BadInput(f"{name} is not a folder")
     if path == Path("/"):
-        raise BadInput("--repo / is this machine's whole file system; name the folder that holds the model")
+        raise BadInput(f"{name} is this machine's whole file system; name the folder that holds the model")
     if not os.access(path, os.R_OK | os.X_OK):
-        raise BadInput(f"--repo {quoted(str(folder))}: this user may not read it")
+        raise BadInput(f"{name}: this user may not read it")
     return path
 
 
@@ -176,8 +176,9 @@ def _missing(repository: Path, name: str, model_names: list[str]) -> str:
         return f"{sentence}; models here: {', '.join(model_names[:10])}"
     for folder in repository.parents:
         if name in models(folder):
-            return f"{sentence}; it lies in {printable(str(folder))}: say --repo {printable(str(folder))}"
-    return f"{sentence}; {_no_models(repository)}: is --repo right?"
+            where = printable(str(folder))
+            return f"{sentence}; it lies in {where}: say {show_option('repo')} {where}"
+    return f"{sentence}; {_no_models(repository)}: is {show_option('repo')} right?"
 
 
 def _bad_name(name: str, model_names: list[str]) -> str:

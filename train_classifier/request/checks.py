@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from train_classifier.core.job import ARCHIVE_MAGIC
-from train_classifier.core.options import SETTINGS_FILE
+from train_classifier.core.options import SETTINGS_FILE, show_option
 from train_classifier.core.text import printable, quoted
 from train_classifier.request import flags
 
@@ -56,7 +56,7 @@ def _output_problems(what: str, text: str, path: Path, folder: Path) -> list[str
 
 def _outside_problems(what: str, path: Path, folder: Path, top: Path) -> list[str]:
     if not folder.is_relative_to(top):
-        return [f"{what} leads out of the repository; to have it there, give --output"]
+        return [f"{what} leads out of the repository; to have it there, give {show_option('output')}"]
     if ".git" in (folder / path.name).relative_to(top).parts:
         return [f"{what} lies in git's folder; name another file"]
     return []
@@ -114,7 +114,9 @@ def oddities(chosen: Mapping[str, Any], secret: Mapping[str, str], given: Sequen
         warnings.append("min_vram has no effect without a GPU")
     for name, value in environment.items():
         if value and any(word in name.upper() for word in _SECRET_WORDS):
-            warnings.append(f"{name} is recorded with the job in clear; --secret {name} would mask it")
+            warnings.append(
+                f"{name} is recorded with the job in clear; {show_option('secrets')} {name} would mask it"
+            )
     for name, value in secret.items():
         if len(value) >= 8 and any(value in text for text in (*given, *environment.values())):
             warnings.append(f"the value of secret {name} also stands in clear in an argument or variable")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from train_classifier.core.options import show_option
 from train_classifier.core.text import quoted
 from train_classifier.request import flags
 
@@ -51,7 +52,7 @@ def parse(content: bytes, name: str, environ: Mapping[str, str] | None) -> tuple
                 if environ is None:
                     raise ValueError(
                         f"{key} has no value, and a file of the repository takes none of your variables; "
-                        f"write {key}=VALUE there, or give --env {key}"
+                        f"write {key}=VALUE there, or give {show_option('environment')} {key}"
                     )
                 if key not in environ:
                     raise ValueError(f"{key} has no value, and none in the environment of the caller")

@@ -3,7 +3,6 @@
 Every parser gets the raw value and returns the parsed one, or raises ValueError with one sentence.
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -233,15 +232,6 @@ def own_settings(environ: Mapping[str, str]) -> Path | None:
             return None
         base = home / ".config"
     return base / "train-classifier" / "config.toml"
-
-
-def move(table: str, key: str, value: tuple[str, ...] | int) -> str:
-    """Return the advice for a line that is not allowed in a table of a repository's settings file."""
-    items = value if isinstance(value, tuple) else (value,)
-    line = f"{key} = {json.dumps(value, ensure_ascii=False)}"
-    flags = " ".join(f"{options.flag(key)} {item}" for item in items)
-    own = options.OWN_SETTINGS
-    return f"move the line '{line}' below [{table}] of your own settings, {own}, or give {flags}"
 
 
 def merged(key: str, lower: Any, higher: Any) -> Any:

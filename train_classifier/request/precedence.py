@@ -10,7 +10,7 @@ from typing import Any
 
 from train_classifier.core import options, regular_file
 from train_classifier.core.errors import BadInput
-from train_classifier.core.options import Checkout, Kind
+from train_classifier.core.options import Checkout, Kind, show_option
 from train_classifier.core.text import printable, quoted
 from train_classifier.request import checkout, env_file, flags, settings_file
 from train_classifier.request.flags import merged
@@ -19,7 +19,7 @@ from train_classifier.request.flags import merged
 FROM_FLAG, FROM_VARIABLE, FROM_OWN, FROM_FILE = "flag", "variable", "own file", "file"
 _PREFIX = options.VARIABLE_PREFIX
 #: Variables of this program that are not options.
-_INTERNAL = ("HOST_JSON", "JOB", "PROBE", "SINK")
+_INTERNAL = ("HOST_JSON", "JOB", "PROBE", "READER", "SINK")
 #: How several items are separated in one variable.
 _SEPARATORS = {Kind.FOLDERS: "\n,", Kind.NAMES: "\n, \t"}
 
@@ -136,7 +136,7 @@ def _from_flags(
             option_values.put(key, table, FROM_FLAG)
             continue
         _parse(
-            option_values, key, dict(raw) if isinstance(raw, Mapping) else raw, options.flag(key), FROM_FLAG
+            option_values, key, dict(raw) if isinstance(raw, Mapping) else raw, show_option(key), FROM_FLAG
         )
 
 
@@ -172,7 +172,7 @@ def _assignments(raw: Any, environ: Mapping[str, str]) -> tuple[dict[str, str], 
                 raise ValueError(f"{name} has no value, and none in the environment; write {name}=VALUE")
             variables[name] = flags.variable_value(name, value if equals else environ[name])
         except ValueError as error:
-            problems.append(f"--env: {error}")
+            problems.append(f"{show_option('environment')}: {error}")
     return variables, problems
 
 
@@ -185,7 +185,7 @@ def _environment_files(
     origin: str,
 ) -> None:
     for name in names:
-        label = f"{options.flag('env_file')} {quoted(name)}"
+        label = f"{show_option('env_file')} {quoted(name)}"
         try:
             path = cwd / Path(name).expanduser()
             in_checkout = repository is not None and _is_in(path, repository)

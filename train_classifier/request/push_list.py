@@ -14,6 +14,7 @@ from pathlib import Path
 
 from train_classifier.core import options, regular_file
 from train_classifier.core.job import archive_files
+from train_classifier.core.options import show_option
 from train_classifier.core.text import printable, show_bytes
 from train_classifier.request import git_state, secret_files
 from train_classifier.request.checkout import GENERATED
@@ -121,8 +122,8 @@ class _Walk:
                 pending.extend(reversed(self._folder(*pending.pop())))
         except _TooLong:
             self.sources.problems.append(
-                f"the checkout was not read within {WALK_S / 60:.0f} min: name a smaller folder by --repo, "
-                f"or use fewer patterns with wildcards in {IGNORE_FILE}"
+                f"the checkout was not read within {WALK_S / 60:.0f} min: name a smaller folder by "
+                f"{show_option('repo')}, or use fewer patterns with wildcards in {IGNORE_FILE}"
             )
             return
         if model:
@@ -300,7 +301,8 @@ class _Walk:
             )
             sources.problems.append(
                 f"the sources are {show_bytes(sources.bytes)}, over the limit of {show_bytes(push_limit)}; "
-                f"largest: {largest}; leave out by {IGNORE_FILE}, use --data, or raise --push-limit"
+                f"largest: {largest}; leave out by {IGNORE_FILE}, "
+                f"use {show_option('data')}, or raise {show_option('push_limit')}"
             )
         if self.keys:
             sources.warnings.append(

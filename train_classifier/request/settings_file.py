@@ -122,12 +122,18 @@ def refusal(table: str, key: str, value: Any) -> str | None:
     """Return why a checkout may not set an option to this value; None when it may (`Option.checkout`)."""
     rule, most = options.BY_NAME[key].checkout, options.default(key)
     if rule is Checkout.NOTHING and value:
-        return f"a repository does not name variables of yours; {flags.move(table, key, value)}"
+        return f"a repository does not name variables of yours; {_advice(table, key, value)}"
     if rule is Checkout.LOWER and value > most:
-        return f"a repository sets at most {show_bytes(most)}; {flags.move(table, key, value)}"
+        return f"a repository sets at most {show_bytes(most)}; {_advice(table, key, value)}"
     if rule is Checkout.NAME and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", value):
         return f"{quoted(value)} is not the name of one host; a repository sets nothing else"
     return None
+
+
+def _advice(table: str, key: str, value: Any) -> str:
+    is_elsewhere = os.environ.get("XDG_CONFIG_HOME", "").startswith("/")
+    path = str(flags.own_settings(os.environ)) if is_elsewhere else options.OWN_SETTINGS
+    return options.advice(table, key, value, printable(path))
 
 
 def parse(content: bytes, name: str = FILE) -> Settings:

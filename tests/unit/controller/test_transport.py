@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from train_classifier.controller import ssh_errors, transport
 from train_classifier.controller.transport import RemoteHost, Unreachable
 from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
+from train_classifier.core.job import DataFolder, JobSpec, Repository
+from train_classifier.core.options import ACTION, READER
 
 QUESTION = {"verb": "list", "all": True}
 
@@ -160,6 +164,27 @@ def test_worker_is_installed_once_and_login_shell_output_is_ignored(sshd: Sshd, 
     assert RemoteHost("localhost", state_dir=str(state)).call(QUESTION)["jobs"] == []
     assert installed.stat().st_mtime_ns == before
     assert [entry.name for entry in (state / "workers").iterdir()] == [installed.name]
+
+
+def test_worker_names_inputs_when_the_action_asks(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its messages name options as the reader of the controller knows them, also over ssh."""
+    folder = DataFolder("/usr/share", "d", from_checkout=True)
+    spec = JobSpec("20250131-120000-0123abcd", "m", Repository("r", "0" * 16), data=(folder,))
+    question = {
+        "verb": "prepare",
+        "spec": spec.to_dict(),
+        "files": base64.b64encode(zlib.compress(b"")).decode(),
+    }
+    for connection in (None, sshd.ssh()):
+        for reader, expected in (
+            ("", "or give --data /usr/share:d"),
+            (ACTION, "and give input data /usr/share:d"),
+        ):
+            monkeypatch.setenv(READER, reader)
+            with pytest.raises(BadInput, match=expected):
+                RemoteHost("gpu1", connection, state_dir=str(tmp_path / "state")).call(question)
 
 
 def test_machine_without_sshd_skips_with_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

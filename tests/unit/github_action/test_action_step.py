@@ -28,7 +28,8 @@ from train_classifier.github_action import inputs, slack_message, step
 from train_classifier.github_action.step_run import StepRun
 from train_classifier.github_action.workflow_console import WorkflowConsole
 from train_classifier.reports import archive_reader, chart_data
-from train_classifier.request import build, flags
+from train_classifier.request import build
+from train_classifier.worker.gpus import devices
 
 ROOT = Path(__file__).resolve().parents[3]
 ACTION: dict[str, Any] = yaml.safe_load((ROOT / "action.yaml").read_text())
@@ -366,56 +367,58 @@ def test_hint_of_a_lost_connection(inventory: str | None, lease: float | None) -
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("option", "shown"),
     [
-        ("name one with --image", "name one with input image"),
-        ("ask with --gpus 0, or --gpus auto", "ask with input gpus 0, or input gpus auto"),
-        ("ask for less with --min-vram, or", "ask for less with input min-vram, or"),
-        ("or say --allow-empty", "or say allow_empty in train-classifier.toml"),
-        ("raise --memory, or", "raise memory in train-classifier.toml, or"),
-        ("(train --detach)", "(train TRAIN_CLASSIFIER_DETACH)"),
-        ("--secret X would mask it", "input secrets X would mask it"),
-        ("--repo 'a': no such folder", "input repo 'a': no such folder"),
-        ("run git submodule update --init first", "run git submodule update --init first"),
-        ("sudo nvidia-ctk cdi generate --output=/x.yaml", "sudo nvidia-ctk cdi generate --output=/x.yaml"),
-        ("It: train-classifier fetch J --host h", "It: train-classifier fetch J --host h"),
-        (
-            "by --image:\n  train-classifier fetch J --host h",
-            "by input image:\n  train-classifier fetch J --host h",
-        ),
+        ("image", "input image"),
+        ("min_vram", "input min-vram"),
+        ("secrets", "input secrets"),
+        ("grace", "input cancel-grace"),
+        ("allow_empty", "allow_empty in train-classifier.toml"),
+        ("artefacts_max", "TRAIN_CLASSIFIER_ARTEFACTS_MAX"),
+        ("detach", "TRAIN_CLASSIFIER_DETACH"),
     ],
 )
-def test_words_of_the_action(said: str, shown: str) -> None:
-    """Hints name inputs where the command line's name flags; commands to type stay as they are."""
-    assert inputs.in_words(said) == shown
+def test_names_of_options(monkeypatch: pytest.MonkeyPatch, option: str, shown: str) -> None:
+    """Messages name inputs in the action, where the command line's name flags."""
+    assert options.show_option(option) == options.BY_NAME[option].flag
+    monkeypatch.setenv(options.READER, options.ACTION)
+    assert options.show_option(option) == shown
 
 
-def test_refused_line_is_not_moved_to_a_file_that_the_action_never_reads() -> None:
-    said = inputs.in_words(flags.move("defaults", "secrets", ("TOKEN",)))
-    assert said == "remove the line 'secrets = [\"TOKEN\"]' and give input secrets TOKEN"
-    said = inputs.in_words(flags.move("models.mnist", "log_max", 3 << 30))
-    assert said == f"remove the line 'log_max = {3 << 30}' and give TRAIN_CLASSIFIER_LOG_MAX {3 << 30}"
+def test_refused_line_is_not_moved_to_a_file_that_the_action_never_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(options.READER, options.ACTION)
+    advice = options.advice("defaults", "secrets", ("TOKEN",))
+    assert advice == "remove the line 'secrets = [\"TOKEN\"]' and give input secrets TOKEN"
+    advice = options.advice("models.mnist", "log_max", 3 << 30)
+    assert advice == f"remove the line 'log_max = {3 << 30}' and give TRAIN_CLASSIFIER_LOG_MAX {3 << 30}"
 
 
 def test_every_hint_is_in_the_words_of_the_action(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    """In the annotation, a warning and the summary alike, whoever found it."""
+    """In the annotation, a warning and the summary alike, whoever writes it."""
     markdown = tmp_path / "summary"
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(markdown))
+    monkeypatch.setenv(options.READER, options.ACTION)
     current = step.Step()
-    current.console.event("message", level="warning", text="--min-vram has no effect")
-    current.failure = NoGpu("There is none.", "say --gpus auto")
+    warning = f"{options.show_option('min_vram')} has no effect"
+    current.console.event("message", level="warning", text=warning)
+    with pytest.raises(NoGpu) as caught:
+        devices.gpu_count(2, devices.Discovery(problem="none here", hint="add one"))
+    current.failure = caught.value
     current.run = types.SimpleNamespace(
         delivered=None, started=True, job="j", host_name="h",
-        result={"exit_code": 8, "outcome": "no-gpu", "reason": "There is none.", "hint": "say --gpus auto"},
+        result={"exit_code": 8, "outcome": "no-gpu", "reason": "no GPU", "hint": current.failure.hint},
     )  # fmt: skip
     assert current.close() == 8
     said = capfdbinary.readouterr().out.decode()
     assert "::warning title=train-classifier::input min-vram has no effect" in said
-    assert "There is none.%0Asay input gpus auto" in said
-    assert "say input gpus auto" in markdown.read_text()
+    hint = "add one; or ask for the CPU with input gpus 0, or for whatever there is with input gpus auto"
+    assert f"no GPU: none here%0A{hint}" in said
+    assert hint in markdown.read_text()
 
 
 def test_crash_file_holds_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -439,6 +442,8 @@ def test_crash_file_holds_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         raise RuntimeError(f"a bug: {plan.secrets} {hook} {hook.partition('//')[2]}\n{several}")
 
     monkeypatch.setattr(step.Step, "_with_defaults", broken)
+    # `main` sets it.
+    monkeypatch.setenv(options.READER, "")
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         assert step.main() == 1

@@ -135,6 +135,22 @@ def test_what_a_repository_may_not_set_is_reported_beside_other_problems() -> No
     assert len(found) == 3 and "secrets" in found[2] and "log_max" in found[1]
 
 
+def test_refusals_count_towards_the_limit_of_problems() -> None:
+    refused = "".join(f"[models.m{number}]\nsecrets = ['TOKEN']\n" for number in range(25))
+    found = problems("[defaults]\ngpus = 'q'\n" + refused)
+    assert len(found) == settings_file.MOST_PROBLEMS + 1
+    assert "gpus" in found[0] and all("secrets" in problem for problem in found[1:-1])
+    assert found[-1] == "train-classifier.toml: there are more problems; correct these first"
+
+
+def test_refusal_names_the_real_path_of_the_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_file.parse(b"[defaults]\nsecrets = ['TOKEN']\n")
+    for folder, path in (("", "~/.config"), ("relative", "~/.config"), ("/home/u/xdg", "/home/u/xdg")):
+        monkeypatch.setenv("XDG_CONFIG_HOME", folder)
+        (problem,) = settings_file.refused(settings)
+        assert f"of your own settings, {path}/train-classifier/config.toml, or give --secret" in problem
+
+
 def test_tables_of_the_wrong_shape() -> None:
     assert problems("models = 3") == ["train-classifier.toml: models is 3, wanted a table: write [models]"]
     assert problems("[models]\nmnist = 3") == [

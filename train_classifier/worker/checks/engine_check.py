@@ -8,6 +8,7 @@ import socket
 from typing import Any, Optional
 
 from train_classifier.core.errors import NotReady
+from train_classifier.core.options import show_option
 from train_classifier.worker.checks.finding import Finding, fail, ok, warn
 from train_classifier.worker.containers import engine
 
@@ -108,7 +109,10 @@ def _findings(info: dict[str, Any], version: dict[str, Any]) -> list[Finding]:
         findings = [fail(name, f"the engine runs {info.get('OSType')} containers", role)]
     if info.get("MemoryLimit") is False:
         findings.append(
-            warn("engine-limits", "the kernel cannot limit the memory of containers: --memory has no effect")
+            warn(
+                "engine-limits",
+                f"the kernel cannot limit the memory of containers: {show_option('memory')} has no effect",
+            )
         )
     return findings
 

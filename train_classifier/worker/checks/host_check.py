@@ -12,6 +12,7 @@ from typing import Any, Optional, Union
 
 from train_classifier.core.errors import BadInput, ExitCode, TrainClassifierError
 from train_classifier.core.job import JobSpec, Repository
+from train_classifier.core.options import show_option
 from train_classifier.worker.checks import engine_check, gpu_check
 from train_classifier.worker.checks.finding import ROLE, Finding, fail, from_error, ok, skip, warn
 from train_classifier.worker.gpus import devices, gpu_queue, tickets
@@ -261,7 +262,7 @@ def other_users(host: Host, discovery: Discovery, users: dict[str, str]) -> list
         warn(
             "gpu-users",
             f"GPU {card.index} is used by {devices.holders(card)}, which is no job of train-classifier",
-            "jobs with --min-vram wait for its memory",
+            f"jobs with {show_option('min_vram')} wait for its memory",
         )
         for card in discovery.gpus
         if card.busy_by and card.uuid not in users

@@ -12,6 +12,7 @@ from typing import Any, Optional
 from train_classifier.core import image_reference
 from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.core.job import JobSpec
+from train_classifier.core.options import show_option
 from train_classifier.worker.containers import answer as answers
 from train_classifier.worker.containers import engine, helper
 from train_classifier.worker.containers.context import Context
@@ -25,7 +26,7 @@ DEFAULT_CPU = "tensorflow/tensorflow:2.17.0"
 PROBE_TIMEOUT_S = 120.0
 BOOTSTRAP = (
     "build an image on this host with the role training_host (training_host_image_source: bootstrap), "
-    "or choose an image of this host with --image"
+    f"or choose an image of this host with {show_option('image')}"
 )
 #: Messages of engines and registries for a user who is not logged in.
 REFUSALS = (
@@ -35,7 +36,8 @@ REFUSALS = (
     "denied:",
     "authentication required",
 )
-NO_SHELL = "choose an image with a shell and Python: --image"
+NO_SHELL = f"choose an image with a shell and Python: {show_option('image')}"
+OLD_PYTHON = f"choose an image with Python 3.8 or newer: {show_option('image')}"
 #: Docker's names for the architectures that `uname -m` prints.
 ARCHITECTURES = {
     "x86_64": "amd64",
@@ -183,7 +185,7 @@ def probe(context: Context, image: Any, reference: str) -> Image:
     if architecture != host_architecture or system != "linux":
         raise NoEnvironment(
             f"image {reference} is built for {system}/{architecture}, this host is linux/{host_architecture}",
-            f"choose an image for linux/{host_architecture} with --image",
+            f"choose an image for linux/{host_architecture} with {show_option('image')}",
         )
     source = pkgutil.get_data("train_classifier.worker.containers.inside", "probe_image.py") or b""
     # A changed probe returns other properties, so its answers have another name.
@@ -240,14 +242,10 @@ def _run_probe(context: Context, identity: str, reference: str, source: str) -> 
         return _validated(answer, reference)
     text = output.decode("utf-8", "replace").strip()
     if status == 64 and text.endswith("no-python"):
-        raise NoEnvironment(
-            f"image {reference} has no Python", "choose an image with Python 3.8 or newer: --image"
-        )
+        raise NoEnvironment(f"image {reference} has no Python", OLD_PYTHON)
     if status == 65 and "python-too-old" in text:
         version = text.rpartition(" ")[2]
-        raise NoEnvironment(
-            f"image {reference} has Python {version}", "choose an image with Python 3.8 or newer: --image"
-        )
+        raise NoEnvironment(f"image {reference} has Python {version}", OLD_PYTHON)
     if status == 127 and "/bin/sh" in text:
         raise NoEnvironment(f"image {reference} has no /bin/sh", NO_SHELL)
     if "exec format error" in text.lower():

@@ -3,6 +3,7 @@
 import re
 from typing import NoReturn
 
+from train_classifier.core.options import show_option
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
@@ -86,8 +87,8 @@ def _explain_conflict(image: Image, plan: EnvironmentPlan, sentence: str, detail
     pins = ", ".join(f"{name}=={version}" for name, version in own.items() if name in named)
     raise NoCommonSolution(
         f"requirements.txt conflicts with image {image.reference}: the image's own {pins} cannot be replaced",
-        f"ask in requirements.txt for versions that work with {pins}, choose another --image, or set "
-        "--environment isolated",
+        f"ask in requirements.txt for versions that work with {pins}, "
+        f"choose another {show_option('image')}, or set {show_option('environment_kind')} isolated",
         detail,
         f"conflicts with the image's {pins}",
     )

@@ -5,6 +5,7 @@ import pkgutil
 from pathlib import Path
 
 from train_classifier.core import requirements_file
+from train_classifier.core.options import show_option
 from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
@@ -123,7 +124,7 @@ def _build_or_ask(
             raise
         raise NoEnvironment(
             f"requirements.txt needs Python {python_span(fitting)}; image {image.reference} has Python {own}",
-            f"choose an image with Python {fitting[-1]}: --image",
+            f"choose an image with Python {fitting[-1]}: {show_option('image')}",
             error.detail,
         ) from error
 

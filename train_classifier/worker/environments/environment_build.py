@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core.errors import NoEnvironment
+from train_classifier.core.options import show_option
 from train_classifier.worker.containers import answer, engine, helper
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
@@ -232,6 +233,6 @@ def _read(output: bytes) -> tuple[dict[str, str], list[Any]]:
             return packages, result["sources"]
     raise NoEnvironment(
         "the last output of the environment's build cannot be read",
-        "the image or a package of the build writes into this output: try another --image",
+        f"the image or a package of the build writes into this output: try another {show_option('image')}",
         output[-2000:].decode("utf-8", "replace"),
     )

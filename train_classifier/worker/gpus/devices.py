@@ -12,6 +12,7 @@ from typing import Any, Optional, Union
 
 from train_classifier.core import options
 from train_classifier.core.errors import NoGpu
+from train_classifier.core.options import show_option
 from train_classifier.worker.containers import engine
 from train_classifier.worker.gpus import cdi
 from train_classifier.worker.system.host import Host
@@ -166,7 +167,7 @@ def _processes(host: Host) -> dict[str, list[Process]]:
 
 
 #: Follows the reason why `auto` uses the CPU.
-ON_CPU = ": training on the CPU, as --gpus auto allows"
+ON_CPU = f": training on the CPU, as {show_option('gpus')} auto allows"
 
 
 def gpu_count(requested: Union[int, str], discovery: Discovery) -> tuple[int, Optional[str]]:
@@ -181,14 +182,15 @@ def gpu_count(requested: Union[int, str], discovery: Discovery) -> tuple[int, Op
     count = int(requested)
     if count == 0:
         return 0, None
-    hint = "ask for the CPU with --gpus 0, or for whatever there is with --gpus auto"
+    gpus = show_option("gpus")
+    hint = f"ask for the CPU with {gpus} 0, or for whatever there is with {gpus} auto"
     if not discovery.gpus:
         raise NoGpu(f"no GPU: {discovery.problem}", f"{discovery.hint}; or {hint}", discovery.detail)
     if count > len(discovery.gpus):
         has = f"{len(discovery.gpus)} GPU" + ("s" if len(discovery.gpus) != 1 else "")
         raise NoGpu(
             f"{count} GPUs are asked for, this host has {has}",
-            "ask for fewer with --gpus, or choose another host",
+            f"ask for fewer with {gpus}, or choose another host",
         )
     return count, None
 
@@ -246,7 +248,7 @@ def require_vram(count: int, discovery: Discovery, min_vram_mib: Optional[int]) 
         plain = "" if min_vram_mib is not None else " (the default floor)"
         raise NoGpu(
             f"{count} of at least {floor} MiB{plain} asked for: {cards}",
-            "ask for less with --min-vram, or choose another host",
+            f"ask for less with {show_option('min_vram')}, or choose another host",
         )
     return [
         f"GPU {gpu.index} ({gpu.name}) does not report its memory ([N/A]): the floor could not be checked"

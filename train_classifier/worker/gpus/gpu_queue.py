@@ -13,6 +13,7 @@ from typing import Any, Callable, Optional
 
 from train_classifier.core.errors import NoGpu, NotReady, TimedOut
 from train_classifier.core.locks import try_lock
+from train_classifier.core.options import show_option
 from train_classifier.core.text import show_seconds
 from train_classifier.worker.containers import engine
 from train_classifier.worker.gpus import devices
@@ -189,7 +190,7 @@ class Ticket:
             if limit_s is not None and clock() - began >= limit_s:
                 raise TimedOut(
                     f"waited {show_seconds(limit_s)} for a GPU",
-                    "wait longer with --wait, or ask for fewer GPUs",
+                    f"wait longer with {show_option('wait')}, or ask for fewer GPUs",
                     message,
                 )
             time.sleep(POLL_S)
@@ -313,7 +314,7 @@ class _Turn:
         )
         self.other_use_since = self.other_use_since or clock()
         if clock() - self.other_use_since > OTHER_USE_S:
-            raise NoGpu(sentence, "stop that process, or ask for less with --min-vram")
+            raise NoGpu(sentence, f"stop that process, or ask for less with {show_option('min_vram')}")
         return sentence
 
     def _message(self, granted: list[QueueEntry], before: list[QueueEntry]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from train_classifier.core.errors import NoGpu
+from train_classifier.core.options import show_option
 from train_classifier.worker.containers import answer, helper
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
@@ -21,7 +22,8 @@ from train_classifier.worker.system.host import boot_id
 TIMEOUT_S = 900.0
 FRAMEWORKS = ("tensorflow", "torch", "jax")
 HINT = (
-    "the image's CUDA must suit the driver and the card: try another --image, or --gpus 0 for the CPU; "
+    f"the image's CUDA must suit the driver and the card: try another {show_option('image')}, "
+    f"or {show_option('gpus')} 0 for the CPU; "
     "`train-classifier doctor` checks the host"
 )
 _LIST_DEVICES = 'for node in /dev/nvidia[0-9]*; do [ -e "$node" ] && echo "$node"; done; exit 0'

@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional
 from train_classifier.core import errors
 from train_classifier.core.errors import Cancelled, NothingDelivered, TrainClassifierError
 from train_classifier.core.job import JobSpec
+from train_classifier.core.options import show_option
 from train_classifier.core.regular_file import open_regular
 from train_classifier.core.text import show_bytes
 from train_classifier.worker.state import file_trees, results
@@ -156,7 +157,7 @@ def _too_large(
         f"artefacts/ holds {show_bytes(real)}{holes}, more than the limit of {show_bytes(limit)}: "
         "it stays on the host",
         f"to pack it: train-classifier fetch {job.id} --max-size {-(-size // (1 << 20))}MiB; the limit of a "
-        "job is --artefacts-max",
+        f"job is {show_option('artefacts_max')}",
     )
     return _unpacked(
         "too-large", error.reason, error.hint, bytes=real, apparent_bytes=apparent, most_bytes=limit
@@ -183,7 +184,7 @@ def _final_error(
     if cause is None and not answer["new"] and not spec.allow_empty:
         return NothingDelivered(
             "the model succeeded, but wrote nothing new into artefacts/",
-            "write results into artefacts/ below the working directory, or use --allow-empty",
+            f"write results into artefacts/ below the working directory, or use {show_option('allow_empty')}",
         )
     return cause
 

@@ -11,6 +11,7 @@ from typing import Any, Optional
 from train_classifier.core import locks
 from train_classifier.core.errors import BadInput, ExitCode, Lost, NotReady, TrainClassifierError
 from train_classifier.core.job import LAST_SCHEMA, SCHEMA, JobSpec
+from train_classifier.core.options import show_option
 from train_classifier.worker.containers import engine
 from train_classifier.worker.environments import build_folder
 from train_classifier.worker.jobs import conclude
@@ -79,7 +80,8 @@ def finish(job: Job, host: Host, reason: Optional[str] = None) -> bool:
             return False
         answer: dict[str, Any] = {}
         cause: Optional[TrainClassifierError] = Lost(
-            reason or _reason(status), "submit it again; --resume continues from its checkpoints"
+            reason or _reason(status),
+            f"submit it again; {show_option('resume')} continues from its checkpoints",
         )
         remove_secrets(job)
         remove_unfinished_files(job, status.get("pid"))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Optional
 
+from train_classifier.core import options
 from train_classifier.core.errors import NotReady
 from train_classifier.core.job import JobSpec
 from train_classifier.worker.system import program
@@ -16,7 +17,7 @@ from train_classifier.worker.system.host import Account
 CLEANUP_S = 300
 #: In the job's folder: the error output of an interpreter that crashed, or the traceback of a bug.
 CRASH_FILE = "crash.txt"
-PASSED_VARIABLES = ("TRAIN_CLASSIFIER_HOST_JSON", "DOCKER_HOST")
+PASSED_VARIABLES = ("TRAIN_CLASSIFIER_HOST_JSON", "DOCKER_HOST", options.READER)
 
 
 def find_launcher(caller: Account) -> str:

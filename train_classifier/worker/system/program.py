@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable, Union, cast
 
-from train_classifier.core import errors
+from train_classifier.core import errors, options
 from train_classifier.core.errors import BadInput, TrainClassifierError
 from train_classifier.worker.system import host_faults
 from train_classifier.worker.system.host import Account
@@ -105,7 +105,7 @@ def call(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=account.environment(),
+        env={**account.environment(), options.READER: os.environ.get(options.READER, "")},
         cwd="/",
         pass_fds=keep_open,
         **account.options(),

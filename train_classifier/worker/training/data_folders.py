@@ -1,7 +1,6 @@
 """The data folders of a job: which ones it may read, and their real paths."""
 
 import fnmatch
-import json
 import os
 import pwd
 import stat
@@ -9,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Optional
 
+from train_classifier.core import options
 from train_classifier.core.errors import BadInput
 from train_classifier.core.job import SYSTEM_FOLDERS, DataFolder, JobSpec
-from train_classifier.core.options import OWN_SETTINGS
 from train_classifier.worker.system.host import ROOT, Host, file_system, mounts
 
 #: Folders of container engines, beside the one that the engine itself names.
@@ -82,9 +81,8 @@ def _move(folder: DataFolder, target: str, roots: Iterable[str]) -> str:
     item = f"{folder.path}:{folder.name}"
     return (
         f"data folder {folder.path} (/data/{folder.name}){target} is named by the repository's "
-        f"train-classifier.toml, and this host offers repositories {offer}: move the line "
-        f"'data = {json.dumps([item], ensure_ascii=False)}' below [defaults] of your own settings, "
-        f"{OWN_SETTINGS}, or give --data {item}, or have the host's administrator list the folder "
+        f"train-classifier.toml, and this host offers repositories {offer}: "
+        f"{options.advice('defaults', 'data', [item])}, or have the host's administrator list the folder "
         "(training_host_data_roots of role training_host, data_roots of host.json)"
     )
 

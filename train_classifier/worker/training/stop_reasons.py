@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 from train_classifier.core.errors import Cancelled, TrainClassifierError
 from train_classifier.core.job import JobSpec
+from train_classifier.core.options import show_option
 from train_classifier.worker.state.store import Job
 
 #: Seconds between two checks of the job's folder.
@@ -89,6 +90,7 @@ class Watch:
         if now - self._lease_seen > self.lease_s:
             return Cancelled(
                 f"no request for the job came for {self.lease_s:.0f} s: its controller is gone",
-                "start the job without a lease (train --detach): then it continues without its controller",
+                f"start the job without a lease (train {show_option('detach')}): "
+                "then it continues without its controller",
             )
         return None

@@ -7,6 +7,7 @@ from typing import Any, Callable, Optional
 
 from train_classifier.core.errors import Lost, TimedOut, TrainClassifierError, TrainingFailed
 from train_classifier.core.job import JobSpec
+from train_classifier.core.options import show_option
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.cgroup import Memory, host_kills
 from train_classifier.worker.system.host import Account
@@ -124,7 +125,7 @@ class Training:
         if limit is not None and elapsed > limit:
             return TimedOut(
                 f"training was stopped after its time limit of {limit:g} s",
-                "raise --timeout, or go on from the checkpoints with --resume",
+                f"raise {show_option('timeout')}, or go on from the checkpoints with {show_option('resume')}",
             )
         return None
 
@@ -179,7 +180,7 @@ class Training:
                 what = "was killed, probably out of memory"
             return TrainingFailed(
                 f"the model {what} (limit {_mib(limit)}, peak {_mib(peak)}): exit status {status}",
-                "raise --memory, or let the model use less",
+                f"raise {show_option('memory')}, or let the model use less",
             )
         if status == KILLED_STATUS:
             hint = "by itself or by somebody on the host; the kernel's counters show no lack of memory"
