@@ -61,7 +61,7 @@ def test_02_repository_cannot_name_a_variable_of_the_caller(world: World, table:
     assert (
         "'secrets = [\"AWS_SECRET_ACCESS_KEY\"]'" in messages and "--secret AWS_SECRET_ACCESS_KEY" in messages
     )
-    assert "~/.config/train-classifier/config.toml" in messages
+    assert f"{world.folder}/config/train-classifier/config.toml" in messages
 
 
 def test_02_own_settings_file_names_secrets_for_the_command_line_only(world: World) -> None:
