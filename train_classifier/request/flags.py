@@ -11,7 +11,7 @@ from typing import Any
 
 from train_classifier.core import image_reference, job, options
 from train_classifier.core.options import Kind, Option
-from train_classifier.core.text import quoted, show_bytes
+from train_classifier.core.text import printable, quoted, show_bytes
 from train_classifier.request import units
 
 #: The longest text of an option: a path (PATH_MAX), a host, an image.
@@ -232,6 +232,12 @@ def own_settings(environ: Mapping[str, str]) -> Path | None:
             return None
         base = home / ".config"
     return base / "train-classifier" / "config.toml"
+
+
+def show_own_settings(environ: Mapping[str, str]) -> str:
+    """Return how messages name the caller's own settings file."""
+    is_elsewhere = environ.get("XDG_CONFIG_HOME", "").startswith("/")
+    return printable(str(own_settings(environ))) if is_elsewhere else options.OWN_SETTINGS
 
 
 def merged(key: str, lower: Any, higher: Any) -> Any:

@@ -131,9 +131,7 @@ def refusal(table: str, key: str, value: Any) -> str | None:
 
 
 def _advice(table: str, key: str, value: Any) -> str:
-    is_elsewhere = os.environ.get("XDG_CONFIG_HOME", "").startswith("/")
-    path = str(flags.own_settings(os.environ)) if is_elsewhere else options.OWN_SETTINGS
-    return options.advice(table, key, value, printable(path))
+    return options.advice(table, key, value, flags.show_own_settings(os.environ))
 
 
 def parse(content: bytes, name: str = FILE) -> Settings:

@@ -15,7 +15,7 @@ from train_classifier.core.errors import BadInput, ExitCode
 from train_classifier.core.options import Kind
 from train_classifier.core.text import quoted
 from train_classifier.request import precedence
-from train_classifier.request.flags import own_settings
+from train_classifier.request.flags import own_settings, show_own_settings
 
 if TYPE_CHECKING:
     from train_classifier.cli.console import Console
@@ -108,7 +108,7 @@ def _origin(option: options.Option, origin: str | None) -> str:
     names = {
         precedence.FROM_FLAG: option.flag,
         precedence.FROM_VARIABLE: option.environment_variable,
-        precedence.FROM_OWN: options.OWN_SETTINGS,
+        precedence.FROM_OWN: show_own_settings(os.environ),
         precedence.FROM_FILE: options.SETTINGS_FILE,
     }
     return names.get(origin or "", "default")
