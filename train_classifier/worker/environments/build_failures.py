@@ -3,8 +3,8 @@
 import re
 from typing import NoReturn
 
-from train_classifier.core.options import show_option
 from train_classifier.core.errors import NoEnvironment
+from train_classifier.core.options import show_option
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 

@@ -5,8 +5,8 @@ import pkgutil
 from pathlib import Path
 
 from train_classifier.core import requirements_file
-from train_classifier.core.options import show_option
 from train_classifier.core.errors import BadInput, NoEnvironment
+from train_classifier.core.options import show_option
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments import environment_plan
