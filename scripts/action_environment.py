@@ -94,6 +94,7 @@ def make(name: str) -> Path:
                 raise PermissionError(f"{cache} belongs to another user, or others may write to it")
             lock = os.open(cache / f".{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
+                # Not core.locks: the package is on no path before its environment exists.
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 environment = cache / name
                 if not (is_private(environment) and (environment / "bin" / "python").exists()):

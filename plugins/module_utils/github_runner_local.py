@@ -97,6 +97,7 @@ def locked(record: Path) -> Iterator[None]:
     """Only one process of root at a time changes instances: the role, the update timer."""
     record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (record.parent / ".lock").open("w") as handle:
+        # Not core.locks: the update timer runs this module on a host, without the package.
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

@@ -33,7 +33,7 @@ try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
     os.chmod(folder, 0o755)
-    # Released with the process.
+    # Not core.locks, which is not on the host yet. Released with the process.
     fcntl.flock(os.open(workers, os.O_RDONLY), fcntl.LOCK_EX)
     if not os.path.isfile(os.path.join(target, "__main__.py")):
         shutil.rmtree(target, ignore_errors=True)

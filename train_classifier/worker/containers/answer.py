@@ -1,4 +1,4 @@
-"""What a program of ours printed inside an image: the last line with our mark, and never to be trusted."""
+"""Reads the answer of a program that ran in an image: the last line with a mark. It is untrusted input."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from typing import Any, Optional
 MARK = b"train-classifier:"
 #: Names and versions of packages: they become lines of files that uv reads.
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]{0,199}\Z")
-#: More than any image with all its packages says.
+#: More than the answer for any image with all its packages.
 MOST_BYTES = 1 << 20
 
 
@@ -23,7 +23,7 @@ def read(output: bytes) -> Any:
 
 
 def packages(value: Any) -> Optional[dict[str, str]]:
-    """Return the packages of an object of name and version, without odd ones; None for anything else."""
+    """Return the packages of an object of name and version, without those that `PLAIN` rejects; None for anything else."""
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         return None
     return {name: version for name, version in value.items() if PLAIN.match(name) and PLAIN.match(version)}

@@ -40,12 +40,12 @@ def entries_for(variables: Mapping[str, str]) -> tuple[str, str]:
     try:
         if not stat.S_ISREG(file.stat().st_mode) or file.stat().st_size > MOST_BYTES:
             return "", f"{file} is not a regular file of at most {MOST_BYTES} bytes"
-        read = netrc.netrc(str(file)).hosts
+        logins = netrc.netrc(str(file)).hosts
     except (OSError, netrc.NetrcParseError, UnicodeError) as error:
         return "", f"{file} cannot be read: {error}"
     text = ""
-    for host in sorted(hosts & set(read) - {"default"}):
-        login, _, password = read[host]
+    for host in sorted(hosts & set(logins) - {"default"}):
+        login, _, password = logins[host]
         text += f"machine {_quoted(host)} login {_quoted(login or '')} password {_quoted(password or '')}\n"
     return text, ""
 
