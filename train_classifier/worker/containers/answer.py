@@ -23,7 +23,7 @@ def read(output: bytes) -> Any:
 
 
 def packages(value: Any) -> Optional[dict[str, str]]:
-    """Return the packages of an object of name and version, without those that `PLAIN` rejects; None for anything else."""
+    """Return packages and versions, without malformed ones; None unless `value` is an object of text."""
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         return None
     return {name: version for name, version in value.items() if PLAIN.match(name) and PLAIN.match(version)}
