@@ -116,7 +116,7 @@ def test_conflicting_requirements_are_reported(site: Site) -> None:
 
 def test_invalid_requirements_file_starts_no_build(site: Site) -> None:
     with pytest.raises(BadInput) as raised:
-        site.prepare("six 1\n-e .\n-r ../x")
+        site.prepare("six 1\n-e ../y\n-r ../x")
     assert len(raised.value.problems) == 3
 
 

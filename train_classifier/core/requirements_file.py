@@ -30,6 +30,10 @@ _OPTION = re.compile(
     r"(?P<long>--[a-z-]+)(?:(?:\s*=\s*|\s+)(?P<value>.*))?\Z|(?P<short>-[a-zA-Z])[\s=]*(?P<rest>.*)\Z",
     re.DOTALL,
 )
+#: Before an option that follows another one on the same line.
+_NEXT_OPTION = re.compile(r"(?<!\s)\s+(?=-)")
+_MARKER = re.compile(r"(?<!\s)\s*;(?:\s|\Z)")
+_REPOSITORY = re.compile(r"(?:git|hg|svn|bzr)\+")
 _ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 #: A local path in the form of a URL, also after the name of a version control system.
@@ -38,7 +42,7 @@ _FILE_URL = re.compile(r"(?:[a-z0-9.-]+\+)?file:", re.IGNORECASE)
 OPTIONS = {
     "--index-url": True, "--extra-index-url": True, "--find-links": True, "--no-index": False,
     "--no-binary": True, "--only-binary": True, "--prefer-binary": False, "--require-hashes": False,
-    "--pre": False, "--trusted-host": True, "--use-feature": True,
+    "--editable": True, "--pre": False, "--trusted-host": True, "--use-feature": True,
 }  # fmt: skip
 SHORT = {
     "-i": "--index-url",
@@ -47,6 +51,7 @@ SHORT = {
     "-c": "--constraint",
     "-e": "--editable",
 }
+INDEXES = ("--index-url", "--extra-index-url")
 #: pip's own switches: they mean nothing to uv, and leaving them out changes no result.
 IGNORED = ("--use-feature", "--prefer-binary")
 MOST_FILES = 100
@@ -136,7 +141,8 @@ class _Reader:
 
     def line(self, line: str, relative: str, location: str, constraint: bool) -> None:
         if line.startswith("-"):
-            self.option(line, relative, location, constraint)
+            for part in _NEXT_OPTION.split(line):
+                self.option(part, relative, location, constraint)
             return
         hashes = _PER_REQUIREMENT.search(line)
         head = line[: hashes.start()].rstrip() if hashes else line
@@ -173,10 +179,12 @@ class _Reader:
         if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
             value = value[1:-1]
         name = SHORT.get(name, name)
-        if name == "--editable":
-            self.problems.append(
-                f"{location}: {line!r}: editable packages are not supported; write the path alone"
-            )
+        if name in INDEXES:
+            # pip uses such an index whether or not the marker behind it holds.
+            value = _MARKER.split(value, maxsplit=1)[0]
+        if name == "--editable" and value:
+            # Nobody edits an environment: without -e the same code is installed.
+            self.line(_not_editable(value), relative, location, constraint)
         elif name in ("--requirement", "--constraint"):
             self.include(value, relative, location, constraint or name == "--constraint", line)
         elif name not in OPTIONS:
@@ -188,7 +196,10 @@ class _Reader:
                 self.problems.append(f"{location}: {line!r} names a path of one machine; write it relative")
                 return
             if name == "--find-links" and not _URL.match(value) and "${" not in value:
-                local_path = self.inside(value, location, "the folder of")
+                # As for pip: beside the file, else from where pip is started.
+                beside = os.path.join(os.path.dirname(relative), value)
+                is_beside = os.path.exists(os.path.join(self.root, beside))
+                local_path = self.inside(beside if is_beside else value, location, "the folder of")
                 if not local_path:
                     return
                 self.paths.append(local_path)
@@ -206,6 +217,17 @@ class _Reader:
             local_path = self.inside(path, location, f"{line!r}:")
             if local_path:
                 self.read(local_path, constraint, location)
+
+
+def _not_editable(value: str) -> str:
+    """Return the requirement that installs what `-e VALUE` names: a path, or `NAME @ git+https://…`."""
+    if not _REPOSITORY.match(value):
+        return value if value.startswith(".") else f"./{value}"
+    url, _, fragment = value.partition("#")
+    parts = dict(part.partition("=")[::2] for part in fragment.split("&"))
+    name = re.match(rf"{NAME}(?:\[[^\]]*\])?", parts.get("egg", ""))
+    folder = f"#subdirectory={parts['subdirectory']}" if parts.get("subdirectory") else ""
+    return f"{name[0]} @ {url}{folder}" if name else f"{url}{folder}"
 
 
 def decode(data: bytes) -> str:

@@ -69,6 +69,46 @@ def test_options_and_included_files(repository: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "requirement"),
+    [
+        ("-e .", "."), ("--editable lib[extra]", "./lib[extra]"), ("-e ./lib", "./lib"),
+        ("-e git+https://example.org/a/b.git#egg=b", "b @ git+https://example.org/a/b.git"),
+        (
+            "-e git+https://example.org/a/b.git@v1#egg=b[x]&subdirectory=python",
+            "b[x] @ git+https://example.org/a/b.git@v1#subdirectory=python",
+        ),
+        ("-e git+ssh://git@example.org/a/b", "git+ssh://git@example.org/a/b"),
+    ],
+)  # fmt: skip
+def test_editable_requirement_is_installed_as_it_is(repository: Path, line: str, requirement: str) -> None:
+    (repository / "lib").mkdir(exist_ok=True)
+    asked = ask(repository, f"{line}\n")
+    assert (asked.problems, asked.lines) == ((), (requirement,))
+
+
+def test_options_on_one_line_and_a_marker_behind_an_index(repository: Path) -> None:
+    text = (
+        "--pre -i https://a.example/simple --trusted-host a.example\n"
+        "--extra-index-url https://b.example/whl ; sys_platform == 'linux'\n"
+    )
+    asked = ask(repository, text)
+    assert asked.problems == ()
+    assert asked.options == (
+        "--pre",
+        "--index-url https://a.example/simple",
+        "--trusted-host a.example",
+        "--extra-index-url https://b.example/whl",
+    )
+
+
+def test_folder_of_wheels_is_beside_the_file_first(repository: Path) -> None:
+    (repository / "wheels").mkdir()
+    assert ask(repository, "-f wheels\n").options == ("--find-links wheels",)
+    (repository / "mnist" / "wheels").mkdir()
+    assert ask(repository, "-f wheels\n").options == ("--find-links mnist/wheels",)
+
+
 def test_files_that_include_each_other_end(repository: Path) -> None:
     (repository / "mnist" / "more.txt").write_text("-r requirements.txt\nsix\n")
     assert ask(repository, "-r more.txt\nidna\n").lines == ("six", "idna")
@@ -82,7 +122,9 @@ def test_files_that_include_each_other_end(repository: Path) -> None:
         ("-r /etc/passwd", "is an absolute path"),
         ("-r https://example.org/r.txt", "only files inside the repository can be included"),
         ("-r", "lacks its file"),
-        ("-e ./lib/shapes", "editable packages are not supported"),
+        ("-e", "lacks its value"),
+        ("-e ../elsewhere", "leads out"),
+        ("-e git+file:///x#egg=x", "path of one machine"),
         ("-c nope.txt", "does not exist in the repository"),
         ("../outside", "leads out of the repository"),
         ("/opt/wheels/foo.whl", "is an absolute path"),
@@ -105,7 +147,7 @@ def test_refused_with_file_and_line(repository: Path, text: str | bytes, problem
 
 
 def test_every_problem_is_reported(repository: Path) -> None:
-    assert len(ask(repository, "-e .\nsix 1\n-r nope.txt\n").problems) == 3
+    assert len(ask(repository, "-e ..\nsix 1\n-r nope.txt\n").problems) == 3
 
 
 def test_a_link_out_of_the_repository_is_refused(repository: Path) -> None:

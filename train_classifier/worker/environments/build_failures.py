@@ -62,6 +62,12 @@ def explain(image: Image, plan: EnvironmentPlan, status: int, output: str, netrc
             "correct the name in requirements.txt",
             detail,
         )
+    if re.search(r"[Gg]it executable not found", sentence):
+        raise NoEnvironment(
+            f"requirements.txt names a git repository, and image {image.reference} has no git",
+            "add the line git to apt-pkgs.txt",
+            detail,
+        )
     if NO_SOLUTION in sentence:
         _explain_conflict(image, plan, sentence, detail)
     _explain_network(sentence, detail)

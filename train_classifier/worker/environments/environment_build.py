@@ -147,7 +147,7 @@ class Builder:
         }
         files = {
             "plan.json": json.dumps(plan),
-            "requirements.txt": self.plan.requirements_text(),
+            "requirements.txt": self.plan.requirements_text(f"{BUILD}/{build_folder.WORK}"),
             "constraints.txt": self.plan.constraints_text(),
         }
         return {**files, "netrc": entries} if entries else files

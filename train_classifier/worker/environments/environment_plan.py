@@ -12,7 +12,7 @@ from typing import Any
 
 from train_classifier.core import requirements_file
 from train_classifier.core.requirements_file import Requirements
-from train_classifier.worker.environments import model_imports
+from train_classifier.worker.environments import index_logins, model_imports
 
 #: The distributions of each framework, by the name of its module.
 FRAMEWORKS = {
@@ -32,8 +32,8 @@ CUDA_EXTRAS = {"tensorflow": "and-cuda", "jax": "cuda12"}
 SHARED_OPTIONS = {"--require-hashes", "--pre", "--only-binary"}
 #: Options of pip's files that uv has only on its command line.
 ON_COMMAND_LINE = {"--pre": "--prerelease", "--trusted-host": "--allow-insecure-host"}
-#: With another index in the file uv would stop at the first index that has a package, in any version.
-MORE_INDEXES = {"--extra-index-url", "--find-links"}
+#: Indexes of the host besides the default one: they come first, so that nobody can publish a name of theirs.
+HOST_INDEXES = ("UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_INDEX_STRATEGY")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +93,15 @@ class EnvironmentPlan:
         """Return the frameworks of the image as requirements."""
         return [f"{name}=={version}" for name, version in self.pins.items()]
 
-    def requirements_text(self) -> str:
-        """Return the text of the requirements file for uv."""
-        options = [option for option in self.options if option.partition(" ")[0] not in ON_COMMAND_LINE]
+    def requirements_text(self, folder: str) -> str:
+        """Return the text of the requirements file for uv; `folder` has copies of the local packages."""
+        options = []
+        for option in self.options:
+            name, _, value = option.partition(" ")
+            if name == "--find-links" and value in self.paths:
+                option = f"{name} {folder}/{value}"
+            if name not in ON_COMMAND_LINE:
+                options.append(option)
         return "\n".join([*options, *self.lines, ""])
 
     def constraints_text(self) -> str:
@@ -105,13 +111,20 @@ class EnvironmentPlan:
         return "\n".join([*self.constraints, *never, *(self.frozen() if self.hashed() else ()), ""])
 
     def command_line(self) -> list[str]:
-        """Return the options of uv's command line."""
+        """Return the options of uv's command line.
+
+        Of several indexes uv takes the first that has a package, in any version. With an index of its own in
+        the file, the best version of all is taken, as by pip.
+        """
         options = []
+        hosts = index_logins.hosts_of(self.variables)
         for option in self.options:
             name, _, value = option.partition(" ")
-            if name in ON_COMMAND_LINE:
+            # Whether an index of the host is verified is not for a checkout to say.
+            if name in ON_COMMAND_LINE and value.partition(":")[0].lower() not in hosts:
                 options += [ON_COMMAND_LINE[name], value or "allow"]
-        if any(option.partition(" ")[0] in MORE_INDEXES for option in self.options):
+        more = any(option.startswith("--extra-index-url ") for option in self.options)
+        if more and not any(self.variables.get(name) for name in HOST_INDEXES):
             options += ["--index-strategy", "unsafe-best-match"]
         return options
 

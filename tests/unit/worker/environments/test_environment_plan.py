@@ -1,5 +1,6 @@
 """What an environment is to hold, from requirements, the image's packages and the model's code."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -107,3 +108,21 @@ def test_imports_are_followed_through_the_repository_and_not_out_of_it(tmp_path:
     (repository / "m" / "link.py").symlink_to(tmp_path / "secret.py")
     assert model_imports.top_modules(repository, "m") >= {"nets", "common", "torch"}
     assert "jax" not in model_imports.top_modules(repository, "m")
+
+
+def test_options_of_the_file_that_uv_has_on_its_command_line() -> None:
+    plan = over_image(
+        {}, "six", options=("--pre", "--trusted-host a.example", "--extra-index-url https://a.example")
+    )
+    assert plan.command_line() == [
+        "--prerelease", "allow", "--allow-insecure-host", "a.example", "--index-strategy", "unsafe-best-match",
+    ]  # fmt: skip
+    assert plan.requirements_text("/work") == "--extra-index-url https://a.example\nsix\n"
+
+
+def test_indexes_of_the_host_are_verified_and_come_first() -> None:
+    plan = over_image(
+        {}, "six", options=("--trusted-host a.example:443", "--extra-index-url https://b.example")
+    )
+    variables = {"UV_INDEX": "https://a.example/simple"}
+    assert dataclasses.replace(plan, variables=variables).command_line() == []

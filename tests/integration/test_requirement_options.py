@@ -1,0 +1,61 @@
+"""Options that people have in requirement files: real uv, real engine, indexes on loopback."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import docker
+import pytest
+from index_server import BACKEND, PYPROJECT, Index, serve, wheel
+from worker_site import Site, site, tmp_path, uv
+
+from train_classifier.core.errors import NoEnvironment
+
+__all__ = ["site", "tmp_path", "uv"]
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def index(site: Site, engine: docker.DockerClient) -> Iterator[Index]:
+    """The index of the host; the image lacks distutils, so it has setuptools too."""
+    with serve(engine) as new_index:
+        new_index.add(wheel("setuptools", "80.0"))
+        settings = {"UV_DEFAULT_INDEX": new_index.url, "no_proxy": new_index.host}
+        site.host = dataclasses.replace(site.host, environment=settings)
+        yield new_index
+
+
+def test_best_version_of_all_indexes_of_the_file(
+    site: Site, index: Index, engine: docker.DockerClient
+) -> None:
+    index.add(wheel("growing", "2.0"), wheel("early", "1.0"), wheel("early", "2.0rc1"))
+    with serve(engine) as other:
+        other.add(wheel("growing", "1.0"), wheel("special", "1.0"))
+        text = (
+            f"--pre --trusted-host {other.host}\n--extra-index-url {other.url} ; sys_platform == 'linux'\n"
+            "growing\nspecial\nearly\n"
+        )
+        built = site.prepare(text)
+    assert {"growing==2.0", "special==1.0", "early==2.0rc1"} <= set(built.packages)
+
+
+def test_folder_of_wheels_beside_the_file_and_an_editable_package(site: Site, index: Index) -> None:
+    folder = site.workspace / "m" / "wheels"
+    folder.mkdir()
+    name, content = wheel("offline", "1.0")
+    (folder / name).write_bytes(content)
+    package = site.workspace / "lib"
+    package.mkdir()
+    (package / "pyproject.toml").write_text(PYPROJECT)
+    (package / "backend.py").write_text(BACKEND.format(name="shapes", version="1.0"))
+    built = site.prepare("--find-links wheels\noffline\n-e lib\n")
+    assert {"offline==1.0", "shapes==1.0"} <= set(built.packages)
+    assert site.run(site.find(), built, "import offline, shapes; print(shapes.seen)") == "None\n"
+
+
+def test_missing_git_names_the_line_to_add(site: Site, index: Index) -> None:
+    with pytest.raises(NoEnvironment) as raised:
+        site.prepare(f"-e git+http://{index.address}/a/b.git#egg=b\n")
+    assert "requirements.txt names a git repository, and image" in raised.value.reason
+    assert raised.value.hint == "add the line git to apt-pkgs.txt"
