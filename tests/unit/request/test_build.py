@@ -111,7 +111,7 @@ def test_the_model_from_the_environment(repo: Path) -> None:
 
 def test_all_problems_come_together(repo: Path) -> None:
     (repo / "train-classifier.toml").write_text("[defaults]\ntimout = 3\n[models.mnist]\npids = 1\n")
-    (repo / "mnist" / "requirements.txt").write_text("numpy\n-r missing.txt\n-e .\n")
+    (repo / "mnist" / "requirements.txt").write_text("numpy\n-r missing.txt\n-e ..\n")
     (repo / "mnist" / "apt-pkgs.txt").write_text("curl\n-oDir::Etc=/tmp\n")
     os.mkfifo(repo / "pipe")
     found = refused(
