@@ -16,7 +16,7 @@ def test_20_working_driver_from_packages_is_kept(cards: TestHost) -> None:
     cards.shell(f"apt-get -qq -y install {NEWER_NAMES} >/dev/null")
     load_driver(cards, "590.48.01")
     before = host_state(cards)
-    for variables in ({}, {"nvidia_driver_state": "latest"}, {"check": True}):
+    for variables in ({"nvidia_driver_state": "latest"}, {"check": True}):
         result = run_driver_role(cards, **variables)
         assert host_state(cards) == before
         assert result.changed == 0, result.output
@@ -48,8 +48,6 @@ def test_20_holds_of_an_earlier_release_on_a_foreign_driver_are_released(cards: 
     load_driver(cards, "590.48.01")
     run_driver_role(cards)
     assert cards.shell("apt-mark showhold").split() == ["nvidia-utils-590"]
-    again = run_driver_role(cards)
-    assert again.changed == 0, again.output
 
 
 def test_20_driver_is_replaced_only_with_consent_and_never_in_use(cards: TestHost) -> None:
@@ -72,17 +70,16 @@ def test_20_driver_is_replaced_only_with_consent_and_never_in_use(cards: TestHos
         "mknod -m 666 /dev/nvidia0 c 1 3; systemd-run -q --unit user sh -c 'exec sleep 3600 </dev/nvidia0'"
     )
     cards.shell("until ls -l /proc/$(systemctl show -P MainPID user)/fd | grep -q nvidia0; do :; done")
-    refused = run_driver_role(cards, fails=True, **variables)
-    assert re.search(r"the driver is in use \(sleep \(process \d+, /dev/nvidia0\)\): nothing was touched", re.sub(r"\s+", " ", refused.output)), refused.output  # fmt: skip
-    cards.shell("systemctl stop user")
-
     job = "20260102-030405-0123abcd"
     folder = f"/var/lib/train-classifier/jobs/{job}"
     cards.shell(f"mkdir -p {folder}; systemd-run -q --unit job flock {folder}/lock sleep 3600")
     cards.shell(f"until [ -e {folder}/lock ]; do :; done")
     refused = run_driver_role(cards, fails=True, **variables)
-    assert f"the driver is in use (the job {job})" in refused.output, refused.output
-    cards.shell("systemctl stop job; rm -r /var/lib/train-classifier/jobs")
+    in_use = (
+        rf"the driver is in use \(the job {job}, sleep \(process \d+, /dev/nvidia0\)\): nothing was touched"
+    )
+    assert re.search(in_use, re.sub(r"\s+", " ", refused.output)), refused.output
+    cards.shell("systemctl stop user job; rm -r /var/lib/train-classifier/jobs")
     assert re.sub(r".*train-classifier.*\n", "", host_state(cards)) == re.sub(
         r".*train-classifier.*\n", "", before
     )
