@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train_classifier.ansible_bridge import content
-from train_classifier.core.errors import BadInput, TrainClassifierError
+from train_classifier.core.errors import BadInput, NotReady
 from train_classifier.core.options import show_option
 from train_classifier.core.text import printable, quoted
 
@@ -25,6 +26,8 @@ VARIABLE = "TRAIN_CLASSIFIER_INVENTORY"
 THIS_MACHINE = "localhost"
 #: Seconds for an inventory: it may be a program that queries a cloud, or a vault that asks for a password.
 TIMEOUT_S = 300.0
+#: The name of one host, no pattern and no option of ssh.
+PLAIN_HOST = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
 _PATTERN = frozenset(":,*?!&[]~@")
 
 
@@ -62,14 +65,17 @@ def flags(inventory: str | None, host: str | None) -> str:
     return "".join(f" {name} {shlex.quote(value)}" for name, value in options if value is not None)
 
 
-def source(inventory: str | None, environ: Mapping[str, str], cwd: Path) -> str | None:
+def source(
+    inventory: str | None, environ: Mapping[str, str], cwd: Path, host: str | None = None
+) -> str | None:
     """Return the inventory to use: an absolute path, a host list with a comma, or None for this machine.
 
+    A plain name of a host that ssh knows is an inventory of that host; without an inventory, so is `host`.
     Raises BadInput when there is no such file.
     """
     name = inventory if inventory is not None else environ.get(VARIABLE) or None
     if name is None:
-        return None
+        return of_ssh_host(host) if host else None
     if not name.strip() or "\0" in name:
         raise BadInput("the inventory's name is empty: give a file, a folder, or hosts with a comma")
     if "," in name:
@@ -81,11 +87,33 @@ def source(inventory: str | None, environ: Mapping[str, str], cwd: Path) -> str 
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"inventory {quoted(name)}: {reason}") from error
     if not exists:
-        hint = f"; for a host without an inventory write {quoted(name + ',')}" if "/" not in name else ""
+        if hosts := of_ssh_host(name):
+            return hosts
+        hint = "; neither does ssh know a host of that name" if PLAIN_HOST.match(name) else ""
         raise BadInput(f"inventory {quoted(name)} does not exist in {printable(str(cwd))}{hint}")
     if not os.access(path, os.R_OK):
         raise BadInput(f"inventory {quoted(name)} cannot be read by this user")
     return str(path)
+
+
+def of_ssh_host(name: str) -> str | None:
+    """Return the inventory of one host by its name; None where neither ssh's configuration nor DNS knows it."""
+    if not PLAIN_HOST.match(name) or name in (THIS_MACHINE, "all"):
+        return None
+    try:
+        settings = subprocess.run(
+            ["ssh", "-G", name], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    ssh = dict(line.split(" ", 1) for line in settings.stdout.splitlines() if " " in line)
+    # A name that a jump host resolves need not be known here.
+    if ssh.get("hostname", name) == name.lower() and not {"proxyjump", "proxycommand"} & set(ssh):
+        try:
+            socket.getaddrinfo(name, None)
+        except OSError:
+            return None
+    return f"{name},"
 
 
 def hosts(
@@ -153,8 +181,8 @@ def _matching_hosts(
         if limit not in (None, THIS_MACHINE, "127.0.0.1", "all"):
             flag = show_option("inventory")
             raise BadInput(
-                f"host {quoted(limit)} is unknown, since no inventory is given: add {flag} FILE, "
-                f"or {flag} {quoted(f'{limit},')} for a host that ssh knows"
+                f"host {quoted(limit)} is unknown: no inventory is given, and ssh knows no host of that "
+                f"name; add {flag} FILE"
             )
         local: dict[str, Any] = {"name": THIS_MACHINE, "problem": None, "local": True, "ssh": []}
         return [{**local, "state_dir": None, "python": None}]
@@ -212,8 +240,7 @@ def _ask(
     from train_classifier.ansible_bridge.playbook import ansible_environment
 
     environment = {
-        **environ,
-        **ansible_environment(content.root()),
+        **ansible_environment(content.root(), environ),
         # A file that no plugin understands is an error, not an empty inventory.
         "ANSIBLE_INVENTORY_UNPARSED_FAILED": "True",
         "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "True",
@@ -239,10 +266,10 @@ def _ask(
     except ValueError:
         answer = None
     if process.returncode or not isinstance(answer, dict):
-        raise TrainClassifierError(
-            f"Ansible failed on inventory {quoted(inventory)}.",
-            "Try ansible-inventory --list; if that works, report this as a bug.",
-            stderr[-4000:],
+        raise NotReady(
+            f"Ansible does not start with inventory {quoted(inventory)}.",
+            "Check your variables ANSIBLE_…, and Ansible's installation: ansible-inventory --list",
+            "\n".join(stderr.strip().splitlines()[-3:]),
         )
     if "error" in answer:
         answer["error"] = _reason(inventory, answer["error"], stderr)

@@ -21,8 +21,6 @@ PASSED = frozenset(
         "USER",
         "LOGNAME",
         "SHELL",
-        "LANG",
-        "LANGUAGE",
         "TZ",
         "TERM",
         "TMPDIR",
@@ -41,7 +39,7 @@ PASSED = frozenset(
         options.READER,
     ]
 )
-PASSED_PREFIXES = ("LC_", "XDG_", "ANSIBLE_", "AWX_", "RUNNER_OM", "RUNNER_ON")
+PASSED_PREFIXES = ("XDG_", "ANSIBLE_", "AWX_", "RUNNER_OM", "RUNNER_ON")
 #: Seconds between two calls of `cancelled`.
 POLL_S = 1
 
@@ -126,11 +124,14 @@ def run(
     return Outcome(int(status if status is not None else 1), reasons.text(), reasons.unreachable)
 
 
-def ansible_environment(root: Path) -> dict[str, str]:
-    """Return the variables with which Ansible finds our content and this package."""
+def ansible_environment(root: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return Ansible's environment: what passes of the caller's, our locale, and where our content lies."""
     package = str(Path(__file__).resolve().parents[2])
     bin_folder = str(Path(sys.executable).parent)
     return {
+        **_passed(environ),
+        # Ansible refuses to start in a locale that is not UTF-8 or that this machine lacks.
+        "LC_ALL": "C.UTF-8",
         "ANSIBLE_CONFIG": str(root / "ansible.cfg"),
         # If installed as a tool, only this program's own script is on PATH; Ansible's programs are beside it.
         "PATH": os.pathsep.join(part for part in (bin_folder, os.environ.get("PATH", os.defpath)) if part),

@@ -27,13 +27,21 @@ NO_WORKER = 97
 NO_PYTHON = 98
 
 #: No prompts (the run may be unattended), no long waits, and half-open connections are detected.
+#: A RemoteCommand or a terminal of the user's configuration would take the place of our command.
 SSH_OPTIONS = {
     "BatchMode": "yes",
     "ConnectTimeout": "10",
     "ServerAliveInterval": "5",
     "ServerAliveCountMax": "2",
+    "RemoteCommand": "none",
+    "RequestTTY": "no",
 }
 
+
+#: Those that an inventory does not override.
+FORCED = ("BatchMode", "RemoteCommand", "RequestTTY")
+#: What to do about a login shell that prints.
+QUIET_LOGIN = "Remove the output from its start-up files (.bashrc), or make it conditional on a terminal."
 
 #: Processes of the running calls; see `kill_running_calls`.
 _RUNNING: "set[subprocess.Popen[bytes]]" = set()
@@ -94,6 +102,12 @@ class RemoteHost:
         if answer.get("error"):
             raise from_dict(answer["error"], self.name)
         return answer
+
+    def login_output(self) -> str:
+        """Return what the login shell prints before a command, which a push would take for its own data."""
+        status, out, err = self._run(self._shell(":"), b"", 60.0)
+        self._check(status, err)
+        return out.decode("utf-8", "replace").strip()
 
     def stream(self, request: dict[str, Any], answer_timeout: float) -> Iterator[dict[str, Any]]:
         """Send one request to the worker and yield its answers as they arrive, until the last one.
@@ -156,7 +170,8 @@ class RemoteHost:
         if status:
             raise NotReady(
                 f"The worker could not be installed on {self.name}.",
-                "Check that the state folder on the host can be written and its disk is not full.",
+                "Check that the state folder can be written and its disk is not full. Another one: variable "
+                "XDG_STATE_HOME on the host, training_job_state_dir in the inventory, or state_dir in host.json.",
                 _tail(err or out),
             )
 
@@ -205,7 +220,9 @@ class RemoteHost:
             return f"S={shlex.quote(self.state_dir)}"
         return (
             'if [ "$(id -u)" = 0 ]; then S=/var/lib/train-classifier/state; '
-            'else case "${XDG_STATE_HOME:-}" in /*) S=$XDG_STATE_HOME ;; *) S=$HOME/.local/state ;; esac; '
+            'else case "${XDG_STATE_HOME:-}" in /*) S=$XDG_STATE_HOME ;; '
+            # As the worker: HOME may be unset, or that of another account.
+            '*) H=$(getent passwd "$(id -u)" 2>/dev/null | cut -d: -f6); S=${H:-$HOME}/.local/state ;; esac; '
             'S="$S/train-classifier"; fi'
         )
 
@@ -326,7 +343,7 @@ class RemoteHost:
         if "is your shell clean" in text:
             raise NotReady(
                 f"The login shell on {self.name} prints text of its own.",
-                "Remove the output from its start-up files (.bashrc), or make it conditional on a terminal.",
+                QUIET_LOGIN,
                 _tail(err),
             )
         if "No space left on device" in text:
@@ -350,7 +367,7 @@ def _with_options(ssh: Sequence[str]) -> list[str]:
     options = [
         word
         for name, value in SSH_OPTIONS.items()
-        if name == "BatchMode" or name.lower() not in command_line
+        if name in FORCED or name.lower() not in command_line
         for word in ("-o", f"{name}={value}")
     ]
     return [ssh[0], *options, *ssh[1:]]

@@ -1,5 +1,7 @@
 """The inventory's hosts as Ansible reaches them, and the faults of row 7: unknown, none, several."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from train_classifier.ansible_bridge import inventory
-from train_classifier.core.errors import BadInput, ExitCode
+from train_classifier.core.errors import BadInput, ExitCode, NotReady
 
 LAB = """
 lab:
@@ -59,6 +61,68 @@ def test_without_an_inventory_it_is_this_machine(tmp_path: Path) -> None:
     assert inventory.one(None, None, {}, tmp_path) == inventory.Target("localhost")
     assert inventory.one(None, "localhost", {}, tmp_path).local
     assert "no inventory is given" in refused(None, "gpu1", tmp_path)
+
+
+@pytest.fixture
+def ssh_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An `ssh` on PATH whose configuration knows the host gpu-1."""
+    (tmp_path / "config").write_text("Host gpu-1\n  HostName 192.0.2.7\n")
+    program = tmp_path / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nPATH=${{PATH#*:}} exec ssh -F {tmp_path}/config "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return tmp_path
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="no ssh client on this machine")
+def test_a_name_that_ssh_knows_is_an_inventory(ssh_config: Path) -> None:
+    cwd = ssh_config
+    assert inventory.source("gpu-1", {}, cwd) == "gpu-1,"
+    assert inventory.source(None, {inventory.VARIABLE: "gpu-1"}, cwd) == "gpu-1,"
+    assert inventory.source(None, {}, cwd, "gpu-1") == "gpu-1,"
+    target = inventory.one("gpu-1", "gpu-1", {}, cwd)
+    assert not target.local and target.ssh[-1] == "gpu-1"
+    # Neither this machine, nor a pattern, nor an option, nor a name that nobody knows.
+    for name in ("localhost", "all", "gpu-*", "-oProxyCommand=id", "a:b", "no-such-host.invalid"):
+        assert inventory.source(None, {}, cwd, name) is None
+    with pytest.raises(BadInput, match="neither does ssh know"):
+        inventory.source("no-such-host.invalid", {}, cwd)
+    # A file of that name is the inventory.
+    (cwd / "gpu-1").write_text("[all]\nb ansible_connection=local\n")
+    assert inventory.source("gpu-1", {}, cwd) == str(cwd / "gpu-1")
+
+
+def test_only_what_ansible_needs_of_the_environment_reaches_it(tmp_path: Path) -> None:
+    (tmp_path / "hosts.py").write_text(
+        "#!/bin/sh\nenv >" + str(tmp_path / "environment") + '\necho \'{"all": {"hosts": ["a"]}}\'\n'
+    )
+    (tmp_path / "hosts.py").chmod(0o755)
+    environ = {
+        "PATH": "/usr/bin:/bin",
+        "HF_TOKEN": "hunter2",
+        "LC_ALL": "xx_YY.UTF-8",
+        "LANG": "C",
+        "TERM": "vt100",
+    }
+    assert inventory.one("hosts.py", None, environ, tmp_path).name == "a"
+    names = dict(
+        line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line
+    )
+    assert "HF_TOKEN" not in names and "LANG" not in names
+    assert (names["TERM"], names["LC_ALL"]) == ("vt100", "C.UTF-8")
+
+
+@pytest.mark.parametrize("locale", ["C", "POSIX", "xx_YY.UTF-8", "de_DE.UTF-8"])
+def test_every_locale_of_the_caller_works(lab: Path, locale: str) -> None:
+    environ = {"LC_ALL": locale, "LANG": locale, "LC_NUMERIC": "de_DE.UTF-8"}
+    assert inventory.one("lab.yml", "gpu1", environ, lab.parent).name == "gpu1"
+
+
+def test_a_bad_variable_of_ansible_is_no_bug_of_ours(lab: Path) -> None:
+    with pytest.raises(NotReady, match="does not start") as caught:
+        inventory.one("lab.yml", "gpu1", {"ANSIBLE_FORKS": "many"}, lab.parent)
+    assert "ANSIBLE_" in str(caught.value.hint)
 
 
 def test_ssh_command_line_is_that_of_ansible(lab: Path) -> None:

@@ -209,6 +209,16 @@ def test_doctor_says_the_same_of_every_host(capfd: pytest.CaptureFixture[str]) -
         assert host["host"] is None
 
 
+def test_doctor_tries_what_a_push_needs(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Told, "login_output", lambda self: "Welcome to gpu-1\nand more")
+    host = Told("noisy", {**ANSWER, "checks": list(CHECKS)})
+    assert check_hosts([host], 1, Console(json_mode=True)) == ExitCode.NOT_READY
+    check = json.loads(capfd.readouterr().out)["hosts"][0]["checks"][-1]
+    assert "Welcome to gpu-1" in check["message"] and ".bashrc" in check["hint"]
+
+
 def test_a_host_that_cannot_be_used_hides_no_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     hosts = {
         "here": {"ansible_connection": "local", "training_job_state_dir": str(tmp_path / "state")},

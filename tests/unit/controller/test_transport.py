@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
 from train_classifier.core.job import DataFolder, JobSpec, Repository
 from train_classifier.core.options import ACTION, READER
+from train_classifier.worker.system.host import Host
 
 QUESTION = {"verb": "list", "all": True}
 
@@ -101,6 +103,48 @@ def test_port_refused(sshd: Sshd) -> None:
 
 def test_unknown_name(sshd: Sshd) -> None:
     assert "name of gpu1 cannot be resolved" in refused(sshd.ssh(host="no-such-host.invalid")).reason
+
+
+def test_a_remote_command_of_the_configuration_does_not_replace_ours(sshd: Sshd, tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("RemoteCommand tmux attach\nRequestTTY force\n")
+    command = ["ssh", "-F", str(tmp_path / "config"), *sshd.ssh()[3:]]
+    assert RemoteHost("gpu1", command).login_output() == ""
+
+
+def test_a_login_shell_that_prints_is_found(sshd: Sshd, tmp_path: Path) -> None:
+    noisy = tmp_path / "ssh"
+    noisy.write_text('#!/bin/sh\necho Welcome; echo to gpu1\nexec ssh "$@"\n')
+    noisy.chmod(0o755)
+    host = RemoteHost("gpu1", [str(noisy), *sshd.ssh()[1:]], state_dir=str(tmp_path / "state"))
+    assert host.login_output() == "Welcome\nto gpu1"
+    # What a push says about it.
+    (tmp_path / "file").touch()
+    with pytest.raises(NotReady, match="prints text of its own") as caught:
+        host.push(tmp_path, [b"file"], "20260101-000000-00000001")
+    assert ".bashrc" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("home", [None, "", "/nonexistent/home", "/proc", "relative"])
+def test_home_of_the_environment_does_not_move_the_state(
+    home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Controller and worker find the same folder: below XDG_STATE_HOME, else in the account's home."""
+    if home is None:
+        monkeypatch.delenv("HOME", raising=False)
+    else:
+        monkeypatch.setenv("HOME", home)
+
+    def folder() -> str:
+        line = RemoteHost("here")._state().replace('id -u)" = 0', 'id -u)" = -1') + '; printf %s "$S"'
+        return subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout
+
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    account = pwd.getpwuid(os.geteuid())
+    assert folder() == f"{account.pw_dir}/.local/state/train-classifier"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert folder() == f"{tmp_path}/train-classifier"
+    if os.geteuid():
+        assert str(Host().state_dir({})) == f"{tmp_path}/train-classifier"
 
 
 def test_silent_port_is_bounded(sshd: Sshd) -> None:

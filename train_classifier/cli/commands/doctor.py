@@ -44,9 +44,21 @@ def doctor(gpus: str | None, inventory: str | None, host: str | None, json_mode:
 def check_hosts(hosts: Sequence["RemoteHost"], gpus: int | str, console: "Console") -> ExitCode:
     """Check every host and return 0, or the code of the first failed check (3 or 8 as a rule)."""
     from train_classifier.controller import find_jobs
+    from train_classifier.controller.transport import QUIET_LOGIN
 
     request = {"verb": "check", "gpus": gpus, "min_vram_mib": None, "image": None, "deep": True}
-    answers = find_jobs.ask_hosts(hosts, lambda host: host.call(request, timeout=300))
+
+    def ask(host: "RemoteHost") -> dict[str, Any]:
+        answer = host.call(request, timeout=300)
+        output = host.login_output()
+        if output:
+            message = f"the login shell prints text of its own: {text.short(output.splitlines()[0], 60)}"
+            fields = {"name": "login-shell", "status": "fail", "message": message, "hint": QUIET_LOGIN}
+            answer["checks"].append({**fields, "code": int(ExitCode.NOT_READY)})
+            answer["ready"] = False
+        return answer
+
+    answers = find_jobs.ask_hosts(hosts, ask)
     code = ExitCode.TRAINED
     report: list[dict[str, Any]] = []
     for host, answer in answers:

@@ -81,9 +81,7 @@ def run_site(inventory: str | None, host: str | None, arguments: Sequence[str]) 
     limit = ["--limit", host] if host else []
     command = [str(program), "-i", inventory_path, *limit, *arguments, str(root / "site.yml")]
     try:
-        status = subprocess.run(
-            command, env={**os.environ, **ansible_environment(root)}, check=False
-        ).returncode
+        status = subprocess.run(command, env=ansible_environment(root), check=False).returncode
     except FileNotFoundError as error:
         raise NotReady(f"{program} is missing.", "Install train-classifier again.") from error
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ import pkgutil
 import platform
 import re
 import threading
-from typing import Any, Optional
+from typing import Any, Iterator, Optional
 
 from train_classifier.core import image_reference
 from train_classifier.core.errors import BadInput, NoEnvironment
@@ -136,10 +136,20 @@ def _pull(context: Context, reference: str) -> None:
     tagged = reference if "@" in reference or ":" in reference.rpartition("/")[2] else f"{reference}:latest"
     stopped = threading.Event()
 
+    def messages() -> Iterator[dict[str, Any]]:
+        try:
+            yield from context.client.api.pull(tagged, stream=True, decode=True)
+        except docker.errors.DockerException as error:
+            # As the docker command does: a helper for logins that is missing or fails counts as no login.
+            if not str(error).startswith("Credentials store error"):
+                raise
+            context.say(f"no login is used for {reference}: {error}")
+            yield from context.client.api.pull(tagged, stream=True, decode=True, auth_config={})
+
     def pull() -> None:
         layers: dict[str, tuple[int, int]] = {}
         reported = 0
-        for message in context.client.api.pull(tagged, stream=True, decode=True):
+        for message in messages():
             if stopped.is_set():
                 return
             if "error" in message:

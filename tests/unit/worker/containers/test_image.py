@@ -1,7 +1,11 @@
 """The answer of a probe of an image."""
 
+import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import docker
 import pytest
 
 from train_classifier.core.errors import NoEnvironment
@@ -30,3 +34,35 @@ def test_invalid_answer_of_probe_is_refused(change: dict[str, Any]) -> None:
     for answer in (None, 5, [], "x", {}):
         with pytest.raises(NoEnvironment, match="returned invalid data"):
             image._validated(answer, "i")
+
+
+@pytest.mark.parametrize("helper", ["missing", "failing"])
+def test_a_helper_for_logins_that_does_not_work_is_no_login(
+    helper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the docker command does, the image is pulled without a login."""
+    if helper == "failing":
+        program = tmp_path / "docker-credential-failing"
+        program.write_text("#!/bin/sh\necho 'cannot open the key ring' >&2\nexit 1\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (tmp_path / "config.json").write_text(json.dumps({"credsStore": helper}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    # No engine answers there: only the request matters.
+    api = docker.APIClient(base_url="tcp://127.0.0.1:1", version="1.41")
+    requests: list[dict[str, Any]] = []
+
+    def post(url: str, **request: Any) -> Any:
+        requests.append(request)
+        return None
+
+    monkeypatch.setattr(api, "_post", post)
+    monkeypatch.setattr(api, "_raise_for_status", lambda response: None)
+    monkeypatch.setattr(api, "_stream_helper", lambda response, decode: iter([{"status": "done"}]))
+    said: list[str] = []
+    context = SimpleNamespace(client=SimpleNamespace(api=api), say=said.append, check_cancel=lambda: None)
+    image._pull(context, "registry.example/name:tag")  # type: ignore[arg-type]
+    (request,) = requests
+    assert request["params"]["fromImage"] == "registry.example/name"
+    assert request["headers"]["X-Registry-Auth"] in (b"e30=", b"e30")
+    assert "no login is used" in said[0]
