@@ -97,12 +97,12 @@ def source(
 
 
 def of_ssh_host(name: str) -> str | None:
-    """Return the inventory of one host by its name; None where neither ssh's configuration nor DNS knows it."""
+    """Return the inventory of one host by its name, None where ssh's configuration and DNS lack it."""
     if not PLAIN_HOST.match(name) or name in (THIS_MACHINE, "all"):
         return None
     try:
         settings = subprocess.run(
-            ["ssh", "-G", name], capture_output=True, text=True, timeout=30, check=False
+            ["ssh", "-G", name], capture_output=True, text=True, errors="replace", timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -269,7 +269,7 @@ def _ask(
         raise NotReady(
             f"Ansible does not start with inventory {quoted(inventory)}.",
             "Check your variables ANSIBLE_…, and Ansible's installation: ansible-inventory --list",
-            "\n".join(stderr.strip().splitlines()[-3:]),
+            "\n".join(stderr.strip().splitlines()[-1:]),
         )
     if "error" in answer:
         answer["error"] = _reason(inventory, answer["error"], stderr)

@@ -171,7 +171,8 @@ class RemoteHost:
             raise NotReady(
                 f"The worker could not be installed on {self.name}.",
                 "Check that the state folder can be written and its disk is not full. Another one: variable "
-                "XDG_STATE_HOME on the host, training_job_state_dir in the inventory, or state_dir in host.json.",
+                "XDG_STATE_HOME on the host, training_job_state_dir in the inventory, or state_dir in "
+                "host.json.",
                 _tail(err or out),
             )
 

@@ -191,7 +191,7 @@ def test_hosts_that_cannot_be_used(lab: Path) -> None:
 
 def test_inventories_that_cannot_be_read(tmp_path: Path) -> None:
     assert "does not exist" in refused("nope.yml", None, tmp_path)
-    assert "write 'gpu1,'" in refused("gpu1", None, tmp_path)
+    assert "neither does ssh know" in refused("gpu1", None, tmp_path)
     assert "is empty" in refused("", None, tmp_path)
     (tmp_path / "broken.yml").write_text("a:\n  hosts: [\n")
     assert "YAML parsing failed" in refused("broken.yml", None, tmp_path)
