@@ -76,6 +76,22 @@ def test_failed_training_delivers_artefacts(world: World) -> None:
     world.assert_clean()
 
 
+def test_cause_of_failure_is_in_output_and_status(world: World) -> None:
+    for program, cause, hint in (
+        (
+            "import yaml\n",
+            b"the Python module yaml is missing",
+            b"add the line pyyaml to probe/requirements.txt",
+        ),
+        ("input('go on? ')\n", b"the model reads an answer from a terminal", b"do not call input()"),
+    ):
+        done = world.run(*world.train(world.model(program)))
+        assert done.returncode == 4
+        assert cause in done.stderr and hint in b" ".join(done.stderr.split()), tail(done.stderr)
+        status = world.run("status", "last", "--inventory", world.local)
+        assert cause in b" ".join(status.stdout.split()), tail(status.stdout)
+
+
 def test_missing_artefacts_are_exit_7_unless_allowed(world: World) -> None:
     (world.repo / "artefacts" / "README.md").write_text("kept\n")
     world.model("print('did nothing')\n")

@@ -110,6 +110,13 @@ def test_image_is_built_from_mirror_and_index(bare_host: TestHost) -> None:
         bare_host.docker("run", "--rm", "--network", "none", image, "python3", "-c", program).strip()
         == version
     )
+    # What real projects expect beside Python.
+    command = "git --version && echo '#include <Python.h>' | g++ -x c++ -fsyntax-only $(python3-config --includes) -"
+    libraries = (
+        "import ctypes; [ctypes.CDLL(f'lib{name}') for name in ('gomp.so.1', 'GL.so.1', 'glib-2.0.so.0')]"
+    )
+    bare_host.docker("run", "--rm", "--network", "none", image, "sh", "-ec", command)
+    bare_host.docker("run", "--rm", "--network", "none", image, "python3", "-c", libraries)
     # The machine's proxies and bundle served the build; the image knows nothing of them.
     lines = json.loads(bare_host.docker("image", "inspect", image))[0]["Config"]["Env"]
     assert not [line for line in lines if line.split("=")[0] in ("NO_PROXY", "SSL_CERT_FILE", "UV_CACHE_DIR")]

@@ -7,6 +7,7 @@ from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.options import show_option
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
+from train_classifier.worker.system import failure_causes
 
 #: Messages of uv after which another try, with builds allowed, would fail in the same way.
 UNREACHABLE = re.compile(
@@ -38,10 +39,12 @@ def is_final(output: str) -> bool:
     return bool(UNREACHABLE.search(output))
 
 
-def explain(image: Image, plan: EnvironmentPlan, status: int, output: str, netrc: str = "") -> NoReturn:
+def explain(
+    image: Image, plan: EnvironmentPlan, status: int, output: str, netrc: str = "", model: str = "MODEL"
+) -> NoReturn:
     """Raise NoEnvironment with uv's message, and for a conflict name the packages of the image.
 
-    `netrc` describes what is wrong with the caller's netrc file, if anything is.
+    `netrc` describes what is wrong with the caller's netrc file, if anything is; `model` is for the hint.
     """
     lines = [line.rstrip() for line in output.splitlines()]
     start = next((number for number, line in enumerate(lines) if line.startswith("error:")), 0)
@@ -71,6 +74,9 @@ def explain(image: Image, plan: EnvironmentPlan, status: int, output: str, netrc
     if NO_SOLUTION in sentence:
         _explain_conflict(image, plan, sentence, detail)
     _explain_network(sentence, detail)
+    cause = failure_causes.find("\n".join(lines[start:]), failure_causes.Circumstances(model), in_build=True)
+    if cause is not None:
+        raise NotInstallable(f"requirements.txt cannot be installed: {cause.reason}", cause.hint, detail)
     first = lines[start] if lines else f"exit status {status}"
     raise NotInstallable(f"requirements.txt cannot be installed: {first}", detail=detail)
 

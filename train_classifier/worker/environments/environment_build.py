@@ -88,7 +88,8 @@ class Builder:
         if status != 0:
             if not repository and not build_failures.is_final(text):
                 raise NeedsBuilding
-            build_failures.explain(self.image, self.plan, status, text, netrc_problem)
+            model = self.context.job.spec().model if self.context.job else "MODEL"
+            build_failures.explain(self.image, self.plan, status, text, netrc_problem, model)
         packages, sources = _read(output)
         if sources:
             raise NeedsBuilding

@@ -259,14 +259,30 @@ def require_vram(count: int, discovery: Discovery, min_vram_mib: Optional[int]) 
 
 def holders(gpu: Gpu) -> str:
     """Return the users of a card, for people: process names, pids, accounts."""
-    names = []
-    for process in gpu.busy_by:
-        try:
-            owner = _account(os.stat(f"/proc/{process.pid}").st_uid)
-            names.append(f"{process.name} (pid {process.pid}, {owner})")
-        except OSError:
-            names.append(f"{process.name} (pid {process.pid})")
-    return ", ".join(names)
+    return ", ".join(f"{process.name} ({_pid_and_owner(process)})" for process in gpu.busy_by)
+
+
+def _pid_and_owner(process: Process) -> str:
+    try:
+        return f"pid {process.pid}, {_account(os.stat(f'/proc/{process.pid}').st_uid)}"
+    except OSError:
+        return f"pid {process.pid}"
+
+
+def describe_use(host: Host, uuids: Collection[str]) -> str:
+    """Return a sentence about the memory of these cards and who uses it now, without names of processes."""
+    sentences = []
+    for gpu in discover(host).gpus:
+        if gpu.uuid in uuids:
+            size = "an unknown size" if gpu.memory_total_mib is None else f"{gpu.memory_total_mib} MiB"
+            users = ", ".join(
+                f"a process ({_pid_and_owner(process)})"
+                + (f" with {process.memory_mib} MiB" if process.memory_mib else "")
+                for process in gpu.busy_by
+            )
+            sharing = f"it is also used by {users}" if users else "nobody else uses it"
+            sentences.append(f"GPU {gpu.index} ({gpu.name}) has {size} of memory, and {sharing}")
+    return "; ".join(sentences)
 
 
 def _account(uid: int) -> str:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core import locks
-from train_classifier.core.errors import TrainClassifierError
+from train_classifier.core.errors import TrainClassifierError, TrainingFailed
 from train_classifier.worker.containers import engine, image, package_layers
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.environments import environment
-from train_classifier.worker.jobs import conclude, recover
+from train_classifier.worker.jobs import conclude, failed_training, recover
 from train_classifier.worker.jobs.secrets import take_secrets
 from train_classifier.worker.state import results
 from train_classifier.worker.state.store import Job, Store
@@ -171,6 +171,11 @@ def train(run: JobRun) -> None:
     try:
         run.job.write_status(container=model_container.id, message="training")
         training.run(model_container, run.secrets, uuids, run.host.nvidia_smi)
+    except TrainingFailed as error:
+        packages = run.environment.packages
+        cards = (lambda: devices.describe_use(run.host, uuids)) if uuids else None
+        failed_training.add_cause(error, run.job, training.facts, packages, cards)
+        raise
     finally:
         # `end_job` removes the container in every case. How the model ended must be recorded here.
         run.job.release_reserve()

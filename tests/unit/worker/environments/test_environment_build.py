@@ -7,6 +7,7 @@ import pytest
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers import answer
+from train_classifier.worker.environments.build_failures import explain
 from train_classifier.worker.environments.environment_build import _read
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 
@@ -44,3 +45,18 @@ def test_packages_of_the_hosts_indexes_share_a_cache() -> None:
 )  # fmt: skip
 def test_sources_named_by_checkout_do_not_share_a_cache(change: dict[str, Any]) -> None:
     assert not plan(**change).may_share()
+
+
+def test_failed_build_names_what_is_missing_in_the_image() -> None:
+    output = (
+        "Resolved 1 package in 2ms\nerror: Failed to build `demo`\n  x Call to setuptools failed (exit status: 1)\n"
+        "      [stderr]\n      error: command 'x86_64-linux-gnu-gcc' failed: No such file or directory\n"
+        "      hint: This usually indicates a problem with the package or the build environment.\n"
+    )
+    with pytest.raises(NoEnvironment) as raised:
+        explain(None, plan(), 1, output, model="probe")  # type: ignore[arg-type]
+    assert raised.value.reason.startswith(
+        "requirements.txt cannot be installed: the program x86_64-linux-gnu-gcc"
+    )
+    assert raised.value.hint == "add the line gcc to probe/apt-pkgs.txt"
+    assert "Failed to build" in (raised.value.detail or "")

@@ -45,6 +45,18 @@ def test_cards_and_their_users(tmp_path: Path) -> None:
     assert "/usr/bin/python3 (pid 1, root)" in devices.holders(found.gpus[1])
 
 
+def test_use_of_a_jobs_cards_is_described_without_names_of_processes(tmp_path: Path) -> None:
+    second = f"1, {UUID.format(1)}, NVIDIA H200, 143771, 101670, 580.159.04, Disabled\n"
+    host = smi(tmp_path, GOOD + second, apps=f"{UUID.format(1)}, 1, ;sudo sh, 41478\n")
+    assert devices.describe_use(host, [UUID.format(0)]) == (
+        "GPU 0 (NVIDIA L4) has 23034 MiB of memory, and nobody else uses it"
+    )
+    assert devices.describe_use(host, [UUID.format(1)]) == (
+        "GPU 1 (NVIDIA H200) has 143771 MiB of memory, and it is also used by a process (pid 1, root) with 41478 MiB"
+    )
+    assert devices.describe_use(Host(nvidia_smi="/nowhere"), [UUID.format(0)]) == ""
+
+
 @pytest.mark.parametrize("missing", ["[N/A]", "[Not Supported]", "[Unknown Error]", ""])
 def test_memory_that_is_not_said(tmp_path: Path, missing: str) -> None:
     line = f"0, {UUID.format(0)}, NVIDIA GB10, {missing}, {missing}, 580.95, [N/A]\n"

@@ -1,0 +1,458 @@
+"""The common causes of a failed build or training, recognised in a program's output.
+
+`CAUSES` is the table; docs/troubleshooting.md is checked against it. To add a cause, add an entry: a test
+looks for the cause in its example. The output is that of a stranger: its end alone is read, and a hint is
+made of fixed sentences, of names that stand in `debian_names`, and of names of a checked form.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from typing import Callable, Optional
+
+from train_classifier.core.text import show_bytes, without_escapes
+from train_classifier.worker.system import debian_names
+
+#: The end of the output that is read: bytes, lines, and characters of a line.
+TAIL_BYTES = 1 << 16
+MOST_LINES = 300
+MOST_LETTERS = 1000
+#: Lines that are read where no traceback says where the last words begin.
+PLAIN_LINES = 20
+HEADER = "Traceback (most recent call last):"
+DIRECT_CAUSE = "The above exception was the direct cause of the following exception:"
+#: Exceptions that say only that another program or process failed: its own words stand above.
+CHILD_FAILED = re.compile(
+    r"(?:\w+\.){0,9}(?:CalledProcessError|ChildFailedError|ProcessExitedException|BrokenProcessPool|InductorError)\b"
+)
+#: torchrun and PyTorch's own hook write the process before each line.
+RANK = re.compile(r"\[(?:rank|default)[0-9]{1,6}\]: ?")
+PATH = re.compile(r"[\w./-]{1,200}\Z", re.ASCII)
+#: Beginnings of paths that are no data of the host.
+NOT_DATA = (
+    "/workspace/", "/checkpoints/", "/cache/", "/tmp/", "/usr/", "/lib", "/bin/", "/opt/", "/etc/", "/proc/",
+    "/sys/", "/dev/", "artefacts/",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """A recognised cause: what happened, and what to do."""
+
+    cause: str
+    reason: str
+    hint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Circumstances:
+    """What is known about the job whose program failed."""
+
+    model: str
+    network: bool = True
+    #: Names of the data folders below /data.
+    data: Sequence[str] = ()
+    has_gpu: bool = False
+    shm_bytes: int = 0
+    pids: int = 0
+    #: `name==version` of each Python distribution that the program sees.
+    packages: Sequence[str] = ()
+    #: Text of the requirements.txt at the top of the repository.
+    top_requirements: str = ""
+    #: Tells whether the repository has a file or a folder, given as its parts.
+    in_repository: Callable[[Sequence[str]], bool] = lambda parts: False
+    #: Returns a sentence about the job's cards and who uses them.
+    cards: Callable[[], str] = lambda: ""
+
+    @property
+    def packages_file(self) -> str:
+        """Return the file that names the model's Debian packages."""
+        return f"{self.model}/apt-pkgs.txt"
+
+    @property
+    def requirements_file(self) -> str:
+        """Return the file that names the model's Python packages."""
+        return f"{self.model}/requirements.txt"
+
+
+#: Returns reason and hint for a matching line, None when the line is not about this cause after all.
+Explain = Callable[["re.Match[str]", Circumstances], Optional[tuple[str, str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """One entry of the table; the docs show its title, its remedy, and the beginning of its example."""
+
+    title: str
+    #: A regular expression, searched in each line.
+    pattern: str
+    explain: Explain
+    #: A real message.
+    example: str
+    remedy: str
+    #: Whether a build of the environment can fail in this way, too.
+    in_builds: bool = False
+
+
+def find(output: str, circumstances: Circumstances, in_build: bool = False) -> Optional[Explanation]:
+    """Return the cause that the end of a program's output names; None when no cause is recognised."""
+    causes = [cause for cause in CAUSES if cause.in_builds or not in_build]
+    for line in last_words(output, whole=in_build):
+        for cause in causes:
+            match = re.search(cause.pattern, line, re.ASCII)
+            told = cause.explain(match, circumstances) if match else None
+            if told is not None:
+                return Explanation(cause.title, *told)
+    return None
+
+
+def last_words(output: str, whole: bool = False) -> Iterator[str]:
+    """Yield the lines in which the cause of the end may stand, the last one first.
+
+    These are the lines from the last traceback on, with the tracebacks that it names as its direct cause, so
+    that earlier warnings are not mistaken for the cause. With `whole` all lines are returned.
+    """
+    lines = [_plain(line) for line in output[-TAIL_BYTES:].split("\n")[-MOST_LINES:]]
+    start = 0 if whole else _beginning(lines)
+    return reversed(lines[start:])
+
+
+def _plain(line: str) -> str:
+    """Return a line as a terminal shows it at last, shortened, without the name of a process before it."""
+    text = without_escapes(line[:MOST_LETTERS].rstrip("\r").rpartition("\r")[2]).rstrip()
+    rank = RANK.match(text)
+    return text[rank.end() :] if rank else text
+
+
+def _beginning(lines: Sequence[str]) -> int:
+    """Return the index of the first line of the last words."""
+    headers = [
+        index
+        for index, line in enumerate(lines)
+        if line == HEADER and not (index and lines[index - 1].startswith("Exception ignored in"))
+    ]
+    if not headers:
+        return max(len(lines) - PLAIN_LINES, 0)
+    if any(CHILD_FAILED.match(line) for line in lines[headers[-1] :]):
+        return 0
+    start = headers.pop()
+    while headers and DIRECT_CAUSE in lines[max(start - 3, 0) : start]:
+        start = headers.pop()
+    return start
+
+
+def _add_package(package: str, at: Circumstances) -> str:
+    return f"add the line {package} to {at.packages_file}"
+
+
+def _library(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+    name = match["name"]
+    reason = f"the shared library {name} is missing in the image"
+    package = debian_names.library_package(name)
+    if package:
+        hint = _add_package(package, at)
+        if any(pin.startswith("opencv-python==") for pin in at.packages):
+            hint += f", or put opencv-python-headless instead of opencv-python into {at.requirements_file}"
+        return reason, hint
+    if name.startswith("libcuda.so"):
+        gpu = "see train-classifier doctor" if at.has_gpu else "the job has no GPU: ask for one with --gpus 1"
+        return reason, f"it belongs to the driver of the GPU; {gpu}"
+    if re.match(r"lib(?:cu|nv|nccl)", name):
+        return reason, "it belongs to CUDA: choose an image with this version of CUDA by --image"
+    return (
+        reason,
+        f"add the Debian package that has it to {at.packages_file}; apt-file search {name} names it",
+    )
+
+
+def _program(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+    name = match["name"].rpartition("/")[2]
+    package = debian_names.PROGRAMS.get(name)
+    if package is None:
+        return None
+    return f"the program {name} is missing in the image", _add_package(package, at)
+
+
+def _git(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
+    return "the program git is missing in the image", _add_package("git", at)
+
+
+def _header(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+    package = debian_names.HEADERS.get(match["name"])
+    reason = "a C header is missing in the image"
+    if package is None:
+        return reason, f"add the Debian package that has it, its name ends in -dev, to {at.packages_file}"
+    return f"the C header {match['name']} is missing in the image", _add_package(package, at)
+
+
+def _compiler(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
+    return "a C or C++ compiler is missing in the image", _add_package("g++", at)
+
+
+def _not_a_model(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+    if match["name"] != at.model:
+        return None
+    if match["main"]:
+        return f"the package {at.model} cannot be started", f"write its program into {at.model}/__main__.py"
+    return f"there is no module {at.model} at the top of the repository", "give MODEL as it stands there"
+
+
+def _module(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+    name = match["name"]
+    if not debian_names.is_module(name):
+        return None
+    reason, top = f"the Python module {name} is missing", name.partition(".")[0]
+    for folder in (at.model, "src"):
+        if at.in_repository((folder, f"{top}.py")) or at.in_repository((folder, top)):
+            if folder == at.model:
+                return reason, f"the repository has it in {folder}/: import it as {folder}.{name}"
+            return (
+                reason,
+                f"the repository has it in {folder}/: set PYTHONPATH with -e PYTHONPATH=/workspace/src",
+            )
+    distribution = debian_names.distribution(name)
+    wanted = {debian_names.normal(word) for word in (top, (distribution or top).partition("<")[0])}
+    installed = next(
+        (pin for pin in at.packages if debian_names.normal(pin.partition("==")[0]) in wanted), None
+    )
+    if installed and "." in name:
+        return (
+            reason,
+            f"{installed} is installed and lacks it: ask for another version in {at.requirements_file}",
+        )
+    listed = _listed(at.top_requirements, wanted)
+    if listed:
+        return reason, (
+            f"requirements.txt at the top of the repository names {listed}, but only {at.requirements_file} "
+            "is installed: copy the line"
+        )
+    if distribution is None and top in debian_names.STANDARD_MODULES:
+        return reason, _add_package(debian_names.STANDARD_MODULES[top], at)
+    if distribution is None:
+        return reason, f"add the Python package that has it to {at.requirements_file}"
+    return reason, f"add the line {distribution} to {at.requirements_file}"
+
+
+def _listed(requirements: str, names: set[str]) -> Optional[str]:
+    """Return the first of these distributions that a requirements file names."""
+    for line in requirements.splitlines():
+        match = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}", line)
+        if match and debian_names.normal(match[0].rstrip("._-")) in names:
+            return match[0].rstrip("._-")
+    return None
+
+
+def _path(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+    path = match["name"]
+    # A bare word may be a program.
+    if path.startswith(NOT_DATA) or not re.search(r"[/.]", path):
+        return None
+    shown = path if PATH.match(path) else "a path"
+    folders = ", ".join(f"/data/{name}" for name in at.data)
+    data = "--data FOLDER:NAME, which the model reads as /data/NAME" + (
+        folders and f"; the job has {folders}"
+    )
+    if path.startswith("/"):
+        return (
+            f"the model opens {shown}, which does not exist in the container",
+            f"give the folder of the host that has it: {data}",
+        )
+    reason = f"the model opens {shown}, which is not there"
+    if shown == path and at.in_repository((at.model, *path.split("/"))):
+        return reason, f"it is in {at.model}/, and relative paths start at the top of the repository"
+    return reason, (
+        "relative paths start at the top of the repository, without what .trainignore leaves out; data that "
+        f"lie elsewhere on the host: {data}"
+    )
+
+
+def _shared_memory(match: "Optional[re.Match[str]]", at: Circumstances) -> tuple[str, str]:
+    return (
+        f"shared memory is full (/dev/shm of {show_bytes(at.shm_bytes)})",
+        "raise --shm-size, or let the data loader use fewer workers",
+    )
+
+
+def _gpu_memory(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+    if not at.has_gpu or "device:CPU" in match.string:
+        return None
+    hint = "use a smaller batch or model, or ask for a larger or freer card with --min-vram"
+    return "the GPU's memory is full", "; ".join(filter(None, (at.cards(), hint)))
+
+
+def _no_gpu(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
+    if at.has_gpu:
+        return (
+            "the framework finds no GPU",
+            "another --image, or a version of the framework that suits the driver",
+        )
+    return "the model needs a GPU, and the job has none", "ask for one with --gpus 1"
+
+
+def _input(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
+    return (
+        "the model reads an answer from a terminal, and a job has none",
+        "pass the value as an argument after -- or as a variable with --env, and do not call input()",
+    )
+
+
+def _download(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
+    if not at.network:
+        return (
+            "the model downloads something, and the job has no network (--network none)",
+            "allow it with --network full, or give what it downloads with --data",
+        )
+    return (
+        "a server cannot be reached: its name is not resolved, or there is no route to it",
+        "check the host's network, its proxies and CA bundle (environment, ca_bundle in host.json), or give "
+        "what is downloaded with --data",
+    )
+
+
+def _threads(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
+    return (
+        f"no more processes or threads can be started (limit {at.pids})",
+        "raise --pids, or use fewer workers and threads",
+    )
+
+
+SHARED_MEMORY = "Shared memory is full"
+CAUSES = (
+    Cause(
+        "A shared library is missing",
+        r"(?<![\w+.-])(?P<name>lib[\w+.-]{1,80}?\.so(?:\.\d{1,9}){0,4}): cannot open shared object file",
+        _library,
+        "ImportError: libGL.so.1: cannot open shared object file: No such file or directory",
+        "add its Debian package (`libgl1`, `libglib2.0-0`, `libgomp1`, …) to `MODEL/apt-pkgs.txt`",
+        in_builds=True,
+    ),
+    Cause(
+        "A C header is missing",
+        r"fatal error: (?P<name>[\w/.+-]{1,100}): No such file or directory",
+        _header,
+        "demo.c:1:10: fatal error: Python.h: No such file or directory",
+        "add its Debian package (`python3-dev`, …) to `MODEL/apt-pkgs.txt`",
+        in_builds=True,
+    ),
+    Cause(
+        "A compiler is missing",
+        (
+            r"Failed to find C compiler|No working C\+\+ compiler found|Unknown compiler\(s\): |"
+            r"CMAKE_CXX?X?_COMPILER not set|No CMAKE_CX?X?_COMPILER could be found|linker `cc` not found"
+        ),
+        _compiler,
+        "RuntimeError: Failed to find C compiler. Please specify via CC environment variable",
+        "add `g++` to `MODEL/apt-pkgs.txt`",
+        in_builds=True,
+    ),
+    Cause(
+        "Git is missing",
+        r"Git executable not found|Bad git executable|Cannot find command 'git'",
+        _git,
+        "ImportError: Bad git executable.",
+        "add `git` to `MODEL/apt-pkgs.txt`",
+        in_builds=True,
+    ),
+    Cause(
+        "A program is missing",
+        (
+            r"(?:error: command '|FileNotFoundError: \[Errno 2\] No such file or directory: '|: )"
+            r"(?P<name>[\w/.+-]{1,100}?)"
+            r"(?:' failed: No such file or directory|: command not found|: not found|'$)"
+        ),
+        _program,
+        "FileNotFoundError: [Errno 2] No such file or directory: 'ffmpeg'",
+        "add its Debian package to `MODEL/apt-pkgs.txt`",
+        in_builds=True,
+    ),
+    Cause(
+        "The model cannot be started",
+        r": No module named (?P<name>\w{1,100})(?P<main>\.__main__)?(?:;|$)",
+        _not_a_model,
+        "/usr/bin/python3: No module named MODEL.__main__; 'MODEL' is a package and cannot be directly "
+        "executed",
+        "a model is started by `python -m MODEL`: write its program into `MODEL/__main__.py`",
+    ),
+    Cause(
+        "A Python module is missing",
+        r"^(?:\w{1,100}: )?(?:ModuleNotFoundError|ImportError): No module named '(?P<name>[\w.]{1,200})'",
+        _module,
+        "ModuleNotFoundError: No module named 'sklearn'",
+        "add its distribution, here `scikit-learn`, to `MODEL/requirements.txt`; modules of the repository "
+        "are imported from its top: `from MODEL import helpers`",
+    ),
+    Cause(
+        "Data are not there",
+        (
+            r"^(?:\w+\.){0,9}(?:FileNotFoundError: \[Errno 2\] No such file or directory: '|"
+            r"NotFoundError: Could not find directory )(?P<name>[^']{1,300}?)'?$"
+        ),
+        _path,
+        "FileNotFoundError: [Errno 2] No such file or directory: '/home/me/data/train.csv'",
+        "give the host's folder with `--data FOLDER:NAME`, and let the model read `/data/NAME`",
+    ),
+    Cause(
+        SHARED_MEMORY,
+        (
+            r"is killed by signal: Bus error|insufficient shared memory \(shm\)|"
+            r"(?:write to|allocate shared memory\(shm\) for|bytes from) file </torch_.{1,80}"
+            r"(?:No space left|Cannot allocate)"
+        ),
+        _shared_memory,
+        "RuntimeError: DataLoader worker (pid 77) is killed by signal: Bus error. It is possible that "
+        "dataloader's workers are out of shared memory. Please try to raise your shared memory limit.",
+        "raise `--shm-size`, or use fewer workers of the data loader",
+    ),
+    Cause(
+        "The GPU's memory is full",
+        (
+            r"CUDA out of memory|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|"
+            r"OOM when allocating tensor|RESOURCE_EXHAUSTED: |CUBLAS_STATUS_ALLOC_FAILED"
+        ),
+        _gpu_memory,
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 300.00 GiB. GPU 0 has a total "
+        "capacity of 139.80 GiB of which 139.29 GiB is free.",
+        "a smaller batch, or `--min-vram`; the hint names the card, its memory and who else uses it",
+    ),
+    Cause(
+        "There is no GPU",
+        r"Found no NVIDIA driver on your system|No CUDA GPUs are available|not compiled with CUDA enabled",
+        _no_gpu,
+        "RuntimeError: Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU",
+        "`--gpus 1`",
+    ),
+    Cause(
+        "There is no terminal",
+        r"^EOFError: EOF when reading a line$",
+        _input,
+        "EOFError: EOF when reading a line",
+        "no `input()`: pass the value after `--`, or with `--env`",
+    ),
+    Cause(
+        "There is no network",
+        (
+            r"Temporary failure in name resolution|Name or service not known|"
+            r"No address associated with hostname|Network is unreachable|Could not resolve host|"
+            r"[Cc]heck your connection and try again|We couldn't connect to 'https?://"
+        ),
+        _download,
+        "urllib.error.URLError: <urlopen error [Errno -3] Temporary failure in name resolution>",
+        "`--network full`, where it was switched off; the host's network and proxies; or `--data`",
+        in_builds=True,
+    ),
+    Cause(
+        "Too many processes",
+        r"can't start new thread|pthread_create failed|BlockingIOError: \[Errno 11\] Resource temporarily",
+        _threads,
+        "RuntimeError: can't start new thread",
+        "raise `--pids`, or use fewer workers",
+    ),
+)
+
+
+def of_signal(signal: Optional[str], circumstances: Circumstances) -> Optional[Explanation]:
+    """Return the cause that a signal alone names."""
+    if signal != "SIGBUS" or not circumstances.shm_bytes:
+        return None
+    reason, hint = _shared_memory(None, circumstances)
+    return Explanation(SHARED_MEMORY, f"probably {reason}", hint)
