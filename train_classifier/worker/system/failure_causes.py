@@ -146,6 +146,9 @@ def _add_package(package: str, at: Circumstances) -> str:
 
 
 def _library(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+    # TensorFlow warns in this way, and goes on without the library.
+    if "dlerror: " in match.string:
+        return None
     name = match["name"]
     reason = f"the shared library {name} is missing in the image"
     package = debian_names.library_package(name)

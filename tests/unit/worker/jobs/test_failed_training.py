@@ -71,3 +71,12 @@ def test_links_and_fifos_of_the_workspace_are_not_followed(job: Job, tmp_path: P
 
 def test_bus_error_without_words_is_full_shared_memory(job: Job) -> None:
     assert "--shm-size" in (error_of(job, "", signal="SIGBUS").hint or "")
+
+
+def test_full_gpu_memory_names_the_cards(job: Job) -> None:
+    job.log.write_text("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 300.00 GiB.\n")
+    error = TrainingFailed("the model ended with exit status 1")
+    failed_training.add_cause(error, job, {}, (), lambda: "GPU 0 (NVIDIA H200) has 143771 MiB of memory")
+    assert error.reason == "the model ended with exit status 1: the GPU's memory is full"
+    assert (error.hint or "").startswith("GPU 0 (NVIDIA H200) has 143771 MiB of memory; use a smaller batch")
+    assert error.code == 4

@@ -164,6 +164,7 @@ def test_circumstances_decide_the_hint() -> None:
         + traceback("ValueError: shapes"),
         traceback("ModuleNotFoundError: No module named 'cPickle'", "", "During handling of the above exception, "
                   "another exception occurred:", "") + traceback("ValueError: shapes"),
+        "W0000 Could not load dynamic library 'libcuda.so.1'; dlerror: libcuda.so.1: cannot open shared object file: No\n",
         traceback("EOFError: Ran out of input"),
         traceback("FileNotFoundError: [Errno 2] No such file or directory: 'no-known-program'"),
         traceback("FileNotFoundError: [Errno 2] No such file or directory: 'artefacts/model/x.bin'"),
