@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Callable, Optional
 
+from train_classifier.core.options import show_option
 from train_classifier.core.text import show_bytes, without_escapes
 from train_classifier.worker.system import debian_names
 
@@ -158,10 +159,13 @@ def _library(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, s
             hint += f", or put opencv-python-headless instead of opencv-python into {at.requirements_file}"
         return reason, hint
     if name.startswith("libcuda.so"):
-        gpu = "see train-classifier doctor" if at.has_gpu else "the job has no GPU: ask for one with --gpus 1"
+        gpu = "see train-classifier doctor" if at.has_gpu else f"the job has none: {show_option('gpus')} 1"
         return reason, f"it belongs to the driver of the GPU; {gpu}"
     if re.match(r"lib(?:cu|nv|nccl)", name):
-        return reason, "it belongs to CUDA: choose an image with this version of CUDA by --image"
+        return (
+            reason,
+            f"it belongs to CUDA: choose an image with this version of CUDA ({show_option('image')})",
+        )
     return (
         reason,
         f"add the Debian package that has it to {at.packages_file}; apt-file search {name} names it",
@@ -211,7 +215,7 @@ def _module(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, st
                 return reason, f"the repository has it in {folder}/: import it as {folder}.{name}"
             return (
                 reason,
-                f"the repository has it in {folder}/: set PYTHONPATH with -e PYTHONPATH=/workspace/src",
+                f"it is in {folder}/: {show_option('environment')} PYTHONPATH=/workspace/src",
             )
     distribution = debian_names.distribution(name)
     wanted = {debian_names.normal(word) for word in (top, (distribution or top).partition("<")[0])}
@@ -252,7 +256,7 @@ def _path(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]
         return None
     shown = path if PATH.match(path) else "a path"
     folders = ", ".join(f"/data/{name}" for name in at.data)
-    data = "--data FOLDER:NAME, which the model reads as /data/NAME" + (
+    data = f"{show_option('data')} FOLDER:NAME, which the model reads as /data/NAME" + (
         folders and f"; the job has {folders}"
     )
     if path.startswith("/"):
@@ -272,14 +276,14 @@ def _path(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]
 def _shared_memory(match: "Optional[re.Match[str]]", at: Circumstances) -> tuple[str, str]:
     return (
         f"shared memory is full (/dev/shm of {show_bytes(at.shm_bytes)})",
-        "raise --shm-size, or let the data loader use fewer workers",
+        f"raise {show_option('shm_size')}, or let the data loader use fewer workers",
     )
 
 
 def _gpu_memory(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
     if not at.has_gpu or "device:CPU" in match.string:
         return None
-    hint = "use a smaller batch or model, or ask for a larger or freer card with --min-vram"
+    hint = f"use a smaller batch or model, or ask for a larger card ({show_option('min_vram')})"
     return "the GPU's memory is full", "; ".join(filter(None, (at.cards(), hint)))
 
 
@@ -287,35 +291,36 @@ def _no_gpu(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
     if at.has_gpu:
         return (
             "the framework finds no GPU",
-            "another --image, or a version of the framework that suits the driver",
+            f"try another image ({show_option('image')}), or a framework that suits the driver",
         )
-    return "the model needs a GPU, and the job has none", "ask for one with --gpus 1"
+    return "the model needs a GPU, and the job has none", f"give it one: {show_option('gpus')} 1"
 
 
 def _input(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
     return (
         "the model reads an answer from a terminal, and a job has none",
-        "pass the value as an argument after -- or as a variable with --env, and do not call input()",
+        f"pass the value as an argument or a variable ({show_option('environment')}), and do not "
+        "call input()",
     )
 
 
 def _download(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
     if not at.network:
         return (
-            "the model downloads something, and the job has no network (--network none)",
-            "allow it with --network full, or give what it downloads with --data",
+            "the model downloads something, and the job has no network",
+            f"allow it ({show_option('network')} full), or give what it downloads with {show_option('data')}",
         )
     return (
         "a server cannot be reached: its name is not resolved, or there is no route to it",
         "check the host's network, its proxies and CA bundle (environment, ca_bundle in host.json), or give "
-        "what is downloaded with --data",
+        f"what is downloaded with {show_option('data')}",
     )
 
 
 def _threads(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
     return (
         f"no more processes or threads can be started (limit {at.pids})",
-        "raise --pids, or use fewer workers and threads",
+        f"raise {show_option('pids')}, or use fewer workers and threads",
     )
 
 

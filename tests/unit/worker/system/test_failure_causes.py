@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from train_classifier.core import apt_file
+from train_classifier.core import apt_file, options
 from train_classifier.core.requirements_file import REQUIREMENT
 from train_classifier.worker.system import debian_names
 from train_classifier.worker.system.failure_causes import (
@@ -224,3 +224,9 @@ def test_names_of_the_tables_can_be_installed() -> None:
     assert [package for package in packages if not apt_file.PACKAGE.match(package)] == []
     names = [*debian_names.DISTRIBUTIONS.values(), *map(debian_names.distribution, debian_names.SAME_NAME)]
     assert [name for name in names if not REQUIREMENT.match(str(name))] == []
+
+
+def test_hint_names_the_inputs_of_the_action(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(options.READER, options.ACTION)
+    message = "RuntimeError: DataLoader worker (pid 77) is killed by signal: Bus error."
+    assert "--" not in explained(traceback(message)).hint
