@@ -237,7 +237,7 @@ def _metrics(workspace: int) -> tuple[Optional[dict[str, float]], Optional[str]]
     The archive is made in any case, also when the file is wrong.
     """
     try:
-        folder = os.open(artefacts.BASE, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=workspace)
+        folder, _ = artefacts.open_top(workspace)
     except OSError:
         return None, None
     try:

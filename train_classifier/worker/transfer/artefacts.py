@@ -18,6 +18,8 @@ from train_classifier.worker.state.file_trees import (
 from train_classifier.worker.system import program
 
 BASE = b"artefacts"
+#: The workspace inside the container.
+WORKSPACE = b"/workspace"
 #: Each level keeps a folder open, and a program may open 1024 files.
 MAX_DEPTH = 400
 #: Links that the kernel follows in one path, and a number of parts that no path exceeds.
@@ -68,22 +70,50 @@ class Artefact:
 def walk(workspace: int) -> Iterator[Artefact]:
     """Yield artefacts/ in an open workspace and everything below, parents first. Missing: nothing.
 
-    Nothing outside artefacts/ is read, even if a link has replaced it. Raises OSError.
+    A link in its place is followed to a folder of the workspace; nothing else is read. Raises OSError.
     """
     _allow_entry(workspace)
     try:
         status = os.lstat(BASE, dir_fd=workspace)
     except FileNotFoundError:
         return
-    if not stat.S_ISDIR(status.st_mode):
+    try:
+        top, path = open_top(workspace)
+    except OSError:
         yield Artefact(BASE, status, -1, left_out=f"artefacts is {_kind(status.st_mode)}, not a folder")
         return
-    yield Artefact(BASE, status, -1)
-    descriptor = open_folder(BASE, workspace)
     try:
-        yield from _walk(descriptor, BASE, descriptor, 1)
+        yield Artefact(BASE, os.fstat(top), -1)
+        yield from _walk(top, BASE, top, path, 1)
     finally:
-        os.close(descriptor)
+        os.close(top)
+
+
+def open_top(workspace: int) -> tuple[int, bytes]:
+    """Open artefacts/, or the folder of the workspace that a link in its place names; return its path, too.
+
+    Raises OSError when there is no such folder.
+    """
+    parts = _resolve([], BASE, workspace, lambda target: _inside(target, b""))
+    if not parts:
+        raise NotADirectoryError(errno.ENOTDIR, "a link out of the workspace, or to all of it", BASE)
+    folder = os.dup(workspace)
+    for part in parts:
+        try:
+            subfolder = open_folder(part, folder)
+        finally:
+            os.close(folder)
+        folder = subfolder
+    return folder, b"/".join(parts)
+
+
+def _inside(target: bytes, *folders: bytes) -> Optional[bytes]:
+    """Return the path below one of the workspace's folders of an absolute path in the container, or None."""
+    for folder in folders:
+        prefix = os.path.join(WORKSPACE, folder).rstrip(b"/")
+        if (target + b"/").startswith(prefix + b"/"):
+            return target[len(prefix) :].lstrip(b"/") or b"."
+    return None
 
 
 def _allow_entry(workspace: int) -> None:
@@ -93,7 +123,7 @@ def _allow_entry(workspace: int) -> None:
         os.fchmod(workspace, stat.S_IMODE(mode) | 0o700)
 
 
-def _walk(folder: int, parent: bytes, root: int, depth: int) -> Iterator[Artefact]:
+def _walk(folder: int, parent: bytes, top: int, top_path: bytes, depth: int) -> Iterator[Artefact]:
     # os.listdir of a descriptor returns names as text; os.fsencode restores their bytes.
     for entry in map(os.fsencode, sorted(os.listdir(folder))):
         path = parent + b"/" + entry
@@ -105,62 +135,73 @@ def _walk(folder: int, parent: bytes, root: int, depth: int) -> Iterator[Artefac
             yield Artefact(path, status, folder)
             subfolder = open_folder(entry, folder)
             try:
-                yield from _walk(subfolder, path, root, depth + 1)
+                yield from _walk(subfolder, path, top, top_path, depth + 1)
             finally:
                 os.close(subfolder)
         elif stat.S_ISLNK(status.st_mode):
             target = os.readlink(entry, dir_fd=folder)
-            yield Artefact(path, status, folder, target=target, left_out=_reason_left_out(path, target, root))
+            inside = _inside(target, BASE, top_path)
+            if inside is not None:
+                # An absolute path of the container means nothing elsewhere.
+                target = b"../" * (depth - 1) + inside
+            reason = _reason_left_out(path, target, top, top_path)
+            yield Artefact(path, status, folder, target=target, left_out=reason)
         elif stat.S_ISREG(status.st_mode):
             yield Artefact(path, status, folder)
         else:
             yield Artefact(path, status, folder, left_out=_kind(status.st_mode))
 
 
-def _reason_left_out(path: bytes, target: bytes, root: int) -> Optional[str]:
+def _reason_left_out(path: bytes, target: bytes, top: int, top_path: bytes) -> Optional[str]:
     """Return why a link is not delivered, None for a link that stays inside artefacts/."""
     if target.startswith(b"/"):
         return f"a link to {show_name(target)}, an absolute path"
-    folder = os.path.dirname(path)
-    destination = os.path.normpath(os.path.join(b"/", folder, target))
-    if not (destination + b"/").startswith(b"/" + BASE + b"/") or _climbs(folder, target):
+    folders = path.split(b"/")[1:-1]
+    if _climbs(len(folders), target):
         return f"a link to {show_name(target)}, which is outside artefacts/"
-    if _leads_out(folder.split(b"/")[1:], target, root):
+    if _resolve(folders, target, top, lambda link: _inside(link, BASE, top_path)) is None:
         return f"a link to {show_name(target)}, which leads out of artefacts/"
     return None
 
 
-def _leads_out(folder: list[bytes], target: bytes, root: int) -> bool:
-    """Tell whether a link leads out of artefacts/ through another link; resolved by name from artefacts/."""
+def _resolve(
+    folder: list[bytes], target: bytes, top: int, inside: Callable[[bytes], Optional[bytes]]
+) -> Optional[list[bytes]]:
+    """Return the path below the open folder `top` that a link in `folder` reaches; None when it leads out.
+
+    It is resolved by name. `inside` returns an absolute path as one below `top`. A path that the kernel does
+    not follow either, such as a loop, reaches nothing: [].
+    """
     reached, remaining = list(folder), target.split(b"/")
     links = 0
     while remaining:
         if len(remaining) > MAX_PARTS or links > MAX_LINKS:
-            # The kernel follows no such path either.
-            return False
+            return []
         part, remaining = remaining[0], remaining[1:]
         if part in (b"", b"."):
             continue
         if part == b"..":
             if not reached:
-                return True
+                return None
             reached.pop()
             continue
         try:
-            link = os.readlink(b"/".join([*reached, part]), dir_fd=root)
+            link = os.readlink(b"/".join([*reached, part]), dir_fd=top)
         except OSError:
             # A file, a folder, or nothing yet.
             reached.append(part)
             continue
         if link.startswith(b"/"):
-            return True
+            path = inside(link)
+            if path is None:
+                return None
+            reached, link = [], path
         links += 1
         remaining = [*link.split(b"/"), *remaining]
-    return False
+    return reached
 
 
-def _climbs(folder: bytes, target: bytes) -> bool:
-    depth = folder.count(b"/")
+def _climbs(depth: int, target: bytes) -> bool:
     for part in target.split(b"/"):
         depth += -1 if part == b".." else (0 if part in (b"", b".") else 1)
         if depth < 0:

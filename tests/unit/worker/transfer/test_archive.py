@@ -170,6 +170,53 @@ def test_artefacts_replaced_by_link_or_file_is_left_out(job: Path) -> None:
     assert packed(job)["new"] == 0
 
 
+@pytest.mark.parametrize("target", ["outputs", "/workspace/outputs", "hop/../../outputs/"])
+def test_artefacts_replaced_by_link_into_workspace_is_followed(job: Path, target: str) -> None:
+    workspace = job / "workspace"
+    (workspace / "artefacts").rmdir()
+    (workspace / "outputs" / "sub").mkdir(parents=True)
+    (workspace / "outputs" / "metrics.json").write_text('{"loss": 1}')
+    (workspace / "hop").symlink_to("/workspace/outputs/sub")
+    (workspace / "outputs" / "sub" / "best").symlink_to("/workspace/outputs/metrics.json")
+    (workspace / "artefacts").symlink_to(target)
+    answer = packed(job)
+    assert (answer["new"], answer["metrics"], answer["left_out"]) == (2, {"loss": 1}, 0)
+    with tarfile.open(job / "artefacts.tar.gz") as archive:
+        assert archive.getmember("artefacts").isdir() and archive.getmember("artefacts/metrics.json").isfile()
+        assert archive.getmember("artefacts/sub/best").linkname == "../metrics.json"
+
+
+@pytest.mark.parametrize(
+    "target", [".", "/workspace", "..", "hop", "/workspace/../etc", "/workspaces/x", "artefacts", "file"]
+)
+def test_artefacts_replaced_by_another_link_is_left_out(job: Path, target: str) -> None:
+    workspace = job / "workspace"
+    (workspace / "artefacts").rmdir()
+    (workspace / "hop").symlink_to("/etc")
+    (workspace / "file").touch()
+    (workspace / "artefacts").symlink_to(target)
+    assert packed(job)["files"] == 0
+    assert manifest(job)["left_out"] == [{"path": "artefacts", "reason": "artefacts is a link, not a folder"}]
+
+
+def test_absolute_links_into_artefacts_become_relative(job: Path) -> None:
+    root = job / "workspace" / "artefacts"
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "model").write_text("x")
+    (root / "a" / "b" / "last").symlink_to("/workspace/artefacts/model")
+    (root / "all").symlink_to("/workspace/artefacts")
+    (root / "through").symlink_to("all/model")
+    (root / "outside").symlink_to("/workspace/source.py")
+    (root / "climbs").symlink_to("/workspace/artefacts/../source.py")
+    packed(job)
+    assert {line["path"] for line in manifest(job)["left_out"]} == {"artefacts/outside", "artefacts/climbs"}
+    with tarfile.open(job / "artefacts.tar.gz") as archive:
+        links = {member.name: member.linkname for member in archive if member.issym()}
+    assert links == {
+        "artefacts/a/b/last": "../../model", "artefacts/all": ".", "artefacts/through": "all/model",
+    }  # fmt: skip
+
+
 def test_modes_and_owners_are_normalised(job: Path) -> None:
     root = job / "workspace" / "artefacts"
     (root / "closed").mkdir()
