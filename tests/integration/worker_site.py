@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -59,6 +60,9 @@ class Site:
         self.store = Store(folder / "state").make(self.host.job_user())
         install_program(folder)
         self.job = Job(self.store.jobs / JOB.format(os.getpid() & 0xFFFF))
+        self.job.dir.mkdir(parents=True, exist_ok=True)
+        spec = JobSpec(self.job.id, "m", Repository("r", "0" * 16))
+        (self.job.dir / "spec.json").write_text(json.dumps(spec.to_dict()))
         self.workspace = folder / "workspace"
         (self.workspace / "m").mkdir(parents=True, exist_ok=True)
         self.messages: list[str] = []

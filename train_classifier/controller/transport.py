@@ -223,7 +223,8 @@ class RemoteHost:
             'if [ "$(id -u)" = 0 ]; then S=/var/lib/train-classifier/state; '
             'else case "${XDG_STATE_HOME:-}" in /*) S=$XDG_STATE_HOME ;; '
             # As the worker: HOME may be unset, or that of another account.
-            '*) H=$(getent passwd "$(id -u)" 2>/dev/null | cut -d: -f6); S=${H:-$HOME}/.local/state ;; esac; '
+            '*) H=$(getent passwd "$(id -u)" 2>/dev/null | cut -d: -f6); [ -d "$H" ] || H=${HOME:-$H}; '
+            "S=$H/.local/state ;; esac; "
             'S="$S/train-classifier"; fi'
         )
 

@@ -203,7 +203,9 @@ class Host:
             # As the controller finds it (XDG base directories; a relative value counts as unset).
             base = Path(os.environ.get("XDG_STATE_HOME") or "")
             if not base.is_absolute():
-                base = Path(caller.home) / ".local" / "state"
+                # HOME may be that of another account; an account without a home folder may set its own.
+                home = caller.home if os.path.isdir(caller.home) else os.environ.get("HOME") or caller.home
+                base = Path(home) / ".local" / "state"
             path = base / "train-classifier"
         refuse_unsafe(path)
         return path
