@@ -111,7 +111,7 @@ def test_11_gpu_check_has_limits(
     packages.mkdir()
     (packages / "torch.py").write_text(RUNS_ON)
     mounts = (Mount("/packages", str(packages), "bind", read_only=True),)
-    environment = Environment("", (), mounts, {"PYTHONPATH": "/packages"})
+    environment = Environment("", (), mounts, {"PYTHONPATH": "/packages"}, base.python)
     config = settings_of_container(
         site,
         engine,

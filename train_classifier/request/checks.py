@@ -55,7 +55,8 @@ def _output_problems(what: str, text: str, path: Path, folder: Path) -> list[str
 
 
 def _outside_problems(what: str, path: Path, folder: Path, top: Path) -> list[str]:
-    if not folder.is_relative_to(top):
+    # A home folder is none of the repository; its name as it stands would make a folder called ~.
+    if not folder.is_relative_to(top) or (*folder.relative_to(top).parts, "")[0].startswith("~"):
         return [f"{what} leads out of the repository; to have it there, give {show_option('output')}"]
     if ".git" in (folder / path.name).relative_to(top).parts:
         return [f"{what} lies in git's folder; name another file"]
