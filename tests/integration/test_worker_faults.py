@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from engine_proxy import proxied
+from loopback.world import wait_until
 from worker_support import HOLD, Machine, Refused, accounts, docker, host_fixture, machine
 
 pytestmark = pytest.mark.engine
@@ -143,6 +144,8 @@ def test_job_is_lost_and_delivered_when_engine_stays_away(host: Machine, tmp_pat
                 away.patched("jobs/run", "CLOSING_PATIENCE_S = 1.0\n"):  # fmt: skip
             job = away.start(WRITES + "import time\ntime.sleep(600)\n")
             away.until(job, "training", text=b"up\n")
+            # The model may write before the worker's first questions to the engine are answered.
+            wait_until((away.job_dir(job) / "usage.csv").exists, 240)
             engine.stop()
             away.until_finished(job, timeout=240)
         result = away.stored_result(job)
