@@ -7,8 +7,8 @@ from pathlib import Path
 
 from train_classifier.core import regular_file
 
-#: Most files that are read, and most bytes of each.
-MOST_FILES = 500
+#: Most folders and files that are looked at, and most bytes of each file.
+MOST_ENTRIES = 2000
 MOST_BYTES = 1 << 20
 IMPORT = re.compile(rb"^[ \t]*(?:from[ \t]+([A-Za-z_]\w*)|import[ \t]+([^\n#;]{1,400}))", re.MULTILINE)
 
@@ -17,8 +17,8 @@ def top_modules(workspace: Path, model: str) -> set[str]:
     """Return the top-level names that the model imports, itself or by other code of the repository."""
     root = os.path.realpath(workspace)
     names: set[str] = set()
-    waiting, seen = [model], set()
-    budget = MOST_FILES
+    waiting, seen = [name for name in [model] if _is_code(root, name)], set()
+    budget = MOST_ENTRIES
     while waiting:
         name = waiting.pop()
         seen.add(name)
@@ -26,22 +26,27 @@ def top_modules(workspace: Path, model: str) -> set[str]:
             budget -= 1
             if budget < 0:
                 return names
-            found = _imports(path, root)
-            names |= found
+            imported = _imports(path, root)
+            names |= imported
             waiting += [
-                new for new in found if new not in seen and new not in waiting and _is_code(root, new)
+                new for new in imported if new not in seen and new not in waiting and _is_code(root, new)
             ]
     return names
 
 
 def _is_code(root: str, name: str) -> bool:
-    return os.path.isdir(os.path.join(root, name)) or os.path.isfile(os.path.join(root, f"{name}.py"))
+    path = os.path.join(root, name)
+    # A link may lead out of the repository.
+    inside = os.path.realpath(path).startswith(root + os.sep)
+    return inside and (os.path.isdir(path) or os.path.isfile(f"{path}.py"))
 
 
 def _files(path: str) -> Iterator[str]:
+    """Return the folders and the files of Python code; a folder is listed so that its caller can stop."""
     if not os.path.isdir(path):
         yield f"{path}.py"
     for folder, _, files in os.walk(path):
+        yield folder
         yield from (os.path.join(folder, name) for name in files if name.endswith(".py"))
 
 
@@ -53,5 +58,8 @@ def _imports(path: str, root: str) -> set[str]:
     names = set()
     for source, listed in IMPORT.findall(text):
         for part in [source] if source else listed.split(b","):
-            names.add(part.split(b".")[0].split(b" as ")[0].strip().decode("ascii", "replace"))
+            name = part.split(b".")[0].split(b" as ")[0].strip().decode("ascii", "replace")
+            # Anything else could be a path out of the repository.
+            if name.isidentifier():
+                names.add(name)
     return names
