@@ -241,12 +241,12 @@ def advice(table: str, name: str, value: Any, own_settings: str = "") -> str:
     """
     line = f"the line '{name} = {json.dumps(value, ensure_ascii=False)}'"
     items = value if isinstance(value, (list, tuple)) else (value,)
-    given = " ".join(f"{show_option(name)} {item}" for item in items)
+    flags = " ".join(f"{show_option(name)} {item}" for item in items)
     if is_for_action():
-        return f"remove {line} and give {given}"
+        return f"remove {line} and give {flags}"
     # The environment of the caller is not known on a host.
     own_settings = own_settings or f"{OWN_SETTINGS} (or below $XDG_CONFIG_HOME)"
-    return f"move {line} below [{table}] of your own settings, {own_settings}, or give {given}"
+    return f"move {line} below [{table}] of your own settings, {own_settings}, or give {flags}"
 
 
 def variable(name: str) -> str:

@@ -101,9 +101,9 @@ def find(output: str, circumstances: Circumstances, in_build: bool = False) -> O
     for line in last_words(output, whole=in_build):
         for cause in causes:
             match = re.search(cause.pattern, line, re.ASCII)
-            told = cause.explain(match, circumstances) if match else None
-            if told is not None:
-                return Explanation(cause.title, *told)
+            explanation = cause.explain(match, circumstances) if match else None
+            if explanation is not None:
+                return Explanation(cause.title, *explanation)
     return None
 
 

@@ -95,8 +95,8 @@ def unmet_in_image(
         lend(site, name, version, lines)
     check = [plan["uv"], "pip", "check", "--python", os.path.join(IMAGE, "bin", "python")]
     done = subprocess.run(check, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    found = UNMET.findall(done.stderr.decode("utf-8", "replace"))
-    return {(normal(package), normal(required)) for package, required in found}
+    unmet = UNMET.findall(done.stderr.decode("utf-8", "replace"))
+    return {(normal(package), normal(required)) for package, required in unmet}
 
 
 def lend_image(plan: "dict[str, Any]") -> None:
