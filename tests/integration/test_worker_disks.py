@@ -65,7 +65,8 @@ def read_only(folder: Path) -> Iterator[None]:
             assert time.monotonic() < deadline
         yield
     finally:
-        subprocess.run(["umount", str(folder)], check=True)
+        # Lazily: a process may still look at it; what is opened from here on is writable again.
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(folder: Path) -> list[Path]:

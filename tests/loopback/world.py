@@ -161,6 +161,17 @@ class World:
         assert [path.name for path in self.work.iterdir() if path.name.startswith(".")] == []
         wait_until(lambda: not self.processes() or None, 30)
 
+    def files_with(self, word: bytes) -> list[Path]:
+        """Return the files of this world that hold a word; what goes away meanwhile is left out."""
+        found = []
+        for top in (self.temp, self.state, self.work):
+            for folder, _, names in os.walk(top):
+                for path in (Path(folder, name) for name in names):
+                    with contextlib.suppress(FileNotFoundError):
+                        if path.is_file() and word in path.read_bytes():
+                            found.append(path)
+        return found
+
     def processes(self) -> list[tuple[int, str]]:
         """Return the processes that know of this world, ours excepted."""
         commands = []
