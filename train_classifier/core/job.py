@@ -108,6 +108,8 @@ class JobSpec:
     image: Optional[str] = None
     #: Whether the environment is over the image, isolated, or chosen.
     environment_kind: str = options.default("environment_kind")
+    #: Versions of Python that the repository runs with; empty: any.
+    pythons: tuple[str, ...] = ()
     #: Number of GPUs, or "auto": one if the host has one, else the CPU.
     gpus: Union[int, str] = options.default("gpus")
     #: MiB. None: the default minimum of the card's total memory only; a number: as much must also be free.
@@ -167,6 +169,7 @@ class JobSpec:
             values["data"] = tuple(DataFolder(**folder) for folder in values.get("data", ()))
             values["arguments"] = tuple(values.get("arguments", ()))
             values["secrets"] = tuple(values.get("secrets", ()))
+            values["pythons"] = tuple(values.get("pythons", ()))
             spec = cls(**{key: value for key, value in values.items() if key in known})
         except (KeyError, TypeError) as error:
             raise ValueError("\n".join([*problems, f"malformed specification: {error}"])) from error
@@ -207,6 +210,7 @@ class JobSpec:
         problems.check(self.gpu_check in known, f"gpu_check {self.gpu_check!r}")
         problems.check(self.network in options.BY_NAME["network"].words, f"network {self.network!r}")
         kinds = options.BY_NAME["environment_kind"].words
+        problems.check(set(self.pythons) <= set(options.PYTHONS), f"versions of Python {self.pythons!r}")
         problems.check(self.environment_kind in kinds, f"environment_kind {self.environment_kind!r}")
         problems.check(
             self.resume is None or self.resume == "last" or bool(JOB_ID.match(str(self.resume))),

@@ -17,6 +17,8 @@ YEAR_S = 366 * 86400.0
 MOST_BYTES = 1 << 50
 #: Most data folders of one job.
 MOST_DATA = 100
+#: The versions of Python 3 that a job can have.
+PYTHONS = tuple(f"3.{minor}" for minor in range(8, 15))
 #: Lifts a limit that a lower level sets: `--timeout none`.
 NONE = "none"
 #: Prefix of the environment variables that set options.
@@ -38,6 +40,7 @@ class Kind(enum.Enum):
     BOOLEAN = "true or false"
     CHOICE = "one of the words"
     GPUS = "a number of GPUs, or auto"
+    PYTHON = "a version of Python"
     WHOLE = "a whole number"
     DECIMAL = "a number"
     SIZE = "bytes"
@@ -156,6 +159,8 @@ OPTIONS = (
     Option("environment_kind", Kind.CHOICE, "Python packages: over the image's own (image), without any of them (isolated), or isolated only "
         "where requirements.txt conflicts with the image (auto).", "auto|image|isolated", default="auto", default_text="auto",
         words=("auto", "image", "isolated"), flags=("--environment",), variable="ENVIRONMENT", input="environment"),
+    Option("python", Kind.PYTHON, "Version of Python. Where the image has another one, the job runs in a plain image of that Python.",
+        "3.N", default_text="what requires-python or .python-version asks for, else the image's", field="pythons", input="python"),
     Option("timeout", Kind.DURATION, "Time limit of the training alone, as 6h; none lifts it.", "TIME",
         default_text=NONE, least=1, most=YEAR_S, lifted=True, field="timeout_s", input="timeout"),
     Option("wait", Kind.DURATION, "Longest wait for a GPU, as 2h; none lifts it.", "TIME",

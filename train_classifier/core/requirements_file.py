@@ -7,10 +7,8 @@ https://pip.pypa.io/en/stable/reference/requirements-file-format/
 
 import codecs
 import dataclasses
-import hashlib
 import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -281,35 +279,3 @@ def parse(root: Path, model: str) -> Requirements:
         tuple(shortened(problem) for problem in reader.problems[:MOST_PROBLEMS])
         + (("there are more problems; mend these first",) if len(reader.problems) > MOST_PROBLEMS else ()),
     )
-
-
-def digest_of_paths(root: Path, paths: tuple[str, ...]) -> str:
-    """Return a SHA-256 of names and contents of local packages; of a symbolic link, the target path."""
-    total = hashlib.sha256()
-
-    def add(*parts: bytes) -> None:
-        for part in parts:
-            total.update(len(part).to_bytes(8, "big") + part)
-
-    def add_file(path: str) -> None:
-        if os.path.islink(path):
-            add(b"link", os.fsencode(os.readlink(path)))
-        elif stat.S_ISREG(os.lstat(path).st_mode):
-            with open(regular_file.open_regular(path), "rb") as file:
-                add(b"file")
-                while block := file.read(1 << 20):
-                    add(block)
-
-    for relative in paths:
-        top = os.path.join(root, relative)
-        add(os.fsencode(relative))
-        if os.path.isdir(top):
-            for folder, folders, names in os.walk(top):
-                folders[:] = sorted(name for name in folders if name not in ("__pycache__", ".git"))
-                for name in sorted(names):
-                    path = os.path.join(folder, name)
-                    add(os.fsencode(os.path.relpath(path, top)))
-                    add_file(path)
-        else:
-            add_file(os.path.realpath(top))
-    return total.hexdigest()

@@ -162,7 +162,7 @@ class _Builder:
             raise BadInput(*dict.fromkeys(self.problems))
         identity, warnings = described.result()
         self.warnings += warnings
-        spec = self._spec(option_values.values, model, identity, arguments, sources)
+        spec = self._spec(top, option_values.values, model, identity, arguments, sources)
         self._raise_any(spec.problems())
         return Plan(
             spec=spec,
@@ -265,6 +265,7 @@ class _Builder:
 
     @staticmethod
     def _spec(
+        top: Path,
         chosen: dict[str, Any],
         model: str,
         identity: job.Repository,
@@ -272,6 +273,8 @@ class _Builder:
         sources: Sources,
     ) -> JobSpec:
         fields = {field.name for field in dataclasses.fields(JobSpec)}
+        if "python" not in chosen:
+            chosen = {**chosen, "python": checkout.required_pythons(top)}
         spec_values = {options.BY_NAME[key].spec_field: value for key, value in chosen.items()}
         return JobSpec(
             id=job.new_job_id(),

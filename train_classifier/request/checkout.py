@@ -9,14 +9,21 @@ import re
 import sys
 from pathlib import Path
 
-from train_classifier.core import job
+from train_classifier.core import job, regular_file
 from train_classifier.core.errors import BadInput
-from train_classifier.core.options import show_option
+from train_classifier.core.options import PYTHONS, show_option
 from train_classifier.core.text import printable, quoted
 from train_classifier.request import git_state
 
 #: Folders of generated content: never pushed, never a model.
 GENERATED = (".git", ".venv", "venv", "node_modules", "__pycache__")
+
+#: Most that is read of files that say for which Python a repository is.
+_MOST_BYTES = 1 << 20
+#: A clause of `requires-python`, or of Poetry's `python`.
+_PYTHON_CLAUSE = re.compile(r"\s*(\^|~=|~|===?|!=|<=|>=|<|>)?\s*v?(\d+)(?:\.(\d+|\*))?(?:\.(\d+|\*))?[^,]*\Z")
+_PYTHON_LINE = re.compile(r"""([a-z-]+)\s{0,20}=\s{0,20}["']([^"']{1,200})["']""")
+_PYTHON_SECTIONS = {"[project]": "requires-python", "[tool.poetry.dependencies]": "python"}
 
 
 def resolve(folder: Path) -> Path:
@@ -216,3 +223,60 @@ def _letter(letter: str) -> str:
     }
     # A letter of another alphabet looks like one that is allowed.
     return names.get(letter, printable(letter) if letter.isascii() else f"U+{ord(letter):04X}")
+
+
+def required_pythons(top: Path) -> tuple[str, ...]:
+    """Return the versions that the repository at `top` runs with; empty when it does not say.
+
+    `.python-version` names one; else `requires-python`, or Poetry's `python`, gives a range. What cannot be
+    read says nothing: these files are not ours.
+    """
+    match = re.match(r"\s*(?:cpython-|python-)?(3\.\d+)(?:[.\s]|\Z)", _read_text(top, ".python-version"))
+    if match and match[1] in PYTHONS:
+        return (match[1],)
+    section = ""
+    # By lines: a parser of TOML needs quadratic time for some files.
+    for line in _read_text(top, "pyproject.toml").splitlines():
+        section = line.strip() if line.startswith("[") else section
+        value = _PYTHON_LINE.match(line) if section in _PYTHON_SECTIONS else None
+        if value and value[1] == _PYTHON_SECTIONS[section]:
+            clauses = [_PYTHON_CLAUSE.match(clause) for clause in value[2].split(",") if clause.strip()]
+            fitting = tuple(
+                one for one in PYTHONS if all(clause and _fits(one, clause) for clause in clauses)
+            )
+            return fitting if fitting != PYTHONS else ()
+    return ()
+
+
+def _read_text(top: Path, name: str) -> str:
+    try:
+        data = regular_file.read(top / name, _MOST_BYTES, within=os.path.realpath(top))
+        return data.decode("utf-8", "replace")
+    except (OSError, ValueError):
+        return ""
+
+
+def _fits(version: str, clause: re.Match[str]) -> bool:
+    """Tell whether some release of a minor version satisfies a clause of a range."""
+    operator, major, minor, patch = clause.groups()
+    own = int(version.partition(".")[2])
+    if int(major) != 3:
+        is_above = int(major) > 3
+        return (
+            is_above
+            if operator in ("<", "<=")
+            else operator == "!=" or (not is_above and operator in (">", ">="))
+        )
+    if minor in (None, "*"):
+        return operator not in ("<", "!=", "===")
+    bound, exact = int(minor), patch not in (None, "*")
+    return {
+        ">=": own >= bound,
+        ">": own >= bound,
+        "<=": own <= bound,
+        "<": own < bound or (own == bound and exact and patch != "0"),
+        "!=": own != bound or exact,
+        "^": own >= bound,
+        "~=": own == bound if exact else own >= bound,
+        "~": own == bound,
+    }.get(operator, own == bound)

@@ -66,6 +66,15 @@ def image(value: Any) -> str:
     raise ValueError(f"{quoted(reference)} is not an image reference: {why}; {_IMAGE_FORMS}")
 
 
+def pythons(value: Any) -> tuple[str, ...]:
+    """Return a version of Python, as the only one."""
+    if not isinstance(value, str):
+        raise ValueError(f'{quoted(value)} is not text: write it in quotes, as "3.10"')
+    if value.strip() not in options.PYTHONS:
+        raise ValueError(f"{quoted(value)} is not one of {', '.join(options.PYTHONS)}")
+    return (value.strip(),)
+
+
 def gpus(value: Any) -> int | str:
     """Return a number of GPUs, or "auto"."""
     if isinstance(value, str) and value.strip().lower() == "auto":
@@ -195,6 +204,7 @@ _PARSERS: dict[Kind, Callable[[Any, Option], Any]] = {
     Kind.BOOLEAN: lambda value, _: boolean(value),
     Kind.CHOICE: _choice,
     Kind.GPUS: lambda value, _: gpus(value),
+    Kind.PYTHON: lambda value, _: pythons(value),
     Kind.WHOLE: lambda value, option: units.whole(value, int(option.least or 0), int(option.most or 0)),
     Kind.DECIMAL: lambda value, option: units.decimal(value, option.least or 0, option.most or 0),
     Kind.SIZE: _size,

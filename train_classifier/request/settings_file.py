@@ -297,6 +297,7 @@ def _schema(option: Option) -> dict[str, Any]:
     schemas: dict[Kind, dict[str, Any]] = {
         Kind.BOOLEAN: {"type": "boolean"},
         Kind.CHOICE: {"enum": list(option.words)},
+        Kind.PYTHON: {"enum": list(options.PYTHONS)},
         Kind.GPUS: {"anyOf": [{"type": "integer", **bounds}, {"const": "auto"}]},
         Kind.WHOLE: {"type": "integer", **bounds},
         Kind.DECIMAL: {"anyOf": [{"type": "number", **bounds}, {"const": options.NONE}]},

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from train_classifier.core import apt_file, image_reference, regular_file
-from train_classifier.core.requirements_file import Requirements, digest_of_paths, parse
+from train_classifier.core.requirements_file import Requirements, parse
+from train_classifier.worker.environments.local_packages import digest_of_paths
 
 
 @pytest.fixture

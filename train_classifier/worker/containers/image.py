@@ -77,6 +77,8 @@ class Image:
     architecture: str
     #: PATH of the image.
     search_path: str
+    #: Taken for its Python, in the place of an image with frameworks.
+    plain: bool = False
 
     @property
     def version(self) -> tuple[int, int]:

@@ -72,7 +72,7 @@ def layer(context: Context, base: Image, workspace: Path, model: str) -> Image:
     if image is None:
         raise NoEnvironment(f"the layer {tag} was removed while it was built", "start the job again")
     layered = probe(context, image, base.reference)
-    return dataclasses.replace(layered, digest=base.digest, base=base.base)
+    return dataclasses.replace(layered, digest=base.digest, base=base.base, plain=base.plain)
 
 
 def _tag(base: Image, names: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from train_classifier.core import requirements_file
 from train_classifier.core.errors import BadInput, NoEnvironment
-from train_classifier.core.options import show_option
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments import environment_plan
@@ -40,8 +39,6 @@ class Wish:
     repository: str
     #: `auto`, `image` or `isolated`.
     kind: str = AUTO
-    #: Why another kind than the one that is asked for is not possible.
-    reason: str = ""
     with_gpu: bool = False
 
 
@@ -63,13 +60,14 @@ def prepare(context: Context, image: Image, workspace: Path, wish: Wish) -> Envi
     if wish.kind != ISOLATED and not requirements.lines:
         return _prepare_distutils(context, image, over_image, wish)
     if wish.kind == IMAGE:
-        return _prepare_one(context, image, over_image, wish, wish.reason or "as asked")
+        return _prepare_one(context, image, over_image, wish, "as asked")
     isolated = environment_plan.isolated(
         wish.model, image.distutils, workspace, requirements, settings, wish.with_gpu
     )
     if wish.kind == ISOLATED:
         isolated = dataclasses.replace(isolated, asked=True)
-        return _prepare_one(context, image, isolated, wish, wish.reason or "as asked")
+        reason = f"Python {image.python_version} is required" if image.plain else "as asked"
+        return _prepare_one(context, image, isolated, wish, reason)
     for plan in (over_image, isolated):
         existing = find(context, image, plan, wish.repository)
         if existing is not None:
@@ -124,7 +122,7 @@ def _build_or_ask(
             raise
         raise NoEnvironment(
             f"requirements.txt needs Python {python_span(fitting)}; image {image.reference} has Python {own}",
-            f"choose an image with Python {fitting[-1]}: {show_option('image')}",
+            f'set python = "{fitting[-1]}" in train-classifier.toml, or give --python {fitting[-1]}',
             error.detail,
         ) from error
 

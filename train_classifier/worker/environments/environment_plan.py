@@ -12,7 +12,7 @@ from typing import Any
 
 from train_classifier.core import requirements_file
 from train_classifier.core.requirements_file import Requirements
-from train_classifier.worker.environments import index_logins, model_imports
+from train_classifier.worker.environments import index_logins, local_packages, model_imports
 
 #: The distributions of each framework, by the name of its module.
 FRAMEWORKS = {
@@ -86,7 +86,7 @@ class EnvironmentPlan:
             "lines": sorted(self.lines),
             "constraints": sorted([*self.constraints, *self.frozen(), *self.excluded]),
             "options": list(self.options),
-            "paths": requirements_file.digest_of_paths(self.workspace, self.paths) if self.paths else "",
+            "paths": local_packages.digest_of_paths(self.workspace, self.paths) if self.paths else "",
         }
 
     def frozen(self) -> list[str]:

@@ -174,6 +174,9 @@ def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environmen
         raise NotReady(f"the environment {folder} was tampered with: it holds links", "remove that folder")
     mounts = [Mount(MOUNTED, str(site), type="bind", read_only=True)]
     if record["kind"] == ISOLATED:
+        # The image's own settings would bring its packages and its frameworks' CUDA back.
+        names = ("PYTHONPATH", "LD_LIBRARY_PATH") if image.frameworks else ("PYTHONPATH",)
+        defaults = dict.fromkeys(names, "")
         return Environment(
             record["hash"],
             list_packages({}, record["packages"]),
@@ -182,8 +185,7 @@ def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environmen
             f"{MOUNTED}/bin/python",
             ISOLATED,
             record["reason"],
-            # An image's own settings would bring its packages and its CUDA back.
-            {"PYTHONPATH": "", "LD_LIBRARY_PATH": ""},
+            defaults,
         )
     mounts.append(
         Mount(f"{image.site[0]}/{ACTIVATION}", str(folder / ACTIVATION), type="bind", read_only=True)

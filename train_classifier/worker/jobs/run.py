@@ -9,9 +9,10 @@ from typing import Any, Optional
 
 from train_classifier.core import locks
 from train_classifier.core.errors import TrainClassifierError, TrainingFailed
-from train_classifier.worker.containers import engine, image, package_layers
+from train_classifier.worker.containers import engine, package_layers, plain_image
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.environments import environment
+from train_classifier.worker.environments.stored_environments import ISOLATED
 from train_classifier.worker.jobs import conclude, failed_training, recover
 from train_classifier.worker.jobs.secrets import take_secrets
 from train_classifier.worker.state import results
@@ -100,8 +101,8 @@ def _ignore_disk_errors() -> Iterator[None]:
 
 
 def find_image(run: JobRun) -> None:
-    """Find or pull the image: the host's GPU image where a GPU is used."""
-    run.image = image.resolve(run.context, run.spec, run.gpu_count > 0)
+    """Find or pull the image: the host's GPU image where a GPU is used, a plain one for another Python."""
+    run.image = plain_image.resolve(run.context, run.spec, run.gpu_count > 0)
 
 
 def add_packages(run: JobRun) -> None:
@@ -117,9 +118,8 @@ def add_packages(run: JobRun) -> None:
 
 def build_environment(run: JobRun) -> None:
     """Find or build the environment of requirements.txt, and say what it replaces in the image."""
-    wish = environment.Wish(
-        run.spec.model, run.spec.repository.key, run.spec.environment_kind, with_gpu=run.gpu_count > 0
-    )
+    kind = ISOLATED if run.image.plain else run.spec.environment_kind
+    wish = environment.Wish(run.spec.model, run.spec.repository.key, kind, with_gpu=run.gpu_count > 0)
     run.environment = environment.prepare(run.context, run.image, run.job.workspace, wish)
     run.say(environment.description(run.environment, run.image))
     results.record_facts(

@@ -1,0 +1,87 @@
+"""A repository that runs with another Python than the image's: a plain image, made of an interpreter of this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+from index_server import serve, wheel
+from worker_site import Site, site, tmp_path, uv
+
+from train_classifier.core.errors import NoEnvironment
+from train_classifier.core.job import JobSpec, Repository
+from train_classifier.worker.containers import plain_image
+from train_classifier.worker.containers.image import Image
+from train_classifier.worker.environments import environment
+from train_classifier.worker.environments.environment_build import MOUNTED
+from train_classifier.worker.environments.stored_environments import ISOLATED
+
+__all__ = ["site", "tmp_path", "uv"]
+pytestmark = pytest.mark.engine
+
+VERSION = "3.9"
+#: Large parts of an interpreter that nothing here needs.
+LEFT_OUT = ("__pycache__", "test", "idlelib", "share", "config-")
+
+
+@pytest.fixture(scope="module")
+def plain_reference(engine: docker.DockerClient, base_image: str) -> Iterator[str]:
+    folders = sorted(Path.home().glob(f".pyenv/versions/{VERSION}.*"))
+    if not folders:
+        pytest.skip(f"no Python {VERSION} on this machine")
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        archive.add(
+            folders[0], "usr/local",
+            filter=lambda entry: None if Path(entry.name).name.startswith(LEFT_OUT) else entry,
+        )  # fmt: skip
+    container = engine.containers.create(base_image, ["/sbin/ldconfig"])
+    try:
+        container.put_archive("/", content.getvalue())
+        container.start()
+        assert container.wait()["StatusCode"] == 0, container.logs().decode()
+        made = container.commit("tc-env-python", f"test-{os.getpid()}", conf={"Cmd": [], "Entrypoint": []})
+    finally:
+        container.remove(force=True)
+    yield f"tc-env-python:test-{os.getpid()}"
+    engine.images.remove(made.id, force=True)
+
+
+def resolve(site: Site, **settings: object) -> Image:
+    spec = JobSpec(site.job.id, "m", Repository("r", "0" * 16), **settings)
+    return plain_image.resolve(site.context(), spec, False)
+
+
+def test_job_gets_a_plain_image_of_the_python_it_runs_with(
+    site: Site, engine: docker.DockerClient, plain_reference: str
+) -> None:
+    images = {"cpu": site.base, f"python{VERSION}": plain_reference}
+    with serve(engine) as index:
+        index.add(wheel("tools", "1.0", "import sys; version = sys.version_info[:2]"))
+        variables = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
+        site.host = dataclasses.replace(site.host, images=images, environment=variables)
+        (site.workspace / "m" / "requirements.txt").write_text("tools\n")
+        plain = resolve(site, pythons=("3.8", VERSION))
+        assert (plain.reference, plain.plain, plain.python_version[:3]) == (plain_reference, True, VERSION)
+        wish = environment.Wish("m", "0" * 16, ISOLATED)
+        built = environment.prepare(site.context(), plain, site.workspace, wish)
+    assert (built.kind, built.reason) == ("isolated", f"Python {plain.python_version} is required")
+    program = "import tools; print(tools.version, tools.__file__)"
+    assert site.run(plain, built, program).startswith(f"(3, 9) {MOUNTED}/")
+    # The image of the host serves where its Python is among those that the repository runs with.
+    own = resolve(site, pythons=(VERSION, "3.11"))
+    assert (own.reference, own.plain) == (site.base, False)
+    assert any(f"Python 3.8 or {VERSION} is required" in message for message in site.messages)
+
+
+def test_image_that_was_asked_for_is_not_replaced(site: Site) -> None:
+    with pytest.raises(NoEnvironment) as raised:
+        resolve(site, pythons=("3.8",), image=site.base)
+    assert "has Python 3.11, and Python 3.8 is required" in raised.value.reason
+    assert 'python = "3.11"' in raised.value.hint

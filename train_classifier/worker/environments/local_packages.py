@@ -1,0 +1,40 @@
+"""The content of the local packages that requirements name, as a part of what defines an environment."""
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from train_classifier.core import regular_file
+
+
+def digest_of_paths(root: Path, paths: tuple[str, ...]) -> str:
+    """Return a SHA-256 of names and contents of local packages; of a symbolic link, the target path."""
+    total = hashlib.sha256()
+
+    def add(*parts: bytes) -> None:
+        for part in parts:
+            total.update(len(part).to_bytes(8, "big") + part)
+
+    def add_file(path: str) -> None:
+        if os.path.islink(path):
+            add(b"link", os.fsencode(os.readlink(path)))
+        elif stat.S_ISREG(os.lstat(path).st_mode):
+            with open(regular_file.open_regular(path), "rb") as file:
+                add(b"file")
+                while block := file.read(1 << 20):
+                    add(block)
+
+    for relative in paths:
+        top = os.path.join(root, relative)
+        add(os.fsencode(relative))
+        if os.path.isdir(top):
+            for folder, folders, names in os.walk(top):
+                folders[:] = sorted(name for name in folders if name not in ("__pycache__", ".git"))
+                for name in sorted(names):
+                    path = os.path.join(folder, name)
+                    add(os.fsencode(os.path.relpath(path, top)))
+                    add_file(path)
+        else:
+            add_file(os.path.realpath(top))
+    return total.hexdigest()
