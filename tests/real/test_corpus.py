@@ -1,0 +1,21 @@
+"""The corpus of requirement files, through the resolver of the product. It takes minutes and needs a package index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hosts.fleet import uv_binary
+
+from . import corpus
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", corpus.names())
+def test_what_becomes_of_a_requirements_file(name: str, tmp_path: Path) -> None:
+    assert corpus.outcome(name, tmp_path, str(uv_binary())) == corpus.EXPECTED[name]
+
+
+def test_each_file_has_its_row_and_the_docs_have_the_table() -> None:
+    assert sorted(corpus.EXPECTED) == corpus.names()
+    assert corpus.table() in corpus.DOCS.read_text()
