@@ -21,6 +21,9 @@ from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments import environment
 from train_classifier.worker.environments.environment_build import MOUNTED
 from train_classifier.worker.environments.stored_environments import ISOLATED
+from train_classifier.worker.jobs.run import JobRun, add_packages, build_environment, find_image
+from train_classifier.worker.system.host import Host
+from train_classifier.worker.transfer import workspace_copy
 
 __all__ = ["site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
@@ -67,7 +70,7 @@ def test_job_gets_a_plain_image_of_the_python_it_runs_with(
         variables = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
         site.host = dataclasses.replace(site.host, images=images, environment=variables)
         (site.workspace / "m" / "requirements.txt").write_text("tools\n")
-        plain = resolve(site, pythons=("3.8", VERSION))
+        plain = resolve(site, required_pythons=("3.8", VERSION))
         assert (plain.reference, plain.plain, plain.python_version[:3]) == (plain_reference, True, VERSION)
         wish = environment.Wish("m", "0" * 16, ISOLATED)
         built = environment.prepare(site.context(), plain, site.workspace, wish)
@@ -75,13 +78,50 @@ def test_job_gets_a_plain_image_of_the_python_it_runs_with(
     program = "import tools; print(tools.version, tools.__file__)"
     assert site.run(plain, built, program).startswith(f"(3, 9) {MOUNTED}/")
     # The image of the host serves where its Python is among those that the repository runs with.
-    own = resolve(site, pythons=(VERSION, "3.11"))
+    own = resolve(site, required_pythons=(VERSION, "3.11"))
     assert (own.reference, own.plain) == (site.base, False)
     assert any(f"Python 3.8 or {VERSION} is required" in message for message in site.messages)
 
 
-def test_image_that_was_asked_for_is_not_replaced(site: Site) -> None:
-    with pytest.raises(NoEnvironment) as raised:
-        resolve(site, pythons=("3.8",), image=site.base)
-    assert "has Python 3.11, and Python 3.8 is required" in raised.value.reason
-    assert 'python = "3.11"' in raised.value.hint
+def test_requirements_that_the_plain_image_cannot_have(
+    site: Site, engine: docker.DockerClient, plain_reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = {"cpu": site.base, f"python{VERSION}": plain_reference}
+    site.job.workspace.symlink_to(site.workspace)
+    site.job.copy.write_bytes(workspace_copy.COPIED)
+    site.job.write_status(state="running")
+    (site.workspace / "m" / "requirements.txt").write_text("modern\n")
+    with serve(engine) as index:
+        index.add(wheel("modern", "1.0", "", tag="cp311-none-any"), wheel("setuptools", "80.0"))
+        variables = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
+        host = dataclasses.replace(site.host, images=images, environment=variables)
+        monkeypatch.setattr(Host, "load", lambda: host)
+        run = JobRun(site.job)
+        run.engine = engine
+        for asked in (None, VERSION):
+            run.spec = JobSpec(
+                site.job.id, "m", Repository("r", "0" * 16), required_pythons=(VERSION,), python=asked
+            )
+            find_image(run)
+            add_packages(run)
+            assert run.image.plain
+            if asked is None:
+                build_environment(run)
+                assert (run.image.reference, run.environment.kind) == (site.base, "image")
+                assert "modern==1.0" in run.environment.packages
+            else:
+                with pytest.raises(NoEnvironment):
+                    build_environment(run)
+
+
+def test_what_files_ask_for_stops_no_job(site: Site) -> None:
+    site.host = dataclasses.replace(
+        site.host, images={"cpu": site.base, "python3.8": "train-classifier/missing:1"}
+    )
+    for settings in ({}, {"image": site.base}, {"environment_kind": "image"}):
+        found = resolve(site, required_pythons=("3.8",), **settings)
+        assert (found.reference, found.plain) == (site.base, False)
+    for settings in ({}, {"image": site.base}, {"environment_kind": "image"}):
+        with pytest.raises(NoEnvironment) as raised:
+            resolve(site, python="3.8", required_pythons=("3.11",), **settings)
+        assert 'python = "3.11"' in raised.value.hint

@@ -108,8 +108,10 @@ class JobSpec:
     image: Optional[str] = None
     #: Whether the environment is over the image, isolated, or chosen.
     environment_kind: str = options.default("environment_kind")
-    #: Versions of Python that the repository runs with; empty: any.
-    pythons: tuple[str, ...] = ()
+    #: The version of Python that the caller asks for.
+    python: Optional[str] = None
+    #: Versions of Python that the repository's files ask for; empty: any.
+    required_pythons: tuple[str, ...] = ()
     #: Number of GPUs, or "auto": one if the host has one, else the CPU.
     gpus: Union[int, str] = options.default("gpus")
     #: MiB. None: the default minimum of the card's total memory only; a number: as much must also be free.
@@ -169,7 +171,7 @@ class JobSpec:
             values["data"] = tuple(DataFolder(**folder) for folder in values.get("data", ()))
             values["arguments"] = tuple(values.get("arguments", ()))
             values["secrets"] = tuple(values.get("secrets", ()))
-            values["pythons"] = tuple(values.get("pythons", ()))
+            values["required_pythons"] = tuple(values.get("required_pythons", ()))
             spec = cls(**{key: value for key, value in values.items() if key in known})
         except (KeyError, TypeError) as error:
             raise ValueError("\n".join([*problems, f"malformed specification: {error}"])) from error
@@ -210,8 +212,11 @@ class JobSpec:
         problems.check(self.gpu_check in known, f"gpu_check {self.gpu_check!r}")
         problems.check(self.network in options.BY_NAME["network"].words, f"network {self.network!r}")
         kinds = options.BY_NAME["environment_kind"].words
-        problems.check(set(self.pythons) <= set(options.PYTHONS), f"versions of Python {self.pythons!r}")
         problems.check(self.environment_kind in kinds, f"environment_kind {self.environment_kind!r}")
+        problems.check(self.python in (None, *options.PYTHONS), f"python {self.python!r}")
+        required = self.required_pythons
+        are_known = all(version in options.PYTHONS for version in required)
+        problems.check(are_known, f"versions of Python {required!r}")
         problems.check(
             self.resume is None or self.resume == "last" or bool(JOB_ID.match(str(self.resume))),
             f"resume {self.resume!r}",

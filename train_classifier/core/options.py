@@ -160,7 +160,7 @@ OPTIONS = (
         "where requirements.txt conflicts with the image (auto).", "auto|image|isolated", default="auto", default_text="auto",
         words=("auto", "image", "isolated"), flags=("--environment",), variable="ENVIRONMENT", input="environment"),
     Option("python", Kind.PYTHON, "Version of Python. Where the image has another one, the job runs in a plain image of that Python.",
-        "3.N", default_text="what requires-python or .python-version asks for, else the image's", field="pythons", input="python"),
+        "3.N", default_text="what requires-python or .python-version asks for, else the image's", input="python"),
     Option("timeout", Kind.DURATION, "Time limit of the training alone, as 6h; none lifts it.", "TIME",
         default_text=NONE, least=1, most=YEAR_S, lifted=True, field="timeout_s", input="timeout"),
     Option("wait", Kind.DURATION, "Longest wait for a GPU, as 2h; none lifts it.", "TIME",

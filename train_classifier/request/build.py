@@ -124,6 +124,7 @@ class _Builder:
         self.pool = pool
         self.problems: list[str] = []
         self.warnings: list[str] = []
+        self.required_pythons: tuple[str, ...] = ()
 
     def plan(self) -> Plan:
         """Return the plan, or raise BadInput."""
@@ -162,7 +163,7 @@ class _Builder:
             raise BadInput(*dict.fromkeys(self.problems))
         identity, warnings = described.result()
         self.warnings += warnings
-        spec = self._spec(top, option_values.values, model, identity, arguments, sources)
+        spec = self._spec(option_values.values, model, identity, arguments, sources)
         self._raise_any(spec.problems())
         return Plan(
             spec=spec,
@@ -236,6 +237,9 @@ class _Builder:
             requirements = requirements_file.parse(top, model)
             problems += [printable(problem) for problem in requirements.problems]
             problems += [printable(problem) for problem in apt_file.parse(top, model).problems]
+            # Without requirements, what the model imports is in the image alone.
+            if requirements.lines:
+                self.required_pythons = checkout.required_pythons(top)
         # Walking through a home folder is useless when there is no model in it.
         is_repository = (
             model_is_valid
@@ -263,9 +267,8 @@ class _Builder:
         self.warnings += warnings + sources.warnings
         return sources
 
-    @staticmethod
     def _spec(
-        top: Path,
+        self,
         chosen: dict[str, Any],
         model: str,
         identity: job.Repository,
@@ -273,8 +276,6 @@ class _Builder:
         sources: Sources,
     ) -> JobSpec:
         fields = {field.name for field in dataclasses.fields(JobSpec)}
-        if "python" not in chosen:
-            chosen = {**chosen, "python": checkout.required_pythons(top)}
         spec_values = {options.BY_NAME[key].spec_field: value for key, value in chosen.items()}
         return JobSpec(
             id=job.new_job_id(),
@@ -284,5 +285,6 @@ class _Builder:
             submitter=f"{checkout.user_name()}@{platform.node()}",
             source_files=sources.files,
             source_bytes=sources.bytes,
+            required_pythons=self.required_pythons,
             **{key: value for key, value in spec_values.items() if key in fields},
         )

@@ -229,7 +229,7 @@ def required_pythons(top: Path) -> tuple[str, ...]:
     """Return the versions that the repository at `top` runs with; empty when it does not say.
 
     `.python-version` names one; else `requires-python`, or Poetry's `python`, gives a range. What cannot be
-    read says nothing: these files are not ours.
+    read says nothing, and neither does a link: these files are not ours.
     """
     match = re.match(r"\s*(?:cpython-|python-)?(3\.\d+)(?:[.\s]|\Z)", _read_text(top, ".python-version"))
     if match and match[1] in PYTHONS:
@@ -250,8 +250,8 @@ def required_pythons(top: Path) -> tuple[str, ...]:
 
 def _read_text(top: Path, name: str) -> str:
     try:
-        data = regular_file.read(top / name, _MOST_BYTES, within=os.path.realpath(top))
-        return data.decode("utf-8", "replace")
+        descriptor = regular_file.open_regular(top / name)
+        return regular_file.read_open(descriptor, _MOST_BYTES).decode("utf-8", "replace")
     except (OSError, ValueError):
         return ""
 
@@ -261,12 +261,7 @@ def _fits(version: str, clause: re.Match[str]) -> bool:
     operator, major, minor, patch = clause.groups()
     own = int(version.partition(".")[2])
     if int(major) != 3:
-        is_above = int(major) > 3
-        return (
-            is_above
-            if operator in ("<", "<=")
-            else operator == "!=" or (not is_above and operator in (">", ">="))
-        )
+        return operator in (("<", "<=", "!=") if int(major) > 3 else (">", ">=", "!="))
     if minor in (None, "*"):
         return operator not in ("<", "!=", "===")
     bound, exact = int(minor), patch not in (None, "*")

@@ -66,13 +66,13 @@ def image(value: Any) -> str:
     raise ValueError(f"{quoted(reference)} is not an image reference: {why}; {_IMAGE_FORMS}")
 
 
-def pythons(value: Any) -> tuple[str, ...]:
-    """Return a version of Python, as the only one."""
+def python(value: Any) -> str:
+    """Return a version of Python."""
     if not isinstance(value, str):
         raise ValueError(f'{quoted(value)} is not text: write it in quotes, as "3.10"')
     if value.strip() not in options.PYTHONS:
         raise ValueError(f"{quoted(value)} is not one of {', '.join(options.PYTHONS)}")
-    return (value.strip(),)
+    return value.strip()
 
 
 def gpus(value: Any) -> int | str:
@@ -204,7 +204,7 @@ _PARSERS: dict[Kind, Callable[[Any, Option], Any]] = {
     Kind.BOOLEAN: lambda value, _: boolean(value),
     Kind.CHOICE: _choice,
     Kind.GPUS: lambda value, _: gpus(value),
-    Kind.PYTHON: lambda value, _: pythons(value),
+    Kind.PYTHON: lambda value, _: python(value),
     Kind.WHOLE: lambda value, option: units.whole(value, int(option.least or 0), int(option.most or 0)),
     Kind.DECIMAL: lambda value, option: units.decimal(value, option.least or 0, option.most or 0),
     Kind.SIZE: _size,

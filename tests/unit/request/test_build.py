@@ -1,5 +1,6 @@
 """A request becomes a plan, or every problem at once: precedence, and faults 1 to 11, 13 and 15."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from ordinary_user import as_ordinary_user
 
 from train_classifier.core.errors import BadInput, ExitCode
+from train_classifier.core.job import JobSpec
 from train_classifier.request import build as request
 from train_classifier.request.build import Plan, TrainRequest
 
@@ -287,6 +289,19 @@ def test_what_the_environment_needs_must_be_pushed(repo: Path) -> None:
     build(repo)
     (repo / ".trainignore").write_text("common.txt\n")
     assert refused(repo) == ["common.txt is needed for the job's environment and is left out of the push"]
+
+
+def test_python_of_the_repository_counts_where_there_are_requirements(repo: Path) -> None:
+    (repo / ".python-version").write_text("3.9.18\n")
+    assert build(repo).spec.required_pythons == ()
+    (repo / "mnist" / "requirements.txt").write_text("numpy\n")
+    spec = build(repo).spec
+    assert (spec.python, spec.required_pythons) == (None, ("3.9",))
+    spec = build(repo, python="3.10").spec
+    assert (spec.python, spec.problems()) == ("3.10", [])
+    assert JobSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    (repo / "train-classifier.toml").write_text("[defaults]\npython = 3.10\n")
+    assert 'write it in quotes, as "3.10"' in refused(repo)[0]
 
 
 def test_requirements_that_are_merely_odd(repo: Path) -> None:

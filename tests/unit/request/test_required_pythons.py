@@ -39,5 +39,9 @@ def test_range_of_the_project(tmp_path: Path, range_: str, versions: tuple[str, 
 
 def test_files_that_cannot_be_read_say_nothing(tmp_path: Path) -> None:
     (tmp_path / ".python-version").mkdir()
-    (tmp_path / "pyproject.toml").symlink_to("/etc/passwd")
+    (tmp_path / "other.toml").write_text('[project]\nrequires-python = "<3.10"\n')
+    (tmp_path / "pyproject.toml").symlink_to("other.toml")
+    assert required_pythons(tmp_path) == ()
+    (tmp_path / "pyproject.toml").unlink()
+    (tmp_path / "pyproject.toml").write_text((tmp_path / "other.toml").read_text() + "#" * (1 << 20))
     assert required_pythons(tmp_path) == ()

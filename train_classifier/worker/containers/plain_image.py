@@ -12,26 +12,40 @@ from train_classifier.worker.containers.image import Image
 def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
     """Return the image of a job; a plain one where the job's has no Python that it runs with.
 
-    The plain image of 3.10 is `python3.10` in `images` of host.json, else python:3.10-slim. Raises as
-    `image.resolve` does.
+    The plain image of 3.10 is `python3.10` in `images` of host.json, else python:3.10-slim. What only the
+    repository's files ask for stops no job: without a plain image it gets the usual one. Raises as
+    `image.resolve` does, and NoEnvironment for a `python` that cannot be had.
     """
-    first = image.resolve(context, spec, with_gpu)
-    own = "%d.%d" % first.version
-    if not spec.pythons or own in spec.pythons:
-        return first
-    required = f"Python {' or '.join(spec.pythons)} is required"
+    usual = image.resolve(context, spec, with_gpu)
+    own = "%d.%d" % usual.version
+    pythons = (spec.python,) if spec.python else spec.required_pythons
+    if not pythons or own in pythons:
+        return usual
+    required = f"Python {' or '.join(pythons)} is required, image {usual.reference} has {own}"
     if spec.image or spec.environment_kind == "image":
-        raise NoEnvironment(
-            f"image {first.reference} has Python {own}, and {required}",
-            f'choose an image with that Python, or set python = "{own}" in train-classifier.toml',
-        )
-    nearest = min(spec.pythons, key=lambda version: abs(int(version.partition(".")[2]) - first.version[1]))
+        if spec.python:
+            raise NoEnvironment(required, f'choose an image with that Python, or set python = "{own}"')
+        context.say(f"{required}, which is taken as asked")
+        return usual
+    nearest = min(pythons, key=lambda version: abs(int(version.partition(".")[2]) - usual.version[1]))
     reference = context.host.images.get(f"python{nearest}") or f"python:{nearest}-slim"
-    context.say(f"{required}, image {first.reference} has {own}: taking image {reference}")
-    plain = image.resolve(context, dataclasses.replace(spec, image=reference), with_gpu)
-    if "%d.%d" % plain.version != nearest:
+    context.say(f"{required}: taking image {reference}")
+    try:
+        return _plain(context, dataclasses.replace(spec, image=reference), nearest)
+    except NoEnvironment as error:
+        if spec.python:
+            way_out = f'name another in training_host_images (python{nearest}), or set python = "{own}"'
+            hint = "; or ".join(filter(None, (error.hint, way_out)))
+            raise NoEnvironment(error.reason, hint, error.detail) from error
+        context.say(f"{error.reason}: image {usual.reference} is taken, with Python {own}")
+        return usual
+
+
+def _plain(context: Context, spec: JobSpec, version: str) -> Image:
+    plain = image.resolve(context, spec, False)
+    if "%d.%d" % plain.version != version:
         raise NoEnvironment(
-            f"image {reference} has Python {plain.python_version}, not {nearest}",
-            f"correct python{nearest} in images of host.json (role variable training_host_images)",
+            f"image {plain.reference} has Python {plain.python_version}, not {version}",
+            "correct `images` in host.json",
         )
     return dataclasses.replace(plain, plain=True)

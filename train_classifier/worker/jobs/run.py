@@ -1,6 +1,7 @@
 """The worker: runs one job from `submitted` to `finished`; STEPS lists the steps in order."""
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Iterator
@@ -8,11 +9,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core import locks
-from train_classifier.core.errors import TrainClassifierError, TrainingFailed
+from train_classifier.core.errors import NoEnvironment, NotReady, TrainClassifierError, TrainingFailed
 from train_classifier.worker.containers import engine, package_layers, plain_image
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.environments import environment
-from train_classifier.worker.environments.stored_environments import ISOLATED
+from train_classifier.worker.environments.stored_environments import ISOLATED, Environment
 from train_classifier.worker.jobs import conclude, failed_training, recover
 from train_classifier.worker.jobs.secrets import take_secrets
 from train_classifier.worker.state import results
@@ -109,18 +110,43 @@ def add_packages(run: JobRun) -> None:
     """Add the Debian packages of apt-pkgs.txt to the image."""
     # The first step that reads the repository.
     workspace_copy.wait(run.job, run.watch.check)
-    run.image = package_layers.layer(run.context, run.image, run.job.workspace, run.spec.model)
+    try:
+        run.image = package_layers.layer(run.context, run.image, run.job.workspace, run.spec.model)
+    except NoEnvironment as error:
+        take_usual_image(run, error)
+        return
     results.record_facts(
         run.job,
         image={"reference": run.image.reference, "digest": run.image.digest, "id": run.image.id},
     )
 
 
+def take_usual_image(run: JobRun, error: TrainClassifierError) -> None:
+    """Take the image as if the repository asked for no Python, after an error with a plain image.
+
+    Such a repository may well train there, as long as nobody set `python`. Otherwise the error is raised.
+    """
+    if not run.image.plain or run.spec.python:
+        raise error
+    run.spec = dataclasses.replace(run.spec, required_pythons=())
+    run.say(f"{error}: the usual image is taken")
+    find_image(run)
+    add_packages(run)
+
+
 def build_environment(run: JobRun) -> None:
     """Find or build the environment of requirements.txt, and say what it replaces in the image."""
-    kind = ISOLATED if run.image.plain else run.spec.environment_kind
-    wish = environment.Wish(run.spec.model, run.spec.repository.key, kind, with_gpu=run.gpu_count > 0)
-    run.environment = environment.prepare(run.context, run.image, run.job.workspace, wish)
+
+    def prepare() -> Environment:
+        kind = ISOLATED if run.image.plain else run.spec.environment_kind
+        wish = environment.Wish(run.spec.model, run.spec.repository.key, kind, with_gpu=run.gpu_count > 0)
+        return environment.prepare(run.context, run.image, run.job.workspace, wish)
+
+    try:
+        run.environment = prepare()
+    except (NoEnvironment, NotReady) as error:
+        take_usual_image(run, error)
+        run.environment = prepare()
     run.say(environment.description(run.environment, run.image))
     results.record_facts(
         run.job,
