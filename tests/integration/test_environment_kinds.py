@@ -127,6 +127,17 @@ def test_other_framework_makes_an_isolated_environment(site: Site, framework_ima
     assert site.containers() == []
 
 
+def test_packages_of_the_project(site: Site, framework_image: str) -> None:
+    image = site.find(framework_image)
+    (site.workspace / "requirements.txt").write_text("plotting==1.0\n")
+    (site.workspace / "pyproject.toml").write_text("[project]\ndependencies = ['tools']\n")
+    wish = environment.Wish("m", "0" * 16)
+    built = environment.prepare(site.context(), image, site.workspace, wish)
+    assert (built.files, built.reason) == (("pyproject.toml",), "pyproject.toml agrees with the image")
+    assert {"tools==1.0", "plotting==2.0"} <= set(built.packages)
+    assert "m/requirements.txt is missing: the packages are those of pyproject.toml" in site.messages
+
+
 def test_kind_image_refuses_another_framework(site: Site, framework_image: str) -> None:
     with pytest.raises(NoEnvironment) as raised:
         site.prepare("tensorflow==2.15.1", framework_image, kind="image")

@@ -143,7 +143,7 @@ def test_16_requirements_cannot_name_files_outside(repo: Path) -> None:
     for line in range(1, 13):
         assert f"mnist/requirements.txt:{line}:" in messages, (line, messages)
     (repo / "mnist" / "requirements.txt").unlink()
-    for name in ("requirements.txt", "apt-pkgs.txt"):
+    for name in ("requirements.txt", "pyproject.toml", "apt-pkgs.txt"):
         (repo / "mnist" / name).symlink_to("/etc/passwd")
         messages = train(repo)
         assert "leads out of the repository" in messages and "root:" not in messages
@@ -154,6 +154,7 @@ LARGE = {
     "settings": (settings_file.MOST_BYTES, lambda content, _: settings_file.parse(content)),
     "env file": (env_file.MOST_BYTES, lambda content, _: env_file.parse(content, "an.env", {"A": "1"})),
     "requirements": (requirements_file.MOST_BYTES, lambda content, folder: parsed(requirements_file, "requirements.txt", content, folder)),
+    "project": (requirements_file.MOST_PROJECT_BYTES, lambda content, folder: parsed(requirements_file, "pyproject.toml", content, folder)),
     "apt": (apt_file.MOST_BYTES, lambda content, folder: parsed(apt_file, "apt-pkgs.txt", content, folder)),
 }  # fmt: skip
 

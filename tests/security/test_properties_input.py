@@ -96,6 +96,15 @@ def test_requirements_file_is_parsed(tmp_path: Path, content: bytes, other: byte
 
 @FIXED
 @given(content=DATA)
+def test_project_file_is_parsed(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m").mkdir(exist_ok=True)
+    (tmp_path / "m" / "pyproject.toml").write_bytes(b"[project]\ndependencies = [" + content)
+    with bounded():
+        requirements_file.parse(tmp_path, "m")
+
+
+@FIXED
+@given(content=DATA)
 def test_apt_file_is_parsed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m").mkdir(exist_ok=True)
     (tmp_path / "m" / "apt-pkgs.txt").write_bytes(content)

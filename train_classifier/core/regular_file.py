@@ -57,7 +57,8 @@ def read_open(descriptor: int, most_bytes: int, *, pipe: bool = False) -> bytes:
     finally:
         os.close(descriptor)
     if size > most_bytes:
-        raise ValueError(f"is over {most_bytes >> 20} MiB")
+        limit = f"{most_bytes >> 20} MiB" if most_bytes >= 1 << 20 else f"{most_bytes >> 10} KiB"
+        raise ValueError(f"is over {limit}")
     return b"".join(parts)
 
 

@@ -1,4 +1,6 @@
-"""The requirements in a model's requirements.txt and the files it includes; read without installing.
+"""The requirements of a model: of its requirements.txt and the files it includes, or of its project.
+
+They are read without installing.
 
 Used on the controller (what is wrong there is refused before the host is touched) and by the worker (which
 builds from the flattened lines). Standard library, Python 3.9. The format is pip's:
@@ -12,7 +14,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from train_classifier.core import regular_file
+from train_classifier.core import project_file, regular_file
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 _CLAUSE = r"(?:===|~=|==|!=|<=|>=|<|>)\s*[^\s,;()]+"
@@ -52,19 +54,24 @@ SHORT = {
 INDEXES = ("--index-url", "--extra-index-url")
 #: pip's own switches: they mean nothing to uv, and leaving them out changes no result.
 IGNORED = ("--use-feature", "--prefer-binary")
+REQUIREMENTS = "requirements.txt"
 MOST_FILES = 100
 MOST_BYTES = 4 << 20
+MOST_PROJECT_BYTES = 1 << 18
 #: Most lines of all files together, most characters of one line, and most problems that are reported.
 MOST_LINES = 20000
 MOST_LINE = 1 << 16
 MOST_PROBLEMS = 20
+#: Files that are read when there is no requirements.txt, and one that is not.
+PROJECT = "pyproject.toml"
+CONDA = ("environment.yml", "environment.yaml")
 
 
 @dataclasses.dataclass(frozen=True)
 class Requirements:
     """A model's requirements, flattened. Paths are relative to the repository."""
 
-    #: The files that were read, requirements.txt first.
+    #: The files that were read; the one that was chosen is first.
     files: tuple[str, ...] = ()
     #: Local packages and folders of packages that they name.
     paths: tuple[str, ...] = ()
@@ -74,6 +81,12 @@ class Requirements:
     #: Index options, in order.
     options: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Return the chosen file for messages; every requirements.txt has the same name."""
+        file = self.files[0] if self.files else REQUIREMENTS
+        return REQUIREMENTS if file.endswith(f"/{REQUIREMENTS}") else file
 
 
 class _Reader:
@@ -107,6 +120,17 @@ class _Reader:
             return ""
         return relative
 
+    def text(self, relative: str, location: str, most_bytes: int = MOST_BYTES) -> str:
+        """Return the text of a file; "" after recording why it cannot be read."""
+        try:
+            return decode(
+                regular_file.read(self.root / relative, most_bytes, within=os.path.realpath(self.root))
+            )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            self.problems.append(f"{location}: {relative} cannot be read: {reason}")
+            return ""
+
     def read(self, relative: str, constraint: bool, location: str) -> None:
         if (relative, constraint) in self.seen:
             return
@@ -114,13 +138,9 @@ class _Reader:
         if len(self.seen) > MOST_FILES:
             self.problems.append(f"{location}: more than {MOST_FILES} requirement files")
             return
-        try:
-            text = decode(
-                regular_file.read(self.root / relative, MOST_BYTES, within=os.path.realpath(self.root))
-            )
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            self.problems.append(f"{location}: {relative} cannot be read: {reason}")
+        problems = len(self.problems)
+        text = self.text(relative, location)
+        if len(self.problems) > problems:
             return
         if relative not in self.files:
             self.files.append(relative)
@@ -137,6 +157,28 @@ class _Reader:
                 continue
             self.line(line, relative, f"{relative}:{number}", constraint)
 
+    def project(self, relative: str, requirements: str) -> None:
+        """Read the dependencies of a pyproject.toml; `requirements` is the file that can take its place."""
+        try:
+            project = project_file.read(self.text(relative, relative, MOST_PROJECT_BYTES))
+        except ValueError as error:
+            self.problems.append(f"{relative}: {error}; {_instead(requirements)}")
+            return
+        if not project.dependencies:
+            return
+        self.files.append(relative)
+        if project.uv_settings:
+            names = ", ".join(f"tool.uv.{name}" for name in project.uv_settings)
+            self.problems.append(f"{relative}: {names} cannot be followed; {_instead(requirements)}")
+        if len(project.dependencies) > MOST_LINES:
+            self.problems.append(f"{relative}: more than {MOST_LINES} dependencies")
+            return
+        for text in project.dependencies:
+            if not text.isprintable() or len(text) > MOST_LINE or not REQUIREMENT.match(_single_blanks(text)):
+                self.problems.append(f"{relative}: not a requirement: {text!r}")
+            else:
+                self.line(text, relative, relative, False)
+
     def line(self, line: str, relative: str, location: str, constraint: bool) -> None:
         if line.startswith("-"):
             for part in _NEXT_OPTION.split(line):
@@ -144,8 +186,7 @@ class _Reader:
             return
         hashes = _PER_REQUIREMENT.search(line)
         head = line[: hashes.start()].rstrip() if hashes else line
-        # The grammar has several optional blanks in a row; each of them would try every part of a long run.
-        match = REQUIREMENT.match(re.sub(r"\s+", " ", head))
+        match = REQUIREMENT.match(_single_blanks(head))
         archive = head.endswith(_ARCHIVES) and not (match and match["url"])
         match = None if archive else match
         path = match["url"] or "" if match else head.split(" ;")[0].split(" --")[0].strip()
@@ -217,6 +258,15 @@ class _Reader:
                 self.read(local_path, constraint, location)
 
 
+def _single_blanks(text: str) -> str:
+    """Return the text for REQUIREMENT, which would try every part of a long run of blanks."""
+    return re.sub(r"\s+", " ", text)
+
+
+def _instead(requirements: str) -> str:
+    return f"write the packages into {requirements} (empty: those of the image)"
+
+
 def _not_editable(value: str) -> str:
     """Return the requirement that installs what `-e VALUE` names: a path, or `NAME @ git+https://…`."""
     if not _REPOSITORY.match(value):
@@ -263,13 +313,28 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def parse(root: Path, model: str) -> Requirements:
-    """Read MODEL/requirements.txt of the repository at `root`; a missing file is empty. Never raises."""
+    """Read the requirements of a model of the repository at `root`. Never raises.
+
+    The first of these counts that is there: MODEL/requirements.txt, MODEL/pyproject.toml, pyproject.toml,
+    requirements.txt; a pyproject.toml only with dependencies. Without any, nothing is required.
+    """
     reader = _Reader(Path(root))
-    start = f"{model}/requirements.txt"
-    if os.path.lexists(reader.root / start):
-        found = reader.inside(start, start, "the file")
-        if found:
-            reader.read(found, False, start)
+    own = f"{model}/{REQUIREMENTS}"
+    for start in (own, f"{model}/{PROJECT}", PROJECT, REQUIREMENTS):
+        chosen = os.path.lexists(reader.root / start) and reader.inside(start, start, "the file")
+        if chosen and start.endswith(REQUIREMENTS):
+            reader.read(chosen, False, start)
+        elif chosen:
+            reader.project(chosen, own)
+        if reader.files or reader.problems:
+            break
+    else:
+        for name in CONDA:
+            reader.problems += [
+                f"{path} is not read; {_instead(own)}"
+                for path in (f"{model}/{name}", name)
+                if os.path.lexists(reader.root / path)
+            ]
     return Requirements(
         tuple(reader.files),
         tuple(dict.fromkeys(reader.paths)),

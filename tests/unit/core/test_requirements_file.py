@@ -54,6 +54,58 @@ def test_missing_file_asks_for_nothing(repository: Path) -> None:
     assert parse(repository, "mnist") == Requirements()
 
 
+def test_first_file_with_requirements_is_chosen(repository: Path) -> None:
+    (repository / "environment.yaml").touch()
+    assert parse(repository, "mnist").problems == (
+        "environment.yaml is not read; write the packages into mnist/requirements.txt (empty: those of the image)",
+    )
+    (repository / "requirements.txt").write_text("from-top\n")
+    # Without dependencies a project says nothing.
+    for path in ("pyproject.toml", "mnist/pyproject.toml"):
+        text = "[project]\nname = 'x'\ndynamic = ['dependencies']\n[tool.uv.sources]\n"
+        (repository / path).write_text(text)
+    chosen = parse(repository, "mnist")
+    assert (chosen.files, chosen.name, chosen.lines) == (
+        ("requirements.txt",), "requirements.txt", ("from-top",),
+    )  # fmt: skip
+    for path in ("pyproject.toml", "mnist/pyproject.toml"):
+        name = path.partition("/")[0]
+        (repository / path).write_text(f"project.dependencies = ['{name}']\n")
+        chosen = parse(repository, "mnist")
+        assert (chosen.files, chosen.name, chosen.lines) == ((path,), path, (name,))
+    (repository / "mnist" / "requirements.txt").touch()
+    chosen = parse(repository, "mnist")
+    assert (chosen.files, chosen.name, chosen.lines) == (
+        ("mnist/requirements.txt",), "requirements.txt", (),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[project]\ndependencies = ['--index-url https://x']\n", "pyproject.toml: not a requirement"),
+        ("[project]\ndependencies = ['./lib']\n", "pyproject.toml: not a requirement"),
+        ('[project]\ndependencies = ["a ; x\\r-r b"]\n', "pyproject.toml: not a requirement"),
+        ("[project]\ndependencies = ['a @ ../b']\n", "leads out of the repository"),
+        ("[project]\ndependencies = ['a']\n[[tool.uv.index]]\n", "tool.uv.index cannot be followed"),
+        ("[project]\ndependencies = ['a'", "a bracket does not close; write the packages into"),
+        ("[project]\ndependencies = 'a'", "is not a list"),
+        ("project = { dependencies = ['a'] }", "is not written as a table"),
+        ("x = '''\n", "a text in quotes does not end"),
+        ("#" * (1 << 18) + "\n", "is over 256 KiB"),
+    ],
+)
+def test_refused_projects(repository: Path, text: str, problem: str) -> None:
+    (repository / "pyproject.toml").write_text(text)
+    (found,) = parse(repository, "mnist").problems
+    assert problem in found
+
+
+def test_project_out_of_the_repository(repository: Path) -> None:
+    (repository / "pyproject.toml").symlink_to("/etc/passwd")
+    assert "leads out of the repository" in parse(repository, "mnist").problems[0]
+
+
 def test_options_and_included_files(repository: Path) -> None:
     (repository / "mnist" / "more.txt").write_text("-i https://index.example/simple\nidna\n")
     (repository / "limits.txt").write_text("idna<4\n")

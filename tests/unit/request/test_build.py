@@ -291,6 +291,19 @@ def test_what_the_environment_needs_must_be_pushed(repo: Path) -> None:
     assert refused(repo) == ["common.txt is needed for the job's environment and is left out of the push"]
 
 
+def test_files_that_stand_for_requirements(repo: Path) -> None:
+    (repo / "environment.yml").write_text("dependencies: [numpy]\n")
+    assert refused(repo) == [
+        "environment.yml is not read; write the packages into mnist/requirements.txt (empty: those of the image)"
+    ]
+    (repo / "pyproject.toml").write_text('[project]\ndependencies = ["numpy"]\n')
+    build(repo)
+    (repo / ".trainignore").write_text("pyproject.toml\n")
+    assert refused(repo) == ["pyproject.toml is needed for the job's environment and is left out of the push"]
+    (repo / "mnist" / "requirements.txt").touch()
+    build(repo)
+
+
 def test_python_of_the_repository_counts_where_there_are_requirements(repo: Path) -> None:
     (repo / ".python-version").write_text("3.9.18\n")
     assert build(repo).spec.required_pythons == ()

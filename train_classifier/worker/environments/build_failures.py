@@ -61,24 +61,26 @@ def explain(
     unknown = re.findall(r"[Bb]ecause (\S+) was not found in the package registry", sentence)
     if unknown and not set(unknown) & set(image.packages):
         raise NoEnvironment(
-            f"requirement {', '.join(dict.fromkeys(unknown))} is not in the package index (requirements.txt)",
-            "correct the name in requirements.txt",
+            f"requirement {', '.join(dict.fromkeys(unknown))} is not in the package index ({plan.file})",
+            f"correct the name in {plan.file}",
             detail,
         )
     if re.search(r"[Gg]it executable not found", sentence):
         raise NoEnvironment(
-            f"requirements.txt names a git repository, and image {image.reference} has no git",
+            f"{plan.file} names a git repository, and image {image.reference} has no git",
             "add the line git to apt-pkgs.txt",
             detail,
         )
     if NO_SOLUTION in sentence:
         _explain_conflict(image, plan, sentence, detail)
     _explain_network(sentence, detail)
-    cause = failure_causes.find("\n".join(lines[start:]), failure_causes.Circumstances(model), in_build=True)
+    chosen = "" if plan.file == "requirements.txt" else plan.file
+    circumstances = failure_causes.Circumstances(model, chosen_file=chosen)
+    cause = failure_causes.find("\n".join(lines[start:]), circumstances, in_build=True)
     if cause is not None:
-        raise NotInstallable(f"requirements.txt cannot be installed: {cause.reason}", cause.hint, detail)
+        raise NotInstallable(f"{plan.file} cannot be installed: {cause.reason}", cause.hint, detail)
     first = lines[start] if lines else f"exit status {status}"
-    raise NotInstallable(f"requirements.txt cannot be installed: {first}", detail=detail)
+    raise NotInstallable(f"{plan.file} cannot be installed: {first}", detail=detail)
 
 
 def _explain_conflict(image: Image, plan: EnvironmentPlan, sentence: str, detail: str) -> NoReturn:
@@ -89,7 +91,7 @@ def _explain_conflict(image: Image, plan: EnvironmentPlan, sentence: str, detail
     ]
     if not clashing:
         raise NoCommonSolution(
-            "requirements.txt has no solution",
+            f"{plan.file} has no solution",
             "see the message of uv",
             detail,
             "has no solution over the image",
@@ -98,8 +100,8 @@ def _explain_conflict(image: Image, plan: EnvironmentPlan, sentence: str, detail
     named = set(own) & set(clashing) or set(own)
     pins = ", ".join(f"{name}=={version}" for name, version in own.items() if name in named)
     raise NoCommonSolution(
-        f"requirements.txt conflicts with image {image.reference}: the image's own {pins} cannot be replaced",
-        f"ask in requirements.txt for versions that work with {pins}, "
+        f"{plan.file} conflicts with image {image.reference}: the image's own {pins} cannot be replaced",
+        f"ask in {plan.file} for versions that work with {pins}, "
         f"choose another {show_option('image')}, or set {show_option('environment_kind')} isolated",
         detail,
         f"conflicts with the image's {pins}",

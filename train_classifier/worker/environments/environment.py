@@ -6,6 +6,7 @@ from pathlib import Path
 
 from train_classifier.core import requirements_file
 from train_classifier.core.errors import BadInput, NoEnvironment
+from train_classifier.core.requirements_file import Requirements
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments import environment_plan
@@ -53,6 +54,17 @@ def prepare(context: Context, image: Image, workspace: Path, wish: Wish) -> Envi
     requirements = requirements_file.parse(workspace, wish.model)
     if requirements.problems:
         raise BadInput(*requirements.problems)
+    own = f"{wish.model}/{requirements_file.REQUIREMENTS}"
+    if requirements.files and requirements.files[0] != own:
+        context.say(f"{own} is missing: the packages are those of {requirements.files[0]}")
+    chosen = _choose(context, image, workspace, wish, requirements)
+    return dataclasses.replace(chosen, files=requirements.files)
+
+
+def _choose(
+    context: Context, image: Image, workspace: Path, wish: Wish, requirements: Requirements
+) -> Environment:
+    """Return the environment of these requirements, of the first kind that is possible."""
     settings = {"variables": _variables(context.host), "source": _program()}
     over_image = environment_plan.over_image(
         image.packages, image.distutils, workspace, requirements, settings
@@ -73,9 +85,11 @@ def prepare(context: Context, image: Image, workspace: Path, wish: Wish) -> Envi
         if existing is not None:
             return existing
     try:
-        return build(context, image, over_image, wish.repository, "requirements.txt agrees with the image")
+        return build(
+            context, image, over_image, wish.repository, f"{requirements.name} agrees with the image"
+        )
     except NoCommonSolution as error:
-        cause = f"requirements.txt {error.cause}"
+        cause = f"{requirements.name} {error.cause}"
     context.say(f"{cause}: an isolated environment is tried")
     return _build_or_ask(context, image, isolated, wish, cause)
 
@@ -121,7 +135,7 @@ def _build_or_ask(
         if not fitting or own in fitting:
             raise
         raise NoEnvironment(
-            f"requirements.txt needs Python {python_span(fitting)}; image {image.reference} has Python {own}",
+            f"{plan.file} needs Python {python_span(fitting)}; image {image.reference} has Python {own}",
             f'set python = "{fitting[-1]}" in train-classifier.toml, or give --python {fitting[-1]}',
             error.detail,
         ) from error

@@ -50,6 +50,8 @@ class EnvironmentPlan:
     variables: dict[str, str]
     #: The program that runs in the image.
     source: str
+    #: The file that asks for the packages, for messages.
+    file: str = requirements_file.REQUIREMENTS
     isolated: bool = False
     #: The job asks for this kind; otherwise it is found by a conflict.
     asked: bool = False
@@ -81,6 +83,8 @@ class EnvironmentPlan:
     def definition(self) -> dict[str, Any]:
         """Return the part of an environment's definition that the model's files make up."""
         return {
+            # Its name stands in the reason that the environment keeps.
+            **({} if self.file == requirements_file.REQUIREMENTS else {"file": self.file}),
             "isolated": self.isolated,
             "asked": self.asked,
             "lines": sorted(self.lines),
@@ -214,6 +218,7 @@ def _common(
         "options": requirements.options,
         "paths": requirements.paths,
         "workspace": workspace,
+        "file": requirements.name,
     }
 
 

@@ -54,6 +54,8 @@ class Environment:
     reason: str = ""
     #: Environment variables that others may replace.
     defaults: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: The files of the repository that ask for the packages.
+    files: tuple[str, ...] = ()
 
 
 def _hashes(host: Host, image: Image, plan: EnvironmentPlan, repository: str) -> dict[str, str]:
@@ -92,7 +94,7 @@ def fitting_pythons(context: Context, image: Image, plan: EnvironmentPlan, repos
     """Return the versions of Python for which the requirements of a plan have a solution."""
     builder = Builder(context, image, plan, context.host.job_user())
     key = _key(context.host, image, plan, repository)
-    context.say("looking for a version of Python for which requirements.txt has a solution")
+    context.say(f"looking for a version of Python for which {plan.file} has a solution")
     lock = hold(_lock(context.store, key), check=context.check_cancel)
     with lock, _build_folder(builder, key, repository) as temporary:
         fitting = builder.fitting_pythons(temporary, repository)

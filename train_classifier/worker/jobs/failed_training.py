@@ -7,6 +7,7 @@ from typing import Any, Callable, Optional
 
 from train_classifier.core.errors import TrainingFailed
 from train_classifier.core.regular_file import open_regular, read_open
+from train_classifier.worker.state import results
 from train_classifier.worker.state.files import O_FOLDER, opened_folder
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system import failure_causes
@@ -28,6 +29,7 @@ def add_cause(
     if facts.get("out_of_memory") or facts.get("signal") == "SIGKILL":
         return
     spec = job.spec()
+    file = next(iter(results.read_facts(job).get("environment", {}).get("files", ())), "")
     circumstances = failure_causes.Circumstances(
         model=spec.model,
         network=spec.network != "none",
@@ -36,7 +38,8 @@ def add_cause(
         shm_bytes=spec.shm_bytes,
         pids=spec.pids,
         packages=packages,
-        top_requirements=_requirements(job),
+        chosen_file=file,
+        top_requirements="" if file == "requirements.txt" else _requirements(job),
         in_repository=lambda parts: _exists(job, parts),
         cards=cards or (lambda: ""),
     )

@@ -154,6 +154,7 @@ def build_environment(run: JobRun) -> None:
             "hash": run.environment.hash,
             "kind": run.environment.kind,
             "reason": run.environment.reason,
+            "files": list(run.environment.files),
             "python": run.image.python_version,
             "packages": list(run.environment.packages),
         },

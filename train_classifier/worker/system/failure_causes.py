@@ -58,6 +58,8 @@ class Circumstances:
     pids: int = 0
     #: `name==version` of each Python distribution that the program sees.
     packages: Sequence[str] = ()
+    #: The file that the packages come from; "" for MODEL/requirements.txt.
+    chosen_file: str = ""
     #: Text of the requirements.txt at the top of the repository.
     top_requirements: str = ""
     #: Tells whether the repository has a file or a folder, given as its parts.
@@ -73,7 +75,7 @@ class Circumstances:
     @property
     def requirements_file(self) -> str:
         """Return the file that names the model's Python packages."""
-        return f"{self.model}/requirements.txt"
+        return self.chosen_file or f"{self.model}/requirements.txt"
 
 
 #: Returns reason and hint for a matching line, None when the line is not about this cause after all.
