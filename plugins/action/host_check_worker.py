@@ -63,15 +63,15 @@ class ActionModule(ActionBase):
         program = base64.b64encode(BOOTSTRAP.encode()).decode("ascii")
         line = f"{shlex.quote(python)} -I -c 'import base64; exec(base64.b64decode(\"{program}\"))'"
         before = time.time()
-        done = self._low_level_execute_command(line, in_data=json.dumps(order).encode("ascii"))
+        outcome = self._low_level_execute_command(line, in_data=json.dumps(order).encode("ascii"))
         after = time.time()
         try:
-            reply = json.loads(done["stdout"].strip().splitlines()[-1])
+            reply = json.loads(outcome["stdout"].strip().splitlines()[-1])
         except (ValueError, IndexError):
             result.update(
                 failed=True,
                 msg=f"{python} on the host did not run the worker: "
-                + (done["stderr"] or done["stdout"]).strip(),
+                + (outcome["stderr"] or outcome["stdout"]).strip(),
             )
             return result
         offset = min(0.0, reply["time"] - before) or max(0.0, reply["time"] - after)

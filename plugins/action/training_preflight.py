@@ -36,10 +36,10 @@ class ActionModule(TrainingAction):
             return super().order(task_vars, report)
         from train_classifier.request.build import TrainRequest, build
 
-        given = {key: value for key, value in self._task.args.items() if value not in (None, "", [], {})}
-        if "arguments" in given and isinstance(given["arguments"], list):
-            given["arguments"] = [str(argument) for argument in given["arguments"]]
-        plan = build(TrainRequest(**given), os.environ, resolve=False)
+        values = {key: value for key, value in self._task.args.items() if value not in (None, "", [], {})}
+        if "arguments" in values and isinstance(values["arguments"], list):
+            values["arguments"] = [str(argument) for argument in values["arguments"]]
+        plan = build(TrainRequest(**values), os.environ, resolve=False)
         for warning in plan.warnings:
             report.event("message", level="warning", text=warning)
         where = task_vars.get("inventory_file")

@@ -33,5 +33,5 @@ class ActionModule(TrainingAction):
                 raise BadInput(*(f"secret {name} is not set in the environment" for name in missing))
             secrets = {name: os.environ[name] for name in names}
         answers = steps.start(host, order, secrets, report)
-        done = {"changed": True, "job": order.spec.id}
-        return done if order.detach else {**done, "result": steps.follow(host, order, answers, report)}
+        answer = {"changed": True, "job": order.spec.id}
+        return answer if order.detach else {**answer, "result": steps.follow(host, order, answers, report)}

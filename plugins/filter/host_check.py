@@ -181,8 +181,8 @@ def merge(own: list[dict], worker: list[dict]) -> list[dict]:
     def gravity(rows: list[dict], name: str) -> int:
         return max((GRAVITY.index(row["status"]) for row in rows if row["name"] == name), default=-1)
 
-    kept = [row for row in own if gravity(own, row["name"]) >= gravity(worker, row["name"])]
-    return kept + [row for row in worker if gravity(worker, row["name"]) > gravity(kept, row["name"])]
+    own_rows = [row for row in own if gravity(own, row["name"]) >= gravity(worker, row["name"])]
+    return own_rows + [row for row in worker if gravity(worker, row["name"]) > gravity(own_rows, row["name"])]
 
 
 def ready(rows: list[dict]) -> bool:

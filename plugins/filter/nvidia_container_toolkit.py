@@ -92,8 +92,8 @@ def decision(lines: list[str], packages: list[str], target: str, minimum: str) -
     """
     answers: dict[str, list[list[str]]] = {}
     for line in lines:
-        word, *rest = line.split()
-        answers.setdefault(word, []).append(rest)
+        word, *fields = line.split()
+        answers.setdefault(word, []).append(fields)
     now = {
         name: (version, status.startswith("h"))
         for status, name, version in (row for row in answers.get("now", []) if len(row) == 3)
@@ -117,42 +117,42 @@ def decision(lines: list[str], packages: list[str], target: str, minimum: str) -
     else:
         held_before = {name for name, status in before.items() if status.startswith("h")}
         our_holds = set(brought) - held_before
-    ours = {name for name, (version, _) in now.items() if brought.get(name) == version}
+    own = {name for name, (version, _) in now.items() if brought.get(name) == version}
     versions = {version for version, _ in now.values()}
-    whole = set(now) == set(packages) and len(versions) == 1
-    new_enough = whole and _order(next(iter(versions)).split("-")[0]) >= _order(minimum)
-    kept = bool(whole and new_enough and ["yes"] in answers.get("works", []) and set(now) - ours)
+    complete = set(now) == set(packages) and len(versions) == 1
+    new_enough = complete and _order(next(iter(versions)).split("-")[0]) >= _order(minimum)
+    keep = bool(complete and new_enough and ["yes"] in answers.get("works", []) and set(now) - own)
     missing = [name for name in packages if name not in now or now[name][0] != target]
-    others_holds = sorted(name for name in now if now[name][1] and name not in our_holds)
-    locked = [name for name in others_holds if name in missing]
+    foreign_holds = sorted(name for name in now if now[name][1] and name not in our_holds)
+    locked = [name for name in foreign_holds if name in missing]
     newer = [
-        name for name in missing if name in now and name not in ours and _order(now[name][0]) > _order(target)
+        name for name in missing if name in now and name not in own and _order(now[name][0]) > _order(target)
     ]
     problem = ""
-    if not kept and locked:
-        held = ", ".join(f"{name} {now[name][0]}" for name in locked)
+    if not keep and locked:
+        holds = ", ".join(f"{name} {now[name][0]}" for name in locked)
         problem = (
-            f"an administrator holds {held}, which is not a whole, working toolkit of {minimum} or newer: "
+            f"an administrator holds {holds}, which is not a whole, working toolkit of {minimum} or newer: "
             f"release it (apt-mark unhold {' '.join(locked)}) and run again"
         )
-    elif not kept and newer:
+    elif not keep and newer:
         packages_text = ", ".join(f"{name} {now[name][0]}" for name in newer)
         problem = (
             f"{packages_text} is newer than {target}, and the toolkit does not work: repair it, or set "
             f"nvidia_container_toolkit_version to {now[newer[0]][0]}, and run again"
         )
     return {
-        "kept": kept,
-        "version": next(iter(versions)) if whole else "",
-        "missing": [] if kept else missing,
+        "kept": keep,
+        "version": next(iter(versions)) if complete else "",
+        "missing": [] if keep else missing,
         "hold": []
-        if kept
-        else [name for name in packages if not now.get(name, ("", False))[1] and name in {*missing, *ours}],
-        "downgrade": [name for name in missing if name in ours and _order(now[name][0]) > _order(target)],
+        if keep
+        else [name for name in packages if not now.get(name, ("", False))[1] and name in {*missing, *own}],
+        "downgrade": [name for name in missing if name in own and _order(now[name][0]) > _order(target)],
         "unhold": sorted(name for name in missing if name in now and now[name][1] and name in our_holds),
         "problem": problem,
-        "ours": sorted(ours),
-        "purge": sorted(name for name in ours if before.get(name, "")[1:2] != "i"),
+        "ours": sorted(own),
+        "purge": sorted(name for name in own if before.get(name, "")[1:2] != "i"),
         "our_holds": sorted(name for name in our_holds if name in now and now[name][1]),
     }
 

@@ -186,8 +186,8 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
     """What the probe of tasks/inspect.yml saw, as `nvidia_driver_status`."""
     answers: dict[str, list[str]] = {}
     for line in lines:
-        word, _, rest = line.partition(" ")
-        answers.setdefault(word, []).append(rest.strip())
+        word, _, value = line.partition(" ")
+        answers.setdefault(word, []).append(value.strip())
     loaded, installed = answers.get("loaded", [""])[0], answers.get("installed", [""])[0]
     mismatch = bool(loaded and installed and loaded != installed)
     nouveau = "nouveau" in answers
@@ -208,9 +208,9 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
     packages = sorted(
         {name for _, source, name in rows if SOURCES.match(source) and not name.startswith("cuda-compat-")}
     )
-    held = sorted({name.partition(":")[0] for name in answers.get("held", [])})
+    held_packages = sorted({name.partition(":")[0] for name in answers.get("held", [])})
     brought = set(answers.get("brought", []))
-    ours = any(MODULE.fullmatch(name) for name in brought & set(packages))
+    is_ours = any(MODULE.fullmatch(name) for name in brought & set(packages))
     on_bus = cards(answers.get("pci", []), table)
     served = {slot.lower() for slot in answers.get("served", [])}
     answered = max((int(count) for count in answers.get("listed", []) if count.isdigit()), default=0)
@@ -233,7 +233,7 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         "serves": bool(loaded and on_bus and (not unserved or answered >= len(on_bus))),
         "unserved": unserved,
         # Whether this role brought the driver, and how it came if not.
-        "ours": ours,
+        "ours": is_ours,
         "brought": sorted(brought),
         "origin": _origin(packages, "runfile" in answers),
         "runfile": "runfile" in answers and not packages,
@@ -241,10 +241,10 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         "reboot_pending": pending,
         "reboot_wished": wished,
         "packages": packages,
-        "held": held,
+        "held": held_packages,
         # Holds of an administrator, which this role neither releases nor passes over.
-        "held_by_others": sorted((set(held) & set(packages)) - set(answers.get("holds", []))),
-        "held_by_us": sorted(set(held) & set(answers.get("holds", []))),
+        "held_by_others": sorted((set(held_packages) & set(packages)) - set(answers.get("holds", []))),
+        "held_by_us": sorted(set(held_packages) & set(answers.get("holds", []))),
     }
 
 

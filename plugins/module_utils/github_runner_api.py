@@ -89,8 +89,8 @@ class Scope:
 
     def is_at(self, url: str) -> bool:
         """Is this scope on the GitHub with this URL? Credentials are sent nowhere else."""
-        own, other = urllib.parse.urlsplit(self.url), urllib.parse.urlsplit(url)
-        return (own.scheme, own.netloc.lower()) == (other.scheme, other.netloc.lower())
+        own, parts = urllib.parse.urlsplit(self.url), urllib.parse.urlsplit(url)
+        return (own.scheme, own.netloc.lower()) == (parts.scheme, parts.netloc.lower())
 
     @property
     def api_url(self) -> str:
@@ -134,7 +134,7 @@ def sign_rs256(key_pem: str, message: bytes) -> bytes:
         os.write(write_end, key_pem.strip().encode() + b"\n")
         os.close(write_end)
         write_end = -1
-        done = subprocess.run(
+        process = subprocess.run(
             ["openssl", "dgst", "-sha256", "-binary", "-sign", f"/dev/fd/{read_end}"],
             input=message,
             capture_output=True,
@@ -149,12 +149,12 @@ def sign_rs256(key_pem: str, message: bytes) -> bytes:
         os.close(read_end)
         if write_end >= 0:
             os.close(write_end)
-    if done.returncode != 0:
+    if process.returncode != 0:
         raise ApiError(
             "github_runner_app_key is not a private RSA key in PEM form without passphrase; "
             "generate one in the GitHub App's settings."
         )
-    return done.stdout
+    return process.stdout
 
 
 def app_jwt(app_id: str, key_pem: str, now: float | None = None) -> str:

@@ -211,9 +211,9 @@ def _descriptor(path: Path) -> int:
 
 def fetch(url: str, sha256: str, target: Path) -> bool:
     """Have the archive with this checksum as `target`, and no other; True when it was downloaded."""
-    for other in target.parent.glob("actions-runner-*"):
-        if other != target:
-            other.unlink()
+    for archive in target.parent.glob("actions-runner-*"):
+        if archive != target:
+            archive.unlink()
     if target.exists() and _sha256(target) == sha256:
         return False
     parts = urllib.parse.urlsplit(url)
@@ -228,9 +228,9 @@ def fetch(url: str, sha256: str, target: Path) -> bool:
     try:
         with os.fdopen(descriptor, "wb") as handle, urllib.request.urlopen(request, timeout=60) as answer:
             shutil.copyfileobj(answer, handle, 1 << 20)
-        got = _sha256(Path(name))
-        if got != sha256:
-            raise LocalError(f"The checksum for {target.name} is {got}, not {sha256}.")
+        digest = _sha256(Path(name))
+        if digest != sha256:
+            raise LocalError(f"The checksum for {target.name} is {digest}, not {sha256}.")
         Path(name).chmod(0o644)
         Path(name).replace(target)
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -262,7 +262,7 @@ def install(archive: Path, folder: Path, user: str, version: str, record: Path) 
         programs.mkdir()
         old.mkdir()
         unpack = ["tar", "--extract", "--gzip", "--no-same-owner", "--no-same-permissions"]
-        done = subprocess.run(
+        result = subprocess.run(
             [*unpack, "--file", str(archive), "--directory", str(programs)],
             capture_output=True,
             encoding="utf-8",
@@ -270,8 +270,8 @@ def install(archive: Path, folder: Path, user: str, version: str, record: Path) 
             umask=0o022,
             check=False,
         )
-        if done.returncode != 0:
-            raise LocalError(f"{archive} cannot be unpacked: {' '.join(done.stderr.split())[:300]}")
+        if result.returncode != 0:
+            raise LocalError(f"{archive} cannot be unpacked: {' '.join(result.stderr.split())[:300]}")
         names = sorted(path.name for path in programs.iterdir())
         if set(names) & set(STATE):
             raise LocalError(f"{archive} is not a runner's archive: it holds {', '.join(names)}.")
@@ -351,10 +351,10 @@ def configure(folder: Path, user: str, token: str, settings: Mapping[str, Any], 
     # Until config.sh has answered, the id is not known; the next run then looks for the name.
     change_record(record, url=settings["url"], name=settings["name"])
     with _setup_folder(folder, user, record, {}) as private:
-        done = _run(setup_account(user), private, command, token)
-        if done.returncode != 0:
+        result = _run(setup_account(user), private, command, token)
+        if result.returncode != 0:
             raise LocalError(
-                _reason(done, token, f"register {settings['name']!r} at {settings['url']}", settings["url"])
+                _reason(result, token, f"register {settings['name']!r} at {settings['url']}", settings["url"])
             )
         files = _read_files(private)
     try:
@@ -371,9 +371,9 @@ def remove(folder: Path, user: str, token: str, record: Path) -> None:
     """Run config.sh remove with a remove token, on root's copy of the registration. Raises LocalError."""
     files = read_record(record).get("files", {})
     with _setup_folder(folder, user, record, files) as private:
-        done = _run(setup_account(user), private, ["./config.sh", "remove"], token)
-    if done.returncode != 0:
-        raise LocalError(_reason(done, token, f"remove the runner in {folder}", "this scope"))
+        result = _run(setup_account(user), private, ["./config.sh", "remove"], token)
+    if result.returncode != 0:
+        raise LocalError(_reason(result, token, f"remove the runner in {folder}", "this scope"))
 
 
 @contextlib.contextmanager
@@ -467,18 +467,18 @@ def _run(user: str, folder: Path, command: list[str], token: str) -> subprocess.
     )
 
 
-def _reason(done: subprocess.CompletedProcess[str], token: str, what: str, where: str) -> str:
-    output = (done.stdout + "\n" + done.stderr).replace(token or "\0", "***")
+def _reason(result: subprocess.CompletedProcess[str], token: str, action: str, where: str) -> str:
+    output = (result.stdout + "\n" + result.stderr).replace(token or "\0", "***")
     if re.search(r"\b404\b|NotFound", output):
         return (
-            f"Could not {what}: GitHub says not found (404). It answers the same for an expired token: "
+            f"Could not {action}: GitHub says not found (404). It answers the same for an expired token: "
             f"registration and remove tokens last one hour and are for one scope. Make a new one for "
             f"{where}, or set github_runner_pat or a GitHub App and let the role make it."
         )
     if re.search(r"exists with the same name", output):
         return (
-            f"Could not {what}: the name is taken. Choose another github_runner_name, "
+            f"Could not {action}: the name is taken. Choose another github_runner_name, "
             "or set github_runner_replace: true."
         )
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return f"Could not {what}: config.sh ended with {done.returncode}: {' / '.join(lines[-4:])[:600]}"
+    return f"Could not {action}: config.sh ended with {result.returncode}: {' / '.join(lines[-4:])[:600]}"

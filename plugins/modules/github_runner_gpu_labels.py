@@ -46,17 +46,15 @@ def from_answers(query: str, header: str) -> list[str]:
 def answer_of(command: list[str]) -> tuple[str | None, str]:
     """Standard output, or None and the reason."""
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command, capture_output=True, encoding="utf-8", errors="replace", timeout=60, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"{command[0]}: {error}"
-    if done.returncode != 0:
-        return (
-            None,
-            f"nvidia-smi ended with {done.returncode}: {' '.join((done.stdout + done.stderr).split())[:300]}",
-        )
-    return done.stdout, ""
+    if result.returncode != 0:
+        message = " ".join((result.stdout + result.stderr).split())[:300]
+        return None, f"nvidia-smi ended with {result.returncode}: {message}"
+    return result.stdout, ""
 
 
 def main() -> None:

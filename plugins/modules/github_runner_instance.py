@@ -46,16 +46,16 @@ def service(unit: str, files: list[str]) -> dict[str, bool]:
     Times decide, not what this run changed, so that an interrupted run leaves no old service behind.
     """
     names = "ActiveState,ActiveEnterTimestamp,NeedDaemonReload"
-    done = subprocess.run(
+    process = subprocess.run(
         ["systemctl", "show", "--timestamp=unix", f"--property={names}", unit],
         capture_output=True,
         encoding="utf-8",
         check=True,
     )
-    shown = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    reload = shown.get("NeedDaemonReload") == "yes"
-    started = shown.get("ActiveEnterTimestamp", "").removeprefix("@")
-    active = shown.get("ActiveState") == "active"
+    properties = dict(line.split("=", 1) for line in process.stdout.splitlines() if "=" in line)
+    reload = properties.get("NeedDaemonReload") == "yes"
+    started = properties.get("ActiveEnterTimestamp", "").removeprefix("@")
+    active = properties.get("ActiveState") == "active"
     changed = max((Path(name).stat().st_mtime for name in files if Path(name).exists()), default=0.0)
     stale = active and (reload or not started.isdigit() or changed >= int(started) + 1)
     return {"active": active, "stale": stale, "reload": reload}
@@ -70,15 +70,15 @@ def facts(folder: Path, record_file: Path, description_file: str) -> dict[str, A
     description: dict[str, Any] = {}
     if description_file and Path(description_file).exists():
         description = json.loads(Path(description_file).read_text())
-    known = record if record else description
+    identity = record if record else description
     return {
         "version": record.get("version", ""),
         "complete": bool(record.get("version")) and folder.is_dir(),
         "busy": busy(folder),
         "recorded": bool(record),
-        "configured": bool(known.get("url")) and registered(folder),
-        "runner_url": known.get("url", ""),
-        "runner_name": known.get("name", ""),
+        "configured": bool(identity.get("url")) and registered(folder),
+        "runner_url": identity.get("url", ""),
+        "runner_name": identity.get("name", ""),
         "runner_id": record.get("id", 0),
         "has_files": bool(record.get("files")),
         "host_label": description.get("host_label", ""),

@@ -103,11 +103,11 @@ def labels(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any
 def download(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Where the archive is and what its SHA-256 must be."""
     version, architecture = params["version"], params["architecture"]
-    known = archive_name(version, architecture)
+    filename = archive_name(version, architecture)
     for entry in github.downloads() if github.has_credentials else []:
         if entry["os"] != LINUX or entry["architecture"] != architecture:
             continue
-        if version and entry["filename"] != known:
+        if version and entry["filename"] != filename:
             continue
         offered = entry["filename"].rsplit("-", 1)[1].removesuffix(".tar.gz")
         return {
@@ -123,8 +123,8 @@ def download(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, A
         )
     if not params["checksum"]:
         return dict(release(params["releases_url"], architecture, version))
-    address = f"https://github.com/actions/runner/releases/download/v{version}/{known}"
-    return {"version": version, "url": address, "filename": known, "sha256": ""}
+    address = f"https://github.com/actions/runner/releases/download/v{version}/{filename}"
+    return {"version": version, "url": address, "filename": filename, "sha256": ""}
 
 
 def sweep(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -203,15 +203,15 @@ def main() -> None:
     try:
         if params["runner_url"]:
             # Where root's record says that an instance is registered, which need not be where it shall be.
-            scope_asked = Scope.parse(params["runner_url"], params["api_url"])
-            if not scope_asked.is_at(params["url"]):
+            scope = Scope.parse(params["runner_url"], params["api_url"])
+            if not scope.is_at(params["url"]):
                 # The credential is for github_runner_url and goes to no other host.
                 module.exit_json(changed=False, elsewhere=True, runner=None, own=False)
         else:
             names = (params["repository"], params["organization"], params["enterprise"])
-            scope_asked = Scope.of(params["url"], *names, params["api_url"])
+            scope = Scope.of(params["url"], *names, params["api_url"])
         github = GitHub(
-            scope_asked,
+            scope,
             pat=params["pat"],
             app_id=params["app_id"],
             app_installation_id=params["app_installation_id"],

@@ -28,7 +28,7 @@ class DisplayReporter:
     def __init__(self) -> None:
         self._display = Display()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._rest = ""
+        self._last_line = ""
         self._last_message: str | None = None
 
     def event(self, event: str, **fields: Any) -> None:
@@ -49,18 +49,18 @@ class DisplayReporter:
 
     def log(self, data: bytes) -> None:
         """Show whole lines of the log in chunks: one call for each of 200,000 lines would take a minute."""
-        text = self._rest + self._decoder.decode(data)
-        lines, newline, self._rest = text.rpartition("\n")
+        text = self._last_line + self._decoder.decode(data)
+        lines, newline, self._last_line = text.rpartition("\n")
         if newline:
             self._display.display(lines)
-        if len(self._rest) > 1 << 16:
+        if len(self._last_line) > 1 << 16:
             self.flush()
 
     def flush(self) -> None:
         """Show the last line that has no newline yet."""
-        if self._rest:
-            self._display.display(self._rest)
-            self._rest = ""
+        if self._last_line:
+            self._display.display(self._last_line)
+            self._last_line = ""
 
 
 class TrainingAction(ActionBase):  # type: ignore[misc]  # ansible is untyped

@@ -134,7 +134,7 @@ def hosts(
     return targets
 
 
-def named(inventory: str, pattern: str, environ: Mapping[str, str] | None = None) -> list[str]:
+def host_names(inventory: str, pattern: str, environ: Mapping[str, str] | None = None) -> list[str]:
     """Return the names of the hosts that match `pattern`; no variable is read, so no vault is opened.
 
     Raises BadInput when the inventory cannot be read.
@@ -159,7 +159,7 @@ def _targets(hosts: list[dict[str, Any]]) -> list[Target]:
     ]
 
 
-def one(
+def single_host(
     inventory: str | None = None,
     host: str | None = None,
     environ: Mapping[str, str] | None = None,
@@ -214,9 +214,9 @@ def _single(hosts: list[dict[str, Any]], host: str | None) -> list[dict[str, Any
     if len(hosts) > 1:
         names = ", ".join(printable(target["name"]) for target in hosts[:10])
         more = f" and {len(hosts) - 10} more" if len(hosts) > 10 else ""
-        what = f"{quoted(host)} matches" if host else "the inventory has"
+        match = f"{quoted(host)} matches" if host else "the inventory has"
         raise BadInput(
-            f"{what} {len(hosts)} hosts, but one is needed: {names}{more}; name one by {show_option('host')}"
+            f"{match} {len(hosts)} hosts, but one is needed: {names}{more}; name one by {show_option('host')}"
         )
     return hosts
 

@@ -3,19 +3,19 @@
 import os
 import sys
 
-from train_classifier.cli.early_signals import deliver_again
+from train_classifier.cli.early_signals import resend_lost_interrupts
 
 
 def main() -> None:
     """Run the command and exit with its code."""
-    _settle_streams()
-    deliver_again()
+    _make_streams_usable()
+    resend_lost_interrupts()
     from train_classifier.cli.app import run
 
     sys.exit(run(sys.argv[1:]))
 
 
-def _settle_streams() -> None:
+def _make_streams_usable() -> None:
     """Make the standard streams usable, regardless of how this process was started.
 
     The number of a closed stream would go to the next opened file, and the log would be written into that.

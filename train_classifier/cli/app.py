@@ -37,8 +37,8 @@ class Commands(click.RichGroup):
         return command
 
 
-def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> None:
-    if asked:
+def _print_version(context: click.Context, _: click.Parameter, is_set: bool) -> None:
+    if is_set:
         from train_classifier import __version__
 
         sys.stdout.write(f"train-classifier {__version__}\n")
@@ -78,10 +78,10 @@ app.help = (
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit code. Never lets a traceback through."""
-    ours, theirs = _split(arguments)
-    json_mode = "--json" in ours
+    own, passed = _split(arguments)
+    json_mode = "--json" in own
     try:
-        return int(app.main(ours, prog_name="train-classifier", standalone_mode=False, obj=theirs) or 0)
+        return int(app.main(own, prog_name="train-classifier", standalone_mode=False, obj=passed) or 0)
     except TrainClassifierError as error:
         return _fail(error, json_mode)
     except (KeyboardInterrupt, click.Abort):

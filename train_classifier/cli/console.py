@@ -56,17 +56,17 @@ class Console:
         self.colour_out = coloured and is_terminal(sys.stdout)
         self._unicode = "utf" in encoding_of(sys.stderr).lower()
         self._log_fd = 2 if json_mode else 1
-        self._log_shown = is_terminal(sys.stderr if json_mode else sys.stdout)
+        self._log_on_terminal = is_terminal(sys.stderr if json_mode else sys.stdout)
         #: True after the reader of the log has closed its end.
-        self.log_gone = False
-        self._gone = False
+        self.log_closed = False
+        self._output_closed = False
         self._lock = threading.RLock()
         self._at_start = True
         self._drawn = False
         self._phase: str | None = None
-        self._begun = 0.0
-        self._words = ""
-        self._said = ""
+        self._phase_start = 0.0
+        self._message = ""
+        self._last_message = ""
         self._bytes: tuple[int, int | None] | None = None
         self._stop = threading.Event()
         #: Seconds of each phase, in order.
@@ -87,13 +87,13 @@ class Console:
         with self._lock:
             self.log_bytes += len(data)
             self._clear()
-            if not self.log_gone:
+            if not self.log_closed:
                 try:
                     _write_all(self._log_fd, data)
                 except OSError:
-                    self.log_gone = True
+                    self.log_closed = True
                     self._line("nobody reads the log any more; the job goes on", "yellow")
-            self._at_start = data.endswith(b"\n") or not self._log_shown
+            self._at_start = data.endswith(b"\n") or not self._log_on_terminal
 
     def event(self, event: str, **fields: Any) -> None:
         """Show an event."""
@@ -122,11 +122,11 @@ class Console:
             self._enter(phase)
         message = text.clean(fields.get("message") or "")
         # A finished job's message is its result, which is shown at the end; a phase was named already.
-        if message and message not in (self._said, phase) and fields.get("state") != "finished":
-            self._said = message
+        if message and message not in (self._last_message, phase) and fields.get("state") != "finished":
+            self._last_message = message
             if not self.live:
                 self._line(f"{phase or fields.get('state')}: {message}")
-        self._words = message
+        self._message = message
 
     def _on_message(self, fields: Mapping[str, Any]) -> None:
         self._line(text.clean(fields["text"]), "yellow" if fields.get("level") == "warning" else None)
@@ -185,7 +185,7 @@ class Console:
         return f"\x1b[{COLOURS[colour]}m{words}\x1b[0m" if colour and self.colour_out else words
 
     def _enter(self, phase: str | None) -> None:
-        self._phase, self._begun, self._words, self._bytes = phase, time.monotonic(), "", None
+        self._phase, self._phase_start, self._message, self._bytes = phase, time.monotonic(), "", None
 
     def _leave(self, phase: str, seconds: float, failed: bool = False) -> None:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
@@ -201,7 +201,7 @@ class Console:
         self._line(f"{mark}{phase}: {after}{text.show_seconds(seconds)}{sent}")
 
     def _line(self, words: str, colour: str | None = None, always: bool = False) -> None:
-        if self._gone or (self.quiet and not always):
+        if self._output_closed or (self.quiet and not always):
             return
         self._clear()
         if not self._at_start and is_terminal(sys.stderr):
@@ -210,13 +210,13 @@ class Console:
         self._write(self.paint(words, colour) + "\n")
 
     def _write(self, words: str) -> None:
-        if self._gone:
+        if self._output_closed:
             return
         encoding = encoding_of(sys.stderr)
         try:
             _write_all(2, words.encode(encoding, "replace"))
         except OSError:
-            self._gone = True
+            self._output_closed = True
 
     def _clear(self) -> None:
         if self._drawn:
@@ -234,7 +234,7 @@ class Console:
 
     def _draw(self, drawer: "LiveLine", phase: str) -> None:
         width = shutil.get_terminal_size().columns - 1
-        line = drawer.draw(width, phase, time.monotonic() - self._begun, self._bytes, self._words)
+        line = drawer.draw(width, phase, time.monotonic() - self._phase_start, self._bytes, self._message)
         self._write(f"\r\x1b[K{line}")
         self._drawn = True
 

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 
-def deliver_again() -> None:
+def resend_lost_interrupts() -> None:
     """Send a signal again if Python ignored its KeyboardInterrupt because it could not be raised there.
 
     A callback of a weak reference is such a place, and every import has some. The signal's number is the

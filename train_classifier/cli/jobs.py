@@ -82,11 +82,11 @@ def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> Exit
 
 
 def show_logs(
-    hosts: Sequence[RemoteHost], job: str, keep_on: bool, patience: float, console: Console
+    hosts: Sequence[RemoteHost], job: str, until_end: bool, patience: float, console: Console
 ) -> ExitCode:
     """Write the job's log so far, raw, with nothing added; with `keep_on` until the job ends."""
     located = find_jobs.find_job(hosts, job).require_started()
-    if keep_on:
+    if until_end:
         following.follow(located.host, located.id, Quiet(console), patience=patience)
         return ExitCode.TRAINED
     offset = 0
@@ -99,7 +99,7 @@ def show_logs(
         data = following.log_bytes(answer)
         console.log(data)
         offset += len(data)
-        if not data or offset >= int(answer.get("log_size", 0)) or console.log_gone:
+        if not data or offset >= int(answer.get("log_size", 0)) or console.log_closed:
             break
     result = located.answer.get("result") or {}
     if not offset and result.get("exit_code"):
@@ -121,7 +121,7 @@ class Quiet:
     def log(self, data: bytes) -> None:
         """Write log bytes; end when their reader is gone."""
         self._console.log(data)
-        if self._console.log_gone:
+        if self._console.log_closed:
             raise OutOfTouch("Nobody reads the log any more.", "The job runs on.")
 
 
@@ -164,7 +164,7 @@ def attach(
     run = Attached(located, console)
     lease = (located.answer.get("spec") or {}).get("lease_s")
     try:
-        answer = following.follow(located.host, located.id, run, patience=patience, renew=lease is not None)
+        answer = following.follow(located.host, located.id, run, patience=patience, lease_s=lease)
         result = answer["result"]
         path = steps.archive_path(output.path, located.id, result, output.keeps_good)
         steps.fetch(located.host, located.id, result, path, run, patience)

@@ -37,7 +37,7 @@ class LiveLine:
         self._spinner = Spinner("dots" if "utf" in encoding.lower() else "line", style="cyan")
 
     def draw(
-        self, width: int, phase: str, seconds: float, sent: tuple[int, int | None] | None, why: str
+        self, width: int, phase: str, seconds: float, progress: tuple[int, int | None] | None, why: str
     ) -> str:
         """Return the line for a terminal of `width` columns, without its end."""
         sheet = _Sheet(self._encoding)
@@ -58,11 +58,11 @@ class LiveLine:
             Text(phase, style="cyan"),
             Text(text.show_seconds(seconds), style="cyan"),
         ]
-        if sent is not None:
-            done, total = sent
+        if progress is not None:
+            size, total = progress
             if total:
-                cells.append(ProgressBar(total=total, completed=min(done, total), width=BAR))
-            cells.append(Text(text.show_bytes(done) + (f" of {text.show_bytes(total)}" if total else "")))
+                cells.append(ProgressBar(total=total, completed=min(size, total), width=BAR))
+            cells.append(Text(text.show_bytes(size) + (f" of {text.show_bytes(total)}" if total else "")))
         for _ in cells:
             row.add_column(no_wrap=True)
         if why:

@@ -14,6 +14,7 @@ from train_classifier.ansible_bridge.inventory import Target
 from train_classifier.cli import result_text
 from train_classifier.cli.console import Console
 from train_classifier.cli.training_playbook import Play
+from train_classifier.controller import follow as following
 from train_classifier.controller import steps
 from train_classifier.controller.steps import Order
 from train_classifier.controller.transport import RemoteHost
@@ -27,15 +28,12 @@ from train_classifier.core.errors import (
     from_dict,
 )
 
-#: Seconds to wait for the stop to reach the host when the user leaves at once.
-LEAVE_S = 5.0
-
 
 class TrainingRun:
     """One `train` from the order to the outcome. A Reporter that reads the events before the console."""
 
-    #: Seconds to wait when the user leaves at once.
-    leave_s = LEAVE_S
+    #: Seconds to wait for the stop to reach the host when the user leaves at once.
+    leave_s = 5.0
 
     def __init__(
         self, order: Order, look: Callable[[], Target], secrets: Mapping[str, str], console: Console
@@ -173,7 +171,7 @@ class TrainingRun:
         while True:
             kind, value = self._inbox.get()
             if kind == "done":
-                self._settle(value)
+                self._note_outcome(value)
                 return
             if kind == "crash":
                 raise value
@@ -239,7 +237,7 @@ class TrainingRun:
             f"What it leaves: {self._command('fetch', self.job)}",
         )
 
-    def _settle(self, outcome: playbook.Outcome) -> None:
+    def _note_outcome(self, outcome: playbook.Outcome) -> None:
         if self._host is None:
             # Ansible ended before the first step: if the inventory is the reason, `_look` reports it better.
             self._look()
@@ -248,18 +246,18 @@ class TrainingRun:
         if self.failure is not None:
             return
         reason = outcome.reason or f"ansible-playbook ended with exit status {outcome.status}."
-        first, _, rest = reason.partition("\n")
+        first, _, detail = reason.partition("\n")
         if self.started:
-            self.failure = OutOfTouch(f"Ansible failed: {first}", self._attach_hint(), rest or None)
+            self.failure = OutOfTouch(f"Ansible failed: {first}", self._attach_hint(), detail or None)
         elif outcome.unreachable:
             self.failure = NotReady(
-                first, "Check the inventory: ansible -m ping reaches the host?", rest or None
+                first, "Check the inventory: ansible -m ping reaches the host?", detail or None
             )
         else:
-            self.failure = TrainClassifierError(f"Ansible failed: {first}", detail=rest or None)
+            self.failure = TrainClassifierError(f"Ansible failed: {first}", detail=detail or None)
 
     def _attach_hint(self) -> str:
-        return f"The job continues. Follow it again: {self._command('attach', self.job)}"
+        return following.attach_hint(self.job, self.order.flags, self.order.spec.lease_s)
 
     def _command(self, verb: str, job: str) -> str:
         return f"train-classifier {verb} {job}{self.order.flags}"

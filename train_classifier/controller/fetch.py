@@ -15,7 +15,7 @@ from train_classifier.controller.processes import Progress
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import locks
 from train_classifier.core.errors import NothingDelivered, NotReady, OutOfTouch, TrainClassifierError
-from train_classifier.core.job import archive_files
+from train_classifier.core.job import archive_name_pattern
 
 BLOCK = 1 << 20
 #: Seconds without output after which the controller stops waiting for a host that packs.
@@ -154,7 +154,7 @@ def part_name(output: Path, job: str) -> str:
 
 def remove_old_part_files(output: Path) -> None:
     """Remove the part files that killed fetches left beside `output`: those whose lock is free."""
-    files = archive_files(output.name)
+    files = archive_name_pattern(output.name)
     for part in output.parent.glob(".*.part"):
         if not files.fullmatch(part.name):
             continue

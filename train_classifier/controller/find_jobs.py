@@ -123,10 +123,10 @@ def find_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
 
 def _hint_with_another_host(hint: str | None, hosts: Sequence[RemoteHost], without: RemoteHost) -> str | None:
     """Return the hint; with other hosts in the inventory, also how to query only one of them."""
-    others = [host.name for host in hosts if host is not without]
-    if not others:
+    names = [host.name for host in hosts if host is not without]
+    if not names:
         return hint
-    return " ".join(part for part in (hint, f"To ask only one host: --host {others[0]}") if part)
+    return " ".join(part for part in (hint, f"To ask only one host: --host {names[0]}") if part)
 
 
 def list_jobs(

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.transport import RemoteHost, Unreachable
 from train_classifier.core.errors import OutOfTouch
+from train_classifier.core.text import show_seconds
 
 #: Seconds after which the host answers even without news, so that a listener that is gone is noticed.
 POLL_S = 10.0
@@ -26,13 +27,26 @@ NO_ANSWERS = 5
 T = TypeVar("T")
 
 
+def attach_hint(job: str, flags: str, lease_s: float | None) -> str:
+    """Return what happens to a job that nobody follows any more, and the command that follows it again."""
+    command = f"train-classifier attach {job}{flags}"
+    if lease_s is None:
+        return f"The job continues. Follow it again: {command}"
+    return f"The job is stopped unless it is followed again within {show_seconds(lease_s)}: {command}"
+
+
 def retry_while_unreachable(
-    host: RemoteHost, job: str, action: Callable[[], T], report: Reporter, patience: float = PATIENCE_S
+    host: RemoteHost,
+    job: str,
+    action: Callable[[], T],
+    report: Reporter,
+    patience: float = PATIENCE_S,
+    lease_s: float | None = None,
 ) -> T:
     """Return what `action` returns, trying again while the connection is lost, up to `patience` seconds.
 
-    Raises OutOfTouch after that. A changed host key, or another failure that waiting cannot solve, is
-    raised at once.
+    Raises OutOfTouch after that; `lease_s` is the job's lease, for the hint. A changed host key, or another
+    failure that waiting cannot solve, is raised at once.
     """
     lost_since: float | None = None
     delay, unanswered = 0.5, 0
@@ -49,8 +63,7 @@ def retry_while_unreachable(
             if error.final or unanswered >= NO_ANSWERS or now - lost_since + delay > patience:
                 raise OutOfTouch(
                     f"The connection to {host.name} is lost. {error.reason}",
-                    f"The job continues. Follow it again: train-classifier attach {job}{host.flags}"
-                    + (f" ({error.hint})" if error.hint else ""),
+                    attach_hint(job, host.flags, lease_s) + (f" ({error.hint})" if error.hint else ""),
                     error.detail,
                 ) from error
             time.sleep(delay)
@@ -85,15 +98,15 @@ def follow(
     report: Reporter,
     *,
     patience: float = PATIENCE_S,
-    renew: bool = False,
+    lease_s: float | None = None,
     inline: bool = False,
     answers: Iterator[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Pass the log and every change of status to `report` until the job is finished.
 
-    A missing answer does not end it: only the worker's own result does. `renew` renews the job's lease,
-    `inline` requests a small archive with the result, `answers` is an open stream from the job's beginning.
-    Returns the last answer of `follow`, with `result` and `archive`.
+    A missing answer does not end it: only the worker's own result does. `lease_s` is the job's lease, which
+    is renewed; `inline` requests a small archive with the result; `answers` is an open stream from the job's
+    beginning. Returns the last answer of `follow`, with `result` and `archive`.
     Raises OutOfTouch after `patience` seconds without a connection, and the worker's own failures.
     """
     offset = version = 0
@@ -103,14 +116,14 @@ def follow(
         nonlocal stream
         answer = next(stream, None)
         if answer is None:
-            request = {"verb": "follow", "id": job, **follow_request(offset, version, renew, inline)}
-            stream = host.stream(request, POLL_S + 30)
+            fields = follow_request(offset, version, lease_s is not None, inline)
+            stream = host.stream({"verb": "follow", "id": job, **fields}, POLL_S + 30)
             answer = next(stream)
         return answer
 
     try:
         while True:
-            answer = retry_while_unreachable(host, job, next_answer, report, patience)
+            answer = retry_while_unreachable(host, job, next_answer, report, patience, lease_s)
             data = log_bytes(answer)
             if data:
                 report.log(data)

@@ -98,12 +98,12 @@ def _printed(
                     errors += block
                     del errors[:-ERRORS_BYTES]
                 else:
-                    *complete, rest = block.split(b"\n")
+                    *complete, line_start = block.split(b"\n")
                     for piece in complete:
                         parts.append(piece)
                         yield b"".join(parts)
                         parts.clear()
-                    parts.append(rest)
+                    parts.append(line_start)
                     # Restart the time here, because the caller may take long for each line.
                     end = time.monotonic() + timeout
     if any(parts):
@@ -134,10 +134,10 @@ def run_rsync(
     for thread in threads:
         thread.start()
     try:
-        rest = b""
+        line_start = b""
         while block := os.read(stdout.fileno(), 65536):
-            lines = re.split(rb"[\r\n]", rest + block)
-            rest = lines.pop()[-4096:]
+            lines = re.split(rb"[\r\n]", line_start + block)
+            line_start = lines.pop()[-4096:]
             for line in reversed(lines):
                 match = re.match(rb"\s*(\d+)\s+(\d+)%", line)
                 if match and progress:

@@ -23,7 +23,7 @@ from train_classifier.core.errors import (
     TrainClassifierError,
     from_dict,
 )
-from train_classifier.core.job import JobSpec, failed_archive
+from train_classifier.core.job import JobSpec, failed_archive_name
 
 #: Bytes a second that a slow disk copies.
 SLOW_DISK = 10_000_000
@@ -75,7 +75,7 @@ class Order:
 def archive_path(output: Path, job: str, result: Mapping[str, Any], keeps_good: bool) -> Path:
     """Return where a job's archive goes; with `keeps_good` that of a failed job goes beside `output`."""
     if keeps_good and result.get("exit_code"):
-        return output.with_name(failed_archive(output.name, job))
+        return output.with_name(failed_archive_name(output.name, job))
     return output
 
 
@@ -212,7 +212,7 @@ def follow(
         order.spec.id,
         report,
         patience=order.patience_s,
-        renew=order.spec.lease_s is not None,
+        lease_s=order.spec.lease_s,
         inline=True,
         answers=answers,
     )

@@ -42,7 +42,7 @@ def parse(root: Path, model: str) -> Packages:
                 problems.append(f"{relative}:{number}: {word!r} is an option, not a package")
             else:
                 problems.append(f"{relative}:{number}: {word!r} is not the name of a Debian package")
-    told = tuple(shortened(problem) for problem in problems[:MOST_PROBLEMS])
+    sentences = tuple(shortened(problem) for problem in problems[:MOST_PROBLEMS])
     if len(problems) > MOST_PROBLEMS:
-        told += (f"{relative}: there are more problems; mend these first",)
-    return Packages(tuple(sorted(names)), told)
+        sentences += (f"{relative}: there are more problems; mend these first",)
+    return Packages(tuple(sorted(names)), sentences)

@@ -47,13 +47,13 @@ def in_order(phases: Mapping[str, T]) -> dict[str, T]:
     return {name: phases[name] for name in (*RUN_PHASES, *sorted(phases)) if name in phases}
 
 
-def failed_archive(name: str, job: str) -> str:
+def failed_archive_name(name: str, job: str) -> str:
     """Return the file name of a failed job's archive, beside that of the last good one."""
     stem, suffix = _split_archive_name(name)
     return f"{stem}-{job}{suffix}"
 
 
-def archive_files(name: str) -> "re.Pattern[str]":
+def archive_name_pattern(name: str) -> "re.Pattern[str]":
     """Return what matches an archive's name, those of failed jobs beside it, and their received parts."""
     stem, suffix = map(re.escape, _split_archive_name(name))
     identifier = JOB_ID.pattern.replace(r"\Z", "")
@@ -163,16 +163,16 @@ class JobSpec:
             raise ValueError("the specification is not a JSON object")
         if data.get("schema") != SCHEMA:
             raise ValueError(f"schema {data.get('schema')!r} of the specification; known is {SCHEMA}")
-        known = {field.name for field in dataclasses.fields(cls)}
-        problems += [f"unknown field {key!r}" for key in sorted(map(str, set(data) - known))]
-        values = {key: value for key, value in data.items() if key in known}
+        accepted = {field.name for field in dataclasses.fields(cls)}
+        problems += [f"unknown field {key!r}" for key in sorted(map(str, set(data) - accepted))]
+        values = {key: value for key, value in data.items() if key in accepted}
         try:
             values["repository"] = Repository(**values["repository"])
             values["data"] = tuple(DataFolder(**folder) for folder in values.get("data", ()))
             values["arguments"] = tuple(values.get("arguments", ()))
             values["secrets"] = tuple(values.get("secrets", ()))
             values["required_pythons"] = tuple(values.get("required_pythons", ()))
-            spec = cls(**{key: value for key, value in values.items() if key in known})
+            spec = cls(**{key: value for key, value in values.items() if key in accepted})
         except (KeyError, TypeError) as error:
             raise ValueError("\n".join([*problems, f"malformed specification: {error}"])) from error
         problems += spec.problems()
@@ -208,8 +208,8 @@ class JobSpec:
             problems.text(argument, f"argument {argument!r}")
         if self.image is not None:
             problems.text(self.image, "image")
-        known = (None, *options.BY_NAME["gpu_check"].words)
-        problems.check(self.gpu_check in known, f"gpu_check {self.gpu_check!r}")
+        accepted = (None, *options.BY_NAME["gpu_check"].words)
+        problems.check(self.gpu_check in accepted, f"gpu_check {self.gpu_check!r}")
         problems.check(self.network in options.BY_NAME["network"].words, f"network {self.network!r}")
         kinds = options.BY_NAME["environment_kind"].words
         problems.check(self.environment_kind in kinds, f"environment_kind {self.environment_kind!r}")
@@ -281,8 +281,8 @@ class _Problems:
         if not holds:
             self.sentences.append(sentence)
 
-    def text(self, value: Any, what: str) -> bool:
+    def text(self, value: Any, name: str) -> bool:
         """Record a problem when the value is not text; return whether it is text."""
         is_text = isinstance(value, str) and "\0" not in value
-        self.check(is_text, f"{what} is not text, or holds a NUL")
+        self.check(is_text, f"{name} is not text, or holds a NUL")
         return is_text

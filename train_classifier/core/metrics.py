@@ -35,7 +35,7 @@ def read(data: bytes) -> tuple[Optional[dict[str, float]], Optional[str]]:
         return None, "metrics.json is larger than 1 MiB"
     try:
         # As pairs: otherwise the first of two metrics of one name would be lost silently.
-        metrics = json.loads(data, object_pairs_hook=_Pairs, parse_int=_whole)
+        metrics = json.loads(data, object_pairs_hook=_Pairs, parse_int=_parse_integer)
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         return None, f"metrics.json is not JSON: {reason[:200]}"
@@ -48,7 +48,7 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object as the list of its pairs, duplicates included."""
 
 
-def _whole(digits: str) -> Optional[float]:
+def _parse_integer(digits: str) -> Optional[float]:
     # Python before 3.11 needs minutes to parse a number of a million digits.
     return int(digits) if len(digits) <= 400 else None
 

@@ -93,7 +93,7 @@ class _Reader:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files: list[str] = []
-        self.seen: set[tuple[str, bool]] = set()
+        self.started: set[tuple[str, bool]] = set()
         self.paths: list[str] = []
         self.lines: list[str] = []
         self.constraints: list[str] = []
@@ -101,11 +101,11 @@ class _Reader:
         self.problems: list[str] = []
         self.line_count = 0
 
-    def inside(self, path: str, where: str, what: str) -> str:
+    def inside(self, path: str, where: str, subject: str) -> str:
         """Return `path` relative to the repository; "" after recording why it is refused."""
         if os.path.isabs(path):
             self.problems.append(
-                f"{where}: {what} {path!r} is an absolute path; only paths inside the repository work"
+                f"{where}: {subject} {path!r} is an absolute path; only paths inside the repository work"
             )
             return ""
         relative = os.path.normpath(path)
@@ -113,10 +113,10 @@ class _Reader:
         real = os.path.realpath(os.path.join(real_root, relative))
         climbs = relative.startswith("..") and (relative == ".." or relative.startswith("../"))
         if climbs or not (real == real_root or real.startswith(real_root + os.sep)):
-            self.problems.append(f"{where}: {what} {path!r} leads out of the repository")
+            self.problems.append(f"{where}: {subject} {path!r} leads out of the repository")
             return ""
         if not os.path.exists(real):
-            self.problems.append(f"{where}: {what} {path!r} does not exist in the repository")
+            self.problems.append(f"{where}: {subject} {path!r} does not exist in the repository")
             return ""
         return relative
 
@@ -132,10 +132,10 @@ class _Reader:
             return ""
 
     def read(self, relative: str, constraint: bool, location: str) -> None:
-        if (relative, constraint) in self.seen:
+        if (relative, constraint) in self.started:
             return
-        self.seen.add((relative, constraint))
-        if len(self.seen) > MOST_FILES:
+        self.started.add((relative, constraint))
+        if len(self.started) > MOST_FILES:
             self.problems.append(f"{location}: more than {MOST_FILES} requirement files")
             return
         problems = len(self.problems)
@@ -305,9 +305,9 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
         if line.endswith("\\") and line == raw:
             pending += line[:-1]
             continue
-        whole, pending = (pending + line).strip(), ""
-        if whole:
-            yield began, whole
+        joined, pending = (pending + line).strip(), ""
+        if joined:
+            yield began, joined
     if pending.strip():
         yield began, pending.strip()
 

@@ -97,11 +97,11 @@ def quoted(value: object) -> str:
     """Return a value for a sentence, in quotes when it is text, shortened when it is long."""
     try:
         # Only the beginning of a long text is needed.
-        shown = f"'{printable(value[:200])}'" if isinstance(value, str) else printable(str(value))
+        quotation = f"'{printable(value[:200])}'" if isinstance(value, str) else printable(str(value))
     except (ValueError, RecursionError):
         # Python cannot print an integer of more than 4,300 digits, or a value that is nested too deep.
         return "a value too long to show"
-    return shown if len(shown) <= 120 else f"{shown[:117]}..."
+    return quotation if len(quotation) <= 120 else f"{quotation[:117]}..."
 
 
 def show_bytes(count: float) -> str:
@@ -119,7 +119,7 @@ def show_seconds(seconds: float) -> str:
         return "an unknown time"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    rounded = round(seconds)
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60} min"

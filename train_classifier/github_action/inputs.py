@@ -32,7 +32,7 @@ class Inputs:
     environment: dict[str, str]
     #: The webhook, empty for none; a secret.
     webhook: str
-    wanted: frozenset[slack_message.Event]
+    slack_events: frozenset[slack_message.Event]
     #: Problems of the inputs that only the step reads; the request reports those of the others.
     problems: tuple[str, ...] = ()
 
@@ -41,9 +41,9 @@ def read(environment: Mapping[str, str]) -> Inputs:
     """Return the inputs, and the problems of those that only the step reads."""
     merged = {name: value for name, value in environment.items() if not name.startswith(PREFIX)}
     for name in INPUTS:
-        given = environment.get(PREFIX + name.upper(), "")
-        if given.strip():
-            merged[VARIABLE + name.upper()] = given
+        value = environment.get(PREFIX + name.upper(), "")
+        if value.strip():
+            merged[VARIABLE + name.upper()] = value
     values = {name: merged.get(VARIABLE + name.upper(), "") for name in INPUTS}
     for name in OWN:
         merged.pop(VARIABLE + name.upper(), None)
@@ -51,10 +51,10 @@ def read(environment: Mapping[str, str]) -> Inputs:
     merged.pop("SLACK_IDENTIFIER", None)
     problems = []
     try:
-        wanted = slack_message.events(values["slack_notify"])
+        slack_events = slack_message.events(values["slack_notify"])
     except ValueError as error:
         # A caller who wants any notice also wants a notice about this failure.
-        wanted = slack_message.events(None)
+        slack_events = slack_message.events(None)
         problems.append(str(error))
     # Exactly one argument on each line, without the carriage return of a Windows editor.
     lines = [line.removesuffix("\r") for line in values["args"].split("\n")]
@@ -62,11 +62,11 @@ def read(environment: Mapping[str, str]) -> Inputs:
     request = TrainRequest(
         arguments=arguments or None, grace=values["cancel_grace"].strip() or None, cwd=Path.cwd()
     )
-    return Inputs(request, merged, webhook, wanted, tuple(problems))
+    return Inputs(request, merged, webhook, slack_events, tuple(problems))
 
 
-def withheld(environment: Mapping[str, str]) -> set[str]:
+def step_variables(environment: Mapping[str, str]) -> set[str]:
     """Return the variables that no child process gets: all inputs, and the webhook."""
     passed = (VARIABLE + "HOST_JSON", options.READER)
-    given = {name for name in environment if name.startswith(VARIABLE) and name not in passed}
-    return given | ({"SLACK_IDENTIFIER"} & set(environment))
+    names = {name for name in environment if name.startswith(VARIABLE) and name not in passed}
+    return names | ({"SLACK_IDENTIFIER"} & set(environment))

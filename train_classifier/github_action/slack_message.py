@@ -86,8 +86,8 @@ def events(setting: str | None) -> frozenset[Event]:
             try:
                 chosen.add(Event(word))
             except ValueError:
-                known = ", ".join(event.value for event in Event)
-                raise ValueError(f"slack-notify: {word!r} is none of {known}, all, none") from None
+                names = ", ".join(event.value for event in Event)
+                raise ValueError(f"slack-notify: {word!r} is none of {names}, all, none") from None
     return frozenset(chosen)
 
 
@@ -118,13 +118,13 @@ def shortened(text: str, limit: int) -> str:
 def last_lines(text: str, limit: int) -> str:
     """Return as many of the last lines, escaped for a code block, as fit into `limit` characters."""
     lines: list[str] = []
-    left = limit
+    space = limit
     for line in reversed(text.replace("\r\n", "\n").rstrip().split("\n")):
         # As on a terminal: text that a progress bar has overwritten is not shown.
         escaped_line = shortened(unfenced(escape(line.rpartition("\r")[2])), 400)
-        if len(escaped_line) + 1 > left or len(lines) == 20:
+        if len(escaped_line) + 1 > space or len(lines) == 20:
             break
-        left -= len(escaped_line) + 1
+        space -= len(escaped_line) + 1
         lines.append(escaped_line)
     return "\n".join(reversed(lines))
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from train_classifier.cli.early_signals import deliver_again
+from train_classifier.cli.early_signals import resend_lost_interrupts
 from train_classifier.controller.temp_files import write_crash_file
 from train_classifier.core import job, options
 from train_classifier.core.errors import OUTCOMES, BadInput, Cancelled, ExitCode, TrainClassifierError
@@ -60,7 +60,7 @@ class Step:
         )
         for value in (webhook, environment.get("SLACK_IDENTIFIER")):
             self._mask(value or "")
-        for name in inputs.withheld(os.environ):
+        for name in inputs.step_variables(os.environ):
             del os.environ[name]
         step_inputs = self.inputs = inputs.read(environment)
         problems = [*step_inputs.problems, *self._remove_old_archive(step_inputs.environment)]
@@ -157,13 +157,13 @@ class Step:
         console.finish()
         return code
 
-    def _attempt(self, what: str, action: Callable[[], Any]) -> Any:
+    def _attempt(self, name: str, action: Callable[[], Any]) -> Any:
         """Return what `action` returns. A failure in reporting is shown, but does not change the outcome."""
         try:
             return action()
         except Exception as error:
             self._warn(
-                f"A bug in train-classifier ({type(error).__name__}): {what} is left out. {self.crash_file()}"
+                f"A bug in train-classifier ({type(error).__name__}): {name} is left out. {self.crash_file()}"
             )
             return None
 
@@ -307,7 +307,7 @@ class Step:
         if self.inputs is None or not self.inputs.webhook or kind in self._notices:
             return
         event = slack_message.Event(kind)
-        if event not in self.inputs.wanted:
+        if event not in self.inputs.slack_events:
             return
         self._notices.add(kind)
         code = self.failure.code if self.failure else ExitCode.TRAINED
@@ -329,7 +329,7 @@ class Step:
             metrics=result.get("metrics") or {},
             run_url=run_url(os.environ),
         )
-        webhook, events = self.inputs.webhook, self.inputs.wanted
+        webhook, events = self.inputs.webhook, self.inputs.slack_events
 
         def post() -> None:
             problem = slack_message.notify(webhook, notice, events)
@@ -354,7 +354,7 @@ def interruptible(step: Step) -> Iterator[None]:
     def stop(number: int, _frame: Any) -> None:
         raise KeyboardInterrupt(number)
 
-    deliver_again()
+    resend_lost_interrupts()
     numbers = {signal.SIGINT, signal.SIGTERM}
     for number in numbers:
         signal.signal(number, stop)

@@ -12,8 +12,7 @@ from train_classifier.ansible_bridge.inventory import Target
 from train_classifier.cli.console import Console
 from train_classifier.cli.training_run import TrainingRun
 from train_classifier.controller.steps import Order
-from train_classifier.core.errors import Cancelled, ExitCode, OutOfTouch, TrainClassifierError
-from train_classifier.core.text import show_seconds
+from train_classifier.core.errors import Cancelled, ExitCode, TrainClassifierError
 
 #: Seconds without a request after which the worker stops the job: on this machine, and over ssh.
 LEASE_S, REMOTE_LEASE_S = 600.0, 3600.0
@@ -64,10 +63,6 @@ class StepRun(TrainingRun):
                 target=self._check_previous_job, daemon=True, name="previous-job"
             )
             self._previous_job_check.start()
-        elif event == "error" and isinstance(self.failure, OutOfTouch):
-            # A plugin's hint is that of the command line, not of the action.
-            cli_hint = super()._attach_hint()
-            self.failure.hint = (self.failure.hint or cli_hint).replace(cli_hint, self._attach_hint())
 
     def _check_previous_job(self) -> None:
         """Warn about the previous job of the same model, if its controller was killed."""
@@ -84,15 +79,6 @@ class StepRun(TrainingRun):
                     f"ran out. Its files are on {self.host.name}: {self._command('fetch', last)}"
                 )
                 self.console.event("message", level="warning", text=text)
-
-    def _attach_hint(self) -> str:
-        lease = self.order.spec.lease_s
-        if lease is None:
-            return f"The job continues. Follow it again: {self._command('attach', self.job)}"
-        return (
-            f"The job is stopped unless it is followed again within {show_seconds(lease)}: "
-            f"{self._command('attach', self.job)}"
-        )
 
     def _complete(self, target: Target) -> Order:
         """Set the job's lease, unless one was given or the job is detached.

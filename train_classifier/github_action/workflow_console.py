@@ -90,10 +90,10 @@ class WorkflowConsole(Console):
             fields = error.to_dict()
             for line in text.clean(fields["detail"] or "").splitlines():
                 self._line(f"    {line}")
-            *others, last = fields["problems"] or [fields["reason"]]
+            *first_problems, last_problem = fields["problems"] or [fields["reason"]]
             if fields["hint"]:
-                last += f"\n{fields['hint']}"
-            for problem in (*others, last):
+                last_problem += f"\n{fields['hint']}"
+            for problem in (*first_problems, last_problem):
                 self._annotate(text.clean(problem))
 
     def annotate(self, message: str, file: str, line: int) -> None:
@@ -134,7 +134,7 @@ class WorkflowConsole(Console):
         self._at_start = True
 
     def _plain(self, data: bytes, has_no_command: bool = False) -> None:
-        if self._gone:
+        if self._output_closed:
             return
         try:
             if not self._stopped and not has_no_command:
@@ -143,7 +143,7 @@ class WorkflowConsole(Console):
             self.workflow.write(data)
         except OSError:
             # The runner has stopped reading; the job and its files are still needed.
-            self._gone = self.log_gone = True
+            self._output_closed = self.log_closed = True
             self.workflow.active = False
 
     def _command(self) -> None:
@@ -153,7 +153,7 @@ class WorkflowConsole(Console):
             try:
                 self._stopped_commands.close()
             except OSError:
-                self._gone = self.log_gone = True
+                self._output_closed = self.log_closed = True
             self._at_start = True
-        if self._gone:
+        if self._output_closed:
             self.workflow.stream = open(os.devnull, "wb")  # noqa: SIM115, PTH123 - stays open to the end

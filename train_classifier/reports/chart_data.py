@@ -96,12 +96,12 @@ def series(name: str, points: Iterable[Point], limit: int = MAX_POINTS) -> Serie
     binned: list[list[float]] = [[] for _ in range(count)]
     for x in xs:
         binned[round((x - xs[0]) / step)].append(last[x])
-    known = [(index, sum(values) / len(values)) for index, values in enumerate(binned) if values]
+    means = [(index, sum(values) / len(values)) for index, values in enumerate(binned) if values]
     drawn: list[Point] = []
-    for (left, before), (right, after) in itertools.pairwise(known):
-        for index in range(left, right):
-            drawn.append((xs[0] + index * step, before + (after - before) * (index - left) / (right - left)))
-    drawn.append((xs[-1], known[-1][1]))
+    for (start, before), (end, after) in itertools.pairwise(means):
+        for index in range(start, end):
+            drawn.append((xs[0] + index * step, before + (after - before) * (index - start) / (end - start)))
+    drawn.append((xs[-1], means[-1][1]))
     # Use the exact end of the data: the sum of the steps is not exact.
     return Series(name[:MAX_NAME] or "?", tuple(drawn))
 

@@ -62,9 +62,9 @@ def _value_at(points: tuple[tuple[float, float], ...], x: float) -> float:
     """Return a line's value at x; beyond an end, the value of that end. The points have even distances."""
     position = (x - points[0][0]) / (points[-1][0] - points[0][0]) * (len(points) - 1)
     position = min(max(position, 0.0), len(points) - 1.0)
-    left = min(int(position), len(points) - 2)
-    before, after = points[left][1], points[left + 1][1]
-    return before + (after - before) * (position - left)
+    index = min(int(position), len(points) - 2)
+    before, after = points[index][1], points[index + 1][1]
+    return before + (after - before) * (position - index)
 
 
 def ticks(low: float, high: float, limit: int = 6) -> list[float]:

@@ -60,24 +60,24 @@ def markdown(report: Report, limit: int = 1 << 20) -> str:
         rows = (f"| {inline_code(name)} | {value} |" for name, value in metrics)
         sections.append("\n".join(["### Final metrics", "", "| Metric | Value |", "|---|---:|", *rows]))
     note = "\n\n*Cut: the rest is in the report and in `artefacts.tar.gz`.*"
-    left = limit - len(head.encode()) - len(note.encode()) - 2
-    kept, cut = [head], False
+    space = limit - len(head.encode()) - len(note.encode()) - 2
+    parts, cut = [head], False
 
     def add(section: str) -> None:
-        nonlocal left, cut
+        nonlocal space, cut
         size = len(section.encode()) + 2
-        if size > left:
+        if size > space:
             cut = True
         else:
-            kept.append(section)
-            left -= size
+            parts.append(section)
+            space -= size
 
     for section in sections:
         add(section)
     # The log comes before the curves, as it is the reason to open the summary of a failed job.
     if not report.succeeded:
         # A fence may have to be as long as the longest run of backticks, twice.
-        tail = report.tail(min(MAX_LOG, max(left - 400, 0)))
+        tail = report.tail(min(MAX_LOG, max(space - 400, 0)))
         if tail:
             add(f"<details open><summary>End of the log</summary>\n\n{fenced(tail)}\n\n</details>")
         cut |= bool(report.log.strip()) and not tail
@@ -86,4 +86,4 @@ def markdown(report: Report, limit: int = 1 << 20) -> str:
             f"{square} {inline_code(line.name)}" for square, line in zip(SQUARES, chart.series, strict=False)
         )
         add(f"{mermaid(chart)}\n\n{legend}")
-    return "\n\n".join(kept) + (note if cut else "") + "\n"
+    return "\n\n".join(parts) + (note if cut else "") + "\n"

@@ -88,11 +88,11 @@ class Report:
             ("Exit", self._exit()),
             ("Artefacts", show_bytes(archive["bytes"]) if _is_number(archive.get("bytes")) else "none"),
             ("SHA-256", str(archive.get("sha256") or "")),
-            ("Left out", self._left_out()),
+            ("Left out", self._omissions()),
         ]
         return [(label, value) for label, value in facts if value]
 
-    def _left_out(self) -> str:
+    def _omissions(self) -> str:
         """Return what could not be delivered or read."""
         remarks = self.result.get("remarks")
         words = [str(remark) for remark in remarks] if isinstance(remarks, list) else []
@@ -156,23 +156,23 @@ class Report:
         A first line says how many lines are left out before.
         """
         lines = self.log.replace("\r\n", "\n").rstrip("\n").split("\n")
-        kept: list[str] = []
+        shown_lines: list[str] = []
         # Room for the line with the number of missing lines.
-        left = max_bytes - 60
+        space = max_bytes - 60
         for line in map(_clean, reversed(lines[-MAX_LINES:])):
-            left -= len(line.encode()) + 1
-            if left < 0:
+            space -= len(line.encode()) + 1
+            if space < 0:
                 break
-            kept.append(line)
-        if not any(kept):
+            shown_lines.append(line)
+        if not any(shown_lines):
             return ""
-        missing = len(lines) - len(kept)
+        missing = len(lines) - len(shown_lines)
         if self.log_is_cut:
             # The total number of lines is not known here.
             head = ["… earlier lines are in log.txt"]
         else:
             head = [f"… {missing} earlier line{'s' if missing > 1 else ''}, see log.txt"] if missing else []
-        return "\n".join([*head, *reversed(kept)])
+        return "\n".join([*head, *reversed(shown_lines)])
 
 
 def _clean(line: str) -> str:

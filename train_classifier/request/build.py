@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def target(self) -> Target | None:
-        """The one host; asks Ansible, which takes a second. Raises BadInput as `inventory.one` does."""
+        """The one host; Ansible needs a second for it. Raises BadInput as `inventory.single_host` does."""
         return self.look() if self.look else None
 
     def order(self) -> "Order":
@@ -146,7 +146,7 @@ class _Builder:
         if self.resolve and (inventory_path is not None or self._text("inventory") is None):
             host = option_values.values.get("host")
             environ = {**self.environ, inventory.VARIABLE: ""}
-            look = functools.cache(lambda: inventory.one(inventory_path, host, environ, cwd))
+            look = functools.cache(lambda: inventory.single_host(inventory_path, host, environ, cwd))
         secrets, problems = checks.secrets(option_values.values, self.environ)
         self.problems += problems
         from_file = top is not None and option_values.origin.get("output") == precedence.FROM_FILE

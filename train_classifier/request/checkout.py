@@ -89,7 +89,7 @@ def _is_archive(path: Path, output: Path | None) -> bool:
     return (
         output is not None
         and path.parent == output.parent
-        and bool(job.archive_files(output.name).fullmatch(path.name))
+        and bool(job.archive_name_pattern(output.name).fullmatch(path.name))
     )
 
 

@@ -21,55 +21,55 @@ def output(text: str, base: Path, checkout: bool = False) -> tuple[Path, list[st
 
     An output that a `checkout` names must be in `base`, its top, and replaces nothing but an archive.
     """
-    what = f"output {quoted(text)}" + (f" of the repository's {SETTINGS_FILE}" if checkout else "")
+    subject = f"output {quoted(text)}" + (f" of the repository's {SETTINGS_FILE}" if checkout else "")
     try:
         path = base / (text if checkout else Path(text).expanduser())
         # Resolve only the folder, not the name: an archive that is a symbolic link is replaced itself.
         folder = path.parent.resolve()
         # Check the place first: otherwise a message could ask for a folder that is refused afterwards.
-        problems = _outside_problems(what, path, folder, base) if checkout else []
-        problems = problems or _output_problems(what, text, path, folder)
+        problems = _outside_problems(subject, path, folder, base) if checkout else []
+        problems = problems or _output_problems(subject, text, path, folder)
         if checkout:
-            problems = problems or _replaced_problems(what, path)
+            problems = problems or _replaced_problems(subject, path)
         return folder / path.name, problems
     except (OSError, ValueError, RuntimeError) as error:
-        return base / "artefacts.tar.gz", [f"{what}: {getattr(error, 'strerror', None) or error}"]
+        return base / "artefacts.tar.gz", [f"{subject}: {getattr(error, 'strerror', None) or error}"]
 
 
-def _output_problems(what: str, text: str, path: Path, folder: Path) -> list[str]:
+def _output_problems(subject: str, text: str, path: Path, folder: Path) -> list[str]:
     if text.endswith("/") or path.is_dir():
         inside = quoted(text.rstrip("/") + "/artefacts.tar.gz")
-        return [f"{what} is a folder; name a file in it, such as {inside}"]
+        return [f"{subject} is a folder; name a file in it, such as {inside}"]
     # A missing folder is made when the archive arrives.
     present = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not present.is_dir():
-        return [f"{what}: {printable(str(present))} is not a folder"]
+        return [f"{subject}: {printable(str(present))} is not a folder"]
     if not os.access(present, os.W_OK | os.X_OK):
-        return [f"{what}: this user may not write to {printable(str(present))}"]
+        return [f"{subject}: this user may not write to {printable(str(present))}"]
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        return [f"{what} is no regular file and will not be replaced"]
+        return [f"{subject} is no regular file and will not be replaced"]
     # The received part of a failed job's archive has both the name and, twice, the job's id in its name.
     if len(os.fsencode(path.name)) > 170:
-        return [f"{what}: the name is longer than 170 bytes"]
+        return [f"{subject}: the name is longer than 170 bytes"]
     return []
 
 
-def _outside_problems(what: str, path: Path, folder: Path, top: Path) -> list[str]:
-    # A home folder is none of the repository; its name as it stands would make a folder called ~.
+def _outside_problems(subject: str, path: Path, folder: Path, top: Path) -> list[str]:
+    # A path of a repository is not expanded: ~ would make a folder of that name.
     if not folder.is_relative_to(top) or (*folder.relative_to(top).parts, "")[0].startswith("~"):
-        return [f"{what} leads out of the repository; to have it there, give {show_option('output')}"]
+        return [f"{subject} leads out of the repository; to have it there, give {show_option('output')}"]
     if ".git" in (folder / path.name).relative_to(top).parts:
-        return [f"{what} lies in git's folder; name another file"]
+        return [f"{subject} lies in git's folder; name another file"]
     return []
 
 
-def _replaced_problems(what: str, path: Path) -> list[str]:
+def _replaced_problems(subject: str, path: Path) -> list[str]:
     if path.is_symlink() or not path.exists():
         return []
     with path.open("rb") as file:
         start = file.read(2)
     if start and start != ARCHIVE_MAGIC:
-        return [f"{what} exists and is no archive: name another file, or remove it"]
+        return [f"{subject} exists and is no archive: name another file, or remove it"]
     return []
 
 
@@ -96,10 +96,10 @@ def secrets(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict
     return values, problems
 
 
-def arguments(given: Sequence[str]) -> list[str]:
+def arguments(values: Sequence[str]) -> list[str]:
     """Return what is wrong with the model's arguments."""
     problems = []
-    for number, argument in enumerate(given, 1):
+    for number, argument in enumerate(values, 1):
         if "\0" in argument:
             problems.append(f"argument {number} of the model holds a NUL")
         elif len(os.fsencode(argument)) >= MOST_ARGUMENT:
@@ -107,7 +107,7 @@ def arguments(given: Sequence[str]) -> list[str]:
     return problems
 
 
-def oddities(chosen: Mapping[str, Any], secret: Mapping[str, str], given: Sequence[str]) -> list[str]:
+def oddities(chosen: Mapping[str, Any], secret: Mapping[str, str], arguments: Sequence[str]) -> list[str]:
     """Return warnings about values that are valid but probably not intended."""
     warnings = []
     environment = chosen.get("environment", {})
@@ -119,6 +119,6 @@ def oddities(chosen: Mapping[str, Any], secret: Mapping[str, str], given: Sequen
                 f"{name} is recorded with the job in clear; {show_option('secrets')} {name} would mask it"
             )
     for name, value in secret.items():
-        if len(value) >= 8 and any(value in text for text in (*given, *environment.values())):
+        if len(value) >= 8 and any(value in text for text in (*arguments, *environment.values())):
             warnings.append(f"the value of secret {name} also stands in clear in an argument or variable")
     return warnings

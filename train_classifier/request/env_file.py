@@ -58,11 +58,11 @@ def parse(content: bytes, name: str, environ: Mapping[str, str] | None) -> tuple
                     raise ValueError(f"{key} has no value, and none in the environment of the caller")
                 value = environ[key]
             else:
-                value, rest = _value(text, match.end(), end)
-                end = text.find("\n", rest)
+                value, value_end = _value(text, match.end(), end)
+                end = text.find("\n", value_end)
                 end = len(text) if end < 0 else end
                 position = end + 1
-                if text[rest:end].strip() and not text[rest:end].lstrip().startswith("#"):
+                if text[value_end:end].strip() and not text[value_end:end].lstrip().startswith("#"):
                     raise ValueError(f"text follows the closing quote of {key}")
             variables[key] = flags.variable_value(key, value)
         except ValueError as error:

@@ -164,7 +164,7 @@ class Git:
             environment |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
         command = [program, *self._options, "-C", str(at or self._folder), *arguments]
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 ["/bin/sh", "-c", f'ulimit -d {MOST_MEMORY} 2>/dev/null; exec "$@"', "git", *command],
                 env=environment,
                 input=data,
@@ -176,13 +176,13 @@ class Git:
             raise GitSilent(f"git cannot be run: {error.strerror}") from error
         except subprocess.TimeoutExpired as error:
             raise GitSilent(f"git did not answer within {GIT_TIMEOUT:.0f} s") from error
-        if done.returncode == 1 and arguments[0] == "rev-parse":
+        if process.returncode == 1 and arguments[0] == "rev-parse":
             raise NoCommit("it has no commit yet")
-        if done.returncode:
-            message = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
+        if process.returncode:
+            message = process.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
             message = message.replace(str(self._shadow), str(self.top / ".git"))
-            raise GitSilent(printable(message)[:400] or f"git exited {done.returncode}")
-        return done.stdout
+            raise GitSilent(printable(message)[:400] or f"git exited {process.returncode}")
+        return process.stdout
 
     def configure(self, common: Path) -> None:
         """Copy the settings for files on this disk from the user's and the checkout's configuration."""

@@ -25,7 +25,7 @@ _SEPARATORS = {Kind.FOLDERS: "\n,", Kind.NAMES: "\n, \t"}
 
 
 @dataclasses.dataclass
-class Given:
+class OptionValues:
     """The values that were set, by key, and the origin of each."""
 
     values: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -46,49 +46,49 @@ def gather(
     model: str | None,
     repository: Path | None,
     own_settings: Path | None,
-) -> Given:
+) -> OptionValues:
     """Return the values of a request and the problems of all levels."""
-    option_values = Given()
+    values = OptionValues()
     if repository is not None:
-        _from_file(option_values, repository, model)
+        _from_file(values, repository, model)
     if own_settings is not None:
-        _from_own_file(option_values, own_settings, repository, model)
-    _from_variables(option_values, environ, cwd, repository)
-    _from_flags(option_values, request, environ, cwd, repository)
-    return option_values
+        _from_own_file(values, own_settings, repository, model)
+    _from_variables(values, environ, cwd, repository)
+    _from_flags(values, request, environ, cwd, repository)
+    return values
 
 
-def _from_file(option_values: Given, repository: Path, model: str | None) -> None:
+def _from_file(values: OptionValues, repository: Path, model: str | None) -> None:
     try:
         settings = settings_file.load(repository)
     except BadInput as error:
-        option_values.problems += error.problems
+        values.problems += error.problems
         return
-    option_values.problems += settings_file.refused(settings)
-    option_values.warnings += settings_file.unknown_models(settings, checkout.models(repository))
+    values.problems += settings_file.refused(settings)
+    values.warnings += settings_file.unknown_models(settings, checkout.models(repository))
     for key, value in settings.of(model).items():
         if settings_file.refusal("", key, value) is not None:
             continue
         if options.BY_NAME[key].checkout is Checkout.LISTED:
             value = tuple(dataclasses.replace(folder, from_checkout=True) for folder in value)
-        option_values.put(key, value, FROM_FILE)
+        values.put(key, value, FROM_FILE)
 
 
-def _from_own_file(option_values: Given, path: Path, repository: Path | None, model: str | None) -> None:
+def _from_own_file(values: OptionValues, path: Path, repository: Path | None, model: str | None) -> None:
     # Without a file there, or a way to it, every setting is its default.
     if not os.path.lexists(path):
         return
     try:
         settings = settings_file.load_own(path, repository)
     except BadInput as error:
-        option_values.problems += error.problems
+        values.problems += error.problems
         return
     for key, value in settings.of(model).items():
-        option_values.put(key, value, FROM_OWN)
+        values.put(key, value, FROM_OWN)
 
 
 def _from_variables(
-    option_values: Given, environ: Mapping[str, str], cwd: Path, repository: Path | None
+    values: OptionValues, environ: Mapping[str, str], cwd: Path, repository: Path | None
 ) -> None:
     spelt = {option.environment_variable for option in options.OPTIONS if not option.action_only}
     for name in environ:
@@ -96,11 +96,9 @@ def _from_variables(
             suffixes = [variable.removeprefix(_PREFIX) for variable in spelt]
             near = difflib.get_close_matches(name.removeprefix(_PREFIX), suffixes, n=1, cutoff=0.8)
             if near:
-                option_values.warnings.append(
-                    f"{printable(name)} is not read; did you mean {_PREFIX}{near[0]}?"
-                )
+                values.warnings.append(f"{printable(name)} is not read; did you mean {_PREFIX}{near[0]}?")
     files = _items(environ.get(options.variable("env_file"), ""), "\n")
-    _environment_files(option_values, files, environ, cwd, repository, FROM_VARIABLE)
+    _environment_files(values, files, environ, cwd, repository, FROM_VARIABLE)
     for key in flags.PARSED:
         name = options.variable(key)
         # An unset input of a workflow is an empty variable.
@@ -109,38 +107,34 @@ def _from_variables(
             continue
         if key == "environment":
             variables, problems = env_file.parse(os.fsencode(text), name, environ)
-            option_values.problems += problems
-            option_values.put(key, variables, FROM_VARIABLE)
+            values.problems += problems
+            values.put(key, variables, FROM_VARIABLE)
             continue
         separators = _SEPARATORS.get(options.BY_NAME[key].kind)
-        _parse(option_values, key, _items(text, separators) if separators else text, name, FROM_VARIABLE)
+        _parse(values, key, _items(text, separators) if separators else text, name, FROM_VARIABLE)
 
 
 def _from_flags(
-    option_values: Given,
+    values: OptionValues,
     request: Mapping[str, Any],
     environ: Mapping[str, str],
     cwd: Path,
     repository: Path | None,
 ) -> None:
-    _environment_files(
-        option_values, list(request.get("env_file") or ()), environ, cwd, repository, FROM_FLAG
-    )
+    _environment_files(values, list(request.get("env_file") or ()), environ, cwd, repository, FROM_FLAG)
     for key in flags.PARSED:
         raw = request.get(key)
         if raw is None or (options.BY_NAME[key].kind in options.LISTS and not raw):
             continue
         if key == "environment" and not isinstance(raw, Mapping):
             table, problems = _assignments(raw, environ)
-            option_values.problems += problems
-            option_values.put(key, table, FROM_FLAG)
+            values.problems += problems
+            values.put(key, table, FROM_FLAG)
             continue
-        _parse(
-            option_values, key, dict(raw) if isinstance(raw, Mapping) else raw, show_option(key), FROM_FLAG
-        )
+        _parse(values, key, dict(raw) if isinstance(raw, Mapping) else raw, show_option(key), FROM_FLAG)
 
 
-def _parse(option_values: Given, key: str, raw: Any, label: str, origin: str) -> None:
+def _parse(values: OptionValues, key: str, raw: Any, label: str, origin: str) -> None:
     # Parse each item separately, so that one bad item does not hide the others and their problems.
     listed = options.BY_NAME[key].kind in _SEPARATORS
     parts = [[item] for item in raw] if listed and isinstance(raw, list | tuple) else [raw]
@@ -149,16 +143,16 @@ def _parse(option_values: Given, key: str, raw: Any, label: str, origin: str) ->
         try:
             parsed = flags.parse(key, part)
         except ValueError as error:
-            option_values.problems.append(f"{label}: {error}")
+            values.problems.append(f"{label}: {error}")
             continue
         if key == "data" and {folder.name for folder in parsed} & {folder.name for folder in items}:
-            option_values.problems.append(f"{label}: data name {quoted(parsed[0].name)} is given twice")
+            values.problems.append(f"{label}: data name {quoted(parsed[0].name)} is given twice")
         if listed:
             items.extend(parsed)
         else:
-            option_values.put(key, parsed, origin)
+            values.put(key, parsed, origin)
     if items:
-        option_values.put(key, tuple(items), origin)
+        values.put(key, tuple(items), origin)
 
 
 def _assignments(raw: Any, environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -177,7 +171,7 @@ def _assignments(raw: Any, environ: Mapping[str, str]) -> tuple[dict[str, str], 
 
 
 def _environment_files(
-    option_values: Given,
+    values: OptionValues,
     names: list[str],
     environ: Mapping[str, str],
     cwd: Path,
@@ -191,11 +185,11 @@ def _environment_files(
             in_checkout = repository is not None and _is_in(path, repository)
             content = regular_file.read(path, env_file.MOST_BYTES, pipe=True)
         except (OSError, ValueError, RuntimeError) as error:
-            option_values.problems.append(f"{label}: {getattr(error, 'strerror', None) or error}")
+            values.problems.append(f"{label}: {getattr(error, 'strerror', None) or error}")
             continue
         variables, problems = env_file.parse(content, label, None if in_checkout else environ)
-        option_values.problems += problems
-        option_values.put("environment", variables, origin)
+        values.problems += problems
+        values.put("environment", variables, origin)
 
 
 def _is_in(path: Path, repository: Path) -> bool:

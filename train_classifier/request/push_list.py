@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from train_classifier.core import options, regular_file
-from train_classifier.core.job import archive_files
+from train_classifier.core.job import archive_name_pattern
 from train_classifier.core.options import show_option
 from train_classifier.core.text import printable, show_bytes
 from train_classifier.request import git_state, secret_files
@@ -50,10 +50,6 @@ class Sources:
     warnings: list[str] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
 
-    def listing(self) -> _Bytes:
-        """Return the paths in the form of the worker's `prepare`: each ends with a NUL."""
-        return b"".join(path + b"\0" for path in self.paths)
-
 
 def fingerprint(repository: Path, paths: list[_Bytes]) -> str | None:
     """Return a hash of the present state of the listed files; None when one of them cannot be read.
@@ -65,11 +61,11 @@ def fingerprint(repository: Path, paths: list[_Bytes]) -> str | None:
     digest = hashlib.sha256()
     try:
         for path in paths:
-            found = os.lstat(os.path.join(top, path.rstrip(b"/")))
-            folder = stat.S_ISDIR(found.st_mode)
+            status = os.lstat(os.path.join(top, path.rstrip(b"/")))
+            folder = stat.S_ISDIR(status.st_mode)
             # A folder's size and times depend only on its entries, which are in the list already.
-            seen = [found.st_mode] if folder else [getattr(found, name) for name in _IDENTITY]
-            digest.update(path + b"\0" + " ".join(map(str, seen)).encode() + b"\0")
+            identity = [status.st_mode] if folder else [getattr(status, name) for name in _IDENTITY]
+            digest.update(path + b"\0" + " ".join(map(str, identity)).encode() + b"\0")
     except OSError:
         return None
     return digest.hexdigest()
@@ -97,7 +93,7 @@ class _Walk:
         self.top = top
         self.output_folder, name = os.path.split(output or b"")
         #: The archive, those of failed jobs, and what killed fetches left beside them.
-        self.outputs = archive_files(os.fsdecode(name))
+        self.outputs = archive_name_pattern(os.fsdecode(name))
         self.sources = Sources()
         self.ignore = TrainIgnore(Path(os.fsdecode(top)))
         self.may_read_all = os.geteuid() == 0
@@ -111,7 +107,7 @@ class _Walk:
         self.strays: list[bytes] = []
         self.unreadable: list[bytes] = []
         self.left_out: set[bytes] = set()
-        self.asked_for_git = False
+        self.git_is_requested = False
         self.deadline = time.monotonic() + WALK_S
 
     def run(self, model: str | None) -> None:
@@ -160,8 +156,8 @@ class _Walk:
                 decision = self.ignore.decide(path, folder) if self.ignore else None
                 if name == b".git":
                     # It may hold credentials: actions/checkout writes the workflow's token into .git/config.
-                    self.asked_for_git = (
-                        self.asked_for_git or decision is False or self.ignore.reaches_into(path)
+                    self.git_is_requested = (
+                        self.git_is_requested or decision is False or self.ignore.reaches_into(path)
                     )
                     self.left_out.add(path)
                     continue
@@ -201,8 +197,8 @@ class _Walk:
                 self.left_out.discard(parent)
                 self.sources.paths.append(parent + b"/")
 
-    def _file(self, entry: "os.DirEntry[bytes]", path: bytes, wanted: bool) -> bool:
-        """Return whether an entry that is not a folder is pushed; `wanted`: .trainignore includes it."""
+    def _file(self, entry: "os.DirEntry[bytes]", path: bytes, forced: bool) -> bool:
+        """Return whether an entry that is not a folder is pushed; `forced`: .trainignore includes it."""
         if entry.is_symlink():
             if self._strays(path, os.readlink(entry.path)):
                 self.strays.append(path)
@@ -220,11 +216,11 @@ class _Walk:
             self.unreadable.append(path)
             return False
         name, size = entry.name, status.st_size
-        if not wanted and secret_files.is_candidate(name, status) and secret_files.is_private_key(entry.path):
+        if not forced and secret_files.is_candidate(name, status) and secret_files.is_private_key(entry.path):
             self.keys.append(path)
             self.left_out.add(path)
             return False
-        if not wanted and secret_files.is_environment_file(name):
+        if not forced and secret_files.is_environment_file(name):
             self.env_files.append(path)
         if 100 <= size < 1024:
             self.pointers.append(path)
@@ -256,7 +252,7 @@ class _Walk:
         """Return the tracked files below artefacts/, which also holds results of earlier runs."""
         if self.tracked is None:
             repository = Path(os.fsdecode(self.top))
-            found: set[bytes] = set()
+            tracked: set[bytes] = set()
             names: list[bytes] | None = None
             try:
                 if git_state.is_checkout(repository):
@@ -272,9 +268,9 @@ class _Walk:
                 ]
             for name in filter(None, names):
                 while name:
-                    found.add(name)
+                    tracked.add(name)
                     name = os.path.dirname(name)
-            self.tracked = frozenset(found)
+            self.tracked = frozenset(tracked)
         return self.tracked
 
     def _need(self, model: str) -> None:
@@ -309,7 +305,7 @@ class _Walk:
                 f"private keys are not pushed: {_named(self.keys)} (a line such as "
                 f"!{printable(self.keys[0])} in {IGNORE_FILE} sends one)"
             )
-        if self.asked_for_git:
+        if self.git_is_requested:
             sources.warnings.append(f".git is never pushed, whatever {IGNORE_FILE} says")
         if self.env_files:
             sources.warnings.append(
@@ -343,9 +339,9 @@ class _Walk:
             return
         lines = [line.strip().partition(b"=") for line in modules.split(b"\n")]
         named = [value.strip().strip(b'"') for key, _, value in lines if key.strip() == b"path"]
-        found = [path for path in named if path and b"\0" not in path and not self._strays(b"", path)]
+        paths = [path for path in named if path and b"\0" not in path and not self._strays(b"", path)]
         empty = []
-        for path in found:
+        for path in paths:
             try:
                 if not [name for name in os.listdir(os.path.join(self.top, path)) if name != b".git"]:
                     empty.append(path)
@@ -356,5 +352,5 @@ class _Walk:
 
 
 def _named(paths: list[bytes]) -> str:
-    shown = ", ".join(printable(path) for path in paths[:5])
-    return f"{shown} and {len(paths) - 5} more" if len(paths) > 5 else shown
+    names = ", ".join(printable(path) for path in paths[:5])
+    return f"{names} and {len(paths) - 5} more" if len(paths) > 5 else names

@@ -3,6 +3,8 @@
 import os
 import re
 
+from train_classifier.core import regular_file
+
 #: Bytes read of a candidate: a certificate chain may come before the key.
 LOOK = 65536
 _CANDIDATE = re.compile(
@@ -42,11 +44,7 @@ def is_private_key(path: bytes) -> bool:
 
     Raises OSError when the file cannot be read.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        head = os.read(handle, LOOK)
-    finally:
-        os.close(handle)
+    head = regular_file.start(path, LOOK)
     if _ARMOUR.search(head) or head.startswith((b"PuTTY-User-Key-File-", b"\xfe\xed\xfe\xed")):
         return True
     return path.lower().endswith(_DER_NAMES) and head.startswith(b"\x30")

@@ -239,20 +239,20 @@ def _beyond(raw: dict[str, Any]) -> str | None:
 def _syntax(message: str, content: bytes, name: str) -> str:
     match = re.search(r"^(.*?) \(at line (\d+), column (\d+)\)$", message, re.DOTALL)
     if match:
-        what, line, column = match[1], match[2], match[3]
+        problem, line, column = match[1], match[2], match[3]
     else:
         # "(at end of document)" has no line and column.
-        what = re.sub(r" \(at end of document\)$", "", message)
+        problem = re.sub(r" \(at end of document\)$", "", message)
         lines = content.decode("utf-8-sig", "replace").split("\n")
         line, column = str(len(lines)), str(len(lines[-1]) + 1)
-    return f"{name}: line {line}, column {column}: {printable(what[:1].lower() + what[1:])}"
+    return f"{name}: line {line}, column {column}: {printable(problem[:1].lower() + problem[1:])}"
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def _nearest(word: str, words: Sequence[str]) -> str:
     word = word.replace("-", "_").lower()
-    begun = [key for key in known if len(word) > 2 and key.startswith(word)]
-    near = sorted(begun, key=len) or difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
+    begun = [key for key in words if len(word) > 2 and key.startswith(word)]
+    near = sorted(begun, key=len) or difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(words)}"
 
 
 def json_schema() -> dict[str, Any]:

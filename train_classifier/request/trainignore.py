@@ -83,8 +83,8 @@ class TrainIgnore:
         try:
             return self._take(number, pattern)
         except ValueError:
-            shown = printable(pattern[:100]) + ("…" if len(pattern) > 100 else "")
-            self.problems.append(f"{FILE}: line {number}: '{shown}' is no pattern of gitignore's syntax")
+            quotation = printable(pattern[:100]) + ("…" if len(pattern) > 100 else "")
+            self.problems.append(f"{FILE}: line {number}: '{quotation}' is no pattern of gitignore's syntax")
             return 0
 
     def _take(self, number: int, pattern: bytes) -> int:
@@ -203,13 +203,13 @@ def _compile(pattern: bytes, literal: int, name_only: bool) -> "re.Pattern[bytes
             item, at = re.escape(pattern[at : at + 1]), at + 1
         units[-1][-1] += item
     expression = b""
-    for number, (first, *others) in enumerate(units):
+    for number, (first, *chunks) in enumerate(units):
         last = number == len(units) - 1
         text = first
-        for index, chunk in enumerate(others):
-            final = last and index == len(others) - 1
+        for index, chunk in enumerate(chunks):
+            final = last and index == len(chunks) - 1
             text += rb"[^/]*?" + chunk + rb"\Z" if final else rb"(?>[^/]*?" + chunk + rb")"
-        if last and not others:
+        if last and not chunks:
             text += rb"\Z"
         if number == 0:
             expression += text

@@ -39,9 +39,9 @@ def _number(value: int | float, forms: str) -> float:
     return value
 
 
-def _limited(value: float, shown: object, most: float, words: str, forms: str) -> None:
+def _limited(value: float, text: object, most: float, words: str, forms: str) -> None:
     if value > most:
-        raise ValueError(f"{quoted(shown)} is more than {words}; {forms}")
+        raise ValueError(f"{quoted(text)} is more than {words}; {forms}")
 
 
 def size(value: str | int | float, *, plain: int = 1, forms: str = SIZE_FORMS) -> int:

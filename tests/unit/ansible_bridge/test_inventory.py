@@ -49,7 +49,7 @@ def lab(tmp_path: Path) -> Path:
 def refused(source: str | None, host: str | None, cwd: Path) -> str:
     """Return the one sentence with which a host is refused."""
     with pytest.raises(BadInput) as caught:
-        inventory.one(source, host, {}, cwd)
+        inventory.single_host(source, host, {}, cwd)
     assert caught.value.code == ExitCode.BAD_INPUT
     (problem,) = caught.value.problems
     assert "\n" not in problem
@@ -58,8 +58,8 @@ def refused(source: str | None, host: str | None, cwd: Path) -> str:
 
 
 def test_without_an_inventory_it_is_this_machine(tmp_path: Path) -> None:
-    assert inventory.one(None, None, {}, tmp_path) == inventory.Target("localhost")
-    assert inventory.one(None, "localhost", {}, tmp_path).local
+    assert inventory.single_host(None, None, {}, tmp_path) == inventory.Target("localhost")
+    assert inventory.single_host(None, "localhost", {}, tmp_path).local
     assert "no inventory is given" in refused(None, "gpu1", tmp_path)
 
 
@@ -81,7 +81,7 @@ def test_a_name_that_ssh_knows_is_an_inventory(ssh_config: Path) -> None:
     assert inventory.source("gpu-1", {}, cwd) == "gpu-1,"
     assert inventory.source(None, {inventory.VARIABLE: "gpu-1"}, cwd) == "gpu-1,"
     assert inventory.source(None, {}, cwd, "gpu-1") == "gpu-1,"
-    target = inventory.one("gpu-1", "gpu-1", {}, cwd)
+    target = inventory.single_host("gpu-1", "gpu-1", {}, cwd)
     assert not target.local and target.ssh[-1] == "gpu-1"
     # Neither this machine, nor a pattern, nor an option, nor a name that nobody knows.
     for name in ("localhost", "all", "gpu-*", "-oProxyCommand=id", "a:b", "no-such-host.invalid"):
@@ -105,7 +105,7 @@ def test_only_what_ansible_needs_of_the_environment_reaches_it(tmp_path: Path) -
         "LANG": "C",
         "TERM": "vt100",
     }
-    assert inventory.one("hosts.py", None, environ, tmp_path).name == "a"
+    assert inventory.single_host("hosts.py", None, environ, tmp_path).name == "a"
     names = dict(
         line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line
     )
@@ -116,17 +116,17 @@ def test_only_what_ansible_needs_of_the_environment_reaches_it(tmp_path: Path) -
 @pytest.mark.parametrize("locale", ["C", "POSIX", "xx_YY.UTF-8", "de_DE.UTF-8"])
 def test_every_locale_of_the_caller_works(lab: Path, locale: str) -> None:
     environ = {"LC_ALL": locale, "LANG": locale, "LC_NUMERIC": "de_DE.UTF-8"}
-    assert inventory.one("lab.yml", "gpu1", environ, lab.parent).name == "gpu1"
+    assert inventory.single_host("lab.yml", "gpu1", environ, lab.parent).name == "gpu1"
 
 
 def test_a_bad_variable_of_ansible_is_no_bug_of_ours(lab: Path) -> None:
     with pytest.raises(NotReady, match="does not start") as caught:
-        inventory.one("lab.yml", "gpu1", {"ANSIBLE_FORKS": "many"}, lab.parent)
+        inventory.single_host("lab.yml", "gpu1", {"ANSIBLE_FORKS": "many"}, lab.parent)
     assert "ANSIBLE_" in str(caught.value.hint)
 
 
 def test_ssh_command_line_is_that_of_ansible(lab: Path) -> None:
-    target = inventory.one("lab.yml", "gpu1", {}, lab.parent)
+    target = inventory.single_host("lab.yml", "gpu1", {}, lab.parent)
     assert not target.local
     assert target.ssh[0] == "ssh"
     assert target.ssh[-1] == "10.0.0.1"
@@ -156,16 +156,16 @@ def test_patterns_and_groups(lab: Path) -> None:
     assert [target.name for target in found] == ["gpu1", "here"]
     assert found[1].local
     assert found[1].python is None
-    assert inventory.one("lab.yml", "jump", {}, lab.parent).ssh[-1] == "jump.example"
+    assert inventory.single_host("lab.yml", "jump", {}, lab.parent).ssh[-1] == "jump.example"
 
 
 def test_inventory_from_the_environment(lab: Path) -> None:
     environ = {inventory.VARIABLE: str(lab)}
-    assert inventory.one(None, "gpu2", environ, Path("/")).ssh[-1] == "10.0.1.2"
+    assert inventory.single_host(None, "gpu2", environ, Path("/")).ssh[-1] == "10.0.1.2"
 
 
 def test_a_list_of_hosts_is_an_inventory(tmp_path: Path) -> None:
-    assert inventory.one("someone@gpu7,", None, {}, tmp_path).ssh[-1] == "someone@gpu7"
+    assert inventory.single_host("someone@gpu7,", None, {}, tmp_path).ssh[-1] == "someone@gpu7"
 
 
 def test_unknown_hosts_are_refused(lab: Path) -> None:
@@ -219,7 +219,7 @@ def test_vaulted_variables_are_read_by_ansible(lab: Path) -> None:
     (lab.parent / "group_vars" / "jump.yml").write_text(done.stdout)
     assert "vault" in refused("lab.yml", "bastion", lab.parent)
     environ = {"ANSIBLE_VAULT_PASSWORD_FILE": str(password)}
-    assert 'User="vera"' in inventory.one("lab.yml", "bastion", environ, lab.parent).ssh
+    assert 'User="vera"' in inventory.single_host("lab.yml", "bastion", environ, lab.parent).ssh
 
 
 def test_vaulted_file_needs_a_password_but_names_do_not(lab: Path) -> None:
@@ -232,8 +232,8 @@ def test_vaulted_file_needs_a_password_but_names_do_not(lab: Path) -> None:
         capture_output=True, check=True,
     )  # fmt: skip
     assert "ANSIBLE_VAULT_PASSWORD_FILE" in refused("lab.yml", "bastion", lab.parent)
-    assert inventory.named(str(lab), "jump:&bastion") == ["bastion"]
-    assert inventory.named(str(lab), "jump:&gpu1") == inventory.named(str(lab), "nowhere") == []
+    assert inventory.host_names(str(lab), "jump:&bastion") == ["bastion"]
+    assert inventory.host_names(str(lab), "jump:&gpu1") == inventory.host_names(str(lab), "nowhere") == []
 
 
 def test_an_inventory_may_be_a_program(tmp_path: Path) -> None:
@@ -242,4 +242,4 @@ def test_an_inventory_may_be_a_program(tmp_path: Path) -> None:
         '#!/bin/sh\necho noise >&2\necho \'{"all": {"hosts": ["gpu9"]}, "_meta": {"hostvars": {}}}\'\n'
     )
     program.chmod(0o755)
-    assert inventory.one("cloud", None, {"PATH": "/usr/bin:/bin"}, tmp_path).name == "gpu9"
+    assert inventory.single_host("cloud", None, {"PATH": "/usr/bin:/bin"}, tmp_path).name == "gpu9"

@@ -63,7 +63,7 @@ def test_a_slow_reader_of_a_non_blocking_stream_gets_every_byte() -> None:
         "from train_classifier.cli.console import Console\n"
         "console = Console()\n"
         "for n in range(64): console.log(bytes([n]) * 65536)\n"
-        "print(console.log_gone, file=__import__('sys').stderr)\n"
+        "print(console.log_closed, file=__import__('sys').stderr)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE

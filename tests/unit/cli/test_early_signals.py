@@ -11,7 +11,7 @@ import pytest
 LOST = """
 import signal, sys, time, weakref
 
-from train_classifier.cli.early_signals import deliver_again
+from train_classifier.cli.early_signals import resend_lost_interrupts
 
 def stop(number, frame):
     raise KeyboardInterrupt(number)
@@ -20,7 +20,7 @@ class Thing:
     pass
 
 if {again}:
-    deliver_again()
+    resend_lost_interrupts()
 if {ours}:
     signal.signal({number}, stop)
 thing = Thing()
@@ -56,7 +56,7 @@ def test_pythons_own_handler() -> None:
 
 def test_other_errors_are_told_as_before() -> None:
     program = (
-        "import weakref; from train_classifier.cli.early_signals import deliver_again; deliver_again()\n"
+        "import weakref; from train_classifier.cli.early_signals import resend_lost_interrupts; resend_lost_interrupts()\n"
         "class Thing: pass\nthing = Thing(); kept = weakref.ref(thing, lambda _: 1 / 0); del thing"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -50,9 +50,9 @@ def test_final_error_is_not_retried(kind: str) -> None:
         raise Unreachable("refused", kind=kind)
 
     with pytest.raises(OutOfTouch) as caught:
-        follow.retry_while_unreachable(HOST, "the-id", action, NullReporter())
+        follow.retry_while_unreachable(HOST, "the-id", action, NullReporter(), lease_s=60)
     assert caught.value.code == ExitCode.OUT_OF_TOUCH
-    assert "train-classifier attach the-id" in str(caught.value.hint)
+    assert "within 1 min 0 s: train-classifier attach the-id" in str(caught.value.hint)
 
 
 def test_worker_that_always_crashes_is_not_retried_for_long(monkeypatch: pytest.MonkeyPatch) -> None:

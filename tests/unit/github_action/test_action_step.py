@@ -23,7 +23,7 @@ import yaml
 from train_classifier.ansible_bridge.inventory import Target
 from train_classifier.controller.steps import Order
 from train_classifier.core import job, options
-from train_classifier.core.errors import ExitCode, NoGpu
+from train_classifier.core.errors import NoGpu
 from train_classifier.github_action import inputs, slack_message, step
 from train_classifier.github_action.step_run import StepRun
 from train_classifier.github_action.workflow_console import WorkflowConsole
@@ -115,14 +115,14 @@ def test_webhook_stays_with_the_step() -> None:
     found = inputs.read(environment)
     assert found.webhook == "T0/B0/input"
     assert "T0/B0" not in json.dumps(found.environment)
-    assert inputs.withheld(environment) == {"SLACK_IDENTIFIER", "TRAIN_CLASSIFIER_INPUT_SLACK_WEBHOOK"}
+    assert inputs.step_variables(environment) == {"SLACK_IDENTIFIER", "TRAIN_CLASSIFIER_INPUT_SLACK_WEBHOOK"}
 
 
 def test_unknown_event_of_notice() -> None:
     """A word that is no notice is one problem among the others, and a failure is told all the same."""
     found = inputs.read({"TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY": "sucess", "MODEL": "m"})
     assert "slack-notify: 'sucess'" in found.problems[0]
-    assert found.wanted == {slack_message.Event.FAILED}
+    assert found.slack_events == {slack_message.Event.FAILED}
 
 
 def test_bug_in_reporting_does_not_end_the_step(
@@ -352,18 +352,9 @@ def test_hint_of_a_lost_connection(inventory: str | None, lease: float | None) -
     """The hint says how long the job waits for a controller, and the whole command to follow it."""
     run = step_run(lease, detach=lease is None, inventory=inventory)
     where = " --inventory '/my hosts.yml' --host trainer" if inventory else ""
-    # As `follow` writes it.
-    cli_hint = (
-        f"The job continues. Follow it again: train-classifier attach {run.job}{where} (Check the network.)"
-    )
-    code = int(ExitCode.OUT_OF_TOUCH)
-    run.event("error", code=code, reason="Out of touch.", hint=cli_hint)
-    assert run.failure is not None
-    hint = run.failure.hint or ""
-    assert hint.endswith(" (Check the network.)")
-    assert f": train-classifier attach {run.job}{where} (" in hint
-    assert ("stopped unless" in hint and "10 min" in hint) == (lease is not None)
-    assert ("The job continues" in hint) == (lease is None)
+    command = f"train-classifier attach {run.job}{where}"
+    limited = f"The job is stopped unless it is followed again within 10 min 0 s: {command}"
+    assert run._attach_hint() == (limited if lease else f"The job continues. Follow it again: {command}")
 
 
 @pytest.mark.parametrize(

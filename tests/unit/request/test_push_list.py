@@ -52,7 +52,6 @@ def test_folders_come_before_what_they_hold_and_files_are_counted(repo: Path) ->
     found = push_list.collect(repo)
     assert found.paths == [b"README.md", b"empty/", b"mnist/", b"mnist/__init__.py", b"mnist/__main__.py"]
     assert (found.files, found.bytes) == (3, 14)
-    assert found.listing() == b"".join(path + b"\0" for path in found.paths)
     assert found.problems == found.warnings == []
 
 

@@ -66,8 +66,8 @@ def check_hosts(hosts: Sequence["RemoteHost"], gpus: int | str, console: "Consol
             code = code or answer.code
             # The same keys as those of a host that answers.
             blank = dict.fromkeys(("worker", "python", "host", "engine", "launcher", "state_dir"))
-            known = {"name": host.name, "ready": False, "error": answer.to_dict()}
-            report.append({**blank, "gpus": [], "checks": [], **known})
+            failure = {"name": host.name, "ready": False, "error": answer.to_dict()}
+            report.append({**blank, "gpus": [], "checks": [], **failure})
             continue
         failed = [check for check in answer.get("checks", []) if check.get("status") == "fail"]
         if failed and not code:

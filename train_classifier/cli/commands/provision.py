@@ -69,10 +69,10 @@ def run_site(inventory: str | None, host: str | None, arguments: Sequence[str]) 
             )
         sys.stderr.write("No inventory is given: this machine is made a training server.\n")
         sys.stderr.flush()
-    if not inventories.named(inventory_path, f"{GROUP}:&{host}" if host else GROUP):
-        what = f"{quoted(host)} in" if host else "in"
+    if not inventories.host_names(inventory_path, f"{GROUP}:&{host}" if host else GROUP):
+        place = f"{quoted(host)} in" if host else "in"
         raise BadInput(
-            f"there is no host of group {GROUP} {what} inventory {quoted(inventory_path)}: "
+            f"there is no host of group {GROUP} {place} inventory {quoted(inventory_path)}: "
             "nothing would be done",
             hint=f"Put the hosts into a group of that name: {GROUP}: {{hosts: {{gpu-1: }}}}",
         )

@@ -66,7 +66,6 @@ def run_request(values: dict[str, Any], *, json_mode: bool, dry_run: bool) -> Ex
     """Check the request, then run it. Raises BadInput with every problem of the request at once."""
     from train_classifier.cli.console import Console
     from train_classifier.cli.training_run import TrainingRun, finish
-    from train_classifier.request import precedence
     from train_classifier.request.build import TrainRequest, build
 
     plan = build(TrainRequest(**values), os.environ, own_settings=own_settings(os.environ))
@@ -86,7 +85,7 @@ def run_request(values: dict[str, Any], *, json_mode: bool, dry_run: bool) -> Ex
     return code
 
 
-def _shown(option: options.Option, value: Any) -> str:
+def _show_value(option: options.Option, value: Any) -> str:
     if value in (None, ()):
         return option.default_text
     if option.kind is Kind.FOLDERS:
@@ -118,7 +117,7 @@ def _describe(plan: Any, console: "Console") -> None:
     console.finish()
     spec = plan.spec
     if console.json_mode:
-        spoken = {
+        description = {
             "id": None,
             "model": spec.model,
             "host": plan.target.name,
@@ -129,7 +128,7 @@ def _describe(plan: Any, console: "Console") -> None:
             "output": str(plan.output),
             "warnings": plan.warnings,
         }
-        console.out(json.dumps(spoken))
+        console.out(json.dumps(description))
         return
     commit = f"commit {spec.repository.commit[:12]}" if spec.repository.commit else "no commit"
     for name, value in (
@@ -145,7 +144,7 @@ def _describe(plan: Any, console: "Console") -> None:
     fields = spec.to_dict()
     rows = []
     for option in options.SETTINGS.values():
-        value = _shown(option, getattr(spec, option.spec_field, None))
+        value = _show_value(option, getattr(spec, option.spec_field, None))
         if value and option.spec_field in fields:
             rows.append((option.name, value, _origin(option, plan.origin.get(option.name))))
     console.out("\n" + text.table(rows, ("SETTING", "VALUE", "FROM"), width=console.width))
