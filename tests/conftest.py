@@ -107,8 +107,8 @@ def _group(item: pytest.Item) -> str:
 
 def _rank(item: pytest.Item) -> int:
     name = _group(item) or item.nodeid.removeprefix("tests/")
-    found = (number for number, beginning in enumerate(FIRST) if name.startswith(beginning))
-    return next(found, len(FIRST) + name.startswith(LAST))
+    ranks = (number for number, beginning in enumerate(FIRST) if name.startswith(beginning))
+    return next(ranks, len(FIRST) + name.startswith(LAST))
 
 
 def _long(item: pytest.Item) -> bool:

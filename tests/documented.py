@@ -38,11 +38,11 @@ def matches(keys: set[str], file_name: str) -> tuple[set[str], set[str]]:
 
     A key whose value is null or empty stands for all that may be below it.
     """
-    known = documented(file_name)
-    tops = {re.sub(r"(\[\])?\.[^.]*$", "", key) for key in known if "." in key}
+    tables = documented(file_name)
+    tops = {re.sub(r"(\[\])?\.[^.]*$", "", key) for key in tables if "." in key}
     tops |= {re.sub(r"(\[\])?\.[^.]*$", "", key) for key in tops if "." in key}
     documented_form = {
-        next((key for key in known if re.fullmatch(rf"{re.escape(name)}\.[A-Z]+", key)), name)
+        next((key for key in tables if re.fullmatch(rf"{re.escape(name)}\.[A-Z]+", key)), name)
         for name in keys
     }
-    return documented_form - known - tops, known - documented_form
+    return documented_form - tables - tops, tables - documented_form

@@ -100,10 +100,10 @@ class Table:
     def markdown(self) -> str:
         columns = list(CONTESTANTS)
         rows = [f"| median seconds | {' | '.join(columns)} |", "|---|" + "--:|" * len(columns)]
-        for case, found in self.results.items():
+        for case, values in self.results.items():
             cells = []
             for who in columns:
-                if who not in found:
+                if who not in values:
                     cells.append("–")
                     continue
                 ratio = self.median(case, who) / self.median(case, columns[0])
@@ -142,10 +142,10 @@ def turnaround(
                 table.add(case, who, done.seconds)
                 for phase, seconds in done.phases.items():
                     table.results.setdefault(f"phases: {case}", {}).setdefault(phase, []).append(seconds)
-        for what, seconds in beside().items() if beside else ():
-            print(f"  {case}, round {number}: {what} {seconds:.3f} s", flush=True)
+        for label, seconds in beside().items() if beside else ():
+            print(f"  {case}, round {number}: {label} {seconds:.3f} s", flush=True)
             if number:
-                table.add(BESIDE, what, seconds)
+                table.add(BESIDE, label, seconds)
 
 
 #: Figures that are no contestant's whole run.
@@ -162,20 +162,20 @@ def live(bench: Bench, repo: Path) -> dict[str, float]:
 
     The stock playbook shows nothing until its end. Host and caller have the same clock here.
     """
-    found = {}
+    times = {}
     for who in ("train-classifier", "bare script"):
         output = bench.work / "live.tar.gz"
         done = CONTESTANTS[who](bench, repo, "model", output, True)
         ticks = [(at, float(line.split()[1])) for at, line in done.lines if line.startswith(b"tick ")]
-        found[LAG + who] = statistics.median(at - printed for at, printed in ticks)
+        times[LAG + who] = statistics.median(at - printed for at, printed in ticks)
         pushed = next((at for at, line in done.said if line.startswith(b"push: ")), None)
         if pushed is not None:
             with tarfile.open(output) as archive:
                 paper = archive.extractfile("job/manifest.json")
                 assert paper is not None
-                found[CONTAINER] = json.load(paper)["times"]["training"][0] - pushed
-            found[MODEL] = ticks[0][1] - pushed
-    return found
+                times[CONTAINER] = json.load(paper)["times"]["training"][0] - pushed
+            times[MODEL] = ticks[0][1] - pushed
+    return times
 
 
 def main() -> None:
@@ -226,10 +226,10 @@ def main() -> None:
             )
         finally:
             host.remove()
-    beside = {what: statistics.median(values) for what, values in table.results[BESIDE].items()}
+    beside = {label: statistics.median(values) for label, values in table.results[BESIDE].items()}
     playbook, rsync = beside[PLAYBOOK], beside[RSYNC]
     measured = table.results.pop(BESIDE)
-    phases = {case: found for case, found in table.results.items() if case.startswith("phases: ")}
+    phases = {case: times for case, times in table.results.items() if case.startswith("phases: ")}
     for case in phases:
         del table.results[case]
     added = table.median("empty model, again", "train-classifier") - table.median(
@@ -240,8 +240,8 @@ def main() -> None:
     )
     print(table.markdown())
     print("\n| phases of train-classifier, median seconds | |\n|---|---|")
-    for case, found in phases.items():
-        words = " · ".join(f"{phase} {statistics.median(values):.2f}" for phase, values in found.items())
+    for case, times in phases.items():
+        words = " · ".join(f"{phase} {statistics.median(values):.2f}" for phase, values in times.items())
         print(f"| {case.removeprefix('phases: ')} | {words} |")
     # A push that sends nothing is part of preflight: what counts is what the files add to both.
     many, none = (
@@ -263,9 +263,9 @@ def main() -> None:
         f"{beside[MODEL]:.2f} s; aim 2 s."
     )
     lags = [
-        f"{what.removeprefix(LAG)} {value * 1000:.0f} ms"
-        for what, value in beside.items()
-        if what.startswith(LAG)
+        f"{label.removeprefix(LAG)} {value * 1000:.0f} ms"
+        for label, value in beside.items()
+        if label.startswith(LAG)
     ]
     print(f"Log lag: {', '.join(lags)}; aim under 500 ms.")
     if options.json:

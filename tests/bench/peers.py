@@ -29,10 +29,10 @@ class Run:
     said: list[tuple[float, bytes]] = dataclasses.field(default_factory=list)
 
 
-def _stamp(stream: IO[bytes], found: list[tuple[float, bytes]]) -> None:
+def _stamp(stream: IO[bytes], stamped: list[tuple[float, bytes]]) -> None:
     """Note each line of a stream and when it came."""
     for line in stream:
-        found.append((time.time(), line))
+        stamped.append((time.time(), line))
 
 
 class Failed(Exception):
@@ -62,21 +62,21 @@ class Bench:
             stderr=subprocess.PIPE,
         )
         lines: list[tuple[float, bytes]] = []
-        said: list[tuple[float, bytes]] = []
+        stamped: list[tuple[float, bytes]] = []
         if timed_lines:
             assert process.stdout and process.stderr
-            beside = threading.Thread(target=_stamp, args=(process.stderr, said))
+            beside = threading.Thread(target=_stamp, args=(process.stderr, stamped))
             beside.start()
             _stamp(process.stdout, lines)
             beside.join()
             process.wait()
-            out, err = b"", b"".join(line for _, line in said)
+            out, err = b"", b"".join(line for _, line in stamped)
         else:
             out, err = process.communicate()
         seconds = time.time() - start
         if process.returncode:
             raise Failed(f"{argv[:3]}: exit {process.returncode}\n{out[-2000:]!r}\n{(err or b'')[-2000:]!r}")
-        return Run(seconds, {}, out, lines, said)
+        return Run(seconds, {}, out, lines, stamped)
 
     def _script(self, name: str, repo: Path, model: str, output: Path, timed_lines: bool) -> Run:
         return self._time([str(HERE / name), str(repo), model, self.image, str(output)], {}, timed_lines)

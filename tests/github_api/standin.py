@@ -176,8 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _raise_failure(self, request: str) -> None:
         for index, (pattern, status, times, headers) in enumerate(self.state.failures):
             if re.search(pattern, request):
-                rest = times - 1
-                self.state.failures[index : index + 1] = [(pattern, status, rest, headers)] if rest else []
+                more = times - 1
+                self.state.failures[index : index + 1] = [(pattern, status, more, headers)] if more else []
                 raise Refused(status, "Server Error" if status >= 500 else "refused by the test", headers)
 
     def _reply(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:

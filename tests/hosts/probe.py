@@ -78,8 +78,8 @@ class Account:
             if self.replaces(parent, entry):
                 return here
             if stat.S_ISLNK(entry.st_mode):
-                rest = "/".join(parts[number + 1 :])
-                target = os.path.join(os.path.dirname(here), os.readlink(here), rest)
+                remainder = "/".join(parts[number + 1 :])
+                target = os.path.join(os.path.dirname(here), os.readlink(here), remainder)
                 return self.weakness(os.path.normpath(target), links - 1) if links else here
             if not stat.S_ISDIR(entry.st_mode):
                 weak = self.writes(entry) and not stat.S_ISCHR(entry.st_mode)

@@ -150,7 +150,7 @@ def test_missing_docker_permission_is_reported(engine: docker.DockerClient, tmp_
         pytest.skip("needs root to act as another user")
     program = (
         "import json; from train_classifier.worker.checks import engine_check\n"
-        "print(json.dumps([one.to_dict() for one in engine_check.reach()[1]]))"
+        "print(json.dumps([one.to_dict() for one in engine_check.check()[1]]))"
     )
     done = subprocess.run(
         ["/usr/bin/python3", "-c", program], cwd=Path(__file__).parents[2], user=65534, group=65534, extra_groups=[],

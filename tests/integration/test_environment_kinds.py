@@ -69,11 +69,11 @@ def framework_image(engine: docker.DockerClient, base_image: str, uv: object, in
     try:
         container.start()
         assert container.wait()["StatusCode"] == 0, container.logs().decode()
-        made = container.commit("tc-env-kinds", f"test-{os.getpid()}", conf={"Cmd": [], "Entrypoint": []})
+        image = container.commit("tc-env-kinds", f"test-{os.getpid()}", conf={"Cmd": [], "Entrypoint": []})
     finally:
         container.remove(force=True)
     yield f"tc-env-kinds:test-{os.getpid()}"
-    engine.images.remove(made.id, force=True)
+    engine.images.remove(image.id, force=True)
 
 
 @pytest.fixture(autouse=True)
@@ -153,8 +153,8 @@ def test_isolated_environment_on_request(site: Site, framework_image: str) -> No
     assert "numpy" not in " ".join(built.packages)
     # The same requirements agree with the image: nobody gets the isolated environment unasked.
     assert site.prepare("tools", framework_image).kind == "image"
-    found = site.run(image, built, "import sys; print(sys.prefix)")
-    assert found == f"{MOUNTED}\n"
+    prefix = site.run(image, built, "import sys; print(sys.prefix)")
+    assert prefix == f"{MOUNTED}\n"
 
 
 def test_conflict_about_python_names_the_versions(site: Site, framework_image: str) -> None:

@@ -153,9 +153,9 @@ outputs[1, 3, 3, 0] = -30
 print(len(evaluation.decode(outputs[1])[0]))
 print(evaluation.overlap(np.array([0, 0, 2, 2]), np.array([[1, 1, 3, 3]])))
 """
-    precision, *rest = run(python, "-c", code, cwd=repository).splitlines()
+    precision, *values = run(python, "-c", code, cwd=repository).splitlines()
     assert precision == "{3: 0.8333333333333333, 5: 0.0}"
-    assert rest == ["1", "[0.14285714]"]
+    assert values == ["1", "[0.14285714]"]
 
 
 @pytest.mark.full

@@ -37,8 +37,8 @@ def test_taken_name_and_expired_token_are_refused(host: Host) -> None:
     expired = host.role("register", **{**facts, "github_runner_pat": "pat-expired"})
     expired.refused("It says so too when the token has expired")
     other = host.standin.state.add_runner(REPO, "gpu-1", ["self-hosted", "host-gpu9"], status="offline")
-    taken = host.role("register", **facts)
-    taken.refused("The name gpu-1 is taken", "host-gpu9", "github_runner_replace: true")
+    outcome = host.role("register", **facts)
+    outcome.refused("The name gpu-1 is taken", "host-gpu9", "github_runner_replace: true")
     assert {name: runner["id"] for name, runner in host.runners().items()} == {"gpu-1": other["id"]}
 
 
@@ -68,13 +68,13 @@ def register_among_others(host: Host) -> dict[str, int]:
     for number in range(130):
         host.standin.state.add_runner(REPO, f"other-{number}", ["self-hosted"])
     # The host's own is on a later page.
-    left = host.standin.state.add_runner(REPO, "gpu-1", ["self-hosted", "host-gpu1"], status="offline")
+    entry = host.standin.state.add_runner(REPO, "gpu-1", ["self-hosted", "host-gpu1"], status="offline")
     host.standin.state.fail("registration-token", 503, times=2)
     out = host.role(github_runner_count=2, github_runner_labels=["lab"]).good().out
     host.online("gpu-1", "gpu-2")
     assert host.labels("gpu-1") == {"self-hosted", "Linux", "X64", "train-classifier", "host-gpu1", "lab"}
     first = {name: runner["id"] for name, runner in host.runners().items()}
-    assert first["gpu-1"] != left["id"], "an offline entry of this host is replaced without being asked for"
+    assert first["gpu-1"] != entry["id"], "an offline entry of this host is replaced without being asked for"
     assert "secret" not in out
     assert len(host.standin.state.config_arguments) == 2
     assert not any("secret" in word for words in host.standin.state.config_arguments for word in words)

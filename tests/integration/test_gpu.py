@@ -32,7 +32,7 @@ from train_classifier.worker.state.store import Store
 
 order = json.loads(sys.argv[1])
 host = Host.load()
-store = Store(Path(order["state"])).make(host.job_user())
+store = Store(Path(order["state"])).make()
 client = engine.connect()
 spec = JobSpec("x", "m", Repository("r", "0" * 16), image=order.get("image"))
 messages = []

@@ -58,12 +58,12 @@ def caller(gpu_host: TestHost, tmp_path: Path) -> Iterator[Caller]:
     gpu_host.shell(f"rm -f {caller.state}/cache/*/let-go")
 
 
-def sees_exactly(seen: dict[str, Any], uuid: str) -> None:
-    assert seen["nodes"] == [NODES[uuid]]
-    assert len(seen["smi"]) == 1 and uuid in seen["smi"][0]
+def sees_exactly(report: dict[str, Any], uuid: str) -> None:
+    assert report["nodes"] == [NODES[uuid]]
+    assert len(report["smi"]) == 1 and uuid in report["smi"][0]
     others = [other for other in UUIDS if other != uuid]
-    assert not [other for other in others if other in json.dumps(seen)]
-    assert seen["variables"].get("NVIDIA_VISIBLE_DEVICES") not in ("all", "0,1")
+    assert not [other for other in others if other in json.dumps(report)]
+    assert report["variables"].get("NVIDIA_VISIBLE_DEVICES") not in ("all", "0,1")
 
 
 def refused_training(caller: Caller, *words: str) -> dict[str, Any]:
@@ -83,16 +83,16 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
         done = caller.run(*caller.train("look", "--gpus", "1", "--detach", "--", "hold"))
         assert done.returncode == 0, tail(done.stderr)
         jobs.append(done.stdout.decode().strip())
-    seen = {}
+    reports = {}
     for job in jobs:
         log = f"{caller.state}/jobs/{job}/log.txt"
         line = wait_until(lambda log=log: caller.host.shell(f"head -n1 {log} 2>/dev/null || :") or None, 90)
-        seen[job] = json.loads(line)
+        reports[job] = json.loads(line)
     listed = {entry["id"]: entry for entry in json.loads(caller.run("list", "--json").stdout)}
     assigned = [listed[job]["gpus"] for job in jobs]
     assert sorted(assigned) == sorted([uuid] for uuid in UUIDS)
     for job in jobs:
-        sees_exactly(seen[job], listed[job]["gpus"][0])
+        sees_exactly(reports[job], listed[job]["gpus"][0])
 
     listed_before = listed
     errors = caller.folder / "third"
@@ -171,14 +171,14 @@ def test_gpu_check_off_is_recorded_as_not_proven(caller: Caller) -> None:
     expected = {"mode": "off", "proven": False, "detail": "switched off (gpu_check = off)"}
     assert result["gpu_check"] == expected
     archive = caller.work / "artefacts.tar.gz"
-    manifest, seen = (
+    manifest, report = (
         json.loads(archived(archive, name)) for name in ("job/manifest.json", "artefacts/seen.json")
     )
     assert manifest["gpu_check"] == expected
     # Not proven, but given: exactly one card, and the same in every file.
     (card,) = manifest["gpus"]
     assert result["gpus"] == [card]
-    sees_exactly(seen, card["uuid"])
+    sees_exactly(report, card["uuid"])
     # The check would have started a container of its own.
     assert (
         "probe"

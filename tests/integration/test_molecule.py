@@ -72,8 +72,8 @@ def molecule(scenario: str, release: str, steps: list[str], long: bool) -> None:
         recap = re.findall(r"^\S+ .*changed=(\d+) .*failed=(\d+)", checked, re.M)
         assert recap and set(recap) == {("0", "0")}, "\n".join(re.findall(r"TASK .*\nchanged: .*", checked))
     prefix = os.environ.get("MOLECULE_HOST_PREFIX", "tc-molecule")
-    left = ["docker", "ps", "-aq", "--filter", f"name=^{prefix}-{scenario.replace('_', '-')}-debian"]
-    assert not subprocess.run(left, capture_output=True, text=True, check=True).stdout
+    query = ["docker", "ps", "-aq", "--filter", f"name=^{prefix}-{scenario.replace('_', '-')}-debian"]
+    assert not subprocess.run(query, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize(("scenario", "release"), IN_CI)

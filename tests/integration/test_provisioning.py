@@ -130,11 +130,11 @@ class Site:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
         assert process.stdout is not None
-        printed, seen = [], 0
+        printed, task_count = [], 0
         for line in process.stdout:
             printed.append(line)
-            seen += line.startswith("TASK [")
-            if seen == kill_at:
+            task_count += line.startswith("TASK [")
+            if task_count == kill_at:
                 os.killpg(process.pid, signal.SIGKILL)
                 break
         process.stdout.close()
@@ -172,8 +172,8 @@ class Site:
 
     def is_bare(self) -> None:
         """The host is as it was, but for the engine's data: the image came by hand."""
-        found, before = (set(text.splitlines()) for text in (self.host.shell(LOOK), self.before))
-        assert sorted(found ^ before) == []
+        now, before = (set(text.splitlines()) for text in (self.host.shell(LOOK), self.before))
+        assert sorted(now ^ before) == []
         assert self.host.shell("ls /var/lib/docker")
         ask = "import json, urllib.request as r; print(json.load(r.urlopen(r.Request(URL, headers=TOKEN)))['total_count'])"
         url = "http://127.0.0.1:8099/api/v3/repos/acme/widgets/actions/runners"

@@ -42,7 +42,7 @@ open("artefacts/x", "w").write("x")
 def find(version: str) -> Path:
     """An interpreter of this version on this machine, pyenv's folder included; skips when there is none."""
     programs = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python{version}"))
-    programs += [Path(found)] if (found := shutil.which(f"python{version}")) else []
+    programs += [Path(path)] if (path := shutil.which(f"python{version}")) else []
     for program in programs:
         code = "import sys, ssl, ctypes; print('%d.%d' % sys.version_info[:2])"
         done = subprocess.run([program, "-c", code], capture_output=True, text=True, check=False)

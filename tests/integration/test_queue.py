@@ -198,7 +198,7 @@ def test_foreign_process_on_gpu_fails_job_with_memory_floor(
 ) -> None:
     site.write_cards(free=1000, count=1)
     (site.smi.parent / "apps").write_text(f"{UUIDS[0]}, {os.getpid()}, /usr/bin/blender, 22000\n")
-    monkeypatch.setattr(gpu_queue, "OTHER_USE_S", 0.0)
+    monkeypatch.setattr(gpu_queue, "FOREIGN_USE_S", 0.0)
     site.enqueue("big", vram=8000)
     ticket = gpu_queue.Ticket.claim(site.folder, "big")
     with pytest.raises(NoGpu, match="1000 MiB free, 8000 are asked for; it is used by /usr/bin/blender"):
@@ -270,7 +270,7 @@ def test_ticket_without_worker_expires(
     ticket.release()
     monkeypatch.setattr(tickets, "NEW_S", 0.0)
     assert gpu_queue.snapshot(site.folder) == []
-    gpu_queue.withdraw(site.folder, "late")
+    gpu_queue.remove_ticket(site.folder, "late")
     assert site.tickets() == []
 
 
@@ -282,7 +282,7 @@ def test_damaged_ticket_and_counter_do_not_stop_the_queue(
     (site.folder / "counter").write_text("")
     site.enqueue("b")
     assert [(entry.number, entry.job) for entry in gpu_queue.snapshot(site.folder)] == [(1, "a"), (100, "b")]
-    gpu_queue.withdraw(site.folder, "a")
+    gpu_queue.remove_ticket(site.folder, "a")
     ticket = gpu_queue.Ticket.claim(site.folder, "b")
     ticket.wait(engine, site.host, None, print, nothing)
     ticket.release()

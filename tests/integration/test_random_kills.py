@@ -75,13 +75,13 @@ def build_wheel(folder, settings=None, metadata=None):
 
 @pytest.fixture
 def world(base_image: str) -> Iterator[World]:
-    for made in make_world(base_image):
+    for world in make_world(base_image):
         # An image without distutils gets setuptools, which comes from the package index.
         bundle = ca_bundle()
         if bundle is not None:
-            settings = json.loads(made.host_json.read_text())
-            made.host_json.write_text(json.dumps({**settings, "ca_bundle": str(bundle)}))
-        yield made
+            settings = json.loads(world.host_json.read_text())
+            world.host_json.write_text(json.dumps({**settings, "ca_bundle": str(bundle)}))
+        yield world
 
 
 def weights() -> str:
@@ -100,8 +100,8 @@ def container(world: World, kind: str) -> int | None:
         filters = [word for label in labels for word in ("--filter", label)]
         listed = subprocess.run(["docker", "ps", "-q", *filters], capture_output=True, text=True, check=True)
         for name in listed.stdout.split():
-            asked = ["docker", "inspect", "-f", "{{.State.Pid}}", name]
-            inspected = subprocess.run(asked, capture_output=True, text=True, check=False)
+            command = ["docker", "inspect", "-f", "{{.State.Pid}}", name]
+            inspected = subprocess.run(command, capture_output=True, text=True, check=False)
             if inspected.returncode == 0 and int(inspected.stdout) > 0:
                 return int(inspected.stdout)
     return None
@@ -182,8 +182,8 @@ def test_kill_at_random_moment(world: World, number: int) -> None:
     assert b"Traceback" not in err, messages
     if victim == "controller":
         # A killed process cannot remove its private folder.
-        for left in world.temp.iterdir():
-            shutil.rmtree(left)
+        for entry in world.temp.iterdir():
+            shutil.rmtree(entry)
 
     jobs = world.jobs()
     if not jobs:

@@ -61,10 +61,10 @@ def assert_ended(caller: Caller, job: str, outcome: str) -> None:
     assert host.containers() == []
     assert host.shell("find /var/lib/train-classifier/queue -name '*.json'") == ""
     assert host.exec("pgrep", "-f", f"{caller.state}/workers/", check=False).stdout == ""
-    left = host.shell(
+    leftovers = host.shell(
         f"cd {caller.state}/jobs/{job}; find . '(' -name workspace -o -name run -o -name '.?*' ')'"
     )
-    assert left == ""
+    assert leftovers == ""
 
 
 def assert_trains_again(caller: Caller) -> None:
@@ -105,9 +105,9 @@ def test_follower_survives_power_loss(ssh_host: TestHost, tmp_path: Path) -> Non
     ssh_host.kill_container()
     wait_until(lambda: b"was cut" in errors.read_bytes() or None, 120)
     ssh_host.start()
-    rest, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=240)
     messages = errors.read_bytes()
-    assert (process.returncode, rest) == (10, b""), tail(messages)
+    assert (process.returncode, output) == (10, b""), tail(messages)
     assert b"Connected to" in messages and b"rebooted" in messages and b"Traceback" not in messages
     (job,) = {line.split()[1] for line in messages.decode().splitlines() if line.startswith("job ")}
     assert_ended(caller, job, "lost")

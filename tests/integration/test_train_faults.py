@@ -146,9 +146,9 @@ def test_log_is_complete_after_lost_connection(world: World, sshd: Sshd, seconds
         time.sleep(seconds)
         line.mend()
         world.go()
-        rest, errors = process.communicate(timeout=240)
+        output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, tail(errors)
-    assert first + rest == lines(200)
+    assert first + output == lines(200)
     assert b"was cut" in errors and b"Connected to trainer1 again" in errors
     world.assert_clean()
 
@@ -162,9 +162,9 @@ def test_log_is_complete_after_half_open_connection(world: World, sshd: Sshd) ->
         line.freeze()
         time.sleep(3)
         line.mend()
-        rest, errors = process.communicate(timeout=240)
+        output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, tail(errors)
-    assert b"line 0\n" + rest == lines(100)
+    assert b"line 0\n" + output == lines(100)
 
 
 def test_permanent_connection_loss_is_exit_11_and_attach_completes_the_log(world: World, sshd: Sshd) -> None:
@@ -307,14 +307,14 @@ def test_closed_terminal_does_not_stop_the_job(world: World) -> None:
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(slave)
-    seen = b""
-    while b"line 3" not in seen:
-        assert select.select([master], [], [], 60)[0], tail(seen)
+    output = b""
+    while b"line 3" not in output:
+        assert select.select([master], [], [], 60)[0], tail(output)
         try:
-            seen += os.read(master, 65536)
+            output += os.read(master, 65536)
         except OSError:
-            pytest.fail(f"ended with {process.wait()}: {tail(seen)}")
-    assert b"\x1b[K" in seen, "no live line on a terminal"
+            pytest.fail(f"ended with {process.wait()}: {tail(output)}")
+    assert b"\x1b[K" in output, "no live line on a terminal"
     os.close(master)
     assert process.wait(timeout=240) == 11
     world.go()

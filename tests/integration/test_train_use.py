@@ -53,18 +53,18 @@ def test_playbook_trains_over_ssh(world: World, sshd: Sshd) -> None:
     secrets = ["-e", '{"training_job_secrets": ["PASSPHRASE"]}']
     process = playbook(world, "train.yml", inventory, **variables, flags=secrets)
     assert process.stdout is not None
-    seen = []
+    lines = []
     while (line := process.stdout.readline()) and not line.startswith(b"first"):
-        seen.append(line)
-    assert line.decode().strip() == f"first *** {template}", tail(b"".join(seen))
+        lines.append(line)
+    assert line.decode().strip() == f"first *** {template}", tail(b"".join(lines))
     assert process.poll() is None and world.statuses()[-1]["state"] == "running"
     world.go()
-    rest = process.stdout.read()
+    end = process.stdout.read()
     # Nothing new in artefacts/ is no failure: the settings file says so.
-    assert process.wait() == 0, tail(rest)
+    assert process.wait() == 0, tail(end)
     assert (world.repo / "artefacts.tar.gz").exists()
     assert not (world.folder / "rendered").exists()
-    assert b"a-rare-word" not in b"".join(seen) + line + rest
+    assert b"a-rare-word" not in b"".join(lines) + line + end
 
 
 def test_playbooks_check_train_and_cancel_on_this_machine(world: World) -> None:

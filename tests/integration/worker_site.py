@@ -57,7 +57,7 @@ class Site:
         if CA.exists():
             values["ca_bundle"] = CA
         self.host = Host(**{**values, **settings})
-        self.store = Store(folder / "state").make(self.host.job_user())
+        self.store = Store(folder / "state").make()
         install_program(folder)
         self.job = Job(self.store.jobs / JOB.format(os.getpid() & 0xFFFF))
         self.job.dir.mkdir(parents=True, exist_ok=True)

@@ -364,12 +364,12 @@ class Machine:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 time.sleep(0.05)
-        left = {entry.name for entry in self.job_dir(job).iterdir()}
+        entries = {entry.name for entry in self.job_dir(job).iterdir()}
         allowed = {
             "spec.json", "status.json", "result.json", "log.txt", "usage.csv", "manifest.json", "artefacts.tar.gz",
             "lock", "lease", "checkpoints", "resumed", "files", "stock.json", "facts.json", "cancel", "fingerprint",
         }  # fmt: skip
-        assert left <= allowed, left - allowed
+        assert entries <= allowed, entries - allowed
         assert not [name for name in os.listdir(self.settings["queue_dir"]) if job in name]
         for folder in ("/dev/shm", "/run"):
             assert not [name for name in os.listdir(folder) if job in name]
@@ -428,8 +428,8 @@ def machine(user: str = "root", **settings: Any) -> Iterator[Machine]:
         kill_processes_of(root)
         jobs = root / "state" / "jobs"
         for job in jobs.iterdir() if jobs.exists() else ():
-            left = docker("ps", "-aq", "--filter", f"label=train-classifier.job={job.name}").split()
-            if left:
-                docker("rm", "-fv", *left)
+            containers = docker("ps", "-aq", "--filter", f"label=train-classifier.job={job.name}").split()
+            if containers:
+                docker("rm", "-fv", *containers)
         subprocess.run(["chmod", "-R", "u+rwX", "--", str(root)], check=False)
         shutil.rmtree(root)

@@ -30,19 +30,19 @@ def files(*patterns: str) -> list[str]:
         ]
         listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
         return sorted(path for path in listed.split("\0") if path and (REPOSITORY / path).is_file())
-    found = {path for pattern in patterns for path in REPOSITORY.rglob(pattern)}
-    return sorted(str(p.relative_to(REPOSITORY)) for p in found if ".venv" not in p.parts and p.is_file())
+    paths = {path for pattern in patterns for path in REPOSITORY.rglob(pattern)}
+    return sorted(str(p.relative_to(REPOSITORY)) for p in paths if ".venv" not in p.parts and p.is_file())
 
 
 def shell_scripts() -> list[str]:
     """Files that a POSIX shell or bash runs, by their first line."""
-    found = []
+    scripts = []
     for path in files("*"):
         with (REPOSITORY / path).open("rb") as stream:
             first = stream.readline(64)
         if first.startswith((b"#!/bin/sh", b"#!/bin/bash", b"#!/usr/bin/env bash", b"# shellcheck shell=")):
-            found.append(path)
-    return found
+            scripts.append(path)
+    return scripts
 
 
 def lint(*command: str | Path, **environment: str) -> None:

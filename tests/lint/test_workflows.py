@@ -21,7 +21,7 @@ OUTPUTS = "      - { id: train, run: 'true' }\n"
 
 def examples() -> list[tuple[str, str]]:
     """Return the workflow that each example of the pages makes, with its place for a name."""
-    found = []
+    texts = []
     for page in PAGES:
         text = (REPOSITORY / page).read_text()
         for block in re.finditer(r"```yaml\n(.*?)```", text, re.DOTALL):
@@ -33,8 +33,8 @@ def examples() -> list[tuple[str, str]]:
             elif "jobs" not in read:
                 continue
             line = text.count("\n", 0, block.start()) + 1
-            found.append((f"{page.replace('/', '-')}-{line}", example))
-    return found
+            texts.append((f"{page.replace('/', '-')}-{line}", example))
+    return texts
 
 
 def schema_of(kind: str, *paths: str | Path) -> None:
@@ -77,9 +77,9 @@ def test_examples_pin_what_our_own_workflows_pin() -> None:
         own.update(re.findall(r"uses: ([\w/-]+)@([0-9a-f]{40} # v[\d.]+)", (REPOSITORY / path).read_text()))
     texts = [example for _, example in examples()]
     texts += [(REPOSITORY / path).read_text() for path in WORKFLOWS if path.startswith("examples")]
-    seen = set()
+    pinned = set()
     for action, at in re.findall(r"uses: ([\w/-]+)@(.*)", "\n".join(texts)):
         if not action.startswith("Incuvers/") and action in own:
             assert at == own[action], action
-            seen.add(action)
-    assert seen == {"actions/checkout", "actions/upload-artifact"}
+            pinned.add(action)
+    assert pinned == {"actions/checkout", "actions/upload-artifact"}

@@ -136,11 +136,11 @@ class World:
 
     def statuses(self) -> list[dict[str, Any]]:
         """Return the status files of all jobs, oldest first."""
-        found = []
+        values = []
         for path in sorted((self.state / "jobs").glob("*/status.json")):
             with contextlib.suppress(OSError, ValueError):
-                found.append(json.loads(path.read_text()))
-        return found
+                values.append(json.loads(path.read_text()))
+        return values
 
     def log(self, job: str) -> bytes:
         """Return the job's log as the host has it."""
@@ -163,14 +163,14 @@ class World:
 
     def files_with(self, word: bytes) -> list[Path]:
         """Return the files of this world that hold a word; what goes away meanwhile is left out."""
-        found = []
+        paths = []
         for top in (self.temp, self.state, self.work):
             for folder, _, names in os.walk(top):
                 for path in (Path(folder, name) for name in names):
                     with contextlib.suppress(FileNotFoundError):
                         if path.is_file() and word in path.read_bytes():
-                            found.append(path)
-        return found
+                            paths.append(path)
+        return paths
 
     def processes(self) -> list[tuple[int, str]]:
         """Return the processes that know of this world, ours excepted."""

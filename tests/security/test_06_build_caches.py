@@ -80,8 +80,8 @@ def test_06_build_back_end_cannot_change_wheels_of_others(site: Site, index: Ind
     """Row 6 as reported: B's requirements are pinned by hash, and ran A's code."""
     build_environment(site, "victim\n", repository=VICTIM)
     attack = build_environment(site, "victim\nevil\n", repository=ATTACKER)
-    seen = site.run(site.find(), attack, "import evil; print(evil.seen)")
-    assert "victim.py" in seen, "the attack did not reach even its own cache"
+    report = site.run(site.find(), attack, "import evil; print(evil.seen)")
+    assert "victim.py" in report, "the attack did not reach even its own cache"
     later = build_environment(site, hashed_requirement(index), repository=VICTIM)
     assert site.run(site.find(), later, VALUE) == "clean\n"
     # Nobody else gets the attacker's environment.

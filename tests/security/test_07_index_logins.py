@@ -52,8 +52,8 @@ def test_07_build_code_sees_only_the_login_of_its_index(site: Site, index: Index
     settings = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
     site.host = dataclasses.replace(site.host, environment=settings)
     environment = site.prepare(f"spy\nprivate\n{NO_SETUPTOOLS}")
-    seen = site.run(site.find(), environment, "import spy; print(spy.seen)")
-    assert "of-the-index" in seen and "precious" not in seen
+    report = site.run(site.find(), environment, "import spy; print(spy.seen)")
+    assert "of-the-index" in report and "precious" not in report
     for path in site.store.root.rglob("*"):
         assert not path.is_file() or b"precious" not in path.read_bytes(), path
 

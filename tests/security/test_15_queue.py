@@ -47,7 +47,7 @@ class Queue(QueueSite):
         """Make a ticket like a worker's, with changes."""
         data = {
             "job": name[13:-5], "model": "m", "user": "root", "uid": 0, "dir": "/jobs/x", "want": 2,
-            "min_vram_mib": None, "state": "granted", "gpus": UUIDS, "since": 1.0, "since_boot": tickets.clock(),
+            "min_vram_mib": None, "state": "granted", "gpus": UUIDS, "since": 1.0, "since_boot": tickets.uptime(),
             "boot": tickets.boot_id(),
         }  # fmt: skip
         path = self.folder / name
@@ -105,11 +105,11 @@ def test_15_invalid_tickets_are_ignored_and_reported(engine: docker.DockerClient
         queue.forge(f"{number:012d}-change.json", change)
     before = sorted(path.name for path in queue.folder.iterdir())
     queue.train(engine, "a", want=2)
-    gpu_queue.withdraw(queue.folder, "change")
+    gpu_queue.remove_ticket(queue.folder, "change")
     assert gpu_queue.snapshot(queue.folder) == []
-    left = sorted(path.name for path in queue.folder.iterdir())
-    assert [name for name in left if name not in ("counter", "lock")] == before
-    assert len(tickets.strange(queue.folder)) == len(before)
+    names = sorted(path.name for path in queue.folder.iterdir())
+    assert [name for name in names if name not in ("counter", "lock")] == before
+    assert len(tickets.invalid_files(queue.folder)) == len(before)
     finding = queue.finding()
     assert finding.status == "warn"
     assert "000000000000-fifo.json is not a regular file" in finding.message

@@ -208,11 +208,11 @@ def test_17_allow_metadata_removes_the_rules(cloud_host: TestHost, base_image: s
         question = f"{IPV4},80,tcp"
         assert "the-secret" in ask(cloud_host, base_image, question)[question]
         assert checked(cloud_host, "trainer")[0] == "ok"
-        left = cloud_host.shell(
+        rules = cloud_host.shell(
             f"ls -d {PROGRAM} {RESULT} /etc/systemd/system/{UNIT}* /etc/systemd/system/*/{UNIT}* 2>/dev/null || true; "
             "iptables -S; ip6tables -S"
         )
-        assert PROGRAM not in left and UNIT not in left and "TRAIN-CLASSIFIER" not in left
+        assert PROGRAM not in rules and UNIT not in rules and "TRAIN-CLASSIFIER" not in rules
     finally:
         cloud_host.write("/var/lib/train-classifier/host.json", settings, "0640")
         add_rules(cloud_host)

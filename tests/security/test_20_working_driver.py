@@ -42,9 +42,9 @@ def test_20_working_driver_without_packages_is_kept(cards: TestHost) -> None:
 
 def test_20_holds_of_an_earlier_release_on_a_foreign_driver_are_released(cards: TestHost) -> None:
     cards.shell(f"apt-get -qq -y install {NEWER_NAMES} >/dev/null; apt-mark hold nvidia-utils-590")
-    held = "linux-modules-nvidia-590-open-generic\n"
-    cards.write("/var/lib/train-classifier/installed/nvidia_driver.holds", held)
-    cards.shell(f"apt-mark hold {held}")
+    packages = "linux-modules-nvidia-590-open-generic\n"
+    cards.write("/var/lib/train-classifier/installed/nvidia_driver.holds", packages)
+    cards.shell(f"apt-mark hold {packages}")
     load_driver(cards, "590.48.01")
     run_driver_role(cards)
     assert cards.shell("apt-mark showhold").split() == ["nvidia-utils-590"]

@@ -37,9 +37,9 @@ def test_21_upgrade_installs_no_kernel_without_driver_module(cards: TestHost) ->
     assert boot(cards) == ["6.8.0-60-generic", "6.8.0-61-generic"]
     run_driver_role(cards)
     assert kernels_without_module(cards) == []
-    held = set(cards.shell("apt-mark showhold").split())
-    assert {"linux-generic", "linux-image-generic", "linux-headers-generic"} <= held
-    assert {"linux-modules-nvidia-580-server-open-generic", "nvidia-utils-580-server"} <= held
+    packages = set(cards.shell("apt-mark showhold").split())
+    assert {"linux-generic", "linux-image-generic", "linux-headers-generic"} <= packages
+    assert {"linux-modules-nvidia-580-server-open-generic", "nvidia-utils-580-server"} <= packages
     unattended = cards.shell("apt-config dump Unattended-Upgrade::Package-Blacklist")
     assert '"^linux-image-generic$"' in unattended or r'"^linux\-image\-generic$"' in unattended
 
@@ -58,13 +58,13 @@ def test_21_upgrade_installs_no_kernel_without_driver_module(cards: TestHost) ->
     run_driver_role(cards, nvidia_driver_state="latest")
     assert "6.8.0-71-generic" in boot(cards)
     assert kernels_without_module(cards) == []
-    assert held - set(cards.shell("apt-mark showhold").split()) == set()
+    assert packages - set(cards.shell("apt-mark showhold").split()) == set()
 
 
 def test_21_module_package_without_kernel_package_is_not_held(cards: TestHost) -> None:
     cards.shell("dpkg --purge linux-generic linux-image-generic linux-headers-generic >/dev/null")
     run_driver_role(cards)
-    held = set(cards.shell("apt-mark showhold").split())
+    packages = set(cards.shell("apt-mark showhold").split())
     installed = set(cards.shell("dpkg-query -W -f '${Package}\\n' 'linux-*'").split())
-    assert not {"linux-generic", "linux-image-generic", "linux-headers-generic"} & (held | installed)
+    assert not {"linux-generic", "linux-image-generic", "linux-headers-generic"} & (packages | installed)
     assert kernels_without_module(cards) == []

@@ -193,11 +193,11 @@ def test_tickets_are_read(tmp_path: Path, content: bytes) -> None:
     with bounded():
         descriptor = tickets.open_ticket(path)
         try:
-            with contextlib.suppress(tickets.Strange):
+            with contextlib.suppress(tickets.InvalidFile):
                 tickets.read(path, descriptor)
         finally:
             os.close(descriptor)
-        tickets.strange(tmp_path)
+        tickets.invalid_files(tmp_path)
 
 
 @FIXED

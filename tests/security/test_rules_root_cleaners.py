@@ -70,6 +70,6 @@ def test_clean_and_list_change_nothing_outside(site: Site, ssh_host: TestHost, t
     assert cleaned.returncode == 0, cleaned.stderr.decode()
     assert site.sh(f"ls {STATE}/state/jobs") == ""
     assert site.sh(f"cat {PROOF}") == ""
-    left = site.snapshot(CANARIES, "/etc", *own_paths)
-    assert [line for line in before if line not in left] == []
+    after = site.snapshot(CANARIES, "/etc", *own_paths)
+    assert [line for line in before if line not in after] == []
     assert (trained, watched["opened"]) == ([], [])

@@ -72,7 +72,7 @@ def hold(
                     if timeout is not None and time.monotonic() - began > timeout:
                         raise TimeoutError(f"{path} is held by another process")
                     time.sleep(POLL_S)
-            if _is_current(descriptor, path):
+            if is_current(descriptor, path):
                 yield descriptor
                 return
         finally:
@@ -84,7 +84,7 @@ def hold_now(path: Path, *, shared: bool = False, mode: int = 0o600) -> Iterator
     """Hold the lock if it is free right now; yields whether it is held."""
     descriptor = open_lock(path, mode)
     try:
-        yield try_lock(descriptor, shared) and _is_current(descriptor, path)
+        yield try_lock(descriptor, shared) and is_current(descriptor, path)
     finally:
         os.close(descriptor)
 
@@ -103,7 +103,8 @@ def is_held(path: Path) -> bool:
         os.close(descriptor)
 
 
-def _is_current(descriptor: int, path: Path) -> bool:
+def is_current(descriptor: int, path: Path) -> bool:
+    """Return whether `path` still names the lock's open file; otherwise there would be two locks."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:

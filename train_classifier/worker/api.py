@@ -60,19 +60,19 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command that the arguments name; return the exit status."""
     if not arguments:
         return _answer()
-    command, rest = arguments[0], arguments[1:]
-    if command in ("receive", "send") and len(rest) >= 3 and rest[1] == "--":
-        return _rsync(command, rest[0], rest[2:])
-    if command == "part" and len(rest) == 2:
-        program.die_with_parent(int(rest[1]))
-        return _part(rest[0])
-    if command == "run" and len(rest) == 1:
+    command, parameters = arguments[0], arguments[1:]
+    if command in ("receive", "send") and len(parameters) >= 3 and parameters[1] == "--":
+        return _rsync(command, parameters[0], parameters[2:])
+    if command == "part" and len(parameters) == 2:
+        program.die_with_parent(int(parameters[1]))
+        return _part(parameters[0])
+    if command == "run" and len(parameters) == 1:
         from train_classifier.worker.jobs import run
 
-        run.run_job(Path(rest[0]))
+        run.run_job(Path(parameters[0]))
         return 0
-    if command == "finish" and len(rest) == 1:
-        return _finish(Path(rest[0]))
+    if command == "finish" and len(parameters) == 1:
+        return _finish(Path(parameters[0]))
     print(f"unknown arguments: {' '.join(arguments)}", file=sys.stderr)
     return int(ExitCode.BAD_INPUT)
 

@@ -152,10 +152,10 @@ def test_ssh_command_line_is_that_of_ansible(lab: Path) -> None:
 
 
 def test_patterns_and_groups(lab: Path) -> None:
-    found = inventory.hosts("lab.yml", "lab:!gpu2", {}, lab.parent)
-    assert [target.name for target in found] == ["gpu1", "here"]
-    assert found[1].local
-    assert found[1].python is None
+    targets = inventory.hosts("lab.yml", "lab:!gpu2", {}, lab.parent)
+    assert [target.name for target in targets] == ["gpu1", "here"]
+    assert targets[1].local
+    assert targets[1].python is None
     assert inventory.single_host("lab.yml", "jump", {}, lab.parent).ssh[-1] == "jump.example"
 
 

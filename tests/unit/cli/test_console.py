@@ -183,7 +183,7 @@ def test_numbers() -> None:
     ]
 
 
-class Told(RemoteHost):
+class AnsweringHost(RemoteHost):
     """A host whose every answer is known."""
 
     def __init__(self, name: str, answer: Any) -> None:
@@ -197,7 +197,11 @@ class Told(RemoteHost):
 
 
 def test_doctor_says_the_same_of_every_host(capfd: pytest.CaptureFixture[str]) -> None:
-    hosts = [Told("good", ANSWER), Told("gone", NotReady("no route")), Told("odd", BadInput("a password"))]
+    hosts = [
+        AnsweringHost("good", ANSWER),
+        AnsweringHost("gone", NotReady("no route")),
+        AnsweringHost("odd", BadInput("a password")),
+    ]
     assert check_hosts(hosts, 1, Console(json_mode=True)) == ExitCode.NOT_READY
     answer = json.loads(capfd.readouterr().out)
     assert [host["name"] for host in answer["hosts"]] == ["good", "gone", "odd"]
@@ -212,8 +216,8 @@ def test_doctor_says_the_same_of_every_host(capfd: pytest.CaptureFixture[str]) -
 def test_doctor_tries_what_a_push_needs(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Told, "login_output", lambda self: "Welcome to gpu-1\nand more")
-    host = Told("noisy", {**ANSWER, "checks": list(CHECKS)})
+    monkeypatch.setattr(AnsweringHost, "login_output", lambda self: "Welcome to gpu-1\nand more")
+    host = AnsweringHost("noisy", {**ANSWER, "checks": list(CHECKS)})
     assert check_hosts([host], 1, Console(json_mode=True)) == ExitCode.NOT_READY
     check = json.loads(capfd.readouterr().out)["hosts"][0]["checks"][-1]
     assert "Welcome to gpu-1" in check["message"] and ".bashrc" in check["hint"]
@@ -228,8 +232,8 @@ def test_a_host_that_cannot_be_used_hides_no_other(tmp_path: Path, capfd: pytest
     where = tmp_path / "hosts.yml"
     where.write_text(json.dumps({"all": {"hosts": hosts}}))
     assert app.run(["list", "--all", "--json", "-i", str(where)]) == ExitCode.BAD_INPUT
-    out, said = capfd.readouterr()
+    out, err = capfd.readouterr()
     assert json.loads(out) == []
-    assert "host 'windows' uses connection 'winrm'" in said and "host 'password' is reached with" in said
+    assert "host 'windows' uses connection 'winrm'" in err and "host 'password' is reached with" in err
     assert app.run(["status", "last", "-i", str(where)]) == ExitCode.BAD_INPUT
     assert "There is no job last of yours on here, windows, password" in capfd.readouterr().err

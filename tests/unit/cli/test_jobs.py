@@ -47,8 +47,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
     """Our command on hosts of this machine, each with its own state folder, whatever the inventory."""
 
     def run(*words: str, hosts: Sequence[str] = ("one",)) -> tuple[int, str, str]:
-        found = [RemoteHost(name, state_dir=str(tmp_path / name)) for name in hosts]
-        monkeypatch.setattr("train_classifier.cli.hosts.hosts", lambda *_: found)
+        remote_hosts = [RemoteHost(name, state_dir=str(tmp_path / name)) for name in hosts]
+        monkeypatch.setattr("train_classifier.cli.hosts.hosts", lambda *_: remote_hosts)
         capfd.readouterr()
         code = app.run(words)
         return code, *capfd.readouterr()
@@ -61,8 +61,8 @@ def test_last_is_the_newest_that_was_started_on_any_host(tmp_path: Path, command
     make_job(tmp_path / "two", NEW)
     # What a cut push leaves.
     make_job(tmp_path / "one", NEWEST, "prepared")
-    code, out, said = command("status", "last", "--json", hosts=("one", "two"))
-    assert code == 0, said
+    code, out, err = command("status", "last", "--json", hosts=("one", "two"))
+    assert code == 0, err
     answer = json.loads(out)
     assert (answer["id"], answer["host"]) == (NEW, "two")
     assert command("logs", "last") == (0, OLD + "\n", "")
@@ -76,17 +76,17 @@ def test_a_job_that_was_never_started_is_not_waited_for(
     tmp_path: Path, command: Any, state: str, words: tuple[str, ...]
 ) -> None:
     make_job(tmp_path / "one", OLD, state)
-    code, out, said = command(*words, OLD)
+    code, out, err = command(*words, OLD)
     assert (code, out) == (ExitCode.NOT_READY, "")
-    assert f"Job {OLD} on one was never started" in said and "Start the training again" in said
+    assert f"Job {OLD} on one was never started" in err and "Start the training again" in err
 
 
 def test_the_wrong_job_is_never_meant_when_a_host_cannot_be_asked(tmp_path: Path) -> None:
     make_job(tmp_path / "here", OLD)
     here = RemoteHost("here", state_dir=str(tmp_path / "here"))
-    for wanted in ("last", OLD[:9]):
+    for name in ("last", OLD[:9]):
         with pytest.raises(NotReady) as caught:
-            find_jobs.find_job([GONE, here], wanted)
+            find_jobs.find_job([GONE, here], name)
         assert "--host here" in str(caught.value.hint)
     # A whole id is one job's alone.
     assert find_jobs.find_job([GONE, here], OLD).id == OLD
@@ -106,16 +106,16 @@ def test_a_job_that_ended_before_its_training_says_why(tmp_path: Path, command: 
     result = {**ending, "archive": None, "gpus": [], "finished": 1.0, "detail": "line of the tool"}
     seconds = {"environment": 2.0, "image": 1.0, "packages": 0.001}
     (folder / "result.json").write_text(json.dumps({**result, "seconds": seconds}))
-    code, out, said = command("fetch", OLD)
+    code, out, err = command("fetch", OLD)
     assert code == ExitCode.BAD_INPUT
-    assert all(part in said for part in ("no such package: nupmy", "write numpy", "line of the tool"))
-    assert "logs" not in said
+    assert all(part in err for part in ("no such package: nupmy", "write numpy", "line of the tool"))
+    assert "logs" not in err
     # Without a JOB it is the newest one.
-    code, out, said = command("status")
+    code, out, err = command("status")
     rows = [line.split() for line in out.splitlines()]
     assert [row[0] for row in rows][4:9] == ["exit", "reason", "hint", "image", "environment"], out
-    code, out, said = command("logs")
-    assert (code, out) == (0, "") and "no such package: nupmy" in said and "write numpy" in said
+    code, out, err = command("logs")
+    assert (code, out) == (0, "") and "no such package: nupmy" in err and "write numpy" in err
 
 
 def test_list_fits_its_terminal(tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,10 +170,10 @@ def test_where_an_archive_may_not_go(
         table["/usr/a.tgz"] = "may not write"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(inventories, "hosts", lambda *_: pytest.fail("a host was looked for"))
-    for output, said in table.items():
+    for output, message in table.items():
         capfd.readouterr()
         assert app.run([name, "last", "-o", output]) == ExitCode.BAD_INPUT, output
-        assert said in capfd.readouterr().err.lower(), output
+        assert message in capfd.readouterr().err.lower(), output
     assert Path("/dev/null").is_char_device() and (tmp_path / "pipe").is_fifo()
 
 
@@ -201,9 +201,9 @@ def test_ctrl_c_leaves_at_once_while_a_host_does_not_answer(
         time.sleep(0.05)
         pids = (tmp_path / "pids").read_text().split() if (tmp_path / "pids").exists() else []
     os.killpg(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=240)
-    assert process.returncode == code, said
-    assert "Traceback" not in said
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
     for pid in pids:
         until = time.monotonic() + 240
         while Path(f"/proc/{pid}").exists():
@@ -224,16 +224,16 @@ def test_the_job_of_another_user_is_theirs_alone() -> None:
         os.chown(top / "own", NOBODY, NOBODY)
 
         def act() -> list[str]:
-            found = []
+            answers = []
             for place in ("own", "theirs"):
                 host = RemoteHost("here", state_dir=str(top / place))
                 for question in (find_jobs.find_job, lambda hosts, job: steps.cancel(hosts[0], job, "me")):
                     try:
                         question([host], OLD)
-                        found.append("found")
+                        answers.append("found")
                     except TrainClassifierError as error:
-                        found.append(f"{int(error.code)} {error.reason} {error.hint}")
-            return found
+                        answers.append(f"{int(error.code)} {error.reason} {error.hint}")
+            return answers
 
         # What that user may not be able to read is read before.
         find_jobs.find_job([RemoteHost("here", state_dir=str(top / "theirs"))], OLD)

@@ -44,10 +44,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def started() -> list[int]:
     """Our ansible-playbook, once it is there."""
     until = time.monotonic() + 240
-    while not (found := descendants("ansible-playbook")):
+    while not (pids := descendants("ansible-playbook")):
         assert time.monotonic() < until
         time.sleep(0.01)
-    return found
+    return pids
 
 
 def test_ended_play_leaves_no_process_and_no_file(folder: Path) -> None:

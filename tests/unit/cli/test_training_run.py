@@ -55,14 +55,14 @@ class Target:
 @pytest.fixture
 def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stops that reached the host."""
-    found: list[str] = []
+    stops: list[str] = []
 
     def cancel(host: Any, job: str, by: str) -> dict[str, Any]:
-        found.append(by)
+        stops.append(by)
         return {"id": job, "state": "running"}
 
     monkeypatch.setattr(training, "cancel", cancel)
-    return found
+    return stops
 
 
 def made() -> TrainingRun:

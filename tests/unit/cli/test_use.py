@@ -44,8 +44,8 @@ def dry(capfd: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     """What a dry run of `train` with these words says."""
     capfd.readouterr()
     code = app.run(["train", "--dry-run", "--json", *words])
-    out, said = capfd.readouterr()
-    assert code == 0, said
+    out, err = capfd.readouterr()
+    assert code == 0, err
     answer: dict[str, Any] = json.loads(out)
     return answer
 
@@ -69,8 +69,8 @@ def test_every_flag_of_train_means_what_it_says(
         "--artefacts-max": "3GiB", "--push-limit": "1GiB", "--patience": "3s", "--repo": str(repo),
     }  # fmt: skip
     words = [word for pair in flags.items() for word in pair]
-    found = dry(capfd, "mnist", *words, "--allow-empty", "--detach", "--", "--epochs", "3", "--json", "")
-    spec = found["spec"]
+    answer = dry(capfd, "mnist", *words, "--allow-empty", "--detach", "--", "--epochs", "3", "--json", "")
+    spec = answer["spec"]
     expected = {
         "model": "mnist", "image": "python:3.11-slim", "gpus": 2, "min_vram_mib": 8192, "gpu_check": "device",
         "timeout_s": 5400.0, "wait_s": 7200.0, "grace_s": 20.0, "lease_s": 600.0, "memory_bytes": 16 << 30, "cpus": 1.5,
@@ -80,20 +80,20 @@ def test_every_flag_of_train_means_what_it_says(
         "arguments": ["--epochs", "3", "--json", ""],
     }  # fmt: skip
     assert {name: spec[name] for name in expected} == expected
-    assert found["output"] == str(repo / "out.tgz")
-    assert "hunter2" not in json.dumps(found)
+    assert answer["output"] == str(repo / "out.tgz")
+    assert "hunter2" not in json.dumps(answer)
 
 
 def test_every_setting_is_a_flag() -> None:
     flags = {flag for parameter in COMMANDS["train"].params for flag in parameter.opts}
-    wanted = {option.flag for option in options.OPTIONS if not (option.positional or option.action_only)}
-    assert wanted <= flags
+    expected = {option.flag for option in options.OPTIONS if not (option.positional or option.action_only)}
+    assert expected <= flags
     table = (ROOT / "docs" / "settings.md").read_text().split("## Keys")[1].split("\n\n**Sizes**")[0]
     assert set(re.findall(r"`(--[a-z-]+)", table)) <= flags
-    told = set(
+    described = set(
         re.findall(r"`(?:-\w`, `)?(--[a-z-]+)", (ROOT / "docs" / "cli.md").read_text().split("## list")[0])
     )
-    assert {flag for flag in flags if flag.startswith("--")} - {"--json", "--help"} <= told
+    assert {flag for flag in flags if flag.startswith("--")} - {"--json", "--help"} <= described
 
 
 @pytest.mark.parametrize(
@@ -122,19 +122,19 @@ def test_what_follows_the_dashes_is_the_models_own(
 def test_the_models_flags_before_the_dashes_are_refused_with_the_way_out(
     repo: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capfd, "train", "mnist", "--epochs", "3")
-    assert "No such option '--epochs'" in said and "go after --" in said
-    said = refused(capfd, "train", "mnist", "yolo", "two words")
-    assert "train-classifier train mnist -- yolo 'two words'" in said
+    err = refused(capfd, "train", "mnist", "--epochs", "3")
+    assert "No such option '--epochs'" in err and "go after --" in err
+    err = refused(capfd, "train", "mnist", "yolo", "two words")
+    assert "train-classifier train mnist -- yolo 'two words'" in err
 
 
 def test_every_problem_is_said_at_once(
     repo: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said = refused(capfd, "train", "nothing", "--patience", "soon", "--pids", "1")
-    assert all(word in said for word in ("--patience", "--pids", "no model 'nothing'"))
-    said = refused(capfd, "clean", "--older", "x", "--keep-environments", "y")
-    assert "--older: 'x'" in said and "--keep-environments: 'y'" in said
+    err = refused(capfd, "train", "nothing", "--patience", "soon", "--pids", "1")
+    assert all(word in err for word in ("--patience", "--pids", "no model 'nothing'"))
+    err = refused(capfd, "clean", "--older", "x", "--keep-environments", "y")
+    assert "--older: 'x'" in err and "--keep-environments: 'y'" in err
     monkeypatch.setenv("TRAIN_CLASSIFIER_PATIENCE", "later")
     assert "TRAIN_CLASSIFIER_PATIENCE: 'later'" in refused(capfd, "train", "mnist", "--dry-run")
     assert "TRAIN_CLASSIFIER_PATIENCE: 'later'" in refused(capfd, "attach", "last")
@@ -153,13 +153,13 @@ def test_the_host_of_the_environment_holds_for_every_command(
 
 def examples(text: str) -> list[list[str]]:
     """The words of every line of a text that is a command of ours, `VARIABLE=value` before it included."""
-    found = []
+    commands = []
     for line in text.splitlines():
         if re.match(r" {2,}([A-Z_]+=\S+ )?(train-classifier |export TRAIN_CLASSIFIER_|cd examples)", line):
             # What stands far to the right says what it does.
             words = shlex.split(re.split(r"\s{2,}", line.strip())[0], comments=True)
-            found.append(words[: words.index("|")] if "|" in words else words)
-    return found
+            commands.append(words[: words.index("|")] if "|" in words else words)
+    return commands
 
 
 TEXTS = {
@@ -197,13 +197,13 @@ def test_examples_work_as_printed(
                 monkeypatch.setenv(variable, "a-long-secret" if value == "…" else value)
         if not words:
             continue
-        _, command, *rest = words
-        if command == "train" and "--help" not in rest:
-            assert app.run(["train", "--dry-run", *rest]) == 0, (words, capfd.readouterr().err)
+        _, command, *arguments = words
+        if command == "train" and "--help" not in arguments:
+            assert app.run(["train", "--dry-run", *arguments]) == 0, (words, capfd.readouterr().err)
         elif command in COMMANDS:
             # Parsed, not done: the flags are there and wear their values.
-            ours, _ = app._split([command, *rest])
-            COMMANDS[command].make_context(command, ours[1:], resilient_parsing=False)
+            own, _ = app._split([command, *arguments])
+            COMMANDS[command].make_context(command, own[1:], resilient_parsing=False)
         else:
             assert command.startswith("-") or command == "COMMAND", words
 
@@ -249,7 +249,7 @@ def test_provision_goes_where_the_inventory_says(site: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("words", "variable", "said"),
+    ("words", "variable", "message"),
     [
         ((), "missing.yml", "does not exist"),
         (("-i", "gpu1,"), None, "no host of group training"),
@@ -260,12 +260,12 @@ def test_provision_goes_where_the_inventory_says(site: Path, monkeypatch: pytest
     ],
 )
 def test_provision_never_goes_elsewhere(
-    site: Path, words: tuple[str, ...], variable: str | None, said: str,
+    site: Path, words: tuple[str, ...], variable: str | None, message: str,
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     if variable:
         monkeypatch.setenv("TRAIN_CLASSIFIER_INVENTORY", variable)
-    assert said in refused(capfd, "provision", *words)
+    assert message in refused(capfd, "provision", *words)
     assert was(site) == {}
 
 

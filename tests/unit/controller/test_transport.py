@@ -52,20 +52,20 @@ def refused(ssh: list[str], **options: str) -> Unreachable:
 def test_changed_host_key_is_refused_and_not_accepted(sshd: Sshd, tmp_path: Path) -> None:
     other = tmp_path / "other"
     sshd.keygen(other)
-    known = tmp_path / "known_hosts"
+    known_hosts = tmp_path / "known_hosts"
     kind, key = other.with_suffix(".pub").read_text().split()[:2]
-    known.write_text(f"[127.0.0.1]:{sshd.port} {kind} {key}\n")
-    error = refused(sshd.ssh(known_hosts=known))
+    known_hosts.write_text(f"[127.0.0.1]:{sshd.port} {kind} {key}\n")
+    error = refused(sshd.ssh(known_hosts=known_hosts))
     assert "host key of gpu1 has changed" in error.reason
     assert error.final
-    assert known.read_text() == f"[127.0.0.1]:{sshd.port} {kind} {key}\n"
+    assert known_hosts.read_text() == f"[127.0.0.1]:{sshd.port} {kind} {key}\n"
 
 
 def test_unknown_host_key_is_reported(sshd: Sshd, tmp_path: Path) -> None:
-    known = tmp_path / "known_hosts"
-    known.touch()
-    assert "host key of gpu1 is not known" in refused(sshd.ssh(known_hosts=known)).reason
-    assert known.read_text() == ""
+    known_hosts = tmp_path / "known_hosts"
+    known_hosts.touch()
+    assert "host key of gpu1 is not known" in refused(sshd.ssh(known_hosts=known_hosts)).reason
+    assert known_hosts.read_text() == ""
 
 
 def test_key_with_a_passphrase_and_no_agent(

@@ -45,9 +45,9 @@ def ask(repository: Path, text: str | bytes) -> Requirements:
     ],
 )
 def test_accepted(repository: Path, text: bytes, lines: tuple[str, ...]) -> None:
-    asked = ask(repository, text)
-    assert asked.problems == ()
-    assert asked.lines == lines
+    requirements = ask(repository, text)
+    assert requirements.problems == ()
+    assert requirements.lines == lines
 
 
 def test_missing_file_asks_for_nothing(repository: Path) -> None:
@@ -110,11 +110,11 @@ def test_options_and_included_files(repository: Path) -> None:
     (repository / "mnist" / "more.txt").write_text("-i https://index.example/simple\nidna\n")
     (repository / "limits.txt").write_text("idna<4\n")
     text = "-r more.txt\n--constraint=../limits.txt\n-fhttps://wheels.example\n--extra-index-url https://b.example\n--pre\n"
-    asked = ask(repository, text)
-    assert asked.problems == ()
-    assert asked.files == ("mnist/requirements.txt", "mnist/more.txt", "limits.txt")
-    assert (asked.lines, asked.constraints) == (("idna",), ("idna<4",))
-    assert asked.options == (
+    requirements = ask(repository, text)
+    assert requirements.problems == ()
+    assert requirements.files == ("mnist/requirements.txt", "mnist/more.txt", "limits.txt")
+    assert (requirements.lines, requirements.constraints) == (("idna",), ("idna<4",))
+    assert requirements.options == (
         "--index-url https://index.example/simple",
         "--find-links https://wheels.example",
         "--extra-index-url https://b.example",
@@ -136,8 +136,8 @@ def test_options_and_included_files(repository: Path) -> None:
 )  # fmt: skip
 def test_editable_requirement_is_installed_as_it_is(repository: Path, line: str, requirement: str) -> None:
     (repository / "lib").mkdir(exist_ok=True)
-    asked = ask(repository, f"{line}\n")
-    assert (asked.problems, asked.lines) == ((), (requirement,))
+    requirements = ask(repository, f"{line}\n")
+    assert (requirements.problems, requirements.lines) == ((), (requirement,))
 
 
 def test_options_on_one_line_and_a_marker_behind_an_index(repository: Path) -> None:
@@ -145,9 +145,9 @@ def test_options_on_one_line_and_a_marker_behind_an_index(repository: Path) -> N
         "--pre -i https://a.example/simple --trusted-host a.example\n"
         "--extra-index-url https://b.example/whl ; sys_platform == 'linux'\n"
     )
-    asked = ask(repository, text)
-    assert asked.problems == ()
-    assert asked.options == (
+    requirements = ask(repository, text)
+    assert requirements.problems == ()
+    assert requirements.options == (
         "--pre",
         "--index-url https://a.example/simple",
         "--trusted-host a.example",
@@ -193,10 +193,12 @@ def test_files_that_include_each_other_end(repository: Path) -> None:
 )
 def test_refused_with_file_and_line(repository: Path, text: str | bytes, problem: str) -> None:
     data = text if isinstance(text, bytes) else f"six\n{text}\n".encode()
-    asked = ask(repository, data)
-    assert len(asked.problems) == 1
-    assert problem in asked.problems[0]
-    assert asked.problems[0].startswith("mnist/requirements.txt" + (":2: " if isinstance(text, str) else ""))
+    requirements = ask(repository, data)
+    assert len(requirements.problems) == 1
+    assert problem in requirements.problems[0]
+    assert requirements.problems[0].startswith(
+        "mnist/requirements.txt" + (":2: " if isinstance(text, str) else "")
+    )
 
 
 def test_every_problem_is_reported(repository: Path) -> None:

@@ -88,9 +88,9 @@ def test_record_says_what_was_proven(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_no_record_is_written(tmp_path: Path) -> None:
-    found = prove.record(SEEN, host(card="skip"), training(gpus=0), "2026-01-02")
+    record = prove.record(SEEN, host(card="skip"), training(gpus=0), "2026-01-02")
     with pytest.raises(ValueError, match="Ampere"):
-        prove.write(tmp_path / "records", found)
+        prove.write(tmp_path / "records", record)
     assert not (tmp_path / "records").exists()
 
 
@@ -109,15 +109,13 @@ def test_support_table_says_what_the_records_say() -> None:
     proven = {record["os_id"]: record["date"] for record in records if record["result"] == "proven"}
     for system, cells in table("| Operating system |").items():
         identity = system.lower().replace(" ", "-")
-        wanted = (
-            [f"proven ({proven[identity]})"] if identity in proven else ["simulated", "untried", "refused"]
-        )
-        assert cells[1] in wanted, system
+        rows = [f"proven ({proven[identity]})"] if identity in proven else ["simulated", "untried", "refused"]
+        assert cells[1] in rows, system
 
 
 def names() -> set[str]:
     """The names of all checks: of the worker's, by how it says them, and of the role's."""
-    found = {"play", "worker"}
+    names_of_checks = {"play", "worker"}
     for path in [
         ROOT / "train_classifier/worker/checks" / f"{name}.py"
         for name in ("host_check", "gpu_check", "engine_check")
@@ -125,9 +123,9 @@ def names() -> set[str]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
                 first = node.args[0]
-                said = node.func.id in ("ok", "warn", "fail", "skip", "from_error", "tool")
-                if said and isinstance(first, ast.Constant):
-                    found.add(first.value)
+                is_finding = node.func.id in ("ok", "warn", "fail", "skip", "from_error", "tool")
+                if is_finding and isinstance(first, ast.Constant):
+                    names_of_checks.add(first.value)
             if isinstance(node, ast.Assign):
                 # name = "gpu"; name, role = "engine", …; path, name = …, "queue"
                 target, value = node.targets[0], node.value
@@ -136,7 +134,7 @@ def names() -> set[str]:
                     if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple)
                     else [(target, value)]
                 )
-                found |= {
+                names_of_checks |= {
                     right.value
                     for left, right in pairs
                     if isinstance(left, ast.Name) and left.id == "name" and isinstance(right, ast.Constant)
@@ -147,13 +145,13 @@ def names() -> set[str]:
                 and isinstance(node.elts[0], ast.Constant)
             ):
                 # for name, how in (("gpu-in-container", …), …); places = [("disk", …)]
-                found |= {
+                names_of_checks |= {
                     one
                     for one in [node.elts[0].value]
                     if one in ("disk", "engine-disk") or str(one).startswith("gpu-in-")
                 }
     filters = (ROOT / "plugins/filter/host_check.py").read_text()
-    return found | set(re.findall(r'_row\(\s*"([a-z.-]+)"', filters))
+    return names_of_checks | set(re.findall(r'_row\(\s*"([a-z.-]+)"', filters))
 
 
 def test_each_check_has_a_row_that_says_what_to_do() -> None:
@@ -162,10 +160,10 @@ def test_each_check_has_a_row_that_says_what_to_do() -> None:
 
 
 def test_steps_for_secure_boot_are_the_roles() -> None:
-    told = yaml.safe_load((ROOT / "roles/nvidia_driver/vars/main.yml").read_text())[
+    steps = yaml.safe_load((ROOT / "roles/nvidia_driver/vars/main.yml").read_text())[
         "__nvidia_driver_key_steps"
     ]
-    request = re.search(r"openssl req.*?mok\.pub", re.sub(r"'\s*~\s*'", "", told.replace("\n", " ")))
+    request = re.search(r"openssl req.*?mok\.pub", re.sub(r"'\s*~\s*'", "", steps.replace("\n", " ")))
     assert request
     assert request[0] in re.sub(r"\s*\\\n\s*", " ", HOSTS)
 

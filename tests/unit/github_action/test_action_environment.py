@@ -74,8 +74,8 @@ def start(action: Path, cwd: Path, *prefix: str, **environment: str) -> subproce
 def run(action: Path, cwd: Path, *prefix: str, **environment: str) -> tuple[int, str]:
     """Run the launcher to its end. Return its exit code and what it said."""
     process = start(action, cwd, *prefix, **environment)
-    said, _ = process.communicate(timeout=240)
-    return process.returncode, said
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
 
 
 def test_one_version_of_uv() -> None:
@@ -94,15 +94,15 @@ def test_two_runners_prepare_once(tmp_path: Path, action: Path) -> None:
     """Two steps at once on a runner with an empty tool cache make one environment, and a third makes none."""
     cache = {"RUNNER_TOOL_CACHE": str(tmp_path / "tool cache")}
     both = [start(action, tmp_path, **cache) for _ in range(2)]
-    said = [process.communicate(timeout=240)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert sum("Preparing" in words for words in said) == 1
+    outputs = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert sum("Preparing" in words for words in outputs) == 1
     status, third = run(action, tmp_path, **cache)
     assert status == 0
     assert third.startswith("step in ")
-    made = [path for path in (tmp_path / "tool cache" / "train-classifier").iterdir() if path.is_dir()]
-    assert len(made) == 1
-    assert str(made[0]) in third
+    folders = [path for path in (tmp_path / "tool cache" / "train-classifier").iterdir() if path.is_dir()]
+    assert len(folders) == 1
+    assert str(folders[0]) in third
     assert list(action.rglob("*.pyc")) == []
     # A moving ref puts other code under the same path and lock, here of the same length and age.
     code = action / "train_classifier/github_action/step.py"
@@ -121,10 +121,10 @@ def test_no_python(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     archive, outputs = tmp_path / "work" / "artefacts.tar.gz", tmp_path / "outputs"
 
-    def step(**given: str) -> str:
+    def step(**environment: str) -> str:
         done = subprocess.run(
             ["/bin/sh", ROOT / "scripts" / "action"], capture_output=True, text=True, cwd=archive.parent,
-            env={"PATH": str(tmp_path), "GITHUB_OUTPUT": str(outputs), **given}, check=False,
+            env={"PATH": str(tmp_path), "GITHUB_OUTPUT": str(outputs), **environment}, check=False,
         )  # fmt: skip
         assert done.returncode == 3
         head = "::error title=train-classifier::This runner has no Python 3.11 or newer."
@@ -198,12 +198,12 @@ def test_uv_of_the_host(tmp_path: Path, action: Path) -> None:
     if shutil.which("uv") is None:
         pytest.skip("uv is not installed")
     settings, _ = host(tmp_path)
-    status, said = run(
+    status, output = run(
         action, tmp_path, PATH="/usr/bin:/bin", TRAIN_CLASSIFIER_HOST_JSON=str(settings),
         RUNNER_TOOL_CACHE=str(tmp_path / "cache"),
     )  # fmt: skip
-    assert status == 0, said
-    assert "step in " in said
+    assert status == 0, output
+    assert "step in " in output
     assert (tmp_path / "asked").read_text().split() == ["venv", "pip"]
 
 
@@ -259,7 +259,7 @@ def test_next_folder(tmp_path: Path, action: Path, trouble: str) -> None:
     tools.mkdir()
     (tools / "uv").write_text(FULL_UV.replace("REAL", uv))
     (tools / "uv").chmod(0o755)
-    given = {
+    environment = {
         "PATH": f"{tools}:/usr/bin:/bin",
         "RUNNER_TOOL_CACHE": str(cache.parent),
         "XDG_CACHE_HOME": str(tmp_path / "home"),
@@ -269,17 +269,17 @@ def test_next_folder(tmp_path: Path, action: Path, trouble: str) -> None:
     prefix: list[str] = []
     if trouble == "read-only":
         # The lock is there from an earlier version; what the folder's mode forbids is the build.
-        assert run(action, tmp_path, **given)[0] == 0
-        (made,) = [path for path in cache.iterdir() if path.is_dir()]
-        shutil.rmtree(made)
-        assert [path.name for path in cache.iterdir()] == [f".{made.name}.lock"]
+        assert run(action, tmp_path, **environment)[0] == 0
+        (folder,) = [path for path in cache.iterdir() if path.is_dir()]
+        shutil.rmtree(folder)
+        assert [path.name for path in cache.iterdir()] == [f".{folder.name}.lock"]
         if not os.geteuid():
             # For this root a mode counts.
             prefix = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
         cache.chmod(0o555)
-    status, said = run(action, tmp_path, *prefix, **given)
-    assert status == 0, said
-    assert f"step in {tmp_path}/home/train-classifier/action/" in said
+    status, output = run(action, tmp_path, *prefix, **environment)
+    assert status == 0, output
+    assert f"step in {tmp_path}/home/train-classifier/action/" in output
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
 
@@ -290,16 +290,16 @@ def test_no_folder(tmp_path: Path, action: Path) -> None:
     (tools / "uv").write_text(FULL_UV)
     (tools / "uv").chmod(0o755)
     (tmp_path / "artefacts.tar.gz").write_bytes(OLD)
-    status, said = run(
+    status, output = run(
         action, tmp_path, PATH=f"{tools}:/usr/bin:/bin", RUNNER_TOOL_CACHE=str(tmp_path / "cache"),
         XDG_CACHE_HOME=str(tmp_path / "home"), RUNNER_TEMP="", FULL=str(tmp_path),
         GITHUB_OUTPUT=str(tmp_path / "outputs"),
     )  # fmt: skip
-    assert status == 3, said
-    (annotation,) = [line for line in said.splitlines() if line.startswith("::error")]
+    assert status == 3, output
+    (annotation,) = [line for line in output.splitlines() if line.startswith("::error")]
     assert "No space left on device" in annotation
     assert "index" not in annotation
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     assert (tmp_path / "outputs").read_text() == "status=not-ready\nexit-code=3\nmetrics={}\n"
     assert not (tmp_path / "artefacts.tar.gz").exists()
     assert list(action.rglob("*.pyc")) == []
@@ -315,9 +315,9 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("given", ["", "TRAIN_CLASSIFIER_OUTPUT", "TRAIN_CLASSIFIER_INPUT_OUTPUT"])
+@pytest.mark.parametrize("variable", ["", "TRAIN_CLASSIFIER_OUTPUT", "TRAIN_CLASSIFIER_INPUT_OUTPUT"])
 @pytest.mark.parametrize("repo", ["", "sub/repo"])
-def test_place_of_the_archive(tmp_path: Path, settings: str, given: str, repo: str) -> None:
+def test_place_of_the_archive(tmp_path: Path, settings: str, variable: str, repo: str) -> None:
     """The archive that is removed is the one that the request would write, whatever names it."""
     top = tmp_path / repo
     for folder in (top / "mnist", top / "sub"):
@@ -325,8 +325,8 @@ def test_place_of_the_archive(tmp_path: Path, settings: str, given: str, repo: s
     (top / "mnist" / "__main__.py").touch()
     (top / "train-classifier.toml").write_text(SETTINGS[settings])
     environment = {"MODEL": "mnist", "TRAIN_CLASSIFIER_REPO": repo}
-    if given:
-        environment[given] = "given.tar.gz"
+    if variable:
+        environment[variable] = "given.tar.gz"
     merged = {name.replace("_INPUT_", "_"): value for name, value in environment.items()}
     plan = build(TrainRequest(cwd=tmp_path), merged, resolve=False)
     assert old_archive.archive_path(environment, tmp_path) == plan.output

@@ -71,8 +71,8 @@ def test_docs_hold_valid_workflows() -> None:
             yaml.safe_load(block)
         for name in re.findall(r"steps\.train\.outputs\.([a-z0-9-]+)", text):
             assert name in ACTION["outputs"]
-        for given in re.findall(r"train-classifier@[0-9a-f]{40}.*\n\s+with: (\{.*\})", text):
-            assert set(yaml.safe_load(given)) <= set(ACTION["inputs"])
+        for mapping in re.findall(r"train-classifier@[0-9a-f]{40}.*\n\s+with: (\{.*\})", text):
+            assert set(yaml.safe_load(mapping)) <= set(ACTION["inputs"])
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
@@ -85,7 +85,7 @@ def test_own_workflows_are_pinned(path: Path) -> None:
 
 
 def test_input_wins_over_environment() -> None:
-    found = inputs.read(
+    step_inputs = inputs.read(
         {
             "TRAIN_CLASSIFIER_INPUT_MODEL": "mnist",
             "TRAIN_CLASSIFIER_MODEL": "yolo",
@@ -94,15 +94,15 @@ def test_input_wins_over_environment() -> None:
             "MODEL": "other",
         }
     )
-    assert found.environment["TRAIN_CLASSIFIER_MODEL"] == "mnist"
-    assert found.environment["TRAIN_CLASSIFIER_GPUS"] == "auto"
-    assert not [name for name in found.environment if name.startswith(inputs.PREFIX)]
+    assert step_inputs.environment["TRAIN_CLASSIFIER_MODEL"] == "mnist"
+    assert step_inputs.environment["TRAIN_CLASSIFIER_GPUS"] == "auto"
+    assert not [name for name in step_inputs.environment if name.startswith(inputs.PREFIX)]
 
 
 def test_one_argument_a_line() -> None:
     text = "--name\r\ntwo words; $(id) 'x'\n\n  --indented\n"
-    found = inputs.read({"TRAIN_CLASSIFIER_INPUT_ARGS": text})
-    assert found.request.get("arguments") == ["--name", "two words; $(id) 'x'", "  --indented"]
+    step_inputs = inputs.read({"TRAIN_CLASSIFIER_INPUT_ARGS": text})
+    assert step_inputs.request.get("arguments") == ["--name", "two words; $(id) 'x'", "  --indented"]
 
 
 def test_webhook_stays_with_the_step() -> None:
@@ -112,17 +112,17 @@ def test_webhook_stays_with_the_step() -> None:
         "TRAIN_CLASSIFIER_HOST_JSON": "/x",
         "PATH": "/bin",
     }
-    found = inputs.read(environment)
-    assert found.webhook == "T0/B0/input"
-    assert "T0/B0" not in json.dumps(found.environment)
+    step_inputs = inputs.read(environment)
+    assert step_inputs.webhook == "T0/B0/input"
+    assert "T0/B0" not in json.dumps(step_inputs.environment)
     assert inputs.step_variables(environment) == {"SLACK_IDENTIFIER", "TRAIN_CLASSIFIER_INPUT_SLACK_WEBHOOK"}
 
 
 def test_unknown_event_of_notice() -> None:
     """A word that is no notice is one problem among the others, and a failure is told all the same."""
-    found = inputs.read({"TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY": "sucess", "MODEL": "m"})
-    assert "slack-notify: 'sucess'" in found.problems[0]
-    assert found.slack_events == {slack_message.Event.FAILED}
+    step_inputs = inputs.read({"TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY": "sucess", "MODEL": "m"})
+    assert "slack-notify: 'sucess'" in step_inputs.problems[0]
+    assert step_inputs.slack_events == {slack_message.Event.FAILED}
 
 
 def test_bug_in_reporting_does_not_end_the_step(
@@ -141,7 +141,7 @@ def test_bug_in_reporting_does_not_end_the_step(
 
 
 @pytest.mark.parametrize(
-    ("local", "given", "detach", "lease"),
+    ("local", "lease_input", "detach", "lease"),
     [
         (True, None, False, 600.0),
         (False, None, False, 3600.0),
@@ -150,9 +150,9 @@ def test_bug_in_reporting_does_not_end_the_step(
         (True, None, True, None),
     ],
 )
-def test_default_lease(local: bool, given: float | None, detach: bool, lease: float | None) -> None:
+def test_default_lease(local: bool, lease_input: float | None, detach: bool, lease: float | None) -> None:
     """Ten minutes here, an hour over ssh, what is given, and none for a job that shall run on alone."""
-    spec = job.JobSpec("x", "m", job.Repository("r", "0" * 16), lease_s=given)
+    spec = job.JobSpec("x", "m", job.Repository("r", "0" * 16), lease_s=lease_input)
     order = Order(spec, "/tree", "", "/out/artefacts.tar.gz", detach=detach)
     target = Target("host", local=local, ssh=[] if local else ["ssh", "host"])
     console = WorkflowConsole({})
@@ -310,7 +310,7 @@ def test_outputs_are_written_before_the_report(
 
 
 @pytest.mark.parametrize(
-    ("given", "settings", "grace"),
+    ("environment", "settings", "grace"),
     [
         ({}, "", 3.0),
         ({"TRAIN_CLASSIFIER_INPUT_CANCEL_GRACE": "10s"}, "", 10.0),
@@ -321,7 +321,7 @@ def test_outputs_are_written_before_the_report(
     ],
 )
 def test_grace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], settings: str, grace: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], settings: str, grace: float
 ) -> None:
     """Three seconds are for those who say nothing; ten that are asked for are ten, wherever they are asked for."""
     assert options.default("grace") == 10.0
@@ -329,8 +329,8 @@ def test_grace(
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "__main__.py").touch()
     (tmp_path / "train-classifier.toml").write_text(settings)
-    found = inputs.read({"MODEL": "m", **given})
-    plan = build.build(found.request, found.environment, resolve=False)
+    step_inputs = inputs.read({"MODEL": "m", **environment})
+    plan = build.build(step_inputs.request, step_inputs.environment, resolve=False)
     assert step.Step()._with_defaults(plan).grace_s == grace
 
 
@@ -405,10 +405,10 @@ def test_every_hint_is_in_the_words_of_the_action(
         result={"exit_code": 8, "outcome": "no-gpu", "reason": "no GPU", "hint": current.failure.hint},
     )  # fmt: skip
     assert current.close() == 8
-    said = capfdbinary.readouterr().out.decode()
-    assert "::warning title=train-classifier::input min-vram has no effect" in said
+    output = capfdbinary.readouterr().out.decode()
+    assert "::warning title=train-classifier::input min-vram has no effect" in output
     hint = "add one; or ask for the CPU with input gpus 0, or for whatever there is with input gpus auto"
-    assert f"no GPU: none here%0A{hint}" in said
+    assert f"no GPU: none here%0A{hint}" in output
     assert hint in markdown.read_text()
 
 

@@ -22,7 +22,7 @@ def workflow(**environment: str) -> tuple[Workflow, io.BytesIO]:
 
 def outputs(path: Path) -> dict[str, str]:
     """Read the file as the runner does: NAME<<DELIMITER, lines, DELIMITER."""
-    found, lines = {}, path.read_text().split("\n")
+    values, lines = {}, path.read_text().split("\n")
     while lines:
         head = lines.pop(0)
         if not head:
@@ -31,8 +31,8 @@ def outputs(path: Path) -> dict[str, str]:
         value = []
         while (line := lines.pop(0)) != end:
             value.append(line)
-        found[name] = "\n".join(value)
-    return found
+        values[name] = "\n".join(value)
+    return values
 
 
 def commands(data: bytes) -> list[str]:

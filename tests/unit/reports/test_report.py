@@ -236,8 +236,8 @@ def test_page_loads_and_runs_nothing() -> None:
     )
     text = html_page.render(report)
     text.encode()
-    found = Elements(text)
-    assert found.names <= {
+    elements = Elements(text)
+    assert elements.names <= {
         "html",
         "head",
         "meta",
@@ -262,9 +262,9 @@ def test_page_loads_and_runs_nothing() -> None:
         "b",
         "pre",
     }
-    assert not {name for name in found.attributes if name.startswith("on") or name in ("src", "href")}
+    assert not {name for name in elements.attributes if name.startswith("on") or name in ("src", "href")}
     assert not re.search(r"url\(|@import", text)
-    assert found.pre.splitlines() == [HOSTILE.replace("\x1b[31m", ""), "�", "new"]
+    assert elements.pre.splitlines() == [HOSTILE.replace("\x1b[31m", ""), "�", "new"]
     assert "prefers-color-scheme: dark" in text
 
 
@@ -282,8 +282,8 @@ def test_example_in_the_docs_is_current() -> None:
     )
     docs = Path(__file__).parents[3] / "docs" / "job-summary.md"
     mark = "<!-- from here on as it is written -->\n"
-    before, found, example = docs.read_text().partition(mark)
-    assert found
+    before, separator, example = docs.read_text().partition(mark)
+    assert separator
     if os.environ.get("WRITE_EXAMPLES"):
         docs.write_text(f"{before}{mark}\n{text}")
     else:

@@ -32,9 +32,9 @@ def test_innermost_frame_of_the_repository(tmp_path: Path) -> None:
         "print('epoch 1')\nfrom mnist import data\ndata.load()\n",
         data="import json\n\n\ndef load():\n    return json.loads('{')\n",
     )
-    (found,) = find(log)
-    assert (found.file, found.line) == ("mnist/data.py", 5)
-    assert found.message.startswith("json.decoder.JSONDecodeError: Expecting property name")
+    (annotation,) = find(log)
+    assert (annotation.file, annotation.line) == ("mnist/data.py", 5)
+    assert annotation.message.startswith("json.decoder.JSONDecodeError: Expecting property name")
 
 
 def test_chained_exceptions(tmp_path: Path) -> None:
@@ -48,15 +48,15 @@ def test_chained_exceptions(tmp_path: Path) -> None:
 
 
 def test_syntax_error_of_an_import(tmp_path: Path) -> None:
-    (found,) = find(traceback_of(tmp_path, "import mnist.data\n", data="x = 1\ny = (\n"))
-    assert (found.file, found.line) == ("mnist/data.py", 2)
-    assert found.message.startswith("SyntaxError: ")
+    (annotation,) = find(traceback_of(tmp_path, "import mnist.data\n", data="x = 1\ny = (\n"))
+    assert (annotation.file, annotation.line) == ("mnist/data.py", 2)
+    assert annotation.message.startswith("SyntaxError: ")
 
 
 def test_syntax_error_of_the_entry_point(tmp_path: Path) -> None:
-    (found,) = find("epoch 1\n" + traceback_of(tmp_path, "x = 1\ndef f(:\n"))
-    assert (found.file, found.line) == ("mnist/__main__.py", 2)
-    assert found.message.startswith("SyntaxError: ")
+    (annotation,) = find("epoch 1\n" + traceback_of(tmp_path, "x = 1\ndef f(:\n"))
+    assert (annotation.file, annotation.line) == ("mnist/__main__.py", 2)
+    assert annotation.message.startswith("SyntaxError: ")
 
 
 def test_exception_group(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_exception_group(tmp_path: Path) -> None:
 
 
 def test_recursion(tmp_path: Path) -> None:
-    (found,) = find(traceback_of(tmp_path, "def f():\n    f()\nf()\n"))
-    assert (found.file, found.line) == ("mnist/__main__.py", 2)
+    (annotation,) = find(traceback_of(tmp_path, "def f():\n    f()\nf()\n"))
+    assert (annotation.file, annotation.line) == ("mnist/__main__.py", 2)
 
 
 def test_other_output_between_the_lines_and_a_progress_bar_before() -> None:
@@ -107,7 +107,9 @@ def test_equal_annotations_count_once_and_number_is_limited() -> None:
     """Ten errors of a step are shown, and one of them says how the job ended."""
     one = 'Traceback (most recent call last):\n  File "/workspace/a.py", line {}, in f\nKeyError: 1\n'
     assert len(find(one.format(1) * 3)) == 1
-    assert [found.line for found in find("".join(one.format(n) for n in range(1, 31)))] == list(range(22, 31))
+    assert [annotation.line for annotation in find("".join(one.format(n) for n in range(1, 31)))] == list(
+        range(22, 31)
+    )
 
 
 def test_ranks_of_a_distributed_training() -> None:

@@ -28,16 +28,16 @@ def repo(tmp_path: Path) -> Path:
     return folder
 
 
-def build(repo: Path, environ: dict[str, str] | None = None, /, **given: object) -> Plan:
+def build(repo: Path, environ: dict[str, str] | None = None, /, **values: object) -> Plan:
     """Build a request for the model mnist from the repository's own folder."""
-    wanted = TrainRequest(**{"model": "mnist", "cwd": repo, **given})  # type: ignore[arg-type]
-    return request.build(wanted, environ or {})
+    train_request = TrainRequest(**{"model": "mnist", "cwd": repo, **values})  # type: ignore[arg-type]
+    return request.build(train_request, environ or {})
 
 
-def refused(repo: Path, environ: dict[str, str] | None = None, /, **given: object) -> list[str]:
+def refused(repo: Path, environ: dict[str, str] | None = None, /, **values: object) -> list[str]:
     """Return the problems of a request, each one line."""
     with pytest.raises(BadInput) as caught:
-        build(repo, environ, **given)
+        build(repo, environ, **values)
     assert caught.value.code == ExitCode.BAD_INPUT
     assert all("\n" not in problem for problem in caught.value.problems)
     return caught.value.problems
@@ -80,11 +80,11 @@ def test_flag_then_variable_then_file_then_default(repo: Path) -> None:
         "TRAIN_CLASSIFIER_WAIT": "3h", "TRAIN_CLASSIFIER_SECRETS": "SECOND, THIRD", "TRAIN_CLASSIFIER_DATA": "/a:x,/b:y",
         "FIRST": "value one", "SECOND": "value two", "THIRD": "value three", "FOURTH": "value four",
     }  # fmt: skip
-    wanted = TrainRequest(
+    train_request = TrainRequest(
         model="mnist", cwd=repo, wait="none", memory="2GiB", env_file=["vars.env"], environment=["A=flag"],
         secrets=["FOURTH"], data=["/c:y"],
     )  # fmt: skip
-    plan = request.build(wanted, environ, own_settings=own)
+    plan = request.build(train_request, environ, own_settings=own)
     spec = plan.spec
     assert spec.shm_bytes == 3 << 30
     assert spec.gpus == 0
@@ -116,14 +116,14 @@ def test_all_problems_come_together(repo: Path) -> None:
     (repo / "mnist" / "requirements.txt").write_text("numpy\n-r missing.txt\n-e ..\n")
     (repo / "mnist" / "apt-pkgs.txt").write_text("curl\n-oDir::Etc=/tmp\n")
     os.mkfifo(repo / "pipe")
-    found = refused(
+    problems = refused(
         repo, {"TRAIN_CLASSIFIER_GPU_CHECK": "maybe", "SHORT": "abc", "EMPTY": ""},
         gpus="-1", min_vram="8", timeout="1e99", grace="nan", memory="-1", cpus="many", shm_size="x", pids="3",
         network="host", image="Not An Image", environment=["1A=2", "NOWHERE"], env_file=["nope.env"],
         secrets=["SHORT", "EMPTY", "MISSING", "A=B"], data=["/x"], resume="yesterday", output="pipe/a.tar.gz",
         inventory="nope.yml", arguments=["ok", "a\0b"], log_max="1", push_limit="-5", lease="1", detach="perhaps",
     )  # fmt: skip
-    for said in (
+    for sentence in (
         "[defaults]: unknown key 'timout'", "[models.mnist] pids: 1 is not", "requirements.txt:2", "requirements.txt:3",
         "apt-pkgs.txt:2", "TRAIN_CLASSIFIER_GPU_CHECK: 'maybe'", "--gpus: '-1'", "--min-vram: '8' is only 8 MiB",
         "--timeout: '1e99'", "--grace: 'nan'", "--memory: '-1' is negative", "--cpus: 'many'", "--shm-size: 'x'",
@@ -133,16 +133,16 @@ def test_all_problems_come_together(repo: Path) -> None:
         "argument 2 of the model holds a NUL", "--log-max: '1'", "--push-limit: '-5' is negative", "--lease: '1'",
         "--detach: 'perhaps'", "secret SHORT is shorter", "secret EMPTY is empty", "secret MISSING is not set",
     ):  # fmt: skip
-        assert sum(said in problem for problem in found) == 1, (said, found)
-    assert len(found) == 32
+        assert sum(sentence in problem for problem in problems) == 1, (sentence, problems)
+    assert len(problems) == 32
 
 
 def test_secrets_that_cannot_be_kept(repo: Path) -> None:
-    found = refused(
+    problems = refused(
         repo, {"SHORT": "a1c", "EMPTY": " ", "BOTH": "hunter2hunter2"},
         secrets=["SHORT", "EMPTY", "MISSING", "BOTH"], environment=["BOTH=1"],
     )  # fmt: skip
-    assert found == [
+    assert problems == [
         "secret SHORT is shorter than 4 characters, too short to mask in a log",
         "secret EMPTY is empty: set it, or drop it",
         "secret MISSING is not set in the environment: export it, or drop it",
@@ -193,8 +193,8 @@ def test_env_files(repo: Path) -> None:
     (repo.parent / "bad.env").write_text(
         "A=1\n=x\nTWO WORDS=1\n1A=2\nNOWHERE\nB='hunter2' junk\nC=\"hunter2\nD=1\n"
     )
-    found = refused(repo, env_file=["../bad.env", "."])
-    assert [problem.partition(": ")[2] for problem in found] == [
+    problems = refused(repo, env_file=["../bad.env", "."])
+    assert [problem.partition(": ")[2] for problem in problems] == [
         "line 2: wanted KEY=VALUE",
         "line 3: wanted TWO=VALUE",
         "line 4: '1A' is no name of an environment variable: letters, digits and _, no digit first",
@@ -203,7 +203,7 @@ def test_env_files(repo: Path) -> None:
         "line 7: a '\"' is never closed",
         "is a folder",
     ]
-    assert not any("hunter2" in problem for problem in found)
+    assert not any("hunter2" in problem for problem in problems)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_where_the_archive_goes(repo: Path, tmp_path: Path) -> None:
     (caller / "link.tgz").symlink_to("old.tgz")
     assert build(repo, cwd=caller, repo="../repo", output="link.tgz").output == caller / "link.tgz"
     os.mkfifo(caller / "pipe")
-    for output, said in (
+    for output, message in (
         ("sub", "is a folder; name a file in it, such as 'sub/artefacts.tar.gz'"),
         ("new/", "is a folder"),
         ("old.tgz/a.tgz", "is not a folder"),
@@ -265,7 +265,7 @@ def test_where_the_archive_goes(repo: Path, tmp_path: Path) -> None:
         ("", "is empty"),
     ):
         (problem,) = refused(repo, cwd=caller, repo="../repo", output=output)
-        assert said in problem.lower() or said in problem, (output, problem)
+        assert message in problem.lower() or message in problem, (output, problem)
 
 
 def test_a_folder_that_the_user_may_not_write_to(repo: Path) -> None:
@@ -277,10 +277,10 @@ def test_a_folder_that_the_user_may_not_write_to(repo: Path) -> None:
         (folder / "mnist" / "__main__.py").touch()
         folder.chmod(0o555)
         try:
-            found = as_ordinary_user(lambda: refused(folder))
+            problems = as_ordinary_user(lambda: refused(folder))
         finally:
             folder.chmod(0o755)
-    assert found == [f"output 'artefacts.tar.gz': this user may not write to {folder}"]
+    assert problems == [f"output 'artefacts.tar.gz': this user may not write to {folder}"]
 
 
 def test_what_the_environment_needs_must_be_pushed(repo: Path) -> None:
@@ -365,21 +365,21 @@ def test_the_host_is_found_in_the_inventory(repo: Path) -> None:
     assert plan.target.ssh[-1] == "10.0.0.1"
     plan = build(repo, {"TRAIN_CLASSIFIER_INVENTORY": "lab.yml"})
     assert (plan.target.name if plan.target else None) == "gpu2"
-    found = refused(repo, inventory="lab.yml", host="gpu3", gpus="x")
-    assert len(found) == 2
-    assert "did you mean 'gpu" in found[1]
+    problems = refused(repo, inventory="lab.yml", host="gpu3", gpus="x")
+    assert len(problems) == 2
+    assert "did you mean 'gpu" in problems[1]
 
 
 def test_inside_ansible_the_host_is_not_looked_up(repo: Path) -> None:
-    wanted = TrainRequest(model="mnist", cwd=repo, inventory="nope.yml", host="nope")
-    assert request.build(wanted, {}, resolve=False).target is None
+    train_request = TrainRequest(model="mnist", cwd=repo, inventory="nope.yml", host="nope")
+    assert request.build(train_request, {}, resolve=False).target is None
 
 
 def test_a_folder_without_any_model_is_not_walked(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    found = refused(tmp_path)
-    assert len(found) == 1
-    assert "holds no folder with a __main__.py" in found[0]
+    problems = refused(tmp_path)
+    assert len(problems) == 1
+    assert "holds no folder with a __main__.py" in problems[0]
 
 
 def test_a_request_is_checked_without_ansible_in_the_process() -> None:

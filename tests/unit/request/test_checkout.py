@@ -48,7 +48,7 @@ def test_good_models(repo: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         (None, "no model is named: give its name, or set MODEL; models here: mnist, yolo"),
         ("", "no model is named"),
@@ -84,8 +84,8 @@ def test_good_models(repo: Path) -> None:
         ("transformer", "models here: mnist, yolo"),
     ],
 )
-def test_names_that_are_refused(repo: Path, name: str | None, said: str) -> None:
-    assert said in refused(repo, name)
+def test_names_that_are_refused(repo: Path, name: str | None, message: str) -> None:
+    assert message in refused(repo, name)
 
 
 def test_folders_that_are_refused(repo: Path, tmp_path: Path) -> None:
@@ -138,14 +138,14 @@ def test_checkouts_that_are_none(repo: Path) -> None:
     link.symlink_to("mnist")
     assert checkout.resolve(link) == repo / "mnist"
     (repo / "loop").symlink_to("loop")
-    for folder, said in (
+    for folder, message in (
         (repo / "nope", "no such folder"),
         (repo / "mnist" / "__main__.py", "is not a folder"),
         (repo / "loop", "--repo"),
         (Path("/"), "whole file system"),
         (Path("a\0b"), "null"),
     ):
-        with pytest.raises(BadInput, match=said):
+        with pytest.raises(BadInput, match=message):
             checkout.resolve(folder)
 
 

@@ -41,18 +41,18 @@ def git(folder: Path, *arguments: str) -> None:
     )  # fmt: skip
 
 
-def names(found: Sources) -> set[str]:
+def names(sources: Sources) -> set[str]:
     """Return what is pushed, without the three files of every repository here."""
     usual = {"mnist/", "mnist/__init__.py", "mnist/__main__.py", "README.md"}
-    return {os.fsdecode(path) for path in found.paths} - usual
+    return {os.fsdecode(path) for path in sources.paths} - usual
 
 
 def test_folders_come_before_what_they_hold_and_files_are_counted(repo: Path) -> None:
     (repo / "empty").mkdir()
-    found = push_list.collect(repo)
-    assert found.paths == [b"README.md", b"empty/", b"mnist/", b"mnist/__init__.py", b"mnist/__main__.py"]
-    assert (found.files, found.bytes) == (3, 14)
-    assert found.problems == found.warnings == []
+    sources = push_list.collect(repo)
+    assert sources.paths == [b"README.md", b"empty/", b"mnist/", b"mnist/__init__.py", b"mnist/__main__.py"]
+    assert (sources.files, sources.bytes) == (3, 14)
+    assert sources.problems == sources.warnings == []
 
 
 def test_fingerprint_tells_every_change(repo: Path) -> None:
@@ -62,12 +62,12 @@ def test_fingerprint_tells_every_change(repo: Path) -> None:
     def now() -> str | None:
         return push_list.fingerprint(repo, paths)
 
-    seen = [now()]
-    assert seen[0] is not None and now() == seen[0]
+    states = [now()]
+    assert states[0] is not None and now() == states[0]
 
     def changed() -> bool:
-        seen.append(now())
-        return None not in seen and len(set(seen)) == len(seen)
+        states.append(now())
+        return None not in states and len(set(states)) == len(states)
 
     entry = repo / "mnist" / "__main__.py"
     before = entry.stat()
@@ -153,7 +153,7 @@ def test_names_with_newlines_and_broken_utf8(repo: Path) -> None:
         Path(os.fsdecode(top + b"/" + name)).write_text("x")
     write(repo, {".trainignore": "lines.py\n*.log\n"})
     Path(os.fsdecode(top + b"/end.log\n")).write_text("x")
-    found = push_list.collect(repo)
+    sources = push_list.collect(repo)
     assert {
         b"two\nlines.py",
         b"\xff\xfe.bin",
@@ -162,8 +162,8 @@ def test_names_with_newlines_and_broken_utf8(repo: Path) -> None:
         b" space ",
         b"{{ lookup('pipe', 'id') }}",
         b"end.log\n",
-    } <= set(found.paths)
-    assert found.problems == []
+    } <= set(sources.paths)
+    assert sources.problems == []
 
 
 def test_pipes_sockets_and_devices_are_left_out_and_said(repo: Path) -> None:
@@ -175,17 +175,17 @@ def test_pipes_sockets_and_devices_are_left_out_and_said(repo: Path) -> None:
             server.bind("sock\n")
         finally:
             os.chdir(here)
-    found = push_list.collect(repo)
-    assert names(found) == set()
-    assert found.warnings == ["left out, a FIFO: pipe", "left out, a socket: sock\\n"]
+    sources = push_list.collect(repo)
+    assert names(sources) == set()
+    assert sources.warnings == ["left out, a FIFO: pipe", "left out, a socket: sock\\n"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes device nodes")
 def test_devices(repo: Path) -> None:
     os.mknod(repo / "null", 0o20666, os.makedev(1, 3))
-    found = push_list.collect(repo)
-    assert names(found) == set()
-    assert found.warnings == ["left out, a device: null"]
+    sources = push_list.collect(repo)
+    assert names(sources) == set()
+    assert sources.warnings == ["left out, a device: null"]
 
 
 def test_symbolic_links_are_sent_as_links_and_never_followed(repo: Path, tmp_path: Path) -> None:
@@ -194,20 +194,20 @@ def test_symbolic_links_are_sent_as_links_and_never_followed(repo: Path, tmp_pat
     for name, target in links.items():
         (repo / name).symlink_to(target)
     (repo / "mnist" / "up").symlink_to("../README.md")
-    found = push_list.collect(repo)
-    assert names(found) == {*links, "mnist/up"}
-    assert found.files == 9
-    assert found.warnings == ["symbolic links out of the repository lead nowhere in the job: abs, out"]
+    sources = push_list.collect(repo)
+    assert names(sources) == {*links, "mnist/up"}
+    assert sources.files == 9
+    assert sources.warnings == ["symbolic links out of the repository lead nowhere in the job: abs, out"]
 
 
 def test_hard_links_and_sparse_files_are_files(repo: Path) -> None:
     os.link(repo / "README.md", repo / "twin.md")
     with (repo / "sparse.bin").open("wb") as file:
         file.truncate(1 << 30)
-    found = push_list.collect(repo)
-    assert names(found) == {"twin.md", "sparse.bin"}
-    assert found.bytes == (1 << 30) + 6 + 6 + 8
-    assert found.problems == []
+    sources = push_list.collect(repo)
+    assert names(sources) == {"twin.md", "sparse.bin"}
+    assert sources.bytes == (1 << 30) + 6 + 6 + 8
+    assert sources.problems == []
 
 
 def test_over_the_limit_names_the_five_largest(repo: Path) -> None:
@@ -238,18 +238,18 @@ def test_private_keys_stay_and_are_named(repo: Path) -> None:
     (repo / "store.p12").write_bytes(b"\x30\x82\x01\x02")
     write(repo, {"ours": KEY * 3})
     (repo / "ours").chmod(0o600)
-    found = push_list.collect(repo)
-    assert names(found) == {
+    sources = push_list.collect(repo)
+    assert names(sources) == {
         "sub/", "tls/", "tls/ca.pem", "id_rsa.pub", "monkey.py", "slides.key", "signature.asc",
     }  # fmt: skip
-    (warning,) = found.warnings
+    (warning,) = sources.warnings
     assert warning.startswith(
         "private keys are not pushed: id_rsa, ours, pgp.asc, putty.ppk, store.p12 and 2 more (a line such as !id_rsa"
     )
     write(repo, {".trainignore": "!id_rsa\n!tls/*.pem\n"})
-    found = push_list.collect(repo)
-    assert {"id_rsa", "tls/server.pem"} <= names(found)
-    assert "id_rsa" not in found.warnings[0].partition("(")[0]
+    sources = push_list.collect(repo)
+    assert {"id_rsa", "tls/server.pem"} <= names(sources)
+    assert "id_rsa" not in sources.warnings[0].partition("(")[0]
 
 
 def test_keys_of_any_name_and_mode_are_found_by_what_they_hold(repo: Path) -> None:
@@ -265,36 +265,36 @@ def test_keys_of_any_name_and_mode_are_found_by_what_they_hold(repo: Path) -> No
     for number, name in enumerate(sorted(names_of_keys)):
         kind = ("ed25519", "rsa", "ecdsa")[number % 3]
         form = ["-m", "PEM"] if kind == "rsa" else []
-        made = subprocess.run(
+        process = subprocess.run(
             ["ssh-keygen", "-q", "-t", kind, *form, "-N", "" if number % 2 else "a passphrase", "-f", repo / name],
             capture_output=True, check=False,
         )  # fmt: skip
-        assert made.returncode == 0, made.stderr
+        assert process.returncode == 0, process.stderr
         (repo / name).chmod(0o644)
     write(repo, {"account.json": '{"private_key": "' + KEY.replace("\n", "\\n") + '"}', "notes.md": KEY})
     (repo / "large.txt").write_text("x" * 100_000)
-    found = push_list.collect(repo)
-    assert names(found) == {
+    sources = push_list.collect(repo)
+    assert names(sources) == {
         "conf/", "notes.md", "large.txt", *(f"{name}.pub" for name in names_of_keys),
     }  # fmt: skip
-    (warning,) = found.warnings
+    (warning,) = sources.warnings
     assert warning.startswith("private keys are not pushed: account.json") and "and 2 more" in warning
 
 
 def test_what_a_killed_fetch_left_is_no_source(repo: Path) -> None:
-    left = "20260101-000000-0123abcd"
+    job = "20260101-000000-0123abcd"
     write(
-        repo, {f".out.tgz.{left}.part": "x", f"sub/.out.tgz.{left}.part": "x", ".out.tgz.a.part": "x", ".other.part": "x"}
+        repo, {f".out.tgz.{job}.part": "x", f"sub/.out.tgz.{job}.part": "x", ".out.tgz.a.part": "x", ".other.part": "x"}
     )  # fmt: skip
-    kept = {"sub/", f"sub/.out.tgz.{left}.part", ".other.part"}
-    assert names(push_list.collect(repo, output=repo / "out.tgz")) - {".out.tgz.a.part"} == kept
+    pushed = {"sub/", f"sub/.out.tgz.{job}.part", ".other.part"}
+    assert names(push_list.collect(repo, output=repo / "out.tgz")) - {".out.tgz.a.part"} == pushed
 
 
 def test_env_files_are_pushed_and_said(repo: Path) -> None:
     write(repo, {".env": "A=1", "sub/.env.production": "A=1", ".env.example": "A="})
-    found = push_list.collect(repo)
-    assert names(found) == {".env", "sub/", "sub/.env.production", ".env.example"}
-    assert found.warnings == [
+    sources = push_list.collect(repo)
+    assert names(sources) == {".env", "sub/", "sub/.env.production", ".env.example"}
+    assert sources.warnings == [
         ".env, sub/.env.production: pushed, passwords too; a line in .trainignore leaves it out"
     ]
     write(repo, {".trainignore": ".env*\n"})
@@ -318,9 +318,9 @@ def test_of_artefacts_only_what_git_tracks(repo: Path) -> None:
 
 def test_artefacts_that_is_no_folder(repo: Path) -> None:
     (repo / "artefacts").symlink_to("mnist")
-    found = push_list.collect(repo)
-    assert names(found) == set()
-    assert found.warnings == ["artefacts is a symbolic link: not pushed, the job gets a folder of its own"]
+    sources = push_list.collect(repo)
+    assert names(sources) == set()
+    assert sources.warnings == ["artefacts is a symbolic link: not pushed, the job gets a folder of its own"]
     (repo / "artefacts").unlink()
     (repo / "artefacts").write_text("")
     assert push_list.collect(repo).problems == [
@@ -336,9 +336,9 @@ def test_empty_submodules_and_lfs_pointers_are_said(repo: Path) -> None:
          "full/x": "", ".gitattributes": "*.h5 filter=lfs diff=lfs merge=lfs -text\n", "w.h5": pointer},
     )  # fmt: skip
     (repo / "lib dir").mkdir()
-    found = push_list.collect(repo)
-    assert {"lib dir/", "w.h5"} <= names(found)
-    assert found.warnings == [
+    sources = push_list.collect(repo)
+    assert {"lib dir/", "w.h5"} <= names(sources)
+    assert sources.warnings == [
         "git submodules are empty: lib dir; run git submodule update --init first",
         "git LFS has not fetched w.h5: run git lfs pull, or the job gets a pointer",
     ]
@@ -353,10 +353,10 @@ def test_unreadable_files_are_problems() -> None:
         (repo / "closed.py").chmod(0)
         (repo / "shut").chmod(0)
         try:
-            found = as_ordinary_user(lambda: push_list.collect(repo).problems)
+            problems = as_ordinary_user(lambda: push_list.collect(repo).problems)
         finally:
             (repo / "shut").chmod(0o700)
-        assert found == ["this user cannot read closed.py, shut/; make readable, or name in .trainignore"]
+        assert problems == ["this user cannot read closed.py, shut/; make readable, or name in .trainignore"]
 
 
 def test_the_checkout_is_left_as_it_was(repo: Path) -> None:
@@ -378,14 +378,14 @@ def test_what_rsync_makes_of_the_list_is_what_was_listed(repo: Path, tmp_path: P
     (repo / "empty").mkdir()
     (repo / "link").symlink_to("nowhere")
     os.mkfifo(repo / "pipe")
-    found = push_list.collect(repo)
+    sources = push_list.collect(repo)
     target = tmp_path / "target"
     subprocess.run(
         ["rsync", "-lptS", "--dirs", "--files-from=-", "--from0", f"{repo}/", f"{target}/"],
-        input=b"".join(b"./" + path.rstrip(b"/") + b"\0" for path in found.paths), check=True, capture_output=True,
+        input=b"".join(b"./" + path.rstrip(b"/") + b"\0" for path in sources.paths), check=True, capture_output=True,
     )  # fmt: skip
     arrived = {f"{path.relative_to(target)}{'/' if path.is_dir() else ''}" for path in target.rglob("*")}
-    assert arrived == {os.fsdecode(path) for path in found.paths}
+    assert arrived == {os.fsdecode(path) for path in sources.paths}
 
 
 @pytest.mark.full
@@ -394,9 +394,9 @@ def test_a_hundred_thousand_files(repo: Path) -> None:
         (repo / f"d{folder}").mkdir()
         for number in range(1000):
             (repo / f"d{folder}" / f"f{number}").touch()
-    found = push_list.collect(repo)
-    assert found.files == 100_003
-    assert found.problems == found.warnings == []
+    sources = push_list.collect(repo)
+    assert sources.files == 100_003
+    assert sources.problems == sources.warnings == []
 
 
 def test_files_that_come_and_go_meanwhile_are_no_problem(repo: Path) -> None:
@@ -417,9 +417,9 @@ def test_files_that_come_and_go_meanwhile_are_no_problem(repo: Path) -> None:
     worker.start()
     try:
         for _ in range(20):
-            found = push_list.collect(repo)
-            assert found.problems == []
-            assert sum(path.startswith(b"steady") for path in found.paths) == 300
+            sources = push_list.collect(repo)
+            assert sources.problems == []
+            assert sum(path.startswith(b"steady") for path in sources.paths) == 300
     finally:
         done.set()
         worker.join()

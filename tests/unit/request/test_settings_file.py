@@ -23,7 +23,7 @@ def problems(text: str | bytes) -> list[str]:
 
 
 def test_a_model_wins_over_the_defaults_and_tables_add_up() -> None:
-    found = settings_file.parse(
+    settings = settings_file.parse(
         b"""
         [defaults]
         gpus = 1
@@ -40,7 +40,7 @@ def test_a_model_wins_over_the_defaults_and_tables_add_up() -> None:
         environment = { EPOCHS = "5" }
         """
     )
-    mnist = found.of("mnist")
+    mnist = settings.of("mnist")
     assert mnist["gpus"] == "auto"
     assert mnist["timeout"] is None
     assert mnist["min_vram"] == 6000
@@ -50,8 +50,8 @@ def test_a_model_wins_over_the_defaults_and_tables_add_up() -> None:
         "more": "/mnt/more",
     }
     assert mnist["environment"] == {"EPOCHS": "5", "SEED": "1"}
-    assert found.of("yolo")["timeout"] == 21600
-    assert "image" not in found.of("yolo")
+    assert settings.of("yolo")["timeout"] == 21600
+    assert "image" not in settings.of("yolo")
 
 
 @pytest.mark.parametrize(
@@ -76,22 +76,26 @@ def test_a_byte_order_mark_and_windows_lines_are_fine() -> None:
 
 
 def test_unknown_keys_name_the_nearest() -> None:
-    found = problems(
+    sentences = problems(
         "gpus = 1\n[default]\n[defaults]\ntimout = 3\nmin-vram = '8GiB'\n[models.mnist]\nenv = {}\nzzz = 1\n"
     )
-    assert any("'gpus'; put it below [defaults] or [models.NAME]" in problem for problem in found)
-    assert any("'default'; did you mean 'defaults'?" in problem for problem in found)
-    assert any("[defaults]: unknown key 'timout'; did you mean 'timeout'?" in problem for problem in found)
-    assert any("[defaults]: unknown key 'min-vram'; did you mean 'min_vram'?" in problem for problem in found)
+    assert any("'gpus'; put it below [defaults] or [models.NAME]" in problem for problem in sentences)
+    assert any("'default'; did you mean 'defaults'?" in problem for problem in sentences)
     assert any(
-        "[models.mnist]: unknown key 'env'; did you mean 'environment'?" in problem for problem in found
+        "[defaults]: unknown key 'timout'; did you mean 'timeout'?" in problem for problem in sentences
     )
-    assert any("[models.mnist]: unknown key 'zzz'; known are allow_empty" in problem for problem in found)
-    assert len(found) == 6
+    assert any(
+        "[defaults]: unknown key 'min-vram'; did you mean 'min_vram'?" in problem for problem in sentences
+    )
+    assert any(
+        "[models.mnist]: unknown key 'env'; did you mean 'environment'?" in problem for problem in sentences
+    )
+    assert any("[models.mnist]: unknown key 'zzz'; known are allow_empty" in problem for problem in sentences)
+    assert len(sentences) == 6
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("gpus = -1", "gpus: -1 is not a number of GPUs"),
         ("gpus = '1'", "gpus: '1' is text; write gpus = 1"),
@@ -124,23 +128,23 @@ def test_unknown_keys_name_the_nearest() -> None:
         ("output = ''", "output: the value is empty"),
     ],
 )
-def test_wrong_values(line: str, said: str) -> None:
+def test_wrong_values(line: str, message: str) -> None:
     (problem,) = problems(f"[models.mnist]\n{line}\n")
-    assert problem.startswith(f"train-classifier.toml: [models.mnist] {said}")
+    assert problem.startswith(f"train-classifier.toml: [models.mnist] {message}")
     assert "hunter2" not in problem
 
 
 def test_what_a_repository_may_not_set_is_reported_beside_other_problems() -> None:
-    found = problems("[defaults]\ngpus = 'q'\nsecrets = ['TOKEN']\nlog_max = '9GiB'\n")
-    assert len(found) == 3 and "secrets" in found[2] and "log_max" in found[1]
+    sentences = problems("[defaults]\ngpus = 'q'\nsecrets = ['TOKEN']\nlog_max = '9GiB'\n")
+    assert len(sentences) == 3 and "secrets" in sentences[2] and "log_max" in sentences[1]
 
 
 def test_refusals_count_towards_the_limit_of_problems() -> None:
     refused = "".join(f"[models.m{number}]\nsecrets = ['TOKEN']\n" for number in range(25))
-    found = problems("[defaults]\ngpus = 'q'\n" + refused)
-    assert len(found) == settings_file.MOST_PROBLEMS + 1
-    assert "gpus" in found[0] and all("secrets" in problem for problem in found[1:-1])
-    assert found[-1] == "train-classifier.toml: there are more problems; correct these first"
+    sentences = problems("[defaults]\ngpus = 'q'\n" + refused)
+    assert len(sentences) == settings_file.MOST_PROBLEMS + 1
+    assert "gpus" in sentences[0] and all("secrets" in problem for problem in sentences[1:-1])
+    assert sentences[-1] == "train-classifier.toml: there are more problems; correct these first"
 
 
 def test_refusal_names_the_real_path_of_the_own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,8 +180,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_models_that_do_not_exist_are_said() -> None:
-    found = settings_file.parse(b"[models.mnits]\ngpus = 0\n[models.mnist]\n")
-    assert settings_file.unknown_models(found, ["mnist"]) == [
+    settings = settings_file.parse(b"[models.mnits]\ngpus = 0\n[models.mnist]\n")
+    assert settings_file.unknown_models(settings, ["mnist"]) == [
         "train-classifier.toml: [models.mnits] names no model of this repository; did you mean [models.mnist]?"
     ]
 

@@ -151,9 +151,9 @@ def test_hooks_report_what_a_job_leaves(tmp_path: Path) -> None:
 
     hook("job-started.sh", tmp_path)
     running.write_text("before\nleft\n")
-    theirs = tmp_path / "_work/::error::theirs"
-    theirs.write_text("x")
-    os.chown(theirs, 12345, 12345)
+    foreign_file = tmp_path / "_work/::error::theirs"
+    foreign_file.write_text("x")
+    os.chown(foreign_file, 12345, 12345)
     output = hook("job-completed.sh", tmp_path)
     assert "::warning title=containers left::containers of train-classifier still run: left\n" in output
     assert "::warning title=foreign files left::1 entries in _work belong to another user" in output

@@ -54,10 +54,10 @@ def start() -> Iterator[Start]:
 def test_job_without_container_is_found_in_any_state_folder(
     tmp_path: Path, start: Start, job: str, path: str
 ) -> None:
-    held = tmp_path / path
-    held.parent.mkdir(parents=True)
+    lock = tmp_path / path
+    lock.parent.mkdir(parents=True)
     assert job not in look()["jobs"]
-    worker = start(sys.executable, "-c", HOLD, held, wait=True)
+    worker = start(sys.executable, "-c", HOLD, lock, wait=True)
     assert job in look()["jobs"]
     worker.kill()
     worker.wait()

@@ -484,7 +484,7 @@ def test_driver_serves_every_card(
 
 
 @pytest.mark.parametrize(
-    ("lines", "ours", "origin"),
+    ("lines", "is_ours", "origin"),
     [
         ((DKMS, "brought nvidia-kernel-dkms"), True, "from the package nvidia-kernel-dkms"),
         ((DKMS,), False, "from the package nvidia-kernel-dkms"),
@@ -498,9 +498,9 @@ def test_driver_serves_every_card(
         (("runfile found",), False, "from NVIDIA's installer"),
     ],
 )
-def test_origin_of_the_driver(lines: tuple[str, ...], ours: bool, origin: str) -> None:
+def test_origin_of_the_driver(lines: tuple[str, ...], is_ours: bool, origin: str) -> None:
     result = probe(*lines)
-    assert (result["ours"], result["origin"]) == (ours, origin)
+    assert (result["ours"], result["origin"]) == (is_ours, origin)
 
 
 def test_holds_of_administrator_and_role_are_distinguished() -> None:
@@ -513,7 +513,7 @@ def test_holds_of_administrator_and_role_are_distinguished() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "state", "ours", "expected"),
+    ("lines", "state", "is_ours", "expected"),
     [
         (["Inst a (1 x [all])", "Conf a (1 x [all])"], "present", False, ([], [], ["a"], False, False)),
         # Its own driver may move by an update; another only by consent.
@@ -526,9 +526,9 @@ def test_holds_of_administrator_and_role_are_distinguished() -> None:
     ],
 )
 def test_change_is_read_from_the_simulation(
-    lines: list[str], state: str, ours: bool, expected: tuple[Any, ...]
+    lines: list[str], state: str, is_ours: bool, expected: tuple[Any, ...]
 ) -> None:
-    result = {"packages": ["d"], "loaded": "590.1", "ours": ours}
+    result = {"packages": ["d"], "loaded": "590.1", "ours": is_ours}
     change = driver.change(lines, result, ["a"], state)
     assert tuple(change[key] for key in ("removed", "replaced", "added", "touches", "consent")) == expected
 
@@ -618,12 +618,12 @@ TOOLKIT = [
 ]
 
 
-def installed(version: str, held: tuple[str, ...] = (), names: list[str] = TOOLKIT) -> list[str]:
-    return [f"now {'hi' if name in held else 'ii'} {name} {version}" for name in names]
+def installed(version: str, holds: tuple[str, ...] = (), names: list[str] = TOOLKIT) -> list[str]:
+    return [f"now {'hi' if name in holds else 'ii'} {name} {version}" for name in names]
 
 
 @pytest.mark.parametrize(
-    ("lines", "kept", "missing", "problem"),
+    ("lines", "keep", "missing", "problem"),
     [
         ([], False, TOOLKIT, ""),
         ([*installed("1.19.0-1"), "works yes"], True, [], ""),
@@ -641,22 +641,22 @@ def installed(version: str, held: tuple[str, ...] = (), names: list[str] = TOOLK
     ],
 )  # fmt: skip
 def test_toolkit_of_administrator_stays_or_is_refused(
-    lines: list[str], kept: bool, missing: list[str], problem: str
+    lines: list[str], keep: bool, missing: list[str], problem: str
 ) -> None:
     decision = toolkit.decision(lines, TOOLKIT, "1.18.2-1", "1.17.8")
-    assert (decision["kept"], decision["missing"]) == (kept, missing)
+    assert (decision["kept"], decision["missing"]) == (keep, missing)
     assert problem in decision["problem"] and bool(problem) == bool(decision["problem"])
 
 
 def test_only_the_toolkit_of_the_role_is_downgraded_and_released() -> None:
-    ours = [f"brought {name} 1.18.2-1" for name in TOOLKIT]
+    brought = [f"brought {name} 1.18.2-1" for name in TOOLKIT]
     holds = ["holding", *(f"holds {name}" for name in TOOLKIT[:3])]
-    lines = [*installed("1.18.2-1", tuple(TOOLKIT[:3])), "works yes", *ours, *holds]
+    lines = [*installed("1.18.2-1", tuple(TOOLKIT[:3])), "works yes", *brought, *holds]
     decision = toolkit.decision(lines, TOOLKIT, "1.18.1-1", "1.17.8")
     assert (decision["downgrade"], decision["unhold"]) == (TOOLKIT, sorted(TOOLKIT[:3]))
     assert decision["problem"] == "" and decision["hold"] == TOOLKIT[3:]
     # One is held by an administrator.
-    lines = [*installed("1.18.2-1", tuple(TOOLKIT)), "works yes", *ours, *holds]
+    lines = [*installed("1.18.2-1", tuple(TOOLKIT)), "works yes", *brought, *holds]
     assert "libnvidia-container1" in toolkit.decision(lines, TOOLKIT, "1.18.1-1", "1.17.8")["problem"]
 
 
@@ -745,11 +745,11 @@ def test_missing_answer_of_worker_is_a_row() -> None:
 
 
 def test_graver_of_two_rows_stays() -> None:
-    ours = [row("card", "ok", "a"), row("driver", "ok", "ours")]
+    own = [row("card", "ok", "a"), row("driver", "ok", "ours")]
     workers = [row("driver", "fail", "theirs"), row("xid", "warn", "1"), row("xid", "warn", "2")]
-    assert [one["message"] for one in check.merge(ours, workers)] == ["a", "theirs", "1", "2"]
+    assert [one["message"] for one in check.merge(own, workers)] == ["a", "theirs", "1", "2"]
     workers[0]["status"] = "skip"
-    assert [one["message"] for one in check.merge(ours, workers)] == ["a", "ours", "1", "2"]
+    assert [one["message"] for one in check.merge(own, workers)] == ["a", "ours", "1", "2"]
 
 
 @pytest.mark.parametrize(

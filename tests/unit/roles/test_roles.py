@@ -147,9 +147,9 @@ def test_yaml_parses_and_hides_no_failure(path: Path) -> None:
 def test_retries_of_apt_are_those_of_the_role() -> None:
     """The apt module's own five tries would multiply a role's retries: an outage would be reported after minutes only."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "roles").glob("*/tasks/*.yml")]
-    asked = sum(text.count("update_cache: true\n") for text in texts)
+    count = sum(text.count("update_cache: true\n") for text in texts)
     once = sum(len(re.findall(r"update_cache: true\n +update_cache_retries: 1\n", text)) for text in texts)
-    assert asked == once > 0
+    assert count == once > 0
 
 
 #: Variables that may hold a password: environments (proxies, indexes), the engine's configuration, addresses of mirrors,
@@ -181,19 +181,19 @@ SHOW = ("set_fact", "command", "shell", "slurp", "debug", "get_url", "uri", "scr
 
 def tasks_of(path: Path) -> list[dict[str, Any]]:
     """Every task, block, and play of a file, those of blocks included."""
-    found: list[dict[str, Any]] = []
+    tasks: list[dict[str, Any]] = []
 
     def walk(node: Any) -> None:
         if isinstance(node, list):
             for item in node:
                 walk(item)
         elif isinstance(node, dict):
-            found.append(node)
+            tasks.append(node)
             for key in ("block", "rescue", "always", "tasks", "pre_tasks", "post_tasks", "handlers", "roles"):
                 walk(node.get(key))
 
     walk(load(path))
-    return [task for task in found if isinstance(task, dict)]
+    return [task for task in tasks if isinstance(task, dict)]
 
 
 TASK_FILES = sorted(
@@ -206,8 +206,8 @@ def test_no_task_shows_a_secret(path: Path) -> None:
     for task in tasks_of(path):
         name = task.get("name")
         # On the command line of the module, which ps and -vvv show: roles/common/tasks/environment.yml.
-        told = HARMLESS.sub("", json.dumps(task.get("environment", "")))
-        assert not SECRET.search(told), f"{name}: environment {told}"
+        shown_environment = HARMLESS.sub("", json.dumps(task.get("environment", "")))
+        assert not SECRET.search(shown_environment), f"{name}: environment {shown_environment}"
         for module in (*WRITE, *SHOW):
             arguments = task.get(f"ansible.builtin.{module}")
             if arguments is None:
@@ -243,10 +243,10 @@ def test_example_shows_vaulted_secrets(vault: dict[str, str]) -> None:
     command = [ANSIBLE_PLAYBOOK.with_name("ansible-inventory"), "-i", "inventory/example", "--host", "gpu-2"]
     environment = ansible_environment(**vault)
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    seen = json.loads(done.stdout)
-    assert seen["vault_github_runner_pat"] == "replace-me"
+    variables = json.loads(done.stdout)
+    assert variables["vault_github_runner_pat"] == "replace-me"
     # A Maxwell card: TensorFlow 2.17 has no kernels for it.
-    assert ":2.16." in seen["training_host_pull_images"]["gpu"]
+    assert ":2.16." in variables["training_host_pull_images"]["gpu"]
 
 
 def test_playbooks_pass_the_syntax_check(vault: dict[str, str]) -> None:

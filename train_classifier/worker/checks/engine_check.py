@@ -54,7 +54,7 @@ def sdk() -> Finding:
     return ok("docker-sdk", "the Docker SDK for Python is installed")
 
 
-def reach() -> tuple[Optional[dict[str, Any]], list[Finding]]:
+def check() -> tuple[Optional[dict[str, Any]], list[Finding]]:
     """Return the engine's /info, None when it does not answer, and the findings about it."""
     name = "engine"
     address = os.environ.get("DOCKER_HOST") or SOCKET

@@ -62,13 +62,13 @@ def installed_driver() -> Optional[str]:
     # Debian renames the module's file, and modinfo does not follow modprobe's configuration.
     for module in ("nvidia", "nvidia-current"):
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 [tool, "-F", "version", module], capture_output=True, text=True, timeout=20, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        match = _VERSION.search(done.stdout)
-        if done.returncode == 0 and match:
+        match = _VERSION.search(process.stdout)
+        if process.returncode == 0 and match:
             return match[1]
     return None
 
@@ -187,12 +187,12 @@ def check(
     min_vram_mib: Optional[int],
     info: Optional[dict[str, Any]],
     discovery: Discovery,
-    held: Optional[Collection[str]] = None,
+    job_cards: Optional[Collection[str]] = None,
 ) -> list[Finding]:
     """Return all findings about GPUs; with `auto` none of them stops a job.
 
-    `held` are the cards that jobs have: memory that other processes use is then a failure. With None this is
-    not checked, for a job that can wait for the memory.
+    `job_cards` are the cards that jobs have: memory that other processes use is then a failure. With None
+    this is not checked, for a job that can wait for the memory.
     """
     if requested == 0:
         return [skip("gpu", "no GPU is asked for")]
@@ -213,7 +213,7 @@ def check(
         else:
             findings.append(from_error("gpu", error))
     if discovery.gpus:
-        findings += _card_findings(host, count, min_vram_mib, info, discovery, held)
+        findings += _card_findings(host, count, min_vram_mib, info, discovery, job_cards)
     if requested == "auto":
         findings = [
             warn(finding.name, finding.message + (devices.ON_CPU if count else ""), finding.hint)
@@ -235,13 +235,13 @@ def _card_findings(
     min_vram_mib: Optional[int],
     info: Optional[dict[str, Any]],
     discovery: Discovery,
-    held: Optional[Collection[str]],
+    job_cards: Optional[Collection[str]],
 ) -> list[Finding]:
     findings = []
     try:
         unknown = devices.require_vram(count, discovery, min_vram_mib)
-        if held is not None:
-            devices.require_free(count, discovery, min_vram_mib, held)
+        if job_cards is not None:
+            devices.require_free(count, discovery, min_vram_mib, job_cards)
         findings += [warn("gpu-memory", sentence) for sentence in unknown]
         if not unknown:
             findings.append(ok("gpu-memory", ", ".join(_memory(card) for card in discovery.gpus)))

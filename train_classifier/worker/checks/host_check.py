@@ -38,7 +38,7 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
     """
     requested, floor = _requested_gpus(request)
     findings = [python(), engine_check.sdk()]
-    info, engine_findings = engine_check.reach()
+    info, engine_findings = engine_check.check()
     findings += engine_findings
     findings += [tool("rsync", "rsync"), uv(host)]
     state, finding = state_folder(host, request)
@@ -49,9 +49,9 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
     if requested != 0:
         findings.append(queue_folder(host, discovery))
     users = _users(host, discovery)
-    held = users if request.get("deep") else None
-    findings += gpu_check.check(host, requested, floor, info, discovery, held)
-    findings += other_users(host, discovery, users)
+    job_cards = users if request.get("deep") else None
+    findings += gpu_check.check(host, requested, floor, info, discovery, job_cards)
+    findings += foreign_gpu_users(discovery, users)
     if request.get("deep"):
         findings.append(metadata(host))
         findings += _deep(host, request, discovery, findings)
@@ -145,20 +145,19 @@ def disks(host: Host, state: Optional[Path], info: Optional[dict[str, Any]]) -> 
     root = (info or {}).get("DockerRootDir")
     if root and os.path.isdir(root):
         places.append(("engine-disk", "engine", Path(root)))
-    for name, what, path in places:
+    for name, purpose, path in places:
         if path is None:
             continue
         path = _existing(path)
         space = os.statvfs(path)
         free = space.f_bavail * space.f_frsize
-        text = f"{free / (1 << 30):.1f} GiB free for the {what} ({path})"
+        text = f"{free / (1 << 30):.1f} GiB free for the {purpose} ({path})"
         if free < host.disk_floor_bytes:
             text += f", wanted {host.disk_floor_bytes / (1 << 30):.1f} GiB"
             findings.append(fail(name, text, "train-classifier clean, or disk_floor_bytes in host.json"))
         elif space.f_files and space.f_favail < 10000:
-            findings.append(
-                fail(name, f"{space.f_favail} inodes free for the {what} ({path})", "train-classifier clean")
-            )
+            text = f"{space.f_favail} inodes free for the {purpose} ({path})"
+            findings.append(fail(name, text, "train-classifier clean"))
         else:
             findings.append(ok(name, text))
     return findings
@@ -167,14 +166,14 @@ def disks(host: Host, state: Optional[Path], info: Optional[dict[str, Any]]) -> 
 def clock() -> Finding:
     """Check that the clock is in the right years."""
     now = time.time()
-    shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    date = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     if not NOT_BEFORE < now < NOT_AFTER:
         return fail(
             "clock",
-            f"the host's clock says {shown}",
+            f"the host's clock says {date}",
             "set the clock, and let it be synchronised: timedatectl",
         )
-    return ok("clock", shown)
+    return ok("clock", date)
 
 
 def drain(host: Host) -> Finding:
@@ -214,10 +213,10 @@ def _open_metadata(host: Host) -> Optional[str]:
     # Only root may read the rules themselves.
     program = host.root / FIREWALL
     try:
-        done = subprocess.run([program, "check"], capture_output=True, text=True, timeout=60, check=False)
+        process = subprocess.run([program, "check"], capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{program} does not run: {error}"
-    return None if done.returncode == 0 else (done.stdout + done.stderr).strip()[-200:]
+    return None if process.returncode == 0 else (process.stdout + process.stderr).strip()[-200:]
 
 
 def queue_folder(host: Host, discovery: Discovery) -> Finding:
@@ -234,14 +233,14 @@ def queue_folder(host: Host, discovery: Discovery) -> Finding:
     try:
         # Under the lock, because a ticket that is being created is not valid yet.
         with tickets.locked(path):
-            strange = tickets.strange(path)
+            invalid_files = tickets.invalid_files(path)
     except TrainClassifierError as error:
         return from_error(name, error)
-    if strange:
-        shown = "; ".join(f"{file} {why}" for file, why in strange[:5])
-        more = f"; and {len(strange) - 5} more" if len(strange) > 5 else ""
-        files = " ".join(shlex.quote(str(file)) for file, _ in strange[:5])
-        return warn(name, f"ignored in the queue: {shown}{more}", f"on the host: rm -r {files}")
+    if invalid_files:
+        problems = "; ".join(f"{file} {why}" for file, why in invalid_files[:5])
+        more = f"; and {len(invalid_files) - 5} more" if len(invalid_files) > 5 else ""
+        files = " ".join(shlex.quote(str(file)) for file, _ in invalid_files[:5])
+        return warn(name, f"ignored in the queue: {problems}{more}", f"on the host: rm -r {files}")
     return ok(name, str(path))
 
 
@@ -256,7 +255,7 @@ def _users(host: Host, discovery: Discovery) -> dict[str, str]:
         return {}
 
 
-def other_users(host: Host, discovery: Discovery, users: dict[str, str]) -> list[Finding]:
+def foreign_gpu_users(discovery: Discovery, users: dict[str, str]) -> list[Finding]:
     """Return the GPUs that are used by processes that do not belong to jobs."""
     return [
         warn(
@@ -296,7 +295,7 @@ def _deep(
                     "image", f"image {reference} is not on this host; the first job pulls it", image.BOOTSTRAP
                 )
             ]
-        context = Context(client, host, Store(host.state_dir(request)).make(host.job_user()))
+        context = Context(client, host, Store(host.state_dir(request)).make())
         resolved = image.resolve(context, spec, with_gpu)
     except TrainClassifierError as error:
         return [from_error("image", error)]

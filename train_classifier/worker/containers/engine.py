@@ -117,7 +117,7 @@ def run_in_thread(call: Callable[[], T], check_cancel: Callable[[], None]) -> T:
 
     If `check_cancel` raises, the call continues in its thread, at most until this process ends.
     """
-    done = threading.Event()
+    ended = threading.Event()
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -127,10 +127,10 @@ def run_in_thread(call: Callable[[], T], check_cancel: Callable[[], None]) -> T:
         except BaseException as error:
             errors.append(error)
         finally:
-            done.set()
+            ended.set()
 
     threading.Thread(target=run, name="engine", daemon=True).start()
-    while not done.wait(0.1):
+    while not ended.wait(0.1):
         check_cancel()
     if errors:
         raise errors[0]

@@ -159,11 +159,11 @@ def _pull(context: Context, reference: str) -> None:
             detail = message.get("progressDetail") or {}
             if message.get("status") == "Downloading" and detail.get("total"):
                 layers[message.get("id", "")] = (detail.get("current", 0), detail["total"])
-                done = sum(current for current, _ in layers.values()) >> 20
-                whole = sum(total for _, total in layers.values()) >> 20
-                if done - reported >= 100:
-                    reported = done
-                    context.say(f"pulling image {reference}: {done} of {whole} MiB")
+                received = sum(current for current, _ in layers.values()) >> 20
+                total_size = sum(total for _, total in layers.values()) >> 20
+                if received - reported >= 100:
+                    reported = received
+                    context.say(f"pulling image {reference}: {received} of {total_size} MiB")
 
     try:
         # In a thread: otherwise a cancel would wait for the next message of a slow registry.

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import os
-import pwd
 import re
 import subprocess
 from collections.abc import Collection, Sequence
@@ -15,7 +14,7 @@ from train_classifier.core.errors import NoGpu
 from train_classifier.core.options import show_option
 from train_classifier.worker.containers import engine
 from train_classifier.worker.gpus import cdi
-from train_classifier.worker.system.host import Host
+from train_classifier.worker.system.host import Host, account_name
 
 FIELDS = ("index", "uuid", "name", "memory.total", "memory.free", "driver_version", "mig.mode.current")
 REBOOT_AFTER_UPGRADE = (
@@ -109,7 +108,7 @@ def discover(host: Host, processes: bool = True) -> Discovery:
     """Read the cards, and with `processes` their users, from nvidia-smi. A failing tool raises nothing."""
     query = ["--query-gpu=" + ",".join(FIELDS), "--format=csv,noheader,nounits"]
     try:
-        done = _run(host, *query)
+        result = _run(host, *query)
     except FileNotFoundError:
         return Discovery((), "there is no nvidia-smi on this host", "run the role nvidia_driver on it")
     except PermissionError as error:
@@ -118,10 +117,10 @@ def discover(host: Host, processes: bool = True) -> Discovery:
         return Discovery(
             (), f"nvidia-smi did not answer within {TIMEOUT_S:.0f} s", "reboot the host: its driver hangs"
         )
-    if done.returncode != 0:
-        return Discovery((), *explain(done.stdout), detail=done.stdout.strip()[-2000:] or None)
+    if result.returncode != 0:
+        return Discovery((), *explain(result.stdout), detail=result.stdout.strip()[-2000:] or None)
     gpus = []
-    for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True):
+    for row in csv.reader(result.stdout.splitlines(), skipinitialspace=True):
         values = [value.strip() for value in row]
         # A failing card has a line of error text among the valid lines.
         if len(values) != len(FIELDS) or _number(values[0]) is None or not values[1].startswith("GPU-"):
@@ -139,9 +138,8 @@ def discover(host: Host, processes: bool = True) -> Discovery:
             )
         )
     if not gpus:
-        return Discovery(
-            (), *explain(done.stdout or "No devices were found"), detail=done.stdout.strip()[-2000:] or None
-        )
+        detail = result.stdout.strip()[-2000:] or None
+        return Discovery((), *explain(result.stdout or "No devices were found"), detail=detail)
     if processes:
         users = _processes(host)
         gpus = [dataclasses.replace(gpu, busy_by=tuple(users.get(gpu.uuid, ()))) for gpu in gpus]
@@ -152,14 +150,12 @@ def _processes(host: Host) -> dict[str, list[Process]]:
     """Return the processes on each card; none where the query is not supported."""
     users: dict[str, list[Process]] = {}
     try:
-        done = _run(
-            host,
-            "--query-compute-apps=gpu_uuid,pid,process_name,used_memory",
-            "--format=csv,noheader,nounits",
-        )
+        query = "--query-compute-apps=gpu_uuid,pid,process_name,used_memory"
+        result = _run(host, query, "--format=csv,noheader,nounits")
     except (OSError, subprocess.TimeoutExpired):
         return users
-    for row in csv.reader(done.stdout.splitlines() if done.returncode == 0 else (), skipinitialspace=True):
+    lines = result.stdout.splitlines() if result.returncode == 0 else ()
+    for row in csv.reader(lines, skipinitialspace=True):
         if len(row) == 4 and row[0].startswith("GPU-") and _number(row[1]) is not None:
             process = Process(_number(row[1]) or 0, row[2].strip(), _number(row[3]))
             users.setdefault(row[0].strip(), []).append(process)
@@ -211,17 +207,17 @@ USABLE = 0.9
 
 
 def require_free(
-    count: int, discovery: Discovery, min_vram_mib: Optional[int], held: Collection[str] = ()
+    count: int, discovery: Discovery, min_vram_mib: Optional[int], job_cards: Collection[str] = ()
 ) -> None:
     """Raise NoGpu when fewer than `count` cards have the minimum, or nearly all of their memory, free.
 
-    Cards in `held` belong to jobs, which may use their memory; unknown memory ([N/A]) is accepted.
+    Cards in `job_cards` belong to jobs, which may use their memory; unknown memory ([N/A]) is accepted.
     """
     floor = options.default("min_vram") if min_vram_mib is None else min_vram_mib
     full = [
         gpu
         for gpu in discovery.gpus
-        if gpu.uuid not in held
+        if gpu.uuid not in job_cards
         and gpu.memory_free_mib is not None
         and gpu.memory_free_mib < min(floor, (gpu.memory_total_mib or floor) * USABLE)
     ]
@@ -264,7 +260,7 @@ def holders(gpu: Gpu) -> str:
 
 def _pid_and_owner(process: Process) -> str:
     try:
-        return f"pid {process.pid}, {_account(os.stat(f'/proc/{process.pid}').st_uid)}"
+        return f"pid {process.pid}, {account_name(os.stat(f'/proc/{process.pid}').st_uid)}"
     except OSError:
         return f"pid {process.pid}"
 
@@ -283,13 +279,6 @@ def describe_use(host: Host, uuids: Collection[str]) -> str:
             sharing = f"it is also used by {users}" if users else "nobody else uses it"
             sentences.append(f"GPU {gpu.index} ({gpu.name}) has {size} of memory, and {sharing}")
     return "; ".join(sentences)
-
-
-def _account(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
 
 
 def device_options(client: Any, gpus: Sequence[Gpu], root: Path = Path("/")) -> dict[str, Any]:

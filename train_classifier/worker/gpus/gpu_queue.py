@@ -20,25 +20,23 @@ from train_classifier.worker.gpus import devices
 from train_classifier.worker.gpus.devices import Discovery, Gpu
 from train_classifier.worker.gpus.tickets import (
     TICKET,
+    InvalidFile,
     QueueEntry,
-    Strange,
-    clock,
     create,
     locked,
     next_number,
     open_ticket,
     read,
     tickets,
-    user_name,
     write,
 )
-from train_classifier.worker.system.host import Host, boot_id
+from train_classifier.worker.system.host import Host, account_name, boot_id, uptime
 
 #: Seconds after which a job that is still preparing is skipped.
 PREPARING_S = 30.0
 #: Seconds for which another process may use the memory of a GPU that is free in the queue: the memory of a
 #: killed job is released with a delay.
-OTHER_USE_S = 20.0
+FOREIGN_USE_S = 20.0
 POLL_S = 0.25
 #: Seconds between two calls of nvidia-smi.
 LOOK_S = 2.0
@@ -56,9 +54,9 @@ def enqueue(
         number = next_number(folder)
         path = folder / f"{number:012d}-{job}.json"
         entry = QueueEntry(
-            path=path, number=number, job=job, model=model, user=user_name(uid), uid=uid, dir=str(directory),
-            want=want, min_vram_mib=min_vram_mib, state="new", gpus=[], since=time.time(), since_boot=clock(),
-            boot=boot_id(),
+            path=path, number=number, job=job, model=model, user=account_name(uid), uid=uid,
+            dir=str(directory), want=want, min_vram_mib=min_vram_mib, state="new", gpus=[],
+            since=time.time(), since_boot=uptime(), boot=boot_id(),
         )  # fmt: skip
         try:
             descriptor = create(path)
@@ -71,7 +69,7 @@ def enqueue(
     return path
 
 
-def withdraw(folder: Path, job: str) -> None:
+def remove_ticket(folder: Path, job: str) -> None:
     """Remove a job's ticket that no process holds: its submission failed, or its worker is dead.
 
     The caller must remove the job's container before. A held ticket stays.
@@ -115,14 +113,14 @@ class Ticket:
                 path = folder / name
                 try:
                     descriptor = open_ticket(path, os.O_RDWR)
-                except (FileNotFoundError, Strange):
+                except (FileNotFoundError, InvalidFile):
                     continue
                 if os.fstat(descriptor).st_uid != os.geteuid():
                     # Any user of Docker can create a file of this name.
                     os.close(descriptor)
                     continue
                 entry = None
-                with contextlib.suppress(Strange):
+                with contextlib.suppress(InvalidFile):
                     entry = read(path, descriptor)
                 if entry is None or not try_lock(descriptor):
                     os.close(descriptor)
@@ -139,7 +137,7 @@ class Ticket:
 
     def _change(self, state: str, gpus: tuple[str, ...] = ()) -> None:
         entry = dataclasses.replace(
-            self._entry, state=state, gpus=list(gpus), since=time.time(), since_boot=clock(), boot=boot_id()
+            self._entry, state=state, gpus=list(gpus), since=time.time(), since_boot=uptime(), boot=boot_id()
         )
         write(self._descriptor, entry)
         self._entry = entry
@@ -164,7 +162,7 @@ class Ticket:
         with locked(self._folder, check_cancel):
             self._change("waiting")
         turn = _Turn(self, client, host)
-        began = clock()
+        began = uptime()
         reported = ""
         query = True
         while True:
@@ -173,7 +171,7 @@ class Ticket:
             if query:
                 turn.refresh()
             with locked(self._folder, check_cancel):
-                reading = turn.look(fresh=query)
+                reading = turn.read_queue(fresh=query)
                 if reading.granted:
                     self._change("granted", tuple(card.uuid for card in reading.granted))
             turn.clean(reading.dead)
@@ -187,7 +185,7 @@ class Ticket:
             if message != reported:
                 reported = message
                 say(message)
-            if limit_s is not None and clock() - began >= limit_s:
+            if limit_s is not None and uptime() - began >= limit_s:
                 raise TimedOut(
                     f"waited {show_seconds(limit_s)} for a GPU",
                     f"wait longer with {show_option('wait')}, or ask for fewer GPUs",
@@ -231,17 +229,17 @@ class _Turn:
         self.discovery = Discovery()
         self.discovered = float("-inf")
         #: GPUs that running containers of this program use.
-        self.held: set[str] = set()
-        self.other_use_since: Optional[float] = None
+        self.container_cards: set[str] = set()
+        self.foreign_use_since: Optional[float] = None
 
     def refresh(self) -> None:
         """Query driver and engine. A container that starts later has a live ticket with its GPUs."""
-        if clock() - self.discovered > LOOK_S:
+        if uptime() - self.discovered > LOOK_S:
             self.discovery = devices.discover(self.host)
-            self.discovered = clock()
-        self.held = self._held_by_containers()
+            self.discovered = uptime()
+        self.container_cards = self._cards_of_containers()
 
-    def look(self, fresh: bool) -> _Reading:
+    def read_queue(self, fresh: bool) -> _Reading:
         """Read the queue, whose lock is held; `fresh`: driver and engine were queried just now."""
         own = self.ticket.entry
         live, dead = tickets(self.ticket._folder, own.path)
@@ -262,18 +260,18 @@ class _Turn:
             return _Reading(message=self._message(granted, first), dead=dead_with_gpus)
         devices.gpu_count(own.want, self.discovery)
         devices.require_vram(own.want, self.discovery, own.min_vram_mib)
-        taken = {uuid for entry in (*granted, *dead_with_gpus) for uuid in entry.gpus}
+        assigned = {uuid for entry in (*granted, *dead_with_gpus) for uuid in entry.gpus}
         free = [
             card
             for card in self.discovery.gpus
-            if card.uuid not in taken and devices.big_enough(card, own.min_vram_mib)
+            if card.uuid not in assigned and devices.big_enough(card, own.min_vram_mib)
         ]
         if len(free) < own.want:
-            self.other_use_since = None
+            self.foreign_use_since = None
             return _Reading(message=self._message(granted, []), dead=dead_with_gpus)
         if not fresh:
             return _Reading(dead=dead_with_gpus, query=True)
-        free = [card for card in free if card.uuid not in self.held]
+        free = [card for card in free if card.uuid not in self.container_cards]
         # Unused cards first.
         chosen = sorted(
             (card for card in free if devices.free_enough(card, own.min_vram_mib)),
@@ -284,10 +282,10 @@ class _Turn:
         if len(free) >= own.want:
             message = self._memory_in_use(free, own.min_vram_mib or 0)
             return _Reading(message=message, dead=dead_with_gpus, query=True)
-        self.other_use_since = None
+        self.foreign_use_since = None
         return _Reading(message=self._message(granted, []), dead=dead_with_gpus, query=True)
 
-    def _held_by_containers(self) -> set[str]:
+    def _cards_of_containers(self) -> set[str]:
         label = f"{engine.LABEL}.gpus"
         containers = engine.retry(
             lambda: self.client.containers.list(
@@ -312,8 +310,8 @@ class _Turn:
             f"GPU {card.index} has {card.memory_free_mib} MiB free, {floor} are asked for; "
             f"it is used by {users}, which is no job of train-classifier"
         )
-        self.other_use_since = self.other_use_since or clock()
-        if clock() - self.other_use_since > OTHER_USE_S:
+        self.foreign_use_since = self.foreign_use_since or uptime()
+        if uptime() - self.foreign_use_since > FOREIGN_USE_S:
             raise NoGpu(sentence, f"stop that process, or ask for less with {show_option('min_vram')}")
         return sentence
 
@@ -338,12 +336,12 @@ class _Turn:
             with locked(self.ticket._folder):
                 # Check again that it is dead: another process may have cleaned it meanwhile.
                 _, still_dead = tickets(self.ticket._folder, self.ticket.entry.path)
-                if any(other.path == entry.path for other in still_dead):
+                if any(ticket.path == entry.path for ticket in still_dead):
                     entry.path.unlink(missing_ok=True)
 
     def _remove_containers(self, entry: QueueEntry) -> None:
         """Remove a dead job's containers that have its GPUs; a ticket may name a job that is running."""
-        if any(other.job == entry.job for other in snapshot(self.ticket._folder)):
+        if any(ticket.job == entry.job for ticket in snapshot(self.ticket._folder)):
             return
         label = {"label": f"{engine.LABEL}.job={entry.job}"}
         containers = engine.retry(

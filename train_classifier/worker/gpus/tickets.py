@@ -5,7 +5,7 @@ written in place and never renamed, because a flock belongs to the inode. A file
 user's.
 
 Every user of Docker can write into the queue's folder, so files are read with limits, and a file that is not
-a ticket is ignored; `strange` names it for the host check. The owner of the file is the owner of the ticket.
+a ticket is ignored; `invalid_files` names it for the host check. The owner of the file owns the ticket.
 """
 
 import contextlib
@@ -13,7 +13,6 @@ import dataclasses
 import errno
 import json
 import os
-import pwd
 import re
 import stat
 import time
@@ -23,8 +22,8 @@ from typing import Any, Callable, Optional
 
 from train_classifier.core.errors import NotReady
 from train_classifier.core.job import MODEL
-from train_classifier.core.locks import try_lock
-from train_classifier.worker.system.host import boot_id
+from train_classifier.core.locks import is_current, try_lock
+from train_classifier.worker.system.host import account_name, boot_id, uptime
 
 #: Seconds after which a submitted ticket that no worker has claimed is removed. It is skipped much earlier,
 #: but a worker that is late on a busy host still has its place.
@@ -40,7 +39,7 @@ STATES = ("new", "preparing", "waiting", "granted")
 _GPU = re.compile(r"[!-+.-~][!-+.-~-]{0,127}\Z")
 
 
-class Strange(Exception):
+class InvalidFile(Exception):
     """Raised for a file of the queue's folder that is not a ticket; the text is the reason."""
 
 
@@ -68,12 +67,7 @@ class QueueEntry:
 
     def age(self) -> float:
         """Return the seconds since this state began; infinite for a ticket of an earlier boot."""
-        return clock() - self.since_boot if self.boot == boot_id() else float("inf")
-
-
-def clock() -> float:
-    """Return seconds on a clock that all processes share and that cannot be set."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+        return uptime() - self.since_boot if self.boot == boot_id() else float("inf")
 
 
 @contextlib.contextmanager
@@ -97,7 +91,7 @@ def locked(folder: Path, check: Optional[Callable[[], None]] = None) -> Iterator
                         f"on the host, find it and stop it: fuser -v {path}",
                     )
                 time.sleep(0.02)
-            if _is_current(descriptor, path):
+            if is_current(descriptor, path):
                 yield
                 return
         finally:
@@ -118,20 +112,10 @@ def _open_lock(folder: Path, path: Path) -> int:
             return _open(path, os.O_RDWR)
     except FileNotFoundError as error:
         raise NotReady(f"the queue's folder {folder} is missing", hint) from error
-    except Strange as error:
+    except InvalidFile as error:
         raise NotReady(f"the queue's lock {path} {error}", f"on the host: rm -r {path}") from error
     except OSError as error:
         raise NotReady(f"the queue {folder} cannot be used: {error.strerror}", hint) from error
-
-
-def _is_current(descriptor: int, path: Path) -> bool:
-    """Return whether `path` still names the lock's file; otherwise there would be two locks."""
-    opened = os.fstat(descriptor)
-    try:
-        current = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return (opened.st_dev, opened.st_ino) == (current.st_dev, current.st_ino)
 
 
 def create(path: Path) -> int:
@@ -143,90 +127,82 @@ def create(path: Path) -> int:
 
 
 def _open(path: Path, mode: int) -> int:
-    """Open a regular file of the queue without blocking. Raises Strange for anything else."""
+    """Open a regular file of the queue without blocking. Raises InvalidFile for anything else."""
     try:
         descriptor = os.open(path, mode | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise Strange("is not a regular file") from error
+            raise InvalidFile("is not a regular file") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise Strange("is not a regular file")
+        raise InvalidFile("is not a regular file")
     return descriptor
 
 
 def open_ticket(path: Path, mode: int = os.O_RDONLY) -> int:
-    """Open a ticket. Raises Strange when it cannot be a ticket, FileNotFoundError when it is gone."""
+    """Open a ticket. Raises InvalidFile when it cannot be a ticket, FileNotFoundError when it is gone."""
     try:
         return _open(path, mode)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise Strange(f"cannot be opened: {error.strerror}") from error
+        raise InvalidFile(f"cannot be opened: {error.strerror}") from error
 
 
 def read(path: Path, descriptor: int) -> QueueEntry:
-    """Return the data of a ticket. Raises Strange for content that no worker writes."""
+    """Return the data of a ticket. Raises InvalidFile for content that no worker writes."""
     match = TICKET.match(path.name)
     status = os.fstat(descriptor)
     if match is None:
-        raise Strange("has no name of a ticket")
+        raise InvalidFile("has no name of a ticket")
     if status.st_size > MOST_BYTES:
-        raise Strange(f"has {status.st_size} bytes")
+        raise InvalidFile(f"has {status.st_size} bytes")
     try:
         data = json.loads(os.pread(descriptor, MOST_BYTES, 0))
     except (ValueError, RecursionError):
-        raise Strange("cannot be read: it is cut short or no JSON") from None
+        raise InvalidFile("cannot be read: it is cut short or no JSON") from None
     if not isinstance(data, dict):
-        raise Strange("is not a JSON object")
+        raise InvalidFile("is not a JSON object")
     for name, valid in _FIELDS.items():
         if not valid(data.get(name)):
-            raise Strange(f"has no valid {name}")
+            raise InvalidFile(f"has no valid {name}")
     if data["job"] != match[2]:
-        raise Strange("names another job than its name")
+        raise InvalidFile("names another job than its name")
     fields = {name: data[name] for name in _FIELDS}
     return QueueEntry(
-        path=path, number=int(match[1]), uid=status.st_uid, user=user_name(status.st_uid), **fields
+        path=path, number=int(match[1]), uid=status.st_uid, user=account_name(status.st_uid), **fields
     )
 
 
-def user_name(uid: int) -> str:
-    """Return the login name of a user; the number if there is no name on the host."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
-
-
-def _whole(value: Any, most: int) -> bool:
+def _is_number(value: Any, most: int) -> bool:
     return type(value) is int and 0 <= value <= most
 
 
-def _seconds(value: Any) -> bool:
+def _is_time(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1e11
 
 
-def _text(value: Any, most: int) -> bool:
+def _is_text(value: Any, most: int) -> bool:
     return isinstance(value, str) and len(value) <= most and value.isprintable()
 
 
 #: The keys of a ticket. Number and user come from the file's name and owner; other keys are ignored.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
-    "job": lambda value: _text(value, 64),
+    "job": lambda value: _is_text(value, 64),
     "model": lambda value: isinstance(value, str) and MODEL.match(value) is not None,
     "dir": lambda value: isinstance(value, str),
-    "want": lambda value: _whole(value, 1024),
-    "min_vram_mib": lambda value: value is None or _whole(value, 1 << 40),
+    "want": lambda value: _is_number(value, 1024),
+    "min_vram_mib": lambda value: value is None or _is_number(value, 1 << 40),
     "state": lambda value: value in STATES,
     "gpus": lambda value: (
         isinstance(value, list)
         and len(value) <= 1024
         and all(isinstance(uuid, str) and _GPU.match(uuid) for uuid in value)
     ),
-    "since": _seconds,
-    "since_boot": _seconds,
-    "boot": lambda value: _text(value, 64),
+    "since": _is_time,
+    "since_boot": _is_time,
+    "boot": lambda value: _is_text(value, 64),
 }
 
 
@@ -239,7 +215,7 @@ def write(descriptor: int, entry: QueueEntry) -> None:
     os.ftruncate(descriptor, len(text))
 
 
-def _names(folder: Path) -> list[Path]:
+def _ticket_paths(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(os.listdir(folder)) if TICKET.match(name)]
 
 
@@ -249,21 +225,21 @@ def tickets(folder: Path, own: Optional[Path] = None) -> tuple[list[QueueEntry],
     An incomplete ticket of this user, whose writer died, is removed.
     """
     live, dead = [], []
-    for path in _names(folder):
+    for path in _ticket_paths(folder):
         try:
             descriptor = open_ticket(path)
-        except (FileNotFoundError, Strange):
+        except (FileNotFoundError, InvalidFile):
             continue
         try:
-            held = path == own or not try_lock(descriptor)
+            is_held = path == own or not try_lock(descriptor)
             try:
                 entry = read(path, descriptor)
-            except Strange:
-                if not held and os.fstat(descriptor).st_uid == os.geteuid():
+            except InvalidFile:
+                if not is_held and os.fstat(descriptor).st_uid == os.geteuid():
                     path.unlink(missing_ok=True)
                 continue
-            young = entry.state == "new" and 0 <= entry.age() < NEW_S
-            if held or young:
+            is_young = entry.state == "new" and 0 <= entry.age() < NEW_S
+            if is_held or is_young:
                 live.append(entry)
             else:
                 dead.append(entry)
@@ -272,10 +248,10 @@ def tickets(folder: Path, own: Optional[Path] = None) -> tuple[list[QueueEntry],
     return live, dead
 
 
-def strange(folder: Path) -> list[tuple[Path, str]]:
+def invalid_files(folder: Path) -> list[tuple[Path, str]]:
     """Return the invalid files with the name of a ticket or of the counter, each with its problem."""
     problems = []
-    for path in _names(folder):
+    for path in _ticket_paths(folder):
         with contextlib.suppress(FileNotFoundError):
             try:
                 descriptor = open_ticket(path)
@@ -283,13 +259,13 @@ def strange(folder: Path) -> list[tuple[Path, str]]:
                     read(path, descriptor)
                 finally:
                     os.close(descriptor)
-            except Strange as error:
+            except InvalidFile as error:
                 problems.append((path, str(error)))
     try:
         os.close(_open(folder / "counter", os.O_RDWR))
     except FileNotFoundError:
         pass
-    except (OSError, Strange) as error:
+    except (OSError, InvalidFile) as error:
         problems.append((folder / "counter", getattr(error, "strerror", None) or str(error)))
     return problems
 
@@ -299,7 +275,7 @@ def next_number(folder: Path) -> int:
     path = folder / "counter"
     descriptor = -1
     # If the counter cannot be used, a number may be used again after its job is gone.
-    with contextlib.suppress(OSError, Strange):
+    with contextlib.suppress(OSError, InvalidFile):
         try:
             descriptor = _open(path, os.O_RDWR)
         except FileNotFoundError:
@@ -307,7 +283,7 @@ def next_number(folder: Path) -> int:
     try:
         text = os.pread(descriptor, 64, 0).strip() if descriptor >= 0 else b""
         last = int(text) if text.isdigit() else 0
-        numbers = [int(path.name[:12]) for path in _names(folder)]
+        numbers = [int(path.name[:12]) for path in _ticket_paths(folder)]
         number = min(max([last, *numbers]) + 1, MOST_NUMBER)
         if descriptor >= 0:
             data = f"{number}\n".encode()

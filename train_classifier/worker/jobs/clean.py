@@ -136,11 +136,11 @@ def clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
         # Folders can be cleaned without an engine, to make room for one to start.
         cleaning.client = None
     if not cleaning.dry_run and cleaning.client is not None:
-        recover.finish_dead_jobs(store, host, cleaning.client)
+        recover.finish_dead_jobs(store, host)
     if older_s >= 0:
         cleaning.jobs(older_s)
     cleaning.containers()
     cleaning.workers()
     cleaning.old_environments()
-    kept_bytes = cleaning.budget(int(max_bytes))
-    return {"removed": cleaning.removed, "kept_bytes": kept_bytes}
+    remaining_bytes = cleaning.budget(int(max_bytes))
+    return {"removed": cleaning.removed, "kept_bytes": remaining_bytes}

@@ -47,7 +47,7 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
     if problems:
         raise BadInput(*problems)
     account = host.job_user()
-    store.make(account)
+    store.make()
     _require_space(host, store, spec)
     if os.geteuid() == 0:
         program.open_to_all()
@@ -108,10 +108,10 @@ def _find_resumed_job(store: Store, spec: JobSpec) -> Job:
         return job
     for job in reversed(store.all_jobs()):
         try:
-            other_spec = job.spec()
+            earlier_spec = job.spec()
         except TrainClassifierError:
             continue
-        is_same_model = (other_spec.model, other_spec.repository.key) == (spec.model, spec.repository.key)
+        is_same_model = (earlier_spec.model, earlier_spec.repository.key) == (spec.model, spec.repository.key)
         if is_same_model and job.id != spec.id and _count_checkpoints(job):
             return job
     raise BadInput(f"there is no earlier job of {spec.model} with checkpoints to resume from")

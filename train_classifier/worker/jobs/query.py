@@ -42,7 +42,7 @@ def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     offset = number(request, "offset", 0, 1 << 62)
     wait = min(number(request, "wait", 0, MAX_WAIT_S * 60), MAX_WAIT_S)
     max_bytes = int(min(number(request, "max", DEFAULT_BYTES, 1 << 40), MAX_BYTES)) or DEFAULT_BYTES
-    seen_version = request.get("seen")
+    known_version = request.get("seen")
     if request.get("renew"):
         _renew(job)
     deadline = time.monotonic() + wait
@@ -55,7 +55,7 @@ def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
         status = job.status()
         # Read the size after the status: the log of a finished job does not grow any more.
         size = log_size(job)
-        if size > offset or status["version"] != seen_version or now >= deadline:
+        if size > offset or status["version"] != known_version or now >= deadline:
             break
         time.sleep(POLL_S)
     data = _log(job, int(offset), max_bytes) if size > offset else b""

@@ -67,9 +67,9 @@ def finish(job: Job, host: Host, reason: Optional[str] = None) -> bool:
     """
     if job.is_foreign:
         _refuse_tampered(job)
-    other_worker = _worker_of_other_version(job)
-    if other_worker is not None:
-        return _finish_with(other_worker, job)
+    program_of_job = _worker_of_other_version(job)
+    if program_of_job is not None:
+        return _finish_with_program(program_of_job, job)
     if job.is_foreign:
         return False
     with locks.hold_now(job.lock) as is_locked:
@@ -148,9 +148,9 @@ def _worker_of_other_version(job: Job) -> Optional[Path]:
     return worker if is_installed and (worker / "__main__.py").is_file() else None
 
 
-def _finish_with(worker: Path, job: Job) -> bool:
+def _finish_with_program(worker: Path, job: Job) -> bool:
     """Let another version finish its job; it checks itself whether its worker is alive. Raises NotReady."""
-    had_ended = os.path.lexists(job.dir / "result.json")
+    was_finished = os.path.lexists(job.dir / "result.json")
     process = subprocess.Popen(
         [program.PYTHON, "-I", str(worker), "finish", str(job.dir)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
@@ -164,7 +164,7 @@ def _finish_with(worker: Path, job: Job) -> bool:
         raise NotReady(f"job {job.id} is being finished by the version that began it", "try again") from error
     if status:
         raise NotReady(f"job {job.id} could not be finished by the version that began it")
-    return not had_ended and os.path.lexists(job.dir / "result.json")
+    return not was_finished and os.path.lexists(job.dir / "result.json")
 
 
 def _has_leftovers(job: Job) -> bool:
@@ -277,7 +277,7 @@ def remove_ticket(host: Host, job: Job) -> None:
     """Remove a dead job's ticket from the queue."""
     from train_classifier.worker.gpus import gpu_queue
 
-    gpu_queue.withdraw(host.queue_dir, job.id)
+    gpu_queue.remove_ticket(host.queue_dir, job.id)
 
 
 def remove_unfinished_files(job: Job, worker: Optional[int]) -> None:
@@ -302,7 +302,7 @@ def remove_unfinished_environments(store: Store, account: Account) -> None:
                 build_folder.remove(account, build)
 
 
-def finish_dead_jobs(store: Store, host: Host, client: Any) -> None:
+def finish_dead_jobs(store: Store, host: Host) -> None:
     """Finish the dead jobs of this state folder, and remove those that were never submitted."""
     account = host.job_user()
     for job in store.all_jobs():

@@ -245,7 +245,7 @@ def run_job(folder: Path) -> None:
             return
         run_steps(run)
         end_job(run)
-    recover.finish_dead_jobs(run.store, run.host, run.engine)
+    recover.finish_dead_jobs(run.store, run.host)
 
 
 def end_unstarted_job(job: Job, cause: TrainClassifierError) -> None:
@@ -289,7 +289,7 @@ def end_job(run: JobRun) -> None:
             if run.ticket is not None:
                 run.ticket.release()
         with run.record_error():
-            run.watch.begin_anew()
+            run.watch.reset()
             answer, run.error = conclude.pack(run.job, run.spec, run.account, run.error, run.watch.check)
     conclude.conclude(run.job, run.spec, run.error, answer, run.durations)
     if containers_removed:

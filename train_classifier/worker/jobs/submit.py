@@ -45,7 +45,7 @@ def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
                 gpus_wanted=count, message=message, launcher=kind,
                 unit=None if kind == "setsid" else f"tc-job-{job.id}.service",
             )  # fmt: skip
-            started = launcher.launch(job.dir, spec, caller)
+            started = launcher.launch(job.dir, spec, caller, kind)
         except BaseException:
             remove_secrets(job)
             recover.remove_ticket(host, job)

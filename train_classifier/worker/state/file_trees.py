@@ -99,16 +99,16 @@ def remove(account: Optional[Account], *trees: Path) -> None:
     if not present:
         return
     process = _run(account, "rm", "-rf", "--", *present)
-    if process.returncode and not _are_gone(present):
+    if process.returncode and not _remove_emptied(present):
         # Some folders have no write permission, which only the owner can restore; chmod -R follows no links.
         _run(account, "chmod", "-R", "u+rwX", "--", *present)
         process = _run(account, "rm", "-rf", "--", *present)
-    if process.returncode and not _are_gone(present):
+    if process.returncode and not _remove_emptied(present):
         tail = process.stdout.decode("utf-8", "replace").strip()[-2000:]
         raise NotReady(f"{', '.join(present)} cannot be removed", detail=tail)
 
 
-def _are_gone(trees: list[str]) -> bool:
+def _remove_emptied(trees: list[str]) -> bool:
     """Tell whether all are gone, after removing empty folders and files that the account must not remove."""
     for tree in trees:
         try:

@@ -57,8 +57,8 @@ class Store:
         """Return the store that a job's folder lies in."""
         return cls(job_dir.parent.parent)
 
-    def make(self, account: Account) -> "Store":
-        """Make the folders; what the job's user must write into belongs to `account`. Raises NotReady."""
+    def make(self) -> "Store":
+        """Make the folders, without the leaves of the job's account. Raises NotReady."""
         # The job's account must pass through root's folders; the folders of a user are private.
         mode = 0o711 if os.geteuid() == 0 else 0o700
         try:
@@ -141,14 +141,14 @@ def take_over(mirror: Path, account: Account) -> None:
     for name in os.listdir(mirror):
         path = mirror / name
         if name == "tree":
-            is_kept = stat.S_ISDIR(os.lstat(path).st_mode)
+            stays = stat.S_ISDIR(os.lstat(path).st_mode)
         elif name == "lock":
             # A push by the last release may be in progress.
-            is_kept = stat.S_ISREG(os.lstat(path).st_mode) and (not was_foreign or locks.is_held(path))
+            stays = stat.S_ISREG(os.lstat(path).st_mode) and (not was_foreign or locks.is_held(path))
         else:
             is_from_last_release = name.startswith("spare") or JOB_ID.match(name.partition(".")[0])
-            is_kept = not was_foreign and not is_from_last_release
-        if not is_kept:
+            stays = not was_foreign and not is_from_last_release
+        if not stays:
             file_trees.remove(account, path)
             file_trees.remove(None, path)
 

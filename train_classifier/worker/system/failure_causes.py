@@ -100,7 +100,7 @@ class Cause:
 def find(output: str, circumstances: Circumstances, in_build: bool = False) -> Optional[Explanation]:
     """Return the cause that the end of a program's output names; None when no cause is recognised."""
     causes = [cause for cause in CAUSES if cause.in_builds or not in_build]
-    for line in last_words(output, whole=in_build):
+    for line in last_words(output, all_lines=in_build):
         for cause in causes:
             match = re.search(cause.pattern, line, re.ASCII)
             explanation = cause.explain(match, circumstances) if match else None
@@ -109,14 +109,14 @@ def find(output: str, circumstances: Circumstances, in_build: bool = False) -> O
     return None
 
 
-def last_words(output: str, whole: bool = False) -> Iterator[str]:
+def last_words(output: str, all_lines: bool = False) -> Iterator[str]:
     """Yield the lines in which the cause of the end may stand, the last one first.
 
     These are the lines from the last traceback on, with the tracebacks that it names as its direct cause, so
-    that earlier warnings are not mistaken for the cause. With `whole` all lines are returned.
+    that earlier warnings are not mistaken for the cause. With `all_lines` all of them are returned.
     """
     lines = [_plain(line) for line in output[-TAIL_BYTES:].split("\n")[-MOST_LINES:]]
-    start = 0 if whole else _beginning(lines)
+    start = 0 if all_lines else _beginning(lines)
     return reversed(lines[start:])
 
 
@@ -144,11 +144,11 @@ def _beginning(lines: Sequence[str]) -> int:
     return start
 
 
-def _add_package(package: str, at: Circumstances) -> str:
-    return f"add the line {package} to {at.packages_file}"
+def _add_package(package: str, job: Circumstances) -> str:
+    return f"add the line {package} to {job.packages_file}"
 
 
-def _library(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+def _library(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
     # TensorFlow warns in this way, and goes on without the library.
     if "dlerror: " in match.string:
         return None
@@ -156,12 +156,12 @@ def _library(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, s
     reason = f"the shared library {name} is missing in the image"
     package = debian_names.library_package(name)
     if package:
-        hint = _add_package(package, at)
-        if any(pin.startswith("opencv-python==") for pin in at.packages):
-            hint += f", or put opencv-python-headless instead of opencv-python into {at.requirements_file}"
+        hint = _add_package(package, job)
+        if any(pin.startswith("opencv-python==") for pin in job.packages):
+            hint += f", or put opencv-python-headless instead of opencv-python into {job.requirements_file}"
         return reason, hint
     if name.startswith("libcuda.so"):
-        gpu = "see train-classifier doctor" if at.has_gpu else f"the job has none: {show_option('gpus')} 1"
+        gpu = "see train-classifier doctor" if job.has_gpu else f"the job has none: {show_option('gpus')} 1"
         return reason, f"it belongs to the driver of the GPU; {gpu}"
     if re.match(r"lib(?:cu|nv|nccl)", name):
         return (
@@ -170,76 +170,76 @@ def _library(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, s
         )
     return (
         reason,
-        f"add the Debian package that has it to {at.packages_file}; apt-file search {name} names it",
+        f"add the Debian package that has it to {job.packages_file}; apt-file search {name} names it",
     )
 
 
-def _program(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+def _program(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
     name = match["name"].rpartition("/")[2]
     package = debian_names.PROGRAMS.get(name)
     if package is None:
         return None
-    return f"the program {name} is missing in the image", _add_package(package, at)
+    return f"the program {name} is missing in the image", _add_package(package, job)
 
 
-def _git(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
-    return "the program git is missing in the image", _add_package("git", at)
+def _git(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
+    return "the program git is missing in the image", _add_package("git", job)
 
 
-def _header(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+def _header(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
     package = debian_names.HEADERS.get(match["name"])
     reason = "a C header is missing in the image"
     if package is None:
-        return reason, f"add the Debian package that has it, its name ends in -dev, to {at.packages_file}"
-    return f"the C header {match['name']} is missing in the image", _add_package(package, at)
+        return reason, f"add the Debian package that has it, its name ends in -dev, to {job.packages_file}"
+    return f"the C header {match['name']} is missing in the image", _add_package(package, job)
 
 
-def _compiler(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
-    return "a C or C++ compiler is missing in the image", _add_package("g++", at)
+def _compiler(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
+    return "a C or C++ compiler is missing in the image", _add_package("g++", job)
 
 
-def _not_a_model(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
-    if match["name"] != at.model:
+def _not_a_model(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
+    if match["name"] != job.model:
         return None
     if match["main"]:
-        return f"the package {at.model} cannot be started", f"write its program into {at.model}/__main__.py"
-    return f"there is no module {at.model} at the top of the repository", "give MODEL as it stands there"
+        return f"the package {job.model} cannot be started", f"write its program into {job.model}/__main__.py"
+    return f"there is no module {job.model} at the top of the repository", "give MODEL as it stands there"
 
 
-def _module(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+def _module(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
     name = match["name"]
     if not debian_names.is_module(name):
         return None
     reason, top = f"the Python module {name} is missing", name.partition(".")[0]
-    for folder in (at.model, "src"):
-        if at.in_repository((folder, f"{top}.py")) or at.in_repository((folder, top)):
-            if folder == at.model:
+    for folder in (job.model, "src"):
+        if job.in_repository((folder, f"{top}.py")) or job.in_repository((folder, top)):
+            if folder == job.model:
                 return reason, f"the repository has it in {folder}/: import it as {folder}.{name}"
             return (
                 reason,
                 f"it is in {folder}/: {show_option('environment')} PYTHONPATH=/workspace/src",
             )
     distribution = debian_names.distribution(name)
-    wanted = {debian_names.normal(word) for word in (top, (distribution or top).partition("<")[0])}
+    names = {debian_names.normal(word) for word in (top, (distribution or top).partition("<")[0])}
     installed = next(
-        (pin for pin in at.packages if debian_names.normal(pin.partition("==")[0]) in wanted), None
+        (pin for pin in job.packages if debian_names.normal(pin.partition("==")[0]) in names), None
     )
     if installed and "." in name:
         return (
             reason,
-            f"{installed} is installed and lacks it: ask for another version in {at.requirements_file}",
+            f"{installed} is installed and lacks it: ask for another version in {job.requirements_file}",
         )
-    listed = _listed(at.top_requirements, wanted)
+    listed = _listed(job.top_requirements, names)
     if listed:
         return reason, (
-            f"requirements.txt at the top of the repository names {listed}, but only {at.requirements_file} "
+            f"requirements.txt at the top of the repository names {listed}, but only {job.requirements_file} "
             "is installed: copy the line"
         )
     if distribution is None and top in debian_names.STANDARD_MODULES:
-        return reason, _add_package(debian_names.STANDARD_MODULES[top], at)
+        return reason, _add_package(debian_names.STANDARD_MODULES[top], job)
     if distribution is None:
-        return reason, f"add the Python package that has it to {at.requirements_file}"
-    return reason, f"add the line {distribution} to {at.requirements_file}"
+        return reason, f"add the Python package that has it to {job.requirements_file}"
+    return reason, f"add the line {distribution} to {job.requirements_file}"
 
 
 def _listed(requirements: str, names: set[str]) -> Optional[str]:
@@ -251,46 +251,46 @@ def _listed(requirements: str, names: set[str]) -> Optional[str]:
     return None
 
 
-def _path(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
+def _path(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
     path = match["name"]
     # A bare word may be a program.
     if path.startswith(NOT_DATA) or not re.search(r"[/.]", path):
         return None
-    shown = path if PATH.match(path) else "a path"
-    folders = ", ".join(f"/data/{name}" for name in at.data)
+    shown_path = path if PATH.match(path) else "a path"
+    folders = ", ".join(f"/data/{name}" for name in job.data)
     data = f"{show_option('data')} FOLDER:NAME, which the model reads as /data/NAME" + (
         folders and f"; the job has {folders}"
     )
     if path.startswith("/"):
         return (
-            f"the model opens {shown}, which does not exist in the container",
+            f"the model opens {shown_path}, which does not exist in the container",
             f"give the folder of the host that has it: {data}",
         )
-    reason = f"the model opens {shown}, which is not there"
-    if shown == path and at.in_repository((at.model, *path.split("/"))):
-        return reason, f"it is in {at.model}/, and relative paths start at the top of the repository"
+    reason = f"the model opens {shown_path}, which is not there"
+    if shown_path == path and job.in_repository((job.model, *path.split("/"))):
+        return reason, f"it is in {job.model}/, and relative paths start at the top of the repository"
     return reason, (
         "relative paths start at the top of the repository, without what .trainignore leaves out; data that "
         f"lie elsewhere on the host: {data}"
     )
 
 
-def _shared_memory(match: "Optional[re.Match[str]]", at: Circumstances) -> tuple[str, str]:
+def _shared_memory(match: "Optional[re.Match[str]]", job: Circumstances) -> tuple[str, str]:
     return (
-        f"shared memory is full (/dev/shm of {show_bytes(at.shm_bytes)})",
+        f"shared memory is full (/dev/shm of {show_bytes(job.shm_bytes)})",
         f"raise {show_option('shm_size')}, or let the data loader use fewer workers",
     )
 
 
-def _gpu_memory(match: "re.Match[str]", at: Circumstances) -> Optional[tuple[str, str]]:
-    if not at.has_gpu or "device:CPU" in match.string:
+def _gpu_memory(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
+    if not job.has_gpu or "device:CPU" in match.string:
         return None
     hint = f"use a smaller batch or model, or ask for a larger card ({show_option('min_vram')})"
-    return "the GPU's memory is full", "; ".join(filter(None, (at.cards(), hint)))
+    return "the GPU's memory is full", "; ".join(filter(None, (job.cards(), hint)))
 
 
-def _no_gpu(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
-    if at.has_gpu:
+def _no_gpu(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
+    if job.has_gpu:
         return (
             "the framework finds no GPU",
             f"try another image ({show_option('image')}), or a framework that suits the driver",
@@ -298,7 +298,7 @@ def _no_gpu(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
     return "the model needs a GPU, and the job has none", f"give it one: {show_option('gpus')} 1"
 
 
-def _input(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
+def _input(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
     return (
         "the model reads an answer from a terminal, and a job has none",
         f"pass the value as an argument or a variable ({show_option('environment')}), and do not "
@@ -306,8 +306,8 @@ def _input(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
     )
 
 
-def _download(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
-    if not at.network:
+def _download(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
+    if not job.network:
         return (
             "the model downloads something, and the job has no network",
             f"allow it ({show_option('network')} full), or give what it downloads with {show_option('data')}",
@@ -319,9 +319,9 @@ def _download(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
     )
 
 
-def _threads(match: "re.Match[str]", at: Circumstances) -> tuple[str, str]:
+def _threads(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
     return (
-        f"no more processes or threads can be started (limit {at.pids})",
+        f"no more processes or threads can be started (limit {job.pids})",
         f"raise {show_option('pids')}, or use fewer workers and threads",
     )
 

@@ -244,6 +244,14 @@ def mounts() -> list[tuple[str, str]]:
     return mounts
 
 
+def account_name(uid: int) -> str:
+    """Return the login name of an account, its number where the host has no name for it."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
 def uptime() -> float:
     """Return the seconds since boot; changes of the system clock do not affect them."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)

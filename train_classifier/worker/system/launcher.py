@@ -45,12 +45,11 @@ def find_launcher(caller: Account) -> str:
     return "user" if process.returncode == 0 else "setsid"
 
 
-def launch(folder: Path, spec: JobSpec, caller: Account) -> dict[str, Any]:
-    """Start the worker of the submitted job in `folder`; return `launcher` and `unit` or `pid`.
+def launch(folder: Path, spec: JobSpec, caller: Account, kind: str) -> dict[str, Any]:
+    """Start the worker of the submitted job in `folder` by a `find_launcher`; return it, and `unit` or `pid`.
 
     Raises NotReady.
     """
-    kind = find_launcher(caller)
     if kind == "setsid":
         return {"launcher": kind, "pid": _setsid(folder, caller)}
     unit = f"tc-job-{spec.id}"

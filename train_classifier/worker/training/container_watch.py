@@ -8,13 +8,12 @@ from typing import Any, Optional
 
 from train_classifier.core.errors import Lost, TrainClassifierError
 from train_classifier.worker.containers import engine, helper
+from train_classifier.worker.containers.helper import KILLED_STATUS
 from train_classifier.worker.system.cgroup import ControlGroup
 from train_classifier.worker.training.container import explain
 
 #: SIGKILL, SIGTERM, and the engine's own status for a container that it has lost.
-STOPPED_STATUSES = (137, 143, 255)
-#: By SIGKILL.
-KILLED_STATUS = 137
+STOPPED_STATUSES = (KILLED_STATUS, 143, 255)
 #: Seconds that a signal waits for an unreachable engine; the loop that sends it has other checks to do.
 SIGNAL_RETRY_S = 5.0
 

@@ -44,29 +44,29 @@ def examine(
     problems = []
     closed = [*ENGINES, *([engine_root] if engine_root else [])]
     for folder in spec.data:
-        what = f"data folder {folder.path} (/data/{folder.name})"
+        subject = f"data folder {folder.path} (/data/{folder.name})"
         try:
             real = os.path.realpath(folder.path)
             if not stat.S_ISDIR(os.stat(real).st_mode):
-                problems.append(f"{what} is not a folder")
+                problems.append(f"{subject} is not a folder")
                 continue
             target = "" if real == (folder.path.rstrip("/") or "/") else f", which is {real},"
             reason = _refusal(real, host, state, closed)
         except (FileNotFoundError, NotADirectoryError):
-            problems.append(f"{what} does not exist on the host")
+            problems.append(f"{subject} does not exist on the host")
             continue
         except (OSError, ValueError) as error:
-            problems.append(f"{what} cannot be used: {getattr(error, 'strerror', None) or error}")
+            problems.append(f"{subject} cannot be used: {getattr(error, 'strerror', None) or error}")
             continue
         if reason is not None:
-            problems.append(f"{what}{target} {reason}; no job may read it")
+            problems.append(f"{subject}{target} {reason}; no job may read it")
         elif folder.from_checkout and not _is_offered(real, host.data_roots):
             problems.append(_move(folder, target, host.data_roots))
         else:
             point = next((point for point, _ in mounts() if point.startswith(real + "/")), None)
             if point is not None:
                 problems.append(
-                    f"{what}{target} has a file system mounted below it, at {point}: "
+                    f"{subject}{target} has a file system mounted below it, at {point}: "
                     "give each folder on its own, or the one below the mount"
                 )
             else:
@@ -152,18 +152,18 @@ def _refusal(real: str, host: Host, state: Path, engines: Iterable[str]) -> Opti
             return f"is or holds {folder}, where train-classifier keeps its state"
     if host.configured_state_dir and _meets_pattern(real, host.configured_state_dir):
         return f"is or holds {host.configured_state_dir}, where train-classifier keeps its state"
-    return _home(data_folder, host)
+    return _home(data_folder)
 
 
 def _meets_pattern(real: str, pattern: str) -> bool:
     """Return whether a folder is, contains or is inside the state folder of any user."""
     base = os.path.dirname(pattern.partition("{user}")[0])
-    whole = os.path.realpath(base).rstrip("/") + pattern[len(base.rstrip("/")) :]
-    parts = [part.replace("{user}", "*") for part in whole.split("/")]
-    return all(fnmatch.fnmatchcase(part, want) for part, want in zip(real.split("/"), parts))
+    resolved = os.path.realpath(base).rstrip("/") + pattern[len(base.rstrip("/")) :]
+    parts = [part.replace("{user}", "*") for part in resolved.split("/")]
+    return all(fnmatch.fnmatchcase(part, part_pattern) for part, part_pattern in zip(real.split("/"), parts))
 
 
-def _home(data_folder: _DataFolder, host: Host) -> Optional[str]:
+def _home(data_folder: _DataFolder) -> Optional[str]:
     """Return why a folder is refused for a home folder that it is, contains, or is inside."""
     accounts: dict[str, tuple[str, bool]] = {}
     for entry in pwd.getpwall():

@@ -38,16 +38,16 @@ class Masker:
         # Programs print a value read from a file without its last newline.
         values |= {secret.strip(b"\r\n") for secret in values} - {b""}
         self.secrets = sorted(values)
-        self.held = b""
+        self.held_back = b""
         #: The end of the shown output, while it may be the beginning of a secret that is not complete yet.
-        self.shown = b""
+        self.shown_end = b""
 
     def feed(self, data: bytes) -> bytes:
         """Return the output that can be shown; the longest end that may begin a secret is held back."""
         if not self.secrets:
             return data
-        before = len(self.shown)
-        data = self.shown + self.held + data
+        before = len(self.shown_end)
+        data = self.shown_end + self.held_back + data
         hidden = self._hidden(data)
         cut = len(data) - max(self._beginning(data, secret) for secret in self.secrets)
         for start, end in hidden:
@@ -56,9 +56,9 @@ class Masker:
                 cut = start
         if cut < before:
             # The shown output may still be the beginning of a secret.
-            self.held = data[before:]
+            self.held_back = data[before:]
             return b""
-        self.held, self.shown = data[cut:], b""
+        self.held_back, self.shown_end = data[cut:], b""
         return self._masked(data[:cut], hidden, before)
 
     def relax(self) -> bytes:
@@ -67,17 +67,17 @@ class Masker:
         The output of a program that prints the first letter of a secret and waits is shown; that of a program
         that stops in the middle of a secret is not.
         """
-        data = self.shown + self.held
+        data = self.shown_end + self.held_back
         much = any(self._beginning(data, secret) * SHARE > len(secret) for secret in self.secrets)
-        if not self.held or much or self._hidden(data):
+        if not self.held_back or much or self._hidden(data):
             return b""
-        shown, self.held, self.shown = self.held, b"", data
-        return shown
+        output, self.held_back, self.shown_end = self.held_back, b"", data
+        return output
 
     def flush(self) -> bytes:
         """Return the held-back output at the end of the stream."""
-        before, data = len(self.shown), self.shown + self.held
-        self.held = self.shown = b""
+        before, data = len(self.shown_end), self.shown_end + self.held_back
+        self.held_back = self.shown_end = b""
         return self._masked(data, self._hidden(data), before)
 
     def _hidden(self, data: bytes) -> list[tuple[int, int]]:
@@ -253,7 +253,7 @@ class Pump(threading.Thread):
                 self._write(self.masker.feed(data))
             elif ended:
                 break
-            elif self.masker.held and time.monotonic() - last_output > QUIET_S:
+            elif self.masker.held_back and time.monotonic() - last_output > QUIET_S:
                 self._write(self.masker.relax())
         self._write(self.masker.flush())
 

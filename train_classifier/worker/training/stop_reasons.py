@@ -25,7 +25,7 @@ class Watch:
         self._cancels_before: Optional[tuple[int, int]] = None
         self._looked = 0.0
         self._lease_mark: Optional[int] = None
-        self._lease_seen = time.monotonic()
+        self._lease_changed_at = time.monotonic()
 
     def catch_signals(self) -> None:
         """Handle SIGTERM and SIGINT to the worker as an orderly end of the job."""
@@ -37,7 +37,7 @@ class Watch:
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signal = number
 
-    def begin_anew(self) -> None:
+    def reset(self) -> None:
         """Reset the cause that ended the training: from now on `check` raises only for later causes."""
         if self.cause is None:
             return
@@ -86,8 +86,8 @@ class Watch:
             mark = 0
         # Measure the time since the last change that was seen here: the clock of the host may jump.
         if mark != self._lease_mark:
-            self._lease_mark, self._lease_seen = mark, now
-        if now - self._lease_seen > self.lease_s:
+            self._lease_mark, self._lease_changed_at = mark, now
+        if now - self._lease_changed_at > self.lease_s:
             return Cancelled(
                 f"no request for the job came for {self.lease_s:.0f} s: its controller is gone",
                 f"start the job without a lease (train {show_option('detach')}): "

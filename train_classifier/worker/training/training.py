@@ -8,12 +8,12 @@ from typing import Any, Callable, Optional
 from train_classifier.core.errors import Lost, TimedOut, TrainClassifierError, TrainingFailed
 from train_classifier.core.job import JobSpec
 from train_classifier.core.options import show_option
+from train_classifier.worker.containers.helper import KILLED_STATUS
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.cgroup import Memory, host_kills
 from train_classifier.worker.system.host import Account
 from train_classifier.worker.training import container
 from train_classifier.worker.training.container_watch import (
-    KILLED_STATUS,
     SIGNAL_RETRY_S,
     Ending,
     Running,
@@ -175,11 +175,11 @@ class Training:
         if self.facts["out_of_memory"]:
             usage = self.facts["out_of_memory"]
             limit, peak = usage["limit_bytes"], usage["peak_bytes"]
-            what = "ran out of memory"
+            death = "ran out of memory"
             if status == KILLED_STATUS and not ending.out_of_memory:
-                what = "was killed, probably out of memory"
+                death = "was killed, probably out of memory"
             return TrainingFailed(
-                f"the model {what} (limit {_mib(limit)}, peak {_mib(peak)}): exit status {status}",
+                f"the model {death} (limit {_mib(limit)}, peak {_mib(peak)}): exit status {status}",
                 f"raise {show_option('memory')}, or let the model use less",
             )
         if status == KILLED_STATUS:

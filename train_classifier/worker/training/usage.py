@@ -62,7 +62,7 @@ class Sampler(threading.Thread):
         if self.nvidia_smi is None:
             return [(uuid, "", "") for uuid in self.gpus]
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 [
                     self.nvidia_smi,
                     "--query-gpu=uuid,utilization.gpu,memory.used",
@@ -75,7 +75,7 @@ class Sampler(threading.Thread):
             )
         except (OSError, subprocess.TimeoutExpired):
             return [(uuid, "", "") for uuid in self.gpus]
-        return parse(done.stdout.decode("utf-8", "replace"), self.gpus)
+        return parse(process.stdout.decode("utf-8", "replace"), self.gpus)
 
 
 def parse(text: str, gpus: Sequence[str]) -> list[tuple[str, str, str]]:

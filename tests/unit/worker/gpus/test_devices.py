@@ -35,14 +35,14 @@ def card(index: int = 0, total: int | None = 24564, free: int | None = 24000) ->
 def test_cards_and_their_users(tmp_path: Path) -> None:
     second = f"1, {UUID.format(1)}, NVIDIA A100-SXM4-40GB, 40960, 100, 550.163.01, Enabled\n"
     apps = f"{UUID.format(1)}, 1, /usr/bin/python3, 40000\n{UUID.format(1)}, 2, [Not Found], [N/A]\n"
-    found = devices.discover(smi(tmp_path, GOOD + second, apps=apps))
-    assert found.problem is None
-    assert [(one.index, one.memory_total_mib, one.mig) for one in found.gpus] == [
+    discovery = devices.discover(smi(tmp_path, GOOD + second, apps=apps))
+    assert discovery.problem is None
+    assert [(one.index, one.memory_total_mib, one.mig) for one in discovery.gpus] == [
         (0, 23034, False),
         (1, 40960, True),
     ]
-    assert [process.memory_mib for process in found.gpus[1].busy_by] == [40000, None]
-    assert "/usr/bin/python3 (pid 1, root)" in devices.holders(found.gpus[1])
+    assert [process.memory_mib for process in discovery.gpus[1].busy_by] == [40000, None]
+    assert "/usr/bin/python3 (pid 1, root)" in devices.holders(discovery.gpus[1])
 
 
 def test_use_of_a_jobs_cards_is_described_without_names_of_processes(tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_use_of_a_jobs_cards_is_described_without_names_of_processes(tmp_path: P
 @pytest.mark.parametrize("missing", ["[N/A]", "[Not Supported]", "[Unknown Error]", ""])
 def test_memory_that_is_not_said(tmp_path: Path, missing: str) -> None:
     line = f"0, {UUID.format(0)}, NVIDIA GB10, {missing}, {missing}, 580.95, [N/A]\n"
-    found = devices.discover(smi(tmp_path, line))
-    assert found.gpus[0].memory_total_mib is None
-    assert "does not report its memory" in devices.require_vram(1, found, 16000)[0]
+    discovery = devices.discover(smi(tmp_path, line))
+    assert discovery.gpus[0].memory_total_mib is None
+    assert "does not report its memory" in devices.require_vram(1, discovery, 16000)[0]
 
 
 def test_an_error_line_among_good_cards(tmp_path: Path) -> None:
@@ -82,10 +82,10 @@ def test_an_error_line_among_good_cards(tmp_path: Path) -> None:
     ],
 )
 def test_failures_each_in_its_words(tmp_path: Path, output: str, status: int, problem: str) -> None:
-    found = devices.discover(smi(tmp_path, output, status))
-    assert found.gpus == ()
-    assert problem in (found.problem or "")
-    assert found.hint
+    discovery = devices.discover(smi(tmp_path, output, status))
+    assert discovery.gpus == ()
+    assert problem in (discovery.problem or "")
+    assert discovery.hint
 
 
 def test_no_nvidia_smi() -> None:
@@ -105,9 +105,9 @@ def test_how_many(tmp_path: Path) -> None:
     assert devices.gpu_count(1, one) == (1, None)
     assert devices.gpu_count("auto", one) == (1, None)
     assert devices.gpu_count(0, none) == (0, None)
-    count, said = devices.gpu_count("auto", none)
+    count, message = devices.gpu_count("auto", none)
     assert count == 0
-    assert "training on the CPU" in (said or "")
+    assert "training on the CPU" in (message or "")
     with pytest.raises(NoGpu, match="2 GPUs are asked for, this host has 1 GPU"):
         devices.gpu_count(2, one)
     with pytest.raises(NoGpu, match="there is no nvidia-smi"):
@@ -128,12 +128,12 @@ def test_memory_floor() -> None:
 
 
 def test_memory_that_something_else_holds() -> None:
-    taken = devices.Discovery((card(), card(1, free=300)))
-    devices.require_free(1, taken, 4000)
+    busy = devices.Discovery((card(), card(1, free=300)))
+    devices.require_free(1, busy, 4000)
     with pytest.raises(NoGpu, match=r"^GPU 1 \(NVIDIA L4\) has 300 of 24564 MiB free; wanted 4000 MiB"):
-        devices.require_free(2, taken, 4000)
+        devices.require_free(2, busy, 4000)
     # A job's own card is in use, not taken; a card that does not say passes.
-    devices.require_free(2, taken, 4000, {UUID.format(1)})
+    devices.require_free(2, busy, 4000, {UUID.format(1)})
     devices.require_free(2, devices.Discovery((card(), card(1, free=None))), 4000)
     # A GTX 970 never has the 4000 MiB of the default floor free.
     devices.require_free(1, devices.Discovery((card(total=4041, free=3960),)), 4000)
@@ -142,14 +142,16 @@ def test_memory_that_something_else_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("held", "outcome"), [(None, "ok"), ((), "fail"), ((UUID.format(0),), "ok")], ids=["job", "proof", "busy"]
+    ("job_cards", "outcome"),
+    [(None, "ok"), ((), "fail"), ((UUID.format(0),), "ok")],
+    ids=["job", "proof", "busy"],
 )
 def test_only_the_proof_minds_who_has_the_memory(
-    tmp_path: Path, held: tuple[str, ...] | None, outcome: str
+    tmp_path: Path, job_cards: tuple[str, ...] | None, outcome: str
 ) -> None:
     host = smi(tmp_path, f"0, {UUID.format(0)}, NVIDIA L4, 23034, 200, 550.163.01, [N/A]\n")
-    found = gpu_check.check(host, 1, 4000, None, devices.discover(host), held)
-    [memory] = [one for one in found if one.name == "gpu-memory"]
+    findings = gpu_check.check(host, 1, 4000, None, devices.discover(host), job_cards)
+    [memory] = [one for one in findings if one.name == "gpu-memory"]
     assert memory.status == outcome
     assert "200" in memory.message
 
@@ -274,10 +276,10 @@ def test_driver_loaded_and_installed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_driver_upgraded_under_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modinfo(tmp_path, monkeypatch, "550.163.01")
     load(tmp_path / "root", "535.183.01")
-    found = gpu_check.driver(tmp_path / "root")
-    assert (found.status, found.code) == ("fail", 8)
-    assert "550.163.01 is installed, but 535.183.01 is loaded" in found.message
-    assert "reboot" in (found.hint or "")
+    finding = gpu_check.driver(tmp_path / "root")
+    assert (finding.status, finding.code) == ("fail", 8)
+    assert "550.163.01 is installed, but 535.183.01 is loaded" in finding.message
+    assert "reboot" in (finding.hint or "")
 
 
 @pytest.mark.parametrize(
@@ -305,9 +307,9 @@ def test_card_without_driver(
     variables = root / "sys/firmware/efi/efivars"
     variables.mkdir(parents=True)
     (variables / "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c").write_bytes(b"\6\0\0\0" + bytes([secure]))
-    found = gpu_check.driver(root)
-    assert (found.status, found.code) == ("fail", 8)
-    assert words in found.message
+    finding = gpu_check.driver(root)
+    assert (finding.status, finding.code) == ("fail", 8)
+    assert words in finding.message
 
 
 def test_no_card_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,35 +324,35 @@ def test_faults_in_the_kernel_log(tmp_path: Path) -> None:
         "4,1,1,-;NVRM: Xid (PCI:0000:01:00): 31, pid=12, name=python3, MMU Fault\n"
         "4,2,2,-;NVRM: Xid (PCI:0000:41:00): 79, pid='<unknown>', GPU has fallen off the bus.\n"
     )
-    found = gpu_check.kernel_faults(tmp_path)
-    assert [one.status for one in found] == ["warn"]
-    assert "0000:41:00 reported Xid 79" in found[0].message
+    findings = gpu_check.kernel_faults(tmp_path)
+    assert [one.status for one in findings] == ["warn"]
+    assert "0000:41:00 reported Xid 79" in findings[0].message
 
 
 def test_mig_is_said(tmp_path: Path) -> None:
     line = f"0, {UUID.format(0)}, NVIDIA A100, 40960, 40000, 550.163.01, Enabled\n"
     host = smi(tmp_path, line)
     info = {"ServerVersion": "26.1.5", "Runtimes": {"nvidia": {}}}
-    found = gpu_check.check(host, 1, None, info, devices.discover(host))
-    assert ["split by MIG" in one.message for one in found if one.name == "mig"] == [True]
+    findings = gpu_check.check(host, 1, None, info, devices.discover(host))
+    assert ["split by MIG" in one.message for one in findings if one.name == "mig"] == [True]
 
 
 def test_auto_fails_nothing(tmp_path: Path) -> None:
     host = smi(tmp_path, "Failed to initialize NVML: Driver/library version mismatch\n", 18)
-    found = gpu_check.check(host, "auto", None, {"Runtimes": {}}, devices.discover(host))
-    assert {one.status for one in found} <= {"skip", "warn", "ok"}
-    assert any("training on the CPU" in one.message for one in found)
+    findings = gpu_check.check(host, "auto", None, {"Runtimes": {}}, devices.discover(host))
+    assert {one.status for one in findings} <= {"skip", "warn", "ok"}
+    assert any("training on the CPU" in one.message for one in findings)
 
 
 def test_auto_takes_the_cpu_when_the_engine_cannot_hand_over(tmp_path: Path) -> None:
     host = smi(tmp_path, f"0, {UUID.format(0)}, NVIDIA A100, 40960, 40000, 550.163.01, Disabled\n")
     discovery = devices.discover(host)
-    (found,) = [
+    (finding,) = [
         one
         for one in gpu_check.check(host, "auto", None, {"Runtimes": {}}, discovery)
         if one.name == "gpu-containers"
     ]
-    assert (found.status, "training on the CPU" in found.message) == ("warn", True)
+    assert (finding.status, "training on the CPU" in finding.message) == ("warn", True)
     assert "of at least 50000 MiB" in (gpu_check.obstacle(host, 50000, discovery) or "")
 
 
@@ -365,7 +367,7 @@ def test_auto_takes_the_cpu_when_the_engine_cannot_hand_over(tmp_path: Path) -> 
     ],
 )
 def test_engines_that_cannot_be_used(info: dict[str, Any], version: dict[str, Any], words: str) -> None:
-    found = engine_check._findings(info, version)
-    assert [(one.status, one.code) for one in found] == [("fail", 3)]
-    assert words in found[0].message
-    assert found[0].hint
+    findings = engine_check._findings(info, version)
+    assert [(one.status, one.code) for one in findings] == [("fail", 3)]
+    assert words in findings[0].message
+    assert findings[0].hint

@@ -43,8 +43,8 @@ def test_claim_once(tmp_path: Path) -> None:
     assert ticket.entry.state == "preparing"
     with pytest.raises(NotReady, match="held by another process"):
         gpu_queue.Ticket.claim(tmp_path, "a")
-    # A held ticket is not withdrawn.
-    gpu_queue.withdraw(tmp_path, "a")
+    # A held ticket is not removed.
+    gpu_queue.remove_ticket(tmp_path, "a")
     assert [entry.job for entry in gpu_queue.snapshot(tmp_path)] == ["a"]
     ticket.release()
     with pytest.raises(NotReady, match="lost its place"):

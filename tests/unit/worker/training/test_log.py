@@ -40,8 +40,8 @@ def test_what_is_shown(secrets: list[bytes], text: bytes, shown: bytes) -> None:
     assert masked(secrets, [text]) == shown
     # The union of overlapping secrets is hidden wherever the borders fall, without a trace of any of them.
     for cut in range(len(text)):
-        found = masked(secrets, [text[:cut], text[cut:]])
-        assert not any(secret and secret in found for secret in secrets)
+        output = masked(secrets, [text[:cut], text[cut:]])
+        assert not any(secret and secret in output for secret in secrets)
 
 
 def test_random_streams_never_show_a_secret() -> None:
@@ -53,9 +53,9 @@ def test_random_streams_never_show_a_secret() -> None:
         text = bytes(chance.choices(b"abc", k=200))
         cuts = sorted(chance.choices(range(200), k=10))
         blocks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, 200], strict=True)]
-        found = masked(secrets, blocks)
-        assert not any(secret in found for secret in secrets)
-        assert found.count(b"c") == text.count(b"c")
+        output = masked(secrets, blocks)
+        assert not any(secret in output for secret in secrets)
+        assert output.count(b"c") == text.count(b"c")
 
 
 def test_held_back_is_at_most_a_beginning() -> None:
@@ -79,14 +79,14 @@ def test_limit_keeps_head_and_tail(tmp_path: Path, size: int, block: int) -> Non
     for at in range(0, size, block):
         log.write(data[at : at + block])
     log.close()
-    found = (tmp_path / "log.txt").read_bytes()
+    content = (tmp_path / "log.txt").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
     if size <= limit:
-        assert found == data
+        assert content == data
         return
-    assert len(found) < limit + 200
-    head, _, rest = found.partition(b"\n[train-classifier: ")
-    line, _, tail = rest.partition(b"]\n")
+    assert len(content) < limit + 200
+    head, _, ending = content.partition(b"\n[train-classifier: ")
+    line, _, tail = ending.partition(b"]\n")
     assert head == data[: limit // 2]
     assert data.endswith(tail)
     assert len(tail) >= limit // 4
@@ -101,9 +101,9 @@ def test_limit_outlives_the_writer(tmp_path: Path) -> None:
     second = LogFile(tmp_path / "log.txt", 4096)
     second.write(data[30_000:])
     second.close()
-    found = (tmp_path / "log.txt").read_bytes()
-    head, _, rest = found.partition(b"\n[train-classifier: ")
-    line, _, tail = rest.partition(b"]\n")
+    content = (tmp_path / "log.txt").read_bytes()
+    head, _, ending = content.partition(b"\n[train-classifier: ")
+    line, _, tail = ending.partition(b"]\n")
     assert head == data[:2048] and data.endswith(tail)
     assert int(line.split()[0]) == len(data) - len(head) - len(tail)
 
@@ -169,16 +169,16 @@ def test_random_pauses_show_no_secret() -> None:
     for _ in range(300):
         secrets = [bytes(chance.choices(b"ab", k=chance.randint(4, 12))) for _ in range(2)]
         text = bytes(chance.choices(b"abc", k=200))
-        masker, found, at = Masker(secrets), b"", 0
+        masker, output, at = Masker(secrets), b"", 0
         while at < len(text):
             step = chance.randint(1, 12)
-            found += masker.feed(text[at : at + step])
+            output += masker.feed(text[at : at + step])
             at += step
             if chance.random() < 0.5:
-                found += masker.relax()
-        found += masker.flush()
-        assert not any(secret in found for secret in secrets)
-        assert found.count(b"c") == text.count(b"c")
+                output += masker.relax()
+        output += masker.flush()
+        assert not any(secret in output for secret in secrets)
+        assert output.count(b"c") == text.count(b"c")
 
 
 def test_torn_count_of_what_was_dropped(tmp_path: Path) -> None:
@@ -189,8 +189,8 @@ def test_torn_count_of_what_was_dropped(tmp_path: Path) -> None:
     again = LogFile(tmp_path / "log.txt", 4096)
     again.write(b"the end")
     again.close()
-    found = (tmp_path / "log.txt").read_bytes()
-    assert found.startswith(data[:2048]) and found.endswith(b"the end") and data[-500:] in found
+    content = (tmp_path / "log.txt").read_bytes()
+    assert content.startswith(data[:2048]) and content.endswith(b"the end") and data[-500:] in content
     assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
 
 

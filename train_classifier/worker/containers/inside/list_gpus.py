@@ -28,11 +28,11 @@ def main() -> None:
     for name, program in COUNT.items():
         if find_spec(name) is None:
             continue
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", program + END],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
-        output = done.stdout.decode("utf-8", "replace")
+        output = process.stdout.decode("utf-8", "replace")
         last = [line for line in output.splitlines() if line.startswith("gpus=")]
         counted = last[-1].split() if last else None
         answer[name] = {

@@ -26,8 +26,8 @@ def main() -> None:
 
     packages: "dict[str, str]" = {}
     frameworks: "dict[str, str]" = {}
-    for found in distributions():
-        name, version = found.metadata["Name"], found.version
+    for distribution in distributions():
+        name, version = distribution.metadata["Name"], distribution.version
         if not name or not version:
             continue
         name = re.sub(r"[-_.]+", "-", name).lower()
