@@ -265,17 +265,6 @@ def clean(
     return errors[0].code if errors else ExitCode.TRAINED
 
 
-def finish_attach(run: Attached, code: ExitCode, console: Console) -> None:
-    """Show how an attached job ended."""
-    console.finish()
-    if console.json_mode:
-        console.out(result_text.as_json(run, code, console))
-    if run.failure:
-        console.error(run.failure)
-    if run.result is not None and not console.json_mode:
-        console.say(result_text.as_text(run, console))
-
-
 def find_output(output: str | None) -> Output:
     """Return where the archive goes, checked before anything is fetched. Raises BadInput."""
     try:

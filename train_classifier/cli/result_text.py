@@ -101,6 +101,17 @@ def as_json(run: Finished, code: ExitCode, console: Console) -> str:
     )
 
 
+def show_ending(run: Finished, code: ExitCode, console: Console) -> None:
+    """Show how a run ended: its failure and the closing summary, or the one JSON object."""
+    console.finish()
+    if console.json_mode:
+        console.out(as_json(run, code, console))
+    if run.failure:
+        console.error(run.failure)
+    if run.result is not None and not console.json_mode:
+        console.say(as_text(run, console))
+
+
 def error_json(error: TrainClassifierError) -> str:
     """Return the one JSON object of a command that failed before there was a job."""
     return json.dumps(

@@ -285,19 +285,11 @@ class TrainingRun:
                 signal.signal(number, handler)
 
 
-def finish(run: TrainingRun, code: ExitCode, console: Console) -> None:
-    """Show the closing summary, or the one JSON object."""
+def show_end(run: TrainingRun, code: ExitCode, console: Console) -> None:
+    """Show how the run ended; of a detached job, its id."""
+    if console.json_mode or not run.order.detach or not run.started or run.failure:
+        result_text.show_ending(run, code, console)
+        return
     console.finish()
-    if console.json_mode:
-        console.out(result_text.as_json(run, code, console))
-        if run.failure:
-            console.error(run.failure)
-        return
-    if run.order.detach and run.started and not run.failure:
-        console.out(run.order.spec.id)
-        console.say(f"Follow it again: train-classifier attach {run.order.spec.id}{run.order.flags}")
-        return
-    if run.failure:
-        console.error(run.failure)
-    if run.result is not None:
-        console.say(result_text.as_text(run, console))
+    console.out(run.job)
+    console.say(f"Follow it again: train-classifier attach {run.job}{run.order.flags}")

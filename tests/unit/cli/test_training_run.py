@@ -13,7 +13,7 @@ import pytest
 
 from train_classifier.ansible_bridge.playbook import Outcome
 from train_classifier.cli.console import Console
-from train_classifier.cli.training_run import TrainingRun, finish
+from train_classifier.cli.training_run import TrainingRun, show_end
 from train_classifier.controller import steps as training
 from train_classifier.controller.steps import Order
 from train_classifier.core.errors import BadInput, ExitCode
@@ -44,7 +44,7 @@ def code_of(run: TrainingRun, steps: Any, monkeypatch: pytest.MonkeyPatch) -> Ex
     return run.run(None, None)
 
 
-class Target:
+class FakeHost:
     name = "here"
     local = True
 
@@ -52,22 +52,27 @@ class Target:
         return self
 
 
-@pytest.fixture
-def cancelled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The stops that reached the host."""
-    stops: list[str] = []
+def record_cancels(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[str]:
+    """Return the jobs that the host is asked to cancel; it gives the answers in turn."""
+    jobs: list[str] = []
 
-    def cancel(host: Any, job: str, by: str) -> dict[str, Any]:
-        stops.append(by)
-        return {"id": job, "state": "running"}
+    def cancel(host: Any, job: str, by: str) -> Any:
+        jobs.append(job)
+        answer = answers[len(jobs) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     monkeypatch.setattr(training, "cancel", cancel)
-    return stops
+    return jobs
 
 
-def made() -> TrainingRun:
+def new_run(host: Any = None) -> TrainingRun:
+    """Return a run of the model mnist; `host` is what Ansible found."""
     spec = JobSpec(id=JOB, model="mnist", repository=Repository("r", "0" * 16))
-    return TrainingRun(Order(spec, "/", "", "/x"), Target, {"A": "secret"}, Console(quiet=True))  # type: ignore[arg-type]
+    run = TrainingRun(Order(spec, "/", "", "/x"), FakeHost, {"A": "secret"}, Console(quiet=True))  # type: ignore[arg-type]
+    run._host = host
+    return run
 
 
 def push(run: TrainingRun) -> None:
@@ -76,9 +81,9 @@ def push(run: TrainingRun) -> None:
 
 
 def test_a_stop_between_push_and_start_keeps_the_job_from_starting(
-    cancelled: list[str], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[bool] = []
+    answers: list[bool] = []
 
     def steps(run: TrainingRun, script: Script) -> None:
         push(run)
@@ -86,37 +91,26 @@ def test_a_stop_between_push_and_start_keeps_the_job_from_starting(
         while not script.ended:
             threading.Event().wait(0.01)
         # The step was already on its way when the run was given up.
-        asked.append(run.answer("start"))
+        answers.append(run.answer("start"))
 
-    run = made()
+    jobs = record_cancels(monkeypatch)
+    run = new_run()
     assert code_of(run, steps, monkeypatch) == ExitCode.CANCELLED
     assert "before the job was started" in str(run.failure)
-    assert (asked, cancelled) == ([False], [])
+    assert (answers, jobs) == ([False], [])
 
 
 @pytest.mark.parametrize("phase", ["preflight", "push"])
-def test_a_stop_before_the_start_leaves_no_job(
-    cancelled: list[str], monkeypatch: pytest.MonkeyPatch, phase: str
-) -> None:
-    answers = iter(([BadInput("there is no job")] if phase == "preflight" else []) + [{"state": "removed"}])
-    asked = []
-
-    def cancel(host: Any, job: str, by: str) -> Any:
-        asked.append(job)
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+def test_a_stop_before_the_start_leaves_no_job(monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    answers = ([BadInput("there is no job")] if phase == "preflight" else []) + [{"state": "removed"}]
 
     def steps(run: TrainingRun, script: Script) -> None:
         run.event("phase", phase=phase, state="start")
         script.inbox.put(("stop", "Ctrl-C"))
 
-    monkeypatch.setattr(training, "cancel", cancel)
-    run = made()
-    run._host = Target()  # type: ignore[assignment]
-    assert code_of(run, steps, monkeypatch) == ExitCode.CANCELLED
-    assert next(answers, None) is None and set(asked) == {JOB}
+    jobs = record_cancels(monkeypatch, *answers)
+    assert code_of(new_run(FakeHost()), steps, monkeypatch) == ExitCode.CANCELLED
+    assert jobs == [JOB] * len(answers)
 
 
 def test_a_hang_up_names_the_way_back(
@@ -126,16 +120,16 @@ def test_a_hang_up_names_the_way_back(
         run.event("started", id=JOB, host="here")
         script.inbox.put(("hangup", None))
 
-    run = made()
+    run = new_run()
     code = code_of(run, steps, monkeypatch)
-    finish(run, code, run.console)
+    show_end(run, code, run.console)
     shown = capfd.readouterr().err
     assert code == ExitCode.OUT_OF_TOUCH
     assert "exit code 11" in shown and f"train-classifier attach {JOB}" in shown
 
 
 def test_a_stop_after_the_start_was_allowed_reaches_the_host(
-    cancelled: list[str], monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def steps(run: TrainingRun, script: Script) -> None:
         push(run)
@@ -149,25 +143,13 @@ def test_a_stop_after_the_start_was_allowed_reaches_the_host(
         run.event("error", code=6, reason="cancelled")
         script.inbox.put(("done", Outcome(2, None, False)))
 
-    run = made()
-    run._host = Target()  # type: ignore[assignment]
-    assert code_of(run, steps, monkeypatch) == ExitCode.CANCELLED
-    assert len(cancelled) == 1
+    jobs = record_cancels(monkeypatch, {"id": JOB, "state": "running"})
+    assert code_of(new_run(FakeHost()), steps, monkeypatch) == ExitCode.CANCELLED
+    assert jobs == [JOB]
 
 
 def test_leaving_at_once_during_the_start_takes_the_job_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """The submission may still be on its way: the host is asked until the job is gone or was started."""
-    answers = iter([{"state": "removed"}, BadInput("there is no job")])
-    asked = []
-
-    def cancel(host: Any, job: str, by: str) -> Any:
-        asked.append(by)
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr(training, "cancel", cancel)
 
     def steps(run: TrainingRun, script: Script) -> None:
         push(run)
@@ -175,11 +157,11 @@ def test_leaving_at_once_during_the_start_takes_the_job_away(monkeypatch: pytest
         script.inbox.put(("stop", "Ctrl-C"))
         script.inbox.put(("stop", "Ctrl-C"))
 
-    run = made()
-    run._host = Target()  # type: ignore[assignment]
+    jobs = record_cancels(monkeypatch, {"state": "removed"}, BadInput("there is no job"))
+    run = new_run(FakeHost())
     assert code_of(run, steps, monkeypatch) == ExitCode.CANCELLED
     assert "is being stopped" in str(run.failure)
-    assert len(asked) == 2
+    assert jobs == [JOB, JOB]
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -206,7 +188,7 @@ def test_the_step_asks_before_it_submits(
     try:
         step = module.ActionModule.__new__(module.ActionModule)
         arguments = (
-            dataclasses.replace(made().order, detach=True),
+            dataclasses.replace(new_run().order, detach=True),
             None,
             event_socket.SinkReporter(str(place)),
         )

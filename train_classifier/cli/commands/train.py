@@ -65,7 +65,7 @@ def train(
 def run_request(values: dict[str, Any], *, json_mode: bool, dry_run: bool) -> ExitCode:
     """Check the request, then run it. Raises BadInput with every problem of the request at once."""
     from train_classifier.cli.console import Console
-    from train_classifier.cli.training_run import TrainingRun, finish
+    from train_classifier.cli.training_run import TrainingRun, show_end
     from train_classifier.request.build import TrainRequest, build
 
     plan = build(TrainRequest(**values), os.environ, own_settings=own_settings(os.environ))
@@ -81,7 +81,7 @@ def run_request(values: dict[str, Any], *, json_mode: bool, dry_run: bool) -> Ex
     order = dataclasses.replace(plan.order(), keeps_good_archive=keeps_good)
     run = TrainingRun(order, plan.look, plan.secrets, console)
     code = run.run(plan.inventory, plan.host)
-    finish(run, code, console)
+    show_end(run, code, console)
     return code
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from train_classifier.core import options
 from train_classifier.core.errors import BadInput, ExitCode, TrainClassifierError
 from train_classifier.core.job import JobSpec, Repository
 from train_classifier.core.options import show_option
@@ -83,8 +84,9 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
 def _requested_gpus(request: dict[str, Any]) -> tuple[Union[int, str], Optional[int]]:
     requested, floor = request.get("gpus", 0), request.get("min_vram_mib")
     requested = 0 if requested is None else requested
-    if requested != "auto" and (type(requested) is not int or not 0 <= requested <= 64):
-        raise BadInput(f"gpus is {requested!r}, wanted 0 to 64 or auto")
+    most = options.BY_NAME["gpus"].most or 0
+    if requested != "auto" and (type(requested) is not int or not 0 <= requested <= most):
+        raise BadInput(f"gpus is {requested!r}, wanted 0 to {most} or auto")
     if floor is not None and (type(floor) is not int or floor < 0):
         raise BadInput(f"min_vram_mib is {floor!r}, wanted a number of MiB")
     return requested, floor
