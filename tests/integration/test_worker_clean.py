@@ -215,7 +215,7 @@ def test_clean_removes_stray_probe_container(host: Machine) -> None:
 def test_clean_ignores_clock_jumps(host: Machine, tmp_path: Path) -> None:
     spec = host.spec()
     host.push(write_model(tmp_path, "open('artefacts/x','w')\n"), spec)
-    with host.patched("jobs/recover", "import types\ntime = types.SimpleNamespace(time=lambda: 4e9)\n"):
+    with host.patched("jobs/removal", "import types\ntime = types.SimpleNamespace(time=lambda: 4e9)\n"):
         host.call("clean")
     assert host.job_dir(spec["id"]).exists()
     rewrite(host.job_dir(spec["id"]) / "status.json", updated_uptime=-10_000.0)

@@ -23,7 +23,7 @@ job = click.argument("job", metavar="JOB")
 job_or_last = click.argument("job", metavar="[JOB]", default="last")
 
 
-def of_table(option: Option) -> Callable[[Any], Any]:
+def click_parameter(option: Option) -> Callable[[Any], Any]:
     """Return the click parameter of an option; a value that is not given is None, or empty."""
     if option.positional:
         many = option.kind in options.LISTS
@@ -47,14 +47,14 @@ def of_table(option: Option) -> Callable[[Any], Any]:
     )
 
 
-output = of_table(options.BY_NAME["output"])
+output = click_parameter(options.BY_NAME["output"])
 
 
-def of_train(command: Callable[..., Any]) -> Callable[..., Any]:
+def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command every option of a training run."""
     for option in reversed(options.OPTIONS):
         if not option.action_only:
-            command = of_table(option)(command)
+            command = click_parameter(option)(command)
     return command
 
 
@@ -75,7 +75,7 @@ def complete_model(context: click.Context, _: click.Parameter, incomplete: str) 
     return sorted(names)
 
 
-def parsed(*values: tuple[str, Callable[[str], Any], str | None]) -> list[Any]:
+def parse_values(*values: tuple[str, Callable[[str], Any], str | None]) -> list[Any]:
     """Return the values of (name, parser, text), None where not given. Raises BadInput with every problem."""
     results, problems = [], []
     for name, parse, text in values:
@@ -92,5 +92,5 @@ def patience_s() -> float:
     """Return the seconds that a command goes on without a connection, of the environment or the default."""
     variable = options.variable("patience")
     text = os.environ.get(variable) or None
-    (seconds,) = parsed((variable, lambda value: flags.parse("patience", value), text))
+    (seconds,) = parse_values((variable, lambda value: flags.parse("patience", value), text))
     return float(options.default("patience") if seconds is None else seconds)

@@ -14,7 +14,7 @@ from train_classifier.ansible_bridge import inventory as inventories
 from train_classifier.controller.temp_files import private_folder
 
 
-class Attendant(Protocol):
+class PlayListener(Protocol):
     """The receiver of the events of the playbook's steps: a Reporter that also answers questions."""
 
     def event(self, event: str, **fields: Any) -> None:
@@ -30,7 +30,7 @@ class Attendant(Protocol):
 class Play:
     """One run of playbooks/train.yml, and the socket that its steps connect to."""
 
-    def __init__(self, attendant: Attendant, inbox: "queue.SimpleQueue[tuple[str, Any]]") -> None:
+    def __init__(self, listener: PlayListener, inbox: "queue.SimpleQueue[tuple[str, Any]]") -> None:
         """Make the folder. `inbox` gets ("done", Outcome) or ("crash", exception) at the playbook's end."""
         self._inbox = inbox
         self._abandoned = threading.Event()
@@ -40,7 +40,7 @@ class Play:
         #: The file from which the steps read the order.
         self.order_file = self._folder / "order.json"
         self.order_file.touch(0o600)
-        self._sink = event_socket.Sink(self._folder / "sink", attendant, attendant.answer)
+        self._sink = event_socket.Sink(self._folder / "sink", listener, listener.answer)
         self._thread: threading.Thread | None = None
 
     def start(self, inventory: str | None, limit: str | None) -> None:

@@ -54,8 +54,8 @@ class TrainingRun:
         self._stopping: threading.Thread | None = None
         self._start_event = threading.Event()
         #: Held while it is decided whether the job may start, or the run ends before that.
-        self._gate = threading.Lock()
-        self._refused = False
+        self._start_lock = threading.Lock()
+        self._start_refused = False
         self._hung_up = False
 
     @property
@@ -110,13 +110,13 @@ class TrainingRun:
             self._play = Play(self, self._inbox)
             try:
                 self._play.start(inventory, limit)
-                self._attend()
+                self._wait_for_end()
             except TrainClassifierError as error:
                 self.failure = error
                 self._abandon.set()
             finally:
                 self._play.end(self.leave_s)
-            if self._refused and self._host is not None:
+            if self._start_refused and self._host is not None:
                 self._remove_prepared()
         return self.failure.code if self.failure else ExitCode.TRAINED
 
@@ -156,16 +156,16 @@ class TrainingRun:
 
     def _may_start(self) -> bool:
         """Return whether the job may start: no if a stop came first. Later a stop must reach the host."""
-        with self._gate:
-            if not self._refused:
+        with self._start_lock:
+            if not self._start_refused:
                 self._phase = "start"
-            return not self._refused
+            return not self._start_refused
 
     def _complete(self, target: Target) -> Order:
         """Return the order for this host."""
         return dataclasses.replace(self.order, python=target.python, state_dir=target.state_dir)
 
-    def _attend(self) -> None:
+    def _wait_for_end(self) -> None:
         """Wait for the playbook's end and for signals. Raises the error that ends the run early."""
         signals = 0
         while True:
@@ -190,9 +190,9 @@ class TrainingRun:
 
     def _stop(self, by: str) -> None:
         """First Ctrl-C: the stop goes to the host directly, and the run goes on to collect what there is."""
-        with self._gate:
-            self._refused = not self.started and self._phase not in ("start", "follow")
-        if self._refused:
+        with self._start_lock:
+            self._start_refused = not self.started and self._phase not in ("start", "follow")
+        if self._start_refused:
             self._abandon.set()
             raise Cancelled(f"Cancelled by {by} before the job was started.")
         self.console.say(f"{by}: stopping the job, then collecting what it left. Once more to leave at once.")
@@ -264,7 +264,7 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Convert signals to messages for `_attend`; restore the old handlers at the end."""
+        """Convert signals to messages for `_wait_for_end`; restore the old handlers at the end."""
 
         def post(number: int, _frame: Any) -> None:
             if number == signal.SIGHUP:

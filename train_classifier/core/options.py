@@ -1,8 +1,8 @@
 """The one table of options: what a training run can be told, and by which names.
 
-From it are made the flags of `train`, the settings file and its JSON schema, the action's inputs, the variables of role
-training_job and the tables of the docs (`scripts/options` writes what is a file of its own). Bounds and defaults stand
-here alone. Standard library, Python 3.9: it is part of the worker, which checks the same bounds.
+The flags of `train`, the settings file and its JSON schema, the action's inputs, the variables of role training_job and
+the tables of the docs are made from it (`scripts/options` writes those that are files). Bounds and defaults are nowhere
+else. Standard library, Python 3.9, because it is part of the worker, which checks the same bounds.
 """
 
 import dataclasses

@@ -64,7 +64,7 @@ def _from_file(values: OptionValues, repository: Path, model: str | None) -> Non
     except BadInput as error:
         values.problems += error.problems
         return
-    values.problems += settings_file.refused(settings)
+    values.problems += settings_file.refusals(settings)
     values.warnings += settings_file.unknown_models(settings, checkout.models(repository))
     for key, value in settings.of(model).items():
         if settings_file.refusal("", key, value) is not None:

@@ -104,7 +104,7 @@ class _Walk:
         self.keys: list[bytes] = []
         self.env_files: list[bytes] = []
         self.specials: list[tuple[str, bytes]] = []
-        self.strays: list[bytes] = []
+        self.links_out: list[bytes] = []
         self.unreadable: list[bytes] = []
         self.left_out: set[bytes] = set()
         self.git_is_requested = False
@@ -123,7 +123,7 @@ class _Walk:
             )
             return
         if model:
-            self._need(model)
+            self._require_model(model)
         self.sources.files = sum(not path.endswith(b"/") for path in self.sources.paths)
 
     def _folder(self, relative: bytes, folder_decision: bool | None) -> list[tuple[bytes, bool | None]]:
@@ -167,7 +167,7 @@ class _Walk:
                 if decision is None and in_artefacts and path not in self._tracked():
                     decision = True
                 if decision is None and not relative and name == b"artefacts" and not folder:
-                    decision = self._no_folder(entry)
+                    decision = self._report_artefacts_file(entry)
                 if folder:
                     if decision:
                         self.left_out.add(path)
@@ -200,8 +200,8 @@ class _Walk:
     def _file(self, entry: "os.DirEntry[bytes]", path: bytes, forced: bool) -> bool:
         """Return whether an entry that is not a folder is pushed; `forced`: .trainignore includes it."""
         if entry.is_symlink():
-            if self._strays(path, os.readlink(entry.path)):
-                self.strays.append(path)
+            if self._leads_out(path, os.readlink(entry.path)):
+                self.links_out.append(path)
             return True
         status = entry.stat(follow_symlinks=False)
         if not stat.S_ISREG(status.st_mode):
@@ -230,7 +230,7 @@ class _Walk:
         self.sizes.append((size, path))
         return True
 
-    def _no_folder(self, entry: "os.DirEntry[bytes]") -> bool:
+    def _report_artefacts_file(self, entry: "os.DirEntry[bytes]") -> bool:
         if entry.is_symlink():
             self.sources.warnings.append(
                 "artefacts is a symbolic link: not pushed, the job gets a folder of its own"
@@ -242,7 +242,7 @@ class _Walk:
         return True
 
     @staticmethod
-    def _strays(path: bytes, target: bytes) -> bool:
+    def _leads_out(path: bytes, target: bytes) -> bool:
         """Return whether a symbolic link leads out of the repository, by its text alone."""
         if target.startswith(b"/"):
             return True
@@ -273,7 +273,7 @@ class _Walk:
             self.tracked = frozenset(tracked)
         return self.tracked
 
-    def _need(self, model: str) -> None:
+    def _require_model(self, model: str) -> None:
         name = os.fsencode(model)
         for path in (name, name + b"/__main__.py"):
             if path in self.left_out:
@@ -289,7 +289,7 @@ class _Walk:
         sources.problems.extend(self.ignore.problems)
         if self.unreadable:
             sources.problems.append(
-                f"this user cannot read {_named(self.unreadable)}; make readable, or name in {IGNORE_FILE}"
+                f"this user cannot read {_show(self.unreadable)}; make readable, or name in {IGNORE_FILE}"
             )
         if sources.bytes > push_limit:
             largest = ", ".join(
@@ -302,28 +302,28 @@ class _Walk:
             )
         if self.keys:
             sources.warnings.append(
-                f"private keys are not pushed: {_named(self.keys)} (a line such as "
+                f"private keys are not pushed: {_show(self.keys)} (a line such as "
                 f"!{printable(self.keys[0])} in {IGNORE_FILE} sends one)"
             )
         if self.git_is_requested:
             sources.warnings.append(f".git is never pushed, whatever {IGNORE_FILE} says")
         if self.env_files:
             sources.warnings.append(
-                f"{_named(self.env_files)}: pushed, passwords too; a line in {IGNORE_FILE} leaves it out"
+                f"{_show(self.env_files)}: pushed, passwords too; a line in {IGNORE_FILE} leaves it out"
             )
         for kind in dict.fromkeys(kind for kind, _ in self.specials):
             sources.warnings.append(
-                f"left out, a {kind}: {_named([path for of, path in self.specials if of == kind])}"
+                f"left out, a {kind}: {_show([path for of, path in self.specials if of == kind])}"
             )
-        if self.strays:
+        if self.links_out:
             sources.warnings.append(
-                f"symbolic links out of the repository lead nowhere in the job: {_named(self.strays)}"
+                f"symbolic links out of the repository lead nowhere in the job: {_show(self.links_out)}"
             )
         sources.warnings.extend(self._submodules())
         pointers = [path for path in self.pointers if self._is_pointer(path)] if self.uses_lfs else []
         if pointers:
             sources.warnings.append(
-                f"git LFS has not fetched {_named(pointers)}: run git lfs pull, or the job gets a pointer"
+                f"git LFS has not fetched {_show(pointers)}: run git lfs pull, or the job gets a pointer"
             )
 
     def _is_pointer(self, path: bytes) -> bool:
@@ -339,7 +339,7 @@ class _Walk:
             return
         lines = [line.strip().partition(b"=") for line in modules.split(b"\n")]
         named = [value.strip().strip(b'"') for key, _, value in lines if key.strip() == b"path"]
-        paths = [path for path in named if path and b"\0" not in path and not self._strays(b"", path)]
+        paths = [path for path in named if path and b"\0" not in path and not self._leads_out(b"", path)]
         empty = []
         for path in paths:
             try:
@@ -348,9 +348,10 @@ class _Walk:
             except OSError:
                 empty.append(path)
         if empty:
-            yield f"git submodules are empty: {_named(empty)}; run git submodule update --init first"
+            yield f"git submodules are empty: {_show(empty)}; run git submodule update --init first"
 
 
-def _named(paths: list[bytes]) -> str:
+def _show(paths: list[bytes]) -> str:
+    """Return the first five paths and the number of the others."""
     names = ", ".join(printable(path) for path in paths[:5])
     return f"{names} and {len(paths) - 5} more" if len(paths) > 5 else names

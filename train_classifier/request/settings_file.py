@@ -105,7 +105,7 @@ def _content(read: Callable[[], bytes], name: str) -> bytes:
         raise BadInput(f"{name}: {error}") from error
 
 
-def refused(settings: Settings) -> Iterator[str]:
+def refusals(settings: Settings) -> Iterator[str]:
     """Yield a sentence for each value that a checkout may not set."""
     tables = {
         "defaults": settings.defaults,
@@ -156,14 +156,14 @@ def parse(content: bytes, name: str = FILE) -> Settings:
         raise BadInput(f"{name}: {where} beyond all limits") from error
     except RecursionError as error:
         raise BadInput(f"{name}: nests too deep") from error
-    problem = _beyond(raw)
+    problem = _size_problem(raw)
     if problem:
         raise BadInput(f"{name}: {problem}")
     settings, problems = _read(raw)
     if problems:
         sentences = [f"{name}: {problem}" for problem in problems]
         if name == FILE:
-            sentences += refused(settings)
+            sentences += refusals(settings)
         if len(sentences) > MOST_PROBLEMS:
             sentences[MOST_PROBLEMS:] = [f"{name}: there are more problems; correct these first"]
         raise BadInput(*sentences)
@@ -220,7 +220,7 @@ def _check_type(option: Option, value: Any) -> None:
         raise ValueError(f"{quoted(value)} is of the wrong type")
 
 
-def _beyond(raw: dict[str, Any]) -> str | None:
+def _size_problem(raw: dict[str, Any]) -> str | None:
     """Return a sentence about a value that is larger or deeper than any setting; None if there is none."""
     pending: list[tuple[str, Any, int]] = [("", raw, 0)]
     while pending:

@@ -81,13 +81,13 @@ class TrainIgnore:
         if not pattern:
             return 0
         try:
-            return self._take(number, pattern)
+            return self._add_rule(number, pattern)
         except ValueError:
             quotation = printable(pattern[:100]) + ("…" if len(pattern) > 100 else "")
             self.problems.append(f"{FILE}: line {number}: '{quotation}' is no pattern of gitignore's syntax")
             return 0
 
-    def _take(self, number: int, pattern: bytes) -> int:
+    def _add_rule(self, number: int, pattern: bytes) -> int:
         negated = pattern.startswith(b"!")
         pattern = pattern[negated:]
         folders_only = pattern.endswith(b"/")
@@ -107,10 +107,10 @@ class TrainIgnore:
         else:
             self._literal.setdefault((name_only, pattern), []).append(rule)
         if negated and not name_only:
-            self._bring_back(pattern)
+            self._add_negation(pattern)
         return len(pattern) if wildcard else 0
 
-    def _bring_back(self, pattern: bytes) -> None:
+    def _add_negation(self, pattern: bytes) -> None:
         parts = pattern.split(b"/")
         while parts and parts[0] == b"**":
             del parts[0]
@@ -141,14 +141,14 @@ class TrainIgnore:
     def reaches_into(self, folder: bytes) -> bool:
         """Return whether a line such as `!venv/keep.txt` includes something below a left-out folder."""
         parts = folder.split(b"/")
-        return any(_may_lead(pattern, parts) for pattern in self._negations)
+        return any(_may_match_below(pattern, parts) for pattern in self._negations)
 
 
 def _number(rule: _Rule) -> int:
     return rule.number
 
 
-def _may_lead(pattern: list["re.Pattern[bytes] | None"], parts: list[bytes]) -> bool:
+def _may_match_below(pattern: list["re.Pattern[bytes] | None"], parts: list[bytes]) -> bool:
     for expression, part in zip(pattern, parts, strict=False):
         if expression is None:
             return True

@@ -24,14 +24,14 @@ _DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})? ?(?:s|sec|m|min|h|d|w) ?
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(sec|s|min|m|h|d|w)", re.ASCII)
 
 
-def _plausible(value: str | int | float) -> None:
+def _require_64_bits(value: str | int | float) -> None:
     """Raise ValueError for an integer that no float and no TOML file can hold."""
     if isinstance(value, int) and abs(value) >= 1 << 63:
         raise ValueError(f"{quoted(value)} is a number beyond all limits")
 
 
 def _number(value: int | float, forms: str) -> float:
-    _plausible(value)
+    _require_64_bits(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} is no number to work with; {forms}")
     if value < 0:
@@ -119,7 +119,7 @@ def duration(value: str | int | float) -> float:
 def whole(value: str | int | float, least: int, most: int) -> int:
     """Return a whole number between two bounds, both included. Raises ValueError with one sentence."""
     if not isinstance(value, str):
-        _plausible(value)
+        _require_64_bits(value)
     text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
     if not re.fullmatch(r"[+-]?[0-9]{1,18}", text, re.ASCII) or not least <= int(text) <= most:
         raise ValueError(f"{quoted(value)} is not a whole number from {least} to {most}")
@@ -129,7 +129,7 @@ def whole(value: str | int | float, least: int, most: int) -> int:
 def decimal(value: str | int | float, least: float, most: float) -> float:
     """Return a number between two bounds, both included. Raises ValueError with one sentence."""
     if not isinstance(value, str):
-        _plausible(value)
+        _require_64_bits(value)
     written = isinstance(value, str) and re.fullmatch(
         r"[+-]?[0-9]{1,18}(\.[0-9]{1,9})?", value.strip(), re.ASCII
     )

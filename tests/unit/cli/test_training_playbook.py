@@ -14,7 +14,7 @@ from train_classifier.cli.training_playbook import Play, descendants
 from train_classifier.controller.temp_files import PREFIX
 
 
-class Attendant:
+class Listener:
     """Takes what the steps say; refuses the order, so that no host is touched."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ def started() -> list[int]:
 
 
 def test_ended_play_leaves_no_process_and_no_file(folder: Path) -> None:
-    play = Play(Attendant(), queue.SimpleQueue())
+    play = Play(Listener(), queue.SimpleQueue())
     play.start(None, None)
     processes = started()
     time.sleep(1)
@@ -63,11 +63,11 @@ def test_ended_play_leaves_no_process_and_no_file(folder: Path) -> None:
 
 def test_first_step_asks_for_the_order_of_the_chosen_host(folder: Path) -> None:
     (folder / "hosts").write_text("one ansible_connection=local\ntwo ansible_connection=local\n")
-    attendant, inbox = Attendant(), queue.SimpleQueue[tuple[str, Any]]()
-    play = Play(attendant, inbox)
+    listener, inbox = Listener(), queue.SimpleQueue[tuple[str, Any]]()
+    play = Play(listener, inbox)
     play.start(str(folder / "hosts"), "two")
     kind, outcome = inbox.get(timeout=240)
     play.end(5)
     assert kind == "done" and isinstance(outcome, playbook.Outcome) and outcome.status != 0
-    assert [question["host"]["name"] for question in attendant.asked] == ["two"]
+    assert [question["host"]["name"] for question in listener.asked] == ["two"]
     assert not list(folder.glob(f"{PREFIX}*"))

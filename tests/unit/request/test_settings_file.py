@@ -151,7 +151,7 @@ def test_refusal_names_the_real_path_of_the_own_settings(monkeypatch: pytest.Mon
     settings = settings_file.parse(b"[defaults]\nsecrets = ['TOKEN']\n")
     for folder, path in (("", "~/.config"), ("relative", "~/.config"), ("/home/u/xdg", "/home/u/xdg")):
         monkeypatch.setenv("XDG_CONFIG_HOME", folder)
-        (problem,) = settings_file.refused(settings)
+        (problem,) = settings_file.refusals(settings)
         assert f"of your own settings, {path}/train-classifier/config.toml, or give --secret" in problem
 
 

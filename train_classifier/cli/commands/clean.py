@@ -37,7 +37,7 @@ def clean(
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
 
-    seconds, keep = parameters.parsed(
+    seconds, keep = parameters.parse_values(
         ("--older", units.duration, older), ("--keep-environments", units.size, keep_environments)
     )
     return jobs.clean(hosts(inventory, host), seconds, keep, dry_run, Console(json_mode=json_mode))

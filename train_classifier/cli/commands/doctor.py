@@ -36,7 +36,7 @@ def doctor(gpus: str | None, inventory: str | None, host: str | None, json_mode:
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
 
-    (parsed_gpus,) = parameters.parsed(("--gpus", flags.gpus, gpus))
+    (parsed_gpus,) = parameters.parse_values(("--gpus", flags.gpus, gpus))
     gpu_count = options.default("gpus") if parsed_gpus is None else parsed_gpus
     return check_hosts(hosts(inventory, host), gpu_count, Console(json_mode=json_mode))
 

@@ -35,5 +35,5 @@ def fetch(
     from train_classifier.cli.hosts import hosts
 
     destination, patience = jobs.find_output(output), parameters.patience_s()
-    (most,) = parameters.parsed(("--max-size", units.size, max_size))
+    (most,) = parameters.parse_values(("--max-size", units.size, max_size))
     return jobs.fetch(hosts(inventory, host), job, destination, most, patience, Console(json_mode=json_mode))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@parameters.of_train
+@parameters.train_options
 @parameters.json_mode
 @click.option("--dry-run", is_flag=True, help="Say what would be pushed and run; touch nothing.")
 @click.pass_obj

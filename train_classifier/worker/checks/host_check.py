@@ -70,7 +70,7 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
                 "memory_total_mib": card.memory_total_mib,
                 "memory_free_mib": card.memory_free_mib,
                 "driver": card.driver,
-                "busy_by": users.get(card.uuid) or devices.holders(card) or None,
+                "busy_by": users.get(card.uuid) or devices.show_users(card) or None,
             }
             for card in discovery.gpus
         ],
@@ -262,7 +262,7 @@ def foreign_gpu_users(discovery: Discovery, users: dict[str, str]) -> list[Findi
     return [
         warn(
             "gpu-users",
-            f"GPU {card.index} is used by {devices.holders(card)}, which is no job of train-classifier",
+            f"GPU {card.index} is used by {devices.show_users(card)}, which is no job of train-classifier",
             f"jobs with {show_option('min_vram')} wait for its memory",
         )
         for card in discovery.gpus

@@ -224,7 +224,7 @@ def require_free(
     if len(discovery.gpus) - len(full) < count:
         cards = ", ".join(
             f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_free_mib} of {gpu.memory_total_mib} MiB free"
-            + (f", used by {holders(gpu)}" if gpu.busy_by else "")
+            + (f", used by {show_users(gpu)}" if gpu.busy_by else "")
             for gpu in full
         )
         raise NoGpu(
@@ -253,7 +253,7 @@ def require_vram(count: int, discovery: Discovery, min_vram_mib: Optional[int]) 
     ]
 
 
-def holders(gpu: Gpu) -> str:
+def show_users(gpu: Gpu) -> str:
     """Return the users of a card, for people: process names, pids, accounts."""
     return ", ".join(f"{process.name} ({_pid_and_owner(process)})" for process in gpu.busy_by)
 

@@ -305,7 +305,7 @@ class _Turn:
     def _memory_in_use(self, free: list[Gpu], floor: int) -> str:
         """Return who uses the memory of a GPU that no job has; raise NoGpu when they use it for too long."""
         card = next(card for card in free if not devices.free_enough(card, floor))
-        users = devices.holders(card) or "a process that nvidia-smi does not name"
+        users = devices.show_users(card) or "a process that nvidia-smi does not name"
         sentence = (
             f"GPU {card.index} has {card.memory_free_mib} MiB free, {floor} are asked for; "
             f"it is used by {users}, which is no job of train-classifier"

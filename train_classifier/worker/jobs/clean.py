@@ -8,7 +8,7 @@ from typing import Any, Callable, Optional
 
 from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
 from train_classifier.worker.containers import engine
-from train_classifier.worker.jobs import recover
+from train_classifier.worker.jobs import recover, removal
 from train_classifier.worker.jobs.query import number
 from train_classifier.worker.jobs.retention import FRESH_S, ReusableItems, children, live_jobs
 from train_classifier.worker.state import file_trees
@@ -54,19 +54,19 @@ class Cleaning:
                 # The job is of another version, or damaged: a job that cannot be read is not removed.
                 continue
             if job.is_foreign and recover.is_tampered(job, status):
-                self.count("jobs", recover.disk_usage(job, self.account), partial(self._remove_tampered, job))
+                self.count("jobs", removal.disk_usage(job, self.account), partial(self._remove_tampered, job))
                 continue
             old = result is not None and now - float(result.get("finished", now)) >= older_s
-            if old or recover.is_abandoned(job, status):
-                size = recover.disk_usage(job, self.account)
-                self.count("jobs", size, partial(recover.remove, job, self.account))
+            if old or removal.is_abandoned(job, status):
+                size = removal.disk_usage(job, self.account)
+                self.count("jobs", size, partial(removal.remove, job, self.account))
 
     def _remove_tampered(self, job: Job) -> bool:
         if self.client is None:
             return False
         engine.remove_all(self.client, job.id)
         recover.remove_ticket(self.host, job)
-        return recover.remove(job, self.account)
+        return removal.remove(job, self.account)
 
     def containers(self) -> None:
         """Remove containers of this state folder whose job has ended or is gone."""

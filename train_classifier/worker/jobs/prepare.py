@@ -6,7 +6,7 @@ from typing import Any, Optional
 from train_classifier.core import locks
 from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
 from train_classifier.core.job import SCHEMA, JobSpec
-from train_classifier.worker.jobs import recover
+from train_classifier.worker.jobs import removal
 from train_classifier.worker.state import file_trees
 from train_classifier.worker.state.files import make_folder, opened_folder, write_bytes, write_json
 from train_classifier.worker.state.store import Job, Store
@@ -65,7 +65,7 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
             pushed = rsync.copy_matching_mirror(job, account, mirror, request.get("fingerprint"))
     except BaseException:
         # Remove the partly created job.
-        recover.remove_folder(job, account)
+        removal.remove_folder(job, account)
         raise
     return {"id": job.id, "job": str(job.dir), "tree": str(mirror / "tree"), "pushed": pushed, **checked}
 

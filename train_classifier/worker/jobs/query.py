@@ -11,7 +11,7 @@ from typing import Any, Iterator, Optional
 
 from train_classifier.core.errors import BadInput, Cancelled, NotReady, TrainClassifierError
 from train_classifier.core.regular_file import open_regular
-from train_classifier.worker.jobs import recover
+from train_classifier.worker.jobs import recover, removal
 from train_classifier.worker.state import files
 from train_classifier.worker.state.files import write_bytes
 from train_classifier.worker.state.store import Job, Store
@@ -211,7 +211,7 @@ def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
             program.call(host.job_user(), files.write_part, {"path": str(job.cancel), "text": by})
         else:
             write_bytes(job.cancel, by.encode("utf-8", "replace"))
-    if status["state"] in ("prepared", "pushed") and recover.remove(
+    if status["state"] in ("prepared", "pushed") and removal.remove(
         job, host.job_user(), unless_submitted=True
     ):
         return {"id": job.id, "state": "removed"}

@@ -14,20 +14,17 @@ from train_classifier.core.job import LAST_SCHEMA, SCHEMA, JobSpec
 from train_classifier.core.options import show_option
 from train_classifier.worker.containers import engine
 from train_classifier.worker.environments import build_folder
-from train_classifier.worker.jobs import conclude
+from train_classifier.worker.jobs import conclude, removal
 from train_classifier.worker.jobs.secrets import remove_secrets
-from train_classifier.worker.state import file_trees, results
+from train_classifier.worker.state import results
 from train_classifier.worker.state.files import O_FOLDER, read_json
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account, Host, boot_id, uptime
 from train_classifier.worker.training.log import LogFile
-from train_classifier.worker.transfer import workspace_copy
 
 #: Seconds that a started worker may take until it holds its job's lock.
 STARTING_S = 30.0
-#: Seconds after which a job that was never submitted is removed.
-ABANDONED_S = 15 * 60.0
 #: Seconds to wait while another version of this program finishes its job; it continues after that time.
 OTHER_VERSION_S = 20.0
 
@@ -313,8 +310,8 @@ def finish_dead_jobs(store: Store, host: Host) -> None:
             status = job.status()
             if status["state"] == "finished" or is_dead(job, status):
                 finish_if_dead(job, host)
-            elif is_abandoned(job, status):
-                remove(job, account)
+            elif removal.is_abandoned(job, status):
+                removal.remove(job, account)
         except (TrainClassifierError, OSError):
             # A job that cannot be finished now is left to the next call, and does not delay the others.
             continue
@@ -329,52 +326,3 @@ def _is_of_another_schema_and_dead(job: Job) -> bool:
         return False
     is_old: bool = abs(time.time() - os.stat(job.dir / "status.json").st_mtime) > 2 * STARTING_S
     return is_old and _worker_of_other_version(job) is not None and not locks.is_held(job.lock)
-
-
-def is_abandoned(job: Job, status: dict[str, Any]) -> bool:
-    """Tell whether a job was prepared, never submitted, and not touched for a while."""
-    if status["state"] not in ("prepared", "pushed"):
-        return False
-    if "updated_uptime" not in status:
-        # The job has no status.json; `clean` calls this with a substitute.
-        return time.time() - float(status.get("updated") or 0) > ABANDONED_S
-    # After a reboot the controller gets the full time again.
-    since = float(status["updated_uptime"]) if status.get("updated_boot") == boot_id() else 0.0
-    return uptime() - since > ABANDONED_S
-
-
-def remove(job: Job, account: Account, unless_submitted: bool = False) -> bool:
-    """Remove a job's folder under its lock; False when it is held, or the job was submitted meanwhile."""
-    if job.is_foreign:
-        # No lock file is created in a folder of another account.
-        if locks.is_held(job.lock) or unless_submitted:
-            return False
-        remove_folder(job, account)
-        return True
-    with locks.hold_now(job.lock) as is_locked:
-        if not is_locked or (unless_submitted and job.status()["state"] not in ("prepared", "pushed")):
-            return False
-        remove_secrets(job)
-        remove_folder(job, account)
-        return True
-
-
-def disk_usage(job: Job, account: Account) -> int:
-    """Return the bytes that a job's folder takes on disk."""
-    if job.is_foreign:
-        return file_trees.disk_usage(account, job.dir)
-    leaves = file_trees.disk_usage(account, job.workspace, job.checkpoints, job.home)
-    with os.scandir(job.dir) as entries:
-        return leaves + sum(
-            entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries if entry.is_file()
-        )
-
-
-def remove_folder(job: Job, account: Account) -> None:
-    """Remove a job's folder, whichever account owns it; the caller ensures that it is not in use."""
-    if not job.is_foreign:
-        workspace_copy.stop(job)
-        file_trees.remove(account, job.workspace, job.checkpoints, job.home)
-        file_trees.remove(None, job.dir)
-        return
-    file_trees.remove(account, job.dir)

@@ -6,7 +6,7 @@ from typing import Any
 from train_classifier.core import locks
 from train_classifier.core.errors import BadInput, Cancelled
 from train_classifier.core.job import NAME, JobSpec
-from train_classifier.worker.jobs import recover
+from train_classifier.worker.jobs import recover, removal
 from train_classifier.worker.jobs.secrets import remove_secrets, store_secrets
 from train_classifier.worker.state.files import write_bytes
 from train_classifier.worker.state.store import Job, Store
@@ -25,7 +25,7 @@ def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     caller = host.caller()
     if job.cancel.exists():
         # The cancel came during the push, and could not remove the job.
-        recover.remove(job, host.job_user(), unless_submitted=True)
+        removal.remove(job, host.job_user(), unless_submitted=True)
         raise Cancelled(f"job {job.id} was cancelled before it was submitted")
     with locks.hold(job.lock, timeout=10):
         status = job.status()

@@ -1,6 +1,6 @@
-"""Where what a program misses comes from: Debian packages and Python distributions, by the names in messages.
+"""The Debian packages and Python distributions that have what a program misses, by the names in its messages.
 
-A hint names only what stands here, because messages are the output of strangers.
+A hint names only entries of these tables, because messages are untrusted output.
 """
 
 import re

@@ -1,8 +1,8 @@
 """The common causes of a failed build or training, recognised in a program's output.
 
 `CAUSES` is the table; docs/troubleshooting.md is checked against it. To add a cause, add an entry: a test
-looks for the cause in its example. The output is that of a stranger: its end alone is read, and a hint is
-made of fixed sentences, of names that stand in `debian_names`, and of names of a checked form.
+looks for the cause in its example. The output is untrusted: only its end is read, and a hint has only fixed
+sentences, of names from `debian_names`, and of names of a checked form.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from train_classifier.worker.system import debian_names
 TAIL_BYTES = 1 << 16
 MOST_LINES = 300
 MOST_LETTERS = 1000
-#: Lines that are read where no traceback says where the last words begin.
+#: Lines that are read where no traceback shows where the final message begins.
 PLAIN_LINES = 20
 HEADER = "Traceback (most recent call last):"
 DIRECT_CAUSE = "The above exception was the direct cause of the following exception:"
-#: Exceptions that say only that another program or process failed: its own words stand above.
+#: Exceptions that say only that another program or process failed: its own message is above.
 CHILD_FAILED = re.compile(
     r"(?:\w+\.){0,9}(?:CalledProcessError|ChildFailedError|ProcessExitedException|BrokenProcessPool|InductorError)\b"
 )
@@ -100,7 +100,7 @@ class Cause:
 def find(output: str, circumstances: Circumstances, in_build: bool = False) -> Optional[Explanation]:
     """Return the cause that the end of a program's output names; None when no cause is recognised."""
     causes = [cause for cause in CAUSES if cause.in_builds or not in_build]
-    for line in last_words(output, all_lines=in_build):
+    for line in final_lines(output, all_lines=in_build):
         for cause in causes:
             match = re.search(cause.pattern, line, re.ASCII)
             explanation = cause.explain(match, circumstances) if match else None
@@ -109,14 +109,14 @@ def find(output: str, circumstances: Circumstances, in_build: bool = False) -> O
     return None
 
 
-def last_words(output: str, all_lines: bool = False) -> Iterator[str]:
-    """Yield the lines in which the cause of the end may stand, the last one first.
+def final_lines(output: str, all_lines: bool = False) -> Iterator[str]:
+    """Yield the lines that may name the cause of the end, the last one first.
 
     These are the lines from the last traceback on, with the tracebacks that it names as its direct cause, so
     that earlier warnings are not mistaken for the cause. With `all_lines` all of them are returned.
     """
     lines = [_plain(line) for line in output[-TAIL_BYTES:].split("\n")[-MOST_LINES:]]
-    start = 0 if all_lines else _beginning(lines)
+    start = 0 if all_lines else _index_of_first(lines)
     return reversed(lines[start:])
 
 
@@ -127,8 +127,8 @@ def _plain(line: str) -> str:
     return text[rank.end() :] if rank else text
 
 
-def _beginning(lines: Sequence[str]) -> int:
-    """Return the index of the first line of the last words."""
+def _index_of_first(lines: Sequence[str]) -> int:
+    """Return the index of the first final line."""
     headers = [
         index
         for index, line in enumerate(lines)

@@ -1,4 +1,4 @@
-"""What the host is, as the check and the manifest of a job tell it."""
+"""Facts about the host, for the host check and the manifest of a job."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from train_classifier.worker.system.host import boot_id
 
 
 def host_facts() -> dict[str, Any]:
-    """Return what the host is: name, os, kernel, boot_id, cpus (all of them), memory_bytes."""
+    """Return facts about the host: name, os, kernel, boot_id, cpus (all of them), memory_bytes."""
     release = {}
     try:
         for line in Path("/etc/os-release").read_text(encoding="utf-8", errors="replace").splitlines():

@@ -61,7 +61,7 @@ def examine(
         if reason is not None:
             problems.append(f"{subject}{target} {reason}; no job may read it")
         elif folder.from_checkout and not _is_offered(real, host.data_roots):
-            problems.append(_move(folder, target, host.data_roots))
+            problems.append(_refusal_to_checkout(folder, target, host.data_roots))
         else:
             point = next((point for point, _ in mounts() if point.startswith(real + "/")), None)
             if point is not None:
@@ -74,7 +74,7 @@ def examine(
     return folders, problems
 
 
-def _move(folder: DataFolder, target: str, roots: Iterable[str]) -> str:
+def _refusal_to_checkout(folder: DataFolder, target: str, roots: Iterable[str]) -> str:
     """Return the sentence for a folder that a checkout's settings file names and the host does not list."""
     offered = ", ".join(roots)
     offer = f"only what lies below {offered}" if offered else "no folder"
@@ -150,12 +150,12 @@ def _refusal(real: str, host: Host, state: Path, engines: Iterable[str]) -> Opti
     for folder in (str(state), str(host.queue_dir), str(ROOT)):
         if data_folder.is_in(folder) or data_folder.holds(folder):
             return f"is or holds {folder}, where train-classifier keeps its state"
-    if host.configured_state_dir and _meets_pattern(real, host.configured_state_dir):
+    if host.configured_state_dir and _overlaps_pattern(real, host.configured_state_dir):
         return f"is or holds {host.configured_state_dir}, where train-classifier keeps its state"
-    return _home(data_folder)
+    return _home_refusal(data_folder)
 
 
-def _meets_pattern(real: str, pattern: str) -> bool:
+def _overlaps_pattern(real: str, pattern: str) -> bool:
     """Return whether a folder is, contains or is inside the state folder of any user."""
     base = os.path.dirname(pattern.partition("{user}")[0])
     resolved = os.path.realpath(base).rstrip("/") + pattern[len(base.rstrip("/")) :]
@@ -163,7 +163,7 @@ def _meets_pattern(real: str, pattern: str) -> bool:
     return all(fnmatch.fnmatchcase(part, part_pattern) for part, part_pattern in zip(real.split("/"), parts))
 
 
-def _home(data_folder: _DataFolder) -> Optional[str]:
+def _home_refusal(data_folder: _DataFolder) -> Optional[str]:
     """Return why a folder is refused for a home folder that it is, contains, or is inside."""
     accounts: dict[str, tuple[str, bool]] = {}
     for entry in pwd.getpwall():

@@ -78,7 +78,7 @@ class Training:
                 running.send("KILL", limit_s=0.0 if running.failure is not None else SIGNAL_RETRY_S)
             pump.finish()
             log.close()
-        self._judge(running, stopped, memory)
+        self._raise_end(running, stopped, memory)
 
     def _report_log_error(self, error: OSError) -> None:
         self.say(f"the log cannot be written: {error.strerror or error}")
@@ -129,7 +129,7 @@ class Training:
             )
         return None
 
-    def _judge(self, running: Running, stopped: Optional[TrainClassifierError], memory: Memory) -> None:
+    def _raise_end(self, running: Running, stopped: Optional[TrainClassifierError], memory: Memory) -> None:
         ending = running.ending
         if ending is not None:
             self.facts = {

@@ -42,7 +42,7 @@ def test_cards_and_their_users(tmp_path: Path) -> None:
         (1, 40960, True),
     ]
     assert [process.memory_mib for process in discovery.gpus[1].busy_by] == [40000, None]
-    assert "/usr/bin/python3 (pid 1, root)" in devices.holders(discovery.gpus[1])
+    assert "/usr/bin/python3 (pid 1, root)" in devices.show_users(discovery.gpus[1])
 
 
 def test_use_of_a_jobs_cards_is_described_without_names_of_processes(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_other_ends_have_no_cause(output: str) -> None:
                   "  File x", "EOFError: EOF when reading a line"),
     ],
 )  # fmt: skip
-def test_last_words_are_found(output: str) -> None:
+def test_final_lines_hold_the_cause(output: str) -> None:
     assert explained(output).cause == "There is no terminal"
 
 
