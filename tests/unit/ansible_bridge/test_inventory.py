@@ -57,7 +57,7 @@ def refused(source: str | None, host: str | None, cwd: Path) -> str:
     return problem
 
 
-def test_without_an_inventory_it_is_this_machine(tmp_path: Path) -> None:
+def test_without_an_inventory_the_host_is_this_machine(tmp_path: Path) -> None:
     assert inventory.single_host(None, None, {}, tmp_path) == inventory.Target("localhost")
     assert inventory.single_host(None, "localhost", {}, tmp_path).local
     assert "no inventory is given" in refused(None, "gpu1", tmp_path)
@@ -119,7 +119,7 @@ def test_every_locale_of_the_caller_works(lab: Path, locale: str) -> None:
     assert inventory.single_host("lab.yml", "gpu1", environ, lab.parent).name == "gpu1"
 
 
-def test_a_bad_variable_of_ansible_is_no_bug_of_ours(lab: Path) -> None:
+def test_bad_variable_of_ansible_is_not_reported_as_a_bug(lab: Path) -> None:
     with pytest.raises(NotReady, match="does not start") as caught:
         inventory.single_host("lab.yml", "gpu1", {"ANSIBLE_FORKS": "many"}, lab.parent)
     assert "ANSIBLE_" in str(caught.value.hint)

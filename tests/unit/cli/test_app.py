@@ -64,7 +64,7 @@ def test_json_is_one_object_also_on_failure(arguments: list[str]) -> None:
     assert done.returncode == json.loads(done.stdout)["exit_code"] == ExitCode.BAD_INPUT
 
 
-def test_json_of_the_model_is_not_ours() -> None:
+def test_json_after_the_dashes_belongs_to_the_model() -> None:
     done = command("train", "no_such_model", "--", "--json")
     assert (done.returncode, done.stdout) == (ExitCode.BAD_INPUT, "")
 
@@ -143,7 +143,7 @@ def test_live_line_on_a_terminal() -> None:
 
 
 @pytest.mark.parametrize("environment", [{"GITHUB_ACTIONS": "true"}, {"TERM": "dumb"}])
-def test_no_terminal_tricks_where_nobody_sees_them(environment: dict[str, str]) -> None:
+def test_no_escape_sequences_without_a_terminal(environment: dict[str, str]) -> None:
     shown = on_a_terminal(SHOW, **environment)
     assert "\x1b" not in shown
     assert "queue: waits for GPU 0: job X" in shown
@@ -269,7 +269,7 @@ def test_all_hosts_are_asked_and_one_failure_hides_no_other(tmp_path: Path) -> N
         find_jobs.find_job(hosts[1:], "20260101-000000-00000000")
 
 
-def test_a_bug_of_ours_is_one_line_and_a_file(
+def test_bug_is_one_line_and_a_crash_file(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: Any) -> Any:

@@ -223,7 +223,7 @@ def test_doctor_tries_what_a_push_needs(
     assert "Welcome to gpu-1" in check["message"] and ".bashrc" in check["hint"]
 
 
-def test_a_host_that_cannot_be_used_hides_no_other(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unusable_host_does_not_hide_the_others(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     hosts = {
         "here": {"ansible_connection": "local", "training_job_state_dir": str(tmp_path / "state")},
         "windows": {"ansible_connection": "winrm"},

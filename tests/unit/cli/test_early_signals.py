@@ -46,7 +46,7 @@ def test_python_drops_it() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_comes_again(number: int) -> None:
+def test_lost_interrupt_is_sent_again(number: int) -> None:
     assert run(again=True, ours=True, number=int(number), seconds=60) == (f"caught {int(number)}\n", "")
 
 
@@ -54,7 +54,7 @@ def test_pythons_own_handler() -> None:
     assert run(again=True, ours=False, number=2, seconds=60) == ("caught\n", "")
 
 
-def test_other_errors_are_told_as_before() -> None:
+def test_other_errors_are_reported_as_before() -> None:
     program = (
         "import weakref; from train_classifier.cli.early_signals import resend_lost_interrupts; resend_lost_interrupts()\n"
         "class Thing: pass\nthing = Thing(); kept = weakref.ref(thing, lambda _: 1 / 0); del thing"

@@ -81,7 +81,7 @@ def test_a_job_that_was_never_started_is_not_waited_for(
     assert f"Job {OLD} on one was never started" in err and "Start the training again" in err
 
 
-def test_the_wrong_job_is_never_meant_when_a_host_cannot_be_asked(tmp_path: Path) -> None:
+def test_beginning_of_an_id_needs_an_answer_of_every_host(tmp_path: Path) -> None:
     make_job(tmp_path / "here", OLD)
     here = RemoteHost("here", state_dir=str(tmp_path / "here"))
     for name in ("last", OLD[:9]):
@@ -138,7 +138,7 @@ def test_list_fits_its_terminal(tmp_path: Path, command: Any, monkeypatch: pytes
     assert all(part in shown[200] for part in ("loss=0.25", "--epochs '3 4'", "ARGUMENTS"))
 
 
-def test_ids_that_begin_alike(tmp_path: Path) -> None:
+def test_ambiguous_beginnings_of_ids(tmp_path: Path) -> None:
     for host, job in (("one", OLD), ("two", NEW)):
         make_job(tmp_path / host, job)
     both = [RemoteHost(name, state_dir=str(tmp_path / name)) for name in ("one", "two")]
@@ -154,7 +154,7 @@ def test_ids_that_begin_alike(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["attach", "fetch"])
-def test_where_an_archive_may_not_go(
+def test_outputs_that_are_refused(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Fault row 9, for the commands that fetch later: refused before any host is asked."""
@@ -211,7 +211,7 @@ def test_ctrl_c_leaves_at_once_while_a_host_does_not_answer(
             time.sleep(0.05)
 
 
-def test_the_job_of_another_user_is_theirs_alone() -> None:
+def test_job_of_another_user_is_neither_shown_nor_cancelled() -> None:
     """Fault row 12: neither shown nor stopped, and what it is called is no secret worth a traceback."""
     if os.getuid():
         pytest.skip("only root has another user at hand")

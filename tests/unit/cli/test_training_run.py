@@ -113,7 +113,7 @@ def test_a_stop_before_the_start_leaves_no_job(monkeypatch: pytest.MonkeyPatch, 
     assert jobs == [JOB] * len(answers)
 
 
-def test_a_hang_up_names_the_way_back(
+def test_hang_up_shows_how_to_follow_the_job(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def steps(run: TrainingRun, script: Script) -> None:
@@ -148,7 +148,7 @@ def test_a_stop_after_the_start_was_allowed_reaches_the_host(
     assert jobs == [JOB]
 
 
-def test_leaving_at_once_during_the_start_takes_the_job_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_at_once_during_the_start_removes_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """The submission may still be on its way: the host is asked until the job is gone or was started."""
 
     def steps(run: TrainingRun, script: Script) -> None:
@@ -165,7 +165,7 @@ def test_leaving_at_once_during_the_start_takes_the_job_away(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_the_step_asks_before_it_submits(
+def test_start_step_asks_before_it_submits(
     allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import importlib.util

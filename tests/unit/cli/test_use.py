@@ -107,7 +107,7 @@ def test_value_that_looks_like_a_flag_is_a_value(repo: Path, capfd: pytest.Captu
     assert "--cpus: '-1'" in refused(capfd, "train", "mnist", "--dry-run", "--cpus", "-1")
 
 
-def test_what_follows_the_dashes_is_the_models_own(
+def test_arguments_after_the_dashes_belong_to_the_model(
     repo: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRAIN_CLASSIFIER_ARGUMENTS", "--from 'the environment'")
@@ -128,7 +128,7 @@ def test_the_models_flags_before_the_dashes_are_refused_with_the_way_out(
     assert "train-classifier train mnist -- yolo 'two words'" in err
 
 
-def test_every_problem_is_said_at_once(
+def test_every_problem_of_a_command_is_reported_at_once(
     repo: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     err = refused(capfd, "train", "nothing", "--patience", "soon", "--pids", "1")

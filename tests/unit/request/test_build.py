@@ -351,7 +351,7 @@ def test_arguments(repo: Path) -> None:
     assert "over 128 KiB" in refused(repo, arguments=["x" * 131072])[0]
 
 
-def test_a_variable_of_ours_that_is_misspelt(repo: Path) -> None:
+def test_misspelt_variable_is_reported(repo: Path) -> None:
     plan = build(repo, {"TRAIN_CLASSIFIER_TIMOUT": "6h", "TRAIN_CLASSIFIER_HOST_JSON": "/x"})
     assert plan.warnings == ["TRAIN_CLASSIFIER_TIMOUT is not read; did you mean TRAIN_CLASSIFIER_TIMEOUT?"]
 

@@ -116,7 +116,7 @@ def test_folders_that_are_refused(repo: Path, tmp_path: Path) -> None:
     assert "name of a folder that is never pushed" in refused(repo, "venv")
 
 
-def test_what_is_odd_works_and_is_said(repo: Path) -> None:
+def test_odd_checkouts_work_with_a_warning(repo: Path) -> None:
     (repo / "mnist" / "__init__.py").unlink()
     assert checkout.check_model(repo, "mnist") == (
         [], ["mnist/__init__.py is missing; mnist runs as a namespace package"],
@@ -133,7 +133,7 @@ def test_a_model_of_the_folder_above_is_found(repo: Path) -> None:
     assert f"say --repo {repo}" in refused(below, "mnist")
 
 
-def test_checkouts_that_are_none(repo: Path) -> None:
+def test_folders_that_are_no_checkout(repo: Path) -> None:
     link = repo / "link"
     link.symlink_to("mnist")
     assert checkout.resolve(link) == repo / "mnist"

@@ -166,7 +166,7 @@ def test_names_with_newlines_and_broken_utf8(repo: Path) -> None:
     assert sources.problems == []
 
 
-def test_pipes_sockets_and_devices_are_left_out_and_said(repo: Path) -> None:
+def test_pipes_sockets_and_devices_are_left_out_and_reported(repo: Path) -> None:
     os.mkfifo(repo / "pipe")
     with socket.socket(socket.AF_UNIX) as server:
         here = Path.cwd()
@@ -290,7 +290,7 @@ def test_what_a_killed_fetch_left_is_no_source(repo: Path) -> None:
     assert names(push_list.collect(repo, output=repo / "out.tgz")) - {".out.tgz.a.part"} == pushed
 
 
-def test_env_files_are_pushed_and_said(repo: Path) -> None:
+def test_env_files_are_pushed_and_reported(repo: Path) -> None:
     write(repo, {".env": "A=1", "sub/.env.production": "A=1", ".env.example": "A="})
     sources = push_list.collect(repo)
     assert names(sources) == {".env", "sub/", "sub/.env.production", ".env.example"}
@@ -328,7 +328,7 @@ def test_artefacts_that_is_no_folder(repo: Path) -> None:
     ]
 
 
-def test_empty_submodules_and_lfs_pointers_are_said(repo: Path) -> None:
+def test_empty_submodules_and_lfs_pointers_are_reported(repo: Path) -> None:
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 12345\n"
     write(
         repo,

@@ -179,7 +179,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         settings_file.load(tmp_path)
 
 
-def test_models_that_do_not_exist_are_said() -> None:
+def test_models_that_do_not_exist_are_reported() -> None:
     settings = settings_file.parse(b"[models.mnits]\ngpus = 0\n[models.mnist]\n")
     assert settings_file.unknown_models(settings, ["mnist"]) == [
         "train-classifier.toml: [models.mnits] names no model of this repository; did you mean [models.mnist]?"

@@ -49,7 +49,7 @@ def test_sizes(text: str | int, count: int) -> None:
         "1,5GiB",
     ],
 )
-def test_sizes_that_are_none(text: str) -> None:
+def test_invalid_sizes(text: str) -> None:
     with pytest.raises(ValueError, match="write 8GiB, 500MB") as caught:
         units.size(text)
     assert "\n" not in str(caught.value)
@@ -70,7 +70,7 @@ def test_gpu_memory_counts_mebibytes(text: str | int, mib: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["8", "-1", "1e99", "", "99999TiB", "17TiB"])
-def test_gpu_memory_that_is_none(text: str) -> None:
+def test_invalid_gpu_memory(text: str) -> None:
     with pytest.raises(ValueError, match="plain number of MiB"):
         units.vram_mib(text)
 
@@ -98,7 +98,7 @@ def test_durations(text: str | float, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", "-1", "-1h", "1e99", "nan", "h", "1h1h", "1m1h", "6 hours", "1h30", "400d", "999999999999"]
 )
-def test_durations_that_are_none(text: str) -> None:
+def test_invalid_durations(text: str) -> None:
     with pytest.raises(ValueError, match="write 90 or 90s") as caught:
         units.duration(text)
     assert "\n" not in str(caught.value)

@@ -58,7 +58,7 @@ def test_use_of_a_jobs_cards_is_described_without_names_of_processes(tmp_path: P
 
 
 @pytest.mark.parametrize("missing", ["[N/A]", "[Not Supported]", "[Unknown Error]", ""])
-def test_memory_that_is_not_said(tmp_path: Path, missing: str) -> None:
+def test_unknown_memory(tmp_path: Path, missing: str) -> None:
     line = f"0, {UUID.format(0)}, NVIDIA GB10, {missing}, {missing}, 580.95, [N/A]\n"
     discovery = devices.discover(smi(tmp_path, line))
     assert discovery.gpus[0].memory_total_mib is None
@@ -99,7 +99,7 @@ def test_a_hanging_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "did not answer" in (devices.discover(host).problem or "")
 
 
-def test_how_many(tmp_path: Path) -> None:
+def test_number_of_gpus(tmp_path: Path) -> None:
     one = devices.discover(smi(tmp_path, GOOD))
     none = devices.discover(Host(nvidia_smi="/nowhere/nvidia-smi"))
     assert devices.gpu_count(1, one) == (1, None)
@@ -146,7 +146,7 @@ def test_memory_that_something_else_holds() -> None:
     [(None, "ok"), ((), "fail"), ((UUID.format(0),), "ok")],
     ids=["job", "proof", "busy"],
 )
-def test_only_the_proof_minds_who_has_the_memory(
+def test_only_doctor_checks_who_uses_the_memory(
     tmp_path: Path, job_cards: tuple[str, ...] | None, outcome: str
 ) -> None:
     host = smi(tmp_path, f"0, {UUID.format(0)}, NVIDIA L4, 23034, 200, 550.163.01, [N/A]\n")
@@ -329,7 +329,7 @@ def test_faults_in_the_kernel_log(tmp_path: Path) -> None:
     assert "0000:41:00 reported Xid 79" in findings[0].message
 
 
-def test_mig_is_said(tmp_path: Path) -> None:
+def test_mig_is_reported(tmp_path: Path) -> None:
     line = f"0, {UUID.format(0)}, NVIDIA A100, 40960, 40000, 550.163.01, Enabled\n"
     host = smi(tmp_path, line)
     info = {"ServerVersion": "26.1.5", "Runtimes": {"nvidia": {}}}

@@ -36,7 +36,7 @@ def test_secret_across_every_border() -> None:
         ([b"zz"], b"ends with z", b"ends with z"),
     ],
 )
-def test_what_is_shown(secrets: list[bytes], text: bytes, shown: bytes) -> None:
+def test_secrets_are_masked_in_any_blocks(secrets: list[bytes], text: bytes, shown: bytes) -> None:
     assert masked(secrets, [text]) == shown
     # The union of overlapping secrets is hidden wherever the borders fall, without a trace of any of them.
     for cut in range(len(text)):
