@@ -103,7 +103,7 @@ def find_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
                 # The newest job may be on a host that did not answer.
                 error.hint = _hint_with_another_host(error.hint, hosts, host)
                 raise error
-            if "ambiguous" in error.reason:
+            if " is ambiguous: " in error.reason:
                 raise BadInput(f"{host.name}: {error.reason}", hint=error.hint)
     if job == "last" and matches:
         return max(matches, key=lambda match: match.id)
