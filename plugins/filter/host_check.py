@@ -93,7 +93,7 @@ def driver_rows(state: dict, expected: int = 0) -> list[dict]:
     else:
         rows.append(_row("driver", "ok", f"loaded {loaded} equals installed"))
     free = sorted(set(state["packages"]) - set(state["held"]))
-    # A driver that somebody else brought is theirs to hold.
+    # Who installed another driver decides whether it is held.
     if free and state["ours"]:
         rows.append(
             _row(
@@ -176,7 +176,7 @@ def worker_rows(task: dict, limit_s: float, drained: bool = False) -> list[dict]
 
 
 def merge(own: list[dict], worker: list[dict]) -> list[dict]:
-    """All rows; where both parts have one of a name, the graver. The worker looks at the driver too."""
+    """Return all rows; of two rows of one name the graver, because the worker checks the driver, too."""
 
     def gravity(rows: list[dict], name: str) -> int:
         return max((GRAVITY.index(row["status"]) for row in rows if row["name"] == name), default=-1)

@@ -1,4 +1,4 @@
-"""Filters of the role nvidia_container_toolkit: a key's fingerprint, whose packages are there, a merge."""
+"""Filters of the role nvidia_container_toolkit: a key's fingerprint, the origin of packages, daemon.json."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def decision(lines: list[str], packages: list[str], target: str, minimum: str) -
 
 
 def lost(before: dict, after: dict) -> list[str]:
-    """The keys of daemon.json that a merge changed although they are not its business."""
+    """Return the keys of daemon.json that a merge changed and does not set."""
     return sorted(
         key
         for key, value in before.items()
@@ -172,7 +172,7 @@ def lost(before: dict, after: dict) -> list[str]:
 
 
 def unmerge(current: dict, before: dict) -> dict:
-    """`current` daemon.json with what the merge brought put back to what it was in `before`."""
+    """Return daemon.json (`current`) with the keys that the merge set as they were in `before`."""
     answer = copy.deepcopy(current)
     for key, name in (("runtimes", "nvidia"), ("features", "cdi")):
         if name in before.get(key, {}):

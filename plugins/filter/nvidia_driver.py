@@ -81,8 +81,8 @@ def header_packages(kernels: list[str], images: list[str]) -> list[str]:
     """The packages of headers for `kernels`, and those that bring the headers of each later kernel.
 
     `images` are the installed packages `linux-image-*`. One without a version (linux-image-amd64,
-    linux-image-generic-hwe-24.04) brings new kernels, so its sister brings their headers. Without any it
-    goes by the flavour that ends a kernel's name.
+    linux-image-generic-hwe-24.04) brings new kernels; the package linux-headers-* of the same end brings
+    their headers. Without any the flavour at the end of a kernel's name decides.
     """
     versions = [f"linux-headers-{kernel}" for kernel in kernels]
     metas = sorted(name.replace("image", "headers", 1) for name in images if META.fullmatch(name))
@@ -183,7 +183,7 @@ def _origin(packages: list[str], runfile: bool) -> str:
 
 
 def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -> dict:
-    """What the probe of tasks/inspect.yml saw, as `nvidia_driver_status`."""
+    """Return `nvidia_driver_status` from the lines of the probe in tasks/inspect.yml."""
     answers: dict[str, list[str]] = {}
     for line in lines:
         word, _, value = line.partition(" ")
@@ -237,7 +237,7 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         "brought": sorted(brought),
         "origin": _origin(packages, "runfile" in answers),
         "runfile": "runfile" in answers and not packages,
-        # What the driver needs, and what only the distribution wishes: that one disturbs no card.
+        # Reboots that the driver needs; one that only the distribution asks for disturbs no card.
         "reboot_pending": pending,
         "reboot_wished": wished,
         "packages": packages,

@@ -117,7 +117,7 @@ class Scope:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Never carry credentials to where an answer points."""
+    """Follows no redirect, which would send the credentials to another address."""
 
     def redirect_request(self, *_: Any) -> None:
         return None

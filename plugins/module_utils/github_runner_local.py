@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-#: What config.sh writes; all of it goes when a registration is removed.
+#: What config.sh writes; all of it is removed with a registration.
 CONFIGURATION = (
     ".runner",
     ".runner_migrated",
@@ -49,7 +49,7 @@ class LocalError(Exception):
 
 
 def as_root() -> None:
-    """Leave the account's folder and home, which a unit of the account sets for what root runs in it."""
+    """Give root's part of an account's unit the home, folder and umask of root instead of the account's."""
     os.environ["HOME"] = pwd.getpwuid(os.getuid()).pw_dir
     os.chdir("/")
     os.umask(0o022)
@@ -210,7 +210,7 @@ def _descriptor(path: Path) -> int:
 
 
 def fetch(url: str, sha256: str, target: Path) -> bool:
-    """Have the archive with this checksum as `target`, and no other; True when it was downloaded."""
+    """Download the archive unless `target` has this checksum; remove others. True if it was downloaded."""
     for archive in target.parent.glob("actions-runner-*"):
         if archive != target:
             archive.unlink()
@@ -251,8 +251,8 @@ def _sha256(path: Path) -> str:
 def install(archive: Path, folder: Path, user: str, version: str, record: Path) -> None:
     """Replace the instance's programs by those of the archive; they belong to root. Its service is stopped.
 
-    Everything in the folder goes but the account's state. An interrupted installation leaves a record without
-    version: the instance does not start, and the next installation puts it right.
+    Everything else in the folder is removed, except the account's state. An interrupted installation leaves a
+    record without version: the instance does not start, and the next installation repairs it.
     """
     require_safe_parents(folder)
     with contextlib.suppress(FileExistsError):
@@ -309,7 +309,7 @@ def remove_folder(folder: Path) -> bool:
 # --- the registration ------------------------------------------------------------------------------------
 
 
-def forget(folder: Path, user: str, record: Path) -> bool:
+def remove_registration(folder: Path, user: str, record: Path) -> bool:
     """Remove the registration's files. True when there were any."""
     if not folder.is_dir():
         return False
@@ -347,7 +347,7 @@ def configure(folder: Path, user: str, token: str, settings: Mapping[str, Any], 
     ):
         if on:
             command.append(flag)
-    forget(folder, user, record)
+    remove_registration(folder, user, record)
     # Until config.sh has answered, the id is not known; the next run then looks for the name.
     change_record(record, url=settings["url"], name=settings["name"])
     with _setup_folder(folder, user, record, {}) as private:

@@ -15,13 +15,13 @@ from ansible.module_utils.github_runner_local import (
     change_record,
     configure,
     fetch,
-    forget,
     install,
     locked,
     read_record,
     registered,
     remove,
     remove_folder,
+    remove_registration,
 )
 
 DOCUMENTATION = r"""
@@ -96,9 +96,9 @@ def act(verb: str, folder: Path, record: Path, params: dict[str, Any]) -> bool:
         configure(folder, user, params["token"], params, record)
     elif verb == "remove":
         remove(folder, user, params["token"], record)
-        forget(folder, user, record)
+        remove_registration(folder, user, record)
     elif verb == "forget":
-        return forget(folder, user, record)
+        return remove_registration(folder, user, record)
     elif verb == "delete":
         removed = remove_folder(folder) or record.exists()
         record.unlink(missing_ok=True)

@@ -50,7 +50,7 @@ def _brief(runner: dict[str, Any]) -> dict[str, Any]:
 
 
 def scope(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
-    """Is the scope there, may we, and could strangers' code get in?"""
+    """Return whether the scope exists, may be used, and is open to the code of strangers."""
     if github.has_credentials:
         github.find("")
     group = github.group(params["group"]) if github.has_credentials and params["group"] else None

@@ -28,11 +28,11 @@ from github_runner_local import (
     as_root,
     change_record,
     configure,
-    forget,
     frozen,
     locked,
     make_run_folder,
     read_record,
+    remove_registration,
 )
 
 ETC = Path("/etc/github-runner")
@@ -179,7 +179,7 @@ def mint(name: str, instance: dict[str, Any], folder: Path) -> None:
         token = github.registration_token()
         configure(folder, user, token, {**instance, "ephemeral": True}, record_file)
         return
-    forget(folder, user, record_file)
+    remove_registration(folder, user, record_file)
     # Without an id until GitHub has answered: after a cut here the entry is known by its name and label.
     change_record(record_file, url=instance["url"], name=instance["name"])
     defaults = (

@@ -175,11 +175,11 @@ class Training:
         if self.facts["out_of_memory"]:
             usage = self.facts["out_of_memory"]
             limit, peak = usage["limit_bytes"], usage["peak_bytes"]
-            death = "ran out of memory"
+            predicate = "ran out of memory"
             if status == KILLED_STATUS and not ending.out_of_memory:
-                death = "was killed, probably out of memory"
+                predicate = "was killed, probably out of memory"
             return TrainingFailed(
-                f"the model {death} (limit {_mib(limit)}, peak {_mib(peak)}): exit status {status}",
+                f"the model {predicate} (limit {_mib(limit)}, peak {_mib(peak)}): exit status {status}",
                 f"raise {show_option('memory')}, or let the model use less",
             )
         if status == KILLED_STATUS:
