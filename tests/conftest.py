@@ -26,9 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A terminated run takes its test hosts with it, as an interrupted one does.
+    # SIGTERM removes the test hosts, as Ctrl-C does.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    # A shell starts what it puts in the background deaf to Ctrl-C, and nohup deaf to a hang-up: tests send both.
+    # A shell starts background processes with SIGINT ignored, nohup with SIGHUP ignored; tests send both.
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
@@ -41,7 +41,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         session.config.pluginmanager.register(_AtOnce(terminal))
 
 
-#: What is dear to make: tests that share one of these run in one process of `-n`.
+#: Expensive fixtures: tests that share one of them run in one process of `-n`.
 SHARED = ("ssh_host", "gpu_host", "systemd_host", "plain_host", "driver_host", "runner_host")
 #: Tests that share nothing but the engine run wherever there is room.
 ALONE = (
@@ -120,7 +120,7 @@ def _long(item: pytest.Item) -> bool:
 
 
 class _AtOnce:
-    """Tells of a failure when it happens: the long run may be ended by somebody's time limit before its summary."""
+    """Reports a failure at once, because a time limit may end the long run before its summary."""
 
     def __init__(self, terminal: pytest.TerminalReporter) -> None:
         self.terminal = terminal

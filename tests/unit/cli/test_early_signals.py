@@ -1,4 +1,4 @@
-"""A signal whose exception Python drops arrives all the same."""
+"""An interrupt that Python could not raise is sent again."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(**values: object) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
-def test_python_drops_it() -> None:
+def test_python_ignores_an_interrupt_that_it_cannot_raise() -> None:
     assert run(again=False, ours=True, number=2, seconds=0.3)[0] == "lost\n"
 
 
@@ -50,7 +50,7 @@ def test_lost_interrupt_is_sent_again(number: int) -> None:
     assert run(again=True, ours=True, number=int(number), seconds=60) == (f"caught {int(number)}\n", "")
 
 
-def test_pythons_own_handler() -> None:
+def test_interrupt_of_pythons_own_handler_is_sent_again() -> None:
     assert run(again=True, ours=False, number=2, seconds=60) == ("caught\n", "")
 
 

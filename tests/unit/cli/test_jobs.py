@@ -59,7 +59,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
 def test_last_is_the_newest_that_was_started_on_any_host(tmp_path: Path, command: Any) -> None:
     make_job(tmp_path / "one", OLD)
     make_job(tmp_path / "two", NEW)
-    # What a cut push leaves.
+    # An interrupted push leaves this.
     make_job(tmp_path / "one", NEWEST, "prepared")
     code, out, err = command("status", "last", "--json", hosts=("one", "two"))
     assert code == 0, err
@@ -88,7 +88,7 @@ def test_beginning_of_an_id_needs_an_answer_of_every_host(tmp_path: Path) -> Non
         with pytest.raises(NotReady) as caught:
             find_jobs.find_job([GONE, here], name)
         assert "--host here" in str(caught.value.hint)
-    # A whole id is one job's alone.
+    # A whole id names one job.
     assert find_jobs.find_job([GONE, here], OLD).id == OLD
     assert find_jobs.find_job([here], "last").id == OLD
 
@@ -144,7 +144,7 @@ def test_ambiguous_beginnings_of_ids(tmp_path: Path) -> None:
     both = [RemoteHost(name, state_dir=str(tmp_path / name)) for name in ("one", "two")]
     with pytest.raises(BadInput, match="ambiguous"):
         find_jobs.find_job(both, "2026")
-    # Alike on one host alone: the other's only match is not the one that is meant.
+    # Ambiguous on one host: the only match of the other host is not taken.
     make_job(tmp_path / "one", NEWEST)
     with pytest.raises(BadInput, match="ambiguous"):
         find_jobs.find_job(both, "2026")
@@ -212,7 +212,7 @@ def test_ctrl_c_leaves_at_once_while_a_host_does_not_answer(
 
 
 def test_job_of_another_user_is_neither_shown_nor_cancelled() -> None:
-    """Fault row 12: neither shown nor stopped, and what it is called is no secret worth a traceback."""
+    """Fault row 12: without a traceback."""
     if os.getuid():
         pytest.skip("only root has another user at hand")
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
@@ -235,7 +235,7 @@ def test_job_of_another_user_is_neither_shown_nor_cancelled() -> None:
                         answers.append(f"{int(error.code)} {error.reason} {error.hint}")
             return answers
 
-        # What that user may not be able to read is read before.
+        # Import first what that user may not be able to read.
         find_jobs.find_job([RemoteHost("here", state_dir=str(top / "theirs"))], OLD)
         answers = as_ordinary_user(act)
         assert (top / "theirs" / "jobs" / OLD / "status.json").exists()

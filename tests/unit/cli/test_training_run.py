@@ -1,4 +1,4 @@
-"""`train` and its playbook: who wins when a stop and the start meet."""
+"""`train` and its playbook: stops before, during and after the start of the job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JOB = "20260101-000000-00000001"
 
 
 class Script:
-    """Plays the playbook's part: its steps are what the test says, in a thread of its own."""
+    """Stands in for the playbook: runs the test's steps in its own thread."""
 
     def __init__(self, steps: Any, run: TrainingRun, inbox: queue.SimpleQueue[tuple[str, Any]]) -> None:
         self.inbox = inbox
@@ -90,7 +90,7 @@ def test_a_stop_between_push_and_start_keeps_the_job_from_starting(
         script.inbox.put(("stop", "Ctrl-C"))
         while not script.ended:
             threading.Event().wait(0.01)
-        # The step was already on its way when the run was given up.
+        # The step asks although the run has ended already.
         answers.append(run.answer("start"))
 
     jobs = record_cancels(monkeypatch)
@@ -149,7 +149,7 @@ def test_a_stop_after_the_start_was_allowed_reaches_the_host(
 
 
 def test_leaving_at_once_during_the_start_removes_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The submission may still be on its way: the host is asked until the job is gone or was started."""
+    """The submission may arrive later: the host is asked until the job is gone or was started."""
 
     def steps(run: TrainingRun, script: Script) -> None:
         push(run)

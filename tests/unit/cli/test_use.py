@@ -1,4 +1,4 @@
-"""How the command line is used: its words and flags, its examples, every wrong word said at once."""
+"""The use of the command line: its flags, its examples, and how it reports problems."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def examples(text: str) -> list[list[str]]:
     commands = []
     for line in text.splitlines():
         if re.match(r" {2,}([A-Z_]+=\S+ )?(train-classifier |export TRAIN_CLASSIFIER_|cd examples)", line):
-            # What stands far to the right says what it does.
+            # Text after several blanks explains the command.
             words = shlex.split(re.split(r"\s{2,}", line.strip())[0], comments=True)
             commands.append(words[: words.index("|")] if "|" in words else words)
     return commands
@@ -201,7 +201,7 @@ def test_examples_work_as_printed(
         if command == "train" and "--help" not in arguments:
             assert app.run(["train", "--dry-run", *arguments]) == 0, (words, capfd.readouterr().err)
         elif command in COMMANDS:
-            # Parsed, not done: the flags are there and wear their values.
+            # Only parsed: the flags exist and have their values.
             own, _ = app._split([command, *arguments])
             COMMANDS[command].make_context(command, own[1:], resilient_parsing=False)
         else:

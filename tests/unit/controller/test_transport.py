@@ -148,7 +148,7 @@ def test_home_of_the_environment_does_not_move_the_state(
 
 
 def test_silent_port_is_bounded(sshd: Sshd) -> None:
-    """Packets that are swallowed: the port accepts and nobody ever says a word."""
+    """The port accepts the connection and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         command = sshd.ssh(port=server.getsockname()[1])
         error = refused(["ssh", "-o", "ConnectTimeout=2", *command[1:]])
@@ -156,7 +156,7 @@ def test_silent_port_is_bounded(sshd: Sshd) -> None:
 
 
 def test_half_open_connection_is_noticed(sshd: Sshd) -> None:
-    """The line dies without a word while a command runs: ssh's own keepalive ends it well within a minute."""
+    """The connection dies while a command runs: ssh's keepalive ends it within a minute."""
     with Line(sshd.port) as line:
         sshd.trust(line.port)
         ssh = transport._with_options(sshd.ssh(port=line.port))

@@ -1,4 +1,4 @@
-"""Locks end with their holder and belong to the file of the name."""
+"""Locks end with their holder, and are for the file that has the name now."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""docs/security.md names what there is."""
+"""docs/security.md names files and tests that exist."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ def test_next_folder(tmp_path: Path, action: Path, trouble: str) -> None:
 
 
 def test_no_folder(tmp_path: Path, action: Path) -> None:
-    """Where every disk is full that is what is said, in one annotation, with outputs and without an old archive."""
+    """A full disk is reported in one annotation, with outputs and without an old archive."""
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "uv").write_text(FULL_UV)

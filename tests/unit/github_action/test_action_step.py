@@ -119,7 +119,7 @@ def test_webhook_stays_with_the_step() -> None:
 
 
 def test_unknown_event_of_notice() -> None:
-    """A word that is no notice is one problem among the others, and a failure is told all the same."""
+    """An unknown word is a problem like any other, and failures are still posted."""
     step_inputs = inputs.read({"TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY": "sucess", "MODEL": "m"})
     assert "slack-notify: 'sucess'" in step_inputs.problems[0]
     assert step_inputs.slack_events == {slack_message.Event.FAILED}
@@ -151,7 +151,7 @@ def test_bug_in_reporting_does_not_end_the_step(
     ],
 )
 def test_default_lease(local: bool, lease_input: float | None, detach: bool, lease: float | None) -> None:
-    """Ten minutes here, an hour over ssh, what is given, and none for a job that shall run on alone."""
+    """The default is ten minutes here and an hour over ssh; a detached job has no lease."""
     spec = job.JobSpec("x", "m", job.Repository("r", "0" * 16), lease_s=lease_input)
     order = Order(spec, "/tree", "", "/out/artefacts.tar.gz", detach=detach)
     target = Target("host", local=local, ssh=[] if local else ["ssh", "host"])
@@ -323,7 +323,7 @@ def test_outputs_are_written_before_the_report(
 def test_grace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], settings: str, grace: float
 ) -> None:
-    """Three seconds are for those who say nothing; ten that are asked for are ten, wherever they are asked for."""
+    """The default is three seconds; ten that an input, a variable or a file asks for stay ten."""
     assert options.default("grace") == 10.0
     monkeypatch.chdir(tmp_path)
     (tmp_path / "m").mkdir()
@@ -370,7 +370,7 @@ def test_hint_of_a_lost_connection(inventory: str | None, lease: float | None) -
     ],
 )
 def test_names_of_options(monkeypatch: pytest.MonkeyPatch, option: str, shown: str) -> None:
-    """Messages name inputs in the action, where the command line's name flags."""
+    """In the action, messages name inputs instead of flags."""
     assert options.show_option(option) == options.BY_NAME[option].flag
     monkeypatch.setenv(options.READER, options.ACTION)
     assert options.show_option(option) == shown

@@ -1,4 +1,4 @@
-"""The job summary and the report page: what stands in them, and that nothing in them can do anything."""
+"""The job summary and the report page: their content, and that untrusted text has no effect."""
 
 import html.parser
 import json
@@ -154,7 +154,7 @@ def test_summary_never_exceeds_its_limit(limit: int) -> None:
 
 
 def test_lines_of_a_cut_log_are_not_counted() -> None:
-    """Of a long log only the end is at hand: how many lines there are is not known, and not made up."""
+    """Only the end of a long log is available, so its lines are not counted."""
     log = "".join(f"line {n}\n" for n in range(1000))
     assert Report(result=FAILED, log=log).tail(9000).startswith("… 800 earlier lines, see log.txt\n")
     assert (

@@ -1,4 +1,4 @@
-"""What every role and playbook owes: documented variables, a README of fixed shape, YAML that parses, plays that load."""
+"""Every role and playbook has documented variables, a README of fixed shape, YAML that parses, plays that load."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_no_task_shows_a_secret(path: Path) -> None:
                 continue
             shown = HARMLESS.sub("", json.dumps(arguments))
             if module in ("assert", "fail"):
-                # Of a sentence what is put into it, but for the names of variables that it tells.
+                # Of a message only the inserted values, without names of variables.
                 sentence = HARMLESS.sub("", str(arguments.get("fail_msg") or arguments.get("msg")))
                 shown = re.sub(r"'[^']*'", "", " ".join(re.findall(r"\{\{.*?\}\}", sentence, re.S)))
             if module in WRITE and not {"content", "src", "line", "block"} & set(arguments):

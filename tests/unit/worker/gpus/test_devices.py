@@ -1,4 +1,4 @@
-"""What nvidia-smi says, in all its moods; how a container gets its GPUs; what the host check makes of a host."""
+"""The answers of nvidia-smi, the GPUs of containers, and the findings of the host check."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_memory_that_something_else_holds() -> None:
     devices.require_free(1, busy, 4000)
     with pytest.raises(NoGpu, match=r"^GPU 1 \(NVIDIA L4\) has 300 of 24564 MiB free; wanted 4000 MiB"):
         devices.require_free(2, busy, 4000)
-    # A job's own card is in use, not taken; a card that does not say passes.
+    # A job uses its own card; a card with unknown memory is accepted.
     devices.require_free(2, busy, 4000, {UUID.format(1)})
     devices.require_free(2, devices.Discovery((card(), card(1, free=None))), 4000)
     # A GTX 970 never has the 4000 MiB of the default floor free.

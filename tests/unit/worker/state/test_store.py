@@ -41,7 +41,7 @@ def test_jobs_are_found_by_id_beginning_and_last(tmp_path: Path) -> None:
     (tmp_path / "jobs" / "no-job").mkdir()
     for job in (first, second):
         job.write_status(state="finished")
-    # Pushed and never started: no job that anybody means.
+    # Pushed and never started: not the last job.
     make_job(tmp_path, "20260101-000002-00000000").write_status(state="pushed")
     assert store.find("last").id == second.id
     assert store.find("20260101-000000").id == first.id

@@ -159,7 +159,7 @@ def test_circumstances_decide_the_hint() -> None:
     [
         "",
         traceback("ValueError: shapes"),
-        # Warnings above the last words.
+        # Warnings before the final lines.
         "Could not load dynamic library 'libGL.so.1'; dlerror: libGL.so.1: cannot open shared object file: No such\n"
         + traceback("ValueError: shapes"),
         traceback("ModuleNotFoundError: No module named 'cPickle'", "", "During handling of the above exception, "
