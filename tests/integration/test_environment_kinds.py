@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import docker
 import pytest
@@ -136,6 +138,28 @@ def test_packages_of_the_project(site: Site, framework_image: str) -> None:
     assert (built.files, built.reason) == (("pyproject.toml",), "pyproject.toml agrees with the image")
     assert {"tools==1.0", "plotting==2.0"} <= set(built.packages)
     assert "m/requirements.txt is missing: the packages are those of pyproject.toml" in site.messages
+
+
+def test_packages_of_a_lock(site: Site, framework_image: str, index: Index, uv: Path) -> None:
+    image = site.find(framework_image)
+    index.add(package("pinned", "1.0", "helping"), package("helping", "1.0"), package("unwanted", "1.0"))
+    project = site.workspace / "pyproject.toml"
+    text = "[project]\nname = 'x'\nversion = '1'\nrequires-python = '>=3.9'\ndependencies = ['pinned', 'numpy<2']\n"
+    project.write_text(f"{text}[dependency-groups]\ndev = ['unwanted']\n")
+    subprocess.run(
+        [uv, "lock", "--quiet", "--no-config", "--default-index", index.url], check=True, cwd=site.workspace,
+        env={**os.environ, "no_proxy": index.host, "UV_CACHE_DIR": str(site.workspace.parent / "uv-cache")},
+    )  # fmt: skip
+    index.add(package("pinned", "2.0"), package("helping", "2.0"))
+    wish = environment.Wish("m", "0" * 16)
+    built = environment.prepare(site.context(), image, site.workspace, wish)
+    assert (built.files, built.reason) == (("uv.lock", "pyproject.toml"), "uv.lock agrees with the image")
+    assert {"pinned==1.0", "helping==1.0", "numpy==1.26.4", "tensorflow-cpu==2.19.1"} <= set(built.packages)
+    assert not any(line.startswith("unwanted") for line in built.packages)
+    isolated = environment.prepare(
+        site.context(), image, site.workspace, dataclasses.replace(wish, kind="isolated")
+    )
+    assert set(isolated.packages) == {"pinned==1.0", "helping==1.0", "numpy==1.26.4", "setuptools==80.0"}
 
 
 def test_kind_image_refuses_another_framework(site: Site, framework_image: str) -> None:

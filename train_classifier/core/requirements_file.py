@@ -8,6 +8,7 @@ https://pip.pypa.io/en/stable/reference/requirements-file-format/
 """
 
 import codecs
+import collections
 import dataclasses
 import os
 import re
@@ -38,6 +39,9 @@ _ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 #: A local path in the form of a URL, also after the name of a version control system.
 _FILE_URL = re.compile(r"(?:[a-z0-9.-]+\+)?file:", re.IGNORECASE)
+#: Where a package of uv.lock comes from.
+_LOCK_SOURCE = re.compile(r"^source = \{ (?P<kind>[a-z]+) = \"(?P<place>[^\"\n]*)\"", re.MULTILINE)
+_LOCAL_SOURCES = ("directory", "editable", "path", "virtual")
 #: Options that uv and pip both know; True for those that take a value.
 OPTIONS = {
     "--index-url": True, "--extra-index-url": True, "--find-links": True, "--no-index": False,
@@ -63,7 +67,7 @@ MOST_LINES = 20000
 MOST_LINE = 1 << 16
 MOST_PROBLEMS = 20
 #: Files that are read when there is no requirements.txt, and one that is not.
-PROJECT = "pyproject.toml"
+PROJECT, LOCK = "pyproject.toml", "uv.lock"
 CONDA = ("environment.yml", "environment.yaml")
 
 
@@ -81,6 +85,13 @@ class Requirements:
     #: Index options, in order.
     options: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    #: The uv.lock that all packages come from; then there are no lines.
+    lock: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Tell whether nothing is required."""
+        return not self.lines and not self.lock
 
     @property
     def name(self) -> str:
@@ -100,6 +111,7 @@ class _Reader:
         self.options: dict[str, None] = {}
         self.problems: list[str] = []
         self.line_count = 0
+        self.lock = ""
 
     def inside(self, path: str, where: str, subject: str) -> str:
         """Return `path` relative to the repository; "" after recording why it is refused."""
@@ -167,9 +179,16 @@ class _Reader:
         if not project.dependencies:
             return
         self.files.append(relative)
+        lock = os.path.join(os.path.dirname(relative), LOCK)
+        if os.path.lexists(self.root / lock):
+            if self.inside(lock, lock, "the file"):
+                self.locked(relative, lock, requirements)
+            return
         if project.uv_settings:
             names = ", ".join(f"tool.uv.{name}" for name in project.uv_settings)
-            self.problems.append(f"{relative}: {names} cannot be followed; {_instead(requirements)}")
+            self.problems.append(
+                f"{relative}: {names} cannot be followed without {LOCK}; {_instead(requirements)}"
+            )
         if len(project.dependencies) > MOST_LINES:
             self.problems.append(f"{relative}: more than {MOST_LINES} dependencies")
             return
@@ -178,6 +197,24 @@ class _Reader:
                 self.problems.append(f"{relative}: not a requirement: {text!r}")
             else:
                 self.line(text, relative, relative, False)
+
+    def locked(self, project: str, lock: str, requirements: str) -> None:
+        """Take the packages from the uv.lock of a project."""
+        self.lock = lock
+        self.files.insert(0, lock)
+        self.paths += [project, lock]
+        registries: collections.Counter[str] = collections.Counter()
+        for source in _LOCK_SOURCE.finditer(self.text(lock, lock)):
+            place = source["place"]
+            if source["kind"] == "registry" and _URL.match(place):
+                registries[place] += 1
+            elif source["kind"] == "registry" or (source["kind"] in _LOCAL_SOURCES and place != "."):
+                self.problems.append(
+                    f"{lock}: packages of {place!r} cannot be installed from it; {_instead(requirements)}"
+                )
+        # Most packages come from the default index, for which a host may have its own.
+        for place, _ in registries.most_common()[1:]:
+            self.option(f"--extra-index-url {place}", lock, lock, False)
 
     def line(self, line: str, relative: str, location: str, constraint: bool) -> None:
         if line.startswith("-"):
@@ -316,7 +353,7 @@ def parse(root: Path, model: str) -> Requirements:
     """Read the requirements of a model of the repository at `root`. Never raises.
 
     The first of these counts that is there: MODEL/requirements.txt, MODEL/pyproject.toml, pyproject.toml,
-    requirements.txt; a pyproject.toml only with dependencies. Without any, nothing is required.
+    requirements.txt; a pyproject.toml only with dependencies. A uv.lock beside it says which versions.
     """
     reader = _Reader(Path(root))
     own = f"{model}/{REQUIREMENTS}"
@@ -343,4 +380,5 @@ def parse(root: Path, model: str) -> Requirements:
         tuple(reader.options),
         tuple(shortened(problem) for problem in reader.problems[:MOST_PROBLEMS])
         + (("there are more problems; mend these first",) if len(reader.problems) > MOST_PROBLEMS else ()),
+        reader.lock,
     )

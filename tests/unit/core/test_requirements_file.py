@@ -87,7 +87,10 @@ def test_first_file_with_requirements_is_chosen(repository: Path) -> None:
         ("[project]\ndependencies = ['./lib']\n", "pyproject.toml: not a requirement"),
         ('[project]\ndependencies = ["a ; x\\r-r b"]\n', "pyproject.toml: not a requirement"),
         ("[project]\ndependencies = ['a @ ../b']\n", "leads out of the repository"),
-        ("[project]\ndependencies = ['a']\n[[tool.uv.index]]\n", "tool.uv.index cannot be followed"),
+        (
+            "[project]\ndependencies = ['a']\n[[tool.uv.index]]\n",
+            "tool.uv.index cannot be followed without uv.lock; write",
+        ),
         ("[project]\ndependencies = ['a'", "a bracket does not close; write the packages into"),
         ("[project]\ndependencies = 'a'", "is not a list"),
         ("project = { dependencies = ['a'] }", "is not written as a table"),
@@ -99,6 +102,23 @@ def test_refused_projects(repository: Path, text: str, problem: str) -> None:
     (repository / "pyproject.toml").write_text(text)
     (found,) = parse(repository, "mnist").problems
     assert problem in found
+
+
+def test_lock_beside_the_project_is_chosen(repository: Path) -> None:
+    (repository / "pyproject.toml").write_text("[project]\ndependencies = ['a']\n[tool.uv.sources]\n")
+    registry = 'source = {{ registry = "https://{}/simple" }}\n'
+    lock = "".join(map(registry.format, ("b.example", "a.example", "a.example")))
+    (repository / "uv.lock").write_text(lock + 'source = { virtual = "." }\nsource = { git = "https://c" }\n')
+    chosen = parse(repository, "mnist")
+    assert (chosen.problems, chosen.lines, chosen.lock, chosen.is_empty) == ((), (), "uv.lock", False)
+    assert (chosen.files, chosen.paths) == (("uv.lock", "pyproject.toml"), ("pyproject.toml", "uv.lock"))
+    assert chosen.options == ("--extra-index-url https://b.example/simple",)
+    for source in ('editable = "lib"', 'registry = "wheels"', 'path = "a.whl"'):
+        (repository / "uv.lock").write_text(f"source = {{ {source} }}\n")
+        assert "cannot be installed from it; write" in parse(repository, "mnist").problems[0]
+    (repository / "uv.lock").unlink()
+    (repository / "uv.lock").symlink_to("/etc/passwd")
+    assert "leads out of the repository" in parse(repository, "mnist").problems[0]
 
 
 def test_project_out_of_the_repository(repository: Path) -> None:

@@ -69,7 +69,7 @@ def _choose(
     over_image = environment_plan.over_image(
         image.packages, image.distutils, workspace, requirements, settings
     )
-    if wish.kind != ISOLATED and not requirements.lines:
+    if wish.kind != ISOLATED and requirements.is_empty:
         return _prepare_distutils(context, image, over_image, wish)
     if wish.kind == IMAGE:
         return _prepare_one(context, image, over_image, wish, "as asked")
@@ -130,6 +130,8 @@ def _build_or_ask(
     try:
         return build(context, image, plan, wish.repository, reason)
     except NotInstallable as error:
+        if plan.lock:
+            raise
         own = "%d.%d" % image.version
         fitting = fitting_pythons(context, image, plan, wish.repository)
         if not fitting or own in fitting:

@@ -8,6 +8,7 @@ sources, one container does everything, with a cache that only that repository u
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any, Optional
 
@@ -78,9 +79,9 @@ class Builder:
         uv's own message.
         """
         count = len(self.plan.lines)
+        what = self.plan.lock or f"{count} requirement{'s' if count != 1 else ''}"
         self.context.say(
-            ("building and installing" if repository else "installing")
-            + f" {count} requirement{'s' if count != 1 else ''}"
+            f"{'building and installing' if repository else 'installing'} {what}"
             + (" over a similar environment" if nearest else "")
         )
         status, output, netrc_problem = self._run_uv(folder, nearest, repository, ())
@@ -143,6 +144,10 @@ class Builder:
             "pins": self.plan.frozen(),
             "aliases": self.plan.aliases,
             "repository": f"{BUILD}/{build_folder.WORK}",
+            # The folder of a project whose uv.lock says what is installed.
+            "project": f"{BUILD}/{build_folder.WORK}/{os.path.dirname(self.plan.lock)}"
+            if self.plan.lock
+            else "",
             # Not empty: only tell for which of these versions of Python there is a solution.
             "pythons": pythons,
         }

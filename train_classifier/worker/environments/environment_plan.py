@@ -52,6 +52,8 @@ class EnvironmentPlan:
     source: str
     #: The file that asks for the packages, for messages.
     file: str = requirements_file.REQUIREMENTS
+    #: The uv.lock that all packages come from, among `paths`.
+    lock: str = ""
     isolated: bool = False
     #: The job asks for this kind; otherwise it is found by a conflict.
     asked: bool = False
@@ -219,11 +221,16 @@ def _common(
         "paths": requirements.paths,
         "workspace": workspace,
         "file": requirements.name,
+        "lock": requirements.lock,
     }
 
 
 def _has_hashes(requirements: Requirements) -> bool:
-    return "--require-hashes" in requirements.options or any(" --hash" in line for line in requirements.lines)
+    return (
+        bool(requirements.lock)
+        or "--require-hashes" in requirements.options
+        or any(" --hash" in line for line in requirements.lines)
+    )
 
 
 def _with_cuda(line: str) -> str:

@@ -28,6 +28,8 @@ IMAGE = "/tmp/train-classifier-image"
 AGAIN = "/tmp/train-classifier-again"
 #: The image's packages as requirements.
 BY_NAME = "/tmp/train-classifier-image.txt"
+#: The packages of a uv.lock as requirements, with their hashes.
+LOCKED = "/tmp/train-classifier-locked.txt"
 #: What uv says of each version that it chooses.
 CHOSEN = re.compile(r"Selecting: (\S+)==\S+ \[[^]]*\] \((.*)\)")
 #: What uv says of each requirement of an installed package that is not met.
@@ -149,11 +151,11 @@ def copy_metadata(site: str, target: str) -> None:
 
 def command(plan: "dict[str, Any]", *options: str) -> "list[str]":
     """Return the command line of uv."""
-    by_name = ["-r", BY_NAME] if os.path.exists(BY_NAME) else []
+    more = [word for file in (BY_NAME, LOCKED) if os.path.exists(file) for word in ("-r", file)]
     return [
         plan["uv"], "pip", "install", "--no-progress",
         # No inode in common with the cache, which others read and write.
-        "--link-mode", "copy", "-c", plan["constraints"], "-r", plan["requirements"], *by_name,
+        "--link-mode", "copy", "-c", plan["constraints"], "-r", plan["requirements"], *more,
         *plan["options"], *options,
     ]  # fmt: skip
 
@@ -209,8 +211,21 @@ def fitting_pythons(plan: "dict[str, Any]") -> "list[str]":
     return fitting
 
 
+def export_lock(plan: "dict[str, Any]") -> int:
+    """Write LOCKED: the project's own dependencies, at the versions of its uv.lock."""
+    export = [
+        plan["uv"], "export", "--quiet", "--frozen", "--offline", "--no-default-groups", "--no-emit-project",
+        "--no-annotate", "--no-header", "--python", sys.executable, "-o", LOCKED,
+    ]  # fmt: skip
+    return subprocess.call(export, cwd=plan["project"])
+
+
 def install(plan: "dict[str, Any]") -> int:
     """Install, and print what came of it as the last line."""
+    if plan["project"]:
+        status = export_lock(plan)
+        if status:
+            return status
     site = plan["site"]
     if plan["isolated"]:
         os.makedirs(AGAIN)
