@@ -100,6 +100,38 @@ def test_missing_artefacts_are_exit_7_unless_allowed(world: World) -> None:
     assert world.run(*world.train("probe", "--allow-empty")).returncode == 0
 
 
+def test_results_outside_artefacts_are_named_and_fetched(world: World) -> None:
+    """By `train`, `status` and `attach`; `--artefacts` brings a folder at once, and a link is refused."""
+    world.model(
+        "os.makedirs('outputs/run'); open('outputs/run/model.h5', 'wb').write(bytes(5000))\n"
+        "os.makedirs('runs'); open('runs/events', 'w').write('x'); open('artefacts/weights', 'w').write('x')\n"
+    )
+    (world.repo / "link").symlink_to("/etc")
+    refused = world.run(*world.train("probe", "--artefacts", "link", "--artefacts=../x"))
+    assert refused.returncode == 2 and b"link is a link" in refused.stderr, tail(refused.stderr)
+    assert b"'../x' is not the path of a folder in the repository" in refused.stderr and not world.jobs()
+    done = world.run(*world.train("probe", "--artefacts", "runs/", "--json"))
+    answer = json.loads(done.stdout)
+    assert done.returncode == 0 and answer["result"]["unpacked"]["why"] == "elsewhere", tail(done.stderr)
+    job = answer["id"]
+    archive = world.work / "artefacts.tar.gz"
+    brought = {name for name in members(archive) if not name.startswith("job/")}
+    assert brought == {"artefacts", "artefacts/weights", "runs/events"}
+    words = "the model also wrote outputs/ (4.9 KiB) outside artefacts/"
+    for shown in (done.stderr, world.run("status", job, "--inventory", world.local).stdout):
+        assert words in shown.decode() and f"train-classifier fetch {job} --inventory" in shown.decode()
+    assert words in world.run("attach", job, "--inventory", world.local).stderr.decode()
+    refused = world.run("fetch", job, "--max-size", "1KiB", "--inventory", world.local)
+    assert refused.returncode == 0 and b"more than the limit of 1.0 KiB" in refused.stderr
+    assert "workspace/outputs/run/model.h5" not in members(archive)
+    fetched = world.run("fetch", job, "--inventory", world.local)
+    assert fetched.returncode == 0, tail(fetched.stderr)
+    assert {"artefacts/weights", "runs/events", "workspace/outputs/run/model.h5"} <= members(archive)
+    assert words not in world.run("status", job, "--inventory", world.local).stdout.decode()
+    assert not (world.state / "jobs" / job / "workspace").exists()
+    world.assert_clean()
+
+
 def test_odd_artefacts_are_packed_and_not_followed(world: World) -> None:
     """Fault row 35: links out of the folder, odd names, modes; the archive arrives, nothing is extracted."""
     world.model(

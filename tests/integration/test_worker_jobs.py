@@ -55,6 +55,7 @@ def test_job_end_to_end(host: Machine, tmp_path: Path) -> None:
     ]  # fmt: skip
     data = (host.job_dir(job) / "artefacts.tar.gz").read_bytes()
     assert result["archive"] == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    assert [place["path"] for place in result["unpacked"]["places"]] == ["model/beside"]
     manifest = host.manifest(job)
     assert manifest["outcome"] == "trained" and manifest["arguments"] == ["--x", "a b", "$HOME", "é\n"]
     assert manifest["image"]["reference"] == IMAGE
@@ -62,6 +63,8 @@ def test_job_end_to_end(host: Machine, tmp_path: Path) -> None:
         "artefacts/metrics.json", "artefacts/sub/out.bin",
     ]  # fmt: skip
     assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
+    assert "unpacked" not in host.call("pack", id=job)["result"]
+    assert host.manifest(job)["artefacts"][-1]["path"] == "workspace/model/beside"
     host.assert_clean(job)
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from train_classifier.cli import result_text
 from train_classifier.cli.console import Console
+from train_classifier.controller import fetch as fetching
 from train_classifier.controller import find_jobs, steps
 from train_classifier.controller import follow as following
 from train_classifier.controller.transport import RemoteHost
@@ -58,6 +59,10 @@ def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> Exit
     ]
     if result:
         rows += [(name, result.get(name.replace(" ", "_"))) for name in ("exit code", "reason", "hint")]
+        unpacked = result.get("unpacked") or {}
+        if unpacked.get("reason") != result.get("reason"):
+            hint = fetching.complete_hint(located.host, located.id, unpacked.get("hint"))
+            rows += [("not packed", unpacked.get("reason")), ("hint", hint)]
     elif status.get("message"):
         rows.append(("message", status["message"]))
     times = {} if result else status.get("times") or {}
@@ -183,8 +188,6 @@ def fetch(
 
     Artefacts that stayed on the host are packed first; `most` replaces the job's own limit of bytes for that.
     """
-    from train_classifier.controller import fetch as fetching
-
     located = find_jobs.find_job(hosts, job).require_started()
     result = located.answer.get("result")
     if not result:
@@ -193,7 +196,16 @@ def fetch(
             f"Wait for it: train-classifier attach {located.id}{located.host.flags}",
         )
     if result.get("unpacked"):
-        result = fetching.pack(located.host, located.id, most, console, patience)
+        try:
+            result = fetching.pack(located.host, located.id, most, console, patience)
+        except (BadInput, NotReady) as refused:
+            # Without what the model wrote elsewhere, the archive is complete and there.
+            if not result.get("archive"):
+                raise
+            words = "; ".join(filter(None, (refused.reason, refused.hint)))
+            console.event("message", level="warning", text=words)
+        else:
+            steps.report_unpacked(located.host, located.id, result, console)
     archive = result.get("archive")
     if not archive:
         error = BadInput(

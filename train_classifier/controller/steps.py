@@ -253,13 +253,21 @@ def fetch(
         if problem:
             text = f"The archive was not fetched: {problem.reason}"
             report.event("message", level="warning", text=text)
-        elif not archive and unpacked and unpacked.get("reason") != result.get("reason"):
-            hint = fetching.complete_hint(host, job, unpacked.get("hint"))
-            text = "; ".join(filter(None, (unpacked.get("reason"), hint)))
-            report.event("message", level="warning", text=text)
+        else:
+            report_unpacked(host, job, result, report)
         raise error_of({**result, "hint": fetching.complete_hint(host, job, result.get("hint"))})
     if problem:
         raise problem
+    report_unpacked(host, job, result, report)
+
+
+def report_unpacked(host: RemoteHost, job: str, result: Mapping[str, Any], report: Reporter) -> None:
+    """Warn about results that stay on the host, and say how to fetch them, unless the job's reason does."""
+    unpacked = result.get("unpacked") or {}
+    if unpacked and unpacked.get("reason") != result.get("reason"):
+        hint = fetching.complete_hint(host, job, unpacked.get("hint"))
+        text = "; ".join(filter(None, (unpacked.get("reason"), hint)))
+        report.event("message", level="warning", text=text)
 
 
 def error_of(result: Mapping[str, Any]) -> TrainClassifierError:

@@ -22,6 +22,9 @@ LAST_SCHEMA = 1
 #: The first bytes of an archive of artefacts, as of every gzip file.
 ARCHIVE_MAGIC = b"\x1f\x8b"
 
+#: Folders of an archive that do not come from a folder of results.
+ARCHIVE_FOLDERS = ("job", "workspace")
+
 #: A model is one Python package at the top of the repository: an ASCII identifier, so that no shell, path,
 #: workflow or look-alike character can be hidden in it.
 MODEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
@@ -65,6 +68,24 @@ def _split_archive_name(name: str) -> tuple[str, str]:
     if stem.endswith(".tar"):
         return stem[: -len(".tar")], ".tar" + suffix
     return stem, suffix
+
+
+def results_folder_problem(folder: object) -> Optional[str]:
+    """Return why a value cannot name a folder of results in the repository, None when it can."""
+    if not isinstance(folder, str) or not folder or len(folder) > 1000 or not folder.isprintable():
+        return "is no name of a folder"
+    parts = folder.split("/")
+    if folder == ".":
+        return "is the whole repository"
+    if folder[0] in "/~-" or ".." in parts:
+        return "is not the path of a folder in the repository"
+    if "." in parts or "" in parts:
+        return "is not a plain path, as outputs/run"
+    if ".git" in parts:
+        return "is git's"
+    if parts[0] in ARCHIVE_FOLDERS:
+        return "has the name of a folder that the archive has already"
+    return None
 
 
 def new_job_id(now: Optional[float] = None) -> str:
@@ -134,6 +155,8 @@ class JobSpec:
     #: Names only; the values are sent beside the specification and are never written with it.
     secrets: tuple[str, ...] = ()
     data: tuple[DataFolder, ...] = ()
+    #: Folders of the repository whose new files are delivered beside artefacts/.
+    artefacts: tuple[str, ...] = ()
     #: A job id, or "last": start from a copy of that job's checkpoints.
     resume: Optional[str] = None
     #: True: a model that writes nothing new into artefacts/ has not failed.
@@ -172,6 +195,7 @@ class JobSpec:
             values["arguments"] = tuple(values.get("arguments", ()))
             values["secrets"] = tuple(values.get("secrets", ()))
             values["required_pythons"] = tuple(values.get("required_pythons", ()))
+            values["artefacts"] = tuple(values.get("artefacts", ()))
             spec = cls(**{key: value for key, value in values.items() if key in accepted})
         except (KeyError, TypeError) as error:
             raise ValueError("\n".join([*problems, f"malformed specification: {error}"])) from error
@@ -221,6 +245,13 @@ class JobSpec:
             self.resume is None or self.resume == "last" or bool(JOB_ID.match(str(self.resume))),
             f"resume {self.resume!r}",
         )
+        most = options.MOST_RESULTS
+        problems.check(
+            len(self.artefacts) <= most, f"{len(self.artefacts)} folders of results, more than {most}"
+        )
+        for folder in self.artefacts[:most]:
+            problem = results_folder_problem(folder)
+            problems.check(problem is None, f"folder of results {folder!r} {problem}")
 
     def _check_numbers(self, problems: "_Problems") -> None:
         for option in options.OPTIONS:

@@ -19,6 +19,8 @@ MOST_BYTES = 1 << 50
 MOST_DATA = 100
 #: The versions of Python 3 that a job can have.
 PYTHONS = tuple(f"3.{minor}" for minor in range(8, 15))
+#: Most folders of results of one job, beside artefacts/.
+MOST_RESULTS = 20
 #: Lifts a limit that a lower level sets: `--timeout none`.
 NONE = "none"
 #: Prefix of the environment variables that set options.
@@ -50,12 +52,13 @@ class Kind(enum.Enum):
     ENVIRONMENT = "a table of variables"
     NAMES = "a list of names"
     FOLDERS = "a list of folders of the host"
+    PATHS = "a list of folders of the repository"
     FILES = "a list of files"
     WORDS = "a list of arguments"
 
 
 #: Kinds of which several are given, each by its own flag or on its own line.
-LISTS = (Kind.ENVIRONMENT, Kind.NAMES, Kind.FOLDERS, Kind.FILES, Kind.WORDS)
+LISTS = (Kind.ENVIRONMENT, Kind.NAMES, Kind.FOLDERS, Kind.PATHS, Kind.FILES, Kind.WORDS)
 
 
 class Checkout(enum.Enum):
@@ -197,6 +200,8 @@ OPTIONS = (
     Option("output", Kind.TEXT, "Where the archive goes; a missing folder is made. A repository's settings file names a path in the repository.", "FILE",
         default="artefacts.tar.gz", default_text="artefacts.tar.gz", flags=("-o", "--output"), checkout=Checkout.INSIDE,
         input="output", input_help="Where the archive goes, relative to the workspace."),
+    Option("artefacts", Kind.PATHS, "A folder of the repository whose new files are results too, beside artefacts/, as outputs.", "DIR",
+        most=MOST_RESULTS, role_default=[]),
     Option("allow_empty", Kind.BOOLEAN, "Accept a model that writes nothing new into artefacts/.", default=False),
     Option("push_limit", Kind.SIZE, "Most that is pushed.", "SIZE", default=5 << 30, default_text="5GiB", least=0, most=MOST_BYTES),
     Option("log_max", Kind.SIZE, "Largest log that is kept whole; of a longer one the beginning and the end are kept.", "SIZE",

@@ -153,6 +153,8 @@ class _Builder:
         text = str(option_values.values.get("output", options.default("output")))
         output, problems = checks.output(text, top if top is not None and from_file else cwd, from_file)
         self.problems += problems
+        if top is not None:
+            self.problems += checks.results_folders(option_values.values.get("artefacts", ()), top)
         arguments = self._catch((), self._arguments)
         described = self.pool.submit(checkout.describe, top, output) if top else None
         sources = self._repository(top, model, output, option_values.values)

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,23 @@ def _replaced_problems(subject: str, path: Path) -> list[str]:
     if start and start != ARCHIVE_MAGIC:
         return [f"{subject} exists and is no archive: name another file, or remove it"]
     return []
+
+
+def results_folders(folders: Iterable[str], top: Path) -> list[str]:
+    """Return what is wrong with folders of results in the repository at `top`: they may be missing."""
+    problems = []
+    for folder in folders:
+        path = top
+        for part in folder.split("/"):
+            path /= part
+            if path.is_symlink() or (path.exists() and not path.is_dir()):
+                kind = "a link" if path.is_symlink() else "no folder"
+                where = printable(str(path.relative_to(top)))
+                problems.append(
+                    f"{show_option('artefacts')} {quoted(folder)}: {where} is {kind}; name a folder"
+                )
+                break
+    return problems
 
 
 def secrets(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -170,6 +170,24 @@ def data(value: Any) -> tuple[job.DataFolder, ...]:
     return tuple(folders)
 
 
+def results_folders(value: Any) -> tuple[str, ...]:
+    """Return folders of results in the repository, each once."""
+    if not isinstance(value, list | tuple):
+        raise ValueError('wanted a list of folders, for example artefacts = ["outputs"]')
+    if len(value) > options.MOST_RESULTS:
+        raise ValueError(f"{len(value)} folders are more than the {options.MOST_RESULTS} that a job may have")
+    folders = []
+    for item in value:
+        # What stands before `..` may be a link: such a path is refused as it is.
+        is_plain = isinstance(item, str) and ".." not in item.split("/")
+        folder = os.path.normpath(item) if is_plain else item
+        problem = job.results_folder_problem(folder)
+        if problem:
+            raise ValueError(f"folder of results {quoted(item)} {problem}; write a path such as outputs")
+        folders.append(folder)
+    return tuple(dict.fromkeys(folders))
+
+
 def resume(value: Any) -> str:
     """Return a job id or "last"."""
     if value == "last" or (isinstance(value, str) and job.JOB_ID.match(value)):
@@ -214,6 +232,7 @@ _PARSERS: dict[Kind, Callable[[Any, Option], Any]] = {
     Kind.ENVIRONMENT: lambda value, _: environment(value),
     Kind.NAMES: lambda value, _: secrets(value),
     Kind.FOLDERS: lambda value, _: data(value),
+    Kind.PATHS: lambda value, _: results_folders(value),
 }
 #: What `parse` reads; the others are read where they are used: a model, the model's arguments, files.
 PARSED = tuple(
@@ -256,7 +275,7 @@ def merged(key: str, lower: Any, higher: Any) -> Any:
         return higher
     if key == "environment":
         return {**lower, **higher}
-    if key == "secrets":
+    if key in ("secrets", "artefacts"):
         return tuple(dict.fromkeys([*lower, *higher]))
     if key == "data":
         return tuple({folder.name: folder for folder in [*lower, *higher]}.values())

@@ -21,7 +21,7 @@ _PREFIX = options.VARIABLE_PREFIX
 #: Variables of this program that are not options.
 _INTERNAL = ("HOST_JSON", "JOB", "PROBE", "READER", "SINK")
 #: How several items are separated in one variable.
-_SEPARATORS = {Kind.FOLDERS: "\n,", Kind.NAMES: "\n, \t"}
+_SEPARATORS = {Kind.FOLDERS: "\n,", Kind.PATHS: "\n,", Kind.NAMES: "\n, \t"}
 
 
 @dataclasses.dataclass

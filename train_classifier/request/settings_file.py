@@ -310,6 +310,7 @@ def _schema(option: Option) -> dict[str, Any]:
             "additionalProperties": {"type": "string"},
         },
         Kind.NAMES: {"type": "array", "items": name},
+        Kind.PATHS: {"type": "array", "items": {"type": "string", "pattern": "^[^/~-]"}},
         Kind.FOLDERS: {
             "anyOf": [
                 {"type": "array", "items": {"type": "string", "pattern": f"^/.*:{folder}"}},

@@ -11,11 +11,12 @@ import pytest
 from ordinary_user import as_ordinary_user
 
 from train_classifier.core.errors import BadInput, ExitCode
-from train_classifier.core.job import JobSpec
+from train_classifier.core.job import JobSpec, Repository
 from train_classifier.request import build as request
 from train_classifier.request.build import Plan, TrainRequest
 
 ROOT = Path(__file__).parents[3]
+REPOSITORY = Repository("digits", "0" * 16)
 
 
 @pytest.fixture
@@ -266,6 +267,65 @@ def test_where_the_archive_goes(repo: Path, tmp_path: Path) -> None:
     ):
         (problem,) = refused(repo, cwd=caller, repo="../repo", output=output)
         assert message in problem.lower() or message in problem, (output, problem)
+
+
+def test_folders_of_results(repo: Path) -> None:
+    (repo / "train-classifier.toml").write_text('[defaults]\nartefacts = ["./outputs/", "lightning logs"]\n')
+    plan = build(repo, {"TRAIN_CLASSIFIER_ARTEFACTS": "runs/a,outputs"}, artefacts=["x-/y"])
+    assert plan.spec.artefacts == ("outputs", "lightning logs", "runs/a", "x-/y")
+    assert plan.spec.problems() == []
+    assert type(plan.spec).from_dict(plan.spec.to_dict()) == plan.spec
+    (repo / "outputs").symlink_to("/etc")
+    (repo / "runs").write_text("")
+    assert sorted(refused(repo, artefacts=["outputs/deep", "runs/a"])) == [
+        "--artefacts 'outputs': outputs is a link; name a folder",
+        "--artefacts 'outputs/deep': outputs is a link; name a folder",
+        "--artefacts 'runs/a': runs is no folder; name a folder",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [
+        ("/tmp/x", "is not the path of a folder in the repository"),
+        ("//x", "is not the path of a folder in the repository"),
+        ("../x", "is not the path of a folder in the repository"),
+        ("a/../../x", "is not the path of a folder in the repository"),
+        ("a/..", "is not the path of a folder in the repository"),
+        ("~/x", "is not the path of a folder in the repository"),
+        ("--delete", "is not the path of a folder in the repository"),
+        (".", "is the whole repository"),
+        ("", "is the whole repository"),
+        ("./job/x", "has the name of a folder that the archive has already"),
+        ("workspace", "has the name of a folder that the archive has already"),
+        ("a/.git/x", "is git's"),
+        ("a\x1b[31m", "is no name of a folder"),
+        ("x" * 1001, "is no name of a folder"),
+        (3, "is no name of a folder"),
+    ],
+)
+def test_folders_that_hold_no_results(repo: Path, folder: object, why: str) -> None:
+    (problem,) = refused(repo, artefacts=[folder])
+    assert problem.startswith("--artefacts: folder of results ") and why in problem and problem.isprintable()
+    text = f"[defaults]\nartefacts = {json.dumps([folder])}\n"
+    (repo / "train-classifier.toml").write_text(text)
+    (problem,) = refused(repo)
+    assert (
+        problem.startswith("train-classifier.toml: [defaults] artefacts: folder of results ")
+        and why in problem
+    )
+    with pytest.raises(ValueError, match=why if folder not in ("", "./job/x") else "folder of results"):
+        JobSpec.from_dict(
+            {**JobSpec("20260101-000000-00000000", "m", REPOSITORY).to_dict(), "artefacts": [folder]}
+        )
+
+
+def test_list_of_folders_of_results_is_bounded(repo: Path) -> None:
+    (problem,) = refused(repo, artefacts=[f"x{number}" for number in range(21)])
+    assert "21 folders of results, more than 20" in problem
+    (repo / "train-classifier.toml").write_text('[defaults]\nartefacts = "outputs"\n')
+    (problem,) = refused(repo)
+    assert 'wanted a list of folders, for example artefacts = ["outputs"]' in problem
 
 
 def test_a_folder_that_the_user_may_not_write_to(repo: Path) -> None:

@@ -23,7 +23,7 @@ from train_classifier.worker.state.files import new_file, opened_folder, read_js
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account
-from train_classifier.worker.transfer import archive, artefacts, workspace_copy
+from train_classifier.worker.transfer import archive, artefacts, elsewhere, workspace_copy
 from train_classifier.worker.transfer.archive import HOLES
 
 #: The packer's answer, and the error that ended the job, which is None after a success.
@@ -31,10 +31,17 @@ PackResult = tuple[dict[str, Any], Optional[TrainClassifierError]]
 Check = Callable[[], None]
 
 
-def record_initial_artefacts(job: Job, account: Account, folders: Sequence[Path], check: Check) -> None:
-    """List artefacts/ before training, and restore the access to `folders` that an earlier job closed."""
+def record_initial_artefacts(
+    job: Job, spec: JobSpec, account: Account, folders: Sequence[Path], check: Check
+) -> None:
+    """List the folders of results before training; restore the access to `folders` that a job closed."""
     with opened_folder(job.workspace) as workspace, new_file(job.stock) as stock:
-        request = {"workspace": workspace, "stock": stock, "folders": [str(folder) for folder in folders]}
+        request = {
+            "workspace": workspace,
+            "stock": stock,
+            "folders": [str(folder) for folder in folders],
+            "results": spec.artefacts,
+        }
         program.call(account, artefacts.record_initial_artefacts, request, [workspace, stock], check)
 
 
@@ -45,11 +52,13 @@ def pack(
     cause: Optional[TrainClassifierError],
     check: Check,
     max_bytes: Optional[int] = None,
+    elsewhere_too: bool = False,
 ) -> PackResult:
     """Pack the job's artefacts and records; return the packer's answer and the error that ended the job.
 
-    A job that did not reach training has nothing to pack. `unpacked` in the answer says why artefacts/ stays
-    on the host. `check` is called repeatedly, and an exception from it stops the packing.
+    A job that did not reach training has nothing to pack. `unpacked` in the answer says why something stays
+    on the host: also what a model that succeeded wrote outside its folders of results, which is packed only
+    with `elsewhere_too`. `check` is called repeatedly, and an exception from it stops the packing.
     """
     if not job.stock.exists():
         return {}, cause
@@ -62,10 +71,13 @@ def pack(
             "need_new": cause is None and not spec.allow_empty,
             "most_bytes": limit,
             "threads": _threads(spec),
+            "results": spec.artefacts,
+            "elsewhere": "pack" if elsewhere_too else "list" if cause is None else None,
         }
         answer = write_archive(job, account, request, cause.to_dict() if cause else None, check)
     except TooLarge as error:
-        return _too_large(job, limit, error.real, error.apparent, cause)
+        subject = "the results hold" if elsewhere_too or spec.artefacts else "artefacts/ holds"
+        return _too_large(job, limit, error, cause, subject)
     except Cancelled as error:
         hint = f"artefacts/ stays on the host: train-classifier fetch {job.id} packs it"
         error.hint = f"{error.hint}; {hint}" if error.hint else hint
@@ -79,7 +91,7 @@ def pack(
             f"{error}\n{detail or ''}".strip(),
         )
         return _unpacked("failed", failure.reason, failure.hint), cause or failure
-    return answer, _final_error(answer, spec, cause)
+    return _judge(job, spec, answer, cause)
 
 
 def write_archive(
@@ -149,13 +161,15 @@ def _unpacked(why: str, reason: str, hint: Optional[str], **more: Any) -> dict[s
 
 
 def _too_large(
-    job: Job, limit: int, real: int, apparent: int, cause: Optional[TrainClassifierError]
+    job: Job, limit: int, found: TooLarge, cause: Optional[TrainClassifierError], subject: str
 ) -> PackResult:
+    real, apparent = found.real, found.apparent
+    stays = "they stay" if subject.endswith("hold") else "it stays"
     size = max(real, -(-apparent // HOLES))
     holes = f" ({show_bytes(apparent)} with its holes)" if apparent > 2 * real else ""
     error = NothingDelivered(
-        f"artefacts/ holds {show_bytes(real)}{holes}, more than the limit of {show_bytes(limit)}: "
-        "it stays on the host",
+        f"{subject} {show_bytes(real)}{holes}, more than the limit of {show_bytes(limit)}: "
+        f"{stays} on the host",
         f"to pack it: train-classifier fetch {job.id} --max-size {-(-size // (1 << 20))}MiB; the limit of a "
         f"job is {show_option('artefacts_max')}",
     )
@@ -175,24 +189,37 @@ def earlier_packing(job: Job, spec: JobSpec) -> Optional[PackResult]:
         return None
     ending = answer.get("ending")
     cause = errors.from_dict(ending) if ending else None
-    return answer, _final_error(answer, spec, cause)
+    return _judge(job, spec, answer, cause)
 
 
-def _final_error(
-    answer: dict[str, Any], spec: JobSpec, cause: Optional[TrainClassifierError]
-) -> Optional[TrainClassifierError]:
+def _judge(
+    job: Job, spec: JobSpec, answer: dict[str, Any], cause: Optional[TrainClassifierError]
+) -> PackResult:
+    """Return the packer's answer, with `unpacked` for files elsewhere, and the error that ended the job."""
+    error = cause
     if cause is None and not answer["new"] and not spec.allow_empty:
-        return NothingDelivered(
+        error = NothingDelivered(
             "the model succeeded, but wrote nothing new into artefacts/",
             f"write results into artefacts/ below the working directory, or use {show_option('allow_empty')}",
         )
-    return cause
+    if not answer.get("elsewhere"):
+        return answer, error
+    wrote = elsewhere.describe(answer["elsewhere"])
+    reason = f"the model also wrote {wrote} outside artefacts/"
+    hint = (
+        f"train-classifier fetch {job.id} brings that too; {show_option('artefacts')} names folders that "
+        "always count as results"
+    )
+    if error is not None:
+        reason = f"{error.reason}, but {wrote} elsewhere"
+        error = NothingDelivered(reason, hint)
+    return {**answer, **_unpacked("elsewhere", reason, hint, **answer["elsewhere"])}, error
 
 
 def remove_leftovers(job: Job, account: Account) -> None:
     """Remove what an ended job does not need: workspace, home and run/; the caller holds the job's lock.
 
-    This is the last step. Artefacts that are not packed stay too, until they are packed.
+    This is the last step. A workspace with results that are not packed stays, until they are packed.
     """
     workspace_copy.stop(job)
     with contextlib.suppress(FileNotFoundError):

@@ -188,7 +188,7 @@ def remove_leftovers(job: Job, host: Host) -> bool:
 
 
 def pack(job: Job, host: Host, max_bytes: Optional[int], check: conclude.Check) -> dict[str, Any]:
-    """Pack the artefacts that stayed on the host when a job ended; write and return the new result.
+    """Pack the results that stayed on the host when a job ended; write and return the new result.
 
     `check` is called repeatedly and may raise, also while another process packs. Raises BadInput when the
     artefacts exceed `max_bytes` (None: the job's own limit), and any exception of `check`.
@@ -220,15 +220,17 @@ def _pack(
         cause = TrainClassifierError(
             result["reason"], result["hint"], result["detail"], ExitCode(result["exit_code"])
         )
-    answer, cause = conclude.pack(job, job.spec(), account, cause, check, max_bytes)
+    elsewhere_too = result["unpacked"]["why"] == "elsewhere"
+    answer, cause = conclude.pack(job, job.spec(), account, cause, check, max_bytes, elsewhere_too)
     unpacked = answer.get("unpacked")
     if unpacked and unpacked["why"] == "stopped":
         check()
-    if unpacked:
+    if unpacked and unpacked["why"] != "elsewhere":
         error = BadInput if unpacked["why"] == "too-large" else NotReady
         raise error(unpacked["reason"], hint=unpacked["hint"])
-    new_result = {**result, **results.ending(cause), **conclude.archive_fields(answer)}
-    del new_result["unpacked"]
+    new_result = {**result, **results.ending(cause), **conclude.archive_fields(answer), "unpacked": unpacked}
+    if not unpacked:
+        del new_result["unpacked"]
     job.write_result(new_result)
     conclude.set_finished(job, new_result)
     conclude.remove_leftovers(job, account)

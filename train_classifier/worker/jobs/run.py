@@ -190,7 +190,8 @@ def train(run: JobRun) -> None:
 
     container.prepare_folders(run.job, run.account, run.host)
     cache = run.store.cache / run.spec.repository.key
-    conclude.record_initial_artefacts(run.job, run.account, [cache, run.job.checkpoints], run.watch.check)
+    closed = [cache, run.job.checkpoints]
+    conclude.record_initial_artefacts(run.job, run.spec, run.account, closed, run.watch.check)
     uuids = [gpu.uuid for gpu in run.gpus]
     options = devices.device_options(run.engine, run.gpus) if run.gpus else {}
     model_container = container.create(run.context, run.spec, run.image, run.environment, uuids, options)

@@ -1,4 +1,4 @@
-"""Packs artefacts/ and the job's records into artefacts.tar.gz, following no link and trusting no name.
+"""Packs results and the job's records into artefacts.tar.gz, following no link and trusting no name.
 
 Runs as the job's account, in a child process if the caller is another account. It opens nothing by path: it
 reads below the workspace's descriptor and writes into the descriptors of the request. Memory use does not
@@ -8,6 +8,7 @@ grow with the number and the size of the files: lists are in temporary files, ne
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from train_classifier.core import metrics
 from train_classifier.core.errors import OUTCOMES, ExitCode
 from train_classifier.core.regular_file import open_regular
 from train_classifier.worker.system import program
-from train_classifier.worker.transfer import artefacts
+from train_classifier.worker.transfer import artefacts, elsewhere
 from train_classifier.worker.transfer.artefacts import Artefact
 
 #: Bytes that one thread compresses at a time: with 64 threads, about 64 MiB are in memory.
@@ -44,24 +45,24 @@ Check = Callable[[], None]
 def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]:
     """Write manifest.json and artefacts.tar.gz; `check` is called repeatedly and may raise.
 
-    The request: `manifest` (its head), `need_new` (nothing new in artefacts/ means nothing-delivered),
-    `most_bytes`, `threads` (that compress), and descriptors: `workspace`; `stock`; `archive` and `list` (new
-    files); `packed` and `left_out` (for lists in between); `records` (name to descriptor). The answer: `new,
-    files, bytes, left_out, metrics, metrics_problem, archive`, or only `too_large` (bytes on the disk and
-    apparent).
+    The request: `manifest` (its head), `need_new` (nothing new in the folders of results means
+    nothing-delivered), `most_bytes`, `threads` (that compress), `results` (folders beside artefacts/),
+    `elsewhere` (what to do with other new files: `list`, `pack`, or nothing), and descriptors: `workspace`;
+    `stock`; `archive` and `list` (new files); `packed` and `left_out` (for lists in between); `records` (name
+    to descriptor). The answer: `new, files, bytes, left_out, metrics, metrics_problem, archive`, and
+    `elsewhere` when other files are listed; or only `too_large` (bytes on the disk and apparent).
     """
     workspace = request["workspace"]
-    real, apparent = artefacts.measure(workspace, check)
+    real, apparent = artefacts.measure(_entries(request, check), check)
     if real > request["most_bytes"] or apparent > HOLES * request["most_bytes"]:
         return {"too_large": [real, apparent]}
-    stock = artefacts.read_initial_artefacts(request["stock"])
     answer: dict[str, Any] = {"new": 0, "files": 0, "bytes": 0, "left_out": 0}
     with contextlib.ExitStack() as stack:
         packed, left_out = (
             stack.enter_context(open(os.dup(request[name]), "w+b")) for name in ("packed", "left_out")
         )
         with _compressed(request["archive"], request["threads"]) as (stream, digest), _tar(stream) as tar:
-            for entry in artefacts.walk(workspace):
+            for entry, is_new in _entries(request, check):
                 check()
                 if entry.left_out:
                     answer["left_out"] += 1
@@ -70,8 +71,8 @@ def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]
                 line = _add(tar, entry, check)
                 if line is None:
                     continue
-                line["new"] = stock.get(entry.path) != entry.version()
-                answer["new"] += line["new"]
+                line["new"] = is_new
+                answer["new"] += is_new and not elsewhere.is_in_archive(entry)
                 answer["files"] += 1
                 answer["bytes"] += line["bytes"]
                 _append_line(packed, line)
@@ -86,7 +87,23 @@ def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]
             for name, descriptor in request["records"].items():
                 _add_record(tar, descriptor, f"job/{name}", check)
     answer["archive"] = {"sha256": digest.hexdigest(), "bytes": os.fstat(request["archive"]).st_size}
+    if request["elsewhere"] == "list":
+        answer["elsewhere"] = _elsewhere(request, check).summary()
     return answer
+
+
+def _entries(request: dict[str, Any], check: Check) -> Iterator[tuple[Artefact, bool]]:
+    """Yield what is packed, and whether it is new."""
+    stock = artefacts.read_initial_artefacts(request["stock"])
+    yield from artefacts.results(request["workspace"], request["results"], stock)
+    if request["elsewhere"] == "pack":
+        for entry in _elsewhere(request, check).files():
+            yield dataclasses.replace(entry, name=elsewhere.FOLDER + entry.name), True
+
+
+def _elsewhere(request: dict[str, Any], check: Check) -> elsewhere.Elsewhere:
+    began_ns = os.fstat(request["stock"]).st_ctime_ns
+    return elsewhere.Elsewhere(request["workspace"], request["results"], began_ns, check)
 
 
 def _add(tar: Any, entry: Artefact, check: Check) -> Optional[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The content of artefacts/: a walk that follows no link, and a list of the files before training."""
+"""The content of the folders of results: a walk that follows no link, and a list of it before training."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Callable, Optional
 
 from train_classifier.core.regular_file import O_FILE
@@ -34,11 +34,11 @@ def show_name(name: bytes) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Artefact:
-    """artefacts/ or one entry below it; `name` begins with `artefacts`."""
+    """A folder of results or one entry below it; `name` is its path in the archive."""
 
     name: bytes
     stat: os.stat_result
-    #: Descriptor of its folder, open while the walk is at this entry; -1 for artefacts/ itself.
+    #: Descriptor of its folder, open while the walk is at this entry; -1 for the folder of results itself.
     folder: int
     target: bytes = b""
     #: Why it is not delivered; None when it is.
@@ -67,36 +67,62 @@ class Artefact:
         return open(descriptor, "rb")
 
 
-def walk(workspace: int) -> Iterator[Artefact]:
-    """Yield artefacts/ in an open workspace and everything below, parents first. Missing: nothing.
+def bases(folders: Iterable[str]) -> list[bytes]:
+    """Return artefacts/ and a job's other folders of results, without those inside another one."""
+    outer: list[bytes] = []
+    # A folder sorts before what is in it.
+    for folder in sorted({BASE, *map(os.fsencode, folders)}):
+        if not any(folder.startswith(base + b"/") for base in outer):
+            outer.append(folder)
+    return outer
+
+
+def results(
+    workspace: int, folders: Sequence[str], stock: dict[str, list[int]]
+) -> Iterator[tuple[Artefact, bool]]:
+    """Yield artefacts/ with its content, then what training wrote into the other folders; and what is new.
+
+    `stock` is the list from before training.
+    """
+    for base in bases(folders):
+        for entry in walk(workspace, base):
+            is_new = not stat.S_ISDIR(entry.stat.st_mode) and stock.get(entry.path) != entry.version()
+            # The other folders may hold sources, or the results of earlier runs.
+            if is_new or base == BASE:
+                yield entry, is_new
+
+
+def walk(workspace: int, base: bytes = BASE) -> Iterator[Artefact]:
+    """Yield a folder of an open workspace and everything below, parents first. Missing: nothing.
 
     A link in its place is followed to a folder of the workspace; nothing else is read. Raises OSError.
     """
     _allow_entry(workspace)
     try:
-        status = os.lstat(BASE, dir_fd=workspace)
-    except FileNotFoundError:
-        return
-    try:
-        top, path = open_top(workspace)
+        top, path = open_top(workspace, base)
     except OSError:
-        yield Artefact(BASE, status, -1, left_out=f"artefacts is {_kind(status.st_mode)}, not a folder")
+        try:
+            status = os.lstat(base, dir_fd=workspace)
+        except OSError:
+            return
+        reason = f"{show_name(base)} is {_kind(status.st_mode)}, not a folder"
+        yield Artefact(base, status, -1, left_out=reason)
         return
     try:
-        yield Artefact(BASE, os.fstat(top), -1)
-        yield from _walk(top, BASE, top, path, 1)
+        yield Artefact(base, os.fstat(top), -1)
+        yield from _walk(top, base, _Top(base, top, path), 1)
     finally:
         os.close(top)
 
 
-def open_top(workspace: int) -> tuple[int, bytes]:
-    """Open artefacts/, or the folder of the workspace that a link in its place names; return its path, too.
+def open_top(workspace: int, base: bytes = BASE) -> tuple[int, bytes]:
+    """Open a folder, or the folder of the workspace that a link in its place names; return its path, too.
 
     Raises OSError when there is no such folder.
     """
-    parts = _resolve([], BASE, workspace, lambda target: _inside(target, b""))
+    parts = _resolve([], base, workspace, lambda target: _inside(target, b""))
     if not parts:
-        raise NotADirectoryError(errno.ENOTDIR, "a link out of the workspace, or to all of it", BASE)
+        raise NotADirectoryError(errno.ENOTDIR, "a link out of the workspace, or to all of it", base)
     folder = os.dup(workspace)
     for part in parts:
         try:
@@ -123,7 +149,16 @@ def _allow_entry(workspace: int) -> None:
         os.fchmod(workspace, stat.S_IMODE(mode) | 0o700)
 
 
-def _walk(folder: int, parent: bytes, top: int, top_path: bytes, depth: int) -> Iterator[Artefact]:
+@dataclasses.dataclass(frozen=True)
+class _Top:
+    """A folder of results: its name, a descriptor, and the path in the workspace that the name leads to."""
+
+    name: bytes
+    descriptor: int
+    path: bytes
+
+
+def _walk(folder: int, parent: bytes, top: _Top, depth: int) -> Iterator[Artefact]:
     # os.listdir of a descriptor returns names as text; os.fsencode restores their bytes.
     for entry in map(os.fsencode, sorted(os.listdir(folder))):
         path = parent + b"/" + entry
@@ -135,16 +170,16 @@ def _walk(folder: int, parent: bytes, top: int, top_path: bytes, depth: int) -> 
             yield Artefact(path, status, folder)
             subfolder = open_folder(entry, folder)
             try:
-                yield from _walk(subfolder, path, top, top_path, depth + 1)
+                yield from _walk(subfolder, path, top, depth + 1)
             finally:
                 os.close(subfolder)
         elif stat.S_ISLNK(status.st_mode):
             target = os.readlink(entry, dir_fd=folder)
-            inside = _inside(target, BASE, top_path)
+            inside = _inside(target, top.name, top.path)
             if inside is not None:
                 # An absolute path of the container means nothing elsewhere.
                 target = b"../" * (depth - 1) + inside
-            reason = _reason_left_out(path, target, top, top_path)
+            reason = _reason_left_out(path, target, top)
             yield Artefact(path, status, folder, target=target, left_out=reason)
         elif stat.S_ISREG(status.st_mode):
             yield Artefact(path, status, folder)
@@ -152,15 +187,16 @@ def _walk(folder: int, parent: bytes, top: int, top_path: bytes, depth: int) -> 
             yield Artefact(path, status, folder, left_out=_kind(status.st_mode))
 
 
-def _reason_left_out(path: bytes, target: bytes, top: int, top_path: bytes) -> Optional[str]:
-    """Return why a link is not delivered, None for a link that stays inside artefacts/."""
+def _reason_left_out(path: bytes, target: bytes, top: _Top) -> Optional[str]:
+    """Return why a link is not delivered, None for a link that stays inside its folder of results."""
     if target.startswith(b"/"):
         return f"a link to {show_name(target)}, an absolute path"
-    folders = path.split(b"/")[1:-1]
+    folders = path[len(top.name) + 1 :].split(b"/")[:-1]
+    name = show_name(top.name)
     if _climbs(len(folders), target):
-        return f"a link to {show_name(target)}, which is outside artefacts/"
-    if _resolve(folders, target, top, lambda link: _inside(link, BASE, top_path)) is None:
-        return f"a link to {show_name(target)}, which leads out of artefacts/"
+        return f"a link to {show_name(target)}, which is outside {name}/"
+    if _resolve(folders, target, top.descriptor, lambda link: _inside(link, top.name, top.path)) is None:
+        return f"a link to {show_name(target)}, which leads out of {name}/"
     return None
 
 
@@ -223,10 +259,10 @@ def _kind(mode: int) -> str:
 
 @program.part
 def record_initial_artefacts(request: dict[str, Any]) -> dict[str, Any]:
-    """List a workspace's artefacts/ before training, in the file `stock`; make the folder if it is missing.
+    """List the folders of results before training, in the file `stock`; make artefacts/ if it is missing.
 
     The request: `workspace` and `stock`, descriptors of the folder and of the new file; `folders` that an
-    earlier job may have closed.
+    earlier job may have closed; `results`, the folders of results beside artefacts/.
     """
     restore_owner_rights_part(request)
     workspace = request["workspace"]
@@ -234,27 +270,32 @@ def record_initial_artefacts(request: dict[str, Any]) -> dict[str, Any]:
     # The checkout may already contain the folder.
     with contextlib.suppress(FileExistsError):
         os.mkdir(BASE, dir_fd=workspace)
-    stock = {entry.path: entry.version() for entry in walk(workspace) if not stat.S_ISDIR(entry.stat.st_mode)}
+    stock = {
+        entry.path: entry.version()
+        for base in bases(request["results"])
+        for entry in walk(workspace, base)
+        if not stat.S_ISDIR(entry.stat.st_mode)
+    }
     with open(os.dup(request["stock"]), "w", encoding="ascii") as file:
         json.dump(stock, file)
     return {}
 
 
 def read_initial_artefacts(descriptor: int) -> dict[str, list[int]]:
-    """Return the list of artefacts/ from before training."""
+    """Return the list of the folders of results from before training."""
     with open(os.dup(descriptor), encoding="ascii") as file:
         file.seek(0)
         stock: dict[str, list[int]] = json.load(file)
     return stock
 
 
-def measure(workspace: int, check: Callable[[], None]) -> tuple[int, int]:
-    """Return the bytes of artefacts/ on the disk, and the apparent size of its files.
+def measure(entries: Iterable[tuple[Artefact, bool]], check: Callable[[], None]) -> tuple[int, int]:
+    """Return the bytes of entries on the disk, and the apparent size of their files.
 
     They differ by the holes of sparse files, which take some time to read too.
     """
     real = apparent = 0
-    for entry in walk(workspace):
+    for entry, _ in entries:
         check()
         if entry.left_out is None and stat.S_ISREG(entry.stat.st_mode):
             real += min(entry.stat.st_size, entry.stat.st_blocks * 512)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from train_classifier.core.job import JobSpec, Repository
 from train_classifier.worker.jobs import conclude
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host import Account
@@ -35,13 +36,28 @@ def account() -> Account:
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
 
 
-def record_initial_artefacts(job: Path) -> None:
-    conclude.record_initial_artefacts(Job(job), account(), [], lambda: None)
+def record_initial_artefacts(job: Path, *results: str) -> None:
+    repository = Repository("digits", "0" * 16)
+    spec = JobSpec("20260101-000000-00000000", "m", repository, artefacts=results)
+    conclude.record_initial_artefacts(Job(job), spec, account(), [], lambda: None)
 
 
-def packed(job: Path, need_new: bool = True) -> dict[str, Any]:
+def packed(
+    job: Path,
+    need_new: bool = True,
+    results: tuple[str, ...] = (),
+    elsewhere: str | None = None,
+    most_bytes: int = 1 << 50,
+) -> dict[str, Any]:
     head = {"outcome": "trained", "exit_code": 0}
-    request = {"manifest": head, "need_new": need_new, "most_bytes": 1 << 50, "threads": 2}
+    request = {
+        "manifest": head,
+        "need_new": need_new,
+        "most_bytes": most_bytes,
+        "threads": 2,
+        "results": results,
+        "elsewhere": elsewhere,
+    }
     return conclude.write_archive(Job(job), account(), request, None, lambda: None)
 
 
@@ -315,7 +331,9 @@ from train_classifier.worker.system.host import Account
 from train_classifier.worker.state.store import Job
 entry = pwd.getpwuid(os.geteuid())
 account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
-request = {"manifest": {}, "need_new": False, "most_bytes": 1 << 50, "threads": 4}
+request = {
+    "manifest": {}, "need_new": False, "most_bytes": 1 << 50, "threads": 4, "results": [], "elsewhere": "list"
+}
 answer = conclude.write_archive(Job(Path(sys.argv[1])), account, request, None, lambda: None)
 # Not getrusage: its peak counts the process that started this one, until exec.
 peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
