@@ -371,3 +371,38 @@ def test_unknown_and_ambiguous_job_ids_are_refused(world: World) -> None:
         assert b"Traceback" not in done.stderr
     assert world.run("status", first, "--inventory", world.local).returncode == 0
     assert second.encode() in world.run("status", "last", "--inventory", world.local).stdout
+
+
+def test_jobs_of_other_users_are_listed_without_their_secrets(world: World) -> None:
+    """Another state folder is another user's: its jobs are known by their containers alone."""
+    world.model(HOLD + "open('artefacts/a', 'w').write('x')\n")
+    done = world.run(*world.train("probe", "--detach", "--", "--a-rare-argument"))
+    assert done.returncode == 0, tail(done.stderr)
+    job = world.wait_for(lambda status: status.get("phase") == "training" and status.get("container"))["id"]
+    stranger = world.folder / "stranger.yml"
+    stranger.write_text(world.local.read_text().replace(str(world.state), str(world.folder / "other")))
+    alone = world.run("list", "--all", "--inventory", stranger)
+    assert alone.returncode == 0 and job.encode() not in alone.stdout
+    listed: list[dict[str, object]] = wait_until(
+        lambda: [
+            line
+            for line in json.loads(world.run("list", "--all-users", "--json", "--inventory", stranger).stdout)
+            if (line["id"], line["phase"]) == (job, "training")
+        ]
+    )
+    (line,) = listed
+    assert line["other_user"] and line["state"] == "running" and line["submitter"]
+    shown = world.run("list", "--all-users", "--inventory", stranger)
+    assert job.encode() in shown.stdout and b"running (training)" in shown.stdout, tail(shown.stderr)
+    assert b"a-rare-argument" not in shown.stdout + json.dumps(line).encode()
+    # The owner sees it once, with what is the owner's.
+    (own,) = [
+        each
+        for each in json.loads(world.run("list", "--all-users", "--json", "--inventory", world.local).stdout)
+        if each["id"] == job
+    ]
+    assert own["arguments"] == ["--a-rare-argument"] and "other_user" not in own
+    assert world.run("logs", job, "--inventory", stranger).returncode == 2
+    world.go()
+    assert world.run("attach", job, "--inventory", world.local).returncode == 0
+    world.assert_clean()

@@ -30,15 +30,15 @@ class Output(NamedTuple):
     keeps_good: bool
 
 
-def show_list(hosts: Sequence[RemoteHost], everything: bool, console: Console) -> ExitCode:
+def show_list(hosts: Sequence[RemoteHost], everything: bool, all_users: bool, console: Console) -> ExitCode:
     """Show the jobs of all hosts; hosts that cannot be queried are named on standard error."""
-    listed, errors = find_jobs.list_jobs(hosts, everything)
+    listed, errors = find_jobs.list_jobs(hosts, everything, all_users)
     if console.json_mode:
         console.out(json.dumps([{**job, "status": job.get("outcome") or job.get("state")} for job in listed]))
     elif listed:
         console.out(_table(listed, len(hosts) > 1, console.width))
     elif not errors:
-        console.say("No jobs." if everything else "No jobs of yours.")
+        console.say("No jobs." if everything or all_users else "No jobs of yours.")
     for error in errors:
         console.error(error)
     return errors[0].code if errors else ExitCode.TRAINED

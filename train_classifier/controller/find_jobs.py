@@ -130,12 +130,13 @@ def _hint_with_another_host(hint: str | None, hosts: Sequence[RemoteHost], witho
 
 
 def list_jobs(
-    hosts: Sequence[RemoteHost], all_jobs: bool
+    hosts: Sequence[RemoteHost], all_jobs: bool, all_users: bool = False
 ) -> tuple[list[dict[str, Any]], list[TrainClassifierError]]:
     """Return the jobs of all hosts, oldest first, each with its `host`, and the failures of hosts."""
     jobs: list[dict[str, Any]] = []
     errors: list[TrainClassifierError] = []
-    for host, answer in ask_hosts(hosts, lambda host: host.call({"verb": "list", "all": all_jobs})):
+    request = {"verb": "list", "all": all_jobs, "all_users": all_users}
+    for host, answer in ask_hosts(hosts, lambda host: host.call(request)):
         if isinstance(answer, TrainClassifierError):
             errors.append(answer)
         else:

@@ -15,9 +15,14 @@ from train_classifier.cli import parameters
     is_flag=True,
     help="Every job, not only those at work and the newest twenty.",
 )
+@click.option("--all-users", is_flag=True, help="Also the waiting and running jobs of other users.")
 @parameters.json_mode
-def list_(inventory: str | None, host: str | None, everything: bool, json_mode: bool) -> int:
+def list_(inventory: str | None, host: str | None, everything: bool, all_users: bool, json_mode: bool) -> int:
     """List jobs of all hosts of the inventory.
+
+    \b
+    Of another user's job only state, model, user and GPUs are shown, and only while it waits for a GPU
+    or has a container.
 
     \b
     A host that cannot be asked is named on standard error.
@@ -30,4 +35,4 @@ def list_(inventory: str | None, host: str | None, everything: bool, json_mode: 
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
 
-    return jobs.show_list(hosts(inventory, host), everything, Console(json_mode=json_mode))
+    return jobs.show_list(hosts(inventory, host), everything, all_users, Console(json_mode=json_mode))

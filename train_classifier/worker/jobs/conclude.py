@@ -161,9 +161,9 @@ def _unpacked(why: str, reason: str, hint: Optional[str], **more: Any) -> dict[s
 
 
 def _too_large(
-    job: Job, limit: int, found: TooLarge, cause: Optional[TrainClassifierError], subject: str
+    job: Job, limit: int, excess: TooLarge, cause: Optional[TrainClassifierError], subject: str
 ) -> PackResult:
-    real, apparent = found.real, found.apparent
+    real, apparent = excess.real, excess.apparent
     stays = "they stay" if subject.endswith("hold") else "it stays"
     size = max(real, -(-apparent // HOLES))
     holes = f" ({show_bytes(apparent)} with its holes)" if apparent > 2 * real else ""

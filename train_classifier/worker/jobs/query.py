@@ -157,11 +157,18 @@ def status(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
 
 
 def list_jobs(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
-    """Return one entry for each unfinished job and the newest twenty; with `all`, for every job."""
+    """Return one entry for each unfinished job and the newest twenty; with `all`, for every job.
+
+    With `all_users` also for the unfinished jobs of others.
+    """
     lines = [line for line in (_line(job, host) for job in store.all_jobs()) if line is not None]
     if not request.get("all"):
         newest = {line["id"] for line in lines[-20:]}
         lines = [line for line in lines if line["state"] != "finished" or line["id"] in newest]
+    if request.get("all_users"):
+        from train_classifier.worker.jobs import other_users
+
+        lines += other_users.list_jobs(host, {job.id for job in store.all_jobs()})
     return {"jobs": lines}
 
 

@@ -32,8 +32,8 @@ def write(job: Path, name: str, size: int = 1) -> None:
 
 
 def places(job: Path) -> dict[str, int]:
-    found = packed(job, elsewhere="list").get("elsewhere")
-    return {place["path"]: place["files"] for place in found["places"]} if found else {}
+    summary = packed(job, elsewhere="list").get("elsewhere")
+    return {place["path"]: place["files"] for place in summary["places"]} if summary else {}
 
 
 def test_new_files_are_named_by_the_folder_that_holds_nothing_else(job: Path) -> None:
@@ -129,8 +129,8 @@ def test_search_ends_at_its_bounds(job: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(elsewhere, "MOST_GROUPS", 10)
     assert places(job) == {"many/": 30, "m/": 30}
     monkeypatch.setattr(elsewhere, "MOST_ENTRIES", 20)
-    found = packed(job, elsewhere="list")["elsewhere"]
-    assert not found["is_complete"] and elsewhere.describe(found).endswith(" more")
+    summary = packed(job, elsewhere="list")["elsewhere"]
+    assert not summary["is_complete"] and elsewhere.describe(summary).endswith(" more")
     deep = job / "workspace" / "deep"
     deep.mkdir()
     for _ in range(elsewhere.MOST_DEPTH + 1):
