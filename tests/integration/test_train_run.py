@@ -94,9 +94,13 @@ def test_cause_of_failure_is_in_output_and_status(world: World) -> None:
 
 def test_missing_artefacts_are_exit_7_unless_allowed(world: World) -> None:
     (world.repo / "artefacts" / "README.md").write_text("kept\n")
-    world.model("print('did nothing')\n")
+    world.model("open('model.pkl', 'w').write('x')\n")
     done = world.run(*world.train("probe"))
     assert done.returncode == 7, tail(done.stderr)
+    message = done.stderr.decode()
+    assert "wrote nothing new into artefacts/; it wrote model.pkl (1 bytes) elsewhere" in message
+    assert message.count("model.pkl") == 1 and f"--inventory {world.local} brings that" in message
+    world.model("print('did nothing')\n")
     assert world.run(*world.train("probe", "--allow-empty")).returncode == 0
 
 

@@ -58,7 +58,8 @@ def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> Exit
         ("state", result.get("outcome") or _state(status)),
     ]
     if result:
-        rows += [(name, result.get(name.replace(" ", "_"))) for name in ("exit code", "reason", "hint")]
+        rows += [(name, result.get(name.replace(" ", "_"))) for name in ("exit code", "reason")]
+        rows.append(("hint", fetching.complete_hint(located.host, located.id, result.get("hint"))))
         unpacked = result.get("unpacked") or {}
         if unpacked.get("reason") != result.get("reason"):
             hint = fetching.complete_hint(located.host, located.id, unpacked.get("hint"))

@@ -207,11 +207,11 @@ def _judge(
     wrote = elsewhere.describe(answer["elsewhere"])
     reason = f"the model also wrote {wrote} outside artefacts/"
     hint = (
-        f"train-classifier fetch {job.id} brings that too; {show_option('artefacts')} names folders that "
+        f"train-classifier fetch {job.id} brings that; {show_option('artefacts')} names folders that "
         "always count as results"
     )
     if error is not None:
-        reason = f"{error.reason}, but {wrote} elsewhere"
+        reason = f"{error.reason}; it wrote {wrote} elsewhere"
         error = NothingDelivered(reason, hint)
     return {**answer, **_unpacked("elsewhere", reason, hint, **answer["elsewhere"])}, error
 
