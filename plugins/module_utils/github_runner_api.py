@@ -157,11 +157,11 @@ def sign_rs256(key_pem: str, message: bytes) -> bytes:
     return process.stdout
 
 
-def app_jwt(app_id: str, key_pem: str, now: float | None = None) -> str:
+def app_jwt(app_id: str, key_pem: str) -> str:
     """A token that speaks for the App for nine minutes (the limit is ten), back-dated for clock drift."""
-    moment = int(time.time() if now is None else now)
+    now = int(time.time())
     header = _base64url(json.dumps({"alg": "RS256", "typ": "JWT"}, separators=(",", ":")).encode())
-    claims = {"iat": moment - 60, "exp": moment + 540, "iss": str(app_id)}
+    claims = {"iat": now - 60, "exp": now + 540, "iss": str(app_id)}
     signed = f"{header}.{_base64url(json.dumps(claims, separators=(',', ':')).encode())}"
     return f"{signed}.{_base64url(sign_rs256(key_pem, signed.encode()))}"
 

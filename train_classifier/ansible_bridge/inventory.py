@@ -134,12 +134,12 @@ def hosts(
     return targets
 
 
-def host_names(inventory: str, pattern: str, environ: Mapping[str, str] | None = None) -> list[str]:
+def host_names(inventory: str, pattern: str) -> list[str]:
     """Return the names of the hosts that match `pattern`; no variable is read, so no vault is opened.
 
     Raises BadInput when the inventory cannot be read.
     """
-    answer = _ask(inventory, pattern, os.environ if environ is None else environ, names_only=True)
+    answer = _ask(inventory, pattern, os.environ, names_only=True)
     if "error" in answer:
         raise BadInput(_unreadable(inventory, answer))
     return [str(host["name"]) for host in answer["hosts"]]

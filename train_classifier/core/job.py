@@ -88,9 +88,9 @@ def results_folder_problem(folder: object) -> Optional[str]:
     return None
 
 
-def new_job_id(now: Optional[float] = None) -> str:
+def new_job_id() -> str:
     """Return a new job id: UTC second of submission and 32 random bits."""
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     return f"{stamp}-{os.urandom(4).hex()}"
 
 

@@ -15,17 +15,14 @@ POLL_S = 0.1
 O_LOCK = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-def open_lock(path: Path, mode: int = 0o600) -> int:
-    """Open the lock file, and create it if needed; the descriptor is closed in children.
-
-    The file gets `mode` regardless of the umask.
-    """
+def open_lock(path: Path) -> int:
+    """Open the lock file, and create it (mode 0600) if needed; the descriptor is closed in children."""
     try:
         return os.open(path, os.O_RDWR | O_LOCK)
     except FileNotFoundError:
-        descriptor = os.open(path, os.O_RDWR | O_LOCK | os.O_CREAT, mode)
+        descriptor = os.open(path, os.O_RDWR | O_LOCK | os.O_CREAT, 0o600)
     if os.fstat(descriptor).st_uid == os.geteuid() or os.geteuid() == 0:
-        os.fchmod(descriptor, mode)
+        os.fchmod(descriptor, 0o600)
     return descriptor
 
 
@@ -50,7 +47,6 @@ def hold(
     path: Path,
     *,
     shared: bool = False,
-    mode: int = 0o600,
     check: Optional[Callable[[], None]] = None,
     timeout: Optional[float] = None,
 ) -> Iterator[int]:
@@ -61,7 +57,7 @@ def hold(
     """
     began = time.monotonic()
     while True:
-        descriptor = open_lock(path, mode)
+        descriptor = open_lock(path)
         try:
             if check is None and timeout is None:
                 take_lock(descriptor, shared)
@@ -80,11 +76,11 @@ def hold(
 
 
 @contextlib.contextmanager
-def hold_now(path: Path, *, shared: bool = False, mode: int = 0o600) -> Iterator[bool]:
+def hold_now(path: Path) -> Iterator[bool]:
     """Hold the lock if it is free right now; yields whether it is held."""
-    descriptor = open_lock(path, mode)
+    descriptor = open_lock(path)
     try:
-        yield try_lock(descriptor, shared) and is_current(descriptor, path)
+        yield try_lock(descriptor) and is_current(descriptor, path)
     finally:
         os.close(descriptor)
 

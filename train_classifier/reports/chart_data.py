@@ -78,8 +78,8 @@ def rows(text: str) -> Iterable[dict[str, str]]:
         return
 
 
-def series(name: str, points: Iterable[Point], limit: int = MAX_POINTS) -> Series | None:
-    """Return a series with points at even distances, at most `limit`; None for fewer than two different x.
+def series(name: str, points: Iterable[Point]) -> Series | None:
+    """Return a series with points at even distances, at most MAX_POINTS; None for fewer than two different x.
 
     Each point is the mean of the values around it, so that a short spike remains visible; where there are
     none, it is on the line between its neighbours. A later value for the same x replaces the earlier one,
@@ -89,7 +89,7 @@ def series(name: str, points: Iterable[Point], limit: int = MAX_POINTS) -> Serie
     xs = sorted(last)
     if len(xs) < 2:
         return None
-    count = min(len(xs), limit)
+    count = min(len(xs), MAX_POINTS)
     step = (xs[-1] - xs[0]) / (count - 1)
     if not step > 0 or not math.isfinite(step):
         return None

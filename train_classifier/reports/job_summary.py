@@ -10,9 +10,9 @@ from train_classifier.reports.report import Report
 MAX_LOG = 128 << 10
 
 
-def inline_code(text: str, limit: int = 600) -> str:
+def inline_code(text: str) -> str:
     """Return untrusted text as inline code for a cell of a table: no markup, link or mention in it."""
-    flat = short(" ".join(text.split()), limit)
+    flat = short(" ".join(text.split()), 600)
     return f"<code>{_entities(flat)}</code>" if flat else ""
 
 
@@ -30,11 +30,11 @@ def _entities(text: str) -> str:
     return re.sub(r"(?i)(www)\.", "\\1&#46;", escaped)
 
 
-def fenced(text: str, language: str = "text") -> str:
+def fenced(text: str) -> str:
     """Return text as a code block that it cannot end: the fence is longer than any fence in the text."""
     longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
-    return f"{fence}{language}\n{text}\n{fence}"
+    return f"{fence}text\n{text}\n{fence}"
 
 
 def markdown(report: Report, limit: int = 1 << 20) -> str:
