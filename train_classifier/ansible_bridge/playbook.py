@@ -15,30 +15,11 @@ from train_classifier.core.text import without_escapes
 
 #: The variables of the caller's environment that Ansible gets. All others, above all secrets, are not passed
 #: on, because ansible-runner writes the environment to a file.
-PASSED = frozenset(
-    [
-        "HOME",
-        "USER",
-        "LOGNAME",
-        "SHELL",
-        "TZ",
-        "TERM",
-        "TMPDIR",
-        "SSH_AUTH_SOCK",
-        "SSH_AGENT_PID",
-        "KRB5CCNAME",
-        "VIRTUAL_ENV",
-        "http_proxy",
-        "https_proxy",
-        "no_proxy",
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "NO_PROXY",
-        "DOCKER_HOST",
-        "TRAIN_CLASSIFIER_HOST_JSON",
-        options.READER,
-    ]
-)
+PASSED = frozenset([
+    "HOME", "USER", "LOGNAME", "SHELL", "TZ", "TERM", "TMPDIR", "SSH_AUTH_SOCK", "SSH_AGENT_PID",
+    "KRB5CCNAME", "VIRTUAL_ENV", "http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY",
+    "NO_PROXY", "DOCKER_HOST", "TRAIN_CLASSIFIER_HOST_JSON", options.READER,
+])  # fmt: skip
 PASSED_PREFIXES = ("XDG_", "ANSIBLE_", "AWX_", "RUNNER_OM", "RUNNER_ON")
 #: Seconds between two calls of `cancelled`.
 POLL_S = 1

@@ -64,21 +64,10 @@ def as_text(run: Finished, console: Console) -> str:
         # Not aligned with the other values: with its 64 digits the line would be wider than a terminal.
         lines.append(f"sha256  {run.delivered['sha256']}")
     if spent and console.lists_phases:
-        lines.append("")
-        lines.append(
-            text.table(
-                [
-                    *(
-                        (name, text.show_seconds(value))
-                        for name, value in spent.items()
-                        if value >= text.SHORTEST_S
-                    ),
-                    ("together", text.show_seconds(sum(spent.values()))),
-                ],
-                ("phase", "time"),
-                right=(1,),
-            )
-        )
+        listed = {name: value for name, value in spent.items() if value >= text.SHORTEST_S}
+        times = {**listed, "together": sum(spent.values())}
+        phases = [(name, text.show_seconds(value)) for name, value in times.items()]
+        lines += ["", text.table(phases, ("phase", "time"), right=(1,))]
     return "\n" + "\n".join(lines)
 
 

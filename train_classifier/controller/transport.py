@@ -182,17 +182,9 @@ class RemoteHost:
         `progress` gets bytes sent and, once known, the bytes of the whole tree.
         Raises Unreachable, NotReady, or the worker's own failure.
         """
+        options = ("-lptS", "--dirs", "--chmod=Du+rwx,Fu+rw,ug-s,o-t", "--files-from=-", "--from0")
         self._rsync(
-            [
-                "-lptS",
-                "--dirs",
-                "--chmod=Du+rwx,Fu+rw,ug-s,o-t",
-                "--files-from=-",
-                "--from0",
-                "--ignore-missing-args",
-                f"{tree}/",
-                "host:.",
-            ],
+            [*options, "--ignore-missing-args", f"{tree}/", "host:."],
             f"receive {shlex.quote(job)}",
             # Even with --from0 rsync treats a name that starts with # or ; as a comment.
             b"".join(b"./" + name.rstrip(b"/") + b"\0" for name in files),
@@ -312,18 +304,8 @@ class RemoteHost:
     ) -> tuple[int, bytes]:
         path = shlex.join(["exec", "sh", "-c", self._worker(f' {worker_arguments} -- "$@"'), "sh", "rsync"])
         with _remote_shell(self.ssh) as shell:
-            argv = [
-                "rsync",
-                "--no-h",
-                "--info=progress2",
-                "--outbuf=N",
-                "--timeout=120",
-                "-e",
-                shell,
-                "--rsync-path",
-                path,
-                *arguments,
-            ]
+            options = ("--no-h", "--info=progress2", "--outbuf=N", "--timeout=120")
+            argv = ["rsync", *options, "-e", shell, "--rsync-path", path, *arguments]
             status, err = processes.run_rsync(processes.start(argv, self.own_session), data, progress)
         # rsync returns the remote shell's status only if that shell has ended when rsync checks; else 12.
         printed = re.search(rb"^train-classifier: exit (\d+)$", err, re.MULTILINE)

@@ -57,12 +57,9 @@ def size(value: str | int | float, *, plain: int = 1, forms: str = SIZE_FORMS) -
             raise ValueError(f"a size is empty; {forms}")
         match = _SIZE.match(text)
         if match and match[2] in _FACTORS:
-            result = float(match[1]) * (_FACTORS[match[2]] if match[2] else plain)
-            exact = (
-                int(match[1]) * (_FACTORS[match[2]] if match[2] else plain)
-                if match[1].isdigit()
-                else round(result)
-            )
+            factor = _FACTORS[match[2]] if match[2] else plain
+            result = float(match[1]) * factor
+            exact = int(match[1]) * factor if match[1].isdigit() else round(result)
         elif text.startswith("-"):
             raise ValueError(f"{quoted(value)} is negative; {forms}")
         else:

@@ -78,7 +78,7 @@ def test_a_slow_reader_of_a_non_blocking_stream_gets_every_byte() -> None:
     assert digest.digest() == hashlib.sha256(b"".join(bytes([n]) * 65536 for n in range(64))).digest()
 
 
-def test_nothing_heavy_is_loaded_where_nobody_looks() -> None:
+def test_rich_is_not_imported_without_a_terminal() -> None:
     program = (
         "import sys; from train_classifier.cli.console import Console\n"
         "console = Console()\n"

@@ -98,11 +98,5 @@ def _show(name: str, answer: dict[str, Any], console: "Console") -> None:
         console.out(line.replace(mark, console.paint_out(mark, colour), 1))
         if check.get("hint") and check["status"] in ("warn", "fail"):
             console.out(text.hanging(f"        {' ' * width}  → ", check["hint"], console.width))
-    console.out(
-        "  "
-        + (
-            console.paint_out("ready", "green")
-            if answer.get("ready")
-            else console.paint_out("not ready", "red")
-        )
-    )
+    state, colour = ("ready", "green") if answer.get("ready") else ("not ready", "red")
+    console.out(f"  {console.paint_out(state, colour)}")
