@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.host, pytest.mark.engine, pytest.mark.timeout(3000)]
 FOLDER = "/var/lib/github-runner/1"
 #: The second runner, whose registration is in root's record.
 SECOND = "/var/lib/github-runner/2"
+THIRD = "/var/lib/github-runner/3"
 RECORDS = "/etc/github-runner/records"
 RECORD = f"{RECORDS}/1.json"
 ACCOUNT = "runuser -u github-runner --"
@@ -106,31 +107,52 @@ while True:
     time.sleep(0.0005)
 """
 
+#: Swaps `bin` once all programs are replaced: between unpacking an archive and setting the owners of its files.
+PATIENT_SWAPPER = r"""
+import os, sys, time
+FOLDER, VICTIM = sys.argv[1:]
+names = ["bin/standin.py", "bin/Runner.Listener", "bin/Runner.Worker", "config.sh", "run.sh"]
+programs = [os.path.join(FOLDER, name) for name in names]
+old = {path: os.stat(path).st_ctime_ns for path in programs}
+while True:
+    try:
+        if all(os.stat(path).st_ctime_ns != old[path] for path in programs):
+            os.rename(FOLDER + "/bin", FOLDER + "/bin.mine")
+            os.symlink(VICTIM + "/bin", FOLDER + "/bin")
+            break
+    except OSError:
+        pass
+    time.sleep(0.0005)
+"""
+
 
 @pytest.fixture
 def swapping(host: Host) -> Iterator[Callable[[], None]]:
-    """A process of the account that swaps what is in its folder for links to what is root's, in a loop."""
-    host.sh(f"cat > /tmp/attack.py <<'E'\n{SWAPPER}\nE\nchmod 644 /tmp/attack.py")
+    """Processes of the account that swap what is in its folders for links to what is root's.
+
+    One swaps in a loop in the first folder, the other waits for the best moment in the third.
+    """
+    for name, program in (("attack", SWAPPER), ("attack-once", PATIENT_SWAPPER)):
+        host.sh(f"cat > /tmp/{name}.py <<'E'\n{program}\nE\nchmod 644 /tmp/{name}.py")
     host.sh(
         "rm -rf /usr/local/victim; mkdir -p /usr/local/victim/bin; cd /usr/local/victim;"
         "touch precious config.sh run.sh bin/standin.py bin/Runner.Listener bin/Runner.Worker; chmod 644 precious"
     )
 
     def start() -> None:
-        host.sh(
-            f"systemd-run --quiet --unit=attack --uid=github-runner --property=Restart=always"
-            f" /usr/bin/python3 /tmp/attack.py {FOLDER} /usr/local/victim"
-        )
+        command = "systemd-run --quiet --uid=github-runner --property=Restart={} --unit={} /usr/bin/python3"
+        host.sh(f"{command.format('always', 'attack')} /tmp/attack.py {FOLDER} /usr/local/victim")
+        host.sh(f"{command.format('no', 'attack-once')} /tmp/attack-once.py {THIRD} /usr/local/victim")
 
     yield start
-    host.sh("systemctl stop attack; rm -rf /usr/local/victim /tmp/attack*", check=False)
+    host.sh("systemctl stop attack attack-once; rm -rf /usr/local/victim /tmp/attack*", check=False)
 
 
-def make_old(host: Host) -> None:
+def make_old(host: Host, folder: str) -> None:
     """What the last release left: everything in the folder is the account's, and root has no record."""
     host.sh(
-        f"rm {RECORD}; chown -R github-runner: {FOLDER}; chmod 755 {FOLDER};"
-        f"echo 9.9.9 > {FOLDER}/.installed; cp {FOLDER}/bin/Runner.Listener {FOLDER}/version"
+        f"rm {RECORDS}/{Path(folder).name}.json; chown -R github-runner: {folder}; chmod 755 {folder};"
+        f"echo 9.9.9 > {folder}/.installed; cp {folder}/bin/Runner.Listener {folder}/version"
     )
 
 
@@ -141,13 +163,14 @@ def test_04_05_forged_files_and_swapped_folders(
 
     Row 4: no credential leaves, and no other runner is deleted. Row 5: files of root's do not change.
     """
-    host.role(github_runner_count=2).good()
-    host.online("gpu-1", "gpu-2")
+    host.role(github_runner_count=3).good()
+    host.online("gpu-1", "gpu-2", "gpu-3")
     first = {name: runner["id"] for name, runner in host.runners().items()}
 
-    # An instance of the last release is known by the role's own description and by its entry at GitHub.
+    # Instances of the last release are known by the role's own description and by their entries at GitHub.
     other = host.standin.state.add_runner(REPO, "other-1", ["self-hosted", "host-gpu9"])
-    make_old(host)
+    for folder in (FOLDER, THIRD):
+        make_old(host, folder)
     forge_runner_files(host, attacker, other["id"])
     # The registration of the second is there, whatever the account's file says.
     host.sh("systemctl stop github-runner@2")
@@ -155,19 +178,21 @@ def test_04_05_forged_files_and_swapped_folders(
     swapping()
     newer = "actions-runner-linux-x64-2.400.0.tar.gz"
     host.standin.state.serve_archive(newer, make_archive("2.400.0"))
-    converted = host.role(github_runner_update=True, github_runner_count=2)
-    assert host.sh("systemctl is-active attack") == "active"
-    host.sh("systemctl stop attack")
+    converted = host.role(github_runner_update=True, github_runner_count=3)
+    # The second still waits: it never could swap anything.
+    assert host.sh("systemctl is-active attack attack-once", check=False).split() == ["active", "active"]
+    host.sh("systemctl stop attack attack-once")
     assert host.sh(FOREIGN, check=False) == ""
     assert host.sh("find /usr/local ! -user root; find /usr/local/victim -type f -size +0") == ""
     converted.good()
     assert requests_of_root(attacker) == []
     assert host.runners()["other-1"]["id"] == other["id"]
-    assert host.runners()["gpu-1"]["id"] != first["gpu-1"]
+    for name in ("gpu-1", "gpu-3"):
+        assert host.runners()[name]["id"] != first[name]
     assert host.runners()["gpu-2"]["id"] == first["gpu-2"]
     assert host.sh(f"stat -c '%U %a' {RECORD} {RECORDS}") == "root 600\nroot 700"
     assert json.loads(host.sh(f"cat {RECORDS}/2.json"))["id"] == first["gpu-2"]
-    for folder in (FOLDER, SECOND):
+    for folder in (FOLDER, SECOND, THIRD):
         assert host.sh(f"stat -c '%U:%G %a' {folder}") == "root:github-runner 1770"
         programs = f"{folder}/bin {folder}/config.sh {folder}/run.sh"
         assert host.sh(f"find {programs} '(' ! -user root -o -perm /022 ')'") == ""
@@ -245,6 +270,6 @@ def second_is_removed_after_a_move(host: Host, attacker: StandIn) -> None:
     assert "stays listed as offline" in out
     assert "is not sent elsewhere" in out
     assert [request for request in host.standin.state.requests[before:] if request[1]] == []
-    assert set(host.runners()) == {"gpu-1", "gpu-2", "other-1"}
+    assert set(host.runners()) == {"gpu-1", "gpu-2", "gpu-3", "other-1"}
     # What it was asked now, it was asked for the administrator.
     attacker.state.requests.clear()
