@@ -33,7 +33,7 @@ class Play:
     def __init__(self, listener: PlayListener, inbox: "queue.SimpleQueue[tuple[str, Any]]") -> None:
         """Make the folder. `inbox` gets ("done", Outcome) or ("crash", exception) at the playbook's end."""
         self._inbox = inbox
-        self._abandoned = threading.Event()
+        self._cancelled = threading.Event()
         self._over = threading.Event()
         self._cleanup = contextlib.ExitStack()
         self._folder = self._cleanup.enter_context(private_folder())
@@ -55,7 +55,7 @@ class Play:
         over = self._over.is_set()
         self._sink.close(drain=over)
         if not over:
-            self._abandoned.set()
+            self._cancelled.set()
             kill_family("ansible-playbook")
             if self._thread:
                 self._thread.join(patience)
@@ -87,7 +87,7 @@ class Play:
                     # Leftovers of a killed Ansible are removed with the folder of this run.
                     "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
                 },
-                cancelled=self._abandoned.is_set,
+                cancelled=self._cancelled.is_set,
             )
             self._over.set()
             self._inbox.put(("done", outcome))

@@ -50,7 +50,7 @@ class TrainingRun:
         self._secrets = dict(secrets)
         self._phase: str | None = None
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._abandon = threading.Event()
+        self._ended_early = threading.Event()
         self._stopping: threading.Thread | None = None
         self._start_event = threading.Event()
         #: Held while it is decided whether the job may start, or the run ends before that.
@@ -113,7 +113,7 @@ class TrainingRun:
                 self._wait_for_end()
             except TrainClassifierError as error:
                 self.failure = error
-                self._abandon.set()
+                self._ended_early.set()
             finally:
                 self._play.end(self.leave_s)
             if self._start_refused and self._host is not None:
@@ -193,7 +193,7 @@ class TrainingRun:
         with self._start_lock:
             self._start_refused = not self.started and self._phase not in ("start", "follow")
         if self._start_refused:
-            self._abandon.set()
+            self._ended_early.set()
             raise Cancelled(f"Cancelled by {by} before the job was started.")
         self.console.say(f"{by}: stopping the job, then collecting what it left. Once more to leave at once.")
         self._stopping = threading.Thread(target=self._send_stop, args=(by,), daemon=True, name="stop")
@@ -204,7 +204,7 @@ class TrainingRun:
         # Whether the job was submitted is known only after the answer of the start.
         self._start_event.wait(60)
         delay = 0.5
-        while not self._abandon.is_set():
+        while not self._ended_early.is_set():
             try:
                 answer = steps.cancel(self.host, job, f"{by} of {self.order.spec.submitter}")
                 if answer.get("state") != "removed":
