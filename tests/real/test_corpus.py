@@ -6,14 +6,25 @@ from pathlib import Path
 
 import pytest
 from hosts.fleet import uv_binary
+from worker_site import Site, site, tmp_path, uv
 
 from . import corpus
+
+__all__ = ["site", "tmp_path", "uv"]
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("name", corpus.names())
 def test_what_becomes_of_a_requirements_file(name: str, tmp_path: Path) -> None:
     assert corpus.outcome(name, tmp_path, str(uv_binary())) == corpus.EXPECTED[name]
+
+
+@pytest.mark.full
+@pytest.mark.engine
+def test_packages_without_wheels_are_built(site: Site) -> None:
+    built = site.prepare("\n".join(corpus.BUILT))
+    names = {line.partition("==")[0] for line in built.packages}
+    assert {line.partition("==")[0] for line in corpus.BUILT} <= names
 
 
 def test_each_file_has_its_row_and_the_docs_have_the_table() -> None:
