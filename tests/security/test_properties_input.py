@@ -194,7 +194,7 @@ def test_tickets_are_read(tmp_path: Path, content: bytes) -> None:
         descriptor = tickets.open_ticket(path)
         try:
             with contextlib.suppress(tickets.InvalidFile):
-                tickets.read(path, descriptor)
+                tickets.read_ticket(path, descriptor)
         finally:
             os.close(descriptor)
         tickets.invalid_files(tmp_path)

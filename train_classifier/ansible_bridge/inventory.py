@@ -65,7 +65,7 @@ def flags(inventory: str | None, host: str | None) -> str:
     return "".join(f" {name} {shlex.quote(value)}" for name, value in options if value is not None)
 
 
-def source(
+def resolve(
     inventory: str | None, environ: Mapping[str, str], cwd: Path, host: str | None = None
 ) -> str | None:
     """Return the inventory to use: an absolute path, a host list with a comma, or None for this machine.
@@ -75,7 +75,7 @@ def source(
     """
     name = inventory if inventory is not None else environ.get(VARIABLE) or None
     if name is None:
-        return of_ssh_host(host) if host else None
+        return ssh_host_inventory(host) if host else None
     if not name.strip() or "\0" in name:
         raise BadInput("the inventory's name is empty: give a file, a folder, or hosts with a comma")
     if "," in name:
@@ -87,7 +87,7 @@ def source(
         reason = getattr(error, "strerror", None) or error
         raise BadInput(f"inventory {quoted(name)}: {reason}") from error
     if not exists:
-        if hosts := of_ssh_host(name):
+        if hosts := ssh_host_inventory(name):
             return hosts
         hint = "; neither does ssh know a host of that name" if PLAIN_HOST.match(name) else ""
         raise BadInput(f"inventory {quoted(name)} does not exist in {printable(str(cwd))}{hint}")
@@ -96,7 +96,7 @@ def source(
     return str(path)
 
 
-def of_ssh_host(name: str) -> str | None:
+def ssh_host_inventory(name: str) -> str | None:
     """Return the inventory of one host by its name, None where ssh's configuration and DNS lack it."""
     if not PLAIN_HOST.match(name) or name in (THIS_MACHINE, "all"):
         return None
@@ -176,7 +176,7 @@ def _matching_hosts(
     inventory: str | None, limit: str | None, environ: Mapping[str, str] | None, cwd: Path | None
 ) -> list[dict[str, Any]]:
     environ = os.environ if environ is None else environ
-    where = source(inventory, environ, cwd or Path.cwd())
+    where = resolve(inventory, environ, cwd or Path.cwd())
     if where is None:
         if limit not in (None, THIS_MACHINE, "127.0.0.1", "all"):
             flag = show_option("inventory")

@@ -12,7 +12,7 @@ def hosts(inventory: str | None, host: str | None) -> list[RemoteHost]:
     """Return the hosts of the inventory, or those named. Ctrl-C does not reach their connections."""
     named_host = host
     host = host if host is not None else os.environ.get(options.variable("host")) or None
-    inventory_path = inventories.source(inventory, os.environ, Path.cwd(), host)
+    inventory_path = inventories.resolve(inventory, os.environ, Path.cwd(), host)
     flags = inventories.flags(inventory_path if inventory is not None else None, named_host)
     targets = inventories.hosts(inventory_path, host)
     return [target.connect(own_session=True, flags=flags) for target in targets]

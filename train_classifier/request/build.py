@@ -212,7 +212,7 @@ class _Builder:
         if not self.resolve:
             return None
         path: str | None = self._catch(
-            None, lambda: inventory.source(self.request.get("inventory"), self.environ, cwd, host)
+            None, lambda: inventory.resolve(self.request.get("inventory"), self.environ, cwd, host)
         )
         return path
 

@@ -78,19 +78,19 @@ def ssh_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.skipif(shutil.which("ssh") is None, reason="no ssh client on this machine")
 def test_a_name_that_ssh_knows_is_an_inventory(ssh_config: Path) -> None:
     cwd = ssh_config
-    assert inventory.source("gpu-1", {}, cwd) == "gpu-1,"
-    assert inventory.source(None, {inventory.VARIABLE: "gpu-1"}, cwd) == "gpu-1,"
-    assert inventory.source(None, {}, cwd, "gpu-1") == "gpu-1,"
+    assert inventory.resolve("gpu-1", {}, cwd) == "gpu-1,"
+    assert inventory.resolve(None, {inventory.VARIABLE: "gpu-1"}, cwd) == "gpu-1,"
+    assert inventory.resolve(None, {}, cwd, "gpu-1") == "gpu-1,"
     target = inventory.single_host("gpu-1", "gpu-1", {}, cwd)
     assert not target.local and target.ssh[-1] == "gpu-1"
     # Neither this machine, nor a pattern, nor an option, nor a name that nobody knows.
     for name in ("localhost", "all", "gpu-*", "-oProxyCommand=id", "a:b", "no-such-host.invalid"):
-        assert inventory.source(None, {}, cwd, name) is None
+        assert inventory.resolve(None, {}, cwd, name) is None
     with pytest.raises(BadInput, match="neither does ssh know"):
-        inventory.source("no-such-host.invalid", {}, cwd)
+        inventory.resolve("no-such-host.invalid", {}, cwd)
     # A file of that name is the inventory.
     (cwd / "gpu-1").write_text("[all]\nb ansible_connection=local\n")
-    assert inventory.source("gpu-1", {}, cwd) == str(cwd / "gpu-1")
+    assert inventory.resolve("gpu-1", {}, cwd) == str(cwd / "gpu-1")
 
 
 def test_only_what_ansible_needs_of_the_environment_reaches_it(tmp_path: Path) -> None:

@@ -452,7 +452,9 @@ def test_a_request_is_checked_without_ansible_in_the_process() -> None:
 
 def test_a_checkout_names_no_host_that_ssh_knows(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its settings file chooses among the inventory's hosts only: the push and the secrets go nowhere else."""
-    monkeypatch.setattr("train_classifier.ansible_bridge.inventory.of_ssh_host", lambda name: f"{name},")
+    monkeypatch.setattr(
+        "train_classifier.ansible_bridge.inventory.ssh_host_inventory", lambda name: f"{name},"
+    )
     assert request.build(TrainRequest(cwd=repo, model="mnist", host="gpu-1"), {}).inventory == "gpu-1,"
     (repo / "train-classifier.toml").write_text('[defaults]\nhost = "gpu-1"\n')
     with pytest.raises(BadInput, match="'gpu-1' is unknown"):

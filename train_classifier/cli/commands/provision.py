@@ -53,7 +53,7 @@ def run_site(inventory: str | None, host: str | None, arguments: Sequence[str]) 
     """
     root = content.root()
     host = host if host is not None else os.environ.get(options.variable("host")) or None
-    inventory_path = inventories.source(inventory, os.environ, Path.cwd())
+    inventory_path = inventories.resolve(inventory, os.environ, Path.cwd())
     if inventory_path is None and host not in (None, inventories.THIS_MACHINE):
         raise BadInput(
             f"provision --host {quoted(host)} needs --inventory FILE, which says how to reach that host",

@@ -22,13 +22,13 @@ from train_classifier.worker.gpus.tickets import (
     TICKET,
     InvalidFile,
     QueueEntry,
-    create,
+    create_file,
+    live_and_dead,
     locked,
     next_number,
     open_ticket,
-    read,
-    tickets,
-    write,
+    read_ticket,
+    write_ticket,
 )
 from train_classifier.worker.system.host import Host, account_name, boot_id, uptime
 
@@ -59,11 +59,11 @@ def enqueue(
             since=time.time(), since_boot=uptime(), boot=boot_id(),
         )  # fmt: skip
         try:
-            descriptor = create(path)
+            descriptor = create_file(path)
         except OSError as error:
             raise NotReady(f"no ticket can be made in the queue {folder}: {error.strerror}") from error
         try:
-            write(descriptor, entry)
+            write_ticket(descriptor, entry)
         finally:
             os.close(descriptor)
     return path
@@ -77,7 +77,7 @@ def remove_ticket(folder: Path, job: str) -> None:
     if not folder.is_dir():
         return
     with locked(folder):
-        live, dead = tickets(folder)
+        live, dead = live_and_dead(folder)
         for entry in (*dead, *(entry for entry in live if entry.state == "new")):
             # Another user's ticket may name any job.
             if entry.job == job and os.geteuid() in (0, entry.uid):
@@ -87,7 +87,7 @@ def remove_ticket(folder: Path, job: str) -> None:
 def snapshot(folder: Path) -> list[QueueEntry]:
     """Return the live tickets in order. Raises NotReady when the queue cannot be used."""
     with locked(folder):
-        return tickets(folder)[0]
+        return live_and_dead(folder)[0]
 
 
 class Ticket:
@@ -121,7 +121,7 @@ class Ticket:
                     continue
                 entry = None
                 with contextlib.suppress(InvalidFile):
-                    entry = read(path, descriptor)
+                    entry = read_ticket(path, descriptor)
                 if entry is None or not try_lock(descriptor):
                     os.close(descriptor)
                     raise NotReady(f"the ticket {path} of job {job} is held by another process or damaged")
@@ -139,7 +139,7 @@ class Ticket:
         entry = dataclasses.replace(
             self._entry, state=state, gpus=list(gpus), since=time.time(), since_boot=uptime(), boot=boot_id()
         )
-        write(self._descriptor, entry)
+        write_ticket(self._descriptor, entry)
         self._entry = entry
 
     def preparing(self) -> None:
@@ -242,7 +242,7 @@ class _Turn:
     def read_queue(self, fresh: bool) -> _Reading:
         """Read the queue, whose lock is held; `fresh`: driver and engine were queried just now."""
         own = self.ticket.entry
-        live, dead = tickets(self.ticket._folder, own.path)
+        live, dead = live_and_dead(self.ticket._folder, own.path)
         dead_with_gpus: tuple[QueueEntry, ...] = ()
         for entry in dead:
             if not entry.gpus:
@@ -335,7 +335,7 @@ class _Turn:
             self._remove_containers(entry)
             with locked(self.ticket._folder):
                 # Check again that it is dead: another process may have cleaned it meanwhile.
-                _, still_dead = tickets(self.ticket._folder, self.ticket.entry.path)
+                _, still_dead = live_and_dead(self.ticket._folder, self.ticket.entry.path)
                 if any(ticket.path == entry.path for ticket in still_dead):
                     entry.path.unlink(missing_ok=True)
 

@@ -108,7 +108,7 @@ def _open_lock(folder: Path, path: Path) -> int:
             return _open(path, os.O_RDWR)
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
-                return create(path)
+                return create_file(path)
             return _open(path, os.O_RDWR)
     except FileNotFoundError as error:
         raise NotReady(f"the queue's folder {folder} is missing", hint) from error
@@ -118,7 +118,7 @@ def _open_lock(folder: Path, path: Path) -> int:
         raise NotReady(f"the queue {folder} cannot be used: {error.strerror}", hint) from error
 
 
-def create(path: Path) -> int:
+def create_file(path: Path) -> int:
     """Create a file that every user of the folder's group can change, and open it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o660)
     # Independent of the umask.
@@ -150,7 +150,7 @@ def open_ticket(path: Path, mode: int = os.O_RDONLY) -> int:
         raise InvalidFile(f"cannot be opened: {error.strerror}") from error
 
 
-def read(path: Path, descriptor: int) -> QueueEntry:
+def read_ticket(path: Path, descriptor: int) -> QueueEntry:
     """Return the data of a ticket. Raises InvalidFile for content that no worker writes."""
     match = TICKET.match(path.name)
     status = os.fstat(descriptor)
@@ -206,7 +206,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def write(descriptor: int, entry: QueueEntry) -> None:
+def write_ticket(descriptor: int, entry: QueueEntry) -> None:
     """Replace the content of a ticket's open file."""
     data = dataclasses.asdict(entry)
     del data["path"], data["number"]
@@ -219,7 +219,7 @@ def _ticket_paths(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(os.listdir(folder)) if TICKET.match(name)]
 
 
-def tickets(folder: Path, own: Optional[Path] = None) -> tuple[list[QueueEntry], list[QueueEntry]]:
+def live_and_dead(folder: Path, own: Optional[Path] = None) -> tuple[list[QueueEntry], list[QueueEntry]]:
     """Return the live tickets in order and the dead ones; `own` is live. The queue's lock is held.
 
     An incomplete ticket of this user, whose writer died, is removed.
@@ -233,7 +233,7 @@ def tickets(folder: Path, own: Optional[Path] = None) -> tuple[list[QueueEntry],
         try:
             is_held = path == own or not try_lock(descriptor)
             try:
-                entry = read(path, descriptor)
+                entry = read_ticket(path, descriptor)
             except InvalidFile:
                 if not is_held and os.fstat(descriptor).st_uid == os.geteuid():
                     path.unlink(missing_ok=True)
@@ -256,7 +256,7 @@ def invalid_files(folder: Path) -> list[tuple[Path, str]]:
             try:
                 descriptor = open_ticket(path)
                 try:
-                    read(path, descriptor)
+                    read_ticket(path, descriptor)
                 finally:
                     os.close(descriptor)
             except InvalidFile as error:
@@ -279,7 +279,7 @@ def next_number(folder: Path) -> int:
         try:
             descriptor = _open(path, os.O_RDWR)
         except FileNotFoundError:
-            descriptor = create(path)
+            descriptor = create_file(path)
     try:
         text = os.pread(descriptor, 64, 0).strip() if descriptor >= 0 else b""
         last = int(text) if text.isdigit() else 0

@@ -84,7 +84,7 @@ def finish(job: Job, host: Host, reason: Optional[str] = None) -> bool:
         remove_unfinished_files(job, status.get("pid"))
         job.release_reserve()
         spec = try_spec(job)
-        drain_and_remove(engine.connect(), job, spec)
+        remove_containers_after_last_output(engine.connect(), job, spec)
         remove_ticket(host, job)
         account = host.job_user()
         if spec is not None and job.result() is None:
@@ -253,7 +253,7 @@ def _reason(status: dict[str, Any]) -> str:
     return f"the job's worker is gone (it was process {status.get('pid')}, in phase {status.get('phase')})"
 
 
-def drain_and_remove(client: Any, job: Job, spec: Optional[JobSpec]) -> None:
+def remove_containers_after_last_output(client: Any, job: Job, spec: Optional[JobSpec]) -> None:
     """Remove the job's containers, and write their last unread output into the log."""
     reader = -1
     with contextlib.suppress(FileNotFoundError):
