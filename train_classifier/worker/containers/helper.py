@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from train_classifier.core.errors import NoEnvironment
+from train_classifier.worker.containers import answer
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.engine import remove, retry
 from train_classifier.worker.system.cgroup import ControlGroup
@@ -156,15 +157,21 @@ def run_created(
         if say and now - reported > 2:
             reported = now
             last_output = retry(lambda: container.logs(tail=1), context.check_cancel)
-            last = last_output.decode("utf-8", "replace").strip()
-            if last:
-                context.say(last.splitlines()[-1][-200:])
+            line = line_for_people(last_output)
+            if line:
+                context.say(line)
         time.sleep(pause)
         pause = min(pause * 1.5, 0.2)
     if _ran_out_of_memory(container):
         raise _memory_limit(limits)
     output = retry(lambda: container.logs(tail=20000), context.check_cancel)
     return int(container.attrs["State"]["ExitCode"]), output[-OUTPUT_BYTES:]
+
+
+def line_for_people(output: bytes) -> str:
+    """Return the last line of an output; "" for the answer of one of our own programs."""
+    lines = output.decode("utf-8", "replace").strip().splitlines()
+    return lines[-1][-200:] if lines and not lines[-1].startswith(answer.MARK.decode()) else ""
 
 
 def _group_of(container: Any, limits: Limits) -> Optional[ControlGroup]:

@@ -7,7 +7,7 @@ from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.options import show_option
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
-from train_classifier.worker.system import failure_causes
+from train_classifier.worker.system import debian_names, failure_causes
 
 #: Messages of uv after which another try, with builds allowed, would fail in the same way.
 UNREACHABLE = re.compile(
@@ -79,6 +79,14 @@ def explain(
     cause = failure_causes.find("\n".join(lines[start:]), circumstances, in_build=True)
     if cause is not None:
         raise NotInstallable(f"{plan.file} cannot be installed: {cause.reason}", cause.hint, detail)
+    module = re.search(r"ModuleNotFoundError: No module named '([A-Za-z0-9_]{1,100})[.']", sentence)
+    if module:
+        name = debian_names.distribution(module[1])
+        raise NotInstallable(
+            f"{plan.file} cannot be installed: the build of a package imports {module[1]}, which is missing",
+            f"add the {f'line {name}' if name else 'Python package that has it'} to {plan.file}",
+            detail,
+        )
     first = lines[start] if lines else f"exit status {status}"
     raise NotInstallable(f"{plan.file} cannot be installed: {first}", detail=detail)
 

@@ -1,7 +1,6 @@
 """Which Python packages a model gets: over the image's own, or isolated from them, and for which reason."""
 
 import dataclasses
-import pkgutil
 from pathlib import Path
 
 from train_classifier.core import requirements_file
@@ -9,8 +8,9 @@ from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.core.requirements_file import Requirements
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
-from train_classifier.worker.environments import environment_plan
+from train_classifier.worker.environments import environment_plan, git_requirements
 from train_classifier.worker.environments.build_failures import NoCommonSolution, NotInstallable, python_span
+from train_classifier.worker.environments.environment_build import program_text
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 from train_classifier.worker.environments.stored_environments import (
     IMAGE,
@@ -46,7 +46,8 @@ class Wish:
 def prepare(context: Context, image: Image, workspace: Path, wish: Wish) -> Environment:
     """Return the environment of a model over an image, built when it is not there yet.
 
-    An existing environment is returned without starting a container. Two jobs at the same time build it once.
+    An existing environment is returned without starting a container, unless git repositories are named
+    without a commit, which is then looked up. Two jobs at the same time build it once.
     An environment of wheels alone is shared by all repositories; one in which something was built is used by
     one repository alone. Raises BadInput for a wrong file, NoEnvironment with uv's own message when
     it cannot be built, NotReady without uv.
@@ -65,7 +66,9 @@ def _choose(
     context: Context, image: Image, workspace: Path, wish: Wish, requirements: Requirements
 ) -> Environment:
     """Return the environment of these requirements, of the first kind that is possible."""
-    settings = {"variables": _variables(context.host), "source": _program()}
+    variables = _variables(context.host)
+    requirements = git_requirements.resolve(context, image, requirements, variables)
+    settings = {"variables": variables, "source": program_text("install_requirements.py")}
     over_image = environment_plan.over_image(
         image.packages, image.distutils, workspace, requirements, settings
     )
@@ -144,20 +147,16 @@ def _build_or_ask(
 
 
 def description(environment: Environment, image: Image) -> str:
-    """Return one line for people: the kind of an environment, why, and what it replaces in the image."""
+    """Return one line for people: an environment's kind, why, what it replaces, how it was built."""
     changed = []
     for line in environment.packages if environment.kind == IMAGE else ():
         name, _, version = line.partition("==")
         if image.packages.get(name, version) != version:
             changed.append(f"{name} {image.packages[name]} by {version}")
     replaced = f"; replaced: {', '.join(changed)}" if changed else ""
-    return f"environment of kind {environment.kind} ({environment.reason}){replaced}"
-
-
-def _program() -> str:
-    """Return the text of the program that runs in the image."""
-    package = "train_classifier.worker.environments.inside"
-    return (pkgutil.get_data(package, "install_requirements.py") or b"").decode()
+    names = ", ".join(environment.unisolated)
+    built = f"; built with the environment's own packages: {names}" if names else ""
+    return f"environment of kind {environment.kind} ({environment.reason}){replaced}{built}"
 
 
 def _variables(host: Host) -> dict[str, str]:

@@ -1,14 +1,16 @@
 """Builds an environment in containers: the input of uv, and what each step can write.
 
 A first container installs wheels by name from the host's own indexes, with a uv cache that all repositories
-with this image share: nothing is built, and no installed code runs. A second container compiles the installed
-modules, and can write only to the environment. If something must be built, or if the model's files name other
-sources, one container does everything, with a cache that only that repository uses.
+with this image share: nothing is built, and no installed code runs. If something must be built, or if the
+model's files name other sources, the first container does that too, with a cache that only that repository
+uses. A second container compiles the installed modules, and can write only to the environment.
 """
 
 import dataclasses
 import json
+import math
 import os
+import pkgutil
 from pathlib import Path
 from typing import Any, Optional
 
@@ -71,8 +73,8 @@ class Builder:
     plan: EnvironmentPlan
     account: Account
 
-    def install(self, folder: Path, nearest: Optional[Path], repository: str) -> dict[str, str]:
-        """Make `folder`/site, and return the packages in it by name.
+    def install(self, folder: Path, nearest: Optional[Path], repository: str) -> "Built":
+        """Make `folder`/site, and return what is in it.
 
         With `repository` "" only wheels are installed, with the shared cache, which may raise NeedsBuilding.
         Otherwise packages are built as needed, with a cache of that repository. Raises NoEnvironment with
@@ -91,12 +93,11 @@ class Builder:
                 raise NeedsBuilding
             model = self.context.job.spec().model if self.context.job else "MODEL"
             build_failures.explain(self.image, self.plan, status, text, netrc_problem, model)
-        packages, sources = _read(output)
-        if sources:
+        built = _read(output)
+        if built.sources:
             raise NeedsBuilding
-        if not repository:
-            self._compile(folder)
-        return packages
+        self._compile(folder)
+        return built
 
     def fitting_pythons(self, folder: Path, repository: str) -> list[str]:
         """Return the versions of Python for which the requirements have a solution."""
@@ -178,6 +179,7 @@ class Builder:
         variables = {
             **self.plan.variables,
             "HOME": "/tmp",
+            "GIT_TERMINAL_PROMPT": "0",
             "UV_CACHE_DIR": CACHE,
             "UV_NO_CONFIG": "1",
             "UV_PYTHON_DOWNLOADS": "never",
@@ -185,7 +187,7 @@ class Builder:
             "NO_COLOR": "1",
         }
         if self.context.host.ca_bundle is not None:
-            variables.update(SSL_CERT_FILE=CA)
+            variables.update(SSL_CERT_FILE=CA, GIT_SSL_CAINFO=CA)
         if logged_in:
             variables.update(NETRC=f"{BUILD}/{build_folder.INPUT}/netrc")
         return variables
@@ -195,10 +197,10 @@ class Builder:
         from docker.types import Mount
 
         site = self._site()
-        # Modules for other versions of Python do not compile, which is not an error.
+        processes = math.ceil(self.context.host.limits(PURPOSE).cpus)
         self._run(
             folder,
-            [self.image.python, "-I", "-S", "-m", "compileall", "-q", "-q", "-j", "0", site],
+            [self.image.python, "-I", "-S", "-c", program_text("compile_modules.py"), site, str(processes)],
             mounts=[Mount(site, str(folder / build_folder.SITE), type="bind")],
             network=False,
         )
@@ -230,13 +232,33 @@ def cache_of(store: Store, image: Image, repository: str) -> Path:
     return store.uv_caches / f"image-{image.base.rpartition(':')[2][:32]}{own}"
 
 
-def _read(output: bytes) -> tuple[dict[str, str], list[Any]]:
-    """Return the packages that a build installed, and those that must be built. Raises NoEnvironment."""
+def program_text(name: str) -> str:
+    """Return the text of a program that runs in images."""
+    package = "train_classifier.worker.environments.inside"
+    return (pkgutil.get_data(package, name) or b"").decode()
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What a build made."""
+
+    #: Versions by name.
+    packages: dict[str, str]
+    #: What must be built, where it must not be.
+    sources: list[Any]
+    #: Packages that were built with those of the environment.
+    unisolated: list[str]
+
+
+def _read(output: bytes) -> Built:
+    """Return what a build says that it made. Raises NoEnvironment."""
     result = answer.read(output)
     if isinstance(result, dict) and isinstance(result.get("sources"), list):
         packages = answer.packages(result.get("packages"))
-        if packages is not None:
-            return packages, result["sources"]
+        unisolated = result.get("unisolated")
+        if packages is not None and isinstance(unisolated, list):
+            names = [name for name in unisolated if isinstance(name, str) and answer.PLAIN.match(name)]
+            return Built(packages, result["sources"], names)
     raise NoEnvironment(
         "the last output of the environment's build cannot be read",
         f"the image or a package of the build writes into this output: try another {show_option('image')}",

@@ -16,7 +16,7 @@ from train_classifier.core.locks import hold
 from train_classifier.worker.containers import engine
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
-from train_classifier.worker.environments import build_folder
+from train_classifier.worker.environments import build_folder, git_requirements
 from train_classifier.worker.environments.environment_build import (
     MOUNTED,
     Builder,
@@ -56,6 +56,10 @@ class Environment:
     defaults: dict[str, str] = dataclasses.field(default_factory=dict)
     #: The files of the repository that ask for the packages.
     files: tuple[str, ...] = ()
+    #: Addresses of the git repositories that the requirements name, each with its commit.
+    repositories: tuple[str, ...] = ()
+    #: Packages that were built with the environment's own packages, since they import undeclared ones.
+    unisolated: tuple[str, ...] = ()
 
 
 def _hashes(host: Host, image: Image, plan: EnvironmentPlan, repository: str) -> dict[str, str]:
@@ -139,12 +143,13 @@ def _make(builder: Builder, key: str, owner: str, reason: str) -> dict[str, Any]
         "repository": owner,
     }
     with _build_folder(builder, key, owner) as temporary:
-        packages = builder.install(temporary, find_nearest(store, defined), owner)
+        built = builder.install(temporary, find_nearest(store, defined), owner)
         record = {
             "schema": SCHEMA,
             "hash": key,
             "definition": defined,
-            "packages": packages,
+            "packages": built.packages,
+            "unisolated": built.unisolated,
             "kind": ISOLATED if builder.plan.isolated else IMAGE,
             "reason": reason,
         }
@@ -175,6 +180,9 @@ def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environmen
     if site.is_symlink() or (folder / ACTIVATION).is_symlink():
         raise NotReady(f"the environment {folder} was tampered with: it holds links", "remove that folder")
     mounts = [Mount(MOUNTED, str(site), type="bind", read_only=True)]
+    named = git_requirements.addresses(record["definition"]["lines"])
+    repositories = tuple(map(git_requirements.without_login, named))
+    unisolated = tuple(record.get("unisolated", ()))
     if record["kind"] == ISOLATED:
         # The image's own settings would bring its packages and its frameworks' CUDA back.
         names = ("PYTHONPATH", "LD_LIBRARY_PATH") if image.frameworks else ("PYTHONPATH",)
@@ -188,6 +196,8 @@ def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environmen
             ISOLATED,
             record["reason"],
             defaults,
+            repositories=repositories,
+            unisolated=unisolated,
         )
     mounts.append(
         Mount(f"{image.site[0]}/{ACTIVATION}", str(folder / ACTIVATION), type="bind", read_only=True)
@@ -195,7 +205,15 @@ def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environmen
     variables = {"PATH": f"{MOUNTED}/bin:{image.search_path}"} if (site / "bin").is_dir() else {}
     listed = list_packages(image.packages, record["packages"])
     return Environment(
-        record["hash"], listed, tuple(mounts), variables, image.python, IMAGE, record["reason"]
+        record["hash"],
+        listed,
+        tuple(mounts),
+        variables,
+        image.python,
+        IMAGE,
+        record["reason"],
+        repositories=repositories,
+        unisolated=unisolated,
     )
 
 

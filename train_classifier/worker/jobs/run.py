@@ -157,6 +157,8 @@ def build_environment(run: JobRun) -> None:
             "files": list(run.environment.files),
             "python": run.image.python_version,
             "packages": list(run.environment.packages),
+            "repositories": list(run.environment.repositories),
+            "built_without_isolation": list(run.environment.unisolated),
         },
     )
 

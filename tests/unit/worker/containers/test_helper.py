@@ -12,3 +12,9 @@ def test_gpus_are_hidden_unless_a_runtime_gives_them() -> None:
     assert helper.no_gpu_variables({"device_requests": [by_cdi]}) == void
     by_runtime = DeviceRequest(device_ids=["GPU-1"], capabilities=[["gpu"]])
     assert helper.no_gpu_variables({"device_requests": [by_runtime]}) == {}
+
+
+def test_answers_of_our_own_programs_are_not_shown() -> None:
+    assert helper.line_for_people(b"a\n building x\n\n") == " building x"
+    assert helper.line_for_people(b'train-classifier:{"packages": {}}\n') == ""
+    assert helper.line_for_people(b"\n") == ""

@@ -10,8 +10,12 @@ An isolated environment is a virtual environment that sees no package of the ima
 
 With `shared`, uv's cache is shared between repositories: only wheels are installed, nothing is built, and no
 Python starts on what was installed.
+
+Otherwise packages are built, each in an environment of its own with what it declares. One that fails since it
+imports more (flash-attention imports torch) is built again with the packages of this environment.
 """
 
+import collections
 import json
 import os
 import re
@@ -30,6 +34,31 @@ AGAIN = "/tmp/train-classifier-again"
 BY_NAME = "/tmp/train-classifier-image.txt"
 #: The packages of a uv.lock as requirements, with their hashes.
 LOCKED = "/tmp/train-classifier-locked.txt"
+#: The requirements that are installed before a package that imports them while it is built.
+FIRST = "/tmp/train-classifier-first.txt"
+#: Tools of such builds, which are no part of the environment.
+TOOLS = "/tmp/train-classifier-tools"
+#: Modules of such tools, and the distributions that have them.
+BUILD_TOOLS = {
+    "setuptools": "setuptools", "pkg_resources": "setuptools<82", "wheel": "wheel", "packaging": "packaging",
+    "ninja": "ninja", "psutil": "psutil", "Cython": "cython", "pybind11": "pybind11", "cmake": "cmake",
+    "setuptools_scm": "setuptools-scm", "hatchling": "hatchling", "poetry": "poetry-core",
+    "flit_core": "flit-core", "skbuild": "scikit-build", "scikit_build_core": "scikit-build-core",
+    "mesonpy": "meson-python",
+}  # fmt: skip
+#: Most packages that are built with the packages of the environment.
+MOST_UNISOLATED = 3
+#: Most lines of an error of uv that are kept, at its beginning and at its end.
+HEAD, TAIL = 100, 2000
+#: The package that uv could not build.
+NOT_BUILT = re.compile(r"Failed to (?:download and )?build:? `([A-Za-z0-9][A-Za-z0-9._-]*)(?:==| @ )")
+MISSING = re.compile(r"ModuleNotFoundError: No module named '([A-Za-z0-9_]+)[A-Za-z0-9_.]*'")
+#: The name that a line of a requirements file begins with.
+NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[[^\]]*\]\s*)?(?:[@=<>!~;(]|--|\Z)")
+#: What uv says while it works.
+WORK = re.compile(r"\s*(Downloading|Downloaded|Building|Built|Prepared) (\S+)(.*)")
+#: Lines of uv that say nothing to people.
+NOISE = re.compile(r"Using (?:C?Python|PyPy)|warning: Requirements file .* does not contain any dependencies")
 #: What uv says of each version that it chooses.
 CHOSEN = re.compile(r"Selecting: (\S+)==\S+ \[[^]]*\] \((.*)\)")
 #: What uv says of each requirement of an installed package that is not met.
@@ -151,12 +180,13 @@ def copy_metadata(site: str, target: str) -> None:
 
 def command(plan: "dict[str, Any]", *options: str) -> "list[str]":
     """Return the command line of uv."""
-    more = [word for file in (BY_NAME, LOCKED) if os.path.exists(file) for word in ("-r", file)]
+    files = (BY_NAME, LOCKED) if plan["requirements"] != FIRST else (BY_NAME,)
+    more = [word for file in files if os.path.exists(file) for word in ("-r", file)]
     return [
         plan["uv"], "pip", "install", "--no-progress",
         # No inode in common with the cache, which others read and write.
-        "--link-mode", "copy", "-c", plan["constraints"], "-r", plan["requirements"], *more,
-        *plan["options"], *options,
+        "--link-mode", "copy", "--no-compile-bytecode", "-c", plan["constraints"],
+        "-r", plan["requirements"], *more, *plan["options"], *options,
     ]  # fmt: skip
 
 
@@ -220,6 +250,135 @@ def export_lock(plan: "dict[str, Any]") -> int:
     return subprocess.call(export, cwd=plan["project"])
 
 
+def show_work(line: str, work: "dict[str, str]") -> None:
+    """Print what uv is doing after a line of it; `work` has the downloads and builds that go on."""
+    match = WORK.match(line)
+    if not match:
+        return
+    verb, name, size = match.groups()
+    if verb in ("Downloading", "Building"):
+        work[name] = "%s %s%s" % (verb.lower(), name, size if verb == "Downloading" else "")
+    else:
+        work.pop(name, None)
+    if verb == "Prepared":
+        print("writing the packages into the environment", file=sys.stderr)
+    elif work:
+        print(", ".join(work.values()), file=sys.stderr)
+
+
+def run_uv(words: "list[str]", **options: Any) -> "tuple[int, str]":
+    """Run uv and print what it does; return its status and its error, which is not printed."""
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, **options)
+    stderr = process.stderr
+    assert stderr is not None
+    head: "list[str]" = []
+    tail: "collections.deque[str]" = collections.deque(maxlen=TAIL)
+    work: "dict[str, str]" = {}
+    for data in iter(lambda: stderr.readline(1 << 16), b""):
+        line = data.decode("utf-8", "replace")
+        if head or line.startswith("error:"):
+            (head if len(head) < HEAD else tail).append(line)
+        elif not NOISE.match(line):
+            print(line.rstrip("\n"), file=sys.stderr)
+            show_work(line, work)
+            sys.stderr.flush()
+    return process.wait(), "".join([*head, *tail])
+
+
+def name_of(line: str) -> str:
+    """Return the normalised name of a requirement, "" when it has none."""
+    match = NAMED.match(line)
+    return normal(match[1]) if match else ""
+
+
+def first_lines(lines: "list[str]", unisolated: "dict[str, str]") -> "list[str]":
+    """Return the lines that are installed before the packages in `unisolated`, the modules they lack by name.
+
+    These are all other lines. If another package requires one of these packages, it is not known which: then
+    only the lines that name such a module.
+    """
+    names = {name_of(line) for line in lines if not line.startswith("-")}
+    options = [line for line in lines if line.startswith("-")]
+    indirect = not set(unisolated) <= names
+    if indirect and "" not in names:
+        modules = {normal(module) for module in unisolated.values()}
+        return options + [line for line in lines if name_of(line) in modules]
+    later = {*unisolated, ""} if indirect else set(unisolated)
+    return options + [line for line in lines if not line.startswith("-") and name_of(line) not in later]
+
+
+def install_in_steps(
+    plan: "dict[str, Any]", target: "list[str]", site: str, unisolated: "dict[str, str]", tools: "set[str]"
+) -> "tuple[int, str]":
+    """Install with builds allowed, the packages in `unisolated` last; return status and error of uv."""
+    if not unisolated:
+        return run_uv(command(plan, *target), cwd=plan["repository"])
+    lines: "list[str]" = []
+    for path in filter(os.path.exists, (plan["requirements"], LOCKED)):
+        with open(path, encoding="utf-8") as file:
+            lines += file.read().replace("\\\n", " ").splitlines()
+    with open(FIRST, "w", encoding="utf-8") as file:
+        file.write("\n".join([*first_lines(lines, unisolated), ""]))
+    status, error = run_uv(command({**plan, "requirements": FIRST}, *target), cwd=plan["repository"])
+    if status != 0:
+        return status, error
+    named = [line.partition(" --")[0] for line in lines if name_of(line) in ("setuptools", "wheel")]
+    get_tools = [
+        plan["uv"], "pip", "install", "--quiet", "--no-progress", *into(TOOLS), *plan["options"],
+        "-c", plan["constraints"],
+    ]  # fmt: skip
+    for tool in [named or ["setuptools"], *([BUILD_TOOLS[module]] for module in sorted(tools))]:
+        # Without a tool the build fails, and says so.
+        run_uv([*get_tools, *tool], cwd=plan["repository"])
+    # The tools come first: the image's metadata, as it is lent, has no entry points.
+    variables = {
+        "PYTHONPATH": os.pathsep.join([TOOLS, site]),
+        "PATH": os.pathsep.join([TOOLS + "/bin", site + "/bin", os.environ.get("PATH", os.defpath)]),
+    }
+    options = [
+        option
+        for name in unisolated
+        for option in (["--no-build-isolation-package", name] if name else ["--no-build-isolation"])
+    ]
+    # A cached build may have been made with other packages.
+    again = command(plan, *target, *options, "--no-cache")
+    return run_uv(again, cwd=plan["repository"], env={**os.environ, **variables})
+
+
+def build_and_install(plan: "dict[str, Any]", target: "list[str]", site: str) -> "tuple[int, list[str]]":
+    """Install with builds allowed; return status, and the packages built with those of the environment."""
+    unisolated: "dict[str, str]" = {}
+    tools: "set[str]" = set()
+    while True:
+        status, error = install_in_steps(plan, target, site, unisolated, tools)
+        missing = MISSING.findall(error)
+        if status == 0 or not missing:
+            break
+        failed, module = NOT_BUILT.search(error), missing[-1]
+        name, known = normal(failed[1]) if failed else "", len(unisolated) + len(tools)
+        if len(unisolated) < MOST_UNISOLATED:
+            unisolated.setdefault(name, module)
+        tools |= {module} & set(BUILD_TOOLS)
+        if len(unisolated) + len(tools) == known:
+            break
+        text = "%s imports %s while it is built, without declaring it: building it in the environment"
+        print(text % (name or "a package", module), file=sys.stderr, flush=True)
+    sys.stderr.write(error)
+    if "" in unisolated:
+        del unisolated[""]
+        unisolated.update(dict.fromkeys(given_by_address(site), ""))
+    return status, sorted(unisolated)
+
+
+def given_by_address(site: str) -> "set[str]":
+    """Return the packages of a folder that come from an address or a path."""
+    return {
+        normal(found.metadata["Name"])
+        for found in distributions(path=[site])
+        if found.metadata["Name"] and found.read_text("direct_url.json")
+    }
+
+
 def install(plan: "dict[str, Any]") -> int:
     """Install, and print what came of it as the last line."""
     if plan["project"]:
@@ -237,16 +396,19 @@ def install(plan: "dict[str, Any]") -> int:
         copy_metadata(site, AGAIN)
         target = into(site)
     sources: "list[str]" = []
+    unisolated: "list[str]" = []
     if plan["shared"]:
-        status = subprocess.call(command(plan, *target, "--no-build", "--no-compile-bytecode"))
+        status, error = run_uv(command(plan, *target, "--no-build"))
+        sys.stderr.write(error)
         if status == 0:
             sources = must_build(plan)
     else:
-        status = subprocess.call(command(plan, *target, "--compile-bytecode"), cwd=plan["repository"])
+        status, unisolated = build_and_install(plan, target, site)
     take_back(site)
     if status == 0:
+        result = {"packages": names_in(site), "sources": sources, "unisolated": unisolated}
         print()
-        print("train-classifier:" + json.dumps({"packages": names_in(site), "sources": sources}))
+        print("train-classifier:" + json.dumps(result))
     return status
 
 

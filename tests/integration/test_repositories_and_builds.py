@@ -1,0 +1,127 @@
+"""Requirements from git, and packages that import others while they are built: real uv, git and engine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import http.server
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import docker
+import pytest
+from index_server import BACKEND, PYPROJECT, Index, gateway, sdist, serve, wheel
+from worker_site import Site, site, tmp_path, uv
+
+from train_classifier.core.errors import NoEnvironment
+from train_classifier.worker.environments import environment
+
+__all__ = ["site", "tmp_path", "uv"]
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def index(site: Site, engine: docker.DockerClient) -> Iterator[Index]:
+    """The index of the host; the image lacks distutils, so it has setuptools too."""
+    with serve(engine) as new_index:
+        new_index.add(wheel("setuptools", "80.0"))
+        settings = {"UV_DEFAULT_INDEX": new_index.url, "no_proxy": new_index.host}
+        site.host = dataclasses.replace(site.host, environment=settings)
+        yield new_index
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files, and prints nothing."""
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+class GitServer:
+    """A repository with a package, which plain HTTP serves."""
+
+    def __init__(self, folder: Path, host: str) -> None:
+        self.folder, self.public = folder / "work", folder / "public"
+        self.public.mkdir(parents=True)
+        self.git(folder, "init", "-q", "-b", "main", str(self.folder))
+        self.git(folder, "init", "-q", "--bare", "-b", "main", str(self.public / "shapes.git"))
+        handler = functools.partial(Quiet, directory=str(self.public))
+        self.server = http.server.ThreadingHTTPServer((host, 0), handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.address = f"git+http://{host}:{self.server.server_port}/shapes.git"
+
+    def git(self, folder: Path, *arguments: str) -> str:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+        command = ["git", *identity, *arguments]
+        return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+    def publish(self, version: str) -> str:
+        """Commit a version of the package in the folder `python`, and return the commit."""
+        package = self.folder / "python"
+        package.mkdir(exist_ok=True)
+        (package / "pyproject.toml").write_text(PYPROJECT)
+        (package / "backend.py").write_text(BACKEND.format(name="shapes", version=version))
+        self.git(self.folder, "add", "-A")
+        self.git(self.folder, "commit", "-q", "-m", version)
+        self.git(self.folder, "push", "-q", str(self.public / "shapes.git"), "main")
+        self.git(self.public / "shapes.git", "update-server-info")
+        return self.git(self.folder, "rev-parse", "HEAD")
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def git_server(tmp_path: Path, engine: docker.DockerClient) -> Iterator[GitServer]:
+    server = GitServer(tmp_path / "git", gateway(engine))
+    with contextlib.ExitStack() as stack:
+        stack.callback(server.stop)
+        yield server
+
+
+def test_repository_without_a_commit_gets_the_one_of_its_branch(
+    engine: docker.DockerClient, site: Site, index: Index, git_server: GitServer
+) -> None:
+    image = engine.images.get(site.layer("git").id).tags[0]
+    first = git_server.publish("1.0")
+    text = f"-e {git_server.address}@main#egg=shapes&subdirectory=python\n"
+    built = site.prepare(text, image)
+    assert "shapes==1.0" in built.packages
+    assert built.repositories == (f"{git_server.address}@{first}",)
+    assert site.prepare(text, image) == built
+    # The branch goes on: another environment.
+    second = git_server.publish("2.0")
+    later = site.prepare(text, image)
+    assert "shapes==2.0" in later.packages
+    assert later.repositories == (f"{git_server.address}@{second}",)
+    with pytest.raises(NoEnvironment, match="it has no branch or tag 'none'"):
+        site.prepare(f"{git_server.address}@none", image)
+    git_server.stop()
+    with pytest.raises(NoEnvironment, match=r"the git repository git\+http://.* cannot be read") as raised:
+        site.prepare(text, image)
+    assert "unable to access" in (raised.value.detail or "")
+    assert site.containers() == []
+
+
+@pytest.mark.parametrize("kind", ["image", "isolated"])
+def test_package_that_imports_another_while_it_is_built(site: Site, index: Index, kind: str) -> None:
+    index.add(
+        wheel("tensor", "1.0", "version = 'seen 1.0'\n"),
+        wheel("ninja", "1.0"),
+        sdist("flashy", "1.0", "import tensor, ninja\nSEEN = tensor.version\n"),
+    )
+    built = site.prepare("flashy\ntensor\n", kind=kind)
+    assert {"flashy==1.0", "tensor==1.0"} <= set(built.packages)
+    # A tool of the build is no part of the environment.
+    assert "ninja==1.0" not in built.packages
+    assert site.run(site.find(), built, "import flashy; print(flashy.seen)") == "seen 1.0\n"
+    assert built.unisolated == ("flashy",)
+    assert environment.description(built, site.find()).endswith(
+        "built with the environment's own packages: flashy"
+    )
+    assert not any("train-classifier:" in message for message in site.messages)

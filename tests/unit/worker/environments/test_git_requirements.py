@@ -1,0 +1,145 @@
+"""Git repositories in requirements: what the servers say of their commits, and what becomes of the lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train_classifier.core.errors import BadInput, NoEnvironment
+from train_classifier.core.requirements_file import Requirements
+from train_classifier.worker.containers import answer
+from train_classifier.worker.environments import git_requirements
+
+PROGRAM = Path(git_requirements.__file__).parent / "inside" / "resolve_repositories.py"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Image:
+    """What a message needs of an image."""
+
+    reference = "image:1"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
+    done = subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with two commits: the first has tag v1 and branch old, the second is the default branch's."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    git(folder, "commit", "-q", "--allow-empty", "-m", "1")
+    git(folder, "tag", "-a", "v1", "-m", "v1")
+    git(folder, "branch", "feature/old")
+    git(folder, "commit", "-q", "--allow-empty", "-m", "2")
+    return folder
+
+
+def ask(*pairs: tuple[object, str], **variables: str) -> Any:
+    """Run the program as a container does; returns what the worker reads."""
+    done = subprocess.run(
+        [sys.executable, "-I", str(PROGRAM), json.dumps([[str(address), name] for address, name in pairs])],
+        env={**os.environ, **variables}, check=True, capture_output=True,
+    )  # fmt: skip
+    return answer.read(done.stdout)
+
+
+def test_branches_tags_and_the_default_branch_have_their_commits(repository: Path) -> None:
+    first, second = git(repository, "rev-parse", "HEAD~"), git(repository, "rev-parse", "HEAD")
+    names = ("", "main", "v1", "feature/old", "refs/tags/v1", "HEAD", second.upper(), "${WHICH}", first[:9])
+    commits = ask(*((repository, name) for name in names), WHICH="v1")["commits"]
+    assert commits == [second, second, first, first, first, second, second, first, ""]
+
+
+def test_unknown_revision_and_missing_repository_are_told(repository: Path, tmp_path: Path) -> None:
+    assert ask((repository, ""), (repository, "v2")) == {
+        "failed": 1, "reason": "it has no branch or tag 'v2'", "git": True,
+    }  # fmt: skip
+    missing = ask((tmp_path / "none", ""))
+    assert missing["failed"] == 0
+    assert "does not appear to be a git repository" in missing["reason"]
+    assert ask((repository, ""), PATH=str(tmp_path))["git"] is False
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        (f"yes '{'a' * 40}\trefs/heads/main'", "longer than"),
+        ("printf 'abc\\trefs/heads/main\\n%s refs/heads/main\\n' " + "a" * 40, "no branch or tag"),
+    ],
+)
+def test_servers_answer_is_bounded_and_checked(tmp_path: Path, output: str, reason: str) -> None:
+    program = tmp_path / "git"
+    program.write_text(f"#!/bin/sh\n{output}\n")
+    program.chmod(0o755)
+    result = ask(("https://h/x", "main"), PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert reason in result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("line", "target"),
+    [
+        ("git+https://h/a/b.git", f"git+https://h/a/b.git@{COMMIT}"),
+        (
+            "b[x] @ git+https://u:${P}@h/a/b@v1#egg=b&subdirectory=python ; python_version > '3'",
+            f"b[x] @ git+https://u:${{P}}@h/a/b@{COMMIT}#egg=b&subdirectory=python ; python_version > '3'",
+        ),
+        ("git+ssh://git@h/a/b@feature/x#egg=b", f"git+ssh://git@h/a/b@{COMMIT}#egg=b"),
+    ],
+)
+def test_commit_takes_the_place_of_the_revision(
+    line: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        git_requirements, "_look_up", lambda _context, _image, _file, pairs, _: [COMMIT] * len(pairs)
+    )
+    requirements = Requirements(lines=("six", line), constraints=(line,))
+    resolved = git_requirements.resolve(None, None, requirements, {})  # type: ignore[arg-type]
+    assert (resolved.lines, resolved.constraints) == (("six", target), (target,))
+    # A commit is not looked up again.
+    monkeypatch.setattr(git_requirements, "_look_up", None)
+    assert git_requirements.resolve(None, None, resolved, {}) == resolved  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        (("git+https://h/a@--upload-pack=x",), "is no name of a branch or tag"),
+        (tuple(f"git+https://h/{number}" for number in range(30)), "more than 20"),
+        ((f"git+https://h/{'a' * 3000}",), "is too long"),
+    ],
+)
+def test_addresses_that_git_is_not_asked_are_refused(lines: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(BadInput, match=problem):
+        git_requirements.resolve(None, None, Requirements(lines=lines), {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("result", "sentence"),
+    [
+        ({"commits": ["x"]}, "cannot be read"),
+        ({"commits": [COMMIT, COMMIT]}, "cannot be read"),
+        ([], "cannot be read"),
+        ({"failed": 7}, "cannot be read"),
+        ({"failed": 0, "git": False}, "image:1 has no git"),
+        ({"failed": 0, "reason": "fatal: https://me:word@h/a: 403"}, r"repository git\+https://h/a of"),
+        ({"failed": 0, "reason": "it has no branch or tag 'x'"}, "no branch or tag 'x'"),
+    ],
+)
+def test_answer_of_the_container_is_untrusted(result: Any, sentence: str) -> None:
+    output = answer.MARK + json.dumps(result).encode()
+    with pytest.raises(NoEnvironment, match=sentence) as raised:
+        git_requirements._commits(Image(), "requirements.txt", [("git+https://me:word@h/a", "x")], 0, output)  # type: ignore[arg-type]
+    assert "word" not in str(raised.value.to_dict())

@@ -1,0 +1,141 @@
+"""The programs that make an environment inside an image: which packages are built again, and what people see."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train_classifier.core.errors import NoEnvironment
+from train_classifier.worker.environments import build_failures, environment_build, environment_plan
+
+INSIDE = Path(environment_build.__file__).parent / "inside"
+#: uv 0.13, for a package whose setup.py imports torch.
+NOT_BUILT = """\
+error: Failed to build `Flash_Attn==2.5.0`
+  cause: The build backend returned an error
+  cause: Call to `setuptools.build_meta:__legacy__.get_requires_for_build_wheel` failed (exit status: 1)
+
+         [stderr]
+         Traceback (most recent call last):
+           File "<string>", line 14, in <module>
+         ModuleNotFoundError: No module named 'torch.utils'
+
+hint: This error likely indicates that `flash-attn@2.5.0` depends on `torch`, but doesn't declare it as a build dependency.
+"""
+
+
+@pytest.fixture
+def program() -> Any:
+    """The program as a module, without its start."""
+    module = types.ModuleType("install_requirements")
+    text = (INSIDE / "install_requirements.py").read_text()
+    exec(text.rpartition("main()")[0], module.__dict__)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("unisolated", "first"),
+    [
+        ({"flash-attn": "torch"}, ["torch==2.5", "six", "./lib", "git+https://h/detectron2@abc"]),
+        # Not by name in the file: one of the lines without a name may be meant.
+        ({"detectron2": "torch"}, ["torch==2.5", "six", "flash_attn[x] @ https://h/f.whl ; python_version>'3'"]),
+        ({"": "torch", "flash-attn": "torch"}, ["torch==2.5", "six"]),
+    ],
+)  # fmt: skip
+def test_other_lines_are_installed_first(program: Any, unisolated: dict[str, str], first: list[str]) -> None:
+    lines = [
+        "--extra-index-url https://h", "torch==2.5", "six", "./lib", "git+https://h/detectron2@abc",
+        "flash_attn[x] @ https://h/f.whl ; python_version>'3'",
+    ]  # fmt: skip
+    assert program.first_lines(lines, unisolated) == ["--extra-index-url https://h", *first]
+
+
+def test_only_the_imported_package_is_first_when_another_requires_the_failed_one(program: Any) -> None:
+    assert program.first_lines(["torch", "six", "trainer"], {"flash-attn": "torch"}) == ["torch"]
+
+
+def run(
+    program: Any, monkeypatch: pytest.MonkeyPatch, *errors: str
+) -> tuple[int, list[str], list[tuple[list[str], list[str]]]]:
+    """Build with an uv that fails with each error in turn, then succeeds; returns what it was asked for too."""
+    pending, steps = list(errors), []
+
+    def install(
+        _plan: object, _target: object, _site: str, unisolated: dict[str, str], tools: set[str]
+    ) -> tuple[int, str]:
+        steps.append((sorted(unisolated), sorted(tools)))
+        return (1, pending.pop(0)) if pending else (0, "")
+
+    monkeypatch.setattr(program, "install_in_steps", install)
+    status, unisolated = program.build_and_install({}, [], "/nonexistent")
+    return status, unisolated, steps
+
+
+def test_package_that_imports_an_undeclared_one_is_built_again(
+    program: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = NOT_BUILT.replace("torch.utils", "ninja")
+    assert run(program, monkeypatch, NOT_BUILT, tool) == (
+        0, ["flash-attn"], [([], []), (["flash-attn"], []), (["flash-attn"], ["ninja"])],
+    )  # fmt: skip
+    # The error of a build that is tried again is not shown.
+    shown = capsys.readouterr().err
+    assert "flash-attn imports torch while it is built" in shown
+    assert "error:" not in shown
+
+
+def test_builds_are_tried_again_a_limited_number_of_times(
+    program: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, steps = run(program, monkeypatch, NOT_BUILT, NOT_BUILT)
+    assert (status, len(steps)) == (1, 2)
+    assert capsys.readouterr().err.endswith(NOT_BUILT)
+    errors = [NOT_BUILT.replace("Flash_Attn", f"package{number}") for number in range(9)]
+    status, _, steps = run(program, monkeypatch, *errors)
+    assert (status, len(steps)) == (1, 1 + program.MOST_UNISOLATED)
+    assert run(program, monkeypatch, "error: Failed to build `x==1`\n")[2] == [([], [])]
+
+
+def test_failed_second_build_names_the_line_to_add() -> None:
+    plan = environment_plan.EnvironmentPlan(("flash-attn",), (), (), (), Path("/none"), {}, "")
+    with pytest.raises(NoEnvironment) as raised:
+        build_failures.explain(None, plan, 1, NOT_BUILT, model="m")  # type: ignore[arg-type]
+    assert raised.value.hint == "add the line torch to requirements.txt"
+
+
+def test_downloads_and_builds_that_go_on_are_shown_with_sizes(
+    program: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uv = tmp_path / "uv"
+    uv.write_text(
+        "#!/bin/sh\ncat >&2 <<'END'\nUsing CPython 3.11.7 interpreter at: /usr/bin/python3\n"
+        "Resolved 3 packages in 2ms\nDownloading torch (745.2MiB)\nDownloading six (1.1MiB)\n Downloaded six\n"
+        "   Building x==1\n Downloaded torch\n      Built x==1\nPrepared 3 packages in 9s\nerror: no\n  cause: y\nEND\nexit 2\n"
+    )
+    uv.chmod(0o755)
+    assert program.run_uv([str(uv)]) == (2, "error: no\n  cause: y\n")
+    lines = capsys.readouterr().err.splitlines()
+    assert "Using" not in lines[0]
+    assert lines[lines.index(" Downloaded six") + 1] == "downloading torch (745.2MiB)"
+    assert lines[lines.index(" Downloaded torch") + 1] == "building x==1"
+    assert lines[-1] == "writing the packages into the environment"
+
+
+def test_modules_are_compiled_without_those_of_tests(tmp_path: Path) -> None:
+    for name in ("a/one.py", "a/old.py", "a/tests/two.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("print 'no'\n" if "old" in name else "x = 1\n")
+    os.mkfifo(tmp_path / "a" / "pipe.py")
+    (tmp_path / "a" / "zero.py").symlink_to("/dev/zero")
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", (INSIDE / "compile_modules.py").read_text(), str(tmp_path), "2"],
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    assert [path.name.partition(".")[0] for path in tmp_path.rglob("*.pyc")] == ["one"]
+    assert done.stdout == "compiling 2 modules (0.0 MiB): 0 %\n"

@@ -1,0 +1,52 @@
+"""Runs inside an image, by its Python (3.8 on, without site): compiles the modules of an environment.
+
+Sent as text (`python3 -c`). Its arguments are the folder and the number of processes. No module is run.
+"""
+
+import compileall
+import concurrent.futures
+import functools
+import os
+import sys
+import time
+from typing import List, Tuple
+
+#: Folders that no model imports: leaving them out saves a quarter of the time.
+LEFT_OUT = {"test", "tests", "__pycache__"}
+#: How many modules a process takes at once, and seconds between two lines.
+CHUNK = 20
+PAUSE = 1.0
+
+
+def modules(folder: str) -> "List[Tuple[str, int]]":
+    """Return path and size of each module."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in LEFT_OUT]
+        for path in (os.path.join(parent, name) for name in names if name.endswith(".py")):
+            if os.path.isfile(path) and not os.path.islink(path):
+                found.append((path, os.path.getsize(path)))
+    return found
+
+
+def main() -> None:
+    """Compile, and print a line each second.
+
+    Modules for other versions of Python do not compile, which is no error.
+    """
+    folder, processes = sys.argv[1], int(sys.argv[2])
+    found = modules(folder)
+    total = sum(size for _, size in found)
+    compile_one = functools.partial(compileall.compile_file, quiet=2)
+    done, shown = 0, 0.0
+    with concurrent.futures.ProcessPoolExecutor(processes) as pool:
+        results = pool.map(compile_one, [path for path, _ in found], chunksize=CHUNK)
+        for (_, size), _ in zip(found, results):
+            if time.monotonic() - shown > PAUSE:
+                shown = time.monotonic()
+                text = "compiling %d modules (%.1f MiB): %d %%"
+                print(text % (len(found), total / (1 << 20), 100 * done // max(total, 1)), flush=True)
+            done += size
+
+
+main()

@@ -1,0 +1,104 @@
+"""Runs inside an image, by the image's own Python (3.8 on), as the job's user: asks git for commits.
+
+Sent as text (`python3 -c`), so it imports nothing of ours. Its argument is a JSON list of pairs: address and
+revision, "" for the default branch. The servers are strangers: what they answer is bounded and checked.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from typing import Dict, List
+
+#: Most bytes of an answer, and most seconds that it may take.
+MOST_BYTES = 1 << 20
+MOST_SECONDS = 60
+COMMIT = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")
+#: The beginning of a commit's hash, which a server cannot be asked for.
+SHORT_COMMIT = re.compile(r"[0-9a-f]{7,63}\Z", re.IGNORECASE)
+LINE = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\t(\S+)\Z")
+
+
+class Failed(Exception):
+    """A repository gave no commit."""
+
+
+def expanded(text: str) -> str:
+    """Return text with the variables in it, as uv expands them."""
+    return re.sub(r"\$\{([A-Z0-9_]+)\}", lambda match: os.environ.get(match[1], match[0]), text)
+
+
+def references(revision: str) -> "List[str]":
+    """Return the references that a revision may mean: a branch comes before a tag, as for uv."""
+    if revision in ("", "HEAD"):
+        return ["HEAD"]
+    return [revision] if revision.startswith("refs/") else ["refs/heads/" + revision, "refs/tags/" + revision]
+
+
+def ask(address: str, names: "List[str]") -> "Dict[str, str]":
+    """Return the hashes of the references that a repository has; a tag's commit has the suffix ^{}."""
+    patterns = names + [name + "^{}" for name in names]
+    process = subprocess.Popen(
+        ["git", "ls-remote", "--", address, *patterns],
+        cwd="/", start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    ended = []
+
+    def stop() -> None:
+        ended.append("it did not answer within %d s" % MOST_SECONDS)
+        os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(MOST_SECONDS, stop)
+    timer.start()
+    try:
+        output = process.stdout.read(MOST_BYTES + 1)
+        if len(output) > MOST_BYTES and not ended:
+            ended.append("its answer is longer than %d bytes" % MOST_BYTES)
+            os.killpg(process.pid, signal.SIGKILL)
+        status = process.wait()
+    finally:
+        timer.cancel()
+    lines = output.decode("utf-8", "replace").splitlines()
+    if ended or status != 0:
+        raise Failed(ended[0] if ended else "\n".join(lines[-5:]))
+    return {match[2]: match[1] for match in map(LINE.match, lines) if match}
+
+
+def commit_of(address: str, revision: str) -> str:
+    """Return the commit that a revision of a repository means now; "" where the revision itself must do."""
+    if COMMIT.match(revision.lower()):
+        return revision.lower()
+    names = references(revision)
+    found = ask(address, names)
+    for name in names:
+        commit = found.get(name + "^{}") or found.get(name)
+        if commit:
+            return commit
+    if SHORT_COMMIT.match(revision):
+        return ""
+    raise Failed("it has no branch or tag %r" % revision if revision else "it has no commit")
+
+
+def main() -> None:
+    """Print the commits, or the number of the repository that has none and why, as the last line."""
+    commits: "List[str]" = []
+    answer: "Dict[str, object]" = {"commits": commits}
+    for address, revision in json.loads(sys.argv[1]):
+        try:
+            commits.append(commit_of(expanded(address), expanded(revision)))
+        except FileNotFoundError:
+            answer = {"failed": len(commits), "reason": "", "git": False}
+            break
+        except Failed as error:
+            answer = {"failed": len(commits), "reason": str(error)[-1000:], "git": True}
+            break
+    print()
+    print("train-classifier:" + json.dumps(answer))
+
+
+main()
