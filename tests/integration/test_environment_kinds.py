@@ -138,6 +138,11 @@ def test_packages_of_the_project(site: Site, framework_image: str) -> None:
     assert (built.files, built.reason) == (("pyproject.toml",), "pyproject.toml agrees with the image")
     assert {"tools==1.0", "plotting==2.0"} <= set(built.packages)
     assert "m/requirements.txt is missing: the packages are those of pyproject.toml" in site.messages
+    (site.workspace / "pyproject.toml").write_text("[project]\ndependencies = ['nowhere']\n")
+    with pytest.raises(NoEnvironment) as raised:
+        environment.prepare(site.context(), image, site.workspace, wish)
+    assert raised.value.reason == "requirement nowhere is not in the package index (pyproject.toml)"
+    assert "write what the model needs into m/requirements.txt" in (raised.value.hint or "")
 
 
 def test_packages_of_a_lock(site: Site, framework_image: str, index: Index, uv: Path) -> None:

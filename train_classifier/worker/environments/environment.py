@@ -56,9 +56,16 @@ def prepare(context: Context, image: Image, workspace: Path, wish: Wish) -> Envi
     if requirements.problems:
         raise BadInput(*requirements.problems)
     own = f"{wish.model}/{requirements_file.REQUIREMENTS}"
-    if requirements.files and requirements.files[0] != own:
+    is_own = requirements.files[:1] in ((), (own,))
+    if not is_own:
         context.say(f"{own} is missing: the packages are those of {requirements.files[0]}")
-    chosen = _choose(context, image, workspace, wish, requirements)
+    try:
+        chosen = _choose(context, image, workspace, wish, requirements)
+    except NoEnvironment as error:
+        # The file may be for other purposes than this model.
+        way_out = None if is_own else f"write what the model needs into {own} (empty: the image's packages)"
+        error.hint = "; or ".join(filter(None, (error.hint, way_out))) or None
+        raise
     return dataclasses.replace(chosen, files=requirements.files)
 
 
