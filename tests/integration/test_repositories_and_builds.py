@@ -14,12 +14,12 @@ from pathlib import Path
 import docker
 import pytest
 from index_server import BACKEND, PYPROJECT, Index, gateway, sdist, serve, wheel
-from worker_site import Site, site, tmp_path, uv
+from worker_site import Site, own_base, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.environments import environment
 
-__all__ = ["site", "tmp_path", "uv"]
+__all__ = ["own_base", "site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
 
 
@@ -85,9 +85,9 @@ def git_server(tmp_path: Path, engine: docker.DockerClient) -> Iterator[GitServe
 
 
 def test_repository_without_a_commit_gets_the_one_of_its_branch(
-    engine: docker.DockerClient, site: Site, index: Index, git_server: GitServer
+    engine: docker.DockerClient, site: Site, index: Index, git_server: GitServer, own_base: str
 ) -> None:
-    image = engine.images.get(site.layer("git").id).tags[0]
+    image = engine.images.get(site.layer("git", own_base).id).tags[0]
     first = git_server.publish("1.0")
     text = f"-e {git_server.address}@main#egg=shapes&subdirectory=python\n"
     built = site.prepare(text, image)
