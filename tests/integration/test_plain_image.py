@@ -114,6 +114,43 @@ def test_requirements_that_the_plain_image_cannot_have(
                     build_environment(run)
 
 
+def test_python_that_the_requirements_need_is_taken(
+    site: Site, engine: docker.DockerClient, plain_reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.job.workspace.symlink_to(site.workspace)
+    site.job.copy.write_bytes(workspace_copy.COPIED)
+    site.job.write_status(state="running")
+    (site.workspace / "m" / "requirements.txt").write_text("old\n")
+    with serve(engine) as index:
+        index.add(wheel("old", "1.0", "", tag="cp39-none-any"), wheel("setuptools", "80.0"))
+        variables = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
+        monkeypatch.setattr(Host, "load", lambda: site.host)
+        run = JobRun(site.job)
+        run.engine = engine
+        for image, settings in (
+            (plain_reference, {}),
+            (plain_reference, {"image": site.base}),
+            (plain_reference, {"environment_kind": "image"}),
+            ("train-classifier/missing:1", {}),
+        ):
+            run.host = dataclasses.replace(
+                site.host, images={"cpu": site.base, f"python{VERSION}": image}, environment=variables
+            )
+            run.spec = JobSpec(site.job.id, "m", Repository("r", "0" * 16), **settings)
+            find_image(run)
+            add_packages(run)
+            assert not run.image.plain
+            if image == plain_reference and not settings:
+                build_environment(run)
+                assert (run.image.reference, run.environment.kind) == (plain_reference, "isolated")
+                assert "old==1.0" in run.environment.packages
+            else:
+                with pytest.raises(NoEnvironment) as raised:
+                    build_environment(run)
+                assert f"needs Python {VERSION}; image {site.base} has" in raised.value.reason
+                assert f'set python = "{VERSION}"' in raised.value.hint
+
+
 def test_what_files_ask_for_stops_no_job(site: Site) -> None:
     site.host = dataclasses.replace(
         site.host, images={"cpu": site.base, "python3.8": "train-classifier/missing:1"}

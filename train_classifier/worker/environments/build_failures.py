@@ -1,7 +1,7 @@
 """What the messages of uv mean: the reason of a failed build, and what to do about it."""
 
 import re
-from typing import NoReturn
+from typing import NoReturn, Optional
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.options import show_option
@@ -30,6 +30,14 @@ class NoCommonSolution(NotInstallable):
     def __init__(self, reason: str, hint: str, detail: str, cause: str) -> None:
         super().__init__(reason, hint, detail)
         self.cause = cause
+
+
+class PythonConflict(NoEnvironment):
+    """Other versions of Python than the image's have a solution; `pythons` has them, the oldest first."""
+
+    def __init__(self, reason: str, hint: str, detail: Optional[str], pythons: list[str]) -> None:
+        super().__init__(reason, hint, detail)
+        self.pythons = tuple(pythons)
 
 
 def is_final(output: str) -> bool:

@@ -5,11 +5,17 @@ from pathlib import Path
 
 from train_classifier.core import requirements_file
 from train_classifier.core.errors import BadInput, NoEnvironment
+from train_classifier.core.options import show_option
 from train_classifier.core.requirements_file import Requirements
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments import environment_plan, git_requirements
-from train_classifier.worker.environments.build_failures import NoCommonSolution, NotInstallable, python_span
+from train_classifier.worker.environments.build_failures import (
+    NoCommonSolution,
+    NotInstallable,
+    PythonConflict,
+    python_span,
+)
 from train_classifier.worker.environments.environment_build import program_text
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 from train_classifier.worker.environments.stored_environments import (
@@ -136,7 +142,7 @@ def _prepare_one(
 def _build_or_ask(
     context: Context, image: Image, plan: EnvironmentPlan, wish: Wish, reason: str
 ) -> Environment:
-    """Build; after a conflict that is only about the version of Python, say which versions are possible."""
+    """Build. Raises PythonConflict after a conflict that is only about the version of Python."""
     try:
         return build(context, image, plan, wish.repository, reason)
     except NotInstallable as error:
@@ -146,10 +152,11 @@ def _build_or_ask(
         fitting = fitting_pythons(context, image, plan, wish.repository)
         if not fitting or own in fitting:
             raise
-        raise NoEnvironment(
+        raise PythonConflict(
             f"{plan.file} needs Python {python_span(fitting)}; image {image.reference} has Python {own}",
-            f'set python = "{fitting[-1]}" in train-classifier.toml, or give --python {fitting[-1]}',
+            f'set python = "{fitting[-1]}" in train-classifier.toml, or give {show_option("python")}',
             error.detail,
+            fitting,
         ) from error
 
 

@@ -13,6 +13,7 @@ from train_classifier.core.errors import NoEnvironment, NotReady, TrainClassifie
 from train_classifier.worker.containers import engine, package_layers, plain_image
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.environments import environment
+from train_classifier.worker.environments.build_failures import PythonConflict
 from train_classifier.worker.environments.stored_environments import ISOLATED, Environment
 from train_classifier.worker.jobs import conclude, failed_training, recover
 from train_classifier.worker.jobs.secrets import take_secrets
@@ -134,6 +135,22 @@ def take_usual_image(run: JobRun, error: TrainClassifierError) -> None:
     add_packages(run)
 
 
+def take_fitting_python(run: JobRun, error: PythonConflict) -> None:
+    """Take a plain image of the Python that the requirements need, where nobody chose an image or a Python.
+
+    Otherwise, or where there is no such image, the error is raised.
+    """
+    spec = run.spec
+    if spec.python or spec.image or spec.environment_kind != environment.AUTO:
+        raise error
+    run.say(f"{error.reason} (to skip this search: {error.hint})")
+    run.spec = dataclasses.replace(spec, required_pythons=error.pythons)
+    find_image(run)
+    if not run.image.plain:
+        raise error
+    add_packages(run)
+
+
 def build_environment(run: JobRun) -> None:
     """Find or build the environment of requirements.txt, and say what it replaces in the image."""
 
@@ -145,7 +162,10 @@ def build_environment(run: JobRun) -> None:
     try:
         run.environment = prepare()
     except (NoEnvironment, NotReady) as error:
-        take_usual_image(run, error)
+        if isinstance(error, PythonConflict) and not run.image.plain:
+            take_fitting_python(run, error)
+        else:
+            take_usual_image(run, error)
         run.environment = prepare()
     run.say(environment.description(run.environment, run.image))
     results.record_facts(
