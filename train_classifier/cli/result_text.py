@@ -65,7 +65,7 @@ def as_text(run: Finished, console: Console) -> str:
         lines.append(f"sha256  {run.delivered['sha256']}")
     if spent and console.lists_phases:
         listed = {name: value for name, value in spent.items() if value >= text.SHORTEST_S}
-        times = {**listed, "together": sum(spent.values())}
+        times = {**listed, "total": sum(spent.values())}
         phases = [(name, text.show_seconds(value)) for name, value in times.items()]
         lines += ["", text.table(phases, ("phase", "time"), right=(1,))]
     return "\n" + "\n".join(lines)

@@ -31,7 +31,7 @@ def pack(
 
     `max_bytes` replaces the job's own limit. Raises BadInput when there is more than that.
     """
-    report.event("message", level="info", text=f"{host.name} packs the artefacts of job {job}.")
+    report.event("message", level="info", text=f"Packing the artefacts of job {job} on {host.name}.")
 
     def request_packing() -> dict[str, Any]:
         request = {"verb": "pack", "id": job, "most": max_bytes}

@@ -115,7 +115,7 @@ def find_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
     names = ", ".join(host.name for host, _ in errors) or "no host"
     flags = hosts[0].flags if hosts else ""
     raise BadInput(
-        f"There is no job {job} of yours on {names}.",
+        f"You have no job on {names}." if job == "last" else f"There is no job {job} of yours on {names}.",
         hint=f"Your jobs there: train-classifier list --all{flags}. The jobs of other users are not shown; "
         "for other hosts name their inventory by --inventory.",
     )

@@ -73,7 +73,7 @@ def _split_archive_name(name: str) -> tuple[str, str]:
 def results_folder_problem(folder: object) -> Optional[str]:
     """Return why a value cannot name a folder of results in the repository, None when it can."""
     if not isinstance(folder, str) or not folder or len(folder) > 1000 or not folder.isprintable():
-        return "is no name of a folder"
+        return "is not the name of a folder"
     parts = folder.split("/")
     if folder == ".":
         return "is the whole repository"

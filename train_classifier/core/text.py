@@ -106,6 +106,8 @@ def quoted(value: object) -> str:
 
 def show_bytes(count: float) -> str:
     """Return a count of bytes for people, in binary units."""
+    if count == 1:
+        return "1 byte"
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

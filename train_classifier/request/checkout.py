@@ -153,7 +153,10 @@ def check_model(repository: Path, name: str | None) -> tuple[list[str], list[str
 def _odd(folder: Path, name: str) -> list[str]:
     warnings = []
     if not (folder / "__init__.py").exists():
-        warnings.append(f"{name}/__init__.py is missing; {name} runs as a namespace package")
+        warnings.append(
+            f"{name}/__init__.py is missing: {name} runs as a namespace package; "
+            "an empty file makes it an ordinary one"
+        )
     if name in sys.stdlib_module_names:
         warnings.append(
             f"model '{name}' has the name of a module of Python itself, which may be run in its place"

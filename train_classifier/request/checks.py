@@ -97,9 +97,9 @@ def secrets(chosen: Mapping[str, Any], environ: Mapping[str, str]) -> tuple[dict
     for name in chosen.get("secrets", ()):
         value = environ.get(name)
         if value is None:
-            problems.append(f"secret {name} is not set in the environment: export it, or drop it")
+            problems.append(f"secret {name} is not set in the environment: export it, or leave it out")
         elif not value.strip():
-            problems.append(f"secret {name} is empty: set it, or drop it")
+            problems.append(f"secret {name} is empty: set it, or leave it out")
         elif len(value.strip()) < flags.LEAST_SECRET:
             least = flags.LEAST_SECRET
             problems.append(f"secret {name} is shorter than {least} characters, too short to mask in a log")

@@ -90,7 +90,7 @@ def variable(name: Any) -> str:
     """Return the name of an environment variable or a secret."""
     if not isinstance(name, str) or not job.NAME.match(name):
         raise ValueError(
-            f"{quoted(name)} is no name of an environment variable: letters, digits and _, no digit first"
+            f"{quoted(name)} is not the name of a variable: letters, digits and _, no digit first"
         )
     return name
 

@@ -297,7 +297,7 @@ class _Walk:
             )
             sources.problems.append(
                 f"the sources are {show_bytes(sources.bytes)}, over the limit of {show_bytes(push_limit)}; "
-                f"largest: {largest}; leave out by {IGNORE_FILE}, "
+                f"largest: {largest}; leave files out with {IGNORE_FILE}, "
                 f"use {show_option('data')}, or raise {show_option('push_limit')}"
             )
         if self.keys:

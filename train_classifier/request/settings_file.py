@@ -184,7 +184,7 @@ def _read(raw: dict[str, Any]) -> tuple[Settings, list[str]]:
             if job.MODEL.match(name):
                 tables[f"models.{name}"] = table
             else:
-                problems.append(f"[models]: {quoted(name)} is no name of a model, which is a Python package")
+                problems.append(f"[models]: {quoted(name)} is not the name of a model, a Python package")
     else:
         problems.append(f"models is {quoted(models)}, wanted a table: write [models]")
     parsed = {name: _read_table(name, table, problems) for name, table in tables.items()}

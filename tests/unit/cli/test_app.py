@@ -196,7 +196,8 @@ def test_table_and_text_hold_a_width() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")]
+    ("count", "words"),
+    [(0, "0 bytes"), (1, "1 byte"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (5 << 40, "5.0 TiB")],
 )
 def test_sizes(count: int, words: str) -> None:
     assert text.show_bytes(count) == words

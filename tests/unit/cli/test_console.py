@@ -141,7 +141,7 @@ def test_a_dry_run_shows_values_as_they_are_given(
     assert app.run(["train", "mnist", "--dry-run", *words]) == 0
     shown = capfd.readouterr().out
     assert all(word in shown for word in ("/srv/a:b", "16.0 GiB", "6 h 0 min", "'two words'"))
-    assert "{" not in shown
+    assert "{" not in shown and "push        1 file, 0 bytes" in shown
 
 
 def test_a_dry_run_says_where_each_value_comes_from(
@@ -236,4 +236,4 @@ def test_unusable_host_does_not_hide_the_others(tmp_path: Path, capfd: pytest.Ca
     assert json.loads(out) == []
     assert "host 'windows' uses connection 'winrm'" in err and "host 'password' is reached with" in err
     assert app.run(["status", "last", "-i", str(where)]) == ExitCode.BAD_INPUT
-    assert "There is no job last of yours on here, windows, password" in capfd.readouterr().err
+    assert "You have no job on here, windows, password" in capfd.readouterr().err

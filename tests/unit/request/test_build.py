@@ -145,8 +145,8 @@ def test_secrets_that_cannot_be_kept(repo: Path) -> None:
     )  # fmt: skip
     assert problems == [
         "secret SHORT is shorter than 4 characters, too short to mask in a log",
-        "secret EMPTY is empty: set it, or drop it",
-        "secret MISSING is not set in the environment: export it, or drop it",
+        "secret EMPTY is empty: set it, or leave it out",
+        "secret MISSING is not set in the environment: export it, or leave it out",
         "BOTH is given both as a secret and as an environment variable: drop one",
     ]
 
@@ -198,7 +198,7 @@ def test_env_files(repo: Path) -> None:
     assert [problem.partition(": ")[2] for problem in problems] == [
         "line 2: wanted KEY=VALUE",
         "line 3: wanted TWO=VALUE",
-        "line 4: '1A' is no name of an environment variable: letters, digits and _, no digit first",
+        "line 4: '1A' is not the name of a variable: letters, digits and _, no digit first",
         "line 5: NOWHERE has no value, and none in the environment of the caller",
         "line 6: text follows the closing quote of B",
         "line 7: a '\"' is never closed",
@@ -299,9 +299,9 @@ def test_folders_of_results(repo: Path) -> None:
         ("./job/x", "has the name of a folder that the archive has already"),
         ("workspace", "has the name of a folder that the archive has already"),
         ("a/.git/x", "is git's"),
-        ("a\x1b[31m", "is no name of a folder"),
-        ("x" * 1001, "is no name of a folder"),
-        (3, "is no name of a folder"),
+        ("a\x1b[31m", "is not the name of a folder"),
+        ("x" * 1001, "is not the name of a folder"),
+        (3, "is not the name of a folder"),
     ],
 )
 def test_folders_that_hold_no_results(repo: Path, folder: object, why: str) -> None:

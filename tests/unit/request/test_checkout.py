@@ -119,7 +119,7 @@ def test_folders_that_are_refused(repo: Path, tmp_path: Path) -> None:
 def test_odd_checkouts_work_with_a_warning(repo: Path) -> None:
     (repo / "mnist" / "__init__.py").unlink()
     assert checkout.check_model(repo, "mnist") == (
-        [], ["mnist/__init__.py is missing; mnist runs as a namespace package"],
+        [], ["mnist/__init__.py is missing: mnist runs as a namespace package; an empty file makes it an ordinary one"],
     )  # fmt: skip
     (repo / "alias").symlink_to("yolo")
     assert checkout.check_model(repo, "alias") == ([], [])

@@ -119,7 +119,7 @@ def test_unknown_keys_name_the_nearest() -> None:
         ("gpu_check = true", "gpu_check: True is not one of framework, device, off"),
         ("environment = 3", "environment: wanted a table"),
         ("environment = { A = 1 }", "environment: the value of A is not text"),
-        ("environment = { 'A-B' = '1' }", "environment: 'A-B' is no name"),
+        ("environment = { 'A-B' = '1' }", "environment: 'A-B' is not the name"),
         ("secrets = 'A'", "secrets: wanted a list"),
         ("secrets = ['A=hunter2']", "secrets: secret 'A=…' carries a value"),
         ("data = ['digits']", "data: 'digits' is not HOST_DIR:NAME"),
@@ -160,7 +160,7 @@ def test_tables_of_the_wrong_shape() -> None:
     assert problems("[models]\nmnist = 3") == [
         "train-classifier.toml: models.mnist is 3, wanted a table: write [models.mnist]"
     ]
-    assert "no name of a model" in problems("[models.'a/b']\n")[0]
+    assert "not the name of a model" in problems("[models.'a/b']\n")[0]
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ def list_(inventory: str | None, host: str | None, everything: bool, all_users: 
     """List jobs of all hosts of the inventory.
 
     \b
-    Of another user's job only state, model, user and GPUs are shown, and only while it waits for a GPU
-    or has a container.
+    Of another user's job only state, model, user and GPUs are shown, and only
+    while it waits for a GPU or has a container.
 
     \b
     A host that cannot be asked is named on standard error.

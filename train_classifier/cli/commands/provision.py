@@ -26,7 +26,7 @@ COLLECTIONS = "~/.ansible/collections:/usr/share/ansible/collections"
 @click.command(
     context_settings={"ignore_unknown_options": True},
 )
-@click.argument("arguments", metavar="-- ARGS…", nargs=-1, required=False)
+@click.argument("arguments", metavar="[-- ARGS…]", nargs=-1, required=False)
 @parameters.inventory
 @parameters.host
 @click.pass_obj

@@ -131,10 +131,11 @@ def _describe(plan: Any, console: "Console") -> None:
         console.out(json.dumps(description))
         return
     commit = f"commit {spec.repository.commit[:12]}" if spec.repository.commit else "no commit"
+    files = "1 file" if spec.source_files == 1 else f"{spec.source_files} files"
     for name, value in (
         ("model", shlex.join([spec.model, *spec.arguments])),
         ("repository", f"{plan.repository} ({commit})"),
-        ("push", f"{spec.source_files} files, {text.show_bytes(spec.source_bytes)}"),
+        ("push", f"{files}, {text.show_bytes(spec.source_bytes)}"),
         ("host", plan.target.name),
         ("output", plan.output),
     ):

@@ -108,7 +108,7 @@ def _explain_conflict(image: Image, plan: EnvironmentPlan, sentence: str, detail
     if not clashing:
         raise NoCommonSolution(
             f"{plan.file} has no solution",
-            "see the message of uv",
+            f"change the versions in {plan.file} that the message of uv names",
             detail,
             "has no solution over the image",
         )

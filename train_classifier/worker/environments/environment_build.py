@@ -82,6 +82,9 @@ class Builder:
         """
         count = len(self.plan.lines)
         what = self.plan.lock or f"{count} requirement{'s' if count != 1 else ''}"
+        if self.plan.lines == ("setuptools",):
+            # Added by us for distutils; the model has no requirements.
+            what = "setuptools"
         self.context.say(
             f"{'building and installing' if repository else 'installing'} {what}"
             + (" over a similar environment" if nearest else "")

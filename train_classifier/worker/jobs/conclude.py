@@ -200,7 +200,8 @@ def _judge(
     if cause is None and not answer["new"] and not spec.allow_empty:
         error = NothingDelivered(
             "the model succeeded, but wrote nothing new into artefacts/",
-            f"write results into artefacts/ below the working directory, or use {show_option('allow_empty')}",
+            "write results into artefacts/ below the working directory, name another folder with "
+            f"{show_option('artefacts')}, or use {show_option('allow_empty')}",
         )
     if not answer.get("elsewhere"):
         return answer, error

@@ -96,7 +96,7 @@ class Host:
         Raises NotReady for a file that cannot be read or holds a wrong value.
         """
         path = Path(os.environ.get("TRAIN_CLASSIFIER_HOST_JSON") or ROOT / "host.json")
-        hint = "run the training_host role on this host again"
+        hint = "run the role training_host on this host again"
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -173,7 +173,7 @@ class Host:
         """
         if os.geteuid() != 0:
             return self.caller()
-        hint = "run the training_host role on this host"
+        hint = "run the role training_host on this host"
         try:
             entry = pwd.getpwnam(self.service_user)
         except KeyError as error:

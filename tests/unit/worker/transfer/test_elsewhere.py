@@ -45,7 +45,7 @@ def test_new_files_are_named_by_the_folder_that_holds_nothing_else(job: Path) ->
     answer = packed(job, elsewhere="list")
     assert places(job) == {"lightning_logs/": 2, "model.pkl": 1, "m/runs/": 1}
     assert (answer["new"], answer["files"], answer["elsewhere"]["files"]) == (1, 1, 4)
-    expected = "lightning_logs/ (2 files, 4.9 KiB), model.pkl (2.9 KiB) and m/runs/ (1 bytes)"
+    expected = "lightning_logs/ (2 files, 4.9 KiB), model.pkl (2.9 KiB) and m/runs/ (1 byte)"
     assert elsewhere.describe(answer["elsewhere"]) == expected
     assert [name for name in names(job) if not name.startswith(("artefacts", "job/"))] == []
 
