@@ -1,13 +1,25 @@
 """Nothing is lost when things break at a job's end: kills between its last steps, full disks, an engine that stays away."""
 
+import dataclasses
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from engine_proxy import proxied
+from hosts.machine import make_image
 from loopback.world import wait_until
-from worker_support import HOLD, Machine, Refused, accounts, docker, host_fixture, machine
+from worker_support import (
+    HOLD,
+    Machine,
+    Refused,
+    accounts,
+    docker,
+    host_fixture,
+    machine,
+    packed,
+    write_model,
+)
 
 pytestmark = pytest.mark.engine
 WRITES = "import os\nopen('artefacts/weights','wb').write(os.urandom(1000))\nprint('up', flush=True)\n"
@@ -180,3 +192,43 @@ def test_job_without_its_secrets_leaves_nothing(user: str, tmp_path: Path) -> No
         assert (result["outcome"], result["exit_code"]) == ("not-ready", 3)
         assert "secrets are gone" in result["reason"]
         host.assert_clean(job)
+
+
+@dataclasses.dataclass
+class InContainer(Machine):
+    """The host as a container sees it that has the socket of the engine, and a state folder of its own."""
+
+    container: str = ""
+
+    def prefix(self) -> list[str]:
+        settings = f"TRAIN_CLASSIFIER_HOST_JSON={self.root / 'host.json'}"
+        return ["docker", "exec", "-i", "-e", settings, self.container]
+
+
+def test_engine_that_does_not_see_the_state_folder_is_named() -> None:
+    with machine("root") as host:
+        # The host has a folder at the path, too: the wrong one would be mounted.
+        (host.state / "jobs").mkdir()
+        settings = host.root / "host.json"
+        container = docker(
+            "run", "-d", "-v", "/var/run/docker.sock:/var/run/docker.sock", "-v", f"{settings}:{settings}:ro",
+            "-v", str(host.state), "--entrypoint", "sleep", make_image("bookworm"), "infinity",
+        )  # fmt: skip
+        try:
+            docker("cp", str(host.program.parent), f"{container}:{host.state}")
+            inside = InContainer(host.root, "root", host.settings, container=container)
+            sentence = f"the Docker engine does not see the state folder {host.state}"
+            found = {check["name"]: check for check in inside.call("check", gpus=0, deep=True)["checks"]}
+            assert found["state-in-container"]["message"] == sentence, found
+            assert (found["state-in-container"]["status"], found["state-in-container"]["code"]) == ("fail", 3)
+
+            spec = inside.spec()
+            inside.call("prepare", spec=spec, files=packed([b"model/__main__.py"]))
+            pushed = inside.rsync(write_model(host.root / "tree", WRITES), spec["id"], [b"model/__main__.py"])
+            assert pushed.returncode == 0, pushed.stderr
+            inside.call("submit", id=spec["id"], secrets={})
+            result = inside.wait(spec["id"])
+            assert (result["exit_code"], result["reason"]) == (3, sentence)
+            assert "same path" in result["hint"]
+        finally:
+            docker("rm", "-fv", container)

@@ -288,21 +288,29 @@ def _deep(
         return [skip("container", f"not tried, because of: {', '.join(stopped)}")]
     with_gpu = bool(discovery.gpus)
     spec = JobSpec("doctor", "doctor", Repository("doctor", "0" * 16), image=request.get("image"))
+    name = "image"
     try:
         client = engine.connect()
         reference = image.reference_for(host, spec, with_gpu)
-        if not client.images.list(name=reference):
+        present = image.find_local(client, reference)
+        if present is None:
             return [
                 warn(
                     "image", f"image {reference} is not on this host; the first job pulls it", image.BOOTSTRAP
                 )
             ]
         context = Context(client, host, Store(host.state_dir(request)).make())
+        name = "state-in-container"
+        image.require_visible_state_folder(context, present.id)
+        name = "image"
         resolved = image.resolve(context, spec, with_gpu)
     except TrainClassifierError as error:
-        return [from_error("image", error)]
+        return [from_error(name, error)]
     versions = f"Python {resolved.python_version}, {_frameworks(resolved.frameworks)}"
-    result = [ok("image", f"{reference}: {versions}")]
+    result = [
+        ok("state-in-container", "containers see the state folder"),
+        ok("image", f"{reference}: {versions}"),
+    ]
     if not with_gpu:
         return result
     mode = host.gpu_check or "framework"

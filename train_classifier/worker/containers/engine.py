@@ -2,6 +2,7 @@
 
 import calendar
 import os
+import re
 import sys
 import threading
 import time
@@ -21,6 +22,23 @@ RETRY_S = 300.0
 LEFTOVER_S = 7200.0
 #: Seconds without an answer after which a call to the engine is given up.
 CALL_TIMEOUT_S = 60
+
+
+class UnseenPath(NotReady):
+    """The engine cannot mount a path of this process, for which its files are those of another machine."""
+
+    def __init__(self, what: str, more_hint: str = "") -> None:
+        hint = (
+            "where this program runs in a container with the socket of its host, "
+            "mount it from the host at the same path"
+        )
+        super().__init__(f"the Docker engine does not see {what}", hint + more_hint)
+
+
+def unseen_path(error: Any) -> Optional[UnseenPath]:
+    """Return the failure for the engine's refusal to mount a path, None for another refusal."""
+    found = re.search(r"bind source path does not exist: (/.*)", str(error.explanation or error))
+    return UnseenPath(found[1].strip()) if found else None
 
 
 def connect(timeout: Optional[int] = CALL_TIMEOUT_S) -> Any:

@@ -8,7 +8,7 @@ from typing import Any, Optional
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers import answer
 from train_classifier.worker.containers.context import Context
-from train_classifier.worker.containers.engine import remove, retry
+from train_classifier.worker.containers.engine import remove, retry, unseen_path
 from train_classifier.worker.system.cgroup import ControlGroup
 from train_classifier.worker.system.host import Account, Limits
 
@@ -86,7 +86,11 @@ def run_helper(
 
 
 def create_helper(context: Context, helper: Helper) -> Any:
-    """Create the container of `run_helper` without starting it; the caller removes it (`remove`)."""
+    """Create the container of `run_helper` without starting it; the caller removes it (`remove`).
+
+    Raises UnseenPath.
+    """
+    import docker.errors
     from docker.types import LogConfig
 
     # Docker keeps the image's own entry point when it is given an empty list.
@@ -98,26 +102,29 @@ def create_helper(context: Context, helper: Helper) -> Any:
     if helper.user is None:
         options["cap_add"] = list(ROOT_CAPABILITIES)
     hidden = no_gpu_variables(options) if helper.hide_gpus else {}
-    return retry(
-        lambda: context.client.containers.create(
-            helper.image,
-            list(helper.command),
-            mounts=list(helper.mounts),
-            environment={**helper.environment, **hidden},
-            labels=helper.labels,
-            network_mode="bridge" if helper.network else "none",
-            security_opt=["no-new-privileges"],
-            cap_drop=["ALL"],
-            pids_limit=helper.limits.pids,
-            # Without the second limit the container could use as much swap in addition.
-            mem_limit=helper.limits.memory_bytes,
-            memswap_limit=helper.limits.memory_bytes,
-            nano_cpus=int(helper.limits.cpus * 1e9),
-            init=True,
-            log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "2"}),
-            **options,
+    try:
+        return retry(
+            lambda: context.client.containers.create(
+                helper.image,
+                list(helper.command),
+                mounts=list(helper.mounts),
+                environment={**helper.environment, **hidden},
+                labels=helper.labels,
+                network_mode="bridge" if helper.network else "none",
+                security_opt=["no-new-privileges"],
+                cap_drop=["ALL"],
+                pids_limit=helper.limits.pids,
+                # Without the second limit the container could use as much swap in addition.
+                mem_limit=helper.limits.memory_bytes,
+                memswap_limit=helper.limits.memory_bytes,
+                nano_cpus=int(helper.limits.cpus * 1e9),
+                init=True,
+                log_config=LogConfig(type="json-file", config={"max-size": "10m", "max-file": "2"}),
+                **options,
+            )
         )
-    )
+    except docker.errors.APIError as error:
+        raise unseen_path(error) or error
 
 
 def start_once(container: Any) -> None:

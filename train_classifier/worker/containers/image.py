@@ -6,6 +6,7 @@ import os
 import pkgutil
 import platform
 import re
+import tempfile
 import threading
 from typing import Any, Iterator, Optional
 
@@ -36,6 +37,7 @@ REFUSALS = (
     "denied:",
     "authentication required",
 )
+STATE_DIR = ", or choose a folder that is, with the setting state_dir"
 NO_SHELL = f"choose an image with a shell and Python: {show_option('image')}"
 OLD_PYTHON = f"choose an image with Python 3.8 or newer: {show_option('image')}"
 #: Docker's names for the architectures that `uname -m` prints.
@@ -188,7 +190,7 @@ def _not_pulled(reference: str, detail: str) -> NoEnvironment:
 def probe(context: Context, image: Any, reference: str) -> Image:
     """Return the properties of a present image; one container per image id, its answer is stored.
 
-    Raises NoEnvironment: wrong architecture, no shell, no Python.
+    Raises NoEnvironment: wrong architecture, no shell, no Python; UnseenPath.
     """
     attributes = image.attrs
     host_architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
@@ -200,11 +202,14 @@ def probe(context: Context, image: Any, reference: str) -> Image:
             f"choose an image for linux/{host_architecture} with {show_option('image')}",
         )
     source = pkgutil.get_data("train_classifier.worker.containers.inside", "probe_image.py") or b""
-    # A changed probe returns other properties, so its answers have another name.
-    name = f"{image.id.partition(':')[2]}-{hashlib.sha256(source).hexdigest()[:8]}.json"
+    # A changed probe returns other properties, and the engine may not see the state folder by another path:
+    # such answers have another name.
+    question = hashlib.sha256(source + os.fsencode(context.store.root))
+    name = f"{image.id.partition(':')[2]}-{question.hexdigest()[:8]}.json"
     path = context.store.images / name
     answer = read_json(path)
     if answer is None:
+        require_visible_state_folder(context, image.id)
         answer = _run_probe(context, image.id, reference, source.decode())
         write_json(path, answer)
     else:
@@ -224,6 +229,29 @@ def probe(context: Context, image: Any, reference: str) -> Image:
         architecture=architecture,
         search_path=answer["search_path"],
     )
+
+
+def require_visible_state_folder(context: Context, identity: str) -> None:
+    """Check that mounts of the engine show the state folder of this process. Raises UnseenPath.
+
+    They show another machine's where this program runs in a container with the socket of its host. For this
+    check a container is created, not started: the engine refuses to mount what it does not see.
+    """
+    from docker.types import Mount
+
+    with tempfile.NamedTemporaryFile(dir=context.store.images, prefix=".visible-") as file:
+        check = Helper(
+            identity,
+            ["/bin/sh"],
+            labels=context.labels("probe"),
+            limits=context.host.limits("the check of the state folder"),
+            mounts=[Mount("/visible", file.name, "bind", read_only=True)],
+            network=False,
+        )
+        try:
+            engine.remove(helper.create_helper(context, check))
+        except engine.UnseenPath as error:
+            raise engine.UnseenPath(f"the state folder {context.store.root}", STATE_DIR) from error
 
 
 def _run_probe(context: Context, identity: str, reference: str, source: str) -> dict[str, Any]:

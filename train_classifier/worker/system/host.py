@@ -216,7 +216,10 @@ def refuse_unsafe(path: Path) -> None:
     kind = file_system(path)
     hint = "choose a folder on a local disk with the setting state_dir"
     if kind in OVERLAY_FILE_SYSTEMS:
-        raise NotReady(f"the state folder {path} lies on an overlay file system ({kind})", hint)
+        container = "; in a container, one that is mounted from its host at the same path"
+        raise NotReady(
+            f"the state folder {path} lies on an overlay file system ({kind})", f"{hint}{container}"
+        )
     if kind in NETWORK_FILE_SYSTEMS:
         raise NotReady(f"the state folder {path} lies on a network file system ({kind})", hint)
 

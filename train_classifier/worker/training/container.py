@@ -192,7 +192,8 @@ def explain(error: Any) -> TrainClassifierError:
         return NoEnvironment("the image has no /bin/sh", NO_SHELL, text)
     if any(words in text for words in GPU_REFUSALS):
         return NoGpu("the engine cannot give the container a GPU", "run: train-classifier doctor", text)
-    return NotReady("the engine refused the job's container", "run: train-classifier doctor", text)
+    unseen = engine.unseen_path(error)
+    return unseen or NotReady("the engine refused the job's container", "run: train-classifier doctor", text)
 
 
 def write_secrets(fifo: Path, secrets: Mapping[str, str], ended: threading.Event) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from train_classifier.core.errors import NoGpu, NotReady
+from train_classifier.worker.containers.engine import UnseenPath
 from train_classifier.worker.training import container
 
 
@@ -18,7 +19,7 @@ class Refusal:
     [
         (
             'invalid mount config for type "bind": bind source path does not exist: /srv/nvidia-faces',
-            NotReady,
+            UnseenPath,
         ),
         ("Conflict: accidental", NotReady),
         ('could not select device driver "" with capabilities: [[gpu]]', NoGpu),
