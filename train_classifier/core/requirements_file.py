@@ -18,7 +18,8 @@ from pathlib import Path
 from train_classifier.core import project_file, regular_file
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
-_CLAUSE = r"(?:===|~=|==|!=|<=|>=|<|>)\s*[^\s,;()]+"
+# A version does not begin like an operator: else each clause could be read in two ways.
+_CLAUSE = r"(?:===|~=|==|!=|<=|>=|<|>)\s*[^\s,;()<>=!~][^\s,;()]*"
 _SPECIFIER = rf"{_CLAUSE}(?:\s*,\s*{_CLAUSE})*\s*,?"
 #: A requirement by name, as PEP 508 has it.
 REQUIREMENT = re.compile(
@@ -206,7 +207,9 @@ class _Reader:
         registries: collections.Counter[str] = collections.Counter()
         for source in _LOCK_SOURCE.finditer(self.text(lock, lock)):
             place = source["place"]
-            if source["kind"] == "registry" and _URL.match(place):
+            if not place.isprintable():
+                self.problems.append(f"{lock}: a source holds a control character: {place!r}")
+            elif source["kind"] == "registry" and _URL.match(place):
                 registries[place] += 1
             elif source["kind"] == "registry" or (source["kind"] in _LOCAL_SOURCES and place != "."):
                 self.problems.append(

@@ -116,6 +116,8 @@ def test_lock_beside_the_project_is_chosen(repository: Path) -> None:
     for source in ('editable = "lib"', 'registry = "wheels"', 'path = "a.whl"'):
         (repository / "uv.lock").write_text(f"source = {{ {source} }}\n")
         assert "cannot be installed from it; write" in parse(repository, "mnist").problems[0]
+    (repository / "uv.lock").write_text('source = { registry = "https://a\r--index-url https://b" }\n')
+    assert "control character" in parse(repository, "mnist").problems[0]
     (repository / "uv.lock").unlink()
     (repository / "uv.lock").symlink_to("/etc/passwd")
     assert "leads out of the repository" in parse(repository, "mnist").problems[0]

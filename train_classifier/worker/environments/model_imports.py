@@ -7,8 +7,9 @@ from pathlib import Path
 
 from train_classifier.core import regular_file
 
-#: Most folders and files that are looked at, and most bytes of each file.
+#: Most folders and files that are looked at, most names that are collected, and most bytes of each file.
 MOST_ENTRIES = 2000
+MOST_NAMES = 10000
 MOST_BYTES = 1 << 20
 IMPORT = re.compile(rb"^[ \t]*(?:from[ \t]+([A-Za-z_]\w*)|import[ \t]+([^\n#;]{1,400}))", re.MULTILINE)
 
@@ -24,9 +25,9 @@ def top_modules(workspace: Path, model: str) -> set[str]:
         seen.add(name)
         for path in _files(os.path.join(root, name)):
             budget -= 1
-            if budget < 0:
-                return names
             imported = _imports(path, root)
+            if budget < 0 or len(names) + len(imported) > MOST_NAMES:
+                return names
             names |= imported
             waiting += [
                 new for new in imported if new not in seen and new not in waiting and _is_code(root, new)

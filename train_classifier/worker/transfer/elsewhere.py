@@ -28,8 +28,9 @@ MOST_SECONDS = 30.0
 MOST_DEPTH = 100
 #: Most files of one folder that are listed one by one.
 MOST_GROUPS = 1000
-#: Most names in result.json, and in a message.
+#: Most names in result.json, most characters of each, and most names in a message.
 MOST_LISTED = 20
+MOST_LETTERS = 1000
 MOST_NAMED = 5
 
 
@@ -86,7 +87,7 @@ class Elsewhere:
             "bytes": sum(group.bytes for group in groups),
             "is_complete": self._is_complete,
             "places": [
-                {"path": printable(show_name(group.path)), "files": group.files, "bytes": group.bytes}
+                {"path": _shown(group.path), "files": group.files, "bytes": group.bytes}
                 for group in groups[:MOST_LISTED]
             ],
             "more_places": len(groups[MOST_LISTED:]),
@@ -152,6 +153,10 @@ class Elsewhere:
             return True
         self._is_complete = False
         return False
+
+
+def _shown(path: bytes) -> str:
+    return short(printable(show_name(path)), MOST_LETTERS)
 
 
 def describe(summary: dict[str, Any]) -> str:

@@ -44,3 +44,10 @@ def test_look_at_many_folders_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "mnist" / "a" / "b" / "c" / "d").mkdir(parents=True)
     (tmp_path / "mnist" / "a" / "b" / "c" / "d" / "late.py").write_text("import torch\n")
     assert model_imports.top_modules(tmp_path, "mnist") == set()
+
+
+def test_collecting_of_many_names_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_imports, "MOST_NAMES", 3)
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "__main__.py").write_text("import torch, jax, keras, numpy\n")
+    assert model_imports.top_modules(tmp_path, "mnist") == set()

@@ -147,6 +147,16 @@ def test_names_are_safe_on_a_terminal(job: Path) -> None:
     assert words.isprintable() and len(words) < 90
 
 
+def test_long_paths_are_shortened_in_the_result(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A folder that is not searched to its end is not named in place of its files.
+    monkeypatch.setattr(elsewhere, "MOST_DEPTH", 9)
+    folder = "/".join(["d" * 250] * 8)
+    write(job, f"{folder}/x")
+    (job / "workspace" / folder / "deeper").mkdir()
+    (path,) = places(job)
+    assert len(path) <= elsewhere.MOST_LETTERS and path.endswith("…")
+
+
 @pytest.mark.parametrize(("allow_empty", "writes"), [(False, True), (False, False), (True, False)])
 def test_reason_names_the_files_and_the_way_to_them(job: Path, allow_empty: bool, writes: bool) -> None:
     write(job, "outputs/model.h5", 2048)
