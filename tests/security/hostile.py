@@ -37,7 +37,7 @@ WORDS = (
     "</details>", "<!--", "-->", "![x](http://x)", "[x](javascript:x)", "http://x.y/z", "www.x.yz", "mailto:a@b.cd",
     "| a | b |", "---", "$(id)", "${HOME}", "{{ x }}", "NaN", "nan", "inf", "-inf", "1e400", "5e-324", "1e30",
     "0x1p5000", "9" * 400, "9" * 5000, "-" + "9" * 5000, "1_000", "٣", "²", "epoch", "loss", "val_loss", "time_s",
-    "gpu_uuid", "memory_bytes", ",", ";", "true", "null", "1", "0.5", "-r", "-e", "-c", "x==1", "x @ http://y",
+    "gpu_uuid", "memory_bytes", ",", ";", "true", "null", "1", "0.5", "-r", "-e", "-c", "x==1", ">=1, ", "x @ http://y",
     "--hash=sha256:0", 'File "/workspace/m/x.py", line 3, in f', "Traceback (most recent call last):", "ValueError: x",
     "Exception Group Traceback (most recent call last):", "  + ", "  | ", "+-+---------------- 1 ----------------",
     "[rank0]: ", "KEY=", "export ", "[defaults]", "[models.m]", "image = ", "gpus = ", "timeout = ", "data = ",

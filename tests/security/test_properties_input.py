@@ -254,6 +254,10 @@ SLOW: dict[str, Callable[[str], Any]] = {
     "markdown": lambda text: job_summary.plain_text(text) + job_summary.fenced(text),
     "package": lambda text: apt_file.PACKAGE.match(text),
     "requirement": lambda text: requirements_file.REQUIREMENT.match(text),
+    "versions": lambda text: [
+        requirements_file.REQUIREMENT.match(before + text)
+        for before in ("a ", "a >=1,", "a[", "a >=1; ", "a (")
+    ],
 }
 
 

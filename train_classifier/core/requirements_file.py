@@ -20,11 +20,11 @@ from train_classifier.core import project_file, regular_file
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 # A version does not begin like an operator: else each clause could be read in two ways.
 _CLAUSE = r"(?:===|~=|==|!=|<=|>=|<|>)\s*[^\s,;()<>=!~][^\s,;()]*"
-_SPECIFIER = rf"{_CLAUSE}(?:\s*,\s*{_CLAUSE})*\s*,?"
-#: A requirement by name, as PEP 508 has it.
+_SPECIFIER = rf"{_CLAUSE}(?:\s*,\s*{_CLAUSE})*(?:\s*,)?"
+#: A requirement by name, as PEP 508 has it. No two `\s*` meet: a long run of blanks is read once.
 REQUIREMENT = re.compile(
-    rf"(?P<name>{NAME})\s*(?:\[\s*(?:{NAME}(?:\s*,\s*{NAME})*)?\s*\])?\s*"
-    rf"(?:@\s*(?P<url>\S+)|\(\s*{_SPECIFIER}\s*\)|{_SPECIFIER})?\s*(?:;\s*\S.*)?\Z"
+    rf"(?P<name>{NAME})(?:\s*\[(?:\s*{NAME}(?:\s*,\s*{NAME})*)?\s*\])?"
+    rf"(?:\s*(?:@\s*(?P<url>\S+)|\(\s*{_SPECIFIER}\s*\)|{_SPECIFIER}))?(?:\s*;\s*\S.*)?\s*\Z"
 )
 # A match starts only at the first of several blanks; otherwise a long run of them takes quadratic time.
 _PER_REQUIREMENT = re.compile(r"(?<!\s)\s+--?(?:hash|global-option|config-settings?|C)(?:[= ]|\Z)")
