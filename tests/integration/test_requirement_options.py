@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import docker
 import pytest
+from docker.types import Mount
 from index_server import BACKEND, PYPROJECT, Index, serve, wheel
 from worker_site import Site, site, tmp_path, uv
 
@@ -59,3 +60,56 @@ def test_missing_git_names_the_line_to_add(site: Site, index: Index) -> None:
         site.prepare(f"-e git+http://{index.address}/a/b.git#egg=b\n")
     assert "requirements.txt names a git repository, and image" in raised.value.reason
     assert raised.value.hint == "add the line git to apt-pkgs.txt"
+
+
+def test_repository_as_a_package_is_imported_from_the_copy_of_each_job(site: Site, index: Index) -> None:
+    index.add(wheel("needed", "1.0"), wheel("wanted", "1.0"))
+    module = site.workspace / "src" / "shapes" / "__init__.py"
+    module.parent.mkdir(parents=True)
+    (site.workspace / "pyproject.toml").write_text(
+        "[build-system]\nrequires = ['setuptools']\nbuild-backend = 'setuptools.build_meta'\n"
+        "[project]\nname = 'shapes'\nversion = '1.2'\ndependencies = ['needed']\n"
+        "[project.optional-dependencies]\nplots = ['wanted']\n"
+    )
+    program = (
+        "import needed, wanted, shapes; from importlib.metadata import version; "
+        "print(shapes.sides, version('shapes'))"
+    )
+    workspace = Mount("/workspace", str(site.workspace), "bind", read_only=True)
+    for kind in ("image", "isolated"):
+        hashes = set()
+        for sides in ("3", "4"):
+            module.write_text(f"sides = {sides}\n")
+            built = site.prepare("-e .[plots]\n", kind=kind)
+            hashes.add(built.hash)
+            assert {"shapes==1.2", "needed==1.0", "wanted==1.0"} <= set(built.packages)
+            job = dataclasses.replace(built, mounts=(*built.mounts, workspace))
+            assert site.run(site.find(), job, program) == f"{sides} 1.2\n"
+        assert len(hashes) == 1
+    assert "package shapes is imported from src of the job's own copy" in site.messages
+    # What takes the place of the metadata of one environment is no part of another.
+    assert "shapes==1.2" not in site.prepare("needed\nwanted\n").packages
+
+
+def test_package_that_another_requires_is_the_repository(site: Site, index: Index) -> None:
+    index.add(wheel("plugin", "1.0", requires=["shapes"]), wheel("shapes", "9.0"))
+    (site.workspace / "shapes.py").touch()
+    (site.workspace / "pyproject.toml").write_text(
+        "[project]\nname = 'shapes'\nversion = '1.2'\ndependencies = ['plugin']\n"
+    )
+    for kind in ("image", "isolated"):
+        assert {"shapes==1.2", "plugin==1.0"} <= set(site.prepare("-e .\n", kind=kind).packages)
+    index.add(wheel("strict", "1.0", requires=["shapes>=2"]))
+    with pytest.raises(NoEnvironment) as raised:
+        site.prepare("-e .\nstrict\n")
+    assert "shapes" in str(raised.value.detail)
+
+
+def test_build_of_the_repository_gets_a_version_without_git(site: Site, index: Index) -> None:
+    (site.workspace / "pyproject.toml").write_text(f"{PYPROJECT}[tool.setuptools_scm]\n")
+    backend = BACKEND.format(name="shapes", version="1.0")
+    (site.workspace / "backend.py").write_text(
+        f"import os\nSEEN = os.environ['SETUPTOOLS_SCM_PRETEND_VERSION']\n{backend}"
+    )
+    built = site.prepare("-e .\n")
+    assert site.run(site.find(), built, "import shapes; print(shapes.seen)") == "0+unknown\n"

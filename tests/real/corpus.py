@@ -93,7 +93,7 @@ def prepare(plan: EnvironmentPlan, folder: Path, uv: str) -> dict[str, Any]:
     return {
         "uv": uv, "shared": True, "isolated": plan.isolated, "site": str(folder / "site"),
         "requirements": str(folder / "requirements.txt"), "constraints": str(folder / "constraints.txt"),
-        "options": plan.command_line(), "by_name": not plan.hashed(), "pins": plan.frozen(),
+        "options": plan.command_line(), "by_name": not plan.hashed(), "pins": plan.frozen(), "package": None,
         "aliases": plan.aliases, "repository": str(folder),
     }  # fmt: skip
 

@@ -2,8 +2,13 @@
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Optional
+
+from train_classifier.core import regular_file
 
 # Each alternative takes linear time: a text that does not end is left as a quote, which is an error.
 _TOKEN = re.compile(
@@ -18,6 +23,34 @@ _UV_SETTINGS = {
     "sources", "index", "index-url", "extra-index-url", "find-links", "no-index", "prerelease",
     "constraint-dependencies", "override-dependencies",
 }  # fmt: skip
+#: Build back ends of packages that are Python code alone, unless the settings below say otherwise.
+_BACK_ENDS = (
+    "setuptools.build_meta", "hatchling.build", "flit_core.buildapi", "poetry.core.masonry.api",
+    "pdm.backend", "uv_build",
+)  # fmt: skip
+#: Settings with which a build makes or moves modules, or says more than the file.
+_BUILD_SETTINGS = (
+    ("build-system", "backend-path"), ("project", "entry-points"), ("tool", "setuptools", "ext-modules"),
+    ("tool", "setuptools", "cmdclass"), ("tool", "setuptools", "package-dir"),
+    ("tool", "setuptools_scm", "write_to"), ("tool", "setuptools_scm", "version_file"),
+    ("tool", "hatch", "build"), ("tool", "hatch", "metadata"), ("tool", "poetry", "build"),
+    ("tool", "poetry", "packages"), ("tool", "pdm", "build"), ("tool", "uv", "build-backend"),
+    ("tool", "setuptools-rust"), ("tool", "versioningit", "write"),
+)  # fmt: skip
+#: Where setuptools and hatchling look for packages: read, if they are at the top or in src/.
+_FIND = ("tool", "setuptools", "packages", "find", "where")
+_SDIST = ("tool", "hatch", "build", "targets", "sdist")
+_HOOKS = ("tool", "hatch", "build", "hooks")
+_WHEEL = ("tool", "hatch", "build", "targets", "wheel", "packages")
+#: What a setup.py beside a complete pyproject.toml may say.
+_SETUP = re.compile(
+    r"\s*(?:from setuptools import setup|import setuptools)\s+(?:setuptools\.)?setup\(\)\s*\Z"
+)
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?\Z")
+_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,5}(?:(?:a|b|rc|\.post|\.dev)[0-9]{1,9})?\Z")
+#: The version of a package that says its own in another way than in its pyproject.toml.
+UNKNOWN_VERSION = "0+unknown"
+MOST_BYTES = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +60,64 @@ class Project:
     dependencies: tuple[str, ...] = ()
     #: Names of settings below `tool.uv` that change what is installed.
     uv_settings: tuple[str, ...] = ()
+    name: str = ""
+    version: str = ""
+    #: What `dynamic` says that the build says.
+    dynamic: tuple[str, ...] = ()
+    extras: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    #: The modules are at the top or in src/, and the build changes none.
+    is_plain: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnPackage:
+    """The repository as a package that jobs import from their own copy."""
+
+    name: str
+    version: str
+    #: The folder of its modules, relative to the repository: "" or "src".
+    folder: str
+
+
+def own_package(root: Path, project: Project) -> Optional[OwnPackage]:
+    """Return the repository as a package, if its pyproject.toml says all that its build would say."""
+    version = UNKNOWN_VERSION if "version" in project.dynamic else project.version
+    if (
+        not project.is_plain
+        or not _NAME.match(project.name)
+        or not (version == UNKNOWN_VERSION or _VERSION.match(version))
+        or {"dependencies", "optional-dependencies", "entry-points"} & set(project.dynamic)
+        or not _is_plain_setup(root)
+    ):
+        return None
+    source = root / "src"
+    has_source = (
+        os.path.isdir(source) and not os.path.islink(source) and not os.path.lexists(source / "__init__.py")
+    )
+    module = re.sub(r"[-_.]+", "_", project.name)
+    for folder in ("src", "") if has_source else ("",):
+        for name in (module, module.lower()):
+            if os.path.isfile(root / folder / name / "__init__.py") or os.path.isfile(
+                root / folder / f"{name}.py"
+            ):
+                return OwnPackage(project.name, version, folder)
+    # Modules of another name than the project's are found in src/ alone: at the top they may be anywhere.
+    return OwnPackage(project.name, version, "src") if has_source else None
+
+
+def _is_plain_setup(root: Path) -> bool:
+    """Tell whether setup.py and setup.cfg, where there are any, add nothing to pyproject.toml."""
+    texts = {}
+    for name in ("setup.py", "setup.cfg"):
+        try:
+            texts[name] = regular_file.read(root / name, MOST_BYTES, within=os.path.realpath(root)).decode()
+        except FileNotFoundError:
+            texts[name] = ""
+        except (OSError, ValueError):
+            return False
+    setup = re.sub(r"#[^\n]*", "", texts["setup.py"])
+    adds = re.search(r"^\[(?:options|metadata|build_ext|files)", texts["setup.cfg"], re.MULTILINE)
+    return not adds and (not setup.strip() or bool(_SETUP.match(setup)))
 
 
 def read(text: str) -> Project:
@@ -34,19 +125,73 @@ def read(text: str) -> Project:
     table: tuple[str, ...] = ()
     dependencies: tuple[str, ...] = ()
     settings: dict[str, None] = {}
+    own: dict[tuple[str, ...], list[str]] = {}
+    is_plain = True
     for statement in _statements(text):
+        value: list[str] = []
         if statement[0] == "[":
             table = path = _names(statement)
+            # A hook works without any setting, too.
+            is_plain = is_plain and path[: len(_HOOKS)] != _HOOKS and path[-2:-1] != ("hooks",)
         else:
             end = statement.index("=") if "=" in statement else len(statement)
-            path = (*table, *_names(statement[:end]))
+            path, value = (*table, *_names(statement[:end])), statement[end + 1 :]
             if path == ("project",):
                 raise ValueError("`project` is not written as a table")
             if path == ("project", "dependencies"):
-                dependencies = tuple(_list(statement[end + 1 :]))
+                dependencies = tuple(_list(value))
+            elif path[:1] in (("project",), ("build-system",)):
+                own[path] = value
+            is_plain = is_plain and _is_plain(path, value)
         if path[:2] == ("tool", "uv") and path[2:] and path[2] in _UV_SETTINGS:
             settings[path[2]] = None
-    return Project(dependencies, tuple(settings))
+    project = Project(dependencies, tuple(settings))
+    return _with_own(project, own) if is_plain and not settings else project
+
+
+def _with_own(project: Project, own: dict[tuple[str, ...], list[str]]) -> Project:
+    """Return the project with what it says of its own package; without it if that cannot be read."""
+    try:
+        texts = {
+            key: _text(own[path][0]) if path in own else ""
+            for key, path in (
+                ("name", ("project", "name")),
+                ("version", ("project", "version")),
+                ("back end", ("build-system", "build-backend")),
+            )
+        }
+        extras = {
+            path[2]: tuple(_list(value))
+            for path, value in own.items()
+            if path[:2] == ("project", "optional-dependencies") and len(path) == 3
+        }
+        dynamic = tuple(_list(own[("project", "dynamic")])) if ("project", "dynamic") in own else ()
+    except (ValueError, IndexError):
+        return project
+    return dataclasses.replace(
+        project,
+        name=texts["name"],
+        version=texts["version"],
+        dynamic=dynamic,
+        extras=extras,
+        is_plain=(texts["back end"] or _BACK_ENDS[0]) in _BACK_ENDS
+        and ("project", "optional-dependencies") not in own,
+    )
+
+
+def _is_plain(path: tuple[str, ...], value: list[str]) -> bool:
+    """Tell whether a setting leaves the modules at the top or in src/, as they are."""
+    if path in (_FIND, _WHEEL):
+        places = [token.strip("\"'") for token in value if token[0] in "\"'"]
+        if path == _FIND:
+            return places in (["src"], ["."])
+        return all(re.fullmatch(r"(?:src/)?[A-Za-z0-9_]+", place) for place in places)
+    if path[: len(_SDIST)] == _SDIST:
+        return True
+    changes = any(path[: len(setting)] == setting for setting in _BUILD_SETTINGS)
+    # A table that is written in braces could hold such a setting.
+    holds = "{" in value and any(setting[: len(path)] == path for setting in (*_BUILD_SETTINGS, _FIND))
+    return not changes and not holds
 
 
 def _statements(text: str) -> Iterator[list[str]]:

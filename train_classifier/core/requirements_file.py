@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Optional
 
 from train_classifier.core import project_file, regular_file
 
@@ -42,6 +43,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _FILE_URL = re.compile(r"(?:[a-z0-9.-]+\+)?file:", re.IGNORECASE)
 #: Where a package of uv.lock comes from.
 _LOCK_SOURCE = re.compile(r"^source = \{ (?P<kind>[a-z]+) = \"(?P<place>[^\"\n]*)\"", re.MULTILINE)
+#: The repository itself, with extras.
+_ITSELF = re.compile(r"\./?(?:\[(?P<extras>[A-Za-z0-9._, -]*)\])?\Z")
 _LOCAL_SOURCES = ("directory", "editable", "path", "virtual")
 #: Options that uv and pip both know; True for those that take a value.
 OPTIONS = {
@@ -88,11 +91,13 @@ class Requirements:
     problems: tuple[str, ...] = ()
     #: The uv.lock that all packages come from; then there are no lines.
     lock: str = ""
+    #: The repository as a package that is imported from each job's own copy; its dependencies are in lines.
+    package: Optional[project_file.OwnPackage] = None
 
     @property
     def is_empty(self) -> bool:
         """Tell whether nothing is required."""
-        return not self.lines and not self.lock
+        return not self.lines and not self.lock and not self.package
 
     @property
     def name(self) -> str:
@@ -113,6 +118,11 @@ class _Reader:
         self.problems: list[str] = []
         self.line_count = 0
         self.lock = ""
+        self.package: Optional[project_file.OwnPackage] = None
+        #: What `own_project` returned, once a line asked for the repository.
+        self.own: Optional[tuple[Optional[project_file.OwnPackage], dict[str, tuple[str, ...]]]] = None
+        #: Which of its lists were taken: each extra, and "" for its dependencies.
+        self.own_lists: set[str] = set()
 
     def inside(self, path: str, where: str, subject: str) -> str:
         """Return `path` relative to the repository; "" after recording why it is refused."""
@@ -180,6 +190,8 @@ class _Reader:
         if not project.dependencies:
             return
         self.files.append(relative)
+        if relative == PROJECT:
+            self.package = project_file.own_package(self.root, project)
         lock = os.path.join(os.path.dirname(relative), LOCK)
         if os.path.lexists(self.root / lock):
             if self.inside(lock, lock, "the file"):
@@ -190,14 +202,50 @@ class _Reader:
             self.problems.append(
                 f"{relative}: {names} cannot be followed without {LOCK}; {_instead(requirements)}"
             )
-        if len(project.dependencies) > MOST_LINES:
+        self.dependencies(relative, project.dependencies)
+
+    def dependencies(self, relative: str, dependencies: tuple[str, ...]) -> None:
+        """Take the dependencies that a pyproject.toml lists."""
+        if len(dependencies) > MOST_LINES:
             self.problems.append(f"{relative}: more than {MOST_LINES} dependencies")
             return
-        for text in project.dependencies:
+        for text in dependencies:
             if not text.isprintable() or len(text) > MOST_LINE or not REQUIREMENT.match(_single_blanks(text)):
                 self.problems.append(f"{relative}: not a requirement: {text!r}")
             else:
                 self.line(text, relative, relative, False)
+
+    def own_package(self, extras: str) -> bool:
+        """Take the repository as a package, with its dependencies; False if it has to be built."""
+        if self.own is None:
+            self.own = self.own_project()
+        package, lists = self.own
+        names = ["", *(name.strip() for name in extras.split(",") if name.strip())]
+        if package is None or not set(names) <= set(lists):
+            return False
+        self.package = package
+        if PROJECT not in self.files:
+            self.files.append(PROJECT)
+        for name in names:
+            if name not in self.own_lists:
+                self.own_lists.add(name)
+                self.dependencies(PROJECT, lists[name])
+        return True
+
+    def own_project(self) -> tuple[Optional[project_file.OwnPackage], dict[str, tuple[str, ...]]]:
+        """Return the repository as a package, with its dependencies ("") and those of each extra."""
+        try:
+            text = regular_file.read(
+                self.root / PROJECT, MOST_PROJECT_BYTES, within=os.path.realpath(self.root)
+            )
+            project = project_file.read(decode(text))
+        except (OSError, ValueError):
+            return None, {}
+        package = project_file.own_package(self.root, project)
+        # An extra that asks for others of the same package is left to a build.
+        itself = re.compile(rf"{re.escape(project.name)}\s*\[", re.IGNORECASE)
+        extras = {name: texts for name, texts in project.extras.items() if not any(map(itself.match, texts))}
+        return package, {**extras, "": project.dependencies}
 
     def locked(self, project: str, lock: str, requirements: str) -> None:
         """Take the packages from the uv.lock of a project."""
@@ -223,6 +271,9 @@ class _Reader:
         if line.startswith("-"):
             for part in _NEXT_OPTION.split(line):
                 self.option(part, relative, location, constraint)
+            return
+        itself = _ITSELF.match(line)
+        if itself and not constraint and self.own_package(itself["extras"] or ""):
             return
         hashes = _PER_REQUIREMENT.search(line)
         head = line[: hashes.start()].rstrip() if hashes else line
@@ -384,4 +435,5 @@ def parse(root: Path, model: str) -> Requirements:
         tuple(shortened(problem) for problem in reader.problems[:MOST_PROBLEMS])
         + (("there are more problems; mend these first",) if len(reader.problems) > MOST_PROBLEMS else ()),
         reader.lock,
+        reader.package,
     )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from train_classifier.core import apt_file, image_reference, regular_file
+from train_classifier.core.project_file import OwnPackage
 from train_classifier.core.requirements_file import Requirements, parse
 from train_classifier.worker.environments.local_packages import digest_of_paths
 
@@ -310,3 +311,35 @@ def test_options_in_disguise_are_refused(repository: Path, text: str) -> None:
 )
 def test_image_references(text: str, good: bool) -> None:
     assert (image_reference.problem(text) is None) is good
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [("-e .", ("six", "idna")), (".", ("six", "idna")), ("-e .[plots]", ("six", "idna", "pillow"))],
+)
+def test_repository_that_is_a_package_gives_its_dependencies(
+    repository: Path, line: str, lines: tuple[str, ...]
+) -> None:
+    (repository / "src").mkdir()
+    (repository / "pyproject.toml").write_text(
+        "[project]\nname = 'a'\nversion = '1'\ndependencies = ['six', 'idna']\n"
+        "[project.optional-dependencies]\nplots = ['pillow']\nall = ['a[plots]']\n"
+    )
+    (repository / "mnist" / "requirements.txt").write_text(f"{line}\n")
+    chosen = parse(repository, "mnist")
+    assert (chosen.problems, chosen.lines, chosen.paths) == ((), lines, ())
+    assert chosen.package == OwnPackage("a", "1", "src")
+    assert chosen.files == ("mnist/requirements.txt", "pyproject.toml")
+    (repository / "mnist" / "requirements.txt").unlink()
+    assert parse(repository, "mnist").package == chosen.package
+
+
+@pytest.mark.parametrize("line", [".[all]", ".[nothing]", "./src"])
+def test_repository_that_has_to_be_built_is_a_local_package(repository: Path, line: str) -> None:
+    (repository / "src").mkdir()
+    (repository / "pyproject.toml").write_text(
+        "[project]\nname = 'a'\nversion = '1'\n[project.optional-dependencies]\nall = ['a[plots]']\n"
+    )
+    (repository / "mnist" / "requirements.txt").write_text(f"{line}\n")
+    chosen = parse(repository, "mnist")
+    assert (chosen.package, chosen.lines) == (None, (line,))

@@ -65,6 +65,9 @@ def prepare(context: Context, image: Image, workspace: Path, wish: Wish) -> Envi
     is_own = requirements.files[:1] in ((), (own,))
     if not is_own:
         context.say(f"{own} is missing: the packages are those of {requirements.files[0]}")
+    if requirements.package:
+        package, folder = requirements.package.name, requirements.package.folder
+        context.say(f"package {package} is imported from {folder or 'the top'} of the job's own copy")
     try:
         chosen = _choose(context, image, workspace, wish, requirements)
     except NoEnvironment as error:

@@ -16,10 +16,11 @@ from typing import Any, Optional
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.options import show_option
+from train_classifier.core.project_file import UNKNOWN_VERSION
 from train_classifier.worker.containers import answer, engine, helper
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
-from train_classifier.worker.environments import build_failures, build_folder, index_logins
+from train_classifier.worker.environments import build_failures, build_folder, index_logins, local_packages
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 from train_classifier.worker.state.files import make_leaf, read_json
 from train_classifier.worker.state.store import Store
@@ -28,6 +29,8 @@ from train_classifier.worker.system.host import Account
 PURPOSE = "the build of the environment (requirements.txt)"
 #: Where a container finds the environment. An isolated one is built there: its programs name this path.
 MOUNTED = "/opt/train-classifier/environment"
+#: Where a job has its copy of the repository.
+WORKSPACE = "/workspace"
 #: Where a build finds the parts of its folder, uv's cache, uv, and the host's CA bundle.
 BUILD = "/train-classifier/build"
 CACHE = "/train-classifier/uv-cache"
@@ -52,6 +55,7 @@ def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
         record = read_json(path) or {}
         other = record.get("definition", {})
         same = all(other.get(key) == defined[key] for key in defined if key != "lines")
+        same = same and other.get("package") == defined.get("package")
         lines = other.get("lines", [])
         if (
             same
@@ -146,6 +150,7 @@ class Builder:
             "options": self.plan.command_line(),
             "by_name": not self.plan.hashed(),
             "pins": self.plan.frozen(),
+            "package": self._package(),
             "aliases": self.plan.aliases,
             "repository": f"{BUILD}/{build_folder.WORK}",
             # The folder of a project whose uv.lock says what is installed.
@@ -161,6 +166,14 @@ class Builder:
             "constraints.txt": self.plan.constraints_text(),
         }
         return {**files, "netrc": entries} if entries else files
+
+    def _package(self) -> Optional[dict[str, str]]:
+        """Return name and version of the repository as a package, and where a job has its modules."""
+        package = self.plan.package
+        if package is None:
+            return None
+        path = os.path.normpath(f"{WORKSPACE}/{package.folder}")
+        return {"name": package.name, "version": package.version, "path": path}
 
     def _mounts(self, folder: Path, cache: Path, shared: bool) -> list[Any]:
         from docker.types import Mount
@@ -191,6 +204,8 @@ class Builder:
         }
         if self.context.host.ca_bundle is not None:
             variables.update(SSL_CERT_FILE=CA, GIT_SSL_CAINFO=CA)
+        if "." in self.plan.paths and local_packages.takes_version_from_git(self.plan.workspace):
+            variables.setdefault("SETUPTOOLS_SCM_PRETEND_VERSION", UNKNOWN_VERSION)
         if logged_in:
             variables.update(NETRC=f"{BUILD}/{build_folder.INPUT}/netrc")
         return variables

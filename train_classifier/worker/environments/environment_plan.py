@@ -8,9 +8,10 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from train_classifier.core import requirements_file
+from train_classifier.core.project_file import OwnPackage
 from train_classifier.core.requirements_file import Requirements
 from train_classifier.worker.environments import index_logins, local_packages, model_imports
 
@@ -54,6 +55,8 @@ class EnvironmentPlan:
     file: str = requirements_file.REQUIREMENTS
     #: The uv.lock that all packages come from, among `paths`.
     lock: str = ""
+    #: The repository as a package: the environment has its metadata and a path, each job has its code.
+    package: Optional[OwnPackage] = None
     isolated: bool = False
     #: The job asks for this kind; otherwise it is found by a conflict.
     asked: bool = False
@@ -87,6 +90,7 @@ class EnvironmentPlan:
         return {
             # Its name stands in the reason that the environment keeps.
             **({} if self.file == requirements_file.REQUIREMENTS else {"file": self.file}),
+            **({"package": dataclasses.asdict(self.package)} if self.package else {}),
             "isolated": self.isolated,
             "asked": self.asked,
             "lines": sorted(self.lines),
@@ -114,6 +118,9 @@ class EnvironmentPlan:
         """Return the text of the constraints file for uv."""
         never = [f"{name}<0" for name in self.excluded]
         # Without requirements by name, constraints at least keep the frameworks.
+        if self.package:
+            # Another package may require it: no other than the repository is meant.
+            never.append(f"{self.package.name}=={self.package.version}")
         return "\n".join([*self.constraints, *never, *(self.frozen() if self.hashed() else ()), ""])
 
     def command_line(self) -> list[str]:
@@ -222,6 +229,7 @@ def _common(
         "workspace": workspace,
         "file": requirements.name,
         "lock": requirements.lock,
+        "package": requirements.package,
     }
 
 

@@ -2,10 +2,27 @@
 
 import hashlib
 import os
+import re
 import stat
 from pathlib import Path
 
 from train_classifier.core import regular_file
+
+MOST_BYTES = 1 << 18
+#: Tools that take the version of a package from git.
+_VERSION_TOOLS = re.compile(rb"setuptools[-_]scm|hatch[-_]vcs")
+
+
+def takes_version_from_git(root: Path) -> bool:
+    """Tell whether the build of the repository takes its version from git, whose folder no host gets."""
+    for name in ("pyproject.toml", "setup.py", "setup.cfg"):
+        try:
+            text = regular_file.read(root / name, MOST_BYTES, within=os.path.realpath(root))
+        except (OSError, ValueError):
+            continue
+        if _VERSION_TOOLS.search(text):
+            return True
+    return False
 
 
 def digest_of_paths(root: Path, paths: tuple[str, ...]) -> str:

@@ -26,6 +26,8 @@ from importlib.metadata import distributions
 from typing import Any
 
 LENT = "train-classifier-image"
+#: The installer of the repository's own package.
+OWN = "train-classifier"
 #: A virtual environment with the metadata of the image's packages, all as the image has them.
 IMAGE = "/tmp/train-classifier-image"
 #: A target folder for resolving once more: it has the metadata that the environment began with.
@@ -97,14 +99,14 @@ def image_packages() -> "dict[str, tuple[str, list[str]]]":
     return packages
 
 
-def lend(site: str, name: str, version: str, lines: "list[str]") -> None:
+def lend(site: str, name: str, version: str, lines: "list[str]", installer: str = LENT) -> None:
     """Write the metadata of a package of the image: anew, since uv refuses to replace Debian's egg-info."""
     folder = os.path.join(site, "%s-%s.dist-info" % (name.replace("-", "_"), version))
     os.mkdir(folder)
     head = ["Metadata-Version: 2.1", "Name: %s" % name, "Version: %s" % version]
     texts = {
         "METADATA": "\n".join(head + lines) + "\n",
-        "INSTALLER": LENT + "\n",
+        "INSTALLER": installer + "\n",
         "WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n",
         "RECORD": "".join(
             "%s/%s,,\n" % (os.path.basename(folder), file)
@@ -114,6 +116,17 @@ def lend(site: str, name: str, version: str, lines: "list[str]") -> None:
     for file, text in texts.items():
         with open(os.path.join(folder, file), "w", encoding="utf-8") as out:
             out.write(text)
+
+
+def add_own_package(site: str, package: "dict[str, str]") -> None:
+    """Write the metadata of the repository's own package, and the path from which each job imports it.
+
+    The worker has checked name, version and path. uv then counts the package as installed.
+    """
+    if normal(package["name"]) not in names_in(site):
+        lend(site, package["name"], package["version"], [], OWN)
+    with open(os.path.join(site, "train-classifier-repository.pth"), "w", encoding="utf-8") as file:
+        file.write(package["path"] + "\n")
 
 
 def unmet_in_image(
@@ -387,10 +400,13 @@ def install(plan: "dict[str, Any]") -> int:
             return status
     site = plan["site"]
     if plan["isolated"]:
-        os.makedirs(AGAIN)
         subprocess.check_call([plan["uv"], "venv", "--quiet", "--python", sys.executable, site])
         target = ["--python", os.path.join(site, "bin", "python")]
         site = os.path.join(site, "lib", "python%d.%d" % sys.version_info[:2], "site-packages")
+    if plan["package"]:
+        add_own_package(site, plan["package"])
+    if plan["isolated"]:
+        os.makedirs(AGAIN)
     else:
         lend_image(plan)
         copy_metadata(site, AGAIN)
