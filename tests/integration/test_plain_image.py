@@ -107,6 +107,7 @@ def test_requirements_that_the_plain_image_cannot_have(
             assert run.image.plain
             if asked is None:
                 build_environment(run)
+                assert any(note.endswith("the usual image is taken") for note in site.job.status()["notes"])
                 assert (run.image.reference, run.environment.kind) == (site.base, "image")
                 assert "modern==1.0" in run.environment.packages
             else:

@@ -36,6 +36,8 @@ class DisplayReporter:
         if event == "message" and fields.get("level") == "warning":
             self._display.warning(fields["text"])
         elif event == "message":
+            # A job's note is also its message at that time.
+            self._last_message = fields["text"]
             self._display.display(fields["text"])
         elif event == "status" and fields.get("message") and fields["message"] != self._last_message:
             self._last_message = fields["message"]

@@ -129,7 +129,9 @@ class Console:
         self._message = message
 
     def _on_message(self, fields: Mapping[str, Any]) -> None:
-        self._line(text.clean(fields["text"]), "yellow" if fields.get("level") == "warning" else None)
+        # A job's note is also its message at that time.
+        self._last_message = text.clean(fields["text"])
+        self._line(self._last_message, "yellow" if fields.get("level") == "warning" else None)
 
     def _on_started(self, fields: Mapping[str, Any]) -> None:
         self._line(f"job {fields['id']} on {fields['host']}", "bold")

@@ -66,6 +66,7 @@ def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> Exit
             rows += [("not packed", unpacked.get("reason")), ("hint", hint)]
     elif status.get("message"):
         rows.append(("message", status["message"]))
+    rows += [("note", note) for note in status.get("notes") or []]
     times = {} if result else status.get("times") or {}
     for name, (begun, ended) in in_order(times).items():
         spent = (ended or time.time()) - begun

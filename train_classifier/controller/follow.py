@@ -109,7 +109,7 @@ def follow(
     beginning. Returns the last answer of `follow`, with `result` and `archive`.
     Raises OutOfTouch after `patience` seconds without a connection, and the worker's own failures.
     """
-    offset = version = 0
+    offset = version = notes = 0
     stream: Iterator[dict[str, Any]] = answers or iter(())
 
     def next_answer() -> dict[str, Any]:
@@ -131,6 +131,9 @@ def follow(
             status = answer.get("status") or {}
             if status.get("version", 0) != version:
                 version = status.get("version", 0)
+                for note in (status.get("notes") or [])[notes:]:
+                    report.event("message", level="info", text=str(note))
+                    notes += 1
                 report.event(
                     "status",
                     state=status.get("state"),

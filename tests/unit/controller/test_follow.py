@@ -44,6 +44,22 @@ def test_lost_connection_and_reconnection_are_reported_once(monkeypatch: pytest.
     assert "Trying again" in reporter.messages[0] and "Connected to gpu1 again" in reporter.messages[1]
 
 
+def test_each_note_of_a_job_is_reported_once() -> None:
+    statuses = [
+        {"version": 1, "notes": ["one"], "message": "one"},
+        {"version": 2, "message": "two", "notes": ["one", "two"]},
+        {"version": 2, "notes": ["one", "two"]},
+    ]
+    answers: list[dict[str, Any]] = [{"status": status} for status in statuses]
+    answers[-1]["result"] = {}
+    reporter = MessageReporter()
+    follow.follow(HOST, "id", reporter, answers=iter(answers))
+    assert [words for words in reporter.messages if words.startswith("message")] == [
+        "message: one",
+        "message: two",
+    ]
+
+
 @pytest.mark.parametrize("kind", ["host-key", "key-permissions", "passphrase"])
 def test_final_error_is_not_retried(kind: str) -> None:
     def action() -> None:

@@ -6,6 +6,7 @@ from typing import Any, Callable, Optional
 
 from train_classifier.worker.containers import engine
 from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system import host_faults
 from train_classifier.worker.system.host import Host
 
 
@@ -23,6 +24,13 @@ class Context:
     say: Callable[[str], None] = lambda _: None
     #: Called during a wait; raises the error that ends the job.
     check_cancel: Callable[[], None] = lambda: None
+
+    def note(self, text: str) -> None:
+        """Say something that a person should not miss: it stays in the job's status."""
+        if self.job:
+            with host_faults.ignore_disk_errors():
+                self.job.add_note(text)
+        self.say(text)
 
     def labels(self, kind: str, gpus: tuple[str, ...] = ()) -> dict[str, str]:
         """Return the labels of a container or an image of this kind (engine.labels)."""

@@ -147,7 +147,7 @@ def _pull(context: Context, reference: str) -> None:
             # As the docker command does: a helper for logins that is missing or fails counts as no login.
             if not str(error).startswith("Credentials store error"):
                 raise
-            context.say(f"no login is used for {reference}: {error}")
+            context.note(f"no login is used for {reference}: {error}")
             yield from context.client.api.pull(tagged, stream=True, decode=True, auth_config={})
 
     def pull() -> None:

@@ -25,11 +25,11 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
     if spec.image or spec.environment_kind == "image":
         if spec.python:
             raise NoEnvironment(required, f'choose an image with that Python, or set python = "{own}"')
-        context.say(f"{required}, which is taken as asked")
+        context.note(f"{required}, which is taken as asked")
         return usual
     nearest = min(pythons, key=lambda version: abs(int(version.partition(".")[2]) - usual.version[1]))
     reference = context.host.images.get(f"python{nearest}") or f"python:{nearest}-slim"
-    context.say(f"{required}: taking image {reference}")
+    context.note(f"{required}: taking image {reference}")
     try:
         return _plain(context, dataclasses.replace(spec, image=reference), nearest)
     except NoEnvironment as error:
@@ -37,7 +37,7 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
             way_out = f'name another in training_host_images (python{nearest}), or set python = "{own}"'
             hint = "; or ".join(filter(None, (error.hint, way_out)))
             raise NoEnvironment(error.reason, hint, error.detail) from error
-        context.say(f"{error.reason}: image {usual.reference} is taken, with Python {own}")
+        context.note(f"{error.reason}: image {usual.reference} is taken, with Python {own}")
         return usual
 
 

@@ -64,10 +64,10 @@ def prepare(context: Context, image: Image, workspace: Path, wish: Wish) -> Envi
     own = f"{wish.model}/{requirements_file.REQUIREMENTS}"
     is_own = requirements.files[:1] in ((), (own,))
     if not is_own:
-        context.say(f"{own} is missing: the packages are those of {requirements.files[0]}")
+        context.note(f"{own} is missing: the packages are those of {requirements.files[0]}")
     if requirements.package:
         package, folder = requirements.package.name, requirements.package.folder
-        context.say(f"package {package} is imported from {folder or 'the top'} of the job's own copy")
+        context.note(f"package {package} is imported from {folder or 'the top'} of the job's own copy")
     try:
         chosen = _choose(context, image, workspace, wish, requirements)
     except NoEnvironment as error:
@@ -131,7 +131,7 @@ def _prepare_distutils(context: Context, image: Image, plan: EnvironmentPlan, wi
             return build(context, image, plan, wish.repository, "no requirements")
         except NoEnvironment as error:
             problem = error.reason
-    context.say(f"setuptools is not installed ({problem}): a model that imports distutils will fail")
+    context.note(f"setuptools is not installed ({problem}): a model that imports distutils will fail")
     return image_alone
 
 

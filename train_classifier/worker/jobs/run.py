@@ -63,7 +63,7 @@ class JobRun:
         """Show the job's followers what it is doing; a full or broken disk does not stop the job."""
         if text != self._message:
             self._message = text
-            with _ignore_disk_errors():
+            with host_faults.ignore_disk_errors():
                 self.job.write_status(message=text)
 
     @contextlib.contextmanager
@@ -80,7 +80,7 @@ class JobRun:
         began = time.monotonic()
         self.times[name] = [time.time(), None]
         self._message = ""
-        with contextlib.nullcontext() if must_write else _ignore_disk_errors():
+        with contextlib.nullcontext() if must_write else host_faults.ignore_disk_errors():
             self.job.write_status(phase=name, message="", times=self.times, failed_phase=self.failed_phase)
         try:
             yield
@@ -90,16 +90,6 @@ class JobRun:
         finally:
             self.durations[name] = round(time.monotonic() - began, 3)
             self.times[name][1] = time.time()
-
-
-@contextlib.contextmanager
-def _ignore_disk_errors() -> Iterator[None]:
-    """Ignore the errors of a full or broken disk."""
-    try:
-        yield
-    except OSError as error:
-        if not host_faults.of_disk(error):
-            raise
 
 
 def find_image(run: JobRun) -> None:
@@ -130,7 +120,7 @@ def take_usual_image(run: JobRun, error: TrainClassifierError) -> None:
     if not run.image.plain or run.spec.python:
         raise error
     run.spec = dataclasses.replace(run.spec, required_pythons=())
-    run.say(f"{error}: the usual image is taken")
+    run.context.note(f"{error}: the usual image is taken")
     find_image(run)
     add_packages(run)
 
@@ -143,7 +133,7 @@ def take_fitting_python(run: JobRun, error: PythonConflict) -> None:
     spec = run.spec
     if spec.python or spec.image or spec.environment_kind != environment.AUTO:
         raise error
-    run.say(f"{error.reason} (to skip this search: {error.hint})")
+    run.context.note(f"{error.reason} (to skip this search: {error.hint})")
     run.spec = dataclasses.replace(spec, required_pythons=error.pythons)
     find_image(run)
     if not run.image.plain:
@@ -167,7 +157,8 @@ def build_environment(run: JobRun) -> None:
         else:
             take_usual_image(run, error)
         run.environment = prepare()
-    run.say(environment.description(run.environment, run.image))
+    tell = run.context.note if run.environment.files else run.say
+    tell(environment.description(run.environment, run.image))
     results.record_facts(
         run.job,
         environment={
@@ -229,7 +220,7 @@ def train(run: JobRun) -> None:
     finally:
         # `end_job` removes the container in every case. How the model ended must be recorded here.
         run.job.release_reserve()
-        with _ignore_disk_errors():
+        with host_faults.ignore_disk_errors():
             results.record_facts(run.job, training=training.facts)
 
 

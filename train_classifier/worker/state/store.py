@@ -27,6 +27,8 @@ TIMES = ("updated", "updated_uptime", "submitted_uptime", "submitted", "started"
 
 #: More than status, facts, manifest and result of a job take.
 RESERVE_BYTES = 1 << 18
+#: Most remarks that a job's status keeps.
+MOST_NOTES = 20
 
 
 class Store:
@@ -255,6 +257,12 @@ class Job:
             data["updated_uptime"], data["updated_boot"] = uptime(), boot_id()
             write_json(self.dir / "status.json", data)
             return dict(data)
+
+    def add_note(self, text: str) -> None:
+        """Add a remark that stays in the job's status, under `notes`: at most MOST_NOTES."""
+        notes = (read_json(self.dir / "status.json") or {}).get("notes") or []
+        if text not in notes and len(notes) < MOST_NOTES:
+            self.write_status(notes=[*notes, text], message=text)
 
     def make_reserve(self) -> None:
         """Reserve the space that the job's last records need. Raises OSError on a full disk."""

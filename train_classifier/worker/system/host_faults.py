@@ -1,6 +1,8 @@
 """Translates faults of the host into errors: a full or broken disk, an engine that is down or refuses."""
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -14,6 +16,16 @@ DISK_HINT = "check the permissions of the host's state folder and the space on i
 def of_disk(error: BaseException) -> bool:
     """Tell whether a disk is at fault."""
     return isinstance(error, OSError) and error.errno in FULL_OR_BROKEN
+
+
+@contextlib.contextmanager
+def ignore_disk_errors() -> Iterator[None]:
+    """Ignore the errors of a full or broken disk."""
+    try:
+        yield
+    except OSError as error:
+        if not of_disk(error):
+            raise
 
 
 def of_host(error: BaseException) -> Optional[NotReady]:
