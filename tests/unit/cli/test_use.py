@@ -178,7 +178,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "examples" / "classifiers", folder / "examples" / "classifiers")
     shutil.copytree(ROOT / "inventory", folder / "inventory")
     # The model that writing-a-model.md writes.
-    shutil.copytree(folder / "examples" / "classifiers" / "mnist", folder / "examples" / "classifiers" / "fit")
+    shutil.copytree(
+        folder / "examples" / "classifiers" / "mnist", folder / "examples" / "classifiers" / "fit"
+    )
     # Without its variables, some of which only their owner can decrypt.
     shutil.copy(folder / "inventory" / "example" / "hosts.yml", folder / "examples" / "classifiers")
     return folder

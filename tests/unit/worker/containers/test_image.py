@@ -60,7 +60,9 @@ def test_a_helper_for_logins_that_does_not_work_is_no_login(
     monkeypatch.setattr(api, "_raise_for_status", lambda response: None)
     monkeypatch.setattr(api, "_stream_helper", lambda response, decode: iter([{"status": "done"}]))
     messages: list[str] = []
-    context = SimpleNamespace(client=SimpleNamespace(api=api), say=messages.append, note=messages.append, check_cancel=lambda: None)
+    context = SimpleNamespace(
+        client=SimpleNamespace(api=api), say=messages.append, note=messages.append, check_cancel=lambda: None
+    )
     image._pull(context, "registry.example/name:tag")  # type: ignore[arg-type]
     (request,) = requests
     assert request["params"]["fromImage"] == "registry.example/name"
