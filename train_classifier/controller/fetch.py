@@ -45,7 +45,6 @@ def pack(
     except TrainClassifierError as error:
         error.hint = complete_hint(host, job, error.hint)
         raise
-    report.event("result", result=result)
     return result
 
 

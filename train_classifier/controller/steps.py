@@ -237,6 +237,7 @@ def fetch(
         # need a separate `fetch`.
         try:
             result = fetching.pack(host, job, None, report, patience)
+            report.event("result", result=result)
         except TrainClassifierError as error:
             problem = error
     archive = result.get("archive")
