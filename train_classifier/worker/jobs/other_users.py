@@ -15,6 +15,10 @@ from train_classifier.worker.system.host import Host, account_name
 
 #: Most jobs that are shown.
 MOST_JOBS = 1000
+#: Keys of an entry that only a job's state folder has; a ticket has the model.
+UNKNOWN = (
+    "model", "outcome", "exit_code", "submitted", "started", "finished", "message", "commit", "metrics",
+)  # fmt: skip
 _UID = re.compile(r"[0-9]{1,9}\Z")
 
 
@@ -34,8 +38,8 @@ def list_jobs(host: Host, own: set[str]) -> list[dict[str, Any]]:
             continue
         for entry in entries[:MOST_JOBS]:
             if JOB_ID.match(entry["id"]) and entry["id"] not in own:
-                known = jobs.setdefault(entry["id"], entry)
-                known["phase"] = entry["phase"] or known["phase"]
+                job = jobs.setdefault(entry["id"], entry)
+                job["phase"] = entry["phase"] or job["phase"]
     if len(problems) == len(sources):
         raise problems[0]
     return sorted(jobs.values(), key=lambda entry: str(entry["id"]))[:MOST_JOBS]
@@ -73,19 +77,8 @@ def _from_containers() -> list[dict[str, Any]]:
 def _entry(
     job: str, user: Optional[str], state: str, phase: Optional[str], gpus: list[str]
 ) -> dict[str, Any]:
-    unknown = (
-        "model",
-        "outcome",
-        "exit_code",
-        "submitted",
-        "started",
-        "finished",
-        "message",
-        "commit",
-        "metrics",
-    )
     return {
-        **dict.fromkeys(unknown),
+        **dict.fromkeys(UNKNOWN),
         "id": job,
         "state": state,
         "phase": phase,
