@@ -53,12 +53,12 @@ def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
     most = 0
     for path in store.envs.glob("[0-9a-f]*/environment.json"):
         record = read_json(path) or {}
-        other = record.get("definition", {})
-        same = all(other.get(key) == defined[key] for key in defined if key != "lines")
-        same = same and other.get("package") == defined.get("package")
-        lines = other.get("lines", [])
+        definition = record.get("definition", {})
+        # `package` is a key only where there is one.
+        keys = {*defined, "package"} - {"lines"}
+        lines = definition.get("lines", [])
         if (
-            same
+            all(definition.get(key) == defined.get(key) for key in keys)
             and not defined["paths"]
             and not defined["isolated"]
             and set(lines) < set(defined["lines"])
@@ -85,12 +85,12 @@ class Builder:
         uv's own message.
         """
         count = len(self.plan.lines)
-        what = self.plan.lock or f"{count} requirement{'s' if count != 1 else ''}"
+        subject = self.plan.lock or f"{count} requirement{'s' if count != 1 else ''}"
         if self.plan.lines == ("setuptools",):
             # Added by us for distutils; the model has no requirements.
-            what = "setuptools"
+            subject = "setuptools"
         self.context.say(
-            f"{'building and installing' if repository else 'installing'} {what}"
+            f"{'building and installing' if repository else 'installing'} {subject}"
             + (" over a similar environment" if nearest else "")
         )
         status, output, netrc_problem = self._run_uv(folder, nearest, repository, ())

@@ -73,12 +73,12 @@ class EnvironmentPlan:
         uv's cache identifies an index by a hash that is easy to forge, and a local wheel by its path and
         time: a source that a checkout names is never used with a shared cache.
         """
-        named = [*self.lines, *self.constraints]
+        requirements = [*self.lines, *self.constraints]
         options = {option.partition(" ")[0] for option in self.options}
         return (
             not self.paths
             and options <= SHARED_OPTIONS
-            and not any("${" in line or "://" in line or "@" in line for line in named)
+            and not any("${" in line or "://" in line or "@" in line for line in requirements)
         )
 
     def hashed(self) -> bool:
@@ -88,7 +88,7 @@ class EnvironmentPlan:
     def definition(self) -> dict[str, Any]:
         """Return the part of an environment's definition that the model's files make up."""
         return {
-            # Its name stands in the reason that the environment keeps.
+            # The record of an environment names the file, in its reason.
             **({} if self.file == requirements_file.REQUIREMENTS else {"file": self.file}),
             **({"package": dataclasses.asdict(self.package)} if self.package else {}),
             "isolated": self.isolated,
@@ -116,12 +116,14 @@ class EnvironmentPlan:
 
     def constraints_text(self) -> str:
         """Return the text of the constraints file for uv."""
-        never = [f"{name}<0" for name in self.excluded]
-        # Without requirements by name, constraints at least keep the frameworks.
+        constraints = [*self.constraints, *(f"{name}<0" for name in self.excluded)]
         if self.package:
-            # Another package may require it: no other than the repository is meant.
-            never.append(f"{self.package.name}=={self.package.version}")
-        return "\n".join([*self.constraints, *never, *(self.frozen() if self.hashed() else ()), ""])
+            # A requirement of another package by this name means the repository, too.
+            constraints.append(f"{self.package.name}=={self.package.version}")
+        if self.hashed():
+            # Without requirements by name, constraints at least keep the frameworks.
+            constraints += self.frozen()
+        return "\n".join([*constraints, ""])
 
     def command_line(self) -> list[str]:
         """Return the options of uv's command line.

@@ -180,9 +180,11 @@ def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environmen
     if site.is_symlink() or (folder / ACTIVATION).is_symlink():
         raise NotReady(f"the environment {folder} was tampered with: it holds links", "remove that folder")
     mounts = [Mount(MOUNTED, str(site), type="bind", read_only=True)]
-    named = git_requirements.addresses(record["definition"]["lines"])
-    repositories = tuple(map(git_requirements.without_login, named))
-    unisolated = tuple(record.get("unisolated", ()))
+    addresses = git_requirements.addresses(record["definition"]["lines"])
+    origins: dict[str, Any] = {
+        "repositories": tuple(map(git_requirements.without_login, addresses)),
+        "unisolated": tuple(record.get("unisolated", ())),
+    }
     if record["kind"] == ISOLATED:
         # The image's own settings would bring its packages and its frameworks' CUDA back.
         names = ("PYTHONPATH", "LD_LIBRARY_PATH") if image.frameworks else ("PYTHONPATH",)
@@ -196,8 +198,7 @@ def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environmen
             ISOLATED,
             record["reason"],
             defaults,
-            repositories=repositories,
-            unisolated=unisolated,
+            **origins,
         )
     mounts.append(
         Mount(f"{image.site[0]}/{ACTIVATION}", str(folder / ACTIVATION), type="bind", read_only=True)
@@ -205,15 +206,7 @@ def _activated(folder: Path, image: Image, record: dict[str, Any]) -> Environmen
     variables = {"PATH": f"{MOUNTED}/bin:{image.search_path}"} if (site / "bin").is_dir() else {}
     listed = list_packages(image.packages, record["packages"])
     return Environment(
-        record["hash"],
-        listed,
-        tuple(mounts),
-        variables,
-        image.python,
-        IMAGE,
-        record["reason"],
-        repositories=repositories,
-        unisolated=unisolated,
+        record["hash"], listed, tuple(mounts), variables, image.python, IMAGE, record["reason"], **origins
     )
 
 
@@ -240,7 +233,7 @@ def uv_version(host: Host) -> str:
     """Return the version of the host's uv. Raises NotReady when it does not work."""
     hint = "run the role training_host on this host"
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [str(host.uv), "--version"], capture_output=True, text=True, timeout=30, check=True,
             env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
         )  # fmt: skip
@@ -248,7 +241,7 @@ def uv_version(host: Host) -> str:
         raise NotReady(f"{host.uv} is missing: Python packages cannot be installed", hint) from error
     except (OSError, subprocess.SubprocessError) as error:
         raise NotReady(f"{host.uv} does not work: {error}", hint) from error
-    return done.stdout.strip()
+    return process.stdout.strip()
 
 
 def _key(host: Host, image: Image, plan: EnvironmentPlan, repository: str) -> str:
