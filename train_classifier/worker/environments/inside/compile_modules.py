@@ -20,13 +20,13 @@ PAUSE = 1.0
 
 def modules(folder: str) -> "List[Tuple[str, int]]":
     """Return path and size of each module."""
-    found = []
+    sizes = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in LEFT_OUT]
         for path in (os.path.join(parent, name) for name in names if name.endswith(".py")):
             if os.path.isfile(path) and not os.path.islink(path):
-                found.append((path, os.path.getsize(path)))
-    return found
+                sizes.append((path, os.path.getsize(path)))
+    return sizes
 
 
 def main() -> None:
@@ -35,18 +35,19 @@ def main() -> None:
     Modules for other versions of Python do not compile, which is no error.
     """
     folder, processes = sys.argv[1], int(sys.argv[2])
-    found = modules(folder)
-    total = sum(size for _, size in found)
+    sizes = modules(folder)
+    total = sum(size for _, size in sizes)
     compile_one = functools.partial(compileall.compile_file, quiet=2)
-    done, shown = 0, 0.0
+    compiled_size, last_line = 0, 0.0
     with concurrent.futures.ProcessPoolExecutor(processes) as pool:
-        results = pool.map(compile_one, [path for path, _ in found], chunksize=CHUNK)
-        for (_, size), _ in zip(found, results):
-            if time.monotonic() - shown > PAUSE:
-                shown = time.monotonic()
+        results = pool.map(compile_one, [path for path, _ in sizes], chunksize=CHUNK)
+        for (_, size), _ in zip(sizes, results):
+            if time.monotonic() - last_line > PAUSE:
+                last_line = time.monotonic()
+                percent = 100 * compiled_size // max(total, 1)
                 text = "compiling %d modules (%.1f MiB): %d %%"
-                print(text % (len(found), total / (1 << 20), 100 * done // max(total, 1)), flush=True)
-            done += size
+                print(text % (len(sizes), total / (1 << 20), percent), flush=True)
+            compiled_size += size
 
 
 main()

@@ -78,23 +78,29 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def site_of(environment: str) -> str:
+    """Return the folder of packages of a virtual environment."""
+    return os.path.join(environment, "lib", "python%d.%d" % sys.version_info[:2], "site-packages")
+
+
 def names_in(site: str) -> "dict[str, str]":
     """Return the packages of a folder, with their versions."""
     return {
-        normal(found.metadata["Name"]): found.version
-        for found in distributions(path=[site])
-        if found.metadata["Name"] and found.version
+        normal(package.metadata["Name"]): package.version
+        for package in distributions(path=[site])
+        if package.metadata["Name"] and package.version
     }
 
 
 def image_packages() -> "dict[str, tuple[str, list[str]]]":
     """Return version and requirements of each package of the image: the first on sys.path is imported."""
     packages: "dict[str, tuple[str, list[str]]]" = {}
-    for found in distributions():
-        name, version = found.metadata["Name"], found.version
+    for package in distributions():
+        name, version = package.metadata["Name"], package.version
         if name and version and VERSION.match(version):
-            lines = ["Provides-Extra: %s" % extra for extra in found.metadata.get_all("Provides-Extra") or []]
-            lines += ["Requires-Dist: %s" % " ".join(text.split()) for text in found.requires or []]
+            extras = package.metadata.get_all("Provides-Extra") or []
+            lines = ["Provides-Extra: %s" % extra for extra in extras]
+            lines += ["Requires-Dist: %s" % " ".join(text.split()) for text in package.requires or []]
             packages.setdefault(normal(name), (version, lines))
     return packages
 
@@ -134,12 +140,12 @@ def unmet_in_image(
 ) -> "set[tuple[str, str]]":
     """Return what the untouched image does not meet: package, and the name of what it requires."""
     subprocess.check_call([plan["uv"], "venv", "--quiet", "--python", sys.executable, IMAGE])
-    site = os.path.join(IMAGE, "lib", "python%d.%d" % sys.version_info[:2], "site-packages")
+    site = site_of(IMAGE)
     for name, (version, lines) in packages.items():
         lend(site, name, version, lines)
     check = [plan["uv"], "pip", "check", "--python", os.path.join(IMAGE, "bin", "python")]
-    done = subprocess.run(check, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    unmet = UNMET.findall(done.stderr.decode("utf-8", "replace"))
+    process = subprocess.run(check, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    unmet = UNMET.findall(process.stderr.decode("utf-8", "replace"))
     return {(normal(package), normal(required)) for package, required in unmet}
 
 
@@ -228,12 +234,12 @@ def must_build(plan: "dict[str, Any]") -> "list[str]":
     if holds_sources():
         return ["a package"]
     again = command(plan, *into(AGAIN), "--dry-run", "--offline", "--verbose")
-    done = subprocess.run(again, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    messages = done.stderr.decode("utf-8", "replace")
+    process = subprocess.run(again, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    messages = process.stderr.decode("utf-8", "replace")
     chosen = CHOSEN.findall(messages)
     sources = sorted({name for name, file in chosen if not file.endswith((".whl", "installed"))})
     # Another uv may have other words.
-    understood = done.returncode == 0 and (chosen or "Would make no changes" in messages)
+    understood = process.returncode == 0 and (chosen or "Would make no changes" in messages)
     return sources or ([] if understood else ["a package"])
 
 
@@ -335,13 +341,13 @@ def install_in_steps(
     status, error = run_uv(command({**plan, "requirements": FIRST}, *target), cwd=plan["repository"])
     if status != 0:
         return status, error
-    named = [line.partition(" --")[0] for line in lines if name_of(line) in ("setuptools", "wheel")]
+    own_tools = [line.partition(" --")[0] for line in lines if name_of(line) in ("setuptools", "wheel")]
     get_tools = [
         plan["uv"], "pip", "install", "--quiet", "--no-progress", *into(TOOLS), *plan["options"],
         "-c", plan["constraints"],
     ]  # fmt: skip
-    for tool in [named or ["setuptools"], *([BUILD_TOOLS[module]] for module in sorted(tools))]:
-        # Without a tool the build fails, and says so.
+    for tool in [own_tools or ["setuptools"], *([BUILD_TOOLS[module]] for module in sorted(tools))]:
+        # A failure is ignored: without the tool the build fails and names it.
         run_uv([*get_tools, *tool], cwd=plan["repository"])
     # The tools come first: the image's metadata, as it is lent, has no entry points.
     variables = {
@@ -379,16 +385,16 @@ def build_and_install(plan: "dict[str, Any]", target: "list[str]", site: str) ->
     sys.stderr.write(error)
     if "" in unisolated:
         del unisolated[""]
-        unisolated.update(dict.fromkeys(given_by_address(site), ""))
+        unisolated.update(dict.fromkeys(packages_by_address(site), ""))
     return status, sorted(unisolated)
 
 
-def given_by_address(site: str) -> "set[str]":
+def packages_by_address(site: str) -> "set[str]":
     """Return the packages of a folder that come from an address or a path."""
     return {
-        normal(found.metadata["Name"])
-        for found in distributions(path=[site])
-        if found.metadata["Name"] and found.read_text("direct_url.json")
+        normal(package.metadata["Name"])
+        for package in distributions(path=[site])
+        if package.metadata["Name"] and package.read_text("direct_url.json")
     }
 
 
@@ -402,7 +408,7 @@ def install(plan: "dict[str, Any]") -> int:
     if plan["isolated"]:
         subprocess.check_call([plan["uv"], "venv", "--quiet", "--python", sys.executable, site])
         target = ["--python", os.path.join(site, "bin", "python")]
-        site = os.path.join(site, "lib", "python%d.%d" % sys.version_info[:2], "site-packages")
+        site = site_of(site)
     if plan["package"]:
         add_own_package(site, plan["package"])
     if plan["isolated"]:

@@ -47,25 +47,25 @@ def ask(address: str, names: "List[str]") -> "Dict[str, str]":
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     assert process.stdout is not None
-    ended = []
+    problems = []
 
     def stop() -> None:
-        ended.append("it did not answer within %d s" % MOST_SECONDS)
+        problems.append("it did not answer within %d s" % MOST_SECONDS)
         os.killpg(process.pid, signal.SIGKILL)
 
     timer = threading.Timer(MOST_SECONDS, stop)
     timer.start()
     try:
         output = process.stdout.read(MOST_BYTES + 1)
-        if len(output) > MOST_BYTES and not ended:
-            ended.append("its answer is longer than %d bytes" % MOST_BYTES)
+        if len(output) > MOST_BYTES and not problems:
+            problems.append("its answer is longer than %d bytes" % MOST_BYTES)
             os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()
     finally:
         timer.cancel()
     lines = output.decode("utf-8", "replace").splitlines()
-    if ended or status != 0:
-        raise Failed(ended[0] if ended else "\n".join(lines[-5:]))
+    if problems or status != 0:
+        raise Failed(problems[0] if problems else "\n".join(lines[-5:]))
     return {match[2]: match[1] for match in map(LINE.match, lines) if match}
 
 
@@ -74,9 +74,9 @@ def commit_of(address: str, revision: str) -> str:
     if COMMIT.match(revision.lower()):
         return revision.lower()
     names = references(revision)
-    found = ask(address, names)
+    hashes = ask(address, names)
     for name in names:
-        commit = found.get(name + "^{}") or found.get(name)
+        commit = hashes.get(name + "^{}") or hashes.get(name)
         if commit:
             return commit
     if SHORT_COMMIT.match(revision):
