@@ -59,8 +59,8 @@ def resolve(
 
 def addresses(lines: Iterable[str]) -> list[str]:
     """Return the addresses of git repositories, `git+https://…@REVISION`, each once."""
-    found = (_ADDRESS.search(line) for line in lines)
-    return list(dict.fromkeys(match[1] for match in found if match))
+    matches = map(_ADDRESS.search, lines)
+    return list(dict.fromkeys(match[1] for match in matches if match))
 
 
 def without_login(text: str) -> str:
@@ -84,7 +84,7 @@ def _with_commit(line: str, targets: Mapping[str, str]) -> str:
 
 
 def _check(file: str, pairs: list[tuple[str, str]]) -> None:
-    """Raise BadInput for what git is not asked."""
+    """Raise BadInput for addresses and revisions that are not passed to git."""
     if len(pairs) > MOST_REPOSITORIES:
         raise BadInput(
             f"{file} names {len(pairs)} git repositories without a commit, more than {MOST_REPOSITORIES}"
@@ -94,7 +94,7 @@ def _check(file: str, pairs: list[tuple[str, str]]) -> None:
             raise BadInput(f"{file}: the address {_shown(repository)} is too long")
         if revision and not _REVISION.match(revision):
             raise BadInput(
-                f"{file}: {_shown(revision)} is no name of a branch or tag of {_shown(repository)}"
+                f"{file}: {_shown(revision)} is not a valid name of a branch or tag of {_shown(repository)}"
             )
 
 
@@ -105,21 +105,21 @@ def _shown(text: str) -> str:
 def _look_up(
     context: Context, image: Image, file: str, pairs: list[tuple[str, str]], variables: Mapping[str, str]
 ) -> list[str]:
-    """Return the commit of each repository and revision, "" where the revision must do."""
+    """Return the commit of each repository and revision; "" for a beginning of a commit's hash."""
     from docker.types import Mount
 
     bundle = context.host.ca_bundle
     environment = {**variables, "HOME": "/tmp", **({"GIT_SSL_CAINFO": CA} if bundle else {})}
-    # Nobody is there to answer a question.
+    # Git must fail where it would ask for a login.
     environment.update(GIT_TERMINAL_PROMPT="0", GIT_ASKPASS="true", GIT_SSH_COMMAND="ssh -o BatchMode=yes")
     environment.update(GIT_ALLOW_PROTOCOL="http:https:ssh", LC_ALL="C")
     count = len(pairs)
     context.say(f"asking {count} git repositor{'ies' if count != 1 else 'y'} for the commit")
     limits = context.host.limits(PURPOSE)
-    plain = [(repository.partition("+")[2], revision) for repository, revision in pairs]
+    questions = [(repository.removeprefix("git+"), revision) for repository, revision in pairs]
     container = helper.Helper(
         image.id,
-        [image.python, "-I", "-c", program_text("resolve_repositories.py"), json.dumps(plain)],
+        [image.python, "-I", "-c", program_text("resolve_repositories.py"), json.dumps(questions)],
         user=context.host.job_user(),
         labels=context.labels("build"),
         limits=limits,

@@ -116,7 +116,7 @@ def test_commit_takes_the_place_of_the_revision(
 @pytest.mark.parametrize(
     ("lines", "problem"),
     [
-        (("git+https://h/a@--upload-pack=x",), "is no name of a branch or tag"),
+        (("git+https://h/a@--upload-pack=x",), "is not a valid name of a branch or tag"),
         (tuple(f"git+https://h/{number}" for number in range(30)), "more than 20"),
         ((f"git+https://h/{'a' * 3000}",), "is too long"),
     ],

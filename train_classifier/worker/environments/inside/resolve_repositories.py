@@ -70,7 +70,7 @@ def ask(address: str, names: "List[str]") -> "Dict[str, str]":
 
 
 def commit_of(address: str, revision: str) -> str:
-    """Return the commit that a revision of a repository means now; "" where the revision itself must do."""
+    """Return the commit that a revision of a repository means now; "" for a beginning of its hash."""
     if COMMIT.match(revision.lower()):
         return revision.lower()
     names = references(revision)
