@@ -10,6 +10,7 @@ https://pip.pypa.io/en/stable/reference/requirements-file-format/
 import codecs
 import collections
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -119,9 +120,7 @@ class _Reader:
         self.line_count = 0
         self.lock = ""
         self.package: Optional[project_file.OwnPackage] = None
-        #: What `own_project` returned, once a line asked for the repository.
-        self.own: Optional[tuple[Optional[project_file.OwnPackage], dict[str, tuple[str, ...]]]] = None
-        #: Which of its lists were taken: each extra, and "" for its dependencies.
+        #: The extras of the repository whose dependencies are in `lines`; "" for those without an extra.
         self.own_lists: set[str] = set()
 
     def inside(self, path: str, where: str, subject: str) -> str:
@@ -217,9 +216,7 @@ class _Reader:
 
     def own_package(self, extras: str) -> bool:
         """Take the repository as a package, with its dependencies; False if it has to be built."""
-        if self.own is None:
-            self.own = self.own_project()
-        package, lists = self.own
+        package, lists = self.own_project
         names = ["", *(name.strip() for name in extras.split(",") if name.strip())]
         if package is None or not set(names) <= set(lists):
             return False
@@ -232,8 +229,9 @@ class _Reader:
                 self.dependencies(PROJECT, lists[name])
         return True
 
+    @functools.cached_property
     def own_project(self) -> tuple[Optional[project_file.OwnPackage], dict[str, tuple[str, ...]]]:
-        """Return the repository as a package, with its dependencies ("") and those of each extra."""
+        """The repository as a package, with its dependencies ("") and those of each extra."""
         try:
             text = regular_file.read(
                 self.root / PROJECT, MOST_PROJECT_BYTES, within=os.path.realpath(self.root)
@@ -426,14 +424,16 @@ def parse(root: Path, model: str) -> Requirements:
                 for path in (f"{model}/{name}", name)
                 if os.path.lexists(reader.root / path)
             ]
+    problems = [shortened(problem) for problem in reader.problems[:MOST_PROBLEMS]]
+    if len(reader.problems) > MOST_PROBLEMS:
+        problems.append("there are more problems; mend these first")
     return Requirements(
-        tuple(reader.files),
-        tuple(dict.fromkeys(reader.paths)),
-        tuple(dict.fromkeys(reader.lines)),
-        tuple(dict.fromkeys(reader.constraints)),
-        tuple(reader.options),
-        tuple(shortened(problem) for problem in reader.problems[:MOST_PROBLEMS])
-        + (("there are more problems; mend these first",) if len(reader.problems) > MOST_PROBLEMS else ()),
-        reader.lock,
-        reader.package,
+        files=tuple(reader.files),
+        paths=tuple(dict.fromkeys(reader.paths)),
+        lines=tuple(dict.fromkeys(reader.lines)),
+        constraints=tuple(dict.fromkeys(reader.constraints)),
+        options=tuple(reader.options),
+        problems=tuple(problems),
+        lock=reader.lock,
+        package=reader.package,
     )
