@@ -36,7 +36,7 @@ MOST_NAMED = 5
 
 @dataclasses.dataclass(frozen=True)
 class _Group:
-    """A new file, or a folder (with a slash) that holds nothing but new files."""
+    """A new file, or a folder (with a slash): one of new files alone, or one with too many to list."""
 
     path: bytes
     files: int
@@ -94,12 +94,12 @@ class Elsewhere:
         }
 
     def _walk(self, folder: int, parent: bytes, depth: int) -> Generator[Artefact, None, bool]:
-        """Yield the new files below an open folder; return whether it has other files, too."""
+        """Yield the new files below an open folder; return whether it also has other files."""
         first = len(self._groups)
         has_others = has_many = False
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not self._goes_on():
+                if not self._count_entry():
                     return True
                 name = os.fsencode(entry.name)
                 path = parent + name
@@ -139,14 +139,16 @@ class Elsewhere:
             os.close(folder)
 
     def _merge(self, first: int, parent: bytes) -> None:
+        """Replace the groups from an index on by one for the folder that they are in."""
         groups = self._groups[first:]
         if groups:
             total = _Group(
-                parent or b"./", sum(each.files for each in groups), sum(each.bytes for each in groups)
+                parent or b"./", sum(group.files for group in groups), sum(group.bytes for group in groups)
             )
             self._groups[first:] = [total]
 
-    def _goes_on(self) -> bool:
+    def _count_entry(self) -> bool:
+        """Count one more entry; return whether the search is still within its bounds."""
         self._check()
         self._entries += 1
         if self._deadline is None or (self._entries <= MOST_ENTRIES and time.monotonic() <= self._deadline):
@@ -163,10 +165,12 @@ def describe(summary: dict[str, Any]) -> str:
     """Return the files of a summary for a sentence: a few names with sizes."""
     places = summary["places"]
     names = [_place(place) for place in places[:MOST_NAMED]]
-    rest = len(places[MOST_NAMED:]) + summary["more_places"]
-    if rest or not summary["is_complete"]:
-        names.append(f"{rest or ''} more".strip())
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+    unnamed = len(places[MOST_NAMED:]) + summary["more_places"]
+    if unnamed:
+        names.append(f"{unnamed} more")
+    elif not summary["is_complete"]:
+        names.append("more")
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def _place(place: dict[str, Any]) -> str:
