@@ -91,7 +91,7 @@ def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> Exit
 def show_logs(
     hosts: Sequence[RemoteHost], job: str, until_end: bool, patience: float, console: Console
 ) -> ExitCode:
-    """Write the job's log so far, raw, with nothing added; with `keep_on` until the job ends."""
+    """Write the job's log so far, raw, with nothing added; with `until_end` until the job ends."""
     located = find_jobs.find_job(hosts, job).require_started()
     if until_end:
         following.follow(located.host, located.id, Quiet(console), patience=patience)
@@ -200,12 +200,12 @@ def fetch(
     if result.get("unpacked"):
         try:
             result = fetching.pack(located.host, located.id, most, console, patience)
-        except (BadInput, NotReady) as refused:
-            # Without what the model wrote elsewhere, the archive is complete and there.
+        except (BadInput, NotReady) as failure:
+            # An archive that is there lacks only what the model wrote elsewhere: it is fetched without that.
             if not result.get("archive"):
                 raise
-            words = "; ".join(filter(None, (refused.reason, refused.hint)))
-            console.event("message", level="warning", text=words)
+            warning = "; ".join(filter(None, (failure.reason, failure.hint)))
+            console.event("message", level="warning", text=warning)
         else:
             steps.report_unpacked(located.host, located.id, result, console)
     archive = result.get("archive")

@@ -245,7 +245,7 @@ def required_pythons(top: Path) -> tuple[str, ...]:
         if value and value[1] == _PYTHON_SECTIONS[section]:
             clauses = [_PYTHON_CLAUSE.match(clause) for clause in value[2].split(",") if clause.strip()]
             fitting = tuple(
-                one for one in PYTHONS if all(clause and _fits(one, clause) for clause in clauses)
+                version for version in PYTHONS if all(clause and _fits(version, clause) for clause in clauses)
             )
             return fitting if fitting != PYTHONS else ()
     return ()

@@ -27,18 +27,18 @@ CALL_TIMEOUT_S = 60
 class UnseenPath(NotReady):
     """The engine cannot mount a path of this process, for which its files are those of another machine."""
 
-    def __init__(self, what: str, more_hint: str = "") -> None:
+    def __init__(self, subject: str, more_hint: str = "") -> None:
         hint = (
             "where this program runs in a container with the socket of its host, "
             "mount it from the host at the same path"
         )
-        super().__init__(f"the Docker engine does not see {what}", hint + more_hint)
+        super().__init__(f"the Docker engine does not see {subject}", hint + more_hint)
 
 
 def unseen_path(error: Any) -> Optional[UnseenPath]:
     """Return the failure for the engine's refusal to mount a path, None for another refusal."""
-    found = re.search(r"bind source path does not exist: (/.*)", str(error.explanation or error))
-    return UnseenPath(found[1].strip()) if found else None
+    match = re.search(r"bind source path does not exist: (/.*)", str(error.explanation or error))
+    return UnseenPath(match[1].strip()) if match else None
 
 
 def connect(timeout: Optional[int] = CALL_TIMEOUT_S) -> Any:

@@ -37,7 +37,7 @@ REFUSALS = (
     "denied:",
     "authentication required",
 )
-STATE_DIR = ", or choose a folder that is, with the setting state_dir"
+STATE_DIR_HINT = ", or choose a folder that is, with the setting state_dir"
 NO_SHELL = f"choose an image with a shell and Python: {show_option('image')}"
 OLD_PYTHON = f"choose an image with Python 3.8 or newer: {show_option('image')}"
 #: Docker's names for the architectures that `uname -m` prints.
@@ -251,7 +251,7 @@ def require_visible_state_folder(context: Context, identity: str) -> None:
         try:
             engine.remove(helper.create_helper(context, check))
         except engine.UnseenPath as error:
-            raise engine.UnseenPath(f"the state folder {context.store.root}", STATE_DIR) from error
+            raise engine.UnseenPath(f"the state folder {context.store.root}", STATE_DIR_HINT) from error
 
 
 def _run_probe(context: Context, identity: str, reference: str, source: str) -> dict[str, Any]:

@@ -56,9 +56,9 @@ def disk_usage(job: Job, account: Account) -> int:
 
 def remove_folder(job: Job, account: Account) -> None:
     """Remove a job's folder, whichever account owns it; the caller ensures that it is not in use."""
-    if not job.is_foreign:
-        workspace_copy.stop(job)
-        file_trees.remove(account, job.workspace, job.checkpoints, job.home)
-        file_trees.remove(None, job.dir)
+    if job.is_foreign:
+        file_trees.remove(account, job.dir)
         return
-    file_trees.remove(account, job.dir)
+    workspace_copy.stop(job)
+    file_trees.remove(account, job.workspace, job.checkpoints, job.home)
+    file_trees.remove(None, job.dir)

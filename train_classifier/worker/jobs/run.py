@@ -157,8 +157,8 @@ def build_environment(run: JobRun) -> None:
         else:
             take_usual_image(run, error)
         run.environment = prepare()
-    tell = run.context.note if run.environment.files else run.say
-    tell(environment.description(run.environment, run.image))
+    report = run.context.note if run.environment.files else run.say
+    report(environment.description(run.environment, run.image))
     results.record_facts(
         run.job,
         environment={

@@ -2,7 +2,7 @@
 
 `CAUSES` is the table; docs/troubleshooting.md is checked against it. To add a cause, add an entry: a test
 looks for the cause in its example. The output is untrusted: only its end is read, and a hint has only fixed
-sentences, of names from `debian_names`, and of names of a checked form.
+sentences, names from `debian_names`, and names of a checked form.
 """
 
 import dataclasses

@@ -46,9 +46,9 @@ def find_launcher(caller: Account) -> str:
 
 
 def launch(folder: Path, spec: JobSpec, caller: Account, kind: str) -> dict[str, Any]:
-    """Start the worker of the submitted job in `folder` by a `find_launcher`; return it, and `unit` or `pid`.
+    """Start the worker of the submitted job in `folder`; return `launcher`, and `unit` or `pid`.
 
-    Raises NotReady.
+    `kind` is the answer of `find_launcher`. Raises NotReady.
     """
     if kind == "setsid":
         return {"launcher": kind, "pid": _setsid(folder, caller)}
