@@ -76,8 +76,7 @@ def pack(
         }
         answer = write_archive(job, account, request, cause.to_dict() if cause else None, check)
     except TooLarge as error:
-        subject = "the results hold" if elsewhere_too or spec.artefacts else "artefacts/ holds"
-        return _too_large(job, limit, error, cause, subject)
+        return _too_large(job, limit, error, cause, is_artefacts=not (elsewhere_too or spec.artefacts))
     except Cancelled as error:
         hint = f"artefacts/ stays on the host: train-classifier fetch {job.id} packs it"
         error.hint = f"{error.hint}; {hint}" if error.hint else hint
@@ -161,15 +160,15 @@ def _unpacked(why: str, reason: str, hint: Optional[str], **more: Any) -> dict[s
 
 
 def _too_large(
-    job: Job, limit: int, excess: TooLarge, cause: Optional[TrainClassifierError], subject: str
+    job: Job, limit: int, excess: TooLarge, cause: Optional[TrainClassifierError], is_artefacts: bool
 ) -> PackResult:
+    """Return the answer and the error for results over the limit, which may be artefacts/ alone."""
     real, apparent = excess.real, excess.apparent
-    stays = "they stay" if subject.endswith("hold") else "it stays"
+    hold, stay = ("artefacts/ holds", "it stays") if is_artefacts else ("the results hold", "they stay")
     size = max(real, -(-apparent // HOLES))
     holes = f" ({show_bytes(apparent)} with its holes)" if apparent > 2 * real else ""
     error = NothingDelivered(
-        f"{subject} {show_bytes(real)}{holes}, more than the limit of {show_bytes(limit)}: "
-        f"{stays} on the host",
+        f"{hold} {show_bytes(real)}{holes}, more than the limit of {show_bytes(limit)}: {stay} on the host",
         f"to pack it: train-classifier fetch {job.id} --max-size {-(-size // (1 << 20))}MiB; the limit of a "
         f"job is {show_option('artefacts_max')}",
     )
@@ -195,7 +194,10 @@ def earlier_packing(job: Job, spec: JobSpec) -> Optional[PackResult]:
 def _judge(
     job: Job, spec: JobSpec, answer: dict[str, Any], cause: Optional[TrainClassifierError]
 ) -> PackResult:
-    """Return the packer's answer, with `unpacked` for files elsewhere, and the error that ended the job."""
+    """Return the packer's answer, with `unpacked` for files elsewhere, and the error that ended the job.
+
+    A file elsewhere is listed only where `cause` is None, so `error` is then the one that is made here.
+    """
     error = cause
     if cause is None and not answer["new"] and not spec.allow_empty:
         error = NothingDelivered(
@@ -205,14 +207,14 @@ def _judge(
         )
     if not answer.get("elsewhere"):
         return answer, error
-    wrote = elsewhere.describe(answer["elsewhere"])
-    reason = f"the model also wrote {wrote} outside artefacts/"
+    files = elsewhere.describe(answer["elsewhere"])
+    reason = f"the model also wrote {files} outside artefacts/"
     hint = (
-        f"train-classifier fetch {job.id} brings that; {show_option('artefacts')} names folders that "
+        f"train-classifier fetch {job.id} gets these files; {show_option('artefacts')} names folders that "
         "always count as results"
     )
     if error is not None:
-        reason = f"{error.reason}; it wrote {wrote} elsewhere"
+        reason = f"{error.reason}; it wrote {files} elsewhere"
         error = NothingDelivered(reason, hint)
     return {**answer, **_unpacked("elsewhere", reason, hint, **answer["elsewhere"])}, error
 

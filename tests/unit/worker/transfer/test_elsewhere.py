@@ -169,7 +169,8 @@ def test_reason_names_the_files_and_the_way_to_them(job: Path, allow_empty: bool
     unpacked = answer["unpacked"]
     assert unpacked["why"] == "elsewhere" and "outputs/model.h5 (2.0 KiB)" in unpacked["reason"]
     assert (
-        f"train-classifier fetch {job.name} brings" in unpacked["hint"] and "--artefacts" in unpacked["hint"]
+        f"train-classifier fetch {job.name} gets these files" in unpacked["hint"]
+        and "--artefacts" in unpacked["hint"]
     )
     if writes or allow_empty:
         assert error is None
