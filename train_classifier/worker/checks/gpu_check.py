@@ -16,7 +16,7 @@ from train_classifier.worker.gpus.devices import Discovery
 from train_classifier.worker.system.host import Host
 
 DRIVER_ROLE = "run the role nvidia_driver on this host"
-#: Errors of the card, not of a program (shared facts; NVIDIA, XID errors).
+#: Errors of the card, not of a program (NVIDIA, XID errors).
 CARD_FAULTS = {
     48: "uncorrectable memory error",
     63: "memory rows remapped",

@@ -21,7 +21,7 @@ from train_classifier.worker.containers.helper import Helper
 from train_classifier.worker.state.files import read_json, write_json
 from train_classifier.worker.system.host import Host
 
-#: 2.17.0-gpu is the last that is known to find the GPU as shipped (shared facts, TensorFlow images).
+#: 2.17.0-gpu is the last that is known to find the GPU as shipped.
 DEFAULT_GPU = "tensorflow/tensorflow:2.17.0-gpu"
 DEFAULT_CPU = "tensorflow/tensorflow:2.17.0"
 PROBE_TIMEOUT_S = 120.0

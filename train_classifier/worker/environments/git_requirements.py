@@ -87,7 +87,8 @@ def _check(file: str, pairs: list[tuple[str, str]]) -> None:
     """Raise BadInput for addresses and revisions that are not passed to git."""
     if len(pairs) > MOST_REPOSITORIES:
         raise BadInput(
-            f"{file} names {len(pairs)} git repositories without a commit, more than {MOST_REPOSITORIES}"
+            f"{file} names {len(pairs)} git repositories without a commit, more than {MOST_REPOSITORIES}: "
+            "write commits behind the @ of the others"
         )
     for repository, revision in pairs:
         if len(repository) + len(revision) > MOST_LETTERS:
