@@ -88,6 +88,11 @@ class Image:
         major, minor = self.python_version.split(".")[:2]
         return int(major), int(minor)
 
+    @property
+    def short_version(self) -> str:
+        """Return major and minor version of the image's Python as text, such as 3.11."""
+        return "%d.%d" % self.version
+
 
 def reference_for(host: Host, spec: JobSpec, with_gpu: bool) -> str:
     """Return the reference a job gets: its own, the host's, else the pinned default. Raises BadInput."""

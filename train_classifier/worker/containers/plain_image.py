@@ -17,7 +17,7 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
     `image.resolve` does, and NoEnvironment for a `python` that cannot be had.
     """
     usual = image.resolve(context, spec, with_gpu)
-    own = "%d.%d" % usual.version
+    own = usual.short_version
     pythons = (spec.python,) if spec.python else spec.required_pythons
     if not pythons or own in pythons:
         return usual
@@ -43,7 +43,7 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
 
 def _plain(context: Context, spec: JobSpec, version: str) -> Image:
     plain = image.resolve(context, spec, False)
-    if "%d.%d" % plain.version != version:
+    if plain.short_version != version:
         raise NoEnvironment(
             f"image {plain.reference} has Python {plain.python_version}, not {version}",
             "correct `images` in host.json",

@@ -151,7 +151,7 @@ def _build_or_ask(
     except NotInstallable as error:
         if plan.lock:
             raise
-        own = "%d.%d" % image.version
+        own = image.short_version
         fitting = fitting_pythons(context, image, plan, wish.repository)
         if not fitting or own in fitting:
             raise

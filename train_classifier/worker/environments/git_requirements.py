@@ -16,11 +16,9 @@ from train_classifier.core.text import clean, printable, short
 from train_classifier.worker.containers import answer, helper
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
-from train_classifier.worker.environments.environment_build import program_text
+from train_classifier.worker.environments.environment_build import CA, program_text
 
 PURPOSE = "looking up the commits of git repositories"
-#: Where a container finds the host's CA bundle.
-CA = "/train-classifier/ca.pem"
 #: The address of a repository in a requirement, up to its fragment.
 _ADDRESS = re.compile(r"(?:\A|@)\s*(git\+(?:https?|ssh)://[^\s#]+)")
 _COMMIT = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")
