@@ -125,7 +125,7 @@ def read(text: str) -> Project:
     table: tuple[str, ...] = ()
     dependencies: tuple[str, ...] = ()
     settings: dict[str, None] = {}
-    own: dict[tuple[str, ...], list[str]] = {}
+    package_fields: dict[tuple[str, ...], list[str]] = {}
     is_plain = True
     for statement in _statements(text):
         value: list[str] = []
@@ -141,19 +141,19 @@ def read(text: str) -> Project:
             if path == ("project", "dependencies"):
                 dependencies = tuple(_list(value))
             elif path[:1] in (("project",), ("build-system",)):
-                own[path] = value
+                package_fields[path] = value
             is_plain = is_plain and _is_plain(path, value)
         if path[:2] == ("tool", "uv") and path[2:] and path[2] in _UV_SETTINGS:
             settings[path[2]] = None
     project = Project(dependencies, tuple(settings))
-    return _with_own(project, own) if is_plain and not settings else project
+    return _with_package(project, package_fields) if is_plain and not settings else project
 
 
-def _with_own(project: Project, own: dict[tuple[str, ...], list[str]]) -> Project:
-    """Return the project with what it says of its own package; without it if that cannot be read."""
+def _with_package(project: Project, fields: dict[tuple[str, ...], list[str]]) -> Project:
+    """Return the project with the fields of its own package; as it is if one of them cannot be read."""
     try:
         texts = {
-            key: _text(own[path][0]) if path in own else ""
+            key: _text(fields[path][0]) if path in fields else ""
             for key, path in (
                 ("name", ("project", "name")),
                 ("version", ("project", "version")),
@@ -162,10 +162,10 @@ def _with_own(project: Project, own: dict[tuple[str, ...], list[str]]) -> Projec
         }
         extras = {
             path[2]: tuple(_list(value))
-            for path, value in own.items()
+            for path, value in fields.items()
             if path[:2] == ("project", "optional-dependencies") and len(path) == 3
         }
-        dynamic = tuple(_list(own[("project", "dynamic")])) if ("project", "dynamic") in own else ()
+        dynamic = tuple(_list(fields.get(("project", "dynamic"), ["[", "]"])))
     except (ValueError, IndexError):
         return project
     return dataclasses.replace(
@@ -175,7 +175,7 @@ def _with_own(project: Project, own: dict[tuple[str, ...], list[str]]) -> Projec
         dynamic=dynamic,
         extras=extras,
         is_plain=(texts["back end"] or _BACK_ENDS[0]) in _BACK_ENDS
-        and ("project", "optional-dependencies") not in own,
+        and ("project", "optional-dependencies") not in fields,
     )
 
 

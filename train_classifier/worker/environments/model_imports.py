@@ -18,11 +18,11 @@ def top_modules(workspace: Path, model: str) -> set[str]:
     """Return the top-level names that the model imports, itself or by other code of the repository."""
     root = os.path.realpath(workspace)
     names: set[str] = set()
-    waiting, seen = [name for name in [model] if _is_code(root, name)], set()
+    waiting, visited = [name for name in [model] if _is_code(root, name)], set()
     budget = MOST_ENTRIES
     while waiting:
         name = waiting.pop()
-        seen.add(name)
+        visited.add(name)
         for path in _files(os.path.join(root, name)):
             budget -= 1
             imported = _imports(path, root)
@@ -30,7 +30,9 @@ def top_modules(workspace: Path, model: str) -> set[str]:
                 return names
             names |= imported
             waiting += [
-                new for new in imported if new not in seen and new not in waiting and _is_code(root, new)
+                module
+                for module in imported
+                if module not in visited and module not in waiting and _is_code(root, module)
             ]
     return names
 
