@@ -63,7 +63,7 @@ def addresses(lines: Iterable[str]) -> list[str]:
 
 def without_login(text: str) -> str:
     """Return text without the logins in its addresses."""
-    return re.sub(r"://[^/\s@]*@", "://", text)
+    return re.sub(r"://[^/\s]*@", "://", text)
 
 
 def _split(address: str) -> tuple[str, str]:

@@ -134,12 +134,14 @@ def test_addresses_that_git_is_not_asked_are_refused(lines: tuple[str, ...], pro
         ([], "cannot be read"),
         ({"failed": 7}, "cannot be read"),
         ({"failed": 0, "git": False}, "image:1 has no git"),
-        ({"failed": 0, "reason": "fatal: https://me:word@h/a: 403"}, r"repository git\+https://h/a of"),
+        ({"failed": 0, "reason": "fatal: https://me:pass@word@h/a: 403"}, r"repository git\+https://h/a of"),
         ({"failed": 0, "reason": "it has no branch or tag 'x'"}, "no branch or tag 'x'"),
     ],
 )
 def test_answer_of_the_container_is_untrusted(result: Any, sentence: str) -> None:
     output = answer.MARK + json.dumps(result).encode()
+    # A password may hold an @: the last one ends the login.
+    pairs = [("git+https://me:pass@word@h/a", "x")]
     with pytest.raises(NoEnvironment, match=sentence) as raised:
-        git_requirements._commits(Image(), "requirements.txt", [("git+https://me:word@h/a", "x")], 0, output)  # type: ignore[arg-type]
+        git_requirements._commits(Image(), "requirements.txt", pairs, 0, output)  # type: ignore[arg-type]
     assert "word" not in str(raised.value.to_dict())
