@@ -132,6 +132,7 @@ def test_python_that_the_requirements_need_is_taken(
             (plain_reference, {}),
             (plain_reference, {"image": site.base}),
             (plain_reference, {"environment_kind": "image"}),
+            (plain_reference, {"required_pythons": ("3.10", "3.11")}),
             ("train-classifier/missing:1", {}),
         ):
             run.host = dataclasses.replace(

@@ -107,6 +107,11 @@ class Requirements:
         return REQUIREMENTS if file.endswith(f"/{REQUIREMENTS}") else file
 
 
+def place_to_edit(file: str) -> str:
+    """Return where people change what a file requires: uv makes its lock from the project's file."""
+    return "pyproject.toml, then run uv lock" if file.endswith("uv.lock") else file
+
+
 class _Reader:
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -1,6 +1,7 @@
 """A plain image of a version of Python, for a repository that does not run with the image's."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.job import JobSpec
@@ -27,7 +28,7 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
             raise NoEnvironment(required, f'choose an image with that Python, or set python = "{own}"')
         context.note(f"{required}, which is taken as asked")
         return usual
-    nearest = min(pythons, key=lambda version: abs(int(version.partition(".")[2]) - usual.version[1]))
+    nearest = nearest_python(pythons, usual)
     reference = context.host.images.get(f"python{nearest}") or f"python:{nearest}-slim"
     context.note(f"{required}: taking image {reference}")
     try:
@@ -39,6 +40,11 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
             raise NoEnvironment(error.reason, hint, error.detail) from error
         context.note(f"{error.reason}: image {usual.reference} is taken, with Python {own}")
         return usual
+
+
+def nearest_python(pythons: Sequence[str], usual: Image) -> str:
+    """Return the version of Python that is nearest to an image's."""
+    return min(pythons, key=lambda version: abs(int(version.partition(".")[2]) - usual.version[1]))
 
 
 def _plain(context: Context, spec: JobSpec, version: str) -> Image:

@@ -5,6 +5,7 @@ from typing import NoReturn, Optional
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.options import show_option
+from train_classifier.core.requirements_file import place_to_edit
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 from train_classifier.worker.system import debian_names, failure_causes
@@ -70,7 +71,7 @@ def explain(
     if unknown and not set(unknown) & set(image.packages):
         raise NoEnvironment(
             f"requirement {', '.join(dict.fromkeys(unknown))} is not in the package index ({plan.file})",
-            f"correct the name in {plan.file}",
+            f"correct the name in {place_to_edit(plan.file)}",
             detail,
         )
     if re.search(r"[Gg]it executable not found", sentence):
@@ -90,9 +91,11 @@ def explain(
     module = re.search(r"ModuleNotFoundError: No module named '([A-Za-z0-9_]{1,100})[.']", sentence)
     if module:
         name = debian_names.distribution(module[1])
+        line = "the line " if plan.file.endswith(".txt") else ""
+        package = f"{line}{name}" if name else "the Python package that has it"
         raise NotInstallable(
             f"{plan.file} cannot be installed: the build of a package imports {module[1]}, which is missing",
-            f"add the {f'line {name}' if name else 'Python package that has it'} to {plan.file}",
+            f"add {package} to {place_to_edit(plan.file)}",
             detail,
         )
     first = lines[start] if lines else f"exit status {status}"
@@ -108,7 +111,7 @@ def _explain_conflict(image: Image, plan: EnvironmentPlan, sentence: str, detail
     if not clashing:
         raise NoCommonSolution(
             f"{plan.file} has no solution",
-            f"change the versions in {plan.file} that the message of uv names",
+            f"change the versions that the message of uv names in {place_to_edit(plan.file)}",
             detail,
             "has no solution over the image",
         )

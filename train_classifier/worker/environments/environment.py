@@ -9,6 +9,7 @@ from train_classifier.core.options import show_option
 from train_classifier.core.requirements_file import Requirements
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
+from train_classifier.worker.containers.plain_image import nearest_python
 from train_classifier.worker.environments import environment_plan, git_requirements
 from train_classifier.worker.environments.build_failures import (
     NoCommonSolution,
@@ -155,9 +156,10 @@ def _build_or_ask(
         fitting = fitting_pythons(context, image, plan, wish.repository)
         if not fitting or own in fitting:
             raise
+        version = nearest_python(fitting, image)
         raise PythonConflict(
             f"{plan.file} needs Python {python_span(fitting)}; image {image.reference} has Python {own}",
-            f'set python = "{fitting[-1]}" in train-classifier.toml, or give {show_option("python")}',
+            f'set python = "{version}" in train-classifier.toml, or give {show_option("python")}',
             error.detail,
             fitting,
         ) from error

@@ -48,7 +48,9 @@ def digest_of_paths(root: Path, paths: tuple[str, ...]) -> str:
         if os.path.isdir(top):
             for folder, folders, names in os.walk(top):
                 folders[:] = sorted(name for name in folders if name not in ("__pycache__", ".git"))
-                for name in sorted(names):
+                # A linked folder stands among the folders and is not entered.
+                links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+                for name in sorted(names + links):
                     path = os.path.join(folder, name)
                     add(os.fsencode(os.path.relpath(path, top)))
                     add_file(path)

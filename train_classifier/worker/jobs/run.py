@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core import locks
-from train_classifier.core.errors import NoEnvironment, NotReady, TrainClassifierError, TrainingFailed
+from train_classifier.core.errors import NoEnvironment, TrainClassifierError, TrainingFailed
 from train_classifier.worker.containers import engine, package_layers, plain_image
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.environments import environment
@@ -133,8 +133,13 @@ def take_fitting_python(run: JobRun, error: PythonConflict) -> None:
     spec = run.spec
     if spec.python or spec.image or spec.environment_kind != environment.AUTO:
         raise error
+    # Of what the requirements can have, what the repository says that it runs with.
+    allowed = spec.required_pythons or error.pythons
+    pythons = tuple(version for version in error.pythons if version in allowed)
+    if not pythons:
+        raise error
     run.context.note(f"{error.reason} (to skip this search: {error.hint})")
-    run.spec = dataclasses.replace(spec, required_pythons=error.pythons)
+    run.spec = dataclasses.replace(spec, required_pythons=pythons)
     find_image(run)
     if not run.image.plain:
         raise error
@@ -151,7 +156,7 @@ def build_environment(run: JobRun) -> None:
 
     try:
         run.environment = prepare()
-    except (NoEnvironment, NotReady) as error:
+    except NoEnvironment as error:
         if isinstance(error, PythonConflict) and not run.image.plain:
             take_fitting_python(run, error)
         else:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Callable, Optional
 
+from train_classifier.core import requirements_file
 from train_classifier.core.options import show_option
 from train_classifier.core.text import show_bytes, without_escapes
 from train_classifier.worker.system import debian_names
@@ -71,6 +72,11 @@ class Circumstances:
     def packages_file(self) -> str:
         """Return the file that names the model's Debian packages."""
         return f"{self.model}/apt-pkgs.txt"
+
+    @property
+    def place_to_edit(self) -> str:
+        """Return where a Python package is added."""
+        return requirements_file.place_to_edit(self.requirements_file)
 
     @property
     def requirements_file(self) -> str:
@@ -233,13 +239,14 @@ def _module(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, s
     if listed:
         return reason, (
             f"requirements.txt at the top of the repository names {listed}, but only {job.requirements_file} "
-            "is installed: copy the line"
+            f"is installed: copy the line to {job.place_to_edit}"
         )
     if distribution is None and top in debian_names.STANDARD_MODULES:
         return reason, _add_package(debian_names.STANDARD_MODULES[top], job)
     if distribution is None:
-        return reason, f"add the Python package that has it to {job.requirements_file}"
-    return reason, f"add the line {distribution} to {job.requirements_file}"
+        return reason, f"add the Python package that has it to {job.place_to_edit}"
+    line = "the line " if job.place_to_edit.endswith(".txt") else ""
+    return reason, f"add {line}{distribution} to {job.place_to_edit}"
 
 
 def _listed(requirements: str, names: set[str]) -> Optional[str]:

@@ -10,6 +10,7 @@ import pytest
 from train_classifier.core.errors import TrainingFailed
 from train_classifier.core.job import JobSpec, Repository
 from train_classifier.worker.jobs import failed_training
+from train_classifier.worker.state import results
 from train_classifier.worker.state.store import Job
 
 
@@ -33,6 +34,16 @@ def test_cause_stands_in_reason_and_hint(job: Job) -> None:
     error = error_of(job, "x" * 200_000 + "\nModuleNotFoundError: No module named 'yaml'\n")
     assert error.reason == "the model ended with exit status 1: the Python module yaml is missing"
     assert error.hint == "add the line pyyaml to probe/requirements.txt"
+
+
+def test_hint_names_the_file_that_people_edit(job: Job) -> None:
+    log = "ModuleNotFoundError: No module named 'yaml'\n"
+    for file, hint in (
+        ("pyproject.toml", "add pyyaml to pyproject.toml"),
+        ("uv.lock", "add pyyaml to pyproject.toml, then run uv lock"),
+    ):
+        results.record_facts(job, environment={"files": [file]})
+        assert error_of(job, log).hint == hint
 
 
 def test_unknown_end_keeps_reason_and_hint(job: Job) -> None:
