@@ -13,6 +13,7 @@ from pathlib import Path
 
 import docker
 import pytest
+from docker.types import Mount
 from index_server import Index, serve, wheel
 from worker_site import Site, build_in_two_processes, numpy_image, site, tmp_path, uv
 
@@ -166,6 +167,9 @@ def test_requirements_of_the_repository_itself_are_not_installed(site: Site) -> 
     (site.workspace / "limits.txt").write_text("idna==2.10\n")
     environment = site.prepare(".\nidna\n-c ../limits.txt\n")
     assert {"shapes==1", "idna==2.10"} <= set(environment.packages)
+    # A job imports the repository from its own copy.
+    workspace = Mount("/workspace", str(site.workspace), "bind", read_only=True)
+    environment = dataclasses.replace(environment, mounts=(*environment.mounts, workspace))
     assert site.run(site.find(), environment, "import shapes; print(shapes.corners)") == "3\n"
 
 
