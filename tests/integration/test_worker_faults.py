@@ -1,6 +1,7 @@
 """Nothing is lost when things break at a job's end: kills between its last steps, full disks, an engine that stays away."""
 
 import dataclasses
+import json
 import subprocess
 import time
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_job_is_lost_and_delivered_when_engine_stays_away(host: Machine, tmp_pat
             engine.stop()
             away.until_finished(job, timeout=240)
         result = away.stored_result(job)
-        assert (result["outcome"], result["exit_code"]) == ("lost", 10), result
+        assert (result["outcome"], result["exit_code"]) == ("lost", 10), json.dumps(result)
         assert "engine went away" in result["reason"]
         assert "artefacts/weights" in away.names(job) and away.log(job) == b"up\n"
         # The container cannot be removed yet, and reading changes nothing.
