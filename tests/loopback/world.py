@@ -192,12 +192,12 @@ PATIENCE_S = 240.0
 
 
 def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE_S) -> Any:
-    """Return what `condition` returns once it is not None; fail after `timeout` seconds, or PATIENCE_S if that is more."""
+    """Return what `condition` returns once that is true; fail after `timeout` seconds, or PATIENCE_S if that is more."""
     timeout = max(timeout, PATIENCE_S)
     end = time.monotonic() + timeout
     while (started := time.monotonic()) < end:
         value = condition()
-        if value is not None:
+        if value:
             return value
         # An expensive condition is checked less often: the process it waits for needs the machine, too.
         time.sleep(max(0.05, 2 * (time.monotonic() - started)))

@@ -46,7 +46,7 @@ class Running(threading.Thread):
         self.failure: Optional[TrainClassifierError] = None
 
     def begin(self) -> None:
-        """Start the container. Raises what `explain` returns."""
+        """Start the container. Raises what `explain` returns, and Lost."""
         import docker.errors
 
         try:
@@ -55,7 +55,13 @@ class Running(threading.Thread):
             raise Lost("the job's container was removed by somebody before it started") from error
         except docker.errors.APIError as error:
             raise explain(error) from error
-        engine.retry(self.container.reload)
+        try:
+            engine.retry(self.container.reload)
+        except Exception as error:
+            # The model runs already: the job is lost, as when the engine goes away later.
+            if not engine.is_outage(error):
+                raise
+            raise Lost("the container engine went away", detail=str(error)) from error
         self.group = ControlGroup(int(self.container.attrs["State"].get("Pid") or 0))
         self.start()
 
