@@ -158,8 +158,8 @@ def test_what_files_ask_for_stops_no_job(site: Site) -> None:
         site.host, images={"cpu": site.base, "python3.8": "train-classifier/missing:1"}
     )
     for settings in ({}, {"image": site.base}, {"environment_kind": "image"}):
-        found = resolve(site, required_pythons=("3.8",), **settings)
-        assert (found.reference, found.plain) == (site.base, False)
+        usual = resolve(site, required_pythons=("3.8",), **settings)
+        assert (usual.reference, usual.plain) == (site.base, False)
     for settings in ({}, {"image": site.base}, {"environment_kind": "image"}):
         with pytest.raises(NoEnvironment) as raised:
             resolve(site, python="3.8", required_pythons=("3.11",), **settings)

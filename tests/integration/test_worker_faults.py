@@ -219,9 +219,12 @@ def test_engine_that_does_not_see_the_state_folder_is_named() -> None:
             docker("cp", str(host.program.parent), f"{container}:{host.state}")
             inside = InContainer(host.root, "root", host.settings, container=container)
             sentence = f"the Docker engine does not see the state folder {host.state}"
-            found = {check["name"]: check for check in inside.call("check", gpus=0, deep=True)["checks"]}
-            assert found["state-in-container"]["message"] == sentence, found
-            assert (found["state-in-container"]["status"], found["state-in-container"]["code"]) == ("fail", 3)
+            checks = {check["name"]: check for check in inside.call("check", gpus=0, deep=True)["checks"]}
+            assert checks["state-in-container"]["message"] == sentence, checks
+            assert (checks["state-in-container"]["status"], checks["state-in-container"]["code"]) == (
+                "fail",
+                3,
+            )
 
             spec = inside.spec()
             inside.call("prepare", spec=spec, files=packed([b"model/__main__.py"]))
