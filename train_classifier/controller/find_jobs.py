@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from train_classifier.controller.transport import RemoteHost, kill_running_calls
-from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
+from train_classifier.core.errors import AmbiguousId, BadInput, NotReady, TrainClassifierError
 from train_classifier.core.job import JOB_ID, STATES
 
 T = TypeVar("T")
@@ -103,7 +103,7 @@ def find_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
                 # The newest job may be on a host that did not answer.
                 error.hint = _hint_with_another_host(error.hint, hosts, host)
                 raise error
-            if " is ambiguous: " in error.reason:
+            if isinstance(error, AmbiguousId):
                 raise BadInput(f"{host.name}: {error.reason}", hint=error.hint)
     if job == "last" and matches:
         return max(matches, key=lambda match: match.id)

@@ -17,6 +17,7 @@ from train_classifier.controller.events import Reporter, phase
 from train_classifier.controller.transport import RemoteHost, Unreachable
 from train_classifier.core.errors import (
     BadInput,
+    JobLocked,
     NothingDelivered,
     NotReady,
     OutOfTouch,
@@ -163,9 +164,9 @@ def push(host: RemoteHost, order: Order, report: Reporter) -> None:
                 host.call(_prepare_request(order), timeout=_copy_timeout(order))
             try:
                 host.push(Path(order.tree), names, spec.id, report_progress)
-            except NotReady as error:
-                if tries > 1 and not isinstance(error, Unreachable) and "being pushed" in error.reason:
-                    # A process of the lost connection still holds the mirror's lock.
+            except JobLocked as error:
+                if tries > 1:
+                    # A process of the lost connection still holds the lock.
                     raise Unreachable(error.reason, error.hint, error.detail) from error
                 raise
 

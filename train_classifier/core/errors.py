@@ -45,6 +45,8 @@ class TrainClassifierError(Exception):
     """A failure with a reason (what happened, where), a hint (what to do next) and an exit code."""
 
     code = ExitCode.BUG
+    #: Which failure of its code it is, for a caller that treats it differently; None: no caller does.
+    cause: Optional[str] = None
 
     def __init__(
         self,
@@ -63,13 +65,14 @@ class TrainClassifierError(Exception):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the error as JSON-ready data, the form that `from_dict` reads."""
-        return {
+        data = {
             "code": int(self.code),
             "reason": self.reason,
             "hint": self.hint,
             "detail": self.detail,
             "problems": list(getattr(self, "problems", [])),
         }
+        return {**data, "cause": self.cause} if self.cause else data
 
 
 class BadInput(TrainClassifierError):
@@ -82,10 +85,22 @@ class BadInput(TrainClassifierError):
         self.problems = list(problems)
 
 
+class AmbiguousId(BadInput):
+    """Several jobs of a host have ids that begin like this."""
+
+    cause = "ambiguous-id"
+
+
 class NotReady(TrainClassifierError):
     """The host or its container engine cannot take a job."""
 
     code = ExitCode.NOT_READY
+
+
+class JobLocked(NotReady):
+    """Another push of the job, or its run, holds its lock."""
+
+    cause = "job-locked"
 
 
 class TrainingFailed(TrainClassifierError):
@@ -160,8 +175,11 @@ def from_dict(data: Any, host: Optional[str] = None) -> TrainClassifierError:
     if code == ExitCode.BAD_INPUT:
         problems = data.get("problems")
         problems = [str(problem) for problem in problems] if isinstance(problems, list) else []
-        error = BadInput(*(problems or [reason]), hint=hint)
+        bad_input = AmbiguousId if data.get("cause") == AmbiguousId.cause else BadInput
+        error = bad_input(*(problems or [reason]), hint=hint)
         error.detail = detail
         return error
     kind = _CLASSES.get(code) if isinstance(code, int) else None
+    if kind is NotReady and data.get("cause") == JobLocked.cause:
+        kind = JobLocked
     return (kind or TrainClassifierError)(reason, hint, detail)

@@ -18,7 +18,15 @@ from train_classifier.controller import find_jobs
 from train_classifier.controller.temp_files import private_folder, remove_old_folders
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import text
-from train_classifier.core.errors import BadInput, ExitCode, NotReady, TrainClassifierError, from_dict
+from train_classifier.core.errors import (
+    AmbiguousId,
+    BadInput,
+    ExitCode,
+    JobLocked,
+    NotReady,
+    TrainClassifierError,
+    from_dict,
+)
 
 COMMANDS = ["train", "list", "status", "logs", "attach", "fetch", "cancel", "clean", "doctor", "provision"]
 
@@ -203,10 +211,16 @@ def test_sizes(count: int, words: str) -> None:
     assert text.show_bytes(count) == words
 
 
-@pytest.mark.parametrize("code", [code for code in ExitCode if code])
-def test_failures_survive_the_way(code: ExitCode) -> None:
-    there = from_dict({"code": int(code), "reason": "why", "hint": "how", "detail": "what"})
-    assert there.code == code
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        *((code, None) for code in ExitCode if code),
+        *((kind.code, kind.cause) for kind in (AmbiguousId, JobLocked)),
+    ],
+)
+def test_failures_survive_the_way(code: ExitCode, cause: str | None) -> None:
+    there = from_dict({"code": int(code), "cause": cause, "reason": "why", "hint": "how", "detail": "what"})
+    assert (there.code, there.cause) == (code, cause)
     back = from_dict(json.loads(json.dumps(there.to_dict())))
     assert (type(back), back.reason, back.hint) == (type(there), there.reason, there.hint)
 

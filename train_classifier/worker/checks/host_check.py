@@ -316,7 +316,7 @@ def _deep(
     mode = host.gpu_check or "framework"
     for name, how in (("gpu-in-container", "device"), ("gpu-in-framework", mode)):
         if how == "off" or (name == "gpu-in-framework" and how == "device"):
-            result.append(skip(name, f"not proven: gpu_check is {how} on this host"))
+            result.append(skip(name, f"not tried: gpu_check is {how} on this host"))
             continue
         try:
             proven = visibility.prove(

@@ -156,14 +156,14 @@ def _commits(image: Image, file: str, pairs: list[tuple[str, str]], status: int,
 
 
 def _refuse(image: Image, file: str, repository: str, result: dict[str, Any]) -> NoReturn:
-    if result.get("git") is False:
+    if result.get("cause") == "no git":
         raise NoEnvironment(
             f"{file} names a git repository, and image {image.reference} has no git",
             "add the line git to apt-pkgs.txt",
         )
     reason = clean(without_login(str(result.get("reason"))))[:1000]
     name = _shown(repository)
-    if reason.startswith("it has no "):
+    if result.get("cause") == "no revision":
         raise NoEnvironment(
             f"the git repository {name} of {file}: {short(reason, 200)}",
             "correct the branch or tag behind the @ of the line",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core import locks
-from train_classifier.core.errors import BadInput, ExitCode, NotReady
+from train_classifier.core.errors import AmbiguousId, BadInput, ExitCode, NotReady
 from train_classifier.core.job import JOB_ID, LAST_SCHEMA, SCHEMA, STATES, JobSpec
 from train_classifier.worker.state import file_trees
 from train_classifier.worker.state.files import (
@@ -125,7 +125,9 @@ class Store:
             raise BadInput(f"there is no job {name!r} in {self.jobs}", hint=hint)
         if len(matches) > 1:
             names = ", ".join(job.id for job in matches[:5]) + (", …" if len(matches) > 5 else "")
-            raise BadInput(f"job id {name!r} is ambiguous: {names}", hint="enter more characters of the id")
+            raise AmbiguousId(
+                f"job id {name!r} is ambiguous: {names}", hint="enter more characters of the id"
+            )
         return matches[0]
 
 

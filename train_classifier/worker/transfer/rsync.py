@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core import locks
-from train_classifier.core.errors import BadInput, Cancelled, NotReady
+from train_classifier.core.errors import BadInput, Cancelled, JobLocked, NotReady
 from train_classifier.core.regular_file import open_regular
 from train_classifier.worker.state import file_trees
 from train_classifier.worker.state.files import write_bytes
@@ -57,7 +57,7 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
         raise BadInput(f"job {job.id} was prepared by another version of train-classifier")
     with locks.hold_now(job.lock) as is_locked:
         if not is_locked:
-            raise NotReady(f"job {job.id} is being pushed or run by another process")
+            raise JobLocked(f"job {job.id} is being pushed or run by another process")
         if job.cancel.exists():
             raise Cancelled(f"job {job.id} was cancelled before its sources arrived")
         if job.status()["state"] not in ("prepared", "pushed"):

@@ -65,12 +65,12 @@ def test_branches_tags_and_the_default_branch_have_their_commits(repository: Pat
 
 def test_unknown_revision_and_missing_repository_are_told(repository: Path, tmp_path: Path) -> None:
     assert ask((repository, ""), (repository, "v2")) == {
-        "failed": 1, "reason": "it has no branch or tag 'v2'", "git": True,
+        "failed": 1, "reason": "it has no branch or tag 'v2'", "cause": "no revision",
     }  # fmt: skip
     missing = ask((tmp_path / "none", ""))
     assert missing["failed"] == 0
     assert "does not appear to be a git repository" in missing["reason"]
-    assert ask((repository, ""), PATH=str(tmp_path))["git"] is False
+    assert ask((repository, ""), PATH=str(tmp_path))["cause"] == "no git"
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,12 @@ def test_addresses_that_git_is_not_asked_are_refused(lines: tuple[str, ...], pro
         ({"commits": [COMMIT, COMMIT]}, "cannot be read"),
         ([], "cannot be read"),
         ({"failed": 7}, "cannot be read"),
-        ({"failed": 0, "git": False}, "image:1 has no git"),
+        ({"failed": 0, "cause": "no git"}, "image:1 has no git"),
         ({"failed": 0, "reason": "fatal: https://me:pass@word@h/a: 403"}, r"repository git\+https://h/a of"),
-        ({"failed": 0, "reason": "it has no branch or tag 'x'"}, "no branch or tag 'x'"),
+        (
+            {"failed": 0, "reason": "it has no branch or tag 'x'", "cause": "no revision"},
+            "no branch or tag 'x'",
+        ),
     ],
 )
 def test_answer_of_the_container_is_untrusted(result: Any, sentence: str) -> None:

@@ -25,6 +25,14 @@ LINE = re.compile(r"([0-9a-f]{40}|[0-9a-f]{64})\t(\S+)\Z")
 class Failed(Exception):
     """A repository gave no commit."""
 
+    cause = "not read"
+
+
+class NoRevision(Failed):
+    """A repository was read, and has no such branch, tag or commit."""
+
+    cause = "no revision"
+
 
 def expanded(text: str) -> str:
     """Return text with the variables in it, as uv expands them."""
@@ -81,7 +89,7 @@ def commit_of(address: str, revision: str) -> str:
             return commit
     if SHORT_COMMIT.match(revision):
         return ""
-    raise Failed("it has no branch or tag %r" % revision if revision else "it has no commit")
+    raise NoRevision("it has no branch or tag %r" % revision if revision else "it has no commit")
 
 
 def main() -> None:
@@ -92,10 +100,10 @@ def main() -> None:
         try:
             commits.append(commit_of(expanded(address), expanded(revision)))
         except FileNotFoundError:
-            answer = {"failed": len(commits), "reason": "", "git": False}
+            answer = {"failed": len(commits), "reason": "", "cause": "no git"}
             break
         except Failed as error:
-            answer = {"failed": len(commits), "reason": str(error)[-1000:], "git": True}
+            answer = {"failed": len(commits), "reason": str(error)[-1000:], "cause": error.cause}
             break
     print()
     print("train-classifier:" + json.dumps(answer))
