@@ -86,7 +86,7 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
     reports = {}
     for job in jobs:
         log = f"{caller.state}/jobs/{job}/log.txt"
-        line = wait_until(lambda log=log: caller.host.shell(f"head -n1 {log} 2>/dev/null || :") or None, 90)
+        line = wait_until(lambda log=log: caller.host.shell(f"head -n1 {log} 2>/dev/null || :"), 90)
         reports[job] = json.loads(line)
     listed = {entry["id"]: entry for entry in json.loads(caller.run("list", "--json").stdout)}
     assigned = [listed[job]["gpus"] for job in jobs]
@@ -98,7 +98,7 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
     errors = caller.folder / "third"
     third = caller.start(*caller.train("look"), errors=errors)
     try:
-        wait_until(lambda: b"waiting for a GPU" in errors.read_bytes() or None, 90)
+        wait_until(lambda: b"waiting for a GPU" in errors.read_bytes(), 90)
         messages = errors.read_text()
         for job in jobs:
             assert f"job {job} (look) of trainer has it since" in messages

@@ -157,7 +157,7 @@ class Scene(Caller):
             self.host.shell(script)
         else:
             self.host.shell("systemctl reset-failed docker docker.socket; systemctl start docker")
-        wait_until(lambda: self.host.exec("docker", "version", check=False).returncode == 0 or None, 60)
+        wait_until(lambda: self.host.exec("docker", "version", check=False).returncode == 0, 60)
 
     def workers(self) -> list[str]:
         """Processes of the worker on the host."""
@@ -177,11 +177,11 @@ class Scene(Caller):
 
     def assert_nothing_left(self) -> None:
         host = self.host
-        wait_until(lambda: not host.containers() or None, 60)
+        wait_until(lambda: not host.containers(), 60)
         assert host.shell("find /var/lib/train-classifier/queue -name '*.json'") == ""
         find = f"test -d {self.jobs_dir} || exit 0; cd {self.jobs_dir}; find . -mindepth 2 -maxdepth 2 '(' -name workspace -o -name run -o -name '*.tmp*' -o -name '.*' ')'"
         # The worker reports `finished` before it removes the rest.
-        wait_until(lambda: host.shell(find) == "" or None, 30)
+        wait_until(lambda: host.shell(find) == "", 30)
         assert (
             host.shell(
                 f"test ! -d {self.state}/environments/build || find {self.state}/environments/build -maxdepth 1 -name '.*.tmp*'"
@@ -189,7 +189,7 @@ class Scene(Caller):
             == ""
         )
 
-        wait_until(lambda: not self.workers() or None, 30)
+        wait_until(lambda: not self.workers(), 30)
         assert [path.name for path in self.work.iterdir() if path.name.startswith(".")] == []
         # A killed controller cannot remove its private folder in TMPDIR, which holds no secret.
         if self.case.victim != "controller":
@@ -216,7 +216,7 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
         started = scene.run(*scene.train("holder", "--gpus", "2", "--detach"))
         assert started.returncode == 0, started.stderr
         holder = started.stdout.decode().strip()
-        wait_until(lambda: b"holding" in scene.run("logs", holder).stdout or None, 60)
+        wait_until(lambda: b"holding" in scene.run("logs", holder).stdout, 60)
     scene.remove_caches()
     before = scene.jobs()
     host.write("/root/killer.py", KILLER.read_text())
@@ -241,9 +241,7 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
     code = train.returncode
     if case.phase in UNPROMISED and code != 0:
         # The worker may still run what the controller started.
-        wait_until(
-            lambda: not scene.workers() or any(map(scene.submitted, scene.jobs() - before)) or None, 60
-        )
+        wait_until(lambda: not scene.workers() or any(map(scene.submitted, scene.jobs() - before)), 60)
     (job,) = scene.jobs() - before or {""}
     messages = errors.read_text(errors="replace")[-3000:]
     assert pids.replace(",", "").isdigit(), f"{pids}; {messages}"
@@ -254,7 +252,7 @@ def test_job_survives_kill_in_each_phase(scene: Scene, case: Case) -> None:
     archive = elsewhere / "artefacts.tar.gz"
     if case.victim == "controller":
         assert code == -9
-        wait_until(lambda: not scene.local_processes() or None, 60)
+        wait_until(lambda: not scene.local_processes(), 60)
         if case.phase != "fetch":
             assert not (scene.work / "artefacts.tar.gz").exists()
     if case.phase in UNPROMISED and code != 0 and not scene.submitted(job):

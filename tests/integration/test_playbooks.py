@@ -49,7 +49,7 @@ def job(ssh_host: TestHost, tmp_path: Path) -> Iterator[tuple[Caller, subprocess
     training = caller.start(*caller.train("long", "--gpus", "0"), errors=tmp_path / "errors")
     try:
         running = ("ps", "-q", "--filter", "label=train-classifier.kind=job")
-        yield caller, training, wait_until(lambda: ssh_host.docker(*running).strip() or None, 120)
+        yield caller, training, wait_until(lambda: ssh_host.docker(*running).strip(), 120)
     finally:
         ssh_host.shell("docker ps -q --filter label=train-classifier.kind=job | xargs -r docker rm -f")
         training.kill()

@@ -230,5 +230,5 @@ def test_kill_at_random_moment(world: World, number: int) -> None:
     crash = world.state / "jobs" / name / "crash.txt"
     assert not crash.exists(), crash.read_text()
     assert train.returncode != 1, messages
-    wait_until(lambda: not (world.state / "jobs" / name / "run").exists() or None, 60)
+    wait_until(lambda: not (world.state / "jobs" / name / "run").exists(), 60)
     world.assert_clean()

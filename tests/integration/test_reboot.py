@@ -44,7 +44,7 @@ def start(caller: Caller) -> str:
     done = caller.run(*caller.train("probe", "--gpus", "0", "--detach"))
     assert done.returncode == 0, tail(done.stderr)
     job = done.stdout.decode().strip()
-    wait_until(lambda: b"up\n" in caller.run("logs", job).stdout or None, 60)
+    wait_until(lambda: b"up\n" in caller.run("logs", job).stdout, 60)
     return job
 
 
@@ -103,7 +103,7 @@ def test_follower_survives_power_loss(ssh_host: TestHost, tmp_path: Path) -> Non
     process = caller.start(*caller.train("probe", "--gpus", "0"), errors=errors)
     assert process.stdout is not None and process.stdout.readline() == b"up\n"
     ssh_host.kill_container()
-    wait_until(lambda: b"was cut" in errors.read_bytes() or None, 120)
+    wait_until(lambda: b"was cut" in errors.read_bytes(), 120)
     ssh_host.start()
     output, _ = process.communicate(timeout=240)
     messages = errors.read_bytes()

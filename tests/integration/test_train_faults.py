@@ -107,7 +107,7 @@ def test_killed_command_of_silent_job_leaves_no_process(world: World) -> None:
         # The job's own worker stays.
         return [(pid, command) for pid, command in world.processes() if job["id"] not in command]
 
-    wait_until(lambda: not own_processes() or None, 60)
+    wait_until(lambda: not own_processes(), 60)
     assert world.run("cancel", job["id"], "--inventory", world.local).returncode == 0
     assert world.run("attach", job["id"], "--inventory", world.local).returncode == 6
 
@@ -120,10 +120,10 @@ def test_controller_killed_during_push_leaves_nothing_running(world: World, sshd
         sshd.trust(line.port)
         process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
         # In the middle of the push.
-        wait_until(lambda: line.bytes > 8 << 20 or None, 60)
+        wait_until(lambda: line.bytes > 8 << 20, 60)
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
-        wait_until(lambda: not world.processes() or None, 60)
+        wait_until(lambda: not world.processes(), 60)
     states = [status["state"] for status in world.statuses()]
     assert states in (["prepared"], [])
     done = world.run(*world.train("probe"))
@@ -193,7 +193,7 @@ def test_push_continues_after_lost_connection(world: World, sshd: Sshd) -> None:
         sshd.trust(line.port)
         line.cut_after = 15 << 20
         process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
-        wait_until(lambda: line.cut_after is None or None, 60)
+        wait_until(lambda: line.cut_after is None, 60)
         line.mend()
         out, errors = process.communicate(timeout=240)
     assert process.returncode == 0, tail(errors)
@@ -207,7 +207,7 @@ def test_fetch_continues_after_lost_connection(world: World, sshd: Sshd) -> None
         sshd.trust(line.port)
         line.cut_after = 15 << 20
         process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
-        wait_until(lambda: line.cut_after is None or None, 120)
+        wait_until(lambda: line.cut_after is None, 120)
         line.mend()
         _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, tail(errors)
@@ -237,7 +237,7 @@ def test_ctrl_c_twice_exits_at_once_and_stops_the_job(world: World) -> None:
     os.killpg(process.pid, signal.SIGINT)
     (job,) = world.statuses()
     folder = world.state / "jobs" / job["id"]
-    wait_until(lambda: (folder / "cancel").exists() or None, 20)
+    wait_until(lambda: (folder / "cancel").exists(), 20)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 6, tail(errors)
@@ -247,7 +247,7 @@ def test_ctrl_c_twice_exits_at_once_and_stops_the_job(world: World) -> None:
         ["docker", "ps", "-q", "--filter", label], capture_output=True, text=True, check=True
     )
     subprocess.run(["docker", "kill", *listed.stdout.split()], capture_output=True, check=True)
-    result = wait_until(lambda: folder.joinpath("result.json").exists() or None, 60)
+    result = wait_until(lambda: folder.joinpath("result.json").exists(), 60)
     assert result and json.loads((folder / "result.json").read_text())["exit_code"] == 6
     world.assert_clean()
 
@@ -266,9 +266,9 @@ def test_workflow_cancel_stops_the_job(world: World) -> None:
     process.communicate()
     (job,) = world.statuses()
     path = world.state / "jobs" / job["id"] / "result.json"
-    wait_until(lambda: path.exists() or None, 60)
+    wait_until(lambda: path.exists(), 60)
     assert json.loads(path.read_text())["exit_code"] == 6
-    wait_until(lambda: not world.processes() or None, 40)
+    wait_until(lambda: not world.processes(), 40)
 
 
 def test_sigterm_acts_like_ctrl_c(world: World) -> None:
@@ -285,14 +285,14 @@ def test_ctrl_c_during_push_starts_no_job(world: World, sshd: Sshd) -> None:
     with Line(sshd.port) as line:
         sshd.trust(line.port)
         process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
-        wait_until(lambda: line.bytes > 4 << 20 or None, 60)
+        wait_until(lambda: line.bytes > 4 << 20, 60)
         line.freeze()
         os.killpg(process.pid, signal.SIGINT)
         _, errors = process.communicate(timeout=240)
         line.mend()
     assert process.returncode == 6, tail(errors)
     assert all(status["state"] == "prepared" for status in world.statuses())
-    wait_until(lambda: not world.processes() or None, 60)
+    wait_until(lambda: not world.processes(), 60)
 
 
 def test_closed_terminal_does_not_stop_the_job(world: World) -> None:
@@ -359,7 +359,7 @@ def test_cancel_from_another_shell_stops_the_job(world: World) -> None:
 def test_damaged_download_is_fetched_again_and_damaged_archive_is_refused(world: World) -> None:
     world.model(COUNTING.format(count=1))
     job = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
-    wait_until(lambda: world.statuses()[-1]["state"] == "finished" or None, 60)
+    wait_until(lambda: world.statuses()[-1]["state"] == "finished", 60)
     (world.work / f".artefacts.tar.gz.{job}.part").write_bytes(b"garbage of an earlier try")
     done = world.run("fetch", job, "--inventory", world.local)
     assert done.returncode == 0, tail(done.stderr)

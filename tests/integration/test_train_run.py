@@ -365,7 +365,7 @@ def test_unknown_and_ambiguous_job_ids_are_refused(world: World) -> None:
     world.model(GOOD)
     first = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
     second = world.run(*world.train("probe", "--detach")).stdout.decode().strip()
-    wait_until(lambda: all(s["state"] == "finished" for s in world.statuses()) or None, 60)
+    wait_until(lambda: all(s["state"] == "finished" for s in world.statuses()), 60)
     for job, words in (("29991231", b"no job"), ("2", b"ambiguous"), ("../../etc", b"job"), ("", b"job")):
         done = world.run("status", job, "--inventory", world.local)
         assert done.returncode == 2, (job, tail(done.stderr))

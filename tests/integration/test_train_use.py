@@ -210,7 +210,7 @@ def test_next_fetch_removes_files_of_killed_fetch(world: World, sshd: Sshd) -> N
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         line.mend()
-        wait_until(lambda: not world.processes() or None, 60)
+        wait_until(lambda: not world.processes(), 60)
     assert part.exists() and list(world.temp.iterdir()), "nothing was left to remove"
     listed = world.run(
         *world.train("probe", "--dry-run", "--json", "--output", world.repo / "artefacts.tar.gz")

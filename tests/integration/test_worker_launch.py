@@ -152,7 +152,7 @@ def test_job_runs_with_each_launcher(account: tuple[Account, str]) -> None:
     assert "hunter2" not in user.host.shell("journalctl --no-pager -o cat")
     # The result is written before the unit's stop hook has run.
     units = "systemctl list-units --all --no-legend 'tc-job-*'"
-    wait_until(lambda: user.host.shell(units).strip() == "" or None, 30)
+    wait_until(lambda: user.host.shell(units).strip() == "", 30)
 
 
 def test_unit_finishes_job_of_killed_worker(account: tuple[Account, str]) -> None:

@@ -159,7 +159,7 @@ class World:
             assert listed.stdout == "", f"containers of {job}"
         assert [path.name for path in self.temp.iterdir()] == []
         assert [path.name for path in self.work.iterdir() if path.name.startswith(".")] == []
-        wait_until(lambda: not self.processes() or None, 30)
+        wait_until(lambda: not self.processes(), 30)
 
     def files_with(self, word: bytes) -> list[Path]:
         """Return the files of this world that hold a word; what goes away meanwhile is left out."""
