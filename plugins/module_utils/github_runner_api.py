@@ -354,12 +354,12 @@ class GitHub:
         answer: list[dict[str, Any]] = self.call("GET", f"{self.scope.path}/actions/runners/downloads")
         return answer
 
-    def just_in_time(self, name: str, group_id: int, labels: list[str], work_folder: str) -> tuple[int, str]:
+    def just_in_time(self, name: str, group_id: int, labels: list[str]) -> tuple[int, str]:
         """The id and configuration of a runner for one job. Raises ApiError, status 409 for a taken name."""
         answer = self.call(
             "POST",
             f"{self.scope.path}/actions/runners/generate-jitconfig",
-            {"name": name, "runner_group_id": group_id, "labels": labels, "work_folder": work_folder},
+            {"name": name, "runner_group_id": group_id, "labels": labels, "work_folder": "_work"},
         )
         return int(answer["runner"]["id"]), str(answer["encoded_jit_config"])
 

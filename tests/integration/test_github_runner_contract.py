@@ -30,7 +30,7 @@ def calls(github: Any) -> list[tuple[str, Any]]:
         ("registration token", github.registration_token),
         ("remove token", github.remove_token),
         ("downloads", github.downloads),
-        ("just in time", lambda: github.just_in_time("gpu-1", 1, ["self-hosted", "gpu"], "_work")),
+        ("just in time", lambda: github.just_in_time("gpu-1", 1, ["self-hosted", "gpu"])),
         ("labels", lambda: github.set_labels(5, ["gpu", "lab"])),
         ("no labels", lambda: github.set_labels(5, [])),
         ("delete", lambda: github.delete(5)),

@@ -56,7 +56,7 @@ class Play:
         self._sink.close(drain=over)
         if not over:
             self._cancelled.set()
-            kill_family("ansible-playbook")
+            kill_playbook()
             if self._thread:
                 self._thread.join(patience)
         self._cleanup.close()
@@ -96,13 +96,13 @@ class Play:
             self._inbox.put(("crash", error))
 
 
-def kill_family(program: str) -> None:
-    """Kill our children that run `program`, and all processes below them.
+def kill_playbook() -> None:
+    """Kill the playbook and all processes below it.
 
     They are stopped first: a process that is killed alone may leave a child that can no longer be found.
     """
     family: set[int] = set()
-    while more := set(descendants(program)) - family:
+    while more := set(playbook_processes()) - family:
         for process in more:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGSTOP)
@@ -112,8 +112,8 @@ def kill_family(program: str) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def descendants(program: str) -> list[int]:
-    """Return our children that run `program`, and all processes below them."""
+def playbook_processes() -> list[int]:
+    """Return our children that run ansible-playbook, and all processes below them."""
     parents: dict[int, int] = {}
     named: set[int] = set()
     for entry in Path("/proc").iterdir():
@@ -121,7 +121,7 @@ def descendants(program: str) -> list[int]:
             continue
         with contextlib.suppress(OSError, ValueError, IndexError):
             parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            if program.encode() in (entry / "cmdline").read_bytes():
+            if b"ansible-playbook" in (entry / "cmdline").read_bytes():
                 named.add(int(entry.name))
     processes = {process for process in named if parents.get(process) == os.getpid()}
     while more := {process for process, parent in parents.items() if parent in processes} - processes:

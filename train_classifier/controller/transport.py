@@ -379,9 +379,9 @@ def _last_line(out: bytes) -> bytes:
     return lines[-1] if lines else b""
 
 
-def _tail(data: bytes, lines: int = 20) -> str | None:
+def _tail(data: bytes) -> str | None:
     text = data.decode("utf-8", "replace").strip()
-    return "\n".join(text.splitlines()[-lines:]) or None
+    return "\n".join(text.splitlines()[-20:]) or None
 
 
 __all__ = ["RemoteHost", "Unreachable", "kill_running_calls"]

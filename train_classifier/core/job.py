@@ -22,6 +22,8 @@ LAST_SCHEMA = 1
 #: The first bytes of an archive of artefacts, as of every gzip file.
 ARCHIVE_MAGIC = b"\x1f\x8b"
 
+#: Where the containers of a job have its copy of the repository.
+WORKSPACE = "/workspace"
 #: Folders of an archive that do not come from a folder of results.
 ARCHIVE_FOLDERS = ("job", "workspace")
 

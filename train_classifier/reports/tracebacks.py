@@ -5,10 +5,9 @@ import dataclasses
 import posixpath
 import re
 
+from train_classifier.core.job import WORKSPACE
 from train_classifier.core.text import without_escapes
 
-#: Where the private copy of the repository lies in the container.
-WORKSPACE = "/workspace"
 #: GitHub shows ten errors of a step; the tenth is the outcome of the job. The last tracebacks are kept,
 #: because the last one ended the training.
 MAX_ANNOTATIONS = 9
@@ -42,7 +41,7 @@ class Annotation:
     message: str
 
 
-def find(log: str, workspace: str = WORKSPACE) -> list[Annotation]:
+def find(log: str) -> list[Annotation]:
     """Return one annotation for each traceback of the log, at its innermost frame in the repository.
 
     Tracebacks without such a frame are left out; a line with the same message counts once. Each of several
@@ -61,9 +60,9 @@ def find(log: str, workspace: str = WORKSPACE) -> list[Annotation]:
     for process, lines in processes.items():
         for index, line in enumerate(lines):
             if HEADER.match(line.strip()):
-                annotation = _traceback(lines, index, workspace)
+                annotation = _traceback(lines, index)
             elif FRAME.match(line.strip()) and _bare_syntax_error(lines, index):
-                annotation = _traceback(lines, index - 1, workspace)
+                annotation = _traceback(lines, index - 1)
             else:
                 continue
             if annotation:
@@ -93,14 +92,14 @@ def _bare_syntax_error(lines: list[str], index: int) -> bool:
     return any(line.startswith(SYNTAX) for line in lines[index + 1 : index + 4])
 
 
-def _traceback(lines: list[str], header: int, workspace: str) -> Annotation | None:
+def _traceback(lines: list[str], header: int) -> Annotation | None:
     """Read the traceback whose header is at `header`."""
     position: tuple[str, int] | None = None
     for line in lines[header + 1 : header + 2000]:
         text = line.strip()
         frame = FRAME.match(text)
         if frame:
-            file = _relative(frame["file"], workspace)
+            file = _relative(frame["file"])
             position = (file, int(frame["line"])) if file else position
         elif HEADER.match(text):
             return None
@@ -121,10 +120,10 @@ def _is_error(line: str) -> bool:
     return bool(ERROR.match(line) or (bare and (bare["name"] in BUILTINS or bare["name"].endswith(ENDINGS))))
 
 
-def _relative(file: str, workspace: str) -> str | None:
+def _relative(file: str) -> str | None:
     """Return a frame's file relative to the repository, None when it is not one of the repository's."""
-    path = posixpath.normpath(posixpath.join(workspace, file))
-    if file.startswith("<") or not path.startswith(workspace + "/"):
+    path = posixpath.normpath(posixpath.join(WORKSPACE, file))
+    if file.startswith("<") or not path.startswith(WORKSPACE + "/"):
         return None
-    relative = path[len(workspace) + 1 :]
+    relative = path[len(WORKSPACE) + 1 :]
     return None if "site-packages/" in relative else relative

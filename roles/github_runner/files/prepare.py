@@ -186,7 +186,7 @@ def mint(name: str, instance: dict[str, Any], folder: Path) -> None:
         [] if instance["no_default_labels"] else ["self-hosted", "Linux", instance["architecture"].upper()]
     )
     runner_id, config = github.just_in_time(
-        instance["name"], int(instance["group_id"]), defaults + instance["labels"], "_work"
+        instance["name"], int(instance["group_id"]), defaults + instance["labels"]
     )
     change_record(record_file, id=runner_id)
     make_run_folder(RUN)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from train_classifier.ansible_bridge import playbook
-from train_classifier.cli.training_playbook import Play, descendants
+from train_classifier.cli.training_playbook import Play, playbook_processes
 from train_classifier.controller.temp_files import PREFIX
 
 
@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def started() -> list[int]:
     """Our ansible-playbook, once it is there."""
     until = time.monotonic() + 240
-    while not (pids := descendants("ansible-playbook")):
+    while not (pids := playbook_processes()):
         assert time.monotonic() < until
         time.sleep(0.01)
     return pids

@@ -205,5 +205,5 @@ def test_labels_change_in_place_and_keep_the_read_only_ones(standin: StandIn) ->
 def test_a_taken_name_is_a_409_for_just_in_time(standin: StandIn) -> None:
     standin.state.add_runner(REPO, "one", [])
     with pytest.raises(api.ApiError) as refused:
-        client(standin).just_in_time("one", 1, ["gpu"], "_work")
+        client(standin).just_in_time("one", 1, ["gpu"])
     assert refused.value.status == 409

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core.errors import NoEnvironment
+from train_classifier.core.job import WORKSPACE
 from train_classifier.core.options import show_option
 from train_classifier.core.project_file import UNKNOWN_VERSION
 from train_classifier.worker.containers import answer, engine, helper
@@ -29,8 +30,6 @@ from train_classifier.worker.system.host import Account
 PURPOSE = "the build of the environment (requirements.txt)"
 #: Where a container finds the environment. An isolated one is built there: its programs name this path.
 MOUNTED = "/opt/train-classifier/environment"
-#: Where a job has its copy of the repository.
-WORKSPACE = "/workspace"
 #: Where a build finds the parts of its folder, uv's cache, uv, and the host's CA bundle.
 BUILD = "/train-classifier/build"
 CACHE = "/train-classifier/uv-cache"

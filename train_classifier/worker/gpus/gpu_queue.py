@@ -142,11 +142,6 @@ class Ticket:
         write_ticket(self._descriptor, entry)
         self._entry = entry
 
-    def preparing(self) -> None:
-        """Mark the job as preparing: after 30 s other jobs may go first."""
-        with locked(self._folder):
-            self._change("preparing")
-
     def wait(
         self,
         client: Any,

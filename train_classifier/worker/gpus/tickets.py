@@ -183,13 +183,13 @@ def _is_time(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < 1e11
 
 
-def _is_text(value: Any, most: int) -> bool:
-    return isinstance(value, str) and len(value) <= most and value.isprintable()
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 64 and value.isprintable()
 
 
 #: The keys of a ticket. Number and user come from the file's name and owner; other keys are ignored.
 _FIELDS: dict[str, Callable[[Any], bool]] = {
-    "job": lambda value: _is_text(value, 64),
+    "job": _is_text,
     "model": lambda value: isinstance(value, str) and MODEL.match(value) is not None,
     "dir": lambda value: isinstance(value, str),
     "want": lambda value: _is_number(value, 1024),
@@ -202,7 +202,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     ),
     "since": _is_time,
     "since_boot": _is_time,
-    "boot": lambda value: _is_text(value, 64),
+    "boot": _is_text,
 }
 
 

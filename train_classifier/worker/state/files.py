@@ -68,9 +68,9 @@ def write_part(request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def write_json(path: Path, data: Any, mode: int = 0o600) -> None:
+def write_json(path: Path, data: Any) -> None:
     """Write JSON as `write_bytes` does."""
-    write_bytes(path, json.dumps(data, indent=1, sort_keys=True).encode() + b"\n", mode)
+    write_bytes(path, json.dumps(data, indent=1, sort_keys=True).encode() + b"\n")
 
 
 def read_json(path: Path) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Callable, Optional
 
 from train_classifier.core import requirements_file
+from train_classifier.core.job import WORKSPACE
 from train_classifier.core.options import show_option
 from train_classifier.core.text import show_bytes, without_escapes
 from train_classifier.worker.system import debian_names
@@ -32,8 +33,8 @@ RANK = re.compile(r"\[(?:rank|default)[0-9]{1,6}\]: ?")
 PATH = re.compile(r"[\w./-]{1,200}\Z", re.ASCII)
 #: Beginnings of paths that are no data of the host.
 NOT_DATA = (
-    "/workspace/", "/checkpoints/", "/cache/", "/tmp/", "/usr/", "/lib", "/bin/", "/opt/", "/etc/", "/proc/",
-    "/sys/", "/dev/", "artefacts/",
+    f"{WORKSPACE}/", "/checkpoints/", "/cache/", "/tmp/", "/usr/", "/lib", "/bin/", "/opt/", "/etc/",
+    "/proc/", "/sys/", "/dev/", "artefacts/",
 )  # fmt: skip
 
 
@@ -223,7 +224,7 @@ def _module(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, s
                 return reason, f"the repository has it in {folder}/: import it as {folder}.{name}"
             return (
                 reason,
-                f"it is in {folder}/: {show_option('environment')} PYTHONPATH=/workspace/src",
+                f"it is in {folder}/: {show_option('environment')} PYTHONPATH={WORKSPACE}/src",
             )
     distribution = debian_names.distribution(name)
     names = {debian_names.normal(word) for word in (top, (distribution or top).partition("<")[0])}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from train_classifier.core.errors import NoEnvironment, NoGpu, NotReady, TrainClassifierError
-from train_classifier.core.job import JobSpec
+from train_classifier.core.job import WORKSPACE, JobSpec
 from train_classifier.worker.containers import engine, helper
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import NO_SHELL, Image
@@ -117,7 +117,7 @@ def create(
                 name=name_of(job),
                 hostname=job.id,
                 user=f"{account.uid}:{account.gid}",
-                working_dir="/workspace",
+                working_dir=WORKSPACE,
                 environment=variables,
                 mounts=mounts,
                 network_mode="none" if spec.network == "none" else "bridge",
@@ -168,7 +168,7 @@ def _mounts(context: Context, spec: JobSpec, environment: Environment) -> list[A
     # Check again: since the submission a folder may have been replaced by a link to another.
     folders = data_folders.resolve(spec, context.host, context.store.root, engine.root_folder(context.client))
     mounts = [
-        Mount("/workspace", str(job.workspace), "bind"),
+        Mount(WORKSPACE, str(job.workspace), "bind"),
         Mount("/checkpoints", str(job.checkpoints), "bind"),
         Mount("/cache", str(context.store.cache / spec.repository.key), "bind"),
         Mount(f"/home/{account.name}", str(job.home), "bind"),

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Callable, Optional
 
+from train_classifier.core.job import WORKSPACE
 from train_classifier.core.regular_file import O_FILE
 from train_classifier.worker.state.file_trees import (
     give_rights_to_file,
@@ -18,8 +19,6 @@ from train_classifier.worker.state.file_trees import (
 from train_classifier.worker.system import program
 
 BASE = b"artefacts"
-#: The workspace inside the container.
-WORKSPACE = b"/workspace"
 #: Each level keeps a folder open, and a program may open 1024 files.
 MAX_DEPTH = 400
 #: Links that the kernel follows in one path, and a number of parts that no path exceeds.
@@ -136,7 +135,7 @@ def open_top(workspace: int, base: bytes = BASE) -> tuple[int, bytes]:
 def _inside(target: bytes, *folders: bytes) -> Optional[bytes]:
     """Return the path below one of the workspace's folders of an absolute path in the container, or None."""
     for folder in folders:
-        prefix = os.path.join(WORKSPACE, folder).rstrip(b"/")
+        prefix = os.path.join(WORKSPACE.encode(), folder).rstrip(b"/")
         if (target + b"/").startswith(prefix + b"/"):
             return target[len(prefix) :].lstrip(b"/") or b"."
     return None
