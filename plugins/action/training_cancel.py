@@ -6,7 +6,7 @@ from typing import Any
 from train_classifier.ansible_bridge.action_base import TrainingAction
 from train_classifier.controller import steps
 from train_classifier.controller.events import Reporter
-from train_classifier.controller.steps import Order
+from train_classifier.controller.order import Order
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.request.checkout import user_name
 

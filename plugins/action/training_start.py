@@ -7,7 +7,7 @@ from train_classifier.ansible_bridge import event_socket
 from train_classifier.ansible_bridge.action_base import TrainingAction
 from train_classifier.controller import steps
 from train_classifier.controller.events import Reporter
-from train_classifier.controller.steps import Order
+from train_classifier.controller.order import Order
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput, Cancelled
 

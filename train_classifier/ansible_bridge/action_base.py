@@ -16,7 +16,7 @@ from ansible.utils.display import Display
 from train_classifier.ansible_bridge import event_socket
 from train_classifier.ansible_bridge.inventory import Target
 from train_classifier.controller.events import Reporter
-from train_classifier.controller.steps import Order
+from train_classifier.controller.order import Order
 from train_classifier.controller.temp_files import write_crash_file
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError

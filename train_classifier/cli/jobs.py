@@ -14,6 +14,7 @@ from train_classifier.cli.console import Console
 from train_classifier.controller import fetch as fetching
 from train_classifier.controller import find_jobs, steps
 from train_classifier.controller import follow as following
+from train_classifier.controller.order import archive_path
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import options, text
 from train_classifier.core.errors import BadInput, ExitCode, NotReady, OutOfTouch, TrainClassifierError
@@ -173,7 +174,7 @@ def attach(
     try:
         answer = following.follow(located.host, located.id, run, patience=patience, lease_s=lease)
         result = answer["result"]
-        path = steps.archive_path(output.path, located.id, result, output.keeps_good)
+        path = archive_path(output.path, located.id, result, output.keeps_good)
         steps.fetch(located.host, located.id, result, path, run, patience)
     except TrainClassifierError as error:
         run.failure = error
@@ -221,7 +222,7 @@ def fetch(
         )
         error.detail = result.get("detail")
         raise error
-    path = steps.archive_path(output.path, located.id, result, output.keeps_good)
+    path = archive_path(output.path, located.id, result, output.keeps_good)
     delivered = fetching.fetch(located.host, located.id, archive, path, console, patience)
     console.finish()
     if console.json_mode:

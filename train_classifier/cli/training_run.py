@@ -16,7 +16,7 @@ from train_classifier.cli.console import Console
 from train_classifier.cli.training_playbook import Play
 from train_classifier.controller import follow as following
 from train_classifier.controller import steps
-from train_classifier.controller.steps import Order
+from train_classifier.controller.order import Order
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import (
     BadInput,

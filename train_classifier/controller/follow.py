@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.transport import RemoteHost, Unreachable
+from train_classifier.core import options
 from train_classifier.core.errors import OutOfTouch
 from train_classifier.core.text import show_seconds
 
@@ -20,7 +21,7 @@ INLINE = 128 << 10
 #: Seconds after which the controller asks again, so that a dead controller's lease is not renewed for longer.
 STREAM_S = 60.0
 #: Seconds without a connection after which a controller gives up; the job never does.
-PATIENCE_S = 600.0
+PATIENCE_S: float = options.default("patience")
 #: After this many ends without an answer in a row, the worker is broken; the connection is not the cause.
 NO_ANSWERS = 5
 

@@ -11,7 +11,7 @@ from train_classifier.ansible_bridge import inventory
 from train_classifier.ansible_bridge.inventory import Target
 from train_classifier.cli.console import Console
 from train_classifier.cli.training_run import TrainingRun
-from train_classifier.controller.steps import Order
+from train_classifier.controller.order import Order
 from train_classifier.core.errors import Cancelled, ExitCode, TrainClassifierError
 
 #: Seconds without a request after which the worker stops the job: on this machine, and over ssh.

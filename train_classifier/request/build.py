@@ -7,19 +7,17 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from train_classifier.ansible_bridge import inventory
 from train_classifier.ansible_bridge.inventory import Target
+from train_classifier.controller.order import Order, pack_names
 from train_classifier.core import job, options
 from train_classifier.core.errors import BadInput
 from train_classifier.core.job import JobSpec
 from train_classifier.core.text import printable
 from train_classifier.request import checkout, checks, precedence, push_list
 from train_classifier.request.push_list import Sources
-
-if TYPE_CHECKING:
-    from train_classifier.controller.steps import Order
 
 
 class TrainRequest:
@@ -60,8 +58,8 @@ class Plan:
     #: Resolves the one host with Ansible; None where the caller has its own connection.
     look: "Callable[[], Target] | None" = dataclasses.field(repr=False)
     detach: bool
-    #: Seconds without a connection before this side gives up; None: the default.
-    patience_s: float | None
+    #: Seconds without a connection before this side gives up.
+    patience_s: float
     #: The flags that another command needs to find the host again, with a space before each.
     flags: str
     warnings: list[str]
@@ -73,20 +71,18 @@ class Plan:
         """The one host; Ansible needs a second for it. Raises BadInput as `inventory.single_host` does."""
         return self.look() if self.look else None
 
-    def order(self) -> "Order":
+    def order(self) -> Order:
         """Return the plan in the form that the training functions use, for any host."""
-        from train_classifier.controller.steps import Order, pack_names
-
-        order = Order(
+        return Order(
             spec=self.spec,
             tree=str(self.repository),
             files=pack_names(self.sources.paths),
             output=str(self.output),
             fingerprint=push_list.fingerprint(self.repository, self.sources.paths),
+            patience_s=self.patience_s,
             flags=self.flags,
             detach=self.detach,
         )
-        return order if self.patience_s is None else dataclasses.replace(order, patience_s=self.patience_s)
 
 
 def build(
@@ -177,7 +173,7 @@ class _Builder:
             host=option_values.values.get("host"),
             look=look,
             detach=option_values.values.get("detach", False),
-            patience_s=option_values.values.get("patience"),
+            patience_s=option_values.values.get("patience", options.default("patience")),
             flags=inventory.flags(
                 inventory_path if self.request.get("inventory") is not None else None,
                 self.request.get("host"),

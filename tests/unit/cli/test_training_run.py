@@ -15,7 +15,7 @@ from train_classifier.ansible_bridge.playbook import Outcome
 from train_classifier.cli.console import Console
 from train_classifier.cli.training_run import TrainingRun, show_end
 from train_classifier.controller import steps as training
-from train_classifier.controller.steps import Order
+from train_classifier.controller.order import Order
 from train_classifier.core.errors import BadInput, ExitCode
 from train_classifier.core.job import JobSpec, Repository
 

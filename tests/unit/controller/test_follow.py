@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from train_classifier.controller import fetch, follow, steps
+from train_classifier.controller import fetch, follow, order, steps
 from train_classifier.controller.events import NullReporter
 from train_classifier.controller.ssh_errors import Unreachable
 from train_classifier.controller.transport import RemoteHost
@@ -106,7 +106,7 @@ def test_log_bytes_are_unchanged() -> None:
 
 def test_all_file_names_are_transferred_unchanged() -> None:
     names = [b"a b/", b"a b/new\nline", b"\xff\xfe", b"{{ x }}"]
-    assert steps.unpack_names(steps.pack_names(names)) == names
+    assert order.unpack_names(order.pack_names(names)) == names
 
 
 class ArchiveHost(RemoteHost):
@@ -155,9 +155,9 @@ def test_archive_of_failed_job_goes_beside_that_of_last_good_one(
 ) -> None:
     output, job = tmp_path / name, "20260101-000000-00000000"
     beside = tmp_path / failed.replace("JOB", job)
-    assert steps.archive_path(output, job, {"exit_code": 4}, keeps_good=True) == beside
-    assert steps.archive_path(output, job, {"exit_code": 0}, keeps_good=True) == output
-    assert steps.archive_path(output, job, {"exit_code": 4}, keeps_good=False) == output
+    assert order.archive_path(output, job, {"exit_code": 4}, keeps_good=True) == beside
+    assert order.archive_path(output, job, {"exit_code": 0}, keeps_good=True) == output
+    assert order.archive_path(output, job, {"exit_code": 4}, keeps_good=False) == output
     # Those that a killed fetch left are removed by the next one.
     for path in (output, beside):
         fetch.write_part_file(path, job, b"part")

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from train_classifier.ansible_bridge.inventory import Target
-from train_classifier.controller.steps import Order
+from train_classifier.controller.order import Order
 from train_classifier.core import job, options
 from train_classifier.core.errors import NoGpu
 from train_classifier.github_action import inputs, slack_message, step
