@@ -186,13 +186,8 @@ def test_models_that_do_not_exist_are_reported() -> None:
     ]
 
 
-def test_the_published_schema_is_the_generated_one() -> None:
-    published = json.loads((ROOT / "docs" / "train-classifier.schema.json").read_text())
-    assert published == settings_file.json_schema()
-
-
 def test_the_schema_agrees_with_the_parser() -> None:
-    schema = settings_file.json_schema()
+    schema = json.loads((ROOT / "docs" / "train-classifier.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     checker = jsonschema.Draft202012Validator(schema)
     good = '[defaults]\ngpus = "auto"\ncpus = 1.5\ntimeout = 90\ndata = { a = "/b" }\n[models.mnist]\ndata = ["/b:a"]\n'
