@@ -1,15 +1,12 @@
-"""list, status, logs, attach, fetch, cancel and clean: find jobs by their id on all hosts."""
+"""logs, attach, fetch, cancel and clean: jobs are found by their id on all hosts."""
 
 import json
 import os
-import shlex
 import socket
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train_classifier.cli import result_text
 from train_classifier.cli.console import Console
 from train_classifier.controller import fetch as fetching
 from train_classifier.controller import find_jobs, steps
@@ -18,7 +15,6 @@ from train_classifier.controller.order import archive_path
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import options, text
 from train_classifier.core.errors import BadInput, ExitCode, NotReady, OutOfTouch, TrainClassifierError
-from train_classifier.core.job import in_order
 from train_classifier.request import checks
 from train_classifier.request.checkout import user_name
 
@@ -29,64 +25,6 @@ class Output(NamedTuple):
     path: Path
     #: A failed job's archive goes to a file of its own beside it: the caller did not name the file.
     keeps_good: bool
-
-
-def show_list(hosts: Sequence[RemoteHost], everything: bool, all_users: bool, console: Console) -> ExitCode:
-    """Show the jobs of all hosts; hosts that cannot be queried are named on standard error."""
-    listed, errors = find_jobs.list_jobs(hosts, everything, all_users)
-    if console.json_mode:
-        console.out(json.dumps([{**job, "status": job.get("outcome") or job.get("state")} for job in listed]))
-    elif listed:
-        console.out(_table(listed, len(hosts) > 1, console.width))
-    elif not errors:
-        console.say("No jobs." if everything or all_users else "No jobs of yours.")
-    for error in errors:
-        console.error(error)
-    return errors[0].code if errors else ExitCode.TRAINED
-
-
-def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> ExitCode:
-    """Show one job's state, its phases and, once finished, its result."""
-    located = find_jobs.find_job(hosts, job)
-    status, result = located.answer.get("status") or {}, located.answer.get("result") or {}
-    if console.json_mode:
-        console.out(json.dumps({**located.answer, "host": located.host.name}))
-        return ExitCode.TRAINED
-    rows: list[tuple[str, Any]] = [
-        ("job", located.id),
-        ("model", status.get("model")),
-        ("host", located.host.name),
-        ("state", result.get("outcome") or _state(status)),
-    ]
-    if result:
-        rows += [(name, result.get(name.replace(" ", "_"))) for name in ("exit code", "reason")]
-        rows.append(("hint", fetching.complete_hint(located.host, located.id, result.get("hint"))))
-        unpacked = result.get("unpacked") or {}
-        if unpacked.get("reason") != result.get("reason"):
-            hint = fetching.complete_hint(located.host, located.id, unpacked.get("hint"))
-            rows += [("not packed", unpacked.get("reason")), ("hint", hint)]
-    elif status.get("message"):
-        rows.append(("message", status["message"]))
-    rows += [("note", note) for note in status.get("notes") or []]
-    times = {} if result else status.get("times") or {}
-    for name, (begun, ended) in in_order(times).items():
-        spent = (ended or time.time()) - begun
-        if spent >= text.SHORTEST_S:
-            rows.append((name, text.show_seconds(spent) + ("" if ended else " so far")))
-    for name, spent in in_order(result.get("seconds") or {}).items():
-        if spent >= text.SHORTEST_S:
-            rows.append((name, text.show_seconds(spent)))
-    rows.append(("time", _age({**status, **result}) or None))
-    archive = result.get("archive")
-    if archive:
-        rows += [("archive", text.show_bytes(archive["bytes"])), ("sha256", archive["sha256"])]
-    for name, value in (result.get("metrics") or {}).items():
-        rows.append((text.short(name, 50), text.number(value)))
-    width = max(len(name) for name, _ in rows if len(name) <= result_text.LABEL)
-    for name, value in rows:
-        if value is not None:
-            console.out(text.hanging(f"{text.clean(name).ljust(width)}  ", value, console.width))
-    return ExitCode.TRAINED
 
 
 def show_logs(
@@ -291,51 +229,3 @@ def find_output(output: str | None) -> Output:
     if problems:
         raise BadInput(*problems)
     return Output(path, keeps_good=not named)
-
-
-def _table(jobs: Sequence[dict[str, Any]], many_hosts: bool, width: int | None) -> str:
-    """Return the jobs as a table; arguments, commit and metrics only where the terminal has room for them."""
-    columns: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
-        ("JOB", lambda job: job["id"]),
-        ("MODEL", lambda job: job.get("model")),
-        ("STATUS", lambda job: job.get("outcome") or _state(job)),
-        ("TIME", _age),
-        ("BY", lambda job: job.get("submitter")),
-    ]
-    if many_hosts:
-        columns.append(("HOST", lambda job: job["host"]))
-    for extra in EXTRA_COLUMNS:
-        wider = [*columns, extra]
-        cells = [[len(head), *(len(str(value(job) or "")) for job in jobs)] for head, value in wider]
-        fits = width is not None and text.table_width([max(column) for column in cells]) <= width
-        if fits and any(cells[-1][1:]):
-            columns = wider
-    rows = [[value(job) for _, value in columns] for job in jobs]
-    return text.table(rows, [head for head, _ in columns], width=width)
-
-
-def _metrics(job: dict[str, Any]) -> str:
-    return " ".join(
-        f"{text.short(name, 20)}={text.number(value)}"
-        for name, value in list((job.get("metrics") or {}).items())[:3]
-    )
-
-
-#: Columns of `list` that are shown where there is room, the most useful first.
-EXTRA_COLUMNS: tuple[tuple[str, Callable[[dict[str, Any]], object]], ...] = (
-    ("COMMIT", lambda job: str(job.get("commit") or "")[:12]),
-    ("METRICS", _metrics),
-    ("ARGUMENTS", lambda job: text.short(shlex.join(map(str, job.get("arguments") or ())), 40)),
-)
-
-
-def _state(job: dict[str, Any]) -> str:
-    state = str(job.get("state") or "?")
-    return f"{state} ({job['phase']})" if state == "running" and job.get("phase") else state
-
-
-def _age(job: dict[str, Any]) -> str:
-    begun = job.get("started") or job.get("submitted")
-    if not begun:
-        return ""
-    return text.show_seconds(max(0.0, float(job.get("finished") or time.time()) - float(begun)))

@@ -31,8 +31,8 @@ def list_(inventory: str | None, host: str | None, everything: bool, all_users: 
     Example:
       train-classifier list -i hosts.yml --all --json
     """
-    from train_classifier.cli import jobs
+    from train_classifier.cli import job_display
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
 
-    return jobs.show_list(hosts(inventory, host), everything, all_users, Console(json_mode=json_mode))
+    return job_display.show_list(hosts(inventory, host), everything, all_users, Console(json_mode=json_mode))

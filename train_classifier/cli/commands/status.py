@@ -20,8 +20,8 @@ def status(job: str, inventory: str | None, host: str | None, json_mode: bool) -
     Example:
       train-classifier status last
     """
-    from train_classifier.cli import jobs
+    from train_classifier.cli import job_display
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
 
-    return jobs.show_status(hosts(inventory, host), job, Console(json_mode=json_mode))
+    return job_display.show_status(hosts(inventory, host), job, Console(json_mode=json_mode))
