@@ -187,14 +187,12 @@ def _section(text: str) -> dict[str, Any]:
     return {"type": "section", "text": {"type": "mrkdwn", "text": text}}
 
 
-def notify(identifier: str, notice: Notice, events: frozenset[Event], total_s: float = 30.0) -> str | None:
-    """Post a notice if its event is in `events`, always within `total_s` seconds.
+def notify(identifier: str, notice: Notice, total_s: float = 30.0) -> str | None:
+    """Post a notice, always within `total_s` seconds.
 
-    Never raises. Returns None when there was nothing to post or it was delivered, otherwise one line with the
-    reason, without the webhook's address.
+    Never raises. Returns None when it was delivered, otherwise one line with the reason, without the address
+    of the webhook.
     """
-    if notice.event not in events or not identifier.strip():
-        return None
     try:
         url = webhook_url(identifier)
         body = message(notice)

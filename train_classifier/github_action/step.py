@@ -329,10 +329,10 @@ class Step:
             metrics=result.get("metrics") or {},
             run_url=run_url(os.environ),
         )
-        webhook, events = self.inputs.webhook, self.inputs.slack_events
+        webhook = self.inputs.webhook
 
         def post() -> None:
-            problem = slack_message.notify(webhook, notice, events)
+            problem = slack_message.notify(webhook, notice)
             if problem:
                 self._warn(problem)
 

@@ -12,7 +12,6 @@ from typing import Any, Optional, Union
 
 from train_classifier.core import options
 from train_classifier.core.errors import BadInput, ExitCode, TrainClassifierError
-from train_classifier.core.job import JobSpec, Repository
 from train_classifier.core.options import show_option
 from train_classifier.worker.checks import engine_check, gpu_check
 from train_classifier.worker.checks.finding import ROLE, Finding, fail, from_error, ok, skip, warn
@@ -55,7 +54,14 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
     findings += foreign_gpu_users(discovery, users)
     if request.get("deep"):
         findings.append(metadata(host))
-        findings += _deep(host, request, discovery, findings)
+        failed = [finding.name for finding in findings if finding.status == "fail"]
+        if failed:
+            findings.append(skip("container", f"not tried, because of: {', '.join(failed)}"))
+        else:
+            # Imported only here: no job needs it.
+            from train_classifier.worker.checks import container_check
+
+            findings += container_check.check(host, request, discovery)
     findings.sort(key=lambda finding: finding.status == "fail" and finding.code != ExitCode.NOT_READY)
     return {
         "worker": program.PROGRAM.name,
@@ -268,65 +274,3 @@ def foreign_gpu_users(discovery: Discovery, users: dict[str, str]) -> list[Findi
         for card in discovery.gpus
         if card.busy_by and card.uuid not in users
     ]
-
-
-def _deep(
-    host: Host,
-    request: dict[str, Any],
-    discovery: Discovery,
-    findings: list[Finding],
-) -> list[Finding]:
-    """Run a container as a job would, and check that it gets the GPUs and the framework sees them."""
-    from train_classifier.worker.containers import engine, image
-    from train_classifier.worker.containers.context import Context
-    from train_classifier.worker.environments.stored_environments import Environment
-    from train_classifier.worker.gpus import visibility
-    from train_classifier.worker.state.store import Store
-
-    stopped = [finding.name for finding in findings if finding.status == "fail"]
-    if stopped:
-        return [skip("container", f"not tried, because of: {', '.join(stopped)}")]
-    with_gpu = bool(discovery.gpus)
-    spec = JobSpec("doctor", "doctor", Repository("doctor", "0" * 16), image=request.get("image"))
-    name = "image"
-    try:
-        client = engine.connect()
-        reference = image.reference_for(host, spec, with_gpu)
-        present = image.find_local(client, reference)
-        if present is None:
-            return [
-                warn(
-                    "image", f"image {reference} is not on this host; the first job pulls it", image.BOOTSTRAP
-                )
-            ]
-        context = Context(client, host, Store(host.state_dir(request)).make())
-        name = "state-in-container"
-        image.require_visible_state_folder(context, present.id)
-        name = "image"
-        resolved = image.resolve(context, spec, with_gpu)
-    except TrainClassifierError as error:
-        return [from_error(name, error)]
-    versions = f"Python {resolved.python_version}, {_frameworks(resolved.frameworks)}"
-    result = [
-        ok("state-in-container", "containers see the state folder"),
-        ok("image", f"{reference}: {versions}"),
-    ]
-    if not with_gpu:
-        return result
-    mode = host.gpu_check or "framework"
-    for name, how in (("gpu-in-container", "device"), ("gpu-in-framework", mode)):
-        if how == "off" or (name == "gpu-in-framework" and how == "device"):
-            result.append(skip(name, f"not tried: gpu_check is {how} on this host"))
-            continue
-        try:
-            proven = visibility.prove(
-                context, resolved, Environment("", (), (), {}, resolved.python), discovery.gpus, how
-            )
-            result.append((ok if proven["mode"] == how else warn)(name, str(proven["detail"])))
-        except TrainClassifierError as error:
-            result.append(from_error(name, error))
-    return result
-
-
-def _frameworks(frameworks: dict[str, str]) -> str:
-    return ", ".join(f"{name} {version}" for name, version in sorted(frameworks.items())) or "no framework"
