@@ -4,7 +4,6 @@ import abc
 import codecs
 import contextlib
 import os
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from train_classifier.ansible_bridge import event_socket
 from train_classifier.ansible_bridge.inventory import Target
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.order import Order
-from train_classifier.controller.temp_files import write_crash_file
+from train_classifier.controller.temp_files import bug_error
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
 
@@ -93,11 +92,7 @@ class TrainingAction(ActionBase):  # type: ignore[misc]  # ansible is untyped
         except (BrokenPipeError, ConnectionError) as error:
             result.update({"failed": True, "msg": f"The train-classifier command has ended: {error}"})
         except Exception as error:
-            crash_file = write_crash_file(traceback.format_exc())
-            bug = TrainClassifierError(
-                f"A bug in train-classifier: {type(error).__name__}.", f"Please report it with {crash_file}"
-            )
-            result.update(self._failure(bug, report))
+            result.update(self._failure(bug_error(error), report))
         return result
 
     def order(self, task_vars: Mapping[str, Any], report: Reporter) -> Order:

@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-import traceback
 from collections.abc import Sequence
 
 import rich_click as click
@@ -89,11 +88,9 @@ def run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         return _fail(_bad_use(error), json_mode)
     except Exception as error:
-        from train_classifier.controller.temp_files import write_crash_file
+        from train_classifier.controller.temp_files import bug_error
 
-        place = write_crash_file(traceback.format_exc())
-        reason = f"A bug in train-classifier ({type(error).__name__})."
-        return _fail(TrainClassifierError(reason, f"Please report it with {place}"), json_mode)
+        return _fail(bug_error(error), json_mode)
 
 
 def _bad_use(error: click.ClickException) -> BadInput:

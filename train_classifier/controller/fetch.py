@@ -77,7 +77,7 @@ def fetch(
         ):
             for attempt in (1, 2):
                 if attempt == 1 and _is_complete(part, archive):
-                    report_progress(int(archive["bytes"]), None)
+                    report_progress(int(archive["bytes"]))
                     break
                 retry_while_unreachable(
                     host, job, lambda: host.pull(job, part, report_progress), report, patience
@@ -212,7 +212,7 @@ def progress_callback(report: Reporter, phase: str, total: int | None) -> Progre
     """Return a function that reports the transferred bytes, not more often than readers need them."""
     last = 0.0
 
-    def report_progress(done: int, _total: int | None) -> None:
+    def report_progress(done: int) -> None:
         nonlocal last
         if time.monotonic() - last >= PROGRESS_INTERVAL_S or (total is not None and done >= total):
             last = time.monotonic()

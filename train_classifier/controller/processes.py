@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator, Sequence
 
 from train_classifier.core.errors import NotReady
 
-#: Receives the bytes sent and the total as rsync reports them; the total is None while rsync computes it.
-Progress = Callable[[int, int | None], None]
+#: Receives the number of bytes that rsync has transferred.
+Progress = Callable[[int], None]
 #: Bytes kept from the end of a program's standard error.
 ERRORS_BYTES = 65536
 
@@ -139,10 +139,9 @@ def run_rsync(
             lines = re.split(rb"[\r\n]", line_start + block)
             line_start = lines.pop()[-4096:]
             for line in reversed(lines):
-                match = re.match(rb"\s*(\d+)\s+(\d+)%", line)
+                match = re.match(rb"\s*(\d+)\s+\d+%", line)
                 if match and progress:
-                    sent, percent = int(match[1]), int(match[2])
-                    progress(sent, sent * 100 // percent if percent else None)
+                    progress(int(match[1]))
                     break
         status = process.wait()
     except BaseException:

@@ -5,11 +5,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import traceback
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from train_classifier import __version__
 from train_classifier.core import locks
+from train_classifier.core.errors import TrainClassifierError
 
 PREFIX = "train-classifier-run-"
 #: Longest path of a Unix socket below the folder, with room for its name.
@@ -51,9 +53,18 @@ def remove_old_folders(base: Path) -> None:
             os.close(descriptor)
 
 
-def write_crash_file(trace: str) -> str:
-    """Write `trace` to a private temporary file and return its path. A trace holds no values of variables."""
+def bug_error(bug: Exception, secrets: Collection[str] = ()) -> TrainClassifierError:
+    """Return the error for a bug in this program; its traceback goes to a private file, without the secrets.
+
+    Must be called while the exception is handled. A traceback holds no values of variables, but the text of
+    an exception may quote one.
+    """
+    trace = traceback.format_exc()
+    for value in sorted(secrets, key=len, reverse=True):
+        for form in (value, repr(value)[1:-1]):
+            trace = trace.replace(form, "***")
     descriptor, path = tempfile.mkstemp(prefix="train-classifier-crash-", suffix=".txt")
     with os.fdopen(descriptor, "w") as file:
         file.write(f"train-classifier {__version__}, Python {sys.version}\n\n{trace}")
-    return path
+    reason = f"A bug in train-classifier ({type(bug).__name__})."
+    return TrainClassifierError(reason, f"Please report it with {path}")

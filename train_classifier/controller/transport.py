@@ -179,7 +179,7 @@ class RemoteHost:
     def push(self, tree: Path, files: Sequence[bytes], job: str, progress: Progress | None = None) -> None:
         """Send `files` (paths below `tree`) into the job's mirror on the host, by rsync.
 
-        `progress` gets bytes sent and, once known, the bytes of the whole tree.
+        `progress` gets the number of bytes sent.
         Raises Unreachable, NotReady, or the worker's own failure.
         """
         options = ("-lptS", "--dirs", "--chmod=Du+rwx,Fu+rw,ug-s,o-t", "--files-from=-", "--from0")

@@ -11,13 +11,12 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from train_classifier.cli.early_signals import resend_lost_interrupts
-from train_classifier.controller.temp_files import write_crash_file
+from train_classifier.controller.temp_files import bug_error
 from train_classifier.core import job, options
 from train_classifier.core.errors import OUTCOMES, BadInput, Cancelled, ExitCode, TrainClassifierError
 from train_classifier.github_action import inputs, old_archive, slack_message
@@ -50,7 +49,8 @@ class Step:
         self.must_end_soon = False
         self._notice_threads: list[threading.Thread] = []
         self._notices: set[str] = set()
-        self._secret_values: set[str] = set()
+        #: No text of this program holds them.
+        self.secret_values: set[str] = set()
 
     def train(self) -> None:
         """Run the job. Raises an error that came before there was a job; after that `failure` holds it."""
@@ -89,7 +89,7 @@ class Step:
                 masked.append(value.strip().partition("://")[2].partition("/")[2])
             for secret in masked:
                 self.console.mask(secret)
-                self._secret_values |= {
+                self.secret_values |= {
                     part for part in (secret, *secret.splitlines()) if len(part) >= LEAST_SECRET
                 }
 
@@ -162,19 +162,9 @@ class Step:
         try:
             return action()
         except Exception as error:
-            self._warn(
-                f"A bug in train-classifier ({type(error).__name__}): {name} is left out. {self.crash_file()}"
-            )
+            bug = bug_error(error, self.secret_values)
+            self._warn(f"{bug.reason} It leaves out {name}. {bug.hint}")
             return None
-
-    def crash_file(self) -> str:
-        """Write the traceback of a bug in this program to a file, without any secret, and return where."""
-        trace = traceback.format_exc()
-        for value in sorted(self._secret_values, key=len, reverse=True):
-            # The value itself, and the form in which the text of an exception may quote it.
-            for form in (value, repr(value)[1:-1]):
-                trace = trace.replace(form, "***")
-        return f"Please report it with {write_crash_file(trace)}"
 
     def _wait_for_slack(self) -> None:
         """Wait for the running notices; after a request to end, only for a moment."""
@@ -383,8 +373,7 @@ def main() -> int:
             run.failure if run and has_ended else Cancelled("Cancelled before the job was started.")
         )
     except Exception as error:
-        reason = f"A bug in train-classifier ({type(error).__name__})."
-        step.failure = TrainClassifierError(reason, step.crash_file())
+        step.failure = bug_error(error, step.secret_values)
     code = step.close()
     # Python removes its handlers when it ends: a signal at that time would change the exit code.
     for number in (signal.SIGINT, signal.SIGTERM):
