@@ -7,6 +7,8 @@ from pathlib import Path
 
 #: The check that proves that jobs can compute; skipped or with a warning it proves nothing.
 FRAMEWORK = "gpu-in-framework"
+SITE = "ansible-playbook site.yml --limit HOST"
+REBOOT = f"reboot the host: {SITE} -e nvidia_driver_reboot_ok=true"
 GRAVITY = ("skip", "ok", "not proven", "warn", "fail")
 
 
@@ -16,104 +18,67 @@ def _row(name: str, status: str, message: str, hint: str = "") -> dict:
 
 def driver_rows(state: dict, expected: int = 0) -> list[dict]:
     """Rows from `nvidia_driver_status`; `expected` is how many cards the host must have at least."""
-    cards, loaded, installed = state["cards"], state["loaded"], state["installed"]
-    rerun = "ansible-playbook site.yml --limit HOST -e nvidia_driver_reboot_ok=true"
-    if len(cards) < expected or (not cards and (loaded or installed)):
-        driver = (
-            f"the driver {loaded or installed} is installed"
-            if loaded or installed
-            else "no driver is installed"
+    cards, driver = state["cards"], state["loaded"] or state["installed"]
+    if len(cards) < expected or (not cards and driver):
+        driver = f"the driver {driver} is installed" if driver else "no driver is installed"
+        message = (
+            f"{len(cards)} NVIDIA cards on the PCI bus, {max(expected, 1)} expected; {driver}: a card is gone"
         )
-        return [
-            _row(
-                "card",
-                "fail",
-                f"{len(cards)} NVIDIA cards on the PCI bus, {max(expected, 1)} expected; {driver}: a "
-                "card is gone",
-                "dmesg | grep -i xid (79: fell off the bus); power the host off and on; if it happens "
-                "again, replace the card or use another slot",
-            )
-        ]
+        hint = (
+            "dmesg | grep -i xid (79: fell off the bus); power the host off and on; if it happens again, "
+            "replace the card or use another slot"
+        )
+        return [_row("card", "fail", message, hint)]
     if not cards:
         return [_row("card", "skip", "no NVIDIA card: this host trains on its CPU")]
-    rows = [
-        _row("card", "ok", ", ".join(f"{card['slot']} {card['id']} {card['architecture']}" for card in cards))
-    ]
+    names = ", ".join(f"{card['slot']} {card['id']} {card['architecture']}" for card in cards)
+    rows = [_row("card", "ok", names)]
     if state["nouveau"]:
-        rows.append(
-            _row("nouveau", "fail", "nouveau is loaded and holds the card", f"reboot the host: {rerun}")
-        )
-    if not installed and state["serves"]:
-        # A driver that the machine's provider brought, outside of packages and of the kernel's modules.
-        rows.append(
-            _row(
-                "driver",
-                "ok",
-                f"{loaded} is loaded and serves every card, {state['origin']}: left as it is (to replace it: "
-                "ansible-playbook site.yml --limit HOST -e nvidia_driver_replace=true)",
-            )
-        )
-    elif not installed:
-        rows.append(
-            _row(
-                "driver",
-                "fail",
-                f"no NVIDIA module is installed for the kernel {state['kernel']}",
-                "ansible-playbook site.yml --limit HOST",
-            )
-        )
-    elif state["mismatch"]:
-        rows.append(
-            _row(
-                "driver",
-                "fail",
-                f"module loaded {loaded}, installed {installed}: driver/library version mismatch",
-                f"reboot the host: {rerun}",
-            )
-        )
-    elif not loaded and state["secure_boot"]:
-        rows.append(
-            _row(
-                "driver",
-                "fail",
-                f"{installed} is installed, not loaded, and Secure Boot is on: the kernel refuses "
-                "a module that is not signed by an enrolled key",
-                "see Secure Boot in docs/hosts.md",
-            )
-        )
-    elif not loaded:
-        rows.append(
-            _row(
-                "driver",
-                "fail",
-                f"{installed} is installed but not loaded",
-                f"modprobe nvidia, or reboot: {rerun}",
-            )
-        )
-    else:
-        rows.append(_row("driver", "ok", f"loaded {loaded} equals installed"))
+        rows.append(_row("nouveau", "fail", "nouveau is loaded and holds the card", REBOOT))
+    rows.append(_driver_row(state))
     free = sorted(set(state["packages"]) - set(state["held"]))
     # Who installed another driver decides whether it is held.
     if free and state["ours"]:
-        rows.append(
-            _row(
-                "hold",
-                "warn",
-                f"{len(free)} driver packages are not held ({free[0]} …): an upgrade may break the driver",
-                "ansible-playbook site.yml --limit HOST",
-            )
-        )
+        message = f"{len(free)} driver packages are not held ({free[0]} …): an upgrade may break the driver"
+        rows.append(_row("hold", "warn", message, SITE))
     if state["reboot_wished"]:
-        rows.append(
-            _row(
-                "reboot",
-                "warn",
-                f"a reboot is pending: {state['reboot_wished']}",
-                "when the host is not busy: ansible-playbook playbooks/update.yml --limit HOST -e "
-                "nvidia_driver_reboot_ok=true",
-            )
+        hint = (
+            "when the host is not busy: ansible-playbook playbooks/update.yml --limit HOST -e "
+            "nvidia_driver_reboot_ok=true"
         )
+        rows.append(_row("reboot", "warn", f"a reboot is pending: {state['reboot_wished']}", hint))
     return rows
+
+
+def _driver_row(state: dict) -> dict:
+    """The row of the driver of a host with cards."""
+    loaded, installed = state["loaded"], state["installed"]
+    if not installed and state["serves"]:
+        # A driver that the machine's provider brought, outside of packages and of the kernel's modules.
+        return _row(
+            "driver",
+            "ok",
+            f"{loaded} is loaded and serves every card, {state['origin']}: left as it is (to replace it: "
+            f"{SITE} -e nvidia_driver_replace=true)",
+        )
+    if not installed:
+        return _row("driver", "fail", f"no NVIDIA module is installed for the kernel {state['kernel']}", SITE)
+    if state["mismatch"]:
+        message = f"module loaded {loaded}, installed {installed}: driver/library version mismatch"
+        return _row("driver", "fail", message, REBOOT)
+    if not loaded and state["secure_boot"]:
+        return _row(
+            "driver",
+            "fail",
+            f"{installed} is installed, not loaded, and Secure Boot is on: the kernel refuses "
+            "a module that is not signed by an enrolled key",
+            "see Secure Boot in docs/hosts.md",
+        )
+    if not loaded:
+        return _row(
+            "driver", "fail", f"{installed} is installed but not loaded", f"modprobe nvidia, or {REBOOT}"
+        )
+    return _row("driver", "ok", f"loaded {loaded} equals installed")
 
 
 def engine_rows(daemon: dict) -> list[dict]:

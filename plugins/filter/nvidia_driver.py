@@ -264,88 +264,89 @@ def plan(
     manager, without which no card behind NVSwitch bridges (`switches`) computes; `branch` 0 leaves the
     choice here.
     """
-    answer = {"source": source, "branch": branch, "module": module, "problem": ""}
-
-    def refuse(sentence: str) -> dict:
-        return {**answer, "problem": sentence}
-
-    def named(some: list[dict]) -> str:
-        return ", ".join(f"{card['slot']} ({card['id']}, {card['architecture']})" for card in some)
-
-    old = [card for card in cards if card["module"] == "none"]
-    if old:
-        return refuse(
-            f"The card {named(old)} needs the driver branch 470 or older, which no longer gets fixes: "
-            "take it out, "
-            "or leave this host out of the inventory."
-        )
-    unknown = [card for card in cards if card["module"] == "unknown"]
-    if unknown and module == "auto":
-        return refuse(
-            f"The card {named(unknown)} is not in this role's table: set nvidia_driver_module to open or "
-            "proprietary (and nvidia_driver_branch) for this host."
-        )
-    only_proprietary = [card for card in cards if card["module"] == "proprietary"]
-    only_open = [card for card in cards if card["module"] == "open"]
-    if only_proprietary and only_open:
-        return refuse(
-            f"No driver serves all cards of this host: {named(only_proprietary)} needs the "
-            "proprietary module, "
-            f"{named(only_open)} the open one. Take one of them out."
-        )
-    least = max([card["first_branch"] or 0 for card in cards], default=0)
-    most = min([card["last_branch"] or 9999 for card in cards], default=9999)
-
-    if answer["source"] == "auto":
+    least, most = _branches(cards)
+    no_fabric = bool(switches) and not fabric
+    if source == "auto":
         target = branch or distribution_branch
-        serves = least <= target <= most and target == distribution_branch and (fabric or not switches)
-        answer["source"] = "distribution" if serves else "cuda_repository"
-    if not answer["branch"]:
-        # 580 is the last branch for Maxwell, Pascal and Volta, and new enough for every card in the table.
-        answer["branch"] = distribution_branch if answer["source"] == "distribution" else 580
-    if answer["source"] == "distribution" and switches and not fabric:
-        return refuse(
+        serves = least <= target <= most and target == distribution_branch and not no_fabric
+        source = "distribution" if serves else "cuda_repository"
+    # 580 is the last branch for Maxwell, Pascal and Volta, and new enough for every card in the table.
+    branch = branch or (distribution_branch if source == "distribution" else 580)
+    problem = _module_problem(cards, module)
+    if not problem and source == "distribution" and no_fabric:
+        problem = (
             f"This host has NVSwitch bridges ({', '.join(switches)}), and its distribution packages no "
             "fabric manager, without which their cards do not compute: set nvidia_driver_source to auto or "
             "cuda_repository."
         )
-    if answer["source"] == "distribution" and answer["branch"] != distribution_branch:
-        return refuse(
-            f"This distribution packages the driver branch {distribution_branch}, not "
-            f"{answer['branch']}: set "
+    packaged = distribution_branch if source == "distribution" else None
+    problem = problem or _branch_problem(cards, branch, packaged)
+    if module == "auto" and not problem:
+        needed = {card["module"] for card in cards} & {"open", "proprietary"}
+        # Before 560 NVIDIA called the open module a preview on some cards.
+        module = needed.pop() if needed else "open" if branch >= 560 else "proprietary"
+    return {"source": source, "branch": branch, "module": module, "problem": problem}
+
+
+def _branches(cards: list[dict]) -> tuple[int, int]:
+    """The first and the last branch of the driver that serve every card."""
+    least = max([card["first_branch"] or 0 for card in cards], default=0)
+    return least, min([card["last_branch"] or 9999 for card in cards], default=9999)
+
+
+def _branch_problem(cards: list[dict], branch: int, packaged: int | None) -> str:
+    """Why this branch does not serve every card, as a sentence; empty when it does.
+
+    `packaged`: the branch of the distribution, if the driver comes from there, else None.
+    """
+    least, most = _branches(cards)
+    if packaged is not None and branch != packaged:
+        return (
+            f"This distribution packages the driver branch {packaged}, not {branch}: set "
             "nvidia_driver_source to cuda_repository, or leave nvidia_driver_branch out."
         )
-    if answer["branch"] < least:
-        return refuse(
-            f"The branch {answer['branch']} does not know the card {named(cards)}: it needs {least} "
-            "or newer. Set "
+    if branch < least:
+        return (
+            f"The branch {branch} does not know the card {_named(cards)}: it needs {least} or newer. Set "
             "nvidia_driver_source to cuda_repository and leave nvidia_driver_branch out."
         )
-    if answer["branch"] > most:
-        return refuse(
-            f"The branch {answer['branch']} no longer serves the card {named(cards)}: the last that "
-            f"does is {most}. "
+    if branch > most:
+        return (
+            f"The branch {branch} no longer serves the card {_named(cards)}: the last that does is {most}. "
             f"Set nvidia_driver_branch to {most}."
         )
-    if module == "auto":
-        if only_proprietary:
-            answer["module"] = "proprietary"
-        elif only_open:
-            answer["module"] = "open"
-        else:
-            # Before 560 NVIDIA called the open module a preview on some cards.
-            answer["module"] = "open" if answer["branch"] >= 560 else "proprietary"
-    elif module == "open" and only_proprietary:
-        return refuse(
-            f"The open kernel module does not serve {named(only_proprietary)}: set "
-            "nvidia_driver_module to auto."
+    return ""
+
+
+def _named(cards: list[dict]) -> str:
+    return ", ".join(f"{card['slot']} ({card['id']}, {card['architecture']})" for card in cards)
+
+
+def _module_problem(cards: list[dict], module: str) -> str:
+    """Why no kernel module, or not this one, serves every card: a sentence, empty when one does."""
+    named = {
+        kind: _named([card for card in cards if card["module"] == kind])
+        for kind in ("none", "unknown", "proprietary", "open")
+    }
+    if named["none"]:
+        return (
+            f"The card {named['none']} needs the driver branch 470 or older, which no longer gets fixes: "
+            "take it out, or leave this host out of the inventory."
         )
-    elif module == "proprietary" and only_open:
-        return refuse(
-            f"The proprietary kernel module does not serve {named(only_open)}: set "
-            "nvidia_driver_module to auto."
+    if named["unknown"] and module == "auto":
+        return (
+            f"The card {named['unknown']} is not in this role's table: set nvidia_driver_module to open or "
+            "proprietary (and nvidia_driver_branch) for this host."
         )
-    return answer
+    if named["proprietary"] and named["open"]:
+        return (
+            f"No driver serves all cards of this host: {named['proprietary']} needs the proprietary module, "
+            f"{named['open']} the open one. Take one of them out."
+        )
+    other = {"open": "proprietary", "proprietary": "open"}.get(module)
+    if other and named[other]:
+        return f"The {module} kernel module does not serve {named[other]}: set nvidia_driver_module to auto."
+    return ""
 
 
 class FilterModule:
