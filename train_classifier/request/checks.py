@@ -74,13 +74,14 @@ def _replaced_problems(subject: str, path: Path) -> list[str]:
 
 
 def results_folders(folders: Iterable[str], top: Path) -> list[str]:
-    """Return what is wrong with folders of results in the repository at `top`: they may be missing."""
+    """Return what is wrong with folders of results in the repository at `top`; missing ones are valid."""
     problems = []
     for folder in folders:
         path = top
         for part in folder.split("/"):
             path /= part
-            if path.is_symlink() or (path.exists() and not path.is_dir()):
+            is_result = path.is_dir() or (path == top / folder and path.is_file())
+            if path.is_symlink() or (path.exists() and not is_result):
                 kind = "a link" if path.is_symlink() else "no folder"
                 where = printable(str(path.relative_to(top)))
                 problems.append(

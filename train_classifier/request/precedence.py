@@ -19,7 +19,7 @@ from train_classifier.request.flags import merged
 FROM_FLAG, FROM_VARIABLE, FROM_OWN, FROM_FILE = "flag", "variable", "own file", "file"
 _PREFIX = options.VARIABLE_PREFIX
 #: Variables of this program that are not options.
-_INTERNAL = ("HOST_JSON", "JOB", "PROBE", "READER", "SINK")
+_INTERNAL = ("HOST_JSON", "IMAGE_SOURCE", "JOB", "PROBE", "READER", "SINK")
 #: How several items are separated in one variable.
 _SEPARATORS = {Kind.FOLDERS: "\n,", Kind.PATHS: "\n,", Kind.NAMES: "\n, \t"}
 
@@ -58,6 +58,24 @@ def gather(
     return values
 
 
+def unread_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable with our prefix that sets nothing, because it is misspelt."""
+    suffixes = [
+        option.environment_variable.removeprefix(_PREFIX)
+        for option in options.OPTIONS
+        if not option.action_only
+    ]
+    warnings = []
+    for name in sorted(environ):
+        suffix = name.removeprefix(_PREFIX)
+        if not name.startswith(_PREFIX) or suffix in suffixes or suffix in _INTERNAL:
+            continue
+        near = difflib.get_close_matches(suffix.upper(), suffixes, n=1, cutoff=0.6)
+        hint = f"; did you mean {_PREFIX}{near[0]}?" if near else ": no option has this name"
+        warnings.append(f"{printable(name)} is not read{hint}")
+    return warnings
+
+
 def _from_file(values: OptionValues, repository: Path, model: str | None) -> None:
     try:
         settings = settings_file.load(repository)
@@ -90,13 +108,7 @@ def _from_own_file(values: OptionValues, path: Path, repository: Path | None, mo
 def _from_variables(
     values: OptionValues, environ: Mapping[str, str], cwd: Path, repository: Path | None
 ) -> None:
-    spelt = {option.environment_variable for option in options.OPTIONS if not option.action_only}
-    for name in environ:
-        if name.startswith(_PREFIX) and name not in spelt and name.removeprefix(_PREFIX) not in _INTERNAL:
-            suffixes = [variable.removeprefix(_PREFIX) for variable in spelt]
-            near = difflib.get_close_matches(name.removeprefix(_PREFIX), suffixes, n=1, cutoff=0.8)
-            if near:
-                values.warnings.append(f"{printable(name)} is not read; did you mean {_PREFIX}{near[0]}?")
+    values.warnings += unread_variables(environ)
     files = _items(environ.get(options.variable("env_file"), ""), "\n")
     _environment_files(values, files, environ, cwd, repository, FROM_VARIABLE)
     for key in flags.PARSED:

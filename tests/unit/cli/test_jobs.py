@@ -106,11 +106,11 @@ def test_a_job_that_ended_before_its_training_says_why(tmp_path: Path, command: 
     result = {**ending, "archive": None, "gpus": [], "finished": 1.0, "detail": "line of the tool"}
     seconds = {"environment": 2.0, "image": 1.0, "packages": 0.001}
     (folder / "result.json").write_text(json.dumps({**result, "seconds": seconds}))
-    code, out, err = command("fetch", OLD)
+    # Without a JOB it is the newest one.
+    code, out, err = command("fetch")
     assert code == ExitCode.BAD_INPUT
     assert all(part in err for part in ("no such package: nupmy", "write numpy", "line of the tool"))
     assert "logs" not in err
-    # Without a JOB it is the newest one.
     code, out, err = command("status")
     rows = [line.split() for line in out.splitlines()]
     assert [row[0] for row in rows][4:9] == ["exit", "reason", "hint", "image", "environment"], out

@@ -56,6 +56,15 @@ def refused(capfd: pytest.CaptureFixture[str], *words: str) -> str:
     return capfd.readouterr().err
 
 
+def test_every_command_warns_of_a_misspelt_variable(
+    repo: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAIN_CLASSIFIER_INVENTRY", "hosts.yml")
+    assert app.run(["list", "--host", "nowhere.invalid"]) == ExitCode.BAD_INPUT
+    warning = "TRAIN_CLASSIFIER_INVENTRY is not read; did you mean TRAIN_CLASSIFIER_INVENTORY?"
+    assert capfd.readouterr().err.splitlines()[0] == warning
+
+
 def test_every_flag_of_train_means_what_it_says(
     repo: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,20 @@ def test_input_wins_over_environment() -> None:
     assert not [name for name in step_inputs.environment if name.startswith(inputs.PREFIX)]
 
 
+def test_folders_of_results_one_a_line(tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "__main__.py").touch()
+    step_inputs = inputs.read(
+        {
+            "TRAIN_CLASSIFIER_INPUT_MODEL": "mnist",
+            "TRAIN_CLASSIFIER_INPUT_REPO": str(tmp_path),
+            "TRAIN_CLASSIFIER_INPUT_ARTEFACTS": "outputs\n  lightning logs\n",
+        }
+    )
+    plan = build.build(step_inputs.request, step_inputs.environment, resolve=False)
+    assert plan.spec.artefacts == ("outputs", "lightning logs")
+
+
 def test_one_argument_a_line() -> None:
     text = "--name\r\ntwo words; $(id) 'x'\n\n  --indented\n"
     step_inputs = inputs.read({"TRAIN_CLASSIFIER_INPUT_ARGS": text})

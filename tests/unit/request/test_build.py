@@ -277,7 +277,7 @@ def test_folders_of_results(repo: Path) -> None:
     assert type(plan.spec).from_dict(plan.spec.to_dict()) == plan.spec
     (repo / "outputs").symlink_to("/etc")
     (repo / "runs").write_text("")
-    assert sorted(refused(repo, artefacts=["outputs/deep", "runs/a"])) == [
+    assert sorted(refused(repo, artefacts=["outputs/deep", "runs/a", "runs"])) == [
         "--artefacts 'outputs': outputs is a link; name a folder",
         "--artefacts 'outputs/deep': outputs is a link; name a folder",
         "--artefacts 'runs/a': runs is no folder; name a folder",
@@ -411,9 +411,13 @@ def test_arguments(repo: Path) -> None:
     assert "over 128 KiB" in refused(repo, arguments=["x" * 131072])[0]
 
 
-def test_misspelt_variable_is_reported(repo: Path) -> None:
-    plan = build(repo, {"TRAIN_CLASSIFIER_TIMOUT": "6h", "TRAIN_CLASSIFIER_HOST_JSON": "/x"})
-    assert plan.warnings == ["TRAIN_CLASSIFIER_TIMOUT is not read; did you mean TRAIN_CLASSIFIER_TIMEOUT?"]
+def test_misspelt_variable_is_reported_once(repo: Path) -> None:
+    values = {"TIMOUT": "6h", "ZZ": "", "HOST_JSON": "/x", "JOB": "x", "PROBE": "x", "READER": ""}
+    plan = build(repo, {f"TRAIN_CLASSIFIER_{name}": value for name, value in values.items()})
+    assert plan.warnings == [
+        "TRAIN_CLASSIFIER_TIMOUT is not read; did you mean TRAIN_CLASSIFIER_TIMEOUT?",
+        "TRAIN_CLASSIFIER_ZZ is not read: no option has this name",
+    ]
 
 
 def test_the_host_is_found_in_the_inventory(repo: Path) -> None:

@@ -7,7 +7,7 @@ from train_classifier.request import units
 
 
 @click.command()
-@parameters.job
+@parameters.job_or_last
 @parameters.output
 @click.option("--max-size", metavar="SIZE", help="Pack artefacts that stayed on the host up to this size.")
 @parameters.inventory
@@ -24,7 +24,7 @@ def fetch(
     """Bring the archive of a finished job; what stayed on the host is packed first.
 
     \b
-    JOB is a job's id, a unique beginning of it, or last.
+    JOB is a job's id, a unique beginning of it, or last, the default.
 
     \b
     Example:

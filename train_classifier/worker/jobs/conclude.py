@@ -17,7 +17,7 @@ from train_classifier.core.errors import Cancelled, NothingDelivered, TrainClass
 from train_classifier.core.job import JobSpec
 from train_classifier.core.options import show_option
 from train_classifier.core.regular_file import open_regular
-from train_classifier.core.text import show_bytes
+from train_classifier.core.text import printable, show_bytes
 from train_classifier.worker.state import file_trees, results
 from train_classifier.worker.state.files import new_file, opened_folder, read_json, write_json
 from train_classifier.worker.state.store import Job
@@ -78,7 +78,7 @@ def pack(
     except TooLarge as error:
         return _too_large(job, limit, error, cause, is_artefacts=not (elsewhere_too or spec.artefacts))
     except Cancelled as error:
-        hint = f"artefacts/ stays on the host: train-classifier fetch {job.id} packs it"
+        hint = f"the results stay on the host: train-classifier fetch {job.id} packs them"
         error.hint = f"{error.hint}; {hint}" if error.hint else hint
         return _unpacked("stopped", f"packing was stopped: {error.reason}", hint), cause or error
     except (TrainClassifierError, OSError) as error:
@@ -144,7 +144,7 @@ def not_packed_answer(job: Job) -> dict[str, Any]:
     """Return the substitute for the packer's answer when the worker died before it packed."""
     if not job.stock.exists():
         return {}
-    return _unpacked("lost", "artefacts/ stays on the host", f"train-classifier fetch {job.id} packs it")
+    return _unpacked("lost", "the results stay on the host", f"train-classifier fetch {job.id} packs them")
 
 
 class TooLarge(Exception):
@@ -201,14 +201,14 @@ def _judge(
     error = cause
     if cause is None and not answer["new"] and not spec.allow_empty:
         error = NothingDelivered(
-            "the model succeeded, but wrote nothing new into artefacts/",
+            f"the model succeeded, but wrote nothing new into {_places(spec, 'or')}",
             "write results into artefacts/ below the working directory, name another folder with "
             f"{show_option('artefacts')}, or use {show_option('allow_empty')}",
         )
     if not answer.get("elsewhere"):
         return answer, error
     files = elsewhere.describe(answer["elsewhere"])
-    reason = f"the model also wrote {files} outside artefacts/"
+    reason = f"the model also wrote {files} outside {_places(spec, 'and')}"
     hint = (
         f"train-classifier fetch {job.id} gets these files; {show_option('artefacts')} names folders that "
         "always count as results"
@@ -217,6 +217,15 @@ def _judge(
         reason = f"{error.reason}; it wrote {files} elsewhere"
         error = NothingDelivered(reason, hint)
     return {**answer, **_unpacked("elsewhere", reason, hint, **answer["elsewhere"])}, error
+
+
+def _places(spec: JobSpec, conjunction: str) -> str:
+    """Return the places of results as a text."""
+    places = ["artefacts/", *spec.artefacts]
+    if len(places) > 4:
+        places = [*places[:3], f"{len(places) - 3} more"]
+    *first, last = map(printable, places)
+    return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
 def remove_leftovers(job: Job, account: Account) -> None:
@@ -274,5 +283,5 @@ def archive_fields(answer: dict[str, Any]) -> dict[str, Any]:
     if answer.get("metrics_problem"):
         remarks.append(f"metrics left out: {answer['metrics_problem']}")
     if answer.get("left_out"):
-        remarks.append(f"{answer['left_out']} entries of artefacts/ left out, see manifest.json")
+        remarks.append(f"results left out: {answer['left_out']}, see manifest.json")
     return {"archive": answer.get("archive"), "metrics": answer.get("metrics"), "remarks": remarks}

@@ -294,7 +294,7 @@ def end_job(run: JobRun) -> None:
 
     The GPUs are released first, because other jobs wait for them. A step that fails does not prevent the next
     ones, and the first error counts. A cancel, a signal or an expired lease during the packing stops it, and
-    artefacts/ stays on the host.
+    the results stay on the host.
     """
     run.job.release_reserve()
     containers_removed = False

@@ -94,24 +94,38 @@ def results(
 def walk(workspace: int, base: bytes = BASE) -> Iterator[Artefact]:
     """Yield a folder of an open workspace and everything below, parents first. Missing: nothing.
 
-    A link in its place is followed to a folder of the workspace; nothing else is read. Raises OSError.
+    A link in its place is followed to a folder of the workspace, and a file in place of another folder than
+    artefacts/ is yielded; nothing else is read. Raises OSError.
     """
     _allow_entry(workspace)
     try:
         top, path = open_top(workspace, base)
     except OSError:
-        try:
-            status = os.lstat(base, dir_fd=workspace)
-        except OSError:
-            return
-        reason = f"{show_name(base)} is {_kind(status.st_mode)}, not a folder"
-        yield Artefact(base, status, -1, left_out=reason)
+        yield from _in_place_of_folder(workspace, base)
         return
     try:
         yield Artefact(base, os.fstat(top), -1)
         yield from _walk(top, base, _Top(base, top, path), 1)
     finally:
         os.close(top)
+
+
+def _in_place_of_folder(workspace: int, base: bytes) -> Iterator[Artefact]:
+    """Yield what has the name of a folder of results and is none."""
+    parent, name = os.path.split(base)
+    try:
+        folder = open_top(workspace, parent)[0] if parent else os.dup(workspace)
+    except OSError:
+        return
+    try:
+        status = os.lstat(name, dir_fd=folder)
+        is_result = stat.S_ISREG(status.st_mode) and base != BASE
+        reason = None if is_result else f"{show_name(base)} is {_kind(status.st_mode)}, not a folder"
+        yield Artefact(base, status, folder, left_out=reason)
+    except OSError:
+        return
+    finally:
+        os.close(folder)
 
 
 def open_top(workspace: int, base: bytes = BASE) -> tuple[int, bytes]:

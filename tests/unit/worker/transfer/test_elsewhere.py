@@ -98,6 +98,31 @@ def test_limit_counts_files_elsewhere_only_when_they_are_packed(job: Path) -> No
         packed(job, elsewhere="pack", most_bytes=1 << 19)
 
 
+def test_file_in_place_of_another_folder_of_results_is_a_result(job: Path) -> None:
+    write(job, "model.pt", 10)
+    write(job, "runs/last", 5)
+    answer = packed(job, elsewhere="list", results=("model.pt", "runs/last", "README.md/x"))
+    assert answer["elsewhere"] is None and (answer["new"], answer["left_out"]) == (2, 0)
+    assert [name for name in names(job) if not name.startswith("job/")] == [
+        "artefacts", "model.pt", "runs/last",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("results", "expected"),
+    [
+        ((), "artefacts/"),
+        (("outputs",), "artefacts/ or outputs"),
+        (("a", "b", "c", "d"), "artefacts/, a, b or 2 more"),
+    ],
+)
+def test_message_names_all_places_of_results(results: tuple[str, ...], expected: str) -> None:
+    spec = JobSpec("20260101-000000-00000000", "m", Repository("r", "0" * 16), artefacts=results)
+    answer = {"new": 0, "elsewhere": None}
+    error = conclude._judge(Job(Path("x")), spec, answer, None)[1]
+    assert error is not None and error.reason.endswith(f"wrote nothing new into {expected}")
+
+
 def test_other_folders_of_results_bring_new_files_alone(job: Path) -> None:
     write(job, "artefacts/weights")
     write(job, "outputs/run/model.h5")
