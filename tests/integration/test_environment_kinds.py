@@ -12,7 +12,7 @@ import docker
 import pytest
 from docker.types import Mount
 from index_server import Index, serve, wheel
-from worker_site import Site, site, tmp_path, uv
+from worker_site import Site, image_after, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.environments import environment
@@ -64,18 +64,11 @@ def index(engine: docker.DockerClient) -> Iterator[Index]:
 @pytest.fixture(scope="module")
 def framework_image(engine: docker.DockerClient, base_image: str, uv: object, index: Index) -> Iterator[str]:
     """An image with stand-ins of TensorFlow, Keras and NumPy, and a package whose needs are not met."""
-    container = engine.containers.create(
-        base_image, ["sh", "-c", SCRIPT], mounts=[Mount("/uv", str(uv), "bind", read_only=True)],
+    with image_after(
+        engine, base_image, "kinds", ["sh", "-c", SCRIPT], mounts=[Mount("/uv", str(uv), "bind", read_only=True)],
         environment={"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host},
-    )  # fmt: skip
-    try:
-        container.start()
-        assert container.wait()["StatusCode"] == 0, container.logs().decode()
-        image = container.commit("tc-env-kinds", f"test-{os.getpid()}", conf={"Cmd": [], "Entrypoint": []})
-    finally:
-        container.remove(force=True)
-    yield f"tc-env-kinds:test-{os.getpid()}"
-    engine.images.remove(image.id, force=True)
+    ) as image:  # fmt: skip
+        yield image
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import docker
 import pytest
-from worker_site import Site, build_in_two_processes, layers, own_base, site, tmp_path, uv
+from worker_site import Site, build_in_two_processes, image_after, layers, own_base, site, tmp_path, uv
 
 from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.worker.containers import package_layers
@@ -121,21 +121,11 @@ def test_image_is_probed_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
 def test_image_without_python_or_shell_is_refused(
     engine: docker.DockerClient, base_image: str, site: Site, script: str, words: str
 ) -> None:
-    container = engine.containers.run(
-        base_image, ["sh", "-c", f"rm -f /usr/bin/python3* /usr/bin/python; {script}"], detach=True
-    )
-    tag = f"test-{os.getpid()}"
-    try:
-        container.wait()
-        image = container.commit("tc-env-broken", tag)
-    finally:
-        container.remove(force=True)
-    try:
+    command = ["sh", "-c", f"rm -f /usr/bin/python3* /usr/bin/python; {script}"]
+    with image_after(engine, base_image, "broken", command) as image:
         with pytest.raises(NoEnvironment, match=words):
-            site.find(f"tc-env-broken:{tag}")
+            site.find(image)
         assert site.containers() == []
-    finally:
-        engine.images.remove(image.id, force=True)
 
 
 def test_image_for_another_processor_is_refused(

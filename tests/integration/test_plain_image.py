@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import docker
 import pytest
 from index_server import serve, wheel
-from worker_site import Site, site, tmp_path, uv
+from worker_site import Site, image_after, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.job import JobSpec, Repository
@@ -44,16 +43,8 @@ def plain_reference(engine: docker.DockerClient, base_image: str) -> Iterator[st
             folders[0], "usr/local",
             filter=lambda entry: None if Path(entry.name).name.startswith(LEFT_OUT) else entry,
         )  # fmt: skip
-    container = engine.containers.create(base_image, ["/sbin/ldconfig"])
-    try:
-        container.put_archive("/", content.getvalue())
-        container.start()
-        assert container.wait()["StatusCode"] == 0, container.logs().decode()
-        made = container.commit("tc-env-python", f"test-{os.getpid()}", conf={"Cmd": [], "Entrypoint": []})
-    finally:
-        container.remove(force=True)
-    yield f"tc-env-python:test-{os.getpid()}"
-    engine.images.remove(made.id, force=True)
+    with image_after(engine, base_image, "python", ["/sbin/ldconfig"], content=content.getvalue()) as image:
+        yield image
 
 
 def resolve(site: Site, **settings: object) -> Image:

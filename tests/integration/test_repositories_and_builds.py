@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import http.server
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import docker
 import pytest
-from index_server import BACKEND, PYPROJECT, Index, gateway, sdist, serve, wheel
-from worker_site import Site, own_base, site, tmp_path, uv
+from git_commands import git
+from index_server import BACKEND, PYPROJECT, Index, gateway, sdist, wheel
+from worker_site import Site, index, own_base, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.environments import environment
 
-__all__ = ["own_base", "site", "tmp_path", "uv"]
+__all__ = ["index", "own_base", "site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture
-def index(site: Site, engine: docker.DockerClient) -> Iterator[Index]:
-    """The index of the host; the image lacks distutils, so it has setuptools too."""
-    with serve(engine) as new_index:
-        new_index.add(wheel("setuptools", "80.0"))
-        settings = {"UV_DEFAULT_INDEX": new_index.url, "no_proxy": new_index.host}
-        site.host = dataclasses.replace(site.host, environment=settings)
-        yield new_index
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -46,18 +35,13 @@ class GitServer:
     def __init__(self, folder: Path, host: str) -> None:
         self.folder, self.public = folder / "work", folder / "public"
         self.public.mkdir(parents=True)
-        self.git(folder, "init", "-q", "-b", "main", str(self.folder))
-        self.git(folder, "init", "-q", "--bare", "-b", "main", str(self.public / "shapes.git"))
+        git(folder, "init", "-q", "-b", "main", str(self.folder))
+        git(folder, "init", "-q", "--bare", "-b", "main", str(self.public / "shapes.git"))
         handler = functools.partial(Quiet, directory=str(self.public))
         self.server = http.server.ThreadingHTTPServer((host, 0), handler)
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.address = f"git+http://{host}:{self.server.server_port}/shapes.git"
-
-    def git(self, folder: Path, *arguments: str) -> str:
-        identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
-        command = ["git", *identity, *arguments]
-        return subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
 
     def publish(self, version: str) -> str:
         """Commit a version of the package in the folder `python`, and return the commit."""
@@ -65,11 +49,11 @@ class GitServer:
         package.mkdir(exist_ok=True)
         (package / "pyproject.toml").write_text(PYPROJECT)
         (package / "backend.py").write_text(BACKEND.format(name="shapes", version=version))
-        self.git(self.folder, "add", "-A")
-        self.git(self.folder, "commit", "-q", "-m", version)
-        self.git(self.folder, "push", "-q", str(self.public / "shapes.git"), "main")
-        self.git(self.public / "shapes.git", "update-server-info")
-        return self.git(self.folder, "rev-parse", "HEAD")
+        git(self.folder, "add", "-A")
+        git(self.folder, "commit", "-q", "-m", version)
+        git(self.folder, "push", "-q", str(self.public / "shapes.git"), "main")
+        git(self.public / "shapes.git", "update-server-info")
+        return git(self.folder, "rev-parse", "HEAD")
 
     def stop(self) -> None:
         self.server.shutdown()

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import docker
 import pytest
 from docker.types import Mount
 from index_server import BACKEND, PYPROJECT, Index, serve, wheel
-from worker_site import Site, site, tmp_path, uv
+from worker_site import Site, index, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
 
-__all__ = ["site", "tmp_path", "uv"]
+__all__ = ["index", "site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture
-def index(site: Site, engine: docker.DockerClient) -> Iterator[Index]:
-    """The index of the host; the image lacks distutils, so it has setuptools too."""
-    with serve(engine) as new_index:
-        new_index.add(wheel("setuptools", "80.0"))
-        settings = {"UV_DEFAULT_INDEX": new_index.url, "no_proxy": new_index.host}
-        site.host = dataclasses.replace(site.host, environment=settings)
-        yield new_index
 
 
 def test_best_version_of_all_indexes_of_the_file(

@@ -148,36 +148,24 @@ def test_truncating_registry_is_reported(host: Machine, registry: str) -> None:
 
 
 def test_cancel_during_package_installation(host: Machine, tmp_path: Path) -> None:
-    # An address that swallows every packet (RFC 5737).
-    sources = host.root / "sources.list"
-    sources.write_text("deb [trusted=yes] http://192.0.2.1/debian bookworm main\n")
-    host.write_settings(apt_sources=str(sources))
-    try:
+    with host.unreachable_archive():
         job = host.start_tree(write_model(tmp_path, WRITES, packages="hello\n"))
         host.until(job, "packages")
         until_building(job)
         host.call("cancel", id=job, by="me@there")
         assert_cancelled(host, job, "packages")
-    finally:
-        host.settings.pop("apt_sources")
-        host.write_settings()
 
 
 def test_cancel_during_environment_build(host: Machine, tmp_path: Path) -> None:
     # An index at an address that swallows every packet; uv's own patience is far longer than the test's.
     index = {"PIP_INDEX_URL": "http://192.0.2.1/simple", "UV_HTTP_TIMEOUT": "300"}
-    host.write_settings(environment=index, uv=str(host.root / "uv"))
-    try:
+    with host.changed_settings(environment=index, uv=str(host.root / "uv")):
         job = host.start_tree(write_model(tmp_path, WRITES, requirements="six\n"))
         host.until(job, "environment")
         until_building(job)
         host.call("cancel", id=job, by="me@there")
         assert_cancelled(host, job, "environment")
         assert not list((host.state / "environments" / "envs").iterdir())
-    finally:
-        for name in ("environment", "uv"):
-            host.settings.pop(name)
-        host.write_settings()
 
 
 def test_cancel_during_packing_keeps_artefacts(host: Machine) -> None:

@@ -72,42 +72,30 @@ def test_worker_killed_in_phase_image(host: Machine) -> None:
 
 
 def test_worker_killed_in_phase_packages(host: Machine, tmp_path: Path) -> None:
-    sources = host.root / "sources.list"
-    # An address that swallows every packet (RFC 5737).
-    sources.write_text("deb [trusted=yes] http://192.0.2.1/debian bookworm main\n")
-    host.write_settings(apt_sources=str(sources))
-    try:
+    with host.unreachable_archive():
         job = host.start_tree(write_model(tmp_path, LONG, packages="hello\n"))
         host.until(job, "packages")
         until_building(job)
         host.kill_worker(job)
         assert_lost(host, job, "packages")
-    finally:
-        host.settings.pop("apt_sources")
-        host.write_settings()
 
 
 def test_worker_killed_in_phase_environment(host: Machine, tmp_path: Path) -> None:
     uv = host.root / "uv"
     uv.write_text("#!/bin/sh\ncase $1 in --version) echo uv 0.0.0;; *) sleep 600;; esac\n")
     uv.chmod(0o755)
-    host.write_settings(uv=str(uv))
-    try:
+    with host.changed_settings(uv=str(uv)):
         job = host.start_tree(write_model(tmp_path, LONG, requirements="six\n"))
         host.until(job, "environment")
         until_building(job)
         host.kill_worker(job)
         assert_lost(host, job, "environment")
-    finally:
-        host.settings.pop("uv")
-        host.write_settings()
 
 
 def test_worker_killed_in_phase_queue(host: Machine) -> None:
     smi = host.root / "nvidia-smi"
     smi.write_text(NVIDIA_SMI)
     smi.chmod(0o755)
-    host.write_settings(nvidia_smi=str(smi))
     queue = Path(host.settings["queue_dir"])
     # A job of another user holds the only card: the test locks its ticket.
     other = queue / "000000000000-20200101-000000-00000000.json"
@@ -118,7 +106,7 @@ def test_worker_killed_in_phase_queue(host: Machine) -> None:
         "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
     }  # fmt: skip
     try:
-        with open(other, "w") as held:
+        with host.changed_settings(nvidia_smi=str(smi)), open(other, "w") as held:
             other.chmod(0o666)
             fcntl.flock(held, fcntl.LOCK_EX)
             held.write(json.dumps(entry))
@@ -130,8 +118,6 @@ def test_worker_killed_in_phase_queue(host: Machine) -> None:
             assert_lost(host, job, "queue")
     finally:
         other.unlink()
-        host.settings.pop("nvidia_smi")
-        host.write_settings()
 
 
 def test_worker_killed_in_phase_training(host: Machine) -> None:

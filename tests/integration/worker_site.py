@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import docker
 import pytest
 from docker.types import Mount
 from hosts.fleet import uv_binary
+from index_server import Index, serve, wheel
 from worker_support import kill_processes_of
 
 from train_classifier.controller.worker_bundle import bundle
@@ -172,23 +175,52 @@ def site(engine: docker.DockerClient, base_image: str, tmp_path: Path, uv: Path)
         container.remove(force=True)
 
 
+@contextlib.contextmanager
+def image_after(
+    engine: docker.DockerClient, base: str, name: str, command: Sequence[str], *,
+    content: bytes = b"", configuration: dict[str, Any] | None = None, **options: Any,
+) -> Iterator[str]:  # fmt: skip
+    """Yield the name of the image `tc-env-NAME` that a command makes of another one; remove it at the end.
+
+    `content` is an archive that is unpacked before. Mounts are no part of the image, as volumes would be.
+    """
+    container = engine.containers.create(base, command, **options)
+    try:
+        if content:
+            container.put_archive("/", content)
+        container.start()
+        assert container.wait()["StatusCode"] == 0, container.logs().decode()
+        configuration = {"Cmd": [], "Entrypoint": []} if configuration is None else configuration
+        image_of_test = container.commit(f"tc-env-{name}", f"test-{os.getpid()}", conf=configuration)
+    finally:
+        container.remove(force=True)
+    try:
+        yield f"tc-env-{name}:test-{os.getpid()}"
+    finally:
+        engine.images.remove(image_of_test.id, force=True)
+
+
+@pytest.fixture
+def index(site: Site, engine: docker.DockerClient) -> Iterator[Index]:
+    """The index of the host; the image lacks distutils, so it has setuptools too."""
+    with serve(engine) as new_index:
+        new_index.add(wheel("setuptools", "80.0"))
+        settings = {"UV_DEFAULT_INDEX": new_index.url, "no_proxy": new_index.host}
+        site.host = dataclasses.replace(site.host, environment=settings)
+        yield new_index
+
+
 @pytest.fixture
 def own_base(engine: docker.DockerClient, base_image: str, site: Site) -> Iterator[str]:
     """A base image of this test alone, so that there is no layer over it yet."""
-    container = engine.containers.create(base_image, ["true"], labels={"train-classifier-test": site.job.id})
-    tag = f"tc-env-base:test-{os.getpid()}"
-    config = {
+    configuration = {
         "Cmd": ["sleep", "1"], "Entrypoint": ["/bin/echo", "hello"], "User": "daemon", "WorkingDir": "/srv",
         "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "BASE=kept"],
     }  # fmt: skip
-    try:
-        base = container.commit("tc-env-base", f"test-{os.getpid()}", conf=config)
-    finally:
-        container.remove(force=True)
-    yield tag
-    for layer in layers(engine, base.id):
-        engine.images.remove(layer.id, force=True)
-    engine.images.remove(base.id, force=True)
+    with image_after(engine, base_image, "base", ["true"], configuration=configuration) as base:
+        yield base
+        for layer in layers(engine, engine.images.get(base).id):
+            engine.images.remove(layer.id, force=True)
 
 
 @pytest.fixture(scope="session")
@@ -200,20 +232,9 @@ def numpy_image(engine: docker.DockerClient, base_image: str, uv: Path) -> Itera
         "rm -r /usr/local/lib/python3.11/dist-packages/six-1.15.0.dist-info && "
         "cp /tmp/x/METADATA /usr/local/lib/python3.11/dist-packages/six-1.15.0.egg-info"
     )
-    container = engine.containers.create(
-        base_image, ["sh", "-c", script],
-        # As mounts: what is given as volumes would be a part of the image.
+    with image_after(
+        engine, base_image, "numpy", ["sh", "-c", script],
         mounts=[Mount("/uv", str(uv), "bind", read_only=True), Mount("/ca.pem", str(CA), "bind", read_only=True)],
         environment={"SSL_CERT_FILE": "/ca.pem"},
-    )  # fmt: skip
-    try:
-        container.start()
-        assert container.wait()["StatusCode"] == 0, container.logs().decode()
-        image_of_test = container.commit(
-            "tc-env-numpy", f"test-{os.getpid()}", conf={"Cmd": [], "Entrypoint": []}
-        )
-    finally:
-        container.remove(force=True)
-    tag = f"tc-env-numpy:test-{os.getpid()}"
-    yield tag
-    engine.images.remove(image_of_test.id, force=True)
+    ) as image_of_test:  # fmt: skip
+        yield image_of_test

@@ -143,6 +143,23 @@ class Machine:
         path.chmod(0o644)
 
     @contextlib.contextmanager
+    def changed_settings(self, **changes: Any) -> Iterator[None]:
+        """Change settings until the end of the block."""
+        before = dict(self.settings)
+        self.write_settings(**changes)
+        try:
+            yield
+        finally:
+            self.settings = before
+            self.write_settings()
+
+    def unreachable_archive(self) -> "contextlib.AbstractContextManager[None]":
+        """Take Debian packages from an address that swallows every packet (RFC 5737), until the end of the block."""
+        sources = self.root / "sources.list"
+        sources.write_text("deb [trusted=yes] http://192.0.2.1/debian bookworm main\n")
+        return self.changed_settings(apt_sources=str(sources))
+
+    @contextlib.contextmanager
     def patched(self, module: str, text: str) -> Iterator[None]:
         """Append `text` to a module of the installed worker, for faults that cannot be timed from outside."""
         path = self.program / "train_classifier" / "worker" / f"{module}.py"

@@ -11,7 +11,7 @@ from pathlib import Path
 import docker
 import pytest
 from index_server import Index, sdist, serve, wheel
-from worker_site import Site, site, tmp_path, uv
+from worker_site import Site, image_after, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers import package_layers
@@ -158,17 +158,8 @@ def test_06_python_of_an_image_reaches_only_the_cache_of_that_image(
     build_environment(site, "victim", repository=VICTIM)
     folder = "/usr/lib/python3/dist-packages"
     program = f"echo import evil_hook >{folder}/evil.pth; cat >{folder}/evil_hook.py <<'E'\n{POISON}\nE"
-    container = engine.containers.create(base_image, ["sh", "-c", program])
-    try:
-        container.start()
-        container.wait()
-        evil = container.commit("tc-env-evil", f"test-{os.getpid()}", conf={"Cmd": [], "Entrypoint": []})
-    finally:
-        container.remove(force=True)
-    try:
-        build_environment(site, "victim", f"tc-env-evil:test-{os.getpid()}", repository=ATTACKER)
-    finally:
-        engine.images.remove(evil.id, force=True)
+    with image_after(engine, base_image, "evil", ["sh", "-c", program]) as evil:
+        build_environment(site, "victim", evil, repository=ATTACKER)
     later = build_environment(site, hashed_requirement(index), repository=VICTIM)
     assert site.run(site.find(), later, VALUE) == "clean\n"
     assert len(list(site.store.uv_caches.iterdir())) == 2
@@ -183,15 +174,9 @@ def test_06_image_with_forged_layer_labels_is_not_used(
         "train-classifier": "1", "train-classifier.kind": "image", "train-classifier.base": base.id,
         "train-classifier.packages": "bc",
     }  # fmt: skip
-    container = engine.containers.create(base_image, ["true"])
-    try:
-        evil = container.commit("tc-env-layer", f"test-{os.getpid()}", conf={"Labels": labels})
-    finally:
-        container.remove(force=True)
-    try:
-        assert package_layers._nearest(engine, base, ("bc", "tree"))[0] != evil.id
-    finally:
-        engine.images.remove(evil.id, force=True)
+    with image_after(engine, base_image, "layer", ["true"], configuration={"Labels": labels}) as evil:
+        nearest = package_layers._nearest(engine, base, ("bc", "tree"))[0]
+        assert nearest != engine.images.get(evil).id
 
 
 @pytest.mark.parametrize("prefix", ["", "docker.io/", "index.docker.io/"])

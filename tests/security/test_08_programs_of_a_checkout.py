@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from git_commands import git
 
 CLI = shutil.which("train-classifier") or "train-classifier"
 
@@ -16,15 +17,6 @@ def marks(tmp_path: Path) -> Path:
     folder = tmp_path / "marks"
     folder.mkdir()
     return folder
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """Run git with an identity of its own."""
-    done = subprocess.run(
-        ["git", "-c", "user.name=T", "-c", "user.email=t@example.org", "-C", folder, *arguments],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return done.stdout.strip()
 
 
 def make(folder: Path) -> Path:

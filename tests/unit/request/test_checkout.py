@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from git_commands import git
 
 from train_classifier.core.errors import BadInput
 from train_classifier.request import checkout
@@ -22,15 +23,6 @@ def repo(tmp_path: Path) -> Path:
         (folder / "__init__.py").touch()
         (folder / "__main__.py").write_text("print()\n")
     return tmp_path / "repo with space"
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """Run git with an identity of its own."""
-    done = subprocess.run(
-        ["git", "-c", "user.name=T", "-c", "user.email=t@example.org", "-C", folder, *arguments],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return done.stdout.strip()
 
 
 def refused(repo: Path, name: str | None) -> str:

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from git_commands import git
 from ordinary_user import as_ordinary_user
 
 from train_classifier.request import push_list
@@ -31,14 +32,6 @@ def write(folder: Path, files: dict[str, str]) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-
-
-def git(folder: Path, *arguments: str) -> None:
-    """Run git with an identity of its own."""
-    subprocess.run(
-        ["git", "-c", "user.name=T", "-c", "user.email=t@example.org", "-C", folder, *arguments],
-        check=True, capture_output=True,
-    )  # fmt: skip
 
 
 def names(sources: Sources) -> set[str]:

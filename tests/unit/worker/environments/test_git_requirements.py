@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from git_commands import git
 
 from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.core.requirements_file import Requirements
@@ -24,14 +25,6 @@ class Image:
     """What a message needs of an image."""
 
     reference = "image:1"
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
-    done = subprocess.run(
-        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
 
 
 @pytest.fixture
