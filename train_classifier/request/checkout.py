@@ -9,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-from train_classifier.core import job, regular_file
+from train_classifier.core import job, options, regular_file
 from train_classifier.core.errors import BadInput
 from train_classifier.core.options import PYTHONS, show_option
 from train_classifier.core.text import printable, quoted
@@ -53,7 +53,7 @@ def user_name() -> str:
 
 
 def describe(repository: Path, output: Path | None = None) -> tuple[job.Repository, list[str]]:
-    """Return the identity of the checkout, and warnings. Archives at `output` do not make it dirty.
+    """Return the identity of the checkout, and warnings. Archives of runs do not make it dirty.
 
     The key names this folder for this user on this controller, and in a workflow also the repository at
     GitHub: one mirror and one cache on the host for each. Nothing in the checkout can change the key.
@@ -70,7 +70,12 @@ def describe(repository: Path, output: Path | None = None) -> tuple[job.Reposito
     try:
         with git_state.opened(repository) as git:
             commit = git.commit()
-            dirty = git.changed(lambda path: path == repository / "artefacts" or _is_archive(path, output))
+            results = (repository / options.default("output"), output)
+            dirty = git.changed(
+                lambda path: (
+                    path == repository / "artefacts" or any(_is_archive(path, end) for end in results)
+                )
+            )
     except git_state.GitSilent as silent:
         what = "the commit of this checkout"
         if commit is not None:

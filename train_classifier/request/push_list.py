@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import heapq
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -79,8 +80,8 @@ def collect(
 ) -> Sources:
     """Return the files of a checkout that a job needs; symbolic links are listed, never followed.
 
-    `output` and archives of failed jobs beside it are left out; more than `push_limit` bytes are a problem.
-    Problems are returned, not raised.
+    `output`, an archive of the default name at the top and those of failed jobs beside them are left out.
+    More than `push_limit` bytes are a problem. Problems are returned, not raised.
     """
     walk = _Walk(os.fsencode(repository), os.fsencode(output) if output else None)
     walk.run(model)
@@ -91,9 +92,11 @@ def collect(
 class _Walk:
     def __init__(self, top: bytes, output: bytes | None) -> None:
         self.top = top
-        self.output_folder, name = os.path.split(output or b"")
-        #: The archive, those of failed jobs, and what killed fetches left beside them.
-        self.outputs = archive_name_pattern(os.fsdecode(name))
+        #: By folder: what matches archives of this and earlier runs, and parts that killed fetches left.
+        self.archives: dict[bytes, list[re.Pattern[str]]] = {}
+        for path in (os.path.join(top, options.default("output").encode()), output or b""):
+            folder, name = os.path.split(path)
+            self.archives.setdefault(folder, []).append(archive_name_pattern(os.fsdecode(name)))
         self.sources = Sources()
         self.ignore = TrainIgnore(Path(os.fsdecode(top)))
         self.may_read_all = os.geteuid() == 0
@@ -208,9 +211,8 @@ class _Walk:
             kind = next((word for test, word in _KINDS if test(status.st_mode)), "special file")
             self.specials.append((kind, path))
             return False
-        if os.path.dirname(entry.path) == self.output_folder and self.outputs.fullmatch(
-            os.fsdecode(entry.name)
-        ):
+        archives = self.archives.get(os.path.dirname(entry.path), ())
+        if not forced and any(pattern.fullmatch(os.fsdecode(entry.name)) for pattern in archives):
             return False
         if not self.may_read_all and not os.access(entry.path, os.R_OK):
             self.unreadable.append(path)

@@ -282,6 +282,33 @@ def test_provision_never_goes_elsewhere(
     assert was(site) == {}
 
 
+@pytest.mark.parametrize(
+    ("answer", "words", "code", "changed"),
+    [
+        ("n", (), ExitCode.CANCELLED, False),
+        ("y", (), 0, True),
+        (None, ("--yes",), 0, True),
+        (None, ("--", "--check"), 0, False),
+        (None, ("-i", "lab.yml", "--host", "b"), 0, False),
+    ],
+)
+def test_provision_asks_before_it_changes_this_machine(
+    site: Path, answer: str | None, words: tuple[str, ...], code: int, changed: bool,
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
+    keyboard, terminal = os.openpty()
+    with os.fdopen(terminal) as stdin, os.fdopen(keyboard, "wb", buffering=0) as keys:
+        monkeypatch.setattr("sys.stdin", stdin)
+        if answer:
+            keys.write(f"{answer}\n".encode())
+        assert app.run(["provision", *words]) == code
+    first = capfd.readouterr().err.splitlines()[0]
+    assert first.startswith(f"Hosts to change: {'b' if '-i' in words else 'this machine, '}")
+    assert ("localhost" in was(site)) is changed
+
+
 def test_provision_says_what_is_missing(
     site: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -167,8 +167,11 @@ def test_commit_and_dirty(repo: Path) -> None:
     of_failed_job.touch()
     (repo / "artefacts").mkdir()
     (repo / "artefacts" / "old").touch()
-    assert checkout.describe(repo, output)[0].dirty is False
-    assert checkout.describe(repo)[0].dirty is True
+    other_output = repo / "results.tar.gz"
+    other_output.touch()
+    assert checkout.describe(repo, other_output)[0].dirty is False
+    assert checkout.describe(repo, output)[0].dirty is True
+    other_output.unlink()
     output.unlink()
     of_failed_job.unlink()
     (repo / "new.py").touch()

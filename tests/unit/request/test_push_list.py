@@ -101,6 +101,16 @@ def test_the_output_stays(repo: Path) -> None:
     }
 
 
+def test_archive_of_an_earlier_run_stays_wherever_this_one_goes(repo: Path) -> None:
+    archives = {"artefacts.tar.gz": "old", "artefacts-20260131-120000-0123abcd.tar.gz": "failed"}
+    write(repo, {**archives, "sub/artefacts.tar.gz": "source", "data.tar.gz": "source"})
+    pushed = {"sub/", "sub/artefacts.tar.gz", "data.tar.gz"}
+    assert names(push_list.collect(repo, output=repo.parent / "artefacts.tar.gz")) == pushed
+    assert names(push_list.collect(repo, output=repo / "data.tar.gz")) == pushed - {"data.tar.gz"}
+    write(repo, {".trainignore": "!artefacts.tar.gz\n"})
+    assert names(push_list.collect(repo)) == pushed | {".trainignore", "artefacts.tar.gz"}
+
+
 def test_trainignore_leaves_out_and_brings_back(repo: Path) -> None:
     write(
         repo,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,12 +14,15 @@ from train_classifier.ansible_bridge import content
 from train_classifier.ansible_bridge import inventory as inventories
 from train_classifier.ansible_bridge.playbook import ansible_environment
 from train_classifier.cli import parameters
+from train_classifier.cli.console import is_terminal
 from train_classifier.core import options
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
-from train_classifier.core.text import quoted
+from train_classifier.core.text import printable, quoted
 
 #: The group whose hosts site.yml prepares.
 GROUP = "training"
+#: Arguments with which ansible-playbook changes nothing.
+CHANGE_NOTHING = ("--check", "-C", "--syntax-check", "--list-hosts", "--list-tasks", "--list-tags")
 #: Where Ansible looks for collections besides the Python path.
 COLLECTIONS = "~/.ansible/collections:/usr/share/ansible/collections"
 
@@ -29,24 +33,34 @@ COLLECTIONS = "~/.ansible/collections:/usr/share/ansible/collections"
 @click.argument("arguments", metavar="[-- ARGS…]", nargs=-1, required=False)
 @parameters.inventory
 @parameters.host
+@click.option("--yes", is_flag=True, help="Do not ask before this machine itself is changed.")
 @click.pass_obj
 def provision(
-    after_dashes: Sequence[str] | None, arguments: Sequence[str], inventory: str | None, host: str | None
+    after_dashes: Sequence[str] | None,
+    arguments: Sequence[str],
+    inventory: str | None,
+    host: str | None,
+    yes: bool,
 ) -> int:
     """Make the inventory's hosts training servers: run site.yml on them.
 
     \b
-    Without an inventory this machine is made one. ARGS are arguments for ansible-playbook.
+    Without an inventory this machine is made one; on a terminal you are asked
+    first. ARGS are arguments for ansible-playbook.
 
     \b
     Example:
       train-classifier provision -i hosts.yml --host gpu-1 -- --check --diff
     """
-    return run_site(inventory, host, [*arguments, *(after_dashes or ())])
+    return run_site(inventory, host, [*arguments, *(after_dashes or ())], ask=not yes)
 
 
-def run_site(inventory: str | None, host: str | None, arguments: Sequence[str]) -> ExitCode:
-    """Run site.yml and return 0, or 3 when a host could not be made ready.
+def run_site(
+    inventory: str | None, host: str | None, arguments: Sequence[str], ask: bool = False
+) -> ExitCode:
+    """Run site.yml and return 0, 3 when a host could not be made ready, or 6 when the answer is no.
+
+    With `ask`, and on a terminal, a change of this machine that no inventory names needs a yes.
 
     Raises BadInput when there is no inventory, or no host of the group `training` in it, and NotReady when
     this machine lacks what Ansible needs.
@@ -59,6 +73,7 @@ def run_site(inventory: str | None, host: str | None, arguments: Sequence[str]) 
             f"provision --host {quoted(host)} needs --inventory FILE, which says how to reach that host",
             hint="inventory/example in the repository is one to copy.",
         )
+    is_named = inventory_path is not None
     if inventory_path is None:
         # A checkout has an inventory of this machine alone.
         inventory_path = str(root / "inventory" / "local")
@@ -67,9 +82,8 @@ def run_site(inventory: str | None, host: str | None, arguments: Sequence[str]) 
                 "provision needs --inventory FILE.",
                 hint="inventory/example in the repository is one to copy.",
             )
-        sys.stderr.write("No inventory is given: this machine is made a training server.\n")
-        sys.stderr.flush()
-    if not inventories.host_names(inventory_path, f"{GROUP}:&{host}" if host else GROUP):
+    names = inventories.host_names(inventory_path, f"{GROUP}:&{host}" if host else GROUP)
+    if not names:
         place = f"{quoted(host)} in" if host else "in"
         raise BadInput(
             f"there is no host of group {GROUP} {place} inventory {quoted(inventory_path)}: "
@@ -77,6 +91,12 @@ def run_site(inventory: str | None, host: str | None, arguments: Sequence[str]) 
             hint=f"Put the hosts into a group of that name: {GROUP}: {{hosts: {{gpu-1: }}}}",
         )
     _require_collections()
+    hosts = ", ".join(map(printable, names)) if is_named else f"this machine, {socket.gethostname()}"
+    sys.stderr.write(f"Hosts to change: {hosts}\n")
+    sys.stderr.flush()
+    ask = ask and not is_named and not set(arguments) & set(CHANGE_NOTHING)
+    if ask and is_terminal(sys.stdin) and not click.confirm("No inventory is given. Go on?", err=True):
+        return ExitCode.CANCELLED
     program = Path(sys.executable).with_name("ansible-playbook")
     limit = ["--limit", host] if host else []
     command = [str(program), "-i", inventory_path, *limit, *arguments, str(root / "site.yml")]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.job import JobSpec
+from train_classifier.core.options import show_option
 from train_classifier.worker.containers import image
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
@@ -25,7 +26,7 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
     required = f"Python {' or '.join(pythons)} is required, image {usual.reference} has {own}"
     if spec.image or spec.environment_kind == "image":
         if spec.python:
-            raise NoEnvironment(required, f'choose an image with that Python, or set python = "{own}"')
+            raise NoEnvironment(required, f"choose an image with that Python, or {_own(own)}")
         context.note(f"{required}, which is taken as asked")
         return usual
     nearest = nearest_python(pythons, usual)
@@ -35,11 +36,20 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
         return _plain(context, dataclasses.replace(spec, image=reference), nearest)
     except NoEnvironment as error:
         if spec.python:
-            way_out = f'name another in training_host_images (python{nearest}), or set python = "{own}"'
-            hint = "; or ".join(filter(None, (error.hint, way_out)))
+            # The image that the role builds has the distribution's Python.
+            fix = None if error.hint == image.BOOTSTRAP else error.hint
+            way_out = (
+                f"name an image with Python {nearest} by {show_option('image')} or in training_host_images "
+                f"(python{nearest}), or {_own(own)}"
+            )
+            hint = "; or ".join(filter(None, (fix, way_out)))
             raise NoEnvironment(error.reason, hint, error.detail) from error
         context.note(f"{error.reason}: image {usual.reference} is taken, with Python {own}")
         return usual
+
+
+def _own(version: str) -> str:
+    return f"take the usual image's with {show_option('python')} {version}"
 
 
 def nearest_python(pythons: Sequence[str], usual: Image) -> str:
