@@ -80,8 +80,13 @@ def results_folders(folders: Iterable[str], top: Path) -> list[str]:
         path = top
         for part in folder.split("/"):
             path /= part
-            is_result = path.is_dir() or (path == top / folder and path.is_file())
-            if path.is_symlink() or (path.exists() and not is_result):
+            try:
+                is_result = path.is_dir() or (path == top / folder and path.is_file())
+                is_wrong = path.is_symlink() or (path.exists() and not is_result)
+            except OSError as error:
+                problems.append(f"{show_option('artefacts')} {quoted(folder)}: {error.strerror}")
+                break
+            if is_wrong:
                 kind = "a link" if path.is_symlink() else "no folder"
                 where = printable(str(path.relative_to(top)))
                 problems.append(

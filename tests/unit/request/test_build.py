@@ -463,3 +463,8 @@ def test_a_checkout_names_no_host_that_ssh_knows(repo: Path, monkeypatch: pytest
     (repo / "train-classifier.toml").write_text('[defaults]\nhost = "gpu-1"\n')
     with pytest.raises(BadInput, match="'gpu-1' is unknown"):
         request.build(TrainRequest(cwd=repo, model="mnist"), {})
+
+
+def test_name_of_a_folder_of_results_that_no_folder_can_have_is_refused(repo: Path) -> None:
+    (problem,) = refused(repo, artefacts=["a" * 300])
+    assert problem.endswith("aaa...: File name too long")

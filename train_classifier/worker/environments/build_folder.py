@@ -87,9 +87,8 @@ def fill_part(request: dict[str, Any]) -> dict[str, Any]:
         source, target = Path(request["workspace"]) / relative, folder / WORK / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
-            shutil.copytree(
-                source, target, symlinks=True, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".git")
-            )
+            target.mkdir(exist_ok=True)
+            file_trees.copy(None, source, target)
         else:
             shutil.copy(source, target)
     return {}

@@ -10,7 +10,7 @@ from train_classifier.core.requirements_file import Requirements
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.containers.plain_image import nearest_python
-from train_classifier.worker.environments import environment_plan, git_requirements
+from train_classifier.worker.environments import environment_plan, git_requirements, local_packages
 from train_classifier.worker.environments.build_failures import (
     NoCommonSolution,
     NotInstallable,
@@ -85,7 +85,12 @@ def _choose(
     """Return the environment of these requirements, of the first kind that is possible."""
     variables = _variables(context.host)
     requirements = git_requirements.resolve(context, image, requirements, variables)
-    settings = {"variables": variables, "source": program_text("install_requirements.py")}
+    settings = {
+        "variables": variables,
+        "source": program_text("install_requirements.py"),
+        # Hashed once: local packages may be large.
+        "paths_digest": local_packages.digest_of_paths(workspace, requirements.paths, context.check_cancel),
+    }
     over_image = environment_plan.over_image(
         image.packages, image.distutils, workspace, requirements, settings
     )

@@ -100,7 +100,8 @@ class Builder:
             model = self.context.job.spec().model if self.context.job else "MODEL"
             build_failures.explain(self.image, self.plan, status, text, netrc_problem, model)
         built = _read(output)
-        if built.sources:
+        # With a repository everything was built: an answer that says otherwise is forged.
+        if built.sources and not repository:
             raise NeedsBuilding
         self._compile(folder)
         return built

@@ -13,7 +13,7 @@ from typing import Any, Optional
 from train_classifier.core import requirements_file
 from train_classifier.core.project_file import OwnPackage
 from train_classifier.core.requirements_file import Requirements
-from train_classifier.worker.environments import index_logins, local_packages, model_imports
+from train_classifier.worker.environments import index_logins, model_imports
 
 #: The distributions of each framework, by the name of its module.
 FRAMEWORKS = {
@@ -51,6 +51,8 @@ class EnvironmentPlan:
     variables: dict[str, str]
     #: The program that runs in the image.
     source: str
+    #: Hash of the content of `paths`; "" without any.
+    paths_digest: str
     #: The file that asks for the packages, for messages.
     file: str = requirements_file.REQUIREMENTS
     #: The uv.lock that all packages come from, among `paths`.
@@ -96,7 +98,7 @@ class EnvironmentPlan:
             "lines": sorted(self.lines),
             "constraints": sorted([*self.constraints, *self.frozen(), *self.excluded]),
             "options": list(self.options),
-            "paths": local_packages.digest_of_paths(self.workspace, self.paths) if self.paths else "",
+            "paths": self.paths_digest,
         }
 
     def frozen(self) -> list[str]:

@@ -5,6 +5,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import Callable
 
 from train_classifier.core import regular_file
 
@@ -25,8 +26,13 @@ def takes_version_from_git(root: Path) -> bool:
     return False
 
 
-def digest_of_paths(root: Path, paths: tuple[str, ...]) -> str:
-    """Return a SHA-256 of names and contents of local packages; of a symbolic link, the target path."""
+def digest_of_paths(root: Path, paths: tuple[str, ...], check: Callable[[], None] = lambda: None) -> str:
+    """Return a SHA-256 of names and contents of local packages; of a symbolic link, the target path.
+
+    "" without any. `check` is called repeatedly and may raise.
+    """
+    if not paths:
+        return ""
     total = hashlib.sha256()
 
     def add(*parts: bytes) -> None:
@@ -40,6 +46,7 @@ def digest_of_paths(root: Path, paths: tuple[str, ...]) -> str:
             with open(regular_file.open_regular(path), "rb") as file:
                 add(b"file")
                 while block := file.read(1 << 20):
+                    check()
                     add(block)
 
     for relative in paths:
@@ -51,6 +58,7 @@ def digest_of_paths(root: Path, paths: tuple[str, ...]) -> str:
                 # A linked folder stands among the folders and is not entered.
                 links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
                 for name in sorted(names + links):
+                    check()
                     path = os.path.join(folder, name)
                     add(os.fsencode(os.path.relpath(path, top)))
                     add_file(path)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from train_classifier.core import regular_file
 
-#: Most folders and files that are looked at, most names that are collected, and most bytes of each file.
+#: Most folders and files that are looked at, most names, and most bytes of each file and of all together.
 MOST_ENTRIES = 2000
 MOST_NAMES = 10000
 MOST_BYTES = 1 << 20
+MOST_BYTES_OF_ALL = 16 << 20
 IMPORT = re.compile(rb"^[ \t]*(?:from[ \t]+([A-Za-z_]\w*)|import[ \t]+([^\n#;]{1,400}))", re.MULTILINE)
 
 
@@ -19,14 +20,16 @@ def top_modules(workspace: Path, model: str) -> set[str]:
     root = os.path.realpath(workspace)
     names: set[str] = set()
     waiting, visited = [name for name in [model] if _is_code(root, name)], set()
-    budget = MOST_ENTRIES
+    budget, bytes_left = MOST_ENTRIES, MOST_BYTES_OF_ALL
     while waiting:
         name = waiting.pop()
         visited.add(name)
         for path in _files(os.path.join(root, name)):
-            budget -= 1
-            imported = _imports(path, root)
-            if budget < 0 or len(names) + len(imported) > MOST_NAMES:
+            text = _read(path, root)
+            budget, bytes_left = budget - 1, bytes_left - len(text)
+            # A name is looked up once, however many files import it.
+            imported = _imports(text) - names
+            if budget < 0 or bytes_left < 0 or len(names) + len(imported) > MOST_NAMES:
                 return names
             names |= imported
             waiting += [
@@ -53,11 +56,14 @@ def _files(path: str) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in files if name.endswith(".py"))
 
 
-def _imports(path: str, root: str) -> set[str]:
+def _read(path: str, root: str) -> bytes:
     try:
-        text = regular_file.read(path, MOST_BYTES, within=root)
+        return regular_file.read(path, MOST_BYTES, within=root)
     except (OSError, ValueError):
-        return set()
+        return b""
+
+
+def _imports(text: bytes) -> set[str]:
     names = set()
     for source, listed in IMPORT.findall(text):
         for part in [source] if source else listed.split(b","):

@@ -8,7 +8,7 @@ import contextlib
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -19,7 +19,7 @@ from train_classifier.core.options import show_option
 from train_classifier.core.regular_file import open_regular
 from train_classifier.core.text import printable, show_bytes
 from train_classifier.worker.state import file_trees, results
-from train_classifier.worker.state.files import new_file, opened_folder, read_json, write_json
+from train_classifier.worker.state.files import new_file, read_json, write_json
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account
@@ -35,7 +35,7 @@ def record_initial_artefacts(
     job: Job, spec: JobSpec, account: Account, folders: Sequence[Path], check: Check
 ) -> None:
     """List the folders of results before training; restore the access to `folders` that a job closed."""
-    with opened_folder(job.workspace) as workspace, new_file(job.stock) as stock:
+    with _opened_workspace(job) as workspace, new_file(job.stock) as stock:
         request = {
             "workspace": workspace,
             "stock": stock,
@@ -108,7 +108,7 @@ def write_archive(
     job.packed.unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
         files = {
-            "workspace": stack.enter_context(opened_folder(job.workspace)),
+            "workspace": stack.enter_context(_opened_workspace(job)),
             "stock": stack.enter_context(open(open_regular(job.stock), "rb")).fileno(),
             "archive": stack.enter_context(new_file(job.archive)),
             # Not in /tmp, which may lie in memory: a million files take hundreds of megabytes.
@@ -132,6 +132,16 @@ def write_archive(
         with contextlib.suppress(OSError):
             write_json(job.packed, {**answer, "ending": ending})
     return answer
+
+
+@contextlib.contextmanager
+def _opened_workspace(job: Job) -> Iterator[int]:
+    """Yield a descriptor of the workspace, which a model may have closed."""
+    descriptor = file_trees.open_folder(str(job.workspace))
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _threads(spec: JobSpec) -> int:

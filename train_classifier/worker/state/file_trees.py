@@ -79,10 +79,10 @@ def _run(
     )
 
 
-def copy(account: Account, source: Path, target: Path) -> None:
+def copy(account: Optional[Account], source: Path, target: Path) -> None:
     """Copy a folder's content with all attributes but without sharing inodes, as the account.
 
-    Raises NotReady with cp's message.
+    None: as the caller. Raises NotReady with cp's message.
     """
     process = _run(account, "cp", "-a", "--reflink=auto", "--", f"{source}/.", str(target))
     if process.returncode:

@@ -5,9 +5,14 @@ from typing import Any, Optional
 
 from train_classifier.core.errors import OUTCOMES, ExitCode, TrainClassifierError
 from train_classifier.core.job import SCHEMA, JobSpec
+from train_classifier.core.text import short
 from train_classifier.worker.state.files import read_json, write_json
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host_facts import host_facts
+
+#: Most characters of a result's reason and hint, and of its detail, whose end counts.
+MOST_LETTERS = 10_000
+MOST_DETAIL = 1 << 16
 
 
 def read_facts(job: Job) -> dict[str, Any]:
@@ -36,9 +41,10 @@ def ending(error: Optional[TrainClassifierError]) -> dict[str, Any]:
     return {
         "outcome": OUTCOMES[code],
         "exit_code": int(code),
-        "reason": error.reason if error is not None else None,
-        "hint": error.hint if error is not None else None,
-        "detail": error.detail if error is not None else None,
+        # They may quote what a build printed.
+        "reason": short(error.reason, MOST_LETTERS) if error is not None else None,
+        "hint": short(error.hint, MOST_LETTERS) if error is not None and error.hint else None,
+        "detail": error.detail[-MOST_DETAIL:] if error is not None and error.detail else None,
     }
 
 

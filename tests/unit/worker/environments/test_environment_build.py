@@ -1,6 +1,8 @@
 """The answer of a build, and which builds share a cache."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ import pytest
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers import answer
 from train_classifier.worker.environments.build_failures import explain
-from train_classifier.worker.environments.environment_build import _read
+from train_classifier.worker.environments.environment_build import Builder, _read
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 
 
@@ -24,7 +26,7 @@ def plan(**changes: Any) -> EnvironmentPlan:
     values: dict[str, Any] = {
         "lines": ("six", "attrs>=1 --hash=sha256:00"), "constraints": ("idna<3",),
         "options": ("--require-hashes", "--pre", "--only-binary :all:"), "paths": (), "variables": {}, "source": "",
-        "workspace": None,
+        "workspace": None, "paths_digest": "",
     }  # fmt: skip
     return EnvironmentPlan(**{**values, **changes})
 
@@ -60,3 +62,13 @@ def test_failed_build_names_what_is_missing_in_the_image() -> None:
     )
     assert raised.value.hint == "add the line gcc to probe/apt-pkgs.txt"
     assert "Failed to build" in (raised.value.detail or "")
+
+
+def test_forged_answer_asks_for_no_second_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image or build code can print the answer of the program that installs."""
+    forged = answer.MARK + json.dumps({"packages": {}, "sources": ["x"], "unisolated": []}).encode()
+    monkeypatch.setattr(Builder, "_run_uv", lambda *_: (0, forged, ""))
+    monkeypatch.setattr(Builder, "_compile", lambda *_: None)
+    context: Any = SimpleNamespace(say=lambda _: None, job=None)
+    builder = Builder(context, None, plan(), None)  # type: ignore[arg-type]
+    assert builder.install(Path("/none"), None, "0" * 16).packages == {}

@@ -9,7 +9,7 @@ from train_classifier.core.requirements_file import Requirements
 from train_classifier.worker.environments import environment_plan, model_imports
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 
-SETTINGS = {"variables": {}, "source": ""}
+SETTINGS = {"variables": {}, "source": "", "paths_digest": ""}
 
 
 def over_image(packages: dict[str, str], *lines: str, options: tuple[str, ...] = ()) -> EnvironmentPlan:

@@ -103,7 +103,7 @@ def test_builds_are_tried_again_a_limited_number_of_times(
 
 
 def test_failed_second_build_names_the_line_to_add() -> None:
-    plan = environment_plan.EnvironmentPlan(("flash-attn",), (), (), (), Path("/none"), {}, "")
+    plan = environment_plan.EnvironmentPlan(("flash-attn",), (), (), (), Path("/none"), {}, "", "")
     with pytest.raises(NoEnvironment) as raised:
         build_failures.explain(None, plan, 1, NOT_BUILT, model="m")  # type: ignore[arg-type]
     assert raised.value.hint == "add the line torch to requirements.txt"

@@ -1,8 +1,15 @@
 """The digest of packages that stand in the repository."""
 
+import os
+import subprocess
 from pathlib import Path
 
+import pytest
+
+from train_classifier.core.errors import Cancelled, NotReady
+from train_classifier.worker.environments import build_folder
 from train_classifier.worker.environments.local_packages import digest_of_paths
+from train_classifier.worker.state import file_trees
 
 
 def test_links_count_by_their_target(tmp_path: Path) -> None:
@@ -15,3 +22,28 @@ def test_links_count_by_their_target(tmp_path: Path) -> None:
         (tmp_path / "package" / "data").unlink()
     digests.add(digest_of_paths(tmp_path, ("package",)))
     assert len(digests) == 4
+
+
+def test_cancel_ends_the_reading_of_a_large_package(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "large").write_bytes(b"")
+    os.truncate(tmp_path / "package" / "large", 1 << 40)
+
+    def cancel() -> None:
+        raise Cancelled("the job was cancelled")
+
+    with pytest.raises(Cancelled):
+        digest_of_paths(tmp_path, ("package",), cancel)
+
+
+def test_full_disk_while_a_package_is_copied_is_the_hosts_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work" / "package").mkdir(parents=True)
+    (tmp_path / "package").mkdir()
+    full = subprocess.CompletedProcess([], 1, b"No space left on device")
+    monkeypatch.setattr(file_trees, "_run", lambda *_, **__: full)
+    request = {"folder": str(tmp_path), "nearest": None, "open": None, "paths": ["package"]}
+    with pytest.raises(NotReady) as caught:
+        build_folder.fill_part({**request, "workspace": str(tmp_path)})
+    assert "No space left" in (caught.value.detail or "")

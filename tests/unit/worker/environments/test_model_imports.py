@@ -51,3 +51,21 @@ def test_collecting_of_many_names_ends(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "__main__.py").write_text("import torch, jax, keras, numpy\n")
     assert model_imports.top_modules(tmp_path, "mnist") == set()
+
+
+def test_name_is_looked_up_once_and_all_files_together_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mnist").mkdir()
+    text = "".join(f"import module{number}\n" for number in range(50))
+    for number in range(20):
+        (tmp_path / "mnist" / f"part{number}.py").write_text(text)
+    looked_up: list[str] = []
+    is_code = model_imports._is_code
+    monkeypatch.setattr(
+        model_imports, "_is_code", lambda root, name: looked_up.append(name) or is_code(root, name)
+    )
+    assert len(model_imports.top_modules(tmp_path, "mnist")) == 50
+    assert len(looked_up) == 51
+    monkeypatch.setattr(model_imports, "MOST_BYTES_OF_ALL", len(text) - 1)
+    assert model_imports.top_modules(tmp_path, "mnist") == set()

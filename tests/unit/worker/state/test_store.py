@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from train_classifier.core.errors import BadInput, NotReady
+from train_classifier.core.errors import BadInput, NoEnvironment, NotReady
+from train_classifier.worker.containers.context import Context
+from train_classifier.worker.state import results
 from train_classifier.worker.state.files import write_json
 from train_classifier.worker.state.store import Job, Store
 
@@ -48,3 +50,14 @@ def test_jobs_are_found_by_id_beginning_and_last(tmp_path: Path) -> None:
     for wrong, words in (("20260101", "ambiguous"), ("2027", "no job"), ("", "job id"), ("..", "no job")):
         with pytest.raises(BadInput, match=words):
             store.find(wrong)
+
+
+def test_long_output_of_a_build_is_shortened_in_notes_and_result(tmp_path: Path) -> None:
+    job = make_job(tmp_path, "20260101-000000-00000000")
+    printed = "error: \x1b]0;title\x07\r\n" + "x" * (1 << 20)
+    context = Context(None, None, Store(tmp_path), job)  # type: ignore[arg-type]
+    context.note(printed)
+    (note,) = job.status()["notes"]
+    assert note.startswith("error: \\x1b]0;title") and note.isprintable() and len(note) <= 1000
+    ending = results.ending(NoEnvironment(printed, printed, printed))
+    assert all(len(ending[name]) <= 1 << 16 for name in ("reason", "hint", "detail"))
