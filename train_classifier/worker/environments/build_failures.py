@@ -6,6 +6,7 @@ from typing import NoReturn, Optional
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.options import show_option
 from train_classifier.core.requirements_file import place_to_edit
+from train_classifier.core.text import short
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 from train_classifier.worker.system import debian_names, failure_causes
@@ -19,6 +20,9 @@ UNREACHABLE = re.compile(
 NO_SOLUTION = "No solution found"
 #: uv says that a version with sources alone was left out.
 SOURCES_LEFT_OUT = re.compile(r"usable wheels|building from source is disabled|no wheels")
+
+#: Most characters of a line that is quoted as the reason.
+MOST_LETTERS = 400
 
 
 class NotInstallable(NoEnvironment):
@@ -98,8 +102,10 @@ def explain(
             f"add {package} to {place_to_edit(plan.file)}",
             detail,
         )
-    first = lines[start] if lines else f"exit status {status}"
-    raise NotInstallable(f"{plan.file} cannot be installed: {first}", detail=detail)
+    # Without an error of uv, the last line says most: a traceback ends with its exception.
+    reasons = [line for line in lines[start:] if line.startswith("error:")] or list(filter(None, lines))[-1:]
+    reason = short(reasons[0], MOST_LETTERS) if reasons else f"exit status {status}"
+    raise NotInstallable(f"{plan.file} cannot be installed: {reason}", detail=detail)
 
 
 def _explain_conflict(image: Image, plan: EnvironmentPlan, sentence: str, detail: str) -> NoReturn:

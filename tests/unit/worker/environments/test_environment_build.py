@@ -72,3 +72,17 @@ def test_forged_answer_asks_for_no_second_build(monkeypatch: pytest.MonkeyPatch)
     context: Any = SimpleNamespace(say=lambda _: None, job=None)
     builder = Builder(context, None, plan(), None)  # type: ignore[arg-type]
     assert builder.install(Path("/none"), None, "0" * 16).packages == {}
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ('Traceback (most recent call last):\n  File "<string>"\nOSError: x\n\n', "OSError: x"),
+        ("error: " + "x" * 1000, "error: " + "x" * 392 + "…"),
+        ("", "exit status 1"),
+    ],
+)
+def test_reason_of_a_failed_build_is_one_short_line(output: str, reason: str) -> None:
+    with pytest.raises(NoEnvironment) as raised:
+        explain(None, plan(), 1, output)  # type: ignore[arg-type]
+    assert raised.value.reason == f"requirements.txt cannot be installed: {reason}"
