@@ -336,7 +336,16 @@ def test_unreachable_index_is_reported(site: Site) -> None:
     assert any("a model that imports distutils will fail" in message for message in site.messages)
 
 
-def test_missing_uv_is_reported(site: Site) -> None:
-    site.host = dataclasses.replace(site.host, uv=Path("/nowhere/uv"))
-    with pytest.raises(NotReady, match="/nowhere/uv is missing"):
+@pytest.mark.parametrize(("content", "problem"), [(None, "is missing"), ("no program", "does not work")])
+def test_uv_that_does_not_work_fails_only_what_needs_it(
+    site: Site, tmp_path: Path, content: str | None, problem: str
+) -> None:
+    uv = tmp_path / "uv"
+    if content:
+        uv.write_text(content)
+        uv.chmod(0o755)
+    site.host = dataclasses.replace(site.host, uv=uv)
+    with pytest.raises(NotReady, match=f"{uv} {problem}"):
         site.prepare("six")
+    assert site.prepare("").hash == ""
+    assert any(f"{uv} {problem}" in message for message in site.messages)

@@ -178,7 +178,7 @@ def run_created(
 def line_for_people(output: bytes) -> str:
     """Return the last line of an output; "" for the answer of one of our own programs."""
     lines = output.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][-200:] if lines and not lines[-1].startswith(answer.MARK.decode()) else ""
+    return lines[-1][:200] if lines and not lines[-1].startswith(answer.MARK.decode()) else ""
 
 
 def _group_of(container: Any, limits: Limits) -> Optional[ControlGroup]:

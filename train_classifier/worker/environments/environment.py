@@ -23,6 +23,7 @@ from train_classifier.worker.environments.stored_environments import (
     IMAGE,
     ISOLATED,
     Environment,
+    NoUv,
     build,
     find,
     fitting_pythons,
@@ -126,17 +127,15 @@ def _prepare_distutils(context: Context, image: Image, plan: EnvironmentPlan, wi
     )
     if not plan.lines:
         return image_alone
-    # Most models do not use distutils: a missing uv is no error.
-    problem = f"{context.host.uv} is missing"
-    if context.host.uv.exists():
+    # Most models do not use distutils: a uv that is missing or does not work is no error.
+    try:
         existing = find(context, image, plan, wish.repository)
         if existing is not None:
             return existing
         context.say(f"Python {image.python_version} of the image lacks distutils: adding setuptools")
-        try:
-            return build(context, image, plan, wish.repository, "no requirements")
-        except NoEnvironment as error:
-            problem = error.reason
+        return build(context, image, plan, wish.repository, "no requirements")
+    except (NoUv, NoEnvironment) as error:
+        problem = error.reason
     context.note(f"setuptools is not installed ({problem}): a model that imports distutils will fail")
     return image_alone
 

@@ -229,8 +229,12 @@ def list_packages(base: dict[str, str], own: dict[str, str]) -> tuple[str, ...]:
     return tuple(f"{name}=={version}" for name, version in sorted({**base, **own}.items()))
 
 
+class NoUv(NotReady):
+    """The host has no uv that works."""
+
+
 def uv_version(host: Host) -> str:
-    """Return the version of the host's uv. Raises NotReady when it does not work."""
+    """Return the version of the host's uv. Raises NoUv."""
     hint = "run the role training_host on this host"
     try:
         process = subprocess.run(
@@ -238,9 +242,9 @@ def uv_version(host: Host) -> str:
             env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
         )  # fmt: skip
     except FileNotFoundError as error:
-        raise NotReady(f"{host.uv} is missing: Python packages cannot be installed", hint) from error
+        raise NoUv(f"{host.uv} is missing", hint) from error
     except (OSError, subprocess.SubprocessError) as error:
-        raise NotReady(f"{host.uv} does not work: {error}", hint) from error
+        raise NoUv(f"{host.uv} does not work: {error}", hint) from error
     return process.stdout.strip()
 
 

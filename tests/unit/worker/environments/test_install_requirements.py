@@ -116,7 +116,7 @@ def test_downloads_and_builds_that_go_on_are_shown_with_sizes(
     uv.write_text(
         "#!/bin/sh\ncat >&2 <<'END'\nUsing CPython 3.11.7 interpreter at: /usr/bin/python3\n"
         "Resolved 3 packages in 2ms\nDownloading torch (745.2MiB)\nDownloading six (1.1MiB)\n Downloaded six\n"
-        "   Building x==1\n Downloaded torch\n      Built x==1\nPrepared 3 packages in 9s\nerror: no\n  cause: y\nEND\nexit 2\n"
+        "   Building x==1\n Downloaded torch\n      Built x==1\nBuilding a==1\nBuilding b==1\nBuilding c==1\nBuilding d==1\nPrepared 3 packages in 9s\nerror: no\n  cause: y\nEND\nexit 2\n"
     )
     uv.chmod(0o755)
     assert program.run_uv([str(uv)]) == (2, "error: no\n  cause: y\n")
@@ -124,6 +124,7 @@ def test_downloads_and_builds_that_go_on_are_shown_with_sizes(
     assert "Using" not in lines[0]
     assert lines[lines.index(" Downloaded six") + 1] == "downloading torch (745.2MiB)"
     assert lines[lines.index(" Downloaded torch") + 1] == "building x==1"
+    assert "building a==1, building b==1, building c==1 and 1 more" in lines
     assert lines[-1] == "writing the packages into the environment"
 
 

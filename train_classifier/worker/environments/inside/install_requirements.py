@@ -52,6 +52,8 @@ BUILD_TOOLS = {
 MOST_UNISOLATED = 3
 #: Most lines of an error of uv that are kept, at its beginning and at its end.
 HEAD, TAIL = 100, 2000
+#: Most downloads and builds that one line of progress names.
+SHOWN = 3
 #: The package that uv could not build.
 NOT_BUILT = re.compile(r"Failed to (?:download and )?build:? `([A-Za-z0-9][A-Za-z0-9._-]*)(?:==| @ )")
 MISSING = re.compile(r"ModuleNotFoundError: No module named '([A-Za-z0-9_]+)[A-Za-z0-9_.]*'")
@@ -282,7 +284,9 @@ def show_work(line: str, work: "dict[str, str]") -> None:
     if verb == "Prepared":
         print("writing the packages into the environment", file=sys.stderr)
     elif work:
-        print(", ".join(work.values()), file=sys.stderr)
+        more = len(work) - SHOWN
+        rest = " and %d more" % more if more > 0 else ""
+        print(", ".join(list(work.values())[:SHOWN]) + rest, file=sys.stderr)
 
 
 def run_uv(words: "list[str]", **options: Any) -> "tuple[int, str]":
