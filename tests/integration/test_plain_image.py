@@ -52,6 +52,14 @@ def resolve(site: Site, **settings: object) -> Image:
     return plain_image.resolve(site.context(), spec, False)
 
 
+def start_job(site: Site, requirements: str) -> None:
+    """Make the job one whose sources were copied and whose worker runs."""
+    site.job.workspace.symlink_to(site.workspace)
+    site.job.copy.write_bytes(workspace_copy.COPIED)
+    site.job.write_status(state="running")
+    (site.workspace / "m" / "requirements.txt").write_text(requirements)
+
+
 def test_job_gets_a_plain_image_of_the_python_it_runs_with(
     site: Site, engine: docker.DockerClient, plain_reference: str
 ) -> None:
@@ -78,10 +86,7 @@ def test_requirements_that_the_plain_image_cannot_have(
     site: Site, engine: docker.DockerClient, plain_reference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = {"cpu": site.base, f"python{VERSION}": plain_reference}
-    site.job.workspace.symlink_to(site.workspace)
-    site.job.copy.write_bytes(workspace_copy.COPIED)
-    site.job.write_status(state="running")
-    (site.workspace / "m" / "requirements.txt").write_text("modern\n")
+    start_job(site, "modern\n")
     with serve(engine) as index:
         index.add(wheel("modern", "1.0", "", tag="cp311-none-any"), wheel("setuptools", "80.0"))
         variables = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
@@ -89,14 +94,14 @@ def test_requirements_that_the_plain_image_cannot_have(
         monkeypatch.setattr(Host, "load", lambda: host)
         run = JobRun(site.job)
         run.engine = engine
-        for asked in (None, VERSION):
+        for python in (None, VERSION):
             run.spec = JobSpec(
-                site.job.id, "m", Repository("r", "0" * 16), required_pythons=(VERSION,), python=asked
+                site.job.id, "m", Repository("r", "0" * 16), required_pythons=(VERSION,), python=python
             )
             find_image(run)
             add_packages(run)
             assert run.image.plain
-            if asked is None:
+            if python is None:
                 build_environment(run)
                 assert any(note.endswith("the usual image is taken") for note in site.job.status()["notes"])
                 assert (run.image.reference, run.environment.kind) == (site.base, "image")
@@ -109,10 +114,7 @@ def test_requirements_that_the_plain_image_cannot_have(
 def test_python_that_the_requirements_need_is_taken(
     site: Site, engine: docker.DockerClient, plain_reference: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site.job.workspace.symlink_to(site.workspace)
-    site.job.copy.write_bytes(workspace_copy.COPIED)
-    site.job.write_status(state="running")
-    (site.workspace / "m" / "requirements.txt").write_text("old\n")
+    start_job(site, "old\n")
     with serve(engine) as index:
         index.add(wheel("old", "1.0", "", tag="cp39-none-any"), wheel("setuptools", "80.0"))
         variables = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}

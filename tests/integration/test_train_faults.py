@@ -185,32 +185,31 @@ def test_permanent_connection_loss_is_exit_11_and_attach_completes_the_log(world
     world.assert_clean()
 
 
-def test_push_continues_after_lost_connection(world: World, sshd: Sshd) -> None:
-    world.model(COUNTING.format(count=3))
-    for number in range(40):
-        (world.repo / f"part{number}").write_bytes(os.urandom(1 << 20))
-    with Line(sshd.port) as line:
-        sshd.trust(line.port)
-        line.cut_after = 15 << 20
-        process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
-        wait_until(lambda: line.cut_after is None, 60)
-        line.mend()
-        out, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, tail(errors)
-    assert out == lines(3)
-    assert b"was cut" in errors
-
-
-def test_fetch_continues_after_lost_connection(world: World, sshd: Sshd) -> None:
-    world.model("open('artefacts/large', 'wb').write(os.urandom(30 << 20))\n")
+def train_over_cut_line(world: World, sshd: Sshd) -> tuple[bytes, bytes]:
+    """Run `train` over a line that is cut once after 15 MiB; return its output and errors."""
     with Line(sshd.port) as line:
         sshd.trust(line.port)
         line.cut_after = 15 << 20
         process = world.start(*world.train("probe", inventory=world.inventory(sshd, line.port)))
         wait_until(lambda: line.cut_after is None, 120)
         line.mend()
-        _, errors = process.communicate(timeout=240)
+        output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, tail(errors)
+    return output, errors
+
+
+def test_push_continues_after_lost_connection(world: World, sshd: Sshd) -> None:
+    world.model(COUNTING.format(count=3))
+    for number in range(40):
+        (world.repo / f"part{number}").write_bytes(os.urandom(1 << 20))
+    output, errors = train_over_cut_line(world, sshd)
+    assert output == lines(3)
+    assert b"was cut" in errors
+
+
+def test_fetch_continues_after_lost_connection(world: World, sshd: Sshd) -> None:
+    world.model("open('artefacts/large', 'wb').write(os.urandom(30 << 20))\n")
+    train_over_cut_line(world, sshd)
     (job,) = world.statuses()
     assert_fetched(world, job["id"], world.work / "artefacts.tar.gz")
     world.assert_clean()

@@ -160,21 +160,22 @@ def start_rsync(
     return process
 
 
-def until_in_the_middle(host: Machine) -> None:
-    """Wait until a push has begun with `large`."""
+def start_slow_push(host: Machine, tree: Path, spec: dict[str, Any]) -> "subprocess.Popen[bytes]":
+    """Start a push, and return when it is in the middle of the file `large`."""
+    (tree / "large").write_bytes(os.urandom(60 << 20))
+    names = [b"model/__main__.py", b"large"]
+    host.call("prepare", spec=spec, files=packed(names))
+    process = start_rsync(host, tree, spec, names, "--bwlimit=4000")
     end = time.monotonic() + 240
     while not any(path.name.startswith(".large.") for path in mirror(host).iterdir()):
         assert time.monotonic() < end
         time.sleep(0.05)
+    return process
 
 
 def test_interrupted_push_leaves_mirror_usable(host: Machine, tree: Path) -> None:
-    (tree / "large").write_bytes(os.urandom(60 << 20))
     spec = host.spec()
-    names = [b"model/__main__.py", b"large"]
-    host.call("prepare", spec=spec, files=packed(names))
-    process = start_rsync(host, tree, spec, names, "--bwlimit=4000")
-    until_in_the_middle(host)
+    process = start_slow_push(host, tree, spec)
     # Kill the sender, and the receiving worker with its rsync.
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -187,18 +188,14 @@ def test_interrupted_push_leaves_mirror_usable(host: Machine, tree: Path) -> Non
 
 
 def test_job_can_be_pushed_again_after_sender_died(host: Machine, tree: Path) -> None:
-    (tree / "large").write_bytes(os.urandom(40 << 20))
     spec = host.spec()
-    names = [b"model/__main__.py", b"large"]
-    host.call("prepare", spec=spec, files=packed(names))
-    process = start_rsync(host, tree, spec, names, "--bwlimit=4000")
-    until_in_the_middle(host)
+    process = start_slow_push(host, tree, spec)
     process.kill()
     process.wait()
     # The same job can be pushed again once its receiver has ended.
     end = time.monotonic() + 240
     while time.monotonic() < end:
-        done = host.rsync(tree, spec["id"], names)
+        done = host.rsync(tree, spec["id"], [b"model/__main__.py", b"large"])
         if done.returncode == 0:
             break
         assert b"by another process" in done.stderr, done.stderr

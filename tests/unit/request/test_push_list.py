@@ -145,27 +145,13 @@ def test_a_model_that_is_left_out_is_a_problem(repo: Path) -> None:
 
 def test_names_with_newlines_and_broken_utf8(repo: Path) -> None:
     top = os.fsencode(repo)
-    for name in (
-        b"two\nlines.py",
-        b"\xff\xfe.bin",
-        b"-rf",
-        b"#hash",
-        b" space ",
-        b"{{ lookup('pipe', 'id') }}",
-    ):
+    names = (b"two\nlines.py", b"\xff\xfe.bin", b"-rf", b"#hash", b" space ", b"{{ lookup('pipe', 'id') }}")
+    for name in names:
         Path(os.fsdecode(top + b"/" + name)).write_text("x")
     write(repo, {".trainignore": "lines.py\n*.log\n"})
     Path(os.fsdecode(top + b"/end.log\n")).write_text("x")
     sources = push_list.collect(repo)
-    assert {
-        b"two\nlines.py",
-        b"\xff\xfe.bin",
-        b"-rf",
-        b"#hash",
-        b" space ",
-        b"{{ lookup('pipe', 'id') }}",
-        b"end.log\n",
-    } <= set(sources.paths)
+    assert {*names, b"end.log\n"} <= set(sources.paths)
     assert sources.problems == []
 
 

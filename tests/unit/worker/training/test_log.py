@@ -44,10 +44,15 @@ def test_secrets_are_masked_in_any_blocks(secrets: list[bytes], text: bytes, sho
         assert not any(secret and secret in output for secret in secrets)
 
 
-def test_random_streams_never_show_a_secret() -> None:
+@pytest.fixture
+def chance() -> random.Random:
+    """Random numbers; a failed test shows their seed."""
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")
-    chance = random.Random(seed)
+    return random.Random(seed)
+
+
+def test_random_streams_never_show_a_secret(chance: random.Random) -> None:
     for _ in range(300):
         secrets = [bytes(chance.choices(b"ab", k=chance.randint(2, 6))) for _ in range(2)]
         text = bytes(chance.choices(b"abc", k=200))
@@ -162,10 +167,7 @@ def test_pause_after_what_only_looks_like_a_secret() -> None:
     assert masker.feed(b"k\n") == b"hunter2-a-very-rare-work\n"
 
 
-def test_random_pauses_show_no_secret() -> None:
-    seed = random.randrange(1 << 30)
-    print(f"seed {seed}")
-    chance = random.Random(seed)
+def test_random_pauses_show_no_secret(chance: random.Random) -> None:
     for _ in range(300):
         secrets = [bytes(chance.choices(b"ab", k=chance.randint(4, 12))) for _ in range(2)]
         text = bytes(chance.choices(b"abc", k=200))
