@@ -126,14 +126,14 @@ def test_packages_of_the_project(site: Site, framework_image: str) -> None:
     image = site.find(framework_image)
     (site.workspace / "requirements.txt").write_text("plotting==1.0\n")
     (site.workspace / "pyproject.toml").write_text("[project]\ndependencies = ['tools']\n")
-    wish = environment.Wish("m", "0" * 16)
-    built = environment.prepare(site.context(), image, site.workspace, wish)
+    request = environment.EnvironmentRequest("m", "0" * 16)
+    built = environment.prepare(site.context(), image, site.workspace, request)
     assert (built.files, built.reason) == (("pyproject.toml",), "pyproject.toml agrees with the image")
     assert {"tools==1.0", "plotting==2.0"} <= set(built.packages)
     assert "m/requirements.txt is missing: the packages are those of pyproject.toml" in site.messages
     (site.workspace / "pyproject.toml").write_text("[project]\ndependencies = ['nowhere']\n")
     with pytest.raises(NoEnvironment) as raised:
-        environment.prepare(site.context(), image, site.workspace, wish)
+        environment.prepare(site.context(), image, site.workspace, request)
     assert raised.value.reason == "requirement nowhere is not in the package index (pyproject.toml)"
     assert "write what the model needs into m/requirements.txt" in (raised.value.hint or "")
 
@@ -149,13 +149,13 @@ def test_packages_of_a_lock(site: Site, framework_image: str, index: Index, uv: 
         env={**os.environ, "no_proxy": index.host, "UV_CACHE_DIR": str(site.workspace.parent / "uv-cache")},
     )  # fmt: skip
     index.add(package("pinned", "2.0"), package("helping", "2.0"))
-    wish = environment.Wish("m", "0" * 16)
-    built = environment.prepare(site.context(), image, site.workspace, wish)
+    request = environment.EnvironmentRequest("m", "0" * 16)
+    built = environment.prepare(site.context(), image, site.workspace, request)
     assert (built.files, built.reason) == (("uv.lock", "pyproject.toml"), "uv.lock agrees with the image")
     assert {"pinned==1.0", "helping==1.0", "numpy==1.26.4", "tensorflow-cpu==2.19.1"} <= set(built.packages)
     assert not any(line.startswith("unwanted") for line in built.packages)
     isolated = environment.prepare(
-        site.context(), image, site.workspace, dataclasses.replace(wish, kind="isolated")
+        site.context(), image, site.workspace, dataclasses.replace(request, kind="isolated")
     )
     assert set(isolated.packages) == {"pinned==1.0", "helping==1.0", "numpy==1.26.4", "setuptools==80.0"}
 

@@ -71,8 +71,8 @@ def test_job_gets_a_plain_image_of_the_python_it_runs_with(
         (site.workspace / "m" / "requirements.txt").write_text("tools\n")
         plain = resolve(site, required_pythons=("3.8", VERSION))
         assert (plain.reference, plain.plain, plain.python_version[:3]) == (plain_reference, True, VERSION)
-        wish = environment.Wish("m", "0" * 16, ISOLATED)
-        built = environment.prepare(site.context(), plain, site.workspace, wish)
+        request = environment.EnvironmentRequest("m", "0" * 16, ISOLATED)
+        built = environment.prepare(site.context(), plain, site.workspace, request)
     assert (built.kind, built.reason) == ("isolated", f"Python {plain.python_version} is required")
     program = "import tools; print(tools.version, tools.__file__)"
     assert site.run(plain, built, program).startswith(f"(3, 9) {MOUNTED}/")

@@ -90,8 +90,8 @@ class Site:
         temporary.write_text(text)
         temporary.replace(self.workspace / "m" / "requirements.txt")
         base = self.find(reference)
-        wish = environment.Wish("m", repository, kind)
-        return environment.prepare(self.context(check), base, self.workspace, wish)
+        request = environment.EnvironmentRequest("m", repository, kind)
+        return environment.prepare(self.context(check), base, self.workspace, request)
 
     def layer(
         self, text: str, reference: str | None = None, check: Callable[[], None] = lambda: None

@@ -100,7 +100,7 @@ def prepare(plan: EnvironmentPlan, folder: Path, uv: str) -> dict[str, Any]:
 
 def resolve(program: types.ModuleType, plan: dict[str, Any]) -> tuple[int, str]:
     if not plan["isolated"]:
-        program.lend_image(plan)
+        program.add_image_metadata(plan)
     excludes = Path(plan["constraints"]).with_name("excludes.txt")
     excludes.write_text("\n".join(line.partition("==")[0] for line in BUILT))
     target = (*program.into(plan["site"]), "--excludes", str(excludes), *TARGET)

@@ -40,8 +40,8 @@ INDEX_SETTINGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
-    """What a job asks of its environment."""
+class EnvironmentRequest:
+    """What decides about the environment of a job, beside its files."""
 
     model: str
     #: Key of the repository.
@@ -51,7 +51,7 @@ class Wish:
     with_gpu: bool = False
 
 
-def prepare(context: Context, image: Image, workspace: Path, wish: Wish) -> Environment:
+def prepare(context: Context, image: Image, workspace: Path, request: EnvironmentRequest) -> Environment:
     """Return the environment of a model over an image, built when it is not there yet.
 
     An existing environment is returned without starting a container, unless git repositories are named
@@ -60,10 +60,10 @@ def prepare(context: Context, image: Image, workspace: Path, wish: Wish) -> Envi
     one repository alone. Raises BadInput for a wrong file, NoEnvironment with uv's own message when
     it cannot be built, NotReady without uv.
     """
-    requirements = requirements_file.parse(workspace, wish.model)
+    requirements = requirements_file.parse(workspace, request.model)
     if requirements.problems:
         raise BadInput(*requirements.problems)
-    own = f"{wish.model}/{requirements_file.REQUIREMENTS}"
+    own = f"{request.model}/{requirements_file.REQUIREMENTS}"
     is_own = requirements.files[:1] in ((), (own,))
     if not is_own:
         context.note(f"{own} is missing: the packages are those of {requirements.files[0]}")
@@ -71,7 +71,7 @@ def prepare(context: Context, image: Image, workspace: Path, wish: Wish) -> Envi
         package, folder = requirements.package.name, requirements.package.folder
         context.note(f"package {package} is imported from {folder or 'the top'} of the job's own copy")
     try:
-        chosen = _choose(context, image, workspace, wish, requirements)
+        chosen = _choose(context, image, workspace, request, requirements)
     except NoEnvironment as error:
         # The file may be for other purposes than this model.
         way_out = None if is_own else f"write what the model needs into {own} (empty: the image's packages)"
@@ -81,7 +81,7 @@ def prepare(context: Context, image: Image, workspace: Path, wish: Wish) -> Envi
 
 
 def _choose(
-    context: Context, image: Image, workspace: Path, wish: Wish, requirements: Requirements
+    context: Context, image: Image, workspace: Path, request: EnvironmentRequest, requirements: Requirements
 ) -> Environment:
     """Return the environment of these requirements, of the first kind that is possible."""
     variables = _variables(context.host)
@@ -95,32 +95,34 @@ def _choose(
     over_image = environment_plan.over_image(
         image.packages, image.distutils, workspace, requirements, settings
     )
-    if wish.kind != ISOLATED and requirements.is_empty:
-        return _prepare_distutils(context, image, over_image, wish)
-    if wish.kind == IMAGE:
-        return _prepare_one(context, image, over_image, wish, "as asked")
+    if request.kind != ISOLATED and requirements.is_empty:
+        return _prepare_distutils(context, image, over_image, request)
+    if request.kind == IMAGE:
+        return _prepare_one(context, image, over_image, request, "as asked")
     isolated = environment_plan.isolated(
-        wish.model, image.distutils, workspace, requirements, settings, wish.with_gpu
+        request.model, image.distutils, workspace, requirements, settings, request.with_gpu
     )
-    if wish.kind == ISOLATED:
-        isolated = dataclasses.replace(isolated, asked=True)
+    if request.kind == ISOLATED:
+        isolated = dataclasses.replace(isolated, is_requested=True)
         reason = f"Python {image.python_version} is required" if image.plain else "as asked"
-        return _prepare_one(context, image, isolated, wish, reason)
+        return _prepare_one(context, image, isolated, request, reason)
     for plan in (over_image, isolated):
-        existing = find(context, image, plan, wish.repository)
+        existing = find(context, image, plan, request.repository)
         if existing is not None:
             return existing
     try:
         return build(
-            context, image, over_image, wish.repository, f"{requirements.name} agrees with the image"
+            context, image, over_image, request.repository, f"{requirements.name} agrees with the image"
         )
     except NoCommonSolution as error:
         cause = f"{requirements.name} {error.cause}"
     context.say(f"{cause}: an isolated environment is tried")
-    return _build_or_ask(context, image, isolated, wish, cause)
+    return _build_or_explain_python(context, image, isolated, request, cause)
 
 
-def _prepare_distutils(context: Context, image: Image, plan: EnvironmentPlan, wish: Wish) -> Environment:
+def _prepare_distutils(
+    context: Context, image: Image, plan: EnvironmentPlan, request: EnvironmentRequest
+) -> Environment:
     """Return the environment of a model without requirements: the image, with distutils."""
     image_alone = Environment(
         "", list_packages(image.packages, {}), (), {}, image.python, reason="no requirements"
@@ -129,11 +131,11 @@ def _prepare_distutils(context: Context, image: Image, plan: EnvironmentPlan, wi
         return image_alone
     # Most models do not use distutils: a uv that is missing or does not work is no error.
     try:
-        existing = find(context, image, plan, wish.repository)
+        existing = find(context, image, plan, request.repository)
         if existing is not None:
             return existing
         context.say(f"Python {image.python_version} of the image lacks distutils: adding setuptools")
-        return build(context, image, plan, wish.repository, "no requirements")
+        return build(context, image, plan, request.repository, "no requirements")
     except (NoUv, NoEnvironment) as error:
         problem = error.reason
     context.note(f"setuptools is not installed ({problem}): a model that imports distutils will fail")
@@ -141,23 +143,23 @@ def _prepare_distutils(context: Context, image: Image, plan: EnvironmentPlan, wi
 
 
 def _prepare_one(
-    context: Context, image: Image, plan: EnvironmentPlan, wish: Wish, reason: str
+    context: Context, image: Image, plan: EnvironmentPlan, request: EnvironmentRequest, reason: str
 ) -> Environment:
-    existing = find(context, image, plan, wish.repository)
-    return existing or _build_or_ask(context, image, plan, wish, reason)
+    existing = find(context, image, plan, request.repository)
+    return existing or _build_or_explain_python(context, image, plan, request, reason)
 
 
-def _build_or_ask(
-    context: Context, image: Image, plan: EnvironmentPlan, wish: Wish, reason: str
+def _build_or_explain_python(
+    context: Context, image: Image, plan: EnvironmentPlan, request: EnvironmentRequest, reason: str
 ) -> Environment:
     """Build. Raises PythonConflict after a conflict that is only about the version of Python."""
     try:
-        return build(context, image, plan, wish.repository, reason)
+        return build(context, image, plan, request.repository, reason)
     except NotInstallable as error:
         if plan.lock:
             raise
         own = image.short_version
-        fitting = fitting_pythons(context, image, plan, wish.repository)
+        fitting = fitting_pythons(context, image, plan, request.repository)
         if not fitting or own in fitting:
             raise
         version = nearest_python(fitting, image)

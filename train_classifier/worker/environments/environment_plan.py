@@ -61,7 +61,7 @@ class EnvironmentPlan:
     package: Optional[OwnPackage] = None
     isolated: bool = False
     #: The job asks for this kind; otherwise it is found by a conflict.
-    asked: bool = False
+    is_requested: bool = False
     #: The image's frameworks, and the names that stand for them: they are never replaced.
     pins: dict[str, str] = dataclasses.field(default_factory=dict)
     #: Distributions that count as installed, each with the one of the image that is the same module.
@@ -94,7 +94,7 @@ class EnvironmentPlan:
             **({} if self.file == requirements_file.REQUIREMENTS else {"file": self.file}),
             **({"package": dataclasses.asdict(self.package)} if self.package else {}),
             "isolated": self.isolated,
-            "asked": self.asked,
+            "asked": self.is_requested,
             "lines": sorted(self.lines),
             "constraints": sorted([*self.constraints, *self.frozen(), *self.excluded]),
             "options": list(self.options),

@@ -151,8 +151,10 @@ def build_environment(run: JobRun) -> None:
 
     def prepare() -> Environment:
         kind = ISOLATED if run.image.plain else run.spec.environment_kind
-        wish = environment.Wish(run.spec.model, run.spec.repository.key, kind, with_gpu=run.gpu_count > 0)
-        return environment.prepare(run.context, run.image, run.job.workspace, wish)
+        request = environment.EnvironmentRequest(
+            run.spec.model, run.spec.repository.key, kind, with_gpu=run.gpu_count > 0
+        )
+        return environment.prepare(run.context, run.image, run.job.workspace, request)
 
     try:
         run.environment = prepare()

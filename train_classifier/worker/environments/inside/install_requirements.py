@@ -3,7 +3,7 @@
 Sent as text (`python3 -c`), so it imports nothing of ours. Reads one JSON object from the file that its
 argument names; its keys are described in environments/environment_build.
 
-Over an image, the packages of the image are lent to uv as metadata only: uv then counts them as installed,
+Over an image, uv gets the packages of the image as metadata only: it then counts them as installed,
 prefers them, and downloads only what is missing. Each is also a requirement by name, because uv checks only
 what the packages need that it is asked for. The metadata goes away again before the environment is used.
 An isolated environment is a virtual environment that sees no package of the image.
@@ -25,7 +25,8 @@ import sys
 from importlib.metadata import distributions
 from typing import Any
 
-LENT = "train-classifier-image"
+#: The installer of the metadata of a package of the image.
+IMAGE_PACKAGE = "train-classifier-image"
 #: The installer of the repository's own package.
 OWN = "train-classifier"
 #: A virtual environment with the metadata of the image's packages, all as the image has them.
@@ -107,7 +108,9 @@ def image_packages() -> "dict[str, tuple[str, list[str]]]":
     return packages
 
 
-def lend(site: str, name: str, version: str, lines: "list[str]", installer: str = LENT) -> None:
+def write_metadata(
+    site: str, name: str, version: str, lines: "list[str]", installer: str = IMAGE_PACKAGE
+) -> None:
     """Write the metadata of a package of the image: anew, since uv refuses to replace Debian's egg-info."""
     folder = os.path.join(site, "%s-%s.dist-info" % (name.replace("-", "_"), version))
     os.mkdir(folder)
@@ -132,7 +135,7 @@ def add_own_package(site: str, package: "dict[str, str]") -> None:
     The worker has checked name, version and path. uv then counts the package as installed.
     """
     if normal(package["name"]) not in names_in(site):
-        lend(site, package["name"], package["version"], [], OWN)
+        write_metadata(site, package["name"], package["version"], [], OWN)
     with open(os.path.join(site, "train-classifier-repository.pth"), "w", encoding="utf-8") as file:
         file.write(package["path"] + "\n")
 
@@ -144,15 +147,15 @@ def unmet_in_image(
     subprocess.check_call([plan["uv"], "venv", "--quiet", "--python", sys.executable, IMAGE])
     site = site_of(IMAGE)
     for name, (version, lines) in packages.items():
-        lend(site, name, version, lines)
+        write_metadata(site, name, version, lines)
     check = [plan["uv"], "pip", "check", "--python", os.path.join(IMAGE, "bin", "python")]
     process = subprocess.run(check, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     unmet = UNMET.findall(process.stderr.decode("utf-8", "replace"))
     return {(normal(package), normal(required)) for package, required in unmet}
 
 
-def lend_image(plan: "dict[str, Any]") -> None:
-    """Lend every package of the image that the environment does not have itself, and write BY_NAME."""
+def add_image_metadata(plan: "dict[str, Any]") -> None:
+    """Write the metadata of the image's packages that the environment does not have, and write BY_NAME."""
     packages = image_packages()
     unmet = unmet_in_image(plan, packages)
     own = names_in(plan["site"])
@@ -167,7 +170,7 @@ def lend_image(plan: "dict[str, Any]") -> None:
                 for line in lines
                 if (name, normal(re.split(r"[^A-Za-z0-9._-]", line.partition(": ")[2])[0])) not in unmet
             ]
-            lend(plan["site"], name, version, met)
+            write_metadata(plan["site"], name, version, met)
     if not plan["by_name"]:
         return
     with open(BY_NAME, "w", encoding="utf-8") as out:
@@ -175,15 +178,15 @@ def lend_image(plan: "dict[str, Any]") -> None:
         out.write("".join("%s\n" % pin for pin in plan["pins"]))
 
 
-def take_back(site: str) -> None:
-    """Remove the lent metadata that is still there."""
+def remove_image_metadata(site: str) -> None:
+    """Remove the metadata of the image's packages that is still there."""
     for name in os.listdir(site):
         try:
             with open(os.path.join(site, name, "INSTALLER"), encoding="utf-8") as file:
-                lent = file.read().strip() == LENT
+                is_of_image = file.read().strip() == IMAGE_PACKAGE
         except OSError:
             continue
-        if lent:
+        if is_of_image:
             shutil.rmtree(os.path.join(site, name))
 
 
@@ -353,7 +356,7 @@ def install_in_steps(
     for tool in [own_tools or ["setuptools"], *([BUILD_TOOLS[module]] for module in sorted(tools))]:
         # A failure is ignored: without the tool the build fails and names it.
         run_uv([*get_tools, *tool], cwd=plan["repository"])
-    # The tools come first: the image's metadata, as it is lent, has no entry points.
+    # The tools come first: the metadata of the image's packages has no entry points.
     variables = {
         "PYTHONPATH": os.pathsep.join([TOOLS, site]),
         "PATH": os.pathsep.join([TOOLS + "/bin", site + "/bin", os.environ.get("PATH", os.defpath)]),
@@ -418,7 +421,7 @@ def install(plan: "dict[str, Any]") -> int:
     if plan["isolated"]:
         os.makedirs(AGAIN)
     else:
-        lend_image(plan)
+        add_image_metadata(plan)
         copy_metadata(site, AGAIN)
         target = into(site)
     sources: "list[str]" = []
@@ -430,7 +433,7 @@ def install(plan: "dict[str, Any]") -> int:
             sources = must_build(plan)
     else:
         status, unisolated = build_and_install(plan, target, site)
-    take_back(site)
+    remove_image_metadata(site)
     if status == 0:
         result = {"packages": names_in(site), "sources": sources, "unisolated": unisolated}
         print()
