@@ -33,6 +33,7 @@ CUDA_EXTRAS = {"tensorflow": "and-cuda", "jax": "cuda12"}
 SHARED_OPTIONS = {"--require-hashes", "--pre", "--only-binary"}
 #: Options of pip's files that uv has only on its command line.
 ON_COMMAND_LINE = {"--pre": "--prerelease", "--trusted-host": "--allow-insecure-host"}
+_TRUSTED_HOST = re.compile(r"(?:https?://)?(?P<host>[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::[0-9]{1,5})?\Z")
 #: Indexes of the host besides the default one: they come first, so that nobody can publish a name of theirs.
 HOST_INDEXES = ("UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_INDEX_STRATEGY")
 
@@ -137,8 +138,9 @@ class EnvironmentPlan:
         hosts = index_logins.hosts_of(self.variables)
         for option in self.options:
             name, _, value = option.partition(" ")
-            # Whether an index of the host is verified is not for a checkout to say.
-            if name in ON_COMMAND_LINE and value.partition(":")[0].lower() not in hosts:
+            trusted = _TRUSTED_HOST.match(value.lower()) if name == "--trusted-host" else None
+            # Whether an index of the host is verified is not for a checkout to say: also not by `*`.
+            if name == "--pre" or (trusted and trusted["host"] not in hosts):
                 options += [ON_COMMAND_LINE[name], value or "allow"]
         more = any(option.startswith("--extra-index-url ") for option in self.options)
         if more and not any(self.variables.get(name) for name in HOST_INDEXES):

@@ -206,6 +206,8 @@ def pack(job: Job, host: Host, max_bytes: Optional[int], check: conclude.Check) 
                     f"its artefacts are in {job.workspace} of the host",
                 )
             if is_locked:
+                # A packing that was killed left an archive that may be large.
+                remove_unfinished_files(job, None)
                 return _pack(job, result, host.job_user(), max_bytes, check)
         check()
         time.sleep(locks.POLL_S)

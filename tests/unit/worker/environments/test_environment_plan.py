@@ -120,9 +120,12 @@ def test_options_of_the_file_that_uv_has_on_its_command_line() -> None:
     assert plan.requirements_text("/work") == "--extra-index-url https://a.example\nsix\n"
 
 
-def test_indexes_of_the_host_are_verified_and_come_first() -> None:
-    plan = over_image(
-        {}, "six", options=("--trusted-host a.example:443", "--extra-index-url https://b.example")
-    )
+@pytest.mark.parametrize(
+    "trusted",
+    ["a.example", "A.example:443", "https://a.example", "HTTPS://a.example:443", "*", "user@a.example"],
+)
+def test_indexes_of_the_host_are_verified_and_come_first(trusted: str) -> None:
+    options = (f"--trusted-host {trusted}", "--extra-index-url https://b.example")
+    plan = over_image({}, "six", options=options)
     variables = {"UV_INDEX": "https://a.example/simple"}
     assert dataclasses.replace(plan, variables=variables).command_line() == []
