@@ -29,27 +29,28 @@ def start(path: Name, size: int) -> bytes:
 
 
 def read(path: Name, most_bytes: int, *, pipe: bool = False, within: Optional[str] = None) -> bytes:
-    """Return a file's content. Opening a FIFO or a device never waits.
+    """Return a file's content. A FIFO or a device is not opened: opening alone can have an effect.
 
     With `pipe` the reading end of a shell's `<(…)` is read as well; with `within`, a real path, the file must
     be in that folder after all links are resolved. Raises OSError when the file cannot be opened, ValueError
     with a phrase when it is elsewhere, is not a regular file, or holds more than `most_bytes`.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    if within is not None and not _place(descriptor).startswith(within.rstrip("/") + "/"):
-        os.close(descriptor)
-        raise ValueError("leads out of the repository")
+    handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if within is not None and not _place(handle).startswith(within.rstrip("/") + "/"):
+            raise ValueError("leads out of the repository")
+        _require_readable(handle, pipe)
+        descriptor = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    finally:
+        os.close(handle)
     return read_open(descriptor, most_bytes, pipe=pipe)
 
 
 def read_open(descriptor: int, most_bytes: int, *, pipe: bool = False) -> bytes:
     """Return the content of the file behind a descriptor, which is closed. Raises as `read` does."""
     try:
-        status = os.fstat(descriptor)
-        if pipe and stat.S_ISFIFO(status.st_mode) and _is_nameless(descriptor):
-            os.set_blocking(descriptor, True)
-        elif not stat.S_ISREG(status.st_mode):
-            raise ValueError("is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file")
+        _require_readable(descriptor, pipe)
+        os.set_blocking(descriptor, True)
         parts, size = [], 0
         while size <= most_bytes and (block := os.read(descriptor, min(1 << 20, most_bytes + 1 - size))):
             parts.append(block)
@@ -60,6 +61,13 @@ def read_open(descriptor: int, most_bytes: int, *, pipe: bool = False) -> bytes:
         limit = f"{most_bytes >> 20} MiB" if most_bytes >= 1 << 20 else f"{most_bytes >> 10} KiB"
         raise ValueError(f"is over {limit}")
     return b"".join(parts)
+
+
+def _require_readable(descriptor: int, pipe: bool) -> None:
+    """Raise ValueError unless a descriptor is that of a regular file, or with `pipe` of an unnamed pipe."""
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode) and not (pipe and stat.S_ISFIFO(mode) and _is_nameless(descriptor)):
+        raise ValueError("is a folder" if stat.S_ISDIR(mode) else "is not a regular file")
 
 
 def _place(descriptor: int) -> str:
