@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import docker
 import pytest
@@ -11,6 +12,7 @@ from index_server import BACKEND, PYPROJECT, Index, serve, wheel
 from worker_site import Site, index, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
+from train_classifier.core.job import JobSpec, Repository
 
 __all__ = ["index", "site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
@@ -58,26 +60,53 @@ def test_repository_as_a_package_is_imported_from_the_copy_of_each_job(site: Sit
     (site.workspace / "pyproject.toml").write_text(
         "[build-system]\nrequires = ['setuptools']\nbuild-backend = 'setuptools.build_meta'\n"
         "[project]\nname = 'shapes'\nversion = '1.2'\ndependencies = ['needed']\n"
-        "[project.optional-dependencies]\nplots = ['wanted']\n"
+        "[project.optional-dependencies]\nplots = ['wanted']\n[project.scripts]\ntool = 'shapes:main'\n"
     )
     program = (
-        "import needed, wanted, shapes; from importlib.metadata import version; "
-        "print(shapes.sides, version('shapes'))"
+        "import needed, wanted, shapes, subprocess; from importlib.metadata import version; "
+        "print(shapes.sides, version('shapes'), flush=True); subprocess.run(['tool'], check=True)"
     )
     workspace = Mount("/workspace", str(site.workspace), "bind", read_only=True)
     for kind in ("image", "isolated"):
         hashes = set()
         for sides in ("3", "4"):
-            module.write_text(f"sides = {sides}\n")
+            module.write_text(f"sides = {sides}\ndef main(): print('tool', sides)\n")
             built = site.prepare("-e .[plots]\n", kind=kind)
             hashes.add(built.hash)
             assert {"shapes==1.2", "needed==1.0", "wanted==1.0"} <= set(built.packages)
             job = dataclasses.replace(built, mounts=(*built.mounts, workspace))
-            assert site.run(site.find(), job, program) == f"{sides} 1.2\n"
+            assert site.run(site.find(), job, program) == f"{sides} 1.2\ntool {sides}\n"
         assert len(hashes) == 1
     assert "package shapes is imported from src of the job's own copy" in site.messages
     # What takes the place of the metadata of one environment is no part of another.
     assert "shapes==1.2" not in site.prepare("needed\nwanted\n").packages
+
+
+def test_package_of_setup_py_with_a_version_from_git(site: Site, index: Index) -> None:
+    index.add(wheel("needed", "1.0", requires=["shapes>=2"]), wheel("shapes", "9.0"))
+    folder = site.workspace / "src" / "shapes"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("from shapes.made import version\n")
+    site.workspace.chmod(0o777)
+    folder.chmod(0o777)
+    (site.workspace / "setup.py").write_text(
+        "from setuptools import setup, find_packages\n"
+        "setup(name='shapes', packages=find_packages('src'), package_dir={'': 'src'}, install_requires=['needed'],\n"
+        "use_scm_version={'version_file': 'src/shapes/made.py'})\n"
+    )
+    workspace = Mount("/workspace", str(site.workspace), "bind", read_only=True)
+    program = "import shapes, importlib.metadata as m; print(shapes.version, m.version('shapes'), m.version('needed'))"
+    for kind in ("image", "isolated"):
+        hashes = set()
+        for description, version in (("v2.1-0-gabcdef0", "2.1"), ("v2.1-3-gabcdef1", "2.2.dev3+gabcdef1")):
+            spec = JobSpec(site.job.id, "m", Repository("r", "0" * 16, description=description))
+            (site.job.dir / "spec.json").write_text(json.dumps(spec.to_dict()))
+            built = site.prepare("-e .\n", kind=kind)
+            hashes.add(built.hash)
+            assert {f"shapes=={version}", "needed==1.0"} <= set(built.packages)
+            job = dataclasses.replace(built, mounts=(*built.mounts, workspace))
+            assert site.run(site.find(), job, program) == f"{version} {version} 1.0\n"
+        assert len(hashes) == 1
 
 
 def test_package_that_another_requires_is_the_repository(site: Site, index: Index) -> None:

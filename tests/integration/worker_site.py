@@ -63,7 +63,7 @@ class Site:
         self.store = Store(folder / "state").make()
         install_program(folder)
         self.job = Job(self.store.jobs / JOB.format(os.getpid() & 0xFFFF))
-        self.job.dir.mkdir(parents=True, exist_ok=True)
+        self.job.run.mkdir(parents=True, exist_ok=True)
         spec = JobSpec(self.job.id, "m", Repository("r", "0" * 16))
         (self.job.dir / "spec.json").write_text(json.dumps(spec.to_dict()))
         self.workspace = folder / "workspace"

@@ -16,6 +16,7 @@ import pytest
 
 from train_classifier.core import apt_file, options, requirements_file
 from train_classifier.core.errors import BadInput
+from train_classifier.core.project import project_file
 from train_classifier.request import build, env_file, settings_file
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +155,7 @@ LARGE = {
     "settings": (settings_file.MOST_BYTES, lambda content, _: settings_file.parse(content)),
     "env file": (env_file.MOST_BYTES, lambda content, _: env_file.parse(content, "an.env", {"A": "1"})),
     "requirements": (requirements_file.MOST_BYTES, lambda content, folder: parsed(requirements_file, "requirements.txt", content, folder)),
-    "project": (requirements_file.MOST_PROJECT_BYTES, lambda content, folder: parsed(requirements_file, "pyproject.toml", content, folder)),
+    "project": (project_file.MOST_BYTES, lambda content, folder: parsed(requirements_file, "pyproject.toml", content, folder)),
     "apt": (apt_file.MOST_BYTES, lambda content, folder: parsed(apt_file, "apt-pkgs.txt", content, folder)),
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ from train_classifier.ansible_bridge import inventory
 from train_classifier.core import apt_file, requirements_file
 from train_classifier.core.errors import BadInput, TrainClassifierError
 from train_classifier.core.job import JobSpec
+from train_classifier.core.project import git_version
 from train_classifier.github_action import slack_message
 from train_classifier.reports import job_summary, tracebacks
 from train_classifier.reports.report import Report
@@ -101,6 +102,38 @@ def test_project_file_is_parsed(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m" / "pyproject.toml").write_bytes(b"[project]\ndependencies = [" + content)
     with bounded():
         requirements_file.parse(tmp_path, "m")
+
+
+PARTS = st.sampled_from(
+    [
+        "setup(", ")", "name='a'", "version=", "packages=find_packages(", "install_requires=", "[", "]", "{", "}", "'", ",", "\n", "    ",
+        "[project]\n", "[metadata]\n", "[options]\n", "[options.entry_points]\n", "name", " = ", "'a'", "attr: a.b", "file: x", "dynamic",
+        "['version']", "[tool.setuptools_scm]\n", "[versioneer]\n", "version_file", "[tool.setuptools.packages]\n", "find", "where", "..",
+        "entry_points=", "{'console_scripts': ", "\0", "\ud800", "a" * 5000, " " * 5000, "(" * 500, "1" + "+1" * 2000,
+    ]
+)  # fmt: skip
+
+
+@FIXED
+@given(
+    name=st.sampled_from(["setup.py", "setup.cfg", "pyproject.toml"]),
+    content=st.lists(PARTS, max_size=30).map("".join),
+)
+def test_repository_as_a_package_is_read(
+    tmp_path_factory: pytest.TempPathFactory, name: str, content: str
+) -> None:
+    top = tmp_path_factory.mktemp("repo")
+    (top / "m").mkdir()
+    (top / "src").mkdir()
+    (top / "m" / "requirements.txt").write_text("-e .\n")
+    (top / name).write_bytes(content.encode("utf-8", "surrogatepass"))
+    with bounded():
+        requirements = requirements_file.parse(top, "m")
+        git_version.is_used(top)
+    if requirements.package:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+", requirements.package.name)
+        assert re.fullmatch(r"[a-z0-9.+]+", requirements.package.version)
+        assert (top / requirements.package.folder).resolve().is_relative_to(top.resolve())
 
 
 @FIXED

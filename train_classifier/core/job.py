@@ -32,6 +32,10 @@ ARCHIVE_FOLDERS = ("job", "workspace")
 MODEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 #: Job ids sort by time of submission, and are safe in paths, container names and unit names.
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}\Z")
+#: What `git describe --long` says: tag, number of commits since, commit.
+DESCRIPTION = re.compile(
+    r"(?P<tag>[^\s~^:?*\[\\]{1,200})-(?P<distance>[0-9]{1,9})-g(?P<commit>[0-9a-f]{4,64})\Z"
+)
 #: Names of environment variables, secrets and data folders.
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 DATA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
@@ -118,6 +122,8 @@ class Repository:
     commit: Optional[str] = None
     #: True when the checkout differs from that commit, None outside git.
     dirty: Optional[bool] = None
+    #: What `git describe --tags --long` says, of a package whose version comes from git.
+    description: Optional[str] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +236,9 @@ class JobSpec:
         commit = repository.commit
         problems.check(commit is None or isinstance(commit, str), "the repository's commit")
         problems.check(repository.dirty in (None, True, False), "the repository's dirty flag")
+        described = repository.description
+        is_description = isinstance(described, str) and bool(DESCRIPTION.match(described))
+        problems.check(described is None or is_description, "the repository's description by git")
         for argument in self.arguments:
             problems.text(argument, f"argument {argument!r}")
         if self.image is not None:

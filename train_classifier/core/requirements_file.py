@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Optional
 
-from train_classifier.core import project_file, regular_file
+from train_classifier.core import regular_file
+from train_classifier.core.project import own_package, project_file
+from train_classifier.core.project.own_package import PROJECT, Metadata, OwnPackage
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 # A version does not begin like an operator: else each clause could be read in two ways.
@@ -66,13 +68,12 @@ IGNORED = ("--use-feature", "--prefer-binary")
 REQUIREMENTS = "requirements.txt"
 MOST_FILES = 100
 MOST_BYTES = 4 << 20
-MOST_PROJECT_BYTES = 1 << 18
 #: Most lines of all files together, most characters of one line, and most problems that are reported.
 MOST_LINES = 20000
 MOST_LINE = 1 << 16
 MOST_PROBLEMS = 20
 #: Files that are read when there is no requirements.txt, and one that is not.
-PROJECT, LOCK = "pyproject.toml", "uv.lock"
+LOCK = "uv.lock"
 CONDA = ("environment.yml", "environment.yaml")
 
 
@@ -93,7 +94,7 @@ class Requirements:
     #: The uv.lock that all packages come from; then there are no lines.
     lock: str = ""
     #: The repository as a package that is imported from each job's own copy; its dependencies are in lines.
-    package: Optional[project_file.OwnPackage] = None
+    package: Optional[OwnPackage] = None
 
     @property
     def is_empty(self) -> bool:
@@ -124,7 +125,7 @@ class _Reader:
         self.problems: list[str] = []
         self.line_count = 0
         self.lock = ""
-        self.package: Optional[project_file.OwnPackage] = None
+        self.package: Optional[OwnPackage] = None
         #: The extras of the repository whose dependencies are in `lines`; "" for those without an extra.
         self.own_lists: set[str] = set()
 
@@ -187,15 +188,15 @@ class _Reader:
     def project(self, relative: str, requirements: str) -> None:
         """Read the dependencies of a pyproject.toml; `requirements` is the file that can take its place."""
         try:
-            project = project_file.read(self.text(relative, relative, MOST_PROJECT_BYTES))
+            project = project_file.read(self.text(relative, relative, project_file.MOST_BYTES))
         except ValueError as error:
             self.problems.append(f"{relative}: {error}; {_instead(requirements)}")
             return
-        if not project.dependencies:
+        if not project.dependencies and not project.dependency_files:
             return
         self.files.append(relative)
-        if relative == PROJECT:
-            self.package = project_file.own_package(self.root, project)
+        if relative == PROJECT and self.own_project:
+            self.package = self.own_project.package
         lock = os.path.join(os.path.dirname(relative), LOCK)
         if os.path.lexists(self.root / lock):
             if self.inside(lock, lock, "the file"):
@@ -207,6 +208,12 @@ class _Reader:
                 f"{relative}: {names} cannot be followed without {LOCK}; {_instead(requirements)}"
             )
         self.dependencies(relative, project.dependencies)
+        self.include_all(project.dependency_files, relative)
+
+    def include_all(self, files: tuple[str, ...], relative: str) -> None:
+        """Read the files of requirements that the metadata of a project names."""
+        for file in files:
+            self.include(file, relative, relative, False, file)
 
     def dependencies(self, relative: str, dependencies: tuple[str, ...]) -> None:
         """Take the dependencies that a pyproject.toml lists."""
@@ -221,34 +228,35 @@ class _Reader:
 
     def own_package(self, extras: str) -> bool:
         """Take the repository as a package, with its dependencies; False if it has to be built."""
-        package, lists = self.own_project
+        metadata = self.own_project
         names = ["", *(name.strip() for name in extras.split(",") if name.strip())]
-        if package is None or not set(names) <= set(lists):
+        if metadata is None or not set(names) <= set(metadata.dependencies):
             return False
-        self.package = package
-        if PROJECT not in self.files:
-            self.files.append(PROJECT)
+        self.package = metadata.package
+        self.files += [file for file in metadata.files if file not in self.files]
+        source = metadata.files[0]
+        if not self.own_lists:
+            self.include_all(metadata.dependency_files, source)
         for name in names:
             if name not in self.own_lists:
                 self.own_lists.add(name)
-                self.dependencies(PROJECT, lists[name])
+                self.dependencies(source, metadata.dependencies[name])
         return True
 
     @functools.cached_property
-    def own_project(self) -> tuple[Optional[project_file.OwnPackage], dict[str, tuple[str, ...]]]:
-        """The repository as a package, with its dependencies ("") and those of each extra."""
-        try:
-            text = regular_file.read(
-                self.root / PROJECT, MOST_PROJECT_BYTES, within=os.path.realpath(self.root)
-            )
-            project = project_file.read(decode(text))
-        except (OSError, ValueError):
-            return None, {}
-        package = project_file.own_package(self.root, project)
+    def own_project(self) -> Optional[Metadata]:
+        """The repository as a package; None if it has to be built."""
+        metadata = own_package.read(self.root)
+        if metadata is None:
+            return None
         # An extra that asks for others of the same package is left to a build.
-        itself = re.compile(rf"{re.escape(project.name)}\s*\[", re.IGNORECASE)
-        extras = {name: texts for name, texts in project.extras.items() if not any(map(itself.match, texts))}
-        return package, {**extras, "": project.dependencies}
+        itself = re.compile(rf"{re.escape(metadata.package.name)}\s*\[", re.IGNORECASE)
+        extras = {
+            name: texts
+            for name, texts in metadata.dependencies.items()
+            if not name or not any(map(itself.match, texts))
+        }
+        return dataclasses.replace(metadata, dependencies=extras)
 
     def locked(self, project: str, lock: str, requirements: str) -> None:
         """Take the packages from the uv.lock of a project."""

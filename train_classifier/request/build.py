@@ -237,7 +237,7 @@ class _Builder:
             problems += [printable(problem) for problem in apt_file.parse(top, model).problems]
             # Without requirements, what the model imports is in the image alone.
             if not requirements.is_empty:
-                self.required_pythons = checkout.required_pythons(top)
+                self.required_pythons = checkout.required_pythons(top, model)
         # Walking through a home folder is useless when there is no model in it.
         is_repository = (
             model_is_valid

@@ -1,5 +1,6 @@
 """The checkout: its path, its state in git, and whether its model can be run."""
 
+import contextlib
 import difflib
 import hashlib
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from train_classifier.core import job, options, regular_file
 from train_classifier.core.errors import BadInput
 from train_classifier.core.options import PYTHONS, show_option
+from train_classifier.core.project import git_version, project_file
 from train_classifier.core.text import printable, quoted
 from train_classifier.request import git_state
 
@@ -19,11 +21,9 @@ from train_classifier.request import git_state
 GENERATED = (".git", ".venv", "venv", "node_modules", "__pycache__")
 
 #: Most that is read of files that say for which Python a repository is.
-_MOST_BYTES = 1 << 20
+_MOST_BYTES = project_file.MOST_BYTES
 #: A clause of `requires-python`, or of Poetry's `python`.
 _PYTHON_CLAUSE = re.compile(r"\s*(\^|~=|~|===?|!=|<=|>=|<|>)?\s*v?(\d+)(?:\.(\d+|\*))?(?:\.(\d+|\*))?[^,]*\Z")
-_PYTHON_LINE = re.compile(r"""([a-z-]+)\s{0,20}=\s{0,20}["']([^"']{1,200})["']""")
-_PYTHON_SECTIONS = {"[project]": "requires-python", "[tool.poetry.dependencies]": "python"}
 
 
 def resolve(folder: Path) -> Path:
@@ -66,10 +66,13 @@ def describe(repository: Path, output: Path | None = None) -> tuple[job.Reposito
     name = printable(repository.name)
     if not git_state.is_checkout(repository):
         return job.Repository(name, key), []
-    commit = None
+    commit = description = None
     try:
         with git_state.opened(repository) as git:
             commit = git.commit()
+            if git_version.is_used(repository):
+                with contextlib.suppress(git_state.GitSilent):
+                    description = git.description()
             results = (repository / options.default("output"), output)
             dirty = git.changed(
                 lambda path: (
@@ -80,14 +83,16 @@ def describe(repository: Path, output: Path | None = None) -> tuple[job.Reposito
         what = "the commit of this checkout"
         if commit is not None:
             what = f"whether this checkout differs from {commit[:12]}"
-        return job.Repository(name, key, commit), [f"{what} is not recorded: {silent}"]
+        return job.Repository(name, key, commit, description=description), [
+            f"{what} is not recorded: {silent}"
+        ]
     warnings = []
     if dirty is None:
         warnings.append(
             f"whether this checkout differs from {commit[:12]} is not recorded: "
             "files seem to be changed that a filter of git (such as LFS) writes, and no filter is run"
         )
-    return job.Repository(name, key, commit, dirty), warnings
+    return job.Repository(name, key, commit, dirty, description), warnings
 
 
 def _is_archive(path: Path, output: Path | None) -> bool:
@@ -233,8 +238,8 @@ def _letter(letter: str) -> str:
     return names.get(letter, printable(letter) if letter.isascii() else f"U+{ord(letter):04X}")
 
 
-def required_pythons(top: Path) -> tuple[str, ...]:
-    """Return the versions that the repository at `top` runs with; empty when it does not say.
+def required_pythons(top: Path, model: str) -> tuple[str, ...]:
+    """Return the versions that a model of the repository at `top` runs with; empty when it does not say.
 
     `.python-version` names one; else `requires-python`, or Poetry's `python`, gives a range. What cannot be
     read says nothing, and neither does a link: these files are not ours.
@@ -242,13 +247,13 @@ def required_pythons(top: Path) -> tuple[str, ...]:
     match = re.match(r"\s*(?:cpython-|python-)?(3\.\d+)(?:[.\s]|\Z)", _read_text(top, ".python-version"))
     if match and match[1] in PYTHONS:
         return (match[1],)
-    section = ""
-    # By lines: a parser of TOML needs quadratic time for some files.
-    for line in _read_text(top, "pyproject.toml").splitlines():
-        section = line.strip() if line.startswith("[") else section
-        value = _PYTHON_LINE.match(line) if section in _PYTHON_SECTIONS else None
-        if value and value[1] == _PYTHON_SECTIONS[section]:
-            clauses = [_PYTHON_CLAUSE.match(clause) for clause in value[2].split(",") if clause.strip()]
+    for name in (f"{model}/pyproject.toml", "pyproject.toml"):
+        try:
+            range_ = project_file.required_python(_read_text(top, name))
+        except ValueError:
+            continue
+        if range_ and len(range_) <= 200:
+            clauses = [_PYTHON_CLAUSE.match(clause) for clause in range_.split(",") if clause.strip()]
             fitting = tuple(
                 version for version in PYTHONS if all(clause and _fits(version, clause) for clause in clauses)
             )

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from train_classifier.core import regular_file
+from train_classifier.core.job import DESCRIPTION
 from train_classifier.core.text import printable
 
 #: Seconds for all git commands together; after that the training starts without their results.
@@ -78,6 +79,21 @@ class Git:
     def commit(self) -> str:
         """Return the commit that is checked out. Raises NoCommit when there is none."""
         return self._run("rev-parse", "--verify", "--quiet", "HEAD").decode("ascii", "replace").strip()
+
+    def description(self) -> str | None:
+        """Return the last tag with a number, the commits since and the commit, as `git describe --long` does.
+
+        Without a tag it is `0.0` and all commits; None in a shallow clone, which lacks both.
+        """
+        try:
+            answer = self._run("describe", "--tags", "--long", "--abbrev=9", "--match", "*[0-9]*", "HEAD")
+        except GitSilent:
+            if os.path.lexists(self._shadow / "shallow"):
+                return None
+            count = self._run("rev-list", "--count", "HEAD").decode("ascii", "replace").strip()
+            answer = f"0.0-{count}-g{self.commit()[:9]}".encode()
+        text = answer.decode("utf-8", "replace").strip()
+        return text if DESCRIPTION.match(text) else None
 
     def tracked(self, path: str) -> list[bytes]:
         """Return the tracked files below a path of the folder."""

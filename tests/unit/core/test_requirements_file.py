@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from train_classifier.core import apt_file, image_reference, regular_file
-from train_classifier.core.project_file import OwnPackage
+from train_classifier.core.project.own_package import OwnPackage
 from train_classifier.core.requirements_file import Requirements, parse
 from train_classifier.worker.environments.local_packages import digest_of_paths
 
@@ -94,7 +94,7 @@ def test_first_file_with_requirements_is_chosen(repository: Path) -> None:
         ),
         ("[project]\ndependencies = ['a'", "a bracket does not close; write the packages into"),
         ("[project]\ndependencies = 'a'", "is not a list"),
-        ("project = { dependencies = ['a'] }", "is not written as a table"),
+        ("\n\nproject", "line 3 is not TOML"),
         ("x = '''\n", "a text in quotes does not end"),
         ("#" * (1 << 18) + "\n", "is over 256 KiB"),
     ],

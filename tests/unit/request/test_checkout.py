@@ -181,6 +181,30 @@ def test_commit_and_dirty(repo: Path) -> None:
     assert checkout.describe(repo)[0].dirty is True
 
 
+def test_description_for_a_package_with_a_version_from_git(repo: Path, tmp_path: Path) -> None:
+    git(repo, "init", "-q")
+    (repo / "pyproject.toml").write_text("[tool.setuptools_scm]\n")
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "one")
+    commit = git(repo, "rev-parse", "--short=9", "HEAD")
+    assert checkout.describe(repo)[0].description == f"0.0-1-g{commit}"
+    git(repo, "tag", "v1.2")
+    # No program that the checkout names runs.
+    git(repo, "config", "core.fsmonitor", f"touch {tmp_path}/ran")
+    git(repo, "config", "alias.describe", f"!touch {tmp_path}/ran")
+    assert checkout.describe(repo)[0].description == f"v1.2-0-g{commit}"
+    assert not (tmp_path / "ran").exists()
+    git(repo, "config", "--unset", "core.fsmonitor")
+    git(repo, "commit", "-q", "--allow-empty", "-m", "two")
+    later = checkout.describe(repo)[0].description
+    assert later is not None and later.startswith("v1.2-1-g")
+    shallow = tmp_path / "shallow"
+    git(tmp_path, "clone", "-q", "--depth=1", "--no-tags", f"file://{repo}", str(shallow))
+    assert checkout.describe(shallow)[0].description is None
+    (repo / "pyproject.toml").write_text("[project]\n")
+    assert checkout.describe(repo)[0].description is None
+
+
 def test_a_folder_inside_a_checkout(repo: Path) -> None:
     git(repo, "init", "-q")
     git(repo, "add", ".")
@@ -236,7 +260,7 @@ def test_checkout_of_another_user_is_recorded(repo: Path, tmp_path: Path) -> Non
         env={"PATH": os.environ["PATH"], "HOME": str(home)},
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert f"commit='{commit}', dirty=False) []" in done.stdout
+    assert f"commit='{commit}', dirty=False, description=None) []" in done.stdout
 
 
 def test_git_folder_of_another_user_above_a_checkout_is_not_read(repo: Path, tmp_path: Path) -> None:

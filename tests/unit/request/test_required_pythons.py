@@ -17,7 +17,7 @@ from train_classifier.request.checkout import required_pythons
 )  # fmt: skip
 def test_python_version_names_one(tmp_path: Path, text: str, versions: tuple[str, ...]) -> None:
     (tmp_path / ".python-version").write_text(text)
-    assert required_pythons(tmp_path) == versions
+    assert required_pythons(tmp_path, "m") == versions
 
 
 @pytest.mark.parametrize(
@@ -30,18 +30,26 @@ def test_python_version_names_one(tmp_path: Path, text: str, versions: tuple[str
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(
-    "form", ['[project]\nrequires-python = "{}"\n', "[tool.poetry.dependencies]\npython = '{}'\n"]
-)
+    "form",
+    [
+        '[project]\nrequires-python = "{}"\n', "[tool.poetry.dependencies]\npython = '{}'\n",
+        "[project]  # a comment\n'requires-python' = '{}'  # another\n", 'project.requires-python = """{}"""',
+    ],
+)  # fmt: skip
 def test_range_of_the_project(tmp_path: Path, range_: str, versions: tuple[str, ...], form: str) -> None:
-    (tmp_path / "pyproject.toml").write_text("[tool.other]\npython = '3.8'\n" + form.format(range_))
-    assert required_pythons(tmp_path) == versions
+    (tmp_path / "pyproject.toml").write_text(form.format(range_) + "\n[tool.other]\npython = '3.8'\n")
+    assert required_pythons(tmp_path, "m") == versions
+    # That of the model counts first.
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "pyproject.toml").write_text("[project]\nrequires-python = '==3.12.*'\n")
+    assert required_pythons(tmp_path, "m") == ("3.12",)
 
 
 def test_files_that_cannot_be_read_say_nothing(tmp_path: Path) -> None:
     (tmp_path / ".python-version").mkdir()
     (tmp_path / "other.toml").write_text('[project]\nrequires-python = "<3.10"\n')
     (tmp_path / "pyproject.toml").symlink_to("other.toml")
-    assert required_pythons(tmp_path) == ()
+    assert required_pythons(tmp_path, "m") == ()
     (tmp_path / "pyproject.toml").unlink()
     (tmp_path / "pyproject.toml").write_text((tmp_path / "other.toml").read_text() + "#" * (1 << 20))
-    assert required_pythons(tmp_path) == ()
+    assert required_pythons(tmp_path, "m") == ()

@@ -10,7 +10,12 @@ from train_classifier.core.requirements_file import Requirements
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.containers.plain_image import nearest_python
-from train_classifier.worker.environments import environment_plan, git_requirements, local_packages
+from train_classifier.worker.environments import (
+    environment_plan,
+    git_requirements,
+    job_package,
+    local_packages,
+)
 from train_classifier.worker.environments.build_failures import (
     NoCommonSolution,
     NotInstallable,
@@ -77,6 +82,8 @@ def prepare(context: Context, image: Image, workspace: Path, request: Environmen
         way_out = None if is_own else f"write what the model needs into {own} (empty: the image's packages)"
         error.hint = "; or ".join(filter(None, (error.hint, way_out))) or None
         raise
+    if requirements.package:
+        chosen = job_package.add(context, image, chosen, requirements.package, workspace)
     return dataclasses.replace(chosen, files=requirements.files)
 
 

@@ -17,7 +17,8 @@ from typing import Any, Optional
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.job import WORKSPACE
 from train_classifier.core.options import show_option
-from train_classifier.core.project_file import UNKNOWN_VERSION
+from train_classifier.core.project import git_version
+from train_classifier.core.project.own_package import UNKNOWN_VERSION
 from train_classifier.worker.containers import answer, engine, helper
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
@@ -30,6 +31,8 @@ from train_classifier.worker.system.host import Account
 PURPOSE = "the build of the environment (requirements.txt)"
 #: Where a container finds the environment. An isolated one is built there: its programs name this path.
 MOUNTED = "/opt/train-classifier/environment"
+#: Where a job has the metadata and the scripts of the repository's own package.
+PACKAGE = "/opt/train-classifier/package"
 #: Where a build finds the parts of its folder, uv's cache, uv, and the host's CA bundle.
 BUILD = "/train-classifier/build"
 CACHE = "/train-classifier/uv-cache"
@@ -53,8 +56,8 @@ def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
     for path in store.envs.glob("[0-9a-f]*/environment.json"):
         record = read_json(path) or {}
         definition = record.get("definition", {})
-        # `package` is a key only where there is one.
-        keys = {*defined, "package"} - {"lines"}
+        # `own_package` is a key only where there is one.
+        keys = {*defined, "own_package"} - {"lines"}
         lines = definition.get("lines", [])
         if (
             all(definition.get(key) == defined.get(key) for key in keys)
@@ -167,13 +170,14 @@ class Builder:
         }
         return {**files, "netrc": entries} if entries else files
 
-    def _package(self) -> Optional[dict[str, str]]:
-        """Return name and version of the repository as a package, and where a job has its modules."""
+    def _package(self) -> Optional[dict[str, Any]]:
+        """Return the repository as a package, and where a job has its metadata and its modules."""
         package = self.plan.package
         if package is None:
             return None
         path = os.path.normpath(f"{WORKSPACE}/{package.folder}")
-        return {"name": package.name, "version": package.version, "path": path}
+        version = "" if package.git else package.version
+        return {"name": package.name, "version": version, "paths": [PACKAGE, path]}
 
     def _mounts(self, folder: Path, cache: Path, shared: bool) -> list[Any]:
         from docker.types import Mount
@@ -204,8 +208,9 @@ class Builder:
         }
         if self.context.host.ca_bundle is not None:
             variables.update(SSL_CERT_FILE=CA, GIT_SSL_CAINFO=CA)
-        if "." in self.plan.paths and local_packages.takes_version_from_git(self.plan.workspace):
-            variables.setdefault("SETUPTOOLS_SCM_PRETEND_VERSION", UNKNOWN_VERSION)
+        if "." in self.plan.paths and git_version.is_used(self.plan.workspace):
+            version = local_packages.version_of_job(self.context, git_version.GitVersion())
+            variables.setdefault("SETUPTOOLS_SCM_PRETEND_VERSION", version or UNKNOWN_VERSION)
         if logged_in:
             variables.update(NETRC=f"{BUILD}/{build_folder.INPUT}/netrc")
         return variables

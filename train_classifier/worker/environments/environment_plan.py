@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core import requirements_file
-from train_classifier.core.project_file import OwnPackage
+from train_classifier.core.project.own_package import OwnPackage
 from train_classifier.core.requirements_file import Requirements
 from train_classifier.worker.environments import index_logins, model_imports
 
@@ -93,7 +93,7 @@ class EnvironmentPlan:
         return {
             # The record of an environment names the file, in its reason.
             **({} if self.file == requirements_file.REQUIREMENTS else {"file": self.file}),
-            **({"package": dataclasses.asdict(self.package)} if self.package else {}),
+            **({"own_package": self._own_package()} if self.package else {}),
             "isolated": self.isolated,
             "asked": self.is_requested,
             "lines": sorted(self.lines),
@@ -101,6 +101,12 @@ class EnvironmentPlan:
             "options": list(self.options),
             "paths": self.paths_digest,
         }
+
+    def _own_package(self) -> list[str]:
+        """Return what an environment has of the repository's package; a version from git is each job's."""
+        package = self.package
+        assert package is not None
+        return [package.name, package.folder, "" if package.git else package.version]
 
     def frozen(self) -> list[str]:
         """Return the frameworks of the image as requirements."""
@@ -120,7 +126,7 @@ class EnvironmentPlan:
     def constraints_text(self) -> str:
         """Return the text of the constraints file for uv."""
         constraints = [*self.constraints, *(f"{name}<0" for name in self.excluded)]
-        if self.package:
+        if self.package and not self.package.git:
             # A requirement of another package by this name means the repository, too.
             constraints.append(f"{self.package.name}=={self.package.version}")
         if self.hashed():

@@ -2,28 +2,24 @@
 
 import hashlib
 import os
-import re
 import stat
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 from train_classifier.core import regular_file
+from train_classifier.core.project import git_version
+from train_classifier.core.project.git_version import GitVersion
+from train_classifier.worker.containers.context import Context
 
-MOST_BYTES = 1 << 18
-#: Tools that take the version of a package from git.
-_VERSION_TOOLS = re.compile(rb"setuptools[-_]scm|hatch[-_]vcs")
 
-
-def takes_version_from_git(root: Path) -> bool:
-    """Tell whether the build of the repository takes its version from git, whose folder no host gets."""
-    for name in ("pyproject.toml", "setup.py", "setup.cfg"):
-        try:
-            text = regular_file.read(root / name, MOST_BYTES, within=os.path.realpath(root))
-        except (OSError, ValueError):
-            continue
-        if _VERSION_TOOLS.search(text):
-            return True
-    return False
+def version_of_job(context: Context, git: GitVersion) -> Optional[str]:
+    """Return the version of the repository's package that a tool makes from git; None without a tag."""
+    if context.job is None:
+        return None
+    repository = context.job.spec().repository
+    # A job's id begins with the day of its submission.
+    date = context.job.id[:8]
+    return git_version.version(git, repository.description or "", bool(repository.dirty), date)
 
 
 def digest_of_paths(root: Path, paths: tuple[str, ...], check: Callable[[], None] = lambda: None) -> str:

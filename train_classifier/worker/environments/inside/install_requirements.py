@@ -25,10 +25,8 @@ import sys
 from importlib.metadata import distributions
 from typing import Any
 
-#: The installer of the metadata of a package of the image.
-IMAGE_PACKAGE = "train-classifier-image"
-#: The installer of the repository's own package.
-OWN = "train-classifier"
+#: The installer of metadata that is there for uv alone.
+METADATA_ONLY = "train-classifier-image"
 #: A virtual environment with the metadata of the image's packages, all as the image has them.
 IMAGE = "/tmp/train-classifier-image"
 #: A target folder for resolving once more: it has the metadata that the environment began with.
@@ -37,6 +35,8 @@ AGAIN = "/tmp/train-classifier-again"
 BY_NAME = "/tmp/train-classifier-image.txt"
 #: The packages of a uv.lock as requirements, with their hashes.
 LOCKED = "/tmp/train-classifier-locked.txt"
+#: What leaves out every requirement of the repository's own package, whose version is each job's own.
+OWN = "/tmp/train-classifier-own.txt"
 #: The requirements that are installed before a package that imports them while it is built.
 FIRST = "/tmp/train-classifier-first.txt"
 #: Tools of such builds, which are no part of the environment.
@@ -108,16 +108,14 @@ def image_packages() -> "dict[str, tuple[str, list[str]]]":
     return packages
 
 
-def write_metadata(
-    site: str, name: str, version: str, lines: "list[str]", installer: str = IMAGE_PACKAGE
-) -> None:
+def write_metadata(site: str, name: str, version: str, lines: "list[str]") -> None:
     """Write the metadata of a package of the image: anew, since uv refuses to replace Debian's egg-info."""
     folder = os.path.join(site, "%s-%s.dist-info" % (name.replace("-", "_"), version))
     os.mkdir(folder)
     head = ["Metadata-Version: 2.1", "Name: %s" % name, "Version: %s" % version]
     texts = {
         "METADATA": "\n".join(head + lines) + "\n",
-        "INSTALLER": installer + "\n",
+        "INSTALLER": METADATA_ONLY + "\n",
         "WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any\n",
         "RECORD": "".join(
             "%s/%s,,\n" % (os.path.basename(folder), file)
@@ -129,15 +127,18 @@ def write_metadata(
             out.write(text)
 
 
-def add_own_package(site: str, package: "dict[str, str]") -> None:
-    """Write the metadata of the repository's own package, and the path from which each job imports it.
+def add_own_package(site: str, package: "dict[str, Any]") -> None:
+    """Write the paths from which each job imports the repository's own package; uv counts it as installed.
 
-    The worker has checked name, version and path. uv then counts the package as installed.
+    The worker has checked name, version and paths.
     """
-    if normal(package["name"]) not in names_in(site):
-        write_metadata(site, package["name"], package["version"], [], OWN)
+    if package["version"]:
+        write_metadata(site, package["name"], package["version"], [])
+    else:
+        with open(OWN, "w", encoding="utf-8") as file:
+            file.write("%s ; sys_platform == 'none'\n" % package["name"])
     with open(os.path.join(site, "train-classifier-repository.pth"), "w", encoding="utf-8") as file:
-        file.write(package["path"] + "\n")
+        file.write("\n".join([*package["paths"], ""]))
 
 
 def unmet_in_image(
@@ -183,7 +184,7 @@ def remove_image_metadata(site: str) -> None:
     for name in os.listdir(site):
         try:
             with open(os.path.join(site, name, "INSTALLER"), encoding="utf-8") as file:
-                is_of_image = file.read().strip() == IMAGE_PACKAGE
+                is_of_image = file.read().strip() == METADATA_ONLY
         except OSError:
             continue
         if is_of_image:
@@ -210,7 +211,8 @@ def command(plan: "dict[str, Any]", *options: str) -> "list[str]":
         plan["uv"], "pip", "install", "--no-progress",
         # No inode in common with the cache, which others read and write.
         "--link-mode", "copy", "--no-compile-bytecode", "-c", plan["constraints"],
-        "-r", plan["requirements"], *more, *plan["options"], *options,
+        "-r", plan["requirements"], *more, *(["--override", OWN] if os.path.exists(OWN) else []),
+        *plan["options"], *options,
     ]  # fmt: skip
 
 

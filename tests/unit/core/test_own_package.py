@@ -1,0 +1,187 @@
+"""The repository as a package, as far as its files say all of it."""
+
+from pathlib import Path
+
+import pytest
+
+from train_classifier.core.project import own_package
+from train_classifier.core.project.own_package import Metadata, OwnPackage
+
+PACKAGE = '[project]\nname = "My-Shapes"\nversion = "1.2"\ndependencies = ["six"]\n'
+FIND = "from setuptools import setup, find_packages\n"
+
+
+def make(root: Path, **files: str) -> Path:
+    """A repository with a package in src/, and files by name; `_` stands for a dot."""
+    (root / "src" / "a").mkdir(parents=True, exist_ok=True)
+    (root / "src" / "a" / "__init__.py").touch()
+    for name, text in files.items():
+        (root / name.replace("_", ".")).write_text(text)
+    return root
+
+
+def read(root: Path, **files: str) -> Metadata:
+    metadata = own_package.read(make(root, **files))
+    assert metadata is not None
+    return metadata
+
+
+@pytest.mark.parametrize(
+    ("more", "files", "folder"),
+    [
+        ("", ("src/my_shapes/__init__.py",), "src"),
+        ("", ("src/other/__init__.py",), "src"),
+        ("", ("my_shapes.py", "src/notes.txt"), ""),
+        ("[tool.setuptools_scm]\n", ("My_Shapes/__init__.py", "src/__init__.py"), ""),
+        ("[tool.setuptools.packages.find]\nwhere = ['src']\n", ("src/a/__init__.py",), "src"),
+        ("[tool.setuptools.packages]\nfind = { where = ['lib'] }\n", ("lib/a/__init__.py",), "lib"),
+        ("[tool.setuptools]\npackage-dir = {'' = 'lib'}\npackages = ['a']\n", ("lib/a/__init__.py",), "lib"),
+        ("[tool.setuptools]\npackage-dir = {a = 'x/a'}\npackages = ['a', 'a.b']\n", ("x/a/__init__.py",), "x"),
+        ("[tool.setuptools]\npy-modules = ['one']\n", ("one.py",), ""),
+        ("[tool.setuptools_scm]\nversion_file = 'src/a/_version.py'\n", ("src/a/__init__.py",), "src"),
+        (
+            "[build-system]\nrequires = ['hatchling']\nbuild-backend = 'hatchling.build'\n"
+            "[tool.hatch.build.targets.wheel]\npackages = ['src/a']\n[tool.hatch.build.targets.sdist]\ninclude = ['x']\n",
+            ("src/a/__init__.py",), "src",
+        ),
+    ],
+)  # fmt: skip
+def test_package_of_plain_files(tmp_path: Path, more: str, files: tuple[str, ...], folder: str) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    (tmp_path / "pyproject.toml").write_text(PACKAGE + more)
+    (tmp_path / "setup.py").write_text("# for old tools\nfrom setuptools import setup\n\nsetup()\n")
+    metadata = own_package.read(tmp_path)
+    assert metadata is not None
+    assert metadata.package == OwnPackage("My-Shapes", "1.2", folder)
+    assert metadata.dependencies == {"": ("six",)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        FIND + "requires = ['six', 'idna']\nsetup(name='a', version='1.0', packages=find_packages('src'),\n"
+        "package_dir={'': 'src'}, install_requires=requires, extras_require={'b': ['c']}, description=open('x').read(),\n"
+        "entry_points={'console_scripts': ['tool = a:main', 'other=a.b:c.d [b]']})\n",
+        "import setuptools\nNAME = 'a'\nif __name__ == '__main__':\n    setuptools.setup(name=NAME, version='1.0',\n"
+        "packages=['a'], package_dir={'a': 'src/a'}, install_requires=['six', 'idna'], extras_require=dict(b=['c']),\n"
+        "entry_points={'console_scripts': ['tool = a:main', 'other=a.b:c.d']})\n",
+    ],
+)  # fmt: skip
+def test_setup_with_literal_values(tmp_path: Path, text: str) -> None:
+    metadata = read(tmp_path, setup_py=text)
+    points = (("console_scripts", "other", "a.b:c.d"), ("console_scripts", "tool", "a:main"))
+    assert metadata.package == OwnPackage("a", "1.0", "src", points)
+    assert metadata.files == ("setup.py",)
+    assert metadata.dependencies[""] == ("six", "idna")
+
+
+CONFIG = """
+[metadata]
+name = a
+version = attr: a.__version__
+[options]
+package_dir =
+    = src
+packages = find:
+install_requires =
+    six
+    # a comment
+    idna
+[options.packages.find]
+where = src
+[options.extras_require]
+b = c; python_version > "3"
+[options.entry_points]
+console_scripts =
+    tool = a:main
+a.plugins =
+    x = a
+[flake8]
+max-line-length = 100
+"""
+
+
+def test_setup_cfg(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "src" / "a" / "__init__.py").write_text("import b\n__version__ = '1.0'\n")
+    metadata = read(tmp_path, setup_cfg=CONFIG, setup_py="from setuptools import setup\nsetup()\n")
+    points = (("a.plugins", "x", "a"), ("console_scripts", "tool", "a:main"))
+    assert metadata.package == OwnPackage("a", "1.0", "src", points)
+    assert metadata.dependencies == {"": ("six", "idna"), "b": ('c; python_version > "3"',)}
+    assert metadata.files == ("setup.cfg", "setup.py")
+    listed = read(tmp_path, setup_cfg="[metadata]\nname = a\n[options]\ninstall_requires = file: more.txt\n")
+    assert listed.dependency_files == ("more.txt",)
+
+
+@pytest.mark.parametrize(
+    ("more", "version"),
+    [
+        ("[tool.setuptools.dynamic]\nversion = {attr = 'a.about.VERSION'}\n", "2.0"),
+        ("[tool.setuptools.dynamic]\nversion = {file = 'VERSION'}\n", "3.0"),
+        ("[build-system]\nbuild-backend = 'hatchling.build'\n[tool.hatch.version]\npath = 'src/a/about.py'\n", "2.0"),
+        ("[build-system]\nbuild-backend = 'flit_core.buildapi'\n", "1.0"), ("", "1.0"),
+        ("[tool.setuptools.dynamic]\nversion = {attr = 'a.about.COMPUTED'}\n", "0+unknown"),
+        ("[tool.setuptools.dynamic]\nversion = {file = 'nowhere'}\n", "0+unknown"),
+    ],
+)  # fmt: skip
+def test_version_in_a_file(tmp_path: Path, more: str, version: str) -> None:
+    make(tmp_path, VERSION="3.0\n")
+    (tmp_path / "src" / "a" / "__init__.py").write_text("__version__ = '1.0'\n")
+    (tmp_path / "src" / "a" / "about.py").write_text("VERSION = '2.0'\nCOMPUTED = str(2)\n")
+    metadata = read(tmp_path, pyproject_toml="[project]\nname = 'a'\ndynamic = ['version']\n" + more)
+    assert metadata.package == OwnPackage("a", version, "src")
+
+
+def test_entry_points_of_the_project(tmp_path: Path) -> None:
+    more = "[project.scripts]\ntool = 'a:main'\n[project.entry-points.'a.plugins']\nx = 'a.b'\n"
+    points = (("a.plugins", "x", "a.b"), ("console_scripts", "tool", "a:main"))
+    assert read(tmp_path, pyproject_toml=PACKAGE + more).package.entry_points == points
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[project]\nname = 'a'\n", "[project]\nname = '../a'\nversion = '1'\n",
+        "[project]\nname = 'a'\nversion = '1\\n[x]'\n", "[project]\nname = 'a'\nversion = \"1\\n\"\n",
+        PACKAGE.replace("dependencies = [\"six\"]", "dynamic = ['dependencies']"), PACKAGE + "[build-system]\nbuild-backend = 'maturin'\n",
+        PACKAGE + "[build-system]\nbuild-backend = 'hatchling.build'\nbackend-path = ['.']\n",
+        PACKAGE + "[[tool.setuptools.ext-modules]]\nname = 'x'\n",
+        PACKAGE + "[tool]\nsetuptools = { package-dir = { '' = 'lib' } }\n",
+        PACKAGE + "[tool.setuptools.packages.find]\nwhere = ['../x']\n",
+        PACKAGE + "[tool.setuptools.packages.find]\nwhere = ['link']\n",
+        PACKAGE + "[tool.setuptools]\npackages = ['nowhere']\n",
+        PACKAGE + "[tool.hatch.build.hooks.custom]\n", PACKAGE + "[tool.hatch.build.targets.wheel.hooks.mypyc]\n",
+        PACKAGE + "[tool.hatch.build.targets.wheel]\npackages = ['python/a']\n",
+        PACKAGE + "[tool.uv.sources]\na = { git = 'x' }\n", PACKAGE + "[project.scripts]\n'../x' = 'a:b'\n",
+        PACKAGE + "[project.scripts]\nx = 'a:b; import os'\n", PACKAGE + "[project.entry-points.\"x]\\n[y\"]\na = 'b'\n", "= 1\n",
+    ],
+)  # fmt: skip
+def test_package_that_has_to_be_built(tmp_path: Path, text: str) -> None:
+    (tmp_path / "link").symlink_to("src")
+    assert own_package.read(make(tmp_path, pyproject_toml=text)) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "setup(name='a', ext_modules=[x])", "setup(name='a', cmdclass={'build_py': x})", "setup(name='a', **more)",
+        "requires = []\nrequires.append('x')\nsetup(name='a', install_requires=requires)", "setup(name=name())", "x = (",
+        "def f():\n    setup(name='a')\nf()", "setup(name='a')\nsetup(name='b')", "setup(name='a', scripts=['x'])",
+        "setup(name='a', install_requires=open('r.txt').read().split())", "(" * 1000, "x = 1" + "+1" * 50000,
+    ],
+)  # fmt: skip
+def test_setup_that_computes_is_built(tmp_path: Path, text: str) -> None:
+    assert own_package.read(make(tmp_path, setup_py=text)) is None
+
+
+def test_files_that_cannot_be_read_are_built(tmp_path: Path) -> None:
+    make(tmp_path, pyproject_toml=PACKAGE)
+    (tmp_path / "setup.py").symlink_to("/etc/hostname")
+    assert own_package.read(tmp_path) is None
+    (tmp_path / "setup.py").unlink()
+    (tmp_path / "setup.cfg").write_text("[files]\npackages = a\n")
+    assert own_package.read(tmp_path) is None
+    (tmp_path / "setup.cfg").write_text("[metadata\n")
+    assert own_package.read(tmp_path) is None

@@ -1,0 +1,304 @@
+"""The repository as a package that jobs import from their own copy, as far as its files say all of it."""
+
+import dataclasses
+import os
+import re
+from pathlib import Path
+from typing import Any, Optional
+
+from train_classifier.core import regular_file
+from train_classifier.core.project import git_version, setup_files, toml_reader
+from train_classifier.core.project.git_version import GitVersion
+from train_classifier.core.project.project_file import MOST_BYTES, table_at, texts
+from train_classifier.core.project.setup_files import UNKNOWN, NotStatic
+
+PROJECT = "pyproject.toml"
+#: Build back ends of packages that are Python code alone, unless the settings below say otherwise.
+_SETUPTOOLS = ("setuptools.build_meta", "setuptools.build_meta:__legacy__")
+_BACK_ENDS = (
+    *_SETUPTOOLS, "hatchling.build", "flit_core.buildapi", "flit.buildapi",
+    "poetry.core.masonry.api", "pdm.backend", "uv_build",
+)  # fmt: skip
+#: Settings with which a build makes or moves modules, or says more than the file.
+_BUILD_SETTINGS = (
+    ("build-system", "backend-path"), ("tool", "setuptools", "ext-modules"),
+    ("tool", "setuptools", "cmdclass"), ("tool", "setuptools", "script-files"), ("tool", "poetry", "build"),
+    ("tool", "poetry", "packages"), ("tool", "pdm", "build"), ("tool", "uv", "build-backend"),
+    ("tool", "setuptools-rust"), ("tool", "versioningit"), ("tool", "uv", "sources"),
+)  # fmt: skip
+#: What hatchling may be told of its wheel, besides `packages`: it changes no module.
+_WHEEL = ("packages", "include", "exclude", "only-include", "sources", "artifacts")
+_HOOKS, _METADATA_HOOKS = {"vcs"}, {"vcs", "fancy-pypi-readme"}
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?\Z")
+_VERSION = re.compile(
+    r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,5}(?:(?:a|b|rc)[0-9]{1,9})?(?:\.post[0-9]{1,9})?(?:\.dev[0-9]{1,9})?"
+    r"(?:\+[a-z0-9]{1,40}(?:\.[a-z0-9]{1,40}){0,5})?\Z"
+)
+_GROUP = re.compile(r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*\Z")
+#: A name that is a file of its own for a script, and an object of a module.
+_SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")
+_OBJECT = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*(?::[A-Za-z_]\w*(?:\.\w+)*)?\Z", re.ASCII)
+CONSOLE = "console_scripts"
+#: Modules of a package that have its `__version__`.
+_VERSION_MODULES = ("__init__", "_version", "version", "__version__", "__about__")
+#: The version of a package that nothing says.
+UNKNOWN_VERSION = "0+unknown"
+MOST_ENTRY_POINTS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnPackage:
+    """The repository as a package that jobs import from their own copy."""
+
+    name: str
+    version: str
+    #: The folder of its modules, relative to the repository: "", "src" or another.
+    folder: str
+    #: Group, name and object of each entry point.
+    entry_points: tuple[tuple[str, str, str], ...] = ()
+    #: How the version of each job is made from git.
+    git: Optional[GitVersion] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """A package and what it requires."""
+
+    package: OwnPackage
+    #: The files that say it, relative to the repository.
+    files: tuple[str, ...]
+    #: Dependencies by extra; "" for those without one.
+    dependencies: dict[str, tuple[str, ...]]
+    #: Files of requirements that have further dependencies.
+    dependency_files: tuple[str, ...] = ()
+
+
+def read(root: Path) -> Optional[Metadata]:
+    """Return the repository as a package; None if only its build says all that belongs to it."""
+    try:
+        return _Reader(root).metadata()
+    except (NotStatic, OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return None
+
+
+class _Reader:
+    """Reads one repository. Any exception means: it has to be built."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files: list[str] = []
+        self.tables = toml_reader.read(self.text(PROJECT) or "")
+        self.project = table_at(self.tables, "project")
+        self.settings = table_at(self.tables, "tool", "setuptools")
+        self.back_end = table_at(self.tables, "build-system").get("build-backend", _SETUPTOOLS[0])
+        self.dynamic = set(texts(self.project.get("dynamic", [])))
+        #: What setup.py says, else setup.cfg.
+        self.setup: dict[str, Any] = {}
+        if self.back_end in _SETUPTOOLS:
+            self.setup = setup_files.read_config(self.text("setup.cfg") or "")
+            script = setup_files.read_setup(self.text("setup.py") or "setup()")
+            self.setup.update({key: value for key, value in script.items() if value})
+
+    def text(self, name: str) -> Optional[str]:
+        """Return the text of a file of the repository, None when it is missing."""
+        try:
+            data = regular_file.read(self.root / name, MOST_BYTES, within=os.path.realpath(self.root))
+        except FileNotFoundError:
+            return None
+        self.files += [name] if name in (PROJECT, "setup.py", "setup.cfg") else []
+        return data.decode("utf-8-sig")
+
+    def metadata(self) -> Metadata:
+        """Return the package."""
+        self.check_build()
+        name = self.project.get("name") or self.setup.get("name") or ""
+        if not _NAME.match(name):
+            raise NotStatic
+        folder = self.folder(name)
+        git = git_version.settings(self.tables, self.setup)
+        is_dynamic = not self.project or "version" in self.dynamic
+        version = self.dynamic_version(name, folder) if is_dynamic else self.project.get("version", "")
+        git = git if is_dynamic else None
+        if git or (is_dynamic and not _VERSION.match(version)):
+            version = UNKNOWN_VERSION
+        elif not _VERSION.match(version):
+            raise NotStatic
+        dependencies, files = self.dependencies()
+        package = OwnPackage(name, version, folder, self.entry_points(), git)
+        return Metadata(package, tuple(dict.fromkeys(self.files)), dependencies, files)
+
+    def check_build(self) -> None:
+        """Raise NotStatic where a build makes or moves modules."""
+        if self.back_end not in _BACK_ENDS:
+            raise NotStatic
+        for *parents, name in _BUILD_SETTINGS:
+            if name in table_at(self.tables, *parents):
+                raise NotStatic
+        hatch = table_at(self.tables, "tool", "hatch")
+        build = table_at(hatch, "build")
+        wheel = table_at(build, "targets", "wheel")
+        places = [
+            place for key in ("packages", "only-include", "sources") for place in texts(wheel.get(key, []))
+        ]
+        if (
+            not set(table_at(build, "hooks")) <= _HOOKS
+            or not set(table_at(hatch, "metadata", "hooks")) <= _METADATA_HOOKS
+            or set(build) - {"targets", "hooks", "include", "exclude", "artifacts"}
+            or set(wheel) - {*_WHEEL, "hooks"}
+            or not set(table_at(wheel, "hooks")) <= _HOOKS
+            or not all(re.fullmatch(r"(?:src/)?[A-Za-z0-9_]+", place) for place in places)
+        ):
+            raise NotStatic
+
+    def folder(self, name: str) -> str:
+        """Return the folder of the modules."""
+        packages: Any = self.settings.get("packages", self.setup.get("packages"))
+        if isinstance(packages, dict):
+            where = table_at(packages, "find").get("where", ["."])
+            packages = ("find", where[0]) if len(where) == 1 and set(packages) <= {"find"} else ()
+        modules = self.settings.get("py-modules", self.setup.get("py_modules")) or []
+        moved = {
+            key: os.path.normpath(place)
+            for key, place in (
+                self.settings.get("package-dir") or self.setup.get("package_dir") or {}
+            ).items()
+        }
+        base = moved.pop("", ".")
+        if isinstance(packages, tuple):
+            where = os.path.normpath(packages[1]) if len(packages) == 2 else ""
+            # setuptools takes the folder in which it finds packages as that of all.
+            if moved or base not in (".", where):
+                raise NotStatic
+            return self.checked_folder(where, [])
+        if not packages and not modules:
+            if moved:
+                raise NotStatic
+            return self.checked_folder(base, []) if base != "." else self.usual_folder(name)
+        tops = {package.partition(".")[0] for package in texts(packages or [])}
+        parents = {os.path.dirname(moved[top]) or "." if top in moved else base for top in tops} or {base}
+        renamed = any(os.path.basename(place) != key for key, place in moved.items())
+        if renamed or len(parents) > 1 or set(moved) - tops or (modules and parents != {base}):
+            raise NotStatic
+        return self.checked_folder(parents.pop(), [*tops, *(f"{module}.py" for module in texts(modules))])
+
+    def checked_folder(self, folder: str, names: list[str]) -> str:
+        """Return a folder that is one of the repository, is reached without a link, and has these entries."""
+        real = os.path.realpath(self.root)
+        path = os.path.normpath(os.path.join(real, folder))
+        inside = path == real or path.startswith(real + os.sep)
+        if (
+            not inside
+            or path != os.path.realpath(path)
+            or not os.path.isdir(path)
+            or not folder.isprintable()
+        ):
+            raise NotStatic
+        if not all(os.path.exists(os.path.join(path, name)) for name in names):
+            raise NotStatic
+        return "" if folder == "." else folder
+
+    def usual_folder(self, name: str) -> str:
+        """Return the folder in which build back ends look for modules."""
+        source = self.root / "src"
+        has_source = (
+            os.path.isdir(source)
+            and not os.path.islink(source)
+            and not os.path.lexists(source / "__init__.py")
+        )
+        module = re.sub(r"[-_.]+", "_", name)
+        for folder in ("src", "") if has_source else ("",):
+            for each in (module, module.lower()):
+                path = self.root / folder / each
+                if os.path.isfile(path / "__init__.py") or os.path.isfile(f"{path}.py"):
+                    return folder
+        # Modules of another name than the project's are found in src/ alone: at the top they may be anywhere.
+        if has_source:
+            return "src"
+        raise NotStatic
+
+    def dynamic_version(self, name: str, folder: str) -> str:
+        """Return the version that a file of the repository has; "" when none says it plainly."""
+        given: Any = self.setup.get("version", UNKNOWN) if self.setup else UNKNOWN
+        setting = table_at(self.settings, "dynamic", "version")
+        given = next(((kind, setting[kind]) for kind in ("attr", "file") if kind in setting), given)
+        if isinstance(given, str):
+            return given
+        if isinstance(given, tuple) and given[0] == "file":
+            file = given[1][0] if isinstance(given[1], list) else given[1]
+            return (self.text(file) or "").strip()
+        module = re.sub(r"[-_.]+", "_", name)
+        places = [(f"{module}/{each}.py", "__version__") for each in _VERSION_MODULES] + [
+            (f"{module}.py", "__version__")
+        ]
+        if isinstance(given, tuple) and given[0] == "attr":
+            dotted, _, attribute = given[1].rpartition(".")
+            path = dotted.replace(".", "/")
+            places = [(f"{path}.py", attribute), (f"{path}/__init__.py", attribute)]
+        paths = [(os.path.join(folder, path), attribute) for path, attribute in places]
+        file = table_at(self.tables, "tool", "hatch", "version").get("path") or table_at(
+            self.tables, "tool", "pdm", "version"
+        ).get("path")
+        if file:
+            paths = [(file, "__version__"), (file, "VERSION")]
+        for path, attribute in paths:
+            text = self.text(path)
+            version = setup_files.literal(text, attribute) if text else None
+            if version is not None:
+                return version
+        return ""
+
+    def dependencies(self) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
+        """Return dependencies by extra, and files of further ones."""
+        files: list[str] = []
+        lists: dict[str, tuple[str, ...]] = {}
+        own: Any = self.project.get("dependencies", [])
+        if "dependencies" in self.dynamic or not self.project:
+            own = self.setup.get("install_requires", [])
+            own = table_at(self.settings, "dynamic", "dependencies").get("file", own)
+            if self.project and not own:
+                raise NotStatic
+            if own is not self.setup.get("install_requires"):
+                own = ("file", own)
+        if isinstance(own, tuple) and own[:1] == ("file",):
+            names = own[1] if isinstance(own[1], list) else re.split(r"[,\n]", own[1])
+            files = [name.strip() for name in texts(names)]
+            own = []
+        lists[""] = tuple(texts(own.splitlines() if isinstance(own, str) else list(own)))
+        extras = self.project.get("optional-dependencies", {})
+        if "optional-dependencies" in self.dynamic or not self.project:
+            extras = self.setup.get("extras_require", {})
+        for extra, values in extras.items():
+            # `name:marker` is a marker of old; a file or a text is left to the build.
+            if isinstance(values, list) and ":" not in extra:
+                lists[extra] = tuple(texts(values))
+            elif ":" in extra and extra.startswith(":"):
+                raise NotStatic
+        return lists, tuple(files)
+
+    def entry_points(self) -> tuple[tuple[str, str, str], ...]:
+        """Return group, name and object of each entry point."""
+        groups: dict[str, dict[str, str]] = {}
+        if not self.project or {"scripts", "entry-points"} & self.dynamic:
+            said = self.setup.get("entry_points", {})
+            for group, lines in said.items():
+                pairs = [lines] if isinstance(lines, str) else lines
+                groups[group] = dict(line.split("=", 1) for line in pairs if line.strip())
+        for group, name in ((CONSOLE, "scripts"), ("gui_scripts", "gui-scripts")):
+            groups.setdefault(group, {}).update(self.project.get(name, {}))
+        groups.update(self.project.get("entry-points", {}))
+        found = [
+            (group, name.strip(), re.sub(r"\s*\[[^\]]*\]\s*\Z", "", target).strip())
+            for group, points in groups.items()
+            for name, target in points.items()
+        ]
+        for group, name, target in found:
+            named = (
+                _SCRIPT.match(name)
+                if group in (CONSOLE, "gui_scripts")
+                else name.isprintable() and "=" not in name
+            )
+            if not _GROUP.match(group) or not named or not _OBJECT.match(target):
+                raise NotStatic
+        if len(found) > MOST_ENTRY_POINTS:
+            raise NotStatic
+        return tuple(sorted(found))

@@ -1,0 +1,179 @@
+"""What setup.py and setup.cfg say of a package, as far as their text alone says it."""
+
+import ast
+import configparser
+import re
+from typing import Any, Optional
+
+#: The keywords of setup() that say what is installed; all others are for people and indexes.
+KEYWORDS = (
+    "name", "version", "install_requires", "extras_require", "entry_points", "packages", "package_dir",
+    "py_modules", "use_scm_version",
+)  # fmt: skip
+#: Those with which a build makes or moves files.
+_BUILDS = (
+    "ext_modules", "ext_package", "cmdclass", "scripts", "rust_extensions", "cffi_modules", "data_files",
+    "libraries", "distclass", "pbr",
+)  # fmt: skip
+#: A value that is computed.
+UNKNOWN = object()
+
+
+class NotStatic(Exception):
+    """The text alone does not say what the build would."""
+
+
+def read_setup(text: str) -> dict[str, Any]:
+    """Return the literal values of setup()'s keywords; a version that is none is UNKNOWN.
+
+    Computed extras are left out: one that is asked for needs a build. `packages` may be `("find", FOLDER)`.
+    Raises NotStatic where another keyword that counts is computed.
+    """
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise NotStatic from error
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and _called(node) == "setup" and node.keywords
+    ]
+    if not calls and re.search(r"\bsetup\(\s*\)", text):
+        return {}
+    top = [*tree.body, *(each for node in tree.body if isinstance(node, ast.If) for each in node.body)]
+    if len(calls) != 1 or not any(isinstance(node, ast.Expr) and node.value is calls[0] for node in top):
+        raise NotStatic
+    constants = _constants(tree, calls[0])
+    values: dict[str, Any] = {}
+    for keyword in calls[0].keywords:
+        if keyword.arg is None or (keyword.arg in _BUILDS and not _is_versioneer(keyword.value)):
+            raise NotStatic
+        if keyword.arg in KEYWORDS:
+            value = _value(keyword.value, constants)
+            if value is UNKNOWN and keyword.arg not in ("version", "extras_require"):
+                raise NotStatic
+            if value is not UNKNOWN or keyword.arg == "version":
+                values[keyword.arg] = value
+    return values
+
+
+def literal(text: str, name: str) -> Optional[str]:
+    """Return the text that a module assigns to a name; None when it is computed."""
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    for node in body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
+    return None
+
+
+def _called(node: ast.Call) -> str:
+    function = node.func
+    return getattr(function, "id", "") or getattr(function, "attr", "")
+
+
+def _is_versioneer(value: ast.expr) -> bool:
+    """Tell whether a value is `versioneer.get_cmdclass()`, which writes the version into a file."""
+    return isinstance(value, ast.Call) and _called(value) == "get_cmdclass" and not value.args
+
+
+def _constants(tree: ast.Module, call: ast.Call) -> dict[str, ast.expr]:
+    """Return the values of names that are assigned once; lists and tables, if only setup() uses them."""
+    inside = {id(node) for node in ast.walk(call)}
+    stored: dict[str, int] = {}
+    elsewhere = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            stored[node.id] = stored.get(node.id, 0) + isinstance(node.ctx, ast.Store)
+            if isinstance(node.ctx, ast.Load) and id(node) not in inside:
+                elsewhere.add(node.id)
+    return {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+        and stored[target.id] == 1
+        and (target.id not in elsewhere or isinstance(node.value, ast.Constant))
+    }
+
+
+def _value(node: ast.expr, constants: dict[str, ast.expr]) -> Any:
+    """Return a literal value, `("find", FOLDER)` for find_packages, UNKNOWN for anything else."""
+    if isinstance(node, ast.Name):
+        node = constants.get(node.id, node)
+    if isinstance(node, ast.Call) and _called(node) in ("find_packages", "find_namespace_packages"):
+        where = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "where")]
+        folder = _value(where[0], constants) if where else "."
+        return ("find", folder) if isinstance(folder, str) and len(node.args) < 2 else UNKNOWN
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return UNKNOWN
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """Return what a setup.cfg says, with the keywords of setup(). Raises NotStatic for what is not read.
+
+    A value `file: …` or `attr: …` is returned as `("file", …)` or `("attr", …)`.
+    """
+    parser = configparser.RawConfigParser(strict=False)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    try:
+        # configparser needs quadratic time for a long run of blanks.
+        parser.read_string(re.sub(r"(?<=\S)[ \t]+", " ", text))
+    except configparser.Error as error:
+        raise NotStatic from error
+    if "files" in parser or "build_ext" in parser:
+        raise NotStatic
+    sections = {name: dict(parser.items(name)) for name in parser.sections()}
+    options = {**sections.get("metadata", {}), **sections.get("options", {})}
+    if set(options) & set(_BUILDS):
+        raise NotStatic
+    values: dict[str, Any] = {
+        name: _reference(options[name]) for name in ("name", "version") if name in options
+    }
+    if "install_requires" in options:
+        values["install_requires"] = _listed(options["install_requires"])
+    for name, section in (
+        ("extras_require", "options.extras_require"),
+        ("entry_points", "options.entry_points"),
+    ):
+        if section in sections:
+            values[name] = {key: _listed(value) for key, value in sections[section].items()}
+        elif name in options:
+            raise NotStatic
+    if "package_dir" in options:
+        pairs = (line.partition("=") for line in _lines(options["package_dir"]))
+        values["package_dir"] = {key.strip(): value.strip() for key, _, value in pairs}
+    if "py_modules" in options:
+        values["py_modules"] = _lines(options["py_modules"].replace(",", "\n"))
+    if "versioneer" in sections:
+        values["versioneer"] = sections["versioneer"]
+    packages = options.get("packages", "").strip()
+    if packages in ("find:", "find_namespace:"):
+        values["packages"] = ("find", sections.get("options.packages.find", {}).get("where", "."))
+    elif packages:
+        values["packages"] = _lines(packages.replace(",", "\n"))
+    return values
+
+
+def _reference(text: str) -> Any:
+    kind, colon, rest = text.partition(":")
+    return (kind, rest.strip()) if colon and kind in ("file", "attr") else text.strip()
+
+
+def _listed(text: str) -> Any:
+    """Return the lines of a list, or the reference to a file."""
+    reference = _reference(text)
+    return reference if isinstance(reference, tuple) else _lines(text)
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of a value that are no comments."""
+    lines = (line.strip() for line in text.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
