@@ -123,7 +123,7 @@ def serve(engine: docker.DockerClient) -> Iterator[Index]:
             login = base64.b64decode(header[len("Basic ") :]).decode() if header.startswith("Basic ") else ""
             index.requests.append((self.path, login))
             # A proxy gets the whole address.
-            path = urllib.parse.urlsplit(self.path).path
+            path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
             name = path.strip("/").rpartition("/")[2]
             if index.login and login != index.login:
                 self.answer(401, b"", ("WWW-Authenticate", 'Basic realm="index"'))

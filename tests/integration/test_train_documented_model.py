@@ -7,9 +7,13 @@ import re
 import shlex
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import docker
 import pytest
+from hosts.fleet import uv_binary
+from index_server import Index, serve
 from loopback.world import World
 
 from train_classifier.worker.containers import image
@@ -17,28 +21,81 @@ from train_classifier.worker.containers import image
 pytestmark = pytest.mark.engine
 
 PAGE = (Path(__file__).parents[2] / "docs" / "writing-a-model.md").read_text()
-FILES = dict(re.findall(r"^`([\w/.]+)`:\n\n```\w*\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
-COMMANDS = re.findall(r"^    ((?:train-classifier|tar) .+)$", PAGE, re.MULTILINE)
 VARIABLES = re.findall(r"^\| `([A-Z_]+)` \| (?:`([^`]+)`)?", PAGE, re.MULTILINE)
+PLAIN, PYTORCH = "From the first line to the artefact", "PyTorch, from the first line to the artefact"
+FENCED = r"```\w*\n(.*?)^```$"
 PLACES = re.findall(r"^\| `(/[^`]+)` \|", PAGE, re.MULTILINE)
 
 
-def test_example_trains_and_goes_on(world: World) -> None:
-    (program,) = FILES.values()
-    (world.repo / "fit").mkdir()
-    (world.repo / "fit" / "__main__.py").write_text(program)
-    assert len(COMMANDS) == 3
-    for command in COMMANDS:
+@pytest.fixture
+def index(engine: docker.DockerClient) -> Iterator[Index]:
+    with serve(engine) as index:
+        yield index
+
+
+def follow(world: World, title: str) -> tuple[str, list[str]]:
+    """Do what a section of the page says; return the section, and the output of each command."""
+    (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
+    for name, text in re.findall(rf"^`([\w/.]+)`[^\n]*\n\n{FENCED}", section, re.MULTILINE | re.DOTALL):
+        (world.repo / name).parent.mkdir(exist_ok=True)
+        (world.repo / name).write_text(text)
+    outputs = []
+    for command in commands(section):
         words = shlex.split(command)
         if words[0] == "train-classifier":
-            done = world.run(*words[1:], cwd=world.repo, TRAIN_CLASSIFIER_INVENTORY=str(world.local))
+            variables = {"TRAIN_CLASSIFIER_INVENTORY": str(world.local)}
+            done = world.run(*words[1:], cwd=world.repo, timeout=3600, **variables)
         else:
             done = subprocess.run(words, cwd=world.repo, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()
+        outputs.append(done.stdout.decode())
+    return section, outputs
+
+
+def commands(text: str) -> list[str]:
+    """The lines of commands in a text."""
+    return re.findall(
+        r"^    (.+)$", re.sub(f"^{FENCED}", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE
+    )
+
+
+def test_example_trains_and_goes_on(world: World) -> None:
+    _, outputs = follow(world, PLAIN)
     assert (world.repo / "artefacts" / "history.csv").read_text().split()[-1].startswith("3,")
-    assert done.stdout.decode().splitlines()[0].startswith("epoch 4: ")
+    assert outputs[-1].splitlines()[0].startswith("epoch 4: ")
     with tarfile.open(world.repo / "artefacts.tar.gz") as archive:
         assert {"artefacts/model.json", "artefacts/metrics.json"} <= set(archive.getnames())
+
+
+@pytest.mark.full
+def test_pytorch_example_trains_and_goes_on(world: World, index: Index, tmp_path: Path) -> None:
+    """With the wheels that this machine's pip finds, which may be those without CUDA."""
+    requirements = "numpy\ntorch==2.13.0\n"
+    assert f"```text\n{requirements}```" in PAGE
+    (tmp_path / "requirements.txt").write_text(requirements)
+    # The image's Python is 3.11.
+    pip = [uv_binary(), "tool", "run", "--python", "3.11", "pip", "download", "-q"]
+    subprocess.run([*pip, "-d", tmp_path / "wheels", "-r", tmp_path / "requirements.txt"], check=True)
+    index.add(*((wheel.name, wheel.read_bytes()) for wheel in (tmp_path / "wheels").iterdir()))
+    settings = json.loads(world.host_json.read_text())
+    variables = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
+    world.host_json.write_text(json.dumps({**settings, "environment": variables}))
+    section, outputs = follow(world, PYTORCH)
+    (printed,) = re.findall(r"^```text\n(epoch .*?)^```$", section, re.MULTILINE | re.DOTALL)
+    assert re.sub(r"0\.\d+", "0", outputs[0]) == re.sub(r"0\.\d+", "0", printed)
+    assert outputs[-1].startswith("epoch 6: ")
+    with tarfile.open(world.repo / "artefacts.tar.gz") as archive:
+        assert {"artefacts/model.pt", "artefacts/history.csv"} <= set(archive.getnames())
+        metrics = archive.extractfile("artefacts/metrics.json")
+        assert metrics is not None and json.load(metrics)["accuracy"] > 0.9
+
+
+def test_every_command_of_the_page_is_run() -> None:
+    sections = [
+        re.split(rf"^## {title}\n", PAGE, flags=re.MULTILINE)[1].split("\n## ")[0]
+        for title in (PLAIN, PYTORCH)
+    ]
+    assert [command for section in sections for command in commands(section)] == commands(PAGE)
 
 
 def test_container_has_what_the_page_says(world: World) -> None:

@@ -1,5 +1,6 @@
 """The command line: its commands, each imported when it is used, and how it fails."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -34,6 +35,15 @@ class Commands(click.RichGroup):
         module = importlib.import_module(f"train_classifier.cli.commands.{name}")
         command: click.Command = getattr(module, "list_" if name == "list" else name)
         return command
+
+    def resolve_command(
+        self, context: click.Context, words: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that is called. Raises UsageError with the nearest name."""
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        if near and words[0] not in COMMANDS:
+            raise click.UsageError(f"No such command '{words[0]}'. Did you mean '{near[0]}'?", context)
+        return super().resolve_command(context, words)
 
 
 def _print_version(context: click.Context, _: click.Parameter, is_set: bool) -> None:
@@ -99,7 +109,9 @@ def _bad_use(error: click.ClickException) -> BadInput:
     if isinstance(error, click.NoSuchOption):
         begun = [flag for flag in error.possibilities or () if flag.startswith(error.option_name)]
         # The shortest is the nearest: --gpus for --gpu, not --gpu-check.
-        near = sorted(begun, key=len)[:1] or error.possibilities
+        near = sorted(begun, key=len)[:1] or difflib.get_close_matches(
+            error.option_name, error.possibilities or (), n=1
+        )
         error = click.NoSuchOption(error.option_name, error.message, near, context)
     if isinstance(error, click.NoSuchOption) and context is not None and context.info_name == "train":
         hint = f"The model's own flags go after --: train-classifier train MODEL -- …; ours: {hint}"

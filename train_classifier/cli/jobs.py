@@ -210,7 +210,11 @@ def clean(
             counts = {
                 name: len(value) if isinstance(value, list) else value for name, value in removed.items()
             }
-            parts = [f"{count} {name}" for name, count in counts.items() if count]
+            parts = [
+                f"{count} {name.removesuffix('s') if count == 1 else name}"
+                for name, count in counts.items()
+                if count
+            ]
             verb = "would remove" if dry_run else "removed"
             console.out(f"{host.name}: {verb} {', '.join(parts) or 'nothing'} ({text.show_bytes(freed)})")
     for error in errors:

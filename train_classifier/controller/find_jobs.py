@@ -114,8 +114,14 @@ def find_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
         return matches[0]
     names = ", ".join(host.name for host, _ in errors) or "no host"
     flags = hosts[0].flags if hosts else ""
+    if job == "last":
+        raise BadInput(
+            f"You have no job on {names}.",
+            hint=f"Start one: train-classifier train MODEL{flags}. For other hosts name their inventory by "
+            "--inventory.",
+        )
     raise BadInput(
-        f"You have no job on {names}." if job == "last" else f"There is no job {job} of yours on {names}.",
+        f"There is no job {job} of yours on {names}.",
         hint=f"Your jobs there: train-classifier list --all{flags}. The jobs of other users are not shown; "
         "for other hosts name their inventory by --inventory.",
     )

@@ -212,7 +212,7 @@ def _size(value: Any, option: Option) -> int:
     count = units.size(value)
     if count < (option.least or 0):
         least = show_bytes(option.least or 0)
-        raise ValueError(f"{quoted(value)} is {count} bytes, less than {least}; {units.SIZE_FORMS}")
+        raise ValueError(f"{quoted(value)} is {show_bytes(count)}, less than {least}; {units.SIZE_FORMS}")
     return count
 
 

@@ -56,7 +56,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["train", "--no-such-flag"], ["no-such-command"], ["attach"]])
+@pytest.mark.parametrize("arguments", [["train", "--no-such-flag"], ["no-such-command"], ["cancel"]])
 def test_wrong_use_is_bad_input_without_a_traceback(arguments: list[str]) -> None:
     done = command(*arguments)
     assert done.returncode == ExitCode.BAD_INPUT

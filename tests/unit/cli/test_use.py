@@ -137,6 +137,21 @@ def test_the_models_flags_before_the_dashes_are_refused_with_the_way_out(
     assert "train-classifier train mnist -- yolo 'two words'" in err
 
 
+def test_misspelt_command_and_flag_get_the_nearest_name(
+    repo: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert "No such command 'staus'. Did you mean 'status'?" in refused(capfd, "staus")
+    assert "No such command 'qq'.\n" in refused(capfd, "qq")
+    assert "No such option '--josn'. Did you mean '--json'?" in refused(capfd, "status", "--josn")
+    assert "No such option '--qq'.\n" in refused(capfd, "status", "--qq")
+
+
+def test_dry_run_shows_what_has_an_effect(repo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for gpus, is_shown in (("0", False), ("1", True)):
+        assert app.run(["train", "mnist", "--dry-run", "--gpus", gpus]) == 0
+        assert ("min_vram" in capfd.readouterr().out) is is_shown
+
+
 def test_every_problem_of_a_command_is_reported_at_once(
     repo: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +159,7 @@ def test_every_problem_of_a_command_is_reported_at_once(
     assert all(word in err for word in ("--patience", "--pids", "no model 'nothing'"))
     err = refused(capfd, "clean", "--older", "x", "--keep-environments", "y")
     assert "--older: 'x'" in err and "--keep-environments: 'y'" in err
+    assert "--older: '7' has no unit; write 7d for days" in refused(capfd, "clean", "--older", "7")
     monkeypatch.setenv("TRAIN_CLASSIFIER_PATIENCE", "later")
     assert "TRAIN_CLASSIFIER_PATIENCE: 'later'" in refused(capfd, "train", "mnist", "--dry-run")
     assert "TRAIN_CLASSIFIER_PATIENCE: 'later'" in refused(capfd, "attach", "last")
@@ -186,10 +202,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "examples" / "classifiers", folder / "examples" / "classifiers")
     shutil.copytree(ROOT / "inventory", folder / "inventory")
-    # The model that writing-a-model.md writes.
-    shutil.copytree(
-        folder / "examples" / "classifiers" / "mnist", folder / "examples" / "classifiers" / "fit"
-    )
+    # The models that writing-a-model.md writes.
+    for model in ("fit", "circle"):
+        models = folder / "examples" / "classifiers"
+        shutil.copytree(models / "mnist", models / model)
     # Without its variables, some of which only their owner can decrypt.
     shutil.copy(folder / "inventory" / "example" / "hosts.yml", folder / "examples" / "classifiers")
     return folder

@@ -116,10 +116,7 @@ def test_support_table_says_what_the_records_say() -> None:
 def names() -> set[str]:
     """The names of all checks: of the worker's, by how it says them, and of the role's."""
     names_of_checks = {"play", "worker"}
-    for path in [
-        ROOT / "train_classifier/worker/checks" / f"{name}.py"
-        for name in ("host_check", "gpu_check", "engine_check")
-    ]:
+    for path in (ROOT / "train_classifier/worker/checks").glob("*_check.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
                 first = node.args[0]

@@ -6,7 +6,7 @@ from train_classifier.cli import parameters
 
 
 @click.command()
-@parameters.job
+@parameters.job_or_last
 @parameters.output
 @parameters.inventory
 @parameters.host
@@ -15,7 +15,7 @@ def attach(job: str, output: str | None, inventory: str | None, host: str | None
     """Follow a job from its first byte, fetch its artefacts, and return its exit code. Ctrl-C only leaves.
 
     \b
-    JOB is a job's id, a unique beginning of it, or last.
+    JOB is a job's id, a unique beginning of it, or last, the default.
 
     \b
     Example:

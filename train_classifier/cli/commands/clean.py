@@ -3,7 +3,16 @@
 import rich_click as click
 
 from train_classifier.cli import parameters
+from train_classifier.core.text import quoted
 from train_classifier.request import units
+
+
+def _age(text: str) -> float:
+    """Return the seconds of an age. It needs a unit, because a removed job does not come back."""
+    seconds = units.duration(text)
+    if seconds and text.strip()[-1].isdigit():
+        raise ValueError(f"{quoted(text)} has no unit; write {text.strip()}d for days, or h, m, s")
+    return seconds
 
 
 @click.command()
@@ -38,6 +47,6 @@ def clean(
     from train_classifier.cli.hosts import hosts
 
     seconds, keep = parameters.parse_values(
-        ("--older", units.duration, older), ("--keep-environments", units.size, keep_environments)
+        ("--older", _age, older), ("--keep-environments", units.size, keep_environments)
     )
     return jobs.clean(hosts(inventory, host), seconds, keep, dry_run, Console(json_mode=json_mode))

@@ -146,7 +146,8 @@ def _describe(plan: Any, console: "Console") -> None:
     rows = []
     for option in options.SETTINGS.values():
         value = _show_value(option, getattr(spec, option.spec_field, None))
-        if value and option.spec_field in fields:
+        has_effect = spec.gpus != 0 or option.name not in ("min_vram", "gpu_check")
+        if value and has_effect and option.spec_field in fields:
             rows.append((option.name, value, _origin(option, plan.origin.get(option.name))))
     console.out("\n" + text.table(rows, ("SETTING", "VALUE", "FROM"), width=console.width))
     console.say("Dry run: nothing was touched.")
