@@ -107,9 +107,9 @@ def _bad_use(error: click.ClickException) -> BadInput:
     context = getattr(error, "ctx", None)
     hint = f"{context.command_path} --help" if context is not None else None
     if isinstance(error, click.NoSuchOption):
-        begun = [flag for flag in error.possibilities or () if flag.startswith(error.option_name)]
+        longer = [flag for flag in error.possibilities or () if flag.startswith(error.option_name)]
         # The shortest is the nearest: --gpus for --gpu, not --gpu-check.
-        near = sorted(begun, key=len)[:1] or difflib.get_close_matches(
+        near = sorted(longer, key=len)[:1] or difflib.get_close_matches(
             error.option_name, error.possibilities or (), n=1
         )
         error = click.NoSuchOption(error.option_name, error.message, near, context)

@@ -35,8 +35,8 @@ class Finished(Protocol):
 
 def seconds(result: Mapping[str, Any] | None, console: Console) -> dict[str, float]:
     """Return the seconds of each phase, the controller's own and the worker's, in order."""
-    spent = {**console.seconds, **((result or {}).get("seconds") or {})}
-    return {name: float(value) for name, value in in_order(spent).items()}
+    times = {**console.seconds, **((result or {}).get("seconds") or {})}
+    return {name: float(value) for name, value in in_order(times).items()}
 
 
 def as_text(run: Finished, console: Console) -> str:
@@ -50,9 +50,9 @@ def as_text(run: Finished, console: Console) -> str:
     ]
     if run.delivered:
         rows.append(("artefacts", f"{run.delivered['path']} ({text.show_bytes(run.delivered['bytes'])})"))
-    spent = seconds(run.result, console)
-    if spent and not console.lists_phases:
-        rows.append(("time", text.show_seconds(sum(spent.values()))))
+    times = seconds(run.result, console)
+    if times and not console.lists_phases:
+        rows.append(("time", text.show_seconds(sum(times.values()))))
     metrics = result.get("metrics")
     if isinstance(metrics, dict):
         for name, value in list(metrics.items())[:12]:
@@ -63,10 +63,10 @@ def as_text(run: Finished, console: Console) -> str:
     if run.delivered:
         # Not aligned with the other values: with its 64 digits the line would be wider than a terminal.
         lines.append(f"sha256  {run.delivered['sha256']}")
-    if spent and console.lists_phases:
-        listed = {name: value for name, value in spent.items() if value >= text.SHORTEST_S}
-        times = {**listed, "total": sum(spent.values())}
-        phases = [(name, text.show_seconds(value)) for name, value in times.items()]
+    if times and console.lists_phases:
+        listed = {name: value for name, value in times.items() if value >= text.SHORTEST_S}
+        listed["total"] = sum(times.values())
+        phases = [(name, text.show_seconds(value)) for name, value in listed.items()]
         lines += ["", text.table(phases, ("phase", "time"), right=(1,))]
     return "\n" + "\n".join(lines)
 

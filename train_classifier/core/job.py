@@ -40,6 +40,9 @@ DESCRIPTION = re.compile(
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 DATA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
+#: Most bytes of one argument or variable, with its end; the kernel's limit (MAX_ARG_STRLEN, 32 pages).
+MOST_STRING = 131072
+
 #: No job may read these: credentials, devices, sockets of services, other processes' files.
 SYSTEM_FOLDERS = ("/proc", "/sys", "/dev", "/run", "/etc", "/boot")
 
@@ -286,9 +289,8 @@ class JobSpec:
                 isinstance(name, str) and bool(NAME.match(name)), f"environment variable name {name!r}"
             )
             if problems.text(value, f"the value of {name}"):
-                # The kernel limits the string of one environment variable (MAX_ARG_STRLEN, 32 pages).
                 problems.check(
-                    len(name) + len(value.encode("utf-8", "surrogateescape")) + 2 <= 131072,
+                    len(name) + len(value.encode("utf-8", "surrogateescape")) + 2 <= MOST_STRING,
                     f"the value of {name} is over 128 KiB",
                 )
         for name in self.secrets:

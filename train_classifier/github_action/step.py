@@ -225,7 +225,7 @@ class Step:
             log=self.console.tail(),
             log_is_cut=self.console.tail_is_cut,
             seconds={
-                name: spent for name, spent in self.console.seconds.items() if name in controller_phases
+                name: seconds for name, seconds in self.console.seconds.items() if name in controller_phases
             },
             host=self.run.host_name if self.run else "",
         )

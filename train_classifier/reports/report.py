@@ -115,8 +115,8 @@ class Report:
         return counted if check.get("proven") else f"{counted} (framework: not proven)"
 
     def _durations(self) -> str:
-        spent = {**_mapping(self.result.get("seconds")), **self.seconds}
-        phases = in_order({name: value for name, value in spent.items() if _is_number(value) and value >= 0})
+        times = {**_mapping(self.result.get("seconds")), **self.seconds}
+        phases = in_order({name: value for name, value in times.items() if _is_number(value) and value >= 0})
         parts = [f"{name} {show_seconds(value)}" for name, value in phases.items() if value >= SHORTEST_S]
         return f"{show_seconds(sum(phases.values()))}: {', '.join(parts)}" if parts else ""
 

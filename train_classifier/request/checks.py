@@ -6,13 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train_classifier.core.job import ARCHIVE_MAGIC
+from train_classifier.core.job import ARCHIVE_MAGIC, MOST_STRING
 from train_classifier.core.options import SETTINGS_FILE, show_option
 from train_classifier.core.text import printable, quoted
 from train_classifier.request import flags
 
-#: The kernel's limit of one argument (MAX_ARG_STRLEN).
-MOST_ARGUMENT = 131072
 _SECRET_WORDS = ("TOKEN", "PASSW", "SECRET", "API_KEY", "APIKEY", "PRIVATE_KEY", "CREDENTIAL")
 
 
@@ -125,7 +123,7 @@ def arguments(values: Sequence[str]) -> list[str]:
     for number, argument in enumerate(values, 1):
         if "\0" in argument:
             problems.append(f"argument {number} of the model holds a NUL")
-        elif len(os.fsencode(argument)) >= MOST_ARGUMENT:
+        elif len(os.fsencode(argument)) >= MOST_STRING:
             problems.append(f"argument {number} of the model is over 128 KiB, the kernel's limit: use a file")
     return problems
 

@@ -101,8 +101,7 @@ def variable_value(name: str, value: Any) -> str:
         raise ValueError(f"the value of {name} is not text; put it in quotes")
     if "\0" in value:
         raise ValueError(f"the value of {name} holds a NUL, which no environment variable can")
-    # A string of one environment variable is limited by the kernel (MAX_ARG_STRLEN, 32 pages of 4 KiB).
-    if len(name) + len(value.encode("utf-8", "surrogateescape")) + 2 > 131072:
+    if len(name) + len(value.encode("utf-8", "surrogateescape")) + 2 > job.MOST_STRING:
         raise ValueError(f"the value of {name} is over 128 KiB, the kernel's limit; put it into a file")
     return value
 

@@ -250,8 +250,8 @@ def _syntax(message: str, content: bytes, name: str) -> str:
 
 def _nearest(word: str, words: Sequence[str]) -> str:
     word = word.replace("-", "_").lower()
-    begun = [key for key in words if len(word) > 2 and key.startswith(word)]
-    near = sorted(begun, key=len) or difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    longer = [key for key in words if len(word) > 2 and key.startswith(word)]
+    near = sorted(longer, key=len) or difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(words)}"
 
 

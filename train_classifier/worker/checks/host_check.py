@@ -257,7 +257,7 @@ def _users(host: Host, discovery: Discovery) -> dict[str, str]:
     if not discovery.gpus or not host.queue_dir.is_dir():
         return {}
     try:
-        return gpu_queue.describe(host.queue_dir, discovery)
+        return gpu_queue.jobs_of_gpus(host.queue_dir, discovery)
     except TrainClassifierError:
         # The check of the queue's folder reports this.
         return {}

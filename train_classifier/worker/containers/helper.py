@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from train_classifier.core.errors import NoEnvironment
-from train_classifier.worker.containers import answer
+from train_classifier.worker.containers import inside_answer
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.engine import remove, retry, unseen_path
 from train_classifier.worker.system.cgroup import ControlGroup
@@ -178,7 +178,7 @@ def run_created(
 def line_for_people(output: bytes) -> str:
     """Return the last line of an output; "" for the answer of one of our own programs."""
     lines = output.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][:200] if lines and not lines[-1].startswith(answer.MARK.decode()) else ""
+    return lines[-1][:200] if lines and not lines[-1].startswith(inside_answer.MARK.decode()) else ""
 
 
 def _group_of(container: Any, limits: Limits) -> Optional[ControlGroup]:

@@ -14,8 +14,7 @@ from train_classifier.core import image_reference
 from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.core.job import JobSpec
 from train_classifier.core.options import show_option
-from train_classifier.worker.containers import answer as answers
-from train_classifier.worker.containers import engine, helper
+from train_classifier.worker.containers import engine, helper, inside_answer
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.helper import Helper
 from train_classifier.worker.state.files import read_json, write_json
@@ -282,7 +281,7 @@ def _run_probe(context: Context, identity: str, reference: str, source: str) -> 
         raise NoEnvironment(
             f"Python in image {reference} did not answer within {PROBE_TIMEOUT_S:.0f} s"
         ) from error
-    answer = answers.read(output)
+    answer = inside_answer.read(output)
     if answer is not None:
         return _validated(answer, reference)
     text = output.decode("utf-8", "replace").strip()
@@ -303,7 +302,7 @@ def _run_probe(context: Context, identity: str, reference: str, source: str) -> 
 def _validated(answer: Any, reference: str) -> dict[str, Any]:
     """Return the answer of an image's Python after a check: it may be anything. Raises NoEnvironment."""
     try:
-        packages, frameworks = (answers.packages(answer[key]) for key in ("packages", "frameworks"))
+        packages, frameworks = (inside_answer.packages(answer[key]) for key in ("packages", "frameworks"))
         texts = [answer["python"], answer["version"], answer["search_path"], *answer["site"]]
         valid = (
             all(isinstance(text, str) and "\0" not in text for text in texts)

@@ -19,7 +19,7 @@ from train_classifier.core.job import WORKSPACE
 from train_classifier.core.options import show_option
 from train_classifier.core.project import git_version
 from train_classifier.core.project.own_package import UNKNOWN_VERSION
-from train_classifier.worker.containers import answer, engine, helper
+from train_classifier.worker.containers import engine, helper, inside_answer
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments import build_failures, build_folder, index_logins, local_packages
@@ -112,7 +112,7 @@ class Builder:
     def fitting_pythons(self, folder: Path, repository: str) -> list[str]:
         """Return the versions of Python for which the requirements have a solution."""
         _, output, _ = self._run_uv(folder, None, repository, PYTHONS)
-        result = answer.read(output)
+        result = inside_answer.read(output)
         fitting = result.get("pythons") if isinstance(result, dict) else None
         return [version for version in PYTHONS if isinstance(fitting, list) and version in fitting]
 
@@ -275,12 +275,12 @@ class Built:
 
 def _read(output: bytes) -> Built:
     """Return what a build says that it made. Raises NoEnvironment."""
-    result = answer.read(output)
+    result = inside_answer.read(output)
     if isinstance(result, dict) and isinstance(result.get("sources"), list):
-        packages = answer.packages(result.get("packages"))
+        packages = inside_answer.packages(result.get("packages"))
         unisolated = result.get("unisolated")
         if packages is not None and isinstance(unisolated, list):
-            names = [name for name in unisolated if isinstance(name, str) and answer.PLAIN.match(name)]
+            names = [name for name in unisolated if isinstance(name, str) and inside_answer.PLAIN.match(name)]
             return Built(packages, result["sources"], names)
     raise NoEnvironment(
         "the last output of the environment's build cannot be read",

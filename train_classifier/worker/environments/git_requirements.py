@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.core.requirements_file import Requirements
 from train_classifier.core.text import clean, printable, short
-from train_classifier.worker.containers import answer, helper
+from train_classifier.worker.containers import helper, inside_answer
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments.environment_build import CA, program_text
@@ -137,7 +137,7 @@ def _look_up(
 
 def _commits(image: Image, file: str, pairs: list[tuple[str, str]], status: int, output: bytes) -> list[str]:
     """Return the commits of an answer, which is untrusted. Raises NoEnvironment."""
-    result = answer.read(output)
+    result = inside_answer.read(output)
     result = result if status == 0 and isinstance(result, dict) else {}
     commits, failed = result.get("commits"), result.get("failed")
     if isinstance(failed, int) and 0 <= failed < len(pairs):

@@ -191,10 +191,14 @@ def gpu_count(requested: Union[int, str], discovery: Discovery) -> tuple[int, Op
     return count, None
 
 
+def _floor(min_vram_mib: Optional[int]) -> int:
+    """Return the MiB that a card must have: the default where the job names no number."""
+    return int(options.default("min_vram")) if min_vram_mib is None else min_vram_mib
+
+
 def big_enough(gpu: Gpu, min_vram_mib: Optional[int]) -> bool:
     """Tell whether a card's total memory reaches the minimum; unknown memory ([N/A]) is accepted."""
-    floor = options.default("min_vram") if min_vram_mib is None else min_vram_mib
-    return gpu.memory_total_mib is None or gpu.memory_total_mib >= floor
+    return gpu.memory_total_mib is None or gpu.memory_total_mib >= _floor(min_vram_mib)
 
 
 def free_enough(gpu: Gpu, min_vram_mib: Optional[int]) -> bool:
@@ -213,7 +217,7 @@ def require_free(
 
     Cards in `job_cards` belong to jobs, which may use their memory; unknown memory ([N/A]) is accepted.
     """
-    floor = options.default("min_vram") if min_vram_mib is None else min_vram_mib
+    floor = _floor(min_vram_mib)
     full = [
         gpu
         for gpu in discovery.gpus
@@ -237,7 +241,7 @@ def require_vram(count: int, discovery: Discovery, min_vram_mib: Optional[int]) 
     """Raise NoGpu when fewer than `count` cards reach the minimum; return messages about unknown memory."""
     good = [gpu for gpu in discovery.gpus if big_enough(gpu, min_vram_mib)]
     if len(good) < count:
-        floor = options.default("min_vram") if min_vram_mib is None else min_vram_mib
+        floor = _floor(min_vram_mib)
         cards = ", ".join(
             f"GPU {gpu.index} ({gpu.name}) has {gpu.memory_total_mib} MiB" for gpu in discovery.gpus
         )

@@ -355,8 +355,8 @@ def _hour(seconds: float) -> str:
     return time.strftime("%H:%M", time.localtime(seconds))
 
 
-def describe(folder: Path, discovery: Discovery) -> dict[str, str]:
-    """Return the user of each GPU, by UUID, for people."""
+def jobs_of_gpus(folder: Path, discovery: Discovery) -> dict[str, str]:
+    """Return the job that has each GPU, by UUID, for people."""
     return {
         uuid: f"job {entry.job} ({entry.model}) of {entry.user} since {_hour(entry.since)}"
         for entry in snapshot(folder)

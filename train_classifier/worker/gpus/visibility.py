@@ -9,7 +9,7 @@ from typing import Any
 
 from train_classifier.core.errors import NoGpu
 from train_classifier.core.options import show_option
-from train_classifier.worker.containers import answer, helper
+from train_classifier.worker.containers import helper, inside_answer
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments.stored_environments import Environment
@@ -83,7 +83,7 @@ def _by_framework(
     }
     command = [environment.python, "-c", program]
     status, output = _run(context, image, gpus, command, mounts=environment.mounts, environment=variables)
-    frameworks = answer.read(output)
+    frameworks = inside_answer.read(output)
     if not _is_valid(frameworks):
         raise NoGpu(
             f"the GPU check in image {image.reference} failed (exit status {status})", HINT, _tail(output)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from train_classifier.core.errors import NoEnvironment
-from train_classifier.worker.containers import answer
+from train_classifier.worker.containers import inside_answer
 from train_classifier.worker.environments.build_failures import explain
 from train_classifier.worker.environments.environment_build import Builder, _read
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
@@ -19,7 +19,7 @@ from train_classifier.worker.environments.environment_plan import EnvironmentPla
 )
 def test_invalid_answer_of_build_is_refused(value: Any) -> None:
     with pytest.raises(NoEnvironment, match="cannot be read"):
-        _read(answer.MARK + json.dumps(value).encode())
+        _read(inside_answer.MARK + json.dumps(value).encode())
 
 
 def plan(**changes: Any) -> EnvironmentPlan:
@@ -66,7 +66,7 @@ def test_failed_build_names_what_is_missing_in_the_image() -> None:
 
 def test_forged_answer_asks_for_no_second_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """An image or build code can print the answer of the program that installs."""
-    forged = answer.MARK + json.dumps({"packages": {}, "sources": ["x"], "unisolated": []}).encode()
+    forged = inside_answer.MARK + json.dumps({"packages": {}, "sources": ["x"], "unisolated": []}).encode()
     monkeypatch.setattr(Builder, "_run_uv", lambda *_: (0, forged, ""))
     monkeypatch.setattr(Builder, "_compile", lambda *_: None)
     context: Any = SimpleNamespace(say=lambda _: None, job=None)

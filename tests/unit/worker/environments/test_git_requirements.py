@@ -14,7 +14,7 @@ from git_commands import git
 
 from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.core.requirements_file import Requirements
-from train_classifier.worker.containers import answer
+from train_classifier.worker.containers import inside_answer
 from train_classifier.worker.environments import git_requirements
 
 PROGRAM = Path(git_requirements.__file__).parent / "inside" / "resolve_repositories.py"
@@ -46,7 +46,7 @@ def ask(*pairs: tuple[object, str], **variables: str) -> Any:
         [sys.executable, "-I", str(PROGRAM), json.dumps([[str(address), name] for address, name in pairs])],
         env={**os.environ, **variables}, check=True, capture_output=True,
     )  # fmt: skip
-    return answer.read(done.stdout)
+    return inside_answer.read(done.stdout)
 
 
 def test_branches_tags_and_the_default_branch_have_their_commits(repository: Path) -> None:
@@ -135,7 +135,7 @@ def test_addresses_that_git_is_not_asked_are_refused(lines: tuple[str, ...], pro
     ],
 )
 def test_answer_of_the_container_is_untrusted(result: Any, sentence: str) -> None:
-    output = answer.MARK + json.dumps(result).encode()
+    output = inside_answer.MARK + json.dumps(result).encode()
     # A password may hold an @: the last one ends the login.
     pairs = [("git+https://me:pass@word@h/a", "x")]
     with pytest.raises(NoEnvironment, match=sentence) as raised:
