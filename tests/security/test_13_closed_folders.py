@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
+import docker
 import pytest
+from worker_site import image_after
 from worker_support import Machine, accounts, host_fixture
 
 from train_classifier.worker.state import file_trees
@@ -32,6 +34,18 @@ def test_13_next_job_can_read_closed_cache_and_checkpoints(host: Machine, resume
     job, result = host.train(READS, repository=repository, resume=again)
     assert result["outcome"] == "trained" and host.log(job) == b"kept kept\n", (result, host.log(job))
     host.assert_clean(job)
+
+
+def test_13_volume_of_an_image_leaves_no_folder_of_root(
+    host: Machine, engine: docker.DockerClient, base_image: str
+) -> None:
+    """The account of the job could not remove it: every clean failed from then on."""
+    configuration = {"Cmd": [], "Entrypoint": [], "Volumes": {"/workspace/a/b": {}}}
+    with image_after(engine, base_image, "volumes", ["true"], configuration=configuration) as image:
+        job, result = host.train("print()\n", image=image)
+    assert result["exit_code"] == 9 and "/workspace/a/b" in result["reason"], result
+    host.assert_clean(job)
+    host.call("clean", older_s=0)
 
 
 def test_13_link_created_during_repair_is_not_followed(

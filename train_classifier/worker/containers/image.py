@@ -5,15 +5,17 @@ import hashlib
 import os
 import pkgutil
 import platform
+import posixpath
 import re
 import tempfile
 import threading
-from typing import Any, Iterator, Optional
+from typing import Any, Iterable, Iterator, Optional
 
 from train_classifier.core import image_reference
 from train_classifier.core.errors import BadInput, NoEnvironment
-from train_classifier.core.job import JobSpec
+from train_classifier.core.job import WORKSPACE, JobSpec
 from train_classifier.core.options import show_option
+from train_classifier.core.text import printable, short
 from train_classifier.worker.containers import engine, helper, inside_answer
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.helper import Helper
@@ -47,6 +49,8 @@ ARCHITECTURES = {
     "ppc64le": "ppc64le",
     "riscv64": "riscv64",
 }
+#: Where containers have folders of the state folder, beside the account's home.
+MOUNTED_FOLDERS = (WORKSPACE, "/checkpoints", "/cache", "/train-classifier", "/opt/train-classifier")
 _FIND_PYTHON = (
     "for name in python3 python; do "
     'python=$(command -v "$name") && exec "$python" -c "$TRAIN_CLASSIFIER_PROBE"; done; '
@@ -205,6 +209,7 @@ def probe(context: Context, image: Any, reference: str) -> Image:
             f"image {reference} is built for {system}/{architecture}, this host is linux/{host_architecture}",
             f"choose an image for linux/{host_architecture} with {show_option('image')}",
         )
+    _require_outside_of_mounts(context, reference, (attributes.get("Config") or {}).get("Volumes") or ())
     source = pkgutil.get_data("train_classifier.worker.containers.inside", "probe_image.py") or b""
     # A changed probe returns other properties, and the engine may not see the state folder by another path:
     # such answers have another name.
@@ -219,6 +224,7 @@ def probe(context: Context, image: Any, reference: str) -> Image:
     else:
         # Marks the image as used: `clean` removes the least recently used first.
         os.utime(path)
+    _require_outside_of_mounts(context, reference, answer["site"])
     return Image(
         reference=reference,
         id=image.id,
@@ -233,6 +239,22 @@ def probe(context: Context, image: Any, reference: str) -> Image:
         architecture=architecture,
         search_path=answer["search_path"],
     )
+
+
+def _require_outside_of_mounts(context: Context, reference: str, paths: Iterable[str]) -> None:
+    """Check that the engine makes no folder of its own, which only root can remove, in a folder of a job.
+
+    The paths are those of the image's volumes, and of what is mounted among its packages.
+    """
+    mounted = (*MOUNTED_FOLDERS, f"/home/{context.host.job_user().name}")
+    for path in paths:
+        place = posixpath.normpath(f"/{path.lstrip('/')}")
+        if any(place.startswith(f"{folder}/") for folder in mounted):
+            raise NoEnvironment(
+                f"image {reference} has a volume or its packages at {short(printable(place), 200)}, "
+                "in a folder of the job",
+                f"choose another image: {show_option('image')}",
+            )
 
 
 def require_visible_state_folder(context: Context, identity: str) -> None:

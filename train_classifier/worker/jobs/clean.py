@@ -31,10 +31,16 @@ class Cleaning:
         self.account: Account = host.job_user()
         self.removed: dict[str, int] = {**dict.fromkeys(KINDS, 0), "bytes": 0}
         self.client: Optional[Any] = None
+        #: The first item that could not be removed: the others are removed nevertheless.
+        self.failure: Optional[TrainClassifierError] = None
 
     def count(self, kind: str, size: int, remove: Callable[[], Optional[bool]]) -> bool:
         """Remove one item and count it; False when it is in use, and `remove` therefore returns False."""
-        if not self.dry_run and remove() is False:
+        try:
+            if not self.dry_run and remove() is False:
+                return False
+        except TrainClassifierError as error:
+            self.failure = self.failure or error
             return False
         self.removed[kind] += 1
         self.removed["bytes"] += size
@@ -125,7 +131,8 @@ def clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     """Remove jobs that ended more than `older_s` seconds ago, and kept items that exceed the budget.
 
     `keep_environments_bytes` bounds environments, caches, checkpoints and layers together; None leaves
-    them. With `dry_run` nothing is removed, only counted. Raises BadInput.
+    them. With `dry_run` nothing is removed, only counted. Raises BadInput, and at the end
+    the error of the first item that could not be removed.
     """
     older_s = number(request, "older_s", -1, 1 << 62)
     max_bytes = number(request, "keep_environments_bytes", 1 << 62, 1 << 62)
@@ -143,4 +150,6 @@ def clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     cleaning.workers()
     cleaning.old_environments()
     remaining_bytes = cleaning.budget(int(max_bytes))
+    if cleaning.failure is not None:
+        raise cleaning.failure
     return {"removed": cleaning.removed, "kept_bytes": remaining_bytes}

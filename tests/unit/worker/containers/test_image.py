@@ -36,6 +36,23 @@ def test_invalid_answer_of_probe_is_refused(change: dict[str, Any]) -> None:
             image._validated(answer, "i")
 
 
+@pytest.mark.parametrize(
+    ("path", "is_refused"),
+    [
+        ("/workspace/a/b", True), ("cache/../cache//x", True), ("/home/worker/x", True), ("/train-classifier/x", True),
+        ("/workspace", False), ("/data", False), ("/home/jovyan/work", False), ("/var/lib/x", False),
+    ],
+)  # fmt: skip
+def test_volume_of_an_image_in_a_folder_of_the_job_is_refused(path: str, is_refused: bool) -> None:
+    """The engine would make root's folders there, which the account of the job cannot remove."""
+    context: Any = SimpleNamespace(host=SimpleNamespace(job_user=lambda: SimpleNamespace(name="worker")))
+    if is_refused:
+        with pytest.raises(NoEnvironment, match="in a folder of the job"):
+            image._require_outside_of_mounts(context, "i", [path])
+    else:
+        image._require_outside_of_mounts(context, "i", [path])
+
+
 @pytest.mark.parametrize("helper", ["missing", "failing"])
 def test_a_helper_for_logins_that_does_not_work_is_no_login(
     helper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
