@@ -111,7 +111,7 @@ def test_unknown_keys_name_the_nearest() -> None:
         ("timeout = 0", "timeout: 0 is not from 1"),
         ("timeout = 1e99", "timeout: 1e+99 is more than a year"),
         ("grace = '2h'", "grace: '2h' is not from 0 to 3600"),
-        ("memory = '1KiB'", "memory: '1KiB' is 1024 bytes, less than 6.0 MiB"),
+        ("memory = '1KiB'", "memory: '1KiB' is 1.0 KiB, less than 6.0 MiB"),
         ("memory = 1979-05-27", "memory: 1979-05-27 is not a size"),
         ("image = 3", "image: 3 is not text"),
         ("image = 'Upper/case:1 x'", "image: 'Upper/case:1 x' is not an image reference"),
