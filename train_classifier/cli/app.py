@@ -113,6 +113,8 @@ def _bad_use(error: click.ClickException) -> BadInput:
             error.option_name, error.possibilities or (), n=1
         )
         error = click.NoSuchOption(error.option_name, error.message, near, context)
+    if isinstance(error, click.MissingParameter):
+        hint = f"JOB is a job's id, a unique beginning of it, or last; {hint}"
     if isinstance(error, click.NoSuchOption) and context is not None and context.info_name == "train":
         hint = f"The model's own flags go after --: train-classifier train MODEL -- …; ours: {hint}"
     return BadInput(str(error.format_message()), hint=hint)

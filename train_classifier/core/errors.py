@@ -122,7 +122,7 @@ class Cancelled(TrainClassifierError):
 
 
 class NothingDelivered(TrainClassifierError):
-    """Training ended well, but there is nothing new in artefacts/, or it did not reach the caller."""
+    """Training ended well, but there are no new results, or it did not reach the caller."""
 
     code = ExitCode.NOTHING_DELIVERED
 

@@ -170,10 +170,10 @@ class JobSpec:
     artefacts: tuple[str, ...] = ()
     #: A job id, or "last": start from a copy of that job's checkpoints.
     resume: Optional[str] = None
-    #: True: a model that writes nothing new into artefacts/ has not failed.
+    #: True: a model that leaves no new results has not failed.
     allow_empty: bool = options.default("allow_empty")
     log_max_bytes: int = options.default("log_max")
-    #: Bytes of artefacts/ that are packed; more stays on the host until `fetch --max-size` asks for it.
+    #: Bytes of the results that are packed; more stays on the host until `fetch --max-size` asks for it.
     artefacts_max_bytes: int = options.default("artefacts_max")
     #: The submitter, as user@controller; for people.
     submitter: str = ""

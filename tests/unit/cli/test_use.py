@@ -144,6 +144,7 @@ def test_misspelt_command_and_flag_get_the_nearest_name(
     assert "No such command 'qq'.\n" in refused(capfd, "qq")
     assert "No such option '--josn'. Did you mean '--json'?" in refused(capfd, "status", "--josn")
     assert "No such option '--qq'.\n" in refused(capfd, "status", "--qq")
+    assert "JOB is a job's id, a unique beginning of it, or last" in refused(capfd, "cancel")
 
 
 def test_dry_run_shows_what_has_an_effect(repo: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -180,7 +180,7 @@ class Job:
         self.checkpoints = folder / "checkpoints"
         self.run = folder / "run"
         self.home = folder / "home"
-        #: What lay in artefacts/ before training.
+        #: What lay in the folders of results before training.
         self.stock = folder / "stock.json"
         #: The packer's answer, kept until result.json is written.
         self.packed = folder / "packed.json"
