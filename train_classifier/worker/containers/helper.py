@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.containers import inside_answer
@@ -169,7 +169,7 @@ def run_created(
                 context.say(line)
         time.sleep(pause)
         pause = min(pause * 1.5, 0.2)
-    if _ran_out_of_memory(container):
+    if final_state(container).get("OOMKilled"):
         raise _memory_limit(limits)
     output = retry(lambda: container.logs(tail=20000), context.check_cancel)
     return int(container.attrs["State"]["ExitCode"]), output[-OUTPUT_BYTES:]
@@ -206,13 +206,16 @@ def _memory_limit(limits: Limits) -> LimitReached:
     return LimitReached(f"{limits.purpose} needs more than {memory}", "build_memory_bytes")
 
 
-def _ran_out_of_memory(container: Any) -> bool:
-    """Tell whether the kernel killed a process in a container that ended; the engine may report it late."""
-    state = container.attrs["State"]
+def final_state(container: Any, on_outage: Optional[Callable[[], None]] = None) -> dict[str, Any]:
+    """Return the state of a container that ended; of a killed one, after up to a second for the reason.
+
+    The engine learns of the kernel's kill and of the exit separately, and the kill may come second.
+    """
+    state: dict[str, Any] = container.attrs["State"]
     for _ in range(10 if state["ExitCode"] == KILLED_STATUS else 0):
         if state.get("OOMKilled"):
             break
         time.sleep(0.1)
-        retry(container.reload)
+        retry(container.reload, on_outage=on_outage)
         state = container.attrs["State"]
-    return bool(state.get("OOMKilled"))
+    return state

@@ -97,27 +97,14 @@ class Running(threading.Thread):
                 unexpected = not state.get("OOMKilled") and not self.signalled
                 if unexpected and state["ExitCode"] in STOPPED_STATUSES:
                     outside = self._was_stopped_from_outside()
-                    if not outside and state["ExitCode"] == KILLED_STATUS:
-                        state = self._await_out_of_memory()
+                    if not outside:
+                        state = helper.final_state(self.container, self.engine_outage.set)
                 return Ending(
                     int(state["ExitCode"]),
                     bool(state.get("OOMKilled")),
                     str(state.get("Error") or ""),
                     outside,
                 )
-
-    def _await_out_of_memory(self) -> dict[str, Any]:
-        """Return the container's state, after up to a second for the reason of its kill.
-
-        The engine learns of the kernel's kill and of the exit separately, and the kill may come second.
-        """
-        for _ in range(10):
-            time.sleep(0.1)
-            engine.retry(self.container.reload, on_outage=self.engine_outage.set)
-            if self.container.attrs["State"].get("OOMKilled"):
-                break
-        state: dict[str, Any] = self.container.attrs["State"]
-        return state
 
     def _was_stopped_from_outside(self) -> bool:
         """Tell whether the container was stopped from outside: by `docker stop`, or an engine shutting down.
