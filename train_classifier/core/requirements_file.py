@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Optional
 
 from train_classifier.core import regular_file
-from train_classifier.core.project import own_package, project_file
+from train_classifier.core.project import lock_file, own_package, project_file
 from train_classifier.core.project.own_package import PROJECT, Metadata, OwnPackage
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -91,6 +91,8 @@ class Requirements:
     #: Index options, in order.
     options: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    #: What people should know of the files.
+    notes: tuple[str, ...] = ()
     #: The uv.lock that all packages come from; then there are no lines.
     lock: str = ""
     #: The repository as a package that is imported from each job's own copy; its dependencies are in lines.
@@ -124,6 +126,7 @@ class _Reader:
         self.options: dict[str, None] = {}
         self.problems: list[str] = []
         self.line_count = 0
+        self.notes: list[str] = []
         self.lock = ""
         self.package: Optional[OwnPackage] = None
         #: The extras of the repository whose dependencies are in `lines`; "" for those without an extra.
@@ -200,7 +203,7 @@ class _Reader:
         lock = os.path.join(os.path.dirname(relative), LOCK)
         if os.path.lexists(self.root / lock):
             if self.inside(lock, lock, "the file"):
-                self.locked(relative, lock, requirements)
+                self.locked(relative, lock, requirements, project.dependencies)
             return
         if project.uv_settings:
             names = ", ".join(f"tool.uv.{name}" for name in project.uv_settings)
@@ -258,13 +261,20 @@ class _Reader:
         }
         return dataclasses.replace(metadata, dependencies=extras)
 
-    def locked(self, project: str, lock: str, requirements: str) -> None:
+    def locked(self, project: str, lock: str, requirements: str, dependencies: tuple[str, ...]) -> None:
         """Take the packages from the uv.lock of a project."""
         self.lock = lock
         self.files.insert(0, lock)
         self.paths += [project, lock]
         registries: collections.Counter[str] = collections.Counter()
-        for source in _LOCK_SOURCE.finditer(self.text(lock, lock)):
+        text = self.text(lock, lock)
+        changed = lock_file.changed_names(text, dependencies)
+        if changed:
+            names = ", ".join(changed[:5]) + (", …" if len(changed) > 5 else "")
+            self.notes.append(
+                f"{lock} is installed as it is, and is older than {project} ({names}): run uv lock"
+            )
+        for source in _LOCK_SOURCE.finditer(text):
             place = source["place"]
             if not place.isprintable():
                 self.problems.append(f"{lock}: a source holds a control character: {place!r}")
@@ -447,6 +457,7 @@ def parse(root: Path, model: str) -> Requirements:
         constraints=tuple(dict.fromkeys(reader.constraints)),
         options=tuple(reader.options),
         problems=tuple(problems),
+        notes=tuple(map(shortened, reader.notes)),
         lock=reader.lock,
         package=reader.package,
     )

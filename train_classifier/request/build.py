@@ -234,6 +234,7 @@ class _Builder:
 
             requirements = requirements_file.parse(top, model)
             problems += [printable(problem) for problem in requirements.problems]
+            warnings += [printable(note) for note in requirements.notes]
             problems += [printable(problem) for problem in apt_file.parse(top, model).problems]
             # Without requirements, what the model imports is in the image alone.
             if not requirements.is_empty:

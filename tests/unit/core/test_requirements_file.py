@@ -114,6 +114,11 @@ def test_lock_beside_the_project_is_chosen(repository: Path) -> None:
     assert (chosen.problems, chosen.lines, chosen.lock, chosen.is_empty) == ((), (), "uv.lock", False)
     assert (chosen.files, chosen.paths) == (("uv.lock", "pyproject.toml"), ("pyproject.toml", "uv.lock"))
     assert chosen.options == ("--extra-index-url https://b.example/simple",)
+    old = '[[package]]\nsource = { virtual = "." }\n[package.metadata]\nrequires-dist = [{ name = "b" }]\n'
+    (repository / "uv.lock").write_text(f"version = 1\n\n{old}")
+    assert parse(repository, "mnist").notes == (
+        "uv.lock is installed as it is, and is older than pyproject.toml (a, b): run uv lock",
+    )
     for source in ('editable = "lib"', 'registry = "wheels"', 'path = "a.whl"'):
         (repository / "uv.lock").write_text(f"source = {{ {source} }}\n")
         assert "cannot be installed from it; write" in parse(repository, "mnist").problems[0]
