@@ -123,6 +123,23 @@ def test_package_that_another_requires_is_the_repository(site: Site, index: Inde
     assert "shapes" in str(raised.value.detail)
 
 
+def test_modules_that_the_build_of_the_repository_made_are_in_the_copy(site: Site, index: Index) -> None:
+    (site.workspace / "shapes").mkdir()
+    (site.workspace / "shapes" / "__init__.py").write_text("from shapes import made\n")
+    for folder in (site.workspace, site.workspace / "shapes"):
+        folder.chmod(0o777)
+    (site.workspace / "pyproject.toml").write_text(PYPROJECT)
+    backend = BACKEND.format(name="shapes/made", version="1.0").replace("shapes/made-1.0", "shapes-1.0")
+    (site.workspace / "backend.py").write_text(backend.replace("Name: shapes/made", "Name: shapes"))
+    workspace = Mount("/workspace", str(site.workspace), "bind", read_only=True)
+    program = "import sys; sys.path.insert(0, '/workspace'); import shapes; print(shapes.made.__file__)"
+    for kind in ("image", "isolated"):
+        built = site.prepare("-e .\n", kind=kind)
+        job = dataclasses.replace(built, mounts=(*built.mounts, workspace))
+        assert site.run(site.find(), job, program) == "/workspace/shapes/made.py\n"
+        (site.workspace / "shapes" / "made.py").unlink()
+
+
 def test_build_of_the_repository_gets_a_version_without_git(site: Site, index: Index) -> None:
     (site.workspace / "pyproject.toml").write_text(f"{PYPROJECT}[tool.setuptools_scm]\n")
     backend = BACKEND.format(name="shapes", version="1.0")

@@ -84,6 +84,8 @@ def prepare(context: Context, image: Image, workspace: Path, request: Environmen
         raise
     if requirements.package:
         chosen = job_package.add(context, image, chosen, requirements.package, workspace)
+    elif "." in requirements.paths:
+        job_package.add_built_files(context, chosen, workspace)
     return dataclasses.replace(chosen, files=requirements.files)
 
 

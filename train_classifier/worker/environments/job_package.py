@@ -6,23 +6,31 @@ version of one job is written for that job.
 
 import contextlib
 import dataclasses
+import io
+import json
 import os
 import re
 import shutil
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from train_classifier.core import regular_file
 from train_classifier.core.project import git_version
 from train_classifier.core.project.own_package import CONSOLE, UNKNOWN_VERSION, OwnPackage
+from train_classifier.core.text import printable
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
-from train_classifier.worker.environments import local_packages
-from train_classifier.worker.environments.environment_build import PACKAGE
+from train_classifier.worker.environments import build_folder, local_packages
+from train_classifier.worker.environments.environment_build import BUILD, PACKAGE
 from train_classifier.worker.environments.stored_environments import Environment
 from train_classifier.worker.state.files import O_FOLDER, make_folder, write_bytes
 from train_classifier.worker.system import program
 
+#: What `direct_url.json` says of a package that was built from the repository itself.
+REPOSITORY = f"file://{BUILD}/{build_folder.WORK}"
+MOST_BYTES = 4 << 20
+MOST_MODULES = 10000
 SCRIPT = "#!{python}\nimport sys\nfrom {module} import {first}\nsys.exit({name}())\n"
 
 
@@ -97,23 +105,76 @@ def _version(context: Context, package: OwnPackage, workspace: Path) -> str:
 
 @program.part
 def write_version_part(request: dict[str, Any]) -> dict[str, Any]:
-    """Replace a file of the workspace; no link is followed. The request: `workspace`, `file`, `text`."""
-    *folders, name = request["file"].split("/")
-    if ".." in folders or not name or name in (".", ".."):
-        return {"problem": "it is no file of the repository"}
-    with contextlib.ExitStack() as stack:
-        try:
-            descriptor = os.open(request["workspace"], O_FOLDER)
-            stack.callback(os.close, descriptor)
-            for folder in folders:
-                descriptor = os.open(folder or ".", O_FOLDER, dir_fd=descriptor)
-                stack.callback(os.close, descriptor)
-            with contextlib.suppress(FileNotFoundError):
-                if not stat.S_ISDIR(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
-                    os.unlink(name, dir_fd=descriptor)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with open(os.open(name, flags, 0o644, dir_fd=descriptor), "wb") as file:
-                file.write(request["text"].encode("utf-8", "replace"))
-        except (OSError, ValueError) as error:
-            return {"problem": getattr(error, "strerror", None) or str(error)}
+    """Replace a file of the workspace. The request: `workspace`, `file`, `text`."""
+    try:
+        _replace(
+            request["workspace"], request["file"], io.BytesIO(request["text"].encode("utf-8", "replace"))
+        )
+    except (OSError, ValueError) as error:
+        return {"problem": getattr(error, "strerror", None) or str(error)}
     return {"problem": ""}
+
+
+def add_built_files(context: Context, environment: Environment, workspace: Path) -> None:
+    """Add the modules that the repository's build made (compiled ones, `_version.py`) to the job's copy.
+
+    The job imports a package at the top from its copy, which has only what was pushed. The environment was
+    built from the same content.
+    """
+    site = context.store.envs / environment.hash / build_folder.SITE
+    request = {"site": str(site), "workspace": str(workspace)}
+    names = program.call(context.host.job_user(), add_built_part, request)["names"]
+    if names:
+        context.note(
+            f"modules that the repository's build made are added to the job's copy: {', '.join(names)}"
+        )
+
+
+@program.part
+def add_built_part(request: dict[str, Any]) -> dict[str, Any]:
+    """Add what the package built from the workspace has more than it; return the first names.
+
+    The request: `site`, `workspace`. A folder that the workspace does not have shadows nothing: the job imports
+    it from the environment.
+    """
+    names: list[str] = []
+    for site in (Path(request["site"]), *Path(request["site"]).glob("lib/python3.*/site-packages")):
+        for info in site.glob("*.dist-info"):
+            for path in _built_modules(info):
+                if "/" not in path or os.path.lexists(os.path.join(request["workspace"], path)):
+                    continue
+                with contextlib.suppress(OSError, ValueError):
+                    with open(regular_file.open_regular(site / path), "rb") as source:
+                        _replace(request["workspace"], path, source)
+                    names.append(printable(path)[:200])
+    return {"names": names[:10]}
+
+
+def _built_modules(info: Path) -> list[str]:
+    """Return the modules of a package that was built from the repository itself."""
+    try:
+        address = json.loads(regular_file.read(info / "direct_url.json", MOST_BYTES)).get("url")
+        lines = regular_file.read(info / "RECORD", MOST_BYTES).decode().splitlines()
+    except (OSError, ValueError, AttributeError):
+        return []
+    paths = [line.partition(",")[0] for line in lines] if address == REPOSITORY else []
+    return [path for path in paths if path.endswith((".so", ".py"))][:MOST_MODULES]
+
+
+def _replace(workspace: str, file: str, content: BinaryIO) -> None:
+    """Replace a file of the workspace; no link is followed. Raises OSError, ValueError."""
+    *folders, name = file.split("/")
+    if ".." in folders or name in ("", ".", ".."):
+        raise ValueError("it is no file of the repository")
+    with contextlib.ExitStack() as stack:
+        descriptor = os.open(workspace, O_FOLDER)
+        stack.callback(os.close, descriptor)
+        for folder in folders:
+            descriptor = os.open(folder or ".", O_FOLDER, dir_fd=descriptor)
+            stack.callback(os.close, descriptor)
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=descriptor)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with open(os.open(name, flags, 0o644, dir_fd=descriptor), "wb") as target:
+            shutil.copyfileobj(content, target)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Callable, Optional
 
 from train_classifier.core import regular_file
+from train_classifier.core.errors import BadInput
 from train_classifier.core.project import git_version
 from train_classifier.core.project.git_version import GitVersion
+from train_classifier.core.text import printable
 from train_classifier.worker.containers.context import Context
 
 
@@ -25,7 +27,8 @@ def version_of_job(context: Context, git: GitVersion) -> Optional[str]:
 def digest_of_paths(root: Path, paths: tuple[str, ...], check: Callable[[], None] = lambda: None) -> str:
     """Return a SHA-256 of names and contents of local packages; of a symbolic link, the target path.
 
-    "" without any. `check` is called repeatedly and may raise.
+    "" without any. `check` is called repeatedly and may raise. Raises BadInput for a link that leads out of a
+    package: the build gets a copy of that folder alone.
     """
     if not paths:
         return ""
@@ -35,9 +38,19 @@ def digest_of_paths(root: Path, paths: tuple[str, ...], check: Callable[[], None
         for part in parts:
             total.update(len(part).to_bytes(8, "big") + part)
 
-    def add_file(path: str) -> None:
+    def add_file(path: str, top: str) -> None:
         if os.path.islink(path):
-            add(b"link", os.fsencode(os.readlink(path)))
+            target = os.readlink(path)
+            place = os.path.normpath(os.path.join(os.path.dirname(path), target))
+            # A link out of the whole repository is told when it is pushed.
+            if top != root_folder and place != top and not place.startswith(top + os.sep):
+                package = printable(os.path.relpath(top, root_folder))
+                raise BadInput(
+                    f"{printable(os.path.relpath(path, root_folder))} is a link that leads out of "
+                    "the local package "
+                    f"{package}: put what it names into {package}"
+                )
+            add(b"link", os.fsencode(target))
         elif stat.S_ISREG(os.lstat(path).st_mode):
             with open(regular_file.open_regular(path), "rb") as file:
                 add(b"file")
@@ -45,8 +58,9 @@ def digest_of_paths(root: Path, paths: tuple[str, ...], check: Callable[[], None
                     check()
                     add(block)
 
+    root_folder = os.path.normpath(root)
     for relative in paths:
-        top = os.path.join(root, relative)
+        top = os.path.normpath(os.path.join(root, relative))
         add(os.fsencode(relative))
         if os.path.isdir(top):
             for folder, folders, names in os.walk(top):
@@ -57,7 +71,7 @@ def digest_of_paths(root: Path, paths: tuple[str, ...], check: Callable[[], None
                     check()
                     path = os.path.join(folder, name)
                     add(os.fsencode(os.path.relpath(path, top)))
-                    add_file(path)
+                    add_file(path, top)
         else:
-            add_file(os.path.realpath(top))
+            add_file(os.path.realpath(top), top)
     return total.hexdigest()

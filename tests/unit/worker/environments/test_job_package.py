@@ -1,10 +1,15 @@
 """The file of a job's copy that has the version of its package."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from train_classifier.worker.environments.job_package import write_version_part
+from train_classifier.worker.environments.job_package import (
+    REPOSITORY,
+    add_built_part,
+    write_version_part,
+)
 
 
 def write(root: Path, file: str) -> str:
@@ -41,3 +46,30 @@ def test_file_elsewhere_is_not_written(tmp_path: Path, file: str, problem: str) 
     assert problem in write(root, file)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["link", "out", "src", "workspace"]
     assert not Path("/x.py").exists()
+
+
+def test_modules_that_the_build_made_are_added(tmp_path: Path) -> None:
+    site, workspace = tmp_path / "site", tmp_path / "workspace"
+    library = site / "lib" / "python3.11" / "site-packages"
+    for name, url in (("shapes-1", REPOSITORY), ("other-1", f"{REPOSITORY}/lib")):
+        info = library / f"{name}.dist-info"
+        info.mkdir(parents=True)
+        (info / "direct_url.json").write_text(json.dumps({"url": url}))
+        (info / "RECORD").write_text(
+            "shapes/fast.so,sha256=x,1\nshapes/code.py,,\nshapes/_version.py,,\nsrc/a.so,,\n../x.so,,\ntop.so,,\nshapes/no.so,,\nlink/x.so,,\n"
+        )
+    (library / "broken.dist-info").mkdir()
+    (library / "broken.dist-info" / "direct_url.json").write_text("[]")
+    for folder in (library / "shapes", library / "link", workspace / "shapes"):
+        folder.mkdir(parents=True)
+    for name in ("shapes/fast.so", "shapes/code.py", "link/x.so"):
+        (library / name).write_text("built")
+    (workspace / "shapes" / "code.py").write_text("own")
+    (library / "shapes" / "_version.py").write_text("built")
+    (library / "shapes" / "no.so").symlink_to("/etc/hostname")
+    (workspace / "link").symlink_to("shapes")
+    request = {"site": str(site), "workspace": str(workspace)}
+    assert add_built_part(request) == {"names": ["shapes/fast.so", "shapes/_version.py"]}
+    files = {path.name: path.read_text() for path in (workspace / "shapes").iterdir()}
+    assert files == {"fast.so": "built", "_version.py": "built", "code.py": "own"}
+    assert add_built_part({**request, "site": str(tmp_path / "nowhere")}) == {"names": []}

@@ -6,22 +6,34 @@ from pathlib import Path
 
 import pytest
 
-from train_classifier.core.errors import Cancelled, NotReady
+from train_classifier.core.errors import BadInput, Cancelled, NotReady
 from train_classifier.worker.environments import build_folder
 from train_classifier.worker.environments.local_packages import digest_of_paths
 from train_classifier.worker.state import file_trees
 
 
 def test_links_count_by_their_target(tmp_path: Path) -> None:
-    for name in ("one", "two", "package"):
+    for name in ("package", "package/one", "package/two"):
         (tmp_path / name).mkdir()
     digests = set()
-    for target in ("../one", "../two", "../one/missing"):
+    for target in ("one", "./two", "one/missing"):
         (tmp_path / "package" / "data").symlink_to(target)
         digests.add(digest_of_paths(tmp_path, ("package",)))
         (tmp_path / "package" / "data").unlink()
     digests.add(digest_of_paths(tmp_path, ("package",)))
     assert len(digests) == 4
+
+
+@pytest.mark.parametrize("target", ["../one", "/etc/hostname", "two/../../one", "../package2"])
+def test_link_out_of_a_package_is_refused(tmp_path: Path, target: str) -> None:
+    (tmp_path / "package" / "two").mkdir(parents=True)
+    (tmp_path / "package" / "data").symlink_to(target)
+    with pytest.raises(
+        BadInput, match="package/data is a link that leads out of the local package package: put"
+    ):
+        digest_of_paths(tmp_path, ("package",))
+    # Of the whole repository such a link is only told.
+    assert digest_of_paths(tmp_path, (".",))
 
 
 def test_cancel_ends_the_reading_of_a_large_package(tmp_path: Path) -> None:
