@@ -134,8 +134,8 @@ def add_built_files(context: Context, environment: Environment, workspace: Path)
 def add_built_part(request: dict[str, Any]) -> dict[str, Any]:
     """Add what the package built from the workspace has more than it; return the first names.
 
-    The request: `site`, `workspace`. A folder that the workspace does not have shadows nothing: the job imports
-    it from the environment.
+    The request: `site`, `workspace`. What lies in folders that the workspace does not have, the job imports
+    from the environment.
     """
     names: list[str] = []
     for site in (Path(request["site"]), *Path(request["site"]).glob("lib/python3.*/site-packages")):
