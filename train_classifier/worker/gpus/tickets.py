@@ -36,7 +36,8 @@ MOST_NUMBER = 999_999_999_999
 #: Bytes of a ticket.
 MOST_BYTES = 1 << 16
 STATES = ("new", "preparing", "waiting", "granted")
-_GPU = re.compile(r"[!-+.-~][!-+.-~-]{0,127}\Z")
+#: The UUID of a GPU, as far as it is checked.
+GPU = re.compile(r"[!-+.-~][!-+.-~-]{0,127}\Z")
 
 
 class InvalidFile(Exception):
@@ -198,7 +199,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "gpus": lambda value: (
         isinstance(value, list)
         and len(value) <= 1024
-        and all(isinstance(uuid, str) and _GPU.match(uuid) for uuid in value)
+        and all(isinstance(uuid, str) and GPU.match(uuid) for uuid in value)
     ),
     "since": _is_time,
     "since_boot": _is_time,

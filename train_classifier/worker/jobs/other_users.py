@@ -11,6 +11,7 @@ from train_classifier.core.errors import NotReady
 from train_classifier.core.job import JOB_ID
 from train_classifier.worker.containers import engine
 from train_classifier.worker.gpus import gpu_queue
+from train_classifier.worker.gpus.tickets import GPU
 from train_classifier.worker.system.host import Host, account_name
 
 #: Most jobs that are shown.
@@ -69,7 +70,7 @@ def _from_containers() -> list[dict[str, Any]]:
         phase = "training" if labels.get(f"{engine.LABEL}.kind") == "job" else None
         uid = labels.get(f"{engine.LABEL}.uid", "")
         user = account_name(int(uid)) if _UID.match(uid) else None
-        gpus = [gpu for gpu in labels.get(f"{engine.LABEL}.gpus", "").split(",") if gpu.isprintable() and gpu]
+        gpus = [gpu for gpu in labels.get(f"{engine.LABEL}.gpus", "").split(",") if GPU.match(gpu)]
         entries.append(_entry(labels.get(f"{engine.LABEL}.job", ""), user, "running", phase, gpus[:64]))
     return entries
 

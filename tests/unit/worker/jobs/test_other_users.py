@@ -76,7 +76,10 @@ def test_only_the_form_of_a_job_is_shown(
     tmp_path: Path, running: list[SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running += [container(name) for name in ("", "\x1b[31m", "../x", FIRST + "\n", "last")]
-    running += [container(FIRST, kind="\x1b", uid="9" * 40, gpus="\x1b[2J,GPU-1"), SimpleNamespace(attrs={})]
+    running += [
+        container(FIRST, kind="\x1b", uid="9" * 40, gpus=f"\x1b[2J,GPU-1,{'x' * 129}"),
+        SimpleNamespace(attrs={}),
+    ]
     path = enqueue(tmp_path, SECOND)
     path.write_text(json.dumps({**json.loads(path.read_text()), "model": "\x1b[31m"}))
     assert listed(tmp_path) == [(FIRST, "running", None, None, None, ["GPU-1"])]
