@@ -196,6 +196,7 @@ class GitHub:
 
     @property
     def has_credentials(self) -> bool:
+        """Whether requests carry a credential."""
         return bool(self._pat or self._app_id)
 
     # --- one request -------------------------------------------------------------------------------------
@@ -327,9 +328,11 @@ class GitHub:
         return next((r for r in self.runners() if r["name"].casefold() == name.casefold()), None)
 
     def registration_token(self) -> str:
+        """Return a new token for config.sh, which lasts an hour. Raises ApiError."""
         return str(self.call("POST", f"{self.scope.path}/actions/runners/registration-token")["token"])
 
     def remove_token(self) -> str:
+        """Return a new token for config.sh remove, which lasts an hour. Raises ApiError."""
         return str(self.call("POST", f"{self.scope.path}/actions/runners/remove-token")["token"])
 
     def delete(self, runner_id: int) -> bool:
@@ -351,6 +354,7 @@ class GitHub:
             self.call("DELETE", path)
 
     def downloads(self) -> list[dict[str, Any]]:
+        """Return the archives of the runner that the scope may download. Raises ApiError."""
         answer: list[dict[str, Any]] = self.call("GET", f"{self.scope.path}/actions/runners/downloads")
         return answer
 
@@ -440,6 +444,7 @@ def _rate_limit_wait_s(headers: Message, otherwise: float) -> float:
 
 
 def archive_name(version: str, architecture: str) -> str:
+    """Return the file name of a release of the runner."""
     return f"actions-runner-linux-{architecture}-{version}.tar.gz"
 
 

@@ -19,6 +19,7 @@ options: {}
 
 
 def slug(text: str) -> str:
+    """Return a text as it may stand in a label."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
@@ -58,6 +59,7 @@ def answer_of(command: list[str]) -> tuple[str | None, str]:
 
 
 def main() -> None:
+    """Return the labels of the cards of this host."""
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
     smi = shutil.which("nvidia-smi")
     if not smi:

@@ -86,7 +86,8 @@ def facts(folder: Path, record_file: Path, description_file: str) -> dict[str, A
     }
 
 
-def act(verb: str, folder: Path, record: Path, params: dict[str, Any]) -> bool:
+def change(verb: str, folder: Path, record: Path, params: dict[str, Any]) -> bool:
+    """Change the instance, whose lock is held; return whether anything changed. Raises LocalError."""
     user = params["user"]
     if verb == "install":
         if not read_record(record):
@@ -107,6 +108,7 @@ def act(verb: str, folder: Path, record: Path, params: dict[str, Any]) -> bool:
 
 
 def main() -> None:
+    """Do what the verb says."""
     module = AnsibleModule(
         argument_spec={
             "verb": {
@@ -164,7 +166,7 @@ def main() -> None:
         if module.check_mode:
             module.exit_json(changed=verb in ("install", "configure") or record.exists() or folder.exists())
         with locked(record):
-            changed = act(verb, folder, record, params)
+            changed = change(verb, folder, record, params)
     except LocalError as error:
         module.fail_json(msg=str(error))
     except OSError as error:

@@ -24,13 +24,6 @@ options:
     choices: [scope, find, token, delete, labels, download, sweep]
 """
 
-RETURN = r"""
-runner:
-  description: The entry of the asked name, null when there is none.
-  type: dict
-  returned: verb is find
-"""
-
 LINUX = "linux"
 
 
@@ -63,16 +56,18 @@ def scope(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]
 
 
 def find(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Return the entry of a name, and whether it is the one that the record on the host means."""
     runner = github.find(params["name"])
     own = runner is not None and is_own(runner, params["id"], params["host_label"])
     return {"runner": _brief(runner) if runner else None, "own": own}
 
 
 def token(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Return a token to register or to remove a runner."""
     if check:
         return {"changed": True, "token": ""}
-    minted = github.remove_token() if params["kind"] == "remove" else github.registration_token()
-    return {"changed": True, "token": minted}
+    make = github.remove_token if params["kind"] == "remove" else github.registration_token
+    return {"changed": True, "token": make()}
 
 
 def delete(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, Any]:
@@ -109,9 +104,8 @@ def download(github: GitHub, params: dict[str, Any], check: bool) -> dict[str, A
             continue
         if version and entry["filename"] != filename:
             continue
-        offered = entry["filename"].rsplit("-", 1)[1].removesuffix(".tar.gz")
         return {
-            "version": offered,
+            "version": entry["filename"].rsplit("-", 1)[1].removesuffix(".tar.gz"),
             "url": entry["download_url"],
             "filename": entry["filename"],
             "sha256": entry.get("sha256_checksum", ""),
@@ -159,6 +153,7 @@ VERBS = {f.__name__: f for f in (scope, find, token, delete, labels, download, s
 
 
 def main() -> None:
+    """Do what the verb says."""
     module = AnsibleModule(
         argument_spec={
             "verb": {"required": True, "choices": sorted(VERBS)},

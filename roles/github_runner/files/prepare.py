@@ -137,6 +137,7 @@ def repair_ownership(work: Path, uid: int, gid: int) -> tuple[int, int]:
 
 
 def client(instance: dict[str, Any]) -> GitHub:
+    """Return GitHub's API with the App of this host. Raises ApiError."""
     app = json.loads((ETC / "app.json").read_text())
     key = ETC / "app.pem"
     mode = key.stat()
@@ -212,6 +213,7 @@ def delay_s(name: str, failed: bool) -> float:
 
 
 def prepare(name: str, instance: dict[str, Any]) -> None:
+    """Make an instance ready to start. Raises LocalError and ApiError."""
     account = pwd.getpwnam(instance["user"])
     folder = Path(instance["folder"])
     record = ETC / "records" / f"{name}.json"
@@ -235,6 +237,7 @@ def prepare(name: str, instance: dict[str, Any]) -> None:
 
 
 def main(name: str) -> int:
+    """Prepare the instance that systemd is about to start; return the exit status."""
     instance = json.loads((ETC / "instances" / f"{name}.json").read_text())
     try:
         prepare(name, instance)

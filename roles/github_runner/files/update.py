@@ -36,6 +36,7 @@ POLL_S = 2
 
 
 def numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, for comparisons."""
     return tuple(int(part) if part.isdigit() else 0 for part in version.split("."))
 
 
@@ -62,6 +63,7 @@ def update(name: str, instance: dict[str, Any], archive: Path, version: str) -> 
 
 
 def main() -> int:
+    """Update every instance that is behind, each once it is idle; return the exit status."""
     settings = json.loads((ETC / "update.json").read_text())
     instances = {path.stem: json.loads(path.read_text()) for path in (ETC / "instances").glob("*.json")}
     holds = {name: RUN / f"hold-{name}" for name in instances}
