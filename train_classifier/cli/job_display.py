@@ -50,7 +50,7 @@ def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> Exit
         if unpacked and unpacked.get("reason") != result.get("reason"):
             hint = fetching.complete_hint(located.host, located.id, unpacked.get("hint"))
             rows += [("not packed", unpacked.get("reason")), ("hint", hint)]
-    else:
+    elif status.get("message") != status.get("phase"):
         rows.append(("message", status.get("message") or None))
     rows += [("note", note) for note in status.get("notes") or []]
     rows += _times(status, result)

@@ -17,7 +17,8 @@ import pytest
 from ordinary_user import NOBODY, as_ordinary_user
 
 from train_classifier.ansible_bridge import inventory as inventories
-from train_classifier.cli import app
+from train_classifier.cli import app, job_display
+from train_classifier.cli.console import Console
 from train_classifier.controller import find_jobs, steps
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput, ExitCode, NotReady, TrainClassifierError
@@ -79,6 +80,18 @@ def test_a_job_that_was_never_started_is_not_waited_for(
     code, out, err = command(*words, OLD)
     assert (code, out) == (ExitCode.NOT_READY, "")
     assert f"Job {OLD} on one was never started" in err and "Start the training again" in err
+
+
+@pytest.mark.parametrize(("message", "is_shown"), [("training", False), ("2 jobs are before this one", True)])
+def test_status_names_the_phase_once(
+    message: str, is_shown: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status = {"state": "running", "phase": "training", "message": message}
+    located = find_jobs.LocatedJob(RemoteHost("one"), {"id": OLD, "status": status})
+    monkeypatch.setattr(find_jobs, "find_job", lambda *_: located)
+    job_display.show_status([], OLD, Console())
+    rows = [line.split()[0] for line in capfd.readouterr().out.splitlines()]
+    assert ("message" in rows) is is_shown, rows
 
 
 def test_beginning_of_an_id_needs_an_answer_of_every_host(tmp_path: Path) -> None:
