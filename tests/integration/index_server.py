@@ -42,11 +42,11 @@ def wheel(
     return f"{name}-{version}-{tag}.whl", buffer.getvalue()
 
 
-def sdist(name: str, version: str, backend: str) -> tuple[str, bytes]:
-    """Make a source distribution whose build back end is `backend`, a module in it that needs nothing else."""
+def sdist(name: str, version: str, backend: str, requires: Sequence[str] = ()) -> tuple[str, bytes]:
+    """Make a source distribution whose build back end is `backend`, a module in it that needs `requires`."""
     texts = {
         "PKG-INFO": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
-        "pyproject.toml": PYPROJECT,
+        "pyproject.toml": PYPROJECT.replace("[]", str([*requires]), 1),
         "backend.py": backend + BACKEND.format(name=name, version=version),
     }
     buffer = io.BytesIO()

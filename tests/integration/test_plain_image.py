@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import tarfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import docker
 import pytest
 from index_server import serve, wheel
-from worker_site import Site, image_after, site, tmp_path, uv
+from worker_site import PLAIN_VERSION as VERSION
+from worker_site import Site, plain_reference, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.job import JobSpec, Repository
@@ -24,27 +21,8 @@ from train_classifier.worker.jobs.run import JobRun, add_packages, build_environ
 from train_classifier.worker.system.host import Host
 from train_classifier.worker.transfer import workspace_copy
 
-__all__ = ["site", "tmp_path", "uv"]
+__all__ = ["plain_reference", "site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
-
-VERSION = "3.9"
-#: Large parts of an interpreter that nothing here needs.
-LEFT_OUT = ("__pycache__", "test", "idlelib", "share", "config-")
-
-
-@pytest.fixture(scope="module")
-def plain_reference(engine: docker.DockerClient, base_image: str) -> Iterator[str]:
-    folders = sorted(Path.home().glob(f".pyenv/versions/{VERSION}.*"))
-    if not folders:
-        pytest.skip(f"no Python {VERSION} on this machine")
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w") as archive:
-        archive.add(
-            folders[0], "usr/local",
-            filter=lambda entry: None if Path(entry.name).name.startswith(LEFT_OUT) else entry,
-        )  # fmt: skip
-    with image_after(engine, base_image, "python", ["/sbin/ldconfig"], content=content.getvalue()) as image:
-        yield image
 
 
 def resolve(site: Site, **settings: object) -> Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from hosts.caller import Caller, archived
 from hosts.machine import TestHost
 from hosts.play import play
 from loopback.world import tail
+from worker_site import PLAIN_VERSION, plain_reference
 
+__all__ = ["plain_reference"]
 pytestmark = [pytest.mark.engine, pytest.mark.host]
 
 ADDRESS = "127.0.0.1:5000"
@@ -23,6 +26,11 @@ storage: {filesystem: {rootdirectory: /var/lib/docker/test-registry}}
 http: {addr: 127.0.0.1:5000}
 auth: {htpasswd: {realm: test, path: /root/htpasswd}}
 """
+#: The same images without a login, as a mirror of Docker's registry has them.
+MIRROR_ADDRESS = "127.0.0.1:5001"
+MIRROR = CONFIG.replace(ADDRESS, MIRROR_ADDRESS).partition("auth:")[0]
+ENGINE = "/etc/docker/daemon.json"
+SETTINGS = "/var/lib/train-classifier/host.json"
 LOGIN = f"echo 'pa ss' | docker login -u team --password-stdin {ADDRESS}"
 
 
@@ -88,6 +96,80 @@ def test_private_image_is_pulled_with_the_users_login(
     away = caller.run(*words)
     assert away.returncode == 9, tail(away.stderr)
     assert b"cannot be pulled" in away.stderr and b"connection refused" in away.stderr
+
+
+@pytest.fixture
+def plain_registry(ssh_host: TestHost, registry: str, plain_reference: str) -> Iterator[str]:
+    """The repository of plain images in the registry, which has one; also in a mirror of Docker's registry."""
+    repository = f"{ADDRESS}/library/python"
+    pushed = f"{repository}:{PLAIN_VERSION}-slim"
+    ssh_host.load_image(plain_reference)
+    ssh_host.shell(
+        f"{LOGIN}; docker tag {plain_reference} {pushed}; docker push -q {pushed}; docker logout {ADDRESS}"
+    )
+    ssh_host.shell(
+        f"docker rmi {plain_reference} {pushed}; cp {SETTINGS} /root/host.json; cp {ENGINE} /root/daemon.json"
+    )
+    ssh_host.write("/root/mirror.yml", MIRROR)
+    ssh_host.shell("systemd-run -q --unit tc-mirror docker-registry serve /root/mirror.yml")
+    try:
+        yield repository
+    finally:
+        ssh_host.shell(
+            f"cp -p /root/host.json {SETTINGS}; cp /root/daemon.json {ENGINE}; systemctl reload docker"
+        )
+        ssh_host.shell("systemctl stop tc-mirror")
+        ssh_host.shell(f"docker rmi {pushed} python:{PLAIN_VERSION}-slim", check=False)
+
+
+def test_plain_image_of_another_python_is_pulled(
+    ssh_host: TestHost, plain_registry: str, tmp_path: Path
+) -> None:
+    caller = Caller(ssh_host, tmp_path)
+    program = (
+        "import os, sys\nos.makedirs('artefacts', exist_ok=True)\nprint('Python', *sys.version_info[:2])\n"
+    )
+    caller.model("probe", f"{program}open('artefacts/x', 'w').write('x')\n")
+    settings = json.loads(ssh_host.shell(f"cat {SETTINGS}"))
+
+    def train(version: str, **images: str) -> subprocess.CompletedProcess[bytes]:
+        changed = {**settings, "images": {**settings["images"], **images}}
+        ssh_host.shell(f"cat >{SETTINGS} <<'END'\n{json.dumps(changed)}\nEND")
+        return caller.run(*caller.train("probe", "--gpus", "0", "--python", version))
+
+    own = f"{plain_registry}:{{version}}-slim"
+    refused = train(PLAIN_VERSION, python=own)
+    assert refused.returncode == 9, tail(refused.stderr)
+    assert f"docker login {ADDRESS}" in refused.stderr.decode()
+
+    ssh_host.shell(LOGIN, user="trainer")
+    missing = train("3.10", python=own)
+    assert missing.returncode == 9, tail(missing.stderr)
+    assert (
+        f"image {plain_registry}:3.10-slim is not on this host and cannot be pulled"
+        in missing.stderr.decode()
+    )
+    assert b"the registry has none of this name" in missing.stderr
+
+    away = train("3.10", **{"python3.10": "127.0.0.1:1/python:3.10"})
+    assert away.returncode == 9, tail(away.stderr)
+    assert b"connection refused" in away.stderr and b"training_host_images (python3.10)" in away.stderr
+
+    done = train(PLAIN_VERSION, python=own)
+    assert done.returncode == 0, tail(done.stderr)
+    assert f"pulling image {plain_registry}:{PLAIN_VERSION}-slim" in done.stderr.decode()
+    assert b"Python 3 9" in done.stdout + done.stderr
+
+    # The standard name, from a mirror of Docker's registry that the engine knows.
+    engine_settings = {
+        **json.loads(ssh_host.shell(f"cat {ENGINE}")),
+        "registry-mirrors": [f"http://{MIRROR_ADDRESS}"],
+    }
+    ssh_host.write(ENGINE, json.dumps(engine_settings))
+    ssh_host.shell("systemctl reload docker")
+    mirrored = train(PLAIN_VERSION)
+    assert mirrored.returncode == 0, tail(mirrored.stderr)
+    assert f"pulling image python:{PLAIN_VERSION}-slim" in mirrored.stderr.decode()
 
 
 def test_role_pulls_the_training_image(ssh_host: TestHost, registry: str, base_image: str) -> None:

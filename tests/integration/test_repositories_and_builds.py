@@ -17,6 +17,7 @@ from worker_site import Site, index, own_base, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.environments import environment
+from train_classifier.worker.environments.build_failures import PythonConflict
 
 __all__ = ["index", "own_base", "site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
@@ -109,3 +110,39 @@ def test_package_that_imports_another_while_it_is_built(site: Site, index: Index
         "built with the environment's own packages: flashy"
     )
     assert not any("train-classifier:" in message for message in site.messages)
+
+
+def test_package_is_built_with_the_framework_of_the_file(site: Site, index: Index) -> None:
+    for version in ("2.0", "3.0", "4.0"):
+        index.add(wheel("torch", version, f"version = '{version}'\n"))
+    index.add(sdist("ext", "1.0", "import torch\nSEEN = torch.version\n", requires=["torch"]))
+    # The cache of the first build has a package that was built with the other version.
+    for version in ("2.0", "3.0"):
+        built = site.prepare(f"torch=={version}\next\n")
+        assert site.run(site.find(), built, "import ext; print(ext.seen)") == f"{version}\n"
+        assert built.unisolated == ()
+
+
+def test_package_for_older_tools_is_built_with_them(site: Site, index: Index) -> None:
+    backend = (
+        "import setuptools\nif not hasattr(setuptools, 'old'):\n"
+        "    raise SystemExit('error in aged setup command: use_2to3 is invalid.')\nSEEN = setuptools.old\n"
+    )
+    index.add(
+        wheel("setuptools", "57.0", "old = True\n"),
+        sdist("aged", "1.0", backend, requires=["setuptools"]),
+        sdist("modern", "1.0", "", requires=["setuptools>=61"]),
+    )
+    built = site.prepare("aged\n")
+    assert "aged==1.0" in built.packages and "setuptools==57.0" not in built.packages
+    with pytest.raises(NoEnvironment) as raised:
+        site.prepare("aged\nmodern\n", repository="1" * 16)
+    assert "use_2to3 is invalid" in str(raised.value.detail)
+
+
+def test_failed_build_asks_for_the_python_that_has_wheels(site: Site, index: Index) -> None:
+    index.add(wheel("native", "1.0", tag="cp39-none-any"), sdist("native", "1.0", "raise OSError('no')\n"))
+    with pytest.raises(PythonConflict) as raised:
+        site.prepare("native\n")
+    assert raised.value.pythons == ("3.9",)
+    assert "for a version of native that has a wheel for Python 3.11" in str(raised.value.hint)

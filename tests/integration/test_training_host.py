@@ -97,6 +97,7 @@ def test_missing_engine_names_the_role_to_run(bare_host: TestHost, base_image: s
 def test_image_is_built_from_mirror_and_index(bare_host: TestHost) -> None:
     variables: dict[str, object] = {
         "training_host_image_source": "bootstrap",
+        "training_host_pythons": ["3.11", "3.13"],
         "training_host_users": ["trainer"],
         "train_classifier_environment": {"NO_PROXY": "only-for-the-build.invalid"},
     }
@@ -117,6 +118,13 @@ def test_image_is_built_from_mirror_and_index(bare_host: TestHost) -> None:
     )
     bare_host.docker("run", "--rm", "--network", "none", image, "sh", "-ec", command)
     bare_host.docker("run", "--rm", "--network", "none", image, "python3", "-c", libraries)
+    images = json.loads(bare_host.shell(f"cat {ROOT}/host.json"))["images"]
+    for version in ("3.11", "3.13"):
+        show = "import sys; print('%d.%d' % sys.version_info[:2])"
+        plain = images[f"python{version}"]
+        shown = bare_host.docker("run", "--rm", "--network", "none", plain, "python3", "-c", show)
+        assert shown.strip() == version
+        bare_host.docker("run", "--rm", "--network", "none", plain, "sh", "-ec", command)
     # The machine's proxies and bundle served the build; the image knows nothing of them.
     lines = json.loads(bare_host.docker("image", "inspect", image))[0]["Config"]["Env"]
     assert not [line for line in lines if line.split("=")[0] in ("NO_PROXY", "SSL_CERT_FILE", "UV_CACHE_DIR")]

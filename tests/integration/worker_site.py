@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import multiprocessing
 import os
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -35,6 +37,10 @@ from train_classifier.worker.system.host import Host
 #: The host's own: the interpreter of the tests may be out of that user's reach.
 PYTHON = "/usr/bin/python3"
 CA = Path("/etc/ssl/certs/ca-certificates.crt")
+#: The Python of the plain image.
+PLAIN_VERSION = "3.9"
+#: Large parts of an interpreter that nothing here needs.
+LEFT_OUT = ("__pycache__", "test", "idlelib", "share", "config-")
 JOB = "20260101-000000-0000{:04x}"
 
 
@@ -238,3 +244,19 @@ def numpy_image(engine: docker.DockerClient, base_image: str, uv: Path) -> Itera
         environment={"SSL_CERT_FILE": "/ca.pem"},
     ) as image_of_test:  # fmt: skip
         yield image_of_test
+
+
+@pytest.fixture(scope="session")
+def plain_reference(engine: docker.DockerClient, base_image: str) -> Iterator[str]:
+    """A plain image of Python 3.9, made of an interpreter of this machine."""
+    folders = sorted(Path.home().glob(f".pyenv/versions/{PLAIN_VERSION}.*"))
+    if not folders:
+        pytest.skip(f"no Python {PLAIN_VERSION} on this machine")
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        archive.add(
+            folders[0], "usr/local",
+            filter=lambda entry: None if Path(entry.name).name.startswith(LEFT_OUT) else entry,
+        )  # fmt: skip
+    with image_after(engine, base_image, "python", ["/sbin/ldconfig"], content=content.getvalue()) as image:
+        yield image

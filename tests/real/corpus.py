@@ -15,7 +15,8 @@ from typing import Any
 
 from train_classifier.core import requirements_file
 from train_classifier.core.errors import NoEnvironment
-from train_classifier.worker.environments import build_failures, environment_build, environment_plan
+from train_classifier.core.options import PYTHONS
+from train_classifier.worker.environments import build_failures, environment_plan
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 
 HERE = Path(__file__).parent
@@ -56,9 +57,10 @@ def outcome(name: str, folder: Path, uv: str) -> str:
     workspace = folder / "workspace"
     (workspace / "m").mkdir(parents=True)
     (workspace / "m" / "__main__.py").write_text(CODE)
-    (workspace / "m" / "requirements.txt").write_text((HERE / "requirements" / f"{name}.txt").read_text())
+    (workspace / "m" / "requirements.txt").write_bytes((HERE / "requirements" / f"{name}.txt").read_bytes())
     requirements = requirements_file.parse(workspace, "m")
-    assert requirements.problems == ()
+    if requirements.problems:
+        return requirements.problems[0]
     settings: dict[str, Any] = {"variables": {}, "source": ""}
     plans = {
         "image": environment_plan.over_image(PACKAGES, True, workspace, requirements, settings),
@@ -79,7 +81,7 @@ def outcome(name: str, folder: Path, uv: str) -> str:
             reason = error.reason
         except NoEnvironment as error:
             return error.reason
-    fitting = program.fitting_pythons({**arguments, "pythons": environment_build.PYTHONS})
+    fitting = program.fitting_pythons({**arguments, "pythons": PYTHONS})
     if fitting and PYTHON not in fitting:
         return f"Python {build_failures.python_span(fitting)}"
     return reason
@@ -94,7 +96,7 @@ def prepare(plan: EnvironmentPlan, folder: Path, uv: str) -> dict[str, Any]:
         "uv": uv, "shared": True, "isolated": plan.isolated, "site": str(folder / "site"),
         "requirements": str(folder / "requirements.txt"), "constraints": str(folder / "constraints.txt"),
         "options": plan.command_line(), "by_name": not plan.hashed(), "pins": plan.frozen(), "package": None,
-        "aliases": plan.aliases, "repository": str(folder),
+        "aliases": plan.aliases, "repository": str(folder), "build_constraints": [], "wheels_only": True,
     }  # fmt: skip
 
 

@@ -44,6 +44,9 @@ _ARCHIVES = (".whl", ".zip", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 #: A local path in the form of a URL, also after the name of a version control system.
 _FILE_URL = re.compile(r"(?:[a-z0-9.-]+\+)?file:", re.IGNORECASE)
+_WINDOWS_PATH = re.compile(r"[A-Za-z]:[\\/]")
+#: What ssh and git write as an address, and pip does not take.
+_SSH_ADDRESS = re.compile(r"(?:^| )git\+(?P<host>[\w.-]+@[\w.-]+):(?P<path>[^\s/]\S*)\Z")
 #: Where a package of uv.lock comes from.
 _LOCK_SOURCE = re.compile(r"^source = \{ (?P<kind>[a-z]+) = \"(?P<place>[^\"\n]*)\"", re.MULTILINE)
 #: The repository itself, with extras.
@@ -65,6 +68,24 @@ SHORT = {
 INDEXES = ("--index-url", "--extra-index-url")
 #: pip's own switches: they mean nothing to uv, and leaving them out changes no result.
 IGNORED = ("--use-feature", "--prefer-binary")
+NO_OPTION = "no requirements file can have this option: remove it"
+#: Options of pip's command line that people write behind a requirement.
+_MISPLACED = re.compile(r" (?P<option>(?:-[a-zA-Z]|--[a-z][a-z-]+)(?:[ =].*)?)\Z")
+#: Lines that people write and no requirements file has, and what to write instead.
+_ADVICE = (
+    (r"!?(?:python3? -m )?pip3? install ", "write what follows pip install, one requirement a line"),
+    (r"Package Version\Z|-+ -+\Z", "this is the table of pip list: pip freeze prints what such a file has"),
+    (
+        rf"({NAME})=([^=\s]+)=\S+\Z",
+        "this is conda's list: write {0}=={1}, as pip list --format=freeze does",
+    ),
+    (rf"({NAME}) ?= ?(\d[\w.+*]*)\Z", "write {0}=={1}"),
+    (rf"({NAME}) v?(\d[\w.+]*)\Z", "write {0}=={1}"),
+    (r"[\"'](.*)[\"']\Z", "write it without quotation marks"),
+    (r"-(?: [A-Za-z0-9]|\Z)", "write it without the dash"),
+    (r".*=[><]", "write >= or <="),
+    (rf"{NAME}(?: ?, ?| ){NAME}(?:[ ,]|\Z)", "write one requirement a line"),
+)
 REQUIREMENTS = "requirements.txt"
 MOST_FILES = 100
 MOST_BYTES = 4 << 20
@@ -72,6 +93,8 @@ MOST_BYTES = 4 << 20
 MOST_LINES = 20000
 MOST_LINE = 1 << 16
 MOST_PROBLEMS = 20
+#: Most characters of a line that are looked at for advice.
+MOST_ADVISED = 300
 #: Files that are read when there is no requirements.txt, and one that is not.
 LOCK = "uv.lock"
 CONDA = ("environment.yml", "environment.yaml")
@@ -157,6 +180,9 @@ class _Reader:
             return decode(
                 regular_file.read(self.root / relative, most_bytes, within=os.path.realpath(self.root))
             )
+        except UnicodeDecodeError:
+            self.problems.append(f"{location}: {relative} is not text in UTF-8: save it as UTF-8")
+            return ""
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             self.problems.append(f"{location}: {relative} cannot be read: {reason}")
@@ -183,7 +209,11 @@ class _Reader:
             if len(self.problems) > MOST_PROBLEMS:
                 return
             if len(line) > MOST_LINE or "\0" in line:
-                why = "holds a NUL" if "\0" in line else f"is longer than {MOST_LINE} characters"
+                why = (
+                    "holds a NUL: save the file as UTF-8"
+                    if "\0" in line
+                    else f"is longer than {MOST_LINE} characters"
+                )
                 self.problems.append(f"{relative}:{number}: the line {why}")
                 continue
             self.line(line, relative, f"{relative}:{number}", constraint)
@@ -302,12 +332,17 @@ class _Reader:
         archive = head.endswith(_ARCHIVES) and not (match and match["url"])
         match = None if archive else match
         path = match["url"] or "" if match else head.split(" ;")[0].split(" --")[0].strip()
+        problem = self.misplaced(match, head)
+        if problem:
+            self.problems.append(f"{location}: {problem}")
+            return
         extras = path.find("[", path.rfind("]", 0, -1) + 1) if path.endswith("]") else -1
         bare = path[:extras] if extras >= 0 else path
-        if _FILE_URL.match(path):
-            self.problems.append(
-                f"{location}: {path!r} is a path of one machine; write it relative to the repository"
-            )
+        if _FILE_URL.match(path) or _WINDOWS_PATH.match(path):
+            instead = "write it relative to the repository"
+            if match:
+                instead = f"pip freeze prints it under conda: write {match['name']}==VERSION"
+            self.problems.append(f"{location}: {path!r} is a path of one machine; {instead}")
             return
         local = bool(path) and not _URL.match(path) and "${" not in path
         if local and (match or "/" in bare or bare.startswith(".") or bare.endswith(_ARCHIVES)):
@@ -319,9 +354,28 @@ class _Reader:
                 return
             self.paths.append(local_path)
         elif not match and not _URL.match(path) and "${" not in path:
-            self.problems.append(f"{location}: not a requirement: {line!r}")
+            self.problems.append(f"{location}: not a requirement: {line!r}{_advice(line)}")
             return
         (self.constraints if constraint else self.lines).append(line)
+
+    def misplaced(self, match: "Optional[re.Match[str]]", head: str) -> str:
+        """Return why a line that pip cannot install is refused, "" if nothing is known about it."""
+        text = _single_blanks(head)[:MOST_ADVISED]
+        option, address = _MISPLACED.search(text), _SSH_ADDRESS.search(text)
+        if not match and option:
+            name = option["option"].replace("=", " ").split()[0]
+            is_known = name in OPTIONS or name in SHORT
+            advice = "write it on a line of its own" if is_known else NO_OPTION
+            return f"{option['option']!r} behind a requirement: {advice}"
+        if address:
+            return f"{text!r} is no address for pip: write git+ssh://{address['host']}/{address['path']}"
+        if re.match(r"https?://\S+\.git(?:@\S*)?\Z", text):
+            return f"{text!r} is no archive: write git+{text}"
+        if match and match["name"].lower() == "python":
+            return f'{text!r}: Python is no package: write python = "3.N" into train-classifier.toml instead'
+        if re.match(r"pkg[-_]resources==0\.0\.0\Z", text):
+            return f"{text!r} is no package, though pip freeze of some systems prints it: remove the line"
+        return ""
 
     def option(self, line: str, relative: str, location: str, constraint: bool) -> None:
         match = _OPTION.match(line)
@@ -339,7 +393,8 @@ class _Reader:
         elif name in ("--requirement", "--constraint"):
             self.include(value, relative, location, constraint or name == "--constraint", line)
         elif name not in OPTIONS:
-            self.problems.append(f"{location}: unknown option {line.split()[0]!r}")
+            advice = _advice(line) or f"; {NO_OPTION}"
+            self.problems.append(f"{location}: unknown option {line.split()[0]!r}{advice}")
         elif OPTIONS[name] and not value:
             self.problems.append(f"{location}: {line!r} lacks its value")
         elif name not in IGNORED:
@@ -375,6 +430,16 @@ def _single_blanks(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
+def _advice(line: str) -> str:
+    """Return what to write instead of a line, "" if nothing is known."""
+    text = _single_blanks(line)[:MOST_ADVISED]
+    for pattern, advice in _ADVICE:
+        match = re.match(pattern, text)
+        if match:
+            return "; " + advice.format(*match.groups())
+    return ""
+
+
 def _instead(requirements: str) -> str:
     return f"write the packages into {requirements} (empty: those of the image)"
 
@@ -382,7 +447,8 @@ def _instead(requirements: str) -> str:
 def _not_editable(value: str) -> str:
     """Return the requirement that installs what `-e VALUE` names: a path, or `NAME @ git+https://…`."""
     if not _REPOSITORY.match(value):
-        return value if value.startswith(".") else f"./{value}"
+        outside = value.startswith((".", "/")) or _FILE_URL.match(value) or _WINDOWS_PATH.match(value)
+        return value if outside else f"./{value}"
     url, _, fragment = value.partition("#")
     parts = dict(part.partition("=")[::2] for part in fragment.split("&"))
     name = re.match(rf"{NAME}(?:\[[^\]]*\])?", parts.get("egg", ""))

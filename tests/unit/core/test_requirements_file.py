@@ -216,7 +216,33 @@ def test_files_that_include_each_other_end(repository: Path) -> None:
         ("six 1.16", "not a requirement"),
         ("six=1.16", "not a requirement"),
         ("$(id)", "not a requirement"),
-        (b"\xff\xfe\xff", "cannot be read"),
+        (b"\xff\xfe\xff", "is not text in UTF-8: save it as UTF-8"),
+        ("six # für".encode("latin-1"), "is not text in UTF-8: save it as UTF-8"),
+        (
+            "numpy @ file:///croot/numpy_and_numpy_base_1682/work",
+            "prints it under conda: write numpy==VERSION",
+        ),
+        ("numpy=1.21.2=py39h20f2e39_0", "this is conda's list: write numpy==1.21.2"),
+        ("numpy=1.21.2", "write numpy==1.21.2"),
+        ("numpy      1.26.4", "write numpy==1.26.4"),
+        ("Package    Version", "this is the table of pip list"),
+        ("!pip install six", "write what follows pip install"),
+        ("python>=3.8", 'write python = "3.N" into train-classifier.toml'),
+        ("pkg-resources==0.0.0", "remove the line"),
+        ("https://github.com/openai/CLIP.git", "write git+https://github.com/openai/CLIP.git"),
+        ("-e git+git@github.com:me/lib.git#egg=lib", "write git+ssh://git@github.com/me/lib.git"),
+        ("-e file:///home/me/lib", "is a path of one machine"),
+        ("-e /home/me/lib", "is an absolute path"),
+        ("C:\\Users\\me\\lib.whl", "is a path of one machine"),
+        ("torch==1.9.0+cu111 -f https://h/torch_stable.html", "write it on a line of its own"),
+        ("torch --index-url https://download.pytorch.org/whl/cpu", "write it on a line of its own"),
+        ("flash-attn --no-build-isolation", "no requirements file can have this option: remove it"),
+        ("--no-cache-dir", "no requirements file can have this option: remove it"),
+        ("numpy scipy pandas", "write one requirement a line"),
+        ("numpy, scipy", "write one requirement a line"),
+        ("'six'", "without quotation marks"),
+        ("- numpy", "without the dash"),
+        ("numpy=>1.20", "write >= or <="),
     ],
 )
 def test_refused_with_file_and_line(repository: Path, text: str | bytes, problem: str) -> None:
@@ -348,3 +374,27 @@ def test_repository_that_has_to_be_built_is_a_local_package(repository: Path, li
     (repository / "mnist" / "requirements.txt").write_text(f"{line}\n")
     chosen = parse(repository, "mnist")
     assert (chosen.package, chosen.lines) == (None, (line,))
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("six==1.16.0\r\nnumpy\r\n".encode("utf-16"), ("six==1.16.0", "numpy")),
+        (b"\xef\xbb\xbfsix==1.16.0\r\nnumpy\r\n", ("six==1.16.0", "numpy")),
+        (b"six===1.16.0 # as it was\n", ("six===1.16.0",)),
+        (b"six @ https://h/six-1.16.0-py3-none-any.whl\n", ("six @ https://h/six-1.16.0-py3-none-any.whl",)),
+        (b"torch==2.1.0+cu121\n", ("torch==2.1.0+cu121",)),
+        (b"git+https://${TOKEN}@github.com/me/lib.git\n", ("git+https://${TOKEN}@github.com/me/lib.git",)),
+        (b"-e git+ssh://git@github.com/me/lib.git#egg=lib\n", ("lib @ git+ssh://git@github.com/me/lib.git",)),
+        (b"six==1.16.0 \\\n    --hash=sha256:8a \\\n    --hash=sha256:1e\n",
+         ("six==1.16.0     --hash=sha256:8a     --hash=sha256:1e",)),
+    ],
+)  # fmt: skip
+def test_forms_that_people_use(repository: Path, text: bytes, lines: tuple[str, ...]) -> None:
+    requirements = ask(repository, text)
+    assert (requirements.lines, requirements.problems) == (lines, ())
+
+
+def test_advice_about_a_long_line_takes_no_time(repository: Path) -> None:
+    for line in ("a " * 30000, "a" + " -" * 30000, "=" * 60000, "a" + " " * 60000 + "b", "'" * 60000):
+        assert len(ask(repository, line).problems) >= 1

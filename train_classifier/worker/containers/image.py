@@ -192,6 +192,8 @@ def _not_pulled(reference: str, detail: str) -> NoEnvironment:
         registry, _, path = reference.partition("/")
         command = f"docker login {registry}" if path and re.search(r"[.:]", registry) else "docker login"
         hint = f"if the image is private, log in once on the host, as the user that trains: {command}"
+    elif "manifest unknown" in detail or "not found" in detail:
+        hint = f"the registry has none of this name: correct {show_option('image')}, or images in host.json"
     return NoEnvironment(f"image {reference} is not on this host and cannot be pulled", hint, detail)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Optional
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.job import JobSpec
@@ -9,14 +10,19 @@ from train_classifier.core.options import show_option
 from train_classifier.worker.containers import image
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
+from train_classifier.worker.system.host import Host
+
+#: Of Docker's own registry; the engine's `registry-mirrors` serve it, too.
+DEFAULT = "python:{version}-slim"
+#: What the role training_host makes without a registry: the Pythons of Debian 12 and 13.
+BOOTSTRAPPED = ("3.11", "3.13")
 
 
 def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
     """Return the image of a job; a plain one where the job's has no Python that it runs with.
 
-    The plain image of 3.10 is `python3.10` in `images` of host.json, else python:3.10-slim. What only the
-    repository's files ask for stops no job: without a plain image it gets the usual one. Raises as
-    `image.resolve` does, and NoEnvironment for a `python` that cannot be had.
+    What only the repository's files ask for stops no job: without a plain image it gets the usual one.
+    Raises as `image.resolve` does, and NoEnvironment for a `python` that cannot be had.
     """
     usual = image.resolve(context, spec, with_gpu)
     own = usual.short_version
@@ -30,20 +36,13 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
         context.note(f"{required}, which is taken as asked")
         return usual
     nearest = nearest_python(pythons, usual)
-    reference = context.host.images.get(f"python{nearest}") or f"python:{nearest}-slim"
+    reference = reference_for(context.host, nearest)
     context.note(f"{required}: taking image {reference}")
     try:
         return _plain(context, dataclasses.replace(spec, image=reference), nearest)
     except NoEnvironment as error:
         if spec.python:
-            # The image that the role builds has the distribution's Python.
-            fix = None if error.hint == image.BOOTSTRAP else error.hint
-            way_out = (
-                f"name an image with Python {nearest} by {show_option('image')} or in training_host_images "
-                f"(python{nearest}), or {_own(own)}"
-            )
-            hint = "; or ".join(filter(None, (fix, way_out)))
-            raise NoEnvironment(error.reason, hint, error.detail) from error
+            raise NoEnvironment(error.reason, _way_out(error.hint, nearest, own), error.detail) from error
         context.note(f"{error.reason}: image {usual.reference} is taken, with Python {own}")
         return usual
 
@@ -52,9 +51,30 @@ def _own(version: str) -> str:
     return f"take the usual image's with {show_option('python')} {version}"
 
 
+def reference_for(host: Host, version: str) -> str:
+    """Return the reference of the plain image of a version of Python.
+
+    For 3.10 it is `python3.10` in `images` of host.json, else `python` there with 3.10 for `{version}`.
+    """
+    images = host.images
+    return images.get(f"python{version}") or images.get("python", DEFAULT).replace("{version}", version)
+
+
 def nearest_python(pythons: Sequence[str], usual: Image) -> str:
     """Return the version of Python that is nearest to an image's."""
     return min(pythons, key=lambda version: abs(int(version.partition(".")[2]) - usual.version[1]))
+
+
+def _way_out(hint: Optional[str], version: str, own: str) -> str:
+    """Return what to do without the plain image of a version; `hint` is that of the failed pull."""
+    made = f'make it on this host with the role training_host (training_host_pythons: ["{version}"])'
+    ways = (
+        hint if hint != image.BOOTSTRAP else made if version in BOOTSTRAPPED else None,
+        f"name an image with Python {version} by {show_option('image')} or in training_host_images "
+        f"(python{version})",
+        _own(own),
+    )
+    return "; or ".join(filter(None, ways))
 
 
 def _plain(context: Context, spec: JobSpec, version: str) -> Image:

@@ -17,6 +17,8 @@ UNREACHABLE = re.compile(
     r"|[Cc]onnection refused|timed out|network timeout|before message length|error decoding response body"
     r"|Hash mismatch"
 )
+#: The package that uv could not build.
+NOT_BUILT = re.compile(r"Failed to (?:download and )?build:? `([A-Za-z0-9][A-Za-z0-9._-]{0,100})(?:==| @ )")
 NO_SOLUTION = "No solution found"
 #: uv says that a version with sources alone was left out.
 SOURCES_LEFT_OUT = re.compile(r"usable wheels|building from source is disabled|no wheels")
@@ -102,10 +104,23 @@ def explain(
             f"add {package} to {place_to_edit(plan.file)}",
             detail,
         )
+    _explain_unknown(image, plan, lines[start:], status, detail)
+
+
+def _explain_unknown(
+    image: Image, plan: EnvironmentPlan, lines: list[str], status: int, detail: str
+) -> NoReturn:
     # Without an error of uv, the last line says most: a traceback ends with its exception.
-    reasons = [line for line in lines[start:] if line.startswith("error:")] or list(filter(None, lines))[-1:]
+    reasons = [line for line in lines if line.startswith("error:")] or list(filter(None, lines))[-1:]
     reason = short(reasons[0], MOST_LETTERS) if reasons else f"exit status {status}"
-    raise NotInstallable(f"{plan.file} cannot be installed: {reason}", detail=detail)
+    failed = NOT_BUILT.search(" ".join(lines))
+    hint = (
+        f"read the build's own message; or ask in {place_to_edit(plan.file)} for a version of {failed[1]} "
+        f"that has a wheel for Python {image.short_version}"
+        if failed
+        else None
+    )
+    raise NotInstallable(f"{plan.file} cannot be installed: {reason}", hint, detail)
 
 
 def _explain_conflict(image: Image, plan: EnvironmentPlan, sentence: str, detail: str) -> NoReturn:

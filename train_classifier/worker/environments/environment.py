@@ -125,6 +125,9 @@ def _choose(
         )
     except NoCommonSolution as error:
         cause = f"{requirements.name} {error.cause}"
+    except NotInstallable as error:
+        _ask_for_python(context, image, isolated, request, error)
+        raise
     context.say(f"{cause}: an isolated environment is tried")
     return _build_or_explain_python(context, image, isolated, request, cause)
 
@@ -165,19 +168,34 @@ def _build_or_explain_python(
     try:
         return build(context, image, plan, request.repository, reason)
     except NotInstallable as error:
-        if plan.lock:
-            raise
-        own = image.short_version
-        fitting = fitting_pythons(context, image, plan, request.repository)
-        if not fitting or own in fitting:
-            raise
-        version = nearest_python(fitting, image)
-        raise PythonConflict(
-            f"{plan.file} needs Python {python_span(fitting)}; image {image.reference} has Python {own}",
-            f'set python = "{version}" in train-classifier.toml, or give {show_option("python")}',
-            error.detail,
-            fitting,
-        ) from error
+        _ask_for_python(context, image, plan, request, error)
+        raise
+
+
+def _ask_for_python(
+    context: Context, image: Image, plan: EnvironmentPlan, request: EnvironmentRequest, error: NotInstallable
+) -> None:
+    """Raise PythonConflict if only other versions of Python than the image's have a solution.
+
+    After a failed build of a package these are the versions for which every package has a wheel.
+    """
+    if plan.lock:
+        return
+    own = image.short_version
+    wheels_only = not isinstance(error, NoCommonSolution)
+    fitting = fitting_pythons(context, image, plan, request.repository, wheels_only)
+    if not fitting or own in fitting:
+        return
+    version = nearest_python(fitting, image)
+    hint = f'set python = "{version}" in train-classifier.toml, or give {show_option("python")}'
+    if wheels_only and error.hint:
+        hint += f"; to build it here: {error.hint}"
+    raise PythonConflict(
+        f"{plan.file} needs Python {python_span(fitting)}; image {image.reference} has Python {own}",
+        hint,
+        error.detail,
+        fitting,
+    ) from error
 
 
 def description(environment: Environment, image: Image) -> str:

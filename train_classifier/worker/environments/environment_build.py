@@ -7,6 +7,7 @@ uses. A second container compiles the installed modules, and can write only to t
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from typing import Any, Optional
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.job import WORKSPACE
-from train_classifier.core.options import show_option
+from train_classifier.core.options import PYTHONS, show_option
 from train_classifier.core.project import git_version
 from train_classifier.core.project.own_package import UNKNOWN_VERSION
 from train_classifier.worker.containers import engine, helper, inside_answer
@@ -38,8 +39,6 @@ BUILD = "/train-classifier/build"
 CACHE = "/train-classifier/uv-cache"
 UV = "/train-classifier/uv"
 CA = "/train-classifier/ca.pem"
-#: Versions of Python for which a conflict is tried again.
-PYTHONS = tuple(f"3.{minor}" for minor in range(8, 14))
 
 
 class NeedsBuilding(Exception):
@@ -109,18 +108,31 @@ class Builder:
         self._compile(folder)
         return built
 
-    def fitting_pythons(self, folder: Path, repository: str) -> list[str]:
+    def cache(self, repository: str) -> Path:
+        """Return uv's cache for this build.
+
+        uv keeps a built package under its own name and version alone, whatever framework it was built with.
+        """
+        lines = self.plan.framework_lines() if repository else []
+        return cache_of(self.context.store, self.image, repository, "\n".join(lines))
+
+    def fitting_pythons(self, folder: Path, repository: str, wheels_only: bool) -> list[str]:
         """Return the versions of Python for which the requirements have a solution."""
-        _, output, _ = self._run_uv(folder, None, repository, PYTHONS)
+        _, output, _ = self._run_uv(folder, None, repository, PYTHONS, wheels_only)
         result = inside_answer.read(output)
         fitting = result.get("pythons") if isinstance(result, dict) else None
         return [version for version in PYTHONS if isinstance(fitting, list) and version in fitting]
 
     def _run_uv(
-        self, folder: Path, nearest: Optional[Path], repository: str, pythons: tuple[str, ...]
+        self,
+        folder: Path,
+        nearest: Optional[Path],
+        repository: str,
+        pythons: tuple[str, ...],
+        wheels_only: bool = False,
     ) -> tuple[int, bytes, str]:
         """Run the program in the image; return status, output, and what is wrong with the caller's netrc."""
-        cache = make_leaf(cache_of(self.context.store, self.image, repository), self.account)
+        cache = make_leaf(self.cache(repository), self.account)
         entries, problem = index_logins.entries_for(self.plan.variables)
         request = {
             "nearest": f"{nearest}/{build_folder.SITE}" if nearest else None,
@@ -128,7 +140,7 @@ class Builder:
             "workspace": str(self.plan.workspace),
             "open": str(cache) if repository else None,
         }
-        files = self._files(not repository, entries, pythons)
+        files = self._files(not repository, entries, pythons, wheels_only)
         build_folder.create(self.account, folder, files, request)
         status, output = self._run(
             folder,
@@ -141,7 +153,9 @@ class Builder:
     def _site(self) -> str:
         return MOUNTED if self.plan.isolated else f"{BUILD}/{build_folder.SITE}"
 
-    def _files(self, shared: bool, entries: str, pythons: tuple[str, ...]) -> dict[str, str]:
+    def _files(
+        self, shared: bool, entries: str, pythons: tuple[str, ...], wheels_only: bool
+    ) -> dict[str, str]:
         inputs = f"{BUILD}/{build_folder.INPUT}"
         plan = {
             "uv": UV,
@@ -151,6 +165,7 @@ class Builder:
             "requirements": f"{inputs}/requirements.txt",
             "constraints": f"{inputs}/constraints.txt",
             "options": self.plan.command_line(),
+            "build_constraints": self.plan.build_constraints(),
             "by_name": not self.plan.hashed(),
             "pins": self.plan.frozen(),
             "package": self._package(),
@@ -162,6 +177,7 @@ class Builder:
             else "",
             # Not empty: only tell for which of these versions of Python there is a solution.
             "pythons": pythons,
+            "wheels_only": shared or wheels_only,
         }
         files = {
             "plan.json": json.dumps(plan),
@@ -246,12 +262,14 @@ class Builder:
             ) from error
 
 
-def cache_of(store: Store, image: Image, repository: str) -> Path:
-    """Return uv's cache for an image, or for one repository in that image.
+def cache_of(store: Store, image: Image, repository: str, frameworks: str = "") -> Path:
+    """Return uv's cache for an image, or for one repository in that image, with frameworks of its own.
 
     The image's own Python can write to the cache during a build, and any checkout may name an image.
     """
     own = f"-repository-{repository}" if repository else ""
+    if frameworks:
+        own += f"-{hashlib.sha256(frameworks.encode()).hexdigest()[:8]}"
     return store.uv_caches / f"image-{image.base.rpartition(':')[2][:32]}{own}"
 
 

@@ -134,6 +134,18 @@ class EnvironmentPlan:
             constraints += self.frozen()
         return "\n".join([*constraints, ""])
 
+    def framework_lines(self) -> list[str]:
+        """Return the frameworks that the file asks for in one version, as `name==version`."""
+        names = "|".join(name for names in FRAMEWORKS.values() for name in names)
+        exact = re.compile(rf"({names})\s*==\s*([^\s;,*]+)\s*(?:;|\s|\Z)", re.IGNORECASE)
+        matches = map(exact.match, self.lines)
+        return sorted({f"{match[1].lower()}=={match[2]}" for match in matches if match})
+
+    def build_constraints(self) -> list[str]:
+        """Return the frameworks that a package must be built with if it asks for them to be built."""
+        pinned = [line for line in self.framework_lines() if line.partition("==")[0] not in self.pins]
+        return [] if self.hashed() else [*self.frozen(), *pinned]
+
     def command_line(self) -> list[str]:
         """Return the options of uv's command line.
 

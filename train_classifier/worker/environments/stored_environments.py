@@ -21,7 +21,6 @@ from train_classifier.worker.environments.environment_build import (
     MOUNTED,
     Builder,
     NeedsBuilding,
-    cache_of,
     find_nearest,
 )
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
@@ -94,14 +93,16 @@ def build(context: Context, image: Image, plan: EnvironmentPlan, repository: str
     raise AssertionError("whatever needs building was built")
 
 
-def fitting_pythons(context: Context, image: Image, plan: EnvironmentPlan, repository: str) -> list[str]:
+def fitting_pythons(
+    context: Context, image: Image, plan: EnvironmentPlan, repository: str, wheels_only: bool
+) -> list[str]:
     """Return the versions of Python for which the requirements of a plan have a solution."""
     builder = Builder(context, image, plan, context.host.job_user())
     key = _key(context.host, image, plan, repository)
     context.say(f"looking for a version of Python for which {plan.file} has a solution")
     lock = hold(_lock(context.store, key), check=context.check_cancel)
     with lock, _build_folder(builder, key, repository) as temporary:
-        fitting = builder.fitting_pythons(temporary, repository)
+        fitting = builder.fitting_pythons(temporary, repository, wheels_only)
         build_folder.remove(builder.account, temporary)
     return fitting
 
@@ -122,7 +123,7 @@ def _build_folder(builder: Builder, key: str, owner: str) -> Iterator[Path]:
         # A killed build left this folder; because of the lock no other build uses it.
         engine.remove_build_containers(context.client, str(temporary))
         build_folder.remove(account, temporary)
-    lock = context.store.locks / f"{cache_of(context.store, builder.image, owner).name}.lock"
+    lock = context.store.locks / f"{builder.cache(owner).name}.lock"
     try:
         with hold(lock, shared=True, check=context.check_cancel):
             os.utime(lock)

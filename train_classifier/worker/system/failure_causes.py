@@ -37,6 +37,9 @@ NOT_DATA = (
     "/proc/", "/sys/", "/dev/", "artefacts/",
 )  # fmt: skip
 
+#: Names of NumPy that its release 1.24 removed.
+REMOVED_IN_1_24 = ("bool", "int", "float", "complex", "object", "str", "long", "unicode", "typeDict")
+
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
@@ -182,7 +185,7 @@ def _library(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, 
 
 
 def _program(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
-    name = match["name"].rpartition("/")[2]
+    name = "cmake" if match["cmake"] else match["name"].rpartition("/")[2]
     package = debian_names.PROGRAMS.get(name)
     if package is None:
         return None
@@ -203,6 +206,51 @@ def _header(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, s
 
 def _compiler(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
     return "a C or C++ compiler is missing in the image", _add_package("g++", job)
+
+
+def _cuda_compiler(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
+    return (
+        "the image has no CUDA compiler (nvcc)",
+        f"choose an image with it ({show_option('image')}): a pytorch/pytorch:…-devel with the CUDA "
+        "of your PyTorch, or nvidia/cuda:…-devel; or name a wheel of the package (NAME @ https://….whl)",
+    )
+
+
+def _other_cuda(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
+    return (
+        f"the image's compiler is of CUDA {match['image']}, and PyTorch was built with another CUDA",
+        f"choose an image with PyTorch's CUDA ({show_option('image')}), or ask in {job.place_to_edit} for a "
+        f"PyTorch that was built with CUDA {match['image']}",
+    )
+
+
+def _rust(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
+    return (
+        "a Rust compiler is missing in the image",
+        f"{_add_package('cargo', job)}, or ask for a version that has a wheel",
+    )
+
+
+def _other_name(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
+    name = debian_names.distribution(match["name"])
+    if name is None:
+        return None
+    return f"the package {match['name']} was given up", f"write {name} instead of it in {job.place_to_edit}"
+
+
+def _other_torch(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
+    return (
+        "a package was built for another PyTorch than the one that is installed",
+        f"ask in {job.place_to_edit} for versions that belong together (torchvision 0.N+15 and torchaudio "
+        "2.N for torch 2.N), or leave the version of that package out",
+    )
+
+
+def _old_numpy(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
+    if match["name"] and match["name"] not in REMOVED_IN_1_24:
+        return None
+    line = "numpy<1.24" if match["name"] else "numpy<2"
+    return "a package needs an older NumPy", f"add the line {line} to {job.place_to_edit}"
 
 
 def _not_a_model(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
@@ -345,6 +393,20 @@ CAUSES = (
         in_builds=True,
     ),
     Cause(
+        "CUDA's compiler is missing",
+        (
+            r"CUDA_HOME environment variable is not set|nvcc was not found|No CUDA toolset found|"
+            r"Failed to find nvcc|CUDA could not be found on your system|Could NOT find CUDA|"
+            r"fatal error: (?:cuda\w*|cublas\w*|cusparse|nvrtc)\.h: No such file|"
+            r"No such file or directory: '[\w/.+-]{0,100}nvcc'|nvcc: (?:command )?not found"
+        ),
+        _cuda_compiler,
+        "OSError: CUDA_HOME environment variable is not set. Please set it to your CUDA install root.",
+        "another `--image`: a `pytorch/pytorch:…-devel` with the CUDA of your PyTorch, or "
+        "`nvidia/cuda:…-devel`; or name a wheel of the package",
+        in_builds=True,
+    ),
+    Cause(
         "A C header is missing",
         r"fatal error: (?P<name>[\w/.+-]{1,100}): No such file or directory",
         _header,
@@ -364,6 +426,52 @@ CAUSES = (
         in_builds=True,
     ),
     Cause(
+        "A Rust compiler is missing",
+        r"can't find Rust compiler|Cargo, the Rust package manager, is not installed",
+        _rust,
+        "error: can't find Rust compiler",
+        "add `cargo` to `MODEL/apt-pkgs.txt`, or ask for a version that has a wheel",
+        in_builds=True,
+    ),
+    Cause(
+        "CUDA's compiler and PyTorch differ",
+        r"The detected CUDA version \((?P<image>[\d.]{1,10})\) mismatches the version that was used to",
+        _other_cuda,
+        "The detected CUDA version (11.8) mismatches the version that was used to compile",
+        "an `--image` with the CUDA that PyTorch was built with, or a PyTorch for that of the image",
+        in_builds=True,
+    ),
+    Cause(
+        "A package has another name now",
+        r"The '(?P<name>[a-z][a-z0-9-]{0,60})' PyPI package is deprecated, use '",
+        _other_name,
+        "The 'sklearn' PyPI package is deprecated, use 'scikit-learn'",
+        "write the new name, here `scikit-learn`",
+        in_builds=True,
+    ),
+    Cause(
+        "A package was built for another PyTorch",
+        (
+            r"undefined symbol: _Z\w*(?:3c10|2at|5torch)|operator torchvision::nms does not exist|"
+            r"PyTorch and \w{1,60} were compiled with different CUDA"
+        ),
+        _other_torch,
+        "RuntimeError: operator torchvision::nms does not exist",
+        "versions that belong together (torchvision 0.N+15 and torchaudio 2.N for torch 2.N)",
+    ),
+    Cause(
+        "A package needs an older NumPy",
+        (
+            r"module 'numpy' has no attribute '(?P<name>\w{1,20})'|"
+            r"`np\.\w{1,20}` was removed in the NumPy 2|"
+            r"numpy\.dtype size changed, may indicate binary incompatibility|"
+            r"A module that was compiled using NumPy 1\.x cannot be run in"
+        ),
+        _old_numpy,
+        "AttributeError: module 'numpy' has no attribute 'float'.",
+        "add `numpy<1.24`, here, or `numpy<2` to `MODEL/requirements.txt`",
+    ),
+    Cause(
         "Git is missing",
         r"Git executable not found|Bad git executable|Cannot find command 'git'",
         _git,
@@ -376,7 +484,8 @@ CAUSES = (
         (
             r"(?:error: command '|FileNotFoundError: \[Errno 2\] No such file or directory: '|: )"
             r"(?P<name>[\w/.+-]{1,100}?)"
-            r"(?:' failed: No such file or directory|: command not found|: not found|'$)"
+            r"(?:' failed: No such file or directory|: command not found|: not found|'$)|"
+            r"(?P<cmake>CMake (?:must be|is not) installed|Failed to install temporary CMake)"
         ),
         _program,
         "FileNotFoundError: [Errno 2] No such file or directory: 'ffmpeg'",

@@ -85,3 +85,40 @@ def test_a_helper_for_logins_that_does_not_work_is_no_login(
     assert request["params"]["fromImage"] == "registry.example/name"
     assert request["headers"]["X-Registry-Auth"] in (b"e30=", b"e30")
     assert "no login is used" in messages[0]
+
+
+def _pull(*messages: dict[str, Any]) -> list[str]:
+    """Pull with an engine that sends these messages; return what the job's followers see."""
+    shown: list[str] = []
+    client = SimpleNamespace(api=SimpleNamespace(pull=lambda *_, **__: iter(messages)))
+    context = SimpleNamespace(client=client, say=shown.append, note=shown.append, check_cancel=lambda: None)
+    image._pull(context, "python:3.10-slim")  # type: ignore[arg-type]
+    return shown
+
+
+def test_progress_of_a_pull_counts_all_layers() -> None:
+    messages = [
+        {"status": "Downloading", "id": layer, "progressDetail": {"current": done << 20, "total": 200 << 20}}
+        for layer, done in (("a", 60), ("b", 60), ("a", 90), ("b", 150))
+    ]
+    assert _pull({"status": "Pulling fs layer", "id": "a"}, *messages, {"status": "Pull complete"}) == [
+        "pulling image python:3.10-slim: 120 of 400 MiB",
+        "pulling image python:3.10-slim: 240 of 400 MiB",
+    ]
+
+
+# Docker 20.10 and 26.
+@pytest.mark.parametrize(
+    ("message", "hint"),
+    [
+        ("manifest for python:3.10-slim not found: manifest unknown: manifest unknown", "none of this name"),
+        ("unauthorized: authentication required", "docker login"),
+        ("pull access denied for python, repository does not exist or may require 'docker login'", "docker login"),
+        ("Get \"https://registry-1.docker.io/v2/\": dial tcp: lookup registry-1.docker.io: no such host", "bootstrap"),
+        ("Get \"http://127.0.0.1:5000/v2/\": dial tcp 127.0.0.1:5000: connect: connection refused", "bootstrap"),
+    ],
+)  # fmt: skip
+def test_failed_pull_has_the_hint_that_fits(message: str, hint: str) -> None:
+    with pytest.raises(NoEnvironment) as raised:
+        _pull({"status": "Pulling"}, {"error": message})
+    assert hint in str(raised.value.hint) and raised.value.detail == message

@@ -129,3 +129,14 @@ def test_indexes_of_the_host_are_verified_and_come_first(trusted: str) -> None:
     plan = over_image({}, "six", options=options)
     variables = {"UV_INDEX": "https://a.example/simple"}
     assert dataclasses.replace(plan, variables=variables).command_line() == []
+
+
+def test_packages_are_built_with_the_frameworks_of_image_and_file() -> None:
+    lines = ("Torch == 2.1.0+cu121 ; python_version > '3'", "jax>=0.4", "keras==3.*", "torchvision==0.16")
+    plan = EnvironmentPlan(lines, (), (), (), Path("/none"), {}, "", "", pins={"tensorflow": "2.19.0"})
+    assert plan.framework_lines() == ["torch==2.1.0+cu121"]
+    assert plan.build_constraints() == ["tensorflow==2.19.0", "torch==2.1.0+cu121"]
+    over_torch = dataclasses.replace(plan, pins={"torch": "2.5.0"})
+    assert over_torch.build_constraints() == ["torch==2.5.0"]
+    hashed = dataclasses.replace(plan, options=("--require-hashes",))
+    assert hashed.build_constraints() == []

@@ -61,7 +61,7 @@ def test_only_the_imported_package_is_first_when_another_requires_the_failed_one
 
 
 def run(
-    program: Any, monkeypatch: pytest.MonkeyPatch, *errors: str
+    program: Any, monkeypatch: pytest.MonkeyPatch, *errors: str, plan: dict[str, Any] | None = None
 ) -> tuple[int, list[str], list[tuple[list[str], list[str]]]]:
     """Build with an uv that fails with each error in turn, then succeeds; returns what it was asked for too."""
     pending, steps = list(errors), []
@@ -73,7 +73,7 @@ def run(
         return (1, pending.pop(0)) if pending else (0, "")
 
     monkeypatch.setattr(program, "install_in_steps", install)
-    status, unisolated = program.build_and_install({}, [], "/nonexistent")
+    status, unisolated = program.build_and_install(plan or {"build_constraints": []}, [], "/nonexistent")
     return status, unisolated, steps
 
 
@@ -100,6 +100,45 @@ def test_builds_are_tried_again_a_limited_number_of_times(
     status, _, steps = run(program, monkeypatch, *errors)
     assert (status, len(steps)) == (1, 1 + program.MOST_UNISOLATED)
     assert run(program, monkeypatch, "error: Failed to build `x==1`\n")[2] == [([], [])]
+
+
+#: uv 0.13, for packages that were written for older tools.
+OLD = {
+    "anyjson==0.3.3": ("error in anyjson setup command: use_2to3 is invalid.", "setuptools<58"),
+    "gym==0.21.0": (
+        "error in gym setup command: 'extras_require' must be a dictionary whose values are strings",
+        "setuptools<66",
+    ),
+    "PyYAML==5.4.1": ("AttributeError: 'build_ext' object has no attribute 'cython_sources'", "cython<3"),
+    "open_mmlab @ git+https://h/o@abc": (
+        "ModuleNotFoundError: No module named 'pkg_resources'",
+        "setuptools<82",
+    ),
+}
+
+
+@pytest.mark.parametrize("failed", OLD)
+def test_package_for_older_tools_is_built_with_them(
+    failed: str, program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    message, tool = OLD[failed]
+    error = f"error: Failed to build `{failed}`\n  cause: no\n\n         {message}\n"
+    monkeypatch.setattr(program, "BUILT_WITH", str(tmp_path / "built-with"))
+    plan = {"build_constraints": ["torch==2.5"]}
+    steps = run(program, monkeypatch, error, plan=plan)
+    assert steps == (0, [], [([], []), ([], [])])
+    assert (tmp_path / "built-with").read_text() == f"torch==2.5\n{tool}\n"
+    # Each tool is tried once.
+    assert program.older_tool(plan, error) == ""
+
+
+def test_build_of_an_unknown_failure_names_the_package() -> None:
+    plan = environment_plan.EnvironmentPlan(("lightfm",), (), (), (), Path("/none"), {}, "", "")
+    image = types.SimpleNamespace(short_version="3.11", packages={})
+    error = "error: Failed to build `lightfm==1.17`\n  AttributeError: 'dict' object has no attribute 'x'\n"
+    with pytest.raises(NoEnvironment) as raised:
+        build_failures.explain(image, plan, 1, error)  # type: ignore[arg-type]
+    assert "for a version of lightfm that has a wheel for Python 3.11" in str(raised.value.hint)
 
 
 def test_failed_second_build_names_the_line_to_add() -> None:

@@ -49,6 +49,19 @@ BUILD_TOOLS = {
     "flit_core": "flit-core", "skbuild": "scikit-build", "scikit_build_core": "scikit-build-core",
     "mesonpy": "meson-python",
 }  # fmt: skip
+#: Errors of packages that were written for older tools of builds, and the versions that they need.
+OLDER_TOOLS = (
+    (r"use_2to3 is invalid", "setuptools<58"),
+    (r"'(?:extras|install|tests|setup)_requires?' must be a (?:dictionary|string)", "setuptools<66"),
+    (r"cannot import name 'packaging' from 'pkg_resources'", "setuptools<70"),
+    (r"name 'msvccompiler' from 'distutils'|No module named 'distutils.msvccompiler'", "setuptools<74"),
+    (r"Invalid dash-separated key", "setuptools<78"),
+    (r"unexpected keyword argument 'dry_run'|has no attribute 'dry_run'", "setuptools<81"),
+    (r"No module named 'pkg_resources'", "setuptools<82"),
+    (r"has no attribute 'cython_sources'", "cython<3"),
+)
+#: The versions of frameworks and tools that packages are built with, if they ask for them.
+BUILT_WITH = "/tmp/train-classifier-built-with.txt"
 #: Most packages that are built with the packages of the environment.
 MOST_UNISOLATED = 3
 #: Most lines of an error of uv that are kept, at its beginning and at its end.
@@ -207,6 +220,8 @@ def command(plan: "dict[str, Any]", *options: str) -> "list[str]":
     """Return the command line of uv."""
     files = (BY_NAME, LOCKED) if plan["requirements"] != FIRST else (BY_NAME,)
     more = [word for file in files if os.path.exists(file) for word in ("-r", file)]
+    if plan["build_constraints"] and not plan["shared"]:
+        more += ["--build-constraints", BUILT_WITH]
     return [
         plan["uv"], "pip", "install", "--no-progress",
         # No inode in common with the cache, which others read and write.
@@ -262,7 +277,7 @@ def fitting_pythons(plan: "dict[str, Any]") -> "list[str]":
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=plan["repository"],
             ) == 0
         ]  # fmt: skip
-        if fitting or plan["shared"]:
+        if fitting or plan["wheels_only"]:
             break
     return fitting
 
@@ -353,7 +368,7 @@ def install_in_steps(
     own_tools = [line.partition(" --")[0] for line in lines if name_of(line) in ("setuptools", "wheel")]
     get_tools = [
         plan["uv"], "pip", "install", "--quiet", "--no-progress", *into(TOOLS), *plan["options"],
-        "-c", plan["constraints"],
+        "-c", plan["constraints"], "-c", BUILT_WITH,
     ]  # fmt: skip
     for tool in [own_tools or ["setuptools"], *([BUILD_TOOLS[module]] for module in sorted(tools))]:
         # A failure is ignored: without the tool the build fails and names it.
@@ -373,17 +388,39 @@ def install_in_steps(
     return run_uv(again, cwd=plan["repository"], env={**os.environ, **variables})
 
 
+def older_tool(plan: "dict[str, Any]", error: str) -> str:
+    """Return the older version of a tool that a failed build needs and did not get, "" if there is none."""
+    for pattern, tool in OLDER_TOOLS:
+        if tool not in plan["build_constraints"] and re.search(pattern, error):
+            return tool
+    return ""
+
+
 def build_and_install(plan: "dict[str, Any]", target: "list[str]", site: str) -> "tuple[int, list[str]]":
     """Install with builds allowed; return status, and the packages built with those of the environment."""
     unisolated: "dict[str, str]" = {}
     tools: "set[str]" = set()
+    cause = ""
     while True:
+        with open(BUILT_WITH, "w", encoding="utf-8") as file:
+            file.write("\n".join([*plan["build_constraints"], ""]))
         status, error = install_in_steps(plan, target, site, unisolated, tools)
+        failed = NOT_BUILT.search(error)
+        name = normal(failed[1]) if failed else ""
+        older = older_tool(plan, error)
+        if cause and "No solution found" in error:
+            # Another package needs a newer tool.
+            error = cause
+            break
+        if older:
+            cause = error
+            plan["build_constraints"].append(older)
+            print("%s needs %s to be built: trying that" % (name, older), file=sys.stderr, flush=True)
+            continue
         missing = MISSING.findall(error)
         if status == 0 or not missing:
             break
-        failed, module = NOT_BUILT.search(error), missing[-1]
-        name, known = normal(failed[1]) if failed else "", len(unisolated) + len(tools)
+        module, known = missing[-1], len(unisolated) + len(tools)
         if len(unisolated) < MOST_UNISOLATED:
             unisolated.setdefault(name, module)
         tools |= {module} & set(BUILD_TOOLS)
