@@ -54,6 +54,17 @@ class Host:
         self.name, self.folder, self.standin = name, folder, standin
         self.url = f"http://{gateway}:{standin.port}"
 
+    @property
+    def key(self) -> Path:
+        return self.folder / "id_ed25519"
+
+    def authorize(self) -> None:
+        """Let our key in, once sshd has its own."""
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key)
+        public = self.key.with_suffix(".pub").read_text().strip()
+        self.sh(f"umask 77; mkdir -p /root/.ssh; echo '{public}' >/root/.ssh/authorized_keys")
+        self.wait("sshd runs", lambda: self.sh("systemctl is-active ssh", check=False) == "active")
+
     def sh(self, script: str, check: bool = True) -> str:
         done = subprocess.run(
             ["docker", "exec", "-i", self.name, "bash", "-c", script],
@@ -64,7 +75,7 @@ class Host:
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
-    def role(self, tasks: str = "main", *options: str, **variables: Any) -> Run:
+    def role(self, tasks: str = "main", *options: str, role: str = "github_runner", **variables: Any) -> Run:
         """Run the role with these variables (beside those that name the stand-in)."""
         arguments = {
             "github_runner_url": self.url,
@@ -76,23 +87,25 @@ class Host:
         }
         values = self.folder / "vars.json"
         values.write_text(json.dumps(arguments))
-        include = {"name": "github_runner", "tasks_from": tasks}
+        include = {"name": role, "tasks_from": tasks}
         task = {"name": "Run the role", "ansible.builtin.include_role": include}
         playbook = self.folder / "play.yml"
         # A file of tasks that is run alone has no block around it that says how to ask GitHub.
         defaults = {"github_runner_request": "{{ __github_runner_api }}"}
         play = {"hosts": "gpu1", "gather_facts": False, "module_defaults": defaults, "tasks": [task]}
         playbook.write_text(json.dumps([play]))
+        # By ssh, as the engine takes longer for each task and each file.
         host = {
-            "ansible_connection": "community.docker.docker",
             "ansible_host": self.name,
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(self.key),
+            "ansible_ssh_common_args": f"-F /dev/null -o ProxyCommand='docker exec -i {self.name} /usr/sbin/sshd -i' "
+            "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o IdentitiesOnly=yes",
             "ansible_python_interpreter": "/usr/bin/python3",
         }
         inventory = self.folder / "hosts.json"
         inventory.write_text(json.dumps({"all": {"hosts": {"gpu1": host}}}))
-        environment = ansible_environment(
-            ANSIBLE_PIPELINING="True", ANSIBLE_LOCAL_TEMP=str(self.folder / "tmp")
-        )
+        environment = ansible_environment(ANSIBLE_LOCAL_TEMP=str(self.folder / "tmp"))
         command = [ANSIBLE_PLAYBOOK, "-i", inventory, playbook, "-e", f"@{values}", *options]
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1500
@@ -163,7 +176,8 @@ def start(folder: Path) -> Iterator[Host]:
         host = start_host("trixie", folder, standin)
         try:
             host.wait("systemd is up", lambda: host.sh("systemctl is-active dbus", check=False) == "active")
-            # Molecule goes through their installation; here each removal of the role would take them away again.
+            host.authorize()
+            # test_provisioning goes through their installation; here each removal of the role would take them away again.
             packages = yaml.safe_load((ROOT / "roles/github_runner/vars/debian-13.yml").read_text())
             names = " ".join(packages["__github_runner_packages"])
             host.sh(f"apt-get -qq update && apt-get -qq -y --no-install-recommends install {names}")

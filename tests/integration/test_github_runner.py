@@ -1,8 +1,8 @@
 """The role github_runner on a systemd host in a container, against the API stand-in that remembers.
 
 Real: Ansible, systemd, accounts, files, the role. Stand-ins: GitHub's API and its runner archive (tests/github_api).
-Check mode on a bare host, the packages, a listener that dies and the teardown are Molecule's (molecule/github_runner); what
-GitHub may answer is tests/unit/roles/test_github_runner_api.py's; the modes of one job each are
+Check mode, the packages and their removal, and the cleaning timer are tests/integration/test_provisioning.py's; what GitHub may
+answer is tests/unit/roles/test_github_runner_api.py's; the modes of one job each are
 tests/security/test_rules_runner_account.py's, on the host that it looks through.
 """
 
@@ -14,6 +14,7 @@ from hosts.runner import REPO, Host
 
 pytestmark = [pytest.mark.host, pytest.mark.engine, pytest.mark.timeout(3000)]
 
+BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 SMI = """#!/bin/sh
 case "$*" in
     *--query-gpu*) echo "NVIDIA GeForce RTX 3090, 24576, 550.163.01" ;;
@@ -42,7 +43,7 @@ def test_taken_name_and_expired_token_are_refused(host: Host) -> None:
     assert {name: runner["id"] for name, runner in host.runners().items()} == {"gpu-1": other["id"]}
 
 
-def test_runners_are_registered_changed_and_updated(host: Host) -> None:
+def test_runners_are_registered_changed_updated_drained_and_removed(host: Host) -> None:
     """One installation goes through everything: each run of the role takes long."""
     first = register_among_others(host)
     forget_a_runner(host, "gpu-2", first["gpu-2"])
@@ -50,7 +51,11 @@ def test_runners_are_registered_changed_and_updated(host: Host) -> None:
     # One run: gpu-1 gets other labels in place, without a restart; gpu-2 is registered anew.
     started = host.sh("systemctl show -P ExecMainStartTimestampMonotonic github-runner@1")
     host.sh(f"cat > /usr/bin/nvidia-smi <<'E'\n{SMI}E\nchmod 755 /usr/bin/nvidia-smi")
-    variables = {"github_runner_count": 2, "github_runner_releases_url": host.url}
+    variables = {
+        "github_runner_count": 2,
+        "github_runner_releases_url": host.url,
+        "train_classifier_ca_bundle": BUNDLE,
+    }
     host.role(**variables).good()
     host.online("gpu-1", "gpu-2")
     gpu = {"gpu", "gpu-rtx-3090", "vram-24g", "cuda-12.4", "driver-550"}
@@ -62,6 +67,11 @@ def test_runners_are_registered_changed_and_updated(host: Host) -> None:
     update_by_timer(host)
     assert host.role(**variables).good().changed == 0
 
+    listener_starts_again(host)
+    job_runs_as_the_account(host)
+    drain_waits_for_a_job(host)
+    removal_waits_for_a_job_and_leaves_nothing(host)
+
 
 def register_among_others(host: Host) -> dict[str, int]:
     """Install two runners; returns their ids at GitHub. 130 others are there, and a request that fails twice is repeated."""
@@ -70,7 +80,8 @@ def register_among_others(host: Host) -> dict[str, int]:
     # The host's own is on a later page.
     entry = host.standin.state.add_runner(REPO, "gpu-1", ["self-hosted", "host-gpu1"], status="offline")
     host.standin.state.fail("registration-token", 503, times=2)
-    out = host.role(github_runner_count=2, github_runner_labels=["lab"]).good().out
+    variables = {"github_runner_labels": ["lab"], "train_classifier_ca_bundle": BUNDLE}
+    out = host.role(github_runner_count=2, **variables).good().out
     host.online("gpu-1", "gpu-2")
     assert host.labels("gpu-1") == {"self-hosted", "Linux", "X64", "train-classifier", "host-gpu1", "lab"}
     first = {name: runner["id"] for name, runner in host.runners().items()}
@@ -123,6 +134,54 @@ def update_by_timer(host: Host) -> None:
     releases = [request for request in host.standin.state.requests[before:] if "/releases/" in request[0]]
     assert len(releases) == 2
     assert not any(authorization for _, authorization in releases)
+
+
+def listener_starts_again(host: Host) -> None:
+    restarts = int(host.sh("systemctl show -P NRestarts github-runner@1"))
+    host.sh("systemctl kill --signal=KILL github-runner@1")
+    host.wait("restarted", lambda: int(host.sh("systemctl show -P NRestarts github-runner@1")) > restarts)
+    host.online("gpu-1", "gpu-2")
+
+
+def job_runs_as_the_account(host: Host) -> None:
+    """Between the hooks, with the certificates that the role was given, and without root's settings."""
+    host.start_job(
+        'id -un; cat /etc/github-runner/environment || echo unreadable; echo "bundle $NODE_EXTRA_CA_CERTS"', 2
+    )
+    log = host.job_done(2)
+    assert {"github-runner", "unreadable", f"bundle {BUNDLE}", "codes [0, 0, 0]"} <= set(log.splitlines())
+    assert "disk:" in log
+
+
+def drain_waits_for_a_job(host: Host) -> None:
+    """The job ends once the host is drained; no runner takes another until it is undrained."""
+    marker = "/var/lib/train-classifier/drain"
+    host.start_job(f"until [ -e {marker} ]; do sleep 0.2; done; echo finished", 2)
+    refused = host.role("no_jobs", role="host_check")
+    refused.refused("1 job(s) run (a workflow job of github-runner@2): nothing was touched")
+    host.role("drain", role="host_check", host_check_drain_poll_s=1).good()
+    assert {"finished", "codes [0, 0, 0]"} <= set(host.job_done(2).splitlines())
+    assert host.sh("pgrep -f 'bin/Runner[.]Listener'", check=False) == ""
+    assert host.sh("systemctl is-active github-runner@1 github-runner@2").split() == ["active", "active"]
+    assert {host.runners()[name]["status"] for name in ("gpu-1", "gpu-2")} == {"offline"}
+    host.role("undrain", role="host_check").good()
+    host.online("gpu-1", "gpu-2")
+
+
+def removal_waits_for_a_job_and_leaves_nothing(host: Host) -> None:
+    host.start_job("sleep 3600", 2)
+    host.role("uninstall").refused("is running a job; nothing was changed")
+    host.sh("pkill -xf 'sleep 3600'")
+    host.job_done(2)
+    host.role("uninstall").good()
+    assert not {"gpu-1", "gpu-2"} & set(host.runners())
+    left = """
+    ls -d /etc/github-runner /var/lib/github-runner /usr/local/lib/github-runner /var/cache/github-runner /run/github-runner
+    ls -d /etc/systemd/system/github-runner* /etc/systemd/system/timers.target.wants/*github-runner*
+    systemctl list-units --all --no-legend 'github-runner@*' 'github-runner-update*'
+    getent passwd github-runner github-runner-setup
+    """
+    assert host.sh(left, check=False) == ""
 
 
 @pytest.mark.full

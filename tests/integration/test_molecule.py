@@ -24,12 +24,11 @@ ROLES = (
     "github_runner",
 )
 # Steps of CI, the longest scenario first. Check mode on a fresh host is left to test_23, a second run to test_20, test_22 and
-# test_github_runner; the whole site on one host, check mode on it and its teardown to test_provisioning; docker_engine and
-# training_host to their own tests.
+# test_github_runner; the whole site on one host, check mode on it and its teardown to test_provisioning; docker_engine,
+# training_host and github_runner to their own tests.
 IN_CI = {
     ("nvidia_driver", "trixie"): ["converge", "verify", "side_effect"],
     ("nvidia_container_toolkit", "trixie"): ["converge", "verify", "side_effect"],
-    ("github_runner", "trixie"): ["converge", "verify", "side_effect"],
     ("host_check", "trixie"): ["converge", "verify"],
 }
 WHOLE = ["check", "converge", "idempotence", "check", "verify", "side_effect"]
