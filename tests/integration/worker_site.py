@@ -20,9 +20,8 @@ import pytest
 from docker.types import Mount
 from hosts.fleet import uv_binary
 from index_server import Index, serve, wheel
-from worker_support import kill_processes_of
+from worker_support import compiled_worker, kill_processes_of
 
-from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core.job import JobSpec, Repository
 from train_classifier.worker.containers import helper, image, package_layers
 from train_classifier.worker.containers.context import Context
@@ -47,10 +46,7 @@ JOB = "20260101-000000-0000{:04x}"
 def install_program(folder: Path) -> None:
     """Put the worker where the job's user can read it: parts of it run as that user."""
     program.PROGRAM, program.PYTHON = folder / "program", PYTHON
-    for name, content in bundle()[1].items():
-        path = program.PROGRAM / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    shutil.copytree(compiled_worker(), program.PROGRAM)
     program.open_to_all()
 
 

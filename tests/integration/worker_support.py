@@ -1,9 +1,11 @@
 """A host for tests in a temporary folder, and the worker as a controller calls it."""
 
+import atexit
 import base64
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import grp
 import json
 import os
@@ -43,6 +45,20 @@ def docker(*arguments: str) -> str:
     """Run the docker command and return its output."""
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+@functools.cache
+def compiled_worker() -> Path:
+    """Return a folder with the worker and its bytecode: each of some hundred hosts would compile it anew."""
+    folder = Path(tempfile.mkdtemp(prefix="train-classifier-worker-"))
+    atexit.register(shutil.rmtree, folder)
+    folder.chmod(0o755)
+    for name, content in bundle()[1].items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    subprocess.run([PYTHON, "-I", "-m", "compileall", "-q", folder], check=True)
+    return folder
 
 
 def accounts() -> list[str]:
@@ -127,10 +143,7 @@ class Machine:
         """Put the worker there, as the transport does."""
         owner = pwd.getpwnam(self.user)
         self.state.mkdir(mode=0o711 if self.user == "root" else 0o700)
-        for name, content in bundle()[1].items():
-            path = self.program / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        shutil.copytree(compiled_worker(), self.program)
         for folder, _, names in os.walk(self.state):
             for path in [folder, *(os.path.join(folder, name) for name in names)]:
                 if os.geteuid() == 0:
