@@ -190,7 +190,8 @@ def test_nothing_is_installed_without_network_or_beside_docker_ce(
         # A mirror that cannot be reached, also not by a proxy of the host.
         sources = "/etc/apt/sources.list /etc/apt/sources.list.d/*"
         bare.shell(f"sed -i -E 's#https?://[^/ ]+#http://127.0.0.1:9#' $(ls {sources} 2>/dev/null)")
-        bare.write("/etc/apt/apt.conf.d/99mirror", 'Acquire::http::Proxy::127.0.0.1 "DIRECT";\n')
+        settings = 'Acquire::http::Proxy::127.0.0.1 "DIRECT";\nAcquire::Retries "0";\n'
+        bare.write("/etc/apt/apt.conf.d/99mirror", settings)
         variables = {"docker_engine_download_retries": 1, "docker_engine_download_delay": 1}
         done = play(bare, "docker_engine", fails=True, **variables)
         assert "docker.io and docker-cli could not be installed" in done.output

@@ -119,7 +119,8 @@ def host(
     try:
         host.load_image(base_image)
         archive.publish(host, toolkit("1.18.2-1"))
-        host.write("/etc/apt/apt.conf.d/99unsigned", 'Acquire::AllowInsecureRepositories "true";\n')
+        settings = 'Acquire::AllowInsecureRepositories "true";\nAcquire::Retries "0";\n'
+        host.write("/etc/apt/apt.conf.d/99test", settings)
         simulate_cards(host, *SLOTS)
         for slot in SLOTS:
             host.shell(f"mkdir -p /srv/simulated/proc/gpus/{slot} /srv/simulated/modules")
