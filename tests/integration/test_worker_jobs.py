@@ -4,12 +4,16 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 import zlib
 from pathlib import Path
 
 import pytest
+from docker import DockerClient
+from hosts.fleet import uv_binary
+from index_server import serve, wheel
 from worker_support import (
     HOLD,
     IMAGE,
@@ -65,6 +69,43 @@ def test_job_end_to_end(host: Machine, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in tree.rglob("*")} == before
     assert "unpacked" not in host.call("pack", id=job)["result"]
     assert host.manifest(job)["artefacts"][-1]["path"] == "workspace/model/beside"
+    host.assert_clean(job)
+
+
+def test_repository_that_is_a_package_with_a_version_from_git(
+    host: Machine, engine: DockerClient, tmp_path: Path
+) -> None:
+    tree = write_model(
+        tmp_path / "tree",
+        "import subprocess, importlib.metadata, shapes\n"
+        "print(shapes.version, importlib.metadata.version('shapes'), flush=True)\n"
+        "subprocess.run(['tool'], check=True)\n" + WRITES,
+        "-e .\n",
+    )
+    (tree / "src" / "shapes").mkdir(parents=True)
+    (tree / "src" / "shapes" / "__init__.py").write_text(
+        "from shapes.made import version\ndef main(): print('tool', version)\n"
+    )
+    (tree / "setup.py").write_text(
+        "from setuptools import find_packages, setup\n"
+        "setup(name='shapes', packages=find_packages('src'), package_dir={'': 'src'},\n"
+        "      use_scm_version={'version_file': 'src/shapes/made.py'},\n"
+        "      entry_points={'console_scripts': ['tool = shapes:main']})\n"
+    )
+    repository = {**host.spec()["repository"], "description": "v2.1-3-gabcdef1"}
+    shutil.copy2(uv_binary(), host.root / "uv")
+    (host.root / "uv").chmod(0o755)
+    with serve(engine) as index:
+        # The image lacks distutils.
+        index.add(wheel("setuptools", "80.0"))
+        settings = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
+        with host.changed_settings(environment=settings, uv=str(host.root / "uv")):
+            job = host.start_tree(tree, repository=repository)
+            result = host.wait(job)
+    assert result["outcome"] == "trained", result
+    version = "2.2.dev3+gabcdef1"
+    assert host.log(job).decode() == f"{version} {version}\ntool {version}\n"
+    assert f"shapes=={version}" in host.manifest(job)["environment"]["packages"]
     host.assert_clean(job)
 
 

@@ -398,3 +398,30 @@ def test_forms_that_people_use(repository: Path, text: bytes, lines: tuple[str, 
 def test_advice_about_a_long_line_takes_no_time(repository: Path) -> None:
     for line in ("a " * 30000, "a" + " -" * 30000, "=" * 60000, "a" + " " * 60000 + "b", "'" * 60000):
         assert len(ask(repository, line).problems) >= 1
+
+
+def test_dependencies_of_the_package_in_files(repository: Path) -> None:
+    (repository / "src").mkdir()
+    (repository / "pyproject.toml").write_text(
+        "[project]\nname = 'a'\nversion = '1'\ndynamic = ['dependencies']\n"
+        "[tool.setuptools.dynamic]\ndependencies = { file = ['requirements.txt', 'more.txt'] }\n"
+    )
+    (repository / "requirements.txt").write_text("# what it needs\nsix\n-r more.txt\n")
+    (repository / "more.txt").write_text("idna\n")
+    chosen = ask(repository, "-e .\n")
+    assert (chosen.problems, chosen.lines, chosen.package) == (
+        (),
+        ("six", "idna"),
+        OwnPackage("a", "1", "src"),
+    )
+    assert chosen.files == ("mnist/requirements.txt", "pyproject.toml", "requirements.txt", "more.txt")
+    (repository / "mnist" / "requirements.txt").unlink()
+    chosen = parse(repository, "mnist")
+    assert (chosen.files[0], chosen.lines, chosen.package) == (
+        "pyproject.toml", ("six", "idna"), OwnPackage("a", "1", "src"),
+    )  # fmt: skip
+    (repository / "more.txt").unlink()
+    assert "more.txt" in ask(repository, "-e .\n").problems[0]
+    (repository / "requirements.txt").unlink()
+    (repository / "requirements.txt").symlink_to("/etc/passwd")
+    assert "leads out of the repository" in ask(repository, "-e .\n").problems[0]
