@@ -65,6 +65,7 @@ def explain(
     start = next((number for number, line in enumerate(lines) if line.startswith("error:")), 0)
     detail = "\n".join(lines[start:][-40:]).strip()
     sentence = " ".join(part.strip() for part in lines[start:])
+    _explain_unset_variables(plan, detail)
     if re.search(r"valid authentication credentials|401 Unauthorized|403 Forbidden", sentence):
         raise NoEnvironment(
             "the package index requires a login, or rejected this one",
@@ -105,6 +106,19 @@ def explain(
             detail,
         )
     _explain_unknown(image, plan, lines[start:], status, detail)
+
+
+def _explain_unset_variables(plan: EnvironmentPlan, detail: str) -> None:
+    texts = (*plan.lines, *plan.constraints, *plan.options)
+    names = {name for text in texts for name in re.findall(r"\$\{([A-Z0-9_]{1,100})\}", text)}
+    unset = sorted(names - set(plan.variables))[:10]
+    if unset:
+        shown = ", ".join(f"${{{name}}}" for name in unset)
+        raise NoEnvironment(
+            f"{plan.file} names {shown}, which builds on this host do not have",
+            "set it for the host (role variable training_host_environment), or write the address without it",
+            detail,
+        )
 
 
 def _explain_unknown(

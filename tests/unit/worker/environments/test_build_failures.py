@@ -1,8 +1,13 @@
 """What uv's messages mean."""
 
+import types
+from pathlib import Path
+
 import pytest
 
+from train_classifier.core.errors import NoEnvironment
 from train_classifier.worker.environments import build_failures
+from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 
 
 @pytest.mark.parametrize(
@@ -28,3 +33,14 @@ def test_failure_that_builds_would_not_change_is_final(message: str, final: bool
 )
 def test_versions_of_python_are_written_as_a_span(versions: list[str], text: str) -> None:
     assert build_failures.python_span(versions) == text
+
+
+def test_variable_that_builds_do_not_have_is_named() -> None:
+    options = ("--extra-index-url https://${USER_NAME}:${TOKEN}@h/simple",)
+    plan = EnvironmentPlan(("six",), (), options, (), Path("/none"), {"TOKEN": "t"}, "", "")
+    image = types.SimpleNamespace(reference="i", packages={}, short_version="3.11")
+    with pytest.raises(
+        NoEnvironment, match=r"requirements.txt names \$\{USER_NAME\}, which builds"
+    ) as raised:
+        build_failures.explain(image, plan, 2, "error: dns error")  # type: ignore[arg-type]
+    assert "training_host_environment" in str(raised.value.hint)
