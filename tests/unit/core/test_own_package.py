@@ -156,6 +156,7 @@ def test_entry_points_of_the_project(tmp_path: Path) -> None:
         PACKAGE + "[tool.hatch.build.targets.wheel]\npackages = ['python/a']\n",
         PACKAGE + "[tool.uv.sources]\na = { git = 'x' }\n", PACKAGE + "[project.scripts]\n'../x' = 'a:b'\n",
         PACKAGE + "[project.scripts]\nx = 'a:b; import os'\n", PACKAGE + "[project.entry-points.\"x]\\n[y\"]\na = 'b'\n", "= 1\n",
+        "[project]\nname = 'a'\ndynamic = ['version']\n[tool.setuptools.dynamic]\nversion = {file = []}\n",
     ],
 )  # fmt: skip
 def test_package_that_has_to_be_built(tmp_path: Path, text: str) -> None:
@@ -169,7 +170,7 @@ def test_package_that_has_to_be_built(tmp_path: Path, text: str) -> None:
         "setup(name='a', ext_modules=[x])", "setup(name='a', cmdclass={'build_py': x})", "setup(name='a', **more)",
         "requires = []\nrequires.append('x')\nsetup(name='a', install_requires=requires)", "setup(name=name())", "x = (",
         "def f():\n    setup(name='a')\nf()", "setup(name='a')\nsetup(name='b')", "setup(name='a', scripts=['x'])",
-        "setup(name='a', install_requires=open('r.txt').read().split())", "(" * 1000, "x = 1" + "+1" * 50000,
+        "setup(name='a', install_requires=open('r.txt').read().split())", "setup(name='a', install_requires=('file',))", "(" * 1000, "x = 1" + "+1" * 50000,
     ],
 )  # fmt: skip
 def test_setup_that_computes_is_built(tmp_path: Path, text: str) -> None:

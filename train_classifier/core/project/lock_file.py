@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from train_classifier.core.project import toml_reader
-from train_classifier.core.project.project_file import table_at
+from train_classifier.core.project.project_file import normal_name, table_at
 
 _OWN = re.compile(r"^source = \{ (?:virtual|editable) = \"\.\" \}$", re.MULTILINE)
 _REQUIREMENT = re.compile(r"\s*(?P<name>[A-Za-z0-9._-]+)\s*(?:\[(?P<extras>[^\]]*)\])?(?P<rest>[^;]*)")
@@ -29,15 +29,17 @@ def changed_names(lock: str, dependencies: tuple[str, ...]) -> list[str]:
         return []
     # Of a package from elsewhere the place is not compared.
     elsewhere = {
-        _normal(str(entry.get("name", ""))) for entry in listed if any(place in entry for place in _PLACES)
+        normal_name(str(entry.get("name", "")))
+        for entry in listed
+        if any(place in entry for place in _PLACES)
     }
     required = {_required(text) for text in dependencies}
     return sorted({name for name, *_ in locked ^ required if name not in elsewhere})
 
 
 def _locked(entry: dict[str, Any]) -> Requirement:
-    extras = tuple(sorted(map(_normal, entry.get("extras", []))))
-    return _normal(entry["name"]), extras, _clauses(entry.get("specifier", ""))
+    extras = tuple(sorted(map(normal_name, entry.get("extras", []))))
+    return normal_name(entry["name"]), extras, _clauses(entry.get("specifier", ""))
 
 
 def _required(text: str) -> Requirement:
@@ -45,13 +47,9 @@ def _required(text: str) -> Requirement:
     if match is None:
         return text, (), ()
     extras = tuple(
-        sorted(_normal(name.strip()) for name in (match["extras"] or "").split(",") if name.strip())
+        sorted(normal_name(name.strip()) for name in (match["extras"] or "").split(",") if name.strip())
     )
-    return _normal(match["name"]), extras, _clauses(match["rest"].strip(" ()"))
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
+    return normal_name(match["name"]), extras, _clauses(match["rest"].strip(" ()"))
 
 
 def _clauses(text: str) -> tuple[str, ...]:

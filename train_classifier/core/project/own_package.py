@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core import regular_file
-from train_classifier.core.project import git_version, setup_files, toml_reader
+from train_classifier.core.project import git_version, project_file, setup_files
 from train_classifier.core.project.git_version import GitVersion
 from train_classifier.core.project.project_file import MOST_BYTES, table_at, texts
-from train_classifier.core.project.setup_files import UNKNOWN, NotStatic
+from train_classifier.core.project.setup_files import NotStatic
 
 PROJECT = "pyproject.toml"
 #: Build back ends of packages that are Python code alone, unless the settings below say otherwise.
@@ -26,9 +26,15 @@ _BUILD_SETTINGS = (
     ("tool", "poetry", "packages"), ("tool", "pdm", "build"), ("tool", "uv", "build-backend"),
     ("tool", "setuptools-rust"), ("tool", "versioningit"), ("tool", "uv", "sources"),
 )  # fmt: skip
-#: What hatchling may be told of its wheel, besides `packages`: it changes no module.
-_WHEEL = ("packages", "include", "exclude", "only-include", "sources", "artifacts")
-_HOOKS, _METADATA_HOOKS = {"vcs"}, {"vcs", "fancy-pypi-readme"}
+#: Settings of hatchling that make or move no module, by their table.
+_HATCH_SETTINGS = {
+    ("build",): {"targets", "hooks", "include", "exclude", "artifacts"},
+    ("build", "hooks"): {"vcs"},
+    ("build", "targets", "wheel"):
+        {"packages", "include", "exclude", "only-include", "sources", "artifacts", "hooks"},
+    ("build", "targets", "wheel", "hooks"): {"vcs"},
+    ("metadata", "hooks"): {"vcs", "fancy-pypi-readme"},
+}  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?\Z")
 _VERSION = re.compile(
     r"[0-9]{1,9}(?:\.[0-9]{1,9}){0,5}(?:(?:a|b|rc)[0-9]{1,9})?(?:\.post[0-9]{1,9})?(?:\.dev[0-9]{1,9})?"
@@ -77,7 +83,7 @@ def read(root: Path) -> Optional[Metadata]:
     """Return the repository as a package; None if only its build says all that belongs to it."""
     try:
         return _Reader(root).metadata()
-    except (NotStatic, OSError, ValueError, AttributeError, TypeError, RecursionError):
+    except (NotStatic, OSError, ValueError, AttributeError, TypeError, LookupError, RecursionError):
         return None
 
 
@@ -87,7 +93,8 @@ class _Reader:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files: list[str] = []
-        self.tables = toml_reader.read(self.text(PROJECT) or "")
+        self.requires = project_file.read(self.text(PROJECT) or "")
+        self.tables = self.requires.tables
         self.project = table_at(self.tables, "project")
         self.settings = table_at(self.tables, "tool", "setuptools")
         self.back_end = table_at(self.tables, "build-system").get("build-backend", _SETUPTOOLS[0])
@@ -115,37 +122,32 @@ class _Reader:
         if not _NAME.match(name):
             raise NotStatic
         folder = self.folder(name)
-        git = git_version.settings(self.tables, self.setup)
-        is_dynamic = not self.project or "version" in self.dynamic
+        is_dynamic = self.is_dynamic("version")
+        git = git_version.settings(self.tables, self.setup) if is_dynamic else None
         version = self.dynamic_version(name, folder) if is_dynamic else self.project.get("version", "")
-        git = git if is_dynamic else None
-        if git or (is_dynamic and not _VERSION.match(version)):
-            version = UNKNOWN_VERSION
-        elif not _VERSION.match(version):
+        if not is_dynamic and not _VERSION.match(version):
             raise NotStatic
+        if git or not _VERSION.match(version):
+            version = UNKNOWN_VERSION
         dependencies, files = self.dependencies()
         package = OwnPackage(name, version, folder, self.entry_points(), git)
         return Metadata(package, tuple(dict.fromkeys(self.files)), dependencies, files)
 
+    def is_dynamic(self, *names: str) -> bool:
+        """Tell whether not `project` but the back end's own settings have one of these fields."""
+        return not self.project or bool(self.dynamic & set(names))
+
     def check_build(self) -> None:
         """Raise NotStatic where a build makes or moves modules."""
-        if self.back_end not in _BACK_ENDS:
-            raise NotStatic
-        for *parents, name in _BUILD_SETTINGS:
-            if name in table_at(self.tables, *parents):
-                raise NotStatic
         hatch = table_at(self.tables, "tool", "hatch")
-        build = table_at(hatch, "build")
-        wheel = table_at(build, "targets", "wheel")
+        wheel = table_at(hatch, "build", "targets", "wheel")
         places = [
             place for key in ("packages", "only-include", "sources") for place in texts(wheel.get(key, []))
         ]
         if (
-            not set(table_at(build, "hooks")) <= _HOOKS
-            or not set(table_at(hatch, "metadata", "hooks")) <= _METADATA_HOOKS
-            or set(build) - {"targets", "hooks", "include", "exclude", "artifacts"}
-            or set(wheel) - {*_WHEEL, "hooks"}
-            or not set(table_at(wheel, "hooks")) <= _HOOKS
+            self.back_end not in _BACK_ENDS
+            or any(name in table_at(self.tables, *parents) for *parents, name in _BUILD_SETTINGS)
+            or any(set(table_at(hatch, *keys)) - usual for keys, usual in _HATCH_SETTINGS.items())
             or not all(re.fullmatch(r"(?:src/)?[A-Za-z0-9_]+", place) for place in places)
         ):
             raise NotStatic
@@ -157,12 +159,8 @@ class _Reader:
             where = table_at(packages, "find").get("where", ["."])
             packages = ("find", where[0]) if len(where) == 1 and set(packages) <= {"find"} else ()
         modules = self.settings.get("py-modules", self.setup.get("py_modules")) or []
-        moved = {
-            key: os.path.normpath(place)
-            for key, place in (
-                self.settings.get("package-dir") or self.setup.get("package_dir") or {}
-            ).items()
-        }
+        package_dir = self.settings.get("package-dir") or self.setup.get("package_dir") or {}
+        moved = {key: os.path.normpath(place) for key, place in package_dir.items()}
         base = moved.pop("", ".")
         if isinstance(packages, tuple):
             where = os.path.normpath(packages[1]) if len(packages) == 2 else ""
@@ -185,15 +183,13 @@ class _Reader:
         """Return a folder that is one of the repository, is reached without a link, and has these entries."""
         real = os.path.realpath(self.root)
         path = os.path.normpath(os.path.join(real, folder))
-        inside = path == real or path.startswith(real + os.sep)
         if (
-            not inside
+            os.path.commonpath([real, path]) != real
             or path != os.path.realpath(path)
             or not os.path.isdir(path)
             or not folder.isprintable()
+            or not all(os.path.exists(os.path.join(path, name)) for name in names)
         ):
-            raise NotStatic
-        if not all(os.path.exists(os.path.join(path, name)) for name in names):
             raise NotStatic
         return "" if folder == "." else folder
 
@@ -201,11 +197,9 @@ class _Reader:
         """Return the folder in which build back ends look for modules."""
         source = self.root / "src"
         has_source = (
-            os.path.isdir(source)
-            and not os.path.islink(source)
-            and not os.path.lexists(source / "__init__.py")
+            source.is_dir() and not source.is_symlink() and not os.path.lexists(source / "__init__.py")
         )
-        module = re.sub(r"[-_.]+", "_", name)
+        module = _module_name(name)
         for folder in ("src", "") if has_source else ("",):
             for each in (module, module.lower()):
                 path = self.root / folder / each
@@ -218,28 +212,27 @@ class _Reader:
 
     def dynamic_version(self, name: str, folder: str) -> str:
         """Return the version that a file of the repository has; "" when none says it plainly."""
-        given: Any = self.setup.get("version", UNKNOWN) if self.setup else UNKNOWN
         setting = table_at(self.settings, "dynamic", "version")
-        given = next(((kind, setting[kind]) for kind in ("attr", "file") if kind in setting), given)
-        if isinstance(given, str):
-            return given
-        if isinstance(given, tuple) and given[0] == "file":
-            file = given[1][0] if isinstance(given[1], list) else given[1]
-            return (self.text(file) or "").strip()
-        module = re.sub(r"[-_.]+", "_", name)
-        places = [(f"{module}/{each}.py", "__version__") for each in _VERSION_MODULES] + [
-            (f"{module}.py", "__version__")
-        ]
-        if isinstance(given, tuple) and given[0] == "attr":
-            dotted, _, attribute = given[1].rpartition(".")
+        source: Any = self.setup.get("version")
+        source = next(((kind, setting[kind]) for kind in ("attr", "file") if kind in setting), source)
+        if isinstance(source, str):
+            return source
+        kind, value = source if isinstance(source, tuple) else ("", "")
+        if kind == "file":
+            return (self.text(value[0] if isinstance(value, list) else value) or "").strip()
+        if kind == "attr":
+            dotted, _, attribute = value.rpartition(".")
             path = dotted.replace(".", "/")
             places = [(f"{path}.py", attribute), (f"{path}/__init__.py", attribute)]
+        else:
+            module = _module_name(name)
+            files = [*(f"{module}/{each}.py" for each in _VERSION_MODULES), f"{module}.py"]
+            places = [(file, "__version__") for file in files]
         paths = [(os.path.join(folder, path), attribute) for path, attribute in places]
-        file = table_at(self.tables, "tool", "hatch", "version").get("path") or table_at(
-            self.tables, "tool", "pdm", "version"
-        ).get("path")
-        if file:
-            paths = [(file, "__version__"), (file, "VERSION")]
+        for tool in ("hatch", "pdm"):
+            file = table_at(self.tables, "tool", tool, "version").get("path")
+            if file:
+                paths = [(file, "__version__"), (file, "VERSION")]
         for path, attribute in paths:
             text = self.text(path)
             version = setup_files.literal(text, attribute) if text else None
@@ -249,56 +242,51 @@ class _Reader:
 
     def dependencies(self) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
         """Return dependencies by extra, and files of further ones."""
-        files: list[str] = []
-        lists: dict[str, tuple[str, ...]] = {}
-        own: Any = self.project.get("dependencies", [])
-        if "dependencies" in self.dynamic or not self.project:
+        files = self.requires.dependency_files
+        own: Any = self.requires.dependencies
+        if self.is_dynamic("dependencies") and not files:
             own = self.setup.get("install_requires", [])
-            own = table_at(self.settings, "dynamic", "dependencies").get("file", own)
             if self.project and not own:
                 raise NotStatic
-            if own is not self.setup.get("install_requires"):
-                own = ("file", own)
-        if isinstance(own, tuple) and own[:1] == ("file",):
-            names = own[1] if isinstance(own[1], list) else re.split(r"[,\n]", own[1])
-            files = [name.strip() for name in texts(names)]
-            own = []
-        lists[""] = tuple(texts(own.splitlines() if isinstance(own, str) else list(own)))
+            if isinstance(own, tuple) and own[:1] == ("file",):
+                files = tuple(name.strip() for name in re.split(r"[,\n]", own[1]))
+                own = []
+        lists = {"": tuple(texts(own.splitlines() if isinstance(own, str) else list(own)))}
         extras = self.project.get("optional-dependencies", {})
-        if "optional-dependencies" in self.dynamic or not self.project:
+        if self.is_dynamic("optional-dependencies"):
             extras = self.setup.get("extras_require", {})
         for extra, values in extras.items():
+            if extra.startswith(":"):
+                raise NotStatic
             # `name:marker` is a marker of old; a file or a text is left to the build.
             if isinstance(values, list) and ":" not in extra:
                 lists[extra] = tuple(texts(values))
-            elif ":" in extra and extra.startswith(":"):
-                raise NotStatic
-        return lists, tuple(files)
+        return lists, files
 
     def entry_points(self) -> tuple[tuple[str, str, str], ...]:
         """Return group, name and object of each entry point."""
         groups: dict[str, dict[str, str]] = {}
-        if not self.project or {"scripts", "entry-points"} & self.dynamic:
-            said = self.setup.get("entry_points", {})
-            for group, lines in said.items():
+        if self.is_dynamic("scripts", "entry-points"):
+            for group, lines in self.setup.get("entry_points", {}).items():
                 pairs = [lines] if isinstance(lines, str) else lines
                 groups[group] = dict(line.split("=", 1) for line in pairs if line.strip())
         for group, name in ((CONSOLE, "scripts"), ("gui_scripts", "gui-scripts")):
             groups.setdefault(group, {}).update(self.project.get(name, {}))
         groups.update(self.project.get("entry-points", {}))
-        found = [
+        entry_points = [
             (group, name.strip(), re.sub(r"\s*\[[^\]]*\]\s*\Z", "", target).strip())
             for group, points in groups.items()
             for name, target in points.items()
         ]
-        for group, name, target in found:
-            named = (
-                _SCRIPT.match(name)
-                if group in (CONSOLE, "gui_scripts")
-                else name.isprintable() and "=" not in name
-            )
-            if not _GROUP.match(group) or not named or not _OBJECT.match(target):
+        for group, name, target in entry_points:
+            is_script = group in (CONSOLE, "gui_scripts")
+            is_name = _SCRIPT.match(name) if is_script else name.isprintable() and "=" not in name
+            if not is_name or not _GROUP.match(group) or not _OBJECT.match(target):
                 raise NotStatic
-        if len(found) > MOST_ENTRY_POINTS:
+        if len(entry_points) > MOST_ENTRY_POINTS:
             raise NotStatic
-        return tuple(sorted(found))
+        return tuple(sorted(entry_points))
+
+
+def _module_name(name: str) -> str:
+    return re.sub(r"[-_.]+", "_", name)

@@ -1,6 +1,7 @@
 """What a pyproject.toml says of packages and of Python."""
 
 import dataclasses
+import re
 from typing import Any
 
 from train_classifier.core.project import toml_reader
@@ -48,6 +49,11 @@ def required_python(text: str) -> str:
         if isinstance(value, str) and value:
             return value
     return ""
+
+
+def normal_name(name: str) -> str:
+    """Return a distribution's normalised name (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def table_at(tables: Any, *keys: str) -> dict[str, Any]:

@@ -129,8 +129,8 @@ def _explain_unknown(
     reason = short(reasons[0], MOST_LETTERS) if reasons else f"exit status {status}"
     failed = NOT_BUILT.search(" ".join(lines))
     hint = (
-        f"read the build's own message; or ask in {place_to_edit(plan.file)} for a version of {failed[1]} "
-        f"that has a wheel for Python {image.short_version}"
+        f"read the build's own message; or require a version of {failed[1]} that has a wheel for Python "
+        f"{image.short_version} in {place_to_edit(plan.file)}"
         if failed
         else None
     )
@@ -155,8 +155,8 @@ def _explain_conflict(image: Image, plan: EnvironmentPlan, sentence: str, detail
     pins = ", ".join(f"{name}=={version}" for name, version in own.items() if name in named)
     raise NoCommonSolution(
         f"{plan.file} conflicts with image {image.reference}: the image's own {pins} cannot be replaced",
-        f"ask in {plan.file} for versions that work with {pins}, "
-        f"choose another {show_option('image')}, or set {show_option('environment_kind')} isolated",
+        f"choose another {show_option('image')}, set {show_option('environment_kind')} isolated, or require "
+        f"versions that work with {pins} in {place_to_edit(plan.file)}",
         detail,
         f"conflicts with the image's {pins}",
     )

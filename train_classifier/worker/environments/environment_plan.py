@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 from train_classifier.core import requirements_file
 from train_classifier.core.project.own_package import OwnPackage
+from train_classifier.core.project.project_file import normal_name
 from train_classifier.core.requirements_file import Requirements
 from train_classifier.worker.environments import index_logins, model_imports
 
@@ -274,4 +275,4 @@ def _with_cuda(line: str) -> str:
 def name_of(line: str) -> str:
     """Return the normalised name of the distribution that a line asks for; "" when it has none."""
     match = requirements_file.REQUIREMENT.match(line.partition(" --")[0].strip())
-    return re.sub(r"[-_.]+", "-", match["name"]).lower() if match else ""
+    return normal_name(match["name"]) if match else ""

@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import os
-import re
 import shutil
 import stat
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 from train_classifier.core import regular_file
 from train_classifier.core.project import git_version
 from train_classifier.core.project.own_package import CONSOLE, UNKNOWN_VERSION, OwnPackage
+from train_classifier.core.project.project_file import normal_name
 from train_classifier.core.text import printable
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
@@ -54,7 +54,7 @@ def add(
                 python=environment.python, module=module, first=attribute.partition(".")[0], name=attribute
             )
             write_bytes(scripts / name, text.encode(), 0o755, sync=False)
-    name = re.sub(r"[-_.]+", "-", package.name).lower()
+    name = normal_name(package.name)
     others = [line for line in environment.packages if line.partition("==")[0] != name]
     path = environment.variables.get("PATH", image.search_path)
     return dataclasses.replace(

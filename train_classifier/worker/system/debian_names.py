@@ -176,8 +176,3 @@ def distribution(module: str) -> Optional[str]:
     top = module.partition(".")[0]
     same = top.lower().replace("_", "-") if top in SAME_NAME else None
     return DISTRIBUTIONS.get(".".join(module.split(".")[:2])) or DISTRIBUTIONS.get(top) or same
-
-
-def normal(name: str) -> str:
-    """Return a distribution's normalised name (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()

@@ -13,6 +13,7 @@ from typing import Callable, Optional
 from train_classifier.core import requirements_file
 from train_classifier.core.job import WORKSPACE
 from train_classifier.core.options import show_option
+from train_classifier.core.project.project_file import normal_name
 from train_classifier.core.text import show_bytes, without_escapes
 from train_classifier.worker.system import debian_names
 
@@ -219,8 +220,8 @@ def _cuda_compiler(match: "re.Match[str]", job: Circumstances) -> tuple[str, str
 def _other_cuda(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
     return (
         f"the image's compiler is of CUDA {match['image']}, and PyTorch was built with another CUDA",
-        f"choose an image with PyTorch's CUDA ({show_option('image')}), or ask in {job.place_to_edit} for a "
-        f"PyTorch that was built with CUDA {match['image']}",
+        f"choose an image with PyTorch's CUDA ({show_option('image')}), or require a PyTorch that was built "
+        f"with CUDA {match['image']} in {job.place_to_edit}",
     )
 
 
@@ -241,8 +242,8 @@ def _other_name(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[st
 def _other_torch(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
     return (
         "a package was built for another PyTorch than the one that is installed",
-        f"ask in {job.place_to_edit} for versions that belong together (torchvision 0.N+15 and torchaudio "
-        "2.N for torch 2.N), or leave the version of that package out",
+        "leave the version of that package out, or require versions that belong together (torchvision 0.N+15 "
+        f"and torchaudio 2.N for torch 2.N) in {job.place_to_edit}",
     )
 
 
@@ -275,10 +276,8 @@ def _module(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, s
                 f"it is in {folder}/: {show_option('environment')} PYTHONPATH={WORKSPACE}/src",
             )
     distribution = debian_names.distribution(name)
-    names = {debian_names.normal(word) for word in (top, (distribution or top).partition("<")[0])}
-    installed = next(
-        (pin for pin in job.packages if debian_names.normal(pin.partition("==")[0]) in names), None
-    )
+    names = {normal_name(word) for word in (top, (distribution or top).partition("<")[0])}
+    installed = next((pin for pin in job.packages if normal_name(pin.partition("==")[0]) in names), None)
     if installed and "." in name:
         return (
             reason,
@@ -302,7 +301,7 @@ def _listed(requirements: str, names: set[str]) -> Optional[str]:
     """Return the first of these distributions that a requirements file names."""
     for line in requirements.splitlines():
         match = re.match(r"[A-Za-z0-9][A-Za-z0-9._-]{0,100}", line)
-        if match and debian_names.normal(match[0].rstrip("._-")) in names:
+        if match and normal_name(match[0].rstrip("._-")) in names:
             return match[0].rstrip("._-")
     return None
 

@@ -138,7 +138,9 @@ def test_build_of_an_unknown_failure_names_the_package() -> None:
     error = "error: Failed to build `lightfm==1.17`\n  AttributeError: 'dict' object has no attribute 'x'\n"
     with pytest.raises(NoEnvironment) as raised:
         build_failures.explain(image, plan, 1, error)  # type: ignore[arg-type]
-    assert "for a version of lightfm that has a wheel for Python 3.11" in str(raised.value.hint)
+    assert "a version of lightfm that has a wheel for Python 3.11 in requirements.txt" in str(
+        raised.value.hint
+    )
 
 
 def test_failed_second_build_names_the_line_to_add() -> None:
