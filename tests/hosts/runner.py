@@ -94,12 +94,12 @@ class Host:
         defaults = {"github_runner_request": "{{ __github_runner_api }}"}
         play = {"hosts": "gpu1", "gather_facts": False, "module_defaults": defaults, "tasks": [task]}
         playbook.write_text(json.dumps([play]))
-        # By ssh, as the engine takes longer for each task and each file.
+        # By ssh, as the engine takes longer for each task and each file; without PAM, which would start a user manager of root's.
         host = {
             "ansible_host": self.name,
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self.key),
-            "ansible_ssh_common_args": f"-F /dev/null -o ProxyCommand='docker exec -i {self.name} /usr/sbin/sshd -i' "
+            "ansible_ssh_common_args": f"-F /dev/null -o ProxyCommand='docker exec -i {self.name} /usr/sbin/sshd -i -o UsePAM=no' "
             "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR -o IdentitiesOnly=yes",
             "ansible_python_interpreter": "/usr/bin/python3",
         }
