@@ -177,16 +177,14 @@ class _Reader:
     def text(self, relative: str, location: str, most_bytes: int = MOST_BYTES) -> str:
         """Return the text of a file; "" after recording why it cannot be read."""
         try:
-            return decode(
-                regular_file.read(self.root / relative, most_bytes, within=os.path.realpath(self.root))
-            )
+            data = regular_file.read(self.root / relative, most_bytes, within=os.path.realpath(self.root))
+            return decode(data)
         except UnicodeDecodeError:
             self.problems.append(f"{location}: {relative} is not text in UTF-8: save it as UTF-8")
-            return ""
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             self.problems.append(f"{location}: {relative} cannot be read: {reason}")
-            return ""
+        return ""
 
     def read(self, relative: str, constraint: bool, location: str) -> None:
         if (relative, constraint) in self.started:
@@ -208,15 +206,13 @@ class _Reader:
                 return
             if len(self.problems) > MOST_PROBLEMS:
                 return
-            if len(line) > MOST_LINE or "\0" in line:
-                why = (
-                    "holds a NUL: save the file as UTF-8"
-                    if "\0" in line
-                    else f"is longer than {MOST_LINE} characters"
-                )
-                self.problems.append(f"{relative}:{number}: the line {why}")
-                continue
-            self.line(line, relative, f"{relative}:{number}", constraint)
+            location = f"{relative}:{number}"
+            if "\0" in line:
+                self.problems.append(f"{location}: the line holds a NUL: save the file as UTF-8")
+            elif len(line) > MOST_LINE:
+                self.problems.append(f"{location}: the line is longer than {MOST_LINE} characters")
+            else:
+                self.line(line, relative, location, constraint)
 
     def project(self, relative: str, requirements: str) -> None:
         """Read the dependencies of a pyproject.toml; `requirements` is the file that can take its place."""
@@ -329,10 +325,10 @@ class _Reader:
         hashes = _PER_REQUIREMENT.search(line)
         head = line[: hashes.start()].rstrip() if hashes else line
         match = REQUIREMENT.match(_single_blanks(head))
-        archive = head.endswith(_ARCHIVES) and not (match and match["url"])
-        match = None if archive else match
+        if head.endswith(_ARCHIVES) and not (match and match["url"]):
+            match = None
         path = match["url"] or "" if match else head.split(" ;")[0].split(" --")[0].strip()
-        problem = self.misplaced(match, head)
+        problem = _misplaced(match, head)
         if problem:
             self.problems.append(f"{location}: {problem}")
             return
@@ -344,8 +340,8 @@ class _Reader:
                 instead = f"pip freeze prints it under conda: write {match['name']}==VERSION"
             self.problems.append(f"{location}: {path!r} is a path of one machine; {instead}")
             return
-        local = bool(path) and not _URL.match(path) and "${" not in path
-        if local and (match or "/" in bare or bare.startswith(".") or bare.endswith(_ARCHIVES)):
+        is_local = bool(path) and not _URL.match(path) and "${" not in path
+        if is_local and (match or "/" in bare or bare.startswith(".") or bare.endswith(_ARCHIVES)):
             local_path = self.inside(bare, location, "the local package")
             if not local_path:
                 return
@@ -357,25 +353,6 @@ class _Reader:
             self.problems.append(f"{location}: not a requirement: {line!r}{_advice(line)}")
             return
         (self.constraints if constraint else self.lines).append(line)
-
-    def misplaced(self, match: "Optional[re.Match[str]]", head: str) -> str:
-        """Return why a line that pip cannot install is refused, "" if nothing is known about it."""
-        text = _single_blanks(head)[:MOST_ADVISED]
-        option, address = _MISPLACED.search(text), _SSH_ADDRESS.search(text)
-        if not match and option:
-            name = option["option"].replace("=", " ").split()[0]
-            is_known = name in OPTIONS or name in SHORT
-            advice = "write it on a line of its own" if is_known else NO_OPTION
-            return f"{option['option']!r} behind a requirement: {advice}"
-        if address:
-            return f"{text!r} is no address for pip: write git+ssh://{address['host']}/{address['path']}"
-        if re.match(r"https?://\S+\.git(?:@\S*)?\Z", text):
-            return f"{text!r} is no archive: write git+{text}"
-        if match and match["name"].lower() == "python":
-            return f'{text!r}: Python is no package: write python = "3.N" into train-classifier.toml instead'
-        if re.match(r"pkg[-_]resources==0\.0\.0\Z", text):
-            return f"{text!r} is no package, though pip freeze of some systems prints it: remove the line"
-        return ""
 
     def option(self, line: str, relative: str, location: str, constraint: bool) -> None:
         match = _OPTION.match(line)
@@ -428,6 +405,26 @@ class _Reader:
 def _single_blanks(text: str) -> str:
     """Return the text for REQUIREMENT, which would try every part of a long run of blanks."""
     return re.sub(r"\s+", " ", text)
+
+
+def _misplaced(match: "Optional[re.Match[str]]", head: str) -> str:
+    """Return why a line that pip cannot install is refused, "" if nothing is known about it."""
+    text = _single_blanks(head)[:MOST_ADVISED]
+    option, address = _MISPLACED.search(text), _SSH_ADDRESS.search(text)
+    if not match and option:
+        name = option["option"].replace("=", " ").split()[0]
+        is_known = name in OPTIONS or name in SHORT
+        advice = "write it on a line of its own" if is_known else NO_OPTION
+        return f"{option['option']!r} behind a requirement: {advice}"
+    if address:
+        return f"{text!r} is no address for pip: write git+ssh://{address['host']}/{address['path']}"
+    if re.match(r"https?://\S+\.git(?:@\S*)?\Z", text):
+        return f"{text!r} is no archive: write git+{text}"
+    if match and match["name"].lower() == "python":
+        return f'{text!r}: Python is no package: write python = "3.N" into train-classifier.toml instead'
+    if re.match(r"pkg[-_]resources==0\.0\.0\Z", text):
+        return f"{text!r} is no package, though pip freeze of some systems prints it: remove the line"
+    return ""
 
 
 def _advice(line: str) -> str:

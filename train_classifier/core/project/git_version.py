@@ -77,17 +77,15 @@ def settings(tables: dict[str, Any], setup: dict[str, Any]) -> Optional[GitVersi
         return GitVersion(_VERSIONEER, tag_prefix=prefix, file=_file(versioneer, "versionfile_source"))
     hatch = table_at(tool, "hatch")
     requires = table_at(tables, "build-system").get("requires") or []
-    if "setuptools_scm" in tool or any(
-        re.match(r"setuptools[-_]scm\s*\[.*simple", text) for text in requires
-    ):
+    is_simple = any(re.match(r"setuptools[-_]scm\s*\[.*simple", text) for text in requires)
+    if is_simple or "setuptools_scm" in tool:
         options = table_at(tool, "setuptools_scm")
     elif setup.get("use_scm_version"):
-        options = setup["use_scm_version"] if isinstance(setup["use_scm_version"], dict) else {}
+        options = table_at(setup, "use_scm_version")
     elif table_at(hatch, "version").get("source") == "vcs":
-        hooks = table_at(hatch, "build", "hooks", "vcs") or table_at(
-            hatch, "build", "targets", "wheel", "hooks", "vcs"
-        )
-        options = {**hooks, **table_at(hatch, "version", "raw-options")}
+        hook = table_at(hatch, "build", "hooks", "vcs")
+        wheel_hook = table_at(hatch, "build", "targets", "wheel", "hooks", "vcs")
+        options = {**(hook or wheel_hook), **table_at(hatch, "version", "raw-options")}
     elif table_at(tool, "pdm", "version").get("source") == "scm":
         options = table_at(tool, "pdm", "version")
     else:
@@ -121,12 +119,10 @@ def version(git: GitVersion, description: str, dirty: bool, date: str) -> Option
     `date` (YYYYMMDD) stands in the version of a changed checkout.
     """
     match = DESCRIPTION.match(description)
-    tag = (
-        _TAG.match(match["tag"][len(git.tag_prefix) :])
-        if match and match["tag"].startswith(git.tag_prefix)
-        else None
-    )
-    if match is None or tag is None:
+    if match is None or not match["tag"].startswith(git.tag_prefix):
+        return None
+    tag = _TAG.match(match["tag"][len(git.tag_prefix) :])
+    if tag is None:
         return None
     base, distance, node = tag["version"].lower(), int(match["distance"]), f"g{match['commit']}"
     if git.tool == _VERSIONEER:
@@ -162,13 +158,10 @@ def file_text(git: GitVersion, text: str, description: str, dirty: bool) -> str:
     public, _, local = text.partition("+")
     numbers = tuple(int(part) if part.isdigit() else part for part in public.split("."))
     parts = (*numbers, local) if local else numbers
-    if not git.template:
-        is_code = git.file.endswith(".py")
-        return (
-            _SCM_FILE.format(version=text, parts=parts, commit=f"g{commit}" if commit else None)
-            if is_code
-            else text
-        )
-    # Not str.format: a template may ask for any attribute, and for any width.
-    values = {"version": text, "version_tuple": parts}
-    return _FIELDS.sub(lambda field: (repr if field[2] == "r" else str)(values[field[1]]), git.template)
+    if git.template:
+        # Not str.format: a template may ask for any attribute, and for any width.
+        values = {"version": text, "version_tuple": parts}
+        return _FIELDS.sub(lambda field: (repr if field[2] == "r" else str)(values[field[1]]), git.template)
+    if git.file.endswith(".py"):
+        return _SCM_FILE.format(version=text, parts=parts, commit=f"g{commit}" if commit else None)
+    return text

@@ -139,10 +139,8 @@ def read_config(text: str) -> dict[str, Any]:
     }
     if "install_requires" in options:
         values["install_requires"] = _listed(options["install_requires"])
-    for name, section in (
-        ("extras_require", "options.extras_require"),
-        ("entry_points", "options.entry_points"),
-    ):
+    for name in ("extras_require", "entry_points"):
+        section = f"options.{name}"
         if section in sections:
             values[name] = {key: _listed(value) for key, value in sections[section].items()}
         elif name in options:

@@ -33,12 +33,8 @@ def read(text: str) -> dict[str, Any]:
         try:
             if statement[0] == "[":
                 table = _table(document, statement)
-            else:
-                end = statement.index("=")
-                value, used = _value(statement, end + 1, 0)
-                if used != len(statement):
-                    raise ValueError
-                _set(table, _keys(statement[:end]), value)
+            elif _set_key(table, statement, 0, 0) != len(statement):
+                raise ValueError
         except (ValueError, IndexError) as error:
             raise ValueError(f"line {number} is not TOML") from error
     return document
@@ -71,43 +67,42 @@ def _table(document: dict[str, Any], head: list[str]) -> dict[str, Any]:
     keys = _keys(head[2:-2] if is_element else head[1:-1])
     if head[-1] != "]" or (is_element and head[-2] != "]"):
         raise ValueError
-    *parents, last = keys
-    parent = _below(document, parents)
     if not is_element:
-        return _below(parent, [last])
-    elements = parent.setdefault(last, [])
+        return _below(document, keys)
+    elements = _below(document, keys[:-1]).setdefault(keys[-1], [])
     if not isinstance(elements, list):
         raise ValueError
     elements.append({})
-    element: dict[str, Any] = elements[-1]
-    return element
+    return _below(document, keys)
 
 
 def _below(table: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     """Return the table at a dotted key, created where it is missing; of a list of tables, the last."""
-    found: Any = table
+    value: Any = table
     for key in keys:
-        found = found.setdefault(key, {})
-        found = found[-1] if isinstance(found, list) and found else found
-        if not isinstance(found, dict):
+        value = value.setdefault(key, {})
+        value = value[-1] if isinstance(value, list) and value else value
+        if not isinstance(value, dict):
             raise ValueError
-    result: dict[str, Any] = found
+    result: dict[str, Any] = value
     return result
 
 
-def _set(table: dict[str, Any], keys: list[str], value: Any) -> None:
-    *parents, last = keys
+def _set_key(table: dict[str, Any], tokens: list[str], start: int, depth: int) -> int:
+    """Set the key of the `key = value` that begins at `start`; return where the next token is."""
+    equals = tokens.index("=", start)
+    *parents, last = _keys(tokens[start:equals])
+    value, end = _value(tokens, equals + 1, depth)
     parent = _below(table, parents)
     if last in parent:
         raise ValueError
     parent[last] = value
+    return end
 
 
 def _keys(tokens: list[str]) -> list[str]:
     """Return the parts of a dotted key."""
-    if not tokens or len(tokens) > 2 * MOST_DEPTH or any(dot != "." for dot in tokens[1::2]):
-        raise ValueError
-    if len(tokens) % 2 == 0:
+    if len(tokens) % 2 == 0 or len(tokens) > 2 * MOST_DEPTH or set(tokens[1::2]) - {"."}:
         raise ValueError
     return [_key(token) for token in tokens[::2]]
 
@@ -127,10 +122,8 @@ def _value(tokens: list[str], start: int, depth: int) -> tuple[Any, int]:
         raise ValueError
     if token[0] in "\"'":
         return _text(token), start + 1
-    if token == "[":
-        return _list(tokens, start + 1, depth)
-    if token == "{":
-        return _inline_table(tokens, start + 1, depth)
+    if token in ("[", "{"):
+        return _list_or_table(tokens, start, depth + 1)
     end = start
     while end < len(tokens) and tokens[end] not in ",]}":
         if tokens[end][0] in "\"'[{=":
@@ -141,44 +134,29 @@ def _value(tokens: list[str], start: int, depth: int) -> tuple[Any, int]:
     return {"true": True, "false": False}.get(token) if end == start + 1 else None, end
 
 
-def _list(tokens: list[str], position: int, depth: int) -> tuple[list[Any], int]:
-    values = []
-    while tokens[position] != "]":
-        value, position = _value(tokens, position, depth + 1)
-        values.append(value)
-        if tokens[position] == ",":
-            position += 1
-        elif tokens[position] != "]":
-            raise ValueError
-    return values, position + 1
-
-
-def _inline_table(tokens: list[str], position: int, depth: int) -> tuple[dict[str, Any], int]:
+def _list_or_table(tokens: list[str], start: int, depth: int) -> tuple[Any, int]:
+    values: list[Any] = []
     table: dict[str, Any] = {}
-    while tokens[position] != "}":
-        end = position
-        while tokens[end] != "=":
-            end += 1
-        value, after = _value(tokens, end + 1, depth + 1)
-        _set(table, _keys(tokens[position:end]), value)
-        position = after
+    is_list, position = tokens[start] == "[", start + 1
+    close = "]" if is_list else "}"
+    while tokens[position] != close:
+        if is_list:
+            value, position = _value(tokens, position, depth)
+            values.append(value)
+        else:
+            position = _set_key(table, tokens, position, depth)
         if tokens[position] == ",":
             position += 1
-        elif tokens[position] != "}":
+        elif tokens[position] != close:
             raise ValueError
-    return table, position + 1
+    return values if is_list else table, position + 1
 
 
 def _text(token: str) -> str:
     """Return the text of a token in quotes. Raises ValueError for an escape that TOML has not."""
-    quotes = 3 if token[:3] in ('"""', "'''") else 1
-    inside = token[quotes:-quotes]
-    if quotes == 3 and inside.startswith("\n"):
-        inside = inside[1:]
-    return inside if token[0] == "'" else _unescaped(inside)
+    is_long = token[:3] in ('"""', "'''")
+    inside = token[3:-3].removeprefix("\n") if is_long else token[1:-1]
 
-
-def _unescaped(text: str) -> str:
     def replace(match: "re.Match[str]") -> str:
         code = match["code"]
         if code:
@@ -187,6 +165,6 @@ def _unescaped(text: str) -> str:
 
     # What is no escape of TOML is no key of the table of letters.
     try:
-        return _ESCAPE.sub(replace, text)
+        return inside if token[0] == "'" else _ESCAPE.sub(replace, inside)
     except (KeyError, OverflowError) as error:
         raise ValueError from error
