@@ -23,7 +23,7 @@ from train_classifier.ansible_bridge import inventory
 from train_classifier.core import apt_file, requirements_file
 from train_classifier.core.errors import BadInput, TrainClassifierError
 from train_classifier.core.job import JobSpec
-from train_classifier.core.project import git_version
+from train_classifier.core.project import git_version, own_package
 from train_classifier.github_action import slack_message
 from train_classifier.reports import job_summary, tracebacks
 from train_classifier.reports.report import Report
@@ -134,6 +134,26 @@ def test_repository_as_a_package_is_read(
         assert re.fullmatch(r"[A-Za-z0-9._-]+", requirements.package.name)
         assert re.fullmatch(r"[a-z0-9.+]+", requirements.package.version)
         assert (top / requirements.package.folder).resolve().is_relative_to(top.resolve())
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(
+            ("setup.cfg", f"[metadata]\nname = a\nversion = 1\nb{blank * 80_000}c\n")
+            for blank in (" ", "\t", "\f", "\xa0", "\x1c", "\u2003")
+        ),
+        *(
+            ("pyproject.toml", f"[project]\nname = 'a'\nversion = '1'\n[project.scripts]\na = '{target}'\n")
+            for target in (" " * 200_000 + "x y", "[" * 200_000, "a" + " " * 200_000 + "[", "a." * 100_000)
+        ),
+    ],
+    ids=lambda text: repr(text[-12:]),
+)
+def test_repository_as_a_package_with_long_runs_is_read(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with bounded():
+        assert own_package.read(tmp_path) is None
 
 
 @FIXED

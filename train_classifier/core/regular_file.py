@@ -35,15 +35,19 @@ def read(path: Name, most_bytes: int, *, pipe: bool = False, within: Optional[st
     be in that folder after all links are resolved. Raises OSError when the file cannot be opened, ValueError
     with a phrase when it is elsewhere, is not a regular file, or holds more than `most_bytes`.
     """
+    return read_open(open_followed(path, pipe=pipe, within=within), most_bytes, pipe=pipe)
+
+
+def open_followed(path: Name, *, pipe: bool = False, within: Optional[str] = None) -> int:
+    """Open a file for reading, behind links too. Options and exceptions are those of `read`."""
     handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
         if within is not None and not _place(handle).startswith(within.rstrip("/") + "/"):
             raise ValueError("leads out of the repository")
         _require_readable(handle, pipe)
-        descriptor = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     finally:
         os.close(handle)
-    return read_open(descriptor, most_bytes, pipe=pipe)
 
 
 def read_open(descriptor: int, most_bytes: int, *, pipe: bool = False) -> bytes:

@@ -164,7 +164,12 @@ class _Reader:
             return ""
         relative = os.path.normpath(path)
         real_root = os.path.realpath(self.root)
-        real = os.path.realpath(os.path.join(real_root, relative))
+        try:
+            real = os.path.realpath(os.path.join(real_root, relative))
+        except ValueError:
+            # It holds a NUL, or half of a character.
+            self.problems.append(f"{where}: {subject} {path!r} is no path")
+            return ""
         climbs = relative.startswith("..") and (relative == ".." or relative.startswith("../"))
         if climbs or not (real == real_root or real.startswith(real_root + os.sep)):
             self.problems.append(f"{where}: {subject} {path!r} leads out of the repository")

@@ -1,5 +1,6 @@
 """The repository as a package, as far as its files say all of it."""
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,22 @@ def test_files_that_cannot_be_read_are_built(tmp_path: Path) -> None:
     assert own_package.read(tmp_path) is None
     (tmp_path / "setup.cfg").write_text("[metadata\n")
     assert own_package.read(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "pyproject",
+    [
+        "dynamic = ['version']\n[tool.setuptools.dynamic]\nversion = {file = []}\n",
+        # Name and version make the name of a folder.
+        f"version = '1+{'.'.join(['a' * 40] * 6)}'\n",
+    ],
+)
+def test_hostile_pyproject_is_no_package_of_plain_files(tmp_path: Path, pyproject: str) -> None:
+    assert own_package.read(make(tmp_path, pyproject_toml="[project]\nname = 'a'\n" + pyproject)) is None
+
+
+def test_warnings_about_the_code_of_a_setup_py_are_not_shown(tmp_path: Path) -> None:
+    text = "import re\nre.compile('\\d')\n" + FIND + "setup(name='a', version='1')\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read(tmp_path, setup_py=text).package.version == "1"

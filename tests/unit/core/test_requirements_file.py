@@ -86,6 +86,9 @@ def test_first_file_with_requirements_is_chosen(repository: Path) -> None:
     )  # fmt: skip
 
 
+DYNAMIC = '[project]\ndynamic = ["dependencies"]\n[tool.setuptools.dynamic.dependencies]\nfile = "FILE"\n'
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
@@ -99,6 +102,8 @@ def test_first_file_with_requirements_is_chosen(repository: Path) -> None:
         ),
         ("[project]\ndependencies = ['a'", "a bracket does not close; write the packages into"),
         ("[project]\ndependencies = 'a'", "is not a list"),
+        (DYNAMIC.replace("FILE", "a\\u0000b"), "'a\\x00b' is no path"),
+        (DYNAMIC.replace("FILE", "a\\ud800b"), "'a\\ud800b' is no path"),
         ("\n\nproject", "line 3 is not TOML"),
         ("x = '''\n", "a text in quotes does not end"),
         ("#" * (1 << 18) + "\n", "is over 256 KiB"),

@@ -43,13 +43,18 @@ _VERSION = re.compile(
 _GROUP = re.compile(r"[A-Za-z0-9_]+(?:[.-][A-Za-z0-9_]+)*\Z")
 #: A name that is a file of its own for a script, and an object of a module.
 _SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}\Z")
-_OBJECT = re.compile(r"[A-Za-z_]\w*(?:\.\w+)*(?::[A-Za-z_]\w*(?:\.\w+)*)?\Z", re.ASCII)
+#: Extras may stand behind an object; they mean nothing any more.
+_OBJECT = re.compile(
+    r"(?P<object>[A-Za-z_]\w*(?:\.\w+)*(?::[A-Za-z_]\w*(?:\.\w+)*)?)(?:\s*\[[^\]]*\])?\Z", re.ASCII
+)
 CONSOLE = "console_scripts"
 #: Modules of a package that have its `__version__`.
 _VERSION_MODULES = ("__init__", "_version", "version", "__version__", "__about__")
 #: The version of a package that nothing says.
 UNKNOWN_VERSION = "0+unknown"
 MOST_ENTRY_POINTS = 1000
+#: Most characters of name and version together: they make the name of a folder.
+MOST_NAMED = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +134,8 @@ class _Reader:
             raise NotStatic
         if git or not _VERSION.match(version):
             version = UNKNOWN_VERSION
+        if len(name) + len(version) > MOST_NAMED:
+            raise NotStatic
         dependencies, files = self.dependencies()
         package = OwnPackage(name, version, folder, self.entry_points(), git)
         return Metadata(package, tuple(dict.fromkeys(self.files)), dependencies, files)
@@ -274,18 +281,20 @@ class _Reader:
             groups.setdefault(group, {}).update(self.project.get(name, {}))
         groups.update(self.project.get("entry-points", {}))
         entry_points = [
-            (group, name.strip(), re.sub(r"\s*\[[^\]]*\]\s*\Z", "", target).strip())
+            (group, name.strip(), _OBJECT.match(target.strip()))
             for group, points in groups.items()
             for name, target in points.items()
         ]
         for group, name, target in entry_points:
             is_script = group in (CONSOLE, "gui_scripts")
             is_name = _SCRIPT.match(name) if is_script else name.isprintable() and "=" not in name
-            if not is_name or not _GROUP.match(group) or not _OBJECT.match(target):
+            if not is_name or not _GROUP.match(group) or target is None:
                 raise NotStatic
         if len(entry_points) > MOST_ENTRY_POINTS:
             raise NotStatic
-        return tuple(sorted(entry_points))
+        return tuple(
+            sorted((group, name, target["object"]) for group, name, target in entry_points if target)
+        )
 
 
 def _module_name(name: str) -> str:

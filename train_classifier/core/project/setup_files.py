@@ -3,6 +3,7 @@
 import ast
 import configparser
 import re
+import warnings
 from typing import Any, Optional
 
 #: The keywords of setup() that say what is installed; all others are for people and indexes.
@@ -29,10 +30,7 @@ def read_setup(text: str) -> dict[str, Any]:
     Computed extras are left out: one that is asked for needs a build. `packages` may be `("find", FOLDER)`.
     Raises NotStatic where another keyword that counts is computed.
     """
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise NotStatic from error
+    tree = _parsed(text)
     calls = [
         node
         for node in ast.walk(tree)
@@ -60,8 +58,8 @@ def read_setup(text: str) -> dict[str, Any]:
 def literal(text: str, name: str) -> Optional[str]:
     """Return the text that a module assigns to a name; None when it is computed."""
     try:
-        body = ast.parse(text).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        body = _parsed(text).body
+    except NotStatic:
         return None
     for node in body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -69,6 +67,16 @@ def literal(text: str, name: str) -> Optional[str]:
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
     return None
+
+
+def _parsed(text: str) -> ast.Module:
+    """Return a module's statements. Raises NotStatic; what Python would warn about is not ours."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise NotStatic from error
 
 
 def _called(node: ast.Call) -> str:
@@ -124,8 +132,8 @@ def read_config(text: str) -> dict[str, Any]:
     parser = configparser.RawConfigParser(strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
-        # configparser needs quadratic time for a long run of blanks.
-        parser.read_string(re.sub(r"(?<=\S)[ \t]+", " ", text))
+        # configparser needs quadratic time for a long run of blanks of any kind.
+        parser.read_string(re.sub(r"(?<=\S)[^\S\n]+", " ", text))
     except configparser.Error as error:
         raise NotStatic from error
     if "files" in parser or "build_ext" in parser:

@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Callable
 
 from train_classifier.core import regular_file
 from train_classifier.core.project import git_version
@@ -31,6 +31,8 @@ from train_classifier.worker.system import program
 REPOSITORY = f"file://{BUILD}/{build_folder.WORK}"
 MOST_BYTES = 4 << 20
 MOST_MODULES = 10000
+#: Most bytes of all modules that a build made and a job gets.
+MOST_MODULE_BYTES = 1 << 30
 SCRIPT = "#!{python}\nimport sys\nfrom {module} import {first}\nsys.exit({name}())\n"
 
 
@@ -123,39 +125,49 @@ def add_built_files(context: Context, environment: Environment, workspace: Path)
     """
     site = context.store.envs / environment.hash / build_folder.SITE
     request = {"site": str(site), "workspace": str(workspace)}
-    names = program.call(context.host.job_user(), add_built_part, request)["names"]
-    if names:
-        context.note(
-            f"modules that the repository's build made are added to the job's copy: {', '.join(names)}"
-        )
+    answer = program.call(context.host.job_user(), add_built_part, request, check=context.check_cancel)
+    for key, what in (("names", "added to"), ("too_large", "too large for")):
+        if answer[key]:
+            names = ", ".join(answer[key])
+            context.note(f"modules that the repository's build made are {what} the job's copy: {names}")
 
 
-@program.part
-def add_built_part(request: dict[str, Any]) -> dict[str, Any]:
+@program.checked_part
+def add_built_part(request: dict[str, Any], check: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Add what the package built from the workspace has more than it; return the first names.
 
     The request: `site`, `workspace`. What lies in folders that the workspace does not have, the job imports
-    from the environment.
+    from the environment. The build may have made links to files of this account: they are not followed out
+    of the environment.
     """
     names: list[str] = []
+    too_large: list[str] = []
+    inside, bytes_left = os.path.realpath(request["site"]), MOST_MODULE_BYTES
     for site in (Path(request["site"]), *Path(request["site"]).glob("lib/python3.*/site-packages")):
         for info in site.glob("*.dist-info"):
-            for path in _built_modules(info):
+            for path in _built_modules(info, inside):
+                check()
                 if "/" not in path or os.path.lexists(os.path.join(request["workspace"], path)):
                     continue
                 with contextlib.suppress(OSError, ValueError):
-                    with open(regular_file.open_regular(site / path), "rb") as source:
+                    with open(regular_file.open_followed(site / path, within=inside), "rb") as source:
+                        size = os.fstat(source.fileno()).st_size
+                        if size > bytes_left:
+                            too_large.append(printable(path)[:200])
+                            continue
                         _replace(request["workspace"], path, source)
+                    bytes_left -= size
                     names.append(printable(path)[:200])
-    return {"names": names[:10]}
+    return {"names": names[:10], "too_large": too_large[:10]}
 
 
-def _built_modules(info: Path) -> list[str]:
+def _built_modules(info: Path, inside: str) -> list[str]:
     """Return the modules of a package that was built from the repository itself."""
     try:
-        address = json.loads(regular_file.read(info / "direct_url.json", MOST_BYTES)).get("url")
-        lines = regular_file.read(info / "RECORD", MOST_BYTES).decode().splitlines()
-    except (OSError, ValueError, AttributeError):
+        url = regular_file.read(info / "direct_url.json", MOST_BYTES, within=inside)
+        address = json.loads(url).get("url")
+        lines = regular_file.read(info / "RECORD", MOST_BYTES, within=inside).decode().splitlines()
+    except (OSError, ValueError, AttributeError, RecursionError):
         return []
     paths = [line.partition(",")[0] for line in lines] if address == REPOSITORY else []
     return [path for path in paths if path.endswith((".so", ".py"))][:MOST_MODULES]

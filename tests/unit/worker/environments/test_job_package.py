@@ -1,10 +1,12 @@
 """The file of a job's copy that has the version of its package."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from train_classifier.worker.environments import job_package
 from train_classifier.worker.environments.job_package import (
     REPOSITORY,
     add_built_part,
@@ -69,7 +71,27 @@ def test_modules_that_the_build_made_are_added(tmp_path: Path) -> None:
     (library / "shapes" / "no.so").symlink_to("/etc/hostname")
     (workspace / "link").symlink_to("shapes")
     request = {"site": str(site), "workspace": str(workspace)}
-    assert add_built_part(request) == {"names": ["shapes/fast.so", "shapes/_version.py"]}
+    assert add_built_part(request) == {"names": ["shapes/fast.so", "shapes/_version.py"], "too_large": []}
     files = {path.name: path.read_text() for path in (workspace / "shapes").iterdir()}
     assert files == {"fast.so": "built", "_version.py": "built", "code.py": "own"}
-    assert add_built_part({**request, "site": str(tmp_path / "nowhere")}) == {"names": []}
+    assert add_built_part({**request, "site": str(tmp_path / "nowhere")})["names"] == []
+
+
+def test_links_of_a_build_give_a_job_no_file_of_the_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_package, "MOST_MODULE_BYTES", 1 << 20)
+    site, workspace, home = tmp_path / "site", tmp_path / "workspace", tmp_path / "home"
+    for folder in (site / "own-1.dist-info", workspace / "shapes", workspace / "lib", home):
+        folder.mkdir(parents=True)
+    (site / "own-1.dist-info" / "direct_url.json").write_text(json.dumps({"url": REPOSITORY}))
+    (site / "own-1.dist-info" / "RECORD").write_text("shapes/passwords.py,,\nlib/huge.so,,\n")
+    (home / "passwords.py").write_text("secret")
+    (site / "shapes").symlink_to(home)
+    (site / "lib").mkdir()
+    (site / "lib" / "huge.so").touch()
+    # It has no blocks of its own; a copy has them.
+    os.truncate(site / "lib" / "huge.so", 2 << 20)
+    request = {"site": str(site), "workspace": str(workspace)}
+    assert add_built_part(request) == {"names": [], "too_large": ["lib/huge.so"]}
+    assert [path for path in workspace.rglob("*") if path.is_file()] == []
