@@ -32,7 +32,7 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
     required = f"Python {' or '.join(pythons)} is required, image {usual.reference} has {own}"
     if spec.image or spec.environment_kind == "image":
         if spec.python:
-            raise NoEnvironment(required, f"choose an image with that Python, or {_own(own)}")
+            raise NoEnvironment(required, f"choose an image with that Python, or {_use_own(own)}")
         context.note(f"{required}, which is taken as asked")
         return usual
     nearest = nearest_python(pythons, usual)
@@ -47,8 +47,8 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
         return usual
 
 
-def _own(version: str) -> str:
-    return f"take the usual image's with {show_option('python')} {version}"
+def _use_own(version: str) -> str:
+    return f"take the Python of the usual image: {show_option('python')} {version}"
 
 
 def reference_for(host: Host, version: str) -> str:
@@ -67,14 +67,14 @@ def nearest_python(pythons: Sequence[str], usual: Image) -> str:
 
 def _way_out(hint: Optional[str], version: str, own: str) -> str:
     """Return what to do without the plain image of a version; `hint` is that of the failed pull."""
-    made = f'make it on this host with the role training_host (training_host_pythons: ["{version}"])'
-    ways = (
-        hint if hint != image.BOOTSTRAP else made if version in BOOTSTRAPPED else None,
+    if hint == image.BOOTSTRAP:
+        made = f'make it on this host with the role training_host (training_host_pythons: ["{version}"])'
+        hint = made if version in BOOTSTRAPPED else None
+    name = (
         f"name an image with Python {version} by {show_option('image')} or in training_host_images "
-        f"(python{version})",
-        _own(own),
+        f"(python{version})"
     )
-    return "; or ".join(filter(None, ways))
+    return "; or ".join(filter(None, (hint, name, _use_own(own))))
 
 
 def _plain(context: Context, spec: JobSpec, version: str) -> Image:

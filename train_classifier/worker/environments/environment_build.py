@@ -94,7 +94,7 @@ class Builder:
             f"{'building and installing' if repository else 'installing'} {subject}"
             + (" over a similar environment" if nearest else "")
         )
-        status, output, netrc_problem = self._run_uv(folder, nearest, repository, ())
+        status, output, netrc_problem = self._run_uv(folder, nearest, repository, {})
         text = output.decode("utf-8", "replace")
         if status != 0:
             if not repository and not build_failures.is_final(text):
@@ -118,20 +118,19 @@ class Builder:
 
     def fitting_pythons(self, folder: Path, repository: str, wheels_only: bool) -> list[str]:
         """Return the versions of Python for which the requirements have a solution."""
-        _, output, _ = self._run_uv(folder, None, repository, PYTHONS, wheels_only)
+        question = {"pythons": PYTHONS, "wheels_only": wheels_only}
+        _, output, _ = self._run_uv(folder, None, repository, question)
         result = inside_answer.read(output)
         fitting = result.get("pythons") if isinstance(result, dict) else None
         return [version for version in PYTHONS if isinstance(fitting, list) and version in fitting]
 
     def _run_uv(
-        self,
-        folder: Path,
-        nearest: Optional[Path],
-        repository: str,
-        pythons: tuple[str, ...],
-        wheels_only: bool = False,
+        self, folder: Path, nearest: Optional[Path], repository: str, question: dict[str, Any]
     ) -> tuple[int, bytes, str]:
-        """Run the program in the image; return status, output, and what is wrong with the caller's netrc."""
+        """Run the program in the image; return status, output, and what is wrong with the caller's netrc.
+
+        `question`: `pythons`, of which it only tells for which there is a solution, and `wheels_only`.
+        """
         cache = make_leaf(self.cache(repository), self.account)
         entries, problem = index_logins.entries_for(self.plan.variables)
         request = {
@@ -140,7 +139,7 @@ class Builder:
             "workspace": str(self.plan.workspace),
             "open": str(cache) if repository else None,
         }
-        files = self._files(not repository, entries, pythons, wheels_only)
+        files = self._files(not repository, entries, question)
         build_folder.create(self.account, folder, files, request)
         status, output = self._run(
             folder,
@@ -153,10 +152,8 @@ class Builder:
     def _site(self) -> str:
         return MOUNTED if self.plan.isolated else f"{BUILD}/{build_folder.SITE}"
 
-    def _files(
-        self, shared: bool, entries: str, pythons: tuple[str, ...], wheels_only: bool
-    ) -> dict[str, str]:
-        inputs = f"{BUILD}/{build_folder.INPUT}"
+    def _files(self, shared: bool, entries: str, question: dict[str, Any]) -> dict[str, str]:
+        inputs, work = f"{BUILD}/{build_folder.INPUT}", f"{BUILD}/{build_folder.WORK}"
         plan = {
             "uv": UV,
             "shared": shared,
@@ -170,18 +167,15 @@ class Builder:
             "pins": self.plan.frozen(),
             "package": self._package(),
             "aliases": self.plan.aliases,
-            "repository": f"{BUILD}/{build_folder.WORK}",
+            "repository": work,
             # The folder of a project whose uv.lock says what is installed.
-            "project": f"{BUILD}/{build_folder.WORK}/{os.path.dirname(self.plan.lock)}"
-            if self.plan.lock
-            else "",
-            # Not empty: only tell for which of these versions of Python there is a solution.
-            "pythons": pythons,
-            "wheels_only": shared or wheels_only,
+            "project": f"{work}/{os.path.dirname(self.plan.lock)}" if self.plan.lock else "",
+            "pythons": (),
+            **question,
         }
         files = {
             "plan.json": json.dumps(plan),
-            "requirements.txt": self.plan.requirements_text(f"{BUILD}/{build_folder.WORK}"),
+            "requirements.txt": self.plan.requirements_text(work),
             "constraints.txt": self.plan.constraints_text(),
         }
         return {**files, "netrc": entries} if entries else files
