@@ -1,7 +1,6 @@
 """The inventory's hosts and how to connect to each, exactly as Ansible does, but without a playbook."""
 
 import dataclasses
-import difflib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from train_classifier.ansible_bridge import content
 from train_classifier.core.errors import BadInput, NotReady
 from train_classifier.core.options import show_option
-from train_classifier.core.text import printable, quoted
+from train_classifier.core.text import nearest, printable, quoted
 
 if TYPE_CHECKING:
     from train_classifier.controller.transport import RemoteHost
@@ -224,9 +223,9 @@ def _single(hosts: list[dict[str, Any]], host: str | None) -> list[dict[str, Any
 def _unknown(where: str, limit: str, names: list[str]) -> str:
     if _PATTERN & set(limit):
         return f"no host of inventory {quoted(where)} matches {quoted(limit)}"
-    near = difflib.get_close_matches(limit, names, n=1, cutoff=0.5)
+    near = nearest(limit, names)
     if near:
-        hint = f"did you mean '{printable(near[0])}'?"
+        hint = f"did you mean '{printable(near)}'?"
     elif limit in names:
         hint = "the group is empty"
     else:

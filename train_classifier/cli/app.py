@@ -1,6 +1,5 @@
 """The command line: its commands, each imported when it is used, and how it fails."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 import rich_click as click
 
 from train_classifier.core.errors import BadInput, ExitCode, TrainClassifierError
+from train_classifier.core.text import nearest
 
 # A blank line between paragraphs, each of which begins with \b.
 click.rich_click.PADDING_HELPTEXT_FIRST_LINE = (0, 0, 1, 0)
@@ -40,9 +40,9 @@ class Commands(click.RichGroup):
         self, context: click.Context, words: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that is called. Raises UsageError with the nearest name."""
-        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        near = nearest(words[0], COMMANDS)
         if near and words[0] not in COMMANDS:
-            raise click.UsageError(f"No such command '{words[0]}'. Did you mean '{near[0]}'?", context)
+            raise click.UsageError(f"No such command '{words[0]}'. Did you mean '{near}'?", context)
         return super().resolve_command(context, words)
 
 
@@ -107,12 +107,8 @@ def _bad_use(error: click.ClickException) -> BadInput:
     context = getattr(error, "ctx", None)
     hint = f"{context.command_path} --help" if context is not None else None
     if isinstance(error, click.NoSuchOption):
-        longer = [flag for flag in error.possibilities or () if flag.startswith(error.option_name)]
-        # The shortest is the nearest: --gpus for --gpu, not --gpu-check.
-        near = sorted(longer, key=len)[:1] or difflib.get_close_matches(
-            error.option_name, error.possibilities or (), n=1
-        )
-        error = click.NoSuchOption(error.option_name, error.message, near, context)
+        near = nearest(error.option_name, error.possibilities or ())
+        error = click.NoSuchOption(error.option_name, error.message, [near] if near else None, context)
     if isinstance(error, click.MissingParameter):
         hint = f"JOB is a job's id, a unique beginning of it, or last; {hint}"
     if isinstance(error, click.NoSuchOption) and context is not None and context.info_name == "train":

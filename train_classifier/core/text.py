@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Optional, Union
 
 #: A phase that takes less would read 0.0 s and is not listed.
@@ -26,6 +26,17 @@ def short(text: object, most: int) -> str:
     """Return text of at most that many characters."""
     words = str(text)
     return words if len(words) <= most else words[: most - 1] + "…"
+
+
+def nearest(word: str, words: Iterable[str]) -> Optional[str]:
+    """Return the word that a misspelt one may mean: the shortest that begins like it, else a similar one."""
+    # Imported only here: the worker, which starts often, does not need it.
+    import difflib
+
+    known = list(words)
+    longer = [each for each in known if len(word) > 2 and each.startswith(word)]
+    similar = sorted(longer, key=len) or difflib.get_close_matches(word, known, n=1)
+    return similar[0] if similar else None
 
 
 def without_escapes(text: str) -> str:

@@ -1,7 +1,6 @@
 """The checkout: its path, its state in git, and whether its model can be run."""
 
 import contextlib
-import difflib
 import hashlib
 import os
 import platform
@@ -14,7 +13,7 @@ from train_classifier.core import job, options, regular_file
 from train_classifier.core.errors import BadInput
 from train_classifier.core.options import PYTHONS, show_option
 from train_classifier.core.project import git_version, project_file
-from train_classifier.core.text import printable, quoted
+from train_classifier.core.text import nearest, printable, quoted
 from train_classifier.request import git_state
 
 #: Folders of generated content: never pushed, never a model.
@@ -189,9 +188,9 @@ def _missing(repository: Path, name: str, model_names: list[str]) -> str:
     same = [other for other in model_names if other.lower() == name.lower()]
     if same:
         return f"{sentence}; did you mean '{same[0]}'? Capitals count"
-    near = difflib.get_close_matches(name, model_names, n=1, cutoff=0.5)
+    near = nearest(name, model_names)
     if near:
-        return f"{sentence}; did you mean '{near[0]}'?"
+        return f"{sentence}; did you mean '{near}'?"
     if model_names:
         return f"{sentence}; models here: {', '.join(model_names[:10])}"
     for folder in repository.parents:

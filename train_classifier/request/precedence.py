@@ -1,7 +1,6 @@
 """The value of every option of a run: flag, variable, own settings, the repository's, in that order."""
 
 import dataclasses
-import difflib
 import os
 import shlex
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 from train_classifier.core import options, regular_file
 from train_classifier.core.errors import BadInput
 from train_classifier.core.options import Checkout, Kind, show_option
-from train_classifier.core.text import printable, quoted
+from train_classifier.core.text import nearest, printable, quoted
 from train_classifier.request import checkout, env_file, flags, settings_file
 from train_classifier.request.flags import merged
 
@@ -70,8 +69,8 @@ def unread_variables(environ: Mapping[str, str]) -> list[str]:
         suffix = name.removeprefix(_PREFIX)
         if not name.startswith(_PREFIX) or suffix in suffixes or suffix in _INTERNAL:
             continue
-        near = difflib.get_close_matches(suffix.upper(), suffixes, n=1, cutoff=0.6)
-        hint = f"; did you mean {_PREFIX}{near[0]}?" if near else ": no option has this name"
+        near = nearest(suffix.upper(), suffixes)
+        hint = f"; did you mean {_PREFIX}{near}?" if near else ": no option has this name"
         warnings.append(f"{printable(name)} is not read{hint}")
     return warnings
 

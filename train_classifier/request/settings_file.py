@@ -1,7 +1,6 @@
 """Settings files, a repository's and the caller's own: keys, and problems as sentences."""
 
 import dataclasses
-import difflib
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from train_classifier.core import job, options, regular_file
 from train_classifier.core.errors import BadInput
 from train_classifier.core.options import SETTINGS, Checkout, Kind, Option
 from train_classifier.core.options import SETTINGS_FILE as FILE
-from train_classifier.core.text import printable, quoted, show_bytes
+from train_classifier.core.text import nearest, printable, quoted, show_bytes
 from train_classifier.request import flags
 from train_classifier.request.flags import merged
 
@@ -176,7 +175,11 @@ def _read(raw: dict[str, Any]) -> tuple[Settings, list[str]]:
     tables = {"defaults": raw.get("defaults", {})}
     for key in raw:
         if key not in _TABLES:
-            hint = "; put it below [defaults] or [models.NAME]" if key in SETTINGS else _nearest(key, _TABLES)
+            hint = (
+                "; put it below [defaults] or [models.NAME]"
+                if key in SETTINGS
+                else _did_you_mean(key, _TABLES)
+            )
             problems.append(f"unknown table or key {quoted(key)}{hint}")
     models = raw.get("models", {})
     if isinstance(models, dict):
@@ -200,7 +203,7 @@ def _read_table(name: str, table: Any, problems: list[str]) -> dict[str, Any]:
         return values
     for key, value in table.items():
         if key not in SETTINGS:
-            problems.append(f"[{name}]: unknown key {quoted(key)}{_nearest(key, sorted(SETTINGS))}")
+            problems.append(f"[{name}]: unknown key {quoted(key)}{_did_you_mean(key, sorted(SETTINGS))}")
             continue
         try:
             _check_type(SETTINGS[key], value)
@@ -248,11 +251,9 @@ def _syntax(message: str, content: bytes, name: str) -> str:
     return f"{name}: line {line}, column {column}: {printable(problem[:1].lower() + problem[1:])}"
 
 
-def _nearest(word: str, words: Sequence[str]) -> str:
-    word = word.replace("-", "_").lower()
-    longer = [key for key in words if len(word) > 2 and key.startswith(word)]
-    near = sorted(longer, key=len) or difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(words)}"
+def _did_you_mean(word: str, words: Sequence[str]) -> str:
+    near = nearest(word.replace("-", "_").lower(), words)
+    return f"; did you mean '{near}'?" if near else f"; known are {', '.join(words)}"
 
 
 def unknown_models(settings: Settings, models: list[str]) -> list[str]:
@@ -260,7 +261,7 @@ def unknown_models(settings: Settings, models: list[str]) -> list[str]:
     warnings = []
     for name in settings.models:
         if name not in models:
-            near = difflib.get_close_matches(name, models, n=1)
-            hint = f"; did you mean [models.{near[0]}]?" if near else ""
+            near = nearest(name, models)
+            hint = f"; did you mean [models.{near}]?" if near else ""
             warnings.append(f"{FILE}: [models.{name}] names no model of this repository{hint}")
     return warnings
