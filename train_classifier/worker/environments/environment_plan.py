@@ -28,8 +28,8 @@ OPENCV = (
     "opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless",
 )  # fmt: skip
 NIGHTLY = "tf-nightly"
-#: What brings a framework's own CUDA.
-CUDA_EXTRAS = {"tensorflow": "and-cuda", "jax": "cuda12"}
+#: The extra that brings a framework's own CUDA, and how the names of packages begin that bring it, too.
+CUDA_EXTRAS = {"tensorflow": ("and-cuda", "nvidia-"), "jax": ("cuda12", "jax-cuda")}
 #: Options of a requirements file that name no package source and build nothing.
 SHARED_OPTIONS = {"--require-hashes", "--pre", "--only-binary"}
 #: Options of pip's files that uv has only on its command line.
@@ -227,7 +227,8 @@ def isolated(
     plan = EnvironmentPlan(**_common(distutils, workspace, requirements, added), **build, isolated=True)
     if not with_gpu or _has_hashes(requirements):
         return plan
-    return dataclasses.replace(plan, lines=tuple(map(_with_cuda, plan.lines)))
+    names = tuple(map(name_of, requirements.lines))
+    return dataclasses.replace(plan, lines=tuple(_with_cuda(line, names) for line in plan.lines))
 
 
 def _has_keras(names: Iterable[str]) -> bool:
@@ -266,10 +267,15 @@ def _has_hashes(requirements: Requirements) -> bool:
     )
 
 
-def _with_cuda(line: str) -> str:
-    """Return a requirement of a framework with the extra that brings its CUDA."""
+def _with_cuda(line: str, names: tuple[str, ...]) -> str:
+    """Return a requirement of a framework with the extra for its CUDA, unless a name brings that."""
     match = re.match(r"(tensorflow|jax)\s*(?=[=<>!~;]|\Z)", line, re.IGNORECASE)
-    return f"{match[1]}[{CUDA_EXTRAS[match[1].lower()]}]{line[match.end() :]}" if match else line
+    if not match:
+        return line
+    extra, brings = CUDA_EXTRAS[match[1].lower()]
+    if any(name.startswith(brings) for name in names):
+        return line
+    return f"{match[1]}[{extra}]{line[match.end() :]}"
 
 
 def name_of(line: str) -> str:

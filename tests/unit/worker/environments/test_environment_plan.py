@@ -92,6 +92,18 @@ def test_frameworks_bring_their_cuda_on_a_gpu(tmp_path: Path) -> None:
     assert isolated(tmp_path, "", hashed, gpu=True) == (hashed,)
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("jax==0.7.0", "jax-cuda13-plugin==0.7.0"),
+        ("jax", "jax_cuda12_pjrt"),
+        ("tensorflow==2.15", "nvidia-cudnn-cu12==8.9.4.25"),
+    ],
+)
+def test_file_that_names_its_cuda_is_installed_as_written(tmp_path: Path, lines: tuple[str, ...]) -> None:
+    assert isolated(tmp_path, "", *lines, gpu=True) == lines
+
+
 def test_setuptools_is_added_where_distutils_is_missing(tmp_path: Path) -> None:
     assert isolated(tmp_path, "", "six", distutils=False) == ("six", "setuptools")
     assert isolated(tmp_path, "", "setuptools<60", distutils=False) == ("setuptools<60",)
