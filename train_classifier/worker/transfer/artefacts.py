@@ -97,7 +97,6 @@ def walk(workspace: int, base: bytes = BASE) -> Iterator[Artefact]:
     A link in its place is followed to a folder of the workspace, and a file in place of another folder than
     artefacts/ is yielded; nothing else is read. Raises OSError.
     """
-    _allow_entry(workspace)
     try:
         top, path = open_top(workspace, base)
     except OSError:
@@ -153,13 +152,6 @@ def _inside(target: bytes, *folders: bytes) -> Optional[bytes]:
         if (target + b"/").startswith(prefix + b"/"):
             return target[len(prefix) :].lstrip(b"/") or b"."
     return None
-
-
-def _allow_entry(workspace: int) -> None:
-    """Restore the access to a workspace that the model closed, so that its artefacts are not lost."""
-    mode = os.fstat(workspace).st_mode
-    if mode & 0o700 != 0o700:
-        os.fchmod(workspace, stat.S_IMODE(mode) | 0o700)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,7 +271,6 @@ def record_initial_artefacts(request: dict[str, Any]) -> dict[str, Any]:
     """
     restore_owner_rights_part(request)
     workspace = request["workspace"]
-    _allow_entry(workspace)
     # The checkout may already contain the folder.
     with contextlib.suppress(FileExistsError):
         os.mkdir(BASE, dir_fd=workspace)
