@@ -22,16 +22,6 @@ class Reporter(Protocol):
         """Receive the next bytes of the job's log."""
 
 
-class NullReporter:
-    """A reporter that ignores everything."""
-
-    def event(self, event: str, **fields: Any) -> None:
-        """Ignore the event."""
-
-    def log(self, data: bytes) -> None:
-        """Ignore the bytes."""
-
-
 @contextlib.contextmanager
 def phase(report: Reporter, name: str) -> Iterator[None]:
     """Report the start and the end of a phase, also when it fails."""

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from train_classifier.controller import fetch, follow, order, steps
-from train_classifier.controller.events import NullReporter
 from train_classifier.controller.ssh_errors import Unreachable
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import ExitCode, NothingDelivered, NotReady, OutOfTouch
@@ -20,12 +19,15 @@ from train_classifier.core.errors import ExitCode, NothingDelivered, NotReady, O
 HOST = RemoteHost("gpu1")
 
 
-class MessageReporter(NullReporter):
+class MessageReporter:
     def __init__(self) -> None:
         self.messages: list[str] = []
 
     def event(self, event: str, **fields: Any) -> None:
         self.messages.append(f"{event}: {fields.get('text')}")
+
+    def log(self, data: bytes) -> None:
+        """No test here has a log."""
 
 
 def test_lost_connection_and_reconnection_are_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +68,7 @@ def test_final_error_is_not_retried(kind: str) -> None:
         raise Unreachable("refused", kind=kind)
 
     with pytest.raises(OutOfTouch) as caught:
-        follow.retry_while_unreachable(HOST, "the-id", action, NullReporter(), lease_s=60)
+        follow.retry_while_unreachable(HOST, "the-id", action, MessageReporter(), lease_s=60)
     assert caught.value.code == ExitCode.OUT_OF_TOUCH
     assert "within 1 min 0 s: train-classifier attach the-id" in str(caught.value.hint)
 
@@ -81,7 +83,7 @@ def test_worker_that_always_crashes_is_not_retried_for_long(monkeypatch: pytest.
         raise Unreachable("no answer", kind="no-answer")
 
     with pytest.raises(OutOfTouch):
-        follow.retry_while_unreachable(HOST, "id", action, NullReporter())
+        follow.retry_while_unreachable(HOST, "id", action, MessageReporter())
     assert count == follow.NO_ANSWERS
 
 
@@ -94,7 +96,7 @@ def test_lost_connection_before_start_is_not_ready() -> None:
         raise Unreachable("The connection to gpu1 was cut.", "Check the network.")
 
     with pytest.raises(NotReady) as caught:
-        steps._retry_before_start(HOST, Order(), action, NullReporter())  # type: ignore[arg-type]
+        steps._retry_before_start(HOST, Order(), action, MessageReporter())  # type: ignore[arg-type]
     assert caught.value.code == ExitCode.NOT_READY
 
 
@@ -129,7 +131,7 @@ def test_archive_in_result_is_not_fetched_again(received: bytes | None, pulls: i
     archive = {"bytes": 7, "sha256": hashlib.sha256(b"archive").hexdigest()}
     if received is not None:
         fetch.write_part_file(output, job, received)
-    fetch.fetch(host, job, archive, output, NullReporter())
+    fetch.fetch(host, job, archive, output, MessageReporter())
     assert output.read_bytes() == b"archive" and host.pulls == pulls
     assert list(tmp_path.iterdir()) == [output]
 
@@ -138,11 +140,11 @@ def test_missing_folder_of_output_is_made_but_no_link_followed(tmp_path: Path) -
     host, job = ArchiveHost("gpu1"), "20260101-000000-00000000"
     archive = {"bytes": 7, "sha256": hashlib.sha256(b"archive").hexdigest()}
     output = tmp_path / "new" / "folder" / "artefacts.tar.gz"
-    fetch.fetch(host, job, archive, output, NullReporter())
+    fetch.fetch(host, job, archive, output, MessageReporter())
     assert output.read_bytes() == b"archive"
     (tmp_path / "link").symlink_to(tmp_path / "new")
     with pytest.raises(NothingDelivered, match="cannot be written"):
-        fetch.fetch(host, job, archive, tmp_path / "link" / "below" / "a.tgz", NullReporter())
+        fetch.fetch(host, job, archive, tmp_path / "link" / "below" / "a.tgz", MessageReporter())
     assert not (tmp_path / "new" / "below").exists()
 
 

@@ -109,12 +109,17 @@ class Builder:
         return built
 
     def cache(self, repository: str) -> Path:
-        """Return uv's cache for this build.
+        """Return uv's cache for this build: for one image, with `repository` for that repository in it.
 
-        uv keeps a built package under its own name and version alone, whatever framework it was built with.
+        The image's own Python can write to the cache during a build, and any checkout may name an image. uv
+        keeps a built package under its name and version alone, whatever framework it was built with.
         """
-        lines = self.plan.framework_lines() if repository else []
-        return cache_of(self.context.store, self.image, repository, "\n".join(lines))
+        name = f"image-{self.image.base.rpartition(':')[2][:32]}"
+        if repository:
+            name += f"-repository-{repository}"
+            frameworks = "\n".join(self.plan.framework_lines())
+            name += f"-{hashlib.sha256(frameworks.encode()).hexdigest()[:8]}" if frameworks else ""
+        return self.context.store.uv_caches / name
 
     def fitting_pythons(self, folder: Path, repository: str, wheels_only: bool) -> list[str]:
         """Return the versions of Python for which the requirements have a solution."""
@@ -254,17 +259,6 @@ class Builder:
             raise helper.LimitReached(
                 f"the requirements were not installed within {limits.timeout_s:.0f} s", "build_timeout_s"
             ) from error
-
-
-def cache_of(store: Store, image: Image, repository: str, frameworks: str = "") -> Path:
-    """Return uv's cache for an image, or for one repository in that image, with frameworks of its own.
-
-    The image's own Python can write to the cache during a build, and any checkout may name an image.
-    """
-    own = f"-repository-{repository}" if repository else ""
-    if frameworks:
-        own += f"-{hashlib.sha256(frameworks.encode()).hexdigest()[:8]}"
-    return store.uv_caches / f"image-{image.base.rpartition(':')[2][:32]}{own}"
 
 
 def program_text(name: str) -> str:
