@@ -50,6 +50,7 @@ def test_names_that_changed(dependencies: tuple[str, ...], names: list[str]) -> 
     [
         "", LOCK.replace("virtual", "registry"), LOCK.replace('"==23.*" }', '"==23.*'), LOCK.replace("{ name", "{ no"),
         LOCK.replace('specifier = "==23.*"', "specifier = 1"), LOCK.replace('["socks"]', '[1]'),
+        LOCK.replace("provides", f"x = '{'a' * (1 << 18)}'\nprovides"),
     ],
 )  # fmt: skip
 def test_lock_that_cannot_be_read_says_nothing(lock: str) -> None:

@@ -206,3 +206,11 @@ def test_warnings_about_the_code_of_a_setup_py_are_not_shown(tmp_path: Path) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read(tmp_path, setup_py=text).package.version == "1"
+
+
+def test_code_that_takes_seconds_to_read_is_left_to_a_build(tmp_path: Path) -> None:
+    files = {"setup_py": FIND + "setup(name='a', packages=find_packages('src'))\n"}
+    assert read(tmp_path, **files).package.version == own_package.UNKNOWN_VERSION
+    for name in ("_version", "version"):
+        (tmp_path / "src" / "a" / f"{name}.py").write_text("a\n" * 80_000)
+    assert own_package.read(tmp_path) is None

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from train_classifier.core.project import toml_reader
-from train_classifier.core.project.project_file import normal_name, table_at
+from train_classifier.core.project.project_file import MOST_BYTES, normal_name, table_at
 
 _OWN = re.compile(r"^source = \{ (?:virtual|editable) = \"\.\" \}$", re.MULTILINE)
 _REQUIREMENT = re.compile(r"\s*(?P<name>[A-Za-z0-9._-]+)\s*(?:\[(?P<extras>[^\]]*)\])?(?P<rest>[^;]*)")
@@ -18,7 +18,7 @@ Requirement = tuple[str, tuple[str, ...], tuple[str, ...]]
 def changed_names(lock: str, dependencies: tuple[str, ...]) -> list[str]:
     """Return the names that the lock requires in another way than the dependencies; [] if it does not say."""
     package = next((part for part in lock.split("\n[[package]]\n")[1:] if _OWN.search(part)), None)
-    if package is None:
+    if package is None or len(package) > MOST_BYTES:
         return []
     try:
         listed = table_at(toml_reader.read(package), "package", "metadata").get("requires-dist", [])

@@ -98,6 +98,8 @@ class _Reader:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.files: list[str] = []
+        #: Of all files together: Python needs seconds for a few large ones.
+        self.bytes_left = MOST_BYTES
         self.requires = project_file.read(self.text(PROJECT) or "")
         self.tables = self.requires.tables
         self.project = table_at(self.tables, "project")
@@ -114,9 +116,10 @@ class _Reader:
     def text(self, name: str) -> Optional[str]:
         """Return the text of a file of the repository, None when it is missing."""
         try:
-            data = regular_file.read(self.root / name, MOST_BYTES, within=os.path.realpath(self.root))
+            data = regular_file.read(self.root / name, self.bytes_left, within=os.path.realpath(self.root))
         except FileNotFoundError:
             return None
+        self.bytes_left -= len(data)
         self.files += [name] if name in (PROJECT, "setup.py", "setup.cfg") else []
         return data.decode("utf-8-sig")
 
