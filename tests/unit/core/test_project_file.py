@@ -1,25 +1,8 @@
-"""What a pyproject.toml asks for, as Python's own reader of TOML reads it."""
-
-import tomllib
-from pathlib import Path
+"""What a pyproject.toml asks for."""
 
 import pytest
 
 from train_classifier.core.project import project_file
-
-ROOT = Path(__file__).parents[3]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        (ROOT / "pyproject.toml").read_text(), "", "[project]\nname = 'a'\n", "project.dependencies = ['a', 'b',]",
-        "project = { dependencies = ['a'] }", "[project] # the project\n'dependencies' = [\n'a', # one\n\"b\"]\n",
-    ],
-)  # fmt: skip
-def test_same_dependencies_as_of_tomllib(text: str) -> None:
-    expected = tomllib.loads(text).get("project", {}).get("dependencies", [])
-    assert list(project_file.read(text).dependencies) == expected
 
 
 @pytest.mark.parametrize(

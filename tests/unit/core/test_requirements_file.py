@@ -10,7 +10,6 @@ import pytest
 from train_classifier.core import apt_file, image_reference, regular_file
 from train_classifier.core.project.own_package import OwnPackage
 from train_classifier.core.requirements_file import Requirements, parse
-from train_classifier.worker.environments.local_packages import digest_of_paths
 
 
 @pytest.fixture
@@ -292,15 +291,6 @@ def test_a_link_out_of_the_repository_that_appears_after_the_look_is_refused(
     assert parse(repository, "mnist").problems == (
         "mnist/requirements.txt: mnist/requirements.txt cannot be read: leads out of the repository",
     )
-
-
-def test_digest_follows_contents_of_local_packages(repository: Path) -> None:
-    before = digest_of_paths(repository, ("lib/shapes",))
-    assert digest_of_paths(repository, ("lib/shapes",)) == before
-    (repository / "lib" / "shapes" / "shapes.py").write_text("x = 1\n")
-    after = digest_of_paths(repository, ("lib/shapes",))
-    (repository / "lib" / "shapes" / "shapes.py").write_text("x = 2\n")
-    assert len({before, after, digest_of_paths(repository, ("lib/shapes",))}) == 3
 
 
 def test_debian_packages(repository: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -38,40 +39,43 @@ def digest_of_paths(root: Path, paths: tuple[str, ...], check: Callable[[], None
         for part in parts:
             total.update(len(part).to_bytes(8, "big") + part)
 
-    def add_file(path: str, top: str) -> None:
-        if os.path.islink(path):
-            target = os.readlink(path)
-            place = os.path.normpath(os.path.join(os.path.dirname(path), target))
-            # A link out of the whole repository is told when it is pushed.
-            if top != root_folder and place != top and not place.startswith(top + os.sep):
-                package = printable(os.path.relpath(top, root_folder))
-                raise BadInput(
-                    f"{printable(os.path.relpath(path, root_folder))} is a link that leads out of "
-                    "the local package "
-                    f"{package}: put what it names into {package}"
-                )
-            add(b"link", os.fsencode(target))
-        elif stat.S_ISREG(os.lstat(path).st_mode):
-            with open(regular_file.open_regular(path), "rb") as file:
-                add(b"file")
-                while block := file.read(1 << 20):
-                    check()
-                    add(block)
-
-    root_folder = os.path.normpath(root)
     for relative in paths:
         top = os.path.normpath(os.path.join(root, relative))
         add(os.fsencode(relative))
-        if os.path.isdir(top):
-            for folder, folders, names in os.walk(top):
-                folders[:] = sorted(name for name in folders if name not in ("__pycache__", ".git"))
-                # A linked folder stands among the folders and is not entered.
-                links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
-                for name in sorted(names + links):
-                    check()
-                    path = os.path.join(folder, name)
-                    add(os.fsencode(os.path.relpath(path, top)))
-                    add_file(path, top)
-        else:
-            add_file(os.path.realpath(top), top)
+        for path in _files(top):
+            check()
+            if os.path.isdir(top):
+                add(os.fsencode(os.path.relpath(path, top)))
+            if os.path.islink(path):
+                target = os.readlink(path)
+                _require_inside(os.path.normpath(root), top, path, target)
+                add(b"link", os.fsencode(target))
+            elif stat.S_ISREG(os.lstat(path).st_mode):
+                with open(regular_file.open_regular(path), "rb") as file:
+                    add(b"file")
+                    while block := file.read(1 << 20):
+                        check()
+                        add(block)
     return total.hexdigest()
+
+
+def _files(top: str) -> Iterator[str]:
+    """Yield the files and the links of a local package, in a fixed order."""
+    if not os.path.isdir(top):
+        yield os.path.realpath(top)
+    for folder, folders, names in os.walk(top):
+        folders[:] = sorted(name for name in folders if name not in ("__pycache__", ".git"))
+        # A linked folder stands among the folders and is not entered.
+        links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        yield from (os.path.join(folder, name) for name in sorted(names + links))
+
+
+def _require_inside(root: str, top: str, path: str, target: str) -> None:
+    """Raise BadInput for a link out of a package; one out of the whole repository is refused by the push."""
+    place = os.path.normpath(os.path.join(os.path.dirname(path), target))
+    if top != root and place != top and not place.startswith(top + os.sep):
+        link, package = (printable(os.path.relpath(each, root)) for each in (path, top))
+        raise BadInput(
+            f"{link} is a link that leads out of the local package {package}: "
+            f"put what it names into {package}"
+        )

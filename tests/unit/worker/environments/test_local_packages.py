@@ -12,6 +12,16 @@ from train_classifier.worker.environments.local_packages import digest_of_paths
 from train_classifier.worker.state import file_trees
 
 
+def test_content_counts(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    digests = [digest_of_paths(tmp_path, ("package",))]
+    assert digest_of_paths(tmp_path, ("package",)) == digests[0]
+    for text in ("x = 1\n", "x = 2\n"):
+        (tmp_path / "package" / "code.py").write_text(text)
+        digests.append(digest_of_paths(tmp_path, ("package",)))
+    assert len(set(digests)) == 3
+
+
 def test_links_count_by_their_target(tmp_path: Path) -> None:
     for name in ("package", "package/one", "package/two"):
         (tmp_path / name).mkdir()
@@ -32,7 +42,7 @@ def test_link_out_of_a_package_is_refused(tmp_path: Path, target: str) -> None:
         BadInput, match="package/data is a link that leads out of the local package package: put"
     ):
         digest_of_paths(tmp_path, ("package",))
-    # Of the whole repository such a link is only told.
+    # The push refuses such a link of the whole repository.
     assert digest_of_paths(tmp_path, (".",))
 
 
