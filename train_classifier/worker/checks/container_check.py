@@ -24,11 +24,8 @@ def check(host: Host, request: dict[str, Any], discovery: Discovery) -> list[Fin
         reference = image.reference_for(host, spec, with_gpu)
         present = image.find_local(client, reference)
         if present is None:
-            return [
-                warn(
-                    "image", f"image {reference} is not on this host; the first job pulls it", image.BOOTSTRAP
-                )
-            ]
+            message = f"image {reference} is not on this host; the first job pulls it"
+            return [warn("image", message, image.BOOTSTRAP)]
         context = Context(client, host, Store(host.state_dir(request)).make())
         name = "state-in-container"
         image.require_visible_state_folder(context, present.id)
@@ -43,15 +40,14 @@ def check(host: Host, request: dict[str, Any], discovery: Discovery) -> list[Fin
     ]
     if not with_gpu:
         return result
+    environment = Environment("", (), (), {}, resolved.python)
     mode = host.gpu_check or "framework"
     for name, how in (("gpu-in-container", "device"), ("gpu-in-framework", "framework")):
         if how == "framework" and mode != how:
             result.append(skip(name, f"not tried: gpu_check is {mode} on this host"))
             continue
         try:
-            proven = visibility.prove(
-                context, resolved, Environment("", (), (), {}, resolved.python), discovery.gpus, how
-            )
+            proven = visibility.prove(context, resolved, environment, discovery.gpus, how)
             result.append((ok if proven["mode"] == how else warn)(name, str(proven["detail"])))
         except TrainClassifierError as error:
             result.append(from_error(name, error))

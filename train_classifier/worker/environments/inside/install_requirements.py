@@ -378,11 +378,9 @@ def install_in_steps(
         "PYTHONPATH": os.pathsep.join([TOOLS, site]),
         "PATH": os.pathsep.join([TOOLS + "/bin", site + "/bin", os.environ.get("PATH", os.defpath)]),
     }
-    options = [
-        option
-        for name in unisolated
-        for option in (["--no-build-isolation-package", name] if name else ["--no-build-isolation"])
-    ]
+    options: "list[str]" = []
+    for name in unisolated:
+        options += ["--no-build-isolation-package", name] if name else ["--no-build-isolation"]
     # A cached build may have been made with other packages.
     again = command(plan, *target, *options, "--no-cache")
     return run_uv(again, cwd=plan["repository"], env={**os.environ, **variables})
