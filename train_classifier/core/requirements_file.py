@@ -515,6 +515,12 @@ def parse(root: Path, model: str) -> Requirements:
                 for path in (f"{model}/{name}", name)
                 if os.path.lexists(reader.root / path)
             ]
+        unread = own_package.unread_dependencies(reader.root)
+        if unread:
+            reader.notes.append(
+                f"the dependencies in {unread} are not installed: write the line -e . into {REQUIREMENTS} "
+                f"(or make {own} an empty file, if the image's packages are enough)"
+            )
     problems = [shortened(problem) for problem in reader.problems[:MOST_PROBLEMS]]
     if len(reader.problems) > MOST_PROBLEMS:
         problems.append("there are more problems; mend these first")

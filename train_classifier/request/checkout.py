@@ -18,6 +18,9 @@ from train_classifier.request import git_state
 
 #: Folders of generated content: never pushed, never a model.
 GENERATED = (".git", ".venv", "venv", "node_modules", "__pycache__")
+#: Where repositories without a model have their training, and scripts whose names need no quotation.
+USUAL_SCRIPTS = ("train.py", "main.py", "src/train.py", "scripts/train.py")
+SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,99}\.(?:py|ipynb)")
 
 #: Most that is read of files that say for which Python a repository is.
 _MOST_BYTES = project_file.MOST_BYTES
@@ -128,7 +131,7 @@ def check_model(repository: Path, name: str | None) -> tuple[list[str], list[str
     if name is None or not name.strip():
         return [f"no model is named: give its name, or set MODEL{there or f'; {_no_models(repository)}'}"], []
     if not job.MODEL.match(name):
-        return [_bad_name(name, model_names)], []
+        return [_bad_name(repository, name, model_names)], []
     if name not in {entry.name for entry in repository.iterdir()}:
         return [_missing(repository, name, model_names)], []
     folder = repository / name
@@ -178,13 +181,40 @@ def _inside(repository: Path, path: Path) -> bool:
 
 
 def _no_models(repository: Path) -> str:
-    return f"{printable(str(repository))} holds no folder with a __main__.py"
+    sentence = f"{printable(str(repository))} holds no folder with a __main__.py"
+    notebooks = sorted(entry.name for entry in repository.glob("*.ipynb"))
+    script = next((name for name in (*USUAL_SCRIPTS, *notebooks) if _is_script(repository, name)), "")
+    if script:
+        return f"{sentence}: {_way_out(script)}"
+    return f"{sentence}: is {show_option('repo')} right?"
+
+
+def _is_script(repository: Path, path: str) -> bool:
+    """Tell whether a relative path names a script or notebook, in letters that need no quotation."""
+    return bool(SCRIPT.fullmatch(path)) and (repository / path).is_file()
+
+
+def _way_out(path: str) -> str:
+    """Return how a script or notebook of the repository becomes a model."""
+    if path.endswith(".ipynb"):
+        return (
+            f"{path} is a notebook; jupyter nbconvert --to script makes it a script, "
+            "which becomes the __main__.py of a folder"
+        )
+    folder, _, file = path.rpartition("/")
+    stem = file.removesuffix(".py")
+    move = "" if folder or not job.MODEL.match(stem) else f"move it to {stem}/__main__.py, or "
+    search = f", sys; sys.path.insert(0, '{folder}')" if folder else ""
+    return (
+        f"{path} is a script; {move}write fit/__main__.py with the line: "
+        f"import runpy{search}; runpy.run_path('{path}', run_name='__main__')"
+    )
 
 
 def _missing(repository: Path, name: str, model_names: list[str]) -> str:
     sentence = f"no model '{name}' in {printable(str(repository))}"
     if (repository / f"{name}.py").is_file():
-        return f"{sentence}: {name}.py is a file; make it {name}/__main__.py"
+        return f"{sentence}: {_way_out(f'{name}.py')}"
     same = [other for other in model_names if other.lower() == name.lower()]
     if same:
         return f"{sentence}; did you mean '{same[0]}'? Capitals count"
@@ -197,16 +227,18 @@ def _missing(repository: Path, name: str, model_names: list[str]) -> str:
         if name in models(folder):
             where = printable(str(folder))
             return f"{sentence}; it lies in {where}: say {show_option('repo')} {where}"
-    return f"{sentence}; {_no_models(repository)}: is {show_option('repo')} right?"
+    return f"{sentence}; {_no_models(repository)}"
 
 
-def _bad_name(name: str, model_names: list[str]) -> str:
+def _bad_name(repository: Path, name: str, model_names: list[str]) -> str:
     shown = f"model {quoted(name)}"
     rule = "a model is one folder at the repository's top, named by letters, digits and _"
     if name.startswith("/"):
         return f"{shown} is an absolute path; {rule}"
     if ".." in name.split("/"):
         return f"{shown} climbs out of the repository; {rule}"
+    if name.removesuffix(".py") not in model_names and _is_script(repository, name):
+        return f"no model {quoted(name)}: {_way_out(name)}"
     if "/" in name:
         return f"{shown} is a path; {rule}"
     if name.startswith("-"):

@@ -128,8 +128,10 @@ def secrets(value: Any) -> tuple[str, ...]:
 
 def data_folder(path: Any, name: Any) -> job.DataFolder:
     """Return one data folder of the host."""
-    if not isinstance(path, str) or not path.startswith("/") or "\0" in path or ".." in path.split("/"):
+    if not isinstance(path, str) or not path.startswith("/") or "\0" in path:
         raise ValueError(f"data folder {quoted(path)} is not an absolute path of the host")
+    if ".." in path.split("/"):
+        raise ValueError(f"data folder {quoted(path)} holds '..': write the path without it")
     if len(path) > MOST_TEXT:
         raise ValueError(f"data folder {quoted(path)} is longer than {MOST_TEXT} characters")
     if not isinstance(name, str) or not job.DATA_NAME.match(name):

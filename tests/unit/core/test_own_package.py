@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from train_classifier.core import requirements_file
 from train_classifier.core.project import own_package
 from train_classifier.core.project.own_package import Metadata, OwnPackage
 
@@ -214,3 +215,38 @@ def test_code_that_takes_seconds_to_read_is_left_to_a_build(tmp_path: Path) -> N
     for name in ("_version", "version"):
         (tmp_path / "src" / "a" / f"{name}.py").write_text("a\n" * 80_000)
     assert own_package.read(tmp_path) is None
+
+
+POETRY = "[tool.poetry]\nname = 'a'\n[tool.poetry.dependencies]\npython = '^3.9'\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "unread"),
+    [
+        ({}, ""),
+        (
+            {"setup_py": "from setuptools import setup\nsetup(name='a', install_requires=['six'])\n"},
+            "setup.py",
+        ),
+        ({"setup_py": "from setuptools import setup\nsetup(name='a')\n"}, ""),
+        ({"setup_py": "setup(install_requires=open('x').read())\nsetup(\n"}, "setup.py"),
+        ({"setup_cfg": "[options]\ninstall_requires =\n  six\n"}, "setup.cfg"),
+        ({"setup_cfg": "[flake8]\nmax-line-length = 100\n"}, ""),
+        ({"pyproject_toml": POETRY}, ""),
+        ({"pyproject_toml": POETRY + "numpy = '*'\n"}, "pyproject.toml"),
+        ({"pyproject_toml": POETRY + "numpy = '*'\n", "requirements_txt": "numpy\n"}, ""),
+        ({"pyproject_toml": PACKAGE, "setup_py": FIND + "setup(install_requires=['six'])\n"}, ""),
+    ],
+)
+def test_dependencies_that_are_not_installed_are_named(
+    tmp_path: Path, files: dict[str, str], unread: str
+) -> None:
+    notes = requirements_file.parse(make(tmp_path, **files), "m").notes
+    expected = (
+        f"the dependencies in {unread} are not installed: write the line -e . into requirements.txt "
+        "(or make m/requirements.txt an empty file, if the image's packages are enough)"
+    )
+    assert notes == ((expected,) if unread else ())
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "requirements.txt").touch()
+    assert requirements_file.parse(tmp_path, "m").notes == ()

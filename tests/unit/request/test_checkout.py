@@ -96,7 +96,7 @@ def test_folders_that_are_refused(repo: Path, tmp_path: Path) -> None:
     (repo / "linked_main" / "__main__.py").symlink_to(outside / "__main__.py")
     (repo / "dangling_main" / "__main__.py").symlink_to("nowhere")
     (repo / "venv" / "__main__.py").touch()
-    assert "single.py is a file; make it single/__main__.py" in refused(repo, "single")
+    assert "single.py is a script; move it to single/__main__.py, or write fit/" in refused(repo, "single")
     assert "'plain' is a file; a model is a folder" in refused(repo, "plain")
     assert "'bare' has no __main__.py" in refused(repo, "bare")
     assert "leads nowhere" in refused(repo, "gone")
@@ -106,6 +106,39 @@ def test_folders_that_are_refused(repo: Path, tmp_path: Path) -> None:
     assert "linked_main/__main__.py is a symbolic link out of the repository" in refused(repo, "linked_main")
     assert "dangling_main/__main__.py is a symbolic link that leads nowhere" in refused(repo, "dangling_main")
     assert "name of a folder that is never pushed" in refused(repo, "venv")
+
+
+@pytest.mark.parametrize("path", ["train.py", "scripts/train.py"])
+@pytest.mark.parametrize("name", ["PATH", "fit", None])
+def test_message_for_a_script_has_the_line_that_trains_it(
+    tmp_path: Path, path: str, name: str | None
+) -> None:
+    script = tmp_path / path
+    script.parent.mkdir(exist_ok=True)
+    script.write_text("import neighbour, sys\nif __name__ == '__main__':\n    print(sys.argv[1:])\n")
+    (script.parent / "neighbour.py").touch()
+    message = refused(tmp_path, path if name == "PATH" else name)
+    assert ("move it to train/__main__.py" in message) == (path == "train.py")
+    (tmp_path / "fit").mkdir()
+    (tmp_path / "fit" / "__main__.py").write_text(
+        message.partition("write fit/__main__.py with the line: ")[2]
+    )
+    command = [sys.executable, "-m", "fit", "--epochs", "3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "['--epochs', '3']\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["eda.ipynb", "fit", None])
+def test_message_for_a_notebook_says_how_it_becomes_a_model(tmp_path: Path, name: str | None) -> None:
+    (tmp_path / "eda.ipynb").touch()
+    assert "eda.ipynb is a notebook; jupyter nbconvert --to script makes it" in refused(tmp_path, name)
+
+
+def test_scripts_whose_names_need_quotation_are_not_shown_as_programs(tmp_path: Path) -> None:
+    for name in ("it's.py", "-x.ipynb", "a b.ipynb"):
+        (tmp_path / name).touch()
+        assert "is a" not in refused(tmp_path, name).partition("; a model is")[0]
+    assert "is --repo right?" in refused(tmp_path, "fit")
 
 
 def test_odd_checkouts_work_with_a_warning(repo: Path) -> None:

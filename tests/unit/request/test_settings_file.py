@@ -124,6 +124,10 @@ def test_unknown_keys_name_the_nearest() -> None:
         ("secrets = ['A=hunter2']", "secrets: secret 'A=…' carries a value"),
         ("data = ['digits']", "data: 'digits' is not HOST_DIR:NAME"),
         ("data = { digits = 'relative' }", "data: data folder 'relative' is not an absolute path"),
+        (
+            "data = { digits = '/srv/../x' }",
+            "data: data folder '/srv/../x' holds '..': write the path without it",
+        ),
         ("data = ['/a:x', '/b:x']", "data: data name 'x' is given twice"),
         ("output = ''", "output: the value is empty"),
     ],

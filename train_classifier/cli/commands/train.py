@@ -38,6 +38,9 @@ def train(
 ) -> int:
     """Push the repository, train MODEL on a host, show its log, and bring artefacts.tar.gz.
 
+    MODEL is a folder of the repository with a __main__.py; it runs as
+    python -m MODEL, and what it writes into artefacts/ comes back.
+
     \b
     Standard output is the job's log, byte for byte; everything of ours is on
     standard error. Ctrl-C stops the job and fetches its artefacts; a second one

@@ -57,6 +57,10 @@ MOST_ENTRY_POINTS = 1000
 MOST_NAMED = 200
 
 
+#: What reading a repository raises where its text alone does not say enough.
+_NOT_READ = (NotStatic, OSError, ValueError, AttributeError, TypeError, LookupError, RecursionError)
+
+
 @dataclasses.dataclass(frozen=True)
 class OwnPackage:
     """The repository as a package that jobs import from their own copy."""
@@ -88,8 +92,20 @@ def read(root: Path) -> Optional[Metadata]:
     """Return the repository as a package; None if only its build says all that belongs to it."""
     try:
         return _Reader(root).metadata()
-    except (NotStatic, OSError, ValueError, AttributeError, TypeError, LookupError, RecursionError):
+    except _NOT_READ:
         return None
+
+
+def unread_dependencies(root: Path) -> str:
+    """Return the file whose dependencies count only for `-e .`; "" where there is none."""
+    try:
+        reader = _Reader(root)
+    except _NOT_READ:
+        return "setup.py" if os.path.lexists(root / "setup.py") else ""
+    if table_at(reader.tables, "tool", "poetry", "dependencies").keys() - {"python"}:
+        return PROJECT
+    files = [file for file in reader.files if file != PROJECT]
+    return files[-1] if files and reader.setup.get("install_requires") else ""
 
 
 class _Reader:

@@ -70,11 +70,13 @@ def _way_out(hint: Optional[str], version: str, own: str) -> str:
     if hint == image.BOOTSTRAP:
         made = f'make it on this host with the role training_host (training_host_pythons: ["{version}"])'
         hint = made if version in BOOTSTRAPPED else None
-    name = (
-        f"name an image with Python {version} by {show_option('image')} or in training_host_images "
-        f"(python{version})"
-    )
-    return "; or ".join(filter(None, (hint, name, _use_own(own))))
+    return "; or ".join(filter(None, (hint, how_to_name(version), _use_own(own))))
+
+
+def how_to_name(version: str) -> str:
+    """Return how to name an image with a version of Python."""
+    option = show_option("image")
+    return f"name an image with Python {version} by {option} or in training_host_images (python{version})"
 
 
 def _plain(context: Context, spec: JobSpec, version: str) -> Image:

@@ -1,6 +1,7 @@
 """What the messages of uv mean: the reason of a failed build, and what to do about it."""
 
 import re
+from collections.abc import Sequence
 from typing import NoReturn, Optional
 
 from train_classifier.core.errors import NoEnvironment
@@ -40,10 +41,17 @@ class NoCommonSolution(NotInstallable):
 
 
 class PythonConflict(NoEnvironment):
-    """Other versions of Python than the image's have a solution; `pythons` has them, the oldest first."""
+    """Other versions of Python than the image's have a solution; `pythons` has them, the oldest first.
 
-    def __init__(self, reason: str, hint: str, detail: Optional[str], pythons: list[str]) -> None:
-        super().__init__(reason, hint, detail)
+    `choice` is how to choose one of them, `other` what to do without it.
+    """
+
+    def __init__(
+        self, reason: str, choice: str, other: str, detail: Optional[str], pythons: Sequence[str]
+    ) -> None:
+        super().__init__(reason, "; ".join(filter(None, (choice, other))), detail)
+        self.choice = choice
+        self.other = other
         self.pythons = tuple(pythons)
 
 

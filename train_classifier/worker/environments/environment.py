@@ -187,12 +187,10 @@ def _ask_for_python(
     if not fitting or own in fitting:
         return
     version = nearest_python(fitting, image)
-    hint = f'set python = "{version}" in train-classifier.toml, or give {show_option("python")} {version}'
-    if wheels_only and error.hint:
-        hint += f"; or keep Python {own}: {error.hint}"
     raise PythonConflict(
         f"{plan.file} needs Python {python_span(fitting)}; image {image.reference} has Python {own}",
-        hint,
+        f'set python = "{version}" in train-classifier.toml, or give {show_option("python")} {version}',
+        f"or keep Python {own}: {error.hint}" if wheels_only and error.hint else "",
         error.detail,
         fitting,
     ) from error

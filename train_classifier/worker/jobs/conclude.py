@@ -17,7 +17,7 @@ from train_classifier.core.errors import Cancelled, NothingDelivered, TrainClass
 from train_classifier.core.job import JobSpec
 from train_classifier.core.options import show_option
 from train_classifier.core.regular_file import open_regular
-from train_classifier.core.text import printable, show_bytes
+from train_classifier.core.text import printable, short, show_bytes
 from train_classifier.worker.state import file_trees, results
 from train_classifier.worker.state.files import new_file, read_json, write_json
 from train_classifier.worker.state.store import Job
@@ -219,9 +219,11 @@ def _judge(
         return answer, error
     files = elsewhere.describe(answer["elsewhere"])
     reason = f"the model also wrote {files} outside {_places(spec, 'and')}"
+    names = [place["path"].rstrip("/") for place in answer["elsewhere"]["places"][:3]]
+    example = ", ".join(short(name, 60) for name in names if name not in ("", "."))
     hint = (
-        f"train-classifier fetch {job.id} gets these files; {show_option('artefacts')} names folders that "
-        "always count as results"
+        f"train-classifier fetch {job.id} gets these files; {show_option('artefacts')} names folders and "
+        f"files that always count as results{f' (here {example})' if example else ''}"
     )
     if error is not None:
         reason = f"{error.reason}; it wrote {files} elsewhere"

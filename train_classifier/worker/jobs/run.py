@@ -138,11 +138,12 @@ def take_fitting_python(run: JobRun, error: PythonConflict) -> None:
     pythons = tuple(version for version in error.pythons if version in allowed)
     if not pythons:
         raise error
-    run.context.note(f"{error.reason} (to skip this search: {error.hint})")
+    run.context.note(f"{error.reason} (to skip this search: {error.choice})")
     run.spec = dataclasses.replace(spec, required_pythons=pythons)
     find_image(run)
     if not run.image.plain:
-        raise error
+        choice = plain_image.how_to_name(plain_image.nearest_python(pythons, run.image))
+        raise PythonConflict(error.reason, choice, error.other, error.detail, error.pythons)
     add_packages(run)
 
 

@@ -196,6 +196,7 @@ def test_reason_names_the_files_and_the_way_to_them(job: Path, allow_empty: bool
     assert (
         f"train-classifier fetch {job.name} gets these files" in unpacked["hint"]
         and "--artefacts" in unpacked["hint"]
+        and unpacked["hint"].endswith("(here outputs/model.h5)")
     )
     if writes or allow_empty:
         assert error is None
