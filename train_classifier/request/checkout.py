@@ -273,7 +273,7 @@ def required_pythons(top: Path, model: str) -> tuple[str, ...]:
     """Return the versions that a model of the repository at `top` runs with; empty when it does not say.
 
     `.python-version` names one; else `requires-python`, or Poetry's `python`, gives a range. What cannot be
-    read says nothing, and neither does a link: these files are not ours.
+    read says nothing, and neither does a file outside the repository.
     """
     match = re.match(r"\s*(?:cpython-|python-)?(3\.\d+)(?:[.\s]|\Z)", _read_text(top, ".python-version"))
     if match and match[1] in PYTHONS:
@@ -294,8 +294,9 @@ def required_pythons(top: Path, model: str) -> tuple[str, ...]:
 
 def _read_text(top: Path, name: str) -> str:
     try:
-        descriptor = regular_file.open_regular(top / name)
-        return regular_file.read_open(descriptor, _MOST_BYTES).decode("utf-8", "replace")
+        return regular_file.read(top / name, _MOST_BYTES, within=os.path.realpath(top)).decode(
+            "utf-8", "replace"
+        )
     except (OSError, ValueError):
         return ""
 

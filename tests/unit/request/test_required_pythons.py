@@ -47,9 +47,19 @@ def test_range_of_the_project(tmp_path: Path, range_: str, versions: tuple[str, 
 
 def test_files_that_cannot_be_read_say_nothing(tmp_path: Path) -> None:
     (tmp_path / ".python-version").mkdir()
-    (tmp_path / "other.toml").write_text('[project]\nrequires-python = "<3.10"\n')
-    (tmp_path / "pyproject.toml").symlink_to("other.toml")
+    (tmp_path / "pyproject.toml").write_text('[project]\nrequires-python = "<3.10"\n' + "#" * (1 << 20))
     assert required_pythons(tmp_path, "m") == ()
-    (tmp_path / "pyproject.toml").unlink()
-    (tmp_path / "pyproject.toml").write_text((tmp_path / "other.toml").read_text() + "#" * (1 << 20))
-    assert required_pythons(tmp_path, "m") == ()
+
+
+def test_links_lead_to_files_of_the_repository_only(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    for folder in (top / "real", tmp_path / "elsewhere"):
+        folder.mkdir(parents=True)
+        (folder / "pyproject.toml").write_text('[project]\nrequires-python = "<3.10"\n')
+    (top / "m").symlink_to("../elsewhere")
+    assert required_pythons(top, "m") == ()
+    (top / "pyproject.toml").symlink_to("../elsewhere/pyproject.toml")
+    assert required_pythons(top, "m") == ()
+    (top / "m").unlink()
+    (top / "m").symlink_to("real")
+    assert required_pythons(top, "m") == ("3.8", "3.9")
