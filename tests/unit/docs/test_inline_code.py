@@ -33,8 +33,8 @@ def spans(page: Path) -> list[str]:
 
 
 def cases(pattern: str) -> list[object]:
-    found = {(page.name, span) for page in PAGES for span in spans(page) if re.match(pattern, span)}
-    return [pytest.param(span, id=f"{name}: {span}") for name, span in sorted(found)]
+    places = {(page.name, span) for page in PAGES for span in spans(page) if re.match(pattern, span)}
+    return [pytest.param(span, id=f"{name}: {span}") for name, span in sorted(places)]
 
 
 @pytest.mark.parametrize("command", cases(r"train-classifier [a-z]"))
