@@ -23,6 +23,17 @@ pytestmark = pytest.mark.engine
 PAGE = (Path(__file__).parents[2] / "docs" / "writing-a-model.md").read_text()
 VARIABLES = re.findall(r"^\| `([A-Z_]+)` \| (?:`([^`]+)`)?", PAGE, re.MULTILINE)
 PLAIN, PYTORCH = "From the first line to the artefact", "PyTorch, from the first line to the artefact"
+EXISTING = "A repository that you already have"
+#: A script with flags of its own, which writes beside itself.
+SCRIPT = """import argparse, os, pathlib
+parser = argparse.ArgumentParser()
+parser.add_argument("--epochs")
+parser.add_argument("--data", type=pathlib.Path)
+given = parser.parse_args()
+os.makedirs("runs", exist_ok=True)
+for name in ("runs/log", "model.pt"):
+    pathlib.Path(name).write_text(given.data.read_text() if given.data else given.epochs)
+"""
 FENCED = r"```\w*\n(.*?)^```$"
 PLACES = re.findall(r"^\| `(/[^`]+)` \|", PAGE, re.MULTILINE)
 
@@ -33,9 +44,15 @@ def index(engine: docker.DockerClient) -> Iterator[Index]:
         yield index
 
 
+def section_of(title: str) -> str:
+    """Return a section of the page."""
+    (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
+    return section
+
+
 def follow(world: World, title: str) -> tuple[str, list[str]]:
     """Do what a section of the page says; return the section, and the output of each command."""
-    (section,) = re.findall(rf"^## {title}\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
+    section = section_of(title)
     for name, text in re.findall(rf"^`([\w/.]+)`[^\n]*\n\n{FENCED}", section, re.MULTILINE | re.DOTALL):
         (world.repo / name).parent.mkdir(exist_ok=True)
         (world.repo / name).write_text(text)
@@ -90,11 +107,33 @@ def test_pytorch_example_trains_and_goes_on(world: World, index: Index, tmp_path
         assert metrics is not None and json.load(metrics)["accuracy"] > 0.9
 
 
+def test_repository_of_others_trains(world: World) -> None:
+    """The page's line for a script at the top, and the commands for its results and data."""
+    section = section_of(EXISTING)
+    (line,) = re.findall(r"^\| `train\.py` at the top \| `([^`]+)` \|$", section, re.MULTILINE)
+    files = {"train.py": SCRIPT, "fit/__init__.py": "", "fit/__main__.py": line}
+    for name, text in files.items():
+        (world.repo / name).parent.mkdir(exist_ok=True)
+        (world.repo / name).write_text(text)
+    (world.folder / "digits").mkdir()
+    (world.folder / "digits" / "train.csv").write_text("1,2\n")
+    by_name, with_data = (shlex.split(command)[1:] for command in commands(section))
+    with_data = [word.replace("/srv", str(world.folder)) for word in with_data]
+    (setting,) = re.findall(r"`(artefacts = \[[^`]+\])`", section)
+    for words, result in ((by_name, b"3"), (with_data, b"1,2\n")):
+        # The page's own machine has a GPU.
+        variables = {"TRAIN_CLASSIFIER_INVENTORY": str(world.local), "TRAIN_CLASSIFIER_GPUS": "0"}
+        done = world.run(*words, cwd=world.repo, **variables)
+        assert done.returncode == 0, done.stderr.decode()
+        with tarfile.open(world.repo / "artefacts.tar.gz") as archive:
+            for name in ("runs/log", "model.pt"):
+                file = archive.extractfile(name)
+                assert file is not None and file.read() == result
+        (world.repo / "train-classifier.toml").write_text(f"[defaults]\n{setting}\n")
+
+
 def test_every_command_of_the_page_is_run() -> None:
-    sections = [
-        re.split(rf"^## {title}\n", PAGE, flags=re.MULTILINE)[1].split("\n## ")[0]
-        for title in (PLAIN, PYTORCH)
-    ]
+    sections = map(section_of, (PLAIN, PYTORCH, EXISTING))
     assert [command for section in sections for command in commands(section)] == commands(PAGE)
 
 

@@ -99,7 +99,8 @@ def test_missing_artefacts_are_exit_7_unless_allowed(world: World) -> None:
     assert done.returncode == 7, tail(done.stderr)
     message = done.stderr.decode()
     assert "wrote nothing new into artefacts/; it wrote model.pkl (1 byte) elsewhere" in message
-    assert message.count("model.pkl") == 1 and f"--inventory {world.local} gets these files" in message
+    assert message.count("it wrote model.pkl") == message.count("gets these files") == 1
+    assert f"--inventory {world.local} gets these files" in message and "(here model.pkl)" in message
     world.model("print('did nothing')\n")
     assert world.run(*world.train("probe", "--allow-empty")).returncode == 0
 

@@ -61,7 +61,7 @@ def outcome(name: str, folder: Path, uv: str) -> str:
     requirements = requirements_file.parse(workspace, "m")
     if requirements.problems:
         return requirements.problems[0]
-    settings: dict[str, Any] = {"variables": {}, "source": ""}
+    settings: dict[str, Any] = {"variables": {}, "source": "", "paths_digest": ""}
     plans = {
         "image": environment_plan.over_image(PACKAGES, True, workspace, requirements, settings),
         "isolated": environment_plan.isolated("m", True, workspace, requirements, settings, False),
