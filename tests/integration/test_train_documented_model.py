@@ -29,10 +29,10 @@ SCRIPT = """import argparse, os, pathlib
 parser = argparse.ArgumentParser()
 parser.add_argument("--epochs")
 parser.add_argument("--data", type=pathlib.Path)
-given = parser.parse_args()
+arguments = parser.parse_args()
 os.makedirs("runs", exist_ok=True)
 for name in ("runs/log", "model.pt"):
-    pathlib.Path(name).write_text(given.data.read_text() if given.data else given.epochs)
+    pathlib.Path(name).write_text(arguments.data.read_text() if arguments.data else arguments.epochs)
 """
 FENCED = r"```\w*\n(.*?)^```$"
 PLACES = re.findall(r"^\| `(/[^`]+)` \|", PAGE, re.MULTILINE)

@@ -57,16 +57,19 @@ def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
 @contextlib.contextmanager
 def read_only(folder: Path) -> Iterator[None]:
     """Make a folder read-only for every file that is opened from now on."""
-    subprocess.run(["mount", "--bind", str(folder), str(folder)], check=True)
+    deadline = time.monotonic() + 240
+    while True:
+        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        if not subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=False).returncode:
+            break
+        # Refused while a file that was opened through this mount is written, maybe until the job ends: mount anew.
+        subprocess.run(["umount", "-l", folder], check=True)
+        assert time.monotonic() < deadline
     try:
-        # Refused while somebody writes a file through it.
-        deadline = time.monotonic() + 240
-        while subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=False).returncode:
-            assert time.monotonic() < deadline
         yield
     finally:
         # Lazily: a process may still look at it; what is opened from here on is writable again.
-        subprocess.run(["umount", "-l", str(folder)], check=True)
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def fill(folder: Path) -> list[Path]:
