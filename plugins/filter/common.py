@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -37,6 +37,35 @@ def release(facts: Mapping[str, Any]) -> str:
     return f"{name} {facts.get(version, '')}"
 
 
+def unsupported(facts: Mapping[str, Any], role: str, releases: Sequence[str]) -> str:
+    """Return why a role does not run on a host, for a sentence that begins with its name; else empty."""
+    kernel = str(facts.get("kernel", "")).lower()
+    if "microsoft" in kernel:
+        return (
+            f"runs in WSL (kernel {kernel}), where Windows owns the driver and the cards: {role} sets up "
+            "machines that run Linux themselves. Nothing was changed. Install the driver in Windows, or "
+            "take another host."
+        )
+    if kernel.endswith("-tegra"):
+        return (
+            f"is a Jetson (kernel {kernel}), whose driver is a part of NVIDIA's JetPack: {role} sets up "
+            "machines with NVIDIA cards on the PCI bus, or with none. Nothing was changed."
+        )
+    if release(facts) not in releases:
+        names = [name.split() for name in releases]
+        families = {family: [version for name, version in names if name == family] for family, _ in names}
+        texts = [f"{family} {_and(versions)}" for family, versions in families.items()]
+        return (
+            f"runs {facts.get('distribution', '')} {facts.get('distribution_version', '')}: "
+            f"{role} supports {', '.join(texts)}."
+        )
+    return ""
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
 class FilterModule:
     """The filters of the role common."""
 
@@ -46,5 +75,6 @@ class FilterModule:
             "common_answers": answers,
             "common_apt_login": apt_login,
             "common_release": release,
+            "common_unsupported": unsupported,
             "common_without_login": without_login,
         }

@@ -51,16 +51,18 @@ def driver_rows(state: dict, expected: int = 0) -> list[dict]:
 
 
 def _driver_row(state: dict) -> dict:
-    """The row of the driver of a host with cards."""
+    """The row of the driver of a host with cards: what is loaded and works decides, not what is installed."""
     loaded, installed = state["loaded"], state["installed"]
-    if not installed and state["serves"]:
-        # A driver that the machine's provider brought, outside of packages and of the kernel's modules.
-        return _row(
-            "driver",
-            "ok",
-            f"{loaded} is loaded and serves every card, {state['origin']}: left as it is (to replace it: "
-            f"{SITE} -e nvidia_driver_replace=true)",
+    if state["answers"] and state["mismatch"]:
+        # nvidia-smi lists every card, so its libraries fit the module that is loaded.
+        message = (
+            f"{loaded} is loaded and serves every card; the next boot loads {installed}, which is installed"
         )
+        return _row("driver", "warn", message, f"to run the installed one: {REBOOT}")
+    if state["serves"] and not state["mismatch"] and not (state["packaged"] and installed):
+        # A driver that the machine's provider brought, outside of packages and of the kernel's modules.
+        replace = f"to replace it: {SITE} -e nvidia_driver_replace=true"
+        return _row("driver", "ok", f"{loaded}, {state['origin']}: left as it is ({replace})")
     if not installed:
         return _row("driver", "fail", f"no NVIDIA module is installed for the kernel {state['kernel']}", SITE)
     if state["mismatch"]:

@@ -18,8 +18,14 @@ SOURCES = re.compile(
     r"nvidia-(graphics-drivers|open-gpu-kernel-modules|persistenced|modprobe|kernel|driver|fabricmanager)"
     r"|fabric-?manager|linux-restricted-(modules|signatures)"
 )
+# These bring no driver, whatever their source package: libraries for containers, tools, package sources.
+NO_DRIVER = re.compile(
+    r"cuda-compat-|nvidia-(container|cuda|docker|detect|settings|driver-assistant|driver-local-repo)"
+)
 # A package that brings the kernel module: whoever installed it chose the driver.
-MODULE = re.compile(r"nvidia-.*dkms.*|linux-modules-nvidia-.*")
+MODULE = re.compile(r"nvidia-.*dkms.*|nvidia-(open-)?kernel-\d.*|linux-modules-nvidia-.*")
+# Systems that bring a driver of their own, by a package.
+LAMBDA_STACK = re.compile(r"lambda-(stack|server)(-.*)?")
 # Ubuntu's signed modules, one package a kernel, and one that follows the kernels of a flavour.
 SIGNED = "linux-modules-nvidia-"
 # What `apt-get -s` says: `Inst NAME [OLD] (NEW …)` and `Remv NAME [OLD]`, where NAME may end in `:i386`.
@@ -175,11 +181,19 @@ def mirror(lines: list[str]) -> str:
 
 
 def _origin(packages: list[str], runfile: bool) -> str:
-    names = [name for name in packages if MODULE.fullmatch(name)] or packages
+    """How the driver came, by the packages that bring the module: libraries alone are no driver."""
+    names = [name for name in packages if MODULE.fullmatch(name)]
     if names:
         more = len(packages) - 1
         return f"from the package {names[0]}" + (f" and {more} more" if more else "")
-    return "from NVIDIA's installer" if runfile else "from no package"
+    return "from NVIDIA's installer" if runfile else "not installed by packages we know"
+
+
+def _system(named: list[str], installed: Sequence[str]) -> str:
+    """The name of a system that brings its own driver (`named` by the probe, or by a package); else empty."""
+    if any(LAMBDA_STACK.fullmatch(name) for name in installed):
+        return "Lambda Stack"
+    return named[0] if named else ""
 
 
 def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -> dict:
@@ -204,10 +218,10 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         names = answers["reboot"][0]
         wished = f"{reboot_file} asks for it" + (f" ({names})" if names else "")
     rows = [fields for fields in (line.split() for line in answers.get("package", [])) if len(fields) == 3]
-    # cuda-compat-* holds user libraries for containers and brings no driver.
     packages = sorted(
-        {name for _, source, name in rows if SOURCES.match(source) and not name.startswith("cuda-compat-")}
+        {name for _, source, name in rows if SOURCES.match(source) and not NO_DRIVER.match(name)}
     )
+    has_module = any(MODULE.fullmatch(name) for name in packages)
     held_packages = sorted({name.partition(":")[0] for name in answers.get("held", [])})
     brought = set(answers.get("brought", []))
     is_ours = any(MODULE.fullmatch(name) for name in brought & set(packages))
@@ -236,7 +250,10 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         "ours": is_ours,
         "brought": sorted(brought),
         "origin": _origin(packages, "runfile" in answers),
-        "runfile": "runfile" in answers and not packages,
+        "packaged": has_module,
+        "runfile": "runfile" in answers and not has_module,
+        # DGX OS, Lambda Stack: their driver is theirs.
+        "system": _system(answers.get("system", []), [name for *_, name in rows]),
         # Reboots that the driver needs; one that only the distribution asks for disturbs no card.
         "reboot_pending": pending,
         "reboot_wished": wished,
@@ -246,6 +263,27 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         "held_by_others": sorted((set(held_packages) & set(packages)) - set(answers.get("holds", []))),
         "held_by_us": sorted(set(held_packages) & set(answers.get("holds", []))),
     }
+
+
+def kept(status: dict, host: str) -> str:
+    """Why a driver that this role did not install stays, as a sentence with the way to replace it."""
+    count = len(status["cards"])
+    cards = "the card" if count == 1 else f"all {count} cards"
+    replace = (
+        f"To replace it: ansible-playbook site.yml --limit {host} -e nvidia_driver_replace=true "
+        "(nvidia_driver_replace: true)"
+    )
+    if status["serves"]:
+        by = f"{status['system']}, " if status["system"] else ""
+        driver = f"{status['loaded']} ({by}{status['origin']})"
+        text = f"the loaded driver {driver} serves {cards} and is left as it is"
+    else:
+        driver = status["loaded"] or status["installed"]
+        state = f"has the driver {driver}, which does not serve {cards}" if driver else "has no driver now"
+        text = (
+            f"this host runs {status['system']}, which brings its own driver, and {state}: nothing is changed"
+        )
+    return f"{text}. {replace}"
 
 
 def plan(
@@ -360,5 +398,6 @@ class FilterModule:
             "nvidia_driver_signed_modules": signed_modules,
             "nvidia_driver_to_hold": to_hold,
             "nvidia_driver_change": change,
+            "nvidia_driver_kept": kept,
             "nvidia_driver_mirror": mirror,
         }

@@ -37,7 +37,10 @@ def test_20_working_driver_without_packages_is_kept(cards: TestHost) -> None:
     before = host_state(cards)
     result = run_driver_role(cards)
     assert host_state(cards) == before and result.changed == 0
-    assert "590.48.01 (from no package) serves all 2 cards and is left as it is" in result.output
+    assert (
+        "590.48.01 (not installed by packages we know) serves all 2 cards and is left as it is"
+        in result.output
+    )
 
 
 def test_20_holds_of_an_earlier_release_on_a_foreign_driver_are_released(cards: TestHost) -> None:

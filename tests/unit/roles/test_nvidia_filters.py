@@ -400,12 +400,19 @@ def probe(*more: str) -> dict[str, Any]:
     return driver.status(lines, TABLE, "6.12.1", "/run/reboot-required")
 
 
+NO_DRIVERS = (
+    "cuda-compat-13-0", "nvidia-container-toolkit", "nvidia-cuda-toolkit", "nvidia-cuda-mps", "nvidia-docker2",
+    "nvidia-detect", "nvidia-driver-local-repo-ubuntu2404-580.95.05",
+)  # fmt: skip
+
+
 def test_probe_of_a_healthy_host() -> None:
     result = probe(
         "loaded 550.163.01",
         "package ii nvidia-graphics-drivers libcuda1",
         "package ii bash bash",
-        "package ii nvidia-graphics-drivers cuda-compat-13-0",
+        *(f"package ii nvidia-graphics-drivers {name}" for name in NO_DRIVERS),
+        "package ii nvidia-driver-assistant nvidia-driver-assistant",
         "held libcuda1:amd64",
     )
     assert (result["mismatch"], result["nouveau"], result["secure_boot"], result["reboot_pending"]) == (
@@ -494,13 +501,49 @@ def test_driver_serves_every_card(
             False,
             "from the package nvidia-kernel-dkms and 1 more",
         ),
-        (("brought nvidia-kernel-dkms",), False, "from no package"),
+        (
+            ("package ii nvidia-kernel nvidia-kernel-6.1.0-25-amd64",),
+            False,
+            "from the package nvidia-kernel-6.1.0-25-amd64",
+        ),
+        (("brought nvidia-kernel-dkms",), False, "not installed by packages we know"),
+        # Libraries alone are no driver.
+        (("package ii nvidia-graphics-drivers libcuda1",), False, "not installed by packages we know"),
         (("runfile found",), False, "from NVIDIA's installer"),
+        (("runfile found", "package ii nvidia-modprobe nvidia-modprobe"), False, "from NVIDIA's installer"),
     ],
 )
 def test_origin_of_the_driver(lines: tuple[str, ...], is_ours: bool, origin: str) -> None:
     result = probe(*lines)
     assert (result["ours"], result["origin"]) == (is_ours, origin)
+
+
+@pytest.mark.parametrize(
+    ("lines", "system"),
+    [
+        ((), ""),
+        (("system DGX OS",), "DGX OS"),
+        (("package ii lambda-stack lambda-stack-cuda",), "Lambda Stack"),
+        (("package ii lambda lambdaisland",), ""),
+    ],
+)
+def test_systems_with_a_driver_of_their_own_are_named(lines: tuple[str, ...], system: str) -> None:
+    result = probe("loaded 580.159.04", "listed 1", *lines)
+    assert result["system"] == system
+    text = driver.kept(result, "gpu-1")
+    by = f"{system}, " if system else ""
+    assert text.startswith(
+        f"the loaded driver 580.159.04 ({by}not installed by packages we know) serves the card and is left"
+    )
+    assert text.endswith("--limit gpu-1 -e nvidia_driver_replace=true (nvidia_driver_replace: true)")
+
+
+def test_system_with_its_own_driver_stays_when_none_is_loaded() -> None:
+    text = driver.kept(probe("system DGX OS"), "gpu-1")
+    assert (
+        "runs DGX OS, which brings its own driver, and has the driver 550.163.01, which does not serve the card"
+        in text
+    )
 
 
 def test_holds_of_administrator_and_role_are_distinguished() -> None:
@@ -610,6 +653,28 @@ def test_release_is_one_name(facts: tuple[str, str, str], expected: str) -> None
     assert common.release(dict(zip(names, facts, strict=True))) == expected
 
 
+RELEASES = ["Debian 12", "Debian 13", "Ubuntu 22.04"]
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "kernel", "words"),
+    [
+        ("Debian", "12.11", "6.1.0-25-amd64", ""),
+        ("Ubuntu", "22.04", "5.15.0-1092-aws", ""),
+        ("Fedora", "42", "6.14", "runs Fedora 42: a_role supports Debian 12 and 13, Ubuntu 22.04."),
+        ("Ubuntu", "22.04", "6.6.87.2-microsoft-standard-WSL2", "runs in WSL"),
+        ("Ubuntu", "22.04", "5.15.148-tegra", "is a Jetson (kernel 5.15.148-tegra)"),
+    ],
+)
+def test_systems_on_which_no_role_runs_are_named(name: str, version: str, kernel: str, words: str) -> None:
+    facts = {
+        "distribution": name, "distribution_version": version, "kernel": kernel,
+        "distribution_major_version": version.split(".")[0],
+    }  # fmt: skip
+    text = common.unsupported(facts, "a_role", RELEASES)
+    assert words in text and bool(words) == bool(text)
+
+
 TOOLKIT = [
     "nvidia-container-toolkit",
     "nvidia-container-toolkit-base",
@@ -665,7 +730,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "cards": cards(0x20B0), "loaded": "550.1", "installed": "550.1", "mismatch": False, "nouveau": False,
         "secure_boot": False, "kernel": "6.1", "kernel_running": True, "reboot_pending": [], "reboot_wished": "",
         "packages": ["nvidia-smi"], "held": ["nvidia-smi"], "ours": True, "serves": True,
-        "origin": "from the package nvidia-smi", **changes,
+        "answers": True, "packaged": True, "origin": "from the package nvidia-smi", **changes,
     }  # fmt: skip
 
 
@@ -673,9 +738,17 @@ def status(**changes: Any) -> dict[str, Any]:
     ("changes", "expected", "name", "outcome", "words"),
     [
         ({}, 1, "driver", "ok", "loaded 550.1 equals installed"),
-        ({"loaded": "535.1", "mismatch": True}, 1, "driver", "fail", "mismatch"),
-        ({"loaded": ""}, 1, "driver", "fail", "not loaded"),
-        ({"loaded": "", "secure_boot": True}, 1, "driver", "fail", "Secure Boot is on"),
+        ({"loaded": "535.1", "mismatch": True, "answers": False}, 1, "driver", "fail", "mismatch"),
+        # The driver that is loaded works with its own libraries, whatever packages are beside it.
+        (
+            {"loaded": "580.1", "mismatch": True},
+            1,
+            "driver",
+            "warn",
+            "580.1 is loaded and serves every card; the next boot loads 550.1",
+        ),
+        ({"loaded": "", "serves": False}, 1, "driver", "fail", "not loaded"),
+        ({"loaded": "", "serves": False, "secure_boot": True}, 1, "driver", "fail", "Secure Boot is on"),
         (
             {"installed": "", "loaded": "", "serves": False},
             1,
@@ -684,12 +757,25 @@ def status(**changes: Any) -> dict[str, Any]:
             "no NVIDIA module is installed",
         ),
         ({"installed": "", "serves": False}, 1, "driver", "fail", "no NVIDIA module is installed"),
+        # NVIDIA's installer leaves a module on the disk, too.
         (
-            {"installed": "", "packages": [], "origin": "from no package"},
+            {"packaged": False, "origin": "from NVIDIA's installer"},
             1,
             "driver",
             "ok",
-            "from no package: left as it is",
+            "from NVIDIA's installer: left",
+        ),
+        (
+            {
+                "installed": "",
+                "packages": [],
+                "packaged": False,
+                "origin": "not installed by packages we know",
+            },
+            1,
+            "driver",
+            "ok",
+            "550.1, not installed by packages we know: left as it is (to replace it: ansible-playbook site.yml",
         ),
         ({"nouveau": True}, 1, "nouveau", "fail", "holds the card"),
         ({"cards": []}, 0, "card", "fail", "a card is gone"),

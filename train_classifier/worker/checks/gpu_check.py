@@ -73,10 +73,13 @@ def installed_driver() -> Optional[str]:
     return None
 
 
-def driver(root: Path) -> Finding:
-    """Check that the driver is loaded and is the one that is installed."""
+def driver(root: Path, works: bool = False) -> Finding:
+    """Check that the driver is loaded and is the one that is installed. `works`: nvidia-smi lists cards."""
     name = "driver"
     loaded, installed = loaded_driver(root), installed_driver()
+    if loaded and installed and loaded != installed and works:
+        # A provider's driver beside packages: its own libraries fit the module that is loaded.
+        return warn(name, f"NVIDIA driver {loaded} is loaded and works; {installed} is installed beside it")
     if loaded and installed and loaded != installed:
         return fail(
             name,
@@ -196,7 +199,7 @@ def check(
     """
     if requested == 0:
         return [skip("gpu", "no GPU is asked for")]
-    findings = [driver(host.root)]
+    findings = [driver(host.root, bool(discovery.gpus))]
     try:
         count, message = devices.gpu_count(requested, discovery)
         if message:

@@ -280,6 +280,8 @@ def test_driver_upgraded_under_the_old_one(tmp_path: Path, monkeypatch: pytest.M
     assert (finding.status, finding.code) == ("fail", 8)
     assert "550.163.01 is installed, but 535.183.01 is loaded" in finding.message
     assert "reboot" in (finding.hint or "")
+    # nvidia-smi lists the cards: its libraries fit the module that is loaded.
+    assert gpu_check.driver(tmp_path / "root", works=True).status == "warn"
 
 
 @pytest.mark.parametrize(
