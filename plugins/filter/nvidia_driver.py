@@ -11,8 +11,10 @@ CARD_CLASSES = ("0x0300", "0x0302")
 BRIDGE_CLASS = "0x0680"
 # A package that brings kernels, by its name: linux-image-amd64, but not linux-image-6.12.43+deb13-amd64.
 META = re.compile(r"linux-image-(?!\d|extra|unsigned|.*-dbg)[a-z0-9.-]+")
-# The end of a kernel's name: amd64, cloud-amd64, rt-amd64 on Debian; generic, lowlatency, aws on Ubuntu.
-FLAVOUR = re.compile(r"-((?:cloud-|rt-)?[a-z][a-z0-9_]*)$")
+# A kernel's name ends in its flavour: 6.1.0-25-cloud-amd64, 6.12.43+deb13-amd64, 6.8.0-1044-azure-fde.
+FLAVOUR = re.compile(r"\d[\d.]*(?:[+~][^-]*)?(?:-\d[^-]*)*-([a-z].*)")
+# A package with one kernel.
+KERNEL = re.compile(r"linux-image-(?:unsigned-)?(\d.*)")
 # Whatever is installed from these source packages is the driver and is held, not just what the role names.
 SOURCES = re.compile(
     r"nvidia-(graphics-drivers|open-gpu-kernel-modules|persistenced|modprobe|kernel|driver|fabricmanager)"
@@ -92,9 +94,15 @@ def header_packages(kernels: list[str], images: list[str]) -> list[str]:
     """
     versions = [f"linux-headers-{kernel}" for kernel in kernels]
     metas = sorted(name.replace("image", "headers", 1) for name in images if META.fullmatch(name))
-    if not metas and kernels and (flavour := FLAVOUR.search(kernels[0])):
-        metas = [f"linux-headers-{flavour[1]}"]
+    if not metas and kernels and (flavour := _flavour(kernels[0])):
+        metas = [f"linux-headers-{flavour}"]
     return versions + metas
+
+
+def _flavour(kernel: str) -> str:
+    """The flavour of a kernel by its name; empty for a kernel that somebody made."""
+    match = FLAVOUR.fullmatch(kernel)
+    return match[1] if match else ""
 
 
 def kernel_packages(installed: Sequence[str]) -> list[str]:
@@ -103,7 +111,11 @@ def kernel_packages(installed: Sequence[str]) -> list[str]:
     Without one of their names ending in a version, they go by the flavours of the images.
     """
     flavours = [name.removeprefix("linux-image-") for name in installed if META.fullmatch(name)]
-    names = {f"linux-{part}{flavour}" for flavour in flavours for part in ("", "image-", "headers-")}
+    names = {
+        f"linux-{part}{flavour}"
+        for flavour in flavours
+        for part in ("", "image-", "headers-", "modules-extra-")
+    }
     return sorted(names & set(installed))
 
 
@@ -112,16 +124,32 @@ def signed_modules(
 ) -> list[str]:
     """Ubuntu's packages of signed modules: for each of `kernels`, and for each kernel to come.
 
-    The packages for kernels to come have the flavours of the installed kernel metapackages: one of another
-    flavour would bring a second kernel. Without such a metapackage `flavour` says it, or else the end of the
-    running kernel's name.
+    The packages for kernels to come have the flavours of the installed kernel metapackages, because one of
+    another flavour would bring a second kernel. Without such a metapackage no kernel is to come, and none of
+    these packages is needed. `flavour`: the administrator's choice instead.
     """
-    flavours = [name.removeprefix("linux-image-") for name in images if META.fullmatch(name)]
+    flavours = {name.removeprefix("linux-image-") for name in images if META.fullmatch(name)}
     if flavour:
-        flavours = [flavour]
-    elif not flavours and kernels and (end := FLAVOUR.search(kernels[0])):
-        flavours = [end[1]]
+        flavours = {flavour}
+    # linux-image-virtual brings the generic kernel, with fewer of its modules.
+    flavours = {re.sub(r"^virtual\b", "generic", name) for name in flavours}
     return [f"{SIGNED}{branch}-server{suffix}-{name}" for name in [*kernels, *sorted(flavours)]]
+
+
+def foreign_kernels(added: list[str], status: dict, flavour: str = "") -> list[str]:
+    """The kernels among the packages that apt would add whose flavour no installed kernel has.
+
+    `flavour`: the administrator's own choice of a flavour.
+    """
+    names = [*status["kernels"], *(match[1] for match in map(KERNEL.fullmatch, status["images"]) if match)]
+    flavours = {_flavour(name) for name in names}
+    return [
+        name
+        for name in added
+        if (match := KERNEL.fullmatch(name))
+        and _flavour(match[1]) not in flavours
+        and not (flavour and _flavour(match[1]) == re.sub(r"-(hwe|lts|edge|\d+\.\d).*", "", flavour))
+    ]
 
 
 def to_hold(status: dict) -> list[str]:
@@ -397,6 +425,7 @@ class FilterModule:
             "nvidia_driver_header_packages": header_packages,
             "nvidia_driver_signed_modules": signed_modules,
             "nvidia_driver_to_hold": to_hold,
+            "nvidia_driver_foreign_kernels": foreign_kernels,
             "nvidia_driver_change": change,
             "nvidia_driver_kept": kept,
             "nvidia_driver_mirror": mirror,

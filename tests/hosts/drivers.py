@@ -78,5 +78,5 @@ def clean(host: TestHost) -> None:
         "xargs -r dpkg --purge --force-depends >/dev/null 2>&1; "
         "rm -rf /srv/simulated /opt/nvidia /boot/vmlinuz-* /lib/modules/6.8.0-* /etc/apt/apt.conf.d/52nvidia-driver "
         "/etc/modprobe.d/nvidia-driver-nouveau.conf /var/lib/train-classifier/installed "
-        "/var/lib/train-classifier/jobs /dev/nvidia0"
+        "/var/lib/train-classifier/jobs /dev/nvidia0 /etc/dgx-release"
     )

@@ -42,6 +42,15 @@ def test_20_working_driver_without_packages_is_kept(cards: TestHost) -> None:
         in result.output
     )
 
+    # A system that brings its own driver keeps it, or its absence.
+    cards.shell("rm -r /srv/simulated/proc /opt/nvidia; touch /etc/dgx-release")
+    before = host_state(cards)
+    result = run_driver_role(cards)
+    assert host_state(cards) == before and result.changed == 0
+    assert (
+        "runs DGX OS, which brings its own driver, and has no driver now: nothing is changed" in result.output
+    )
+
 
 def test_20_holds_of_an_earlier_release_on_a_foreign_driver_are_released(cards: TestHost) -> None:
     cards.shell(f"apt-get -qq -y install {NEWER_NAMES} >/dev/null; apt-mark hold nvidia-utils-590")

@@ -67,4 +67,43 @@ def test_21_module_package_without_kernel_package_is_not_held(cards: TestHost) -
     packages = set(cards.shell("apt-mark showhold").split())
     installed = set(cards.shell("dpkg-query -W -f '${Package}\\n' 'linux-*'").split())
     assert not {"linux-generic", "linux-image-generic", "linux-headers-generic"} & (packages | installed)
+    # Nothing brings a next kernel, so nothing brings the next kernel's module.
+    assert "linux-modules-nvidia-580-server-open-6.8.0-60-generic" in packages
+    assert "linux-modules-nvidia-580-server-open-generic" not in installed
     assert kernels_without_module(cards) == []
+
+
+def test_21_modules_follow_the_flavour_of_the_kernel(cards: TestHost) -> None:
+    # A cloud's kernel; the archive has newer ones, too, and those of another flavour.
+    aws = [
+        *archive.ubuntu_kernel(60, "aws"),
+        *archive.ubuntu_modules("580-server-open", 60, "580.95.05", "aws"),
+    ]
+    other = archive.Package(
+        name="linux-modules-nvidia-580-server-open-other", version="1", source="linux-restricted-modules",
+        fields={"Depends": "linux-image-6.8.0-60-generic"},
+    )  # fmt: skip
+    archive.publish(cards, [*aws, *archive.ubuntu_kernel(60), *ROLE_PACKAGES, other])
+    cards.shell(
+        "apt-get -qq -y install linux-aws >/dev/null; "
+        "dpkg-query -W -f '${Package}\\n' 'linux-*generic' | xargs dpkg --purge >/dev/null"
+    )
+    variables = {"nvidia_driver_kernel": "6.8.0-60-aws", "nvidia_driver_ubuntu_flavour": "other"}
+    refused = run_driver_role(cards, fails=True, **variables)
+    assert "linux-image-6.8.0-60-generic, a kernel of another flavour than this host's" in refused.output
+
+    run_driver_role(cards, nvidia_driver_kernel="6.8.0-60-aws")
+    assert boot(cards) == ["6.8.0-60-aws"] and kernels_without_module(cards) == []
+    assert "generic" not in cards.shell("dpkg-query -W -f '${Package}\\n' 'linux-*'")
+    holds = set(cards.shell("apt-mark showhold").split())
+    assert {"linux-aws", "linux-image-aws", "linux-modules-nvidia-580-server-open-aws"} <= holds
+
+    newer = [*archive.ubuntu_kernel(71, "aws"), *archive.ubuntu_kernel(60, "aws", meta=False)]
+    archive.publish(cards, [*newer, *archive.ubuntu_modules("580-server-open", 71, "580.105.08", "aws"),
+                            *archive.ubuntu_driver("580-server", "580.105.08")])  # fmt: skip
+    simulated = cards.shell("apt-get -s dist-upgrade")
+    assert "Inst linux-image" not in simulated and "Remv" not in simulated
+    load_driver(cards, "580.95.05")
+    run_driver_role(cards, nvidia_driver_state="latest", nvidia_driver_kernel="6.8.0-60-aws")
+    assert boot(cards) == ["6.8.0-60-aws", "6.8.0-71-aws"]
+    assert kernels_without_module(cards) == [] and holds <= set(cards.shell("apt-mark showhold").split())

@@ -175,6 +175,9 @@ def test_nvswitch_without_a_fabric_manager_is_refused() -> None:
         ),
         (["6.1.0-25-amd64"], [], ["linux-headers-6.1.0-25-amd64", "linux-headers-amd64"]),
         (["6.8.0-1018-aws"], [], ["linux-headers-6.8.0-1018-aws", "linux-headers-aws"]),
+        (["6.8.0-1044-azure-fde"], [], ["linux-headers-6.8.0-1044-azure-fde", "linux-headers-azure-fde"]),
+        (["6.8.0-60-generic-64k"], [], ["linux-headers-6.8.0-60-generic-64k", "linux-headers-generic-64k"]),
+        (["6.1.0-0.deb11.21-amd64"], [], ["linux-headers-6.1.0-0.deb11.21-amd64", "linux-headers-amd64"]),
         (["6.12.1"], [], ["linux-headers-6.12.1"]),
     ],
 )
@@ -589,9 +592,20 @@ def test_packages_over_a_driver_without_packages_need_consent() -> None:
         (["linux-image-6.8.0-60-generic", "linux-image-generic"], "", ["generic"]),
         (["linux-image-generic-hwe-24.04"], "", ["generic-hwe-24.04"]),
         (["linux-image-aws", "linux-image-generic"], "", ["aws", "generic"]),
+        (["linux-image-azure"], "", ["azure"]),
+        (["linux-image-gcp"], "", ["gcp"]),
+        (["linux-image-oracle"], "", ["oracle"]),
+        (["linux-image-nvidia"], "", ["nvidia"]),
+        (["linux-image-nvidia-6.8"], "", ["nvidia-6.8"]),
+        (["linux-image-lowlatency-hwe-22.04"], "", ["lowlatency-hwe-22.04"]),
+        (["linux-image-aws-lts-22.04"], "", ["aws-lts-22.04"]),
+        # Its kernel is the generic one, and there are no modules of its own name.
+        (["linux-image-virtual"], "", ["generic"]),
+        (["linux-image-virtual-hwe-24.04"], "", ["generic-hwe-24.04"]),
         (["linux-image-generic"], "nvidia", ["nvidia"]),
-        (["linux-image-6.8.0-60-generic"], "", ["generic"]),
-        ([], "", ["generic"]),
+        # No kernel is to come.
+        (["linux-image-6.8.0-60-generic"], "", []),
+        ([], "", []),
     ],
 )
 def test_signed_modules_of_installed_and_later_kernels(
@@ -600,6 +614,25 @@ def test_signed_modules_of_installed_and_later_kernels(
     kernels = ["6.8.0-60-generic", "6.8.0-71-generic"]
     names = driver.signed_modules(580, "-open", kernels, images, flavour)
     assert names == [f"linux-modules-nvidia-580-server-open-{name}" for name in [*kernels, *expected]]
+
+
+@pytest.mark.parametrize(
+    ("added", "flavour", "expected"),
+    [
+        (["linux-image-6.8.0-1019-aws", "linux-modules-6.8.0-1019-aws", "nvidia-utils-580-server"], "", []),
+        (["linux-image-6.8.0-60-generic"], "", ["linux-image-6.8.0-60-generic"]),
+        (["linux-image-unsigned-6.8.0-60-generic"], "", ["linux-image-unsigned-6.8.0-60-generic"]),
+        (["linux-image-6.8.0-1019-azure-fde"], "", ["linux-image-6.8.0-1019-azure-fde"]),
+        # An administrator asked for it.
+        (["linux-image-6.8.0-60-generic"], "generic-hwe-22.04", []),
+        (["linux-image-6.8.0-60-generic"], "nvidia", ["linux-image-6.8.0-60-generic"]),
+        (["linux-image-6.8.0-1010-nvidia-64k"], "nvidia-64k", []),
+        (["linux-image-aws", "linux-headers-6.8.0-60-generic"], "", []),
+    ],
+)
+def test_kernel_of_another_flavour_is_found(added: list[str], flavour: str, expected: list[str]) -> None:
+    installed = {"kernels": ["6.8.0-1018-aws"], "images": ["linux-image-6.8.0-1018-aws", "linux-image-aws"]}
+    assert driver.foreign_kernels(added, installed, flavour) == expected
 
 
 KERNEL_PACKAGES = ["linux-generic", "linux-headers-generic", "linux-image-generic"]
