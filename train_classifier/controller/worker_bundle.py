@@ -4,15 +4,6 @@ import functools
 import hashlib
 from pathlib import Path
 
-#: What `python3 -I <folder>` runs first.
-MAIN = b'''"""The worker of train-classifier; see docs/architecture.md."""
-
-import sys
-
-from train_classifier.worker.api import main
-
-sys.exit(main(sys.argv[1:]))
-'''
 #: Installs a bundle on a host. Arguments: the state folder and the bundle's name; the files come as JSON on
 #: standard input. Of several at once the first installs it. An incomplete installation is replaced.
 INSTALLER = """
@@ -49,7 +40,11 @@ PACKAGES = ("core", "worker")
 def bundle() -> tuple[str, dict[str, bytes]]:
     """Return the hash (16 hex digits) and the files, relative path to content."""
     package = Path(__file__).parents[1]
-    files = {"__main__.py": MAIN, "train_classifier/__init__.py": (package / "__init__.py").read_bytes()}
+    # `python3 -I FOLDER` runs the folder's `__main__.py`.
+    files = {
+        "__main__.py": (package / "worker" / "__main__.py").read_bytes(),
+        "train_classifier/__init__.py": (package / "__init__.py").read_bytes(),
+    }
     for name in PACKAGES:
         for path in sorted((package / name).rglob("*.py")):
             files[f"train_classifier/{path.relative_to(package)}"] = path.read_bytes()

@@ -2,7 +2,19 @@
 
 import sys
 
-from train_classifier.worker.api import main
+
+def main() -> int:
+    """Run the command that the arguments name; return the exit status."""
+    command, *parameters = sys.argv[1:] or [""]
+    # A part needs little of the worker: importing all of it takes longer than most parts do.
+    if command == "part" and len(parameters) == 2:
+        from train_classifier.worker.system import program
+
+        return program.answer_call(parameters[0], int(parameters[1]))
+    from train_classifier.worker import api
+
+    return api.main(sys.argv[1:])
+
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

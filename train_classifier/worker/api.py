@@ -1,4 +1,4 @@
-"""The worker's command line: JSON requests, the two rsync commands, and calls of the worker to itself."""
+"""The worker's command line: JSON requests, the two rsync commands, and the run and the end of a job."""
 
 import itertools
 import json
@@ -63,9 +63,6 @@ def main(arguments: Sequence[str]) -> int:
     command, parameters = arguments[0], arguments[1:]
     if command in ("receive", "send") and len(parameters) >= 3 and parameters[1] == "--":
         return _rsync(command, parameters[0], parameters[2:])
-    if command == "part" and len(parameters) == 2:
-        program.die_with_parent(int(parameters[1]))
-        return _part(parameters[0])
     if command == "run" and len(parameters) == 1:
         from train_classifier.worker.jobs import run
 
@@ -130,16 +127,6 @@ def _job(host: Host, name: str) -> Job:
         return Store.of(folder).job(folder.name)
     store = Store(program.PROGRAM.parent.parent)
     return (store if (store.jobs / name).is_dir() else Store(host.state_dir({}))).job(name)
-
-
-def _part(name: str) -> int:
-    """Run a part of this program for `program.call`."""
-    try:
-        answer = program.find_part(name)(json.load(sys.stdin))
-    except Exception as error:
-        answer = {"error": host_faults.describe(error)}
-    print(json.dumps(answer), flush=True)
-    return 0
 
 
 def _finish(folder: Path) -> int:

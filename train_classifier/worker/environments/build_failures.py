@@ -10,7 +10,7 @@ from train_classifier.core.requirements_file import place_to_edit
 from train_classifier.core.text import short
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
-from train_classifier.worker.system import debian_names, failure_causes
+from train_classifier.worker.system import debian_names
 
 #: Messages of uv after which another try, with builds allowed, would fail in the same way.
 UNREACHABLE = re.compile(
@@ -98,6 +98,9 @@ def explain(
     if NO_SOLUTION in sentence:
         _explain_conflict(image, plan, sentence, detail)
     _explain_network(sentence, detail)
+    # Imported here because every job imports this module, and few builds fail.
+    from train_classifier.worker.system import failure_causes
+
     chosen = "" if plan.file == "requirements.txt" else plan.file
     circumstances = failure_causes.Circumstances(model, chosen_file=chosen)
     cause = failure_causes.find("\n".join(lines[start:]), circumstances, in_build=True)

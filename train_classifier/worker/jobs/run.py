@@ -15,7 +15,7 @@ from train_classifier.worker.containers.context import Context
 from train_classifier.worker.environments import environment
 from train_classifier.worker.environments.build_failures import PythonConflict
 from train_classifier.worker.environments.stored_environments import ISOLATED, Environment
-from train_classifier.worker.jobs import conclude, failed_training, recover
+from train_classifier.worker.jobs import conclude, recover
 from train_classifier.worker.jobs.secrets import take_secrets
 from train_classifier.worker.state import results
 from train_classifier.worker.state.store import Job, Store
@@ -221,6 +221,9 @@ def train(run: JobRun) -> None:
         run.job.write_status(container=model_container.id, message="training")
         training.run(model_container, run.secrets, uuids, run.host.nvidia_smi)
     except TrainingFailed as error:
+        # Its table of causes takes time to import, which a job that ends well need not wait for.
+        from train_classifier.worker.jobs import failed_training
+
         packages = run.environment.packages
         cards = (lambda: devices.describe_use(run.host, uuids)) if uuids else None
         failed_training.add_cause(error, run.job, training.facts, packages, cards)

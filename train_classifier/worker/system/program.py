@@ -84,6 +84,17 @@ def find_part(name: str) -> Part:
     return cast(Part, function)
 
 
+def answer_call(name: str, parent: int) -> int:
+    """Run a part for `call` in the process `parent`: the request comes on standard input."""
+    die_with_parent(parent)
+    try:
+        answer = find_part(name)(json.load(sys.stdin))
+    except Exception as error:
+        answer = {"error": host_faults.describe(error)}
+    print(json.dumps(answer), flush=True)
+    return 0
+
+
 def call(
     account: Account,
     function: Union[Part, CheckedPart],

@@ -6,7 +6,6 @@ grow with the number and the size of the files: lists are in temporary files, ne
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -19,7 +18,7 @@ import tarfile
 import time
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, BinaryIO, Callable, Optional, cast
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Callable, Optional, cast
 
 from train_classifier.core import metrics
 from train_classifier.core.errors import OUTCOMES, ExitCode
@@ -27,6 +26,9 @@ from train_classifier.core.regular_file import open_regular
 from train_classifier.worker.system import program
 from train_classifier.worker.transfer import artefacts, elsewhere
 from train_classifier.worker.transfer.artefacts import Artefact
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
 
 #: Bytes that one thread compresses at a time: with 64 threads, about 64 MiB are in memory.
 BLOCK = 1 << 18
@@ -165,10 +167,10 @@ def _add_record(tar: tarfile.TarFile, descriptor: int, name: str, check: Check) 
 @contextlib.contextmanager
 def _compressed(archive: int, threads: int) -> Iterator[tuple[BinaryIO, Any]]:
     """Yield a stream to write into and the digest of the compressed file."""
-    with (
-        open(os.dup(archive), "w+b") as file,
-        concurrent.futures.ThreadPoolExecutor(threads) as pool,
-    ):
+    # Every start of the worker imports this module, few compress, and this import is a tenth of a start.
+    from concurrent.futures import ThreadPoolExecutor
+
+    with open(os.dup(archive), "w+b") as file, ThreadPoolExecutor(threads) as pool:
         writer = _GzipWriter(file, pool, 2 * threads)
         yield cast("BinaryIO", writer), writer.digest
         writer.finish()
@@ -180,11 +182,11 @@ class _GzipWriter:
     Several members would be simpler, but readers of streams, such as tarfile's `r|gz`, stop after the first.
     """
 
-    def __init__(self, file: BinaryIO, pool: concurrent.futures.Executor, most_waiting: int) -> None:
+    def __init__(self, file: BinaryIO, pool: "Executor", most_waiting: int) -> None:
         self.file = file
         self.pool = pool
         self.most_waiting = most_waiting
-        self.waiting: collections.deque[concurrent.futures.Future[bytes]] = collections.deque()
+        self.waiting: "collections.deque[Future[bytes]]" = collections.deque()
         self.digest = hashlib.sha256()
         self.checksum = self.size = 0
         self._write(GZIP_HEADER)
