@@ -13,6 +13,7 @@ from worker_site import Site, index, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.job import JobSpec, Repository
+from train_classifier.worker.environments import environment
 
 __all__ = ["index", "site", "tmp_path", "uv"]
 pytestmark = pytest.mark.engine
@@ -107,6 +108,35 @@ def test_package_of_setup_py_with_a_version_from_git(site: Site, index: Index) -
             job = dataclasses.replace(built, mounts=(*built.mounts, workspace))
             assert site.run(site.find(), job, program) == f"{version} {version} 1.0\n"
         assert len(hashes) == 1
+
+
+def test_dependencies_of_poetry_and_of_setup_py_are_installed(site: Site, index: Index) -> None:
+    index.add(*(wheel("ranged", version) for version in ("1.1", "1.3", "2.0")))
+    index.add(wheel("foreign", "1.0"))
+    library = site.workspace / "lib"
+    library.mkdir()
+    (library / "pyproject.toml").write_text(PYPROJECT)
+    (library / "backend.py").write_text(BACKEND.format(name="tools", version="1.0"))
+    (site.workspace / "shapes.py").touch()
+    project = site.workspace / "pyproject.toml"
+    project.write_text(
+        "[tool.poetry]\nname = 'shapes'\nversion = '3.1'\n[tool.poetry.dependencies]\npython = '^3.9'\nranged = '^1.2'\n"
+        "tools = { path = 'lib', develop = true }\n"
+        "foreign = { version = '*', python = '<3' }\n"
+        "[build-system]\nrequires = ['poetry-core']\nbuild-backend = 'poetry.core.masonry.api'\n"
+    )
+    request = environment.EnvironmentRequest("m", "0" * 16)
+    built = environment.prepare(site.context(), site.find(), site.workspace, request)
+    assert {"ranged==1.3", "tools==1.0", "shapes==3.1"} <= set(built.packages)
+    assert not any(line.startswith("foreign") for line in built.packages)
+    assert "m/requirements.txt is missing: the packages are those of pyproject.toml" in site.messages
+    project.unlink()
+    (site.workspace / "setup.py").write_text(
+        "from setuptools import setup\nsetup(name='shapes', py_modules=['shapes'], install_requires=['ranged>1.2'])\n"
+    )
+    built = environment.prepare(site.context(), site.find(), site.workspace, request)
+    assert {"ranged==2.0", "shapes==0+unknown"} <= set(built.packages)
+    assert "m/requirements.txt is missing: the packages are those of setup.py" in site.messages
 
 
 def test_package_that_another_requires_is_the_repository(site: Site, index: Index) -> None:

@@ -83,7 +83,7 @@ class Site:
 
     def prepare(
         self,
-        text: str,
+        content: str | bytes,
         reference: str | None = None,
         check: Callable[[], None] = lambda: None,
         repository: str = "0" * 16,
@@ -91,7 +91,7 @@ class Site:
     ) -> Environment:
         # Replaced atomically: two jobs of a test may share the workspace.
         temporary = self.workspace / "m" / f".requirements.{os.getpid()}"
-        temporary.write_text(text)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(self.workspace / "m" / "requirements.txt")
         base = self.find(reference)
         request = environment.EnvironmentRequest("m", repository, kind)
@@ -244,17 +244,26 @@ def numpy_image(engine: docker.DockerClient, base_image: str, uv: Path) -> Itera
         yield image_of_test
 
 
-@pytest.fixture(scope="session")
-def plain_reference(engine: docker.DockerClient, base_image: str) -> Iterator[str]:
-    """A plain image of Python 3.9, made of an interpreter of this machine."""
-    folders = sorted(Path.home().glob(f".pyenv/versions/{PLAIN_VERSION}.*"))
+@contextlib.contextmanager
+def plain_image(engine: docker.DockerClient, base: str, version: str) -> Iterator[str]:
+    """Yield a plain image of a version of Python, made of an interpreter of this machine."""
+    folders = sorted(Path.home().glob(f".pyenv/versions/{version}.*"))
     if not folders:
-        pytest.skip(f"no Python {PLAIN_VERSION} on this machine")
+        pytest.skip(f"no Python {version} on this machine")
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as archive:
         archive.add(
             folders[0], "usr/local",
             filter=lambda entry: None if Path(entry.name).name.startswith(LEFT_OUT) else entry,
         )  # fmt: skip
-    with image_after(engine, base_image, "python", ["/sbin/ldconfig"], content=content.getvalue()) as image:
-        yield image
+    with image_after(
+        engine, base, f"python{version}", ["/sbin/ldconfig"], content=content.getvalue()
+    ) as image_of_test:
+        yield image_of_test
+
+
+@pytest.fixture(scope="session")
+def plain_reference(engine: docker.DockerClient, base_image: str) -> Iterator[str]:
+    """A plain image of Python 3.9."""
+    with plain_image(engine, base_image, PLAIN_VERSION) as reference:
+        yield reference

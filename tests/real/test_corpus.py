@@ -15,20 +15,6 @@ __all__ = ["site", "tmp_path", "uv"]
 
 #: Each is resolved for six versions of Python; torch-1-10 stands for them in CI.
 OTHER_PYTHONS = ("old-scikit", "py38-era", "tf-2-8", "tf-gpu-2-10", "torch-1-13")
-#: Files without a framework of gigabytes, and what a model imports of them.
-IMPORTED = {
-    "audio": "librosa, soundfile, numba, resampy",
-    "experiment-tracking": "mlflow, wandb, optuna",
-    "jax-flax": "jax, flax, optax",
-    "numpy-below-2": "numpy, pandas, sklearn, matplotlib.pyplot",
-    "numpy-pinned-1-26": "numpy, pandas, scipy, sklearn",
-    # cv2 and imutils need libGL, which the base image lacks.
-    "opencv-detector": "numpy, skimage",
-    "pip-freeze-large": "matplotlib.pyplot, pandas, PIL, requests, scipy, sklearn, tqdm",
-    "pre-releases": "rich, typer",
-    "protobuf-3": "google.protobuf, onnx",
-    "trusted-host": "requests, yaml, sklearn",
-}
 
 
 @pytest.fixture(scope="session")
@@ -61,15 +47,6 @@ def test_packages_without_wheels_are_built(site: Site) -> None:
     built = site.prepare("\n".join(corpus.BUILT))
     names = {line.partition("==")[0] for line in built.packages}
     assert {line.partition("==")[0] for line in corpus.BUILT} <= names
-
-
-@pytest.mark.full
-@pytest.mark.engine
-@pytest.mark.parametrize("name", IMPORTED)
-def test_files_are_built_and_imported(name: str, index: None, site: Site) -> None:
-    text = (corpus.HERE / "requirements" / f"{name}.txt").read_text()
-    built = site.prepare(text)
-    assert site.run(site.find(), built, f"import {IMPORTED[name]}; print('imported')").endswith("imported\n")
 
 
 def test_each_file_has_its_row_and_the_docs_have_the_table() -> None:

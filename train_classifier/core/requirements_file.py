@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Optional
 
 from train_classifier.core import regular_file
-from train_classifier.core.project import lock_file, own_package, project_file
+from train_classifier.core.project import lock_file, own_package, poetry, project_file
 from train_classifier.core.project.own_package import PROJECT, Metadata, OwnPackage
+from train_classifier.core.project.project_file import Project
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 # A version does not begin like an operator: else each clause could be read in two ways.
@@ -97,6 +98,7 @@ MOST_PROBLEMS = 20
 MOST_ADVISED = 300
 #: Files that are read when there is no requirements.txt, and one that is not.
 LOCK = "uv.lock"
+POETRY_LOCK = "poetry.lock"
 CONDA = ("environment.yml", "environment.yaml")
 
 
@@ -241,8 +243,25 @@ class _Reader:
             self.problems.append(
                 f"{relative}: {names} cannot be followed without {LOCK}; {_instead(requirements)}"
             )
+        if project.is_poetry:
+            self.note_differences(relative, project, requirements)
         self.dependencies(relative, project.dependencies)
         self.include_all(project.dependency_files, relative)
+
+    def note_differences(self, relative: str, project: Project, requirements: str) -> None:
+        """Say what Poetry itself would do in another way."""
+        lock = os.path.join(os.path.dirname(relative), POETRY_LOCK)
+        if os.path.lexists(self.root / lock):
+            self.notes.append(
+                f"{lock} is not used: packages get the newest versions that {relative} allows; "
+                f"poetry export -o {requirements} writes the locked ones"
+            )
+        names = poetry.names_with_prereleases(project.tables["tool"]["poetry"])
+        if names:
+            self.notes.append(
+                f"{relative} allows pre-releases of {', '.join(names[:5])}: one is installed only where no "
+                "release fits; require its version to have a newer one"
+            )
 
     def include_all(self, files: tuple[str, ...], relative: str) -> None:
         """Read the files of requirements that the metadata of a project names."""
@@ -496,7 +515,8 @@ def parse(root: Path, model: str) -> Requirements:
     """Read the requirements of a model of the repository at `root`. Never raises.
 
     The first of these counts that is there: MODEL/requirements.txt, MODEL/pyproject.toml, pyproject.toml,
-    requirements.txt; a pyproject.toml only with dependencies. A uv.lock beside it says which versions.
+    requirements.txt, setup.py with setup.cfg; all but a requirements.txt only with dependencies. A uv.lock
+    beside a pyproject.toml says which versions.
     """
     reader = _Reader(Path(root))
     own = f"{model}/{REQUIREMENTS}"
@@ -515,7 +535,11 @@ def parse(root: Path, model: str) -> Requirements:
                 for path in (f"{model}/{name}", name)
                 if os.path.lexists(reader.root / path)
             ]
-        unread = own_package.unread_dependencies(reader.root)
+        metadata = reader.own_project
+        has_setup = metadata is not None and bool(metadata.dependencies[""] or metadata.dependency_files)
+        if has_setup:
+            reader.own_package("")
+        unread = "" if has_setup else own_package.unread_dependencies(reader.root)
         if unread:
             reader.notes.append(
                 f"the dependencies in {unread} are not installed: write the line -e . into {REQUIREMENTS} "

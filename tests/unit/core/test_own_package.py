@@ -224,16 +224,12 @@ POETRY = "[tool.poetry]\nname = 'a'\n[tool.poetry.dependencies]\npython = '^3.9'
     ("files", "unread"),
     [
         ({}, ""),
-        (
-            {"setup_py": "from setuptools import setup\nsetup(name='a', install_requires=['six'])\n"},
-            "setup.py",
-        ),
         ({"setup_py": "from setuptools import setup\nsetup(name='a')\n"}, ""),
         ({"setup_py": "setup(install_requires=open('x').read())\nsetup(\n"}, "setup.py"),
         ({"setup_cfg": "[options]\ninstall_requires =\n  six\n"}, "setup.cfg"),
+        ({"setup_py": FIND + "setup(name='a', install_requires=['six'], ext_modules=[x])\n"}, "setup.py"),
         ({"setup_cfg": "[flake8]\nmax-line-length = 100\n"}, ""),
         ({"pyproject_toml": POETRY}, ""),
-        ({"pyproject_toml": POETRY + "numpy = '*'\n"}, "pyproject.toml"),
         ({"pyproject_toml": POETRY + "numpy = '*'\n", "requirements_txt": "numpy\n"}, ""),
         ({"pyproject_toml": PACKAGE, "setup_py": FIND + "setup(install_requires=['six'])\n"}, ""),
     ],
@@ -250,3 +246,30 @@ def test_dependencies_that_are_not_installed_are_named(
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "requirements.txt").touch()
     assert requirements_file.parse(tmp_path, "m").notes == ()
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "lines"),
+    [
+        ({"setup_py": FIND + "setup(name='a', install_requires=['six'])\n"}, ("setup.py",), ("six",)),
+        ({"setup_cfg": "[metadata]\nname = a\n[options]\ninstall_requires =\n  six\n"}, ("setup.cfg",), ("six",)),
+        (
+            {
+                "pyproject_toml": "[build-system]\nrequires = ['setuptools']\n",
+                "setup_cfg": "[metadata]\nversion = 2\n",
+                "setup_py": FIND + "setup(name='a', install_requires=['six', 'idna'])\n",
+            },
+            ("setup.py", "pyproject.toml", "setup.cfg"),
+            ("six", "idna"),
+        ),
+    ],
+)  # fmt: skip
+def test_dependencies_of_setup_files_are_installed(
+    tmp_path: Path, files: dict[str, str], names: tuple[str, ...], lines: tuple[str, ...]
+) -> None:
+    requirements = requirements_file.parse(make(tmp_path, **files), "m")
+    assert (requirements.files, requirements.lines, requirements.problems) == (names, lines, ())
+    assert requirements.package is not None and requirements.package.folder == "src"
+    # A requirements.txt counts before them.
+    (tmp_path / "requirements.txt").write_text("numpy\n")
+    assert requirements_file.parse(tmp_path, "m").lines == ("numpy",)

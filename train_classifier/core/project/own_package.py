@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core import regular_file
-from train_classifier.core.project import git_version, project_file, setup_files
+from train_classifier.core.project import git_version, poetry, project_file, setup_files
 from train_classifier.core.project.git_version import GitVersion
 from train_classifier.core.project.project_file import MOST_BYTES, table_at, texts
 from train_classifier.core.project.setup_files import NotStatic
@@ -23,7 +23,7 @@ _BACK_ENDS = (
 _BUILD_SETTINGS = (
     ("build-system", "backend-path"), ("tool", "setuptools", "ext-modules"),
     ("tool", "setuptools", "cmdclass"), ("tool", "setuptools", "script-files"), ("tool", "poetry", "build"),
-    ("tool", "poetry", "packages"), ("tool", "pdm", "build"), ("tool", "uv", "build-backend"),
+    ("tool", "pdm", "build"), ("tool", "uv", "build-backend"),
     ("tool", "setuptools-rust"), ("tool", "versioningit"), ("tool", "uv", "sources"),
 )  # fmt: skip
 #: Settings of hatchling that make or move no module, by their table.
@@ -102,8 +102,6 @@ def unread_dependencies(root: Path) -> str:
         reader = _Reader(root)
     except _NOT_READ:
         return "setup.py" if os.path.lexists(root / "setup.py") else ""
-    if table_at(reader.tables, "tool", "poetry", "dependencies").keys() - {"python"}:
-        return PROJECT
     files = [file for file in reader.files if file != PROJECT]
     return files[-1] if files and reader.setup.get("install_requires") else ""
 
@@ -120,6 +118,8 @@ class _Reader:
         self.tables = self.requires.tables
         self.project = table_at(self.tables, "project")
         self.settings = table_at(self.tables, "tool", "setuptools")
+        if "packages" in table_at(self.tables, "tool", "poetry"):
+            self.settings = poetry.packages(table_at(self.tables, "tool", "poetry"))
         self.back_end = table_at(self.tables, "build-system").get("build-backend", _SETUPTOOLS[0])
         self.dynamic = set(texts(self.project.get("dynamic", [])))
         #: What setup.py says, else setup.cfg.
@@ -128,6 +128,10 @@ class _Reader:
             self.setup = setup_files.read_config(self.text("setup.cfg") or "")
             script = setup_files.read_setup(self.text("setup.py") or "setup()")
             self.setup.update({key: value for key, value in script.items() if value})
+            if "install_requires" in self.setup and not self.requires.dependencies:
+                # The file that lists the dependencies is named in messages.
+                source = "setup.py" if script.get("install_requires") else "setup.cfg"
+                self.files.sort(key=lambda file: file != source)
 
     def text(self, name: str) -> Optional[str]:
         """Return the text of a file of the repository, None when it is missing."""

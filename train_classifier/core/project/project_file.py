@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
-from train_classifier.core.project import toml_reader
+from train_classifier.core.project import poetry, toml_reader
 
 #: Settings of uv that say where packages come from, or which versions are possible.
 _UV_SETTINGS = {
@@ -23,20 +23,25 @@ class Project:
     dependency_files: tuple[str, ...] = ()
     #: Names of settings below `tool.uv` that change what is installed.
     uv_settings: tuple[str, ...] = ()
-    #: All tables of the file.
+    #: All tables of the file; `project` also where only Poetry's own say the same.
     tables: dict[str, Any] = dataclasses.field(default_factory=dict)
+    #: The dependencies are Poetry's own.
+    is_poetry: bool = False
 
 
 def read(text: str) -> Project:
     """Return what a pyproject.toml asks for. Raises ValueError with a phrase for what cannot be read."""
     tables = toml_reader.read(text)
+    is_poetry = "project" not in tables and bool(table_at(tables, "tool", "poetry"))
+    if is_poetry:
+        tables["project"] = poetry.project(table_at(tables, "tool", "poetry"))
     dependencies = table_at(tables, "project").get("dependencies", [])
     files = []
     if "dependencies" in texts(table_at(tables, "project").get("dynamic", [])):
         dynamic = table_at(tables, "tool", "setuptools", "dynamic", "dependencies").get("file", [])
         files = texts([dynamic] if isinstance(dynamic, str) else dynamic)
     settings = tuple(name for name in table_at(tables, "tool", "uv") if name in _UV_SETTINGS)
-    return Project(tuple(texts(dependencies)), tuple(files), settings, tables)
+    return Project(tuple(texts(dependencies)), tuple(files), settings, tables, is_poetry)
 
 
 def required_python(text: str) -> str:
