@@ -22,7 +22,8 @@ from . import corpus
 from .test_corpus import index
 
 __all__ = ["index"]
-pytestmark = pytest.mark.engine
+# A framework of gigabytes takes minutes to fetch and unpack.
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(3600)]
 
 #: What a model imports of each file that installs.
 IMPORTED = {

@@ -32,9 +32,9 @@ ARCHIVE_FOLDERS = ("job", "workspace")
 MODEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 #: Job ids sort by time of submission, and are safe in paths, container names and unit names.
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}\Z")
-#: What `git describe --long` says: tag, number of commits since, commit.
+#: What `git describe --long --dirty` says: tag, commits since, commit, whether tracked files differ.
 DESCRIPTION = re.compile(
-    r"(?P<tag>[^\s~^:?*\[\\]{1,200})-(?P<distance>[0-9]{1,9})-g(?P<commit>[0-9a-f]{4,64})\Z"
+    r"(?P<tag>[^\s~^:?*\[\\]{1,200})-(?P<distance>[0-9]{1,9})-g(?P<commit>[0-9a-f]{4,64})(?P<dirty>-dirty)?\Z"
 )
 #: Names of environment variables, secrets and data folders.
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")

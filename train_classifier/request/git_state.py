@@ -81,18 +81,21 @@ class Git:
         return self._run("rev-parse", "--verify", "--quiet", "HEAD").decode("ascii", "replace").strip()
 
     def description(self) -> str | None:
-        """Return the last tag with a number, the commits since and the commit, as `git describe --long` does.
+        """Return the last tag with a number, commits since, commit, `-dirty`, as `git describe --long` does.
 
-        Without a tag it is `0.0` and all commits; None in a shallow clone, which lacks both.
+        Without a tag it is `0.0` and all commits; None in a shallow clone, which lacks both. New files do not
+        make it dirty.
         """
+        patterns = ("--match", "*[0-9]*", "--exclude", "-*")
         try:
-            answer = self._run("describe", "--tags", "--long", "--abbrev=9", "--match", "*[0-9]*", "HEAD")
+            answer = self._run("describe", "--tags", "--long", "--abbrev=9", *patterns, "HEAD")
         except GitSilent:
             if os.path.lexists(self._shadow / "shallow"):
                 return None
             count = self._run("rev-list", "--count", "HEAD").decode("ascii", "replace").strip()
             answer = f"0.0-{count}-g{self.commit()[:9]}".encode()
-        text = answer.decode("utf-8", "replace").strip()
+        is_dirty = self.changed(ignored=lambda path: True)
+        text = answer.decode("utf-8", "replace").strip() + ("-dirty" if is_dirty else "")
         return text if DESCRIPTION.match(text) else None
 
     def tracked(self, path: str) -> list[bytes]:

@@ -14,24 +14,24 @@ DAY = "20260102"
 
 
 @pytest.mark.parametrize(
-    ("settings", "description", "dirty", "text"),
+    ("settings", "description", "text"),
     [
-        ({}, "v1.2.3-0-gabcd", False, "1.2.3"), ({}, "v1.2.3-0-gabcd", True, "1.2.4.dev0+gabcd.d20260102"),
-        ({}, "1.2-4-gabcd", False, "1.3.dev4+gabcd"), ({}, "shapes-1.2rc1-4-gabcd", True, "1.2rc2.dev4+gabcd.d20260102"),
-        ({}, "0.0-7-gabcd", False, "0.1.dev7+gabcd"), ({"local_scheme": "no-local-version"}, "1.2-4-gabcd", True, "1.3.dev4"),
-        ({"local_scheme": "dirty-tag"}, "1.2-4-gabcd", True, "1.3.dev4+dirty"),
-        ({"scheme": "post-release"}, "1.2-4-gabcd", False, "1.2.post4+gabcd"),
-        ({"scheme": "no-guess-dev"}, "1.2-4-gabcd", False, "1.2.post1.dev4+gabcd"),
-        ({"scheme": "no-guess-dev"}, "1.2.post1-4-gabcd", False, None), ({}, "1.2.post1-4-gabcd", False, "1.2.post2.dev4+gabcd"),
-        ({"scheme": "only-version"}, "1.2-4-gabcd", False, "1.2+gabcd"),
-        ({"tool": "versioneer"}, "1.2-0-gabcd", False, "1.2"), ({"tool": "versioneer"}, "1.2-0-gabcd", True, "1.2+0.gabcd.dirty"),
-        ({"tool": "versioneer", "tag_prefix": "v"}, "v1.2-4-gabcd", False, "1.2+4.gabcd"),
-        ({"tool": "versioneer", "tag_prefix": "v"}, "1.2-4-gabcd", False, None),
-        ({}, "nightly2-4-gabcd", False, None), ({}, "", False, None), ({}, "1.2-4-gabcd\n", False, None), ({}, "1;x-4-gabcd", False, None),
+        ({}, "v1.2.3-0-gabcd", "1.2.3"), ({}, "v1.2.3-0-gabcd-dirty", "1.2.4.dev0+gabcd.d20260102"),
+        ({}, "1.2-4-gabcd", "1.3.dev4+gabcd"), ({}, "shapes-1.2rc1-4-gabcd-dirty", "1.2rc2.dev4+gabcd.d20260102"),
+        ({}, "0.0-7-gabcd", "0.1.dev7+gabcd"), ({"local_scheme": "no-local-version"}, "1.2-4-gabcd-dirty", "1.3.dev4"),
+        ({"local_scheme": "dirty-tag"}, "1.2-4-gabcd-dirty", "1.3.dev4+dirty"),
+        ({"scheme": "post-release"}, "1.2-4-gabcd", "1.2.post4+gabcd"),
+        ({"scheme": "no-guess-dev"}, "1.2-4-gabcd", "1.2.post1.dev4+gabcd"),
+        ({"scheme": "no-guess-dev"}, "1.2.post1-4-gabcd", None), ({}, "1.2.post1-4-gabcd", "1.2.post2.dev4+gabcd"),
+        ({"scheme": "only-version"}, "1.2-4-gabcd", "1.2+gabcd"),
+        ({"tool": "versioneer"}, "1.2-0-gabcd", "1.2"), ({"tool": "versioneer"}, "1.2-0-gabcd-dirty", "1.2+0.gabcd.dirty"),
+        ({"tool": "versioneer", "tag_prefix": "v"}, "v1.2-4-gabcd", "1.2+4.gabcd"),
+        ({"tool": "versioneer", "tag_prefix": "v"}, "1.2-4-gabcd", None),
+        ({}, "nightly2-4-gabcd", None), ({}, "", None), ({}, "1.2-4-gabcd\n", None), ({}, "1;x-4-gabcd", None),
     ],
 )  # fmt: skip
-def test_version(settings: dict[str, str], description: str, dirty: bool, text: str | None) -> None:
-    assert version(GitVersion(**settings), description, dirty, DAY) == text
+def test_version(settings: dict[str, str], description: str, text: str | None) -> None:
+    assert version(GitVersion(**settings), description, DAY) == text
 
 
 def git_of(root: Path, **files: str) -> GitVersion | None:
@@ -74,15 +74,18 @@ def test_settings_of_the_tools(tmp_path: Path) -> None:
 
 def test_file_with_the_version() -> None:
     values: dict[str, object] = {}
-    exec(file_text(GitVersion(file="a/v.py"), "1.2.dev3+gabcd", "1.1-3-gabcd", False), values)
+    exec(file_text(GitVersion(file="a/v.py"), "1.2.dev3+gabcd", "1.1-3-gabcd"), values)
     assert (values["version"], values["version_tuple"], values["commit_id"]) == (
         "1.2.dev3+gabcd", (1, 2, "dev3", "gabcd"), "gabcd",
     )  # fmt: skip
-    exec(file_text(GitVersion("versioneer", file="a/v.py"), "1.2", "1.2-0-gabcd", False), values)
+    exec(file_text(GitVersion("versioneer", file="a/v.py"), "1.2", "1.2-0-gabcd"), values)
+    assert values["get_versions"]()["dirty"] is False  # type: ignore[operator]
+    exec(file_text(GitVersion("versioneer", file="a/v.py"), "1.2", "1.2-0-gabcd-dirty"), values)
+    assert values["get_versions"]()["dirty"] is True  # type: ignore[operator]
     assert values["get_versions"]()["version"] == "1.2"  # type: ignore[operator]
-    assert file_text(GitVersion(file="VERSION"), "1.2", "", False) == "1.2"
+    assert file_text(GitVersion(file="VERSION"), "1.2", "") == "1.2"
     template = "x = '{version}' {version!r} {version:>999999999} {version.__class__}"
-    assert file_text(GitVersion(file="a/v.py", template=template), "1.2", "", False) == (
+    assert file_text(GitVersion(file="a/v.py", template=template), "1.2", "") == (
         "x = '1.2' '1.2' {version:>999999999} {version.__class__}"
     )
 

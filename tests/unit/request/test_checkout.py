@@ -231,6 +231,14 @@ def test_description_for_a_package_with_a_version_from_git(repo: Path, tmp_path:
     git(repo, "commit", "-q", "--allow-empty", "-m", "two")
     later = checkout.describe(repo)[0].description
     assert later is not None and later.startswith("v1.2-1-g")
+    # git writes no tag of such a name, but takes one.
+    (repo / ".git" / "refs" / "tags" / "--exec=1").write_text(f"{git(repo, 'rev-parse', 'HEAD')}\n")
+    assert checkout.describe(repo)[0].description == later
+    # As for setuptools-scm, new files change nothing.
+    (repo / "new.py").touch()
+    assert (checkout.describe(repo)[0].description, checkout.describe(repo)[0].dirty) == (later, True)
+    (repo / "mnist" / "__init__.py").write_text("changed = True\n")
+    assert checkout.describe(repo)[0].description == f"{later}-dirty"
     shallow = tmp_path / "shallow"
     git(tmp_path, "clone", "-q", "--depth=1", "--no-tags", f"file://{repo}", str(shallow))
     assert checkout.describe(shallow)[0].description is None

@@ -113,8 +113,8 @@ def _file(options: dict[str, Any], *names: str) -> str:
     return file if file.isprintable() and len(file) <= 1000 else ""
 
 
-def version(git: GitVersion, description: str, dirty: bool, date: str) -> Optional[str]:
-    """Return the version for what `git describe --long` says; None when the tag is no version.
+def version(git: GitVersion, description: str, date: str) -> Optional[str]:
+    """Return the version for what `git describe --long --dirty` says; None when the tag is no version.
 
     `date` (YYYYMMDD) stands in the version of a changed checkout.
     """
@@ -125,6 +125,7 @@ def version(git: GitVersion, description: str, dirty: bool, date: str) -> Option
     if tag is None:
         return None
     base, distance, node = tag["version"].lower(), int(match["distance"]), f"g{match['commit']}"
+    dirty = bool(match["dirty"])
     if git.tool == _VERSIONEER:
         changed = ".dirty" if dirty else ""
         return f"{base}+{distance}.{node}{changed}" if distance or dirty else base
@@ -149,11 +150,12 @@ def _next(base: str) -> str:
     return f"{head}{int(number) + 1}"
 
 
-def file_text(git: GitVersion, text: str, description: str, dirty: bool) -> str:
+def file_text(git: GitVersion, text: str, description: str) -> str:
     """Return the content of the file that has a version in the package."""
     match = DESCRIPTION.match(description)
     commit = match["commit"] if match else None
     if git.tool == _VERSIONEER:
+        dirty = bool(match and match["dirty"])
         return _VERSIONEER_FILE.format(version=text, commit=commit, dirty=dirty)
     public, _, local = text.partition("+")
     numbers = tuple(int(part) if part.isdigit() else part for part in public.split("."))

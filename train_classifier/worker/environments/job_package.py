@@ -95,9 +95,7 @@ def _version(context: Context, package: OwnPackage, workspace: Path) -> str:
         )
     if package.git.file:
         repository = context.job.spec().repository
-        text = git_version.file_text(
-            package.git, version, repository.description or "", bool(repository.dirty)
-        )
+        text = git_version.file_text(package.git, version, repository.description or "")
         request = {"workspace": str(workspace), "file": package.git.file, "text": text}
         problem = program.call(context.host.job_user(), write_version_part, request)["problem"]
         if problem:

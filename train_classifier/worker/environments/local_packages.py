@@ -22,7 +22,7 @@ def version_of_job(context: Context, git: GitVersion) -> Optional[str]:
     repository = context.job.spec().repository
     # A job's id begins with the day of its submission.
     date = context.job.id[:8]
-    return git_version.version(git, repository.description or "", bool(repository.dirty), date)
+    return git_version.version(git, repository.description or "", date)
 
 
 def digest_of_paths(root: Path, paths: tuple[str, ...], check: Callable[[], None] = lambda: None) -> str:
