@@ -89,7 +89,7 @@ def test_packages_of_the_image_are_replaced_while_all_agree(site: Site, framewor
     assert [line.split()[2].startswith(MOUNTED) for line in lines] == [False, False, True]
     assert "plotting==1.0" in built.packages
     assert environment.description(built, image) == (
-        "environment of kind image (requirements.txt agrees with the image); "
+        "kind image (requirements.txt agrees with the image); "
         "replaced: numpy 2.1.3 by 1.26.4, plotting 2.0 by 1.0"
     )
 

@@ -155,14 +155,14 @@ class Console:
         with self._lock:
             self.finish()
             fields = error.to_dict()
+            width = shutil.get_terminal_size().columns if is_terminal(sys.stderr) else None
             for problem in fields["problems"] or [fields["reason"]]:
-                self._line(text.clean(problem), "red", always=True)
+                self._line(text.hanging("", problem, width), "red", always=True)
             for line in text.clean(fields["detail"] or "").splitlines():
                 self._line(f"    {line}", "dim", always=True)
             if fields["hint"]:
-                self._line(
-                    f"{'→' if self._unicode else '->'} {text.clean(fields['hint'])}", "cyan", always=True
-                )
+                arrow = "→ " if self._unicode else "-> "
+                self._line(text.hanging(arrow, fields["hint"], width), "cyan", always=True)
 
     def out(self, words: str) -> None:
         """Write a command's result to standard output. A reader that is gone is no failure."""

@@ -21,6 +21,7 @@ from train_classifier.core import regular_file
 from train_classifier.core.project import lock_file, own_package, poetry, project_file
 from train_classifier.core.project.own_package import PROJECT, Metadata, OwnPackage
 from train_classifier.core.project.project_file import Project
+from train_classifier.core.text import hide_logins
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 # A version does not begin like an operator: else each clause could be read in two ways.
@@ -490,7 +491,8 @@ def decode(data: bytes) -> str:
 
 
 def shortened(problem: str) -> str:
-    """Return the sentence, shortened if it quotes a very long text."""
+    """Return the sentence without logins, shortened if it quotes a very long text."""
+    problem = hide_logins(problem)
     return problem if len(problem) <= 400 else f"{problem[:397]}..."
 
 

@@ -13,6 +13,8 @@ LEAST_COLUMN = 6
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 #: Terminal escape sequences: colours and cursor movements, window titles and links, short ones.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+#: A login in the address of a server: all up to the last @ before the path.
+_LOGIN = re.compile(r"(?P<scheme>(?:ssh)?://)(?P<login>[^/\s]*)@")
 
 
 def number(value: object) -> str:
@@ -42,6 +44,18 @@ def nearest(word: str, words: Iterable[str]) -> Optional[str]:
 def without_escapes(text: str) -> str:
     """Return text without terminal escape sequences."""
     return _ESCAPES.sub("", text)
+
+
+def hide_logins(text: str) -> str:
+    """Return text with *** for the logins in its addresses; a user of ssh and names of variables stay."""
+
+    def hide(match: "re.Match[str]") -> str:
+        login = match["login"]
+        is_user = match["scheme"].startswith("ssh") and ":" not in login
+        is_variables = re.fullmatch(r"(?:\$\{\w{1,100}\}:?){1,2}", login)
+        return match[0] if is_user or is_variables else f"{match['scheme']}***@"
+
+    return _LOGIN.sub(hide, text)
 
 
 def clean(text: object) -> str:

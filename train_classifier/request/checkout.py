@@ -150,7 +150,9 @@ def check_model(repository: Path, name: str | None) -> tuple[list[str], list[str
     elif not os.access(folder, os.R_OK | os.X_OK):
         problem = f"model '{name}': this user may not read its folder"
     elif not os.path.lexists(main):
-        problem = f"model '{name}' has no __main__.py, which `python -m {name}` runs{there}"
+        problem = f"model '{name}' has no __main__.py, which `python -m {name}` runs"
+        script = _script_of(repository, folder)
+        problem += f": {_way_out(script)}" if script else there
     elif not main.exists():
         problem = f"{name}/__main__.py is a symbolic link that leads nowhere"
     elif not _inside(repository, Path(os.path.realpath(main))):
@@ -192,6 +194,15 @@ def _no_models(repository: Path) -> str:
 def _is_script(repository: Path, path: str) -> bool:
     """Tell whether a relative path names a script or notebook, in letters that need no quotation."""
     return bool(SCRIPT.fullmatch(path)) and (repository / path).is_file()
+
+
+def _script_of(repository: Path, folder: Path) -> str:
+    """Return the script of a folder that may train: one of a usual name, or its only one; "" without it."""
+    names = [file.name for file in folder.glob("*.py") if file.name != "__init__.py"]
+    usual = [name for name in USUAL_SCRIPTS if name in names]
+    name = next(iter(usual or (names if len(names) == 1 else [])), "")
+    path = f"{folder.name}/{name}"
+    return path if _is_script(repository, path) else ""
 
 
 def _way_out(path: str) -> str:

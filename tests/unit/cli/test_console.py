@@ -56,6 +56,27 @@ def test_each_stream_has_its_own_colours(person: str) -> None:
     assert (b"Docker 26" in shown) == (person == "stdout") and (b"no engine" in filed) == (person == "stdout")
 
 
+FAILURE = """
+from train_classifier.cli.console import Console
+from train_classifier.core.errors import NotReady
+Console().error(NotReady("no engine " + "a word " * 10, "start it, " + "another " * 10))
+"""
+
+
+def test_long_failures_are_wrapped_between_words_on_a_terminal_alone() -> None:
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "GITHUB_ACTIONS": "", "COLUMNS": "60"}
+    command = [sys.executable, "-c", FAILURE]
+    subprocess.run(command, check=True, env=environment, stderr=slave)
+    piped = subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stderr
+    os.close(slave)
+    lines = os.read(master, 65536).decode().splitlines()
+    os.close(master)
+    assert max(map(len, lines)) <= 60 and len(lines) == 4
+    assert lines[2].startswith("→ start it, another") and lines[3].startswith("  another")
+    assert len(piped.splitlines()) == 2
+
+
 def test_a_slow_reader_of_a_non_blocking_stream_gets_every_byte() -> None:
     """What shares our standard output may have made it non-blocking: a full pipe is no reader that went away."""
     program = (

@@ -264,6 +264,23 @@ def test_refused_with_file_and_line(repository: Path, text: str | bytes, problem
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("https://me:word@h/lib.git", "https://***@h/lib.git"),
+        ("six git+https://word@h/lib.git", "git+https://***@h/lib.git"),
+        ("torch --index-url https://me:wo@rd@h/simple", "https://***@h/simple"),
+        ("-r https://me:word@h/r.txt", "https://***@h/r.txt"),
+        ("-e git+git@h:me/lib.git", "git+ssh://git@h/me/lib.git"),
+        ("https://${USER}:${TOKEN}@h/lib.git", "https://${USER}:${TOKEN}@h/lib.git"),
+    ],
+)
+def test_problem_hides_the_login_of_an_address(repository: Path, line: str, shown: str) -> None:
+    [problem] = ask(repository, f"{line}\n").problems
+    assert shown in problem
+    assert "word" not in problem and "wo@rd" not in problem
+
+
 def test_every_problem_is_reported(repository: Path) -> None:
     assert len(ask(repository, "-e ..\nsix 1\n-r nope.txt\n").problems) == 3
 

@@ -134,6 +134,19 @@ def test_message_for_a_notebook_says_how_it_becomes_a_model(tmp_path: Path, name
     assert "eda.ipynb is a notebook; jupyter nbconvert --to script makes it" in refused(tmp_path, name)
 
 
+def test_message_for_a_folder_without_main_names_its_script(tmp_path: Path) -> None:
+    source = tmp_path / "src"
+    source.mkdir()
+    (source / "__init__.py").touch()
+    assert refused(tmp_path, "src").endswith("src' has no __main__.py, which `python -m src` runs")
+    (source / "learn.py").touch()
+    assert "runs: src/learn.py is a script; write fit/__main__.py with the line: " in refused(tmp_path, "src")
+    (source / "data.py").touch()
+    assert "script" not in refused(tmp_path, "src")
+    (source / "train.py").touch()
+    assert "src/train.py is a script" in refused(tmp_path, "src")
+
+
 def test_scripts_whose_names_need_quotation_are_not_shown_as_programs(tmp_path: Path) -> None:
     for name in ("it's.py", "-x.ipynb", "a b.ipynb"):
         (tmp_path / name).touch()

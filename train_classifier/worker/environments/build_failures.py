@@ -7,7 +7,7 @@ from typing import NoReturn, Optional
 from train_classifier.core.errors import NoEnvironment
 from train_classifier.core.options import show_option
 from train_classifier.core.requirements_file import place_to_edit
-from train_classifier.core.text import short
+from train_classifier.core.text import hide_logins, short
 from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 from train_classifier.worker.system import debian_names
@@ -69,7 +69,7 @@ def explain(
 
     `netrc` describes what is wrong with the caller's netrc file, if anything is; `model` is for the hint.
     """
-    lines = [line.rstrip() for line in output.splitlines()]
+    lines = [line.rstrip() for line in hide_logins(output).splitlines()]
     start = next((number for number, line in enumerate(lines) if line.startswith("error:")), 0)
     detail = "\n".join(lines[start:][-40:]).strip()
     sentence = " ".join(part.strip() for part in lines[start:])

@@ -14,8 +14,9 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
+from train_classifier.core.errors import NotReady
 from train_classifier.worker.state import file_trees
 from train_classifier.worker.state.files import make_folder, make_leaf, write_bytes, write_json
 from train_classifier.worker.system import program
@@ -27,8 +28,17 @@ WORK = "work"
 RECORD = "environment.json"
 
 
-def create(account: Account, folder: Path, files: dict[str, str], request: dict[str, Any]) -> None:
-    """Create the folder of a build with `files` (name to text) in ours/, and fill it: see `fill_part`."""
+def create(
+    account: Account,
+    folder: Path,
+    files: dict[str, str],
+    request: dict[str, Any],
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Create the folder of a build with `files` (name to text) in ours/, and fill it: see `fill_part`.
+
+    `check` is called repeatedly and may raise.
+    """
     mode = 0o711 if os.geteuid() == 0 else 0o700
     os.mkdir(folder, 0o700)
     os.chmod(folder, mode)
@@ -37,7 +47,7 @@ def create(account: Account, folder: Path, files: dict[str, str], request: dict[
         _write_for_account(account, inputs / name, text)
     for name in (SITE, WORK):
         make_leaf(folder / name, account)
-    program.call(account, fill_part, {"folder": str(folder), **request})
+    program.call(account, fill_part, {"folder": str(folder), **request}, check=check)
 
 
 def publish(account: Account, folder: Path, target: Path, activation: tuple[str, str], record: Any) -> None:
@@ -64,8 +74,8 @@ def remove(account: Account, folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-@program.part
-def fill_part(request: dict[str, Any]) -> dict[str, Any]:
+@program.checked_part
+def fill_part(request: dict[str, Any], check: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Fill the folder of a build.
 
     The request: `folder`, `nearest` (the site of an environment to start from, or null), `paths` (local
@@ -79,16 +89,18 @@ def fill_part(request: dict[str, Any]) -> dict[str, Any]:
     nearest = request["nearest"]
     # The copy shares no inode, because a build may write into it. If `nearest` was removed meanwhile, the
     # build starts from nothing.
-    copy = ["cp", "-a", "--reflink=auto", "--", f"{nearest}/.", str(folder / SITE)]
-    if nearest and subprocess.run(copy, stderr=subprocess.DEVNULL, check=False).returncode != 0:
-        for entry in (folder / SITE).iterdir():
-            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    if nearest:
+        try:
+            file_trees.copy(None, Path(nearest), folder / SITE, check)
+        except NotReady:
+            for entry in (folder / SITE).iterdir():
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     for relative in request["paths"]:
         source, target = Path(request["workspace"]) / relative, folder / WORK / relative
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_dir():
             target.mkdir(exist_ok=True)
-            file_trees.copy(None, source, target)
+            file_trees.copy(None, source, target, check)
         else:
             shutil.copy(source, target)
     return {}

@@ -206,7 +206,7 @@ def description(environment: Environment, image: Image) -> str:
     replaced = f"; replaced: {', '.join(changed)}" if changed else ""
     names = ", ".join(environment.unisolated)
     built = f"; built with the environment's own packages: {names}" if names else ""
-    return f"environment of kind {environment.kind} ({environment.reason}){replaced}{built}"
+    return f"kind {environment.kind} ({environment.reason}){replaced}{built}"
 
 
 def _variables(host: Host) -> dict[str, str]:

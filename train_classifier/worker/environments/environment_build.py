@@ -145,7 +145,7 @@ class Builder:
             "open": str(cache) if repository else None,
         }
         files = self._files(not repository, entries, question)
-        build_folder.create(self.account, folder, files, request)
+        build_folder.create(self.account, folder, files, request, self.context.check_cancel)
         status, output = self._run(
             folder,
             [self.image.python, "-c", self.plan.source, f"{BUILD}/{build_folder.INPUT}/plan.json"],

@@ -165,8 +165,12 @@ def build_environment(run: JobRun) -> None:
         else:
             take_usual_image(run, error)
         run.environment = prepare()
-    report = run.context.note if run.environment.files else run.say
-    report(environment.description(run.environment, run.image))
+    description = environment.description(run.environment, run.image)
+    if run.environment.files:
+        run.context.note(f"environment of {description}")
+    else:
+        # The phase of this message has the word already.
+        run.say(description)
     results.record_facts(
         run.job,
         environment={

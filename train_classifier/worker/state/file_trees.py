@@ -9,7 +9,7 @@ import stat
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from train_classifier.core.errors import BadInput, NotReady
 from train_classifier.worker.system import program
@@ -19,6 +19,8 @@ from train_classifier.worker.system.host import Account
 O_HANDLE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Seconds that `restore_owner_rights` may look for folders that a model has closed.
 RESTORE_S = 20.0
+#: Seconds between two checks whether a program must end early.
+CHECK_S = 0.1
 
 
 def parse_list(data: bytes) -> tuple[set[bytes], set[bytes]]:
@@ -64,27 +66,42 @@ def remove_unlisted(tree: Path, files: set[bytes], folders: set[bytes]) -> None:
 
 
 def _run(
-    account: Optional[Account], *command: str, stderr: int = subprocess.STDOUT
+    account: Optional[Account],
+    *command: str,
+    stderr: int = subprocess.STDOUT,
+    check: Callable[[], None] = lambda: None,
 ) -> "subprocess.CompletedProcess[bytes]":
-    """Run a program of the host as the account (None: the caller)."""
-    return subprocess.run(
+    """Run a program of the host as the account (None: the caller); it ends when `check` raises."""
+    process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
         env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
         cwd="/",
-        check=False,
         **(account.options() if account is not None else {}),
     )
+    with process:
+        while True:
+            try:
+                output, _ = process.communicate(timeout=CHECK_S)
+                return subprocess.CompletedProcess(command, process.returncode, output)
+            except subprocess.TimeoutExpired:
+                try:
+                    check()
+                except BaseException:
+                    process.kill()
+                    raise
 
 
-def copy(account: Optional[Account], source: Path, target: Path) -> None:
+def copy(
+    account: Optional[Account], source: Path, target: Path, check: Callable[[], None] = lambda: None
+) -> None:
     """Copy a folder's content with all attributes but without sharing inodes, as the account.
 
-    None: as the caller. Raises NotReady with cp's message.
+    None: as the caller. `check` is called repeatedly and may raise. Raises NotReady with cp's message.
     """
-    process = _run(account, "cp", "-a", "--reflink=auto", "--", f"{source}/.", str(target))
+    process = _run(account, "cp", "-a", "--reflink=auto", "--", f"{source}/.", str(target), check=check)
     if process.returncode:
         tail = process.stdout.decode("utf-8", "replace").strip()[-2000:]
         raise NotReady(f"{source} cannot be copied", "check whether the disk of the host is full", tail)

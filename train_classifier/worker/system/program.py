@@ -119,13 +119,15 @@ def call(
         env={**account.environment(), options.READER: os.environ.get(options.READER, "")},
         cwd="/",
         pass_fds=keep_open,
+        # What the part starts ends with it.
+        start_new_session=True,
         **account.options(),
     )
     with process:
         try:
             output, error_output = _communicate(process, json.dumps(request).encode(), check)
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             raise
     try:
         answer: dict[str, Any] = json.loads(output)

@@ -58,6 +58,14 @@ def test_cancel_ends_the_reading_of_a_large_package(tmp_path: Path) -> None:
         digest_of_paths(tmp_path, ("package",), cancel)
 
 
+def test_cancel_ends_the_copy_of_a_large_package() -> None:
+    def cancel() -> None:
+        raise Cancelled("the job was cancelled")
+
+    with pytest.raises(Cancelled):
+        file_trees._run(None, "sleep", "1000", check=cancel)
+
+
 def test_full_disk_while_a_package_is_copied_is_the_hosts_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
