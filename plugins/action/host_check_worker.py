@@ -11,12 +11,10 @@ from pathlib import Path
 
 from ansible.plugins.action import ActionBase
 
-try:
-    from train_classifier.controller.worker_bundle import bundle
-except ImportError:
-    # Plain ansible-playbook of another installation, run in a checkout.
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from train_classifier.controller.worker_bundle import bundle
+# The collection's root, or that of the checkout, has the package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from train_classifier.controller.worker_bundle import bundle
 
 # Runs on the host: unpacks the worker, asks it, removes it.
 BOOTSTRAP = """

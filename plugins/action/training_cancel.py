@@ -1,7 +1,12 @@
 """Stops a job, for users of ansible-playbook; the command line has `train-classifier cancel`."""
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+# The collection's root, or that of the checkout, has the package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from train_classifier.ansible_bridge.action_base import TrainingAction
 from train_classifier.controller import steps

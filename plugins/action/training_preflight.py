@@ -2,8 +2,13 @@
 
 import dataclasses
 import os
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+# The collection's root, or that of the checkout, has the package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from train_classifier.ansible_bridge import event_socket, inventory
 from train_classifier.ansible_bridge.action_base import TrainingAction

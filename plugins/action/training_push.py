@@ -1,6 +1,11 @@
 """Send the sources into the repository's mirror on the host."""
 
+import sys
+from pathlib import Path
 from typing import Any
+
+# The collection's root, or that of the checkout, has the package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from train_classifier.ansible_bridge.action_base import TrainingAction
 from train_classifier.controller import steps

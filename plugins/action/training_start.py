@@ -1,7 +1,12 @@
 """Submits the job to the worker on the host, and shows its log until it is finished."""
 
 import os
+import sys
+from pathlib import Path
 from typing import Any
+
+# The collection's root, or that of the checkout, has the package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from train_classifier.ansible_bridge import event_socket
 from train_classifier.ansible_bridge.action_base import TrainingAction

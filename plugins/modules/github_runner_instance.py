@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.github_runner_local import (
+
+from ..module_utils.github_runner_local import (
     LocalError,
     busy,
     change_record,

@@ -9,7 +9,8 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.github_runner_api import ApiError, GitHub, Scope, archive_name, is_own, release
+
+from ..module_utils.github_runner_api import ApiError, GitHub, Scope, archive_name, is_own, release
 
 DOCUMENTATION = r"""
 module: github_runner_request

@@ -91,7 +91,7 @@ class Host:
         task = {"name": "Run the role", "ansible.builtin.include_role": include}
         playbook = self.folder / "play.yml"
         # A file of tasks that is run alone has no block around it that says how to ask GitHub.
-        defaults = {"github_runner_request": "{{ __github_runner_api }}"}
+        defaults = {"incuvers.train_classifier.github_runner_request": "{{ __github_runner_api }}"}
         play = {"hosts": "gpu1", "gather_facts": False, "module_defaults": defaults, "tasks": [task]}
         playbook.write_text(json.dumps([play]))
         # By ssh, as the engine takes longer for each task and each file; without PAM, which would start a user manager of root's.

@@ -39,7 +39,7 @@ def fetch(standin: StandIn, cache: Path, tmp_path: Path) -> Fetch:
             "hosts": "localhost",
             "connection": "local",
             "gather_facts": False,
-            "module_defaults": {"github_runner_request": api},
+            "module_defaults": {"incuvers.train_classifier.github_runner_request": api},
             "vars": {"ansible_python_interpreter": sys.executable},
             "tasks": [
                 {"ansible.builtin.set_fact": {"__github_runner_install": []}},

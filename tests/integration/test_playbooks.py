@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from hosts import fleet
 from hosts.caller import Caller
 from hosts.machine import TestHost
 from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
+from loopback.installed import build_collection, install_collection
 from loopback.world import tail, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.host]
@@ -117,14 +119,36 @@ def test_failed_host_ends_the_update(ssh_host: TestHost, tmp_path: Path) -> None
     assert ssh_host.exec("test", "-e", "/var/lib/train-classifier/drain", check=False).returncode == 1
 
 
-def test_unproven_host_gets_no_runner(ssh_host: TestHost, base_image: str) -> None:
+@pytest.fixture
+def other_project(ssh_host: TestHost, tmp_path: Path) -> Callable[[str, dict[str, object]], tuple[int, str]]:
+    """Runs a playbook in a folder that has the collection, with an Ansible that has not our Python package."""
+    program = install_collection(build_collection(tmp_path), tmp_path)
+
+    def run_there(playbook: str, variables: dict[str, object]) -> tuple[int, str]:
+        command = [program, "-i", ssh_host.inventory(), "-e", json.dumps(variables), playbook]
+        settings = {"ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "collections"), "ANSIBLE_NOCOLOR": "1"}
+        left_out = ("PYTHONPATH", "ANSIBLE_CONFIG", "VIRTUAL_ENV")
+        environment = {name: value for name, value in os.environ.items() if name not in left_out}
+        done = subprocess.run(
+            command, cwd=tmp_path, env={**environment, **settings}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    return run_there
+
+
+def test_unproven_host_gets_no_runner(
+    ssh_host: TestHost, base_image: str, other_project: Callable[[str, dict[str, object]], tuple[int, str]]
+) -> None:
+    """Also: the collection alone is enough for site.yml."""
     settings = {
-        **fleet.role_variables(base_image), "host_check_strict": False, "host_check_deep": False,
+        **fleet.role_variables(base_image), "host_check_strict": False, "host_check_deep": False, "provision_hosts": "all",
         "github_runner_repository": "acme/widgets", "github_runner_pat": "x", "github_runner_url": "http://127.0.0.1:9",
     }  # fmt: skip
     ssh_host.write("/var/lib/train-classifier/drain", "new power supply\n")
     try:
-        status, printed = run("provision", ssh_host.inventory(), **settings)
+        status, printed = other_project("incuvers.train_classifier.site", settings)
     finally:
         ssh_host.shell("rm -f /var/lib/train-classifier/drain")
     assert status == 0, printed[-6000:]
@@ -133,6 +157,25 @@ def test_unproven_host_gets_no_runner(ssh_host: TestHost, base_image: str) -> No
     # The facts were gathered once for all roles.
     gathered = re.findall(r"^TASK \[.*?[Gg]ather.* [Ff]acts?.*\n(?:ok|changed): ", printed, re.M)
     assert len(gathered) == 1, gathered
+
+
+def test_roles_of_the_collection_by_their_full_names(
+    ssh_host: TestHost, tmp_path: Path, other_project: Callable[[str, dict[str, object]], tuple[int, str]]
+) -> None:
+    """In a playbook of somebody else: filters, modules, action plugins and the package are the collection's."""
+    names = ("host_check", "training_job")
+    (tmp_path / "checkout").mkdir()
+    caller = Caller(ssh_host, tmp_path / "checkout")
+    caller.model("small", "open('artefacts/weights', 'w').write('x')")
+    plays = [{"hosts": "all", "gather_facts": False, "roles": [f"incuvers.train_classifier.{name}"]} for name in names]
+    (tmp_path / "mine.yml").write_text(json.dumps(plays))
+    variables = {
+        "host_check_deep": False, "host_check_strict": False, "training_job_repository": str(caller.repo),
+        "training_job_model": "small", "training_job_gpus": "0", "training_job_output": str(caller.work / "artefacts.tar.gz"),
+    }  # fmt: skip
+    status, printed = other_project(str(tmp_path / "mine.yml"), variables)
+    assert status == 0, printed[-6000:]
+    assert "hosts ready for training" in printed and (caller.work / "artefacts.tar.gz").exists()
 
 
 @pytest.mark.full
