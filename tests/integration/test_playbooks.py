@@ -167,7 +167,10 @@ def test_roles_of_the_collection_by_their_full_names(
     (tmp_path / "checkout").mkdir()
     caller = Caller(ssh_host, tmp_path / "checkout")
     caller.model("small", "open('artefacts/weights', 'w').write('x')")
-    plays = [{"hosts": "all", "gather_facts": False, "roles": [f"incuvers.train_classifier.{name}"]} for name in names]
+    plays = [
+        {"hosts": "all", "gather_facts": False, "roles": [f"incuvers.train_classifier.{name}"]}
+        for name in names
+    ]
     (tmp_path / "mine.yml").write_text(json.dumps(plays))
     variables = {
         "host_check_deep": False, "host_check_strict": False, "training_job_repository": str(caller.repo),

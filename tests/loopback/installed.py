@@ -48,7 +48,16 @@ def install_collection(built: Path, folder: Path) -> Path:
     """Install a collection below `folder` beside an environment that has only Ansible; return its `ansible-playbook`."""
     venv = folder / "venv"
     uv("venv", "-q", "--python", sys.executable, venv)
-    uv("pip", "install", "-q", "--python", venv / "bin" / "python", "--require-hashes", "-r", PACKAGE / "requirements.lock")
+    uv(
+        "pip",
+        "install",
+        "-q",
+        "--python",
+        venv / "bin" / "python",
+        "--require-hashes",
+        "-r",
+        PACKAGE / "requirements.lock",
+    )
     command = ("collection", "install", "-p", folder / "collections", built)
     subprocess.run(
         [venv / "bin/ansible-galaxy", *command],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ def test_every_option_has_description_and_type(role: str) -> None:
         for name, option in options(role).items()
         if not option.get("description") or not option.get("type")
     ]
+
+
+def test_page_of_the_roles_is_current() -> None:
+    done = subprocess.run([sys.executable, ROOT / "scripts/roles", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("role", ROLES)
