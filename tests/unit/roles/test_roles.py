@@ -175,9 +175,9 @@ FILES = re.compile(
 )
 #: What only tells where something lies, or how many there are, is no secret.
 HARMLESS = re.compile(
-    r"\w+ \| (?:length|dirname)|\w+\.rc\b|\w+ \| common_without_login"
+    r"\w+ \| (?:length|dirname)|\w+\.rc\b|\w+ \| incuvers\.train_classifier\.common_without_login"
     r"|__docker_engine_merge\.edited|__docker_engine_record\.(?:foreign|holds|packages|created_\w+|remove_data)"
-    r"|\w+ \| nvidia_container_toolkit_lost\(\w+\)"
+    r"|\w+ \| incuvers\.train_classifier\.nvidia_container_toolkit_lost\(\w+\)"
     r"|\w+(?:_url)? \| urlsplit\('hostname'\)"
 )
 #: The modules that show what they write when Ansible runs with --diff, and those that show what they were told or what they read.
