@@ -28,17 +28,17 @@ open("artefacts/weights", "w").write("trained")
 """
 
 
-def start(playbook: str, inventory: Path, **variables: object) -> subprocess.Popen[str]:
+def start(playbook: str, inventory: Path, *options: str, **variables: object) -> subprocess.Popen[str]:
     """Start one of our playbooks for all hosts of an inventory; its standard output has everything."""
     variables = {f"{playbook}_hosts": "all", **variables}
     return subprocess.Popen(
-        [ANSIBLE_PLAYBOOK, "-i", inventory, "-e", json.dumps(variables), ROOT / "playbooks" / f"{playbook}.yml"],
+        [ANSIBLE_PLAYBOOK, "-i", inventory, "-e", json.dumps(variables), ROOT / "playbooks" / f"{playbook}.yml", *options],
         env=ansible_environment(PYTHONUNBUFFERED="1"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
-def run(playbook: str, inventory: Path, **variables: object) -> tuple[int, str]:
-    process = start(playbook, inventory, **variables)
+def run(playbook: str, inventory: Path, *options: str, **variables: object) -> tuple[int, str]:
+    process = start(playbook, inventory, *options, **variables)
     printed, _ = process.communicate(timeout=600)
     return process.returncode, printed
 
@@ -179,6 +179,38 @@ def test_roles_of_the_collection_by_their_full_names(
     status, printed = other_project(str(tmp_path / "mine.yml"), variables)
     assert status == 0, printed[-6000:]
     assert "hosts ready for training" in printed and (caller.work / "artefacts.tar.gz").exists()
+
+
+#: For each tag of site.yml the roles of which it runs tasks, and a text of the last task.
+TAGS = {
+    "docker_engine": ({"docker_engine"}, "Verify | "),
+    "nvidia_driver": ({"nvidia_driver"}, "Report that there is no card"),
+    "nvidia_container_toolkit": ({"nvidia_container_toolkit"}, "Report that there is no card"),
+    "training_host": ({"training_host"}, "Verify | "),
+    "github_runner": ({"github_runner", "host_check"}, "gets no runner, since it is not proven to train"),
+}
+
+
+@pytest.mark.parametrize(
+    "tag", [pytest.param(tag, marks=() if tag == "github_runner" else pytest.mark.full) for tag in TAGS]
+)
+def test_tag_of_a_role_runs_that_role_alone(ssh_host: TestHost, base_image: str, tag: str) -> None:
+    settings = {
+        **fleet.role_variables(base_image), "host_check_strict": False, "host_check_deep": False,
+        "github_runner_repository": "acme/widgets", "github_runner_pat": "x", "github_runner_url": "http://127.0.0.1:9",
+    }  # fmt: skip
+    ssh_host.write("/var/lib/train-classifier/drain", "new power supply\n")
+    try:
+        status, printed = run("provision", ssh_host.inventory(), "--tags", tag, **settings)
+    finally:
+        ssh_host.shell("rm -f /var/lib/train-classifier/drain")
+    assert status == 0, printed[-6000:]
+    tasks = re.findall(r"^TASK \[(\w+) : (.*?)\] \**$", printed, re.M)
+    roles = {role for role, name in tasks if not name.startswith("Validating arguments")}
+    # Roles include parts of others: the driver's inspection is one of the checks.
+    expected, last = TAGS[tag]
+    assert expected <= roles and not (roles & set(TAGS) - expected - {"nvidia_driver"}), printed[-6000:]
+    assert last in printed, printed[-6000:]
 
 
 @pytest.mark.full
