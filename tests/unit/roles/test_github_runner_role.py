@@ -127,6 +127,73 @@ def test_delay_grows_with_each_refused_registration(
     assert slept[-1] == 5
 
 
+INSTANCE = {
+    "mode": "jit", "user": "somebody", "name": "host-1", "host_label": "host-1", "url": "https://github.com/acme", "group_id": 1,
+    "api_url": "", "labels": ["ours"], "no_default_labels": False, "architecture": "x64",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_just_in_time_configuration_is_for_root_alone(
+    prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    """Whoever reads it is the runner: systemd reads it as root, and no account of the host does."""
+
+    class Api:
+        def just_in_time(self, name: str, group: int, labels: list[str]) -> tuple[int, str]:
+            return 7, f"{name} {group} {' '.join(labels)}"
+
+        def find(self, _: str) -> None:
+            return None
+
+    monkeypatch.setattr(prepare, "ETC", tmp_path / "etc")
+    monkeypatch.setattr(prepare, "RUN", tmp_path / "run")
+    monkeypatch.setattr(prepare, "client", lambda _: Api())
+    monkeypatch.setattr(prepare, "remove_registration", lambda *_: None)
+    # What a start that was killed left, and anybody could read.
+    (tmp_path / "run").mkdir()
+    (tmp_path / "etc").mkdir()
+    secret = tmp_path / "run/1.env"
+    secret.write_text("old")
+    secret.chmod(0o666)
+    before = os.umask(umask)
+    try:
+        prepare.mint("1", INSTANCE, tmp_path / "1")
+    finally:
+        os.umask(before)
+    assert secret.read_text() == "ACTIONS_RUNNER_INPUT_JITCONFIG=host-1 1 self-hosted Linux X64 ours\n"
+    assert secret.stat().st_mode & 0o777 == 0o600 & ~umask
+    record = tmp_path / "etc/records/1.json"
+    assert record.stat().st_mode & 0o077 == 0 and json.loads(record.read_text())["id"] == 7
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o640, 0o644, 0o660, 0o602, 0o601])
+def test_key_that_others_can_reach_is_not_used(
+    prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    monkeypatch.setattr(prepare, "ETC", tmp_path)
+    (tmp_path / "app.json").write_text('{"app_id": "1", "app_installation_id": "2"}')
+    (tmp_path / "app.pem").write_text("a key")
+    (tmp_path / "app.pem").chmod(mode)
+    with pytest.raises(prepare.ApiError, match="must be root's and 0600"):
+        prepare.client(INSTANCE)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="giving files away needs root")
+def test_key_of_root_is_used_and_that_of_an_account_is_not(
+    prepare: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "ETC", tmp_path)
+    (tmp_path / "app.json").write_text('{"app_id": "1", "app_installation_id": "2"}')
+    key = tmp_path / "app.pem"
+    key.write_text("a key")
+    key.chmod(0o600)
+    assert prepare.client(INSTANCE)
+    os.chown(key, 12345, 12345)
+    with pytest.raises(prepare.ApiError, match="must be root's and 0600"):
+        prepare.client(INSTANCE)
+
+
 def hook(name: str, folder: Path) -> str:
     environment = {"PATH": f"{folder}/bin:{os.environ['PATH']}", "GITHUB_RUNNER_FOLDER": str(folder)}
     script = ROLE / "files" / name

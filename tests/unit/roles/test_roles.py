@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
+from role_files import task_files, tasks_of
 
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "tasks").is_dir())
 # Carries a job out rather than provisioning; its variables are the CLI's.
@@ -167,7 +168,9 @@ SECRET = re.compile(
     r"|__training_host_settings|training_host_apt_mirror"
     r"|nvidia_driver_(?:debian_mirror|cuda_repository_url)|__nvidia_driver_(?:mirror|sources|keyring_url)"
     r"|nvidia_container_toolkit_(?:repository_url|key_url)|__nvidia_container_toolkit_(?:before|after|merged|daemon)"
-    r"|github_runner_(?:pat|app_key|token|remove_token|download_url)|__github_runner_(?:new_token|answer))\b"
+    r"|github_runner_(?:pat|app_key|token|remove_token|download_url)|__github_runner_(?:new_token|answer)"
+    # Results that hold one.
+    r"|__nvidia_container_toolkit_files|__training_host_uv_fetched|github_runner_releases_url)\b"
 )
 #: Files that may hold one.
 FILES = re.compile(
@@ -185,31 +188,9 @@ WRITE = ("copy", "template", "lineinfile", "blockinfile")
 SHOW = ("set_fact", "command", "shell", "slurp", "debug", "get_url", "uri", "script", "assert", "fail")
 
 
-def tasks_of(path: Path) -> list[dict[str, Any]]:
-    """Every task, block, and play of a file, those of blocks included."""
-    tasks: list[dict[str, Any]] = []
-
-    def walk(node: Any) -> None:
-        if isinstance(node, list):
-            for item in node:
-                walk(item)
-        elif isinstance(node, dict):
-            tasks.append(node)
-            for key in ("block", "rescue", "always", "tasks", "pre_tasks", "post_tasks", "handlers", "roles"):
-                walk(node.get(key))
-
-    walk(load(path))
-    return [task for task in tasks if isinstance(task, dict)]
-
-
-TASK_FILES = sorted(
-    [*(ROOT / "roles").glob("*/tasks/*.yml"), *(ROOT / "roles").glob("*/handlers/*.yml"), *PLAYBOOKS]
-)
-
-
-@pytest.mark.parametrize("path", TASK_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", task_files(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_task_shows_a_secret(path: Path) -> None:
-    for task in tasks_of(path):
+    for task in (each.keys for each in tasks_of(path)):
         name = task.get("name")
         # On the command line of the module, which ps and -vvv show: roles/common/tasks/environment.yml.
         shown_environment = HARMLESS.sub("", json.dumps(task.get("environment", "")))
@@ -218,7 +199,9 @@ def test_no_task_shows_a_secret(path: Path) -> None:
             arguments = task.get(f"ansible.builtin.{module}")
             if arguments is None:
                 continue
-            shown = HARMLESS.sub("", json.dumps(arguments))
+            shown = HARMLESS.sub("", json.dumps([arguments, task.get("loop")]))
+            if module == "template" and "{{" not in arguments["src"]:
+                shown += (path.parents[1] / "templates" / arguments["src"]).read_text()
             if module in ("assert", "fail"):
                 # Of a message only the inserted values, without names of variables.
                 sentence = HARMLESS.sub("", str(arguments.get("fail_msg") or arguments.get("msg")))
@@ -228,6 +211,12 @@ def test_no_task_shows_a_secret(path: Path) -> None:
             reads = module in (*WRITE, "slurp", "command") and FILES.search(shown)
             hidden = "no_log" in task or (module in WRITE and task.get("diff") is False)
             assert hidden or not (SECRET.search(shown) or reads), f"{name}: {module} shows a secret"
+        # What a task read is in its result, which -v prints.
+        registers = SECRET.search(str(task.get("register")))
+        # So is the environment of a unit that systemd starts.
+        starts_engine = task.get("ansible.builtin.systemd_service", {}).get("name") == "docker.service"
+        assert task.get("no_log") or not (registers or starts_engine), f"{name}: its result shows a secret"
+        assert task.get("no_log") is not False, f"{name}: no_log is off"
 
 
 #: As docs/hosts.md says; of the example only.

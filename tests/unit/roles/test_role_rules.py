@@ -1,0 +1,493 @@
+"""Rules for every task of every role: rights of files, output, exit statuses, check mode, handlers, systemd.
+
+A rule holds for tasks to come as well; what is exempt is named with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from role_files import (
+    PROGRAMS,
+    ROOT,
+    Task,
+    all_conditions,
+    all_tasks,
+    load,
+    runs_in_check_mode,
+)
+
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if (path / "tasks").is_dir())
+TASKS = [task for task in all_tasks() if task.module]
+WRITING = ("copy", "template", "get_url", "lineinfile", "blockinfile", "file")
+#: Nothing of these is for others to read, not even the names of what is inside; the state folder is only walked through.
+CLOSED_FOLDERS = re.compile(
+    r"/home$|__github_runner_records \}\}$|__common_environment_folder \}\}$|__training_host_state \}\}$"
+)
+#: Not secret, although their changes are not printed: a unit had proxies in an earlier release.
+READABLE = ("__docker_engine_unit ",)
+#: Start nothing, write nothing, and answer by their exit status: 1 or 2 says that there is nothing.
+ANSWERING = re.compile(
+    r"^(?:grep|getent|find|pkill|modinfo|modprobe|dpkg-query|dkms autoinstall|systemctl list-unit-files)\b"
+)
+#: What a program that runs in check mode must not hold: it would change a host that was only to be looked at.
+CHANGING = re.compile(
+    r"\bapt-get (?!-s\b|[^|;&\n]*\bupdate\b)|\bapt-mark (?!showhold)|\bdpkg --configure|\b(?:rm|mv|cp|ln|mkdir|touch|tee|chmod|chown|truncate) "
+    r"|\binstall -|\bsystemctl (?!is-|list-|show|--version)|\bdocker (?:pull|run|build|rm|rmi|load|start|restart|stop|kill)\b"
+    r"|\bdocker (?:image|container|volume) (?!ls|inspect)|\bmodprobe (?!-n)|\bgpasswd\b|\b(?:user|group)(?:add|del|mod)\b|\bloginctl\b"
+    r"|\bupdate-initramfs\b|\bbuild-image\b|\bdkms (?!status)|\bsed -i|>\s*(?!/dev/null)[\"$/]"
+)
+
+
+def names(tasks: list[Task]) -> list[str]:
+    return sorted({str(task) for task in tasks})
+
+
+def of_items(task: Task, text: str) -> list[str]:
+    """What an argument is for each element of the loop; once where the loop has no table of elements."""
+    tables = [item for item in task.items if isinstance(item, dict)]
+    pattern = r"\{\{ item\.(\w+)(?: \| default\('([^']*)'\))? \}\}"
+
+    def of(item: dict[str, Any]) -> str:
+        return re.sub(pattern, lambda match: str(item.get(match[1], match[2])), text)
+
+    return [of(item) for item in tables] or [text]
+
+
+class WrittenFile:
+    """A file or folder that a task writes, for one element of its loop."""
+
+    def __init__(self, task: Task, position: int) -> None:
+        def argument(*keys: str) -> str:
+            texts = of_items(task, next(filter(None, map(task.argument, keys)), ""))
+            return texts[position if len(texts) > 1 else 0]
+
+        self.task = task
+        self.path = argument("dest", "path")
+        self.owner, self.group, self.mode = argument("owner"), argument("group"), argument("mode")
+        self.modes = [int(mode, 8) for mode in re.findall(r"\b[0-7]{4}\b", self.mode)]
+        self.is_folder = task.argument("state") == "directory"
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.path} {self.owner}:{self.group} {self.mode}"
+
+
+def written_files() -> Iterator[WrittenFile]:
+    for task in TASKS:
+        state = task.argument("state")
+        if task.module in WRITING and state not in ("absent", "link"):
+            for position in range(max(1, len([item for item in task.items if isinstance(item, dict)]))):
+                yield WrittenFile(task, position)
+
+
+WRITTEN = list(written_files())
+
+
+def test_what_is_written_has_a_mode_and_only_root_can_change_it() -> None:
+    assert not [str(file) for file in WRITTEN if not file.mode]
+    # The queue of the host: whoever is in the group docker takes a ticket there.
+    shared = [file for file in WRITTEN if any(mode & 0o022 for mode in file.modes)]
+    assert [(file.path, file.group, file.mode) for file in shared] == [
+        ("{{ __training_host_root }}/queue", "docker", "2770")
+    ]
+
+
+def test_what_is_written_belongs_to_root_except_homes() -> None:
+    accounts = ("{{ training_host_service_user }}", "{{ github_runner_user }}")
+    for file in WRITTEN:
+        owners = set(re.findall(r"'([^']+)'", file.owner)) or {file.owner}
+        if file.path.endswith("/home"):
+            assert file.owner in accounts, file
+        else:
+            assert owners <= {"", "root"}, file
+        groups = set(re.findall(r"'([^']+)'", file.group)) or {file.group}
+        assert groups <= {"", "root", "docker", *accounts}, file
+        # A group other than root's: only where its members read or write, and others do not.
+        assert "docker" not in groups or all(mode & 0o007 == 0 for mode in file.modes), file
+
+
+def test_what_is_not_printed_is_not_readable_by_others() -> None:
+    """A task that hides what it writes writes something that may hold a password."""
+    hidden = [file for file in WRITTEN if "no_log" in file.task.keys or file.task.keys.get("diff") is False]
+    assert len(hidden) > 10
+    for file in hidden:
+        # `no_log: "{{ '@' in … }}"` hides an address of where the file comes from.
+        if file.task.module == "get_url" or any(name in file.path for name in READABLE):
+            continue
+        # A file that was there keeps the mode that its owner gave it; else the first mode is the one for a secret.
+        if "omit" in file.mode and not file.mode.startswith("{{ '"):
+            continue
+        assert file.modes and file.modes[0] & 0o007 == 0, file
+        assert file.modes[0] & 0o070 == 0 or "docker" in file.group, file
+
+
+def test_closed_folders_are_closed() -> None:
+    closed = [file for file in WRITTEN if file.is_folder and CLOSED_FOLDERS.search(file.path)]
+    assert len(closed) >= 5
+    for file in closed:
+        assert file.modes and file.modes[0] & 0o066 == 0, file
+        assert file.modes[0] & 0o011 == 0 or "__training_host_state " in file.path, file
+
+
+def test_accounts_keep_their_other_groups() -> None:
+    members = [task for task in TASKS if task.module == "user" and task.argument("groups")]
+    assert members and not names([task for task in members if task.arguments.get("append") is not True])
+
+
+def test_programs_say_when_they_changed_something() -> None:
+    """Also those that ansible-lint does not ask: a script, and a command with `creates`, which may not run at all."""
+    silent = [
+        task
+        for task in TASKS
+        if task.module in PROGRAMS and "changed_when" not in task.keys
+        and not {"creates", "removes"} & {*(task.arguments if isinstance(task.arguments, dict) else ()), *task.keys.get("args", {})}
+        and "engine-without-systemd" not in task.program
+    ]  # fmt: skip
+    assert not names(silent)
+
+
+def test_what_a_program_does_is_what_its_task_reports() -> None:
+    """A program that only reads is no change; one that writes is, but for what a change itself needs."""
+    quiet = re.compile(
+        "interrupted|during the change|packages again|with nvidia-ctk|start limit|will be installed|for runtimes"
+    )
+    programs = [task for task in TASKS if task.module in PROGRAMS]
+    loud = [task for task in programs if task.keys.get("changed_when") is True]
+    assert not names([task for task in loud if not CHANGING.search(task.program)])
+    silent = [
+        task for task in programs if task.keys.get("changed_when") is False and CHANGING.search(task.program)
+    ]
+    assert not names([task for task in silent if not quiet.search(task.keys["name"])])
+
+
+def test_no_flag_repeats_a_default() -> None:
+    """So that each flag that is written says something, and can be seen to be wrong."""
+    on_by_default = {"install_recommends", "get_checksum", "create_home", "update_cache_valid"}
+    for task in all_tasks():
+        for name in ("diff", "gather_facts") if task.module else ():
+            assert task.keys.get(name) is not True, task
+        for name in ("no_log", "run_once", "any_errors_fatal", "ignore_errors"):
+            assert task.keys.get(name) is not False, task
+        for name, value in task.arguments.items() if isinstance(task.arguments, dict) else ():
+            if task.module in (
+                *PROGRAMS,
+                *WRITING,
+                "apt",
+                "user",
+                "group",
+                "stat",
+                "find",
+                "systemd_service",
+            ):
+                assert value is not True or name not in on_by_default, f"{task}: {name}"
+                expected = (
+                    name in on_by_default or (name == "force" and task.module == "copy") or name == "enabled"
+                )
+                assert value is not False or expected, f"{task}: {name}"
+        if task.module == "get_url" and "checksum" not in task.arguments:
+            assert task.arguments.get("force") is True, f"{task}: an old file would stay"
+
+
+def test_units_are_enabled_when_they_start_and_disabled_when_they_stop() -> None:
+    for task in TASKS:
+        if task.module == "systemd_service" and isinstance(enabled := task.arguments.get("enabled"), bool):
+            assert enabled == (task.argument("state") != "stopped"), task
+
+
+def test_accounts_of_the_roles_are_of_the_system_and_have_no_login() -> None:
+    made = [
+        task
+        for task in TASKS
+        if task.module in ("user", "group") and not {"append", "state"} & set(task.arguments)
+    ]
+    assert len(made) >= 5
+    for task in made:
+        assert task.arguments.get("system") is True, task
+        if task.module == "user":
+            assert (
+                task.arguments.get("create_home") is False and task.arguments["shell"] == "/usr/sbin/nologin"
+            ), task
+
+
+def test_package_lists_that_are_read_are_no_change() -> None:
+    lists = [task for task in TASKS if task.module == "apt" and task.arguments.get("update_cache")]
+    assert lists and not names([task for task in lists if task.keys.get("changed_when") is not False])
+
+
+def test_packages_come_without_recommended_ones() -> None:
+    installs = [
+        task
+        for task in TASKS
+        if task.module == "apt" and task.argument("name") and task.argument("state") != "absent"
+    ]
+    assert installs
+    assert not names([task for task in installs if task.arguments.get("install_recommends") is not False])
+    for task in TASKS:
+        for line in task.program.splitlines():
+            assert not re.search(r"apt-get\b.* install ", line) or "--no-install-recommends" in line, task
+
+
+def test_packages_wait_for_another_package_manager() -> None:
+    assert not names([task for task in TASKS if task.module == "apt" and not task.argument("lock_timeout")])
+
+
+def text_of(role: str) -> str:
+    folder = ROOT / "playbooks" if role == "playbooks" else ROOT / "roles" / role
+    return "\n".join(path.read_text() for path in sorted(folder.rglob("*.yml")))
+
+
+def test_exit_status_that_is_looked_at_fails_no_task() -> None:
+    """A task whose result another one judges, or whose program says by its status that there is nothing."""
+    for task in TASKS:
+        if task.module not in PROGRAMS or "failed_when" in task.keys:
+            continue
+        register = task.keys.get("register", "-")
+        # Several tasks may use one name; then the file tells which is meant.
+        same_name = [other for other in TASKS if other.keys.get("register") == register]
+        text = text_of(task.role) if len(same_name) == 1 else task.path.read_text()
+        judged = re.search(
+            rf"\b{register}(?:\.results \| map\(attribute='rc'\)|\.rc\b| \| {task.role}_\w+)", text
+        )
+        may_be_missing = task.keys.get("check_mode") is False and task.program.startswith("cat ")
+        answers = ANSWERING.match(task.program) or may_be_missing
+        is_there = "until" in task.keys or task.has_rescue or "removes" in str(task.arguments)
+        assert is_there or not (judged or answers), task
+
+
+def test_files_that_may_be_missing_fail_no_task() -> None:
+    reads = [task for task in TASKS if task.module == "slurp"]
+    assert reads and not names(
+        [task for task in reads if "not found" not in str(task.keys.get("failed_when"))]
+    )
+
+
+def test_check_mode_says_what_would_change() -> None:
+    reports = [
+        task
+        for task in TASKS
+        if re.search(r"what (?:would be installed|a run would do)$", task.keys.get("name", ""))
+    ]
+    assert len(reports) >= 4
+    assert not names([task for task in reports if task.keys.get("changed_when") is not True])
+
+
+def test_environment_that_is_gone_at_the_next_boot_is_no_change() -> None:
+    writes = [task for task in TASKS if task.role == "common" and task.module in WRITING]
+    assert writes and not names([task for task in writes if task.keys.get("changed_when") is not False])
+
+
+def test_what_runs_in_check_mode_only_looks() -> None:
+    """Check mode changes no host, not even a bare one."""
+    looking = [task for task in TASKS if task.keys.get("check_mode") is False]
+    assert len(looking) > 40
+    for task in looking:
+        assert task.module in PROGRAMS, task
+        assert task.keys.get("changed_when") is False, task
+        changing = CHANGING.search(re.sub(r"\{%.*?%\}|^ *#.*", "", task.program, flags=re.M))
+        assert not changing, f"{task}: {changing and changing[0]}"
+
+
+def test_of_two_tasks_that_write_the_same_the_first_compares() -> None:
+    """The marker of a restart is written between them: a run that is killed there must not have written yet."""
+    pairs = [
+        (first, second)
+        for position, first in enumerate(TASKS)
+        for second in TASKS[position + 1 :]
+        if first.module in WRITING and (first.path, first.module, first.arguments) == (second.path, second.module, second.arguments)
+        and first.argument("dest") + str(first.keys.get("loop")) == second.argument("dest") + str(second.keys.get("loop"))
+    ]  # fmt: skip
+    assert len(pairs) >= 3
+    assert not names([first for first, _ in pairs if first.keys.get("check_mode") is not True])
+    comparing = {str(task) for task in TASKS if task.keys.get("check_mode") is True}
+    assert comparing == {str(first) for first, _ in pairs}
+
+
+def test_answers_that_check_mode_needs_are_there() -> None:
+    """A probe that check mode would skip answers nothing to the tasks that read it."""
+    skipped = [
+        task
+        for task in TASKS
+        if task.module in PROGRAMS and task.keys.get("changed_when") is False and task.keys.get("check_mode") is not False
+        and "register" in task.keys and "until" not in task.keys and runs_in_check_mode(task)
+    ]  # fmt: skip
+    assert not names(skipped)
+
+
+def test_check_mode_starts_no_container() -> None:
+    workers = [task for task in TASKS if task.module == "host_check_worker"]
+    assert workers
+    for task in workers:
+        assert re.search(r"\band not ansible_check_mode\b", task.arguments["request"]["deep"]), task
+
+
+def test_systemd_is_asked_only_where_it_runs() -> None:
+    """A container or a minimal system has none; role github_runner requires it."""
+    for task in TASKS:
+        units = task.module in ("systemd_service", "service") or re.match(
+            "(?:systemctl|loginctl) ", task.program
+        )
+        # Units that were found are there.
+        found = re.search(r"\.files\b", str(task.keys.get("loop", "")))
+        if units and not found and task.role != "github_runner":
+            assert any(re.search("service_mgr|systemd", condition) for condition in all_conditions(task)), (
+                task
+            )
+
+
+def resolved(role: str, text: str) -> str:
+    """A text with the role's variables that are plain texts in their places."""
+    variables: dict[str, Any] = {}
+    for path in (ROOT / "roles" / role).glob("*/main.yml"):
+        if path.parent.name in ("vars", "defaults"):
+            variables |= load(path) or {}
+    for _ in range(4):
+        text = re.sub(
+            r"\{\{ (\w+) \}\}",
+            lambda m: value if isinstance(value := variables.get(m[1]), str) else m[0],
+            text,
+        )
+    return text
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_handlers_and_their_notifications_fit(role: str) -> None:
+    path = ROOT / "roles" / role / "handlers/main.yml"
+    handlers = [handler["name"] for handler in load(path) or []] if path.exists() else []
+    notified = {task.keys["notify"] for task in TASKS if task.role == role and "notify" in task.keys}
+    assert notified == set(handlers)
+    assert bool(handlers) == path.exists()
+
+
+def paths_of(task: Task) -> str:
+    """The paths that a task writes or removes."""
+    looped = yaml.safe_dump(task.keys.get("loop", ""), width=10000)
+    return resolved(
+        task.role, " ".join((task.argument("dest"), task.argument("path"), task.argument("src"), looped))
+    )
+
+
+def test_initial_file_system_follows_modprobe_d() -> None:
+    """Else nouveau takes the card at the next boot: what loads modules then reads its own copy of modprobe.d."""
+    changing = [task for task in TASKS if task.module in WRITING and "/etc/modprobe.d" in paths_of(task)]
+    assert len(changing) >= 2
+    for task in changing:
+        handlers = load(ROOT / "roles" / task.role / "handlers/main.yml")
+        programs = [
+            handler["ansible.builtin.command"]["argv"]
+            for handler in handlers
+            if handler["name"] == task.keys.get("notify")
+        ]
+        assert programs == [["update-initramfs", "-u", "-k", "all"]], task
+
+
+def test_handlers_run_before_a_reboot() -> None:
+    """A reboot comes within the role, its handlers only at the end of the play."""
+    for role in {task.role for task in TASKS if task.module == "reboot"}:
+        files = {
+            task.path
+            for task in TASKS
+            if task.role == role and "notify" in task.keys and "uninstall" not in task.path.name
+        }
+        assert files
+        for path in files:
+            order = [
+                task.module if "notify" not in task.keys else "notify" for task in TASKS if task.path == path
+            ]
+            flushed = [task for task in TASKS if task.path == path and task.arguments == "flush_handlers"]
+            assert flushed and order[-1] == "meta", path
+
+
+def test_units_that_are_written_or_removed_are_read_again() -> None:
+    for task in TASKS:
+        if (
+            task.module not in WRITING
+            or "/etc/systemd/system" not in paths_of(task)
+            or task.argument("state") == "directory"
+        ):
+            continue
+        # Role docker_engine reloads when it restarts the engine; what it removes goes with the engine.
+        if task.role == "docker_engine":
+            continue
+        register = task.keys.get("register", "-")
+        readers = [
+            other for other in TASKS
+            if other.path == task.path and other.module == "systemd_service"
+            and (register in other.argument("daemon_reload") or (other.arguments.get("daemon_reload") is True and register in str(other.keys.get("when"))))
+        ]  # fmt: skip
+        assert readers or "notify" in task.keys, task
+    restarts = [
+        task for task in TASKS if task.role == "docker_engine" and task.argument("state") == "restarted"
+    ]
+    assert restarts and all(task.arguments["daemon_reload"] is True for task in restarts)
+
+
+def test_driver_is_loaded_with_the_module_of_cuda() -> None:
+    """CUDA opens /dev/nvidia-uvm; a container that was started without it never sees a card."""
+    loads = [task for task in TASKS if task.program.startswith("modprobe ")]
+    assert loads
+    for task in loads:
+        assert task.arguments["argv"] == ["modprobe", "-a", "nvidia", "nvidia_uvm"], task
+
+
+def test_questions_to_github_come_from_an_ordinary_account() -> None:
+    """The controller asks; there the role needs no root, and may not have it."""
+    delegated = [task for task in TASKS if "delegate_to" in task.keys]
+    assert delegated
+    assert not names([task for task in delegated if task.keys.get("become") is not False])
+
+
+def test_records_from_before_are_written_once() -> None:
+    """A second run would record what the first one brought."""
+    before = [
+        task for task in TASKS
+        if task.module == "copy" and re.search(r"before(?:\.json|_packages)", task.argument("dest"))
+    ]  # fmt: skip
+    assert before and not names([task for task in before if task.arguments.get("force") is not False])
+
+
+def cdi_program() -> Task:
+    [task] = [task for task in TASKS if re.search("nvidia-ctk .*cdi generate", task.program)]
+    return task
+
+
+def test_cdi_specification_follows_the_driver(tmp_path: Path) -> None:
+    """An old one names files that the new driver has not: no container starts with a card."""
+    spec, driver = tmp_path / "cdi/nvidia.yaml", tmp_path / "driver"
+    toolkit = tmp_path / "nvidia-ctk"
+    toolkit.write_text(
+        f'#!/bin/sh\nfor word; do case $word in --output=*) cp {driver} "${{word#*=}}" ;; esac; done\n'
+    )
+    toolkit.chmod(0o755)
+    task = cdi_program()
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SPEC": str(spec)}
+    assert list(task.keys["environment"]) == ["SPEC"]
+    changed = []
+    for version in ("580.1", "580.1", "580.2"):
+        driver.write_text(version)
+        done = subprocess.run(
+            ["/bin/sh", "-c", task.program], env=environment, capture_output=True, text=True, check=True
+        )
+        changed.append("changed" in done.stdout.splitlines())
+        assert spec.read_text() == version and [path.name for path in spec.parent.iterdir()] == [spec.name]
+    assert changed == [True, False, True]
+    assert f"'changed' in {task.keys['register']}.stdout_lines" == task.keys["changed_when"]
+    # Also where a specification is there already.
+    assert not {"creates", "removes"} & {*task.keys.get("args", {})}
+    assert not re.search("spec|generated|stat", " ".join(all_conditions(task)).replace("inspect", "")), task
+
+
+def test_downloads_are_tried_again() -> None:
+    """What goes through the network comes with a delay, and as often as its role says."""
+    for task in TASKS:
+        if "common_protected_environment" in str(task.keys.get("environment", "")):
+            rescued = any("rescue" in block for block in task.blocks)
+            assert (
+                {"until", "retries", "delay"} <= set(task.keys) or rescued or "verb" in str(task.arguments)
+            ), task
