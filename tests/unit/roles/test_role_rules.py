@@ -128,6 +128,16 @@ def test_what_is_not_printed_is_not_readable_by_others() -> None:
         assert file.modes[0] & 0o070 == 0 or "docker" in file.group, file
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_options_that_hold_a_password_are_not_logged(role: str) -> None:
+    """What is wrong with an option is printed with its value, unless it says so."""
+    path = ROOT / "roles" / role / "meta/argument_specs.yml"
+    for entry in load(path)["argument_specs"].values() if role != "training_job" else ():
+        for name, option in entry.get("options", {}).items():
+            if re.search(r"_(?:environment|pat|app_key|token)$", name):
+                assert option.get("no_log") is True, name
+
+
 def test_closed_folders_are_closed() -> None:
     closed = [file for file in WRITTEN if file.is_folder and CLOSED_FOLDERS.search(file.path)]
     assert len(closed) >= 5
