@@ -141,6 +141,6 @@ def test_short_playbooks_call_their_roles(site: Site) -> None:
 def test_playbooks_that_change_a_host_become_root_and_those_of_a_person_do_not() -> None:
     for book in (ROOT / "playbooks").glob("*.yml"):
         of_a_person = book.stem in ("train", "cancel")
-        for play in load(book):
+        for play in (play for play in load(book) if "hosts" in play):
             assert play["become"] is not of_a_person, f"{book.name}: {play['name']}"
             assert play["gather_facts"] == ("gather_subset" in play), f"{book.name}: {play['name']}"
