@@ -17,6 +17,7 @@ from train_classifier.worker.containers.image import Image
 from train_classifier.worker.environments import environment
 from train_classifier.worker.environments.environment_build import MOUNTED
 from train_classifier.worker.environments.stored_environments import ISOLATED
+from train_classifier.worker.gpus import devices
 from train_classifier.worker.jobs.run import JobRun, add_packages, build_environment, find_image
 from train_classifier.worker.system.host import Host
 from train_classifier.worker.transfer import workspace_copy
@@ -87,6 +88,38 @@ def test_requirements_that_the_plain_image_cannot_have(
             else:
                 with pytest.raises(NoEnvironment):
                     build_environment(run)
+
+
+def test_cuda_of_torch_is_named_on_a_host_without_gpus(
+    site: Site, engine: docker.DockerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(engine) as index:
+        index.add(wheel("setuptools", "80.0"), wheel("nvidia_blas", "1.0"))
+        index.add(
+            wheel("torch", "2.0", requires=["nvidia-blas"]), wheel("learning", "1.0", requires=["torch"])
+        )
+        variables = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
+        host = dataclasses.replace(site.host, images={"cpu": site.base}, environment=variables)
+        monkeypatch.setattr(Host, "load", lambda: host)
+        start_job(site, "learning\n")
+        for gpus in ((), (object(),)):
+            monkeypatch.setattr(devices, "discover", lambda *_, gpus=gpus, **__: devices.Discovery(gpus))
+            site.job.write_status(notes=[])
+            run = JobRun(site.job)
+            run.engine = engine
+            find_image(run)
+            build_environment(run)
+            noted = [
+                note
+                for note in site.job.status()["notes"]
+                if note.startswith("torch brings its CUDA (1 package")
+            ]
+            assert len(noted) == (0 if gpus else 1)
+    assert "/whl/cpu in m/requirements.txt installs" in environment.unused_cuda(
+        run.environment, run.image, "m"
+    )
+    locked = dataclasses.replace(run.environment, files=("uv.lock",))
+    assert environment.unused_cuda(locked, run.image, "m") == ""
 
 
 def test_python_that_the_requirements_need_is_taken(

@@ -8,7 +8,7 @@ import json
 import docker
 import pytest
 from docker.types import Mount
-from index_server import BACKEND, PYPROJECT, Index, serve, wheel
+from index_server import BACKEND, PYPROJECT, Index, sdist, serve, wheel
 from worker_site import Site, index, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
@@ -137,6 +137,20 @@ def test_dependencies_of_poetry_and_of_setup_py_are_installed(site: Site, index:
     built = environment.prepare(site.context(), site.find(), site.workspace, request)
     assert {"ranged==2.0", "shapes==0+unknown"} <= set(built.packages)
     assert "m/requirements.txt is missing: the packages are those of setup.py" in site.messages
+
+
+def test_build_gets_variables_of_the_model(site: Site, index: Index) -> None:
+    seen = "import os\nSEEN = [os.environ.get(name) for name in ('MAX_JOBS', 'EPOCHS')]\n"
+    index.add(sdist("compiled", "1.0", seen), wheel("ready", "1.0"))
+    for jobs in ("1", "2"):
+        variables = {"MAX_JOBS": jobs, "EPOCHS": "3"}
+        request = environment.EnvironmentRequest("m", "0" * 16, variables=variables)
+        (site.workspace / "m" / "requirements.txt").write_text("compiled\n")
+        built = environment.prepare(site.context(), site.find(), site.workspace, request)
+        assert site.run(site.find(), built, "import compiled; print(compiled.seen)") == f"['{jobs}', None]\n"
+    (site.workspace / "m" / "requirements.txt").write_text("ready\n")
+    shared = environment.prepare(site.context(), site.find(), site.workspace, request)
+    assert shared.hash == site.prepare("ready\n").hash
 
 
 def test_package_that_another_requires_is_the_repository(site: Site, index: Index) -> None:

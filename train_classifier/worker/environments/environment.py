@@ -1,6 +1,7 @@
 """Which Python packages a model gets: over the image's own, or isolated from them, and for which reason."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from train_classifier.core import requirements_file
@@ -37,6 +38,8 @@ from train_classifier.worker.environments.stored_environments import (
 from train_classifier.worker.system.host import Host
 
 AUTO = "auto"
+#: PyTorch's own index of builds for the CPU.
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 #: Index settings of pip, and what uv calls them.
 INDEX_SETTINGS = {
     "PIP_INDEX_URL": "UV_DEFAULT_INDEX", "PIP_EXTRA_INDEX_URL": "UV_INDEX", "PIP_FIND_LINKS": "UV_FIND_LINKS",
@@ -54,6 +57,8 @@ class EnvironmentRequest:
     #: `auto`, `image` or `isolated`.
     kind: str = AUTO
     with_gpu: bool = False
+    #: The model's variables; builds get some of them.
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def prepare(context: Context, image: Image, workspace: Path, request: EnvironmentRequest) -> Environment:
@@ -98,6 +103,7 @@ def _choose(
     settings = {
         "variables": variables,
         "source": program_text("install_requirements.py"),
+        "build_variables": environment_plan.build_variables(request.variables),
         # Hashed once: local packages may be large.
         "paths_digest": local_packages.digest_of_paths(workspace, requirements.paths, context.check_cancel),
     }
@@ -207,6 +213,24 @@ def description(environment: Environment, image: Image) -> str:
     names = ", ".join(environment.unisolated)
     built = f"; built with the environment's own packages: {names}" if names else ""
     return f"kind {environment.kind} ({environment.reason}){replaced}{built}"
+
+
+def unused_cuda(environment: Environment, image: Image, model: str) -> str:
+    """Return what to write for a PyTorch without the CUDA that this environment has; "" where it has none.
+
+    A lock is installed as it was made.
+    """
+    names = [line.partition("==")[0] for line in environment.packages]
+    cuda = [name for name in names if name.startswith("nvidia-") and name not in image.packages]
+    if not cuda or "torch" not in names or environment.files[0].endswith(requirements_file.LOCK):
+        return ""
+    own = f"{model}/{requirements_file.REQUIREMENTS}"
+    is_text = environment.files[0].endswith(".txt")
+    place = f"in {environment.files[0]}" if is_text else f"and the packages in {own}"
+    return (
+        f"torch brings its CUDA ({len(cuda)} packages of some GB), and this host has no GPU: the line "
+        f"--extra-index-url {CPU_INDEX} {place} installs one without (not where lines have hashes)"
+    )
 
 
 def _variables(host: Host) -> dict[str, str]:

@@ -55,8 +55,8 @@ def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
     for path in store.envs.glob("[0-9a-f]*/environment.json"):
         record = read_json(path) or {}
         definition = record.get("definition", {})
-        # `own_package` is a key only where there is one.
-        keys = {*defined, "own_package"} - {"lines"}
+        # These are keys only where there is one.
+        keys = {*defined, "own_package", "build_variables"} - {"lines"}
         lines = definition.get("lines", [])
         if (
             all(definition.get(key) == defined.get(key) for key in keys)
@@ -112,13 +112,18 @@ class Builder:
         """Return uv's cache for this build: for one image, with `repository` for that repository in it.
 
         The image's own Python can write to the cache during a build, and any checkout may name an image. uv
-        keeps a built package under its name and version alone, whatever framework it was built with.
+        keeps a built package under its name and version alone, whatever it was built with.
         """
         name = f"image-{self.image.base.rpartition(':')[2][:32]}"
         if repository:
             name += f"-repository-{repository}"
-            frameworks = "\n".join(self.plan.framework_lines())
-            name += f"-{hashlib.sha256(frameworks.encode()).hexdigest()[:8]}" if frameworks else ""
+            variables = (f"{name}={value}" for name, value in sorted(self.plan.build_variables.items()))
+            built_with = "\n".join([*self.plan.framework_lines(), *variables])
+            name += (
+                f"-{hashlib.sha256(built_with.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+                if built_with
+                else ""
+            )
         return self.context.store.uv_caches / name
 
     def fitting_pythons(self, folder: Path, repository: str, wheels_only: bool) -> list[str]:
@@ -145,12 +150,13 @@ class Builder:
             "open": str(cache) if repository else None,
         }
         files = self._files(not repository, entries, question)
+        build_variables = self.plan.build_variables if repository else {}
         build_folder.create(self.account, folder, files, request, self.context.check_cancel)
         status, output = self._run(
             folder,
             [self.image.python, "-c", self.plan.source, f"{BUILD}/{build_folder.INPUT}/plan.json"],
             mounts=self._mounts(folder, cache, not repository),
-            environment=self._environment(bool(entries)),
+            environment={**build_variables, **self._environment(bool(entries))},
         )
         return status, output, problem
 

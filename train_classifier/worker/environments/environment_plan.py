@@ -34,6 +34,12 @@ CUDA_EXTRAS = {"tensorflow": ("and-cuda", "nvidia-"), "jax": ("cuda12", "jax-cud
 SHARED_OPTIONS = {"--require-hashes", "--pre", "--only-binary"}
 #: Options of pip's files that uv has only on its command line.
 ON_COMMAND_LINE = {"--pre": "--prerelease", "--trusted-host": "--allow-insecure-host"}
+#: Variables that builds of packages read; none of them says how uv, git or TLS work.
+_BUILD_VARIABLE = re.compile(
+    r"(?!UV_|PIP_|GIT_|SSL_|PYTHON|LD_)(?:MAX_JOBS|TORCH_CUDA_ARCH_LIST|CUDAARCHS|CC|CXX|(?:C|CXX|CPP|LD)FLAGS"
+    r"|CMAKE_[A-Z_]{1,60}|NVCC_(?:APPEND|PREPEND)_FLAGS|FORCE_CUDA"
+    r"|[A-Z][A-Z0-9]{0,40}_(?:[A-Z0-9]{1,40}_)?(?:BUILD|SKIP|FORCE|CUDA)(?:_[A-Z0-9_]{1,80})?)\Z"
+)
 _TRUSTED_HOST = re.compile(r"(?:https?://)?(?P<host>[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?)(?::[0-9]{1,5})?\Z")
 #: Indexes of the host besides the default one: they come first, so that nobody can publish a name of theirs.
 HOST_INDEXES = ("UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_INDEX_STRATEGY")
@@ -55,6 +61,8 @@ class EnvironmentPlan:
     source: str
     #: Hash of the content of `paths`; "" without any.
     paths_digest: str
+    #: Variables of the model that builds of packages get, too.
+    build_variables: dict[str, str] = dataclasses.field(default_factory=dict)
     #: The file that asks for the packages, for messages.
     file: str = requirements_file.REQUIREMENTS
     #: The uv.lock that all packages come from, among `paths`.
@@ -89,9 +97,14 @@ class EnvironmentPlan:
         """Tell whether each requirement must have a hash: then no requirement can be added."""
         return "--require-hashes" in self.options
 
-    def definition(self) -> dict[str, Any]:
-        """Return the part of an environment's definition that the model's files make up."""
+    def definition(self, repository: str) -> dict[str, Any]:
+        """Return the part of an environment's definition that the model's files and variables make up.
+
+        Where a `repository` is the owner, packages are built, so the variables of builds count.
+        """
+        variables = self.build_variables if repository else {}
         return {
+            **({"build_variables": variables} if variables else {}),
             # The record of an environment names the file, in its reason.
             **({} if self.file == requirements_file.REQUIREMENTS else {"file": self.file}),
             **({"own_package": self._own_package()} if self.package else {}),
@@ -165,6 +178,11 @@ class EnvironmentPlan:
         if more and not any(self.variables.get(name) for name in HOST_INDEXES):
             options += ["--index-strategy", "unsafe-best-match"]
         return options
+
+
+def build_variables(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the model's variables that builds of packages get, too."""
+    return {name: value for name, value in variables.items() if _BUILD_VARIABLE.match(name)}
 
 
 def over_image(

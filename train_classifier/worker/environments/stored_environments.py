@@ -138,7 +138,7 @@ def _make(builder: Builder, key: str, owner: str, reason: str) -> dict[str, Any]
     """Build in a temporary folder, then rename it; the caller holds the lock. Raises NeedsBuilding."""
     image, account, store = builder.image, builder.account, builder.context.store
     defined = {
-        **builder.plan.definition(),
+        **builder.plan.definition(owner),
         "image": image.id,
         "python": image.python_version,
         "repository": owner,
@@ -259,6 +259,6 @@ def _key(host: Host, image: Image, plan: EnvironmentPlan, repository: str) -> st
         "uv": uv_version(host),
         "indexes": indexes,
         "repository": repository,
-        **plan.definition(),
+        **plan.definition(repository),
     }
     return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()[:40]

@@ -15,6 +15,7 @@ from train_classifier.worker.containers.context import Context
 from train_classifier.worker.environments import environment
 from train_classifier.worker.environments.build_failures import PythonConflict
 from train_classifier.worker.environments.stored_environments import ISOLATED, Environment
+from train_classifier.worker.gpus import devices
 from train_classifier.worker.jobs import conclude, recover
 from train_classifier.worker.jobs.secrets import take_secrets
 from train_classifier.worker.state import results
@@ -153,7 +154,7 @@ def build_environment(run: JobRun) -> None:
     def prepare() -> Environment:
         kind = ISOLATED if run.image.plain else run.spec.environment_kind
         request = environment.EnvironmentRequest(
-            run.spec.model, run.spec.repository.key, kind, with_gpu=run.gpu_count > 0
+            run.spec.model, run.spec.repository.key, kind, run.gpu_count > 0, run.spec.environment
         )
         return environment.prepare(run.context, run.image, run.job.workspace, request)
 
@@ -171,6 +172,10 @@ def build_environment(run: JobRun) -> None:
     else:
         # The phase of this message has the word already.
         run.say(description)
+    if run.gpu_count == 0:
+        advice = environment.unused_cuda(run.environment, run.image, run.spec.model)
+        if advice and not devices.discover(run.host, processes=False).gpus:
+            run.context.note(advice)
     results.record_facts(
         run.job,
         environment={

@@ -26,6 +26,23 @@ def isolated(
     return environment_plan.isolated("m", distutils, folder, requirements, SETTINGS, gpu).lines
 
 
+def test_builds_get_the_variables_that_they_read() -> None:
+    names = (
+        "MAX_JOBS", "TORCH_CUDA_ARCH_LIST", "CMAKE_ARGS", "CFLAGS", "CXX", "FLASH_ATTENTION_SKIP_CUDA_BUILD",
+        "DS_BUILD_OPS", "NATTEN_CUDA_ARCH", "FORCE_CUDA",
+    )  # fmt: skip
+    others = (
+        "EPOCHS", "PATH", "LD_PRELOAD", "UV_INSECURE_HOST", "UV_SKIP_WHEEL_FILENAME_CHECK", "PIP_INDEX_URL", "GIT_SSL_NO_VERIFY",
+        "PYTHON_BUILD_X", "HTTPS_PROXY", "SSL_CERT_FILE", "HOME", "NETRC", "BUILD", "_BUILD_", "max_jobs", "LD_FORCE_X",
+    )  # fmt: skip
+    assert tuple(environment_plan.build_variables(dict.fromkeys((*names, *others), "1"))) == names
+    settings = {**SETTINGS, "build_variables": {"MAX_JOBS": "2"}}
+    plan = environment_plan.over_image({}, True, Path("/none"), Requirements(lines=("six",)), settings)
+    # Wheels alone are the same without them.
+    assert "build_variables" not in plan.definition("")
+    assert plan.definition("0" * 16)["build_variables"] == {"MAX_JOBS": "2"}
+
+
 def test_frameworks_of_the_image_are_kept_and_numpy_is_not() -> None:
     plan = over_image({"torch": "2.5.1+cu121", "numpy": "2.1.3", "keras": "3.5.0"})
     assert plan.pins == {"torch": "2.5.1+cu121", "keras": "3.5.0"}
