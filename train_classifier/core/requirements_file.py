@@ -225,7 +225,8 @@ class _Reader:
     def project(self, relative: str, requirements: str) -> None:
         """Read the dependencies of a pyproject.toml; `requirements` is the file that can take its place."""
         try:
-            project = project_file.read(self.text(relative, relative, project_file.MOST_BYTES))
+            text = self.text(relative, relative, project_file.MOST_BYTES)
+            project = project_file.read(text, os.path.dirname(relative))
         except ValueError as error:
             self.problems.append(f"{relative}: {error}; {_instead(requirements)}")
             return

@@ -178,3 +178,15 @@ def test_paths_are_those_of_the_repository(tmp_path: Path, path: str, problem: s
     requirements = requirements_file.parse(tmp_path, "m")
     assert problem in "".join(requirements.problems)
     assert requirements.paths == (() if problem else ("lib",))
+
+
+def test_paths_of_a_models_project_start_at_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "m" / "lib").mkdir(parents=True)
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "m" / "pyproject.toml").write_text(
+        "[tool.poetry.dependencies]\na = { path = 'lib' }\nb = { path = '../lib' }\n"
+    )
+    requirements = requirements_file.parse(tmp_path, "m")
+    assert (requirements.problems, requirements.paths) == ((), ("m/lib", "lib"))
+    # The build has copies of these folders alone.
+    assert requirements.lines == ("a @ ./m/lib", "b @ ./lib")

@@ -4,6 +4,7 @@ Poetry's own words: https://python-poetry.org/docs/dependency-specification/
 """
 
 import functools
+import os
 import re
 from collections.abc import Iterator
 from typing import Any, Optional
@@ -28,8 +29,8 @@ _READ = {
 _SSH_ADDRESS = re.compile(r"(?P<host>[\w.-]+@[\w.-]+):(?P<path>[^\s/]\S*)\Z")
 
 
-def project(poetry: dict[str, Any]) -> dict[str, Any]:
-    """Return the table `[project]` of a project that has Poetry's own.
+def project(poetry: dict[str, Any], folder: str = "") -> dict[str, Any]:
+    """Return the table `[project]` of a project in `folder` of the repository that has Poetry's own.
 
     An extra that cannot be read is left out. Raises ValueError with a phrase for other dependencies that
     cannot be read.
@@ -38,8 +39,8 @@ def project(poetry: dict[str, Any]) -> dict[str, Any]:
     required = [name for name, value in dependencies.items() if name != "python" and not _is_optional(value)]
     if any(source.get("priority") != "explicit" for source in _sources(poetry)):
         raise ValueError("tool.poetry.source cannot be followed")
-    lines = [line for name in required for line in _lines(name, dependencies[name])]
-    extras = _extras(_table(poetry, "extras"), dependencies)
+    lines = [line for name in required for line in _lines(name, dependencies[name], folder)]
+    extras = _extras(_table(poetry, "extras"), dependencies, folder)
     table = {"dependencies": lines, "optional-dependencies": extras, "version": poetry.get("version", "")}
     # Without package mode it is no package.
     if poetry.get("package-mode") is not False:
@@ -56,9 +57,9 @@ def names_with_prereleases(poetry: dict[str, Any]) -> list[str]:
     ]
 
 
-def _extras(extras: dict[str, Any], dependencies: dict[str, Any]) -> dict[str, list[str]]:
+def _extras(extras: dict[str, Any], dependencies: dict[str, Any], folder: str) -> dict[str, list[str]]:
     """Return the requirements of each extra that can be read."""
-    lines_of = functools.lru_cache(None)(lambda name: _lines(name, dependencies[name]))
+    lines_of = functools.lru_cache(None)(lambda name: _lines(name, dependencies[name], folder))
     result = {}
     count = 0
     for extra, names in extras.items():
@@ -102,15 +103,15 @@ def _is_optional(value: Any) -> bool:
     return isinstance(value, dict) and value.get("optional") is True
 
 
-def _lines(name: str, value: Any) -> list[str]:
+def _lines(name: str, value: Any, folder: str) -> list[str]:
     """Return the requirements of a dependency: one, or several with a marker each."""
     try:
-        return [_line(name, each) for each in (value if isinstance(value, list) else [value])]
+        return [_line(name, each, folder) for each in (value if isinstance(value, list) else [value])]
     except ValueError as error:
         raise ValueError(f"{name} in tool.poetry.dependencies has {error}") from error
 
 
-def _line(name: str, value: Any) -> str:
+def _line(name: str, value: Any, folder: str) -> str:
     table = {"version": value} if isinstance(value, str) else value
     if not isinstance(table, dict):
         raise ValueError("no version")
@@ -133,12 +134,12 @@ def _line(name: str, value: Any) -> str:
     ]
     marker = " and ".join(filter(None, markers))
     if any(place in table for place in _PLACES):
-        return f"{name}{extra} @ {_place(table)}" + (f" ; {marker}" if marker else "")
+        return f"{name}{extra} @ {_place(table, folder)}" + (f" ; {marker}" if marker else "")
     range_ = ",".join(_clauses(table.get("version", "*")))
     return f"{name}{extra}{range_}" + (f" ; {marker}" if marker else "")
 
 
-def _place(table: dict[str, Any]) -> str:
+def _place(table: dict[str, Any], folder: str) -> str:
     """Return where a package is that is not found by its name."""
     subdirectory = f"#subdirectory={table['subdirectory']}" if "subdirectory" in table else ""
     if "git" in table:
@@ -148,7 +149,7 @@ def _place(table: dict[str, Any]) -> str:
         return f"git+{address}" + (f"@{reference}" if reference else "") + subdirectory
     if "url" in table:
         return f"{table['url']}{subdirectory}"
-    path = table.get("path") or table.get("file") or ""
+    path = os.path.normpath(os.path.join(folder, table.get("path") or table.get("file") or ""))
     return path if path.startswith((".", "/")) else f"./{path}"
 
 

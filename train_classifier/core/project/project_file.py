@@ -29,12 +29,15 @@ class Project:
     is_poetry: bool = False
 
 
-def read(text: str) -> Project:
-    """Return what a pyproject.toml asks for. Raises ValueError with a phrase for what cannot be read."""
+def read(text: str, folder: str = "") -> Project:
+    """Return what the pyproject.toml in a folder of the repository asks for.
+
+    Raises ValueError with a phrase for what cannot be read.
+    """
     tables = toml_reader.read(text)
     is_poetry = "project" not in tables and bool(table_at(tables, "tool", "poetry"))
     if is_poetry:
-        tables["project"] = poetry.project(table_at(tables, "tool", "poetry"))
+        tables["project"] = poetry.project(table_at(tables, "tool", "poetry"), folder)
     dependencies = table_at(tables, "project").get("dependencies", [])
     files = []
     if "dependencies" in texts(table_at(tables, "project").get("dynamic", [])):
