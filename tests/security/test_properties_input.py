@@ -109,6 +109,8 @@ PARTS = st.sampled_from(
         "setup(", ")", "name='a'", "version=", "packages=find_packages(", "install_requires=", "[", "]", "{", "}", "'", ",", "\n", "    ",
         "[project]\n", "[metadata]\n", "[options]\n", "[options.entry_points]\n", "name", " = ", "'a'", "attr: a.b", "file: x", "dynamic",
         "['version']", "[tool.setuptools_scm]\n", "[versioneer]\n", "version_file", "[tool.setuptools.packages]\n", "find", "where", "..",
+        "[tool.poetry]\n", "[tool.poetry.dependencies]\n", "[tool.poetry.extras]\n", "[[tool.poetry.source]]\n", "a = ", "'^1.2'",
+        "{path = 'src'}", "{version = '1', python = '3.9 || 3.10'}", "{git = 'git@h:o/a', extras = [", "scripts = ", "packages = ",
         "entry_points=", "{'console_scripts': ", "\0", "\ud800", "a" * 5000, " " * 5000, "(" * 500, "1" + "+1" * 2000,
     ]
 )  # fmt: skip
@@ -129,6 +131,7 @@ def test_repository_as_a_package_is_read(
     (top / name).write_bytes(content.encode("utf-8", "surrogatepass"))
     with bounded():
         requirements = requirements_file.parse(top, "m")
+        requirements_file.parse(top, "without_its_own_file")
         git_version.is_used(top)
     if requirements.package:
         assert re.fullmatch(r"[A-Za-z0-9._-]+", requirements.package.name)

@@ -87,8 +87,11 @@ def test_forms_of_dependencies(dependency: str, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("dependency", "problem"),
     [
-        ("a = '^1.2 || ^2'", "a in tool.poetry.dependencies has the version '^1.2 || ^2', which is not read"),
-        ("a = 1.2", "a in tool.poetry.dependencies has no version"),
+        (
+            "a = '^1.2 || ^2'",
+            "'a' in tool.poetry.dependencies has the version '^1.2 || ^2', which is not read",
+        ),
+        ("a = 1.2", "'a' in tool.poetry.dependencies has no version"),
         ("a = { version = 1 }", "has a value that is no text"),
         ("a = { extras = 3 }", "has extras that are no list"),
         ("a = { version = '1', source = 'private' }", "has a source, which is not followed"),

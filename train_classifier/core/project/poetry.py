@@ -108,7 +108,7 @@ def _lines(name: str, value: Any, folder: str) -> list[str]:
     try:
         return [_line(name, each, folder) for each in (value if isinstance(value, list) else [value])]
     except ValueError as error:
-        raise ValueError(f"{name} in tool.poetry.dependencies has {error}") from error
+        raise ValueError(f"{name!r} in tool.poetry.dependencies has {error}") from error
 
 
 def _line(name: str, value: Any, folder: str) -> str:
