@@ -71,6 +71,7 @@ cut -d: -f1 /etc/passwd /etc/group
 find /etc -xdev -not -path '/etc/*-' -not -name ld.so.cache | sort
 ls -A /var/lib/train-classifier /opt /usr/local/lib
 echo "held $(apt-mark showhold)"
+apt-mark showauto | sed 's/^/automatic /'
 """
 
 
