@@ -106,7 +106,7 @@ class Packages:
 
     def run(self, *command: str) -> str:
         """Run a command of the package manager and return its output; the module fails when it fails."""
-        status, output, errors = self.module.run_command(command, environ_update=ENVIRONMENT)
+        status, output, errors = self.module.run_command(list(command), environ_update=ENVIRONMENT)
         if status:
             reason = " ".join(re.findall(r"^[EW]: .*", errors, re.MULTILINE)) or errors.strip()
             self.module.fail_json(msg=f"{' '.join(command[:2])} …: {reason}", stderr=errors, rc=status)
@@ -186,15 +186,18 @@ class Packages:
         self.save()
         self.module.exit_json(changed=True, **answer)
 
+    def can_go(self, names: set[str]) -> bool:
+        """Return whether apt could remove just these packages, with nothing else removed or installed."""
+        command = ["apt-get", "-s", "remove", *sorted(names)]
+        status, simulation, _ = self.module.run_command(command, environ_update=ENVIRONMENT)
+        return status == 0 and removed_packages(simulation) == names and not new_packages(simulation)
+
     def unneeded(self, candidates: set[str]) -> set[str]:
         """Return the candidates that can go alone: all of them, or those that nothing needs."""
+        if candidates and self.can_go(candidates):
+            return candidates
         automatic = removed_packages(self.apt_get("-s", "autoremove")) & candidates
-        for names in (candidates, automatic):
-            if names:
-                simulation = self.apt_get("-s", "remove", *sorted(names))
-                if removed_packages(simulation) == names and not new_packages(simulation):
-                    return names
-        return set()
+        return automatic if automatic and self.can_go(automatic) else set()
 
     def remove(self) -> None:
         """Remove what the roles brought and nothing needs once this role is gone."""

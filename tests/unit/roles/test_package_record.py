@@ -1,0 +1,195 @@
+"""The module package_record: what a role brings, what another still needs, and what the last one leaves."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+SOURCE = Path(__file__).parents[3] / "plugins/modules/package_record.py"
+
+
+class Host:
+    """A package manager of a few packages: what each depends on, and which are there."""
+
+    def __init__(self, depends: dict[str, list[str]], installed: list[str]) -> None:
+        self.depends = depends
+        self.installed = set(installed)
+        self.automatic = {"libc"} & self.installed
+        self.configuration_left: set[str] = set()
+        self.purge_fails = False
+
+    def needs(self, names: set[str]) -> set[str]:
+        """The packages with all that they depend on."""
+        found = set(names)
+        while more := {other for name in found for other in self.depends.get(name, [])} - found:
+            found |= more
+        return found
+
+    def install(self, *names: str) -> None:
+        """Install packages as Ansible's module for apt does: what is asked for is marked as manual."""
+        new = self.needs(set(names)) - self.installed
+        self.installed |= new
+        self.automatic = (self.automatic | new) - set(names)
+
+    def answer(self, command: list[str]) -> str:
+        """What dpkg, apt-mark or apt-get prints."""
+        words = [word for word in command[1:] if word not in ("-y", "-o", "-qq") and "::" not in word]
+        names = set(words)
+        if command[0] == "dpkg":
+            return "amd64" if "--print-architecture" in names else ""
+        if command[0] == "dpkg-query":
+            rows = [f"installed {name} all" for name in self.installed]
+            return "\n".join(rows + [f"config-files {name} all" for name in self.configuration_left])
+        if command[0] == "apt-mark":
+            if words[0] == "auto":
+                self.automatic |= names & self.installed
+            listed = {"showauto": self.automatic, "showmanual": self.installed - self.automatic}
+            return "\n".join(listed.get(words[0], set()))
+        if "install" in names:
+            return "\n".join(
+                f"Inst {name} (1)" for name in self.needs(names) & set(self.depends) - self.installed
+            )
+        if "autoremove" in names:
+            gone = self.installed - self.needs(self.installed - self.automatic)
+        else:
+            gone = {name for name in self.installed if self.needs({name}) & names}
+        if "remove" in names and "-s" not in names:
+            self.installed -= gone
+            self.configuration_left |= gone
+            self.automatic &= self.installed
+        if "purge" in names:
+            assert not self.purge_fails
+            self.configuration_left -= names
+        return "\n".join(f"Remv {name} [1]" for name in gone)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("package_record", SOURCE)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path / "installed"
+    module.FOLDER, module.RECORD = folder, folder / "packages.json"  # type: ignore[attr-defined]
+    module.ENGINE_RECORD = tmp_path / "engine.json"  # type: ignore[attr-defined]
+    module.EARLIER = {role: folder / path.name for role, path in module.EARLIER.items()}  # type: ignore[attr-defined]
+    return module
+
+
+def call(
+    record: ModuleType, host: Host, role: str, state: str, packages: list[str], **options: Any
+) -> dict[str, Any]:
+    """One task of a role."""
+    answers: dict[str, Any] = {}
+
+    def stop(**values: Any) -> None:
+        answers.update(values)
+        raise SystemExit
+
+    module = SimpleNamespace(
+        params={
+            "role": role, "state": state, "packages": packages, "coming": None, "keep": [],
+            "remove_before_purge": [], "lock_timeout": 5, **options,
+        },
+        check_mode=False, exit_json=stop, atomic_move=os.replace,
+        run_command=lambda command, environ_update: (0, host.answer(command), ""),
+    )  # fmt: skip
+    work = record.Packages(module)
+    with pytest.raises(SystemExit):
+        work.add() if state == "present" else work.remove()
+    return answers
+
+
+def provide(record: ModuleType, host: Host, role: str, *packages: str) -> None:
+    """A role installs packages."""
+    call(record, host, role, "present", list(packages))
+    host.install(*packages, "python3-apt")
+
+
+DEPENDS = {
+    "libc": [], "tar": ["libc"], "python3-apt": [], "engine": ["runc", "certificates"], "runc": [], "certificates": ["libc"],
+    "git": ["curl", "certificates"], "curl": [], "tool": ["curl"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("order", [("engine", "runner"), ("runner", "engine")])
+def test_package_that_another_role_needs_stays_until_that_role_goes(
+    record: ModuleType, order: tuple[str, str]
+) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    provide(record, host, "engine", "engine", "certificates")
+    provide(record, host, "runner", "git", "certificates", "libc")
+    # It was there before, and not because somebody asked for it.
+    host.automatic.discard("libc")
+    call(record, host, order[0], "absent", [])
+    kept = {"engine": ["engine", "runc"], "runner": ["git", "curl"]}[order[1]]
+    assert host.installed == {"libc", "tar", "certificates", "python3-apt", *kept}
+    call(record, host, order[1], "absent", [])
+    assert host.installed == {"libc", "tar"}
+    assert (host.automatic, host.configuration_left) == ({"libc"}, set())
+    assert not record.RECORD.exists()
+
+
+def test_what_an_administrator_installed_since_keeps_what_it_needs(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    provide(record, host, "runner", "git")
+    host.install("tool")
+    call(record, host, "runner", "absent", [])
+    assert host.installed == {"libc", "tar", "tool", "curl"}
+
+
+def test_upgraded_package_is_not_a_new_one(record: ModuleType) -> None:
+    simulation = "Inst libc [1.0] (1.1 Debian)\nInst git (2 Debian [amd64])\nConf git (2 Debian)\n"
+    assert record.new_packages(simulation) == ["git"]
+
+
+def test_removal_killed_before_the_purge_is_finished_by_the_next_run(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    provide(record, host, "engine", "engine")
+    host.purge_fails = True
+    with pytest.raises(AssertionError):
+        call(record, host, "engine", "absent", [])
+    host.purge_fails = False
+    call(record, host, "engine", "absent", [])
+    assert (host.installed, host.configuration_left) == ({"libc", "tar"}, set())
+
+
+def test_configuration_that_was_left_before_stays(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    host.configuration_left = {"curl"}
+    provide(record, host, "runner", "git")
+    host.configuration_left = set()
+    call(record, host, "runner", "absent", [])
+    assert host.configuration_left == {"curl"}
+
+
+def test_records_of_the_last_release_are_taken_over(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    host.install("engine", "git")
+    record.FOLDER.mkdir()
+    record.EARLIER["github_runner"].write_text("git\ncurl\n")
+    record.EARLIER["nvidia_container_toolkit"].write_text("runc 1.0-1\n")
+    record.ENGINE_RECORD.write_text(json.dumps({"packages": ["engine", "certificates"]}))
+    removed = call(record, host, "github_runner", "absent", [])
+    assert removed["removed"] == ["curl", "git"]
+    assert not record.EARLIER["github_runner"].exists()
+    call(record, host, "nvidia_container_toolkit", "absent", [])
+    assert host.installed == {"libc", "tar", "engine", "runc", "certificates"}
+    call(record, host, "docker_engine", "absent", [])
+    assert host.installed == {"libc", "tar"}
+
+
+def test_second_run_records_nothing_new(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    provide(record, host, "engine", "engine")
+    assert call(record, host, "engine", "present", ["engine"]) == {
+        "changed": False,
+        "missing": [],
+        "recorded": True,
+    }
