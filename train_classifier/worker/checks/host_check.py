@@ -15,6 +15,7 @@ from train_classifier.core.errors import BadInput, ExitCode, TrainClassifierErro
 from train_classifier.core.options import show_option
 from train_classifier.worker.checks import engine_check, gpu_check
 from train_classifier.worker.checks.finding import ROLE, Finding, fail, from_error, ok, skip, warn
+from train_classifier.worker.containers import engine
 from train_classifier.worker.gpus import devices, gpu_queue, tickets
 from train_classifier.worker.gpus.devices import Discovery
 from train_classifier.worker.system import launcher, program
@@ -146,19 +147,26 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _free_bytes(path: Path) -> int:
+    space = os.statvfs(path)
+    return space.f_bavail * space.f_frsize
+
+
 def disks(host: Host, state: Optional[Path], info: Optional[dict[str, Any]]) -> list[Finding]:
     """Check the free space and the free inodes of the file systems of jobs and images."""
     findings: list[Finding] = []
     places = [("disk", "state folder", state)]
-    root = (info or {}).get("DockerRootDir")
-    if root and os.path.isdir(root):
-        places.append(("engine-disk", "engine", Path(root)))
+    # Containers, volumes and images may lie on two disks: the fuller one counts.
+    engine_folders = [
+        Path(folder) for folder in engine.folders(info or {}, host.root) if os.path.isdir(folder)
+    ]
+    if engine_folders:
+        places.append(("engine-disk", "engine", min(engine_folders, key=_free_bytes)))
     for name, purpose, path in places:
         if path is None:
             continue
         path = _existing(path)
-        space = os.statvfs(path)
-        free = space.f_bavail * space.f_frsize
+        space, free = os.statvfs(path), _free_bytes(path)
         text = f"{free / (1 << 30):.1f} GiB free for the {purpose} ({path})"
         if free < host.disk_floor_bytes:
             text += f", wanted {host.disk_floor_bytes / (1 << 30):.1f} GiB"

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Callable, Optional, TypeVar
 
 from train_classifier.core.errors import NotReady
@@ -155,9 +156,27 @@ def run_in_thread(call: Callable[[], T], check_cancel: Callable[[], None]) -> T:
     return results[0]
 
 
-def root_folder(client: Any) -> str:
-    """Return the folder in which the engine keeps images and containers."""
-    return str(retry(client.info).get("DockerRootDir") or "")
+def folders(info: dict[str, Any], root: Path = Path("/")) -> list[str]:
+    """Return the folders of the engine: its own, and containerd's where that keeps the images (Docker 29).
+
+    `info` is the engine's answer, which does not name containerd's folder; `root` is the host's.
+    """
+    own = str(info.get("DockerRootDir") or "")
+    kinds = [str(row[-1]) for row in info.get("DriverStatus") or () if row]
+    if not own or not any(kind.startswith("io.containerd.snapshotter") for kind in kinds):
+        return [own] if own else []
+    if str((info.get("Containerd") or {}).get("Address")).endswith("/docker/containerd/containerd.sock"):
+        # The engine started this containerd itself.
+        return [own, f"{own}/containerd/daemon"]
+    try:
+        with open(root / "etc/containerd/config.toml", encoding="utf-8", errors="replace") as file:
+            settings = file.read(100_000)
+    except OSError:
+        settings = ""
+    # The keys before the first table are containerd's own.
+    general = re.split(r"^\s*\[", settings, maxsplit=1, flags=re.MULTILINE)[0]
+    folder = re.search(r"""^\s*root\s*=\s*["'](/[^"'\n]*)["']""", general, re.MULTILINE)
+    return [own, folder[1] if folder else "/var/lib/containerd"]
 
 
 def process_identity() -> Optional[tuple[int, int]]:

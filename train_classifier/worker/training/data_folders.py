@@ -4,7 +4,7 @@ import fnmatch
 import os
 import pwd
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -25,24 +25,24 @@ KERNEL_FILE_SYSTEMS = {
 NO_SHELLS = ("nologin", "false", "sync")
 
 
-def resolve(spec: JobSpec, host: Host, state: Path, engine_root: Optional[str] = None) -> dict[str, str]:
+def resolve(spec: JobSpec, host: Host, state: Path, engine_folders: Sequence[str] = ()) -> dict[str, str]:
     """Return the real path of each data folder by its name. Raises BadInput with a sentence for each problem.
 
-    `state` is the caller's state folder, `engine_root` the engine's own if it is known.
+    `state` is the caller's state folder, `engine_folders` are the engine's own if they are known.
     """
-    real, problems = examine(spec, host, state, engine_root)
+    real, problems = examine(spec, host, state, engine_folders)
     if problems:
         raise BadInput(*problems)
     return real
 
 
 def examine(
-    spec: JobSpec, host: Host, state: Path, engine_root: Optional[str] = None
+    spec: JobSpec, host: Host, state: Path, engine_folders: Sequence[str] = ()
 ) -> tuple[dict[str, str], list[str]]:
     """Return what `resolve` returns, and the problems."""
     folders: dict[str, str] = {}
     problems = []
-    closed = [*ENGINES, *([engine_root] if engine_root else [])]
+    closed = [*ENGINES, *engine_folders]
     for folder in spec.data:
         subject = f"data folder {folder.path} (/data/{folder.name})"
         try:
