@@ -296,7 +296,7 @@ def test_environment_that_is_gone_at_the_next_boot_is_no_change() -> None:
 def test_what_runs_in_check_mode_only_looks() -> None:
     """Check mode changes no host, not even a bare one."""
     looking = [task for task in TASKS if task.keys.get("check_mode") is False]
-    assert len(looking) > 40
+    assert len(looking) >= 40
     for task in looking:
         assert task.module in PROGRAMS, task
         assert task.keys.get("changed_when") is False, task
@@ -315,7 +315,9 @@ def test_of_two_tasks_that_write_the_same_the_first_compares() -> None:
     ]  # fmt: skip
     assert len(pairs) >= 3
     assert not names([first for first, _ in pairs if first.keys.get("check_mode") is not True])
-    comparing = {str(task) for task in TASKS if task.keys.get("check_mode") is True}
+    comparing = {
+        str(task) for task in TASKS if task.keys.get("check_mode") is True and task.module in WRITING
+    }
     assert comparing == {str(first) for first, _ in pairs}
 
 
