@@ -161,6 +161,17 @@ def skips_check_mode(condition: str) -> bool:
     )
 
 
+def needs_check_mode(condition: str) -> bool:
+    """Whether a condition holds in check mode only."""
+    for node in _conjuncts(condition):
+        wanted = True
+        while isinstance(node, jinja2.nodes.Not):
+            node, wanted = node.node, not wanted
+        if isinstance(node, jinja2.nodes.Name) and node.name == "ansible_check_mode" and wanted:
+            return True
+    return False
+
+
 def runs_in_check_mode(task: Task) -> bool:
     """Whether a condition of the task, of its blocks, or of all includes of its file keeps it out of check mode."""
     if any(skips_check_mode(condition) for condition in task.conditions):

@@ -21,6 +21,7 @@ from role_files import (
     all_conditions,
     all_tasks,
     load,
+    needs_check_mode,
     runs_in_check_mode,
 )
 
@@ -332,6 +333,26 @@ def test_answers_that_check_mode_needs_are_there() -> None:
     assert not names(skipped)
 
 
+def test_tasks_for_check_mode_alone_only_report() -> None:
+    """A change that only check mode would make is one that nobody gets."""
+    reporting = [task for task in TASKS if any(map(needs_check_mode, task.conditions))]
+    assert reporting
+    allowed = ("debug", "include_tasks")
+    assert not names([task for task in reporting if task.module not in allowed])
+
+
+def test_refusals_and_reports_have_a_condition() -> None:
+    """A task that only fails would always do so, and a report that always comes is not read."""
+    always = re.compile("the chosen driver|^Keep . Report that the driver stays|the stale entries|Refuse to run without tasks_from")
+    for task in TASKS:
+        if (
+            task.module in ("fail", "debug")
+            and not always.search(task.keys["name"])
+            and "rescue" not in task.parts
+        ):
+            assert "when" in task.keys, task
+
+
 def test_check_mode_starts_no_container() -> None:
     workers = [task for task in TASKS if task.module == "host_check_worker"]
     assert workers
@@ -414,6 +435,43 @@ def test_handlers_run_before_a_reboot() -> None:
             ]
             flushed = [task for task in TASKS if task.path == path and task.arguments == "flush_handlers"]
             assert flushed and order[-1] == "meta", path
+
+
+def written_paths(role: str) -> set[str]:
+    """Absolute paths of the files that a role writes, outside of folders that it shares with others."""
+    paths = set()
+    for file in WRITTEN:
+        if file.task.role == role and not file.is_folder and "uninstall" not in file.task.path.name:
+            looped = [str(item) for item in file.task.items if isinstance(item, str)] or [""]
+            paths |= {resolved(role, file.path.replace("{{ item }}", item)) for item in looped}
+    return {path for path in paths if path.startswith("/") and "{{" not in path}
+
+
+@pytest.mark.parametrize(
+    "role", [role for role in ROLES if role not in ("common", "host_check", "training_job")]
+)
+def test_teardown_removes_every_file_that_the_role_writes(role: str) -> None:
+    # Merged into, or kept: the engine's configuration, and the key's package, which apt may clean away.
+    shared = {"/etc/docker/daemon.json", "/var/lib/train-classifier/drain"}
+    # Removed by name with the folder, or by the program of the teardown: __training_host_names, records.
+    removing = [
+        task
+        for task in TASKS
+        if task.role == role and re.search("uninstall|remove|no_firewall", task.path.name)
+    ]
+    text = resolved(
+        role, "\n".join(yaml.safe_dump(task.keys, width=10000, allow_unicode=True) for task in removing)
+    )
+    variables = load(ROOT / "roles" / role / "vars/main.yml")
+    text += " ".join(
+        f"/var/lib/train-classifier/{name}" for name in variables.get("__training_host_names", [])
+    )
+    removed = re.findall(r"(?<![\w}])/[\w./@-]+", text)
+    left = {
+        path for path in written_paths(role) - shared
+        if not any(path == one or path.startswith(one.rstrip("/") + "/") for one in removed if one.count("/") > 1 and one != "/etc/apt")
+    }  # fmt: skip
+    assert left == set()
 
 
 def test_units_that_are_written_or_removed_are_read_again() -> None:
