@@ -20,6 +20,7 @@ from role_files import (
     Task,
     all_conditions,
     all_tasks,
+    includers,
     load,
     needs_check_mode,
     runs_in_check_mode,
@@ -343,7 +344,9 @@ def test_tasks_for_check_mode_alone_only_report() -> None:
 
 def test_refusals_and_reports_have_a_condition() -> None:
     """A task that only fails would always do so, and a report that always comes is not read."""
-    always = re.compile("the chosen driver|^Keep . Report that the driver stays|the stale entries|Refuse to run without tasks_from")
+    always = re.compile(
+        "the chosen driver|^Keep . Report that the driver stays|the stale entries|Refuse to run without tasks_from"
+    )
     for task in TASKS:
         if (
             task.module in ("fail", "debug")
@@ -551,6 +554,50 @@ def test_cdi_specification_follows_the_driver(tmp_path: Path) -> None:
     # Also where a specification is there already.
     assert not {"creates", "removes"} & {*task.keys.get("args", {})}
     assert not re.search("spec|generated|stat", " ".join(all_conditions(task)).replace("inspect", "")), task
+
+
+def own_names(role: str) -> tuple[set[str], set[str]]:
+    """The variables that a role sets, and those of its own prefix that it reads."""
+    folder, text = ROOT / "roles" / role, text_of(role)
+    files = [load(path) for part in ("defaults", "vars") for path in (folder / part).glob("*.yml")]
+    defined = {name for variables in files for name in variables or {}}
+    # Not a key of `vars:` of an include, unless it is this role's own.
+    defined |= set(re.findall(r"^ +(?:- )?(_*\w+):(?: |$)", text, re.M))
+    defined |= set(re.findall(r"^ *(?:register|loop_var): (\w+)$", text, re.M))
+    texts = [text, *(path.read_text() for path in (folder / "templates").glob("*"))]
+    read = set(re.findall(rf"(?<![\w.:/'-])(__{role}_\w+)(?!\w*:)\b", "\n".join(texts)))
+    return defined, read
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_variable_that_is_read_is_set(role: str) -> None:
+    """By a file of variables, or by the task that looks for what it says."""
+    defined, read = own_names(role)
+    assert sorted(read - defined) == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_variable_that_is_set_is_read(role: str) -> None:
+    """Also in another role, a playbook, or a filter's arguments; what nothing reads was read by a task that is gone."""
+    everything = "\n".join(
+        path.read_text()
+        for folder in ("roles", "playbooks", "plugins")
+        for path in sorted((ROOT / folder).rglob("*.*[ml2y]"))
+    )
+    files = [
+        load(path) for part in ("defaults", "vars") for path in (ROOT / "roles" / role / part).glob("*.yml")
+    ]
+    names = {name for variables in files for name in variables or {}}
+    text = re.sub(r"^ *\w+:", "", everything, flags=re.M)
+    # Options are described in argument_specs, where they are keys.
+    assert sorted(name for name in names if not re.search(rf"\b{name}\b", text)) == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_file_of_tasks_is_included(role: str) -> None:
+    specified = set(load(ROOT / "roles" / role / "meta/argument_specs.yml")["argument_specs"])
+    for path in (ROOT / "roles" / role / "tasks").glob("*.yml"):
+        assert path.stem in specified | {"main", "uninstall"} or includers(path), path
 
 
 def test_downloads_are_tried_again() -> None:
