@@ -7,6 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
+#: What the programs that fetch write before a reason: apt and mmdebstrap, pip, Docker and uv.
+REASON = re.compile(
+    r"^[EW]: |ERROR|Could not fetch|Looking in indexes|Error response from daemon|^(?:error|fatal): ",
+)
+#: Characters of a reason in a message.
+MOST_OF_REASON = 600
+
 
 def apt_login(address: str) -> str:
     """Return a line of apt's auth.conf for the user and the password in an address; empty without them."""
@@ -22,6 +29,23 @@ def apt_login(address: str) -> str:
 def without_login(address: str) -> str:
     """Return the address without the user and the password that it may hold."""
     return re.sub("//[^/@]*@", "//", address)
+
+
+def fetch_reason(result: Mapping[str, Any]) -> str:
+    """Return why a task with the network failed: one line, in the words of its program, without logins."""
+    failed = next((each for each in result.get("results") or [] if each.get("failed")), result)
+    lines = [
+        line.strip()
+        for name in ("stderr", "stdout", "msg")
+        for line in str(failed.get(name) or "").splitlines()
+        if line.strip()
+    ]
+    reasons = [line for line in lines if REASON.search(line)] or lines[:1]
+    text = " ".join(dict.fromkeys(reasons))
+    text = re.sub(r"//[^/@\s]*@", "//", text)
+    return (text if len(text) <= MOST_OF_REASON else text[:MOST_OF_REASON] + "…").rstrip(
+        ". "
+    ) or "no reason given"
 
 
 def answers(lines: Iterable[str]) -> dict[str, str]:
@@ -74,6 +98,7 @@ class FilterModule:
         return {
             "common_answers": answers,
             "common_apt_login": apt_login,
+            "common_fetch_reason": fetch_reason,
             "common_release": release,
             "common_unsupported": unsupported,
             "common_without_login": without_login,

@@ -196,7 +196,8 @@ def test_nothing_is_installed_without_network_or_beside_docker_ce(
         done = play(bare, "docker_engine", fails=True, **variables)
         assert "docker.io and docker-cli could not be installed" in done.output
         assert re.search(
-            r"could not be installed: .*127\.0\.0\.1.*set it in train_classifier_environment", done.output
+            r"could not be installed from the host's package sources: .*127\.0\.0\.1.*set it in train_classifier_environment",
+            done.output,
         )
         assert "Traceback" not in done.output
 

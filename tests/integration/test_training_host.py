@@ -81,6 +81,25 @@ def test_missing_network_names_the_server_and_changes_nothing(ssh_host: TestHost
     assert ssh_host.shell(f"ls -A {ROOT} {ROOT}/bin; sha256sum {ROOT}/bin/uv {ROOT}/host.json") == before
 
 
+def test_image_that_cannot_be_pulled_ends_in_one_sentence(ssh_host: TestHost, base_image: str) -> None:
+    image = "127.0.0.1:9/acme/image:1"
+    variables = {
+        **fleet.role_variables(base_image),
+        "training_host_images": {"cpu": image},
+        "training_host_download_delay": 1,
+    }
+    done = play(ssh_host, "training_host", fails=True, **variables)
+    ssh_host.shell(f"sed -i '\\#^{image}$#d' {ROOT}/installed/training_host.images")
+    (sentence,) = re.findall(
+        rf'"msg": "(ssh-host: the image {image} could not be pulled from its registry: .*?)"}}', done.output
+    )
+    assert (
+        "connection refused" in sentence
+        and "set it in train_classifier_environment (http_proxy, https_proxy), and run again." in sentence
+    )
+    assert sentence.endswith("training_host_image_source: bootstrap.") and "\\n" not in sentence
+
+
 def test_missing_engine_names_the_role_to_run(bare_host: TestHost, base_image: str) -> None:
     variables = {**fleet.role_variables(base_image), "training_host_disk_floor_bytes": 1 << 60}
     done = play(bare_host, "training_host", fails=True, **variables)
