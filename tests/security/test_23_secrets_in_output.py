@@ -197,7 +197,7 @@ def test_23_run_of_the_whole_site_shows_no_secret(watched: TestHost, base_image:
 
 #: Roles with settings that make them fail, and what they then say.
 FAILURES: dict[str, tuple[str, dict[str, object], str]] = {
-    "key": ("nvidia_container_toolkit", {"nvidia_container_toolkit_key_fingerprint": "0" * 40}, "key for the container toolkit could not be fetched from https://"),
+    "key": ("nvidia_container_toolkit", {"nvidia_container_toolkit_key_fingerprint": "0" * 40}, "Repository | Fetch the key"),
     "checksum": ("nvidia_driver", {"nvidia_driver_replace": True, "nvidia_driver_branch": 580}, "no checksum is known of"),
     "keyring": ("nvidia_driver", {"nvidia_driver_replace": True, "nvidia_driver_branch": 580, "nvidia_driver_cuda_keyring_checksum": f"sha256:{'0' * 64}"}, "Source | Fetch the package of the key"),
     "packages": ("training_host", {"training_host_uv_version": "0.0.1"}, "python3-pip could not be installed"),
