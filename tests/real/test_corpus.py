@@ -13,9 +13,6 @@ from . import corpus
 
 __all__ = ["site", "tmp_path", "uv"]
 
-#: Each is resolved for six versions of Python; torch-1-10 stands for them in CI.
-OTHER_PYTHONS = ("old-scikit", "py38-era", "tf-2-8", "tf-gpu-2-10", "torch-1-13")
-
 
 @pytest.fixture(scope="session")
 def index() -> None:
@@ -26,13 +23,7 @@ def index() -> None:
         pytest.skip(f"no package index answers: {asked.stderr.strip()[-300:]}")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.full) if name in OTHER_PYTHONS else name
-        for name in corpus.names()
-    ],
-)
+@pytest.mark.parametrize("name", corpus.names())
 def test_what_becomes_of_a_requirements_file(
     name: str, index: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
