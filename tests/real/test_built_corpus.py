@@ -17,6 +17,7 @@ from worker_site import CA, Site, image_after, plain_image
 
 from train_classifier.worker.environments.stored_environments import ISOLATED
 from train_classifier.worker.state import file_trees
+from train_classifier.worker.system import failure_causes
 
 from . import corpus
 from .test_corpus import index
@@ -156,7 +157,14 @@ def test_file_is_built_and_imported(
     if python is None:
         built = emptied.prepare(content)
         assert built.kind == corpus.EXPECTED[name]
-        emptied.run(emptied.find(), built, code)
+        if name not in corpus.NOT_IMPORTED:
+            emptied.run(emptied.find(), built, code)
+            return
+        with pytest.raises(AssertionError) as raised:
+            emptied.run(emptied.find(), built, code)
+        cause = failure_causes.find(str(raised.value), failure_causes.Circumstances("m"))
+        assert cause is not None
+        assert cause.hint == f"add the line {corpus.NOT_IMPORTED[name]} to m/requirements.txt"
     else:
         with plain_image(engine, base_image, python[0]) as reference:
             built = emptied.prepare(content, reference, kind=ISOLATED)

@@ -464,6 +464,7 @@ CAUSES = (
             r"module 'numpy' has no attribute '(?P<name>\w{1,20})'|"
             r"`np\.\w{1,20}` was removed in the NumPy 2|"
             r"numpy\.dtype size changed, may indicate binary incompatibility|"
+            r"numpy\.core\.multiarray failed to import|_ARRAY_API not found|"
             r"A module that was compiled using NumPy 1\.x cannot be run in"
         ),
         _old_numpy,

@@ -86,6 +86,7 @@ def test_page_has_the_table_of_causes() -> None:
         ("AttributeError: module 'numpy' has no attribute 'float'.", "an older NumPy", "numpy<1.24 to probe/req"),
         ("AttributeError: `np.float_` was removed in the NumPy 2.0 release. Use `np.float64` instead.",
          "an older NumPy", "numpy<2 to probe/req"),
+        ("ImportError: numpy.core.multiarray failed to import", "an older NumPy", "numpy<2 to probe/req"),
         ("ValueError: numpy.dtype size changed, may indicate binary incompatibility. Expected 96 from C header, got 88",
          "an older NumPy", "numpy<2 to probe/req"),
         ("x.c:1:10: fatal error: odd/thing.h: No such file or directory", "a C header is missing", "-dev"),
