@@ -39,6 +39,9 @@ def lines(dependency: str) -> list[str]:
         ("1.2.3", "==1.2.3"),
         ("= 1.2.3", "==1.2.3"),
         ("==1.2.3.post1+cu121", "==1.2.3.post1+cu121"),
+        ("^2.2.0+cpu", ">=2.2.0,<3"),
+        (">=2.2.0+cpu", ">=2.2.0"),
+        ("^2.1.0dev", ">=2.1.0dev,<3"),
         (">= 1.2, < 1.5", ">=1.2,<1.5"),
         (">=1.2 <1.5", ">=1.2,<1.5"),
         ("~=1.4", "~=1.4"),
@@ -96,7 +99,15 @@ def test_forms_of_dependencies(dependency: str, expected: list[str]) -> None:
         ("a = { extras = 3 }", "has extras that are no list"),
         ("a = { version = '1', source = 'private' }", "has a source, which is not followed"),
         ("a = { version = '1', other = '2' }", "has the key 'other', which is not read"),
-        ("[[poetry.source]]\nname = 'private'\nurl = 'https://h'", "tool.poetry.source cannot be followed"),
+        (
+            "[[poetry.source]]\nname = 'private'\nurl = 'https://h'",
+            "tool.poetry.source 'private' is not followed (as a line of requirements.txt: --extra-index-url https://h)",
+        ),
+        (
+            "a = { version = '1', source = 'cpu' }\n[[poetry.source]]\nname = 'cpu'\nurl = 'https://me:word@h'\n"
+            "priority = 'explicit'",
+            "source 'cpu' is not followed (as a line of requirements.txt: --extra-index-url https://***@h)",
+        ),
         (f"a = '{'>=1 ' * 300}'", "which is not read"),
     ],
 )
@@ -116,6 +127,7 @@ def test_hostile_tables_end_soon(tmp_path: Path) -> None:
         f"[tool.poetry.dependencies]\na = '>=1{' ' * 100_000}'\nb = '>{' ' * 100_000}x'\n",
         f"[tool.poetry.dependencies]\na = '{'1.' * 100_000}'\n",
         "[tool]\npoetry = 1\n",
+        "[tool.poetry]\nsource = [{name = [1], priority = 'explicit'}]\ndependencies = {a = {source = [1]}}\n",
         "[tool.poetry]\nsource = [1]\npackages = 3\nextras = {x = 1, y = [[1]]}\nscripts = 1\n",
     ):
         (tmp_path / "pyproject.toml").write_text(text)

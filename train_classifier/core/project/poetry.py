@@ -37,8 +37,14 @@ def project(poetry: dict[str, Any], folder: str = "") -> dict[str, Any]:
     """
     dependencies = _table(poetry, "dependencies")
     required = [name for name, value in dependencies.items() if name != "python" and not _is_optional(value)]
-    if any(source.get("priority") != "explicit" for source in _sources(poetry)):
-        raise ValueError("tool.poetry.source cannot be followed")
+    values = [dependencies[name] for name in required]
+    named = [value.get("source") for value in values if isinstance(value, dict)]
+    for source in _sources(poetry):
+        if source.get("priority") != "explicit" or source.get("name", "") in named:
+            raise ValueError(
+                f"tool.poetry.source {source.get('name')!r} is not followed (as a line of requirements.txt: "
+                f"--extra-index-url {source.get('url')})"
+            )
     lines = [line for name in required for line in _lines(name, dependencies[name], folder)]
     extras = _extras(_table(poetry, "extras"), dependencies, folder)
     table = {"dependencies": lines, "optional-dependencies": extras, "version": poetry.get("version", "")}
@@ -178,9 +184,11 @@ def _clause(operator: str, release: Optional[str], rest: str) -> list[str]:
     elif operator == "~":
         kept = min(len(numbers), 2) - 1
     else:
-        return [f"{_OPERATORS.get(operator, operator)}{release}{'.*' if is_wildcard else rest}"]
+        operator = _OPERATORS.get(operator, operator)
+        # A range has no local part (PEP 440).
+        return [f"{operator}{release}{rest if operator in ('==', '!=', '===') else rest.partition('+')[0]}"]
     end = ".".join(map(str, [*numbers[:kept], numbers[kept] + 1]))
-    return [f">={release}{'' if is_wildcard else rest}", f"<{end}"]
+    return [f">={release}{'' if is_wildcard else rest.partition('+')[0]}", f"<{end}"]
 
 
 def _python_marker(text: str) -> str:
