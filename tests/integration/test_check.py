@@ -159,6 +159,7 @@ def test_missing_docker_permission_is_reported(engine: docker.DockerClient, tmp_
     checks = json.loads(done.stdout)
     assert [(check["status"], check["code"]) for check in checks] == [("fail", 3)]
     assert "may not use Docker" in checks[0]["message"]
+    assert "training_host_users" in checks[0]["hint"]
 
 
 def test_check_does_not_import_docker_sdk(engine: docker.DockerClient, host: Host) -> None:

@@ -21,7 +21,7 @@ PAGES = [
 ]
 COMMANDS = {name: app.app.get_command(click.Context(app.app), name) for name in app.COMMANDS}
 #: Flags of other programs: ansible-playbook, scripts/test, GitHub's runner.
-FOREIGN = {"--check", "--diff", "--tags", "--full", "--disableupdate"}
+FOREIGN = {"--check", "--diff", "--tags", "--ask-vault-pass", "--full", "--disableupdate"}
 #: Values that stand for one of the reader's own.
 PLACEHOLDER = re.compile(r"[A-Z]{2}|[|=@…]|K=V|3\.N|\bN\b")
 

@@ -65,7 +65,7 @@ def check() -> tuple[Optional[dict[str, Any]], list[Finding]]:
             fail(
                 name,
                 f"this user may not use Docker ({address})",
-                "on the host: usermod -aG docker USER, then log in again; that equals root",
+                "add the user to training_host_users and run site.yml, then log in again; that equals root",
             )
         ]
     except FileNotFoundError:

@@ -244,7 +244,9 @@ def queue_folder(host: Host, discovery: Discovery) -> Finding:
         return fail(name, f"the queue's folder {path} is missing", ROLE)
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         return fail(
-            name, f"this user may not use the queue's folder {path}", "add the user to the group docker"
+            name,
+            f"this user may not use the queue's folder {path}",
+            "add the user to training_host_users and run site.yml, then log in again",
         )
     try:
         # Under the lock, because a ticket that is being created is not valid yet.

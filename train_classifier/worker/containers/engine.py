@@ -86,7 +86,7 @@ def _unreachable(error: BaseException) -> NotReady:
     if "Permission denied" in text or "PermissionError" in text:
         return NotReady(
             "this user may not use Docker",
-            "add the user to the docker group (usermod -aG docker USER) and log in again; that equals root",
+            "add the user to training_host_users and run site.yml, then log in again; that equals root",
             text,
         )
     return NotReady(
