@@ -24,6 +24,7 @@ from train_classifier.core import apt_file, requirements_file
 from train_classifier.core.errors import BadInput, TrainClassifierError
 from train_classifier.core.job import JobSpec
 from train_classifier.core.project import git_version, own_package
+from train_classifier.core.text import hide_logins
 from train_classifier.github_action import slack_message
 from train_classifier.reports import job_summary, tracebacks
 from train_classifier.reports.report import Report
@@ -145,6 +146,12 @@ def test_repository_as_a_package_is_read(
         *(
             ("setup.cfg", f"[metadata]\nname = a\nversion = 1\nb{blank * 80_000}c\n")
             for blank in (" ", "\t", "\f", "\xa0", "\x1c", "\u2003")
+        ),
+        (
+            "setup.cfg",
+            "[DEFAULT]\n"
+            + "".join(f"{n:x}=\n" for n in range(18_000))
+            + "".join(f"[{n:x}]\n" for n in range(18_000)),
         ),
         *(
             ("pyproject.toml", f"[project]\nname = 'a'\nversion = '1'\n[project.scripts]\na = '{target}'\n")
@@ -309,6 +316,7 @@ SLOW: dict[str, Callable[[str], Any]] = {
     "log": lambda text: Report(result={}, log=text).tail(1 << 20),
     "markdown": lambda text: job_summary.plain_text(text) + job_summary.fenced(text),
     "package": lambda text: apt_file.PACKAGE.match(text),
+    "logins": hide_logins,
     "requirement": lambda text: requirements_file.REQUIREMENT.match(text),
     "versions": lambda text: [
         requirements_file.REQUIREMENT.match(before + text)
@@ -330,3 +338,10 @@ def test_regular_expressions_are_fast(kind: str) -> None:
         with bounded():
             for end in ("!", "\n", "x:"):
                 SLOW[kind](text + end)
+
+
+@pytest.mark.parametrize("end", ["", "@", "/@"])
+@pytest.mark.parametrize("part", ["(:", "://x:", "://", "@", "?a=", "/:@", "(a:b/@", "${a}:", "&a=$"])
+def test_logins_of_a_long_text_are_hidden(part: str, end: str) -> None:
+    with bounded():
+        hide_logins(part * (1_000_000 // len(part)) + end)

@@ -6,6 +6,8 @@ The worker and the plugins send errors as data; only `to_dict` and `from_dict` c
 import enum
 from typing import Any, Optional
 
+from train_classifier.core.text import hide_logins
+
 
 class ExitCode(enum.IntEnum):
     """The exit codes of every command, in the README's table. The first cause wins."""
@@ -55,11 +57,12 @@ class TrainClassifierError(Exception):
         detail: Optional[str] = None,
         code: Optional[ExitCode] = None,
     ) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.hint = hint
-        #: The tool's own last lines, unchanged.
-        self.detail = detail
+        # Addresses in messages come from checkouts, settings and tools.
+        self.reason = hide_logins(reason)
+        super().__init__(self.reason)
+        self.hint = hint if hint is None else hide_logins(hint)
+        #: The tool's own last lines.
+        self.detail = detail if detail is None else hide_logins(detail)
         if code is not None:
             self.code = code
 
@@ -82,7 +85,7 @@ class BadInput(TrainClassifierError):
 
     def __init__(self, *problems: str, hint: Optional[str] = None) -> None:
         super().__init__("; ".join(problems), hint)
-        self.problems = list(problems)
+        self.problems = list(map(hide_logins, problems))
 
 
 class AmbiguousId(BadInput):

@@ -13,8 +13,16 @@ LEAST_COLUMN = 6
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 #: Terminal escape sequences: colours and cursor movements, window titles and links, short ones.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
-#: A login in the address of a server: all up to the last @ before the path.
-_LOGIN = re.compile(r"(?P<scheme>(?:ssh)?://)(?P<login>[^/\s]*)@")
+#: A login in the address of a server: all up to the last @ before the path, or a password that has a slash;
+#: and USER:PASSWORD@ in an address without its scheme, which no digest of an image follows.
+_LOGINS = (
+    re.compile(r"(?P<scheme>(?:ssh)?://)(?P<login>[^/\s]*|[^/\s:@\[]{0,99}:(?![0-9]{1,5}/)\S{0,299})@"),
+    re.compile(
+        r"(?<![^\s/'\"`=(<,+])(?P<scheme>)(?P<login>[^\s/:@'\"`]{1,99}:(?!//)[^\s/]{1,499})@(?!sha256:)"
+    ),
+)
+#: A value in the query of an address: tokens and signatures have many names.
+_QUERY_VALUE = re.compile(r"(?<=[?&])(?!(?:egg|subdirectory)=)(?P<name>[\w.%-]{1,99}=)(?!\$\{)[^\s&#'\"`]+")
 
 
 def number(value: object) -> str:
@@ -47,15 +55,22 @@ def without_escapes(text: str) -> str:
 
 
 def hide_logins(text: str) -> str:
-    """Return text with *** for the logins in its addresses; a user of ssh and names of variables stay."""
+    """Return text with *** for the logins in its addresses, also in their queries.
+
+    A user of ssh and names of variables stay.
+    """
 
     def hide(match: "re.Match[str]") -> str:
         login = match["login"]
         is_user = match["scheme"].startswith("ssh") and ":" not in login
-        is_variables = re.fullmatch(r"(?:\$\{\w{1,100}\}:?){1,2}", login)
+        # Our own hints write … for a part of an address.
+        is_variables = login == "…" or re.fullmatch(r"(?:\$\{\w{1,100}\}:?){1,2}", login)
         return match[0] if is_user or is_variables else f"{match['scheme']}***@"
 
-    return _LOGIN.sub(hide, text)
+    if "@" in text:
+        for pattern in _LOGINS:
+            text = pattern.sub(hide, text)
+    return _QUERY_VALUE.sub(r"\g<name>***", text)
 
 
 def clean(text: object) -> str:
@@ -122,7 +137,8 @@ def quoted(value: object) -> str:
     """Return a value for a sentence, in quotes when it is text, shortened when it is long."""
     try:
         # Only the beginning of a long text is needed.
-        quotation = f"'{printable(value[:200])}'" if isinstance(value, str) else printable(str(value))
+        text = hide_logins(value[:2000])[:200] if isinstance(value, str) else str(value)
+        quotation = f"'{printable(text)}'" if isinstance(value, str) else printable(text)
     except (ValueError, RecursionError):
         # Python cannot print an integer of more than 4,300 digits, or a value that is nested too deep.
         return "a value too long to show"

@@ -7,7 +7,7 @@ def main() -> int:
     """Run the command that the arguments name; return the exit status."""
     command, *parameters = sys.argv[1:] or [""]
     # A part needs little of the worker: importing all of it takes longer than most parts do.
-    if command == "part" and len(parameters) == 2:
+    if command == "part" and len(parameters) == 2 and parameters[1].isdigit():
         from train_classifier.worker.system import program
 
         return program.answer_call(parameters[0], int(parameters[1]))

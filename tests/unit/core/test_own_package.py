@@ -254,6 +254,21 @@ def test_dependencies_that_are_not_installed_are_named(
         ({"setup_py": FIND + "setup(name='a', install_requires=['six'])\n"}, ("setup.py",), ("six",)),
         ({"setup_cfg": "[metadata]\nname = a\n[options]\ninstall_requires =\n  six\n"}, ("setup.cfg",), ("six",)),
         (
+            {"setup_py": FIND + "setup(name='a', install_requires=\"\"\"\n  six  # old\n\n  # more\n  idna\n\"\"\")\n"},
+            ("setup.py",),
+            ("six", "idna"),
+        ),
+        (
+            {"setup_cfg": "[metadata]\nname = a\n[options]\ninstall_requires = six # old\n  idna>=1 # new\n"},
+            ("setup.cfg",),
+            ("six", "idna>=1"),
+        ),
+        (
+            {"setup_cfg": "[metadata]\nname = a\n[options]\ninstall_requires = six; idna\n"},
+            ("setup.cfg",),
+            ("six", "idna"),
+        ),
+        (
             {
                 "pyproject_toml": "[build-system]\nrequires = ['setuptools']\n",
                 "setup_cfg": "[metadata]\nversion = 2\n",

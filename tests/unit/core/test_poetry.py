@@ -46,6 +46,12 @@ def lines(dependency: str) -> list[str]:
         (">=1.2 <1.5", ">=1.2,<1.5"),
         ("~=1.4", "~=1.4"),
         ("^v1.2", ">=1.2,<2"),
+        ("1.x", "==1.*"),
+        ("1.*.*", "==1.*"),
+        ("!=1.2.X", "!=1.2.*"),
+        (">=1.2.*", ">=1.2"),
+        (">=1.2.*,<1.5.*", ">=1.2,<1.5"),
+        ("1.0RC1", "==1.0rc1"),
     ],
 )
 def test_ranges(version: str, range_: str) -> None:
@@ -57,6 +63,8 @@ def test_ranges(version: str, range_: str) -> None:
     [
         ("a = { version = '^1.2', extras = ['x', 'y'] }", ["a[x,y]>=1.2,<2"]),
         ("a = { version = '1.2', optional = true }", []),
+        ("a = [{ version = '<2', optional = true }, { version = '2', python = '>=3.10', optional = true }]", []),
+        ("Python = '^3.9'\na = '1'", ["a==1"]),
         ("[poetry.group.dev.dependencies]\na = '*'\n[poetry.dev-dependencies]\nb = '*'", []),
         ("a = { version = '*', markers = \"sys_platform == 'win32'\" }", ["a ; (sys_platform == 'win32')"]),
         ("a = { version = '>=1', platform = 'linux' }", ["a>=1 ; sys_platform == 'linux'"]),
@@ -94,6 +102,10 @@ def test_forms_of_dependencies(dependency: str, expected: list[str]) -> None:
             "a = '^1.2 || ^2'",
             "'a' in tool.poetry.dependencies has the version '^1.2 || ^2', which is not read",
         ),
+        ("a = '~=1'", "has the version '~=1', which is not read"),
+        ("a = '<=1.2.*'", "has the version '<=1.2.*', which is not read"),
+        (f"a = 'https://me:{'word' * 90}@h'", "has the version 'https://***@h', which is not read"),
+        ("a = { git = 'me:word@h:o/a.git' }", "the local package '***@h:o/a.git' does not exist"),
         ("a = 1.2", "'a' in tool.poetry.dependencies has no version"),
         ("a = { version = 1 }", "has a value that is no text"),
         ("a = { extras = 3 }", "has extras that are no list"),
@@ -116,7 +128,9 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, dependency: str, problem
     (tmp_path / "pyproject.toml").write_text(text.replace("[[poetry.", "[[tool.poetry."))
     [sentence] = requirements_file.parse(tmp_path, "m").problems
     assert sentence.startswith("pyproject.toml: ") and problem in sentence
-    assert sentence.endswith("; write the packages into m/requirements.txt (empty: those of the image)")
+    assert "tool.poetry" not in sentence or sentence.endswith(
+        "; write the packages into m/requirements.txt (empty: those of the image)"
+    )
 
 
 def test_hostile_tables_end_soon(tmp_path: Path) -> None:
@@ -128,6 +142,10 @@ def test_hostile_tables_end_soon(tmp_path: Path) -> None:
         f"[tool.poetry.dependencies]\na = '{'1.' * 100_000}'\n",
         "[tool]\npoetry = 1\n",
         "[tool.poetry]\nsource = [{name = [1], priority = 'explicit'}]\ndependencies = {a = {source = [1]}}\n",
+        "[tool.poetry.dependencies]\na = ["
+        + "{version = '1', optional = true}, " * 4000
+        + "{version = 'x', optional = true}]\n[tool.poetry.extras]\n"
+        + "".join(f"x{number} = ['a']\n" for number in range(9000)),
         "[tool.poetry]\nsource = [1]\npackages = 3\nextras = {x = 1, y = [[1]]}\nscripts = 1\n",
     ):
         (tmp_path / "pyproject.toml").write_text(text)
@@ -205,3 +223,54 @@ def test_paths_of_a_models_project_start_at_its_folder(tmp_path: Path) -> None:
     assert (requirements.problems, requirements.paths) == ((), ("m/lib", "lib"))
     # The build has copies of these folders alone.
     assert requirements.lines == ("a @ ./m/lib", "b @ ./lib")
+
+
+PROJECT = "[project]\nname = 'my-shapes'\nversion = '1.2'\n"
+
+
+@pytest.mark.parametrize(
+    "project", [f"{PROJECT}dynamic = ['dependencies']\n", PROJECT, f"{PROJECT}dependencies = []\n"]
+)
+def test_project_with_dependencies_in_poetrys_table(tmp_path: Path, project: str) -> None:
+    (tmp_path / "my_shapes.py").touch()
+    (tmp_path / "pyproject.toml").write_text(
+        f"{project}[tool.poetry.dependencies]\npython = '^3.9'\nsix = '^1.16'\n{BUILD}"
+    )
+    requirements = requirements_file.parse(tmp_path, "m")
+    assert (requirements.problems, requirements.lines) == ((), ("six>=1.16,<2",))
+    assert requirements.package == OwnPackage("my-shapes", "1.2", "")
+
+
+@pytest.mark.parametrize(
+    ("dependency", "problem"),
+    [
+        ("My_Six = { git = 'https://h/six.git' }", "says where 'My_Six' is from"),
+        ("my-six = { source = 'private' }", "says where 'my-six' is from"),
+        ("my-six = [{ path = 'lib' }]", "says where 'my-six' is from"),
+        ("[[tool.poetry.source]]\nname = 'private'\nurl = 'https://h'", "tool.poetry.source 'private' is"),
+        ("my-six = { source = 'PyPI', allow-prereleases = true }", ""),
+        ("other = { git = 'https://h/other.git' }", ""),
+    ],
+)
+def test_places_of_poetry_beside_project_are_not_ignored(
+    tmp_path: Path, dependency: str, problem: str
+) -> None:
+    text = f"{PROJECT}dependencies = ['my.six>=1']\n{BUILD}[tool.poetry.dependencies]\n{dependency}\n"
+    (tmp_path / "pyproject.toml").write_text(text)
+    requirements = requirements_file.parse(tmp_path, "m")
+    assert problem in "".join(requirements.problems)
+    assert requirements.lines == (() if problem else ("my.six>=1",))
+    # Another build back end does not read Poetry's table.
+    (tmp_path / "pyproject.toml").write_text(text.replace(BUILD, ""))
+    assert requirements_file.parse(tmp_path, "m").lines == ("my.six>=1",)
+
+
+def test_extras_name_packages_in_any_spelling(tmp_path: Path) -> None:
+    (tmp_path / "my_shapes.py").touch()
+    (tmp_path / "pyproject.toml").write_text(
+        f"{HEAD}[tool.poetry.dependencies]\nMy_Six = {{ version = '1', optional = true, allow-prereleases = true }}\n"
+        f"\"a\\ud800\\n\" = {{ version = '1', optional = true, allow-prereleases = true }}\n"
+        f"[tool.poetry.extras]\nsix = ['my-six']\n{BUILD}"
+    )
+    metadata = own_package.read(tmp_path)
+    assert metadata is not None and metadata.dependencies["six"] == ("My_Six==1",)

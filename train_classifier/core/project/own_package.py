@@ -278,10 +278,12 @@ class _Reader:
             own = self.setup.get("install_requires", [])
             if self.project and not own:
                 raise NotStatic
+            if not isinstance(own, tuple) or own[:1] != ("file",):
+                own = setup_files.requirement_lines(own)
             if isinstance(own, tuple) and own[:1] == ("file",):
                 files = tuple(name.strip() for name in re.split(r"[,\n]", own[1]))
                 own = []
-        lists = {"": tuple(texts(own.splitlines() if isinstance(own, str) else list(own)))}
+        lists = {"": tuple(texts(list(own)))}
         extras = self.project.get("optional-dependencies", {})
         if self.is_dynamic("optional-dependencies"):
             extras = self.setup.get("extras_require", {})
@@ -290,7 +292,7 @@ class _Reader:
                 raise NotStatic
             # `name:marker` is a marker of old; a file or a text is left to the build.
             if isinstance(values, list) and ":" not in extra:
-                lists[extra] = tuple(texts(values))
+                lists[extra] = tuple(setup_files.requirement_lines(texts(values)))
         return lists, files
 
     def entry_points(self) -> tuple[tuple[str, str, str], ...]:

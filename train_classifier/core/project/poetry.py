@@ -9,10 +9,12 @@ import re
 from collections.abc import Iterator
 from typing import Any, Optional
 
+from train_classifier.core.text import hide_logins
+
 _CLAUSE = re.compile(
     r"\s*(?P<operator>\^|~=|~|==?=?|!=|<>|>=|<=|>|<|)\s*v?"
     r"(?:(?P<release>[0-9]{1,9}(?:\.[0-9]{1,9}){0,5})"
-    r"(?P<rest>\.\*|(?:[-._]?[a-z]{1,7}[-._]?[0-9]{0,9}){0,3}(?:\+[a-z0-9.]{1,40})?)|\*)\s*(?:,|(?=\s)|\Z)",
+    r"(?P<rest>(?:\.[*x]){1,3}|(?:[-._]?[a-z]{1,7}[-._]?[0-9]{0,9}){0,3}(?:\+[a-z0-9.]{1,40})?)|\*)\s*(?:,|(?=\s)|\Z)",
     re.ASCII,
 )
 #: Most requirements of all extras together, and most characters of a range.
@@ -36,16 +38,13 @@ def project(poetry: dict[str, Any], folder: str = "") -> dict[str, Any]:
     cannot be read.
     """
     dependencies = _table(poetry, "dependencies")
-    required = [name for name, value in dependencies.items() if name != "python" and not _is_optional(value)]
-    values = [dependencies[name] for name in required]
-    named = [value.get("source") for value in values if isinstance(value, dict)]
-    for source in _sources(poetry):
-        if source.get("priority") != "explicit" or source.get("name", "") in named:
-            raise ValueError(
-                f"tool.poetry.source {source.get('name')!r} is not followed (as a line of requirements.txt: "
-                f"--extra-index-url {source.get('url')})"
-            )
-    lines = [line for name in required for line in _lines(name, dependencies[name], folder)]
+    required = {
+        name: [entry for entry in _entries(value) if not _is_optional(entry)]
+        for name, value in dependencies.items()
+        if name.lower() != "python"
+    }
+    _check_sources(poetry, [entry for entries in required.values() for entry in entries])
+    lines = [line for name, entries in required.items() for line in _lines(name, entries, folder)]
     extras = _extras(_table(poetry, "extras"), dependencies, folder)
     table = {"dependencies": lines, "optional-dependencies": extras, "version": poetry.get("version", "")}
     # Without package mode it is no package.
@@ -54,25 +53,65 @@ def project(poetry: dict[str, Any], folder: str = "") -> dict[str, Any]:
     return {**table, "scripts": _table(poetry, "scripts"), "entry-points": _table(poetry, "plugins")}
 
 
+def _check_sources(poetry: dict[str, Any], entries: list[Any]) -> None:
+    """Raise ValueError with a phrase for an index of the project's own, unless no entry names it."""
+    named = [entry.get("source") for entry in entries if isinstance(entry, dict)]
+    for source in _sources(poetry):
+        if source.get("priority") != "explicit" or source.get("name", "") in named:
+            raise ValueError(
+                f"tool.poetry.source {source.get('name')!r} is not followed (as a line of requirements.txt: "
+                f"--extra-index-url {source.get('url')})"
+            )
+
+
+def check_places(poetry: dict[str, Any], dependencies: list[str]) -> None:
+    """Raise ValueError with a phrase if Poetry takes dependencies of `[project]` from places of its own."""
+    required = {_normal_name(re.split(r"[^\w.-]", text.strip(), maxsplit=1)[0]) for text in dependencies}
+    entries = {
+        name: [entry for entry in _entries(value) if isinstance(entry, dict)]
+        for name, value in _table(poetry, "dependencies").items()
+        if _normal_name(name) in required
+    }
+    _check_sources(poetry, [entry for each in entries.values() for entry in each])
+    for name, each in entries.items():
+        if any(
+            set(_PLACES) & set(entry) or entry.get("source", "pypi") not in ("pypi", "PyPI") for entry in each
+        ):
+            raise ValueError(
+                f"tool.poetry.dependencies says where {name!r} is from, which is not followed beside project"
+            )
+
+
 def names_with_prereleases(poetry: dict[str, Any]) -> list[str]:
     """Return the dependencies of which Poetry would take a pre-release before an older release."""
     return [
         name
         for name, value in _table(poetry, "dependencies").items()
-        if isinstance(value, dict) and value.get("allow-prereleases") is True
+        if re.fullmatch(r"[\w.-]+", name, re.ASCII)
+        and any(isinstance(each, dict) and each.get("allow-prereleases") is True for each in _entries(value))
     ]
 
 
 def _extras(extras: dict[str, Any], dependencies: dict[str, Any], folder: str) -> dict[str, list[str]]:
     """Return the requirements of each extra that can be read."""
-    lines_of = functools.lru_cache(None)(lambda name: _lines(name, dependencies[name], folder))
-    result = {}
+    values = {_normal_name(name): (name, _entries(value)) for name, value in dependencies.items()}
+
+    @functools.lru_cache(None)
+    def lines_of(name: str) -> Optional[list[str]]:
+        try:
+            return _lines(*values[name], folder)
+        except (ValueError, KeyError):
+            return None
+
+    result: dict[str, list[str]] = {}
     count = 0
     for extra, names in extras.items():
-        try:
-            result[extra] = [line for name in dict.fromkeys(names) for line in lines_of(name)]
-        except (ValueError, KeyError, TypeError):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             continue
+        lists = [lines_of(name) for name in dict.fromkeys(map(_normal_name, names))]
+        if None in lists:
+            continue
+        result[extra] = [line for lines in lists for line in lines or ()]
         count += len(result[extra])
         if count > MOST_LINES:
             raise ValueError(f"the extras in tool.poetry have more than {MOST_LINES} dependencies")
@@ -105,14 +144,23 @@ def _sources(poetry: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield source
 
 
+def _normal_name(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _entries(value: Any) -> list[Any]:
+    """Return the forms of a dependency: one, or several with a marker each."""
+    return value if isinstance(value, list) else [value]
+
+
 def _is_optional(value: Any) -> bool:
     return isinstance(value, dict) and value.get("optional") is True
 
 
-def _lines(name: str, value: Any, folder: str) -> list[str]:
-    """Return the requirements of a dependency: one, or several with a marker each."""
+def _lines(name: str, entries: list[Any], folder: str) -> list[str]:
+    """Return the requirement of each form of a dependency."""
     try:
-        return [_line(name, each, folder) for each in (value if isinstance(value, list) else [value])]
+        return [_line(name, each, folder) for each in entries]
     except ValueError as error:
         raise ValueError(f"{name!r} in tool.poetry.dependencies has {error}") from error
 
@@ -165,27 +213,35 @@ def _clauses(text: str) -> list[str]:
     position = 0
     text = " ".join(text.split())
     while position < len(text):
-        match = _CLAUSE.match(text, position)
-        if match is None or len(text) > MOST_RANGE:
-            raise ValueError(f"the version {text[:100]!r}, which is not read (one range, as in '>=1.2,<3')")
+        match = _CLAUSE.match(text.lower(), position) if len(text) <= MOST_RANGE else None
+        clause = _clause(match["operator"], match["release"], match["rest"] or "") if match else None
+        if match is None or clause is None:
+            shown = hide_logins(text)[:100]
+            raise ValueError(f"the version {shown!r}, which is not read (one range, as in '>=1.2,<3')")
         position = match.end()
-        clauses += _clause(match["operator"], match["release"], match["rest"] or "")
+        clauses += clause
     return clauses
 
 
-def _clause(operator: str, release: Optional[str], rest: str) -> list[str]:
+def _clause(operator: str, release: Optional[str], rest: str) -> Optional[list[str]]:
+    """Return the clauses of PEP 440 for one of Poetry; None for one without a plain meaning."""
     if release is None:
         return []
-    is_wildcard = rest == ".*"
+    is_wildcard = rest.endswith((".*", ".x"))
     numbers = [int(number) for number in release.split(".")]
     if operator == "^":
         # The first number that is not zero stays.
         kept = next((index for index, number in enumerate(numbers[:3]) if number), min(len(numbers), 3) - 1)
     elif operator == "~":
         kept = min(len(numbers), 2) - 1
+    elif is_wildcard and operator in (">=", "<"):
+        return [f"{operator}{release}"]
+    elif (is_wildcard and operator in (">", "<=", "~=", "===")) or (operator == "~=" and len(numbers) < 2):
+        return None
     else:
         operator = _OPERATORS.get(operator, operator)
         # A range has no local part (PEP 440).
+        rest = ".*" if is_wildcard else rest
         return [f"{operator}{release}{rest if operator in ('==', '!=', '===') else rest.partition('+')[0]}"]
     end = ".".join(map(str, [*numbers[:kept], numbers[kept] + 1]))
     return [f">={release}{'' if is_wildcard else rest.partition('+')[0]}", f"<{end}"]

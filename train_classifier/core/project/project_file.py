@@ -35,9 +35,7 @@ def read(text: str, folder: str = "") -> Project:
     Raises ValueError with a phrase for what cannot be read.
     """
     tables = toml_reader.read(text)
-    is_poetry = "project" not in tables and bool(table_at(tables, "tool", "poetry"))
-    if is_poetry:
-        tables["project"] = poetry.project(table_at(tables, "tool", "poetry"), folder)
+    is_poetry = _take_poetry(tables, folder)
     dependencies = table_at(tables, "project").get("dependencies", [])
     files = []
     if "dependencies" in texts(table_at(tables, "project").get("dynamic", [])):
@@ -45,6 +43,26 @@ def read(text: str, folder: str = "") -> Project:
         files = texts([dynamic] if isinstance(dynamic, str) else dynamic)
     settings = tuple(name for name in table_at(tables, "tool", "uv") if name in _UV_SETTINGS)
     return Project(tuple(texts(dependencies)), tuple(files), settings, tables, is_poetry)
+
+
+def _take_poetry(tables: dict[str, Any], folder: str) -> bool:
+    """Put what Poetry's own tables say into `project`; tell whether the dependencies are from them.
+
+    Poetry 2 takes from `project` what is there, and the other fields from its own tables.
+    """
+    own, project = table_at(tables, "tool", "poetry"), table_at(tables, "project")
+    back_end = table_at(tables, "build-system").get("build-backend")
+    if not own or ("project" in tables and not str(back_end).startswith("poetry.")):
+        return False
+    dependencies = texts(project.get("dependencies") or [])
+    if dependencies:
+        poetry.check_places(own, dependencies)
+        return False
+    made = poetry.project(own, folder)
+    dynamic = [name for name in texts(project.get("dynamic", [])) if not made.get(name)]
+    tables["project"] = {**made, **{name: value for name, value in project.items() if value}}
+    tables["project"]["dynamic"] = dynamic
+    return True
 
 
 def required_python(text: str) -> str:

@@ -16,6 +16,11 @@ _BUILDS = (
     "ext_modules", "ext_package", "cmdclass", "scripts", "rust_extensions", "cffi_modules", "data_files",
     "libraries", "distclass", "pbr",
 )  # fmt: skip
+#: The sections of setup.cfg that are read.
+_SECTIONS = (
+    "metadata", "options", "options.extras_require", "options.entry_points", "options.packages.find",
+    "versioneer",
+)  # fmt: skip
 #: A value that is computed.
 UNKNOWN = object()
 
@@ -138,7 +143,8 @@ def read_config(text: str) -> dict[str, Any]:
         raise NotStatic from error
     if "files" in parser or "build_ext" in parser:
         raise NotStatic
-    sections = {name: dict(parser.items(name)) for name in parser.sections()}
+    # Each section has all keys of [DEFAULT], too: only these few are made.
+    sections = {name: dict(parser.items(name)) for name in _SECTIONS if parser.has_section(name)}
     options = {**sections.get("metadata", {}), **sections.get("options", {})}
     if set(options) & set(_BUILDS):
         raise NotStatic
@@ -146,7 +152,8 @@ def read_config(text: str) -> dict[str, Any]:
         name: _reference(options[name]) for name in ("name", "version") if name in options
     }
     if "install_requires" in options:
-        values["install_requires"] = _listed(options["install_requires"])
+        text = options["install_requires"]
+        values["install_requires"] = _listed(text if "\n" in text else text.replace(";", "\n"))
     for name in ("extras_require", "entry_points"):
         section = f"options.{name}"
         if section in sections:
@@ -177,6 +184,12 @@ def _listed(text: str) -> Any:
     """Return the lines of a list, or the reference to a file."""
     reference = _reference(text)
     return reference if isinstance(reference, tuple) else _lines(text)
+
+
+def requirement_lines(value: Any) -> list[str]:
+    """Return the requirements in a text or a list of texts, as setuptools reads them: without comments."""
+    lines = [line for text in ([value] if isinstance(value, str) else value) for line in text.splitlines()]
+    return list(filter(None, (re.split(r"(?:\A|\s)#", line, maxsplit=1)[0].strip() for line in lines)))
 
 
 def _lines(text: str) -> list[str]:

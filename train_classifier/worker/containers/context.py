@@ -4,7 +4,7 @@ import dataclasses
 import os
 from typing import Any, Callable, Optional
 
-from train_classifier.core.text import printable, short
+from train_classifier.core.text import hide_logins, printable, short
 from train_classifier.worker.containers import engine
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import host_faults
@@ -32,7 +32,7 @@ class Context:
     def note(self, text: str) -> None:
         """Say something that a person should not miss: it stays in the job's status, as one line."""
         # It may quote what a build printed, and each answer to a follower has all notes.
-        text = short(printable(" ".join(text.split())), MOST_LETTERS)
+        text = short(printable(hide_logins(" ".join(text.split()))), MOST_LETTERS)
         if self.job:
             with host_faults.ignore_disk_errors():
                 self.job.add_note(text)

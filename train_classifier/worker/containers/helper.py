@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from train_classifier.core.errors import NoEnvironment
+from train_classifier.core.text import hide_logins
 from train_classifier.worker.containers import inside_answer
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.engine import remove, retry, unseen_path
@@ -178,7 +179,8 @@ def run_created(
 def line_for_people(output: bytes) -> str:
     """Return the last line of an output; "" for the answer of one of our own programs."""
     lines = output.decode("utf-8", "replace").strip().splitlines()
-    return lines[-1][:200] if lines and not lines[-1].startswith(inside_answer.MARK.decode()) else ""
+    line = lines[-1] if lines else ""
+    return "" if line.startswith(inside_answer.MARK.decode()) else hide_logins(line)[:200]
 
 
 def _group_of(container: Any, limits: Limits) -> Optional[ControlGroup]:

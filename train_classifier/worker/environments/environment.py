@@ -222,11 +222,12 @@ def unused_cuda(environment: Environment, image: Image, model: str) -> str:
     """
     names = [line.partition("==")[0] for line in environment.packages]
     cuda = [name for name in names if name.startswith("nvidia-") and name not in image.packages]
-    if not cuda or "torch" not in names or environment.files[0].endswith(requirements_file.LOCK):
+    # Without a file, torch was added because the model imports it.
+    file = environment.files[0] if environment.files else ""
+    if not cuda or "torch" not in names or file.endswith(requirements_file.LOCK):
         return ""
     own = f"{model}/{requirements_file.REQUIREMENTS}"
-    is_text = environment.files[0].endswith(".txt")
-    place = f"in {environment.files[0]}" if is_text else f"and the packages in {own}"
+    place = f"in {file}" if file.endswith(".txt") else f"and the packages in {own}"
     return (
         f"torch brings its CUDA ({len(cuda)} packages of some GB), and this host has no GPU: the line "
         f"--extra-index-url {CPU_INDEX} {place} installs one without (not where lines have hashes)"

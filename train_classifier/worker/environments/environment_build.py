@@ -20,6 +20,7 @@ from train_classifier.core.job import WORKSPACE
 from train_classifier.core.options import PYTHONS, show_option
 from train_classifier.core.project import git_version
 from train_classifier.core.project.own_package import UNKNOWN_VERSION
+from train_classifier.core.text import hide_logins
 from train_classifier.worker.containers import engine, helper, inside_answer
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
@@ -297,5 +298,5 @@ def _read(output: bytes) -> Built:
     raise NoEnvironment(
         "the last output of the environment's build cannot be read",
         f"the image or a package of the build writes into this output: try another {show_option('image')}",
-        output[-2000:].decode("utf-8", "replace"),
+        hide_logins(output.decode("utf-8", "replace"))[-2000:],
     )

@@ -36,7 +36,7 @@ SHARED_OPTIONS = {"--require-hashes", "--pre", "--only-binary"}
 ON_COMMAND_LINE = {"--pre": "--prerelease", "--trusted-host": "--allow-insecure-host"}
 #: Variables that builds of packages read; none of them says how uv, git or TLS work.
 _BUILD_VARIABLE = re.compile(
-    r"(?!UV_|PIP_|GIT_|SSL_|PYTHON|LD_)(?:MAX_JOBS|TORCH_CUDA_ARCH_LIST|CUDAARCHS|CC|CXX|(?:C|CXX|CPP|LD)FLAGS"
+    r"(?!UV_|PIP_|GIT_|SSL_|PYTHON|LD_|CMAKE_TLS_)(?:MAX_JOBS|TORCH_CUDA_ARCH_LIST|CUDAARCHS|CC|CXX|(?:C|CXX|CPP|LD)FLAGS"
     r"|CMAKE_[A-Z_]{1,60}|NVCC_(?:APPEND|PREPEND)_FLAGS|FORCE_CUDA"
     r"|[A-Z][A-Z0-9]{0,40}_(?:[A-Z0-9]{1,40}_)?(?:BUILD|SKIP|FORCE|CUDA)(?:_[A-Z0-9_]{1,80})?)\Z"
 )

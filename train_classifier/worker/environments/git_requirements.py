@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from train_classifier.core.errors import BadInput, NoEnvironment
 from train_classifier.core.requirements_file import Requirements
-from train_classifier.core.text import clean, printable, short
+from train_classifier.core.text import clean, hide_logins, printable, short
 from train_classifier.worker.containers import helper, inside_answer
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
@@ -63,7 +63,7 @@ def addresses(lines: Iterable[str]) -> list[str]:
 
 def without_login(text: str) -> str:
     """Return text without the logins in its addresses."""
-    return re.sub(r"://[^/\s]*@", "://", text)
+    return re.sub(r"://[^/\s]*@", "://", hide_logins(text))
 
 
 def _split(address: str) -> tuple[str, str]:
@@ -151,7 +151,7 @@ def _commits(image: Image, file: str, pairs: list[tuple[str, str]], status: int,
     raise NoEnvironment(
         f"the commits of the git repositories in {file} cannot be read",
         "name a commit: git+https://…@COMMIT",
-        clean(without_login(output[-2000:].decode("utf-8", "replace"))),
+        clean(without_login(output.decode("utf-8", "replace")))[-2000:],
     )
 
 

@@ -18,4 +18,7 @@ def test_answers_of_our_own_programs_are_not_shown() -> None:
     assert helper.line_for_people(b"a\n building x\n\n") == " building x"
     assert helper.line_for_people(b'train-classifier:{"packages": {}}\n') == ""
     assert helper.line_for_people(b"\n") == ""
+    assert helper.line_for_people(b"building six @ https://me:" + b"x" * 300 + b"@h/") == (
+        "building six @ https://***@h/"
+    )
     assert helper.line_for_people(b"from its beginning " + b"x" * 300).startswith("from its beginning x")

@@ -33,7 +33,7 @@ def test_builds_get_the_variables_that_they_read() -> None:
     )  # fmt: skip
     others = (
         "EPOCHS", "PATH", "LD_PRELOAD", "UV_INSECURE_HOST", "UV_SKIP_WHEEL_FILENAME_CHECK", "PIP_INDEX_URL", "GIT_SSL_NO_VERIFY",
-        "PYTHON_BUILD_X", "HTTPS_PROXY", "SSL_CERT_FILE", "HOME", "NETRC", "BUILD", "_BUILD_", "max_jobs", "LD_FORCE_X",
+        "PYTHON_BUILD_X", "HTTPS_PROXY", "SSL_CERT_FILE", "HOME", "NETRC", "BUILD", "_BUILD_", "max_jobs", "LD_FORCE_X", "CMAKE_TLS_VERIFY", "CMAKE_TLS_CAINFO",
     )  # fmt: skip
     assert tuple(environment_plan.build_variables(dict.fromkeys((*names, *others), "1"))) == names
     settings = {**SETTINGS, "build_variables": {"MAX_JOBS": "2"}}
