@@ -471,7 +471,7 @@ def test_teardown_removes_every_file_that_the_role_writes(role: str) -> None:
     )
     removed = re.findall(r"(?<![\w}])/[\w./@-]+", text)
     left = {
-        path for path in written_paths(role) - shared
+        path for path in (written_paths(role) - shared) | (written_paths("common") if role == "docker_engine" else set())
         if not any(path == one or path.startswith(one.rstrip("/") + "/") for one in removed if one.count("/") > 1 and one != "/etc/apt")
     }  # fmt: skip
     assert left == set()
@@ -554,6 +554,52 @@ def test_cdi_specification_follows_the_driver(tmp_path: Path) -> None:
     # Also where a specification is there already.
     assert not {"creates", "removes"} & {*task.keys.get("args", {})}
     assert not re.search("spec|generated|stat", " ".join(all_conditions(task)).replace("inspect", "")), task
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_template_and_program_of_a_role_is_used(role: str) -> None:
+    text = text_of(role) + "".join(path.read_text() for path in (ROOT / "plugins").rglob("*.py"))
+    for path in (ROOT / "roles" / role).glob("[tf][ei][ml][pe]*/*"):
+        # A lock is chosen by the kind of the image.
+        name = path.name.removesuffix(".j2")
+        assert name in text or path.suffix == ".lock", path
+
+
+def test_options_that_are_empty_write_no_file() -> None:
+    """A file that holds little but an option that is empty by default is written only where it is set."""
+    for task in TASKS:
+        content = task.argument("content")
+        options = load(ROOT / "roles" / task.role / "defaults/main.yml") or {} if task.role in ROLES else {}
+        for name in re.findall(r"\{\{ (\w+)(?: \| \w+)* \}\}", content):
+            empty = options.get(name) == "" or "default('', true)" in str(options.get(name))
+            decided = " ".join(task.conditions) + str([load(ROOT / "roles" / task.role / "vars/main.yml").get(word)
+                for condition in task.conditions for word in re.findall(r"__\w+", condition)] if task.conditions else "")  # fmt: skip
+            assert not empty or name in decided or "app_key" in name, task
+
+
+def test_marker_of_an_administrator_stays() -> None:
+    """Who took a host out of service puts it back."""
+    removing = [
+        task
+        for task in TASKS
+        if "host_check_drain_marker" in task.argument("path") and task.argument("state") == "absent"
+    ]
+    assert removing
+    assert not names([task for task in removing if "== __host_check_reason" not in " ".join(task.conditions)])
+
+
+def test_questions_that_need_a_credential_have_one() -> None:
+    """With a token made by hand the role asks GitHub nothing that an account would have to."""
+    for task in TASKS:
+        if task.module == "github_runner_request" and task.argument("verb") in (
+            "find",
+            "token",
+            "delete",
+            "labels",
+        ):
+            assert re.search(
+                r"__github_runner_credential|__github_runner_remote\.own", " ".join(task.conditions)
+            ), task
 
 
 def own_names(role: str) -> tuple[set[str], set[str]]:

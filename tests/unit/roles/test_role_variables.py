@@ -106,6 +106,8 @@ def test_settings_of_a_runner_that_work_are_not_refused(settings: dict[str, Any]
 def test_settings_of_a_runner_that_cannot_work_are_refused(settings: dict[str, Any], sentence: str) -> None:
     said = problems(**{**WORKS, **settings})
     assert [one for one in said if sentence in one], said
+    # Several stand behind each other in one message.
+    assert all(one.endswith(".") for one in said), said
 
 
 def test_packages_of_the_runner_differ_in_versions_alone() -> None:
@@ -171,6 +173,17 @@ def test_ids_of_an_architecture_are_whole_blocks() -> None:
         410,
         384,
     ]
+
+
+def test_releases_have_their_own_suites() -> None:
+    suites = {"debian12": "bookworm", "debian13": "trixie", "ubuntu2204": "jammy", "ubuntu2404": "noble"}
+    releases = value("nvidia_driver", "__nvidia_driver_releases")
+    assert {name: releases[name]["suite"] for name in suites} == suites
+    # Debian packages no fabric manager.
+    assert {name[:6]: release["fabric"] for name, release in releases.items()} == {
+        "debian": False,
+        "ubuntu": True,
+    }
 
 
 def test_engine_keeps_containers_and_bounds_their_logs() -> None:

@@ -37,7 +37,7 @@ def test_argument_specs_describe_exactly_the_defaults(role: str) -> None:
     assert set(options(role)) == set(defaults(role))
 
 
-@pytest.mark.parametrize("role", PROVISIONING)
+@pytest.mark.parametrize("role", ROLES)
 def test_argument_specs_name_the_real_default(role: str) -> None:
     # A default that is a template has no fixed value to compare.
     documented = {name: option["default"] for name, option in options(role).items() if "default" in option}
