@@ -25,6 +25,7 @@ SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,99}\.(?:py|ipynb)")
 #: Most that is read of files that say for which Python a repository is.
 _MOST_BYTES = project_file.MOST_BYTES
 #: A clause of `requires-python`, or of Poetry's `python`.
+_BETWEEN_CLAUSES = re.compile(r",|(?<=[\w*])\s+(?=[<>=!~^v\d])")
 _PYTHON_CLAUSE = re.compile(r"\s*(\^|~=|~|===?|!=|<=|>=|<|>)?\s*v?(\d+)(?:\.(\d+|\*))?(?:\.(\d+|\*))?[^,]*\Z")
 
 
@@ -295,9 +296,15 @@ def required_pythons(top: Path, model: str) -> tuple[str, ...]:
         except ValueError:
             continue
         if range_ and len(range_) <= 200:
-            clauses = [_PYTHON_CLAUSE.match(clause) for clause in range_.split(",") if clause.strip()]
+            # Poetry also has ranges with `||`, and blanks between the clauses of one.
+            ranges = [
+                [_PYTHON_CLAUSE.match(clause) for clause in _BETWEEN_CLAUSES.split(part) if clause.strip()]
+                for part in re.split(r"\|\|?", range_)
+            ]
             fitting = tuple(
-                version for version in PYTHONS if all(clause and _fits(version, clause) for clause in clauses)
+                version
+                for version in PYTHONS
+                if any(all(clause and _fits(version, clause) for clause in clauses) for clauses in ranges)
             )
             return fitting if fitting != PYTHONS else ()
     return ()

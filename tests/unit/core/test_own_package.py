@@ -170,6 +170,7 @@ def test_package_that_has_to_be_built(tmp_path: Path, text: str) -> None:
     "text",
     [
         "setup(name='a', ext_modules=[x])", "setup(name='a', cmdclass={'build_py': x})", "setup(name='a', **more)",
+        "a = b = []\nb.append('x')\nsetup(name='a', install_requires=a)", "a = []\nfrom x import y as a\nsetup(name='a', install_requires=a)",
         "requires = []\nrequires.append('x')\nsetup(name='a', install_requires=requires)", "setup(name=name())", "x = (",
         "def f():\n    setup(name='a')\nf()", "setup(name='a')\nsetup(name='b')", "setup(name='a', scripts=['x'])",
         "setup(name='a', install_requires=open('r.txt').read().split())", "setup(name='a', install_requires=('file',))", "(" * 1000, "x = 1" + "+1" * 50000,
@@ -264,7 +265,7 @@ def test_dependencies_that_are_not_installed_are_named(
             ("six", "idna>=1"),
         ),
         (
-            {"setup_cfg": "[metadata]\nname = a\n[options]\ninstall_requires = six; idna\n"},
+            {"setup_cfg": "[metadata]\nname = a\n[options]\ninstall-requires = six; idna\n"},
             ("setup.cfg",),
             ("six", "idna"),
         ),

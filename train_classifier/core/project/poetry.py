@@ -150,7 +150,7 @@ def _normal_name(name: str) -> str:
 
 def _entries(value: Any) -> list[Any]:
     """Return the forms of a dependency: one, or several with a marker each."""
-    return value if isinstance(value, list) else [value]
+    return value if isinstance(value, list) and value else [value]
 
 
 def _is_optional(value: Any) -> bool:
@@ -197,12 +197,13 @@ def _place(table: dict[str, Any], folder: str) -> str:
     """Return where a package is that is not found by its name."""
     subdirectory = f"#subdirectory={table['subdirectory']}" if "subdirectory" in table else ""
     if "git" in table:
-        ssh = _SSH_ADDRESS.match(table["git"])
-        address = f"ssh://{ssh['host']}/{ssh['path']}" if ssh else table["git"]
+        address = table["git"][4:] if table["git"].startswith("git+") else table["git"]
+        ssh = _SSH_ADDRESS.match(address)
+        address = f"ssh://{ssh['host']}/{ssh['path']}" if ssh else address
         reference = next((table[key] for key in ("rev", "tag", "branch") if key in table), "")
         return f"git+{address}" + (f"@{reference}" if reference else "") + subdirectory
     if "url" in table:
-        return f"{table['url']}{subdirectory}"
+        return f"{table['url']}{subdirectory.replace('#', '&') if '#' in table['url'] else subdirectory}"
     path = os.path.normpath(os.path.join(folder, table.get("path") or table.get("file") or ""))
     return path if path.startswith((".", "/")) else f"./{path}"
 

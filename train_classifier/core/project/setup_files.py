@@ -104,6 +104,9 @@ def _constants(tree: ast.Module, call: ast.Call) -> dict[str, ast.expr]:
             stored[node.id] = stored.get(node.id, 0) + isinstance(node.ctx, ast.Store)
             if isinstance(node.ctx, ast.Load) and id(node) not in inside:
                 elsewhere.add(node.id)
+        elif isinstance(node, ast.alias):
+            name = (node.asname or node.name).partition(".")[0]
+            stored[name] = stored.get(name, 0) + 1
     return {
         target.id: node.value
         for node in tree.body
@@ -111,7 +114,8 @@ def _constants(tree: ast.Module, call: ast.Call) -> dict[str, ast.expr]:
         for target in node.targets
         if isinstance(target, ast.Name)
         and stored[target.id] == 1
-        and (target.id not in elsewhere or isinstance(node.value, ast.Constant))
+        # A list with two names may be changed by the other one.
+        and (isinstance(node.value, ast.Constant) or (target.id not in elsewhere and len(node.targets) == 1))
     }
 
 
@@ -145,7 +149,9 @@ def read_config(text: str) -> dict[str, Any]:
         raise NotStatic
     # Each section has all keys of [DEFAULT], too: only these few are made.
     sections = {name: dict(parser.items(name)) for name in _SECTIONS if parser.has_section(name)}
-    options = {**sections.get("metadata", {}), **sections.get("options", {})}
+    keys = {**sections.get("metadata", {}), **sections.get("options", {})}
+    # setuptools took `install-requires` for `install_requires` for years.
+    options = {key.replace("-", "_"): value for key, value in keys.items()}
     if set(options) & set(_BUILDS):
         raise NotStatic
     values: dict[str, Any] = {
