@@ -18,6 +18,8 @@ DAY = "20260102"
     [
         ({}, "v1.2.3-0-gabcd", "1.2.3"), ({}, "v1.2.3-0-gabcd-dirty", "1.2.4.dev0+gabcd.d20260102"),
         ({}, "1.2-4-gabcd", "1.3.dev4+gabcd"), ({}, "shapes-1.2rc1-4-gabcd-dirty", "1.2rc2.dev4+gabcd.d20260102"),
+        ({}, "v1.2.0-rc.1-0-gabcd", "1.2.0rc1"), ({}, "v1.2-BETA-4-gabcd", "1.2b1.dev4+gabcd"), ({}, "1.2+cu121-0-gabcd", "1.2"),
+        ({"tool": "versioneer"}, "1.2-alpha2-0-gabcd", "1.2a2"), ({}, "v1.2-dev-0-gabcd", None),
         ({}, "0.0-7-gabcd", "0.1.dev7+gabcd"), ({"local_scheme": "no-local-version"}, "1.2-4-gabcd-dirty", "1.3.dev4"),
         ({"local_scheme": "dirty-tag"}, "1.2-4-gabcd-dirty", "1.3.dev4+dirty"),
         ({"scheme": "post-release"}, "1.2-4-gabcd", "1.2.post4+gabcd"),

@@ -17,10 +17,13 @@ from train_classifier.core.project.project_file import MOST_BYTES, table_at
 _TOOLS = re.compile(rb"setuptools[-_]scm|use_scm_version|hatch[-_]vcs|versioneer|source\s{0,9}=\s{0,9}.scm\b")
 
 _TAG = re.compile(
-    r"(?:[A-Za-z][\w./]{0,99}[-_/])?v?(?P<version>[0-9]{1,9}(?:\.[0-9]{1,9}){0,5}"
-    r"(?:(?:a|b|rc)[0-9]{1,9})?(?:\.post[0-9]{1,9})?)\Z",
+    r"(?:[A-Za-z][\w./]{0,99}[-_/])?v?(?P<release>[0-9]{1,9}(?:\.[0-9]{1,9}){0,5})"
+    r"(?:[-._]?(?P<stage>alpha|beta|preview|pre|a|b|rc|c)[-._]?(?P<number>[0-9]{0,9}))?"
+    r"(?P<post>\.post[0-9]{1,9})?(?:\+[\w.-]*)?\Z",
     re.ASCII | re.IGNORECASE,
 )
+#: Names of pre-releases, as PEP 440 writes them.
+_STAGES = {"alpha": "a", "beta": "b", "preview": "rc", "pre": "rc", "c": "rc"}
 _SCM, _VERSIONEER = "setuptools-scm", "versioneer"
 _SCHEMES = ("guess-next-dev", "post-release", "no-guess-dev", "only-version")
 _LOCAL_SCHEMES = ("node-and-date", "node-and-timestamp", "dirty-tag", "no-local-version")
@@ -124,7 +127,7 @@ def version(git: GitVersion, description: str, date: str) -> Optional[str]:
     tag = _TAG.match(match["tag"][len(git.tag_prefix) :])
     if tag is None:
         return None
-    base, distance, node = tag["version"].lower(), int(match["distance"]), f"g{match['commit']}"
+    base, distance, node = _base(tag), int(match["distance"]), f"g{match['commit']}"
     dirty = bool(match["dirty"])
     if git.tool == _VERSIONEER:
         changed = ".dirty" if dirty else ""
@@ -142,6 +145,13 @@ def version(git: GitVersion, description: str, date: str) -> Optional[str]:
     if git.local_scheme == "dirty-tag":
         return f"{base}+dirty" if dirty else base
     return f"{base}+{node}.d{date}" if dirty else f"{base}+{node}"
+
+
+def _base(tag: "re.Match[str]") -> str:
+    """Return the version of a tag in its normal form: 1.2rc1 for 1.2-rc.1."""
+    stage = (tag["stage"] or "").lower()
+    before = f"{_STAGES.get(stage, stage)}{tag['number'] or 0}" if stage else ""
+    return f"{tag['release']}{before}{(tag['post'] or '').lower()}"
 
 
 def _next(base: str) -> str:
