@@ -33,7 +33,11 @@ EXPECTED = json.loads((HERE / "expected.json").read_text())
 #: Those of them that install.
 INSTALLED = re.compile(r"(?:image|isolated)\Z|Python ")
 #: Those whose packages do not work together, although what they declare agrees; what the message says to write.
-NOT_IMPORTED = {"opencv-detector": "numpy<2"}
+NOT_IMPORTED = {
+    "opencv-detector": "add the line numpy<2",
+    "tensorflow-addons": "add the line tensorflow<2.16",
+    "tensorflow-text-nlp": "write its version for this TensorFlow",
+}
 #: Packages that have no wheel. They are left out here, and built in test_corpus.
 BUILT = ("antlr4-python3-runtime==4.9.3", "imutils", "promise")
 #: The product then tries to build, which this corpus does not.
@@ -120,8 +124,8 @@ def table() -> str:
     """Return the table of the docs."""
     installed = sum(bool(INSTALLED.match(value)) for value in EXPECTED.values()) - len(NOT_IMPORTED)
     ends = dict(EXPECTED)
-    for name, line in NOT_IMPORTED.items():
-        ends[name] += f"; a package needs an older NumPy: the message says to add the line {line}"
+    for name, advice in NOT_IMPORTED.items():
+        ends[name] += f"; its import fails, and the message says: {advice}"
     rows = [f"| {name} | {end} |" for name, end in sorted(ends.items())]
     share = f"{installed} of {len(EXPECTED)} install at the first try ({installed * 100 // len(EXPECTED)} %)."
     return "\n".join([share, "", "| File | What becomes of it |", "|---|---|", *rows])

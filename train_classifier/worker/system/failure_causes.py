@@ -254,6 +254,20 @@ def _old_numpy(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str
     return "a package needs an older NumPy", f"add the line {line} to {job.place_to_edit}"
 
 
+def _other_tensorflow(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
+    return (
+        f"{match['module']} was built for another TensorFlow",
+        f"write its version for this TensorFlow, 2.N for 2.N, into {job.place_to_edit}: tensorflow-text==2.N.*",
+    )
+
+
+def _old_keras(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
+    return (
+        "a package needs Keras 2",
+        f"add the line tensorflow<2.16 to {job.place_to_edit}, or take a newer version of that package",
+    )
+
+
 def _not_a_model(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
     if match["name"] != job.model:
         return None
@@ -470,6 +484,20 @@ CAUSES = (
         _old_numpy,
         "AttributeError: module 'numpy' has no attribute 'float'.",
         "add `numpy<1.24`, here, or `numpy<2` to `MODEL/requirements.txt`",
+    ),
+    Cause(
+        "A package was built for another TensorFlow",
+        r"NotFoundError: \S{0,300}/(?P<module>tensorflow_\w{1,40})/\S{1,300}\.so: undefined symbol",
+        _other_tensorflow,
+        "NotFoundError: /opt/environment/tensorflow_text/python/ops/_x.so: undefined symbol: _ZN6tflite",
+        "write its version for this TensorFlow, as `tensorflow-text==2.19.*`",
+    ),
+    Cause(
+        "A package needs Keras 2",
+        r"No module named 'keras\.(?:src\.)?engine\b",
+        _old_keras,
+        "ModuleNotFoundError: No module named 'keras.src.engine'",
+        "add `tensorflow<2.16` to `MODEL/requirements.txt`",
     ),
     Cause(
         "Git is missing",
