@@ -127,7 +127,7 @@ def table() -> str:
     for name, advice in NOT_IMPORTED.items():
         ends[name] += f"; its import fails, and the message says: {advice}"
     rows = [f"| {name} | {end} |" for name, end in sorted(ends.items())]
-    share = f"{installed} of {len(EXPECTED)} install at the first try ({installed * 100 // len(EXPECTED)} %)."
+    share = f"{installed} of {len(EXPECTED)} install and are imported at the first try ({installed * 100 // len(EXPECTED)} %)."
     return "\n".join([share, "", "| File | What becomes of it |", "|---|---|", *rows])
 
 

@@ -257,7 +257,7 @@ def _old_numpy(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str
 def _other_tensorflow(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
     return (
         f"{match['module']} was built for another TensorFlow",
-        f"write its version for this TensorFlow, 2.N for 2.N, into {job.place_to_edit}: tensorflow-text==2.N.*",
+        f"write its version for this TensorFlow, as tensorflow-text==2.N.*, into {job.place_to_edit}",
     )
 
 
