@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -79,6 +80,29 @@ class Task:
         if isinstance(self.arguments, str):
             return self.arguments
         return self.argument("cmd") or " ".join(re.sub(r"[\[\]{}'\",+]", " ", self.argument("argv")).split())
+
+    @property
+    def parts_of_files(self) -> list[Task]:
+        """Of common_files the tasks that it stands for, a `copy` or a `file` for each entry; of any other task itself."""
+        if not self.module.endswith(".common_files"):
+            return [self]
+        keys = {name: value for name, value in self.keys.items() if not name.endswith(".common_files")}
+        parts = []
+        for entry in self.arguments["files"]:
+            folder = entry.get("state") == "directory"
+            arguments = {"owner": "root", "group": "root", "mode": "0755" if folder else "0644", **entry}
+            needed = arguments.pop("needed", "")
+            if folder or arguments.get("state") == "absent":
+                module = "file"
+            else:
+                module = "copy"
+                arguments["dest"] = arguments.pop("path")
+                arguments.pop("state", None)
+                # Written where the probe found no record.
+                if "recorded" in str(needed):
+                    arguments["force"] = False
+            parts.append(dataclasses.replace(self, keys={**keys, f"ansible.builtin.{module}": arguments}))
+        return parts
 
     @property
     def has_rescue(self) -> bool:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+
+def json_problem(text: str) -> str:
+    """Return why a text is no JSON object; empty when it is one, or when there is no text."""
+    try:
+        return "" if isinstance(json.loads(text or "{}"), dict) else "it holds no object"
+    except ValueError as error:
+        return str(error)
 
 
 def merge(current: dict[str, Any], settings: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
@@ -38,7 +47,7 @@ def _merge(
 
 
 class FilterModule:
-    """The filter docker_engine_merge."""
+    """The filters of the role docker_engine."""
 
     def filters(self) -> dict[str, Any]:
-        return {"docker_engine_merge": merge}
+        return {"docker_engine_json_problem": json_problem, "docker_engine_merge": merge}

@@ -1,4 +1,4 @@
-"""The merge of daemon.json: what people wrote there stays; what the role wrote and does not want any more goes."""
+"""The filters of the role docker_engine. The merge of daemon.json: what people wrote there stays; what the role wrote and does not want any more goes."""
 
 from __future__ import annotations
 
@@ -67,3 +67,19 @@ def test_removal_restores_what_was_there(before: Table) -> None:
     # A table that the role made stays empty: the engine reads it as none.
     left = {key: value for key, value in filters.merge(merged, {}, settings)["result"].items() if value != {}}
     assert left == before
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", ""),
+        ('{"live-restore": true}', ""),
+        ("[]", "it holds no object"),
+        ("null", "it holds no object"),
+        ('{"live-restore": }', "Expecting value: line 1 column 18"),
+        ('{"a": 1', "Expecting ',' delimiter"),
+    ],
+)
+def test_problem_of_a_configuration(text: str, problem: str) -> None:
+    found = filters.json_problem(text)
+    assert problem in found and bool(problem) == bool(found)

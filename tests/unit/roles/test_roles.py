@@ -178,13 +178,13 @@ FILES = re.compile(
 )
 #: What only tells where something lies, or how many there are, is no secret.
 HARMLESS = re.compile(
-    r"\w+ \| (?:length|dirname)|\w+\.rc\b|\w+ \| incuvers\.train_classifier\.common_without_login"
+    r"\w+ \| (?:length|dirname)|\w+\.rc\b|\w+ is match\('https:'\)|\w+ \| incuvers\.train_classifier\.common_without_login"
     r"|__docker_engine_merge\.edited|__docker_engine_record\.(?:foreign|holds|packages|created_\w+|remove_data)"
     r"|\w+ \| incuvers\.train_classifier\.nvidia_container_toolkit_lost\(\w+\)"
     r"|\w+(?:_url)? \| urlsplit\('hostname'\)"
 )
 #: The modules that show what they write when Ansible runs with --diff, and those that show what they were told or what they read.
-WRITE = ("copy", "template", "lineinfile", "blockinfile")
+WRITE = ("copy", "template", "lineinfile", "blockinfile", "common_files")
 SHOW = ("set_fact", "command", "shell", "slurp", "debug", "get_url", "uri", "script", "assert", "fail")
 
 
@@ -196,7 +196,7 @@ def test_no_task_shows_a_secret(path: Path) -> None:
         shown_environment = HARMLESS.sub("", json.dumps(task.get("environment", "")))
         assert not SECRET.search(shown_environment), f"{name}: environment {shown_environment}"
         for module in (*WRITE, *SHOW):
-            arguments = task.get(f"ansible.builtin.{module}")
+            arguments = task.get(f"ansible.builtin.{module}", task.get(f"incuvers.train_classifier.{module}"))
             if arguments is None:
                 continue
             shown = HARMLESS.sub("", json.dumps([arguments, task.get("loop")]))
@@ -206,7 +206,7 @@ def test_no_task_shows_a_secret(path: Path) -> None:
                 # Of a message only the inserted values, without names of variables.
                 sentence = HARMLESS.sub("", str(arguments.get("fail_msg") or arguments.get("msg")))
                 shown = re.sub(r"'[^']*'", "", " ".join(re.findall(r"\{\{.*?\}\}", sentence, re.S)))
-            if module in WRITE and not {"content", "src", "line", "block"} & set(arguments):
+            if module in WRITE and not {"content", "src", "line", "block", "files"} & set(arguments):
                 continue
             reads = module in (*WRITE, "slurp", "command") and FILES.search(shown)
             hidden = "no_log" in task or (module in WRITE and task.get("diff") is False)
