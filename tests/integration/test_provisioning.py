@@ -24,7 +24,7 @@ from hosts.play import ROOT
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(3600)]
 
 #: Tasks of site.yml and of teardown.yml on such a host, or less; a kill that comes too late kills nothing.
-TASKS, TEARDOWN_TASKS = 150, 90
+TASKS, TEARDOWN_TASKS = 190, 90
 IMAGE = """
 - hosts: all
   gather_facts: false
