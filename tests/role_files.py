@@ -92,6 +92,8 @@ class Task:
             folder = entry.get("state") == "directory"
             arguments = {"owner": "root", "group": "root", "mode": "0755" if folder else "0644", **entry}
             needed = arguments.pop("needed", "")
+            decides = (text.strip("{} ") for text in (str(needed), entry.get("state", "")) if "{{" in text)
+            conditions = (*self.conditions, *decides)
             if folder or arguments.get("state") == "absent":
                 module = "file"
             else:
@@ -101,7 +103,8 @@ class Task:
                 # Written where the probe found no record.
                 if "recorded" in str(needed):
                     arguments["force"] = False
-            parts.append(dataclasses.replace(self, keys={**keys, f"ansible.builtin.{module}": arguments}))
+            keys_of_part = {**keys, f"ansible.builtin.{module}": arguments}
+            parts.append(dataclasses.replace(self, keys=keys_of_part, conditions=conditions))
         return parts
 
     @property
