@@ -86,6 +86,29 @@ def unsupported(facts: Mapping[str, Any], role: str, releases: Sequence[str]) ->
     return ""
 
 
+#: A list of apt, as apt's errors and grep name it.
+APT_LIST = re.compile(r"/etc/apt/[^\s:()',]+\.(?:list|sources)\b")
+#: Lists of the distribution itself: without them apt installs nothing.
+OWN_LISTS = ("sources.list", "debian.sources", "ubuntu.sources")
+
+
+def apt_problem(errors: Iterable[str], named: Iterable[str]) -> str:
+    """Return which lists of apt an error is about, and the command that puts them aside; else empty.
+
+    `errors` is what apt printed, `named` are lines `names ADDRESS FILE`: the lists that hold its addresses.
+    """
+    lists = [path for line in errors if line.startswith("E: ") for path in APT_LIST.findall(line)]
+    lists += [line.split()[-1] for line in named if line.startswith("names ")]
+    lists = sorted(set(lists))
+    if not lists:
+        return ""
+    aside = [path for path in lists if path.rsplit("/", 1)[1] not in OWN_LISTS]
+    text = f"The entry is in {_and(lists)}: correct it"
+    if aside:
+        text += f", or put it aside (mv {aside[-1]} {aside[-1]}.disabled)"
+    return text + ", and run again."
+
+
 def _and(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
@@ -99,6 +122,7 @@ class FilterModule:
             "common_answers": answers,
             "common_apt_login": apt_login,
             "common_fetch_reason": fetch_reason,
+            "common_apt_problem": apt_problem,
             "common_release": release,
             "common_unsupported": unsupported,
             "common_without_login": without_login,

@@ -7,11 +7,19 @@ from .machine import TestHost
 from .play import PlayResult, play
 
 KERNEL = "6.8.0-60-generic"
-UBUNTU = {
-    "distribution": "Ubuntu", "distribution_version": "24.04", "distribution_major_version": "24",
-    "kernel": KERNEL, "architecture": "x86_64", "service_mgr": "systemd",
-}  # fmt: skip
+#: The container's system as Ansible's facts find it.
+OS_RELEASE = """PRETTY_NAME="Ubuntu {version} LTS"
+NAME="Ubuntu"
+VERSION_ID="{version}"
+VERSION="{version} LTS"
+VERSION_CODENAME={suite}
+ID=ubuntu
+ID_LIKE=debian
+UBUNTU_CODENAME={suite}
+"""
+SUITES = {"22.04": "jammy", "24.04": "noble", "26.04": "resolute"}
 SIMULATED = {
+    "nvidia_driver_kernel": KERNEL,
     "nvidia_driver_pci_root": "/srv/simulated/pci",
     "nvidia_driver_module_root": "/srv/simulated/modules",
     "nvidia_driver_proc_root": "/srv/simulated/proc",
@@ -35,8 +43,8 @@ ROLE_PACKAGES = [
 
 
 def run_driver_role(host: TestHost, **variables: object) -> PlayResult:
-    """Run the role nvidia_driver as on Ubuntu 24.04."""
-    return play(host, "nvidia_driver", ansible_facts=UBUNTU, **{**SIMULATED, **variables})
+    """Run the role nvidia_driver on the simulated cards."""
+    return play(host, "nvidia_driver", **{**SIMULATED, **variables})
 
 
 def host_state(host: TestHost) -> str:
@@ -63,8 +71,20 @@ def simulate_cards(host: TestHost, *slots: str) -> None:
             host.write(f"/srv/simulated/pci/{slot}/{name}", f"{value}\n")
 
 
+def become_ubuntu(host: TestHost, version: str = "24.04") -> None:
+    """Have a host say that it is a release of Ubuntu."""
+    text = OS_RELEASE.format(version=version, suite=SUITES[version])
+    host.shell("rm -f /etc/os-release")
+    host.write("/etc/os-release", text)
+    host.write(
+        "/etc/lsb-release",
+        f"DISTRIB_ID=Ubuntu\nDISTRIB_RELEASE={version}\nDISTRIB_CODENAME={SUITES[version]}\n",
+    )
+
+
 def prepare(host: TestHost) -> None:
     """Give a bare host two cards, a kernel, no driver, and the archive."""
+    become_ubuntu(host)
     archive.publish(host, [*archive.ubuntu_kernel(60), *NEWER_PACKAGES, *ROLE_PACKAGES])
     host.shell("apt-get -qq -y install linux-generic >/dev/null; mkdir -p /srv/simulated/modules")
     simulate_cards(host, *SLOTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hosts.drivers import NEWER_NAMES, SIMULATED, UBUNTU, host_state, load_driver, run_driver_role
+from hosts.drivers import NEWER_NAMES, SIMULATED, host_state, load_driver, run_driver_role
 from hosts.machine import TestHost
 from hosts.play import play
 
@@ -26,7 +26,7 @@ def test_20_working_driver_from_packages_is_kept(cards: TestHost) -> None:
             "-e nvidia_driver_replace=true"
         )
         assert message in re.sub(r"\s+", " ", result.output), result.output
-    play(cards, "nvidia_driver", tasks_from="uninstall", ansible_facts=UBUNTU, **SIMULATED)
+    play(cards, "nvidia_driver", tasks_from="uninstall", **SIMULATED)
     assert host_state(cards) == before
 
 
@@ -112,7 +112,7 @@ def test_20_driver_is_replaced_only_with_consent_and_never_in_use(cards: TestHos
     assert "nvidia-utils-580-server" in cards.shell("apt-mark showhold").split()
     cards.shell("systemd-run -q --unit user sh -c 'exec sleep 3600 </dev/nvidia0'")
     cards.shell("until ls -l /proc/$(systemctl show -P MainPID user)/fd | grep -q nvidia0; do :; done")
-    variables = {"tasks_from": "uninstall", "ansible_facts": UBUNTU, **SIMULATED}
+    variables = {"tasks_from": "uninstall", **SIMULATED}
     refused = play(cards, "nvidia_driver", fails=True, **variables)
     assert "the driver is in use (sleep" in refused.output, refused.output
     cards.shell("systemctl stop user")

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
+import functools
 import json
+import shutil
 import struct
+import subprocess
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ..machine import TestHost
+from ..machine import HostError, TestHost, run
 
 MAKE = Path(__file__).with_name("make.py")
 FOLDER = "/srv/archive"
+KEYRING = "/usr/share/keyrings/ubuntu-archive-keyring.asc"
+#: NVIDIA's repository, and where its package brings its key.
+CUDA = "/srv/cuda"
+CUDA_KEYRING = "usr/share/keyrings/cuda-archive-keyring.asc"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +31,8 @@ class Package:
     name: str
     version: str
     source: str
+    #: With its component, as Ubuntu writes it: `restricted/kernel`; of `main` without.
+    section: str = "misc"
     fields: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     kernel: str = ""
@@ -44,8 +55,40 @@ def kernel_module(version: str) -> bytes:
     return elf + info + names + b"".join(sections)
 
 
-def publish(host: TestHost, packages: Iterable[Package]) -> None:
-    """Make the archive of these packages the host's only package source."""
+@functools.cache
+def _gnupg() -> Path:
+    """The home of a key that signs the archives of this test run."""
+    home = Path(tempfile.mkdtemp(prefix="tc-archive-key-"))
+    _gpg(home, "--quick-gen-key", "Stand-in <tests@example.org>", "ed25519", "sign", "never")
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    atexit.register(run, "gpgconf", "--homedir", home, "--kill", "all", check=False)
+    return home
+
+
+def _gpg(home: Path, *arguments: str, text: str = "") -> bytes:
+    if not shutil.which("gpg"):
+        raise HostError("gpg signs the stand-in archives: apt-get install gnupg")
+    command = [
+        "gpg",
+        "--homedir",
+        str(home),
+        "--batch",
+        "--quiet",
+        "--passphrase",
+        "",
+        "--pinentry-mode",
+        "loopback",
+    ]
+    return subprocess.run([*command, *arguments], input=text.encode(), capture_output=True, check=True).stdout
+
+
+def signing_key() -> bytes:
+    """The public key of the archives, as apt reads it."""
+    return _gpg(_gnupg(), "--armor", "--export")
+
+
+def make(host: TestHost, packages: Iterable[Package], folder: str, suite: str = "") -> None:
+    """Make a signed archive of these packages on the host."""
     table = []
     for package in packages:
         row = asdict(package)
@@ -54,27 +97,49 @@ def publish(host: TestHost, packages: Iterable[Package]) -> None:
         )
         table.append(row)
     host.write("/srv/make-archive", MAKE.read_text())
-    host.exec("python3", "/srv/make-archive", FOLDER, input=json.dumps(table))
+    release = host.exec("python3", "/srv/make-archive", folder, suite, input=json.dumps(table)).stdout.strip()
+    signed = _gpg(_gnupg(), "--clearsign", text=host.shell(f"cat {release}"))
+    host.write(str(Path(release).with_name("InRelease")), signed.decode())
+
+
+def publish(host: TestHost, packages: Iterable[Package], suite: str = "noble") -> None:
+    """Make a signed archive of these packages, laid out as Ubuntu's is, the host's only package source."""
+    make(host, packages, FOLDER, suite)
+    host.write(KEYRING, signing_key().decode())
+    host.shell("rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*")
+    host.write(
+        "/etc/apt/sources.list.d/ubuntu.sources",
+        f"Types: deb\nURIs: file:{FOLDER}\nSuites: {suite}\nComponents: main restricted universe multiverse\n"
+        f"Signed-By: {KEYRING}\n",
+    )
+    host.shell("apt-get -qq update")
 
 
 def ubuntu_kernel(abi: int, flavour: str = "generic", *, meta: bool = True) -> list[Package]:
     """Ubuntu's packages of a kernel; `meta` adds the packages that bring it: linux-generic and its parts."""
     name, version = f"6.8.0-{abi}-{flavour}", f"6.8.0-{abi}.{abi}"
+    row = functools.partial(Package, version=version, section="kernel")
     packages = [
-        Package(
-            name=f"linux-image-{name}", version=version, source="linux-signed",
+        row(
+            name=f"linux-image-{name}", source="linux-signed",
             fields={"Depends": f"linux-modules-{name}"}, files={f"boot/vmlinuz-{name}": name},
         ),
-        Package(name=f"linux-modules-{name}", version=version, source="linux"),
-        Package(name=f"linux-headers-{name}", version=version, source="linux"),
+        row(name=f"linux-modules-{name}", source="linux"),
+        row(name=f"linux-headers-{name}", source="linux"),
     ]  # fmt: skip
     if meta:
         both = f"linux-image-{flavour} (= {version}), linux-headers-{flavour} (= {version})"
         packages += [
-            Package(name=f"linux-image-{flavour}", version=version, source="linux-meta", fields={"Depends": f"linux-image-{name}"}),
-            Package(name=f"linux-headers-{flavour}", version=version, source="linux-meta", fields={"Depends": f"linux-headers-{name}"}),
-            Package(name=f"linux-{flavour}", version=version, source="linux-meta", fields={"Depends": both}),
-        ]  # fmt: skip
+            row(
+                name=f"linux-image-{flavour}", source="linux-meta", fields={"Depends": f"linux-image-{name}"}
+            ),
+            row(
+                name=f"linux-headers-{flavour}",
+                source="linux-meta",
+                fields={"Depends": f"linux-headers-{name}"},
+            ),
+            row(name=f"linux-{flavour}", source="linux-meta", fields={"Depends": both}),
+        ]
     return packages
 
 
@@ -83,31 +148,64 @@ def ubuntu_modules(
 ) -> list[Package]:
     """Ubuntu's signed modules of a driver for one kernel; `branch` is such as `580-server-open`."""
     kernel, version = f"6.8.0-{abi}-{flavour}", f"6.8.0-{abi}.{abi}+1"
-    common = f"nvidia-kernel-common-{branch.removesuffix('-open')} (>= {driver})"
-    packages = [
-        Package(
-            name=f"linux-modules-nvidia-{branch}-{kernel}", version=version, source="linux-restricted-modules",
-            fields={"Depends": f"linux-image-{kernel}, {common}"}, kernel=kernel, module=driver,
-        )
-    ]  # fmt: skip
+    common = f"nvidia-kernel-common-{branch.removesuffix('-open')}"
+    bounds = f"{common} (<= {driver}-1), {common} (>= {driver})"
+    row = functools.partial(
+        Package, version=version, source="linux-restricted-modules", section="restricted/kernel"
+    )
+    image = f"linux-image-{kernel} | linux-image-unsigned-{kernel}"
+    one = f"linux-modules-nvidia-{branch}-{kernel}"
+    packages = [row(name=one, fields={"Depends": f"{image}, {bounds}"}, kernel=kernel, module=driver)]
     if meta:
-        depends = f"linux-modules-nvidia-{branch}-{kernel} (= {version})"
-        packages.append(
-            Package(
-                name=f"linux-modules-nvidia-{branch}-{flavour}", version=version,
-                source="linux-restricted-modules", fields={"Depends": depends},
-            )
-        )  # fmt: skip
+        depends = {"Depends": f"{one} (= {version}), {bounds}"}
+        packages.append(row(name=f"linux-modules-nvidia-{branch}-{flavour}", fields=depends))
     return packages
 
 
 def ubuntu_driver(branch: str, driver: str) -> list[Package]:
     """The rest of a driver of Ubuntu: `branch` is such as `580-server`. No two branches go together."""
-    source, version = f"nvidia-graphics-drivers-{branch}", f"{driver}-0ubuntu1"
+    common, compute = f"nvidia-kernel-common-{branch}", f"libnvidia-compute-{branch} (>= {driver})"
+    parts = {
+        "nvidia-kernel-common": "",
+        "libnvidia-compute": f"{common}-{driver}",
+        "nvidia-utils": f"{compute}, {common}-{driver}",
+        "nvidia-compute-utils": compute,
+    }
     packages = []
-    for part in ("nvidia-kernel-common", "libnvidia-compute", "nvidia-utils", "nvidia-compute-utils"):
-        fields = {"Provides": part, "Conflicts": part, "Replaces": part}
-        if part != "libnvidia-compute":
-            fields["Depends"] = f"libnvidia-compute-{branch}"
-        packages.append(Package(name=f"{part}-{branch}", version=version, source=source, fields=fields))
+    for part, depends in parts.items():
+        provides = f"{part}, {common}-{driver}" if part == "nvidia-kernel-common" else part
+        fields = {"Provides": provides, "Conflicts": part, "Replaces": part}
+        packages.append(
+            Package(
+                name=f"{part}-{branch}", version=f"{driver}-0ubuntu0.24.04.1",
+                source=f"nvidia-graphics-drivers-{branch}", section="restricted/libs",
+                fields={**fields, **({"Depends": depends} if depends else {})},
+            )
+        )  # fmt: skip
     return packages
+
+
+def cuda_repository(host: TestHost, driver: str, release: str = "ubuntu2404") -> str:
+    """Make a stand-in for NVIDIA's repository, with the names from branch 590 on; return the checksum of its key's package."""
+    folder = f"{CUDA}/{release}/x86_64"
+    row = functools.partial(Package, version=f"{driver}-1ubuntu1", source="nvidia-graphics-drivers")
+    names = (
+        f"nvidia-driver-pinning-{driver.split('.')[0]}",
+        "libnvidia-compute",
+        "nvidia-utils",
+        "nvidia-persistenced",
+    )
+    key = f"base64:{base64.b64encode(signing_key()).decode()}"
+    source = f"deb [signed-by=/{CUDA_KEYRING}] file://{folder} /\n"
+    packages = [
+        *(row(name=name) for name in names),
+        row(name="nvidia-dkms-open", kernel="6.8.0-60-generic", module=driver),
+        Package(
+            name="cuda-keyring", version="1.1-1", source="cuda-keyring",
+            files={CUDA_KEYRING: key, f"etc/apt/sources.list.d/cuda-{release}-x86_64.list": source},
+        ),
+    ]  # fmt: skip
+    make(host, packages, folder)
+    deb = f"{folder}/cuda-keyring_1.1-1_all.deb"
+    host.shell(f"cp {folder}/cuda-keyring_1.1-1.deb {deb}")
+    return f"sha256:{host.shell(f'sha256sum {deb}').split()[0]}"

@@ -1,4 +1,8 @@
-"""Make an archive of tiny packages and the host's only package source: make.py FOLDER, the table on standard input."""
+"""Make an archive of tiny packages: make.py FOLDER SUITE, the table on standard input; prints the path of its Release.
+
+With a SUITE it is laid out as a distribution's is: dists/SUITE/COMPONENT, the component by the package's section. Without,
+all is in FOLDER. Runs on the test host; the test's machine signs Release.
+"""
 
 import base64
 import gzip
@@ -7,11 +11,16 @@ import json
 import shutil
 import subprocess
 import sys
+from email.utils import formatdate
 from pathlib import Path
+
+ARCHITECTURE = subprocess.run(
+    ["dpkg", "--print-architecture"], check=True, capture_output=True, text=True
+).stdout.strip()
 
 
 def build(root, row):
-    """Build one package, and return its stanza of the index."""
+    """Build one package, and return its component and its stanza of the index."""
     tree = root / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     (tree / "DEBIAN").mkdir(parents=True)
@@ -21,6 +30,7 @@ def build(root, row):
         "Architecture": "all",
         "Maintainer": "tests <tests@example.org>",
         "Source": row["source"],
+        "Section": row["section"],
         **row["fields"],
         "Description": "stand-in for tests",
     }
@@ -31,7 +41,9 @@ def build(root, row):
     for path, text in row["files"].items():
         target = tree / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
+        target.write_bytes(
+            base64.b64decode(text.removeprefix("base64:")) if text.startswith("base64:") else text.encode()
+        )
         target.chmod(0o755 if text.startswith("#!") else 0o644)
     if row["module"]:
         folder = tree / "lib/modules" / row["kernel"] / "updates"
@@ -48,22 +60,32 @@ def build(root, row):
     )
     shutil.rmtree(tree)
     data = deb.read_bytes()
-    return f"{control}Filename: ./{deb.name}\nSize: {len(data)}\nSHA256: {hashlib.sha256(data).hexdigest()}\n"
+    component = row["section"].rpartition("/")[0] or "main"
+    digest = hashlib.sha256(data).hexdigest()
+    return component, f"{control}Filename: ./{deb.name}\nSize: {len(data)}\nSHA256: {digest}\n"
 
 
-def main(folder):
-    """Make it, and have apt read it."""
+def main(folder, suite=""):
+    """Make it."""
     root = Path(folder)
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    index = "\n".join(build(root, row) for row in json.load(sys.stdin)).encode()
-    (root / "Packages").write_bytes(index)
-    (root / "Packages.gz").write_bytes(gzip.compress(index))
-    apt = Path("/etc/apt")
-    (apt / "sources.list").write_text(f"deb [trusted=yes] file:{folder} ./\n")
-    for other in (*apt.glob("sources.list.d/*.list"), *apt.glob("sources.list.d/*.sources")):
-        other.unlink()
-    subprocess.run(["apt-get", "-qq", "update"], check=True)
+    stanzas = [build(root, row) for row in json.load(sys.stdin)]
+    top = root / "dists" / suite if suite else root
+    release = f"Origin: Ubuntu\nSuite: {suite}\nCodename: {suite}\nDate: {formatdate(usegmt=True)}\n"
+    components = ("main", "restricted", "universe", "multiverse") if suite else ("",)
+    if suite:
+        release += f"Components: {' '.join(components)}\nArchitectures: {ARCHITECTURE}\n"
+    release += "SHA256:\n"
+    for component in components:
+        index = top / component / f"binary-{ARCHITECTURE}" / "Packages" if suite else top / "Packages"
+        index.parent.mkdir(parents=True, exist_ok=True)
+        text = "\n".join(text for name, text in stanzas if not suite or name == component).encode()
+        for path, data in ((index, text), (index.with_suffix(".gz"), gzip.compress(text))):
+            path.write_bytes(data)
+            release += f" {hashlib.sha256(data).hexdigest()} {len(data)} {path.relative_to(top)}\n"
+    (top / "Release").write_text(release)
+    print(top / "Release")
 
 
-main(sys.argv[1])
+main(*sys.argv[1:])

@@ -29,7 +29,7 @@ def load(path: str) -> ModuleType:
 common = load("plugins/filter/common.py")
 driver = load("plugins/filter/nvidia_driver.py")
 toolkit = load("plugins/filter/nvidia_container_toolkit.py")
-lists = load("roles/nvidia_container_toolkit/files/apt_lists.py")
+lists = load("roles/common/files/apt_lists.py")
 check = load("plugins/filter/host_check.py")
 TABLE = yaml.safe_load((ROOT / "roles/nvidia_driver/vars/main.yml").read_text())[
     "__nvidia_driver_architectures"
@@ -311,6 +311,7 @@ def test_other_text_has_no_fingerprint(text: str) -> None:
     assert toolkit.fingerprint(text) == ""
 
 
+TOOLKIT_LISTS = ("nvidia_container_toolkit", ["nvidia.github.io"])
 LINE = "deb [signed-by=/k] https://nvidia.github.io/libnvidia-container/stable/deb/$(ARCH) /\n"
 OTHER = "deb http://deb.debian.org/debian trixie main\n"
 STANZA = "Types: deb\nURIs: https://nvidia.github.io/libnvidia-container/stable/deb/amd64\nSuites: /\n"
@@ -340,10 +341,10 @@ def test_other_lists_are_disabled_and_restored(
     path = tmp_path / name
     path.write_text(text)
     path.chmod(0o640)
-    lists.disable([path], tmp_path / "away")
+    lists.disable([path], tmp_path / "away", *TOOLKIT_LISTS)
     read = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
     assert read == remaining
-    lists.restore([path], tmp_path / "away", tmp_path)
+    lists.restore([path], tmp_path / "away", tmp_path, TOOLKIT_LISTS[0])
     assert path.read_text() == text
     assert path.stat().st_mode & 0o777 == 0o640
     assert sorted(one.name for one in tmp_path.iterdir()) == [name]
@@ -353,18 +354,80 @@ def test_other_lists_are_disabled_and_restored(
 def test_list_of_nothing_else_is_moved_and_restored(tmp_path: Path, name: str, text: str) -> None:
     path, away = tmp_path / name, tmp_path / "away"
     path.write_text(text)
-    assert lists.disable([path], away) == [str(path)]
+    assert lists.disable([path], away, *TOOLKIT_LISTS) == [str(path)]
     assert not path.exists()
-    assert lists.disable([path], away) == []
-    lists.restore([], away, tmp_path)
+    assert lists.disable([path], away, *TOOLKIT_LISTS) == []
+    lists.restore([], away, tmp_path, TOOLKIT_LISTS[0])
     assert path.read_text() == text
+
+
+def test_lists_are_restored_byte_by_byte(tmp_path: Path) -> None:
+    """Neither Latin-1 nor other ends of lines change, and neither stops the role."""
+    path = tmp_path / "old.list"
+    text = f"# f\xfcr M\xfcller\r\n{LINE}{OTHER}# ende".encode("latin-1")
+    path.write_bytes(text)
+    assert lists.disable([path], tmp_path / "away", *TOOLKIT_LISTS) == [str(path)]
+    assert b"\n# put out by the role nvidia_container_toolkit: deb" in path.read_bytes()
+    lists.restore([path], tmp_path / "away", tmp_path, TOOLKIT_LISTS[0])
+    assert path.read_bytes() == text
+
+
+def test_roles_restore_their_own_lists_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.list"
+    cuda = "deb http://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/x86_64 /\n"
+    path.write_text(OTHER + LINE + cuda)
+    mine = ("nvidia_driver", ["mirror.example.org/cuda", "developer.download.nvidia.com/compute/cuda/repos"])
+    lists.disable([path], tmp_path / "away", *TOOLKIT_LISTS)
+    lists.disable([path], tmp_path / "away", *mine)
+    assert not [
+        line for line in path.read_text().splitlines() if "nvidia" in line and not line.startswith("#")
+    ]
+    assert lists.restore([path], tmp_path / "away", tmp_path, mine[0]) == [str(path)]
+    assert cuda in path.read_text() and f"\n{LINE}" not in path.read_text()
+    assert lists.restore([path], tmp_path / "away", tmp_path, mine[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("errors", "named", "expected"),
+    [
+        (
+            ["E: Malformed entry 3 in list file /etc/apt/sources.list.d/old.list (URI)"],
+            [],
+            "The entry is in /etc/apt/sources.list.d/old.list: correct it, or put it aside "
+            "(mv /etc/apt/sources.list.d/old.list /etc/apt/sources.list.d/old.list.disabled), and run again.",
+        ),
+        (
+            [
+                "E: Conflicting values set for option Signed-By regarding source https://m.example.org/x/ /: /k != ",
+                "E: The list of sources could not be read.",
+            ],
+            [
+                "names m.example.org/x /etc/apt/sources.list.d/a.list",
+                "names m.example.org/x /etc/apt/sources.list.d/b.sources",
+            ],
+            "The entry is in /etc/apt/sources.list.d/a.list and /etc/apt/sources.list.d/b.sources: correct it",
+        ),
+        # The distribution's own list is not put aside.
+        (
+            ["E: Type 'dbe' is not known on line 1 in source list /etc/apt/sources.list"],
+            [],
+            "The entry is in /etc/apt/sources.list: correct it, and run again.",
+        ),
+        (["W: Some index files failed", "E: Unable to lock directory /var/lib/apt/lists/"], [], ""),
+    ],
+)
+def test_error_of_apt_names_the_list_and_the_command(
+    errors: list[str], named: list[str], expected: str
+) -> None:
+    text = common.apt_problem(errors, named)
+    assert text.startswith(expected) and bool(text) == bool(expected)
 
 
 def test_lists_without_nvidia_repository_stay(tmp_path: Path) -> None:
     path = tmp_path / "a.sources"
     path.write_text(DEBIAN)
     before = path.stat()
-    assert lists.disable([path, tmp_path / "missing"], tmp_path / "away") == []
+    assert lists.disable([path, tmp_path / "missing"], tmp_path / "away", *TOOLKIT_LISTS) == []
     assert path.stat() == before
 
 
