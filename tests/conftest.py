@@ -237,10 +237,18 @@ def plain_host(
     yield from _session(fleet.plain_host(tmp_path_factory.mktemp("plain-host"), base_image))
 
 
-@pytest.fixture(scope="session")
-def driver_host(_hosts_possible: None, tmp_path_factory: TempPathFactory) -> Iterator[TestHost]:
-    """Bare Debian 12 test host, with the apt of Ubuntu's time, for what installs drivers."""
-    yield from _session(fleet.bare_host(tmp_path_factory.mktemp("driver-host"), "bookworm"))
+@pytest.fixture(
+    scope="session",
+    params=["stand-in", *(pytest.param(name, marks=pytest.mark.full) for name in drivers.SUITES.values())],
+)
+def driver_host(
+    request: pytest.FixtureRequest, _hosts_possible: None, tmp_path_factory: TempPathFactory
+) -> Iterator[TestHost]:
+    """Bare test host for what installs drivers: Debian 12 that says it is Ubuntu, or a real root of Ubuntu."""
+    release = "bookworm" if request.param == "stand-in" else request.param
+    if release != "bookworm" and not os.environ.get("MOLECULE_UBUNTU_MIRROR"):
+        pytest.skip(f"MOLECULE_UBUNTU_MIRROR names no mirror of Ubuntu: not run on a real root of {release}")
+    yield from _session(fleet.bare_host(tmp_path_factory.mktemp("driver-host"), release))
 
 
 @pytest.fixture

@@ -164,7 +164,9 @@ def to_hold(status: dict) -> list[str]:
     return [name for name in packages if name not in status["held"]]
 
 
-def change(lines: list[str], status: dict, missing: list[str], state: str = "present") -> dict:
+def change(
+    lines: list[str], status: dict, missing: list[str], state: str = "present", version: str = ""
+) -> dict:
     """What apt would do to the driver, from the lines of its simulation.
 
     `removed` and `replaced` name installed packages, `added` new ones. `touches`: a driver that is there
@@ -186,7 +188,7 @@ def change(lines: list[str], status: dict, missing: list[str], state: str = "pre
         and not status["packages"]
         and [name for name in missing if not name.startswith("linux-headers-")]
     )
-    moves_within = state == "latest" and status["ours"]
+    moves_within = (state == "latest" or version) and status["ours"]
     return {
         "removed": sorted(set(removed)),
         "replaced": replaced,
@@ -323,13 +325,18 @@ def plan(
     *,
     switches: Sequence[str] = (),
     fabric: bool = True,
+    version: str = "",
 ) -> dict:
     """The driver that serves every card: `{source, branch, module, problem}`; problem a sentence or empty.
 
     `distribution_branch` is what the host's distribution packages, `fabric` whether it packages the fabric
     manager, without which no card behind NVSwitch bridges (`switches`) computes; `branch` 0 leaves the
-    choice here.
+    choice here. `version`: an exact one, which only NVIDIA's repository keeps.
     """
+    problem = _version_problem(version, branch)
+    if version and not problem:
+        branch = int(version.split(".")[0])
+        source = "cuda_repository" if source == "auto" else source
     least, most = _branches(cards)
     no_fabric = bool(switches) and not fabric
     if source == "auto":
@@ -338,7 +345,7 @@ def plan(
         source = "distribution" if serves else "cuda_repository"
     # 580 is the last branch for Maxwell, Pascal and Volta, and new enough for every card in the table.
     branch = branch or (distribution_branch if source == "distribution" else 580)
-    problem = _module_problem(cards, module)
+    problem = problem or _module_problem(cards, module)
     if not problem and source == "distribution" and no_fabric:
         problem = (
             f"This host has NVSwitch bridges ({', '.join(switches)}), and its distribution packages no "
@@ -352,6 +359,19 @@ def plan(
         # Before 560 NVIDIA called the open module a preview on some cards.
         module = needed.pop() if needed else "open" if branch >= 560 else "proprietary"
     return {"source": source, "branch": branch, "module": module, "problem": problem}
+
+
+def _version_problem(version: str, branch: int) -> str:
+    """Why no driver has this version, as a sentence; empty when one may."""
+    if not version:
+        return ""
+    if not re.fullmatch(r"\d{3,}\.\d+(\.\d+)?", version):
+        return f"nvidia_driver_version is {version}: it takes one exact version, such as 580.95.05."
+    if branch and branch != int(version.split(".")[0]):
+        return (
+            f"nvidia_driver_version {version} is not of nvidia_driver_branch {branch}: leave one of them out."
+        )
+    return ""
 
 
 def _branches(cards: list[dict]) -> tuple[int, int]:

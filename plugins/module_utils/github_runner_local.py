@@ -177,7 +177,10 @@ def listening(folder: Path) -> bool:
 
 def mounts_below(folder: Path) -> list[str]:
     """What is mounted in the folder, also what lies on the same device."""
-    places = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    places = [
+        line.split()[4]
+        for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    ]
     return [place for place in places if place.startswith(f"{folder}/")]
 
 

@@ -223,7 +223,8 @@ def test_unsupported_systems_are_refused(ssh_host: TestHost, role: str) -> None:
     }  # fmt: skip
     done = play(ssh_host, role, fails=True, ansible_facts=facts)
     assert (
-        f"ssh-host runs Debian 11: {role} supports Debian 12 and 13, Ubuntu 22.04 and 24.04." in done.output
+        f"ssh-host runs Debian 11: {role} supports Debian 12 and 13, Ubuntu 22.04, 24.04 and 26.04."
+        in done.output
     )
 
 

@@ -22,12 +22,12 @@ def apt_works(host: TestHost) -> bool:
 
 
 def test_old_list_of_nvidia_does_not_stop_apt(cards: TestHost) -> None:
-    checksum = archive.cuda_repository(cards, "590.48.01")
+    checksum = archive.cuda_repository(cards, "590.44.01", "590.48.01")
     variables = {
         "nvidia_driver_source": "cuda_repository", "nvidia_driver_branch": 590,
         "nvidia_driver_cuda_repository_url": f"file://{archive.CUDA}", "nvidia_driver_cuda_keyring_checksum": checksum,
     }  # fmt: skip
-    folder = f"{archive.CUDA}/ubuntu2404/x86_64"
+    folder = cards.shell(f"printf %s {archive.CUDA}/*/x86_64")
     # As an administrator wrote it years ago: without a key, in Latin-1.
     cards.shell(
         f"printf '# f\\374r CUDA\\ndeb [trusted=yes] file://{folder} /\\n' >{OLD}; md5sum {OLD} >/srv/old"
@@ -62,10 +62,27 @@ def test_old_list_of_nvidia_does_not_stop_apt(cards: TestHost) -> None:
     assert apt_works(cards) and cards.exec("test", "-e", OLD, check=False).returncode
     holds = set(cards.shell("apt-mark showhold").split())
     assert {"nvidia-dkms-open", "libnvidia-compute", "nvidia-utils", "nvidia-driver-pinning-590"} <= holds
-    assert run_driver_role(cards, **variables).changed == 0
+
+    # An exact version, and what is held of it.
+    variables["nvidia_driver_version"] = "590.44.01"
+    run_driver_role(cards, **variables)
+    versions = "dpkg-query -W -f '${Version}\\n' nvidia-dkms-open libnvidia-compute nvidia-utils"
+    assert set(cards.shell(versions).split()) == {"590.44.01-1ubuntu1"}
+    again = run_driver_role(cards, nvidia_driver_state="latest", **variables)
+    assert again.changed == 0, again.output
+    missing = run_driver_role(cards, fails=True, **{**variables, "nvidia_driver_version": "590.1.1"})
+    assert "no package nvidia-dkms-open, libnvidia-compute, nvidia-utils is available" in missing.output
 
     play(cards, "nvidia_driver", tasks_from="uninstall", **SIMULATED)
     cards.shell("md5sum -c --status /srv/old")
     installed = cards.shell("dpkg-query -W -f '${db:Status-Status} ${Package}\\n'")
     assert "installed cuda-keyring" not in installed and "installed nvidia" not in installed
     assert not cards.shell("find /var/lib/train-classifier -mindepth 1")
+
+
+def test_missing_component_of_ubuntu_is_named(cards: TestHost) -> None:
+    cards.shell("sed -i 's/ restricted universe multiverse//' /etc/apt/sources.list.d/ubuntu.sources")
+    refused = run_driver_role(cards, fails=True)
+    assert (
+        "Ubuntu has it in restricted and multiverse, not among the components of this host" in refused.output
+    )

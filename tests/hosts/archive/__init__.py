@@ -185,26 +185,28 @@ def ubuntu_driver(branch: str, driver: str) -> list[Package]:
     return packages
 
 
-def cuda_repository(host: TestHost, driver: str, release: str = "ubuntu2404") -> str:
-    """Make a stand-in for NVIDIA's repository, with the names from branch 590 on; return the checksum of its key's package."""
+def cuda_repository(host: TestHost, *drivers: str) -> str:
+    """Make a stand-in for NVIDIA's repository with the names from branch 590 on; return the checksum of the key's package."""
+    release = host.shell('. /etc/os-release; printf %s "$ID$VERSION_ID" | tr -d .')
     folder = f"{CUDA}/{release}/x86_64"
-    row = functools.partial(Package, version=f"{driver}-1ubuntu1", source="nvidia-graphics-drivers")
-    names = (
-        f"nvidia-driver-pinning-{driver.split('.')[0]}",
-        "libnvidia-compute",
-        "nvidia-utils",
-        "nvidia-persistenced",
-    )
     key = f"base64:{base64.b64encode(signing_key()).decode()}"
     source = f"deb [signed-by=/{CUDA_KEYRING}] file://{folder} /\n"
     packages = [
-        *(row(name=name) for name in names),
-        row(name="nvidia-dkms-open", kernel="6.8.0-60-generic", module=driver),
         Package(
             name="cuda-keyring", version="1.1-1", source="cuda-keyring",
             files={CUDA_KEYRING: key, f"etc/apt/sources.list.d/cuda-{release}-x86_64.list": source},
-        ),
+        )
     ]  # fmt: skip
+    for driver in drivers:
+        row = functools.partial(Package, version=f"{driver}-1ubuntu1", source="nvidia-graphics-drivers")
+        compute = {"Depends": f"libnvidia-compute (= {driver}-1ubuntu1)"}
+        packages += [
+            row(name=f"nvidia-driver-pinning-{driver.split('.')[0]}"),
+            row(name="libnvidia-compute"),
+            row(name="nvidia-persistenced"),
+            row(name="nvidia-utils", fields=compute),
+            row(name="nvidia-dkms-open", fields=compute, kernel="6.8.0-60-generic", module=driver),
+        ]
     make(host, packages, folder)
     deb = f"{folder}/cuda-keyring_1.1-1_all.deb"
     host.shell(f"cp {folder}/cuda-keyring_1.1-1.deb {deb}")

@@ -93,6 +93,10 @@ def test_only_nvidia_display_devices_are_cards() -> None:
         ([0x13C2, 0x2204], 550, {"source": "cuda_repository"}, ("cuda_repository", 580, "proprietary")),
         ([0x2204], 550, {"branch": 570}, ("cuda_repository", 570, "open")),
         ([0x2204], 550, {"module": "open"}, ("distribution", 550, "open")),
+        # Only NVIDIA's repository keeps exact versions.
+        ([0x2204], 580, {"version": "570.86.10"}, ("cuda_repository", 570, "open")),
+        ([0x2204], 580, {"version": "580.95.05", "branch": 580}, ("cuda_repository", 580, "open")),
+        ([0x2204], 580, {"version": "580.95.05", "source": "distribution"}, ("distribution", 580, "open")),
     ],
 )
 def test_driver_is_chosen_by_card(
@@ -114,6 +118,9 @@ def test_driver_is_chosen_by_card(
         ([0x2B85], {"module": "proprietary"}, "proprietary kernel module does not serve"),
         ([0x2204], {"source": "distribution", "branch": 580}, "packages the driver branch 550, not 580"),
         ([0x1500], {}, "not in this role's table"),
+        ([0x2204], {"version": "580"}, "takes one exact version, such as 580.95.05"),
+        ([0x2204], {"version": "580.95.05", "branch": 570}, "is not of nvidia_driver_branch 570"),
+        ([0x1B06], {"version": "590.48.01"}, "the last that does is 580"),
     ],
 )
 def test_cards_that_no_driver_serves_are_refused(
@@ -640,6 +647,12 @@ def test_change_is_read_from_the_simulation(
     result = {"packages": ["d"], "loaded": "590.1", "ours": is_ours}
     change = driver.change(lines, result, ["a"], state)
     assert tuple(change[key] for key in ("removed", "replaced", "added", "touches", "consent")) == expected
+
+
+def test_exact_version_moves_the_driver_of_the_role() -> None:
+    lines, result = ["Inst d [2] (1 x [all])"], {"packages": ["d"], "loaded": "590.1", "ours": True}
+    assert not driver.change(lines, result, ["d"], "present", "590.44.01")["consent"]
+    assert driver.change(lines, {**result, "ours": False}, ["d"], "present", "590.44.01")["consent"]
 
 
 def test_packages_over_a_driver_without_packages_need_consent() -> None:

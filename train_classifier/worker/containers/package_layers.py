@@ -172,7 +172,7 @@ def _mounts(host: Host, scratch: Path) -> list[Any]:
     if host.ca_bundle is not None:
         mounts.append(Mount(f"{SCRATCH}/ca.pem", str(host.ca_bundle), type="bind", read_only=True))
     if host.apt_sources is not None:
-        text = host.apt_sources.read_text(encoding="utf-8")
+        text = host.apt_sources.read_text(encoding="utf-8", errors="replace")
         form = "sources" if any(line.lower().startswith("types:") for line in text.splitlines()) else "list"
         target = f"{SCRATCH}/sources/host.{form}"
         mounts.append(Mount(target, str(host.apt_sources), type="bind", read_only=True))

@@ -25,7 +25,9 @@ class ControlGroup:
     def __init__(self, pid: int) -> None:
         self._folders: dict[str, Path] = {}
         try:
-            lines = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8").splitlines()
+            lines = (
+                Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            )
         except OSError:
             lines = []
         for line in lines:
