@@ -56,7 +56,9 @@ def test_old_list_of_nvidia_does_not_stop_apt(cards: TestHost) -> None:
     cards.shell(f"rm {FOREIGN}")
     assert apt_works(cards)
 
-    # The names are those from branch 590 on.
+    # The names are those from branch 590 on. In the place of needrestart stands what would see that it may run.
+    hook = 'DPkg::Post-Invoke { "[ -n \\"$NEEDRESTART_SUSPEND\\" ] || touch /srv/needrestart"; };\n'
+    cards.write("/etc/apt/apt.conf.d/99needrestart", hook)
     result = run_driver_role(cards, **variables)
     assert f"{OLD} named NVIDIA's repository, too" in broken.output + result.output
     assert apt_works(cards) and cards.exec("test", "-e", OLD, check=False).returncode
@@ -72,6 +74,9 @@ def test_old_list_of_nvidia_does_not_stop_apt(cards: TestHost) -> None:
     assert again.changed == 0, again.output
     missing = run_driver_role(cards, fails=True, **{**variables, "nvidia_driver_version": "590.1.1"})
     assert "no package nvidia-dkms-open, libnvidia-compute, nvidia-utils is available" in missing.output
+
+    assert cards.exec("test", "-e", "/srv/needrestart", check=False).returncode
+    cards.shell("rm /etc/apt/apt.conf.d/99needrestart")
 
     play(cards, "nvidia_driver", tasks_from="uninstall", **SIMULATED)
     cards.shell("md5sum -c --status /srv/old")
