@@ -59,6 +59,9 @@ def _driver_row(state: dict) -> dict:
             f"{loaded} is loaded and serves every card; the next boot loads {installed}, which is installed"
         )
         return _row("driver", "warn", message, f"to run the installed one: {REBOOT}")
+    if not installed and state["next"] and not state["answers"]:
+        message = f"{state['next']} is installed for the kernel of the next boot, not for {state['kernel']}"
+        return _row("driver", "fail", message, REBOOT)
     if state["serves"] and not state["mismatch"] and not (state["packaged"] and installed):
         # A driver that the machine's provider brought, outside of packages and of the kernel's modules.
         replace = f"to replace it: {SITE} -e nvidia_driver_replace=true"

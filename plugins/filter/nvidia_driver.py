@@ -30,6 +30,8 @@ MODULE = re.compile(r"nvidia-.*dkms.*|nvidia-(open-)?kernel-\d.*|linux-modules-n
 LAMBDA_STACK = re.compile(r"lambda-(stack|server)(-.*)?")
 # Ubuntu's signed modules, one package a kernel, and one that follows the kernels of a flavour.
 SIGNED = "linux-modules-nvidia-"
+# Those of one kernel, of one version of the driver: another version is for other kernels.
+SIGNED_FOR_KERNEL = re.compile(r"linux-modules-nvidia-.*-\d+\.\d+\.\d+-.*")
 # What `apt-get -s` says: `Inst NAME [OLD] (NEW …)` and `Remv NAME [OLD]`, where NAME may end in `:i386`.
 STEP = re.compile(r"(Inst|Remv) (\S+?)(?::\w+)?(?: \[([^\]]+)\])?(?: \((\S+) .*)?(?: .*)?")
 
@@ -169,7 +171,8 @@ def change(
 ) -> dict:
     """What apt would do to the driver, from the lines of its simulation.
 
-    `removed` and `replaced` name installed packages, `added` new ones. `touches`: a driver that is there
+    `removed` and `replaced` name installed packages, `added` new ones, `superseded` those of `removed` that
+    an update of the role's own driver leaves behind. `touches`: a driver that is there
     would change. `consent`: the administrator must have asked for that.
     """
     removed, replaced, added = [], [], []
@@ -181,19 +184,24 @@ def change(
             added.append(name)
         elif name in status["packages"]:
             replaced.append(f"{name} {old} by {new}")
-    driver = sorted(set(removed) & set(status["packages"]))
+    moves_within = (state == "latest" or version) and status["ours"]
+    # The signed modules of older kernels go with the version of the driver that they are of.
+    superseded = []
+    if moves_within and any(map(SIGNED_FOR_KERNEL.fullmatch, added)):
+        superseded = sorted(filter(SIGNED_FOR_KERNEL.fullmatch, set(removed)))
+    driver = sorted(set(removed) & set(status["packages"]) - set(superseded))
     # A driver that no package brought would be hidden by packages beside it.
     over = bool(
         status["loaded"]
         and not status["packages"]
         and [name for name in missing if not name.startswith("linux-headers-")]
     )
-    moves_within = (state == "latest" or version) and status["ours"]
     return {
+        "superseded": superseded,
         "removed": sorted(set(removed)),
         "replaced": replaced,
         "added": sorted(set(added)),
-        "touches": bool(driver or replaced or over),
+        "touches": bool(driver or replaced or over or superseded),
         "consent": bool(driver or over or (replaced and not moves_within)),
     }
 
@@ -243,6 +251,12 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         )
     if nouveau and installed:
         pending.append("nouveau is loaded and holds the card; it is blacklisted from the next boot on")
+    newest, newest_has = answers.get("newest", [""])[0], answers.get("next", [""])[0]
+    if newest_has and not installed and newest != kernel:
+        pending.append(
+            f"the driver {newest_has} is installed for the kernel {newest}, which the next boot takes, "
+            f"and not for {kernel}"
+        )
     wished = ""
     if "reboot" in answers:
         names = answers["reboot"][0]
@@ -269,7 +283,9 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         "secure_boot": "1" in answers.get("secureboot", []),
         "kernel": kernel,
         "kernel_running": answers.get("running", [""])[0] == kernel,
-        "kernels": kernels(kernel, answers.get("newest", [""])[0]),
+        # An update of the role's driver is for the kernel of the next boot.
+        "kernels": [newest] if is_ours and newest_has and not installed else kernels(kernel, newest),
+        "next": newest_has if newest != kernel else "",
         "images": sorted(answers.get("image", [])),
         "kernel_packages": kernel_packages([name for *_, name in rows]),
         # Whether the loaded driver serves every card: by its own list, or by that of nvidia-smi.

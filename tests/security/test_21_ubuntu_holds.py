@@ -29,6 +29,11 @@ def boot(host: TestHost) -> list[str]:
     return sorted(host.shell("ls /boot | sed -n 's/^vmlinuz-//p'").split())
 
 
+def held(host: TestHost) -> set[str]:
+    """What is held, but the modules of single kernels."""
+    return {name for name in host.shell("apt-mark showhold").split() if "6.8.0" not in name}
+
+
 def test_21_upgrade_installs_no_kernel_without_driver_module(cards: TestHost) -> None:
     # The next boot takes another kernel than the one that runs: both get the module.
     archive.publish(cards, [*archive.ubuntu_kernel(61), *archive.ubuntu_kernel(60, meta=False), *ROLE_PACKAGES,
@@ -37,7 +42,7 @@ def test_21_upgrade_installs_no_kernel_without_driver_module(cards: TestHost) ->
     assert boot(cards) == ["6.8.0-60-generic", "6.8.0-61-generic"]
     run_driver_role(cards)
     assert kernels_without_module(cards) == []
-    packages = set(cards.shell("apt-mark showhold").split())
+    packages = held(cards)
     assert {"linux-generic", "linux-image-generic", "linux-headers-generic"} <= packages
     assert {"linux-modules-nvidia-580-server-open-generic", "nvidia-utils-580-server"} <= packages
     unattended = cards.shell("apt-config dump Unattended-Upgrade::Package-Blacklist")
@@ -55,10 +60,18 @@ def test_21_upgrade_installs_no_kernel_without_driver_module(cards: TestHost) ->
 
     # update.yml moves both, and holds them again.
     load_driver(cards, "580.95.05")
-    run_driver_role(cards, nvidia_driver_state="latest")
-    assert "6.8.0-71-generic" in boot(cards)
-    assert kernels_without_module(cards) == []
-    assert packages - set(cards.shell("apt-mark showhold").split()) == set()
+    # The modules of the older kernels are of the old version, so that the new one is for the next boot.
+    pending = run_driver_role(cards, fails=True, nvidia_driver_state="latest")
+    assert (
+        "the driver 580.105.08 is installed for the kernel 6.8.0-71-generic, which the next boot takes"
+        in pending.output
+    )
+    assert kernels_without_module(cards) == ["6.8.0-60-generic", "6.8.0-61-generic"]
+    assert held(cards) == packages
+    assert "6.8.0-71-generic, which the next boot takes" in run_driver_role(cards, fails=True).output
+
+    load_driver(cards, "580.105.08")
+    assert run_driver_role(cards, nvidia_driver_kernel="6.8.0-71-generic").changed == 0
 
 
 def test_21_module_package_without_kernel_package_is_not_held(cards: TestHost) -> None:
@@ -95,7 +108,7 @@ def test_21_modules_follow_the_flavour_of_the_kernel(cards: TestHost) -> None:
     run_driver_role(cards, nvidia_driver_kernel="6.8.0-60-aws")
     assert boot(cards) == ["6.8.0-60-aws"] and kernels_without_module(cards) == []
     assert "generic" not in cards.shell("dpkg-query -W -f '${Package}\\n' 'linux-*'")
-    holds = set(cards.shell("apt-mark showhold").split())
+    holds = held(cards)
     assert {"linux-aws", "linux-image-aws", "linux-modules-nvidia-580-server-open-aws"} <= holds
 
     newer = [*archive.ubuntu_kernel(71, "aws"), *archive.ubuntu_kernel(60, "aws", meta=False)]
@@ -104,6 +117,12 @@ def test_21_modules_follow_the_flavour_of_the_kernel(cards: TestHost) -> None:
     simulated = cards.shell("apt-get -s dist-upgrade")
     assert "Inst linux-image" not in simulated and "Remv" not in simulated
     load_driver(cards, "580.95.05")
-    run_driver_role(cards, nvidia_driver_state="latest", nvidia_driver_kernel="6.8.0-60-aws")
+    variables = {"nvidia_driver_state": "latest", "nvidia_driver_kernel": "6.8.0-60-aws"}
+    assert (
+        "the kernel 6.8.0-71-aws, which the next boot takes"
+        in run_driver_role(cards, fails=True, **variables).output
+    )
     assert boot(cards) == ["6.8.0-60-aws", "6.8.0-71-aws"]
-    assert kernels_without_module(cards) == [] and holds <= set(cards.shell("apt-mark showhold").split())
+    assert kernels_without_module(cards) == ["6.8.0-60-aws"] and holds <= set(
+        cards.shell("apt-mark showhold").split()
+    )

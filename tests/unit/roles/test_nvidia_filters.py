@@ -649,6 +649,35 @@ def test_change_is_read_from_the_simulation(
     assert tuple(change[key] for key in ("removed", "replaced", "added", "touches", "consent")) == expected
 
 
+OLD_MODULE = "linux-modules-nvidia-580-server-open-6.8.0-60-generic"
+
+
+def test_update_leaves_the_modules_of_older_kernels_behind() -> None:
+    lines = [
+        f"Remv {OLD_MODULE} [1]", "Inst d [1] (2 x [all])",
+        "Inst linux-modules-nvidia-580-server-open-6.8.0-71-generic (2 x [all])",
+    ]  # fmt: skip
+    result = {"packages": ["d", OLD_MODULE], "loaded": "580.1", "ours": True}
+    change = driver.change(lines, result, [], "latest")
+    assert (change["superseded"], change["touches"], change["consent"]) == ([OLD_MODULE], True, False)
+    # Not without a module of a later kernel, not at another time, and not of another driver.
+    assert driver.change(lines[:2], result, [], "latest")["consent"]
+    assert driver.change(lines, result, [])["consent"]
+    assert driver.change(lines, {**result, "ours": False}, [], "latest")["consent"]
+
+
+def test_driver_for_the_next_kernel_only_needs_a_reboot() -> None:
+    lines = ["pci 0000:01:00.0 0x10de 0x20b0 0x030200", "newest 6.8.0-71-generic", "next 580.2", "loaded 580.1",
+             "package ii linux-restricted-modules linux-modules-nvidia-580-server-open-generic",
+             "brought linux-modules-nvidia-580-server-open-generic"]  # fmt: skip
+    result = driver.status(lines, TABLE, "6.8.0-60-generic", "/run/reboot-required")
+    assert result["kernels"] == ["6.8.0-71-generic"]
+    assert result["reboot_pending"] == [
+        "the driver 580.2 is installed for the kernel 6.8.0-71-generic, which the next boot takes, "
+        "and not for 6.8.0-60-generic"
+    ]
+
+
 def test_exact_version_moves_the_driver_of_the_role() -> None:
     lines, result = ["Inst d [2] (1 x [all])"], {"packages": ["d"], "loaded": "590.1", "ours": True}
     assert not driver.change(lines, result, ["d"], "present", "590.44.01")["consent"]
@@ -839,7 +868,7 @@ def status(**changes: Any) -> dict[str, Any]:
         "cards": cards(0x20B0), "loaded": "550.1", "installed": "550.1", "mismatch": False, "nouveau": False,
         "secure_boot": False, "kernel": "6.1", "kernel_running": True, "reboot_pending": [], "reboot_wished": "",
         "packages": ["nvidia-smi"], "held": ["nvidia-smi"], "ours": True, "serves": True,
-        "answers": True, "packaged": True, "origin": "from the package nvidia-smi", **changes,
+        "answers": True, "packaged": True, "next": "", "origin": "from the package nvidia-smi", **changes,
     }  # fmt: skip
 
 
@@ -866,6 +895,13 @@ def status(**changes: Any) -> dict[str, Any]:
             "no NVIDIA module is installed",
         ),
         ({"installed": "", "serves": False}, 1, "driver", "fail", "no NVIDIA module is installed"),
+        (
+            {"installed": "", "next": "580.2", "answers": False},
+            1,
+            "driver",
+            "fail",
+            "580.2 is installed for the kernel of the next boot, not for 6.1",
+        ),
         # NVIDIA's installer leaves a module on the disk, too.
         (
             {"packaged": False, "origin": "from NVIDIA's installer"},
