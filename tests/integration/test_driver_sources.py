@@ -57,7 +57,7 @@ def test_old_list_of_nvidia_does_not_stop_apt(cards: TestHost) -> None:
     assert apt_works(cards)
 
     # The names are those from branch 590 on. In the place of needrestart stands what would see that it may run.
-    hook = 'DPkg::Post-Invoke { "[ -n \\"$NEEDRESTART_SUSPEND\\" ] || touch /srv/needrestart"; };\n'
+    hook = 'DPkg::Post-Invoke { "test $NEEDRESTART_SUSPEND || touch /srv/needrestart"; };\n'
     cards.write("/etc/apt/apt.conf.d/99needrestart", hook)
     result = run_driver_role(cards, **variables)
     assert f"{OLD} named NVIDIA's repository, too" in broken.output + result.output
