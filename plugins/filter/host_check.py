@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 #: The check that proves that jobs can compute; skipped or with a warning it proves nothing.
@@ -102,6 +103,29 @@ def engine_rows(daemon: dict) -> list[dict]:
     ]
 
 
+def held_rows(lines: list[str], old_lists_days: int = 14) -> list[dict]:
+    """A row on the security updates of held packages; none on a host that holds nothing.
+
+    `lines`: `held NAME`, `days N` (the age of apt's lists), and apt's simulation of their upgrade.
+    """
+    held = {name for word, _, name in (line.partition(" ") for line in lines) if word == "held"}
+    days = next((int(line.split()[1]) for line in lines if line.startswith("days ")), 0)
+    if not held:
+        return []
+    # Inst runc [1.1.5] (1.1.6 Debian-Security:13/stable-security [amd64])
+    upgrades = (re.match(r"Inst (\S+) \[\S+\] \((\S+) (.*)\)", line) for line in lines)
+    updates = [
+        f"{row[1]} {row[2]}" for row in upgrades if row and row[1] in held and "security" in row[3].lower()
+    ]
+    if updates:
+        message = f"held packages have security updates: {', '.join(sorted(updates))}"
+        return [_row("held-updates", "warn", message, "ansible-playbook playbooks/update.yml --limit HOST")]
+    if days > old_lists_days:
+        message = f"apt's lists are {days} days old: security updates of held packages are unknown"
+        return [_row("held-updates", "warn", message, "on the host: apt-get update")]
+    return [_row("held-updates", "ok", f"no security update is known for the {len(held)} held packages")]
+
+
 def worker_rows(task: dict, limit_s: float, drained: bool = False) -> list[dict]:
     """Rows from the worker's answer to `check`, or one that says why there is none; with the clock.
 
@@ -191,6 +215,7 @@ class FilterModule:
         return {
             "host_check_driver_rows": driver_rows,
             "host_check_engine_rows": engine_rows,
+            "host_check_held_rows": held_rows,
             "host_check_worker_rows": worker_rows,
             "host_check_merge": merge,
             "host_check_ready": ready,

@@ -150,6 +150,38 @@ def test_edits_by_hand_are_kept_and_restart_waits_for_a_running_job(host: TestHo
     assert host.exec("test", "-e", MARKER, check=False).returncode == 1
 
 
+#: A newer runc, in a repository of Debian's security updates: the installed one under another version.
+NEWER = """
+mkdir -p /srv/security && cd /srv/security
+version=$(dpkg-query -W -f '${Version}' runc)+security1
+apt-get -qq update
+apt-get -qq download runc
+dpkg-deb -R runc_*.deb tree
+rm runc_*.deb
+sed -i "s/^Version: .*/Version: $version/" tree/DEBIAN/control
+dpkg-deb -Znone -b tree . >/dev/null
+{ dpkg-deb -f runc_*.deb; echo "Filename: ./$(ls runc_*.deb)"; echo "Size: $(stat -c %s runc_*.deb)"
+  echo "SHA256: $(sha256sum runc_*.deb | cut -d' ' -f1)"; } >Packages
+{ echo 'Label: Debian-Security'; echo 'Suite: stable-security'; echo 'SHA256:'
+  echo " $(sha256sum Packages | cut -d' ' -f1) $(stat -c %s Packages) Packages"; } >Release
+echo 'deb [trusted=yes] file:/srv/security ./' >/etc/apt/sources.list.d/security.list
+apt-get -qq update
+echo $version
+"""
+
+
+def test_update_reaches_held_packages_and_holds_them_again(host: TestHost) -> None:
+    newer = host.shell(NEWER).split()[-1]
+    version = "dpkg-query -W -f '${Version}' runc"
+    holds = host.shell("apt-mark showhold")
+    assert host.shell(version) != newer
+    checked = play(host, "host_check", host_check_strict=False, host_check_deep=False)
+    assert f"held packages have security updates: runc {newer}" in " ".join(checked.output.split())
+    play(host, "docker_engine", docker_engine_state="latest")
+    assert (host.shell(version), host.shell("apt-mark showhold")) == (newer, holds)
+    assert play(host, "docker_engine", docker_engine_state="latest").changed == 0
+
+
 def test_working_engine_is_not_changed(ssh_host: TestHost) -> None:
     before, after = ssh_host.facts["engine"]
     assert before == after

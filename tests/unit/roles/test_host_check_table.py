@@ -1,13 +1,15 @@
-"""The table of host_check over several hosts: in batches, with hosts that were lost."""
+"""The table of host_check: over several hosts, in batches, with hosts that were lost; and the row of held packages."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from hosts.play import ANSIBLE_PLAYBOOK, ansible_environment
+import pytest
+from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
 
 PLAY = """
 - hosts: all
@@ -47,3 +49,44 @@ def test_lost_host_is_a_failure(tmp_path: Path) -> None:
     assert ends == ["2 of 3 hosts ready for training"]
     assert not report["ready"]
     assert "an earlier task failed" in report["hosts"]["a"]["rows"][0]["message"]
+
+
+SOURCE = ROOT / "plugins/filter/host_check.py"
+HELD = ["held containerd", "held libc6:i386", "held runc", "days 2"]
+
+
+def rows(lines: list[str]) -> list[dict[str, Any]]:
+    """What the filter answers."""
+    spec = importlib.util.spec_from_file_location("host_check_filters", SOURCE)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    answer: list[dict[str, Any]] = module.held_rows(lines)
+    return answer
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Inst runc [1.1.5] (1.1.6 Debian-Security:13/stable-security [amd64])",
+        "Inst runc [1.1.5] (1.1.6 Ubuntu:24.04/noble-security, Ubuntu:24.04/noble-updates [amd64]) []",
+    ],
+)
+def test_security_update_of_a_held_package_is_a_warning(line: str) -> None:
+    (row,) = rows([*HELD, line, "Inst libseccomp2 (2 Debian-Security:13/stable-security [amd64])"])
+    assert (row["status"], row["message"]) == ("warn", "held packages have security updates: runc 1.1.6")
+    assert "playbooks/update.yml" in row["hint"]
+
+
+def test_other_updates_are_none() -> None:
+    (row,) = rows([*HELD, "Inst runc [1.1.5] (1.2.0 Debian:13.2/stable [amd64])"])
+    assert (row["name"], row["status"]) == ("held-updates", "ok")
+
+
+def test_old_lists_prove_nothing() -> None:
+    (row,) = rows(["held runc", "days 30"])
+    assert (row["status"], "30 days old" in row["message"]) == ("warn", True)
+
+
+def test_host_that_holds_nothing_has_no_row() -> None:
+    assert rows([]) == []
