@@ -60,6 +60,9 @@ class ActionModule(ActionBase):
             python = "python3"
         program = base64.b64encode(BOOTSTRAP.encode()).decode("ascii")
         line = f"{shlex.quote(python)} -I -c 'import base64; exec(base64.b64decode(\"{program}\"))'"
+        # Else a local connection with a password for sudo passes no input on, and the program waits for it.
+        if self._connection.has_pipelining:
+            self._connection.set_option("pipelining", True)
         before = time.time()
         outcome = self._low_level_execute_command(line, in_data=json.dumps(order).encode("ascii"))
         after = time.time()

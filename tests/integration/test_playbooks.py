@@ -126,7 +126,11 @@ def other_project(ssh_host: TestHost, tmp_path: Path) -> Callable[[str, dict[str
 
     def run_there(playbook: str, variables: dict[str, object]) -> tuple[int, str]:
         command = [program, "-i", ssh_host.inventory(), "-e", json.dumps(variables), playbook]
-        settings = {"ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "collections"), "ANSIBLE_NOCOLOR": "1"}
+        settings = {
+            "ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "collections"),
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_PIPELINING": "1",
+        }
         left_out = ("PYTHONPATH", "ANSIBLE_CONFIG", "VIRTUAL_ENV")
         environment = {name: value for name, value in os.environ.items() if name not in left_out}
         done = subprocess.run(
