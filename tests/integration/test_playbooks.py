@@ -131,8 +131,11 @@ def other_project(ssh_host: TestHost, tmp_path: Path) -> Callable[[str, dict[str
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_PIPELINING": "1",
         }
-        left_out = ("PYTHONPATH", "ANSIBLE_CONFIG", "VIRTUAL_ENV")
-        environment = {name: value for name, value in os.environ.items() if name not in left_out}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("PYTHONPATH", "VIRTUAL_ENV") and not name.startswith("ANSIBLE_")
+        }
         done = subprocess.run(
             command, cwd=tmp_path, env={**environment, **settings}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=600, check=False,

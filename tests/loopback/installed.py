@@ -59,9 +59,11 @@ def install_collection(built: Path, folder: Path) -> Path:
         PACKAGE / "requirements.lock",
     )
     command = ("collection", "install", "-p", folder / "collections", built)
+    # A setting that names the checkout's own collections would have it count as installed.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
     subprocess.run(
         [venv / "bin/ansible-galaxy", *command],
-        cwd=folder, env={**os.environ, "ANSIBLE_HOME": str(folder)},
+        cwd=folder, env={**environment, "ANSIBLE_HOME": str(folder)},
         check=True, capture_output=True, stdin=subprocess.DEVNULL, timeout=120,
     )  # fmt: skip
     return venv / "bin/ansible-playbook"

@@ -12,7 +12,7 @@ from index_server import Index, sdist, serve, wheel
 from worker_site import Site, site, tmp_path, uv
 
 from train_classifier.core.errors import NoEnvironment
-from train_classifier.worker.environments import index_logins
+from train_classifier.worker.environments import index_credentials
 
 __all__ = ["site", "tmp_path", "uv"]
 
@@ -103,20 +103,20 @@ def test_07_unreadable_netrc_is_reported(site: Site, index: Index, netrc: Path) 
     ],
 )
 def test_07_hosts_are_read_from_index_settings(settings: dict[str, str], hosts: set[str]) -> None:
-    assert index_logins.hosts_of(settings) == hosts
+    assert index_credentials.hosts_of(settings) == hosts
 
 
 @pytest.mark.parametrize("password", ["plain", "#hash", "with space", 'quo"te', "back\\slash", "ünïcode"])
 def test_07_special_characters_in_passwords_are_kept(netrc: Path, password: str) -> None:
     netrc.write_text(
-        f"machine a.example login me password {index_logins._quoted(password)}\n", encoding="utf-8"
+        f"machine a.example login me password {index_credentials._quoted(password)}\n", encoding="utf-8"
     )
-    text, problem = index_logins.entries_for({"UV_INDEX": "https://a.example/simple"})
+    text, problem = index_credentials.entries_for({"UV_INDEX": "https://a.example/simple"})
     assert (text, problem) == (netrc.read_text(encoding="utf-8"), "")
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"machine", b"macdef x\n", b"machine " * 1000, b"\0"])
 def test_07_invalid_netrc_files_give_no_login(netrc: Path, content: bytes) -> None:
     netrc.write_bytes(content)
-    text, _ = index_logins.entries_for({"UV_INDEX": "https://a.example/simple"})
+    text, _ = index_credentials.entries_for({"UV_INDEX": "https://a.example/simple"})
     assert text == ""

@@ -11,7 +11,7 @@ from train_classifier.worker.system import host_faults
 from train_classifier.worker.system.host import Host
 
 #: Most characters of a note.
-MOST_LETTERS = 1000
+MOST_CHARACTERS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Context:
     def note(self, text: str) -> None:
         """Say something that a person should not miss: it stays in the job's status, as one line."""
         # It may quote what a build printed, and each answer to a follower has all notes.
-        text = short(printable(hide_logins(" ".join(text.split()))), MOST_LETTERS)
+        text = short(printable(hide_logins(" ".join(text.split()))), MOST_CHARACTERS)
         if self.job:
             with host_faults.ignore_disk_errors():
                 self.job.add_note(text)

@@ -25,7 +25,7 @@ NO_SOLUTION = "No solution found"
 SOURCES_LEFT_OUT = re.compile(r"usable wheels|building from source is disabled|no wheels")
 
 #: Most characters of a line that is quoted as the reason.
-MOST_LETTERS = 400
+MOST_CHARACTERS = 400
 
 
 class NotInstallable(NoEnvironment):
@@ -137,7 +137,7 @@ def _explain_unknown(
 ) -> NoReturn:
     # Without an error of uv, the last line says most: a traceback ends with its exception.
     reasons = [line for line in lines if line.startswith("error:")] or list(filter(None, lines))[-1:]
-    reason = short(reasons[0], MOST_LETTERS) if reasons else f"exit status {status}"
+    reason = short(reasons[0], MOST_CHARACTERS) if reasons else f"exit status {status}"
     failed = NOT_BUILT.search(" ".join(lines))
     hint = (
         f"read the build's own message; or require a version of {failed[1]} that has a wheel for Python "

@@ -24,7 +24,12 @@ from train_classifier.core.text import hide_logins
 from train_classifier.worker.containers import engine, helper, inside_answer
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image
-from train_classifier.worker.environments import build_failures, build_folder, index_logins, local_packages
+from train_classifier.worker.environments import (
+    build_failures,
+    build_folder,
+    index_credentials,
+    local_packages,
+)
 from train_classifier.worker.environments.environment_plan import EnvironmentPlan
 from train_classifier.worker.state.files import make_leaf, read_json
 from train_classifier.worker.state.store import Store
@@ -143,7 +148,7 @@ class Builder:
         `question`: `pythons`, of which it only tells for which there is a solution, and `wheels_only`.
         """
         cache = make_leaf(self.cache(repository), self.account)
-        entries, problem = index_logins.entries_for(self.plan.variables)
+        entries, problem = index_credentials.entries_for(self.plan.variables)
         request = {
             "nearest": f"{nearest}/{build_folder.SITE}" if nearest else None,
             "paths": list(self.plan.paths),

@@ -14,7 +14,7 @@ from train_classifier.core import requirements_file
 from train_classifier.core.project.own_package import OwnPackage
 from train_classifier.core.project.project_file import normal_name
 from train_classifier.core.requirements_file import Requirements
-from train_classifier.worker.environments import index_logins, model_imports
+from train_classifier.worker.environments import index_credentials, model_imports
 
 #: The distributions of each framework, by the name of its module.
 FRAMEWORKS = {
@@ -167,7 +167,7 @@ class EnvironmentPlan:
         the file, the best version of all is taken, as by pip.
         """
         options = []
-        hosts = index_logins.hosts_of(self.variables)
+        hosts = index_credentials.hosts_of(self.variables)
         for option in self.options:
             name, _, value = option.partition(" ")
             trusted = _TRUSTED_HOST.match(value.lower()) if name == "--trusted-host" else None

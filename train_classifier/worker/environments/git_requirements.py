@@ -25,7 +25,7 @@ _COMMIT = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")
 #: What git allows in the name of a branch or tag, and the variables that uv expands.
 _REVISION = re.compile(r"(?!-)(?:[^\x00-\x20\x7f~^:?*\[\\${}]|\$\{[A-Z0-9_]+\})+\Z")
 MOST_REPOSITORIES = 20
-MOST_LETTERS = 2000
+MOST_CHARACTERS = 2000
 
 
 def resolve(
@@ -89,7 +89,7 @@ def _check(file: str, pairs: list[tuple[str, str]]) -> None:
             "write commits behind the @ of the others"
         )
     for repository, revision in pairs:
-        if len(repository) + len(revision) > MOST_LETTERS:
+        if len(repository) + len(revision) > MOST_CHARACTERS:
             raise BadInput(f"{file}: the address {_shown(repository)} is too long")
         if revision and not _REVISION.match(revision):
             raise BadInput(

@@ -11,7 +11,7 @@ from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host_facts import host_facts
 
 #: Most characters of a result's reason and hint, and of its detail, whose end counts.
-MOST_LETTERS = 10_000
+MOST_CHARACTERS = 10_000
 MOST_DETAIL = 1 << 16
 
 
@@ -42,8 +42,8 @@ def ending(error: Optional[TrainClassifierError]) -> dict[str, Any]:
         "outcome": OUTCOMES[code],
         "exit_code": int(code),
         # They may quote what a build printed.
-        "reason": short(error.reason, MOST_LETTERS) if error is not None else None,
-        "hint": short(error.hint, MOST_LETTERS) if error is not None and error.hint else None,
+        "reason": short(error.reason, MOST_CHARACTERS) if error is not None else None,
+        "hint": short(error.hint, MOST_CHARACTERS) if error is not None and error.hint else None,
         "detail": error.detail[-MOST_DETAIL:] if error is not None and error.detail else None,
     }
 

@@ -20,7 +20,7 @@ from train_classifier.worker.system import debian_names
 #: The end of the output that is read: bytes, lines, and characters of a line.
 TAIL_BYTES = 1 << 16
 MOST_LINES = 300
-MOST_LETTERS = 1000
+MOST_CHARACTERS = 1000
 #: Lines that are read where no traceback shows where the final message begins.
 PLAIN_LINES = 20
 HEADER = "Traceback (most recent call last):"
@@ -133,7 +133,7 @@ def final_lines(output: str, all_lines: bool = False) -> Iterator[str]:
 
 def _plain(line: str) -> str:
     """Return a line as a terminal shows it at last, shortened, without the name of a process before it."""
-    text = without_escapes(line[:MOST_LETTERS].rstrip("\r").rpartition("\r")[2]).rstrip()
+    text = without_escapes(line[:MOST_CHARACTERS].rstrip("\r").rpartition("\r")[2]).rstrip()
     rank = RANK.match(text)
     return text[rank.end() :] if rank else text
 

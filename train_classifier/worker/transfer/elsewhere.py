@@ -30,7 +30,7 @@ MOST_DEPTH = 100
 MOST_GROUPS = 1000
 #: Most names in result.json, most characters of each, and most names in a message.
 MOST_LISTED = 20
-MOST_LETTERS = 1000
+MOST_CHARACTERS = 1000
 MOST_NAMED = 5
 
 
@@ -158,7 +158,7 @@ class Elsewhere:
 
 
 def _shown(path: bytes) -> str:
-    return short(printable(show_name(path)), MOST_LETTERS)
+    return short(printable(show_name(path)), MOST_CHARACTERS)
 
 
 def describe(summary: dict[str, Any]) -> str:

@@ -179,7 +179,7 @@ def test_long_paths_are_shortened_in_the_result(job: Path, monkeypatch: pytest.M
     write(job, f"{folder}/x")
     (job / "workspace" / folder / "deeper").mkdir()
     (path,) = places(job)
-    assert len(path) <= elsewhere.MOST_LETTERS and path.endswith("…")
+    assert len(path) <= elsewhere.MOST_CHARACTERS and path.endswith("…")
 
 
 @pytest.mark.parametrize(("allow_empty", "writes"), [(False, True), (False, False), (True, False)])
