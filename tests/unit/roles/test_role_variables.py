@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar, trust_as_template
 from role_files import ROOT, load
 
-os.environ.setdefault("ANSIBLE_CONFIG", str(ROOT / "ansible.cfg"))
-
-from ansible.parsing.dataloader import DataLoader
-from ansible.template import Templar, trust_as_template
+# The filters of the roles go by the collection's name.
+init_plugin_loader([str(ROOT / "collections")])
 
 FACTS = {
     "distribution": "Debian",
