@@ -40,7 +40,7 @@ options:
 SUBOPTIONS = {
     "path": {"type": "path", "required": True},
     "state": {"choices": ["file", "directory", "absent"], "default": "file"},
-    # Not in the host's log; a task whose content is secret has no_log, too.
+    # A task whose content is secret has no_log or `diff: false`, too.
     "content": {"type": "str", "no_log": True},
     "source": {"type": "path"},
     "owner": {"default": "root"},
@@ -142,9 +142,19 @@ def provide(entry: dict[str, Any], *, check: bool) -> dict[str, str] | None:
     return (provide_folder if folder else provide_file)(entry, mode, owner, group, check=check)
 
 
+class QuietModule(AnsibleModule):  # type: ignore[misc]
+    """A module that does not write its arguments, the contents of files among them, into the host's log.
+
+    Ansible itself leaves out only options that are not within a list.
+    """
+
+    def _log_invocation(self) -> None:
+        return
+
+
 def main() -> None:
     """Provide the entries in order; `paths` names those that changed."""
-    module = AnsibleModule(
+    module = QuietModule(
         argument_spec={
             "files": {"type": "list", "elements": "dict", "required": True, "options": SUBOPTIONS}
         },
@@ -158,7 +168,9 @@ def main() -> None:
             module.fail_json(msg=f"{entry['path']}: {error}", paths=list(differences))
         if difference:
             differences[entry["path"]] = difference
-    module.exit_json(changed=bool(differences), paths=list(differences), diff=list(differences.values()))
+    # Without diff mode, contents are in no result.
+    shown = {"diff": list(differences.values())} if module._diff else {}
+    module.exit_json(changed=bool(differences), paths=list(differences), **shown)
 
 
 if __name__ == "__main__":

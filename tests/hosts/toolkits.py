@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 
 from . import archive
+from .machine import TestHost
 from .play import ROOT
 
 NAMES = (
@@ -15,6 +16,8 @@ NAMES = (
     "libnvidia-container-tools",
     "libnvidia-container1",
 )
+#: The repository that the role adds.
+REPOSITORY = "/srv/toolkit"
 #: An armoured key, as the role looks at one: apt on this host asks no signature of the archive.
 KEY_PACKET = b"\x04good"
 FINGERPRINT = hashlib.sha1(b"\x99\x00\x05" + KEY_PACKET).hexdigest().upper()
@@ -46,3 +49,11 @@ def toolkit(version: str) -> list[archive.Package]:
         )
         for name in NAMES
     ]  # fmt: skip
+
+
+def publish(host: TestHost, *versions: str) -> None:
+    """Make these versions the content of the host's only package source, and of the role's repository, which is not signed."""
+    packages = [package for version in versions for package in toolkit(version)]
+    archive.publish(host, packages)
+    archive.make(host, packages, REPOSITORY)
+    host.shell(f"rm {REPOSITORY}/InRelease {REPOSITORY}/Release")

@@ -104,7 +104,7 @@ def test_19_every_pip_install_requires_hashes() -> None:
     commands = _pip_installs()
     assert {path for path, _ in commands} >= {
         "roles/training_host/files/build-image",
-        "roles/training_host/tasks/uv.yml",
+        "roles/training_host/tasks/uv_fetch.yml",
         "scripts/action_environment.py",
         "scripts/lib.sh",
     }

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from hosts import archive
 from hosts.drivers import SLOTS, simulate_cards
 from hosts.machine import TestHost, make_image
 from hosts.play import PlayResult, play
-from hosts.toolkits import FINGERPRINT, NAMES, key, toolkit
+from hosts.toolkits import FINGERPRINT, NAMES, REPOSITORY, key, publish
 
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(1800)]
 
@@ -21,8 +20,9 @@ def engine_host(_hosts_possible: None, tmp_path_factory: pytest.TempPathFactory)
     """Debian 13 with an engine, one simulated card, and an archive that has the toolkit in every version."""
     host = TestHost.create("toolkit-host", make_image("trixie"), tmp_path_factory.mktemp("toolkit-host"))
     try:
-        archive.publish(host, [package for version in VERSIONS for package in toolkit(version)])
-        host.write("/etc/apt/apt.conf.d/99unsigned", 'Acquire::AllowInsecureRepositories "true";\n')
+        publish(host, *VERSIONS)
+        settings = 'Acquire::AllowInsecureRepositories "true";\nAPT::Get::AllowUnauthenticated "true";\n'
+        host.write("/etc/apt/apt.conf.d/99unsigned", settings)
         simulate_cards(host, SLOTS[0])
         yield host
     finally:
@@ -44,7 +44,7 @@ def host(engine_host: TestHost) -> Iterator[TestHost]:
 def run_toolkit_role(host: TestHost, **changes: object) -> PlayResult:
     host.write("/etc/apt/keyrings/nvidia-container-toolkit.asc", key())
     variables = {
-        "nvidia_container_toolkit_repository_url": f"file:{archive.FOLDER}",
+        "nvidia_container_toolkit_repository_url": f"file:{REPOSITORY}",
         "nvidia_container_toolkit_key_fingerprint": FINGERPRINT,
         "nvidia_container_toolkit_pci_root": "/srv/simulated/pci",
         "nvidia_container_toolkit_proc_root": "/srv/simulated/proc",

@@ -9,11 +9,11 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from hosts import archive, fleet
+from hosts import fleet
 from hosts.drivers import SIMULATED, SLOTS, simulate_cards
 from hosts.machine import TestHost, make_image
 from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
-from hosts.toolkits import FINGERPRINT, key, toolkit
+from hosts.toolkits import FINGERPRINT, REPOSITORY, key, publish
 
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(1800)]
 
@@ -51,7 +51,7 @@ PLANTED: dict[str, object] = {
 #: What makes a run of all roles cheap and possible without a network.
 LOCAL: dict[str, object] = {
     **SIMULATED,
-    "nvidia_container_toolkit_repository_url": f"file:{archive.FOLDER}",
+    "nvidia_container_toolkit_repository_url": f"file:{REPOSITORY}",
     "nvidia_container_toolkit_key_fingerprint": FINGERPRINT,
     "nvidia_container_toolkit_pci_root": "/srv/simulated/pci",
     "nvidia_container_toolkit_proc_root": "/srv/simulated/proc",
@@ -118,7 +118,7 @@ def host(
     host = TestHost.create("secret-host", make_image("trixie"), tmp_path_factory.mktemp("secret-host"))
     try:
         host.load_image(base_image)
-        archive.publish(host, toolkit("1.18.2-1"))
+        publish(host, "1.18.2-1")
         settings = 'Acquire::AllowInsecureRepositories "true";\nAcquire::Retries "0";\n'
         host.write("/etc/apt/apt.conf.d/99test", settings)
         simulate_cards(host, *SLOTS)
