@@ -84,16 +84,16 @@ def removed_packages(simulation: str) -> set[str]:
 
 def earlier_record() -> dict[str, Any]:
     """Return what earlier releases recorded, as a record."""
-    wanted = {
+    needed = {
         role: sorted({line.split()[0] for line in path.read_text().splitlines() if line.strip()})
         for role, path in EARLIER.items()
         if path.exists()
     }
     if ENGINE_RECORD.exists():
-        wanted["docker_engine"] = json.loads(ENGINE_RECORD.read_text()).get("packages", [])
-    wanted = {role: names for role, names in wanted.items() if names}
-    brought = sorted({name for names in wanted.values() for name in names})
-    return {"before": {}, "brought": brought, "wanted": wanted}
+        needed["docker_engine"] = json.loads(ENGINE_RECORD.read_text()).get("packages", [])
+    needed = {role: names for role, names in needed.items() if names}
+    brought = sorted({name for names in needed.values() for name in names})
+    return {"before": {}, "brought": brought, "wanted": needed}
 
 
 class Packages:

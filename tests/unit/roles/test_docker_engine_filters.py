@@ -81,5 +81,5 @@ def test_removal_restores_what_was_there(before: Table) -> None:
     ],
 )
 def test_problem_of_a_configuration(text: str, problem: str) -> None:
-    found = filters.json_problem(text)
-    assert problem in found and bool(problem) == bool(found)
+    sentence = filters.json_problem(text)
+    assert problem in sentence and bool(problem) == bool(sentence)

@@ -383,15 +383,18 @@ def test_roles_restore_their_own_lists_only(tmp_path: Path) -> None:
     path = tmp_path / "a.list"
     cuda = "deb http://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/x86_64 /\n"
     path.write_text(OTHER + LINE + cuda)
-    mine = ("nvidia_driver", ["mirror.example.org/cuda", "developer.download.nvidia.com/compute/cuda/repos"])
+    repository = (
+        "nvidia_driver",
+        ["mirror.example.org/cuda", "developer.download.nvidia.com/compute/cuda/repos"],
+    )
     lists.disable([path], tmp_path / "away", *TOOLKIT_LISTS)
-    lists.disable([path], tmp_path / "away", *mine)
+    lists.disable([path], tmp_path / "away", *repository)
     assert not [
         line for line in path.read_text().splitlines() if "nvidia" in line and not line.startswith("#")
     ]
-    assert lists.restore([path], tmp_path / "away", tmp_path, mine[0]) == [str(path)]
+    assert lists.restore([path], tmp_path / "away", tmp_path, repository[0]) == [str(path)]
     assert cuda in path.read_text() and f"\n{LINE}" not in path.read_text()
-    assert lists.restore([path], tmp_path / "away", tmp_path, mine[0]) == []
+    assert lists.restore([path], tmp_path / "away", tmp_path, repository[0]) == []
 
 
 @pytest.mark.parametrize(

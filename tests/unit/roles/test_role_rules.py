@@ -371,8 +371,8 @@ def test_systemd_is_asked_only_where_it_runs() -> None:
             "(?:systemctl|loginctl) ", task.program
         )
         # Units that were found are there.
-        found = re.search(r"\.files\b", str(task.keys.get("loop", "")))
-        if units and not found and task.role != "github_runner":
+        is_listed = re.search(r"\.files\b", str(task.keys.get("loop", "")))
+        if units and not is_listed and task.role != "github_runner":
             assert any(re.search("service_mgr|systemd", condition) for condition in all_conditions(task)), (
                 task
             )

@@ -55,8 +55,8 @@ WORKS = {"github_runner_repository": "acme/widgets", "github_runner_pat": "pat"}
 
 def problems(**settings: Any) -> list[str]:
     settings = {"github_runner_name": "gpu-1", **settings}
-    found = value("github_runner", "__github_runner_problems", **settings)
-    return [problem["say"] for problem in found if problem["when"]]
+    conditions = value("github_runner", "__github_runner_problems", **settings)
+    return [problem["say"] for problem in conditions if problem["when"]]
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_settings_of_a_runner_that_work_are_not_refused(settings: dict[str, Any]
     ],
 )  # fmt: skip
 def test_settings_of_a_runner_that_cannot_work_are_refused(settings: dict[str, Any], sentence: str) -> None:
-    said = problems(**{**WORKS, **settings})
-    assert [one for one in said if sentence in one], said
+    sentences = problems(**{**WORKS, **settings})
+    assert [one for one in sentences if sentence in one], sentences
     # Several stand behind each other in one message.
-    assert all(one.endswith(".") for one in said), said
+    assert all(one.endswith(".") for one in sentences), sentences
 
 
 def test_packages_of_the_runner_differ_in_versions_alone() -> None:
