@@ -161,6 +161,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     differences: dict[str, dict[str, str]] = {}
+    # Parents of a folder are open to everybody, also when root's umask says otherwise.
+    os.umask(0o022)
     for entry in filter(lambda entry: entry["needed"], module.params["files"]):
         try:
             difference = provide(entry, check=module.check_mode)

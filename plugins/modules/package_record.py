@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 import time
@@ -141,7 +142,10 @@ class Packages:
     def save(self) -> None:
         """Write the record whole, or remove it when no role needs a package."""
         if self.record["wanted"]:
-            FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+            # Everybody reads files below it, also when root's umask says otherwise.
+            before = os.umask(0o022)
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            os.umask(before)
             with tempfile.NamedTemporaryFile("w", dir=FOLDER, delete=False) as file:
                 json.dump(self.record, file, indent=1, sort_keys=True)
             Path(file.name).chmod(0o644)

@@ -325,12 +325,14 @@ def test_checkpoints_over_budget_are_removed(host: Machine) -> None:
         os.utime(fresh.job_dir(old) / "result.json", (1, 1))
         done = fresh.call("clean", keep_environments_bytes=before["kept_bytes"] - 1)
         assert (done["removed"]["caches"], done["removed"]["jobs"]) == (1, 0)
-        assert before["kept_bytes"] - done["kept_bytes"] == done["removed"]["bytes"] >= 5 << 20
+        # A file system may take some blocks more than a file has bytes, and give them back later.
+        assert 5 << 20 <= done["removed"]["bytes"] < 6 << 20
+        assert 4 << 20 < before["kept_bytes"] - done["kept_bytes"] < 6 << 20
         assert not (fresh.job_dir(old) / "checkpoints").exists()
         assert (fresh.job_dir(young) / "checkpoints" / "epoch").exists()
         # Checkpoints of a running job are kept, whatever the budget is.
         done = fresh.call("clean", keep_environments_bytes=0)
-        assert done["kept_bytes"] == 5 << 20
+        assert 5 << 20 <= done["kept_bytes"] < 6 << 20
         for job in (young, live):
             assert (fresh.job_dir(job) / "checkpoints" / "epoch").stat().st_size == 5 << 20
         # The job itself is complete; only resuming it is refused.

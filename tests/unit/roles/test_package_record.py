@@ -193,3 +193,18 @@ def test_second_run_records_nothing_new(record: ModuleType) -> None:
         "missing": [],
         "recorded": True,
     }
+
+
+def test_everybody_reads_what_lies_beside_the_record(record: ModuleType, tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    record.FOLDER, record.RECORD = top / "installed", top / "installed" / "packages.json"  # type: ignore[attr-defined]
+    before = os.umask(0o077)
+    try:
+        provide(record, Host(DEPENDS, []), "engine", "engine")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (top, record.FOLDER, record.RECORD)] == [
+        0o755,
+        0o755,
+        0o644,
+    ]
