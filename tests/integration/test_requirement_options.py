@@ -54,14 +54,25 @@ def test_missing_git_names_the_line_to_add(site: Site, index: Index) -> None:
     assert raised.value.hint == "add the line git to apt-pkgs.txt"
 
 
-def test_repository_as_a_package_is_imported_from_the_copy_of_each_job(site: Site, index: Index) -> None:
+def test_repository_as_a_package_is_imported_from_the_copy_of_each_job(
+    site: Site, index: Index, engine: docker.DockerClient
+) -> None:
     index.add(wheel("needed", "1.0"), wheel("wanted", "1.0"))
+    with serve(engine) as other:
+        # Only one of the two packages is taken from it.
+        other.add(wheel("needed", "1.0+cpu"), wheel("wanted", "2.0"))
+        _check_own_package(site, other)
+
+
+def _check_own_package(site: Site, other: Index) -> None:
     module = site.workspace / "src" / "shapes" / "__init__.py"
     module.parent.mkdir(parents=True)
     (site.workspace / "pyproject.toml").write_text(
         "[build-system]\nrequires = ['setuptools']\nbuild-backend = 'setuptools.build_meta'\n"
         "[project]\nname = 'shapes'\nversion = '1.2'\ndependencies = ['needed']\n"
         "[project.optional-dependencies]\nplots = ['wanted']\n[project.scripts]\ntool = 'shapes:main'\n"
+        f"[[tool.uv.index]]\nname = 'other'\nurl = '{other.url}'\nexplicit = true\n"
+        "[tool.uv.sources]\nneeded = { index = 'other', marker = \"sys_platform == 'linux'\" }\n"
     )
     program = (
         "import needed, wanted, shapes, subprocess; from importlib.metadata import version; "
@@ -74,7 +85,7 @@ def test_repository_as_a_package_is_imported_from_the_copy_of_each_job(site: Sit
             module.write_text(f"sides = {sides}\ndef main(): print('tool', sides)\n")
             built = site.prepare("-e .[plots]\n", kind=kind)
             hashes.add(built.hash)
-            assert {"shapes==1.2", "needed==1.0", "wanted==1.0"} <= set(built.packages)
+            assert {"shapes==1.2", "needed==1.0+cpu", "wanted==1.0"} <= set(built.packages)
             job = dataclasses.replace(built, mounts=(*built.mounts, workspace))
             assert site.run(site.find(), job, program) == f"{sides} 1.2\ntool {sides}\n"
         assert len(hashes) == 1
@@ -110,7 +121,9 @@ def test_package_of_setup_py_with_a_version_from_git(site: Site, index: Index) -
         assert len(hashes) == 1
 
 
-def test_dependencies_of_poetry_and_of_setup_py_are_installed(site: Site, index: Index) -> None:
+def test_dependencies_of_poetry_and_of_setup_py_are_installed(
+    site: Site, index: Index, engine: docker.DockerClient
+) -> None:
     index.add(*(wheel("ranged", version) for version in ("1.1", "1.3", "2.0")))
     index.add(wheel("foreign", "1.0"))
     library = site.workspace / "lib"
@@ -119,17 +132,20 @@ def test_dependencies_of_poetry_and_of_setup_py_are_installed(site: Site, index:
     (library / "backend.py").write_text(BACKEND.format(name="tools", version="1.0"))
     (site.workspace / "shapes.py").touch()
     project = site.workspace / "pyproject.toml"
-    project.write_text(
-        "[tool.poetry]\nname = 'shapes'\nversion = '3.1'\n[tool.poetry.dependencies]\npython = '^3.9'\nranged = '^1.2'\n"
-        "tools = { path = 'lib', develop = true }\n"
-        "foreign = { version = '*', python = '<3' }\n"
-        "[build-system]\nrequires = ['poetry-core']\nbuild-backend = 'poetry.core.masonry.api'\n"
-    )
     request = environment.EnvironmentRequest("m", "0" * 16)
-    built = environment.prepare(site.context(), site.find(), site.workspace, request)
-    assert {"ranged==1.3", "tools==1.0", "shapes==3.1"} <= set(built.packages)
-    assert not any(line.startswith("foreign") for line in built.packages)
-    assert "m/requirements.txt is missing: the packages are those of pyproject.toml" in site.messages
+    with serve(engine) as other:
+        other.add(wheel("special", "2.1+cpu"), wheel("ranged", "1.9"))
+        project.write_text(
+            "[tool.poetry]\nname = 'shapes'\nversion = '3.1'\n[tool.poetry.dependencies]\npython = '^3.9'\nranged = '^1.2'\n"
+            "tools = { path = 'lib', develop = true }\n"
+            "foreign = { version = '*', python = '<3' }\nspecial = { version = '^2', source = 'other' }\n"
+            f"[[tool.poetry.source]]\nname = 'other'\nurl = '{other.url}'\npriority = 'explicit'\n"
+            "[build-system]\nrequires = ['poetry-core']\nbuild-backend = 'poetry.core.masonry.api'\n"
+        )
+        built = environment.prepare(site.context(), site.find(), site.workspace, request)
+        assert {"ranged==1.3", "tools==1.0", "shapes==3.1", "special==2.1+cpu"} <= set(built.packages)
+        assert not any(line.startswith("foreign") for line in built.packages)
+        assert "m/requirements.txt is missing: the packages are those of pyproject.toml" in site.messages
     project.unlink()
     (site.workspace / "setup.py").write_text(
         "from setuptools import setup\nsetup(name='shapes', py_modules=['shapes'], install_requires=['ranged>1.2'])\n"

@@ -103,7 +103,7 @@ def prepare(plan: EnvironmentPlan, folder: Path, uv: str) -> dict[str, Any]:
     (folder / "constraints.txt").write_text(plan.constraints_text())
     return {
         "uv": uv, "shared": True, "isolated": plan.isolated, "site": str(folder / "site"),
-        "requirements": str(folder / "requirements.txt"), "constraints": str(folder / "constraints.txt"),
+        "requirements": str(folder / "requirements.txt"), "constraints": str(folder / "constraints.txt"), "indexed": "",
         "options": plan.command_line(), "by_name": not plan.hashed(), "pins": plan.frozen(), "package": None,
         "aliases": plan.aliases, "repository": str(folder), "build_constraints": [], "wheels_only": True,
     }  # fmt: skip

@@ -62,9 +62,22 @@ def test_07_build_code_sees_only_the_login_of_its_index(site: Site, index: Index
 def test_07_checkout_gets_no_login_for_hosts_that_it_names(site: Site, index: Index, netrc: Path) -> None:
     netrc.write_text(f"machine {index.host} login me password precious\ndefault login me password precious\n")
     index.login = "me:precious"
-    site.host = dataclasses.replace(site.host, environment={"no_proxy": index.host, "UV_HTTP_RETRIES": "0"})
+    # A login that the host gives to its index `corp`, of which the checkout uses the name.
+    login = {"UV_INDEX_CORP_USERNAME": "me", "UV_INDEX_CORP_PASSWORD": "precious"}
+    settings = {"no_proxy": index.host, "UV_HTTP_RETRIES": "0", **login}
+    site.host = dataclasses.replace(site.host, environment=settings)
+    (site.workspace / "a.py").touch()
+    (site.workspace / "lib").mkdir()
+    project = (
+        "[project]\nname = 'a'\nversion = '1'\ndependencies = ['private']\n[tool.uv.sources]\nprivate = { index = 'corp' }\n"
+        f"[[tool.uv.index]]\nname = 'corp'\nurl = '{index.url}'\nexplicit = true\nauthenticate = 'always'\n"
+    )
+    (site.workspace / "pyproject.toml").write_text(project)
+    (site.workspace / "lib" / "pyproject.toml").write_text(project)
     for text in (
         f"--index-url {index.url}\nprivate",
+        "-e .",
+        "-e lib",
         f"private @ http://{index.address}/files/private-1.0.whl",
     ):
         with pytest.raises(NoEnvironment):
@@ -104,6 +117,19 @@ def test_07_unreadable_netrc_is_reported(site: Site, index: Index, netrc: Path) 
 )
 def test_07_hosts_are_read_from_index_settings(settings: dict[str, str], hosts: set[str]) -> None:
     assert index_credentials.hosts_of(settings) == hosts
+
+
+def test_07_login_of_an_index_by_name_is_in_its_address_alone() -> None:
+    variables = {
+        "UV_INDEX": "my-corp=https://a.example/simple b=https://u@b.example/ https://c.example",
+        "UV_DEFAULT_INDEX": "pypi=https://d.example/simple",
+        **{f"UV_INDEX_{name}_USERNAME": "me" for name in ("MY_CORP", "B", "OTHER")},
+        **{f"UV_INDEX_{name}_PASSWORD": "a:/b@" for name in ("MY_CORP", "B", "OTHER")},
+    }
+    assert index_credentials.put_logins(variables) == {
+        "UV_INDEX": "my-corp=https://me:a%3A%2Fb%40@a.example/simple b=https://u@b.example/ https://c.example",
+        "UV_DEFAULT_INDEX": "pypi=https://d.example/simple",
+    }
 
 
 @pytest.mark.parametrize("password", ["plain", "#hash", "with space", 'quo"te', "back\\slash", "ünïcode"])

@@ -20,6 +20,8 @@ from typing import Optional
 from train_classifier.core import regular_file
 from train_classifier.core.project import lock_file, own_package, poetry, project_file
 from train_classifier.core.project.own_package import PROJECT, Metadata, OwnPackage
+from train_classifier.core.project.package_index import PackageIndex
+from train_classifier.core.project.package_sources import PackageSources
 from train_classifier.core.project.project_file import Project
 from train_classifier.core.text import hide_logins
 
@@ -114,8 +116,10 @@ class Requirements:
     #: Requirements by name, URL or path, in order.
     lines: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
-    #: Index options, in order.
+    #: Index options, in order; also uv's `--index`: what it has is taken from nowhere else.
     options: tuple[str, ...] = ()
+    #: Indexes of single packages, by the names in `lines`.
+    indexes: tuple[PackageIndex, ...] = ()
     problems: tuple[str, ...] = ()
     #: What people should know of the files.
     notes: tuple[str, ...] = ()
@@ -150,6 +154,7 @@ class _Reader:
         self.lines: list[str] = []
         self.constraints: list[str] = []
         self.options: dict[str, None] = {}
+        self.indexes: dict[PackageIndex, None] = {}
         self.problems: list[str] = []
         self.line_count = 0
         self.notes: list[str] = []
@@ -240,14 +245,13 @@ class _Reader:
             if self.inside(lock, lock, "the file"):
                 self.locked(relative, lock, requirements, project.dependencies)
             return
-        if project.uv_settings:
-            names = ", ".join(f"tool.uv.{name}" for name in project.uv_settings)
-            self.problems.append(
-                f"{relative}: {names} cannot be followed without {LOCK}; {_instead(requirements)}"
-            )
+        if project.sources_problem:
+            self.problems.append(f"{relative}: {project.sources_problem}; {_instead(requirements)}")
+            return
         if project.is_poetry:
             self.note_differences(relative, project, requirements)
-        self.dependencies(relative, project.dependencies)
+        self.sources(relative, project.sources)
+        self.dependencies(relative, project.sources.dependencies)
         self.include_all(project.dependency_files, relative)
 
     def note_differences(self, relative: str, project: Project, requirements: str) -> None:
@@ -265,6 +269,14 @@ class _Reader:
                 "release fits; require its version to have a newer one"
             )
 
+    def sources(self, relative: str, sources: PackageSources) -> None:
+        """Take what a pyproject.toml says of where its packages come from."""
+        self.options.update(dict.fromkeys(sources.options))
+        self.indexes.update(dict.fromkeys(sources.indexes))
+        for text in sources.constraints:
+            if self.is_requirement(text, relative):
+                self.line(text, relative, relative, True)
+
     def include_all(self, files: tuple[str, ...], relative: str) -> None:
         """Read the files of requirements that the metadata of a project names."""
         for file in files:
@@ -276,10 +288,15 @@ class _Reader:
             self.problems.append(f"{relative}: more than {MOST_LINES} dependencies")
             return
         for text in dependencies:
-            if not text.isprintable() or len(text) > MOST_LINE or not REQUIREMENT.match(_single_blanks(text)):
-                self.problems.append(f"{relative}: not a requirement: {text!r}")
-            else:
+            if self.is_requirement(text, relative):
                 self.line(text, relative, relative, False)
+
+    def is_requirement(self, text: str, relative: str) -> bool:
+        """Tell whether a text of a pyproject.toml is a requirement; record it as a problem if it is none."""
+        if text.isprintable() and len(text) <= MOST_LINE and REQUIREMENT.match(_single_blanks(text)):
+            return True
+        self.problems.append(f"{relative}: not a requirement: {text!r}")
+        return False
 
     def own_package(self, extras: str) -> bool:
         """Take the repository as a package, with its dependencies; False if it has to be built."""
@@ -287,15 +304,19 @@ class _Reader:
         names = ["", *(name.strip() for name in extras.split(",") if name.strip())]
         if metadata is None or not set(names) <= set(metadata.dependencies):
             return False
+        if metadata.sources is None or (len(names) > 1 and metadata.sources.more_for_extras):
+            return False
         self.package = metadata.package
         self.files += [file for file in metadata.files if file not in self.files]
         source = metadata.files[0]
         if not self.own_lists:
             self.include_all(metadata.dependency_files, source)
+            self.sources(PROJECT, metadata.sources)
         for name in names:
             if name not in self.own_lists:
                 self.own_lists.add(name)
-                self.dependencies(source, metadata.dependencies[name])
+                own = metadata.dependencies[name] if name else metadata.sources.dependencies
+                self.dependencies(source, own)
         return True
 
     @functools.cached_property
@@ -557,6 +578,7 @@ def parse(root: Path, model: str) -> Requirements:
         lines=tuple(dict.fromkeys(reader.lines)),
         constraints=tuple(dict.fromkeys(reader.constraints)),
         options=tuple(reader.options),
+        indexes=tuple(reader.indexes),
         problems=tuple(problems),
         notes=tuple(map(shortened, reader.notes)),
         lock=reader.lock,

@@ -156,7 +156,7 @@ def test_entry_points_of_the_project(tmp_path: Path) -> None:
         PACKAGE + "[tool.setuptools]\npackages = ['nowhere']\n",
         PACKAGE + "[tool.hatch.build.hooks.custom]\n", PACKAGE + "[tool.hatch.build.targets.wheel.hooks.mypyc]\n",
         PACKAGE + "[tool.hatch.build.targets.wheel]\npackages = ['python/a']\n",
-        PACKAGE + "[tool.uv.sources]\na = { git = 'x' }\n", PACKAGE + "[project.scripts]\n'../x' = 'a:b'\n",
+        PACKAGE + "[project.scripts]\n'../x' = 'a:b'\n",
         PACKAGE + "[project.scripts]\nx = 'a:b; import os'\n", PACKAGE + "[project.entry-points.\"x]\\n[y\"]\na = 'b'\n", "= 1\n",
         "[project]\nname = 'a'\ndynamic = ['version']\n[tool.setuptools.dynamic]\nversion = {file = []}\n",
     ],

@@ -112,16 +112,20 @@ def test_forms_of_dependencies(dependency: str, expected: list[str]) -> None:
         ("a = 1.2", "'a' in tool.poetry.dependencies has no version"),
         ("a = { version = 1 }", "has a value that is no text"),
         ("a = { extras = 3 }", "has extras that are no list"),
-        ("a = { version = '1', source = 'private' }", "has a source, which is not followed"),
+        (
+            "a = { version = '1', source = 'private' }",
+            "a dependency names the source 'private', which tool.poetry.source lacks",
+        ),
         ("a = { version = '1', other = '2' }", "has the key 'other', which is not read"),
         (
             "[[poetry.source]]\nname = 'private'\nurl = 'https://h'",
-            "tool.poetry.source 'private' is not followed (as a line of requirements.txt: --extra-index-url https://h)",
+            "tool.poetry.source 'private' is not followed, unless its priority is 'explicit' (or as a line of "
+            "requirements.txt: --extra-index-url https://h)",
         ),
         (
             "a = { version = '1', source = 'cpu' }\n[[poetry.source]]\nname = 'cpu'\nurl = 'https://me:word@h'\n"
-            "priority = 'explicit'",
-            "source 'cpu' is not followed (as a line of requirements.txt: --extra-index-url https://***@h)",
+            "priority = 'supplemental'",
+            "(or as a line of requirements.txt: --extra-index-url https://***@h)",
         ),
         (f"a = '{'>=1 ' * 300}'", "which is not read"),
     ],
@@ -248,7 +252,7 @@ def test_project_with_dependencies_in_poetrys_table(tmp_path: Path, project: str
     ("dependency", "problem"),
     [
         ("My_Six = { git = 'https://h/six.git' }", "says where 'My_Six' is from"),
-        ("my-six = { source = 'private' }", "says where 'my-six' is from"),
+        ("my-six = { source = 'private' }", "names the source 'private', which tool.poetry.source lacks"),
         ("my-six = [{ path = 'lib' }]", "says where 'my-six' is from"),
         ("[[tool.poetry.source]]\nname = 'private'\nurl = 'https://h'", "tool.poetry.source 'private' is"),
         ("my-six = { source = 'PyPI', allow-prereleases = true }", ""),

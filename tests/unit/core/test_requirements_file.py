@@ -97,7 +97,7 @@ DYNAMIC = '[project]\ndynamic = ["dependencies"]\n[tool.setuptools.dynamic.depen
         ("[project]\ndependencies = ['a @ ../b']\n", "leads out of the repository"),
         (
             "[project]\ndependencies = ['a']\n[[tool.uv.index]]\n",
-            "tool.uv.index cannot be followed without uv.lock; write",
+            "tool.uv.index '' has the address 'None', and only https://… without variables is followed; write",
         ),
         ("[project]\ndependencies = ['a'", "a bracket does not close; write the packages into"),
         ("[project]\ndependencies = 'a'", "is not a list"),

@@ -11,7 +11,8 @@ from typing import Any, Optional
 
 from train_classifier.core import regular_file
 from train_classifier.core.job import DESCRIPTION
-from train_classifier.core.project.project_file import MOST_BYTES, table_at
+from train_classifier.core.project.project_file import MOST_BYTES
+from train_classifier.core.project.tables import table_at
 
 #: Tools that take the version of a package from git.
 _TOOLS = re.compile(rb"setuptools[-_]scm|use_scm_version|hatch[-_]vcs|versioneer|source\s{0,9}=\s{0,9}.scm\b")

@@ -4,7 +4,8 @@ import re
 from typing import Any
 
 from train_classifier.core.project import toml_reader
-from train_classifier.core.project.project_file import MOST_BYTES, normal_name, table_at
+from train_classifier.core.project.project_file import MOST_BYTES
+from train_classifier.core.project.tables import normal_name, table_at
 
 _OWN = re.compile(r"^source = \{ (?:virtual|editable) = \"\.\" \}$", re.MULTILINE)
 _REQUIREMENT = re.compile(r"\s*(?P<name>[A-Za-z0-9._-]+)\s*(?:\[(?P<extras>[^\]]*)\])?(?P<rest>[^;]*)")

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core import regular_file
-from train_classifier.core.project import git_version, poetry, project_file, setup_files
+from train_classifier.core.project import git_version, package_sources, poetry, project_file, setup_files
 from train_classifier.core.project.git_version import GitVersion
-from train_classifier.core.project.project_file import MOST_BYTES, table_at, texts
+from train_classifier.core.project.package_sources import PackageSources
+from train_classifier.core.project.project_file import MOST_BYTES
 from train_classifier.core.project.setup_files import NotStatic
+from train_classifier.core.project.tables import table_at, texts
 
 PROJECT = "pyproject.toml"
 #: Build back ends of packages that are Python code alone, unless the settings below say otherwise.
@@ -24,7 +26,7 @@ _BUILD_SETTINGS = (
     ("build-system", "backend-path"), ("tool", "setuptools", "ext-modules"),
     ("tool", "setuptools", "cmdclass"), ("tool", "setuptools", "script-files"), ("tool", "poetry", "build"),
     ("tool", "pdm", "build"), ("tool", "uv", "build-backend"),
-    ("tool", "setuptools-rust"), ("tool", "versioningit"), ("tool", "uv", "sources"),
+    ("tool", "setuptools-rust"), ("tool", "versioningit"),
 )  # fmt: skip
 #: Settings of hatchling that make or move no module, by their table.
 _HATCH_SETTINGS = {
@@ -84,6 +86,8 @@ class Metadata:
     files: tuple[str, ...]
     #: Dependencies by extra; "" for those without one.
     dependencies: dict[str, tuple[str, ...]]
+    #: Where the dependencies without an extra come from; None where only uv itself knows it.
+    sources: Optional[PackageSources]
     #: Files of requirements that have further dependencies.
     dependency_files: tuple[str, ...] = ()
 
@@ -161,7 +165,13 @@ class _Reader:
             raise NotStatic
         dependencies, files = self.dependencies()
         package = OwnPackage(name, version, folder, self.entry_points(), git)
-        return Metadata(package, tuple(dict.fromkeys(self.files)), dependencies, files)
+        known: Optional[PackageSources] = self.requires.sources
+        if self.requires.sources_problem:
+            known = None
+        elif not self.requires.dependencies:
+            # Those of setup.py and setup.cfg.
+            known = package_sources.read(self.tables, list(dependencies[""]), "")
+        return Metadata(package, tuple(dict.fromkeys(self.files)), dependencies, known, files)
 
     def is_dynamic(self, *names: str) -> bool:
         """Tell whether not `project` but the back end's own settings have one of these fields."""

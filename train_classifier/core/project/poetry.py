@@ -9,6 +9,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, Optional
 
+from train_classifier.core.project import package_index
+from train_classifier.core.project.package_index import PackageIndex
+from train_classifier.core.project.tables import normal_name, table_at
 from train_classifier.core.text import hide_logins
 
 _CLAUSE = re.compile(
@@ -37,7 +40,7 @@ def project(poetry: dict[str, Any], folder: str = "") -> dict[str, Any]:
     An extra that cannot be read is left out. Raises ValueError with a phrase for other dependencies that
     cannot be read.
     """
-    dependencies = _table(poetry, "dependencies")
+    dependencies = table_at(poetry, "dependencies")
     required = {
         name: [entry for entry in _entries(value) if not _is_optional(entry)]
         for name, value in dependencies.items()
@@ -45,38 +48,70 @@ def project(poetry: dict[str, Any], folder: str = "") -> dict[str, Any]:
     }
     _check_sources(poetry, [entry for entries in required.values() for entry in entries])
     lines = [line for name, entries in required.items() for line in _lines(name, entries, folder)]
-    extras = _extras(_table(poetry, "extras"), dependencies, folder)
+    extras = _extras(poetry, dependencies, folder)
     table = {"dependencies": lines, "optional-dependencies": extras, "version": poetry.get("version", "")}
     # Without package mode it is no package.
     if poetry.get("package-mode") is not False:
         table["name"] = poetry.get("name", "")
-    return {**table, "scripts": _table(poetry, "scripts"), "entry-points": _table(poetry, "plugins")}
+    return {**table, "scripts": table_at(poetry, "scripts"), "entry-points": table_at(poetry, "plugins")}
 
 
 def _check_sources(poetry: dict[str, Any], entries: list[Any]) -> None:
-    """Raise ValueError with a phrase for an index of the project's own, unless no entry names it."""
-    named = [entry.get("source") for entry in entries if isinstance(entry, dict)]
+    """Raise ValueError with a phrase for an index that is not followed, and for one that is not there."""
     for source in _sources(poetry):
-        if source.get("priority") != "explicit" or source.get("name", "") in named:
+        if source.get("priority") != "explicit":
             raise ValueError(
-                f"tool.poetry.source {source.get('name')!r} is not followed (as a line of requirements.txt: "
-                f"--extra-index-url {source.get('url')})"
+                f"tool.poetry.source {source.get('name')!r} is not followed, unless its priority is "
+                f"'explicit' (or as a line of requirements.txt: --extra-index-url {source.get('url')})"
             )
+    addresses = _addresses(poetry)
+    for name in filter(None, map(_source_name, entries)):
+        if name not in addresses:
+            raise ValueError(f"a dependency names the source {name!r}, which tool.poetry.source lacks")
+
+
+def indexes(poetry: dict[str, Any]) -> list[PackageIndex]:
+    """Return the index of each package that has one of its own. Raises ValueError with a phrase."""
+    addresses = _addresses(poetry)
+    result = []
+    for name, value in table_at(poetry, "dependencies").items():
+        where = f"tool.poetry.dependencies.{name[:100]}"
+        for entry in _entries(value):
+            source = _source_name(entry)
+            if source in addresses:
+                index = f"tool.poetry.source {source[:100]!r}"
+                address = package_index.checked_address(addresses[source], index)
+                try:
+                    marker = _marker(entry)
+                except (ValueError, TypeError):
+                    # It is in no list of requirements either.
+                    continue
+                result.append(package_index.for_package(name, address, marker, where))
+    return result
+
+
+def _addresses(poetry: dict[str, Any]) -> dict[str, object]:
+    """Return the addresses of the project's own indexes by name."""
+    return {str(source.get("name", "")).lower(): source.get("url") for source in _sources(poetry)}
+
+
+def _source_name(entry: Any) -> str:
+    """Return the index that a dependency names; "" for the usual one."""
+    name = entry.get("source") if isinstance(entry, dict) else None
+    return "" if not isinstance(name, str) or name.lower() == "pypi" else name.lower()
 
 
 def check_places(poetry: dict[str, Any], dependencies: list[str]) -> None:
     """Raise ValueError with a phrase if Poetry takes dependencies of `[project]` from places of its own."""
-    required = {_normal_name(re.split(r"[^\w.-]", text.strip(), maxsplit=1)[0]) for text in dependencies}
+    required = {normal_name(re.split(r"[^\w.-]", text.strip(), maxsplit=1)[0]) for text in dependencies}
     entries = {
         name: [entry for entry in _entries(value) if isinstance(entry, dict)]
-        for name, value in _table(poetry, "dependencies").items()
-        if _normal_name(name) in required
+        for name, value in table_at(poetry, "dependencies").items()
+        if normal_name(name) in required
     }
     _check_sources(poetry, [entry for each in entries.values() for entry in each])
     for name, each in entries.items():
-        if any(
-            set(_PLACES) & set(entry) or entry.get("source", "pypi") not in ("pypi", "PyPI") for entry in each
-        ):
+        if any(set(_PLACES) & set(entry) for entry in each):
             raise ValueError(
                 f"tool.poetry.dependencies says where {name!r} is from, which is not followed beside project"
             )
@@ -86,29 +121,30 @@ def names_with_prereleases(poetry: dict[str, Any]) -> list[str]:
     """Return the dependencies of which Poetry would take a pre-release before an older release."""
     return [
         name
-        for name, value in _table(poetry, "dependencies").items()
+        for name, value in table_at(poetry, "dependencies").items()
         if re.fullmatch(r"[\w.-]+", name, re.ASCII)
         and any(isinstance(each, dict) and each.get("allow-prereleases") is True for each in _entries(value))
     ]
 
 
-def _extras(extras: dict[str, Any], dependencies: dict[str, Any], folder: str) -> dict[str, list[str]]:
+def _extras(poetry: dict[str, Any], dependencies: dict[str, Any], folder: str) -> dict[str, list[str]]:
     """Return the requirements of each extra that can be read."""
-    values = {_normal_name(name): (name, _entries(value)) for name, value in dependencies.items()}
+    values = {normal_name(name): (name, _entries(value)) for name, value in dependencies.items()}
 
     @functools.lru_cache(None)
     def lines_of(name: str) -> Optional[list[str]]:
         try:
+            _check_sources(poetry, values[name][1])
             return _lines(*values[name], folder)
         except (ValueError, KeyError):
             return None
 
     result: dict[str, list[str]] = {}
     count = 0
-    for extra, names in extras.items():
+    for extra, names in table_at(poetry, "extras").items():
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             continue
-        lists = [lines_of(name) for name in dict.fromkeys(map(_normal_name, names))]
+        lists = [lines_of(name) for name in dict.fromkeys(map(normal_name, names))]
         if None in lists:
             continue
         result[extra] = [line for lines in lists for line in lines or ()]
@@ -131,21 +167,12 @@ def packages(poetry: dict[str, Any]) -> dict[str, Any]:
     return {"packages": [name for name, _, _ in entries], "package-dir": {"": folders.pop()}}
 
 
-def _table(tables: dict[str, Any], name: str) -> dict[str, Any]:
-    value = tables.get(name)
-    return value if isinstance(value, dict) else {}
-
-
 def _sources(poetry: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the indexes that a project names, without the usual one."""
     sources = poetry.get("source")
     for source in sources if isinstance(sources, list) else []:
         if isinstance(source, dict) and str(source.get("name", "")).lower() != "pypi":
             yield source
-
-
-def _normal_name(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _entries(value: Any) -> list[Any]:
@@ -178,22 +205,25 @@ def _line(name: str, value: Any, folder: str) -> str:
         raise ValueError(
             f"the key {unknown[0]!r}, which is not read" if unknown else "a value that is no text"
         )
-    if table.get("source", "pypi").lower() != "pypi":
-        raise ValueError("a source, which is not followed")
     extra = f"[{','.join(extras)}]" if extras else ""
+    marker = _marker(table)
+    if set(_PLACES) & set(table):
+        return f"{name}{extra} @ {place(table, folder)}" + (f" ; {marker}" if marker else "")
+    range_ = ",".join(_clauses(table.get("version", "*")))
+    return f"{name}{extra}{range_}" + (f" ; {marker}" if marker else "")
+
+
+def _marker(table: dict[str, Any]) -> str:
+    """Return the marker of a form of a dependency; "" without one."""
     markers = [
         f"({table['markers']})" if table.get("markers") else "",
         _python_marker(table["python"]) if "python" in table else "",
         f"sys_platform == '{table['platform']}'" if "platform" in table else "",
     ]
-    marker = " and ".join(filter(None, markers))
-    if any(place in table for place in _PLACES):
-        return f"{name}{extra} @ {_place(table, folder)}" + (f" ; {marker}" if marker else "")
-    range_ = ",".join(_clauses(table.get("version", "*")))
-    return f"{name}{extra}{range_}" + (f" ; {marker}" if marker else "")
+    return " and ".join(filter(None, markers))
 
 
-def _place(table: dict[str, Any], folder: str) -> str:
+def place(table: dict[str, Any], folder: str) -> str:
     """Return where a package is that is not found by its name."""
     subdirectory = f"#subdirectory={table['subdirectory']}" if "subdirectory" in table else ""
     if "git" in table:

@@ -1,16 +1,12 @@
 """What a pyproject.toml says of packages and of Python."""
 
 import dataclasses
-import re
 from typing import Any
 
-from train_classifier.core.project import poetry, toml_reader
+from train_classifier.core.project import package_sources, poetry, toml_reader
+from train_classifier.core.project.package_sources import PackageSources
+from train_classifier.core.project.tables import table_at, texts
 
-#: Settings of uv that say where packages come from, or which versions are possible.
-_UV_SETTINGS = {
-    "sources", "index", "index-url", "extra-index-url", "find-links", "no-index", "prerelease",
-    "constraint-dependencies", "override-dependencies",
-}  # fmt: skip
 MOST_BYTES = 1 << 18
 
 
@@ -21,8 +17,10 @@ class Project:
     dependencies: tuple[str, ...] = ()
     #: The files of requirements that setuptools takes the dependencies from.
     dependency_files: tuple[str, ...] = ()
-    #: Names of settings below `tool.uv` that change what is installed.
-    uv_settings: tuple[str, ...] = ()
+    #: Where the dependencies come from: they stand in it, too.
+    sources: PackageSources = dataclasses.field(default_factory=PackageSources)
+    #: Why they cannot be said; a lock says it.
+    sources_problem: str = ""
     #: All tables of the file; `project` also where only Poetry's own say the same.
     tables: dict[str, Any] = dataclasses.field(default_factory=dict)
     #: The dependencies are Poetry's own.
@@ -35,14 +33,29 @@ def read(text: str, folder: str = "") -> Project:
     Raises ValueError with a phrase for what cannot be read.
     """
     tables = toml_reader.read(text)
-    is_poetry = _take_poetry(tables, folder)
+    uses_poetry = _uses_poetry(tables)
+    is_poetry = uses_poetry and _take_poetry(tables, folder)
     dependencies = table_at(tables, "project").get("dependencies", [])
     files = []
     if "dependencies" in texts(table_at(tables, "project").get("dynamic", [])):
         dynamic = table_at(tables, "tool", "setuptools", "dynamic", "dependencies").get("file", [])
         files = texts([dynamic] if isinstance(dynamic, str) else dynamic)
-    settings = tuple(name for name in table_at(tables, "tool", "uv") if name in _UV_SETTINGS)
-    return Project(tuple(texts(dependencies)), tuple(files), settings, tables, is_poetry)
+    sources, problem = PackageSources(), ""
+    try:
+        sources = package_sources.read(tables, texts(dependencies), folder)
+        if uses_poetry:
+            own = tuple(poetry.indexes(table_at(tables, "tool", "poetry")))
+            sources = dataclasses.replace(sources, indexes=(*sources.indexes, *own))
+    except ValueError as error:
+        problem = str(error)
+    return Project(tuple(texts(dependencies)), tuple(files), sources, problem, tables, is_poetry)
+
+
+def _uses_poetry(tables: dict[str, Any]) -> bool:
+    """Tell whether Poetry's own tables count."""
+    back_end = table_at(tables, "build-system").get("build-backend")
+    own = table_at(tables, "tool", "poetry")
+    return bool(own) and ("project" not in tables or str(back_end).startswith("poetry."))
 
 
 def _take_poetry(tables: dict[str, Any], folder: str) -> bool:
@@ -51,9 +64,6 @@ def _take_poetry(tables: dict[str, Any], folder: str) -> bool:
     Poetry 2 takes from `project` what is there, and the other fields from its own tables.
     """
     own, project = table_at(tables, "tool", "poetry"), table_at(tables, "project")
-    back_end = table_at(tables, "build-system").get("build-backend")
-    if not own or ("project" in tables and not str(back_end).startswith("poetry.")):
-        return False
     dependencies = texts(project.get("dependencies") or [])
     if dependencies:
         poetry.check_places(own, dependencies)
@@ -75,22 +85,3 @@ def required_python(text: str) -> str:
         if isinstance(value, str) and value:
             return value
     return ""
-
-
-def normal_name(name: str) -> str:
-    """Return a distribution's normalised name (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def table_at(tables: Any, *keys: str) -> dict[str, Any]:
-    """Return a table by its dotted key; an empty one when it is missing or something else."""
-    for key in keys:
-        tables = tables.get(key) if isinstance(tables, dict) else None
-    return tables if isinstance(tables, dict) else {}
-
-
-def texts(value: Any) -> list[str]:
-    """Return a list of texts. Raises ValueError for anything else."""
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError("`dependencies` is not a list of texts")
-    return value

@@ -14,6 +14,7 @@ from train_classifier.worker.containers.plain_image import nearest_python
 from train_classifier.worker.environments import (
     environment_plan,
     git_requirements,
+    index_credentials,
     job_package,
     local_packages,
 )
@@ -240,4 +241,4 @@ def _variables(host: Host) -> dict[str, str]:
     for pip, uv in INDEX_SETTINGS.items():
         if pip in variables:
             variables.setdefault(uv, variables[pip])
-    return variables
+    return index_credentials.put_logins(variables)

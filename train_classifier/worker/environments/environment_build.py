@@ -45,6 +45,8 @@ BUILD = "/train-classifier/build"
 CACHE = "/train-classifier/uv-cache"
 UV = "/train-classifier/uv"
 CA = "/train-classifier/ca.pem"
+#: The requirements that have indexes of their own; uv knows such a file by this name.
+INDEXED = "pyproject.toml"
 
 
 class NeedsBuilding(Exception):
@@ -62,7 +64,7 @@ def find_nearest(store: Store, defined: dict[str, Any]) -> Optional[Path]:
         record = read_json(path) or {}
         definition = record.get("definition", {})
         # These are keys only where there is one.
-        keys = {*defined, "own_package", "build_variables"} - {"lines"}
+        keys = {*defined, "own_package", "build_variables", "indexes"} - {"lines"}
         lines = definition.get("lines", [])
         if (
             all(definition.get(key) == defined.get(key) for key in keys)
@@ -171,12 +173,14 @@ class Builder:
 
     def _files(self, shared: bool, entries: str, question: dict[str, Any]) -> dict[str, str]:
         inputs, work = f"{BUILD}/{build_folder.INPUT}", f"{BUILD}/{build_folder.WORK}"
+        indexed = self.plan.indexed_text()
         plan = {
             "uv": UV,
             "shared": shared,
             "isolated": self.plan.isolated,
             "site": self._site(),
             "requirements": f"{inputs}/requirements.txt",
+            "indexed": f"{inputs}/{INDEXED}" if indexed else "",
             "constraints": f"{inputs}/constraints.txt",
             "options": self.plan.command_line(),
             "build_constraints": self.plan.build_constraints(),
@@ -194,6 +198,7 @@ class Builder:
             "plan.json": json.dumps(plan),
             "requirements.txt": self.plan.requirements_text(work),
             "constraints.txt": self.plan.constraints_text(),
+            **({INDEXED: indexed} if indexed else {}),
         }
         return {**files, "netrc": entries} if entries else files
 

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core import requirements_file
+from train_classifier.core.project import package_index
 from train_classifier.core.project.own_package import OwnPackage
-from train_classifier.core.project.project_file import normal_name
+from train_classifier.core.project.package_index import PackageIndex
+from train_classifier.core.project.tables import normal_name
 from train_classifier.core.requirements_file import Requirements
 from train_classifier.worker.environments import index_credentials, model_imports
 
@@ -61,6 +63,8 @@ class EnvironmentPlan:
     source: str
     #: Hash of the content of `paths`; "" without any.
     paths_digest: str
+    #: Indexes of single packages.
+    indexes: tuple[PackageIndex, ...] = ()
     #: Variables of the model that builds of packages get, too.
     build_variables: dict[str, str] = dataclasses.field(default_factory=dict)
     #: The file that asks for the packages, for messages.
@@ -89,6 +93,7 @@ class EnvironmentPlan:
         options = {option.partition(" ")[0] for option in self.options}
         return (
             not self.paths
+            and not self.indexes
             and options <= SHARED_OPTIONS
             and not any("${" in line or "://" in line or "@" in line for line in requirements)
         )
@@ -108,6 +113,7 @@ class EnvironmentPlan:
             # The record of an environment names the file, in its reason.
             **({} if self.file == requirements_file.REQUIREMENTS else {"file": self.file}),
             **({"own_package": self._own_package()} if self.package else {}),
+            **({"indexes": list(map(dataclasses.astuple, self.indexes))} if self.indexes else {}),
             "isolated": self.isolated,
             "asked": self.is_requested,
             "lines": sorted(self.lines),
@@ -133,9 +139,25 @@ class EnvironmentPlan:
             name, _, value = option.partition(" ")
             if name == "--find-links" and value in self.paths:
                 option = f"{name} {folder}/{value}"
+            if name == "--index":
+                option = f"--extra-index-url {value}"
             if name not in ON_COMMAND_LINE:
                 options.append(option)
-        return "\n".join([*options, *self.lines, ""])
+        lines = [line for line in self.lines if not self._has_index(line)]
+        return "\n".join([*options, *lines, ""])
+
+    def indexed_text(self) -> str:
+        """Return a pyproject.toml of the lines whose packages have indexes of their own; "" without any."""
+        lines = list(filter(self._has_index, self.lines))
+        names = set(map(name_of, lines))
+        indexes = [index for index in self.indexes if index.package in names]
+        return package_index.project_file(lines, indexes) if lines else ""
+
+    def _has_index(self, line: str) -> bool:
+        """Tell whether the package of a line has an index of its own: without an address and hashes."""
+        match = requirements_file.REQUIREMENT.match(line) if self.indexes else None
+        packages = {index.package for index in self.indexes}
+        return bool(match and not match["url"] and normal_name(match["name"]) in packages)
 
     def constraints_text(self) -> str:
         """Return the text of the constraints file for uv."""
@@ -164,7 +186,7 @@ class EnvironmentPlan:
         """Return the options of uv's command line.
 
         Of several indexes uv takes the first that has a package, in any version. With an index of its own in
-        the file, the best version of all is taken, as by pip.
+        a requirements file, the best version of all is taken, as by pip.
         """
         options = []
         hosts = index_credentials.hosts_of(self.variables)
@@ -269,6 +291,7 @@ def _common(
         "lines": tuple(lines),
         "constraints": requirements.constraints,
         "options": requirements.options,
+        "indexes": requirements.indexes,
         "paths": requirements.paths,
         "workspace": workspace,
         "file": requirements.name,

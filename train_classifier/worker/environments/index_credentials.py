@@ -4,12 +4,16 @@ import netrc
 import os
 import re
 import stat
+import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 
 #: Variables that name indexes, in uv's words. What a requirements file names is the checkout's choice.
 INDEXES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "UV_FIND_LINKS")
 MOST_BYTES = 1 << 20
+#: A login of the index with a name. uv sends it to each index of that name, also to one of a checkout.
+_NAMED_LOGIN = re.compile(r"UV_INDEX_.*_(?:USERNAME|PASSWORD)\Z")
+_NAMED_INDEX = re.compile(r"(?<![^\s])(?P<name>[A-Za-z0-9._-]{1,100})=(?P<scheme>https?://)(?=(?P<rest>\S+))")
 
 
 def path() -> Path:
@@ -26,6 +30,24 @@ def hosts_of(variables: Mapping[str, str]) -> set[str]:
             host = authority.rpartition("@")[2].lower()
             index_hosts.add(host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0])
     return index_hosts - {""}
+
+
+def put_logins(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a build with each login of an index by name in the address of that index."""
+    result = {name: value for name, value in variables.items() if not _NAMED_LOGIN.match(name)}
+
+    def put_login(match: "re.Match[str]") -> str:
+        key = f"UV_INDEX_{re.sub('[^A-Z0-9]', '_', match['name'].upper())}"
+        login = [variables.get(f"{key}_{word}", "") for word in ("USERNAME", "PASSWORD")]
+        has_login = "@" in re.split(r"[/?#]", match["rest"], maxsplit=1)[0]
+        if has_login or not any(login):
+            return match[0]
+        return f"{match[0]}{':'.join(urllib.parse.quote(word, safe='') for word in login)}@"
+
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX"):
+        if name in result:
+            result[name] = _NAMED_INDEX.sub(put_login, result[name])
+    return result
 
 
 def entries_for(variables: Mapping[str, str]) -> tuple[str, str]:

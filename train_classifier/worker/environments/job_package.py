@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Callable
 from train_classifier.core import regular_file
 from train_classifier.core.project import git_version
 from train_classifier.core.project.own_package import CONSOLE, UNKNOWN_VERSION, OwnPackage
-from train_classifier.core.project.project_file import normal_name
+from train_classifier.core.project.tables import normal_name
 from train_classifier.core.text import printable
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.image import Image

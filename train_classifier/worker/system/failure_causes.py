@@ -13,7 +13,7 @@ from typing import Callable, Optional
 from train_classifier.core import requirements_file
 from train_classifier.core.job import WORKSPACE
 from train_classifier.core.options import show_option
-from train_classifier.core.project.project_file import normal_name
+from train_classifier.core.project.tables import normal_name
 from train_classifier.core.text import show_bytes, without_escapes
 from train_classifier.worker.system import debian_names
 

@@ -220,6 +220,8 @@ def command(plan: "dict[str, Any]", *options: str) -> "list[str]":
     """Return the command line of uv."""
     files = (BY_NAME, LOCKED) if plan["requirements"] != FIRST else (BY_NAME,)
     more = [word for file in files if os.path.exists(file) for word in ("-r", file)]
+    if plan["indexed"]:
+        more += ["-r", plan["indexed"]]
     if plan["build_constraints"] and not plan["shared"]:
         more += ["--build-constraints", BUILT_WITH]
     return [
@@ -273,7 +275,8 @@ def fitting_pythons(plan: "dict[str, Any]") -> "list[str]":
             for version in plan["pythons"]
             if subprocess.call(
                 [plan["uv"], "pip", "compile", "--quiet", "--no-header", "--python-version", version,
-                 "-c", plan["constraints"], plan["requirements"], *plan["options"], *more],
+                 "-c", plan["constraints"], plan["requirements"], *filter(None, [plan["indexed"]]),
+                 *plan["options"], *more],
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=plan["repository"],
             ) == 0
         ]  # fmt: skip
