@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +20,7 @@ short_description: Record the packages that a role brings, and remove them with 
 description:
   - For the roles of train-classifier only.
   - C(present) reads apt's lists if a package is missing, and records what an installation would bring.
-  - It installs nothing.
+  - It installs nothing, and fails where an installation would remove something.
   - C(absent) removes what the roles brought and no other role, and nothing else on the host, needs.
 options:
   role:
@@ -97,13 +97,62 @@ def earlier_record() -> dict[str, Any]:
     return {"before": {}, "brought": brought, "wanted": needed}
 
 
+def is_record(value: Any) -> bool:
+    """Return whether a value has the form of a record; no name in it may be an option of apt."""
+    try:
+        lists = [value["brought"], *value["wanted"].values(), *value["before"].values()]
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return all(
+        isinstance(names, list)
+        and all(isinstance(name, str) and re.fullmatch(r"[^-\s]\S*", name) for name in names)
+        for names in lists
+    )
+
+
 class Packages:
     """The record, and the package manager of this host."""
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.role: str = module.params["role"]
-        self.record = json.loads(RECORD.read_text()) if RECORD.exists() else earlier_record()
+        self.record = self.read()
+
+    def read(self) -> dict[str, Any]:
+        """Return the record; the module fails where it cannot be read."""
+        try:
+            record = json.loads(RECORD.read_text()) if RECORD.exists() else earlier_record()
+            problem = "" if is_record(record) else "it does not have the form of one"
+        except (AttributeError, OSError, ValueError) as error:
+            problem = str(error)
+        if problem:
+            paths = [RECORD] if RECORD.exists() else [*EARLIER.values(), ENGINE_RECORD]
+            self.module.fail_json(
+                msg=f"the record of packages cannot be read ({', '.join(map(str, paths))}: {problem}), "
+                "so nothing was changed. Correct it, or put it aside (mv): "
+                "the packages that it names then stay at a teardown."
+            )
+        return record
+
+    def lock(self) -> None:
+        """Wait for the module of another play, and read what it recorded. The lock ends with this process."""
+        # Everybody reads files below it, also when root's umask says otherwise.
+        before = os.umask(0o022)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        os.umask(before)
+        self.folder = os.open(FOLDER, os.O_RDONLY)
+        for _ in range(self.module.params["lock_timeout"]):
+            try:
+                fcntl.flock(self.folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(1)
+            else:
+                break
+        else:
+            self.module.fail_json(
+                msg="another play changes the packages of this host: wait for it, and run again"
+            )
+        self.record = self.read()
 
     def run(self, *command: str) -> str:
         """Run a command of the package manager and return its output; the module fails when it fails."""
@@ -142,14 +191,13 @@ class Packages:
     def save(self) -> None:
         """Write the record whole, or remove it when no role needs a package."""
         if self.record["wanted"]:
-            # Everybody reads files below it, also when root's umask says otherwise.
-            before = os.umask(0o022)
-            FOLDER.mkdir(parents=True, exist_ok=True)
-            os.umask(before)
-            with tempfile.NamedTemporaryFile("w", dir=FOLDER, delete=False) as file:
+            new = RECORD.with_suffix(".new")
+            with new.open("w") as file:
                 json.dump(self.record, file, indent=1, sort_keys=True)
-            Path(file.name).chmod(0o644)
-            self.module.atomic_move(file.name, str(RECORD))
+                file.flush()
+                os.fsync(file.fileno())
+            new.chmod(0o644)
+            new.replace(RECORD)
         else:
             RECORD.unlink(missing_ok=True)
         for role in ("training_host", "github_runner"):
@@ -165,43 +213,62 @@ class Packages:
             time.sleep(5)
         self.run(*command)
 
+    def coming(self, missing: list[str]) -> list[str]:
+        """Return what an installation would bring; the module fails where it would remove something."""
+        self.repair()
+        self.apt_get("-qq", "-o", "APT::Update::Error-Mode=any", "update")
+        simulation = self.apt_get("-s", "--no-install-recommends", "install", *missing)
+        if removes := sorted(removed_packages(simulation)):
+            text = f"{' and '.join(missing)} would replace {' and '.join(removes)}: no package was changed."
+            text += " Remove them, if nothing uses them, and run again."
+            self.module.fail_json(msg=text, removes=removes)
+        return new_packages(simulation)
+
     def add(self) -> None:
         """Record what the role needs and what comes with it, before it is installed."""
         packages, coming = self.module.params["packages"], self.module.params["coming"]
         installed = self.in_state("installed")
         missing = [name for name in packages if name not in installed]
-        wanted, brought = set(self.record["wanted"].get(self.role, [])), set(self.record["brought"])
-        recorded = wanted >= set(packages) and brought >= set(coming or [])
+        recorded = set(self.record["wanted"].get(self.role, [])) >= set(packages) and set(
+            self.record["brought"]
+        ) >= set(coming or [])
         answer = {"missing": missing, "recorded": recorded}
         if self.module.check_mode or (recorded and not missing):
             self.module.exit_json(changed=False, **answer)
+        self.lock()
         if missing and coming is None:
-            self.repair()
-            self.apt_get("-qq", "-o", "APT::Update::Error-Mode=any", "update")
-            names = missing + ([] if APT_BINDING in installed else [APT_BINDING])
-            coming = new_packages(self.apt_get("-s", "--no-install-recommends", "install", *names))
-        if not self.record["before"]:
-            marks = {mark: self.marked(mark) - set(self.record["brought"]) for mark in ("auto", "manual")}
-            marks["removed"] = self.in_state("config-files")
-            self.record["before"] = {mark: sorted(names) for mark, names in marks.items()}
-        self.record["brought"] = sorted({*brought, *(coming or [])})
+            coming = self.coming(missing + ([] if APT_BINDING in installed else [APT_BINDING]))
+        wanted, brought = set(self.record["wanted"].get(self.role, [])), set(self.record["brought"])
         # Ansible needs its module for apt as long as one role is there.
-        self.record["wanted"][self.role] = sorted({*wanted, *packages, APT_BINDING})
+        wanted |= {*packages, APT_BINDING}
+        new = set(coming or []) - brought
+        # What is asked for by name is marked as manual afterwards.
+        before = {
+            "auto": self.marked("auto") & wanted - brought,
+            "removed": self.in_state("config-files") & new,
+        }
+        for mark, names in before.items():
+            self.record["before"][mark] = sorted({*names, *self.record["before"].get(mark, [])})
+        self.record["brought"] = sorted(brought | new)
+        self.record["wanted"][self.role] = sorted(wanted)
         self.save()
         self.module.exit_json(changed=True, **answer)
 
-    def can_go(self, names: set[str]) -> bool:
-        """Return whether apt could remove just these packages, with nothing else removed or installed."""
+    def removed_with(self, names: set[str]) -> set[str]:
+        """Return what apt would change to remove these packages."""
         command = ["apt-get", "-s", "remove", *sorted(names)]
         status, simulation, _ = self.module.run_command(command, environ_update=ENVIRONMENT)
-        return status == 0 and removed_packages(simulation) == names and not new_packages(simulation)
+        return {"an error"} if status else removed_packages(simulation) | set(new_packages(simulation))
 
     def unneeded(self, candidates: set[str]) -> set[str]:
-        """Return the candidates that can go alone: all of them, or those that nothing needs."""
-        if candidates and self.can_go(candidates):
+        """Return the candidates that can go with nothing but candidates."""
+        if self.removed_with(candidates) == candidates:
             return candidates
-        automatic = removed_packages(self.apt_get("-s", "autoremove")) & candidates
-        return automatic if automatic and self.can_go(automatic) else set()
+        going: set[str] = set()
+        for name in sorted(candidates):
+            if name not in going and (more := self.removed_with(going | {name})) <= candidates:
+                going = more
+        return going
 
     def remove(self) -> None:
         """Remove what the roles brought and nothing needs once this role is gone."""
@@ -209,22 +276,27 @@ class Packages:
             self.module.exit_json(changed=False, removed=[])
         if self.module.check_mode:
             self.module.exit_json(changed=True, removed=[])
+        self.lock()
         self.repair()
-        role_packages = set(self.record["wanted"].pop(self.role))
+        role_packages = set(self.record["wanted"].pop(self.role, []))
         others = {name for names in self.record["wanted"].values() for name in names}
         brought = set(self.record["brought"]) - set(self.module.params["keep"])
         before = self.record["before"]
-        candidates = (brought - others) & self.in_state("installed") - self.marked("hold")
+        # What no role named and is marked as manual, an administrator has asked for since.
+        administrators = self.marked("hold") | (self.marked("manual") - role_packages)
+        candidates = (brought - others) & self.in_state("installed") - administrators
         self.set_auto(candidates | ((role_packages - others) & set(before.get("auto", []))))
         unneeded = self.unneeded(candidates)
         if unneeded:
             self.apt_get("remove", *sorted(unneeded))
-        for path in self.module.params["remove_before_purge"]:
-            Path(path).unlink(missing_ok=True)
-        purge = sorted((brought & self.in_state("config-files")) - set(before.get("removed", [])))
+        # An administrator may have removed a package that another role brought: its purge is that role's.
+        purge = sorted((brought - others) & self.in_state("config-files") - set(before.get("removed", [])))
         if purge:
+            for path in self.module.params["remove_before_purge"]:
+                Path(path).unlink(missing_ok=True)
             self.apt_get("purge", *purge)
-        self.record["brought"] = sorted(brought & self.in_state("installed"))
+        left = self.in_state("installed") | self.in_state("config-files")
+        self.record["brought"] = sorted(brought & left)
         self.save()
         self.module.exit_json(changed=True, removed=sorted({*unneeded, *purge}))
 
@@ -244,10 +316,13 @@ def main() -> None:
         supports_check_mode=True,
     )
     packages = Packages(module)
-    if module.params["state"] == "present":
-        packages.add()
-    else:
-        packages.remove()
+    try:
+        if module.params["state"] == "present":
+            packages.add()
+        else:
+            packages.remove()
+    except OSError as error:
+        module.fail_json(msg=f"the record of packages could not be written: {error}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -21,7 +22,9 @@ class Host:
         self.depends = depends
         self.installed = set(installed)
         self.automatic = {"libc"} & self.installed
+        self.held: set[str] = set()
         self.configuration_left: set[str] = set()
+        self.conflicts: dict[str, str] = {}
         self.purge_fails = False
 
     def needs(self, names: set[str]) -> set[str]:
@@ -49,16 +52,15 @@ class Host:
         if command[0] == "apt-mark":
             if words[0] == "auto":
                 self.automatic |= names & self.installed
-            listed = {"showauto": self.automatic, "showmanual": self.installed - self.automatic}
+            listed = {
+                "showauto": self.automatic, "showmanual": self.installed - self.automatic, "showhold": self.held,
+            }  # fmt: skip
             return "\n".join(listed.get(words[0], set()))
         if "install" in names:
-            return "\n".join(
-                f"Inst {name} (1)" for name in self.needs(names) & set(self.depends) - self.installed
-            )
-        if "autoremove" in names:
-            gone = self.installed - self.needs(self.installed - self.automatic)
-        else:
-            gone = {name for name in self.installed if self.needs({name}) & names}
+            new = self.needs(names) & set(self.depends) - self.installed
+            gone = {self.conflicts[name] for name in new if name in self.conflicts} & self.installed
+            return "\n".join([f"Inst {name} (1)" for name in new] + [f"Remv {name} [1]" for name in gone])
+        gone = {name for name in self.installed if self.needs({name}) & names}
         if "remove" in names and "-s" not in names:
             self.installed -= gone
             self.configuration_left |= gone
@@ -97,12 +99,17 @@ def call(
             "role": role, "state": state, "packages": packages, "coming": None, "keep": [],
             "remove_before_purge": [], "lock_timeout": 5, **options,
         },
-        check_mode=False, exit_json=stop, atomic_move=os.replace,
+        check_mode=False, exit_json=stop, fail_json=stop,
         run_command=lambda command, environ_update: (0, host.answer(command), ""),
     )  # fmt: skip
-    work = record.Packages(module)
-    with pytest.raises(SystemExit):
-        work.add() if state == "present" else work.remove()
+    work = record.Packages.__new__(record.Packages)
+    try:
+        with pytest.raises(SystemExit):
+            work.__init__(module)
+            work.add() if state == "present" else work.remove()
+    finally:
+        if hasattr(work, "folder"):
+            os.close(work.folder)
     return answers
 
 
@@ -142,6 +149,111 @@ def test_what_an_administrator_installed_since_keeps_what_it_needs(record: Modul
     host.install("tool")
     call(record, host, "runner", "absent", [])
     assert host.installed == {"libc", "tar", "tool", "curl"}
+
+
+def test_dependency_that_an_administrator_asked_for_since_stays(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    provide(record, host, "runner", "git")
+    host.install("curl")
+    call(record, host, "runner", "absent", [])
+    assert (host.installed, host.automatic) == ({"libc", "tar", "curl"}, {"libc"})
+
+
+def test_what_others_need_keeps_nothing_else(record: ModuleType) -> None:
+    """An administrator's tool needs curl; an automatic package of theirs, which nothing needs, does so, too."""
+    host = Host({**DEPENDS, "unused": ["runc"]}, ["libc", "tar"])
+    provide(record, host, "runner", "git", "engine")
+    host.install("tool", "unused")
+    host.automatic.add("unused")
+    call(record, host, "runner", "absent", [])
+    assert host.installed == {"libc", "tar", "tool", "curl", "unused", "runc"}
+
+
+def test_engine_that_an_administrator_replaced_is_purged_by_its_own_role_alone(record: ModuleType) -> None:
+    """Its purge removes /var/lib/docker, which another package of an engine may use now."""
+    host = Host(DEPENDS, ["libc", "tar"])
+    provide(record, host, "docker_engine", "engine")
+    provide(record, host, "runner", "git")
+    host.installed.remove("engine")
+    host.configuration_left.add("engine")
+    assert "engine" not in call(record, host, "runner", "absent", [])["removed"]
+    assert host.configuration_left == {"engine"}
+    assert "engine" in call(record, host, "docker_engine", "absent", [])["removed"]
+
+
+def test_packages_that_would_remove_others_are_refused(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    host.conflicts = {"runc": "tar"}
+    failure = call(record, host, "docker_engine", "present", ["engine"])
+    assert failure["msg"].startswith("engine and python3-apt would replace tar: no package was changed.")
+    assert failure["removes"] == ["tar"]
+    assert not record.RECORD.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "[]", "null", "\udcff", '{"wanted": {}}', '{"before": {}, "brought": {}, "wanted": []}',
+        '{"before": {}, "brought": ["-o"], "wanted": {}}', '{"before": {}, "brought": [1], "wanted": {}}',
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("state", ["present", "absent"])
+def test_record_that_cannot_be_read_ends_in_a_sentence(record: ModuleType, text: str, state: str) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    record.FOLDER.mkdir()
+    record.RECORD.write_bytes(text.encode("utf-8", "surrogateescape"))
+    failure = call(record, host, "engine", state, ["engine"])
+    assert failure["msg"].startswith(f"the record of packages cannot be read ({record.RECORD}: ")
+    assert record.RECORD.read_bytes() == text.encode("utf-8", "surrogateescape")
+
+
+def test_what_another_play_records_meanwhile_is_kept(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    read, others = record.Packages.read, ["engine"]
+
+    def read_before_another(packages: Any) -> Any:
+        value = read(packages)
+        if others:
+            provide(record, host, "docker_engine", others.pop())
+        return value
+
+    record.Packages.read = read_before_another  # type: ignore[attr-defined]
+    provide(record, host, "runner", "git")
+    kept = json.loads(record.RECORD.read_text())
+    assert set(kept["wanted"]) == {"docker_engine", "runner"}
+    assert {"runc", "git"} <= set(kept["brought"])
+
+
+def test_play_waits_for_another_only_for_a_time(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    record.FOLDER.mkdir()
+    other = os.open(record.FOLDER, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    failure = call(record, host, "engine", "present", ["engine"], lock_timeout=1)
+    os.close(other)
+    assert failure["msg"].startswith("another play changes the packages of this host")
+    provide(record, host, "engine", "engine")
+
+
+def test_mark_of_a_package_that_came_between_two_roles_is_restored(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    provide(record, host, "docker_engine", "engine")
+    host.install("tool")
+    provide(record, host, "runner", "curl")
+    assert "curl" not in host.automatic
+    call(record, host, "runner", "absent", [])
+    call(record, host, "docker_engine", "absent", [])
+    assert (host.installed, host.automatic) == ({"libc", "tar", "tool", "curl"}, {"libc", "curl"})
+
+
+def test_killed_write_leaves_nothing(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    dump, record.json.dump = record.json.dump, lambda *_, **__: 1 / 0  # type: ignore[attr-defined]
+    with pytest.raises(ZeroDivisionError):
+        call(record, host, "engine", "present", ["engine"])
+    record.json.dump = dump  # type: ignore[attr-defined]
+    provide(record, host, "engine", "engine")
+    assert [path.name for path in record.FOLDER.iterdir()] == ["packages.json"]
 
 
 def test_upgraded_package_is_not_a_new_one(record: ModuleType) -> None:
