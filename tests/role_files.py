@@ -54,7 +54,8 @@ class Task:
     @property
     def role(self) -> str:
         """The role; of a playbook `playbooks`."""
-        return self.path.relative_to(ROOT).parts[1] if "roles" in self.path.parts else "playbooks"
+        parts = self.path.relative_to(ROOT).parts
+        return parts[1] if parts[0] == "roles" else "playbooks"
 
     @property
     def module(self) -> str:

@@ -18,20 +18,16 @@ KERNEL = re.compile(r"linux-image-(?:unsigned-)?(\d.*)")
 # Whatever is installed from these source packages is the driver and is held, not just what the role names.
 SOURCES = re.compile(
     r"nvidia-(graphics-drivers|open-gpu-kernel-modules|persistenced|modprobe|kernel|driver|fabricmanager)"
-    r"|fabric-?manager|linux-restricted-(modules|signatures)"
+    r"|fabric-?manager"
 )
 # These bring no driver, whatever their source package: libraries for containers, tools, package sources.
 NO_DRIVER = re.compile(
     r"cuda-compat-|nvidia-(container|cuda|docker|detect|settings|driver-assistant|driver-local-repo)"
 )
 # A package that brings the kernel module: whoever installed it chose the driver.
-MODULE = re.compile(r"nvidia-.*dkms.*|nvidia-(open-)?kernel-\d.*|linux-modules-nvidia-.*")
+MODULE = re.compile(r"nvidia-.*dkms.*|nvidia-(open-)?kernel-\d.*")
 # Systems that bring a driver of their own, by a package.
 LAMBDA_STACK = re.compile(r"lambda-(stack|server)(-.*)?")
-# Ubuntu's signed modules, one package a kernel, and one that follows the kernels of a flavour.
-SIGNED = "linux-modules-nvidia-"
-# Those of one kernel, of one version of the driver: another version is for other kernels.
-SIGNED_FOR_KERNEL = re.compile(r"linux-modules-nvidia-.*-\d+\.\d+\.\d+-.*")
 # What `apt-get -s` says: `Inst NAME [OLD] (NEW …)` and `Remv NAME [OLD]`, where NAME may end in `:i386`.
 STEP = re.compile(r"(Inst|Remv) (\S+?)(?::\w+)?(?: \[([^\]]+)\])?(?: \((\S+) .*)?(?: .*)?")
 
@@ -121,10 +117,8 @@ def kernel_packages(installed: Sequence[str]) -> list[str]:
     return sorted(names & set(installed))
 
 
-def signed_modules(
-    branch: int, suffix: str, kernels: list[str], images: list[str], flavour: str
-) -> list[str]:
-    """Ubuntu's packages of signed modules: for each of `kernels`, and for each kernel to come.
+def signed_modules(prefix: str, kernels: list[str], images: list[str], flavour: str) -> list[str]:
+    """The packages of signed modules, named `prefix-KERNEL`: of `kernels`, and of kernels to come.
 
     The packages for kernels to come have the flavours of the installed kernel metapackages, because one of
     another flavour would bring a second kernel. Without such a metapackage no kernel is to come, and none of
@@ -135,7 +129,7 @@ def signed_modules(
         flavours = {flavour}
     # linux-image-virtual brings the generic kernel, with fewer of its modules.
     flavours = {re.sub(r"^virtual\b", "generic", name) for name in flavours}
-    return [f"{SIGNED}{branch}-server{suffix}-{name}" for name in [*kernels, *sorted(flavours)]]
+    return [f"{prefix}-{name}" for name in [*kernels, *sorted(flavours)]]
 
 
 def foreign_kernels(added: list[str], status: dict, flavour: str = "") -> list[str]:
@@ -161,19 +155,24 @@ def to_hold(status: dict) -> list[str]:
     module, so both are held together.
     """
     packages = list(status["packages"])
-    if any(name.startswith(SIGNED) for name in packages):
+    if status["signed"]:
         packages += status["kernel_packages"]
     return [name for name in packages if name not in status["held"]]
 
 
 def change(
-    lines: list[str], status: dict, missing: list[str], state: str = "present", version: str = ""
+    lines: list[str],
+    status: dict,
+    missing: list[str],
+    state: str = "present",
+    version: str = "",
+    signed: dict | None = None,
 ) -> dict:
     """What apt would do to the driver, from the lines of its simulation.
 
     `removed` and `replaced` name installed packages, `added` new ones, `superseded` those of `removed` that
-    an update of the role's own driver leaves behind. `touches`: a driver that is there
-    would change. `consent`: the administrator must have asked for that.
+    an update of the role's own driver leaves behind. `touches`: a driver that is there would change.
+    `consent`: the administrator must have asked for that. `signed` is as in `status`.
     """
     removed, replaced, added = [], [], []
     for match in filter(None, map(STEP.fullmatch, lines)):
@@ -187,8 +186,10 @@ def change(
     moves_within = (state == "latest" or version) and status["ours"]
     # The signed modules of older kernels go with the version of the driver that they are of.
     superseded = []
-    if moves_within and any(map(SIGNED_FOR_KERNEL.fullmatch, added)):
-        superseded = sorted(filter(SIGNED_FOR_KERNEL.fullmatch, set(removed)))
+    if signed and moves_within:
+        of_kernel = re.compile(re.escape(signed["package"]) + r".*-\d+\.\d+\.\d+-.*")
+        if any(map(of_kernel.fullmatch, added)):
+            superseded = sorted(filter(of_kernel.fullmatch, set(removed)))
     driver = sorted(set(removed) & set(status["packages"]) - set(superseded))
     # A driver that no package brought would be hidden by packages beside it.
     over = bool(
@@ -218,9 +219,8 @@ def mirror(lines: list[str]) -> str:
     return ""
 
 
-def _origin(packages: list[str], runfile: bool) -> str:
-    """How the driver came, by the packages that bring the module: libraries alone are no driver."""
-    names = [name for name in packages if MODULE.fullmatch(name)]
+def _origin(packages: list[str], names: list[str], runfile: bool) -> str:
+    """How the driver came, by the packages that bring the module (`names`): libraries alone are no driver."""
     if names:
         more = len(packages) - 1
         return f"from the package {names[0]}" + (f" and {more} more" if more else "")
@@ -234,8 +234,14 @@ def _system(named: list[str], installed: Sequence[str]) -> str:
     return named[0] if named else ""
 
 
-def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -> dict:
-    """Return `nvidia_driver_status` from the lines of the probe in tasks/inspect.yml."""
+def status(
+    lines: list[str], table: list[dict], kernel: str, reboot_file: str, signed: dict | None = None
+) -> dict:
+    """Return `nvidia_driver_status` from the lines of the probe in tasks/inspect.yml.
+
+    `signed`: the modules that the distribution signs, by the beginning of their packages' names (`package`)
+    and by their source packages (`source`, an expression); empty where there are none.
+    """
     answers: dict[str, list[str]] = {}
     for line in lines:
         word, _, value = line.partition(" ")
@@ -263,12 +269,18 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         wished = f"{reboot_file} asks for it" + (f" ({names})" if names else "")
     rows = [fields for fields in (line.split() for line in answers.get("package", [])) if len(fields) == 3]
     packages = sorted(
-        {name for _, source, name in rows if SOURCES.match(source) and not NO_DRIVER.match(name)}
+        {
+            name
+            for _, source, name in rows
+            if (SOURCES.match(source) or (signed and re.match(signed["source"], source)))
+            and not NO_DRIVER.match(name)
+        }
     )
-    has_module = any(MODULE.fullmatch(name) for name in packages)
+    signed_packages = [name for name in packages if signed and name.startswith(signed["package"])]
+    modules = [name for name in packages if name in signed_packages or MODULE.fullmatch(name)]
     held_packages = sorted({name.partition(":")[0] for name in answers.get("held", [])})
     brought = set(answers.get("brought", []))
-    is_ours = any(MODULE.fullmatch(name) for name in brought & set(packages))
+    is_ours = bool(brought & set(modules))
     on_bus = cards(answers.get("pci", []), table)
     served = {slot.lower() for slot in answers.get("served", [])}
     answered = max((int(count) for count in answers.get("listed", []) if count.isdigit()), default=0)
@@ -295,15 +307,16 @@ def status(lines: list[str], table: list[dict], kernel: str, reboot_file: str) -
         # Whether this role brought the driver, and how it came if not.
         "ours": is_ours,
         "brought": sorted(brought),
-        "origin": _origin(packages, "runfile" in answers),
-        "packaged": has_module,
-        "runfile": "runfile" in answers and not has_module,
+        "origin": _origin(packages, modules, "runfile" in answers),
+        "packaged": bool(modules),
+        "runfile": "runfile" in answers and not modules,
         # DGX OS, Lambda Stack: their driver is theirs.
         "system": _system(answers.get("system", []), [name for *_, name in rows]),
         # Reboots that the driver needs; one that only the distribution asks for disturbs no card.
         "reboot_pending": pending,
         "reboot_wished": wished,
         "packages": packages,
+        "signed": signed_packages,
         "held": held_packages,
         # Holds of an administrator, which this role neither releases nor passes over.
         "held_by_others": sorted((set(held_packages) & set(packages)) - set(answers.get("holds", []))),

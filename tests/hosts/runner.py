@@ -178,7 +178,7 @@ def start(folder: Path) -> Iterator[Host]:
             host.wait("systemd is up", lambda: host.sh("systemctl is-active dbus", check=False) == "active")
             host.authorize()
             # test_provisioning goes through their installation; here each removal of the role would take them away again.
-            packages = yaml.safe_load((ROOT / "roles/github_runner/vars/debian-13.yml").read_text())
+            packages = yaml.safe_load((ROOT / "roles/github_runner/vars/debian_13.yml").read_text())
             names = " ".join(packages["__github_runner_packages"])
             host.sh(f"apt-get -qq update && apt-get -qq -y --no-install-recommends install {names}")
             yield host

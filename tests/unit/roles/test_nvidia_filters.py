@@ -34,6 +34,7 @@ check = load("plugins/filter/host_check.py")
 TABLE = yaml.safe_load((ROOT / "roles/nvidia_driver/vars/main.yml").read_text())[
     "__nvidia_driver_architectures"
 ]
+SIGNED = yaml.safe_load((ROOT / "roles/nvidia_driver/vars/ubuntu.yml").read_text())["__nvidia_driver_signed"]
 
 
 def cards(*devices: int) -> list[dict[str, Any]]:
@@ -473,7 +474,7 @@ def test_unmerge_restores_the_configuration(before: dict[str, Any]) -> None:
 
 def probe(*more: str) -> dict[str, Any]:
     lines = ["pci 0000:01:00.0 0x10de 0x20b0 0x030200", "installed 550.163.01", "running 6.12.1", *more]
-    return driver.status(lines, TABLE, "6.12.1", "/run/reboot-required")
+    return driver.status(lines, TABLE, "6.12.1", "/run/reboot-required", SIGNED)
 
 
 NO_DRIVERS = (
@@ -661,19 +662,21 @@ def test_update_leaves_the_modules_of_older_kernels_behind() -> None:
         "Inst linux-modules-nvidia-580-server-open-6.8.0-71-generic (2 x [all])",
     ]  # fmt: skip
     result = {"packages": ["d", OLD_MODULE], "loaded": "580.1", "ours": True}
-    change = driver.change(lines, result, [], "latest")
+    change = driver.change(lines, result, [], "latest", signed=SIGNED)
     assert (change["superseded"], change["touches"], change["consent"]) == ([OLD_MODULE], True, False)
     # Not without a module of a later kernel, not at another time, and not of another driver.
-    assert driver.change(lines[:2], result, [], "latest")["consent"]
-    assert driver.change(lines, result, [])["consent"]
-    assert driver.change(lines, {**result, "ours": False}, [], "latest")["consent"]
+    assert driver.change(lines[:2], result, [], "latest", signed=SIGNED)["consent"]
+    assert driver.change(lines, result, [], signed=SIGNED)["consent"]
+    assert driver.change(lines, {**result, "ours": False}, [], "latest", signed=SIGNED)["consent"]
+    # Nor where the distribution has no such modules.
+    assert driver.change(lines, result, [], "latest", signed={})["consent"]
 
 
 def test_driver_for_the_next_kernel_only_needs_a_reboot() -> None:
     lines = ["pci 0000:01:00.0 0x10de 0x20b0 0x030200", "newest 6.8.0-71-generic", "next 580.2", "loaded 580.1",
              "package ii linux-restricted-modules linux-modules-nvidia-580-server-open-generic",
              "brought linux-modules-nvidia-580-server-open-generic"]  # fmt: skip
-    result = driver.status(lines, TABLE, "6.8.0-60-generic", "/run/reboot-required")
+    result = driver.status(lines, TABLE, "6.8.0-60-generic", "/run/reboot-required", SIGNED)
     assert result["kernels"] == ["6.8.0-71-generic"]
     assert result["reboot_pending"] == [
         "the driver 580.2 is installed for the kernel 6.8.0-71-generic, which the next boot takes, "
@@ -720,7 +723,7 @@ def test_signed_modules_of_installed_and_later_kernels(
     images: list[str], flavour: str, expected: list[str]
 ) -> None:
     kernels = ["6.8.0-60-generic", "6.8.0-71-generic"]
-    names = driver.signed_modules(580, "-open", kernels, images, flavour)
+    names = driver.signed_modules("linux-modules-nvidia-580-server-open", kernels, images, flavour)
     assert names == [f"linux-modules-nvidia-580-server-open-{name}" for name in [*kernels, *expected]]
 
 
@@ -750,11 +753,22 @@ def test_signed_modules_are_held_with_kernel_packages() -> None:
     installed = [*KERNEL_PACKAGES, "linux-image-6.8.0-60-generic", "linux-firmware", "linux-base"]
     assert driver.kernel_packages(installed) == KERNEL_PACKAGES
     modules = "linux-modules-nvidia-580-server-generic"
-    result = {"packages": [modules, "nvidia-utils-580"], "held": [], "kernel_packages": KERNEL_PACKAGES}
+    lines = [
+        f"package ii {source} {name}"
+        for source, name in (
+            ("linux-restricted-modules", modules),
+            ("nvidia-graphics-drivers-580", "nvidia-utils-580"),
+            *(("linux-meta", name) for name in KERNEL_PACKAGES),
+            ("linux-meta", "linux-image-generic"),
+        )
+    ]
+    result = driver.status(lines, TABLE, "6.8.0-60-generic", "/run/reboot-required", SIGNED)
     assert driver.to_hold(result) == [modules, "nvidia-utils-580", *KERNEL_PACKAGES]
     assert driver.to_hold({**result, "held": [modules]}) == ["nvidia-utils-580", *KERNEL_PACKAGES]
     # A module that DKMS builds needs no kernel held.
-    assert driver.to_hold({**result, "packages": ["nvidia-dkms-580"]}) == ["nvidia-dkms-580"]
+    lines[0] = "package ii nvidia-graphics-drivers-580 nvidia-dkms-580"
+    result = driver.status(lines, TABLE, "6.8.0-60-generic", "/run/reboot-required", SIGNED)
+    assert driver.to_hold(result) == ["nvidia-dkms-580", "nvidia-utils-580"]
 
 
 @pytest.mark.parametrize(

@@ -657,3 +657,94 @@ def test_downloads_are_tried_again() -> None:
             assert (
                 {"until", "retries", "delay"} <= set(task.keys) or rescued or "verb" in str(task.arguments)
             ), task
+
+
+#: The supported releases, as the files of variables are named.
+RELEASES = [
+    name.lower().replace(" ", "_") for name in load(ROOT / "roles/common/vars/main.yml")["__common_releases"]
+]
+#: Programs and files that have the name of a package.
+ALSO_PROGRAMS = {"nvidia-smi", "mokutil"}
+
+
+def variables_of(role: str, release: str) -> dict[str, Any]:
+    """The variables of a role that are only for a distribution or a release, as roles/common loads them."""
+    folder, variables = ROOT / "roles" / role / "vars", {}
+    for name in (release.partition("_")[0], release):
+        variables |= (load(folder / f"{name}.yml") or {}) if (folder / f"{name}.yml").exists() else {}
+    return variables
+
+
+def package_names(variables: Any) -> set[str]:
+    """The names of packages in variables, without what is filled in."""
+    if isinstance(variables, dict | list):
+        values = variables.values() if isinstance(variables, dict) else variables
+        return {name for value in values for name in package_names(value)}
+    text = re.sub(r"\{\{(.*?)\}\}", lambda m: " ".join(re.findall(r"'([a-z][^']+)'", m[1])), str(variables))
+    return set(re.findall(r"(?<![\w.^/-])[a-z][a-z0-9.+]+-[a-z0-9.+-]+|(?<![\w.^/-])lib[a-z0-9.+]+", text))
+
+
+def text_for_all_releases(role: str) -> str:
+    """Tasks, handlers, templates and the variables of every distribution."""
+    paths = (
+        path
+        for part in ("tasks", "handlers", "templates")
+        for path in (ROOT / "roles" / role / part).glob("*")
+    )
+    return "\n".join(
+        path.read_text() for path in [*paths, *(ROOT / "roles" / role / "vars").glob("main.yml")]
+    )
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_release_has_its_variables(role: str) -> None:
+    """A file that is missing, or a variable in it, would end a run in the middle of the role."""
+    by_release = {release: set(variables_of(role, release)) for release in RELEASES}
+    files = {path.stem for path in (ROOT / "roles" / role / "vars").glob("*.yml")}
+    assert files <= {"main", *RELEASES, *(release.partition("_")[0] for release in RELEASES)}
+    main = ROOT / "roles" / role / "vars/main.yml"
+    needed = set().union(*by_release.values()) - set(load(main) if main.exists() else ())
+    needed = {name for name in needed if re.search(rf"\b{name}\b", text_for_all_releases(role))}
+    # Only where a source is added (`__nvidia_driver_adds_source`).
+    only_some = {"__nvidia_driver_suite"}
+    assert {release: needed - only_some - present for release, present in by_release.items()} == {
+        release: set() for release in RELEASES
+    }
+
+
+def test_names_that_differ_by_distribution_stand_in_files_of_variables() -> None:
+    """A further distribution is further files: no task, filter or module names a package that another one has not."""
+    programs = [path for folder in ("roles", "plugins") for path in (ROOT / folder).rglob("*")
+                if re.search(r"/(?:tasks|handlers|templates|filter|modules)/", str(path)) and path.suffix in (".yml", ".py", ".j2")]  # fmt: skip
+    text = "\n".join(path.read_text() for path in programs)
+    differing = set()
+    for role in ROLES:
+        by_release = [package_names(variables_of(role, release)) for release in RELEASES]
+        differing |= set().union(*by_release) - set.intersection(*by_release)
+    assert {
+        "docker-cli",
+        "python3.11-venv",
+        "libicu76",
+        "linux-modules-nvidia-",
+        "nvidia-kernel-dkms",
+    } <= differing
+    named = {name for name in differing - ALSO_PROGRAMS if re.search(rf"(?<![\w.-]){re.escape(name)}", text)}
+    assert named == set()
+
+
+def test_packages_that_tasks_install_are_variables() -> None:
+    for task in TASKS:
+        for name in ("name", "packages") if task.module == "apt" or "package_record" in task.module else ():
+            assert re.match(r"\{\{ [a-z_]|$", task.argument(name)), task
+
+
+def test_no_task_asks_for_a_distribution_by_name() -> None:
+    """What differs is a variable, which `roles/common/tasks/facts.yml` loads."""
+    name = r"(?:ansible_facts\.|ansible_)distribution\w*|incuvers\.train_classifier\.common_release"
+    asking = re.compile(
+        rf"(?:{name})(?: \| lower)?\)? *(?:[!=]=|in\b|not in\b)|\[(?:{name})|\.get\([^)]*(?:{name})"
+    )
+    for path in (path for path in (ROOT / "roles").rglob("*") if path.suffix in (".yml", ".j2")):
+        role = path.relative_to(ROOT / "roles").parts[0]
+        for line in path.read_text().splitlines() if role != "common" else ():
+            assert not asking.search(line), f"{path}: {line}"

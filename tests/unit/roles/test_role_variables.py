@@ -123,8 +123,8 @@ def test_packages_of_the_runner_differ_in_versions_alone() -> None:
         "tar",
         "zlib1g",
     ]
-    releases = list((ROOT / "roles/github_runner/vars").glob("*-*.yml"))
-    assert len(releases) >= 4
+    releases = list((ROOT / "roles/github_runner/vars").glob("*_*.yml"))
+    assert len(releases) == 5
     for path in releases:
         names = load(path)["__github_runner_packages"]
         assert sorted(re.sub(r"\d+(t64)?$", "", name) for name in names) == expected, path.stem
@@ -176,14 +176,12 @@ def test_ids_of_an_architecture_are_whole_blocks() -> None:
 
 
 def test_releases_have_their_own_suites() -> None:
-    suites = {"debian12": "bookworm", "debian13": "trixie", "ubuntu2204": "jammy", "ubuntu2404": "noble"}
-    releases = value("nvidia_driver", "__nvidia_driver_releases")
-    assert {name: releases[name]["suite"] for name in suites} == suites
+    folder = ROOT / "roles/nvidia_driver/vars"
+    suites = {path.stem: load(path)["__nvidia_driver_suite"] for path in folder.glob("debian_*.yml")}
+    assert suites == {"debian_12": "bookworm", "debian_13": "trixie"}
     # Debian packages no fabric manager.
-    assert {name[:6]: release["fabric"] for name, release in releases.items()} == {
-        "debian": False,
-        "ubuntu": True,
-    }
+    for distribution, has_one in (("debian", False), ("ubuntu", True)):
+        assert load(folder / f"{distribution}.yml")["__nvidia_driver_has_fabric_manager"] is has_one
 
 
 def test_engine_keeps_containers_and_bounds_their_logs() -> None:
