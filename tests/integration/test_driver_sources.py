@@ -39,7 +39,7 @@ def test_old_list_of_nvidia_does_not_stop_apt(cards: TestHost) -> None:
         f"cp {folder}/InRelease /srv/good; sed -i 's/^SHA256:/Label: forged\\nSHA256:/' {folder}/InRelease"
     )
     refused = run_driver_role(cards, fails=True, **variables)
-    assert "the lists of the package sources could not be read" in refused.output
+    assert "the list of packages could not be fetched from file:" in refused.output
     assert "The source was not added to the host." in refused.output
     assert re.sub(r".*train-classifier.*\n", "", host_state(cards)) == re.sub(
         r".*train-classifier.*\n", "", before
