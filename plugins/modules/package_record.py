@@ -70,7 +70,8 @@ EARLIER = {
 # Ansible's module for apt installs it by itself.
 APT_BINDING = "python3-apt"
 FORM = "${db:Status-Status} ${Package} ${Architecture}\\n"
-ENVIRONMENT = {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
+# needrestart, which Ubuntu runs after apt, would restart the engine under running jobs, or ask.
+ENVIRONMENT = {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
 
 
 def new_packages(simulation: str) -> list[str]:

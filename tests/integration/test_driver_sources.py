@@ -75,10 +75,9 @@ def test_old_list_of_nvidia_does_not_stop_apt(cards: TestHost) -> None:
     missing = run_driver_role(cards, fails=True, **{**variables, "nvidia_driver_version": "590.1.1"})
     assert "no package nvidia-dkms-open, libnvidia-compute, nvidia-utils is available" in missing.output
 
+    play(cards, "nvidia_driver", tasks_from="uninstall", **SIMULATED)
     assert cards.exec("test", "-e", "/srv/needrestart", check=False).returncode
     cards.shell("rm /etc/apt/apt.conf.d/99needrestart")
-
-    play(cards, "nvidia_driver", tasks_from="uninstall", **SIMULATED)
     cards.shell("md5sum -c --status /srv/old")
     installed = cards.shell("dpkg-query -W -f '${db:Status-Status} ${Package}\\n'")
     assert "installed cuda-keyring" not in installed and "installed nvidia" not in installed

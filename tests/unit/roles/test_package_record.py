@@ -40,8 +40,10 @@ class Host:
         self.installed |= new
         self.automatic = (self.automatic | new) - set(names)
 
-    def answer(self, command: list[str]) -> str:
+    def answer(self, command: list[str], environment: dict[str, str]) -> str:
         """What dpkg, apt-mark or apt-get prints."""
+        # needrestart would ask, or restart the engine under running jobs.
+        assert environment["NEEDRESTART_SUSPEND"] and environment["DEBIAN_FRONTEND"] == "noninteractive"
         words = [word for word in command[1:] if word not in ("-y", "-o", "-qq") and "::" not in word]
         names = set(words)
         if command[0] == "dpkg":
@@ -100,7 +102,7 @@ def call(
             "remove_before_purge": [], "lock_timeout": 5, **options,
         },
         check_mode=False, exit_json=stop, fail_json=stop,
-        run_command=lambda command, environ_update: (0, host.answer(command), ""),
+        run_command=lambda command, environ_update: (0, host.answer(command, environ_update), ""),
     )  # fmt: skip
     work = record.Packages.__new__(record.Packages)
     try:

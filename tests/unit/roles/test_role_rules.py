@@ -253,6 +253,25 @@ def test_packages_wait_for_another_package_manager() -> None:
     assert not names([task for task in TASKS if task.module == "apt" and not task.argument("lock_timeout")])
 
 
+def test_changed_packages_restart_no_service() -> None:
+    """Ubuntu's needrestart would, after apt: the engine's restart ends jobs. Of package_record a test of its own says so."""
+    apt_environment = load(ROOT / "roles/common/vars/main.yml")["__common_apt_environment"]
+    assert apt_environment == {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
+    changing = [
+        task
+        for task in TASKS
+        if task.module == "apt"
+        or re.search(
+            r"\bapt-get (?:(?!-s\b)\S+ )*(?:install|remove|purge|autoremove|upgrade|dist-upgrade)\b",
+            task.program,
+        )
+    ]
+    assert len(changing) > 10
+    for task in changing:
+        environment = str(task.keys.get("environment", ""))
+        assert "common_protected_environment" in environment or "NEEDRESTART_SUSPEND" in environment, task
+
+
 def text_of(role: str) -> str:
     folder = ROOT / "playbooks" if role == "playbooks" else ROOT / "roles" / role
     return "\n".join(path.read_text() for path in sorted(folder.rglob("*.yml")))
