@@ -4,7 +4,7 @@ apt_lists.py disable FOLDER OWN ROLE ADDRESS…
     a list of nothing else is moved to FOLDER, else its lines become comments
 apt_lists.py restore FOLDER OWN ROLE
     the reverse
-An entry is meant if its line holds an ADDRESS. OWN is the list of the role itself, which stays.
+An entry is meant if its line, without a comment, holds an ADDRESS. OWN, the role's own list, stays.
 Prints each file that it changed.
 """
 
@@ -42,9 +42,10 @@ def _stanza(lines, role, addresses):
     for number, line in enumerate(lines):
         if line.lower().startswith("uris:"):
             field = [number]
-        elif field and line[:1] in (" ", "\t") and number == field[-1] + 1:
+        elif field and line[:1] in (" ", "\t", "#") and number == field[-1] + 1:
             field.append(number)
-    uris = " ".join(lines[number] for number in field).partition(":")[2].split()
+    text = " ".join(lines[number] for number in field if not lines[number].startswith("#"))
+    uris = text.partition(":")[2].split()
     others = [uri for uri in uris if not any(address in uri for address in addresses)]
     if len(others) == len(uris):
         return lines
@@ -58,7 +59,7 @@ def _stanza(lines, role, addresses):
 def without(name, lines, role, addresses):
     """Return the lines of a list without the repository."""
     if not name.endswith(".sources"):
-        entry = re.compile(rf"\s*deb\b.*({'|'.join(map(re.escape, addresses))})")
+        entry = re.compile(rf"\s*deb\b[^#]*({'|'.join(map(re.escape, addresses))})")
         return [mark(role) + line if entry.match(line) else line for line in lines]
     answer, stanza = [], []
     for line in [*lines, ""]:
@@ -72,15 +73,20 @@ def without(name, lines, role, addresses):
 
 def restored(lines, role):
     """Return the lines as they were before."""
-    answer, skip = [], 0
+    answer, replaced = [], False
     for line in lines:
-        if skip:
-            skip -= 1
-        elif line == place(role):
-            skip = 1
-        else:
+        if replaced and line.startswith("URIs: "):
+            replaced = False
+            continue
+        replaced = line.rstrip() == place(role)
+        if not replaced:
             answer.append(line[len(mark(role)) :] if line.startswith(mark(role)) else line)
     return answer
+
+
+def joined(lines):
+    """Return the content of a list; the reverse of read."""
+    return "\n".join(lines).encode("utf-8", "surrogateescape")
 
 
 def has_entries(lines):
@@ -88,13 +94,27 @@ def has_entries(lines):
     return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
 
 
-def write(path, lines):
-    """Replace a file at once; mode and owner stay."""
+def write(path, content, like):
+    """Replace a file at once, with the mode and the owner of the file `like`."""
     new = path.with_name(f".{path.name}.new")
-    new.write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
-    shutil.copystat(path, new)
-    os.chown(new, path.stat().st_uid, path.stat().st_gid)
+    new.unlink(missing_ok=True)
+    # Some lists hold a password.
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        os.fchown(file.fileno(), like.stat().st_uid, like.stat().st_gid)
+    shutil.copystat(like, new)
     new.replace(path)
+
+
+def copy(path, target):
+    """Copy a list, a link as a link. Both folders may be on different file systems."""
+    if not path.is_symlink():
+        write(target, path.read_bytes(), path)
+        return
+    new = target.with_name(f".{target.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(path.readlink())
+    new.replace(target)
 
 
 def disable(paths, folder, role, addresses):
@@ -107,11 +127,14 @@ def disable(paths, folder, role, addresses):
         after = without(path.name, before, role, addresses)
         if after == before:
             continue
-        if has_entries(after) or path.name == "sources.list":
-            write(path, after)
-        else:
+        stays = has_entries(after) or path.name == "sources.list"
+        if path.is_symlink() or not stays:
             folder.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, folder / path.name)
+            copy(path, folder / path.name)
+        if stays:
+            write(path, joined(after), path)
+        else:
+            path.unlink()
         changed.append(str(path))
     return changed
 
@@ -123,13 +146,16 @@ def restore(paths, disabled, folder, role):
         before = read(path) if path.is_file() else []
         after = restored(before, role)
         if after != before:
-            write(path, after)
+            write(path, joined(after), path)
             changed.append(str(path))
-    for path in sorted(disabled.glob("*")):
-        if not (folder / path.name).exists():
-            shutil.move(path, folder / path.name)
-            changed.append(str(folder / path.name))
-    return changed
+    for saved in sorted(disabled.glob("*")):
+        path = next((path for path in paths if path.name == saved.name), folder / saved.name)
+        # In the place of a link lies the list that disable made of it.
+        if not os.path.lexists(path) or (saved.is_symlink() and str(path) in changed):
+            copy(saved, path)
+            saved.unlink()
+            changed.append(str(path))
+    return list(dict.fromkeys(changed))
 
 
 def main(verb, disabled, own, role, *addresses):

@@ -380,6 +380,73 @@ def test_lists_are_restored_byte_by_byte(tmp_path: Path) -> None:
     assert path.read_bytes() == text
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "kept"),
+    [
+        # A comment names the repository, and the entry is another one.
+        ("sources.list", "deb http://deb.debian.org/debian bookworm main # not nvidia.github.io\n", 1),
+        ("a.list", f"deb [arch=amd64 signed-by=/k] {LINE.split()[2]} /\n{OTHER}", 1),
+        ("a.sources", f"Enabled: no\n{STANZA}", 0),
+        ("a.sources", STANZA + "Signed-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n mDMEX\n", 0),
+        # Comments between the lines of a field.
+        ("a.sources", "Types: deb\nURIs: http://mirror.example.org/a\n# Two.\n https://nvidia.github.io/b\nSuites: /\n", 3),
+        ("a.sources", f"{STANZA.rstrip()}\r\n\r\n{DEBIAN}".replace("\n", "\r\n").replace("\r\r", "\r"), None),
+    ],
+)  # fmt: skip
+def test_lists_in_odd_forms_lose_only_the_repository(
+    tmp_path: Path, name: str, text: str, kept: int | None
+) -> None:
+    (tmp_path / "lists").mkdir()
+    path = tmp_path / "lists" / name
+    path.write_bytes(text.encode())
+    lists.disable([path], tmp_path / "away", *TOOLKIT_LISTS)
+    now = path.read_text() if path.exists() else ""
+    read = [line for line in now.splitlines() if line.strip() and not line.startswith("#")]
+    assert not [line for line in read if "nvidia" in line.partition("#")[0]]
+    assert len(read) == (len(DEBIAN.splitlines()) if kept is None else kept)
+    lists.restore([path], tmp_path / "away", tmp_path / "lists", TOOLKIT_LISTS[0])
+    assert path.read_bytes() == text.encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("sources.list", LINE + OTHER), ("a.list", LINE + OTHER), ("b.list", LINE)]
+)
+def test_links_are_restored_and_what_they_name_is_not_written(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "real").write_text(text)
+    path = tmp_path / "lists" / name
+    path.symlink_to("../real")
+    assert lists.disable([path], tmp_path / "away", *TOOLKIT_LISTS) == [str(path)]
+    assert (tmp_path / "real").read_text() == text
+    assert not path.exists() or "\n# put out by the role" in f"\n{path.read_text()}"
+    remaining = [path] if path.exists() else []
+    assert lists.restore(remaining, tmp_path / "away", tmp_path / "lists", TOOLKIT_LISTS[0]) == [str(path)]
+    assert path.is_symlink() and path.read_text() == text
+    assert not list((tmp_path / "away").iterdir())
+
+
+def test_lists_with_a_password_are_never_open_to_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, seen = tmp_path / "a.list", []
+    path.write_text(LINE + OTHER)
+    path.chmod(0o600)
+    monkeypatch.setattr(lists.shutil, "copystat", lambda _, new: seen.append(new.stat().st_mode & 0o777))
+    lists.disable([path], tmp_path / "away", *TOOLKIT_LISTS)
+    assert seen == [0o600]
+
+
+def test_line_that_took_the_place_of_the_role_is_not_lost(tmp_path: Path) -> None:
+    """Somebody removed the line that the role put in the place of another."""
+    path = tmp_path / "a.sources"
+    path.write_text(TWO)
+    lists.disable([path], tmp_path / "away", *TOOLKIT_LISTS)
+    lines = [line for line in path.read_text().split("\n") if not line.startswith("URIs:")]
+    path.write_text("\n".join(lines))
+    lists.restore([path], tmp_path / "away", tmp_path, TOOLKIT_LISTS[0])
+    assert path.read_text() == TWO
+
+
 def test_roles_restore_their_own_lists_only(tmp_path: Path) -> None:
     path = tmp_path / "a.list"
     cuda = "deb http://developer.download.nvidia.com/compute/cuda/repos/ubuntu2204/x86_64 /\n"
