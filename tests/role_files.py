@@ -179,6 +179,11 @@ def _conjuncts(condition: str) -> Iterator[jinja2.nodes.Node]:
             yield node
 
 
+def conjuncts(condition: str) -> set[str]:
+    """The parts of a condition that `and` joins, in one form."""
+    return {repr(node) for node in _conjuncts(condition)}
+
+
 def skips_check_mode(condition: str) -> bool:
     """Whether a condition never holds in check mode."""
     return any(

@@ -20,6 +20,7 @@ from role_files import (
     Task,
     all_conditions,
     all_tasks,
+    conjuncts,
     includers,
     load,
     needs_check_mode,
@@ -352,6 +353,35 @@ def test_answers_that_check_mode_needs_are_there() -> None:
         and "register" in task.keys and "until" not in task.keys and runs_in_check_mode(task)
     ]  # fmt: skip
     assert not names(skipped)
+
+
+#: Read where another condition says that the question was asked: a version is asked for where an instance is installed; an engine
+#: that is installed has accounts added, and one that was to be verified runs.
+ASKED = {"__github_runner_download", "__docker_engine_members", "__docker_engine_info"}
+
+
+def test_answers_are_read_where_the_question_was_asked() -> None:
+    """A condition that is inverted, at the question or where its answer is read, ends in a traceback or decides wrongly."""
+    compared = 0
+    for task in TASKS:
+        name = task.keys.get("register", "")
+        if not task.conditions or len([1 for other in TASKS if other.keys.get("register") == name]) > 1:
+            continue
+        asked = {part for condition in task.conditions for part in conjuncts(condition)}
+        # Not what has a default, nor whether it was asked or changed something.
+        reads = re.compile(
+            rf"\b{name}\b(?:\.\w+)*(?! \| default| is (?:not )?(?:skipped|changed|succeeded))\b(?!\.)"
+        )
+        for other in (other for other in TASKS if other.path == task.path and other is not task and name):
+            keys = {key: value for key, value in other.keys.items() if key != "when"}
+            if name not in ASKED and reads.search(yaml.safe_dump(keys, width=10000, allow_unicode=True)):
+                compared += 1
+                parts = {part for condition in other.conditions for part in conjuncts(condition)}
+                # `x.problem | default('') != ''` is such a condition, too.
+                assert asked <= parts or f"{name}." in " ".join(other.conditions), (
+                    f"{task}: {other.keys['name']}"
+                )
+    assert compared >= 8
 
 
 def test_tasks_for_check_mode_alone_only_report() -> None:
