@@ -64,7 +64,9 @@ def test_19_tampered_cuda_keyring_is_not_installed(tampered_repository: TestHost
 def test_19_cuda_keyring_checksums_are_complete() -> None:
     variables = yaml.safe_load((ROOT / "roles/nvidia_driver/vars/main.yml").read_text())
     checksums = variables["__nvidia_driver_keyring_checksums"]
-    assert {"debian12/x86_64", "ubuntu2204/x86_64", "ubuntu2404/x86_64"} <= set(checksums)
+    assert {"debian12/x86_64", "ubuntu2204/x86_64", "ubuntu2404/x86_64", "ubuntu2604/x86_64"} <= set(
+        checksums
+    )
     assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", value) for value in checksums.values())
     assert len(set(checksums.values())) == len(checksums)
 

@@ -326,15 +326,6 @@ def test_provision_asks_before_it_changes_this_machine(
     assert ("localhost" in was(site)) is changed
 
 
-def test_provision_says_what_is_missing(
-    site: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setenv("ANSIBLE_COLLECTIONS_PATH", str(site))
-    assert app.run(["provision", "-i", "lab.yml"]) == ExitCode.NOT_READY
-    assert "collections" in capfd.readouterr().err and was(site) == {}
-
-
 # What standard streams may be.
 
 

@@ -183,6 +183,17 @@ def test_what_a_program_does_is_what_its_task_reports() -> None:
     assert not names([task for task in silent if not quiet.search(task.keys["name"])])
 
 
+def test_no_other_collection_is_needed() -> None:
+    """A module by another name than Ansible's own and ours would have to be installed beside ansible-core."""
+    modules = [key for task in TASKS for key in task.keys if "." in key]
+    assert len(modules) > 300
+    assert {key.rpartition(".")[0] for key in modules} == {"ansible.builtin", "incuvers.train_classifier"}
+    texts = [path.read_text() for folder in ("roles", "playbooks") for path in (ROOT / folder).rglob("*.yml")]
+    assert not re.findall(
+        r"\b(?:ansible|community|containers)\.(?!builtin\b)[a-z]+\.[a-z_]+", "\n".join(texts)
+    )
+
+
 def test_no_flag_repeats_a_default() -> None:
     """So that each flag that is written says something, and can be seen to be wrong."""
     on_by_default = {"install_recommends", "get_checksum", "create_home", "update_cache_valid"}

@@ -1,6 +1,5 @@
 """`provision`: runs site.yml on an inventory with ansible-playbook itself, for its familiar output."""
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -23,8 +22,6 @@ from train_classifier.core.text import printable, quoted
 GROUP = "training"
 #: Arguments with which ansible-playbook changes nothing.
 CHANGE_NOTHING = ("--check", "-C", "--syntax-check", "--list-hosts", "--list-tasks", "--list-tags")
-#: Where Ansible looks for collections besides the Python path.
-COLLECTIONS = "~/.ansible/collections:/usr/share/ansible/collections"
 
 
 @click.command(
@@ -90,7 +87,6 @@ def run_site(
             "nothing would be done",
             hint=f"Put the hosts into a group of that name: {GROUP}: {{hosts: {{gpu-1: }}}}",
         )
-    _require_collections()
     hosts = ", ".join(map(printable, names)) if is_named else f"this machine, {socket.gethostname()}"
     sys.stderr.write(f"Hosts to change: {hosts}\n")
     sys.stderr.flush()
@@ -109,15 +105,3 @@ def run_site(
     if status == 0:
         return ExitCode.TRAINED
     return ExitCode.BAD_INPUT if status in (1, 5) else ExitCode.NOT_READY
-
-
-def _require_collections() -> None:
-    if importlib.util.find_spec("ansible_collections") is not None:
-        return
-    places = os.environ.get("ANSIBLE_COLLECTIONS_PATH") or COLLECTIONS
-    if any(Path(place, "ansible_collections").expanduser().is_dir() for place in places.split(":")):
-        return
-    raise NotReady(
-        "The Ansible collections that site.yml uses are not installed here.",
-        "Install train-classifier[provision], which brings them.",
-    )
