@@ -55,6 +55,7 @@ def load_program(folder: Path) -> types.ModuleType:
     module = types.ModuleType("install_requirements")
     exec(PROGRAM.read_text().rpartition("main()")[0], module.__dict__)
     module.IMAGE, module.BY_NAME = str(folder / "image"), str(folder / "by-name.txt")  # type: ignore[attr-defined]
+    module.PREFERRED = str(folder / "preferred.txt")  # type: ignore[attr-defined]
     module.image_packages = lambda: {  # type: ignore[attr-defined]
         name: (package["version"], package["metadata"]) for name, package in IMAGE.items()
     }
@@ -105,7 +106,7 @@ def prepare(plan: EnvironmentPlan, folder: Path, uv: str) -> dict[str, Any]:
         "uv": uv, "shared": True, "isolated": plan.isolated, "site": str(folder / "site"),
         "requirements": str(folder / "requirements.txt"), "constraints": str(folder / "constraints.txt"), "indexed": "",
         "options": plan.command_line(), "by_name": not plan.hashed(), "pins": plan.frozen(), "package": None,
-        "aliases": plan.aliases, "repository": str(folder), "build_constraints": [], "wheels_only": True,
+        "aliases": plan.aliases, "repository": str(folder), "build_constraints": [], "preferred": list(plan.preferred), "wheels_only": True,
     }  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def corpus_image(
 ) -> Iterator[str]:
     """The image below the environments: with --full like that of the role, else Keras as the only framework."""
     full = request.config.getoption("--full")
-    framework = "tensorflow-cpu==2.19.0 numpy<2.2" if full else "keras>=3"
+    framework = "tensorflow-cpu==2.19.0 numpy<2.2 setuptools<82" if full else "keras>=3"
     system = (
         f"apt-get -qq update && apt-get -qq install -y --no-install-recommends {SYSTEM} && " if full else ""
     )

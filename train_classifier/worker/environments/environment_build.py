@@ -184,6 +184,7 @@ class Builder:
             "constraints": f"{inputs}/constraints.txt",
             "options": self.plan.command_line(),
             "build_constraints": self.plan.build_constraints(),
+            "preferred": self.plan.preferred,
             "by_name": not self.plan.hashed(),
             "pins": self.plan.frozen(),
             "package": self._package(),

@@ -30,6 +30,9 @@ OPENCV = (
     "opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless",
 )  # fmt: skip
 NIGHTLY = "tf-nightly"
+#: What `python -m venv` put into each environment before Python 3.12. Packages of that time import what
+#: setuptools has no more: pkg_resources since 82 (TensorFlow Hub), a name in it since 70 (PyTorch 1.10).
+OLD_SETUPTOOLS = ("setuptools<82", "setuptools<70 ; python_version < '3.12'")
 #: The extra that brings a framework's own CUDA, and how the names of packages begin that bring it, too.
 CUDA_EXTRAS = {"tensorflow": ("and-cuda", "nvidia-"), "jax": ("cuda12", "jax-cuda")}
 #: Options of a requirements file that name no package source and build nothing.
@@ -74,6 +77,8 @@ class EnvironmentPlan:
     #: The repository as a package: the environment has its metadata and a path, each job has its code.
     package: Optional[OwnPackage] = None
     isolated: bool = False
+    #: Requirements that are left out where they have no solution with all others.
+    preferred: tuple[str, ...] = ()
     #: The job asks for this kind; otherwise it is found by a conflict.
     is_requested: bool = False
     #: The image's frameworks, and the names that stand for them: they are never replaced.
@@ -114,6 +119,7 @@ class EnvironmentPlan:
             **({} if self.file == requirements_file.REQUIREMENTS else {"file": self.file}),
             **({"own_package": self._own_package()} if self.package else {}),
             **({"indexes": list(map(dataclasses.astuple, self.indexes))} if self.indexes else {}),
+            **({"preferred": list(self.preferred)} if self.preferred else {}),
             "isolated": self.isolated,
             "asked": self.is_requested,
             "lines": sorted(self.lines),
@@ -265,7 +271,10 @@ def isolated(
             and not (module == "keras" and _has_keras(named | imported))
         ]
     plan = EnvironmentPlan(**_common(distutils, workspace, requirements, added), **build, isolated=True)
-    if not with_gpu or _has_hashes(requirements):
+    if _has_hashes(requirements):
+        return plan
+    plan = dataclasses.replace(plan, preferred=OLD_SETUPTOOLS)
+    if not with_gpu:
         return plan
     names = tuple(map(name_of, requirements.lines))
     return dataclasses.replace(plan, lines=tuple(_with_cuda(line, names) for line in plan.lines))

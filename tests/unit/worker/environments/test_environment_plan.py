@@ -109,6 +109,18 @@ def test_frameworks_bring_their_cuda_on_a_gpu(tmp_path: Path) -> None:
     assert isolated(tmp_path, "", hashed, gpu=True) == (hashed,)
 
 
+def test_isolated_environment_has_setuptools_as_a_new_virtual_environment_had(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+
+    def plan(line: str) -> EnvironmentPlan:
+        requirements = Requirements(lines=(line,))
+        return environment_plan.isolated("m", True, tmp_path, requirements, SETTINGS, False)
+
+    assert plan("torch==1.10.0").preferred == ("setuptools<82", "setuptools<70 ; python_version < '3.12'")
+    assert plan("torch==1.10.0").definition("") != over_image({}, "torch==1.10.0").definition("")
+    assert plan("six==1 --hash=sha256:00").preferred == ()
+
+
 @pytest.mark.parametrize(
     "lines",
     [

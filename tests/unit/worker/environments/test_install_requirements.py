@@ -102,6 +102,24 @@ def test_builds_are_tried_again_a_limited_number_of_times(
     assert run(program, monkeypatch, "error: Failed to build `x==1`\n")[2] == [([], [])]
 
 
+def test_what_is_only_preferred_is_left_out_where_it_has_no_solution(
+    program: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    preferred = tmp_path / "preferred.txt"
+    program.PREFERRED = str(preferred)
+    for error, is_left_out in (("error: No solution found when resolving", True), ("error: other", False)):
+        preferred.write_text("setuptools<82\n")
+        status, _, steps = run(program, monkeypatch, error)
+        assert (status, len(steps), preferred.exists()) == (
+            int(not is_left_out),
+            1 + is_left_out,
+            not is_left_out,
+        )
+    # Without it, it is the end.
+    preferred.unlink()
+    assert run(program, monkeypatch, "error: No solution found when resolving")[0] == 1
+
+
 #: uv 0.13, for packages that were written for older tools.
 OLD = {
     "anyjson==0.3.3": ("error in anyjson setup command: use_2to3 is invalid.", "setuptools<58"),

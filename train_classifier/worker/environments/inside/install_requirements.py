@@ -37,6 +37,8 @@ BY_NAME = "/tmp/train-classifier-image.txt"
 LOCKED = "/tmp/train-classifier-locked.txt"
 #: What leaves out every requirement of the repository's own package, whose version is each job's own.
 OWN = "/tmp/train-classifier-own.txt"
+#: The requirements that are left out where they have no solution with all others.
+PREFERRED = "/tmp/train-classifier-preferred.txt"
 #: The requirements that are installed before a package that imports them while it is built.
 FIRST = "/tmp/train-classifier-first.txt"
 #: Tools of such builds, which are no part of the environment.
@@ -218,7 +220,7 @@ def copy_metadata(site: str, target: str) -> None:
 
 def command(plan: "dict[str, Any]", *options: str) -> "list[str]":
     """Return the command line of uv."""
-    files = (BY_NAME, LOCKED) if plan["requirements"] != FIRST else (BY_NAME,)
+    files = (BY_NAME, PREFERRED, LOCKED) if plan["requirements"] != FIRST else (BY_NAME, PREFERRED)
     more = [word for file in files if os.path.exists(file) for word in ("-r", file)]
     if plan["indexed"]:
         more += ["-r", plan["indexed"]]
@@ -389,6 +391,14 @@ def install_in_steps(
     return run_uv(again, cwd=plan["repository"], env={**os.environ, **variables})
 
 
+def remove_preferred(error: str) -> bool:
+    """Remove the preferred requirements if the error may be theirs; tell whether there were any."""
+    if "No solution found" not in error or not os.path.exists(PREFERRED):
+        return False
+    os.remove(PREFERRED)
+    return True
+
+
 def older_tool(plan: "dict[str, Any]", error: str) -> str:
     """Return the older version of a tool that a failed build needs and did not get, "" if there is none."""
     for pattern, tool in OLDER_TOOLS:
@@ -406,6 +416,8 @@ def build_and_install(plan: "dict[str, Any]", target: "list[str]", site: str) ->
         with open(BUILT_WITH, "w", encoding="utf-8") as file:
             file.write("\n".join([*plan["build_constraints"], ""]))
         status, error = install_in_steps(plan, target, site, unisolated, tools)
+        if remove_preferred(error):
+            continue
         failed = NOT_BUILT.search(error)
         name = normal(failed[1]) if failed else ""
         older = older_tool(plan, error)
@@ -466,8 +478,13 @@ def install(plan: "dict[str, Any]") -> int:
         target = into(site)
     sources: "list[str]" = []
     unisolated: "list[str]" = []
+    if plan["preferred"]:
+        with open(PREFERRED, "w", encoding="utf-8") as file:
+            file.write("\n".join([*plan["preferred"], ""]))
     if plan["shared"]:
         status, error = run_uv(command(plan, *target, "--no-build"))
+        if remove_preferred(error):
+            status, error = run_uv(command(plan, *target, "--no-build"))
         sys.stderr.write(error)
         if status == 0:
             sources = must_build(plan)
