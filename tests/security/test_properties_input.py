@@ -341,7 +341,10 @@ def test_regular_expressions_are_fast(kind: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["", "@", "/@"])
-@pytest.mark.parametrize("part", ["(:", "://x:", "://", "@", "?a=", "/:@", "(a:b/@", "${a}:", "&a=$"])
+@pytest.mark.parametrize("part", [
+    "(:", "://x:", "://", "@", "?a=", "/:@", "(a:b/@", "${a}:", "&a=$",
+    "ghp_", "sk-", "eyJ", "%3A%2F%2F", "://%40", ";token", "&amp;", "://h/a1", "://h/" + "a1" * 9, "?a='", "://h/?",
+])  # fmt: skip
 def test_logins_of_a_long_text_are_hidden(part: str, end: str) -> None:
     with bounded():
         hide_logins(part * (1_000_000 // len(part)) + end)

@@ -21,8 +21,32 @@ _LOGINS = (
         r"(?<![^\s/'\"`=(<,+])(?P<scheme>)(?P<login>[^\s/:@'\"`]{1,99}:(?!//)[^\s/]{1,499})@(?!sha256:)"
     ),
 )
-#: A value in the query of an address: tokens and signatures have many names.
-_QUERY_VALUE = re.compile(r"(?<=[?&])(?!(?:egg|subdirectory)=)(?P<name>[\w.%-]{1,99}=)(?!\$\{)[^\s&#'\"`]+")
+#: A value in the query of an address: tokens and signatures have many names. Behind ; and # only some are.
+_QUERY_VALUE = re.compile(
+    r"(?:(?<=[?&])|(?<=&amp;))(?!(?:egg|subdirectory|amp;\w+)=)(?P<name>[\w.%~:\[\]-]{1,99}=)"
+    r"(?!\$\{)(?:'[^'\s]*'|\"[^\"\s]*\"|[^\s&#'\"`]+)"
+    r"|(?<=[;#])(?P<secret>[\w.-]{0,40}(?:token|secret|passw|auth|api_?key|signature)[\w.-]{0,40}=)"
+    r"(?!=)[^\s&#'\"`/]+",
+    re.IGNORECASE,
+)
+#: An address, up to what may end it in a sentence, and a query that is a value without a name.
+_ADDRESS = re.compile(
+    r"(?<=://)(?P<server>[^\s/?#'\"`]{0,999})(?P<path>[^\s?#'\"`]{0,4000})"
+    r"(?P<query>\?[^\s=&#'\"`]{8,}(?![^\s#'\"`]))?"
+)
+#: A part of a path that may be a token: no hash of a commit or a file, and with letters and digits in a row.
+_PATH_TOKEN = re.compile(
+    r"(?<=/)(?!(?:[0-9a-f]{40}|[0-9a-f]{60}|[0-9a-f]{64})(?:/|\Z))[\w~=-]{16,500}(?=/|\Z)", re.ASCII
+)
+_RANDOM = re.compile(r"(?=(?:[A-Za-z]{0,13}[0-9]){2})(?=[0-9]{0,13}[A-Za-z])[A-Za-z0-9]{14}")
+#: What is a secret wherever it stands: tokens of well-known services, headers, logins of escaped addresses.
+_TOKENS = re.compile(
+    r"(?<![A-Za-z0-9])(?P<kind>gh[oprsu]_|github_pat_|gl[a-z]{2,6}-|hf_|npm_|sk-|xox[a-z]-|pypi-|eyJ)"
+    r"(?=[A-Za-z_-]{0,40}[0-9])[A-Za-z0-9_-]{18,}(?:\.[A-Za-z0-9_-]{10,}){0,2}"
+    r"|(?<=\bBasic )(?=[A-Za-z+/]*[0-9=])[A-Za-z0-9+/=]{8,}"
+    r"|(?<=\bBearer )(?=[A-Za-z._~+/-]*[0-9=])[A-Za-z0-9._~+/=-]{8,}"
+    r"|(?<=%3A%2F%2F)[^\s/@]{1,500}?(?=%40)|(?<=%3a%2f%2f)[^\s/@]{1,500}?(?=%40)"
+)
 
 
 def number(value: object) -> str:
@@ -70,7 +94,22 @@ def hide_logins(text: str) -> str:
     if "@" in text:
         for pattern in _LOGINS:
             text = pattern.sub(hide, text)
-    return _QUERY_VALUE.sub(r"\g<name>***", text)
+    text = _QUERY_VALUE.sub(lambda match: f"{match['name'] or match['secret']}***", text)
+    if "://" in text:
+        text = _ADDRESS.sub(_without_tokens, text)
+    return _TOKENS.sub(lambda match: f"{match['kind'] or ''}***", text)
+
+
+def _without_tokens(address: "re.Match[str]") -> str:
+    """Return an address without what may be a token in its path, or a query that is only a value."""
+    server, escaped, rest = address["server"].rpartition("%40")
+
+    def hide(match: "re.Match[str]") -> str:
+        return "***" if _RANDOM.search(match[0]) else match[0]
+
+    path = _PATH_TOKEN.sub(hide, address["path"])
+    query = address["query"] and "?***"
+    return f"{'***' if escaped else server}{escaped}{rest}{path}{query or ''}"
 
 
 def clean(text: object) -> str:

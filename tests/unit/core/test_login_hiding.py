@@ -23,6 +23,20 @@ from train_classifier.core.errors import BadInput, NoEnvironment
         ("https://h/a.whl?sig=word&x-token=word#egg=a", "https://h/a.whl?sig=***&x-token=***#egg=a"),
         ("r.txt?private_token=word'", "r.txt?private_token=***'"),
         ("a=https://me:word@h,https://word@i", "a=https://***@h,https://***@i"),
+        # In the path, without a name, within another address, escaped where it should not be.
+        ("https://h/word567890123456/me/", "https://h/***/me/"),
+        ("'https://h/a/aB3dE6gword1H9jK2m'", "'https://h/a/***'"),
+        ("https://h/simple?word12345", "https://h/simple?***"),
+        ("https://h/?x&y=word%20 https://h/?token%3Dword z", "https://h/?x&y=*** https://h/?*** z"),
+        ("https://h/?auth[token]=word&amp;key='word'", "https://h/?auth[token]=***&amp;key=***"),
+        ("https://h/a;token=word/b#access_token=word", "https://h/a;token=***/b#access_token=***"),
+        ("https://me:word%40h/x", "https://***%40h/x"),
+        ("https://me%3Aword%40h/x", "https://***%40h/x"),
+        ("https%3A%2F%2Fme%3Aword%40h/x", "https%3A%2F%2F***%40h/x"),
+        ("https://h/get/https%3a%2f%2fme%3aword%40h", "https://h/get/https%3a%2f%2f***%40h"),
+        # Without an address.
+        ("header Bearer word0word.w-w", "header Bearer ***"),
+        ("ghp_word56789012345678901234 and glpat-word5678901234567890", "ghp_*** and glpat-***"),
     ],
 )
 def test_login_is_hidden_in_every_error(words: str, shown: str) -> None:
@@ -48,6 +62,13 @@ def test_login_is_hidden_in_every_error(words: str, shown: str) -> None:
         "a @ git+https://h/r.git@main#egg=a&subdirectory=b",
         "a ; python_version == '3' and x@y.org: z@z",
         "https://h/a?b",
+        "https://files.h/packages/9f/6b/"
+        + "0123456789" * 6
+        + "/nvidia_cudnn_cu12-8.9.2.26-py3-none-manylinux1_x86_64.whl",
+        f"https://h/o/r/archive/{'01ab' * 10}/r.zip git+https://h/r@{'01ab' * 10}",
+        "https://h/whl/cu121/stable-cuda-12-1-linux-x86-64/Qwen2-VL-7B-Instruct-GPTQ-Int4/resolve/main",
+        "torch ; python_version=='3' and a;python_version>='3' # use token=…",
+        "hf_transfer_is_installed pypi-attestations-long-name Basic authorization is not enough",
     ],
 )
 def test_what_is_no_login_stays(words: str) -> None:
