@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Optional
 
 from train_classifier.core import regular_file
-from train_classifier.core.project import lock_file, own_package, poetry, project_file
+from train_classifier.core.project import lock_file, own_package, poetry, project_file, toml_reader
 from train_classifier.core.project.own_package import PROJECT, Metadata, OwnPackage
 from train_classifier.core.project.package_index import PackageIndex
 from train_classifier.core.project.package_sources import PackageSources
@@ -160,6 +160,8 @@ class _Reader:
         self.notes: list[str] = []
         self.lock = ""
         self.package: Optional[OwnPackage] = None
+        #: The pyproject.toml is no TOML, or no file that can be read.
+        self.is_broken = False
         #: The extras of the repository whose dependencies are in `lines`; "" for those without an extra.
         self.own_lists: set[str] = set()
 
@@ -229,10 +231,12 @@ class _Reader:
 
     def project(self, relative: str, requirements: str) -> None:
         """Read the dependencies of a pyproject.toml; `requirements` is the file that can take its place."""
+        text = self.text(relative, relative, project_file.MOST_BYTES)
+        self.is_broken = bool(self.problems)
         try:
-            text = self.text(relative, relative, project_file.MOST_BYTES)
             project = project_file.read(text, os.path.dirname(relative))
         except ValueError as error:
+            self.is_broken = self.is_broken or isinstance(error, toml_reader.NotToml)
             self.problems.append(f"{relative}: {error}; {_instead(requirements)}")
             return
         if not project.dependencies and not project.dependency_files:
@@ -535,12 +539,25 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
         yield began, pending.strip()
 
 
+def _instead_of_project(reader: _Reader) -> _Reader:
+    """Return a reader of the requirements.txt beside a pyproject.toml that is not followed, if any."""
+    name = REQUIREMENTS
+    other = _Reader(reader.root)
+    if not os.path.lexists(reader.root / name) or not other.inside(name, name, "the file"):
+        return reader
+    other.read(name, False, name)
+    problem = reader.problems[0].partition("; write the packages")[0]
+    other.notes.append(f"{name} is used instead of {problem}")
+    return other
+
+
 def parse(root: Path, model: str) -> Requirements:
     """Read the requirements of a model of the repository at `root`. Never raises.
 
     The first of these counts that is there: MODEL/requirements.txt, MODEL/pyproject.toml, pyproject.toml,
     requirements.txt, setup.py with setup.cfg; all but a requirements.txt only with dependencies. A uv.lock
-    beside a pyproject.toml says which versions.
+    beside a pyproject.toml says which versions. The repository's pyproject.toml, if it is TOML but cannot be
+    followed, gives way to the requirements.txt beside it.
     """
     reader = _Reader(Path(root))
     own = f"{model}/{REQUIREMENTS}"
@@ -550,6 +567,8 @@ def parse(root: Path, model: str) -> Requirements:
             reader.read(chosen, False, start)
         elif chosen:
             reader.project(chosen, own)
+        if start == PROJECT and reader.problems and not reader.is_broken:
+            reader = _instead_of_project(reader)
         if reader.files or reader.problems:
             break
     else:

@@ -177,7 +177,49 @@ def test_package_that_has_to_be_built(tmp_path: Path, text: str) -> None:
     ],
 )  # fmt: skip
 def test_setup_that_computes_is_built(tmp_path: Path, text: str) -> None:
-    assert own_package.read(make(tmp_path, setup_py=text)) is None
+    assert own_package.read(make(tmp_path, setup_py=SETUP + text)) is None
+
+
+REQUIRES = "a = ['six']\n"
+SETUP = "from setuptools import setup\n"
+CALL = "setup(name='a', install_requires=a)\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_read"),
+    [
+        (f"{SETUP}{REQUIRES}{CALL}", True),
+        # What binds any name before is bound again.
+        (f"from setuptools import *\n{REQUIRES}{CALL}", True),
+        (f"{SETUP}exec(open('a/version.py').read())\n{REQUIRES}{CALL}", True),
+        (f"{SETUP}{REQUIRES}names = {{}}\nexec(open('a/version.py').read(), names)\n{CALL}", True),
+        (f"{SETUP}{REQUIRES}def version():\n    exec(open('v.py').read())\n    return locals()['v']\n{CALL}", True),
+        (f"{SETUP}{REQUIRES}exec(open('a/version.py').read())\n{CALL}", False),
+        (f"{SETUP}{REQUIRES}from a.lists import *\n{CALL}", False),
+        (f"{SETUP}{REQUIRES}globals()['a'].append('idna')\n{CALL}", False),
+        (f"{SETUP}def more():\n    globals()['a'] = ['idna']\n{REQUIRES}more()\n{CALL}", False),
+        (f"import sys\n{SETUP}{REQUIRES}vars(sys.modules[__name__])['a'].append('idna')\n{CALL}", False),
+        (f"{SETUP}{REQUIRES}def a(): pass\n{CALL}", False),
+        (f"{SETUP}{REQUIRES}try: pass\nexcept ValueError as a: pass\n{CALL}", False),
+        (f"{SETUP}{REQUIRES}for a in (): pass\n{CALL}", False),
+        (f"{SETUP}{REQUIRES}a += ['idna']\n{CALL}", False),
+        # Another `setup` than that of setuptools, or one that may not run.
+        (f"try:\n    {SETUP}except ImportError:\n    from distutils.core import setup\n{REQUIRES}{CALL}", True),
+        (f"import setuptools\n{REQUIRES}setuptools.{CALL}", True),
+        (f"from skbuild import setup\n{REQUIRES}{CALL}", False),
+        (f"import skbuild\n{REQUIRES}skbuild.{CALL}", False),
+        (f"{SETUP}{REQUIRES}from functools import partial\nsetup = partial(setup, ext_modules=[])\n{CALL}", False),
+        (f"{SETUP}from a import *\n{REQUIRES}{CALL}", False),
+        (f"{REQUIRES}{CALL}", False),
+        (f"{SETUP}from a import find_packages\n{REQUIRES}{CALL[:-2]}, packages=find_packages())\n", False),
+        (f"import os\n{SETUP}{REQUIRES}if os.environ.get('X'):\n    {CALL}", False),
+        (f"{SETUP}{REQUIRES}if __name__ == '__main__':\n    {CALL}", True),
+        (f"{SETUP}{REQUIRES}setup({{}}, name='a', install_requires=a)\n", False),
+    ],
+)  # fmt: skip
+def test_setup_is_read_only_where_its_text_is_sure(tmp_path: Path, text: str, is_read: bool) -> None:
+    metadata = own_package.read(make(tmp_path, setup_py=text))
+    assert (metadata.dependencies[""] if metadata else None) == (("six",) if is_read else None)
 
 
 def test_files_that_cannot_be_read_are_built(tmp_path: Path) -> None:

@@ -114,6 +114,39 @@ def test_refused_projects(repository: Path, text: str, problem: str) -> None:
     assert problem in sentence
 
 
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        (
+            "[tool.poetry.dependencies]\na = '^1 || ^3'\n",
+            "pyproject.toml: 'a' in tool.poetry.dependencies has the version '^1 || ^3', which is not read (one range, as in '>=1.2,<3')",
+        ),
+        (
+            "[project]\ndependencies = ['a']\n[tool.uv.sources]\na = { workspace = true }\n",
+            "pyproject.toml: tool.uv.sources.a cannot be followed without uv.lock",
+        ),
+        ("[project]\ndependencies = ['a', './b']\n", "pyproject.toml: not a requirement: './b'"),
+        # What is no TOML is not passed over.
+        ("[project]\ndependencies = ['a'\n", ""),
+        ("#" * (1 << 18) + "\n", ""),
+    ],
+)  # fmt: skip
+def test_project_that_is_not_followed_gives_way_to_the_requirements_beside_it(
+    repository: Path, text: str, note: str
+) -> None:
+    (repository / "requirements.txt").write_text("six\n")
+    (repository / "pyproject.toml").write_text(text)
+    chosen = parse(repository, "mnist")
+    if not note:
+        assert len(chosen.problems) == 1 and chosen.lines == ()
+        return
+    assert (chosen.problems, chosen.files, chosen.lines) == ((), ("requirements.txt",), ("six",))
+    assert chosen.notes == (f"requirements.txt is used instead of {note}",)
+    # That of the model says what the model needs.
+    (repository / "mnist" / "pyproject.toml").write_text(text)
+    assert parse(repository, "mnist").problems[0].startswith("mnist/pyproject.toml: ")
+
+
 def test_lock_beside_the_project_is_chosen(repository: Path) -> None:
     (repository / "pyproject.toml").write_text("[project]\ndependencies = ['a']\n[tool.uv.sources]\n")
     registry = 'source = {{ registry = "https://{}/simple" }}\n'

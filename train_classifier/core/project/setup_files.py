@@ -21,6 +21,14 @@ _SECTIONS = (
     "metadata", "options", "options.extras_require", "options.entry_points", "options.packages.find",
     "versioneer",
 )  # fmt: skip
+#: The modules whose `setup` is setuptools' own.
+_SETUPTOOLS = ("setuptools", "distutils.core")
+_FINDERS = ("find_packages", "find_namespace_packages")
+#: Most calls of functions of setuptools: each is looked for in the whole file.
+MOST_CALLS = 20
+#: Names with which any code, and those with which code outside of functions, may bind any name of the module.
+_ANY_NAME = ("globals", "__dict__", "modules")
+_ANY_NAME_OUTSIDE = ("locals", "vars", "setattr")
 #: A value that is computed.
 UNKNOWN = object()
 
@@ -43,8 +51,15 @@ def read_setup(text: str) -> dict[str, Any]:
     ]
     if not calls and re.search(r"\bsetup\(\s*\)", text):
         return {}
-    top = [*tree.body, *(each for node in tree.body if isinstance(node, ast.If) for each in node.body)]
+    mains = [node for node in tree.body if isinstance(node, ast.If) and _is_main(node.test)]
+    top = [*tree.body, *(each for node in mains for each in node.body)]
     if len(calls) != 1 or not any(isinstance(node, ast.Expr) and node.value is calls[0] for node in top):
+        raise NotStatic
+    finders = [
+        node for node in ast.walk(calls[0]) if isinstance(node, ast.Call) and _called(node) in _FINDERS
+    ]
+    own = (calls[0], *finders)
+    if calls[0].args or len(own) > MOST_CALLS or not all(_is_of_setuptools(tree, call) for call in own):
         raise NotStatic
     constants = _constants(tree, calls[0])
     values: dict[str, Any] = {}
@@ -89,6 +104,58 @@ def _called(node: ast.Call) -> str:
     return getattr(function, "id", "") or getattr(function, "attr", "")
 
 
+def _is_main(test: ast.expr) -> bool:
+    """Tell whether a condition compares `__name__`."""
+    sides = (test.left, *test.comparators) if isinstance(test, ast.Compare) else ()
+    return any(getattr(side, "id", "") == "__name__" for side in sides)
+
+
+def _is_of_setuptools(tree: ast.Module, call: ast.Call) -> bool:
+    """Tell whether a called function is setuptools' own: others of its name compile, or add values."""
+    function = call.func
+    if isinstance(function, ast.Attribute):
+        return ast.unparse(function.value) in _SETUPTOOLS
+    name = getattr(function, "id", "")
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    own = {id(alias) for node in imports if node.module in _SETUPTOOLS for alias in node.names}
+    bound = [node for node in ast.walk(tree) if _bound_name(node) in (name, "*")]
+    return bool(bound) and all(id(node) in own for node in bound)
+
+
+def _bound_name(node: ast.AST) -> str:
+    """Return the name that a node itself binds, without what is in it: "" for none, `*` for unknown ones."""
+    if isinstance(node, ast.alias):
+        return (node.asname or node.name).partition(".")[0]
+    if isinstance(node, ast.Name):
+        return "" if isinstance(node.ctx, ast.Load) else node.id
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler)):
+        return node.name or ""
+    # Python 3.9 does not have them.
+    if type(node).__name__ in ("MatchAs", "MatchStar", "MatchMapping"):
+        return getattr(node, "name", None) or getattr(node, "rest", None) or ""
+    return ""
+
+
+def _last_unknown_line(tree: ast.Module) -> float:
+    """Return the last line that may bind any name of the module; 0 without one."""
+    last: float = 0
+    for statement in tree.body:
+        is_function = isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(statement):
+            used = getattr(node, "id", getattr(node, "attr", ""))
+            if used in _ANY_NAME or (isinstance(node, ast.alias) and node.name == "*"):
+                # A function runs at any time.
+                last = float("inf") if is_function else max(last, statement.end_lineno or 0)
+            elif not is_function and (used in _ANY_NAME_OUTSIDE or _is_plain_exec(node)):
+                last = max(last, statement.end_lineno or 0)
+    return last
+
+
+def _is_plain_exec(node: ast.AST) -> bool:
+    """Tell whether a node is `exec(code)`, which binds the names of the module."""
+    return isinstance(node, ast.Call) and _called(node) in ("exec", "execfile") and len(node.args) < 2
+
+
 def _is_versioneer(value: ast.expr) -> bool:
     """Tell whether a value is `versioneer.get_cmdclass()`, which writes the version into a file."""
     return isinstance(value, ast.Call) and _called(value) == "get_cmdclass" and not value.args
@@ -100,17 +167,15 @@ def _constants(tree: ast.Module, call: ast.Call) -> dict[str, ast.expr]:
     stored: dict[str, int] = {}
     elsewhere = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            stored[node.id] = stored.get(node.id, 0) + isinstance(node.ctx, ast.Store)
-            if isinstance(node.ctx, ast.Load) and id(node) not in inside:
-                elsewhere.add(node.id)
-        elif isinstance(node, ast.alias):
-            name = (node.asname or node.name).partition(".")[0]
-            stored[name] = stored.get(name, 0) + 1
+        name = _bound_name(node)
+        stored[name] = stored.get(name, 0) + 1
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and id(node) not in inside:
+            elsewhere.add(node.id)
+    unknown = _last_unknown_line(tree)
     return {
         target.id: node.value
         for node in tree.body
-        if isinstance(node, ast.Assign)
+        if isinstance(node, ast.Assign) and node.lineno > unknown
         for target in node.targets
         if isinstance(target, ast.Name)
         and stored[target.id] == 1
@@ -123,7 +188,7 @@ def _value(node: ast.expr, constants: dict[str, ast.expr]) -> Any:
     """Return a literal value, `("find", FOLDER)` for find_packages, UNKNOWN for anything else."""
     if isinstance(node, ast.Name):
         node = constants.get(node.id, node)
-    if isinstance(node, ast.Call) and _called(node) in ("find_packages", "find_namespace_packages"):
+    if isinstance(node, ast.Call) and _called(node) in _FINDERS:
         where = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "where")]
         folder = _value(where[0], constants) if where else "."
         return ("find", folder) if isinstance(folder, str) and len(node.args) < 2 else UNKNOWN

@@ -25,8 +25,12 @@ _LETTERS = {"b": "\b", "t": "\t", "n": "\n", "f": "\f", "r": "\r", "e": "\x1b", 
 MOST_DEPTH = 30
 
 
+class NotToml(ValueError):
+    """The text is not TOML; the error says where, as a phrase."""
+
+
 def read(text: str) -> dict[str, Any]:
-    """Return the tables of a text. Raises ValueError with a phrase for what is not TOML."""
+    """Return the tables of a text. Raises NotToml."""
     document: dict[str, Any] = {}
     table = document
     for number, statement in _statements(text.replace("\r\n", "\n")):
@@ -36,7 +40,7 @@ def read(text: str) -> dict[str, Any]:
             elif _set_key(table, statement, 0, 0) != len(statement):
                 raise ValueError
         except (ValueError, IndexError) as error:
-            raise ValueError(f"line {number} is not TOML") from error
+            raise NotToml(f"line {number} is not TOML") from error
     return document
 
 
@@ -47,7 +51,7 @@ def _statements(text: str) -> Iterator[tuple[int, list[str]]]:
     for match in _TOKEN.finditer(f"{text}\n"):
         token = match[0]
         if token in ("'", '"'):
-            raise ValueError("a text in quotes does not end")
+            raise NotToml("a text in quotes does not end")
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token, 0)
         if token != "\n":
             if not match["blank"]:
@@ -58,7 +62,7 @@ def _statements(text: str) -> Iterator[tuple[int, list[str]]]:
             statement = []
         number += token.count("\n")
     if statement:
-        raise ValueError("a bracket does not close")
+        raise NotToml("a bracket does not close")
 
 
 def _table(document: dict[str, Any], head: list[str]) -> dict[str, Any]:
