@@ -243,6 +243,17 @@ def test_accounts_of_the_roles_are_of_the_system_and_have_no_login() -> None:
             ), task
 
 
+def test_what_systemd_says_of_the_engine_is_not_shown() -> None:
+    """Its unit's environment has the proxies, which may hold a password; only -v shows what a task answers."""
+    units = [
+        task
+        for task in TASKS
+        if task.module == "systemd_service" and task.argument("name") == "docker.service"
+    ]
+    assert len(units) == 2
+    assert not names([task for task in units if task.keys.get("no_log") != "{{ ansible_verbosity > 0 }}"])
+
+
 def test_package_lists_that_are_read_are_no_change() -> None:
     lists = [task for task in TASKS if task.module == "apt" and task.arguments.get("update_cache")]
     assert lists and not names([task for task in lists if task.keys.get("changed_when") is not False])
