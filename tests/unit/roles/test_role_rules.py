@@ -254,6 +254,36 @@ def test_what_systemd_says_of_the_engine_is_not_shown() -> None:
     assert not names([task for task in units if task.keys.get("no_log") != "{{ ansible_verbosity > 0 }}"])
 
 
+def test_holds_change_only_where_there_are_some() -> None:
+    """Without a package apt-mark fails."""
+    marks = [
+        task
+        for task in TASKS
+        if re.search(r"\{\{ \['?apt-mark'|apt-mark (?:un)?hold else", task.argument("argv"))
+    ]
+    assert len(marks) > 8
+    for task in marks:
+        packages = re.sub(r"^.*?\] \+ (.*) \}\}$", r"\1", task.argument("argv"))
+        # The upgrade is simulated with the same packages before.
+        if "__docker_engine_simulated" not in " ".join(task.conditions):
+            assert f"{packages} | length > 0" in " ".join(task.conditions), task
+
+
+def test_programs_of_a_role_get_one_of_their_words() -> None:
+    path = ROOT / "roles/training_host/files/metadata-firewall"
+    words = set(re.findall(r"^    (\w+)\)", path.read_text(), re.M))
+    given = [
+        task.arguments["argv"][1:] for task in TASKS if "__training_host_firewall }}" in task.argument("argv")
+    ]
+    assert given == [["block"], ["allow"]] and {"block", "allow"} <= words
+
+
+def test_what_pip_prints_is_not_shown() -> None:
+    """It names the indexes that it asks, with their passwords."""
+    tasks = [task for task in TASKS if re.search(r"\bpip3? (?:install|download)\b", task.program)]
+    assert tasks and not names([task for task in tasks if task.keys.get("no_log") is not True])
+
+
 def test_package_lists_that_are_read_are_no_change() -> None:
     lists = [task for task in TASKS if task.module == "apt" and task.arguments.get("update_cache")]
     assert lists and not names([task for task in lists if task.keys.get("changed_when") is not False])
