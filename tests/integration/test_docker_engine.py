@@ -233,6 +233,10 @@ def test_nothing_is_installed_without_network_or_beside_docker_ce(
         )
         assert "Traceback" not in done.output
 
+        bare.write("/etc/docker/train-classifier.json", "{")
+        done = play(bare, "docker_engine", fails=True)
+        assert "train-classifier.json, the record of what the role did, is not a JSON object (" in done.output
+
         bare.shell(FOREIGN)
         # A record says that the engine is the role's.
         record = {"foreign": False, "settings": {}, "packages": ["docker.io"], "created_config": True}

@@ -201,6 +201,24 @@ def test_engine_keeps_containers_and_bounds_their_logs() -> None:
     assert options["default-address-pools"] == more["docker_engine_address_pools"]
 
 
+@pytest.mark.parametrize(
+    ("record", "host", "kept"),
+    [
+        ({"remove_data": True}, {"installed": "docker.io"}, False),
+        ({"remove_data": True}, {}, False),
+        ({"remove_data": False}, {"installed": "docker.io"}, True),
+        ({}, {}, True),
+        # An administrator put another engine in its place.
+        ({"remove_data": True}, {"installed": "docker-ce"}, True),
+    ],
+)
+def test_data_of_an_engine_in_use_outlives_the_purge(
+    record: dict[str, Any], host: dict[str, str], kept: bool
+) -> None:
+    variables = {"__docker_engine_record": record, "__docker_engine_host": host}
+    assert bool(value("docker_engine", "__docker_engine_removed_before_purge", **variables)) == kept
+
+
 def test_engine_gets_proxies_alone_of_the_environment() -> None:
     environment = {"https_proxy": "http://p", "NO_PROXY": "localhost", "PIP_INDEX_URL": "http://i"}
     proxy = value(
