@@ -11,6 +11,7 @@ import codecs
 import collections
 import dataclasses
 import functools
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from train_classifier.core.project.own_package import PROJECT, Metadata, OwnPack
 from train_classifier.core.project.package_index import PackageIndex
 from train_classifier.core.project.package_sources import PackageSources
 from train_classifier.core.project.project_file import Project
+from train_classifier.core.project.tables import table_at
 from train_classifier.core.text import hide_logins
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -77,7 +79,7 @@ NO_OPTION = "no requirements file can have this option: remove it"
 _MISPLACED = re.compile(r" (?P<option>(?:-[a-zA-Z]|--[a-z][a-z-]+)(?:[ =].*)?)\Z")
 #: Lines that people write and no requirements file has, and what to write instead.
 _ADVICE = (
-    (r"!?(?:python3? -m )?pip3? install ", "write what follows pip install, one requirement a line"),
+    (r"[!%]?(?:python3? -m )?pip3? install ", "write what follows pip install, one requirement a line"),
     (r"Package Version\Z|-+ -+\Z", "this is the table of pip list: pip freeze prints what such a file has"),
     (
         rf"({NAME})=([^=\s]+)=\S+\Z",
@@ -103,6 +105,12 @@ MOST_ADVISED = 300
 LOCK = "uv.lock"
 POETRY_LOCK = "poetry.lock"
 CONDA = ("environment.yml", "environment.yaml")
+#: Other files that say what is required: of conda under other names, of other tools with what writes ours.
+_OTHER_CONDA = re.compile(r"(?:env|environment|conda)[\w.-]{0,60}\.ya?ml\Z")
+OTHER_TOOLS = {"Pipfile": ", as pipenv requirements > {} does", "pixi.toml": ""}
+_OTHER_REQUIREMENTS = re.compile(r"(?:reqs?|requirements?)(?:[-_.][\w.-]{0,60})?\.(?:txt|in)\Z")
+#: Most names of a folder that are looked at for them.
+MOST_NAMES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +168,8 @@ class _Reader:
         self.notes: list[str] = []
         self.lock = ""
         self.package: Optional[OwnPackage] = None
+        #: Why a pyproject.toml gives no packages, although it names some.
+        self.unread_tables = ""
         #: The pyproject.toml is no TOML, or no file that can be read.
         self.is_broken = False
         #: The extras of the repository whose dependencies are in `lines`; "" for those without an extra.
@@ -240,6 +250,7 @@ class _Reader:
             self.problems.append(f"{relative}: {error}; {_instead(requirements)}")
             return
         if not project.dependencies and not project.dependency_files:
+            self.unread_tables = self.unread_tables or _optional(relative, project, requirements)
             return
         self.files.append(relative)
         if relative == PROJECT and self.own_project:
@@ -280,6 +291,50 @@ class _Reader:
         for text in sources.constraints:
             if self.is_requirement(text, relative):
                 self.line(text, relative, relative, True)
+
+    def unread_files(self, model: str, own: str) -> None:
+        """Say which files of the repository look as if they named packages, where none is read."""
+        for name in (*CONDA, *OTHER_TOOLS):
+            advice = OTHER_TOOLS.get(name, "").format(own)
+            self.problems += [
+                f"{path} is not read; {_instead(own)}{advice}"
+                for path in (f"{model}/{name}", name)
+                if os.path.lexists(self.root / path)
+            ]
+        others = sorted(path for folder in ("", "requirements", model) for path in self.similar_files(folder))
+        if others and not self.problems:
+            more = ", …" if len(others) > 3 else ""
+            advice = _instead(own)
+            if others[0].endswith((".txt", ".in")):
+                advice = f"write the line -r {os.path.relpath(others[0], model)} into {own}"
+            self.notes.append(f"no packages are installed: {', '.join(others[:3])}{more} not read; {advice}")
+        elif self.unread_tables and not self.problems:
+            self.notes.append(f"no packages are installed: {self.unread_tables}")
+
+    def similar_files(self, folder: str) -> list[str]:
+        """Return the files of a folder with names like those of files that say what is required."""
+        try:
+            with os.scandir(self.root / folder) as entries:
+                names = [entry.name for entry in itertools.islice(entries, MOST_NAMES)]
+        except OSError:
+            return []
+        paths = [(name, os.path.join(folder, name)) for name in names if name.isprintable()]
+        return [
+            path
+            for name, path in paths
+            if _OTHER_REQUIREMENTS.match(name)
+            or (folder == "requirements" and name.endswith(".txt"))
+            or (name not in CONDA and _OTHER_CONDA.match(name) and self.is_of_conda(path))
+        ]
+
+    def is_of_conda(self, path: str) -> bool:
+        """Tell whether a file is an environment of conda; others have such names, too."""
+        try:
+            within = os.path.realpath(self.root)
+            text = regular_file.read(self.root / path, project_file.MOST_BYTES, within=within)
+        except (OSError, ValueError):
+            return False
+        return re.search(rb"^dependencies:\s*$", text, re.MULTILINE) is not None
 
     def include_all(self, files: tuple[str, ...], relative: str) -> None:
         """Read the files of requirements that the metadata of a project names."""
@@ -461,6 +516,8 @@ def _single_blanks(text: str) -> str:
 def _misplaced(match: "Optional[re.Match[str]]", head: str) -> str:
     """Return why a line that pip cannot install is refused, "" if nothing is known about it."""
     text = _single_blanks(head)[:MOST_ADVISED]
+    if re.match(r"[!%]?(?:python3? -m )?pip3? |[\"'].*[\"']\Z", text):
+        return f"not a requirement: {text!r}{_advice(text)}"
     option, address = _MISPLACED.search(text), _SSH_ADDRESS.search(text)
     if not match and option:
         name = option["option"].replace("=", " ").split()[0]
@@ -539,6 +596,21 @@ def logical_lines(text: str) -> Iterator[tuple[int, str]]:
         yield began, pending.strip()
 
 
+def _optional(relative: str, project: Project, requirements: str) -> str:
+    """Return what a pyproject.toml without dependencies has in other tables; "" without such."""
+    extras = [
+        name for name in table_at(project.tables, "project", "optional-dependencies") if name.isprintable()
+    ]
+    if extras:
+        return (
+            f"{relative} has only optional dependencies ({', '.join(extras[:5])}); write the line "
+            f"-e .[{extras[0][:100]}] into {requirements}"
+        )
+    if table_at(project.tables, "tool", "pixi", "dependencies"):
+        return f"tool.pixi in {relative} is not read; {_instead(requirements)}"
+    return ""
+
+
 def _instead_of_project(reader: _Reader) -> _Reader:
     """Return a reader of the requirements.txt beside a pyproject.toml that is not followed, if any."""
     name = REQUIREMENTS
@@ -572,12 +644,7 @@ def parse(root: Path, model: str) -> Requirements:
         if reader.files or reader.problems:
             break
     else:
-        for name in CONDA:
-            reader.problems += [
-                f"{path} is not read; {_instead(own)}"
-                for path in (f"{model}/{name}", name)
-                if os.path.lexists(reader.root / path)
-            ]
+        reader.unread_files(model, own)
         metadata = reader.own_project
         has_setup = metadata is not None and bool(metadata.dependencies[""] or metadata.dependency_files)
         if has_setup:

@@ -64,13 +64,14 @@ def test_settings_of_the_tools(tmp_path: Path) -> None:
     )
     (tmp_path / "pyproject.toml").unlink()
     config = "[versioneer]\nVCS = git\nversionfile_source = src/a/_version.py\ntag_prefix = ''\n"
-    setup = "import versioneer\nsetup(name='a', version=versioneer.get_version(), cmdclass=versioneer.get_cmdclass())\n"
+    setup = "import versioneer\nfrom setuptools import setup\nsetup(name='a', version=versioneer.get_version(), cmdclass=versioneer.get_cmdclass())\n"
     assert git_of(tmp_path, setup_py=setup, setup_cfg=config) == GitVersion(
         "versioneer", file="src/a/_version.py"
     )
     (tmp_path / "setup.cfg").unlink()
     assert git_of(
-        tmp_path, setup_py="setup(name='a', use_scm_version=True, packages=['a'], package_dir={'': 'src'})"
+        tmp_path,
+        setup_py="from setuptools import setup\nsetup(name='a', use_scm_version=True, packages=['a'], package_dir={'': 'src'})",
     ) == (GitVersion())
 
 

@@ -136,6 +136,20 @@ def test_version_in_a_file(tmp_path: Path, more: str, version: str) -> None:
     assert metadata.package == OwnPackage("a", version, "src")
 
 
+def test_table_of_old_flit(tmp_path: Path) -> None:
+    text = (
+        "[build-system]\nrequires = ['flit_core >=2,<4']\nbuild-backend = 'flit_core.buildapi'\n"
+        "[tool.flit.metadata]\nmodule = 'a'\nrequires = ['six']\n[tool.flit.metadata.requires-extra]\ntest = ['idna']\n"
+        "[tool.flit.scripts]\ntool = 'a:main'\n"
+    )
+    (tmp_path / "src" / "a").mkdir(parents=True)
+    (tmp_path / "src" / "a" / "__init__.py").write_text("__version__ = '1.0'\n")
+    metadata = read(tmp_path, pyproject_toml=text)
+    assert metadata.package == OwnPackage("a", "1.0", "src", (("console_scripts", "tool", "a:main"),))
+    assert metadata.dependencies == {"": ("six",), "test": ("idna",)}
+    assert requirements_file.parse(tmp_path, "m").lines == ("six",)
+
+
 def test_entry_points_of_the_project(tmp_path: Path) -> None:
     more = "[project.scripts]\ntool = 'a:main'\n[project.entry-points.'a.plugins']\nx = 'a.b'\n"
     points = (("a.plugins", "x", "a.b"), ("console_scripts", "tool", "a:main"))

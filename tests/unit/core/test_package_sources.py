@@ -52,6 +52,7 @@ def parse(folder: Path, text: str) -> requirements_file.Requirements:
             [TORCH],
             (),
         ),
+        ("[[tool.rye.sources]]\nname = 'torch'\nurl = 'https://h/cpu'\n", [], ("--extra-index-url https://h/cpu",)),
         (
             "[tool.poetry.dependencies]\ntorch = { source = 'CPU' }\n[[tool.poetry.source]]\nname = 'cpu'\n"
             "url = 'https://h/whl/cpu'\npriority = 'explicit'\n[build-system]\nbuild-backend = 'poetry.core.masonry.api'\n",

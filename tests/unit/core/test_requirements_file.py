@@ -456,3 +456,47 @@ def test_dependencies_of_the_package_in_files(repository: Path) -> None:
     (repository / "requirements.txt").unlink()
     (repository / "requirements.txt").symlink_to("/etc/passwd")
     assert "leads out of the repository" in ask(repository, "-e .\n").problems[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (
+            {"Pipfile": "[packages]\n"},
+            "Pipfile is not read; write the packages into mnist/requirements.txt (empty: those of the image), as "
+            "pipenv requirements > mnist/requirements.txt does",
+        ),
+        ({"pixi.toml": ""}, "pixi.toml is not read; write the packages into mnist/requirements.txt"),
+        (
+            {"requirements-gpu.txt": "torch", "requirements/train.txt": "six", "requirements/README": ""},
+            "no packages are installed: requirements-gpu.txt, requirements/train.txt not read; "
+            "write the line -r ../requirements-gpu.txt into mnist/requirements.txt",
+        ),
+        (
+            {"environment-gpu.yml": "name: x\ndependencies:\n  - python=3.10\n", "env.yaml": "port: 1\n"},
+            "no packages are installed: environment-gpu.yml not read; write the packages into mnist/requirements.txt",
+        ),
+        (
+            {"pyproject.toml": "[project]\nname = 'a'\n[project.optional-dependencies]\ncpu = ['torch']\n"},
+            "no packages are installed: pyproject.toml has only optional dependencies (cpu); write the line -e .[cpu] into mnist/req",
+        ),
+        (
+            {"pyproject.toml": "[tool.pixi.dependencies]\npytorch = '*'\n"},
+            "no packages are installed: tool.pixi in pyproject.toml is not read; write the packages into",
+        ),
+        ({"req.md": "", "request.txt": "", "conda.yaml": "a: 1\n"}, ""),
+    ],
+)  # fmt: skip
+def test_files_that_are_not_read_are_named(repository: Path, files: dict[str, str], sentence: str) -> None:
+    for name, text in files.items():
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_text(text)
+    requirements = parse(repository, "mnist")
+    assert "\n".join((*requirements.problems, *requirements.notes)).startswith(sentence)
+    assert bool(sentence) == bool(requirements.problems or requirements.notes)
+    (repository / "mnist" / "requirements.txt").touch()
+    assert parse(repository, "mnist").notes == parse(repository, "mnist").problems == ()
+    # What the sentence says works.
+    if "requirements-gpu.txt" in files:
+        (repository / "mnist" / "requirements.txt").write_text("-r ../requirements-gpu.txt\n")
+        assert parse(repository, "mnist").lines == ("torch",)

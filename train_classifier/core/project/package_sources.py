@@ -1,4 +1,4 @@
-"""Where a project says that its packages come from: `[tool.uv]` and `[tool.pdm]`.
+"""Where a project says that its packages come from: `[tool.uv]`, `[tool.pdm]`, `[tool.rye]`.
 
 uv: https://docs.astral.sh/uv/concepts/projects/dependencies/, https://docs.astral.sh/uv/concepts/indexes/
 """
@@ -50,6 +50,10 @@ def read(tables: dict[str, Any], dependencies: list[str], folder: str) -> Packag
     reader.uv_indexes(uv)
     reader.uv_sources(table_at(uv, "sources"))
     reader.pdm_sources(tables_in(table_at(tables, "tool", "pdm").get("source")))
+    for source in tables_in(table_at(tables, "tool", "rye").get("sources")):
+        option = "--index-url" if source.get("name") == "default" else "--extra-index-url"
+        address = package_index.checked_address(source.get("url"), "tool.rye.sources")
+        reader.options.append(f"{option} {address}")
     return PackageSources(
         tuple(reader.dependencies),
         tuple(reader.indexes),

@@ -33,6 +33,7 @@ def read(text: str, folder: str = "") -> Project:
     Raises ValueError with a phrase for what cannot be read.
     """
     tables = toml_reader.read(text)
+    _take_flit(tables)
     uses_poetry = _uses_poetry(tables)
     is_poetry = uses_poetry and _take_poetry(tables, folder)
     dependencies = table_at(tables, "project").get("dependencies", [])
@@ -49,6 +50,19 @@ def read(text: str, folder: str = "") -> Project:
     except ValueError as error:
         problem = str(error)
     return Project(tuple(texts(dependencies)), tuple(files), sources, problem, tables, is_poetry)
+
+
+def _take_flit(tables: dict[str, Any]) -> None:
+    """Put what flit's own table says, which it had before PEP 621, into `project`."""
+    own = table_at(tables, "tool", "flit", "metadata")
+    if own and "project" not in tables:
+        tables["project"] = {
+            "name": own.get("dist-name") or own.get("module"),
+            "dynamic": ["version"],
+            "dependencies": own.get("requires", []),
+            "optional-dependencies": table_at(own, "requires-extra"),
+            "scripts": table_at(tables, "tool", "flit", "scripts"),
+        }
 
 
 def _uses_poetry(tables: dict[str, Any]) -> bool:
