@@ -58,7 +58,7 @@ def test_collection_has_the_roles_and_the_package_and_no_link(built: Path) -> No
         "README.md",
         "SECURITY.md",
     }
-    assert tops <= files | {"docs", "inventory", "meta", "playbooks", "plugins", "roles", "train_classifier"}
+    assert tops <= files | {"docs", "meta", "playbooks", "plugins", "roles", "train_classifier"}
 
 
 def test_collection_has_the_version_of_the_package() -> None:

@@ -242,3 +242,16 @@ def test_paths_on_hosts_do_not_change() -> None:
     )
     listed = set(PATHS.read_text().split())
     assert sorted(listed - here) == []
+
+
+def test_older_ansible_is_refused_in_a_sentence() -> None:
+    """Where the collection says that it needs a newer one, Ansible itself only warns."""
+    required = load(ROOT / "meta/runtime.yml")["requires_ansible"]
+    for full, refused in [("2.18.19", True), (required.removeprefix(">="), False), ("2.20.1", False)]:
+        problem = value("common", "__common_old_ansible", ansible_version={"full": full})
+        assert bool(problem) == refused
+        assert not refused or problem.startswith(
+            "This controller has ansible-core 2.18.19, and the roles need"
+        )
+    first = load(ROOT / "roles/common/tasks/facts.yml")[0]
+    assert first["when"] == "__common_old_ansible != ''"
