@@ -34,6 +34,7 @@ EXPECTED = json.loads((HERE / "expected.json").read_text())
 INSTALLED = re.compile(r"(?:image|isolated)\Z|Python ")
 #: Those whose packages do not work together, although what they declare agrees; what the message says to write.
 NOT_IMPORTED = {
+    "albumentations": "require another version of albucore",
     "opencv-detector": "add the line numpy<2",
     "tensorflow-addons": "add the line tensorflow<2.16",
     "tensorflow-text-nlp": "write its version for this TensorFlow",

@@ -32,6 +32,7 @@ CHILD_FAILED = re.compile(
 #: torchrun and PyTorch's own hook write the process before each line.
 RANK = re.compile(r"\[(?:rank|default)[0-9]{1,6}\]: ?")
 PATH = re.compile(r"[\w./-]{1,200}\Z", re.ASCII)
+VERSION = re.compile(r"[0-9][0-9a-z.+]{0,40}\Z")
 #: Beginnings of paths that are no data of the host.
 NOT_DATA = (
     f"{WORKSPACE}/", "/checkpoints/", "/cache/", "/tmp/", "/usr/", "/lib", "/bin/", "/opt/", "/etc/",
@@ -268,6 +269,22 @@ def _old_keras(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str
     )
 
 
+def _other_version(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
+    name = match["name"]
+    top = name.partition(".")[0]
+    if match["path"].startswith(f"{WORKSPACE}/") or not debian_names.is_module(name):
+        return None
+    distribution = (debian_names.distribution(name) or top).partition("<")[0]
+    pins = (pin.partition("==")[::2] for pin in job.packages)
+    version = next((version for pin, version in pins if normal_name(pin) == normal_name(distribution)), "")
+    example = f", as {distribution}<{version}" if VERSION.match(version) else ""
+    return (
+        f"the installed {distribution} has another version than a package needs, which imports {match['what']}",
+        f"require another version of {distribution}{example}, or a newer one of that package in "
+        f"{job.place_to_edit}",
+    )
+
+
 def _not_a_model(match: "re.Match[str]", job: Circumstances) -> Optional[tuple[str, str]]:
     if match["name"] != job.model:
         return None
@@ -498,6 +515,16 @@ CAUSES = (
         _old_keras,
         "ModuleNotFoundError: No module named 'keras.src.engine'",
         "add `tensorflow<2.16` to `MODEL/requirements.txt`",
+    ),
+    Cause(
+        "A package needs another version of one that it imports",
+        (
+            r"^ImportError: cannot import name '(?P<what>\w{1,100})' from '(?P<name>[\w.]{1,200})' "
+            r"\((?P<path>/[^()]{1,300})\)$"
+        ),
+        _other_version,
+        "ImportError: cannot import name 'cached_download' from 'huggingface_hub' (/opt/environment/hub.py)",
+        "require another version, here `huggingface-hub<0.26`, or a newer one of the package that imports it",
     ),
     Cause(
         "Git is missing",

@@ -89,6 +89,8 @@ def test_page_has_the_table_of_causes() -> None:
         ("tensorflow.python.framework.errors_impl.NotFoundError: /opt/e/tensorflow_text/python/ops/_x.so: undefined symbol: _ZN6",
          "tensorflow_text was built for another TensorFlow", "tensorflow-text==2.N.*"),
         ("ModuleNotFoundError: No module named 'keras.src.engine'", "needs Keras 2", "tensorflow<2.16 to probe/req"),
+        ("ImportError: cannot import name 'preserve_channel_dim' from 'albucore.utils' (/opt/e/albucore/utils.py)",
+         "the installed albucore has another version", "require another version of albucore, or a newer one"),
         ("ImportError: numpy.core.multiarray failed to import", "an older NumPy", "numpy<2 to probe/req"),
         ("ValueError: numpy.dtype size changed, may indicate binary incompatibility. Expected 96 from C header, got 88",
          "an older NumPy", "numpy<2 to probe/req"),
@@ -155,6 +157,11 @@ def test_circumstances_decide_the_hint() -> None:
     )
     merge = traceback("ModuleNotFoundError: No module named 'keras.layers.merge'")
     assert "keras==3.1 is installed and lacks it" in explained(merge, packages=["keras==3.1"]).hint
+    name = "ImportError: cannot import name 'x' from 'albucore.utils' ({}/albucore/utils.py)"
+    newer = explained(traceback(name.format("/opt/e")), packages=["Albucore==0.1.3"])
+    assert newer.hint.startswith("require another version of albucore, as albucore<0.1.3, or a newer one")
+    # The repository's own module is no package.
+    assert find(traceback(name.format("/workspace")), AT) is None
     library = traceback("ImportError: libGL.so.1: cannot open shared object file: No such file or directory")
     assert "opencv-python-headless instead" in explained(library, packages=["opencv-python==4.1"]).hint
     data = traceback("FileNotFoundError: [Errno 2] No such file or directory: '/srv/faces/x.csv'")
