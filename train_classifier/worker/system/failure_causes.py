@@ -279,7 +279,7 @@ def _other_version(match: "re.Match[str]", job: Circumstances) -> Optional[tuple
     version = next((version for pin, version in pins if normal_name(pin) == normal_name(distribution)), "")
     example = f", as {distribution}<{version}" if VERSION.match(version) else ""
     return (
-        f"the installed {distribution} has another version than a package needs, which imports {match['what']}",
+        f"the installed {distribution} is another version than a package needs: {match['what']} is missing",
         f"require another version of {distribution}{example}, or a newer one of that package in "
         f"{job.place_to_edit}",
     )

@@ -90,7 +90,7 @@ def test_page_has_the_table_of_causes() -> None:
          "tensorflow_text was built for another TensorFlow", "tensorflow-text==2.N.*"),
         ("ModuleNotFoundError: No module named 'keras.src.engine'", "needs Keras 2", "tensorflow<2.16 to probe/req"),
         ("ImportError: cannot import name 'preserve_channel_dim' from 'albucore.utils' (/opt/e/albucore/utils.py)",
-         "the installed albucore has another version", "require another version of albucore, or a newer one"),
+         "the installed albucore is another version", "require another version of albucore, or a newer one"),
         ("ImportError: numpy.core.multiarray failed to import", "an older NumPy", "numpy<2 to probe/req"),
         ("ValueError: numpy.dtype size changed, may indicate binary incompatibility. Expected 96 from C header, got 88",
          "an older NumPy", "numpy<2 to probe/req"),
