@@ -793,6 +793,25 @@ def test_every_fetch_ends_in_the_same_sentence() -> None:
         assert (last.get("name"), last.get("tasks_from")) == ("common", "fetch_failed"), task
 
 
+def test_what_a_rescue_is_about_is_done() -> None:
+    """A block that says that something could not be installed installs something."""
+    rescues = [
+        task for task in TASKS if "rescue" in task.parts and task.argument("tasks_from") == "fetch_failed"
+    ]
+    installing = ("installed", "upgraded")
+    blocks = [task.blocks[-1] for task in rescues if task.keys["vars"].get("common_fetch_verb") in installing]
+    assert len(blocks) >= 6
+    for block in blocks:
+        done = [
+            task for task in TASKS if block in task.blocks and task.parts[task.blocks.index(block)] == "block"
+        ]
+        assert [
+            task
+            for task in done
+            if (task.module == "apt" and task.argument("name")) or task.argument("verb") == "fetch"
+        ], block["block"]
+
+
 def test_downloads_are_tried_again() -> None:
     """What goes through the network comes with a delay, and as often as its role says."""
     # One asks once more what the task before it could not reach; the driver's errors are read for a message.
