@@ -105,6 +105,25 @@ def test_project_file_is_parsed(tmp_path: Path, content: bytes) -> None:
         requirements_file.parse(tmp_path, "m")
 
 
+NAMES = ", ".join(f"'p{number}'" for number in range(9000))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[project]\ndependencies = [{NAMES}]\n[tool.uv.sources]\n"
+        + "".join(f"p{number} = {{git = 'https://h'}}\n" for number in range(990)),
+        f"[project]\ndependencies = [{NAMES}]\n"
+        + "[[tool.pdm.source]]\nurl = 'https://h'\ninclude_packages = ['p*1*', 'p*2*']\n" * 1900,
+    ],
+    ids=("uv", "pdm"),
+)  # fmt: skip
+def test_many_sources_of_packages_end_soon(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pyproject.toml").write_text(text[: (1 << 18) - 1])
+    with bounded():
+        requirements_file.parse(tmp_path, "m")
+
+
 PARTS = st.sampled_from(
     [
         "setup(", ")", "name='a'", "version=", "packages=find_packages(", "install_requires=", "[", "]", "{", "}", "'", ",", "\n", "    ",
@@ -112,7 +131,9 @@ PARTS = st.sampled_from(
         "['version']", "[tool.setuptools_scm]\n", "[versioneer]\n", "version_file", "[tool.setuptools.packages]\n", "find", "where", "..",
         "[tool.poetry]\n", "[tool.poetry.dependencies]\n", "[tool.poetry.extras]\n", "[[tool.poetry.source]]\n", "a = ", "'^1.2'",
         "{path = 'src'}", "{version = '1', python = '3.9 || 3.10'}", "{git = 'git@h:o/a', extras = [", "scripts = ", "packages = ",
-        "entry_points=", "{'console_scripts': ", "\0", "\ud800", "a" * 5000, " " * 5000, "(" * 500, "1" + "+1" * 2000,
+        "[tool.uv.sources]\n", "[[tool.uv.index]]\n", "[[tool.pdm.source]]\n", "[[tool.rye.sources]]\n", "[tool.flit.metadata]\n", "index = ",
+        "url = ", "'https://h'", "{index = 'a', marker = ", "include_packages = ", "explicit = true\n", "from setuptools import setup\n",
+        "import *", "globals()", "exec(", "entry_points=", "{'console_scripts': ", "\0", "\ud800", "a" * 5000, " " * 5000, "(" * 500, "1" + "+1" * 2000,
     ]
 )  # fmt: skip
 

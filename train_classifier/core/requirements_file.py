@@ -111,6 +111,7 @@ OTHER_TOOLS = {"Pipfile": ", as pipenv requirements > {} does", "pixi.toml": ""}
 _OTHER_REQUIREMENTS = re.compile(r"(?:reqs?|requirements?)(?:[-_.][\w.-]{0,60})?\.(?:txt|in)\Z")
 #: Most names of a folder that are looked at for them.
 MOST_NAMES = 2000
+MOST_READ = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,18 +314,23 @@ class _Reader:
 
     def similar_files(self, folder: str) -> list[str]:
         """Return the files of a folder with names like those of files that say what is required."""
+        real = os.path.realpath(self.root)
+        if folder and os.path.realpath(self.root / folder) != os.path.join(real, folder):
+            # It is a link, and may lead to the folders of others.
+            return []
         try:
             with os.scandir(self.root / folder) as entries:
                 names = [entry.name for entry in itertools.islice(entries, MOST_NAMES)]
         except OSError:
             return []
         paths = [(name, os.path.join(folder, name)) for name in names if name.isprintable()]
+        conda = [path for name, path in paths if name not in CONDA and _OTHER_CONDA.match(name)][:MOST_READ]
         return [
             path
             for name, path in paths
             if _OTHER_REQUIREMENTS.match(name)
             or (folder == "requirements" and name.endswith(".txt"))
-            or (name not in CONDA and _OTHER_CONDA.match(name) and self.is_of_conda(path))
+            or (path in conda and self.is_of_conda(path))
         ]
 
     def is_of_conda(self, path: str) -> bool:

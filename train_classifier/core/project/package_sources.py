@@ -21,6 +21,8 @@ _PLATFORM = re.compile(r"(sys_platform|platform_system) ?([!=]=) ?(?:'(\w{1,40})
 _NAMED = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(\[[^\]]*\])?")
 #: Most sources of all packages together.
 MOST_SOURCES = 1000
+#: Most comparisons of packages with patterns.
+MOST_MATCHES = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,10 @@ class _Reader:
     def __init__(self, dependencies: list[str], folder: str) -> None:
         self.dependencies = list(dependencies)
         self.folder = folder
-        self.required = {name_in(text) for text in dependencies}
+        #: The places in the list by name: a file can name many packages, and as many sources.
+        self.required: dict[str, list[int]] = {}
+        for number, text in enumerate(dependencies):
+            self.required.setdefault(name_in(text), []).append(number)
         #: Addresses of uv's indexes by name.
         self.addresses: dict[str, object] = {}
         self.indexes: list[PackageIndex] = []
@@ -130,16 +135,17 @@ class _Reader:
 
     def put_place(self, package: str, place: str) -> None:
         """Write the address of a package into its dependencies."""
-        for number, text in enumerate(self.dependencies):
-            head, semicolon, marker = text.partition(";")
+        for number in self.required.get(normal_name(package), ()):
+            head, semicolon, marker = self.dependencies[number].partition(";")
             match = _NAMED.match(head.strip())
-            if match and normal_name(match[1]) == normal_name(package) and "@" not in head:
+            if match and "@" not in head:
                 end = f" ; {marker.strip()}" if semicolon else ""
                 self.dependencies[number] = f"{match[1]}{match[2] or ''} @ {place}{end}"
 
     def pdm_sources(self, sources: list[dict[str, Any]]) -> None:
         """Take PDM's indexes: of those that a package may come from, the best version counts, as for pip."""
-        for source in sources[:MOST_SOURCES]:
+        matches = 0
+        for source in sources:
             name = str(source.get("name", ""))
             if name.lower() == "pypi":
                 continue
@@ -148,6 +154,9 @@ class _Reader:
             patterns = source.get("include_packages", [])
             if source.get("type", "index") != "index" or not isinstance(patterns, list):
                 raise ValueError(f"{where} is not followed")
+            matches += len(patterns) * len(self.required)
+            if matches > MOST_MATCHES:
+                raise ValueError("tool.pdm.source has too many patterns of packages")
             own = [
                 package
                 for package in sorted(self.required)

@@ -64,7 +64,11 @@ def _check_sources(poetry: dict[str, Any], entries: list[Any]) -> None:
                 f"tool.poetry.source {source.get('name')!r} is not followed, unless its priority is "
                 f"'explicit' (or as a line of requirements.txt: --extra-index-url {source.get('url')})"
             )
-    addresses = _addresses(poetry)
+    _check_names(_addresses(poetry), entries)
+
+
+def _check_names(addresses: dict[str, object], entries: list[Any]) -> None:
+    """Raise ValueError with a phrase if an entry names an index that is not there."""
     for name in filter(None, map(_source_name, entries)):
         if name not in addresses:
             raise ValueError(f"a dependency names the source {name!r}, which tool.poetry.source lacks")
@@ -130,11 +134,12 @@ def names_with_prereleases(poetry: dict[str, Any]) -> list[str]:
 def _extras(poetry: dict[str, Any], dependencies: dict[str, Any], folder: str) -> dict[str, list[str]]:
     """Return the requirements of each extra that can be read."""
     values = {normal_name(name): (name, _entries(value)) for name, value in dependencies.items()}
+    addresses = _addresses(poetry)
 
     @functools.lru_cache(None)
     def lines_of(name: str) -> Optional[list[str]]:
         try:
-            _check_sources(poetry, values[name][1])
+            _check_names(addresses, values[name][1])
             return _lines(*values[name], folder)
         except (ValueError, KeyError):
             return None

@@ -5,6 +5,7 @@ packages together agree. *Isolated*, the environment is complete: nothing of the
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -162,8 +163,11 @@ class EnvironmentPlan:
     def _has_index(self, line: str) -> bool:
         """Tell whether the package of a line has an index of its own: without an address and hashes."""
         match = requirements_file.REQUIREMENT.match(line) if self.indexes else None
-        packages = {index.package for index in self.indexes}
-        return bool(match and not match["url"] and normal_name(match["name"]) in packages)
+        return bool(match and not match["url"] and normal_name(match["name"]) in self._with_index)
+
+    @functools.cached_property
+    def _with_index(self) -> frozenset[str]:
+        return frozenset(index.package for index in self.indexes)
 
     def constraints_text(self) -> str:
         """Return the text of the constraints file for uv."""
