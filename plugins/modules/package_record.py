@@ -156,8 +156,16 @@ class Packages:
         self.record = self.read()
 
     def run(self, *command: str) -> str:
-        """Run a command of the package manager and return its output; the module fails when it fails."""
-        status, output, errors = self.module.run_command(list(command), environ_update=ENVIRONMENT)
+        """Run a command of the package manager and return its output; the module fails when it fails.
+
+        It waits for another one: apt itself does not wait for the lock of its lists, nor dpkg for any.
+        """
+        end = time.monotonic() + self.module.params["lock_timeout"]
+        while True:
+            status, output, errors = self.module.run_command(list(command), environ_update=ENVIRONMENT)
+            if status == 0 or not re.search(r"\block\b", errors) or time.monotonic() > end:
+                break
+            time.sleep(5)
         if status:
             reason = " ".join(re.findall(r"^[EW]: .*", errors, re.MULTILINE)) or errors.strip()
             self.module.fail_json(msg=f"{' '.join(command[:2])} …: {reason}", stderr=errors, rc=status)
@@ -206,13 +214,7 @@ class Packages:
 
     def repair(self) -> None:
         """Finish what a killed run or a power cut interrupted: apt refuses to work until then."""
-        command = ["dpkg", "--configure", "-a"]
-        for _ in range(self.module.params["lock_timeout"] // 5):
-            status, _, errors = self.module.run_command(command, environ_update=ENVIRONMENT)
-            if status == 0 or "lock" not in errors:
-                break
-            time.sleep(5)
-        self.run(*command)
+        self.run("dpkg", "--configure", "-a")
 
     def coming(self, missing: list[str]) -> list[str]:
         """Return what an installation would bring; the module fails where it would remove something."""

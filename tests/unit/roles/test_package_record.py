@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import itertools
 import json
 import os
 from pathlib import Path
@@ -23,6 +24,7 @@ class Host:
         self.installed = set(installed)
         self.automatic = {"libc"} & self.installed
         self.held: set[str] = set()
+        self.locked = 0
         self.configuration_left: set[str] = set()
         self.conflicts: dict[str, str] = {}
         self.purge_fails = False
@@ -96,13 +98,19 @@ def call(
         answers.update(values)
         raise SystemExit
 
+    def run(command: list[str], environ_update: dict[str, str]) -> tuple[int, str, str]:
+        if host.locked and command[0] in ("apt-get", "dpkg"):
+            host.locked -= 1
+            return 100, "", "E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7 (apt-get)"
+        return 0, host.answer(command, environ_update), ""
+
     module = SimpleNamespace(
         params={
             "role": role, "state": state, "packages": packages, "coming": None, "keep": [],
             "remove_before_purge": [], "lock_timeout": 5, **options,
         },
         check_mode=False, exit_json=stop, fail_json=stop,
-        run_command=lambda command, environ_update: (0, host.answer(command, environ_update), ""),
+        run_command=run,
     )  # fmt: skip
     work = record.Packages.__new__(record.Packages)
     try:
@@ -235,6 +243,18 @@ def test_play_waits_for_another_only_for_a_time(record: ModuleType) -> None:
     os.close(other)
     assert failure["msg"].startswith("another play changes the packages of this host")
     provide(record, host, "engine", "engine")
+
+
+def test_lock_of_apt_is_waited_for(record: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    clock = SimpleNamespace(sleep=lambda seconds: None, monotonic=itertools.count().__next__)
+    monkeypatch.setattr(record, "time", clock)
+    host.locked = 3
+    provide(record, host, "engine", "engine")
+    assert not host.locked
+    host.locked = 100
+    failure = call(record, host, "engine", "absent", [])
+    assert "Could not get lock /var/lib/apt/lists/lock" in failure["msg"]
 
 
 def test_mark_of_a_package_that_came_between_two_roles_is_restored(record: ModuleType) -> None:
