@@ -266,7 +266,8 @@ def test_holds_change_only_where_there_are_some() -> None:
         packages = re.sub(r"^.*?\] \+ (.*) \}\}$", r"\1", task.argument("argv"))
         # The upgrade is simulated with the same packages before.
         if "__docker_engine_simulated" not in " ".join(task.conditions):
-            assert f"{packages} | length > 0" in " ".join(task.conditions), task
+            parts = {part for condition in task.conditions for part in conjuncts(condition)}
+            assert conjuncts(f"{packages} | length > 0") <= parts, task
 
 
 def test_programs_of_a_role_get_one_of_their_words() -> None:
