@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import http.server
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
@@ -29,6 +31,21 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Print nothing."""
 
+    def do_GET(self) -> None:
+        """Serve a file to whom has the login; look for it in the command lines of this machine meanwhile."""
+        server: Any = self.server
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                server.seen += [line for line in [path.read_bytes()] if server.word and b"precious" in line]
+        login = base64.b64decode(self.headers.get("Authorization", "").removeprefix("Basic "))
+        if server.word and login != f"me:{server.word}".encode():
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", "Basic")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            super().do_GET()
+
 
 class GitServer:
     """A repository with a package, which plain HTTP serves."""
@@ -41,6 +58,8 @@ class GitServer:
         handler = functools.partial(Quiet, directory=str(self.public))
         self.server = http.server.ThreadingHTTPServer((host, 0), handler)
         self.server.daemon_threads = True
+        #: A password, and the command lines that have it.
+        self.server.word, self.server.seen = "", []  # type: ignore[attr-defined]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.address = f"git+http://{host}:{self.server.server_port}/shapes.git"
 
@@ -84,6 +103,14 @@ def test_repository_without_a_commit_gets_the_one_of_its_branch(
     later = site.prepare(text, image)
     assert "shapes==2.0" in later.packages
     assert later.repositories == (f"{git_server.address}@{second}",)
+    server: Any = git_server.server
+    server.word = "p/precious"
+    private = git_server.address.replace("://", "://me:p%2Fprecious@")
+    assert "shapes==2.0" in site.prepare(f"shapes @ {private}#subdirectory=python\n", image).packages
+    assert server.seen == []
+    with pytest.raises(NoEnvironment, match="cannot be read"):
+        site.prepare(text, image)
+    server.word = ""
     with pytest.raises(NoEnvironment, match="it has no branch or tag 'none'"):
         site.prepare(f"{git_server.address}@none", image)
     git_server.stop()

@@ -116,9 +116,10 @@ def _look_up(
     context.say(f"asking {count} git repositor{'ies' if count != 1 else 'y'} for the commit")
     limits = context.host.limits(PURPOSE)
     questions = [(repository.removeprefix("git+"), revision) for repository, revision in pairs]
+    environment["TRAIN_CLASSIFIER_REPOSITORIES"] = json.dumps(questions)
     container = helper.Helper(
         image.id,
-        [image.python, "-I", "-c", program_text("resolve_repositories.py"), json.dumps(questions)],
+        [image.python, "-I", "-c", program_text("resolve_repositories.py")],
         user=context.host.job_user(),
         labels=context.labels("build"),
         limits=limits,

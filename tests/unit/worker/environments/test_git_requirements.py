@@ -42,9 +42,10 @@ def repository(tmp_path: Path) -> Path:
 
 def ask(*pairs: tuple[object, str], **variables: str) -> Any:
     """Run the program as a container does; returns what the worker reads."""
+    questions = json.dumps([[str(address), name] for address, name in pairs])
     done = subprocess.run(
-        [sys.executable, "-I", str(PROGRAM), json.dumps([[str(address), name] for address, name in pairs])],
-        env={**os.environ, **variables}, check=True, capture_output=True,
+        [sys.executable, "-I", str(PROGRAM)], check=True, capture_output=True,
+        env={**os.environ, **variables, "TRAIN_CLASSIFIER_REPOSITORIES": questions},
     )  # fmt: skip
     return inside_answer.read(done.stdout)
 

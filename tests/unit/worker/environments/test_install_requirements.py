@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
@@ -118,6 +119,45 @@ def test_what_is_only_preferred_is_left_out_where_it_has_no_solution(
     # Without it, it is the end.
     preferred.unlink()
     assert run(program, monkeypatch, "error: No solution found when resolving")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "shown", "key", "login"),
+    [
+        ("git+https://me:a%2Fb@h/o/r.git@main#egg=x", "git+https://h/o/r.git@main#egg=x", "http.https://h/o/.extraHeader", "me:a/b"),
+        ("git+https://me:a@h/o/r#subdirectory=a/b", "git+https://h/o/r#subdirectory=a/b", "http.https://h/o/.extraHeader", "me:a"),
+        ("git+http://${TOKEN}@h:80/r", "git+http://h:80/r", "http.http://h:80/.extraHeader", "word:"),
+        ("https://me:a@b@h/r@1", "https://h/r@1", "http.https://h/.extraHeader", "me:a@b"),
+        ("git+https://h/o/r@me@v1", "git+https://h/o/r@me@v1", "", ""),
+        ("git+ssh://git@h/o/r", "git+ssh://git@h/o/r", "", ""),
+    ],
+)  # fmt: skip
+def test_git_gets_logins_by_its_environment(
+    program: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    address: str,
+    shown: str,
+    key: str,
+    login: str,
+) -> None:
+    monkeypatch.setenv("TOKEN", "word")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "0")
+    program.WITHOUT_LOGINS = str(tmp_path / "changed")
+    plan = {"requirements": str(tmp_path / "r"), "constraints": str(tmp_path / "c")}
+    (tmp_path / "r").write_text(f"six\nx @ {address} ; python_version>'3'\n")
+    (tmp_path / "c").touch()
+    is_git = address.startswith("git+")
+    if is_git:
+        program.put_git_logins(plan)
+        assert Path(plan["requirements"]).read_text() == f"six\nx @ {shown} ; python_version>'3'\n"
+    else:
+        assert program.put_git_login(address) == shown
+    assert os.environ.get("GIT_CONFIG_KEY_0", "") == key
+    header = f"Authorization: Basic {base64.b64encode(login.encode()).decode()}" if login else ""
+    assert os.environ.get("GIT_CONFIG_VALUE_0", "") == header
+    for name in ("KEY_0", "VALUE_0", "COUNT"):
+        os.environ.pop(f"GIT_CONFIG_{name}", None)
 
 
 #: uv 0.13, for packages that were written for older tools.

@@ -15,6 +15,7 @@ Otherwise packages are built, each in an environment of its own with what it dec
 imports more (flash-attention imports torch) is built again with the packages of this environment.
 """
 
+import base64
 import collections
 import json
 import os
@@ -22,6 +23,7 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.parse
 from importlib.metadata import distributions
 from typing import Any
 
@@ -39,6 +41,8 @@ LOCKED = "/tmp/train-classifier-locked.txt"
 OWN = "/tmp/train-classifier-own.txt"
 #: The requirements that are left out where they have no solution with all others.
 PREFERRED = "/tmp/train-classifier-preferred.txt"
+#: The requirements, with the addresses of git repositories without logins.
+WITHOUT_LOGINS = "/tmp/train-classifier-without-logins.txt"
 #: The requirements that are installed before a package that imports them while it is built.
 FIRST = "/tmp/train-classifier-first.txt"
 #: Tools of such builds, which are no part of the environment.
@@ -498,10 +502,44 @@ def install(plan: "dict[str, Any]") -> int:
     return status
 
 
+def put_git_login(address: str) -> str:
+    """Return the address of a git repository without its login, which git gets by its environment.
+
+    Anyone on the host can read the command lines of processes, and so that of git. The login is for the
+    repositories beside it, too: they may be its submodules.
+    """
+    match = re.match(r"((?:git\+)?)(https?://)([^/\s]*)@([^/\s@]+/\S*)\Z", address)
+    if not match:
+        return address
+    login = re.sub(r"\$\{([A-Z0-9_]+)\}", lambda name: os.environ.get(name[1], name[0]), match[3])
+    user, _, password = (urllib.parse.unquote(word) for word in login.partition(":"))
+    header = base64.b64encode(("%s:%s" % (user, password)).encode()).decode()
+    number = int(os.environ.get("GIT_CONFIG_COUNT", "0"))
+    place = match[4].partition("#")[0]
+    place = place.rpartition("@")[0] or place
+    os.environ["GIT_CONFIG_KEY_%d" % number] = "http.%s%s/.extraHeader" % (match[2], os.path.dirname(place))
+    os.environ["GIT_CONFIG_VALUE_%d" % number] = "Authorization: Basic " + header
+    os.environ["GIT_CONFIG_COUNT"] = str(number + 1)
+    return match[1] + match[2] + match[4]
+
+
+def put_git_logins(plan: "dict[str, Any]") -> None:
+    """Take the logins of git repositories out of the files for uv."""
+    for key, path in (("requirements", WITHOUT_LOGINS), ("constraints", WITHOUT_LOGINS + ".constraints")):
+        with open(plan[key], encoding="utf-8") as file:
+            text = file.read()
+        changed = re.sub(r"git\+https?://\S+", lambda match: put_git_login(match[0]), text)
+        if changed != text:
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(changed)
+            plan[key] = path
+
+
 def main() -> None:
     """Do what the plan says."""
     with open(sys.argv[1], encoding="utf-8") as file:
         plan = json.load(file)
+    put_git_logins(plan)
     if plan["pythons"]:
         print()
         print("train-classifier:" + json.dumps({"pythons": fitting_pythons(plan)}))

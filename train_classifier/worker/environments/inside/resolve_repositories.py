@@ -1,16 +1,18 @@
 """Runs inside an image, by the image's own Python (3.8 on), as the job's user: asks git for commits.
 
-Sent as text (`python3 -c`), so it imports nothing of ours. Its argument is a JSON list of pairs: address and
-revision, "" for the default branch. The servers are strangers: what they answer is bounded and checked.
+Sent as text (`python3 -c`), so it imports nothing of ours. A variable of its environment has a JSON list of
+pairs: address and revision, "" for the default branch. The servers are strangers: what they answer is bounded
+and checked.
 """
 
+import base64
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
 import threading
+import urllib.parse
 from typing import Dict, List
 
 #: Most bytes of an answer, and most seconds that it may take.
@@ -37,6 +39,27 @@ class NoRevision(Failed):
 def expanded(text: str) -> str:
     """Return text with the variables in it, as uv expands them."""
     return re.sub(r"\$\{([A-Z0-9_]+)\}", lambda match: os.environ.get(match[1], match[0]), text)
+
+
+def put_git_login(address: str) -> str:
+    """Return the address of a git repository without its login, which git gets by its environment.
+
+    Anyone on the host can read the command lines of processes, and so that of git. The login is for the
+    repositories beside it, too: they may be its submodules.
+    """
+    match = re.match(r"((?:git\+)?)(https?://)([^/\s]*)@([^/\s@]+/\S*)\Z", address)
+    if not match:
+        return address
+    login = re.sub(r"\$\{([A-Z0-9_]+)\}", lambda name: os.environ.get(name[1], name[0]), match[3])
+    user, _, password = (urllib.parse.unquote(word) for word in login.partition(":"))
+    header = base64.b64encode(("%s:%s" % (user, password)).encode()).decode()
+    number = int(os.environ.get("GIT_CONFIG_COUNT", "0"))
+    place = match[4].partition("#")[0]
+    place = place.rpartition("@")[0] or place
+    os.environ["GIT_CONFIG_KEY_%d" % number] = "http.%s%s/.extraHeader" % (match[2], os.path.dirname(place))
+    os.environ["GIT_CONFIG_VALUE_%d" % number] = "Authorization: Basic " + header
+    os.environ["GIT_CONFIG_COUNT"] = str(number + 1)
+    return match[1] + match[2] + match[4]
 
 
 def references(revision: str) -> "List[str]":
@@ -96,9 +119,9 @@ def main() -> None:
     """Print the commits, or the number of the repository that has none and why, as the last line."""
     commits: "List[str]" = []
     answer: "Dict[str, object]" = {"commits": commits}
-    for address, revision in json.loads(sys.argv[1]):
+    for address, revision in json.loads(os.environ.pop("TRAIN_CLASSIFIER_REPOSITORIES")):
         try:
-            commits.append(commit_of(expanded(address), expanded(revision)))
+            commits.append(commit_of(put_git_login(expanded(address)), expanded(revision)))
         except FileNotFoundError:
             answer = {"failed": len(commits), "reason": "", "cause": "no git"}
             break
