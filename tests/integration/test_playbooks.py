@@ -119,15 +119,18 @@ def test_failed_host_ends_the_update(ssh_host: TestHost, tmp_path: Path) -> None
     assert ssh_host.exec("test", "-e", "/var/lib/train-classifier/drain", check=False).returncode == 1
 
 
-@pytest.fixture
-def other_project(ssh_host: TestHost, tmp_path: Path) -> Callable[[str, dict[str, object]], tuple[int, str]]:
+@pytest.fixture(scope="module")
+def other_project(
+    ssh_host: TestHost, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str, dict[str, object]], tuple[int, str]]:
     """Runs a playbook in a folder that has the collection, with an Ansible that has not our Python package."""
-    program = install_collection(build_collection(tmp_path), tmp_path)
+    folder = tmp_path_factory.mktemp("project")
+    program = install_collection(build_collection(folder), folder)
 
     def run_there(playbook: str, variables: dict[str, object]) -> tuple[int, str]:
         command = [program, "-i", ssh_host.inventory(), "-e", json.dumps(variables), playbook]
         settings = {
-            "ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "collections"),
+            "ANSIBLE_COLLECTIONS_PATH": str(folder / "collections"),
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_PIPELINING": "1",
         }
@@ -137,7 +140,7 @@ def other_project(ssh_host: TestHost, tmp_path: Path) -> Callable[[str, dict[str
             if name not in ("PYTHONPATH", "VIRTUAL_ENV") and not name.startswith("ANSIBLE_")
         }
         done = subprocess.run(
-            command, cwd=tmp_path, env={**environment, **settings}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            command, cwd=folder, env={**environment, **settings}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=600, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout

@@ -8,6 +8,7 @@ import base64
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,11 +18,28 @@ from pathlib import Path
 ARCHITECTURE = subprocess.run(
     ["dpkg", "--print-architecture"], check=True, capture_output=True, text=True
 ).stdout.strip()
+#: Every package that was built on this host, by what it is made from.
+BUILT = Path("/srv/built-packages")
 
 
 def build(root, row):
-    """Build one package, and return its component and its stanza of the index."""
-    tree = root / "tree"
+    """Build one package, or take it as built before, and return its component and its stanza of the index."""
+    deb = root / f"{row['name']}_{row['version']}.deb"
+    built = BUILT / hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+    if not built.exists():
+        BUILT.mkdir(parents=True, exist_ok=True)
+        make_package(row, built)
+    os.link(built, deb)
+    control = built.with_suffix(".control").read_text()
+    component = row["section"].rpartition("/")[0] or "main"
+    data = deb.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    return component, f"{control}Filename: ./{deb.name}\nSize: {len(data)}\nSHA256: {digest}\n"
+
+
+def make_package(row, deb):
+    """Build a package, with its control fields beside it."""
+    tree = BUILT / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     (tree / "DEBIAN").mkdir(parents=True)
     fields = {
@@ -54,15 +72,13 @@ def build(root, row):
             f"#!/bin/sh\ncd /lib/modules/{row['kernel']} && touch modules.order modules.builtin && /sbin/depmod {row['kernel']}\n"
         )
         script.chmod(0o755)
-    deb = root / f"{row['name']}_{row['version']}.deb"
+    deb.with_suffix(".control").write_text(control)
+    part = deb.with_suffix(".part")
     subprocess.run(
-        ["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, deb], check=True, stdout=subprocess.DEVNULL
+        ["dpkg-deb", "--root-owner-group", "-Znone", "-b", tree, part], check=True, stdout=subprocess.DEVNULL
     )
+    part.rename(deb)
     shutil.rmtree(tree)
-    data = deb.read_bytes()
-    component = row["section"].rpartition("/")[0] or "main"
-    digest = hashlib.sha256(data).hexdigest()
-    return component, f"{control}Filename: ./{deb.name}\nSize: {len(data)}\nSHA256: {digest}\n"
 
 
 def main(folder, suite=""):
