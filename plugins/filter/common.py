@@ -8,8 +8,10 @@ from typing import Any
 from urllib.parse import unquote
 
 #: What the programs that fetch write before a reason: apt and mmdebstrap, pip, Docker and uv.
+#: And what is wrong with a disk.
 REASON = re.compile(
-    r"^[EW]: |ERROR|Could not fetch|Looking in indexes|Error response from daemon|^(?:error|fatal): ",
+    r"^[EW]: |No space left on device|Read-only file system|ERROR|Could not fetch|Looking in indexes|"
+    r"Error response from daemon|^(?:error|fatal): ",
 )
 #: Characters of a reason in a message.
 MOST_OF_REASON = 600

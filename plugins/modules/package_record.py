@@ -199,8 +199,8 @@ class Packages:
 
     def save(self) -> None:
         """Write the record whole, or remove it when no role needs a package."""
+        new = RECORD.with_suffix(".new")
         if self.record["wanted"]:
-            new = RECORD.with_suffix(".new")
             with new.open("w") as file:
                 json.dump(self.record, file, indent=1, sort_keys=True)
                 file.flush()
@@ -209,6 +209,8 @@ class Packages:
             new.replace(RECORD)
         else:
             RECORD.unlink(missing_ok=True)
+            # Of a run that was killed, or had no space.
+            new.unlink(missing_ok=True)
         for role in ("training_host", "github_runner"):
             EARLIER[role].unlink(missing_ok=True)
 
@@ -325,7 +327,7 @@ def main() -> None:
         else:
             packages.remove()
     except OSError as error:
-        module.fail_json(msg=f"the record of packages could not be written: {error}")
+        module.fail_json(msg=f"the record of packages ({RECORD}) could not be written: {error}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ DOCKER = 'Error response from daemon: Get "https://registry.example.org/v2/": di
         ),
         ({"msg": "Request failed: <urlopen error [Errno 111] Connection refused>"}, "Request failed: <urlopen error [Errno 111] Connection refused>"),
         ({"msg": "One or more items failed", "results": [{"msg": "fine"}, {"failed": True, "stderr": "E: no space"}]}, "E: no space"),
+        (
+            {"stdout": "Unpacking rsync ...\ndpkg: error processing archive rsync.deb (--unpack):\n unable to open: Read-only file system\n", "stderr": "E: Sub-process /usr/bin/dpkg returned an error code (1)"},
+            "E: Sub-process /usr/bin/dpkg returned an error code (1) unable to open: Read-only file system",
+        ),
         ({}, "no reason given"),
     ],
 )  # fmt: skip

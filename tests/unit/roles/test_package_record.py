@@ -276,6 +276,9 @@ def test_killed_write_leaves_nothing(record: ModuleType) -> None:
     record.json.dump = dump  # type: ignore[attr-defined]
     provide(record, host, "engine", "engine")
     assert [path.name for path in record.FOLDER.iterdir()] == ["packages.json"]
+    (record.FOLDER / "packages.new").touch()
+    call(record, host, "engine", "absent", [])
+    assert not list(record.FOLDER.iterdir())
 
 
 def test_upgraded_package_is_not_a_new_one(record: ModuleType) -> None:
