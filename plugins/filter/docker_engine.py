@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -46,8 +47,50 @@ def _merge(
     return result
 
 
+#: The package with the engine, by its source.
+ENGINES = {"distribution": "docker.io", "docker": "docker-ce"}
+
+
+def conflict(host: Mapping[str, str], source: str, record: Mapping[str, Any], name: str) -> str:
+    """Return why the engine of this source cannot be had on a host that has another one; else empty.
+
+    `host` are the answers of the probe, `record` is what the role did there. An engine that somebody else
+    installed is used as it is, unless Docker's own was asked for; none is ever replaced.
+    """
+    wanted = ENGINES[source]
+    installed = host.get("installed", wanted)
+    if installed == wanted:
+        return ""
+    recorded = record.get("source", "distribution")
+    if record and not record.get("foreign") and installed == ENGINES[recorded]:
+        roles = """-e '{"teardown_roles": ["docker_engine"]}'"""
+        return (
+            f"the engine is {installed}, which this role installed (docker_engine_source: {recorded}), and "
+            f"stays: {wanted} would end every container. Set docker_engine_source: {recorded}, or change the "
+            f"engine: ansible-playbook playbooks/teardown.yml --limit {name} {roles} (it refuses while a job "
+            "runs), then site.yml."
+        )
+    if source == "docker":
+        return (
+            f"dockerd is installed from {installed}, which docker-ce would replace with every container on "
+            "it: nothing was changed. Set docker_engine_source: distribution to have it used as it is, or "
+            f"remove {installed} while no job runs, and run again."
+        )
+    if "running" in host and record.get("foreign", True):
+        return ""
+    return (
+        f"dockerd is installed from {installed}, which the distribution's docker.io would replace: start it "
+        "(systemctl start docker) to have it used as it is, or remove it, and run again."
+    )
+
+
 class FilterModule:
     """The filters of the role docker_engine."""
 
     def filters(self) -> dict[str, Any]:
-        return {"docker_engine_json_problem": json_problem, "docker_engine_merge": merge}
+        """Return the filters by name."""
+        return {
+            "docker_engine_conflict": conflict,
+            "docker_engine_json_problem": json_problem,
+            "docker_engine_merge": merge,
+        }

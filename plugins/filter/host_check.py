@@ -103,6 +103,10 @@ def engine_rows(daemon: dict) -> list[dict]:
     ]
 
 
+#: How apt names Docker's own repository, which does not mark security updates: each version may be one.
+DOCKER_LABEL = "Docker CE:"
+
+
 def held_rows(lines: list[str], old_lists_days: int = 14) -> list[dict]:
     """A row on the security updates of held packages; none on a host that holds nothing.
 
@@ -114,11 +118,17 @@ def held_rows(lines: list[str], old_lists_days: int = 14) -> list[dict]:
         return []
     # Inst runc [1.1.5] (1.1.6 Debian-Security:13/stable-security [amd64])
     upgrades = (re.match(r"Inst (\S+) \[\S+\] \((\S+) (.*)\)", line) for line in lines)
-    updates = [
-        f"{row[1]} {row[2]}" for row in upgrades if row and row[1] in held and "security" in row[3].lower()
-    ]
-    if updates:
-        message = f"held packages have security updates: {', '.join(sorted(updates))}"
+    newer = {f"{row[1]} {row[2]}": row[3] for row in upgrades if row and row[1] in held}
+    security = sorted(text for text, origin in newer.items() if "security" in origin.lower())
+    possible = sorted(text for text, origin in newer.items() if DOCKER_LABEL in origin)
+    if security or possible:
+        messages = [f"held packages have security updates: {', '.join(security)}"] if security else []
+        if possible:
+            messages.append(
+                "Docker's repository, which does not mark security updates, has newer versions: "
+                + ", ".join(possible)
+            )
+        message = "; ".join(messages)
         return [_row("held-updates", "warn", message, "ansible-playbook playbooks/update.yml --limit HOST")]
     if days > old_lists_days:
         message = f"apt's lists are {days} days old: security updates of held packages are unknown"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hosts import fleet
+from hosts import archive, fleet
 from hosts.machine import TestHost
 from hosts.play import play
 
@@ -182,6 +182,85 @@ def test_update_reaches_held_packages_and_holds_them_again(host: TestHost) -> No
     assert play(host, "docker_engine", docker_engine_state="latest").changed == 0
 
 
+def test_engine_of_the_role_is_not_replaced_by_dockers_own(host: TestHost) -> None:
+    refused = play(host, "docker_engine", docker_engine_source="docker", fails=True)
+    assert "the engine is docker.io, which this role installed" in refused.output
+    assert not host.shell("find /etc/apt -name '*docker*'")
+
+
+#: What a teardown must bring back.
+STATE = """
+dpkg-query -W -f '${db:Status-Abbrev}${Package}\\n'
+cut -d: -f1 /etc/group
+find /etc -xdev -not -path '/etc/*-' -not -name ld.so.cache -printf '%p %m\\n' | sort
+ls -A /var/lib /opt
+md5sum /etc/apt/sources.list.d/*
+apt-mark showhold
+apt-mark showauto
+"""
+OWN = ["containerd.io", "docker-buildx-plugin", "docker-ce", "docker-ce-cli"]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_dockers_own_engine_comes_is_updated_and_goes(
+    _hosts_possible: None, base_image: str, tmp_path: Path
+) -> None:
+    """On a stand-in for Docker's repository: its names, relations and key, and the engine of Debian 13."""
+    bare = fleet.bare_host(tmp_path)
+    try:
+        variables: dict[str, object] = {
+            **archive.docker_repository(bare),
+            "docker_engine_download_retries": 1,
+        }
+        # As Docker's own instructions leave it, with a key of another name: apt refuses both beside each other.
+        line = f"deb [trusted=yes] file://{archive.DOCKER}/debian trixie stable\n"
+        bare.write("/etc/apt/sources.list.d/docker.list", line)
+        before = bare.shell(STATE)
+        checked = play(bare, "docker_engine", check=True, **variables)
+        assert "Would install docker-ce, docker-ce-cli" in checked.output and bare.shell(STATE) == before
+
+        # Neither a key that nobody knows, nor a repository that apt refuses.
+        wrong = {**variables, "docker_engine_key_checksum": f"sha256:{'0' * 64}"}
+        refused = play(bare, "docker_engine", fails=True, **wrong)
+        assert re.search(r"Docker's repository could not be added from .*did not match", refused.output)
+        release = f"{archive.DOCKER}/debian/dists/trixie/InRelease"
+        bare.shell(f"cp {release} /srv/good; sed -i 's/^Origin: .*/Origin: forged/' {release}")
+        refused = play(bare, "docker_engine", fails=True, **variables)
+        assert "The source was not added to the host." in refused.output
+        bare.shell(f"mv /srv/good {release}; apt-get -qq update --error-on=any")
+
+        # What something else may use is not replaced.
+        bare.shell("DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends runc")
+        refused = play(bare, "docker_engine", fails=True, **variables)
+        assert "would replace runc: no package was changed" in refused.output
+        bare.shell("apt-get -qq purge --auto-remove runc")
+
+        play(bare, "docker_engine", **variables)
+        assert bare.shell("apt-mark showhold").split() == OWN
+        bare.load_image(base_image)
+        assert bare.docker("run", "--rm", "--network", "none", base_image, "echo", "runs") == "runs\n"
+        assert play(bare, "docker_engine", **variables).changed == 0
+        refused = play(bare, "docker_engine", fails=True)
+        assert "Set docker_engine_source: docker, or change the engine" in refused.output
+
+        newer = "5:28.5.3-1~debian.13~trixie"
+        archive.docker_repository(bare, newer)
+        bare.shell("apt-get -qq update --error-on=any")
+        checked = play(bare, "host_check", host_check_strict=False, host_check_deep=False)
+        assert f"newer versions: docker-buildx-plugin {newer}" in " ".join(checked.output.split())
+        play(bare, "docker_engine", docker_engine_state="latest", **variables)
+        assert bare.shell("dpkg-query -W -f '${Version}' docker-ce") == newer
+        assert bare.shell("apt-mark showhold").split() == OWN
+        assert play(bare, "docker_engine", docker_engine_state="latest", **variables).changed == 0
+
+        bare.shell("docker image rm -f $(docker image ls -aq)")
+        play(bare, "docker_engine", tasks_from="uninstall")
+        assert bare.shell(STATE) == before
+    finally:
+        bare.remove()
+
+
 def test_working_engine_is_not_changed(ssh_host: TestHost) -> None:
     before, after = ssh_host.facts["engine"]
     assert before == after
@@ -232,6 +311,16 @@ def test_nothing_is_installed_without_network_or_beside_docker_ce(
             done.output,
         )
         assert "Traceback" not in done.output
+
+        own = {
+            **variables,
+            "docker_engine_source": "docker",
+            "docker_engine_repository_url": "http://127.0.0.1:9",
+        }
+        done = play(bare, "docker_engine", fails=True, **own)
+        assert "Docker's repository could not be added from http://127.0.0.1:9/debian" in done.output
+        assert "docker_engine_repository_url" in done.output and "The source was not added" in done.output
+        assert not bare.shell("find /etc/apt -name '*docker-engine*'")
 
         bare.write("/etc/docker/train-classifier.json", "{")
         done = play(bare, "docker_engine", fails=True)

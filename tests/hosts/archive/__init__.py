@@ -21,6 +21,8 @@ FOLDER = "/srv/archive"
 KEYRING = "/usr/share/keyrings/ubuntu-archive-keyring.asc"
 #: NVIDIA's repository, and where its package brings its key.
 CUDA = "/srv/cuda"
+#: Docker's own repository.
+DOCKER = "/srv/docker"
 CUDA_KEYRING = "usr/share/keyrings/cuda-archive-keyring.asc"
 
 
@@ -37,6 +39,9 @@ class Package:
     files: dict[str, str] = field(default_factory=dict)
     kernel: str = ""
     module: str = ""
+    #: Packages of the host's own sources whose files, scripts and dependencies it has, but for dependencies on `without`.
+    like: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
 
 def kernel_module(version: str) -> bytes:
@@ -87,7 +92,13 @@ def signing_key() -> bytes:
     return _gpg(_gnupg(), "--armor", "--export")
 
 
-def make(host: TestHost, packages: Iterable[Package], folder: str, suite: str = "") -> None:
+def make(
+    host: TestHost,
+    packages: Iterable[Package],
+    folder: str,
+    suite: str = "",
+    origin: str = "Origin: Ubuntu",
+) -> None:
     """Make a signed archive of these packages on the host."""
     table = []
     for package in packages:
@@ -97,7 +108,8 @@ def make(host: TestHost, packages: Iterable[Package], folder: str, suite: str = 
         )
         table.append(row)
     host.write("/srv/make-archive", MAKE.read_text())
-    release = host.exec("python3", "/srv/make-archive", folder, suite, input=json.dumps(table)).stdout.strip()
+    command = ("python3", "/srv/make-archive", folder, suite, origin)
+    release = host.exec(*command, input=json.dumps(table)).stdout.strip()
     signed = _gpg(_gnupg(), "--clearsign", text=host.shell(f"cat {release}"))
     host.write(str(Path(release).with_name("InRelease")), signed.decode())
 
@@ -113,6 +125,40 @@ def publish(host: TestHost, packages: Iterable[Package], suite: str = "noble") -
         f"Signed-By: {KEYRING}\n",
     )
     host.shell("apt-get -qq update")
+
+
+def docker_repository(host: TestHost, version: str = "5:28.5.2-1~debian.13~trixie") -> dict[str, str]:
+    """Make a stand-in for Docker's own repository: its names and relations, with the engine of the host's Debian 13.
+
+    Returns the role's variables for it.
+    """
+    engine = ("docker.io", "docker-cli", "containerd", "runc")
+    row = functools.partial(Package, version=version, section="stable/admin", without=engine)
+
+    def instead(*names: str, depends: str = "") -> dict[str, str]:
+        fields = {name: ", ".join(names) for name in ("Conflicts", "Replaces")}
+        return {**fields, "Provides": ", ".join(names), **({"Depends": depends} if depends else {})}
+
+    packages = [
+        row(
+            name="docker-ce", source="docker-ce", like=("docker.io",),
+            fields=instead("docker.io", depends="containerd.io (>= 1.7.27), docker-ce-cli"),
+        ),
+        row(name="docker-ce-cli", source="docker-ce", like=("docker-cli",), fields=instead("docker-cli")),
+        row(
+            name="containerd.io", source="containerd.io", version="1.7.28-1", like=("runc", "containerd"),
+            fields=instead("containerd", "runc"),
+        ),
+        row(name="docker-buildx-plugin", source="docker-buildx-plugin"),
+    ]  # fmt: skip
+    host.shell("apt-get -qq update")
+    make(host, packages, f"{DOCKER}/debian", "trixie", "Origin: Docker\nLabel: Docker CE")
+    host.write(f"{DOCKER}/debian/gpg", signing_key().decode())
+    return {
+        "docker_engine_source": "docker",
+        "docker_engine_repository_url": f"file://{DOCKER}",
+        "docker_engine_key_checksum": f"sha256:{host.shell(f'sha256sum {DOCKER}/debian/gpg').split()[0]}",
+    }
 
 
 def ubuntu_kernel(abi: int, flavour: str = "generic", *, meta: bool = True) -> list[Package]:

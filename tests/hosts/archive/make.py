@@ -1,4 +1,4 @@
-"""Make an archive of tiny packages: make.py FOLDER SUITE, the table on standard input; prints the path of its Release.
+"""Make an archive of tiny packages: make.py FOLDER SUITE [ORIGIN], the table on standard input; prints the path of its Release.
 
 With a SUITE it is laid out as a distribution's is: dists/SUITE/COMPONENT, the component by the package's section. Without,
 all is in FOLDER. Runs on the test host; the test's machine signs Release.
@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from email.utils import formatdate
 from pathlib import Path
 
@@ -20,6 +21,23 @@ ARCHITECTURE = subprocess.run(
 ).stdout.strip()
 #: Every package that was built on this host, by what it is made from.
 BUILT = Path("/srv/built-packages")
+
+
+def unpack(tree, names):
+    """Put the files and scripts of packages of the host's own sources into a tree; return what they depend on."""
+    depends = []
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder).chmod(0o777)
+            subprocess.run(["apt-get", "-qq", "download", name], check=True, cwd=folder)
+            deb = next(Path(folder).glob("*.deb"))
+            subprocess.run(["dpkg-deb", "-x", deb, tree], check=True)
+            subprocess.run(["dpkg-deb", "-e", deb, tree / "DEBIAN"], check=True)
+            command = ["dpkg-deb", "-f", deb, "Depends"]
+            words = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split(",")
+            depends += [word.strip() for word in words]
+    (tree / "DEBIAN/md5sums").unlink(missing_ok=True)
+    return depends
 
 
 def build(root, row):
@@ -42,6 +60,9 @@ def make_package(row, deb):
     tree = BUILT / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     (tree / "DEBIAN").mkdir(parents=True)
+    depends = [word for word in unpack(tree, row["like"]) if word.split()[0] not in row["without"]]
+    if depends:
+        row["fields"]["Depends"] = ", ".join([*depends, *filter(None, [row["fields"].get("Depends")])])
     fields = {
         "Package": row["name"],
         "Version": row["version"],
@@ -81,15 +102,17 @@ def make_package(row, deb):
     shutil.rmtree(tree)
 
 
-def main(folder, suite=""):
+def main(folder, suite="", origin="Origin: Ubuntu"):
     """Make it."""
     root = Path(folder)
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     stanzas = [build(root, row) for row in json.load(sys.stdin)]
     top = root / "dists" / suite if suite else root
-    release = f"Origin: Ubuntu\nSuite: {suite}\nCodename: {suite}\nDate: {formatdate(usegmt=True)}\n"
-    components = ("main", "restricted", "universe", "multiverse") if suite else ("",)
+    release = f"{origin}\nSuite: {suite}\nCodename: {suite}\nDate: {formatdate(usegmt=True)}\n"
+    components = sorted(
+        {"main", "restricted", "universe", "multiverse", *(name for name, _ in stanzas)} if suite else {""}
+    )
     if suite:
         release += f"Components: {' '.join(components)}\nArchitectures: {ARCHITECTURE}\n"
     release += "SHA256:\n"

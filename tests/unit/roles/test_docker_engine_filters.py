@@ -83,3 +83,47 @@ def test_removal_restores_what_was_there(before: Table) -> None:
 def test_problem_of_a_configuration(text: str, problem: str) -> None:
     sentence = filters.json_problem(text)
     assert problem in sentence and bool(problem) == bool(sentence)
+
+
+FOREIGN: Table = {}
+OF_THE_ROLE: Table = {"foreign": False, "settings": {}}
+
+
+@pytest.mark.parametrize(
+    ("host", "source", "record"),
+    [
+        # Nothing there, or what is asked for, whoever installed it.
+        ({}, "distribution", {}),
+        ({}, "docker", {}),
+        ({"installed": "docker.io", "running": ""}, "distribution", OF_THE_ROLE),
+        ({"installed": "docker-ce", "running": ""}, "docker", {**OF_THE_ROLE, "source": "docker"}),
+        ({"installed": "docker-ce", "running": ""}, "docker", FOREIGN),
+        ({"installed": "docker-ce"}, "docker", {**OF_THE_ROLE, "source": "docker"}),
+        # An engine of somebody else that works, where none was asked for by name.
+        ({"installed": "docker-ce", "running": ""}, "distribution", FOREIGN),
+        ({"installed": "docker-ce", "running": ""}, "distribution", {"foreign": True}),
+        ({"installed": "no package", "running": ""}, "distribution", FOREIGN),
+    ],
+)
+def test_engine_of_the_wanted_source_can_be_had(host: dict[str, str], source: str, record: Table) -> None:
+    assert filters.conflict(host, source, record, "gpu-1") == ""
+
+
+@pytest.mark.parametrize(
+    ("host", "source", "record", "sentence"),
+    [
+        ({"installed": "docker.io", "running": ""}, "docker", OF_THE_ROLE, "Set docker_engine_source: distribution, or change the engine: ansible-playbook playbooks/teardown.yml --limit gpu-1"),
+        ({"installed": "docker-ce", "running": ""}, "distribution", {**OF_THE_ROLE, "source": "docker"}, "Set docker_engine_source: docker, or change"),
+        ({"installed": "docker-ce"}, "distribution", {**OF_THE_ROLE, "source": "docker"}, "Set docker_engine_source: docker, or change"),
+        ({"installed": "docker.io", "running": ""}, "docker", FOREIGN, "remove docker.io while no job runs"),
+        ({"installed": "docker.io"}, "docker", FOREIGN, "remove docker.io while no job runs"),
+        ({"installed": "no package", "running": ""}, "docker", FOREIGN, "which docker-ce would replace"),
+        ({"installed": "docker-ce"}, "distribution", FOREIGN, "start it (systemctl start docker)"),
+        # Somebody replaced the role's own.
+        ({"installed": "docker-ce", "running": ""}, "distribution", OF_THE_ROLE, "start it (systemctl start docker)"),
+        ({"installed": "docker.io", "running": ""}, "docker", {**OF_THE_ROLE, "source": "docker"}, "remove docker.io while no job runs"),
+    ],
+)  # fmt: skip
+def test_no_engine_replaces_another(host: dict[str, str], source: str, record: Table, sentence: str) -> None:
+    text = filters.conflict(host, source, record, "gpu-1")
+    assert sentence in text and text.endswith(".")

@@ -78,6 +78,16 @@ def test_security_update_of_a_held_package_is_a_warning(line: str) -> None:
     assert "playbooks/update.yml" in row["hint"]
 
 
+def test_each_newer_version_of_dockers_own_packages_is_a_warning() -> None:
+    line = (
+        "Inst docker-ce [5:28.5.2-1~debian.13~trixie] (5:29.0.0-1~debian.13~trixie Docker CE:trixie [amd64])"
+    )
+    (row,) = rows(["held docker-ce", "days 1", line])
+    assert (
+        row["status"] == "warn" and "newer versions: docker-ce 5:29.0.0-1~debian.13~trixie" in row["message"]
+    )
+
+
 def test_other_updates_are_none() -> None:
     (row,) = rows([*HELD, "Inst runc [1.1.5] (1.2.0 Debian:13.2/stable [amd64])"])
     assert (row["name"], row["status"]) == ("held-updates", "ok")
