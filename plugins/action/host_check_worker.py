@@ -21,6 +21,7 @@ BOOTSTRAP = """
 import base64, json, os, shutil, subprocess, sys, tempfile, time
 order = json.load(sys.stdin)
 now = time.time()
+os.umask(0o022)
 folder = tempfile.mkdtemp(prefix="train-classifier-check-")
 try:
     os.chmod(folder, 0o755)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ def change(verb: str, folder: Path, record: Path, params: dict[str, Any]) -> boo
 
 def main() -> None:
     """Do what the verb says."""
+    os.umask(0o022)
     module = AnsibleModule(
         argument_spec={
             "verb": {

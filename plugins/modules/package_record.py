@@ -115,6 +115,8 @@ class Packages:
     """The record, and the package manager of this host."""
 
     def __init__(self, module: AnsibleModule) -> None:
+        # Everybody reads what lies beside the record, also when root's umask says otherwise.
+        os.umask(0o022)
         self.module = module
         self.role: str = module.params["role"]
         self.record = self.read()
@@ -137,10 +139,7 @@ class Packages:
 
     def lock(self) -> None:
         """Wait for the module of another play, and read what it recorded. The lock ends with this process."""
-        # Everybody reads files below it, also when root's umask says otherwise.
-        before = os.umask(0o022)
         FOLDER.mkdir(parents=True, exist_ok=True)
-        os.umask(before)
         self.folder = os.open(FOLDER, os.O_RDONLY)
         for _ in range(self.module.params["lock_timeout"]):
             try:

@@ -40,9 +40,10 @@ class Caller:
         self.state = state_dir(user)
 
     def model(self, name: str, program: str) -> None:
-        """Write a model whose `__main__.py` is `program`."""
-        (self.repo / name).mkdir()
-        (self.repo / name / "__init__.py").touch()
+        """Write a model whose `__main__.py` is `program`, as a checkout under a strict umask has it."""
+        (self.repo / name).mkdir(mode=0o700)
+        (self.repo / name / "__init__.py").touch(mode=0o600)
+        (self.repo / name / "__main__.py").touch(mode=0o600)
         (self.repo / name / "__main__.py").write_text(program)
 
     def command(self, verb: str, *words: str | Path) -> list[str]:

@@ -69,9 +69,10 @@ def simulate_gpus(host: TestHost) -> None:
 
 
 def ssh_host(directory: Path, slim: str) -> TestHost:
-    """Debian 12 with Docker 20.10: users root and trainer (docker group, linger)."""
+    """Debian 12 with Docker 20.10 and a strict umask: users root and trainer (docker group, linger)."""
     host = TestHost.create("ssh-host", make_image("bookworm"), directory)
     try:
+        host.close_umask()
         # Role docker_engine leaves a working engine as it is: this one keeps its containers when it ends.
         host.write("/etc/docker/daemon.json", json.dumps({"live-restore": True}))
         host.shell("systemctl restart docker")
@@ -101,8 +102,14 @@ def systemd_host(directory: Path, slim: str) -> TestHost:
 
 
 def bare_host(directory: Path, release: str = "trixie") -> TestHost:
-    """A Debian release without Docker and without anything of ours."""
-    return TestHost.create("bare-host", make_image(release, "--bare"), directory)
+    """A Debian release with a strict umask, without Docker and without anything of ours."""
+    host = TestHost.create("bare-host", make_image(release, "--bare"), directory)
+    try:
+        host.close_umask()
+    except BaseException:
+        host.remove()
+        raise
+    return host
 
 
 def gpu_host(directory: Path, slim: str) -> TestHost:

@@ -64,6 +64,12 @@ systemd-run -q --unit mirror python3 /srv/mirror.py
 systemd-run -q --unit github-standin --working-directory=/srv python3 -m github_api.standin 8099
 python3 /srv/toolkit_repository.py 1.18.2-1 | tail -n 1
 """
+#: What nobody but root can read, of what the roles made for everybody to read.
+CLOSED = """
+find /etc/apt /etc/modprobe.d /etc/systemd/system /var/lib/train-classifier/installed /var/lib/train-classifier/bin /var/run/cdi/ \\
+    -not -perm -o=r -not -path '*/auth.conf.d*'
+find /etc/docker /var/lib/train-classifier -maxdepth 0 -not -perm -o=rx
+"""
 #: What teardown must bring back.
 LOOK = """
 dpkg-query -W -f '${db:Status-Abbrev}${Package}\\n'
@@ -170,6 +176,8 @@ class Site:
         )
         self.host.shell("systemctl is-active github-runner@1 train-classifier-clean@github-runner.timer")
         assert "nvidia" in self.host.docker("info", "--format", "{{json .Runtimes}}")
+        # Its umask is 077.
+        assert self.host.shell(CLOSED) == ""
 
     def is_bare(self) -> None:
         """The host is as it was, but for the engine's data: the image came by hand."""

@@ -1,10 +1,13 @@
 """Start of the worker."""
 
+import os
 import sys
 
 
 def main() -> int:
     """Run the command that the arguments name; return the exit status."""
+    # An account may have a stricter umask: containers and other accounts read what it makes.
+    os.umask(0o022)
     command, *parameters = sys.argv[1:] or [""]
     # A part needs little of the worker: importing all of it takes longer than most parts do.
     if command == "part" and len(parameters) == 2 and parameters[1].isdigit():

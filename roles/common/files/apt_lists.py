@@ -160,6 +160,7 @@ def restore(paths, disabled, folder, role):
 
 def main(verb, disabled, own, role, *addresses):
     """Change all lists but `own`."""
+    os.umask(0o022)
     folder = APT / "sources.list.d"
     paths = [APT / "sources.list", *sorted(folder.glob("*.list")), *sorted(folder.glob("*.sources"))]
     paths = [path for path in paths if str(path) != own]

@@ -911,3 +911,31 @@ def test_no_task_asks_for_a_distribution_by_name() -> None:
         role = path.relative_to(ROOT / "roles").parts[0]
         for line in path.read_text().splitlines() if role != "common" else ():
             assert not asking.search(line), f"{path}: {line}"
+
+
+#: A shell's words for a new file or folder.
+MAKING = re.compile(
+    r"\bmkdir\b|\btouch |\bmktemp\b|\bcp |\btee [\"$/](?!dev/)|(?<![-\w])>>?\s*(?:\"?\$|/(?!dev/))"
+)
+
+
+def test_programs_that_make_files_choose_their_umask() -> None:
+    """Root's umask may be 077, as guides for hardened systems want it: then ordinary accounts read nothing that the roles made."""
+    shells = [task for task in TASKS if task.module == "shell" and MAKING.search(task.program)]
+    assert len(shells) >= 5
+    assert not names([task for task in shells if not re.search(r"^umask 0[27][27]$", task.program, re.M)])
+    # What systemd starts as an account has its umask from there.
+    units = {"job-started.sh", "prepare.py"}
+    files = [path for path in (ROOT / "roles").glob("*/files/*") if path.suffix != ".lock"]
+    files += [path for path in (ROOT / "plugins/modules").glob("*.py") if "_request" not in path.name]
+    made = {
+        path.name for path in files
+        if MAKING.search(text := path.read_text()) or re.search(r"\.mkdir\(|write_|exclusive\(|setsid -f", text)
+    } - units  # fmt: skip
+    assert {"common_files.py", "package_record.py", "apt_lists.py", "build-image"} <= made
+    closed = [
+        path.name
+        for path in files
+        if path.name in made and not re.search(r"umask\(0o022\)|^umask 022$", path.read_text(), re.M)
+    ]
+    assert not closed

@@ -135,7 +135,6 @@ def _setsid(folder: Path, caller: Account) -> int:
                     os.dup2(source, target)
                 os.closerange(3, 65536)
                 os.chdir("/")
-                os.umask(0o022)
                 os.execve(sys.executable, program.command("run", str(folder)), _environment(caller))
         finally:
             os._exit(0)

@@ -146,7 +146,6 @@ def _rsync(account: Optional[Account], options: Sequence[str], path: str, folder
     rsync = shutil.which("rsync")
     if rsync is None:
         raise NotReady("rsync is not installed on the host", "apt-get install rsync")
-    os.umask(0o022)
     return subprocess.run(
         [rsync, *options, path],
         cwd=folder,

@@ -1,6 +1,8 @@
 """The worker's own program."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,19 @@ def test_program_is_opened_while_bytecode_is_written(tmp_path: Path, monkeypatch
     assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")} == {
         "__main__.py": 0o644, "__pycache__": 0o755, "later.pyc": 0o644,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["part", "version"])
+def test_program_chooses_its_umask(command: str) -> None:
+    """Containers and other accounts read what it makes, also where an account's umask is 077."""
+    code = (
+        "import os, sys; from train_classifier.worker.__main__ import main; main(); print(oct(os.umask(0)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, command],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        umask=0o077,
+    )
+    assert done.stdout.splitlines()[-1] == "0o22", done
