@@ -64,10 +64,10 @@ systemd-run -q --unit mirror python3 /srv/mirror.py
 systemd-run -q --unit github-standin --working-directory=/srv python3 -m github_api.standin 8099
 python3 /srv/toolkit_repository.py 1.18.2-1 | tail -n 1
 """
-#: What nobody but root can read, of what the roles made for everybody to read.
+#: What nobody but root can read, of what the roles made for everybody to read. A copy of daemon.json may hold passwords.
 CLOSED = """
-find /etc/apt /etc/modprobe.d /etc/systemd/system /var/lib/train-classifier/installed /var/lib/train-classifier/bin /var/run/cdi/ \\
-    -not -perm -o=r -not -path '*/auth.conf.d*'
+find /etc/apt /etc/modprobe.d /etc/systemd/system /var/lib/train-classifier/installed /var/lib/train-classifier/bin \\
+    -not -perm -o=r -not -path '*/auth.conf.d*' -not -name daemon.json -not -name before.json
 find /etc/docker /var/lib/train-classifier -maxdepth 0 -not -perm -o=rx
 """
 #: What teardown must bring back.
