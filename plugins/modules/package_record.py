@@ -101,7 +101,12 @@ def earlier_record() -> dict[str, Any]:
 def is_record(value: Any) -> bool:
     """Return whether a value has the form of a record; no name in it may be an option of apt."""
     try:
-        lists = [value["brought"], *value["wanted"].values(), *value["before"].values()]
+        lists = [
+            value["brought"],
+            value.get("removing", []),
+            *value["wanted"].values(),
+            *value["before"].values(),
+        ]
     except (AttributeError, KeyError, TypeError):
         return False
     return all(
@@ -282,16 +287,21 @@ class Packages:
             self.module.exit_json(changed=True, removed=[])
         self.lock()
         self.repair()
-        role_packages = set(self.record["wanted"].pop(self.role, []))
-        others = {name for names in self.record["wanted"].values() for name in names}
+        role_packages = set(self.record["wanted"].get(self.role, []))
+        wanted = {role: names for role, names in self.record["wanted"].items() if role != self.role}
+        others = {name for names in wanted.values() for name in names}
         brought = set(self.record["brought"]) - set(self.module.params["keep"])
         before = self.record["before"]
-        # What no role named and is marked as manual, an administrator has asked for since.
-        administrators = self.marked("hold") | (self.marked("manual") - role_packages)
+        # What no role named and is marked as manual, an administrator has asked for since. apt forgets the
+        # marks of what it removes before it does so: a killed removal leaves those packages as manual.
+        ours = role_packages | set(self.record.get("removing", []))
+        administrators = self.marked("hold") | (self.marked("manual") - ours)
         candidates = (brought - others) & self.in_state("installed") - administrators
         self.set_auto(candidates | ((role_packages - others) & set(before.get("auto", []))))
         unneeded = self.unneeded(candidates)
         if unneeded:
+            self.record["removing"] = sorted(unneeded)
+            self.save()
             self.apt_get("remove", *sorted(unneeded))
         # An administrator may have removed a package that another role brought: its purge is that role's.
         purge = sorted((brought - others) & self.in_state("config-files") - set(before.get("removed", [])))
@@ -300,7 +310,7 @@ class Packages:
                 Path(path).unlink(missing_ok=True)
             self.apt_get("purge", *purge)
         left = self.in_state("installed") | self.in_state("config-files")
-        self.record["brought"] = sorted(brought & left)
+        self.record = {"before": before, "brought": sorted(brought & left), "wanted": wanted}
         self.save()
         self.module.exit_json(changed=True, removed=sorted({*unneeded, *purge}))
 

@@ -28,6 +28,7 @@ class Host:
         self.configuration_left: set[str] = set()
         self.conflicts: dict[str, str] = {}
         self.purge_fails = False
+        self.removal_fails = False
 
     def needs(self, names: set[str]) -> set[str]:
         """The packages with all that they depend on."""
@@ -66,6 +67,10 @@ class Host:
             return "\n".join([f"Inst {name} (1)" for name in new] + [f"Remv {name} [1]" for name in gone])
         gone = {name for name in self.installed if self.needs({name}) & names}
         if "remove" in names and "-s" not in names:
+            if self.removal_fails:
+                # As apt, which forgets the marks first.
+                self.automatic -= gone
+                raise AssertionError
             self.installed -= gone
             self.configuration_left |= gone
             self.automatic &= self.installed
@@ -293,6 +298,17 @@ def test_removal_killed_before_the_purge_is_finished_by_the_next_run(record: Mod
     with pytest.raises(AssertionError):
         call(record, host, "engine", "absent", [])
     host.purge_fails = False
+    call(record, host, "engine", "absent", [])
+    assert (host.installed, host.configuration_left) == ({"libc", "tar"}, set())
+
+
+def test_killed_removal_is_finished_by_the_next_run(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    provide(record, host, "engine", "engine")
+    host.removal_fails = True
+    with pytest.raises(AssertionError):
+        call(record, host, "engine", "absent", [])
+    host.removal_fails = False
     call(record, host, "engine", "absent", [])
     assert (host.installed, host.configuration_left) == ({"libc", "tar"}, set())
 
