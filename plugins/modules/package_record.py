@@ -70,6 +70,15 @@ EARLIER = {
 # Ansible's module for apt installs it by itself.
 APT_BINDING = "python3-apt"
 FORM = "${db:Status-Status} ${Package} ${Architecture}\\n"
+# A killed removal may leave a package half configured, and `dpkg --configure -a` does not change that.
+PRESENT = (
+    "installed",
+    "half-configured",
+    "half-installed",
+    "unpacked",
+    "triggers-awaited",
+    "triggers-pending",
+)
 # needrestart, which Ubuntu runs after apt, would restart the engine under running jobs, or ask.
 ENVIRONMENT = {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
 
@@ -181,14 +190,14 @@ class Packages:
         options = (f"DPkg::Lock::Timeout={self.module.params['lock_timeout']}", *weak)
         return self.run("apt-get", "-y", *(word for option in options for word in ("-o", option)), *words)
 
-    def in_state(self, state: str) -> set[str]:
-        """Return the packages whose status is `state`, named as apt names them."""
+    def in_state(self, *states: str) -> set[str]:
+        """Return the packages whose status is one of these, named as apt names them."""
         native = {"all", self.run("dpkg", "--print-architecture").strip()}
         rows = self.run("dpkg-query", "-W", "-f", FORM).splitlines()
         return {
             name if architecture in native else f"{name}:{architecture}"
             for status, name, architecture in (row.split() for row in rows)
-            if status == state
+            if status in states
         }
 
     def marked(self, mark: str) -> set[str]:
@@ -296,7 +305,7 @@ class Packages:
         # marks of what it removes before it does so: a killed removal leaves those packages as manual.
         ours = role_packages | set(self.record.get("removing", []))
         administrators = self.marked("hold") | (self.marked("manual") - ours)
-        candidates = (brought - others) & self.in_state("installed") - administrators
+        candidates = (brought - others) & self.in_state(*PRESENT) - administrators
         self.set_auto(candidates | ((role_packages - others) & set(before.get("auto", []))))
         unneeded = self.unneeded(candidates)
         if unneeded:
@@ -309,7 +318,7 @@ class Packages:
             for path in self.module.params["remove_before_purge"]:
                 Path(path).unlink(missing_ok=True)
             self.apt_get("purge", *purge)
-        left = self.in_state("installed") | self.in_state("config-files")
+        left = self.in_state(*PRESENT, "config-files")
         self.record = {"before": before, "brought": sorted(brought & left), "wanted": wanted}
         self.save()
         self.module.exit_json(changed=True, removed=sorted({*unneeded, *purge}))

@@ -29,6 +29,7 @@ class Host:
         self.conflicts: dict[str, str] = {}
         self.purge_fails = False
         self.removal_fails = False
+        self.half_configured: set[str] = set()
 
     def needs(self, names: set[str]) -> set[str]:
         """The packages with all that they depend on."""
@@ -52,7 +53,10 @@ class Host:
         if command[0] == "dpkg":
             return "amd64" if "--print-architecture" in names else ""
         if command[0] == "dpkg-query":
-            rows = [f"installed {name} all" for name in self.installed]
+            rows = [
+                f"{'half-configured' if name in self.half_configured else 'installed'} {name} all"
+                for name in self.installed
+            ]
             return "\n".join(rows + [f"config-files {name} all" for name in self.configuration_left])
         if command[0] == "apt-mark":
             if words[0] == "auto":
@@ -309,6 +313,8 @@ def test_killed_removal_is_finished_by_the_next_run(record: ModuleType) -> None:
     with pytest.raises(AssertionError):
         call(record, host, "engine", "absent", [])
     host.removal_fails = False
+    # dpkg does not configure what it is to remove.
+    host.half_configured = {"engine"}
     call(record, host, "engine", "absent", [])
     assert (host.installed, host.configuration_left) == ({"libc", "tar"}, set())
 
