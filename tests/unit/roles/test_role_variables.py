@@ -255,3 +255,27 @@ def test_older_ansible_is_refused_in_a_sentence() -> None:
         )
     first = load(ROOT / "roles/common/tasks/facts.yml")[0]
     assert first["when"] == "__common_old_ansible != ''"
+
+
+@pytest.mark.parametrize(
+    ("foreign", "host", "expected"),
+    [
+        (False, {"installed": "docker.io", "role_packages": ""}, True),
+        (True, {"installed": "docker.io", "role_packages": ""}, False),
+        # Another engine has taken its place.
+        (False, {"installed": "other"}, False),
+        # A run was killed after it removed the packages: /etc/cni, the engine's data and the group docker are still there.
+        (False, {}, True),
+    ],
+)
+def test_leftovers_of_the_engine_are_the_roles_also_after_a_kill(
+    foreign: bool, host: dict[str, str], expected: bool
+) -> None:
+    tasks = load(ROOT / "roles/docker_engine/tasks/uninstall.yml")
+    [text] = [
+        task["vars"]["__docker_engine_is_roles"]
+        for task in tasks
+        if "__docker_engine_is_roles" in task.get("vars", {})
+    ]
+    variables = {"__docker_engine_record": {"foreign": foreign}, "__docker_engine_host": host}
+    assert Templar(loader=DataLoader(), variables=variables).template(trusted(text)) is expected
