@@ -28,7 +28,7 @@ PROVIDE = [
     f"{role}/main" for role in ("docker_engine", "nvidia_driver", "nvidia_container_toolkit", "training_host")
 ]
 #: It refuses an Ansible that is too old: before a host is drained, or a role is gone.
-FIRST = "common/facts"
+FIRST = "common/require_ansible"
 #: `fails` names the entry that fails on a host.
 STUB = """
 - ansible.builtin.debug:

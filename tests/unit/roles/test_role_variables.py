@@ -254,7 +254,8 @@ def test_older_ansible_is_refused_in_a_sentence() -> None:
             "This controller has ansible-core 2.18.19, and the roles need"
         )
     first = load(ROOT / "roles/common/tasks/facts.yml")[0]
-    assert first["when"] == "__common_old_ansible != ''"
+    assert first["ansible.builtin.import_tasks"] == "require_ansible.yml"
+    assert load(ROOT / "roles/common/tasks/require_ansible.yml")[0]["when"] == "__common_old_ansible != ''"
 
 
 @pytest.mark.parametrize(
