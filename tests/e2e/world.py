@@ -83,6 +83,8 @@ def action_folder(target: Path) -> Path:
             )
         else:
             shutil.copy2(source, target / part)
+    # Another account runs it in some tests, whatever umask the checkout was made under.
+    subprocess.run(["chmod", "-R", "a+rX", target], check=True)
     return target
 
 
