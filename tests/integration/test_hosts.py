@@ -34,6 +34,10 @@ def test_state_is_not_on_overlay(systemd_host: TestHost) -> None:
     assert not {"overlayfs", "nfs"} & set(kinds)
 
 
+def test_modules_of_ansible_have_their_server(ssh_host: TestHost) -> None:
+    ssh_host.shell("test -S /var/cache/ansible-modules/socket")
+
+
 def test_restart_changes_the_boot_id(systemd_host: TestHost) -> None:
     before = systemd_host.ssh("cat /proc/sys/kernel/random/boot_id").stdout
     systemd_host.reboot(hard=True)
