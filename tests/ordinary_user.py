@@ -4,8 +4,11 @@ import json
 import os
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 NOBODY = 65534
+#: On a host that the roles prepared, only who may train reads its settings.
+SETTINGS = Path("/var/lib/train-classifier/host.json")
 
 
 def as_ordinary_user(act: Callable[[], list[str]]) -> list[str]:
@@ -21,7 +24,7 @@ def as_ordinary_user(act: Callable[[], list[str]]) -> list[str]:
         status = 1
         try:
             os.close(reader)
-            os.setgroups([])
+            os.setgroups([SETTINGS.stat().st_gid] if SETTINGS.exists() else [])
             os.setgid(NOBODY)
             os.setuid(NOBODY)
             with os.fdopen(writer, "w") as answer:
