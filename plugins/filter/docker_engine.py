@@ -57,17 +57,17 @@ def conflict(host: Mapping[str, str], source: str, record: Mapping[str, Any], na
     `host` are the answers of the probe, `record` is what the role did there. An engine that somebody else
     installed is used as it is, unless Docker's own was asked for; none is ever replaced.
     """
-    wanted = ENGINES[source]
-    installed = host.get("installed", wanted)
-    if installed == wanted:
+    package = ENGINES[source]
+    installed = host.get("installed", package)
+    if installed == package:
         return ""
     recorded = record.get("source", "distribution")
     if record and not record.get("foreign") and installed == ENGINES[recorded]:
         roles = """-e '{"teardown_roles": ["docker_engine"]}'"""
         return (
             f"the engine is {installed}, which this role installed (docker_engine_source: {recorded}), and "
-            f"stays: {wanted} would end every container. Set docker_engine_source: {recorded}, or change the "
-            f"engine: ansible-playbook playbooks/teardown.yml --limit {name} {roles} (it refuses while a job "
+            f"stays: {package} would end every container. Set docker_engine_source: {recorded}, or change "
+            f"the engine: ansible-playbook playbooks/teardown.yml --limit {name} {roles} (it refuses while a job "
             "runs), then site.yml."
         )
     if source == "docker":

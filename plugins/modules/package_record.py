@@ -297,8 +297,8 @@ class Packages:
         self.lock()
         self.repair()
         role_packages = set(self.record["wanted"].get(self.role, []))
-        wanted = {role: names for role, names in self.record["wanted"].items() if role != self.role}
-        others = {name for names in wanted.values() for name in names}
+        other_roles = {role: names for role, names in self.record["wanted"].items() if role != self.role}
+        others = {name for names in other_roles.values() for name in names}
         brought = set(self.record["brought"]) - set(self.module.params["keep"])
         before = self.record["before"]
         # What no role named and is marked as manual, an administrator has asked for since. apt forgets the
@@ -319,7 +319,7 @@ class Packages:
                 Path(path).unlink(missing_ok=True)
             self.apt_get("purge", *purge)
         left = self.in_state(*PRESENT, "config-files")
-        self.record = {"before": before, "brought": sorted(brought & left), "wanted": wanted}
+        self.record = {"before": before, "brought": sorted(brought & left), "wanted": other_roles}
         self.save()
         self.module.exit_json(changed=True, removed=sorted({*unneeded, *purge}))
 

@@ -273,10 +273,10 @@ def test_holds_change_only_where_there_are_some() -> None:
 def test_programs_of_a_role_get_one_of_their_words() -> None:
     path = ROOT / "roles/training_host/files/metadata-firewall"
     words = set(re.findall(r"^    (\w+)\)", path.read_text(), re.M))
-    given = [
+    arguments = [
         task.arguments["argv"][1:] for task in TASKS if "__training_host_firewall }}" in task.argument("argv")
     ]
-    assert given == [["block"], ["allow"]] and {"block", "allow"} <= words
+    assert arguments == [["block"], ["allow"]] and {"block", "allow"} <= words
 
 
 def test_what_pip_prints_is_not_shown() -> None:

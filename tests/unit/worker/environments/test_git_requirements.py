@@ -142,3 +142,13 @@ def test_answer_of_the_container_is_untrusted(result: Any, sentence: str) -> Non
     with pytest.raises(NoEnvironment, match=sentence) as raised:
         git_requirements._commits(Image(), "requirements.txt", pairs, 0, output)  # type: ignore[arg-type]
     assert "word" not in str(raised.value.to_dict())
+
+
+def test_both_programs_take_logins_out_of_addresses_alike() -> None:
+    """Each is sent alone, so each has the function."""
+    inside = Path(git_requirements.__file__).parent / "inside"
+    functions = {
+        (inside / name).read_text().partition("def put_git_login")[2].partition("\n\n\n")[0]
+        for name in ("install_requirements.py", "resolve_repositories.py")
+    }
+    assert len(functions) == 1 and "extraHeader" in functions.pop()

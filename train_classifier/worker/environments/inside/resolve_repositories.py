@@ -41,6 +41,7 @@ def expanded(text: str) -> str:
     return re.sub(r"\$\{([A-Z0-9_]+)\}", lambda match: os.environ.get(match[1], match[0]), text)
 
 
+# As in install_requirements.py: each program is sent alone.
 def put_git_login(address: str) -> str:
     """Return the address of a git repository without its login, which git gets by its environment.
 
