@@ -67,8 +67,8 @@ def conflict(host: Mapping[str, str], source: str, record: Mapping[str, Any], na
         return (
             f"the engine is {installed}, which this role installed (docker_engine_source: {recorded}), and "
             f"stays: {package} would end every container. Set docker_engine_source: {recorded}, or change "
-            f"the engine: ansible-playbook playbooks/teardown.yml --limit {name} {roles} (it refuses while a job "
-            "runs), then site.yml."
+            f"the engine: ansible-playbook playbooks/teardown.yml --limit {name} {roles} (it refuses while "
+            "a job runs), then site.yml."
         )
     if source == "docker":
         return (
