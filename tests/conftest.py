@@ -18,6 +18,7 @@ from pytest import TempPathFactory
 sys.path.insert(0, str(Path(__file__).parent))
 
 from hosts import drivers, fleet, runner
+from hosts.cluster import Cluster, make_cluster
 from hosts.machine import TestHost, make_image, sweep
 
 
@@ -42,7 +43,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 #: Expensive fixtures: tests that share one of them run in one process of `-n`.
-SHARED = ("ssh_host", "gpu_host", "systemd_host", "plain_host", "driver_host", "runner_host")
+SHARED = ("ssh_host", "gpu_host", "systemd_host", "plain_host", "driver_host", "runner_host", "cluster")
 #: Tests that share nothing but the engine run wherever there is room.
 ALONE = (
     "unit",
@@ -235,6 +236,16 @@ def plain_host(
 ) -> Iterator[TestHost]:
     """Debian 12 test host without systemd."""
     yield from _session(fleet.plain_host(tmp_path_factory.mktemp("plain-host"), base_image))
+
+
+@pytest.fixture(scope="session")
+def cluster(_hosts_possible: None, base_image: str, tmp_path_factory: TempPathFactory) -> Iterator[Cluster]:
+    """Slurm's controller, which is the submit host, and two nodes with two simulated GPUs each."""
+    made = make_cluster(tmp_path_factory.mktemp("cluster"), base_image)
+    try:
+        yield made
+    finally:
+        made.remove()
 
 
 @pytest.fixture(

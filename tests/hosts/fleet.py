@@ -57,13 +57,18 @@ def place_uv(host: TestHost) -> None:
         run("docker", "cp", binary, f"{host.container}:{UV}-{version}/uv")
 
 
-def simulate_gpus(host: TestHost) -> None:
-    """Give a host two simulated cards: nvidia-smi, device nodes, CDI in the engine (Docker 25 or newer)."""
+def simulate_gpus(host: TestHost, **engine: object) -> None:
+    """Give a host two simulated cards: nvidia-smi, device nodes, CDI in the engine (Docker 25 or newer).
+
+    `engine` are further settings of daemon.json.
+    """
     host.write("/usr/bin/nvidia-smi", (GPU_FILES / "nvidia-smi").read_text(), "0755")
     host.write("/etc/simulated-gpus.json", world())
     host.write("/etc/cdi/nvidia.json", cdi())
     host.write("/etc/tmpfiles.d/simulated-gpus.conf", device_nodes())
-    host.write("/etc/docker/daemon.json", json.dumps({"features": {"cdi": True}, "live-restore": True}))
+    host.write(
+        "/etc/docker/daemon.json", json.dumps({"features": {"cdi": True}, "live-restore": True, **engine})
+    )
     host.shell("systemd-tmpfiles --create /etc/tmpfiles.d/simulated-gpus.conf; systemctl restart docker")
     host.facts["gpus"] = UUIDS
 

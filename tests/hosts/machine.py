@@ -66,15 +66,26 @@ def process_start(pid: int) -> str:
         return ""
 
 
+def owner_label() -> str:
+    """The label by which `sweep` finds what this process made."""
+    return f"{LABEL}.owner={os.getpid()}:{process_start(os.getpid())}"
+
+
 def sweep() -> None:
-    """Remove the test hosts of test runs that are gone (killed before they could clean up)."""
-    listed = run("docker", "ps", "-aq", "--filter", f"label={LABEL}.owner", check=False)
-    for container in listed.stdout.split():
-        form = f'{{{{index .Config.Labels "{LABEL}.owner"}}}}'
-        owner = run("docker", "inspect", "-f", form, container, check=False).stdout.strip()
-        pid, _, start = owner.partition(":")
-        if pid.isdigit() and process_start(int(pid)) != start:
-            run("docker", "rm", "-fv", container, check=False)
+    """Remove the test hosts of test runs that are gone (killed before they could clean up), then their networks and volumes."""
+    label_form = f'{{{{index .Labels "{LABEL}.owner"}}}}'
+    for listing, form, removal in (
+        (("ps", "-aq"), f'{{{{index .Config.Labels "{LABEL}.owner"}}}}', ("rm", "-fv")),
+        (("network", "ls", "-q"), label_form, ("network", "rm")),
+        (("volume", "ls", "-q"), label_form, ("volume", "rm", "-f")),
+    ):
+        listed = run("docker", *listing, "--filter", f"label={LABEL}.owner", check=False)
+        for name in listed.stdout.split():
+            kind = () if listing[0] == "ps" else (listing[0],)
+            owner = run("docker", *kind, "inspect", "-f", form, name, check=False).stdout.strip()
+            pid, _, start = owner.partition(":")
+            if pid.isdigit() and process_start(int(pid)) != start:
+                run("docker", *removal, name, check=False)
 
 
 def state_dir(user: str) -> str:
@@ -122,7 +133,7 @@ class TestHost:
             mounts = ["-v", f"{bundle}:{CA_BUNDLE}:ro"]
         container = run(
             "docker", "run", "-d", "--name", f"tc-test-{name}-{secrets.token_hex(3)}", "--hostname", name,
-            "--label", LABEL, "--label", f"{LABEL}.owner={os.getpid()}:{process_start(os.getpid())}",
+            "--label", LABEL, "--label", owner_label(),
             *SYSTEMD_OPTIONS, *VOLUMES, *mounts, "-p", f"127.0.0.1:{port}:22", *options, image, init,
         ).stdout.strip()  # fmt: skip
         host = cls(name=name, container=container, directory=directory, port=port)
