@@ -16,6 +16,7 @@ from .machine import LABEL, HostError, TestHost, make_image, owner_label, run
 SHARED = "/srv/train-classifier"
 CONTROLLER = "controller"
 # The machine has fewer CPUs than the nodes say (config_overrides), and its containers have no control groups of their own.
+# Without disable_send_gids a job has the groups of its user on the controller, where nobody is in group docker.
 SLURM_CONF = """\
 ClusterName=test
 SlurmctldHost={controller}
@@ -37,6 +38,7 @@ SlurmdTimeout=60
 ReturnToService=2
 GresTypes=gpu
 DefMemPerCPU=500
+LaunchParameters=disable_send_gids
 {nodes}
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """

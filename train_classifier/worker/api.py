@@ -64,14 +64,35 @@ def main(arguments: Sequence[str]) -> int:
     if command in ("receive", "send") and len(parameters) >= 3 and parameters[1] == "--":
         return _rsync(command, parameters[0], parameters[2:])
     if command == "run" and len(parameters) == 1:
-        from train_classifier.worker.jobs import run
-
-        run.run_job(Path(parameters[0]))
-        return 0
+        return _run(Path(parameters[0]))
     if command == "finish" and len(parameters) == 1:
         return _finish(Path(parameters[0]))
     print(f"unknown arguments: {' '.join(arguments)}", file=sys.stderr)
     return int(ExitCode.BAD_INPUT)
+
+
+def _run(folder: Path) -> int:
+    """Run a job, which on a node of a cluster Slurm asks for."""
+    if "SLURM_JOB_ID" in os.environ:
+        host = Host.load()
+        if host.slurm_shared_dir is not None and host.slurm_shared_dir in folder.parents:
+            from train_classifier.worker.slurm_node import node_job
+
+            return node_job.run(folder, host)
+    from train_classifier.worker.jobs import run
+
+    run.run_job(Job(folder))
+    return 0
+
+
+def _host() -> Host:
+    """Return the host's settings; on a submit host of Slurm, root becomes the account of its jobs."""
+    host = Host.load()
+    if host.is_submit_host and os.geteuid() == 0:
+        from train_classifier.worker.slurm import shared_folder
+
+        shared_folder.become_service_account(host)
+    return host
 
 
 def _answer() -> int:
@@ -102,14 +123,14 @@ def respond(data: bytes) -> Answer:
     verb = VERBS.get(str(request.get("verb")))
     if verb is None:
         raise BadInput(f"unknown verb {request.get('verb')!r}, known are: {', '.join(VERBS)}")
-    host = Host.load()
+    host = _host()
     return verb(request, host, Store(host.state_dir(request)))
 
 
 def _rsync(command: str, name: str, arguments: Sequence[str]) -> int:
     """Serve rsync; it owns the standard output, so a failure is one line of JSON on standard error."""
     try:
-        host = Host.load()
+        host = _host()
         job = _job(host, name)
         arguments = arguments[1:] if arguments[0] == "rsync" else arguments
         return (rsync.receive if command == "receive" else rsync.send)(job, host, arguments)

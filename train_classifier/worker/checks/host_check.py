@@ -37,7 +37,11 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
 
     Findings are returned, not raised; raises BadInput for a wrong request.
     """
-    requested, floor = _requested_gpus(request)
+    if host.is_submit_host:
+        from train_classifier.worker.checks import cluster_check
+
+        return cluster_check.check(host, request)
+    requested, floor = requested_gpus(request)
     findings = [python(), engine_check.sdk()]
     info, engine_findings = engine_check.check()
     findings += engine_findings
@@ -88,7 +92,8 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _requested_gpus(request: dict[str, Any]) -> tuple[Union[int, str], Optional[int]]:
+def requested_gpus(request: dict[str, Any]) -> tuple[Union[int, str], Optional[int]]:
+    """Return the GPUs and their memory in MiB that a check asks for. Raises BadInput."""
     requested, floor = request.get("gpus", 0), request.get("min_vram_mib")
     requested = 0 if requested is None else requested
     most = options.BY_NAME["gpus"].most or 0

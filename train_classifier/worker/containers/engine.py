@@ -198,8 +198,15 @@ def remove_build_containers(client: Any, folder: str) -> None:
 def labels(
     kind: str, *, job: str = "", uid: int = 0, folder: str = "", gpus: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return the labels of a container, image or volume; kind is job, build, probe or image."""
+    """Return the labels of a container, image or volume; kind is job, build, probe or image.
+
+    Where Slurm started this process there is its number of the job: the node's epilog removes what has it.
+    """
+    number = os.environ.get("SLURM_JOB_ID", "")
+    # Containers inherit the labels of their image, which outlives the job.
+    from_slurm = {f"{LABEL}.slurm": number} if number and kind != "image" else {}
     return {
+        **from_slurm,
         LABEL: "1",
         f"{LABEL}.kind": kind,
         f"{LABEL}.job": job,

@@ -314,14 +314,18 @@ def device_options(client: Any, gpus: Sequence[Gpu], root: Path = Path("/")) -> 
     return options
 
 
-def device_nodes(gpus: Sequence[Gpu], root: Path = Path("/")) -> list[str]:
-    """Return the device nodes that these cards need, those that exist."""
-    minors: dict[str, str] = {}
+def card_node(gpu: Gpu, root: Path = Path("/")) -> str:
+    """Return the device node of a card: the driver knows its number, which may differ from nvidia-smi's."""
     for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
         text = path.read_text(encoding="utf-8", errors="replace")
         uuid, minor = re.search(r"GPU UUID:\s*(\S+)", text), re.search(r"Device Minor:\s*(\d+)", text)
-        if uuid and minor:
-            minors[uuid[1]] = minor[1]
-    nodes = [f"/dev/nvidia{minors.get(card.uuid, card.index)}" for card in gpus]
+        if uuid and minor and uuid[1] == gpu.uuid:
+            return f"/dev/nvidia{minor[1]}"
+    return f"/dev/nvidia{gpu.index}"
+
+
+def device_nodes(gpus: Sequence[Gpu], root: Path = Path("/")) -> list[str]:
+    """Return the device nodes that these cards need, those that exist."""
+    nodes = [card_node(card, root) for card in gpus]
     nodes += [f"/dev/{name}" for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")]
     return [node for node in nodes if (root / node.lstrip("/")).exists()]

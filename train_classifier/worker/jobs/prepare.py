@@ -28,6 +28,7 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
         spec = JobSpec.from_dict(request.get("spec"))
     except ValueError as error:
         raise BadInput(*str(error).splitlines()) from error
+    _refuse_node(host)
     checked: dict[str, Any] = {}
     if isinstance(request.get("check"), dict):
         from train_classifier.worker.checks import host_check
@@ -47,7 +48,7 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
     if problems:
         raise BadInput(*problems)
     account = host.job_user()
-    store.make()
+    _make_store(host, store)
     _require_space(host, store, spec)
     if os.geteuid() == 0:
         program.open_to_all()
@@ -68,6 +69,22 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
         removal.remove_folder(job, account)
         raise
     return {"id": job.id, "job": str(job.dir), "tree": str(mirror / "tree"), "pushed": pushed, **checked}
+
+
+def _refuse_node(host: Host) -> None:
+    if host.slurm_node and not host.is_submit_host:
+        raise NotReady(
+            "this host is a node of a Slurm cluster, where only Slurm starts jobs",
+            "train on the submit host of the cluster: its jobs run here when Slurm chooses this node",
+        )
+
+
+def _make_store(host: Host, store: Store) -> None:
+    if host.is_submit_host:
+        from train_classifier.worker.slurm import shared_folder
+
+        shared_folder.make(host, store)
+    store.make()
 
 
 def _fill_folder(

@@ -20,6 +20,8 @@ from train_classifier.worker.system.host import Host
 
 #: Seconds between two checks for changes.
 POLL_S = 0.02
+#: Seconds between two checks in a folder that other hosts write to: each is a request to its server.
+SHARED_POLL_S = 0.2
 #: Seconds for which lines are collected while the log grows slowly.
 COLLECT_S = 0.05
 #: Seconds between two checks whether the worker still lives.
@@ -51,13 +53,15 @@ def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
         now = time.monotonic()
         if now >= next_check:
             next_check = now + ALIVE_CHECK_S
-            recover.finish_if_dead(job, host)
-        status = job.status()
+            recover.finish_if_dead(job, host, slurm_wait_s=0)
+        status = _status(job, host, slurm_wait_s=0)
         # Read the size after the status: the log of a finished job does not grow any more.
-        size = log_size(job)
+        is_shared = status.get("launcher") == recover.SLURM
+        size = shared_log_size(job) if is_shared else log_size(job)
+        pause = SHARED_POLL_S if is_shared else POLL_S
         if size > offset or status["version"] != known_version or now >= deadline:
             break
-        time.sleep(POLL_S)
+        time.sleep(pause)
     data = _log(job, int(offset), max_bytes) if size > offset else b""
     is_finished = status["state"] == "finished"
     return {
@@ -123,6 +127,29 @@ def log_size(job: Job) -> int:
         return 0
 
 
+def shared_log_size(job: Job) -> int:
+    """Return the size of a log that another host writes: network file systems ask for it at each opening."""
+    try:
+        descriptor = open_regular(job.log)
+    except FileNotFoundError:
+        return 0
+    try:
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
+
+
+def _status(job: Job, host: Host, slurm_wait_s: Optional[float] = None) -> dict[str, Any]:
+    """Return the status of a job; what Slurm says about one that waits is its message."""
+    status = job.status()
+    if status.get("launcher") != recover.SLURM:
+        return status
+    from train_classifier.worker.slurm import liveness
+
+    seconds = liveness.PATIENCE_S if slurm_wait_s is None else slurm_wait_s
+    return liveness.with_message(job, host, status, seconds)
+
+
 def _log(job: Job, offset: int, max_bytes: int) -> bytes:
     try:
         descriptor = open_regular(job.log)
@@ -147,7 +174,7 @@ def status(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     """Return status, result and specification of one job."""
     job = store.find(request.get("id"))
     recover.finish_if_dead(job, host)
-    status = job.status()
+    status = _status(job, host)
     return {
         "id": job.id,
         "status": status,
@@ -177,7 +204,7 @@ def _line(job: Job, host: Host) -> Optional[dict[str, Any]]:
         # When the engine is down, the last known status is shown.
         with contextlib.suppress(NotReady):
             recover.finish_if_dead(job, host)
-        status = job.status()
+        status = _status(job, host)
         result = job.result() if status["state"] == "finished" else None
         spec = recover.try_spec(job)
     except (TrainClassifierError, OSError):
@@ -218,12 +245,26 @@ def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
             program.call(host.job_user(), files.write_part, {"path": str(job.cancel), "text": by})
         else:
             write_bytes(job.cancel, by.encode("utf-8", "replace"))
+        if status.get("launcher") == recover.SLURM:
+            from train_classifier.worker.slurm import shared_folder
+
+            # Also without a controller: the worker on the node reads it.
+            shared_folder.ask_to_stop(job, by)
     if status["state"] in ("prepared", "pushed") and removal.remove(
         job, host.job_user(), unless_submitted=True
     ):
         return {"id": job.id, "state": "removed"}
+    if status.get("launcher") == recover.SLURM and status["state"] in ("submitted", "running"):
+        _cancel_in_slurm(job, host, status, str(request.get("by") or "")[:200])
     recover.finish_if_dead(job, host)
     return {"id": job.id, "state": job.status()["state"]}
+
+
+def _cancel_in_slurm(job: Job, host: Host, status: dict[str, Any], by: str) -> None:
+    from train_classifier.worker.slurm import liveness
+
+    if liveness.cancel_waiting(job, host, status):
+        recover.finish_slurm_job(job, host, Cancelled(f"cancelled by {by}" if by else "cancelled"))
 
 
 def pack(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,8 @@ from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account, Host, boot_id, uptime
 from train_classifier.worker.training.log import LogFile
 
+#: The launcher of jobs that Slurm starts; see `slurm.shared_folder`.
+SLURM = "slurm"
 #: Seconds that a started worker may take until it holds its job's lock.
 STARTING_S = 30.0
 #: Seconds to wait while another version of this program finishes its job; it continues after that time.
@@ -38,12 +40,15 @@ def is_dead(job: Job, status: dict[str, Any]) -> bool:
     return True
 
 
-def finish_if_dead(job: Job, host: Host) -> bool:
+def finish_if_dead(job: Job, host: Host, slurm_wait_s: Optional[float] = None) -> bool:
     """Finish a dead job, or the incomplete cleanup of a finished one; True when something was done.
 
+    `slurm_wait_s` is how long Slurm's answer is waited for (None: as long as a command may).
     Raises NotReady when the engine cannot be asked.
     """
     status = job.status()
+    if status.get("launcher") == SLURM:
+        return _finish_if_slurm_ended_it(job, host, status, slurm_wait_s)
     if status["state"] == "finished" and job.is_foreign:
         return False
     if status["state"] == "finished":
@@ -52,6 +57,39 @@ def finish_if_dead(job: Job, host: Host) -> bool:
             return _has_leftovers(job) and remove_leftovers(job, host)
         return False
     return is_dead(job, status) and finish(job, host)
+
+
+def _finish_if_slurm_ended_it(job: Job, host: Host, status: dict[str, Any], wait_s: Optional[float]) -> bool:
+    """Do for a job of Slurm what `finish_if_dead` does; nothing is done while Slurm does not answer."""
+    from train_classifier.worker.slurm import liveness
+
+    if status["state"] == "finished":
+        # The node's disk or this one was full, or the worker died at its very end.
+        if job.run.exists() and not job.is_foreign:
+            conclude.remove_leftovers(job, host.job_user())
+        return False
+    if status["state"] not in ("submitted", "running"):
+        return False
+    seconds = liveness.PATIENCE_S if wait_s is None else wait_s
+    error = liveness.look(job, host, status, seconds).error
+    return error is not None and finish_slurm_job(job, host, error)
+
+
+def finish_slurm_job(job: Job, host: Host, cause: TrainClassifierError) -> bool:
+    """Finish a job that Slurm ended, or took out of its queue; False when another process of this host does.
+
+    Its container is removed on the node, by the epilog.
+    """
+    from train_classifier.worker.slurm import shared_folder
+
+    with locks.hold_now(shared_folder.local_lock(host.caller(), job)) as is_locked:
+        if not is_locked or job.status()["state"] == "finished":
+            return False
+        remove_secrets(job)
+        spec, account = try_spec(job), host.job_user()
+        conclude.conclude(job, spec, cause, {}, {})
+        conclude.remove_leftovers(job, account)
+    return True
 
 
 def finish(job: Job, host: Host, reason: Optional[str] = None) -> bool:
@@ -312,7 +350,7 @@ def finish_dead_jobs(store: Store, host: Host) -> None:
                 finish(job, host)
                 continue
             status = job.status()
-            if status["state"] == "finished" or is_dead(job, status):
+            if status["state"] == "finished" or status.get("launcher") == SLURM or is_dead(job, status):
                 finish_if_dead(job, host)
             elif removal.is_abandoned(job, status):
                 removal.remove(job, account)

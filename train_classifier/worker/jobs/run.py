@@ -5,8 +5,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from train_classifier.core import locks
 from train_classifier.core.errors import NoEnvironment, TrainClassifierError, TrainingFailed
@@ -27,6 +26,9 @@ from train_classifier.worker.training.stop_reasons import Watch
 from train_classifier.worker.training.training import Training
 from train_classifier.worker.transfer import workspace_copy
 
+if TYPE_CHECKING:
+    from train_classifier.worker.slurm.allocation import Allocation
+
 #: Seconds that the end of a job waits for an unreachable engine; longer outages were waited for before.
 CLOSING_PATIENCE_S = 60.0
 
@@ -34,10 +36,12 @@ CLOSING_PATIENCE_S = 60.0
 class JobRun:
     """One job while its worker lives."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, allocation: "Optional[Allocation]" = None) -> None:
         self.job = job
         self.store = Store.of(job.dir)
-        self.spec = job.spec()
+        #: What Slurm gave the job; None: the job takes its GPUs from the queue of this host.
+        self.allocation = allocation
+        self.spec = job.spec() if allocation is None else allocation.limit(job.spec())
         self.host = Host.load()
         self.account = self.host.job_user()
         self.watch = Watch(job, self.spec)
@@ -195,7 +199,10 @@ def wait_for_gpus(run: JobRun) -> None:
     """Wait in the host's queue until the job has its GPUs."""
     if run.gpu_count == 0:
         return
-    run.gpus = run.ticket.wait(run.engine, run.host, run.spec.wait_s, run.say, run.watch.check)
+    if run.allocation is not None:
+        run.gpus = run.allocation.gpus
+    else:
+        run.gpus = run.ticket.wait(run.engine, run.host, run.spec.wait_s, run.say, run.watch.check)
     run.job.write_status(gpus=[gpu.uuid for gpu in run.gpus])
     results.record_facts(run.job, gpus=[gpu.to_dict() for gpu in run.gpus])
 
@@ -254,14 +261,13 @@ STEPS = (
 )
 
 
-def run_job(folder: Path) -> None:
+def run_job(job: Job, allocation: "Optional[Allocation]" = None) -> None:
     """Run a submitted job to its end; return when result.json is written."""
-    job = Job(folder)
     with locks.hold(job.lock, timeout=60):
         if job.status()["state"] != "submitted":
             return
         try:
-            run = JobRun(job)
+            run = JobRun(job, allocation)
             run.watch.catch_signals()
             run.secrets = take_secrets(job)
             job.make_reserve()
@@ -293,7 +299,7 @@ def end_unstarted_job(job: Job, cause: TrainClassifierError) -> None:
 def run_steps(run: JobRun) -> None:
     """Run the steps until one fails."""
     with run.record_error():
-        if run.gpu_count:
+        if run.gpu_count and run.allocation is None:
             from train_classifier.worker.gpus import gpu_queue
 
             run.ticket = gpu_queue.Ticket.claim(run.host.queue_dir, run.job.id)

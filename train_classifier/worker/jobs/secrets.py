@@ -11,12 +11,16 @@ from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host import Account
 
 
-def store_secrets(job: Job, account: Account, secrets: dict[str, str]) -> None:
-    """Write the secrets to a file that only this account can read, in memory if possible."""
+def store_secrets(job: Job, account: Account, secrets: dict[str, str], in_memory: bool = True) -> None:
+    """Write the secrets to a file that only this account can read, in memory if possible.
+
+    Unless `in_memory` into the job's folder, where another host of a cluster finds them.
+    """
     if not secrets:
         return
     memory_folders = (f"/run/user/{account.uid}" if account.uid else "/run", "/dev/shm")
-    folder = next((folder for folder in memory_folders if os.access(folder, os.W_OK)), job.dir)
+    usable = (folder for folder in memory_folders if in_memory and os.access(folder, os.W_OK))
+    folder = next(usable, job.dir)
     path = Path(folder, f"train-classifier-{job.id}.secrets")
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with open(descriptor, "wb") as file:

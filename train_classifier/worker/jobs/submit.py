@@ -1,7 +1,7 @@
 """Submission: from a pushed job to a running worker."""
 
 import time
-from typing import Any
+from typing import Any, Optional
 
 from train_classifier.core import locks
 from train_classifier.core.errors import BadInput, Cancelled
@@ -11,7 +11,8 @@ from train_classifier.worker.jobs.secrets import remove_secrets, store_secrets
 from train_classifier.worker.state.files import write_bytes
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import launcher
-from train_classifier.worker.system.host import Host, boot_id, uptime
+from train_classifier.worker.system.host import Account, Host, boot_id, uptime
+from train_classifier.worker.transfer import workspace_copy
 
 
 def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
@@ -33,25 +34,57 @@ def submit(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
             is_pushed = status["state"] != "prepared"
             reason = "it was submitted already" if is_pushed else "its sources have not arrived"
             raise BadInput(f"job {job.id} cannot be submitted: {reason}")
-        count, message = _gpus(spec, host)
-        if count:
-            _enqueue(job, spec, host, count)
-        try:
-            store_secrets(job, caller, secrets)
-            write_bytes(job.lease, b"")
-            kind = launcher.find_launcher(caller)
-            job.write_status(
-                state="submitted", submitted=time.time(), submitted_uptime=uptime(), boot_id=boot_id(),
-                gpus_wanted=count, message=message, launcher=kind,
-                unit=None if kind == "setsid" else f"tc-job-{job.id}.service",
-            )  # fmt: skip
-            started = launcher.launch(job.dir, spec, caller, kind)
-        except BaseException:
-            remove_secrets(job)
-            recover.remove_ticket(host, job)
-            job.write_status(state="pushed", message="")
-            raise
+        if host.is_submit_host:
+            started = _submit_to_slurm(job, spec, caller, secrets)
+        else:
+            started = _launch(job, spec, host, secrets)
     return {"id": job.id, "state": "submitted", **started}
+
+
+def _launch(job: Job, spec: JobSpec, host: Host, secrets: dict[str, str]) -> dict[str, Any]:
+    caller = host.caller()
+    count, message = _gpus(spec, host)
+    if count:
+        _enqueue(job, spec, host, count)
+    try:
+        store_secrets(job, caller, secrets)
+        write_bytes(job.lease, b"")
+        kind = launcher.find_launcher(caller)
+        unit = None if kind == "setsid" else f"tc-job-{job.id}.service"
+        _set_submitted(job, count, message, kind, unit)
+        return launcher.launch(job.dir, spec, caller, kind)
+    except BaseException:
+        remove_secrets(job)
+        recover.remove_ticket(host, job)
+        job.write_status(state="pushed", message="")
+        raise
+
+
+def _submit_to_slurm(job: Job, spec: JobSpec, caller: Account, secrets: dict[str, str]) -> dict[str, Any]:
+    from train_classifier.worker.slurm import shared_folder, submission
+
+    # What a node takes must be complete, and locks of the shared folder mean nothing to it.
+    workspace_copy.wait(job, lambda: None)
+    count, message = submission.gpu_count(caller, spec)
+    try:
+        store_secrets(job, caller, secrets, in_memory=False)
+        write_bytes(job.lease, b"")
+        write_bytes(job.dir / shared_folder.STOP_FILE, b"")
+        shared_folder.open_job(job)
+        _set_submitted(job, count, message, shared_folder.LAUNCHER, None)
+        number = submission.hand_over(job, spec, caller, count)
+    except BaseException:
+        remove_secrets(job)
+        job.write_status(state="pushed", message="")
+        raise
+    return {"launcher": shared_folder.LAUNCHER, "slurm_job": number}
+
+
+def _set_submitted(job: Job, gpus: int, message: str, kind: str, unit: Optional[str]) -> None:
+    job.write_status(
+        state="submitted", submitted=time.time(), submitted_uptime=uptime(), boot_id=boot_id(),
+        gpus_wanted=gpus, message=message, launcher=kind, unit=unit,
+    )  # fmt: skip
 
 
 def _secrets(request: dict[str, Any], spec: JobSpec) -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 import os
 import pwd
 import re
+import stat
 import time
 from pathlib import Path
 from typing import Any, Optional
@@ -16,7 +17,9 @@ ROOT = Path("/var/lib/train-classifier")
 SCHEMA = 1
 FIVE_GIB = 5 << 30
 #: Settings that name a file or a folder.
-PATHS = ("uv", "queue_dir", "ca_bundle", "apt_sources", "root")
+PATHS = ("uv", "queue_dir", "ca_bundle", "apt_sources", "root", "slurm_shared_dir")
+#: What starts the jobs that this host accepts: its own launcher, or Slurm on one of the nodes.
+JOB_ENGINES = ("docker", "slurm")
 #: The smallest limits of builds with which an engine starts a container at all, and the largest number.
 MIN_LIMITS = {"build_memory_bytes": 16 << 20, "build_pids": 16, "build_cpus": 0.01, "build_timeout_s": 1}
 MAX_LIMIT = 1 << 50
@@ -86,6 +89,12 @@ class Host:
     data_roots: tuple[str, ...] = ()
     #: Where /proc, /sys, /dev, /etc and /var of this host are looked up; tests name another.
     root: Path = Path("/")
+    #: One of JOB_ENGINES; "slurm" makes this host a submit host.
+    engine: str = "docker"
+    #: The folder that the submit host and all nodes of a Slurm cluster share.
+    slurm_shared_dir: Optional[Path] = None
+    #: True on a node: only Slurm starts jobs there.
+    slurm_node: bool = False
     #: Name or path of the tool that lists the GPUs.
     nvidia_smi: str = "nvidia-smi"
 
@@ -120,13 +129,14 @@ class Host:
             "disk_floor_bytes": int, "root": str, "nvidia_smi": str, "metadata_service": str,
             "build_memory_bytes": int, "build_pids": int, "build_cpus": (int, float),
             "build_timeout_s": (int, float),
-            "data_roots": list,
+            "data_roots": list, "engine": str, "slurm_shared_dir": str, "slurm_node": bool,
         }  # fmt: skip
         values: dict[str, Any] = {}
         for key, value in data.items():
             if value is None or key not in kinds:
                 continue
-            if not isinstance(value, kinds[key]) or isinstance(value, bool):
+            is_flag = kinds[key] is bool
+            if not isinstance(value, kinds[key]) or isinstance(value, bool) != is_flag:
                 kind = "number" if isinstance(kinds[key], tuple) else kinds[key].__name__
                 raise NotReady(f"{path}: {key} is {value!r}, not of type {kind}", hint)
             if key in MIN_LIMITS and not MIN_LIMITS[key] <= value <= MAX_LIMIT:
@@ -141,7 +151,18 @@ class Host:
                 value = tuple(value)
             name = "configured_state_dir" if key == "state_dir" else key
             values[name] = Path(value) if key in PATHS else value
-        return cls(**values)
+        host = cls(**values)
+        if host.engine not in JOB_ENGINES:
+            raise NotReady(f"{path}: engine is {host.engine!r}, not one of {', '.join(JOB_ENGINES)}", hint)
+        shared = host.slurm_shared_dir
+        if (host.is_submit_host or host.slurm_node) and (shared is None or not shared.is_absolute()):
+            raise NotReady(f"{path}: slurm_shared_dir names no folder, which Slurm's jobs need", hint)
+        return host
+
+    @property
+    def is_submit_host(self) -> bool:
+        """Whether Slurm starts the jobs that this host accepts, on one of the nodes."""
+        return self.engine == "slurm"
 
     def limits(self, purpose: str) -> Limits:
         """Return the limits of builds, probes and GPU checks; `purpose` is for messages.
@@ -187,8 +208,15 @@ class Host:
     def state_dir(self, request: dict[str, Any]) -> Path:
         """Return the caller's state folder, not made yet: from the request, host.json, or the default.
 
+        On a submit host it lies in the shared folder of the cluster.
         Raises BadInput for a relative path, NotReady for one on a network or overlay file system.
         """
+        if self.is_submit_host:
+            return self._shared_state(self.caller(), request.get("state_dir"))
+        return self.local_state_dir(request)
+
+    def local_state_dir(self, request: dict[str, Any]) -> Path:
+        """Return what `state_dir` returns, on a disk of this host also where Slurm starts the jobs."""
         caller = self.caller()
         requested = request.get("state_dir")
         if requested is not None:
@@ -208,6 +236,21 @@ class Host:
                 base = Path(home) / ".local" / "state"
             path = base / "train-classifier"
         refuse_unsafe(path)
+        return path
+
+    def _shared_state(self, caller: Account, requested: Any) -> Path:
+        """Return the caller's folder in the shared folder of a cluster; any file system will do."""
+        assert self.slurm_shared_dir is not None
+        path = self.slurm_shared_dir / caller.name
+        if requested is not None:
+            raise BadInput(f"state_dir cannot be set for jobs of Slurm, which lie in {path}")
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return path
+        # The shared folder is open to every account, as /tmp is.
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != caller.uid:
+            raise NotReady(f"{path} is not a folder of {caller.name}", "have the administrator remove it")
         return path
 
 

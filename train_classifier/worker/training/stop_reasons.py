@@ -5,13 +5,15 @@ import signal
 import time
 from typing import Any, Optional
 
-from train_classifier.core.errors import Cancelled, TrainClassifierError
+from train_classifier.core.errors import Cancelled, TimedOut, TrainClassifierError
 from train_classifier.core.job import JobSpec
 from train_classifier.core.options import show_option
 from train_classifier.worker.state.store import Job
 
 #: Seconds between two checks of the job's folder.
 LOOK_S = 0.1
+#: Seconds before Slurm's time limit, beside the grace, from which on a signal means that limit.
+SLURM_WARNING_S = 150.0
 
 
 class Watch:
@@ -20,6 +22,7 @@ class Watch:
     def __init__(self, job: Job, spec: JobSpec) -> None:
         self.job = job
         self.lease_s = spec.lease_s
+        self.grace_s = spec.grace_s
         self.cause: Optional[TrainClassifierError] = None
         self._signal: Optional[int] = None
         self._cancels_before: Optional[tuple[int, int]] = None
@@ -63,10 +66,7 @@ class Watch:
 
     def _look(self) -> Optional[TrainClassifierError]:
         if self._signal is not None:
-            name = signal.Signals(self._signal).name
-            return Cancelled(
-                f"the job's worker was stopped ({name})", "its unit was stopped, or the host is shutting down"
-            )
+            return self._of_signal(signal.Signals(self._signal).name)
         now = time.monotonic()
         if now - self._looked < LOOK_S:
             return None
@@ -76,6 +76,16 @@ class Watch:
             return self._look_at_lease(now)
         by = self.job.cancel.read_text(encoding="utf-8", errors="replace").strip()
         return Cancelled(f"cancelled by {by}" if by else "cancelled")
+
+    def _of_signal(self, name: str) -> TrainClassifierError:
+        stopped = f"the job's worker was stopped ({name})"
+        if "SLURM_JOB_ID" not in os.environ:
+            return Cancelled(stopped, "its unit was stopped, or the host is shutting down")
+        end = os.environ.get("SLURM_JOB_END_TIME", "")
+        # Slurm warns a job before its limit: up to a minute earlier than asked for.
+        if end.isdigit() and time.time() > int(end) - SLURM_WARNING_S - self.grace_s:
+            return TimedOut("Slurm's time limit of the job is reached", f"raise {show_option('timeout')}")
+        return Cancelled(f"Slurm ended the job (signal {name})", "by scancel, or for another job")
 
     def _look_at_lease(self, now: float) -> Optional[TrainClassifierError]:
         if self.lease_s is None:

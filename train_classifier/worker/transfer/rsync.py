@@ -75,7 +75,7 @@ def receive(job: Job, host: Host, arguments: Sequence[str]) -> int:
             fingerprint = job.dir / "fingerprint"
             if status == 0 and fingerprint.exists():
                 write_bytes(_fingerprint(mirror), fingerprint.read_bytes())
-            workspace_copy.start(job, account, mirror, lock)
+            workspace_copy.start(job, account, mirror / "tree", lock)
         job.write_status(state="pushed", message="")
     return 0
 
@@ -93,7 +93,7 @@ def copy_matching_mirror(job: Job, account: Account, mirror: Path, fingerprint: 
         with locks.hold(mirror / "lock", shared=True, timeout=0) as lock:
             if _fingerprint(mirror).read_text() != fingerprint:
                 return False
-            workspace_copy.start(job, account, mirror, lock)
+            workspace_copy.start(job, account, mirror / "tree", lock)
     except (TimeoutError, FileNotFoundError):
         # Another push is in progress, or the mirror has no fingerprint.
         return False

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 from train_classifier.core import locks
 from train_classifier.core.errors import NotReady
@@ -30,8 +30,8 @@ OUTPUT_BYTES = 1 << 20
 STOP_S = 30.0
 
 
-def start(job: Job, account: Account, mirror: Path, lock: int) -> None:
-    """Start to copy the mirror, whose lock the caller holds; `lock` becomes shared, for other copies.
+def start(job: Job, account: Account, tree: Path, lock: Optional[int]) -> None:
+    """Start to copy the mirror's tree, whose lock the caller holds; `lock` becomes shared, for other copies.
 
     The caller holds the job's lock. The workspace of an earlier push of the job is removed first.
     """
@@ -43,15 +43,16 @@ def start(job: Job, account: Account, mirror: Path, lock: int) -> None:
     output = os.open(job.copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | locks.O_LOCK, 0o600)
     try:
         locks.take_lock(output)
-        locks.take_lock(lock, shared=True)
+        if lock is not None:
+            locks.take_lock(lock, shared=True)
         process = subprocess.Popen(
-            ["/bin/sh", "-c", SCRIPT, "copy", str(mirror / "tree"), str(job.workspace)],
+            ["/bin/sh", "-c", SCRIPT, "copy", str(tree), str(job.workspace)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
             cwd="/",
-            pass_fds=[lock],
+            pass_fds=[] if lock is None else [lock],
             # The copy outlives a broken connection; `stop` kills its process group.
             start_new_session=True,
             **account.options(),

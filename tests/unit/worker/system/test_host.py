@@ -27,6 +27,10 @@ def test_wrong_settings_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         '{"build_cpus": "2"}',
         '{"build_timeout_s": NaN}',
         '{"build_memory_bytes": 1' + "0" * 30 + "}",
+        '{"engine": "podman"}',
+        '{"engine": "slurm"}',
+        '{"engine": "slurm", "slurm_shared_dir": "here"}',
+        '{"slurm_node": 1, "slurm_shared_dir": "/srv"}',
     ):
         path.write_text(wrong)
         with pytest.raises(NotReady, match=r"host\.json"):

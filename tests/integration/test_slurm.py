@@ -1,0 +1,210 @@
+"""Jobs through Slurm: from the submit host to a node and back, by the real command line over ssh and a real Slurm.
+
+The shared folder is a volume of this machine: what a network file system does to caches and locks is not seen here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosts.caller import Caller, archived
+from hosts.cluster import SHARED, Cluster
+from hosts.machine import TestHost
+from loopback.world import tail, wait_until
+
+pytestmark = [pytest.mark.engine, pytest.mark.host]
+
+SETTINGS = "/var/lib/train-classifier/host.json"
+#: Removes what a killed worker left, as that of role slurm_node does.
+EPILOG = """#!/bin/sh
+containers=$(docker ps -aq --filter "label=train-classifier.slurm=$SLURM_JOB_ID")
+[ -z "$containers" ] || docker rm -fv $containers
+"""
+#: Prints what it sees; with `hold` it goes on when the test lets it.
+LOOK = """
+import glob, json, os, sys, time
+print(json.dumps({"nodes": sorted(glob.glob("/dev/nvidia*")), "secret": os.environ.get("TOKEN")}), flush=True)
+open("/checkpoints/epoch", "a").write("1")
+open("artefacts/seen", "w").write("seen")
+end = time.monotonic() + 300
+while "hold" in sys.argv and not os.path.exists("/checkpoints/go") and time.monotonic() < end:
+    time.sleep(0.1)
+print("end")
+"""
+
+
+def settle(host: TestHost, **settings: object) -> None:
+    values = json.loads(host.shell(f"cat {SETTINGS} 2>/dev/null || echo {{}}"))
+    host.write(SETTINGS, json.dumps({**values, **settings, "slurm_shared_dir": SHARED}))
+
+
+@pytest.fixture(scope="module")
+def ready(cluster: Cluster) -> Cluster:
+    """The cluster with the settings, the service account and the epilog that the roles give it."""
+    account = "train-classifier"
+    for node in cluster.nodes:
+        settle(node, slurm_node=True)
+        node.shell(f"usermod -aG docker {account}")
+        node.write("/etc/slurm-epilog", EPILOG, "0755")
+    uid, gid = cluster.nodes[0].shell(f"id -u {account}; id -g {account}").split()
+    controller = cluster.controller
+    controller.shell(
+        f"getent group {account} || groupadd --gid {gid} {account}; id {account} || useradd --uid {uid} --gid {gid} "
+        f"--no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin {account}; install -d /var/lib/train-classifier; "
+        "echo Epilog=/etc/slurm-epilog >>/etc/slurm/slurm.conf; scontrol reconfigure"
+    )
+    settle(controller, engine="slurm")
+    return cluster
+
+
+class SlurmCaller(Caller):
+    """A caller whose host is the submit host of a cluster."""
+
+    def __init__(self, cluster: Cluster, folder: Path, user: str) -> None:
+        super().__init__(cluster.controller, folder, user)
+        self.cluster = cluster
+        account = "train-classifier" if user == "root" else user
+        self.state = f"{SHARED}/{account}"
+        (self.repo / "artefacts").mkdir()
+        self.model("look", LOOK)
+
+    def submit(self, *words: str) -> str:
+        """Submit the model and return the job's id."""
+        done = self.run(*self.train("look", "--detach", *words))
+        assert done.returncode == 0, tail(done.stderr)
+        return done.stdout.decode().strip()
+
+    def status(self, job: str) -> dict[str, Any]:
+        """Return the status as the command shows it."""
+        done = self.run("status", job, "--json")
+        assert done.returncode == 0, tail(done.stderr)
+        status: dict[str, Any] = json.loads(done.stdout)["status"]
+        return status
+
+    def training(self, job: str) -> TestHost:
+        """Wait until the model has printed its line; return its node."""
+        folder = f"{self.state}/jobs/{job}"
+        wait_until(lambda: self.host.shell(f"cat {folder}/log.txt 2>/dev/null || :").strip(), 120)
+        name = json.loads(self.host.shell(f"cat {folder}/status.json"))["node"]
+        return self.cluster.node(name)
+
+    def let_go(self, job: str) -> None:
+        """Let a model that holds go on."""
+        self.host.shell(f"touch {self.state}/jobs/{job}/checkpoints/go")
+
+
+@pytest.fixture
+def caller(ready: Cluster, tmp_path: Path) -> Iterator[SlurmCaller]:
+    caller = SlurmCaller(ready, tmp_path, "trainer")
+    yield caller
+    ready.controller.shell("systemctl start munge slurmctld; scancel -u trainer", check=False)
+
+
+def assert_nothing_left(node: TestHost, job: str) -> None:
+    wait_until(lambda: not node.containers(f"label=train-classifier.job={job}"), 60)
+    assert node.shell(f"ls -d /home/*/.local/state/train-classifier/jobs/{job} 2>/dev/null || :") == ""
+
+
+@pytest.mark.parametrize("user", ["trainer", "root"])
+def test_job_of_a_node_comes_back_as_from_a_plain_host(
+    ready: Cluster, tmp_path: Path, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "s3cretvalue")
+    caller = SlurmCaller(ready, tmp_path, user)
+    done = caller.run(*caller.train("look", "--secret", "TOKEN", "--memory", "300MiB"))
+    assert done.returncode == 0, tail(done.stderr)
+    assert b"s3cretvalue" not in done.stdout + done.stderr
+    first, end = done.stdout.decode().splitlines()
+    assert len(json.loads(first)["nodes"]) == 1 and json.loads(first)["secret"] == "***" and end == "end"
+    archive = caller.work / "artefacts.tar.gz"
+    assert archived(archive, "job/log.txt") == done.stdout and archived(archive, "artefacts/seen") == b"seen"
+    manifest = json.loads(archived(archive, "job/manifest.json"))
+    assert manifest["limits"]["memory_bytes"] == 300 << 20 and len(manifest["gpus"]) == 1
+    job = json.loads(caller.run("status", "last", "--json").stdout)["id"]
+    assert {entry["id"]: entry["exit_code"] for entry in json.loads(caller.run("list", "--json").stdout)}[
+        job
+    ] == 0
+    folder = f"{caller.state}/jobs/{job}"
+    status = json.loads(caller.host.shell(f"cat {folder}/status.json"))
+    assert (status["launcher"], status["state"]) == ("slurm", "finished")
+    assert_nothing_left(ready.node(status["node"]), job)
+    assert caller.host.shell(f"ls {folder}/checkpoints").split() == ["epoch"]
+    # Root writes nothing there, and the node removes the secrets that it takes.
+    assert caller.host.shell(f"find {SHARED} -mindepth 1 -user root; find {folder} -name '*secrets*'") == ""
+    assert caller.host.shell(f"stat -c %a {folder}").strip() == "711"
+
+
+def test_waiting_job_is_explained_and_cancelled(caller: SlurmCaller, ready: Cluster) -> None:
+    blocker = ready.sbatch("--nodes=2", "--exclusive", "--output=/dev/null", script="#!/bin/sh\nsleep 600\n")
+    wait_until(lambda: ready.job(blocker)["JobState"] == "RUNNING", 60)
+    job = caller.submit()
+    shown = wait_until(lambda: (s := caller.status(job))["message"].startswith("waiting") and s, 60)
+    assert "place 1" in shown["message"] and shown["state"] == "submitted"
+    assert ready.job(shown["slurm_job"])["JobName"] == f"tc-{job}"
+    assert caller.run("cancel", job).returncode == 0
+    result = caller.result(job)
+    assert result["exit_code"] == 6 and result["reason"].startswith("cancelled by ")
+    assert ready.job(shown["slurm_job"])["JobState"] == "CANCELLED"
+    done = caller.run("attach", job)
+    assert done.returncode == 6, tail(done.stderr)
+
+
+def test_running_job_is_cancelled_without_a_controller(caller: SlurmCaller, ready: Cluster) -> None:
+    job = caller.submit("--", "hold")
+    node = caller.training(job)
+    ready.controller.shell("systemctl stop slurmctld")
+    assert "Slurm does not answer" in caller.status(job)["message"]
+    assert json.loads(caller.run("logs", job).stdout.splitlines()[0])["nodes"]
+    assert caller.run("cancel", job).returncode == 0
+    result = caller.result(job)
+    assert result["exit_code"] == 6 and result["reason"].startswith("cancelled by ")
+    assert archived_of(caller, job, "artefacts/seen") == b"seen"
+    ready.controller.shell("systemctl start slurmctld")
+    assert_nothing_left(node, job)
+
+
+def archived_of(caller: SlurmCaller, job: str, name: str) -> bytes:
+    output = caller.folder / f"{job}.tar.gz"
+    caller.run("fetch", job, "--output", output)
+    return archived(output, name)
+
+
+@pytest.mark.full
+def test_controller_is_restarted_while_a_job_runs(caller: SlurmCaller, ready: Cluster) -> None:
+    job = caller.submit("--", "hold")
+    errors = caller.folder / "errors"
+    process = caller.start("attach", job, errors=errors)
+    caller.training(job)
+    ready.controller.shell("systemctl restart munge slurmctld")
+    caller.let_go(job)
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, tail(errors.read_bytes())
+    assert out.splitlines()[-1] == b"end"
+
+
+def test_job_whose_worker_is_killed_is_lost_and_its_container_is_gone(caller: SlurmCaller) -> None:
+    job = caller.submit("--", "hold")
+    node = caller.training(job)
+    node.exec("pkill", "-9", "-f", f"run {caller.state}/jobs/{job}")
+    done = caller.run("attach", job)
+    assert done.returncode == 10, tail(done.stderr)
+    assert b"was killed or could not start on its node" in done.stderr
+    wait_until(lambda: not node.containers(f"label=train-classifier.job={job}"), 60)
+
+
+def test_node_refuses_jobs_that_do_not_come_from_slurm(ready: Cluster, tmp_path: Path) -> None:
+    caller = Caller(ready.nodes[0], tmp_path)
+    caller.model("look", LOOK)
+    done = caller.run(*caller.train("look"))
+    assert done.returncode == 3 and b"only Slurm starts jobs" in done.stderr, tail(done.stderr)
+
+
+def test_impossible_request_is_refused_in_words(caller: SlurmCaller) -> None:
+    done = caller.run(*caller.train("look", "--gpus", "9"))
+    assert done.returncode in (2, 3, 8) and b"no node of this cluster has more than 2" in done.stderr
+    done = caller.run(*caller.train("look", "--memory", "1TiB"))
+    assert done.returncode == 2 and b"no node of this cluster has what the job asks for" in done.stderr

@@ -1,0 +1,142 @@
+"""What Slurm gave a job on this node: its GPUs, memory and CPUs."""
+
+import dataclasses
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Optional
+
+from train_classifier.core.errors import NoGpu, NotReady
+from train_classifier.core.job import JobSpec
+from train_classifier.worker.gpus import devices
+from train_classifier.worker.gpus.devices import Gpu
+from train_classifier.worker.system.host import Host
+
+MIB = 1 << 20
+LIMIT_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Allocation:
+    """The part of a node that a job has."""
+
+    gpus: tuple[Gpu, ...]
+    #: None: Slurm does not count memory here.
+    memory_bytes: Optional[int]
+    cpus: Optional[int]
+
+    def limit(self, spec: JobSpec) -> JobSpec:
+        """Return the specification with the allocation as limits, where it names no lower ones."""
+        memory = [size for size in (spec.memory_bytes, self.memory_bytes) if size is not None]
+        cpus = [count for count in (spec.cpus, self.cpus) if count is not None]
+        return dataclasses.replace(spec, memory_bytes=min(memory, default=None), cpus=min(cpus, default=None))
+
+
+def read(host: Host, variables: Mapping[str, str]) -> Allocation:
+    """Return the allocation from the variables that Slurm sets on a node. Raises NoGpu, NotReady."""
+    return Allocation(
+        gpus(host, variables), memory_bytes(variables), _number(variables, "SLURM_CPUS_ON_NODE")
+    )
+
+
+def _number(variables: Mapping[str, str], name: str) -> Optional[int]:
+    text = variables.get(name, "")
+    return int(text) if text.isdigit() and int(text) > 0 else None
+
+
+def memory_bytes(variables: Mapping[str, str]) -> Optional[int]:
+    """Return the memory on this node; Slurm counts MiB, for the node, each CPU or each GPU."""
+    node = _number(variables, "SLURM_MEM_PER_NODE")
+    if node:
+        return node * MIB
+    for name, count in (
+        ("SLURM_MEM_PER_CPU", "SLURM_CPUS_ON_NODE"),
+        ("SLURM_MEM_PER_GPU", "SLURM_GPUS_ON_NODE"),
+    ):
+        size, number = _number(variables, name), _number(variables, count)
+        if size and number:
+            return size * number * MIB
+    return None
+
+
+def gpus(host: Host, variables: Mapping[str, str]) -> tuple[Gpu, ...]:
+    """Return the job's cards: Slurm's variable names their places in gres.conf, in the order of that file."""
+    # A step on a further node has its own variable.
+    text = variables.get("SLURM_STEP_GPUS") or variables.get("SLURM_JOB_GPUS") or ""
+    places = expand(text)
+    if not places:
+        return ()
+    files = device_files(host)
+    discovery = devices.discover(host, processes=False)
+    if not discovery.gpus:
+        raise NoGpu(f"no GPU: {discovery.problem}", discovery.hint, discovery.detail)
+    cards = {node: card for card in discovery.gpus for node in [devices.card_node(card, host.root)]}
+    chosen = []
+    for place in places:
+        file = files[place] if place < len(files) else None
+        if file not in cards:
+            raise NoGpu(
+                f"Slurm gave this job GPU {place} of gres.conf ({file or 'which has no such line'}), and "
+                f"nvidia-smi lists no card with this device",
+                "run the role slurm_node on this node again",
+            )
+        chosen.append(cards[file])
+    return tuple(sorted(chosen, key=lambda card: card.index))
+
+
+def expand(text: str) -> list[int]:
+    """Return the numbers of a list as 0,2-3; anything else in it is left out."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
+        if match:
+            numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return numbers
+
+
+def device_files(host: Host) -> list[str]:
+    """Return the device files of this node's GPUs, in the order in which Slurm counts them. Raises NotReady.
+
+    slurmd itself knows that order: gres.conf may include lines of other nodes, or leave it to detection.
+    """
+    try:
+        process = subprocess.run(
+            ["slurmd", "-G"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            cwd="/", timeout=LIMIT_S, check=False, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NotReady(
+            f"slurmd does not list this node's GPUs: {error}", "run the role slurm_node"
+        ) from error
+    files = parse_gres(process.stdout.splitlines())
+    if not files:
+        raise NotReady(
+            "slurmd lists no GPU of this node",
+            "run the role slurm_node on it",
+            process.stdout.strip()[-2000:],
+        )
+    return files
+
+
+def parse_gres(lines: Sequence[str]) -> list[str]:
+    """Return the device files in the output of `slurmd -G`."""
+    files = []
+    for line in lines:
+        match = re.search(r"\bGres Name=gpu\b.*\bFile=(/\S+)", line)
+        if match:
+            files += expand_files(match[1])
+    return files
+
+
+def expand_files(pattern: str) -> list[str]:
+    """Return the files of a pattern as /dev/nvidia[0-1,3]."""
+    match = re.fullmatch(r"(.*)\[([\d,-]+)\]", pattern)
+    if not match:
+        return pattern.split(",")
+    return [f"{match[1]}{number}" for number in expand(match[2])]
+
+
+def node_name(variables: Mapping[str, str]) -> str:
+    """Return this node's name in Slurm."""
+    return variables.get("SLURMD_NODENAME") or Path("/etc/hostname").read_text(encoding="ascii").strip()

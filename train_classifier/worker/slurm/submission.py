@@ -1,0 +1,107 @@
+"""The submission of a job to Slurm: what sbatch is asked for, and the script that it gets."""
+
+import math
+import os
+import shlex
+from typing import Optional
+
+from train_classifier.core import options
+from train_classifier.core.errors import BadInput, NotReady
+from train_classifier.core.job import JobSpec
+from train_classifier.worker.slurm import commands, shared_folder
+from train_classifier.worker.slurm.commands import NAME_PREFIX, SlurmSilent
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system import launcher
+from train_classifier.worker.system.host import Account
+
+#: Seconds beside the training that a job with a time limit may take for its image, environment and packing.
+AROUND_TRAINING_S = 3600
+#: Seconds before Slurm's time limit at which the worker is asked to end, beside the grace of the model.
+PACKING_S = 60
+#: The interpreter of the nodes.
+PYTHON = "/usr/bin/python3"
+
+
+def gpu_count(account: Account, spec: JobSpec) -> tuple[int, str]:
+    """Return how many GPUs the job asks Slurm for, and a message; `auto` takes one if the cluster has any."""
+    if spec.gpus != "auto":
+        return int(spec.gpus), ""
+    if "gpu:" in commands.run(account, ["sinfo", "--noheader", "--format=%G"]):
+        return 1, ""
+    return 0, f"no GPU in this cluster: training on the CPU, as {options.show_option('gpus')} auto allows"
+
+
+def time_limit(spec: JobSpec) -> Optional[int]:
+    """Return Slurm's time limit in minutes for a limit of the training; None: the partition's."""
+    if spec.timeout_s is None:
+        return None
+    return math.ceil((spec.timeout_s + spec.grace_s + AROUND_TRAINING_S) / 60)
+
+
+def arguments(job: Job, spec: JobSpec, gpus: int) -> list[str]:
+    """Return sbatch's arguments."""
+    minutes = time_limit(spec)
+    # A signal that comes before the job has begun would end it at once.
+    warning_s = min(int(spec.grace_s) + PACKING_S, 65535 if minutes is None else minutes * 30)
+    words = [
+        "sbatch", "--parsable", "--export=NIL", "--no-requeue", "--chdir=/",
+        f"--job-name={NAME_PREFIX}{job.id}", f"--comment=train-classifier: {spec.model}",
+        f"--output={job.dir / launcher.CRASH_FILE}", "--open-mode=append",
+        "--nodes=1", "--ntasks=1", f"--signal=B:TERM@{warning_s}",
+    ]  # fmt: skip
+    if gpus:
+        words.append(f"--gres=gpu:{gpus}")
+    if spec.cpus is not None:
+        words.append(f"--cpus-per-task={math.ceil(spec.cpus)}")
+    if spec.memory_bytes is not None:
+        words.append(f"--mem={math.ceil(spec.memory_bytes / (1 << 20))}M")
+    if minutes is not None:
+        words.append(f"--time={minutes}")
+    return words
+
+
+def script(worker: str, job: Job, account: Account) -> str:
+    """Return the script that Slurm runs on the node, in no other environment than this and Slurm's own."""
+    variables = account.environment()
+    for name in ("TRAIN_CLASSIFIER_HOST_JSON", options.READER):
+        if os.environ.get(name):
+            variables[name] = os.environ[name]
+    exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    command = shlex.join([PYTHON, "-I", worker, "run", str(job.dir)])
+    return f"#!/bin/sh\nexport {exports}\nexec {command}\n"
+
+
+def hand_over(job: Job, spec: JobSpec, account: Account, gpus: int) -> str:
+    """Give the job to Slurm and return Slurm's number of it. Raises BadInput, NotReady."""
+    worker = shared_folder.copy_program(Store.of(job.dir))
+    job.write_status(worker=str(worker))
+    text = script(str(worker), job, account)
+    try:
+        number = commands.run(account, arguments(job, spec, gpus), text).strip().partition(";")[0]
+    except SlurmSilent:
+        # It may have the job although its answer was lost: whoever submits again makes another one.
+        _take_back(job, account)
+        raise
+    except BadInput as error:
+        raise _explain(error, gpus) from error
+    shared_folder.write_number(job, number)
+    return number
+
+
+def _take_back(job: Job, account: Account) -> None:
+    try:
+        commands.run(account, ["scancel", f"--name={NAME_PREFIX}{job.id}"])
+    except (BadInput, NotReady):
+        # The worker on the node ends itself: the job's state is not `submitted`.
+        return
+
+
+def _explain(error: BadInput, gpus: int) -> Exception:
+    if "Requested node configuration is not available" in error.reason:
+        count = f"{gpus} GPU{'s' if gpus != 1 else ''}, " if gpus else ""
+        return BadInput(
+            f"no node of this cluster has what the job asks for ({count}CPUs and memory of one node)",
+            hint=f"ask for less with {options.show_option('gpus')}, {options.show_option('cpus')} or "
+            f"{options.show_option('memory')}; see sinfo on the submit host",
+        )
+    return error

@@ -1,0 +1,1 @@
+"""The run of a job on a node of a Slurm cluster."""

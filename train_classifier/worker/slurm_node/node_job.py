@@ -1,0 +1,176 @@
+"""One job on a node: taken from the shared folder, run in this node's own state, its results brought back.
+
+The worker runs as the account that owns the job's folder: Slurm starts it so.
+"""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+from train_classifier.core.errors import NotReady, TrainClassifierError
+from train_classifier.worker.jobs import conclude, recover, removal
+from train_classifier.worker.jobs import run as local_run
+from train_classifier.worker.jobs.secrets import remove_secrets, store_secrets, take_secrets
+from train_classifier.worker.slurm import allocation, shared_folder
+from train_classifier.worker.slurm_node.publisher import Publisher
+from train_classifier.worker.state import file_trees
+from train_classifier.worker.state.files import make_folder, new_file, read_json, write_bytes, write_json
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system.host import Account, Host
+from train_classifier.worker.transfer import workspace_copy
+
+#: The launcher of the local job, for which its lock says whether it lives.
+LOCAL_LAUNCHER = "slurm-node"
+#: Records that are brought back at the end; result.json and status.json come after them.
+RECORDS = (
+    "usage.csv", "facts.json", "stock.json", "packed.json", "manifest.json", "artefacts.tar.gz",
+)  # fmt: skip
+#: Seconds for which the end of a job waits for a shared folder that cannot be written.
+DELIVERY_S = 1800.0
+RETRY_S = 2.0
+BLOCK = 1 << 20
+
+
+def run(folder: Path, host: Host) -> int:
+    """Run a submitted job that Slurm started on this node; return the exit status of Slurm's job."""
+    shared = Job(folder)
+    account = host.caller()
+    if account.uid == 0 or shared.is_foreign:
+        # Another account may have named this folder.
+        print(f"{folder} is not a job of {account.name}", flush=True)
+        return 1
+    if not take_attempt(shared, os.environ):
+        return 0
+    status = shared.status()
+    if status["state"] not in ("submitted", "running") or shared.result() is not None:
+        return 0
+    own = {
+        "launcher": shared_folder.LAUNCHER,
+        "slurm_job": os.environ["SLURM_JOB_ID"],
+        "node": allocation.node_name(os.environ),
+        "host": socket.gethostname(),
+    }
+    try:
+        local = bring_in(shared, host, account, status)
+        granted = allocation.read(host, os.environ)
+    except Exception as error:
+        return end_unstarted(shared, account, own, local_run.as_error(shared, error))
+    local.checkpoints = shared.checkpoints
+    publisher = Publisher(local, shared, own)
+    publisher.start()
+    try:
+        local_run.run_job(local, granted)
+    finally:
+        publisher.finish()
+    deliver(local, shared, account, publisher)
+    removal.remove(Job(local.dir), account)
+    return 0
+
+
+def take_attempt(shared: Job, variables: Mapping[str, str]) -> bool:
+    """Tell whether this process may run the job: a controller that was killed may start it twice.
+
+    A requeue by Slurm is another attempt, with another count.
+    """
+    number, count = variables["SLURM_JOB_ID"], variables.get("SLURM_RESTART_COUNT", "0")
+    path = shared.dir / f"attempt-{number}-{count}"
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return False
+    return True
+
+
+def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any]) -> Job:
+    """Make the job in this node's own state, and begin to copy its workspace there."""
+    store = Store(host.local_state_dir({})).make()
+    spec = shared.spec()
+    local = Job(store.jobs / shared.id)
+    if local.dir.exists():
+        # An earlier attempt on this node, whose worker was killed.
+        with contextlib.suppress(TrainClassifierError):
+            recover.finish(local, host)
+        removal.remove(local, account)
+    local.make(account)
+    write_json(local.dir / "spec.json", read_json(shared.dir / "spec.json"))
+    write_bytes(local.lease, b"")
+    make_folder(store.cache / spec.repository.key, 0o700, account)
+    # Slurm's launcher would have this job finished by those who ask Slurm.
+    write_json(local.dir / "status.json", {**status, "state": "submitted", "launcher": LOCAL_LAUNCHER})
+    store_secrets(local, account, take_secrets(shared))
+    workspace_copy.start(local, account, shared.workspace, None)
+    return local
+
+
+def end_unstarted(shared: Job, account: Account, own: dict[str, Any], cause: TrainClassifierError) -> int:
+    """End a job that could not be brought to this node, which Slurm's log records too."""
+    remove_secrets(shared)
+    shared.write_status(**own)
+    conclude.conclude(shared, recover.try_spec(shared), cause, {}, {})
+    conclude.remove_leftovers(shared, account)
+    print(f"{cause.reason}", flush=True)
+    return 1
+
+
+def deliver(local: Job, shared: Job, account: Account, publisher: Publisher) -> None:
+    """Bring records and results into the shared folder; the result comes last. Raises NotReady."""
+    steps: list[Callable[[], Any]] = [
+        publisher.publish,
+        *(lambda name=name: copy_file(local.dir / name, shared.dir / name) for name in RECORDS),
+        lambda: copy_unpacked(local, shared, account),
+    ]
+    for step in steps:
+        _repeat(step, publisher)
+    result = local.result()
+    if publisher.is_superseded or result is None:
+        return
+
+    def end() -> None:
+        shared.write_result(result)
+        status = read_json(local.dir / "status.json")
+        write_json(shared.dir / "status.json", {**status, **publisher.own})
+        conclude.remove_leftovers(shared, account)
+
+    _repeat(end, publisher)
+
+
+def _repeat(step: Callable[[], Any], publisher: Publisher) -> None:
+    """Do a step, again and again while the shared folder cannot be written. Raises NotReady."""
+    deadline = time.monotonic() + DELIVERY_S
+    while not publisher.is_superseded:
+        problem: Optional[OSError] = None
+        try:
+            if step() is not False:
+                return
+            problem = publisher.problem
+        except OSError as error:
+            problem = error
+        if time.monotonic() > deadline:
+            raise NotReady(f"the shared folder cannot be written: {problem}") from problem
+        time.sleep(RETRY_S)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Replace a file of the shared folder by a local one, if that is there."""
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    with open(descriptor, "rb") as file, new_file(target) as copy:
+        while block := file.read(BLOCK):
+            view = memoryview(block)
+            while view:
+                view = view[os.write(copy, view) :]
+
+
+def copy_unpacked(local: Job, shared: Job, account: Account) -> None:
+    """Bring results that were not packed, so that `fetch` packs them on the submit host."""
+    if not (local.result() or {}).get("unpacked"):
+        return
+    file_trees.remove(account, shared.workspace)
+    make_folder(shared.workspace, 0o755)
+    file_trees.copy(account, local.workspace, shared.workspace)
