@@ -76,6 +76,7 @@ def build_wheel(folder, settings=None, metadata=None):
 @pytest.fixture
 def world(base_image: str) -> Iterator[World]:
     for world in make_world(base_image):
+        world.provide_uv()
         # An image without distutils gets setuptools, which comes from the package index.
         bundle = ca_bundle()
         if bundle is not None:

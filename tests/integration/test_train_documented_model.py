@@ -94,6 +94,7 @@ def test_pytorch_example_trains_and_goes_on(world: World, index: Index, tmp_path
     pip = [uv_binary(), "tool", "run", "--python", "3.11", "pip", "download", "-q"]
     subprocess.run([*pip, "-d", tmp_path / "wheels", "-r", tmp_path / "requirements.txt"], check=True)
     index.add(*((wheel.name, wheel.read_bytes()) for wheel in (tmp_path / "wheels").iterdir()))
+    world.provide_uv()
     settings = json.loads(world.host_json.read_text())
     variables = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
     world.host_json.write_text(json.dumps({**settings, "environment": variables}))

@@ -75,7 +75,7 @@ def test_playbooks_check_train_and_cancel_on_this_machine(world: World) -> None:
     output = checked.communicate(timeout=240)[0]
     assert checked.returncode == 0, tail(output)
     assert b"Check mode: the request is good; nothing was pushed to here" in output
-    assert not world.state.exists()
+    world.assert_untouched()
     wrong = playbook(
         world, "train.yml", world.local, **{**variables, "training_job_model": "nope"}, flags=["--check"]
     )

@@ -14,6 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from worker_support import compiled_worker
+
+from train_classifier.controller.worker_bundle import bundle
+
 from .sshd import Sshd
 
 PACKAGE = Path(__file__).resolve().parents[2]
@@ -46,15 +50,27 @@ class World:
             "queue_dir": str(folder / "queue"),
             "service_user": "nobody",
         }
-        uv = shutil.which("uv")
-        if uv:
-            settings["uv"] = uv
         self.host_json.write_text(json.dumps(settings))
+        self.worker = self.state / "workers" / bundle()[0]
+        # As an earlier run left it, with its bytecode: each of some hundred hosts would compile it anew.
+        self.state.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700)
+        shutil.copytree(compiled_worker(), self.worker)
         self.local = folder / "local.yml"
         self.local.write_text(
             "all:\n  hosts:\n    here:\n      ansible_connection: local\n"
             f"      training_job_state_dir: {self.state}\n"
         )
+
+    def provide_uv(self) -> None:
+        """Let jobs install packages of Python; without, a job of a model without requirements has one container less."""
+        uv = shutil.which("uv")
+        if uv:
+            settings = json.loads(self.host_json.read_text())
+            self.host_json.write_text(json.dumps({**settings, "uv": uv}))
+
+    def assert_untouched(self) -> None:
+        """No job was sent to this host."""
+        assert [path.name for path in self.state.iterdir()] == ["workers"]
 
     def model(self, program: str, name: str = "probe") -> str:
         """Write a model whose `__main__.py` is `program` and return its name."""
