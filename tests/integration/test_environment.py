@@ -26,23 +26,14 @@ pytestmark = pytest.mark.engine
 IMPORTED_FROM = "import {0}; print({0}.__file__, getattr({0}, '__version__', ''))"
 
 
-def test_requirements_become_importable(site: Site) -> None:
+def test_requirements_become_importable_and_are_built_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     environment = site.prepare("\ufeffsix\r\nattrs  # classes\r\n")
     assert {line.partition("==")[0] for line in environment.packages} >= {"six", "attrs"}
     printed = site.run(site.find(), environment, IMPORTED_FROM.format("six") + "; import attr")
     assert printed.startswith("/opt/train-classifier/environment/six.py")
     assert site.containers() == []
-
-
-def test_distutils_works_without_requirements(site: Site) -> None:
-    environment = site.prepare("")
-    program = "from distutils import dir_util; print(dir_util.copy_tree.__module__)"
-    assert "dir_util" in site.run(site.find(), environment, program)
-    assert any("lacks distutils" in message for message in site.messages)
-
-
-def test_existing_environment_starts_no_container(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = site.prepare("six\nattrs")
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a container was started")
@@ -50,6 +41,13 @@ def test_existing_environment_starts_no_container(site: Site, monkeypatch: pytes
     monkeypatch.setattr(environment_build.helper, "run_helper", refuse)
     # The order of the lines, comments and code elsewhere in the repository define nothing.
     assert site.prepare("# again\nattrs\nsix\n") == environment
+
+
+def test_distutils_works_without_requirements(site: Site) -> None:
+    environment = site.prepare("")
+    program = "from distutils import dir_util; print(dir_util.copy_tree.__module__)"
+    assert "dir_util" in site.run(site.find(), environment, program)
+    assert any("lacks distutils" in message for message in site.messages)
 
 
 def test_new_requirement_extends_similar_environment(site: Site) -> None:
@@ -138,19 +136,22 @@ def test_constraints_and_included_files_apply(site: Site) -> None:
 
 
 def test_local_package_is_built_from_a_copy(site: Site) -> None:
+    """Its program is on the PATH, and what `.pth` files of another package say is done."""
     package = site.workspace / "lib" / "shapes"
     package.mkdir(parents=True)
     (package / "pyproject.toml").write_text(
         "[build-system]\nrequires=['setuptools']\nbuild-backend='setuptools.build_meta'\n"
-        "[project]\nname='shapes'\nversion='1'\n[tool.setuptools]\npy-modules=['shapes']\n"
+        "[project]\nname='shapes'\nversion='1'\n[project.scripts]\ncorners='shapes:main'\n"
+        "[tool.setuptools]\npy-modules=['shapes']\n"
     )
-    (package / "shapes.py").write_text("corners = 3\n")
-    first = site.prepare("./lib/shapes")
-    assert site.run(site.find(), first, "import shapes; print(shapes.corners)") == "3\n"
+    (package / "shapes.py").write_text("corners = 3\ndef main():\n    print('of', corners)\n")
+    first = site.prepare("./lib/shapes\nsetuptools\n")
+    assert (site.store.envs / first.hash / "site" / "distutils-precedence.pth").exists()
+    assert site.run(site.find(), first, "corners", shell=True) == "of 3\n"
     # A build writes beside the code, but not in the job's workspace.
     assert sorted(path.name for path in package.iterdir()) == ["pyproject.toml", "shapes.py"]
     (package / "shapes.py").write_text("corners = 4\n")
-    second = site.prepare("./lib/shapes")
+    second = site.prepare("./lib/shapes\nsetuptools\n")
     assert second.hash != first.hash
     assert site.run(site.find(), second, "import shapes; print(shapes.corners)") == "4\n"
 
@@ -222,20 +223,6 @@ def test_links_made_by_a_build_are_not_followed(site: Site, tmp_path: Path) -> N
         site.prepare("./lib")
 
 
-def test_pth_files_and_programs_work(site: Site) -> None:
-    package = site.workspace / "lib"
-    package.mkdir()
-    (package / "pyproject.toml").write_text(
-        "[build-system]\nrequires=['setuptools']\nbuild-backend='setuptools.build_meta'\n"
-        "[project]\nname='greeter'\nversion='1'\n[project.scripts]\ngreet='greeter:main'\n"
-        "[tool.setuptools]\npy-modules=['greeter']\n"
-    )
-    (package / "greeter.py").write_text("def main():\n    print('hello')\n")
-    environment = site.prepare("./lib\nsetuptools\n")
-    assert (site.store.envs / environment.hash / "site" / "distutils-precedence.pth").exists()
-    assert site.run(site.find(), environment, "greet", shell=True) == "hello\n"
-
-
 def test_two_jobs_at_once_build_one_environment(site: Site, tmp_path: Path) -> None:
     site.find()
     build_in_two_processes(site, tmp_path, lambda other: other.prepare("six\ncertifi").hash)
@@ -295,7 +282,7 @@ def private_index(engine: docker.DockerClient) -> Iterator[Index]:
         yield index
 
 
-@pytest.mark.parametrize("route", ["direct", "by a proxy"])
+@pytest.mark.parametrize("route", [pytest.param("direct", marks=pytest.mark.full), "by a proxy"])
 def test_netrc_login_is_used_and_not_stored(
     site: Site, private_index: Index, route: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

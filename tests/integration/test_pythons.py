@@ -94,6 +94,8 @@ def host(request: pytest.FixtureRequest, python: str) -> Iterator[Machine]:
     settings = {"ca_bundle": str(CA)} if CA.exists() else {}
     with machine(request.param, **settings) as new_host:
         new_host.python = python
+        # The probe of the image is asked and stored by this Python, too.
+        new_host.forget_images()
         # This machine's may lie where only its owner may go.
         shutil.copy2(uv_binary(), new_host.root / "uv")
         new_host.write_settings(uv=str(new_host.root / "uv"))

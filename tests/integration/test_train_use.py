@@ -97,7 +97,7 @@ def test_playbooks_check_train_and_cancel_on_this_machine(world: World) -> None:
     stopped = playbook(world, "cancel.yml", world.local, training_job_host="here", training_job_id=job)
     output = stopped.communicate(timeout=240)[0]
     assert stopped.returncode == 0, tail(output)
-    assert world.run("attach", job, "--inventory", world.local).returncode == 6
+    assert world.result(job)["exit_code"] == 6
 
 
 def test_time_limit_is_exit_5_and_delivers(world: World) -> None:

@@ -63,8 +63,9 @@ def assert_lost(host: Machine, job: str, phase: str) -> dict[str, object]:
 
 
 def test_worker_killed_in_phase_image(host: Machine) -> None:
-    # A fresh state folder: the image is probed, which takes a moment.
+    # The image is probed, which takes a moment.
     with machine(host.user) as fresh:
+        fresh.forget_images()
         job = fresh.start(LONG)
         fresh.until(job, "image")
         fresh.kill_worker(job)

@@ -176,6 +176,7 @@ def test_job_is_lost_and_delivered_when_engine_stays_away(host: Machine, tmp_pat
 def test_helper_container_is_restarted_after_lost_connection(host: Machine) -> None:
     """A helper container is started again when the connection breaks at its start."""
     with proxied() as engine, machine(host.user) as fresh:
+        fresh.forget_images()
         fresh.docker_host = engine.address
         engine.cut_after(b"/start", times=1)
         job, result = fresh.train(WRITES)

@@ -20,7 +20,7 @@ import pytest
 from docker.types import Mount
 from hosts.fleet import uv_binary
 from index_server import Index, serve, wheel
-from worker_support import compiled_worker, kill_processes_of
+from worker_support import IMAGE, compiled_worker, kill_processes_of, remember_image
 
 from train_classifier.core.job import JobSpec, Repository
 from train_classifier.worker.containers import helper, image, package_layers
@@ -65,6 +65,8 @@ class Site:
             values["ca_bundle"] = CA
         self.host = Host(**{**values, **settings})
         self.store = Store(folder / "state").make()
+        if base == IMAGE:
+            remember_image(self.store.root)
         install_program(folder)
         self.job = Job(self.store.jobs / JOB.format(os.getpid() & 0xFFFF))
         self.job.run.mkdir(parents=True, exist_ok=True)

@@ -26,6 +26,8 @@ import pytest
 
 from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core.job import SCHEMA, new_job_id
+from train_classifier.worker.containers import image
+from train_classifier.worker.state.store import Store
 
 IMAGE = os.environ.get("TRAIN_CLASSIFIER_TEST_IMAGE", "tc-slim:bookworm")
 #: The host's own Python, with the distribution's Docker SDK.
@@ -59,6 +61,22 @@ def compiled_worker() -> Path:
         path.write_bytes(content)
     subprocess.run([PYTHON, "-I", "-m", "compileall", "-q", folder], check=True)
     return folder
+
+
+@functools.cache
+def image_answer(reference: str) -> tuple[str, str]:
+    """Return the id of an image, and what its Python answers to the probe of a job."""
+    output = docker("run", "--rm", "--network=none", reference, "python3", "-c", image.probe_program())
+    identity = docker("image", "inspect", "-f", "{{.Id}}", reference)
+    return identity, output.splitlines()[-1].removeprefix("train-classifier:")
+
+
+def remember_image(state: Path, reference: str = IMAGE) -> None:
+    """Store the answer of an image as an earlier job does: each of some hundred hosts would ask it anew."""
+    identity, answer = image_answer(reference)
+    path = image.answer_path(Store(state), identity)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.write_text(answer)
 
 
 def accounts() -> list[str]:
@@ -144,10 +162,15 @@ class Machine:
         owner = pwd.getpwnam(self.user)
         self.state.mkdir(mode=0o711 if self.user == "root" else 0o700)
         shutil.copytree(compiled_worker(), self.program)
+        remember_image(self.state)
         for folder, _, names in os.walk(self.state):
             for path in [folder, *(os.path.join(folder, name) for name in names)]:
                 if os.geteuid() == 0:
                     os.chown(path, owner.pw_uid, owner.pw_gid)
+
+    def forget_images(self) -> None:
+        """Let the next job ask its image, as the first job of a host does."""
+        shutil.rmtree(self.state / "images")
 
     def write_settings(self, **changes: Any) -> None:
         self.settings.update(changes)

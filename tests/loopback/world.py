@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from worker_support import compiled_worker
+from worker_support import compiled_worker, remember_image
 
 from train_classifier.controller.worker_bundle import bundle
 
@@ -55,6 +55,7 @@ class World:
         # As an earlier run left it, with its bytecode: each of some hundred hosts would compile it anew.
         self.state.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700)
         shutil.copytree(compiled_worker(), self.worker)
+        remember_image(self.state, image)
         self.local = folder / "local.yml"
         self.local.write_text(
             "all:\n  hosts:\n    here:\n      ansible_connection: local\n"
@@ -70,7 +71,7 @@ class World:
 
     def assert_untouched(self) -> None:
         """No job was sent to this host."""
-        assert [path.name for path in self.state.iterdir()] == ["workers"]
+        assert sorted(path.name for path in self.state.iterdir()) == ["images", "workers"]
 
     def model(self, program: str, name: str = "probe") -> str:
         """Write a model whose `__main__.py` is `program` and return its name."""
@@ -157,6 +158,13 @@ class World:
             with contextlib.suppress(OSError, ValueError):
                 values.append(json.loads(path.read_text()))
         return values
+
+    def result(self, job: str) -> dict[str, Any]:
+        """Return a job's result from its file, once it is there."""
+        path = self.state / "jobs" / job / "result.json"
+        wait_until(path.exists)
+        result: dict[str, Any] = json.loads(path.read_text())
+        return result
 
     def log(self, job: str) -> bytes:
         """Return the job's log as the host has it."""

@@ -59,6 +59,8 @@ def test_11_build_ends_at_its_limits(site: Site, backend: str, limits: dict[str,
 
 def test_11_layers_and_probes_have_limits(site: Site) -> None:
     unlimited = site.host
+    for answer in site.store.images.iterdir():
+        answer.unlink()
     site.host = dataclasses.replace(unlimited, build_memory_bytes=7 << 20)
     with pytest.raises(NoEnvironment, match=r"the probe of Python in image .* needs more than 7 MiB"):
         site.find()

@@ -9,6 +9,7 @@ import posixpath
 import re
 import tempfile
 import threading
+from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional
 
 from train_classifier.core import image_reference
@@ -20,6 +21,7 @@ from train_classifier.worker.containers import engine, helper, inside_answer
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.containers.helper import Helper
 from train_classifier.worker.state.files import read_json, write_json
+from train_classifier.worker.state.store import Store
 from train_classifier.worker.system.host import Host
 
 #: 2.17.0-gpu is the last that is known to find the GPU as shipped.
@@ -212,16 +214,11 @@ def probe(context: Context, image: Any, reference: str) -> Image:
             f"choose an image for linux/{host_architecture} with {show_option('image')}",
         )
     _require_outside_of_mounts(context, reference, (attributes.get("Config") or {}).get("Volumes") or ())
-    source = pkgutil.get_data("train_classifier.worker.containers.inside", "probe_image.py") or b""
-    # A changed probe returns other properties, and the engine may not see the state folder by another path:
-    # such answers have another name.
-    question = hashlib.sha256(source + os.fsencode(context.store.root))
-    name = f"{image.id.partition(':')[2]}-{question.hexdigest()[:8]}.json"
-    path = context.store.images / name
+    path = answer_path(context.store, image.id)
     answer = read_json(path)
     if answer is None:
         require_visible_state_folder(context, image.id)
-        answer = _run_probe(context, image.id, reference, source.decode())
+        answer = _run_probe(context, image.id, reference)
         write_json(path, answer)
     else:
         # Marks the image as used: `clean` removes the least recently used first.
@@ -241,6 +238,20 @@ def probe(context: Context, image: Any, reference: str) -> Image:
         architecture=architecture,
         search_path=answer["search_path"],
     )
+
+
+def probe_program() -> str:
+    """Return the program that an image's Python runs for the probe."""
+    source = pkgutil.get_data("train_classifier.worker.containers.inside", "probe_image.py")
+    return (source or b"").decode()
+
+
+def answer_path(store: Store, identity: str) -> Path:
+    """Return where the answer of an image is stored."""
+    # A changed probe returns other properties, and the engine may not see the state folder by another path:
+    # such answers have another name.
+    question = hashlib.sha256(probe_program().encode() + os.fsencode(store.root))
+    return store.images / f"{identity.partition(':')[2]}-{question.hexdigest()[:8]}.json"
 
 
 def _require_outside_of_mounts(context: Context, reference: str, paths: Iterable[str]) -> None:
@@ -282,14 +293,14 @@ def require_visible_state_folder(context: Context, identity: str) -> None:
             raise engine.UnseenPath(f"the state folder {context.store.root}", STATE_DIR_HINT) from error
 
 
-def _run_probe(context: Context, identity: str, reference: str, source: str) -> dict[str, Any]:
+def _run_probe(context: Context, identity: str, reference: str) -> dict[str, Any]:
     import docker.errors
 
     helper_container = Helper(
         identity,
         ["/bin/sh", "-c", _FIND_PYTHON],
         user=context.host.job_user(),
-        environment={"TRAIN_CLASSIFIER_PROBE": source, "PYTHONDONTWRITEBYTECODE": "1"},
+        environment={"TRAIN_CLASSIFIER_PROBE": probe_program(), "PYTHONDONTWRITEBYTECODE": "1"},
         labels=context.labels("probe"),
         limits=context.host.limits(f"the probe of Python in image {reference}"),
         network=False,
