@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hosts.fleet import uv_binary
+from loopback.world import wait_until
 
 from e2e.world import ACT, NOBODY, PLAIN_PATH, World, action_folder
 
@@ -53,9 +53,7 @@ def make_world(
 
     def make(name: str = "caller", tools: Path | None = None) -> World:
         folder = Path(tempfile.mkdtemp(prefix="world-", dir=shared))
-        worlds.append(
-            World(folder, base_image, shared / "action", tools or shared / "tools", shared / "uv", name)
-        )
+        worlds.append(World(folder, base_image, shared / "action", tools or shared / "tools", name))
         return worlds[-1]
 
     yield make
@@ -153,10 +151,4 @@ def slack() -> Iterator[Callable[..., Slack]]:
 
 def eventually(condition: Callable[[], Any], seconds: float = 240) -> Any:
     """Return what `condition` returns once it is true; fail after a limit that suits a busy machine."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds} s")
+    return wait_until(condition, seconds)

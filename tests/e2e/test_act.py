@@ -103,7 +103,6 @@ def test_original_action_workflow_trains_and_reports_failure(
     world.assert_clean("artefacts.tar.gz")
 
 
-@pytest.mark.xdist_group("nobody")
 def test_runner_of_ordinary_user_without_uv_trains(ordinary: World, slack: Callable[..., Slack]) -> None:
     """A runner of an ordinary account without uv, in a folder with spaces: no file there gets another owner."""
     world = ordinary
@@ -137,7 +136,6 @@ def test_sample_workflow_trains(world: World) -> None:
     assert (spec["lease_s"], spec["grace_s"]) == (600, 3)
 
 
-@pytest.mark.xdist_group("nobody")
 def test_failing_model_delivers_artefacts_and_shows_error(
     ordinary: World, slack: Callable[..., Slack]
 ) -> None:
@@ -203,11 +201,9 @@ jobs:
 
 
 INJECTIONS = (
-    ("mnist; touch pwned", "with"),
-    ("$(touch pwned)", "with"),
+    ("mnist; touch pwned; $(touch pwned) `touch pwned`", "with"),
     ('"; touch pwned; "', "with"),
-    ("$(touch pwned)", "env"),
-    ("`touch pwned`", "env"),
+    ("$(touch pwned) `touch pwned`; touch pwned", "env"),
 )
 
 
@@ -233,7 +229,7 @@ jobs:
         with: {{ name: artefacts, path: artefacts.tar.gz }}
 """)
     done = world.act()
-    assert "codes 2 2 2 2 2." in done.log, done.log
+    assert "codes 2 2 2." in done.log, done.log
     assert "exit status 2" in done.log
     assert world.jobs() == []
     assert list(world.folder.rglob("pwned")) == []
@@ -250,7 +246,6 @@ while not os.path.exists("/data/gate/open"):
 )
 
 
-@pytest.mark.xdist_group("nobody")
 def test_two_jobs_of_one_workflow_train_at_once(ordinary: World) -> None:
     """They train on one host at the same time."""
     world = ordinary
@@ -314,37 +309,46 @@ def test_host_without_gpu_fails_before_push(world: World, slack: Callable[..., S
     world.assert_clean()
 
 
-@pytest.mark.xdist_group("nobody")
-def test_slack_errors_do_not_fail_the_job(ordinary: World, slack: Callable[..., Slack]) -> None:
+#: What the warning says of each webhook; LIMITED answers at the third try.
+SLACK_ERRORS = {
+    "LIMITED": "",
+    "GONE": "HTTP 404",
+    "BROKEN": "HTTP 500",
+    "SILENT": "no answer",
+    "NONSENSE": "neither",
+}
+
+
+@pytest.mark.parametrize(
+    "names", [["LIMITED", "GONE"], pytest.param(list(SLACK_ERRORS), marks=pytest.mark.full)], ids=len
+)
+def test_slack_errors_do_not_fail_the_job(
+    ordinary: World, slack: Callable[..., Slack], names: list[str]
+) -> None:
     """Slack answers 429, 500, 404 or not at all, or the webhook is invalid: one warning says what happened."""
-    limited, broken, silent = slack(429, 429, 200), slack(500), slack(0)
-    world, missing = ordinary, slack(404)
+    world, limited = ordinary, slack(429, 429, 200)
+    hooks = {
+        "LIMITED": limited.url, "GONE": slack(404).url, "BROKEN": slack(500).url, "SILENT": slack(0).url,
+        "NONSENSE": "n0nsense/planted",
+    }  # fmt: skip
     world.model(GOOD)
-    world.workflow("""\
+    world.workflow(f"""\
 on: push
 jobs:
   train:
-    strategy: { matrix: { hook: [LIMITED, BROKEN, SILENT, GONE, NONSENSE] } }
+    strategy: {{ matrix: {{ hook: {json.dumps(names)} }} }}
     runs-on: [self-hosted, linux, docker, X64]
     steps:
       - uses: actions/checkout@v5
       - uses: Incuvers/train-classifier@v1
         with:
           model: mnist
-          slack-webhook: ${{ secrets[matrix.hook] }}
+          slack-webhook: ${{{{ secrets[matrix.hook] }}}}
           slack-notify: success
       - uses: actions/upload-artifact@v5
-        with: { name: artefacts, path: artefacts.tar.gz }
+        with: {{ name: artefacts, path: artefacts.tar.gz }}
 """)
-    done = world.act(
-        secrets={
-            "LIMITED": limited.url,
-            "BROKEN": broken.url,
-            "SILENT": silent.url,
-            "GONE": missing.url,
-            "NONSENSE": "n0nsense/planted",
-        }
-    )
+    done = world.act(secrets={name: hooks[name] for name in names})
     assert done.status == 0, done.log
     assert len(limited.received) == 1
     assert limited.requests == 3
@@ -353,8 +357,8 @@ jobs:
         for line in done.log.splitlines()
         if "The Slack notice was not delivered" in line and "::warning" in line
     ]
-    assert len(warnings) == 4, done.log
-    for words in ("HTTP 500", "HTTP 404", "no answer", "neither"):
-        assert [line for line in warnings if words in line]
+    assert len(warnings) == len(names) - 1, done.log
+    for name in names:
+        assert name == "LIMITED" or [line for line in warnings if SLACK_ERRORS[name] in line]
     world.assert_clean("artefacts.tar.gz")
     world.assert_owned()

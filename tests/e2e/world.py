@@ -14,7 +14,6 @@ import json
 import os
 import pwd
 import shutil
-import stat
 import subprocess
 import sys
 import threading
@@ -88,6 +87,10 @@ def action_folder(target: Path) -> Path:
     return target
 
 
+def process_numbers() -> set[str]:
+    return {path.name for path in Path("/proc").iterdir() if path.name.isdigit()}
+
+
 class SecretWatch:
     """Searches every command line, and every new file of some folders, for words that must not be there."""
 
@@ -96,43 +99,52 @@ class SecretWatch:
         self.words = words
         self.since = time.time()
         self.leaks: set[str] = set()
+        #: Processes of before, which do not get the words.
+        self._others = process_numbers()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._search, daemon=True)
-        self._thread.start()
+        if words:
+            self._thread.start()
 
     def _search(self) -> None:
         while not self._end.wait(0.1):
-            for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            processes = process_numbers()
+            # A number may be used again.
+            self._others &= processes
+            for name in processes - self._others:
                 with contextlib.suppress(OSError):
-                    line = entry.read_bytes()
-                    if any(word in line for word in self.words) and int(entry.parent.name) != os.getpid():
+                    line = Path("/proc", name, "cmdline").read_bytes()
+                    if any(word in line for word in self.words):
                         self.leaks.add(line.replace(b"\0", b" ").decode("utf-8", "replace"))
             for folder in self.folders:
+                self._search_folder(folder)
+
+    def _search_folder(self, folder: str | Path) -> None:
+        """Search the files that were made or changed, by their ctime."""
+        with contextlib.suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    self._search_folder(entry.path)
+                    continue
                 with contextlib.suppress(OSError):
-                    for path in folder.rglob("*"):
-                        with contextlib.suppress(OSError):
-                            if changed_since(path, self.since) and any(
-                                word in path.read_bytes() for word in self.words
-                            ):
-                                self.leaks.add(str(path))
+                    # The clock of a file system may be a tick behind.
+                    changed = entry.stat(follow_symlinks=False).st_ctime >= self.since - 0.1
+                    if changed and entry.is_file(follow_symlinks=False):
+                        content = Path(entry.path).read_bytes()
+                        if any(word in content for word in self.words):
+                            self.leaks.add(entry.path)
 
     def stop(self) -> set[str]:
         self._end.set()
-        self._thread.join()
+        if self.words:
+            self._thread.join()
         return self.leaks
-
-
-def changed_since(path: Path, since: float) -> bool:
-    """Say whether a path is a file that was made or changed since then, by its ctime."""
-    information = path.lstat()
-    # The clock of a file system may be a tick behind.
-    return stat.S_ISREG(information.st_mode) and information.st_ctime >= since - 0.1
 
 
 class World:
     """One runner with one caller's repository."""
 
-    def __init__(self, folder: Path, image: str, action: Path, tools: Path, uv: Path, name: str) -> None:
+    def __init__(self, folder: Path, image: str, action: Path, tools: Path, name: str) -> None:
         self.folder = folder
         self.action = action
         self.identity: int | None = None
@@ -158,8 +170,6 @@ class World:
             "state_dir": str(self.state / "{user}"),
             "service_user": "nobody",
         }
-        if uv.exists():
-            settings["uv"] = str(uv)
         (folder / "host.json").write_text(json.dumps(settings))
         upload = folder / "upload-artifact"
         upload.mkdir()

@@ -22,6 +22,8 @@ class Memory:
     def __init__(self, world: World) -> None:
         self._folder = os.fsencode(str(world.folder))
         self._temp = world.temp
+        #: Processes of before are no part of what the world starts.
+        self._others = {path for path in Path("/proc").iterdir() if path.name.isdigit()}
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         #: Command line to bytes.
@@ -38,11 +40,13 @@ class Memory:
 
     def _watch(self) -> None:
         while not self._end.wait(0.2):
-            for entry in Path("/proc").iterdir():
-                if entry.name.isdigit() and int(entry.name) != os.getpid():
-                    # A process may end while it is looked at.
-                    with contextlib.suppress(OSError):
-                        self._sample(entry)
+            processes = {path for path in Path("/proc").iterdir() if path.name.isdigit()}
+            # A number may be used again.
+            self._others &= processes
+            for entry in processes - self._others:
+                # A process may end while it is looked at.
+                with contextlib.suppress(OSError):
+                    self._sample(entry)
             # Folders may be removed at the same time.
             with contextlib.suppress(OSError):
                 self.event_files = max(self.event_files, len(list(self._temp.glob("**/job_events/*"))))

@@ -96,7 +96,9 @@ def weights() -> str:
 
 def container(world: World, kind: str) -> int | None:
     """Process id on this machine of the first process of the job's running container of a kind."""
-    for status in world.statuses():
+    phase = {"job": "training", "build": "environment"}[kind]
+    # Asking the engine costs more than reading files.
+    for status in (status for status in world.statuses() if status.get("phase") == phase):
         labels = [f"label=train-classifier.{key}" for key in (f"job={status['id']}", f"kind={kind}")]
         filters = [word for label in labels for word in ("--filter", label)]
         listed = subprocess.run(["docker", "ps", "-q", *filters], capture_output=True, text=True, check=True)

@@ -104,7 +104,7 @@ def until_building(job: str) -> None:
     end = time.monotonic() + 240
     while not docker("ps", "-q", "--filter", f"label=train-classifier.job={job}"):
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 class Refused(Exception):

@@ -224,7 +224,7 @@ def wait_until(condition: Callable[[], Any], timeout: float = PATIENCE_S) -> Any
         if value:
             return value
         # An expensive condition is checked less often: the process it waits for needs the machine, too.
-        time.sleep(max(0.05, 2 * (time.monotonic() - started)))
+        time.sleep(max(0.05, 4 * (time.monotonic() - started)))
     raise AssertionError(f"not within {timeout} s: {condition}")
 
 
