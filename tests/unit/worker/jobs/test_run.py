@@ -26,3 +26,23 @@ def test_hint_names_an_image_where_that_of_the_python_cannot_be_had(monkeypatch:
     assert raised.value.hint == (
         "name an image with Python 3.9 by --image or in training_host_images (python3.9); to build it here: wait"
     )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"python": "3.11"},
+        {"image": "own"},
+        {"environment_kind": "image"},
+        {"environment_kind": "isolated"},
+        {"required_pythons": ("3.10", "3.11")},
+    ],
+)
+def test_no_other_python_is_taken_where_one_was_chosen_or_none_fits(settings: dict[str, Any]) -> None:
+    job: Any = SimpleNamespace(
+        spec=JobSpec("20260101-000000-00000000", "m", Repository("r", "0" * 16), **settings)
+    )
+    error = PythonConflict("needs 3.8 to 3.9", "set python", "to build it here: wait", None, ["3.8", "3.9"])
+    with pytest.raises(PythonConflict) as raised:
+        run.take_fitting_python(job, error)
+    assert raised.value is error
