@@ -64,6 +64,7 @@ FIRST = (
     "integration/test_github_runner.py",
     "integration/test_molecule.py",
     "integration/test_docker_engine.py",
+    "integration/test_cluster.py",
     "gpu_host",
     "e2e",
     "plain_host",

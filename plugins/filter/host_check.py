@@ -136,6 +136,56 @@ def held_rows(lines: list[str], old_lists_days: int = 14) -> list[dict]:
     return [_row("held-updates", "ok", f"no security update is known for the {len(held)} held packages")]
 
 
+#: What a node's state in Slurm means, where it takes no job. With `*` the controller does not reach it.
+SLURM_STATES = {
+    "down": "is down",
+    "drained": "takes no new job",
+    "draining": "takes no new job and still runs some",
+    "inval": "has less than slurm.conf says",
+    "unknown": "has not reported yet",
+    "maint": "is in maintenance",
+    "reboot": "waits for its reboot",
+}
+
+
+def slurm_rows(lines: list[str]) -> list[dict]:
+    """Rows on munge and on the host as a node of Slurm; none without lines.
+
+    `lines`: `munge ok` or what it said; on a node also `slurmd STATE` of systemd, and `state STATE|REASON` of
+    Slurm, or what sinfo said instead.
+    """
+    answers = dict(line.split(" ", 1) for line in lines if " " in line)
+    if not answers:
+        return []
+    if answers["munge"] == "ok":
+        rows = [_row("munge", "ok", "munge works")]
+    else:
+        hint = f"journalctl -u munge has its log; a clock that is minutes off does it, too. {SITE}"
+        rows = [
+            _row("munge", "fail", f"munge, by which Slurm knows its hosts, fails: {answers['munge']}", hint)
+        ]
+    if "slurmd" not in answers:
+        return rows
+    state, separator, reason = answers.get("state", "").partition("|")
+    name = state.rstrip("*~#!%$@^-+")
+    if answers["slurmd"] != "active":
+        message = f"slurmd is {answers['slurmd']}"
+        rows.append(_row("slurm-node", "fail", message, f"journalctl -u slurmd has its log; {SITE}"))
+    elif not separator:
+        message = f"Slurm does not know this node: {state or 'no answer'}"
+        rows.append(_row("slurm-node", "fail", message, SITE))
+    elif "*" in state:
+        message = "slurmd runs, and the controller does not reach it (port 6818)"
+        rows.append(_row("slurm-node", "fail", message, "look for a firewall, or set slurm_node_address"))
+    elif name in SLURM_STATES:
+        why = f": {reason}" if reason not in ("", "none") else ""
+        hint = "once that is over, on the controller: scontrol update nodename=NODE state=resume"
+        rows.append(_row("slurm-node", "fail", f"the node {SLURM_STATES[name]}{why}", hint))
+    else:
+        rows.append(_row("slurm-node", "ok", f"Slurm gives this node jobs ({name})"))
+    return rows
+
+
 def worker_rows(task: dict, limit_s: float, drained: bool = False) -> list[dict]:
     """Rows from the worker's answer to `check`, or one that says why there is none; with the clock.
 
@@ -226,6 +276,7 @@ class FilterModule:
             "host_check_driver_rows": driver_rows,
             "host_check_engine_rows": engine_rows,
             "host_check_held_rows": held_rows,
+            "host_check_slurm_rows": slurm_rows,
             "host_check_worker_rows": worker_rows,
             "host_check_merge": merge,
             "host_check_ready": ready,

@@ -9,6 +9,7 @@ import os
 import pwd
 import stat
 import tempfile
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ options:
       path: {description: The absolute path., type: path, required: true}
       state: {description: What it is., type: str, choices: [file, directory, absent], default: file}
       content: {description: The content of a file., type: str}
+      base64: {description: The content of a file that is no text., type: str}
       source: {description: A file of the host to copy instead., type: path}
       owner: {description: The owner., type: str, default: root}
       group: {description: The group., type: str, default: root}
@@ -42,6 +44,7 @@ SUBOPTIONS = {
     "state": {"choices": ["file", "directory", "absent"], "default": "file"},
     # A task whose content is secret has no_log or `diff: false`, too.
     "content": {"type": "str", "no_log": True},
+    "base64": {"type": "str", "no_log": True},
     "source": {"type": "path"},
     "owner": {"default": "root"},
     "group": {"default": "root"},
@@ -91,7 +94,10 @@ def provide_file(
 ) -> dict[str, str] | None:
     """Write a file that differs; what differs, or None."""
     path = Path(entry["path"])
-    content = Path(entry["source"]).read_bytes() if entry["source"] else (entry["content"] or "").encode()
+    if entry["source"]:
+        content = Path(entry["source"]).read_bytes()
+    else:
+        content = b64decode(entry["base64"]) if entry["base64"] else (entry["content"] or "").encode()
     there = attributes(path, follow=False)
     if there and there[0] == stat.S_IFDIR:
         raise IsADirectoryError(f"{path} is a folder")

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from .fleet import prepare, simulate_gpus
 from .machine import LABEL, HostError, TestHost, make_image, owner_label, run
+from .play import ROOT
 
 SHARED = "/srv/train-classifier"
 CONTROLLER = "controller"
@@ -37,6 +38,7 @@ SlurmdParameters=config_overrides
 SlurmdTimeout=60
 ReturnToService=2
 GresTypes=gpu
+Epilog=/var/lib/train-classifier/slurm/epilog
 DefMemPerCPU=500
 LaunchParameters=disable_send_gids
 {nodes}
@@ -166,9 +168,11 @@ def _configure(cluster: Cluster) -> None:
     key = secrets.token_hex(64)
     for host in cluster.hosts:
         host.write("/etc/munge/munge.key", key, "0400")
-        host.shell(f"chown munge: /etc/munge/munge.key; chmod 1777 {SHARED}; systemctl enable -q --now munge")
+        host.shell("chown munge: /etc/munge/munge.key; systemctl enable -q --now munge")
     controller.shell("systemctl enable -q --now slurmctld")
+    epilog = (ROOT / "roles/slurm_node/files/epilog").read_text()
     for node in cluster.nodes:
+        node.write("/var/lib/train-classifier/slurm/epilog", epilog, "0755")
         server = f"SLURMD_OPTIONS='--conf-server {CONTROLLER}:6817'\n"
         node.write("/etc/default/slurmd", server)
         node.shell("systemctl enable -q slurmd; systemctl start --no-block slurmd")
@@ -194,6 +198,8 @@ def start_hosts(directory: Path, names: Sequence[str], image: str) -> Cluster:
             host.remove()
         network.remove()
         raise
+    # As on a server of files: each account makes a folder of its own.
+    hosts[CONTROLLER].shell(f"chmod 1777 {SHARED}")
     return Cluster(controller=hosts[CONTROLLER], nodes=[hosts[name] for name in names], network=network)
 
 

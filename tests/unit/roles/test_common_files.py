@@ -28,7 +28,15 @@ def module() -> ModuleType:
 
 
 def entry(path: Path, **options: Any) -> dict[str, Any]:
-    values = {"state": "file", "content": None, "source": None, "mode": None, "owner": USER, "group": GROUP}
+    values = {
+        "state": "file",
+        "content": None,
+        "base64": None,
+        "source": None,
+        "mode": None,
+        "owner": USER,
+        "group": GROUP,
+    }
     return {**values, "path": str(path), **options}
 
 

@@ -94,7 +94,15 @@ def test_main_begins_with_the_preflight(role: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "role", ["docker_engine", "nvidia_container_toolkit", "nvidia_driver", "training_host"]
+    "role",
+    [
+        "docker_engine",
+        "nvidia_container_toolkit",
+        "nvidia_driver",
+        "slurm_controller",
+        "slurm_node",
+        "training_host",
+    ],
 )
 def test_uninstall_looks_for_jobs_before_it_touches_anything(role: str) -> None:
     look, refuse, *_ = load(ROOT / "roles" / role / "tasks/uninstall.yml")
@@ -118,7 +126,7 @@ def test_facts_are_a_small_subset_that_is_used(role: str) -> None:
 def test_a_play_of_several_roles_gathers_facts_once_for_all(name: str) -> None:
     first, *others = load(ROOT / f"playbooks/{name}.yml")
     assert first["gather_facts"] and set(first["gather_subset"]) >= {"!all", "!min", "distribution"}
-    assert not [play for play in others if play["gather_facts"]]
+    assert not [play for play in others if play.get("gather_facts")]
 
 
 def test_plugins_have_unique_names() -> None:
