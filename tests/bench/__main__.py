@@ -7,6 +7,7 @@ ratios of one run of this bench; absolute seconds depend on the machine.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import statistics
@@ -22,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hosts import fleet
 from hosts.machine import CA_BUNDLE, ca_bundle, make_image, run
 
+from bench import pairs
 from bench.peers import CONTESTANTS, Bench, Run
 
 EMPTY = "import pathlib\npathlib.Path('artefacts').mkdir(exist_ok=True)\npathlib.Path('artefacts/done').write_text('{}')\n"
@@ -178,11 +180,43 @@ def live(bench: Bench, repo: Path) -> dict[str, float]:
     return times
 
 
+def beside_another(other: Path, rounds: int) -> list[list[pairs.Figures]]:
+    """Train an empty model by another checkout's command and by this one's, in turn, and print their medians."""
+    image = bench_image()
+    with tempfile.TemporaryDirectory(prefix="train-classifier-bench-") as name:
+        work = Path(name)
+        host = fleet.ssh_host(work / "host", make_image("slim"))
+        try:
+            host.load_image(image)
+            arguments = ["--inventory", str(host.inventory("trainer")), "--image", image, "--gpus", "0"]
+            runs = []
+            for label, checkout in (("other", other), ("this", Path(__file__).parents[2])):
+                model = repository(work / label, EMPTY, COMMON)
+                output = work / f"{label}.tar.gz"
+                runs.append(
+                    functools.partial(pairs.train, checkout, host.container, model, arguments, output)
+                )
+            return pairs.compare(*runs, rounds)
+        finally:
+            host.remove()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (default 5)")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="CHECKOUT",
+        help="instead: an empty model again, by this checkout and by another one with its .venv, in turn",
+    )
     options = parser.parse_args()
+    if options.against:
+        figures = beside_another(options.against.resolve(), options.rounds)
+        if options.json:
+            options.json.write_text(json.dumps(figures, indent=1))
+        return
     image = bench_image()
     table = Table()
     with tempfile.TemporaryDirectory(prefix="train-classifier-bench-") as name:

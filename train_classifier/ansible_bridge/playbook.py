@@ -1,8 +1,7 @@
 """Run one of our playbooks. The only module that imports ansible_runner."""
 
-import contextlib
-import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,8 +20,11 @@ PASSED = frozenset([
     "NO_PROXY", "DOCKER_HOST", "TRAIN_CLASSIFIER_HOST_JSON", options.READER,
 ])  # fmt: skip
 PASSED_PREFIXES = ("XDG_", "ANSIBLE_", "AWX_", "RUNNER_OM", "RUNNER_ON")
-#: Seconds between two calls of `cancelled`.
-POLL_S = 1
+#: Runs a script. Each task of Ansible is a fork, whose collector touches all memory: a tenth of the CPU time.
+SELDOM_COLLECTING = (
+    "import gc, sys; gc.set_threshold(100000, 50, 1000); del sys.argv[0]; "
+    "exec(compile(open(sys.argv[0]).read(), sys.argv[0], 'exec'))"
+)
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,13 @@ def run(
     """Run playbooks/`playbook` and return how it ended.
 
     `private` is an empty folder of mode 0700 that the caller removes. Runs in any thread; signals of the
-    terminal do not reach the child, which has its own session. `cancelled` is called every second.
+    terminal do not reach the child, which has its own session. The caller kills it; `cancelled` is asked only
+    once it has started.
     """
     import ansible_runner
+    from ansible_runner.utils import OutputEventFilter
 
     root = content.root()
-    settings = {
-        "suppress_output_file": True,
-        "suppress_ansible_output": True,
-        "pexpect_timeout": POLL_S,
-    }
-    (private / "env").mkdir(mode=0o700)
-    (private / "env" / "settings").write_text(json.dumps(settings))
     reasons = Reasons()
     config = ansible_runner.RunnerConfig(
         private_data_dir=str(private),
@@ -97,12 +94,42 @@ def run(
         ident="run",
     )
     config.prepare()
-    config.env = {**_passed(config.env), **ansible_environment(root), **(environment or {})}
-    config.cwd = str(private)
-    runner = ansible_runner.Runner(config, event_handler=reasons, cancel_callback=cancelled)
-    with _path_set_to(config.env["PATH"]):
-        _, status = runner.run()
-    return Outcome(int(status if status is not None else 1), reasons.text(), reasons.unreachable)
+    Path(config.artifact_dir, "job_events").mkdir(mode=0o700, parents=True)
+    runner = ansible_runner.Runner(config, event_handler=reasons)
+    events = OutputEventFilter(None, runner.event_callback, suppress_ansible_output=True)
+    try:
+        # Not by the runner: its terminal, which is not needed here, makes it sleep for a tenth of a second
+        # twice.
+        process = subprocess.Popen(
+            _command(config.command),
+            cwd=private,
+            env={**_passed(config.env), **ansible_environment(root), **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=True,
+        )
+    except OSError as error:
+        return Outcome(127, f"ansible-playbook cannot be started: {error}", unreachable=False)
+    with process:
+        if cancelled():
+            process.kill()
+        assert process.stdout
+        for line in process.stdout:
+            events.write(line)
+    events.close()
+    status = process.returncode if process.returncode >= 0 else 128 - process.returncode
+    return Outcome(status, reasons.text(), reasons.unreachable)
+
+
+def _command(words: list[str]) -> list[str]:
+    """Return the command line that runs ansible-playbook with a garbage collector that looks seldom."""
+    program = Path(sys.executable).with_name(words[0])
+    if not program.is_file():
+        return words
+    return [sys.executable, "-P", "-c", SELDOM_COLLECTING, str(program), *words[1:]]
 
 
 def ansible_environment(root: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -119,20 +146,6 @@ def ansible_environment(root: Path, environ: Mapping[str, str] = os.environ) -> 
         "PYTHONPATH": os.pathsep.join(part for part in (package, os.environ.get("PYTHONPATH")) if part),
         "ANSIBLE_HOST_KEY_CHECKING": os.environ.get("ANSIBLE_HOST_KEY_CHECKING", "True"),
     }
-
-
-@contextlib.contextmanager
-def _path_set_to(path: str) -> Any:
-    """Set PATH of this process meanwhile: pexpect searches the command there, not on the child's PATH."""
-    before = os.environ.get("PATH")
-    os.environ["PATH"] = path
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PATH"]
-        else:
-            os.environ["PATH"] = before
 
 
 def _passed(environment: Mapping[str, str]) -> dict[str, str]:

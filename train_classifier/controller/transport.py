@@ -212,10 +212,11 @@ class RemoteHost:
         if self.state_dir:
             return f"S={shlex.quote(self.state_dir)}"
         return (
-            'if [ "$(id -u)" = 0 ]; then S=/var/lib/train-classifier/state; '
+            'U=$(id -u); if [ "$U" = 0 ]; then S=/var/lib/train-classifier/state; '
             'else case "${XDG_STATE_HOME:-}" in /*) S=$XDG_STATE_HOME ;; '
             # As the worker: HOME may be unset, or that of another account.
-            '*) H=$(getent passwd "$(id -u)" 2>/dev/null | cut -d: -f6); [ -d "$H" ] || H=${HOME:-$H}; '
+            # The last but one of the fields that colons separate.
+            '*) H=$(getent passwd "$U" 2>/dev/null); H=${H%:*}; H=${H##*:}; [ -d "$H" ] || H=${HOME:-$H}; '
             "S=$H/.local/state ;; esac; "
             'S="$S/train-classifier"; fi'
         )

@@ -77,3 +77,16 @@ def test_failed_playbook_has_the_message_of_ansible_and_no_environment(
         for path in private.rglob("*"):
             assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
     assert not Path(folder).exists()
+
+
+def test_playbook_that_is_not_wanted_any_more_ends_as_it_starts(tmp_path: Path) -> None:
+    outcome = playbook.run("train.yml", tmp_path, inventory="localhost,", cancelled=lambda: True)
+    assert outcome.status == 128 + 9
+
+
+def test_missing_ansible_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(playbook.sys, "executable", str(tmp_path / "bin/python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    outcome = playbook.run("train.yml", tmp_path, inventory="localhost,")
+    assert outcome.status == 127
+    assert "ansible-playbook cannot be started" in (outcome.reason or "")

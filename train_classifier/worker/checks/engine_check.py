@@ -4,7 +4,6 @@ import importlib.util
 import json
 import os
 import re
-import socket
 from typing import Any, Optional
 
 from train_classifier.core.errors import NotReady
@@ -12,35 +11,19 @@ from train_classifier.core.options import show_option
 from train_classifier.worker.checks.finding import Finding, fail, ok, warn
 from train_classifier.worker.containers import engine
 
-SOCKET = "/var/run/docker.sock"
 TIMEOUT_S = 20.0
 #: The oldest tested version, that of Debian 12.
 LEAST = (20, 10)
 
 
-def _get(address: str, path: str) -> dict[str, Any]:
-    """Return the engine's answer. HTTP/1.0 without http.client, which would import mail and TLS modules."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(TIMEOUT_S)
-        connection.connect(address)
-        connection.sendall(f"GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n".encode())
-        with connection.makefile("rb") as answer:
-            head, _, body = answer.read().partition(b"\r\n\r\n")
-    if not re.match(rb"HTTP/1\.[01] 200\b", head):
-        message = (head.partition(b"\r\n")[0] + b": " + body)[:200].decode("utf-8", "replace")
-        raise ValueError(f"{path} answered {message}")
-    data: dict[str, Any] = json.loads(body)
-    return data
-
-
-def ask() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the engine's /info and /version. Raises OSError, ValueError, or NotReady through the SDK."""
-    address = os.environ.get("DOCKER_HOST") or f"unix://{SOCKET}"
-    if not address.startswith("unix://"):
+def ask() -> tuple[dict[str, Any], str]:
+    """Return the engine's /info, and the name of its server. Raises OSError, ValueError, NotReady."""
+    path = engine.socket_path()
+    if path is None:
         client = engine.connect()
-        return client.info(), client.version()
-    path = address[len("unix://") :]
-    return _get(path, "/info"), _get(path, "/version")
+        return client.info(), str(client.version().get("Components"))
+    headers, answer = engine.ask(path, "/info", TIMEOUT_S)
+    return json.loads(answer), headers.get("server", "")
 
 
 def sdk() -> Finding:
@@ -57,9 +40,9 @@ def sdk() -> Finding:
 def check() -> tuple[Optional[dict[str, Any]], list[Finding]]:
     """Return the engine's /info, None when it does not answer, and the findings about it."""
     name = "engine"
-    address = os.environ.get("DOCKER_HOST") or SOCKET
+    address = os.environ.get("DOCKER_HOST") or engine.SOCKET
     try:
-        info, version = ask()
+        info, server = ask()
     except PermissionError:
         return None, [
             fail(
@@ -81,17 +64,16 @@ def check() -> tuple[Optional[dict[str, Any]], list[Finding]]:
         return None, [
             fail(name, f"the Docker engine does not answer: {reason}", "on the host: systemctl status docker")
         ]
-    return info, list(_findings(info, version))
+    return info, list(_findings(info, server))
 
 
-def _findings(info: dict[str, Any], version: dict[str, Any]) -> list[Finding]:
+def _findings(info: dict[str, Any], server: str) -> list[Finding]:
     name, role = "engine", "install Docker from packages with the role docker_engine"
-    components = " ".join(str(part.get("Name", "")) for part in version.get("Components") or ())
     options = " ".join(info.get("SecurityOptions") or ())
     root = str(info.get("DockerRootDir") or "")
-    text = str(info.get("ServerVersion") or version.get("Version") or "")
+    text = str(info.get("ServerVersion") or "")
     numbers = re.match(r"(\d+)\.(\d+)", text)
-    if "podman" in components.lower():
+    if re.search("podman|libpod", server, re.IGNORECASE):
         return [fail(name, "this is podman's emulation of Docker, which cannot run jobs", role)]
     if "/snap/" in root:
         return [fail(name, "this is Docker from a snap, which sees neither state folders nor GPUs", role)]

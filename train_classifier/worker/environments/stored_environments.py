@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -236,16 +237,21 @@ class NoUv(NotReady):
 
 def uv_version(host: Host) -> str:
     """Return the version of the host's uv. Raises NoUv."""
+    return _version_of(host.uv)
+
+
+@functools.cache
+def _version_of(uv: Path) -> str:
     hint = "run the role training_host on this host"
     try:
         process = subprocess.run(
-            [str(host.uv), "--version"], capture_output=True, text=True, timeout=30, check=True,
+            [str(uv), "--version"], capture_output=True, text=True, timeout=30, check=True,
             env={"PATH": "/usr/bin:/bin", "HOME": "/nonexistent"},
         )  # fmt: skip
     except FileNotFoundError as error:
-        raise NoUv(f"{host.uv} is missing", hint) from error
+        raise NoUv(f"{uv} is missing", hint) from error
     except (OSError, subprocess.SubprocessError) as error:
-        raise NoUv(f"{host.uv} does not work: {error}", hint) from error
+        raise NoUv(f"{uv} does not work: {error}", hint) from error
     return process.stdout.strip()
 
 

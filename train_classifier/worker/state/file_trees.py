@@ -113,7 +113,8 @@ def remove(account: Optional[Account], *trees: Path) -> None:
     The account empties a tree that it may not remove from the caller's folder; the caller removes that.
     """
     present = [str(tree) for tree in trees if os.path.lexists(tree)]
-    if not present:
+    # Files and empty folders need no process.
+    if _remove_emptied(present):
         return
     process = _run(account, "rm", "-rf", "--", *present)
     if process.returncode and not _remove_emptied(present):

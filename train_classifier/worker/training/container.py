@@ -166,7 +166,7 @@ def _mounts(context: Context, spec: JobSpec, environment: Environment) -> list[A
 
     job, account = _job(context), context.host.job_user()
     # Check again: since the submission a folder may have been replaced by a link to another.
-    engine_folders = engine.folders(engine.retry(context.client.info))
+    engine_folders = engine.folders(engine.retry(context.client.info)) if spec.data else ()
     folders = data_folders.resolve(spec, context.host, context.store.root, engine_folders)
     mounts = [
         Mount(WORKSPACE, str(job.workspace), "bind"),

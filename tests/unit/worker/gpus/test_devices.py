@@ -359,17 +359,21 @@ def test_auto_takes_the_cpu_when_the_engine_cannot_hand_over(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("info", "version", "words"),
+    ("info", "server", "words"),
     [
-        ({"ServerVersion": "5.4.2"}, {"Components": [{"Name": "Podman Engine"}]}, "podman"),
-        ({"ServerVersion": "27.2.0", "DockerRootDir": "/var/snap/docker/common/var-lib-docker"}, {}, "snap"),
-        ({"ServerVersion": "27.2.0", "SecurityOptions": ["name=userns"]}, {}, "userns-remap"),
-        ({"ServerVersion": "27.2.0", "SecurityOptions": ["name=rootless"]}, {}, "rootless"),
-        ({"ServerVersion": "19.03.8"}, {}, "too old"),
+        ({"ServerVersion": "5.4.2"}, "Libpod/5.4.2 (linux)", "podman"),
+        (
+            {"ServerVersion": "27.2.0", "DockerRootDir": "/var/snap/docker/common/var-lib-docker"},
+            "Docker",
+            "snap",
+        ),
+        ({"ServerVersion": "27.2.0", "SecurityOptions": ["name=userns"]}, "Docker", "userns-remap"),
+        ({"ServerVersion": "27.2.0", "SecurityOptions": ["name=rootless"]}, "Docker", "rootless"),
+        ({"ServerVersion": "19.03.8"}, "Docker", "too old"),
     ],
 )
-def test_engines_that_cannot_be_used(info: dict[str, Any], version: dict[str, Any], words: str) -> None:
-    findings = engine_check._findings(info, version)
+def test_engines_that_cannot_be_used(info: dict[str, Any], server: str, words: str) -> None:
+    findings = engine_check._findings(info, server)
     assert [(one.status, one.code) for one in findings] == [("fail", 3)]
     assert words in findings[0].message
     assert findings[0].hint
