@@ -25,7 +25,7 @@ from train_classifier.core.project.package_index import PackageIndex
 from train_classifier.core.project.package_sources import PackageSources
 from train_classifier.core.project.project_file import Project
 from train_classifier.core.project.tables import table_at
-from train_classifier.core.text import hide_logins
+from train_classifier.core.text import hide_logins, printable
 
 NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 # A version does not begin like an operator: else each clause could be read in two ways.
@@ -580,8 +580,8 @@ def decode(data: bytes) -> str:
 
 
 def shortened(problem: str) -> str:
-    """Return the sentence without logins, shortened if it quotes a very long text."""
-    problem = hide_logins(problem)
+    """Return the sentence on one line and without logins, shortened if it quotes a very long text."""
+    problem = printable(hide_logins(problem))
     return problem if len(problem) <= 400 else f"{problem[:397]}..."
 
 

@@ -13,6 +13,7 @@ from train_classifier.core.project.package_index import PackageIndex
 HEAD = "[project]\nname = 'shapes'\nversion = '1'\ndependencies = ['torch>=2 ; python_version > \"3\"', 'My_Lib[x]>1', 'six']\n"
 CPU = "[[tool.uv.index]]\nname = 'cpu'\nurl = 'https://h/whl/cpu'\nexplicit = true\n"
 TORCH = PackageIndex("torch", "https://h/whl/cpu")
+POETRY = "[build-system]\nbuild-backend = 'poetry.core.masonry.api'\n[tool.poetry.dependencies]\nsix = '*'\n"
 
 
 def parse(folder: Path, text: str) -> requirements_file.Requirements:
@@ -100,6 +101,7 @@ def test_constraints_of_uv_are_constraints(tmp_path: Path) -> None:
         ("[tool.uv]\noverride-dependencies = ['a']\n", "tool.uv.override-dependencies cannot be followed without uv.lock"),
         ("[tool.uv]\nindex-url = 'file:///wheels'\n", "tool.uv.index-url has the address 'file:///wheels'"),
         ("[[tool.uv.index]]\nurl = 'https://me:word@h/${TOKEN}'\n", "has the address 'https://***@h/${TOKEN}'"),
+        ("[[tool.uv.index]]\nurl = \"https://me:wo'rd two@h\"\n", "has the address 'https://***@h'"),
         ("[tool.uv.sources]\ntorch = { index = 'cpu' }\n", "names the index 'cpu', which tool.uv.index lacks"),
         ("[tool.uv.sources]\nsix = { workspace = true }\n", "tool.uv.sources.six cannot be followed"),
         ("[tool.uv.sources]\nsix = { git = 'x', marker = \"python_version > '3'\" }\n", "is for some platforms only"),
@@ -116,6 +118,21 @@ def test_sources_that_cannot_be_followed(tmp_path: Path, more: str, problem: str
     # A lock says it.
     (tmp_path / "uv.lock").write_text('[[package]]\nsource = { virtual = "." }\n')
     assert parse(tmp_path, HEAD + more).problems == ()
+
+
+def test_problem_is_one_line_without_control_characters(tmp_path: Path) -> None:
+    source = '[[tool.poetry.source]]\nname = "x"\nurl = "https://h/\\u001b[31m\\n::error::x"\n'
+    [problem] = parse(tmp_path, POETRY + source).problems
+    assert r"https://h/\x1b[31m\n::error::x)" in problem and problem.isprintable()
+
+
+def test_long_name_is_compared_with_no_pattern(tmp_path: Path) -> None:
+    """Each of many patterns would be looked for in all of it."""
+    patterns = ", ".join(f"'*b{number}*'" for number in range(10000))
+    source = f"[[tool.pdm.source]]\nname = 'x'\nurl = 'https://h'\ninclude_packages = [{patterns}]\n"
+    head = f"[project]\nname = 'shapes'\nversion = '1'\ndependencies = ['{'a' * 100000}b1b']\n"
+    requirements = parse(tmp_path, head + source)
+    assert requirements.indexes == () and "is no name of a package" not in str(requirements.problems)
 
 
 def test_repository_is_a_package_whatever_index_its_packages_are_from(tmp_path: Path) -> None:

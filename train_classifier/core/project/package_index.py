@@ -27,7 +27,8 @@ class PackageIndex:
 def checked_address(address: object, where: str) -> str:
     """Return the address of an index. Raises ValueError with a phrase for what is none."""
     if not isinstance(address, str) or not _ADDRESS.match(address):
-        shown = hide_logins(str(address))[:100]
+        # What is no address may have anything in its login.
+        shown = hide_logins(re.sub(r"://.*@", "://***@", str(address), flags=re.DOTALL))[:100]
         raise ValueError(
             f"{where} has the address {shown!r}, and only https://… without variables is followed"
         )

@@ -21,8 +21,9 @@ _PLATFORM = re.compile(r"(sys_platform|platform_system) ?([!=]=) ?(?:'(\w{1,40})
 _NAMED = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(\[[^\]]*\])?")
 #: Most sources of all packages together.
 MOST_SOURCES = 1000
-#: Most comparisons of packages with patterns.
+#: Most comparisons of packages with patterns, and most characters of a name or a pattern: they take time.
 MOST_MATCHES = 50_000
+MOST_NAME = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +161,8 @@ class _Reader:
             own = [
                 package
                 for package in sorted(self.required)
-                if any(fnmatch.fnmatchcase(package, _pattern(each)) for each in patterns)
+                if len(package) <= MOST_NAME
+                and any(fnmatch.fnmatchcase(package, _pattern(each)) for each in patterns)
             ]
             self.more_for_extras = self.more_for_extras or bool(patterns)
             self.indexes += [package_index.for_package(package, address, None, where) for package in own]
@@ -171,7 +173,7 @@ class _Reader:
 def _pattern(text: object) -> str:
     """Return a pattern of normalised names with few stars: each of them multiplies the time of a match."""
     pattern = normal_name(str(text))
-    return pattern if pattern.count("*") < 3 and len(pattern) < 200 else ""
+    return pattern if pattern.count("*") < 3 and len(pattern) <= MOST_NAME else ""
 
 
 def _holds(marker: object) -> Optional[bool]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import http.server
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +155,48 @@ def test_both_programs_take_logins_out_of_addresses_alike() -> None:
         for name in ("install_requirements.py", "resolve_repositories.py")
     }
     assert len(functions) == 1 and "extraHeader" in functions.pop()
+
+
+LOGINS = """
+import sys
+put = {}
+exec(sys.stdin.read(), put)
+import os, subprocess
+for address in sys.argv[1:]:
+    address = put["put_git_login"](address)
+for name in ("o/a.git", "o/b", "o/c", "o/below/d", "o/submodule", "top"):
+    subprocess.run(["git", "ls-remote", address.rpartition("/")[0].rpartition("/")[0] + "/" + name], capture_output=True)
+"""
+
+
+def test_each_repository_gets_one_login(tmp_path: Path) -> None:
+    """Real git at a server: GitHub refuses a request with two."""
+    asked: dict[str, list[str]] = {}
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            logins = self.headers.get_all("Authorization", [])
+            asked[self.path.partition("/info")[0]] = [
+                base64.b64decode(word.split()[1]).decode() for word in logins
+            ]
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "GIT_TERMINAL_PROMPT": "0"}
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        words = ("me:1 o/a.git", "me:1 o/b", "me:2 o/c@v1", "me:3 o/below/d", "me:4 top", "me:1 o/a.git")
+        addresses = [
+            f"http://{login}@127.0.0.1:{server.server_port}/{path}" for login, path in map(str.split, words)
+        ]
+        subprocess.run(
+            [sys.executable, "-c", LOGINS, *addresses],
+            input=PROGRAM.read_text().rpartition("\nmain()")[0], text=True, check=True, env=environment,
+        )  # fmt: skip
+        server.shutdown()
+    assert asked == {
+        "/o/a.git": ["me:1"], "/o/b": ["me:1"], "/o/c": ["me:2"], "/o/below/d": ["me:3"], "/o/submodule": ["me:1"],
+        "/top": ["me:4"],
+    }  # fmt: skip

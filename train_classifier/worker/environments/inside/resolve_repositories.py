@@ -57,9 +57,13 @@ def put_git_login(address: str) -> str:
     number = int(os.environ.get("GIT_CONFIG_COUNT", "0"))
     place = match[4].partition("#")[0]
     place = place.rpartition("@")[0] or place
-    os.environ["GIT_CONFIG_KEY_%d" % number] = "http.%s%s/.extraHeader" % (match[2], os.path.dirname(place))
-    os.environ["GIT_CONFIG_VALUE_%d" % number] = "Authorization: Basic " + header
-    os.environ["GIT_CONFIG_COUNT"] = str(number + 1)
+    # Of the values for one address git sends all, up to the last empty one: a server refuses two logins.
+    for part in (os.path.dirname(place), place):
+        for value in ("", "Authorization: Basic " + header):
+            os.environ["GIT_CONFIG_KEY_%d" % number] = "http.%s%s/.extraHeader" % (match[2], part)
+            os.environ["GIT_CONFIG_VALUE_%d" % number] = value
+            number += 1
+    os.environ["GIT_CONFIG_COUNT"] = str(number)
     return match[1] + match[2] + match[4]
 
 
