@@ -45,14 +45,15 @@ def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     wait = min(number(request, "wait", 0, MAX_WAIT_S * 60), MAX_WAIT_S)
     max_bytes = int(min(number(request, "max", DEFAULT_BYTES, 1 << 40), MAX_BYTES)) or DEFAULT_BYTES
     known_version = request.get("seen")
-    if request.get("renew"):
-        _renew(job)
     deadline = time.monotonic() + wait
     next_check = 0.0
     while True:
         now = time.monotonic()
         if now >= next_check:
             next_check = now + ALIVE_CHECK_S
+            if request.get("renew"):
+                # Also while there is no news: a lease may be shorter than the wait.
+                _renew(job)
             recover.finish_if_dead(job, host, slurm_wait_s=0)
         status = _status(job, host, slurm_wait_s=0)
         # Read the size after the status: the log of a finished job does not grow any more.

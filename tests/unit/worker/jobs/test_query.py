@@ -1,0 +1,43 @@
+"""Reading a job: who waits for news keeps its lease."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from train_classifier.core import locks
+from train_classifier.worker.jobs import query
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system.host import Host
+
+
+def until_renewed(job: Job) -> None:
+    """Wait until a lease that is too old is renewed."""
+    os.utime(job.lease, (1, 1))
+    end = time.monotonic() + 60
+    while job.lease.stat().st_mtime == 1:
+        assert time.monotonic() < end, "nobody renews the lease"
+        time.sleep(0.01)
+
+
+def test_lease_is_renewed_while_there_is_no_news(tmp_path: Path) -> None:
+    """A lease of 5 s is shorter than the 10 s that a follower waits for a silent model."""
+    store = Store(tmp_path)
+    folder = store.jobs / "20260101-000000-0123abcd"
+    folder.mkdir(parents=True)
+    job = Job(folder)
+    job.lease.touch()
+    # A worker that is killed holds its lock no longer, and then this job is finished as lost.
+    with locks.hold(job.lock, timeout=10):
+        job.write_status(state="running")
+        request = {"id": job.id, "seen": job.status()["version"], "wait": 60, "renew": True}
+        reader = threading.Thread(target=query.read, args=(request, Host(), store), daemon=True)
+        reader.start()
+        until_renewed(job)
+        until_renewed(job)
+        assert reader.is_alive()
+        job.write_status(message="news")
+        reader.join(60)
+        assert not reader.is_alive()
