@@ -196,6 +196,40 @@ def test_job_whose_worker_is_killed_is_lost_and_its_container_is_gone(caller: Sl
     wait_until(lambda: not node.containers(f"label=train-classifier.job={job}"), 60)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("how", ["requeue", "node failure"])
+def test_job_that_slurm_starts_again_goes_on_from_its_checkpoints(
+    caller: SlurmCaller, ready: Cluster, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "s3cretvalue")
+    job = caller.submit("--requeue", "--secret", "TOKEN", "--", "hold")
+    node = caller.training(job)
+    checkpoint = f"{caller.state}/jobs/{job}/checkpoints/epoch"
+    wait_until(lambda: caller.host.shell(f"cat {checkpoint} 2>/dev/null || :") == "1", 60)
+    number = caller.status(job)["slurm_job"]
+    if how == "requeue":
+        ready.controller.shell(f"scontrol requeue {number}")
+    else:
+        ready.controller.shell(f"scontrol update nodename={node.name} state=down reason=test")
+    try:
+        assert_nothing_left(node, job)
+        # Slurm waits two minutes before it starts a job again.
+        ready.controller.shell(f"scontrol update jobid={number} starttime=now", check=False)
+        wait_until(lambda: caller.host.shell(f"cat {checkpoint}") == "11", 240)
+    finally:
+        ready.controller.shell(f"scontrol update nodename={node.name} state=resume", check=False)
+    caller.let_go(job)
+    done = caller.run("attach", job)
+    assert done.returncode == 0, tail(done.stderr)
+    lines = done.stdout.decode().splitlines()
+    assert [json.loads(line)["secret"] for line in lines if line.startswith("{")] == ["***", "***"]
+    assert (
+        len([line for line in lines if "started again by Slurm, on node" in line]) == 1 and lines[-1] == "end"
+    )
+    assert caller.host.shell(f"find {caller.state}/jobs/{job} -name '*secrets*'") == ""
+    assert_nothing_left(node, job)
+
+
 def test_node_refuses_jobs_that_do_not_come_from_slurm(ready: Cluster, tmp_path: Path) -> None:
     caller = Caller(ready.nodes[0], tmp_path)
     caller.model("look", LOOK)
@@ -206,5 +240,9 @@ def test_node_refuses_jobs_that_do_not_come_from_slurm(ready: Cluster, tmp_path:
 def test_impossible_request_is_refused_in_words(caller: SlurmCaller) -> None:
     done = caller.run(*caller.train("look", "--gpus", "9"))
     assert done.returncode in (2, 3, 8) and b"no node of this cluster has more than 2" in done.stderr
+    done = caller.run(*caller.train("look", "--partition", "nowhere"))
+    assert done.returncode == 2 and b"refused the request: Invalid partition" in done.stderr, tail(
+        done.stderr
+    )
     done = caller.run(*caller.train("look", "--memory", "1TiB"))
     assert done.returncode == 2 and b"no node of this cluster has what the job asks for" in done.stderr

@@ -38,6 +38,8 @@ DESCRIPTION = re.compile(
 )
 #: Names of environment variables, secrets and data folders.
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
+#: Names of partitions, accounts and QOS, expressions of features, and dependencies. They begin no option.
+SLURM_WORD = re.compile(r"[A-Za-z0-9_\[(][A-Za-z0-9_.,:;=+@*&|?!/\[\]()-]{0,999}\Z")
 DATA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 
 #: Most bytes of one argument or variable, with its end; the kernel's limit (MAX_ARG_STRLEN, 32 pages).
@@ -175,6 +177,16 @@ class JobSpec:
     log_max_bytes: int = options.default("log_max")
     #: Bytes of the results that are packed; more stays on the host until `fetch --max-size` asks for it.
     artefacts_max_bytes: int = options.default("artefacts_max")
+    #: What Slurm is asked for; None: its own defaults.
+    partition: Optional[str] = None
+    account: Optional[str] = None
+    qos: Optional[str] = None
+    constraint: Optional[str] = None
+    #: Seconds of Slurm's time limit for the whole job.
+    slurm_time_s: Optional[float] = None
+    nice: Optional[int] = None
+    dependency: Optional[str] = None
+    requeue: bool = options.default("requeue")
     #: The submitter, as user@controller; for people.
     submitter: str = ""
     #: The pushed files, for the manifest: their number and their bytes.
@@ -223,6 +235,7 @@ class JobSpec:
         self._check_environment(problems)
         self._check_data(problems)
         problems.check(isinstance(self.allow_empty, bool), "allow_empty is not true or false")
+        self._check_slurm(problems)
         return problems.sentences
 
     def _check_names(self, problems: "_Problems") -> None:
@@ -266,6 +279,13 @@ class JobSpec:
         for folder in self.artefacts[:most]:
             problem = results_folder_problem(folder)
             problems.check(problem is None, f"folder of results {folder!r} {problem}")
+
+    def _check_slurm(self, problems: "_Problems") -> None:
+        for name in ("partition", "account", "qos", "constraint", "dependency"):
+            value = getattr(self, name)
+            is_word = isinstance(value, str) and bool(SLURM_WORD.match(value))
+            problems.check(value is None or is_word, f"{name} {value!r} is not a word of Slurm")
+        problems.check(isinstance(self.requeue, bool), "requeue is not true or false")
 
     def _check_numbers(self, problems: "_Problems") -> None:
         for option in options.OPTIONS:

@@ -209,6 +209,17 @@ OPTIONS = (
         default=2 << 30, default_text="2GiB", least=4096, most=MOST_BYTES, field="log_max_bytes", checkout=Checkout.LOWER),
     Option("artefacts_max", Kind.SIZE, "Most of the results that is packed; more stays on the host until `fetch --max-size`.", "SIZE",
         default=50 << 30, default_text="50GiB", least=0, most=MOST_BYTES, field="artefacts_max_bytes", checkout=Checkout.LOWER),
+    Option("partition", Kind.TEXT, "Slurm: the partition to run in.", "NAME", default_text="Slurm's", checkout=Checkout.NOTHING),
+    Option("account", Kind.TEXT, "Slurm: the account that pays.", "NAME", default_text="Slurm's", checkout=Checkout.NOTHING),
+    Option("qos", Kind.TEXT, "Slurm: the quality of service.", "NAME", default_text="Slurm's", checkout=Checkout.NOTHING),
+    Option("constraint", Kind.TEXT, "Slurm: features that the node must have, as a100|h100.", "FEATURES", checkout=Checkout.NOTHING),
+    Option("time", Kind.DURATION, "Slurm: time limit of the whole job, as 8h; the job ends in order shortly before it.", "TIME",
+        default_text="that of --timeout and an hour around it, else the partition's", least=60, most=YEAR_S, field="slurm_time_s", checkout=Checkout.NOTHING),
+    Option("nice", Kind.WHOLE, "Slurm: lowers the priority by so much.", "N", least=0, most=(1 << 31) - 4, checkout=Checkout.NOTHING),
+    Option("dependency", Kind.TEXT, "Slurm: start after other jobs, as afterok:JOB; JOB is an id of ours or of Slurm.", "TYPE:JOB",
+        setting=False),
+    Option("requeue", Kind.BOOLEAN, "Slurm: start again from the job's own checkpoints when its node fails or another job takes its place.",
+        default=False, checkout=Checkout.NOTHING),
     Option("patience", Kind.DURATION, "Give up after so long without a connection; the job runs on.", "TIME",
         default=600.0, default_text="10m", least=0, most=YEAR_S, setting=False),
     Option("detach", Kind.BOOLEAN, "Print the job's id once it is safe on the host, and leave.", flags=("-d", "--detach"),
@@ -219,6 +230,8 @@ OPTIONS = (
         default_text="failures only", setting=False, input="slack-notify", role=None, action_only=True),
 )  # fmt: skip
 BY_NAME = {option.name: option for option in OPTIONS}
+#: Options that only a submit host of Slurm understands.
+SLURM = ("partition", "account", "qos", "constraint", "time", "nice", "dependency", "requeue")
 #: What a settings file may set, by key.
 SETTINGS = {option.name: option for option in OPTIONS if option.setting}
 

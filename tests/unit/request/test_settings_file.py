@@ -90,7 +90,10 @@ def test_unknown_keys_name_the_nearest() -> None:
     assert any(
         "[models.mnist]: unknown key 'env'; did you mean 'environment'?" in problem for problem in sentences
     )
-    assert any("[models.mnist]: unknown key 'zzz'; known are allow_empty" in problem for problem in sentences)
+    assert any(
+        "[models.mnist]: unknown key 'zzz'; known are account, allow_empty" in problem
+        for problem in sentences
+    )
     assert len(sentences) == 6
 
 

@@ -3,7 +3,7 @@
 import os
 from typing import Any, Optional
 
-from train_classifier.core import locks
+from train_classifier.core import locks, options
 from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
 from train_classifier.core.job import SCHEMA, JobSpec
 from train_classifier.worker.jobs import removal
@@ -39,6 +39,7 @@ def prepare(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]
             return checked
     files = rsync.unpack_list(request.get("files"))
     _, problems = data_folders.examine(spec, host, store.root)
+    problems += _slurm_problems(spec, host)
     resumed_job = None
     if spec.resume is not None:
         try:
@@ -77,6 +78,18 @@ def _refuse_node(host: Host) -> None:
             "this host is a node of a Slurm cluster, where only Slurm starts jobs",
             "train on the submit host of the cluster: its jobs run here when Slurm chooses this node",
         )
+
+
+def _slurm_problems(spec: JobSpec, host: Host) -> list[str]:
+    """Return a sentence for each option that only Slurm understands, where Slurm does not start the jobs."""
+    if host.is_submit_host:
+        return []
+    fields = {name: options.BY_NAME[name].spec_field for name in options.SLURM}
+    return [
+        f"{options.show_option(name)} is an option of Slurm, which starts no jobs on this host"
+        for name, field in fields.items()
+        if getattr(spec, field) not in (None, False)
+    ]
 
 
 def _make_store(host: Host, store: Store) -> None:

@@ -28,8 +28,8 @@ def store_secrets(job: Job, account: Account, secrets: dict[str, str], in_memory
     write_bytes(job.dir / "secrets-at", os.fsencode(path))
 
 
-def take_secrets(job: Job) -> dict[str, str]:
-    """Read the secrets once and remove them. Raises NotReady when they are gone."""
+def take_secrets(job: Job, keep: bool = False) -> dict[str, str]:
+    """Read the secrets and, unless `keep`, remove them. Raises NotReady when they are gone."""
     pointer = job.dir / "secrets-at"
     try:
         path = Path(os.fsdecode(pointer.read_bytes()))
@@ -42,7 +42,8 @@ def take_secrets(job: Job) -> dict[str, str]:
             "the job's secrets are gone: was the host rebooted?", "submit the job again"
         ) from error
     finally:
-        remove_secrets(job)
+        if not keep:
+            remove_secrets(job)
     return secrets
 
 

@@ -5,6 +5,7 @@ Every command runs with a clean environment: variables such as SBATCH_PARTITION 
 
 import dataclasses
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -93,7 +94,8 @@ def run(account: Account, arguments: Sequence[str], text: str = "") -> str:
     if any(words in message for words in SILENCE):
         raise SlurmSilent(message)
     last = message.splitlines()[-1] if message else f"exit status {process.returncode}"
-    raise BadInput(f"Slurm refused the request: {last}", hint="see sinfo on the submit host")
+    words = re.sub(r"^\w+: (error: )?(Batch job submission failed: )?", "", last)
+    raise BadInput(f"Slurm refused the request: {words}", hint="see sinfo on the submit host")
 
 
 def parse_queue(output: str) -> dict[str, QueueLine]:

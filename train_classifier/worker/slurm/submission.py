@@ -2,12 +2,13 @@
 
 import math
 import os
+import re
 import shlex
 from typing import Optional
 
 from train_classifier.core import options
 from train_classifier.core.errors import BadInput, NotReady
-from train_classifier.core.job import JobSpec
+from train_classifier.core.job import JOB_ID, JobSpec
 from train_classifier.worker.slurm import commands, shared_folder
 from train_classifier.worker.slurm.commands import NAME_PREFIX, SlurmSilent
 from train_classifier.worker.state.store import Job, Store
@@ -32,7 +33,9 @@ def gpu_count(account: Account, spec: JobSpec) -> tuple[int, str]:
 
 
 def time_limit(spec: JobSpec) -> Optional[int]:
-    """Return Slurm's time limit in minutes for a limit of the training; None: the partition's."""
+    """Return Slurm's time limit in minutes, its own or from that of the training; None: the partition's."""
+    if spec.slurm_time_s is not None:
+        return math.ceil(spec.slurm_time_s / 60)
     if spec.timeout_s is None:
         return None
     return math.ceil((spec.timeout_s + spec.grace_s + AROUND_TRAINING_S) / 60)
@@ -44,7 +47,7 @@ def arguments(job: Job, spec: JobSpec, gpus: int) -> list[str]:
     # A signal that comes before the job has begun would end it at once.
     warning_s = min(int(spec.grace_s) + PACKING_S, 65535 if minutes is None else minutes * 30)
     words = [
-        "sbatch", "--parsable", "--export=NIL", "--no-requeue", "--chdir=/",
+        "sbatch", "--parsable", "--export=NIL", "--requeue" if spec.requeue else "--no-requeue", "--chdir=/",
         f"--job-name={NAME_PREFIX}{job.id}", f"--comment=train-classifier: {spec.model}",
         f"--output={job.dir / launcher.CRASH_FILE}", "--open-mode=append",
         "--nodes=1", "--ntasks=1", f"--signal=B:TERM@{warning_s}",
@@ -57,7 +60,24 @@ def arguments(job: Job, spec: JobSpec, gpus: int) -> list[str]:
         words.append(f"--mem={math.ceil(spec.memory_bytes / (1 << 20))}M")
     if minutes is not None:
         words.append(f"--time={minutes}")
+    for name in ("partition", "account", "qos", "constraint", "nice"):
+        if getattr(spec, name) is not None:
+            words.append(f"--{name}={getattr(spec, name)}")
+    if spec.dependency is not None:
+        words.append(f"--dependency={dependency(Store.of(job.dir), spec.dependency)}")
     return words
+
+
+def dependency(store: Store, text: str) -> str:
+    """Return a dependency with Slurm's numbers in place of our ids. Raises BadInput for an unknown job."""
+
+    def number_of(match: "re.Match[str]") -> str:
+        number = shared_folder.number(store.job(match[0]))
+        if number is None:
+            raise BadInput(f"job {match[0]} was never given to Slurm: nothing can depend on it")
+        return number
+
+    return re.sub(JOB_ID.pattern.replace(r"\Z", r"(?![0-9a-f])"), number_of, text)
 
 
 def script(worker: str, job: Job, account: Account) -> str:

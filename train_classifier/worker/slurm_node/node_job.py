@@ -5,6 +5,7 @@ The worker runs as the account that owns the job's folder: Slurm starts it so.
 
 import contextlib
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from train_classifier.core.errors import NotReady, TrainClassifierError
 from train_classifier.worker.jobs import conclude, recover, removal
 from train_classifier.worker.jobs import run as local_run
 from train_classifier.worker.jobs.secrets import remove_secrets, store_secrets, take_secrets
-from train_classifier.worker.slurm import allocation, shared_folder
+from train_classifier.worker.slurm import allocation, commands, shared_folder
 from train_classifier.worker.slurm_node.publisher import Publisher
 from train_classifier.worker.state import file_trees
 from train_classifier.worker.state.files import make_folder, new_file, read_json, write_bytes, write_json
@@ -66,7 +67,10 @@ def run(folder: Path, host: Host) -> int:
         local_run.run_job(local, granted)
     finally:
         publisher.finish()
-    deliver(local, shared, account, publisher)
+    if local.spec().requeue and is_requeued(account, os.environ):
+        leave_to_next_attempt(local, shared, publisher)
+    else:
+        deliver(local, shared, account, publisher)
     removal.remove(Job(local.dir), account)
     return 0
 
@@ -85,6 +89,30 @@ def take_attempt(shared: Job, variables: Mapping[str, str]) -> bool:
     return True
 
 
+def is_requeued(account: Account, variables: Mapping[str, str]) -> bool:
+    """Tell whether Slurm ended this attempt to start another: it has counted one more start than ours."""
+    command = ["scontrol", "show", "job", "--oneliner", variables["SLURM_JOB_ID"]]
+    try:
+        match = re.search(r" Restarts=(\d+)", commands.run(account, command))
+    except TrainClassifierError:
+        return False
+    return match is not None and int(match[1]) > int(variables.get("SLURM_RESTART_COUNT") or 0)
+
+
+def leave_to_next_attempt(local: Job, shared: Job, publisher: Publisher) -> None:
+    """Publish the rest of this attempt's log, and have the job wait again; checkpoints are in its folder."""
+    _repeat(publisher.publish, publisher)
+    status = read_json(local.dir / "status.json")
+    waiting: dict[str, Any] = {
+        "state": "submitted",
+        "phase": None,
+        "gpus": [],
+        "container": None,
+        "message": "",
+    }
+    _repeat(lambda: write_json(shared.dir / "status.json", {**status, **publisher.own, **waiting}), publisher)
+
+
 def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any]) -> Job:
     """Make the job in this node's own state, and begin to copy its workspace there."""
     store = Store(host.local_state_dir({})).make()
@@ -101,7 +129,13 @@ def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any]) 
     make_folder(store.cache / spec.repository.key, 0o700, account)
     # Slurm's launcher would have this job finished by those who ask Slurm.
     write_json(local.dir / "status.json", {**status, "state": "submitted", "launcher": LOCAL_LAUNCHER})
-    store_secrets(local, account, take_secrets(shared))
+    # A next attempt needs them as well.
+    store_secrets(local, account, take_secrets(shared, keep=spec.requeue))
+    if shared.log.exists():
+        copy_file(shared.log, local.log)
+        with open(local.log, "ab") as log:
+            node = allocation.node_name(os.environ)
+            log.write(f"\n[train-classifier: started again by Slurm, on {node}]\n".encode())
     workspace_copy.start(local, account, shared.workspace, None)
     return local
 
@@ -133,6 +167,7 @@ def deliver(local: Job, shared: Job, account: Account, publisher: Publisher) -> 
         shared.write_result(result)
         status = read_json(local.dir / "status.json")
         write_json(shared.dir / "status.json", {**status, **publisher.own})
+        remove_secrets(shared)
         conclude.remove_leftovers(shared, account)
 
     _repeat(end, publisher)

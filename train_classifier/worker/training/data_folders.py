@@ -147,7 +147,8 @@ def _refusal(real: str, host: Host, state: Path, engines: Iterable[str]) -> Opti
     for folder in engines:
         if data_folder.is_in(folder) or data_folder.holds(folder):
             return f"is or holds the engine's folder {folder}"
-    for folder in (str(state), str(host.queue_dir), str(ROOT)):
+    shared = [] if host.slurm_shared_dir is None else [str(host.slurm_shared_dir)]
+    for folder in (str(state), str(host.queue_dir), str(ROOT), *shared):
         if data_folder.is_in(folder) or data_folder.holds(folder):
             return f"is or holds {folder}, where train-classifier keeps its state"
     if host.configured_state_dir and _overlaps_pattern(real, host.configured_state_dir):

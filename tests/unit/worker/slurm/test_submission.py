@@ -1,0 +1,81 @@
+"""What sbatch is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from train_classifier.core import options
+from train_classifier.core.errors import BadInput
+from train_classifier.core.job import JobSpec, Repository, new_job_id
+from train_classifier.worker.jobs import prepare
+from train_classifier.worker.slurm import shared_folder, submission
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system.host import Host
+
+SPEC = JobSpec(new_job_id(), "look", Repository("look", "0" * 16))
+ALL = dataclasses.replace(
+    SPEC, partition="gpu", account="lab", qos="long", constraint="a100|h100", slurm_time_s=7200.0, nice=5,
+    dependency="singleton", requeue=True,
+)  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def words(store: Store, spec: JobSpec, gpus: int = 0) -> list[str]:
+    assert spec.problems() == []
+    return submission.arguments(Job(store.jobs / spec.id), spec, gpus)
+
+
+def test_each_option_reaches_sbatch(store: Store) -> None:
+    plain = words(store, SPEC)
+    assert "--no-requeue" in plain and not [
+        word for word in plain if word.startswith(("--time", "--mem", "--gres"))
+    ]
+    spec = dataclasses.replace(ALL, memory_bytes=(1 << 30) + 1, cpus=1.5)
+    assert set(words(store, spec, 2)) - set(plain) == {
+        "--partition=gpu", "--account=lab", "--qos=long", "--constraint=a100|h100", "--time=120", "--nice=5",
+        "--dependency=singleton", "--requeue", "--mem=1025M", "--cpus-per-task=2", "--gres=gpu:2",
+    }  # fmt: skip
+
+
+def test_time_limit_follows_from_that_of_the_training(store: Store) -> None:
+    spec = dataclasses.replace(SPEC, timeout_s=60.0, grace_s=10.0)
+    assert "--time=62" in words(store, spec)
+    # The warning comes within the time of the job.
+    short = dataclasses.replace(SPEC, slurm_time_s=60.0)
+    assert "--signal=B:TERM@30" in words(store, short)
+
+
+def test_dependency_on_jobs_of_ours_names_those_of_slurm(store: Store) -> None:
+    ids = ["20261127-214924-0123abcd", "20261127-214925-0123abcd"]
+    for number, name in enumerate(ids, 41):
+        job = Job(store.jobs / name)
+        job.dir.mkdir(parents=True)
+        shared_folder.write_number(job, str(number))
+    text = f"afterok:{ids[0]}:{ids[1]}?afterany:7"
+    assert submission.dependency(store, text) == "afterok:41:42?afterany:7"
+    with pytest.raises(BadInput, match="there is no job"):
+        submission.dependency(store, "afterok:20261127-214924-ffffffff")
+    (store.jobs / ids[0] / shared_folder.NUMBER_FILE).unlink()
+    with pytest.raises(BadInput, match="never given to Slurm"):
+        submission.dependency(store, text)
+
+
+@pytest.mark.parametrize("word", ["", "-x", "a b", "a\nb", "$(x)", "x" * 2000, "gpu'"])
+def test_words_that_are_none_of_slurm_are_refused(word: str) -> None:
+    for name in ("partition", "account", "qos", "constraint", "dependency"):
+        assert dataclasses.replace(SPEC, **{name: word}).problems()
+
+
+def test_options_of_slurm_are_refused_on_a_plain_host(tmp_path: Path) -> None:
+    problems = prepare._slurm_problems(ALL, Host())
+    assert len(problems) == len(options.SLURM)
+    assert problems[0] == "--partition is an option of Slurm, which starts no jobs on this host"
+    assert prepare._slurm_problems(SPEC, Host()) == []
+    assert prepare._slurm_problems(ALL, Host(engine="slurm", slurm_shared_dir=tmp_path)) == []
