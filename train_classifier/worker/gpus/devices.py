@@ -314,18 +314,23 @@ def device_options(client: Any, gpus: Sequence[Gpu], root: Path = Path("/")) -> 
     return options
 
 
-def card_node(gpu: Gpu, root: Path = Path("/")) -> str:
-    """Return the device node of a card: the driver knows its number, which may differ from nvidia-smi's."""
+def driver_cards(root: Path = Path("/")) -> dict[str, str]:
+    """Return the device node of each card by its UUID, in the order of their PCI addresses.
+
+    The driver shows them all, also to a process that may use only some, and so sees only these by nvidia-smi.
+    """
+    nodes = {}
     for path in sorted((root / "proc/driver/nvidia/gpus").glob("*/information")):
         text = path.read_text(encoding="utf-8", errors="replace")
         uuid, minor = re.search(r"GPU UUID:\s*(\S+)", text), re.search(r"Device Minor:\s*(\d+)", text)
-        if uuid and minor and uuid[1] == gpu.uuid:
-            return f"/dev/nvidia{minor[1]}"
-    return f"/dev/nvidia{gpu.index}"
+        if uuid and minor:
+            nodes[uuid[1]] = f"/dev/nvidia{minor[1]}"
+    return nodes
 
 
 def device_nodes(gpus: Sequence[Gpu], root: Path = Path("/")) -> list[str]:
     """Return the device nodes that these cards need, those that exist."""
-    nodes = [card_node(card, root) for card in gpus]
+    known = driver_cards(root)
+    nodes = [known.get(card.uuid, f"/dev/nvidia{card.index}") for card in gpus]
     nodes += [f"/dev/{name}" for name in ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset")]
     return [node for node in nodes if (root / node.lstrip("/")).exists()]

@@ -71,7 +71,13 @@ def gpus(host: Host, variables: Mapping[str, str]) -> tuple[Gpu, ...]:
     discovery = devices.discover(host, processes=False)
     if not discovery.gpus:
         raise NoGpu(f"no GPU: {discovery.problem}", discovery.hint, discovery.detail)
-    cards = {node: card for card in discovery.gpus for node in [devices.card_node(card, host.root)]}
+    known = devices.driver_cards(host.root)
+    cards = {}
+    for card in discovery.gpus:
+        if card.uuid in known:
+            # In Slurm's control group nvidia-smi counts only the job's cards, else all by PCI address.
+            card = dataclasses.replace(card, index=list(known).index(card.uuid))
+        cards[known.get(card.uuid, f"/dev/nvidia{card.index}")] = card
     chosen = []
     for place in places:
         file = files[place] if place < len(files) else None

@@ -27,8 +27,8 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     tool = tmp_path / "nvidia-smi"
     tool.write_text(f"#!/bin/sh\ncat {tmp_path}/rows\n")
     tool.chmod(0o755)
-    for uuid, minor in zip(UUIDS, (0, 2, 1), strict=True):
-        folder = tmp_path / f"root/proc/driver/nvidia/gpus/0000:0{minor}:00.0"
+    for address, (uuid, minor) in enumerate(zip(UUIDS, (0, 2, 1), strict=True)):
+        folder = tmp_path / f"root/proc/driver/nvidia/gpus/0000:0{address}:00.0"
         folder.mkdir(parents=True)
         (folder / "information").write_text(
             f"Model: NVIDIA L4\nGPU UUID:\t {uuid}\nDevice Minor: \t {minor}\n"
@@ -62,6 +62,16 @@ def test_place_in_gres_conf_leads_to_the_card(
     print_gres(node, *files)
     chosen = allocation.gpus(node, {"SLURM_JOB_GPUS": places})
     assert [card.uuid for card in chosen] == [UUIDS[card] for card in cards]
+
+
+def test_card_has_its_number_of_the_host_where_slurm_hides_the_others(node: Host) -> None:
+    print_gres(node, "/dev/nvidia[0-2]")
+    # As nvidia-smi answers where ConstrainDevices is on.
+    Path(node.nvidia_smi).with_name("rows").write_text(
+        f"0, {UUIDS[1]}, NVIDIA L4, 23034, 22000, 550.163.01, [N/A]\n"
+    )
+    (card,) = allocation.gpus(node, {"SLURM_JOB_GPUS": "2"})
+    assert (card.index, card.uuid) == (1, UUIDS[1])
 
 
 def test_a_step_on_a_further_node_has_its_own_variable(node: Host) -> None:
