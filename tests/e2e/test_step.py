@@ -236,8 +236,10 @@ def test_cancel_before_submit_starts_no_job(world: World) -> None:
 def test_lease_ends_job_of_killed_runner(world: World) -> None:
     """The lease expires: the worker stops the container and keeps the artefacts."""
     world.model(RUNS_ON)
-    step = world.step(MODEL="mnist", TRAIN_CLASSIFIER_INPUT_LEASE="5s")
+    # Longer than a busy machine lets a controller wait that is there.
+    step = world.step(MODEL="mnist", TRAIN_CLASSIFIER_INPUT_LEASE="30s")
     eventually(lambda: is_training(world) or step.process.poll() is not None)
+    assert step.process.poll() is None, step.log
     step.process.kill()
     step.process.wait()
     job = world.jobs()[0]
