@@ -146,3 +146,9 @@ def test_07_invalid_netrc_files_give_no_login(netrc: Path, content: bytes) -> No
     netrc.write_bytes(content)
     text, _ = index_credentials.entries_for({"UV_INDEX": "https://a.example/simple"})
     assert text == ""
+
+
+def test_07_message_about_a_netrc_quotes_no_password(netrc: Path) -> None:
+    netrc.write_text("machine a.example login me password two words\n")
+    text, problem = index_credentials.entries_for({"UV_INDEX": "https://a.example/simple"})
+    assert text == "" and "near line" in problem and "words" not in problem

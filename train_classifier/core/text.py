@@ -43,8 +43,10 @@ _RANDOM = re.compile(r"(?=(?:[A-Za-z]{0,13}[0-9]){2})(?=[0-9]{0,13}[A-Za-z])[A-Z
 _TOKENS = re.compile(
     r"(?<![A-Za-z0-9])(?P<kind>gh[oprsu]_|github_pat_|gl[a-z]{2,6}-|hf_|npm_|sk-|xox[a-z]-|pypi-|eyJ)"
     r"(?=[A-Za-z_-]{0,40}[0-9])[A-Za-z0-9_-]{18,}(?:\.[A-Za-z0-9_-]{10,}){0,2}"
-    r"|(?<=\bBasic )(?=[A-Za-z+/]*[0-9=])[A-Za-z0-9+/=]{8,}"
-    r"|(?<=\bBearer )(?=[A-Za-z._~+/-]*[0-9=])[A-Za-z0-9._~+/=-]{8,}"
+    r"|(?<=\b[Bb]asic )(?=[A-Za-z+/]*[0-9=])[A-Za-z0-9+/=]{8,}"
+    r"|(?<=\b[Bb]earer )(?=[A-Za-z._~+/-]*[0-9=])[A-Za-z0-9._~+/=-]{8,}"
+    r"|(?P<header>(?i:\b(?:authorization|[a-z]{1,20}-token|x-(?:[a-z]{1,20}-){0,3}(?:key|api)))['\"]?: {0,3}"
+    r"['\"]?(?i:token |basic |bearer )?)(?=[^\s'\"]{0,500}[0-9=])[^\s'\"]{8,}"
     r"|(?<=%3A%2F%2F)[^\s/@]{1,500}?(?=%40)|(?<=%3a%2f%2f)[^\s/@]{1,500}?(?=%40)"
 )
 
@@ -97,7 +99,7 @@ def hide_logins(text: str) -> str:
     text = _QUERY_VALUE.sub(lambda match: f"{match['name'] or match['secret']}***", text)
     if "://" in text:
         text = _ADDRESS.sub(_without_tokens, text)
-    return _TOKENS.sub(lambda match: f"{match['kind'] or ''}***", text)
+    return _TOKENS.sub(lambda match: f"{match['kind'] or match['header'] or ''}***", text)
 
 
 def _without_tokens(address: "re.Match[str]") -> str:

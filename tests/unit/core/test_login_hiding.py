@@ -36,6 +36,10 @@ from train_classifier.core.errors import BadInput, NoEnvironment
         ("https://h/get/https%3a%2f%2fme%3aword%40h", "https://h/get/https%3a%2f%2f***%40h"),
         # Without an address.
         ("header Bearer word0word.w-w", "header Bearer ***"),
+        ("authorization: bearer word0word", "authorization: bearer ***"),
+        ("> Authorization: token word0word", "> Authorization: token ***"),
+        ("'PRIVATE-TOKEN': 'word0word'", "'PRIVATE-TOKEN': '***'"),
+        ("X-JFrog-Art-Api: word0word", "X-JFrog-Art-Api: ***"),
         ("ghp_word56789012345678901234 and glpat-word5678901234567890", "ghp_*** and glpat-***"),
     ],
 )

@@ -63,7 +63,10 @@ def entries_for(variables: Mapping[str, str]) -> tuple[str, str]:
         if not stat.S_ISREG(file.stat().st_mode) or file.stat().st_size > MOST_BYTES:
             return "", f"{file} is not a regular file of at most {MOST_BYTES} bytes"
         logins = netrc.netrc(str(file)).hosts
-    except (OSError, netrc.NetrcParseError, UnicodeError) as error:
+    except netrc.NetrcParseError as error:
+        # Its message quotes a word, which may be of a password.
+        return "", f"{file} cannot be read: near line {error.lineno} it is not of the form of a netrc"
+    except (OSError, UnicodeError) as error:
         return "", f"{file} cannot be read: {error}"
     text = ""
     for host in sorted(hosts & set(logins) - {"default"}):
