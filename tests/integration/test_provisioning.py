@@ -12,14 +12,13 @@ import random
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hosts import fleet
 from hosts.machine import CA_BUNDLE, TestHost, ca_bundle, run
-from hosts.play import ROOT
+from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
 
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(3600)]
 
@@ -120,18 +119,18 @@ class Site:
 
     def run(self, book: str, kill_at: int | None = None, *options: str) -> tuple[int, str]:
         """Run, or kill -9 everything of it at its n-th task; the exit status and what it printed."""
-        program = Path(sys.executable).with_name("ansible-playbook")
         path = self.folder / "book.yml"
         path.write_text(book)
-        environment = {
-            **os.environ,
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
-            "ANSIBLE_NOCOLOR": "1",
-            "PYTHONUNBUFFERED": "1",
-            "PATH": f"{program.parent}{os.pathsep}{os.environ['PATH']}",
-        }
-        command = [program, "-i", self.host.inventory(), "-e", json.dumps(self.variables), path, *options]
+        environment = ansible_environment(ANSIBLE_ROLES_PATH=str(ROOT / "roles"), PYTHONUNBUFFERED="1")
+        command = [
+            ANSIBLE_PLAYBOOK,
+            "-i",
+            self.host.inventory(),
+            "-e",
+            json.dumps(self.variables),
+            path,
+            *options,
+        ]
         process = subprocess.Popen(
             [str(word) for word in command], env=environment, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
