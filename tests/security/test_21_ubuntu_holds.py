@@ -86,8 +86,9 @@ def test_21_module_package_without_kernel_package_is_not_held(cards: TestHost) -
     assert kernels_without_module(cards) == []
 
 
-def test_21_modules_follow_the_flavour_of_the_kernel(cards: TestHost) -> None:
-    # A cloud's kernel; the archive has newer ones, too, and those of another flavour.
+@pytest.fixture
+def cloud_kernel(cards: TestHost) -> TestHost:
+    """The host with a cloud's kernel; the archive has newer ones, too, and those of another flavour."""
     aws = [
         *archive.ubuntu_kernel(60, "aws"),
         *archive.ubuntu_modules("580-server-open", 60, "580.95.05", "aws"),
@@ -101,10 +102,18 @@ def test_21_modules_follow_the_flavour_of_the_kernel(cards: TestHost) -> None:
         "apt-get -qq -y install linux-aws >/dev/null; "
         "dpkg-query -W -f '${Package}\\n' 'linux-*generic' | xargs dpkg --purge >/dev/null"
     )
+    return cards
+
+
+def test_21_kernel_of_another_flavour_is_refused(cloud_kernel: TestHost) -> None:
     variables = {"nvidia_driver_kernel": "6.8.0-60-aws", "nvidia_driver_ubuntu_flavour": "other"}
-    refused = run_driver_role(cards, fails=True, **variables)
+    refused = run_driver_role(cloud_kernel, fails=True, **variables)
     assert "linux-image-6.8.0-60-generic, a kernel of another flavour than this host's" in refused.output
 
+
+@pytest.mark.full
+def test_21_modules_follow_the_flavour_of_the_kernel(cloud_kernel: TestHost) -> None:
+    cards = cloud_kernel
     run_driver_role(cards, nvidia_driver_kernel="6.8.0-60-aws")
     assert boot(cards) == ["6.8.0-60-aws"] and kernels_without_module(cards) == []
     assert "generic" not in cards.shell("dpkg-query -W -f '${Package}\\n' 'linux-*'")
