@@ -51,11 +51,22 @@ def _merge(
 ENGINES = {"distribution": "docker.io", "docker": "docker-ce"}
 
 
+def foreign(host: Mapping[str, str], record: Mapping[str, Any]) -> bool:
+    """Return whether somebody else installed the engine of a host: before this role came, or instead of its own.
+
+    `host` are the answers of the probe, `record` is what the role did there.
+    """
+    if not record or record.get("foreign"):
+        return bool(record.get("foreign", "running" in host))
+    own = ENGINES[record.get("source", "distribution")]
+    return "running" in host and host.get("installed", own) != own
+
+
 def conflict(host: Mapping[str, str], source: str, record: Mapping[str, Any], name: str) -> str:
     """Return why the engine of this source cannot be had on a host that has another one; else empty.
 
-    `host` are the answers of the probe, `record` is what the role did there. An engine that somebody else
-    installed is used as it is, unless Docker's own was asked for; none is ever replaced.
+    An engine that somebody else installed is used as it is, unless Docker's own was asked for; none is ever
+    replaced.
     """
     package = ENGINES[source]
     installed = host.get("installed", package)
@@ -76,7 +87,7 @@ def conflict(host: Mapping[str, str], source: str, record: Mapping[str, Any], na
             "it: nothing was changed. Set docker_engine_source: distribution to have it used as it is, or "
             f"remove {installed} while no job runs, and run again."
         )
-    if "running" in host and record.get("foreign", True):
+    if "running" in host and foreign(host, record):
         return ""
     return (
         f"dockerd is installed from {installed}, which the distribution's docker.io would replace: start it "
@@ -91,6 +102,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "docker_engine_conflict": conflict,
+            "docker_engine_foreign": foreign,
             "docker_engine_json_problem": json_problem,
             "docker_engine_merge": merge,
         }

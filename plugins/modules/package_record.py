@@ -304,8 +304,14 @@ class Packages:
         # What no role named and is marked as manual, an administrator has asked for since. apt forgets the
         # marks of what it removes before it does so: a killed removal leaves those packages as manual.
         ours = role_packages | set(self.record.get("removing", []))
-        administrators = self.marked("hold") | (self.marked("manual") - ours)
-        candidates = (brought - others) & self.in_state(*PRESENT) - administrators
+        held = self.marked("hold")
+        candidates = (brought - others) & self.in_state(*PRESENT) - held - (self.marked("manual") - ours)
+        if kept := sorted((brought - others) & held):
+            names = " ".join(kept)
+            self.module.warn(
+                f"{', '.join(kept)}: the roles brought these packages, and somebody holds them, so they stay. "
+                f"To remove them as well: apt-mark unhold {names}; apt-get purge {names}"
+            )
         self.set_auto(candidates | ((role_packages - others) & set(before.get("auto", []))))
         unneeded = self.unneeded(candidates)
         if unneeded:

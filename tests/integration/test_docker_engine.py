@@ -235,6 +235,13 @@ def test_dockers_own_engine_comes_is_updated_and_goes(
         refused = play(bare, "docker_engine", fails=True, **variables)
         assert "would replace runc: no package was changed" in refused.output
         bare.shell("apt-get -qq purge --auto-remove runc")
+        # Its repository is there now, and goes with the setting.
+        assert "docker.list" not in bare.shell("ls /etc/apt/sources.list.d")
+        checked = play(bare, "docker_engine", check=True)
+        assert re.search(r"Repository \| Remove the source\] \*+\nchanged", checked.output)
+        play(bare, "docker_engine", tasks_from="uninstall")
+        assert bare.shell(STATE) == before
+        bare.shell("apt-get -qq update --error-on=any")
 
         play(bare, "docker_engine", **variables)
         assert bare.shell("apt-mark showhold").split() == OWN
@@ -243,6 +250,19 @@ def test_dockers_own_engine_comes_is_updated_and_goes(
         assert play(bare, "docker_engine", **variables).changed == 0
         refused = play(bare, "docker_engine", fails=True)
         assert "Set docker_engine_source: docker, or change the engine" in refused.output
+
+        # Neither the repository nor the key is replaced by one that does not work.
+        bare.shell(
+            f"cp -r {archive.DOCKER} /srv/other; echo >>/srv/other/debian/gpg; "
+            "sed -i 's/^Origin: .*/Origin: forged/' /srv/other/debian/dists/trixie/InRelease"
+        )
+        other = {
+            "docker_engine_repository_url": "file:///srv/other",
+            "docker_engine_key_checksum": f"sha256:{bare.shell('sha256sum /srv/other/debian/gpg').split()[0]}",
+        }
+        refused = play(bare, "docker_engine", fails=True, **{**variables, **other})
+        assert "could not be added from file:///srv/other/debian" in refused.output
+        bare.shell("apt-get -qq update --error-on=any")
 
         newer = "5:28.5.3-1~debian.13~trixie"
         archive.docker_repository(bare, newer)
@@ -254,9 +274,32 @@ def test_dockers_own_engine_comes_is_updated_and_goes(
         assert bare.shell("apt-mark showhold").split() == OWN
         assert play(bare, "docker_engine", docker_engine_state="latest", **variables).changed == 0
 
-        bare.shell("docker image rm -f $(docker image ls -aq)")
+        bare.docker("run", "-d", "--name", "web", base_image, "sleep", "infinity")
+        refused = play(bare, "docker_engine", tasks_from="uninstall", fails=True)
+        assert "web: these containers run on the engine and are not train-classifier's" in refused.output
+        assert bare.docker("ps", "-q", "--filter", "name=web").strip()
+        bare.shell("docker rm -f web; docker image rm -f $(docker image ls -aq)")
         play(bare, "docker_engine", tasks_from="uninstall")
         assert bare.shell(STATE) == before
+
+        # Somebody replaces the role's engine by the other one, by hand.
+        play(bare, "docker_engine", **variables)
+        bare.shell(
+            f"apt-mark unhold {' '.join(OWN)}; "
+            "DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends docker.io docker-cli"
+        )
+        play(bare, "docker_engine")
+        play(bare, "docker_engine", tasks_from="uninstall")
+        assert bare.shell("systemctl is-enabled docker; systemctl is-active docker") == "enabled\nactive\n"
+
+        # An engine that was there, and did not start at boot, does so only while the role is there.
+        bare.shell("systemctl disable --now docker.service docker.socket")
+        play(bare, "docker_engine")
+        assert bare.shell("systemctl is-enabled docker; systemctl is-active docker") == "enabled\nactive\n"
+        play(bare, "docker_engine", tasks_from="uninstall")
+        for question, answer in (("is-enabled", "disabled"), ("is-active", "inactive")):
+            assert bare.exec("systemctl", question, "docker", check=False).stdout.strip() == answer
+        assert bare.shell("dpkg-query -W -f '${db:Status-Abbrev}' docker.io") == "ii "
     finally:
         bare.remove()
 

@@ -8,6 +8,7 @@ An entry is meant if its line, without a comment, holds an ADDRESS. OWN, the rol
 Prints each file that it changed.
 """
 
+import glob
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ import sys
 from pathlib import Path
 
 APT = Path("/etc/apt")
+LISTS = Path("/var/lib/apt/lists")
 
 
 def mark(role):
@@ -139,6 +141,18 @@ def disable(paths, folder, role, addresses):
     return changed
 
 
+def forget(path):
+    """Remove the signatures that apt keeps of a list's repositories.
+
+    They were checked by the role's key. Where a list needs no key (trusted=yes), apt would go on asking for it.
+    """
+    text = "\n".join(line for line in read(path) if not line.startswith("#"))
+    for address in re.findall(r"\b[a-z]+:/+(\S+)", text):
+        name = address.rpartition("@")[2].rstrip("/").replace("_", "%5f").replace("/", "_")
+        for file in LISTS.glob(f"*{glob.escape(name)}_*Release*"):
+            file.unlink(missing_ok=True)
+
+
 def restore(paths, disabled, folder, role):
     """Undo disable; return the changed lists. A list that was made again meanwhile stays."""
     changed = []
@@ -168,6 +182,8 @@ def main(verb, disabled, own, role, *addresses):
         changed = disable(paths, Path(disabled), role, addresses)
     else:
         changed = restore(paths, Path(disabled), folder, role)
+        for path in changed:
+            forget(Path(path))
     print("\n".join(changed))  # noqa: T201
 
 

@@ -103,6 +103,10 @@ OF_THE_ROLE: Table = {"foreign": False, "settings": {}}
         ({"installed": "docker-ce", "running": ""}, "distribution", FOREIGN),
         ({"installed": "docker-ce", "running": ""}, "distribution", {"foreign": True}),
         ({"installed": "no package", "running": ""}, "distribution", FOREIGN),
+        # Somebody replaced the role's own.
+        ({"installed": "docker-ce", "running": ""}, "distribution", OF_THE_ROLE),
+        ({"installed": "no package", "running": ""}, "distribution", {**OF_THE_ROLE, "source": "docker"}),
+        ({"installed": "docker-ce", "running": ""}, "docker", OF_THE_ROLE),
     ],
 )
 def test_engine_of_the_wanted_source_can_be_had(host: dict[str, str], source: str, record: Table) -> None:
@@ -120,10 +124,30 @@ def test_engine_of_the_wanted_source_can_be_had(host: dict[str, str], source: st
         ({"installed": "no package", "running": ""}, "docker", FOREIGN, "which docker-ce would replace"),
         ({"installed": "docker-ce"}, "distribution", FOREIGN, "start it (systemctl start docker)"),
         # Somebody replaced the role's own.
-        ({"installed": "docker-ce", "running": ""}, "distribution", OF_THE_ROLE, "start it (systemctl start docker)"),
+        ({"installed": "docker-ce"}, "distribution", OF_THE_ROLE, "start it (systemctl start docker)"),
         ({"installed": "docker.io", "running": ""}, "docker", {**OF_THE_ROLE, "source": "docker"}, "remove docker.io while no job runs"),
     ],
 )  # fmt: skip
 def test_no_engine_replaces_another(host: dict[str, str], source: str, record: Table, sentence: str) -> None:
     text = filters.conflict(host, source, record, "gpu-1")
     assert sentence in text and text.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("host", "record", "foreign"),
+    [
+        ({}, {}, False),
+        ({"installed": "docker.io"}, {}, False),
+        ({"installed": "docker.io", "running": ""}, {}, True),
+        ({"installed": "docker.io"}, {"foreign": True}, True),
+        ({"installed": "docker.io", "running": ""}, OF_THE_ROLE, False),
+        ({"installed": "docker-ce", "running": ""}, {**OF_THE_ROLE, "source": "docker"}, False),
+        # It stopped: its package says whose it is. Or an administrator replaced it.
+        ({"installed": "docker.io"}, OF_THE_ROLE, False),
+        ({"installed": "docker-ce", "running": ""}, OF_THE_ROLE, True),
+        ({"installed": "docker.io", "running": ""}, {**OF_THE_ROLE, "source": "docker"}, True),
+        ({"running": ""}, OF_THE_ROLE, False),
+    ],
+)
+def test_engine_of_somebody_else_is_recognised(host: dict[str, str], record: Table, foreign: bool) -> None:
+    assert filters.foreign(host, record) == foreign

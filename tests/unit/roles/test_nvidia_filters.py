@@ -501,6 +501,27 @@ def test_error_of_apt_names_the_list_and_the_command(
     assert text.startswith(expected) and bool(text) == bool(expected)
 
 
+def test_restored_lists_are_checked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lists, "LISTS", tmp_path / "state")
+    (tmp_path / "state").mkdir()
+    of_list = [
+        "deb.example.org_docker%5fce_dists_trixie_InRelease",
+        "deb.example.org_docker%5fce_dists_trixie_Release.gpg",
+    ]
+    of_others = [
+        "deb.example.org_debian_dists_trixie_InRelease",
+        "deb.example.org_docker%5fce_dists_trixie_Packages",
+    ]
+    for name in [*of_list, *of_others]:
+        (tmp_path / "state" / name).touch()
+    path = tmp_path / "docker.list"
+    path.write_text(
+        "# deb https://deb.example.org/debian trixie\ndeb [trusted=yes] https://a:b@deb.example.org/docker_ce/ trixie stable\n"
+    )
+    lists.forget(path)
+    assert sorted(each.name for each in (tmp_path / "state").iterdir()) == of_others
+
+
 def test_lists_without_nvidia_repository_stay(tmp_path: Path) -> None:
     path = tmp_path / "a.sources"
     path.write_text(DEBIAN)

@@ -24,6 +24,7 @@ class Host:
         self.installed = set(installed)
         self.automatic = {"libc"} & self.installed
         self.held: set[str] = set()
+        self.warnings: list[str] = []
         self.locked = 0
         self.configuration_left: set[str] = set()
         self.conflicts: dict[str, str] = {}
@@ -118,7 +119,7 @@ def call(
             "role": role, "state": state, "packages": packages, "coming": None, "keep": [],
             "remove_before_purge": [], "lock_timeout": 5, **options,
         },
-        check_mode=False, exit_json=stop, fail_json=stop,
+        check_mode=False, exit_json=stop, fail_json=stop, warn=host.warnings.append,
         run_command=run,
     )  # fmt: skip
     work = record.Packages.__new__(record.Packages)
@@ -168,6 +169,16 @@ def test_what_an_administrator_installed_since_keeps_what_it_needs(record: Modul
     host.install("tool")
     call(record, host, "runner", "absent", [])
     assert host.installed == {"libc", "tar", "tool", "curl"}
+
+
+def test_package_that_somebody_holds_stays_and_is_named(record: ModuleType) -> None:
+    host = Host(DEPENDS, ["libc", "tar"])
+    provide(record, host, "runner", "git")
+    host.held = {"curl", "tar"}
+    call(record, host, "runner", "absent", [])
+    assert host.installed == {"libc", "tar", "curl"}
+    [warning] = host.warnings
+    assert warning.startswith("curl: the roles brought") and "apt-get purge curl" in warning
 
 
 def test_dependency_that_an_administrator_asked_for_since_stays(record: ModuleType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -272,11 +273,50 @@ def test_older_ansible_is_refused_in_a_sentence() -> None:
 def test_leftovers_of_the_engine_are_the_roles_also_after_a_kill(
     foreign: bool, host: dict[str, str], expected: bool
 ) -> None:
-    tasks = load(ROOT / "roles/docker_engine/tasks/uninstall.yml")
-    [text] = [
-        task["vars"]["__docker_engine_is_roles"]
-        for task in tasks
-        if "__docker_engine_is_roles" in task.get("vars", {})
+    facts = {"__docker_engine_foreign": foreign, "__docker_engine_record": {}, "__docker_engine_host": host}
+    assert value("docker_engine", "__docker_engine_is_roles", **facts) is expected
+
+
+def toolkit_removal(record: str, configuration: str) -> tuple[list[str], dict[str, Any], Templar]:
+    """What is wrong with both files, the variables of the restoring block, and a templar that knows the files."""
+    tasks = load(ROOT / "roles/nvidia_container_toolkit/tasks/uninstall.yml")
+    [refusal] = [task for task in tasks if task["name"].endswith("Refuse a file that cannot be read")]
+    [block] = [task for task in tasks if task["name"].endswith("Restore the engine's configuration")]
+    paths = ["{{ __nvidia_container_toolkit_records }}/before.json", "/etc/docker/daemon.json"]
+    block_variables = {name: trusted(text) for name, text in block["vars"].items()}
+    own = {**own_variables("nvidia_container_toolkit"), **block_variables}
+    paths = [f"{own['__nvidia_container_toolkit_records']}/before.json", "/etc/docker/daemon.json"]
+    files = [
+        {"item": path, "stdout": text, "rc": 0}
+        for path, text in zip(paths, [record, configuration], strict=True)
     ]
-    variables = {"__docker_engine_record": {"foreign": foreign}, "__docker_engine_host": host}
-    assert Templar(loader=DataLoader(), variables=variables).template(trusted(text)) is expected
+    templar = Templar(
+        loader=DataLoader(), variables={**own, "__nvidia_container_toolkit_files": {"results": files}}
+    )
+    problems = [templar.template(trusted(item["problem"])) for item in refusal["loop"]]
+    return problems, own, templar
+
+
+def test_corrupt_record_of_the_toolkit_is_named() -> None:
+    problems, _, _ = toolkit_removal('{"existed": ', "{}")
+    assert problems[0].startswith("Expecting value") and problems[1] == ""
+
+
+@pytest.mark.parametrize(
+    ("record", "now", "removed"),
+    [
+        ({"existed": False, "daemon": {}}, {"runtimes": {"nvidia": {}}}, True),
+        # The role docker_engine wrote it, and was removed before.
+        ({"existed": True, "daemon": {"live-restore": True}}, {"runtimes": {"nvidia": {}}}, True),
+        ({"existed": True, "daemon": {"live-restore": True}}, {"live-restore": True, "runtimes": {"nvidia": {}}}, False),
+        # An administrator's, of nothing.
+        ({"existed": True, "daemon": {}}, {"runtimes": {"nvidia": {}}}, False),
+        ({}, {"runtimes": {"nvidia": {}}}, False),
+    ],
+)  # fmt: skip
+def test_configuration_with_nothing_left_in_it_goes_with_the_toolkit(
+    record: dict[str, Any], now: dict[str, Any], removed: bool
+) -> None:
+    problems, own, templar = toolkit_removal(json.dumps(record), json.dumps(now))
+    assert problems == ["", ""]
+    assert templar.template(own["__nvidia_container_toolkit_removes_file"]) is removed
