@@ -586,6 +586,23 @@ def test_teardown_removes_every_file_that_the_role_writes(role: str) -> None:
     assert left == set()
 
 
+def test_package_sources_are_tried_before_they_are_added() -> None:
+    sources = [
+        file
+        for file in WRITTEN
+        if "/sources.list.d/" in resolved(file.task.role, file.path)
+        and file.task.keys.get("check_mode") is not True
+    ]
+    assert {file.task.role for file in sources} == {
+        "docker_engine",
+        "nvidia_container_toolkit",
+        "nvidia_driver",
+    }
+    for file in sources:
+        text = file.task.path.read_text()
+        assert "try_source" in text[: text.index(f"name: {file.task.keys['name']}\n")], file
+
+
 def test_units_that_are_written_or_removed_are_read_again() -> None:
     for task in TASKS:
         if (
