@@ -52,7 +52,7 @@ ENGINES = {"distribution": "docker.io", "docker": "docker-ce"}
 
 
 def foreign(host: Mapping[str, str], record: Mapping[str, Any]) -> bool:
-    """Return whether somebody else installed the engine of a host: before this role came, or instead of its own.
+    """Return whether somebody else installed the engine: before this role came, or instead of its own.
 
     `host` are the answers of the probe, `record` is what the role did there.
     """

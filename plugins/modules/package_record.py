@@ -309,7 +309,7 @@ class Packages:
         if kept := sorted((brought - others) & held):
             names = " ".join(kept)
             self.module.warn(
-                f"{', '.join(kept)}: the roles brought these packages, and somebody holds them, so they stay. "
+                f"{', '.join(kept)}: the roles brought these packages; they stay, since somebody holds them. "
                 f"To remove them as well: apt-mark unhold {names}; apt-get purge {names}"
             )
         self.set_auto(candidates | ((role_packages - others) & set(before.get("auto", []))))

@@ -144,7 +144,7 @@ def disable(paths, folder, role, addresses):
 def forget(path):
     """Remove the signatures that apt keeps of a list's repositories.
 
-    They were checked by the role's key. Where a list needs no key (trusted=yes), apt would go on asking for it.
+    The role's key made them. Where a list needs no key (trusted=yes), apt would go on asking for it.
     """
     text = "\n".join(line for line in read(path) if not line.startswith("#"))
     for address in re.findall(r"\b[a-z]+:/+(\S+)", text):
