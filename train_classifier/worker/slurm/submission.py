@@ -44,14 +44,16 @@ def time_limit(spec: JobSpec) -> Optional[int]:
 def arguments(job: Job, spec: JobSpec, gpus: int) -> list[str]:
     """Return sbatch's arguments."""
     minutes = time_limit(spec)
-    # A signal that comes before the job has begun would end it at once.
-    warning_s = min(int(spec.grace_s) + PACKING_S, 65535 if minutes is None else minutes * 30)
+    warning_s = int(spec.grace_s) + PACKING_S
     words = [
         "sbatch", "--parsable", "--export=NIL", "--requeue" if spec.requeue else "--no-requeue", "--chdir=/",
         f"--job-name={NAME_PREFIX}{job.id}", f"--comment=train-classifier: {spec.model}",
         f"--output={job.dir / launcher.CRASH_FILE}", "--open-mode=append",
-        "--nodes=1", "--ntasks=1", f"--signal=B:TERM@{warning_s}",
+        "--nodes=1", "--ntasks=1",
     ]  # fmt: skip
+    # Slurm sends the signal up to a minute early: not to a job that has just begun.
+    if minutes is None or minutes * 60 > warning_s + 120:
+        words.append(f"--signal=B:TERM@{warning_s}")
     if gpus:
         words.append(f"--gres=gpu:{gpus}")
     if spec.cpus is not None:

@@ -6,13 +6,14 @@ The worker runs as the account that owns the job's folder: Slurm starts it so.
 import contextlib
 import os
 import re
+import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
-from train_classifier.core.errors import NotReady, TrainClassifierError
+from train_classifier.core.errors import Cancelled, NotReady, TrainClassifierError
 from train_classifier.worker.jobs import conclude, recover, removal
 from train_classifier.worker.jobs import run as local_run
 from train_classifier.worker.jobs.secrets import remove_secrets, store_secrets, take_secrets
@@ -44,6 +45,9 @@ def run(folder: Path, host: Host) -> int:
         # Another account may have named this folder.
         print(f"{folder} is not a job of {account.name}", flush=True)
         return 1
+    # Until the job itself heeds signals: one that Slurm sends now must not leave half of a job.
+    early_signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: early_signals.append(number))
     if not take_attempt(shared, os.environ):
         return 0
     status = shared.status()
@@ -60,6 +64,12 @@ def run(folder: Path, host: Host) -> int:
         granted = allocation.read(host, os.environ)
     except Exception as error:
         return end_unstarted(shared, account, own, local_run.as_error(shared, error))
+    if early_signals:
+        workspace_copy.stop(local)
+        removal.remove(local, account)
+        if is_requeued(account, os.environ):
+            return 0
+        return end_unstarted(shared, account, own, Cancelled("Slurm ended the job when it began (SIGTERM)"))
     local.checkpoints = shared.checkpoints
     publisher = Publisher(local, shared, own)
     publisher.start()
