@@ -211,14 +211,18 @@ def test_job_that_slurm_starts_again_goes_on_from_its_checkpoints(
     if how == "requeue":
         ready.controller.shell(f"scontrol requeue {number}")
     else:
+        # At once, in place of SlurmdTimeout.
+        node.kill_container()
         ready.controller.shell(f"scontrol update nodename={node.name} state=down reason=test")
     try:
-        wait_until(lambda: not node.containers(f"label=train-classifier.job={job}"), 60)
+        if how == "requeue":
+            wait_until(lambda: not node.containers(f"label=train-classifier.job={job}"), 60)
         # Slurm waits two minutes before it starts a job again.
         ready.controller.shell(f"scontrol update jobid={number} starttime=now", check=False)
         wait_until(lambda: caller.host.shell(f"cat {checkpoint}") == "11", 240)
     finally:
-        ready.controller.shell(f"scontrol update nodename={node.name} state=resume", check=False)
+        if how != "requeue":
+            node.start()
     caller.let_go(job)
     done = caller.run("attach", job)
     assert done.returncode == 0, tail(done.stderr)

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
@@ -15,6 +16,8 @@ from train_classifier.worker.system.host import Host
 
 MIB = 1 << 20
 LIMIT_S = 30.0
+#: Seconds for which slurmd may list nothing: its files are replaced when the cluster is reconfigured.
+RECONFIGURATION_S = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,23 +109,23 @@ def device_files(host: Host) -> list[str]:
 
     slurmd itself knows that order: gres.conf may include lines of other nodes, or leave it to detection.
     """
-    try:
-        process = subprocess.run(
-            ["slurmd", "-G"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            cwd="/", timeout=LIMIT_S, check=False, encoding="utf-8", errors="replace",
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotReady(
-            f"slurmd does not list this node's GPUs: {error}", "run the role slurm_node"
-        ) from error
-    files = parse_gres(process.stdout.splitlines())
-    if not files:
-        raise NotReady(
-            "slurmd lists no GPU of this node",
-            "run the role slurm_node on it",
-            process.stdout.strip()[-2000:],
-        )
-    return files
+    deadline = time.monotonic() + RECONFIGURATION_S
+    while True:
+        try:
+            process = subprocess.run(
+                ["slurmd", "-G"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                cwd="/", timeout=LIMIT_S, check=False, encoding="utf-8", errors="replace",
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reason = f"slurmd does not list this node's GPUs: {error}"
+            raise NotReady(reason, "run the role slurm_node on it") from error
+        files = parse_gres(process.stdout.splitlines())
+        if files:
+            return files
+        if time.monotonic() > deadline:
+            output = process.stdout.strip()[-2000:]
+            raise NotReady("slurmd lists no GPU of this node", "run the role slurm_node on it", output)
+        time.sleep(1)
 
 
 def parse_gres(lines: Sequence[str]) -> list[str]:

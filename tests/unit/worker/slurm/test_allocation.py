@@ -82,7 +82,8 @@ def test_a_step_on_a_further_node_has_its_own_variable(node: Host) -> None:
     assert allocation.gpus(node, {}) == ()
 
 
-def test_card_that_nvidia_smi_does_not_list_is_named(node: Host) -> None:
+def test_card_that_nvidia_smi_does_not_list_is_named(node: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocation, "RECONFIGURATION_S", 0.0)
     print_gres(node, "/dev/nvidia7")
     with pytest.raises(NoGpu, match="/dev/nvidia7"):
         allocation.gpus(node, {"SLURM_JOB_GPUS": "0"})
