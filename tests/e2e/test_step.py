@@ -237,7 +237,7 @@ def test_lease_ends_job_of_killed_runner(world: World) -> None:
     """The lease expires: the worker stops the container and keeps the artefacts."""
     world.model(RUNS_ON)
     # Longer than a busy machine lets a controller wait that is there.
-    step = world.step(MODEL="mnist", TRAIN_CLASSIFIER_INPUT_LEASE="30s")
+    step = world.step(MODEL="mnist", TRAIN_CLASSIFIER_INPUT_LEASE="10s")
     eventually(lambda: is_training(world) or step.process.poll() is not None)
     assert step.process.poll() is None, step.log
     step.process.kill()
