@@ -320,3 +320,26 @@ def test_configuration_with_nothing_left_in_it_goes_with_the_toolkit(
     problems, own, templar = toolkit_removal(json.dumps(record), json.dumps(now))
     assert problems == ["", ""]
     assert templar.template(own["__nvidia_container_toolkit_removes_file"]) is removed
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {}),
+        (
+            {"training_host_engine": "slurm"},
+            {"engine": "slurm", "slurm_shared_dir": "/srv/train-classifier"},
+        ),
+        (
+            {"training_host_slurm_node": True, "train_classifier_shared_dir": "/shared"},
+            {"slurm_node": True, "slurm_shared_dir": "/shared"},
+        ),
+    ],
+)
+def test_host_json_says_how_a_host_takes_its_jobs(settings: dict[str, Any], expected: dict[str, Any]) -> None:
+    host = {"role_path": str(ROOT / "roles/training_host"), "__training_host_host": {"nvidia_devices": "0"}}
+    written = value("training_host", "__training_host_settings", **host, **settings)
+    names = ("engine", "slurm_node", "slurm_shared_dir")
+    assert {name: written[name] for name in names if written[name] is not None} == expected
+    trains = value("training_host", "__training_host_trains", **settings)
+    assert trains is ("engine" not in expected)
