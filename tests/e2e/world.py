@@ -169,6 +169,8 @@ class World:
             "queue_dir": str(folder / "queue"),
             "state_dir": str(self.state / "{user}"),
             "service_user": "nobody",
+            # Jobs without requirements try no setuptools, also on a machine that role training_host prepared.
+            "uv": str(folder / "no-uv"),
         }
         (folder / "host.json").write_text(json.dumps(settings))
         upload = folder / "upload-artifact"

@@ -473,7 +473,9 @@ def machine(user: str = "root", **settings: Any) -> Iterator[Machine]:
         host = Machine(root, user, {})
         host.write_settings(
             schema=1, images={"cpu": IMAGE, "gpu": IMAGE}, queue_dir=str(queue), service_user=SERVICE_USER,
-            disk_floor_bytes=1 << 20, **settings,
+            disk_floor_bytes=1 << 20,
+            # Not that of a machine that role training_host prepared: a job without requirements would try setuptools.
+            **{"uv": str(root / "uv"), **settings},
         )  # fmt: skip
         host.install()
         yield host

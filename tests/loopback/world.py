@@ -49,6 +49,8 @@ class World:
             "images": {"cpu": image},
             "queue_dir": str(folder / "queue"),
             "service_user": "nobody",
+            # Not that of a machine that role training_host prepared: see provide_uv.
+            "uv": str(folder / "no-uv"),
         }
         self.host_json.write_text(json.dumps(settings))
         self.worker = self.state / "workers" / bundle()[0]
