@@ -157,6 +157,7 @@ def test_waiting_job_is_explained_and_cancelled(caller: SlurmCaller, ready: Clus
 def test_running_job_is_cancelled_without_a_controller(caller: SlurmCaller, ready: Cluster) -> None:
     job = caller.submit("--", "hold")
     node = caller.training(job)
+    number = caller.status(job)["slurm_job"]
     ready.controller.shell("systemctl stop slurmctld")
     assert "Slurm does not answer" in caller.status(job)["message"]
     assert json.loads(caller.run("logs", job).stdout.splitlines()[0])["nodes"]
@@ -166,6 +167,8 @@ def test_running_job_is_cancelled_without_a_controller(caller: SlurmCaller, read
     assert archived_of(caller, job, "artefacts/seen") == b"seen"
     ready.controller.shell("systemctl start slurmctld")
     assert_nothing_left(node, job)
+    # What depends on the job sees how it ended.
+    wait_until(lambda: ready.job(number)["ExitCode"] == "6:0", 90)
 
 
 def archived_of(caller: SlurmCaller, job: str, name: str) -> bytes:

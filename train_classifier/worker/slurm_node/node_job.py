@@ -77,12 +77,14 @@ def run(folder: Path, host: Host) -> int:
         local_run.run_job(local, granted)
     finally:
         publisher.finish()
+    # `--dependency afterok` and the accounting go by the exit status.
+    code = int((local.result() or {}).get("exit_code") or 0)
     if local.spec().requeue and is_requeued(account, os.environ):
         leave_to_next_attempt(local, shared, publisher)
     else:
         deliver(local, shared, account, publisher)
     removal.remove(Job(local.dir), account)
-    return 0
+    return code
 
 
 def take_attempt(shared: Job, variables: Mapping[str, str]) -> bool:

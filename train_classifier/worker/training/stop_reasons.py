@@ -84,7 +84,7 @@ class Watch:
         end = os.environ.get("SLURM_JOB_END_TIME", "")
         # Slurm warns a job before its limit: up to a minute earlier than asked for.
         if end.isdigit() and time.time() > int(end) - SLURM_WARNING_S - self.grace_s:
-            return TimedOut("Slurm's time limit of the job is reached", f"raise {show_option('timeout')}")
+            return TimedOut("Slurm's time limit of the job is reached", f"raise {show_option('time')}")
         return Cancelled(f"Slurm ended the job (signal {name})", "by scancel, or for another job")
 
     def _look_at_lease(self, now: float) -> Optional[TrainClassifierError]:
