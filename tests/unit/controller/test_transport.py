@@ -135,7 +135,7 @@ def test_home_of_the_environment_does_not_move_the_state(
         monkeypatch.setenv("HOME", home)
 
     def folder() -> str:
-        line = RemoteHost("here")._state().replace('id -u)" = 0', 'id -u)" = -1') + '; printf %s "$S"'
+        line = RemoteHost("here")._state().replace('"$U" = 0', '"$U" = -1') + '; printf %s "$S"'
         return subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout
 
     monkeypatch.delenv("XDG_STATE_HOME", raising=False)
