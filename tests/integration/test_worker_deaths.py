@@ -82,7 +82,7 @@ def test_worker_killed_in_phase_packages(host: Machine, tmp_path: Path) -> None:
 
 
 def test_worker_killed_in_phase_environment(host: Machine, tmp_path: Path) -> None:
-    uv = host.root / "uv"
+    uv = host.root / "waiting-uv"
     uv.write_text("#!/bin/sh\ncase $1 in --version) echo uv 0.0.0;; *) sleep 600;; esac\n")
     uv.chmod(0o755)
     with host.changed_settings(uv=str(uv)):
