@@ -44,11 +44,11 @@ def description(lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, 
     """
     answers = dict(line.split(" ", 1) for line in lines if " " in line)
     hardware = dict(word.split("=", 1) for word in answers.get("hardware", "").split() if "=" in word)
-    found = _cards(lines)
+    detected = _cards(lines)
     if settings["gpus"] == "auto":
-        cards = found
+        cards = detected
     else:
-        by_file = {card["file"]: card for card in found}
+        by_file = {card["file"]: card for card in detected}
         cards = [by_file.get(file, {"file": file, "uuid": "", "type": "gpu"}) for file in settings["gpus"]]
     total = int(hardware.get("RealMemory", "0"))
     memory = (total - int(settings["reserved_mib"])) // MEMORY_STEP_MIB * MEMORY_STEP_MIB
@@ -74,9 +74,9 @@ def description(lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, 
             f"of its {total} MiB of memory slurm_node_memory_reserved_mib keeps "
             f"{settings['reserved_mib']}: lower it, and run again."
         )
-    elif settings["gpus"] == "auto" and pci > len(found):
+    elif settings["gpus"] == "auto" and pci > len(detected):
         problem = (
-            f"it has {pci} NVIDIA cards, and the driver shows {len(found)}: jobs would lose the others. "
+            f"it has {pci} NVIDIA cards, and the driver shows {len(detected)}: jobs would lose the others. "
             "Look at nvidia-smi there (role nvidia_driver), or name the device files that Slurm may use "
             "(slurm_node_gpus)."
         )
@@ -97,9 +97,9 @@ def registered(answer: Mapping[str, Any], node: Mapping[str, Any], controller: s
     """
     output = " ".join(str(answer.get("stdout") or "").split())
     if answer.get("rc", 0) or "NodeName=" not in output:
-        said = " ".join(str(answer.get("stderr") or output or "nothing").split())
+        refusal = " ".join(str(answer.get("stderr") or output or "nothing").split())
         return (
-            f"{controller} does not know the node {node['name']} ({said}). Run site.yml for both; "
+            f"{controller} does not know the node {node['name']} ({refusal}). Run site.yml for both; "
             "journalctl -u slurmctld there, and -u slurmd here, have the logs."
         )
     state = re.search(r" State=(\S+)", output)

@@ -132,8 +132,8 @@ class Cluster:
             if set(states.values()) == {"idle"}:
                 return
             if time.monotonic() > deadline:
-                said = "".join(h.shell("tail -n 20 /var/log/slurm/*.log", check=False) for h in self.hosts)
-                raise HostError(f"the nodes are not idle: {states}\n{said}")
+                logs = "".join(h.shell("tail -n 20 /var/log/slurm/*.log", check=False) for h in self.hosts)
+                raise HostError(f"the nodes are not idle: {states}\n{logs}")
             time.sleep(0.3)
 
     def cut_network(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from types import ModuleType
 from typing import Any
 
@@ -187,3 +188,11 @@ def test_files_of_the_roles_are_where_slurm_looks_for_them() -> None:
     controller = (ROOT / "roles/slurm_controller/vars/main.yml").read_text()
     assert "__slurm_node_folder: /var/lib/train-classifier/slurm\n" in node
     assert "__slurm_controller_node_folder: /var/lib/train-classifier/slurm\n" in controller
+
+
+def test_health_check_resumes_only_what_it_drained() -> None:
+    """A node that the epilog drained still has containers on its cards, which the health check does not look for."""
+    files = ROOT / "roles/slurm_node/files"
+    reason = re.findall(r'"reason=(.*?): ', (files / "epilog").read_text())
+    pattern = re.search(r"Reason=(.*?): '\*\) drained=ours", (files / "health-check").read_text())
+    assert pattern and len(reason) == 1 and not reason[0].startswith(pattern[1])

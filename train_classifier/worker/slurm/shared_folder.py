@@ -47,16 +47,17 @@ def become_service_account(host: Host) -> None:
 def make(host: Host, store: Store) -> None:
     """Make the account's folder in the shared one, passable for the engine of a node. Raises NotReady."""
     try:
-        for folder in (store.root, store.jobs):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder, 0o711)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(store.root, 0o711)
+        # Refuses a folder or a link that another account was quicker to make, before anything is made in it.
+        host.state_dir({})
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(store.jobs, 0o711)
     except OSError as error:
         raise NotReady(
             f"{store.root} cannot be created: {error.strerror}",
             f"{host.slurm_shared_dir} must be open to all accounts, as /tmp is: mode 1777",
         ) from error
-    # Refuses a folder that another account was quicker to make.
-    host.state_dir({})
 
 
 def open_job(job: Job) -> None:

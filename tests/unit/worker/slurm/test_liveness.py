@@ -15,7 +15,7 @@ from train_classifier.core.job import SCHEMA, new_job_id
 from train_classifier.worker.slurm import commands, liveness, shared_folder, slurm_words
 from train_classifier.worker.slurm.commands import QueueLook, SlurmSilent
 from train_classifier.worker.state.files import write_json
-from train_classifier.worker.state.store import Job
+from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system.host import Host
 
 OTHER = "20261127-214924-0123abcd"
@@ -156,3 +156,16 @@ def test_folder_of_another_account_is_refused(tmp_path: Path) -> None:
     own.symlink_to(tmp_path)
     with pytest.raises(NotReady, match="is not a folder of"):
         host.state_dir({})
+
+
+def test_nothing_is_made_behind_a_link_of_another_account(tmp_path: Path) -> None:
+    """The link may come after the first look at the folder."""
+    host = Host(engine="slurm", slurm_shared_dir=tmp_path / "shared")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "shared").mkdir()
+    store = Store(host.state_dir({}))
+    store.root.symlink_to(elsewhere)
+    with pytest.raises(NotReady, match="is not a folder of"):
+        shared_folder.make(host, store)
+    assert list(elsewhere.iterdir()) == []
