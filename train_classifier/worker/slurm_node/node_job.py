@@ -22,7 +22,7 @@ from train_classifier.worker.slurm_node.publisher import Publisher
 from train_classifier.worker.state import file_trees
 from train_classifier.worker.state.files import make_folder, new_file, read_json, write_bytes, write_json
 from train_classifier.worker.state.store import Job, Store
-from train_classifier.worker.system.host import Account, Host
+from train_classifier.worker.system.host import Account, Host, boot_id, uptime
 from train_classifier.worker.transfer import workspace_copy
 
 #: The launcher of the local job, for which its lock says whether it lives.
@@ -60,8 +60,9 @@ def run(folder: Path, host: Host) -> int:
         "host": socket.gethostname(),
     }
     try:
-        local = bring_in(shared, host, account, status)
+        # First: as soon as the local job is there, other processes expect that it soon has a worker.
         granted = allocation.read(host, os.environ)
+        local = bring_in(shared, host, account, status)
     except Exception as error:
         return end_unstarted(shared, account, own, local_run.as_error(shared, error))
     if early_signals:
@@ -134,13 +135,16 @@ def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any]) 
         # An earlier attempt on this node, whose worker was killed.
         with contextlib.suppress(TrainClassifierError):
             recover.finish(local, host)
-        removal.remove(local, account)
+        if not removal.remove(local, account):
+            raise NotReady("the worker of the job's earlier start still runs on this node", "submit it again")
     local.make(account)
     write_json(local.dir / "spec.json", read_json(shared.dir / "spec.json"))
     write_bytes(local.lease, b"")
     make_folder(store.cache / spec.repository.key, 0o700, account)
-    # Slurm's launcher would have this job finished by those who ask Slurm.
-    write_json(local.dir / "status.json", {**status, "state": "submitted", "launcher": LOCAL_LAUNCHER})
+    # Slurm's launcher would have this job finished by those who ask Slurm. Until `run_job` holds its lock,
+    # other jobs of the account that end on this node take it for one that has just been submitted here.
+    here = {"launcher": LOCAL_LAUNCHER, "boot_id": boot_id(), "submitted_uptime": uptime()}
+    write_json(local.dir / "status.json", {**status, "state": "submitted", **here})
     # A next attempt needs them as well.
     store_secrets(local, account, take_secrets(shared, keep=spec.requeue))
     if shared.log.exists():

@@ -1,0 +1,61 @@
+"""A job on its way into a node's own state, beside other jobs of its account there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from train_classifier.core import locks
+from train_classifier.core.errors import NotReady
+from train_classifier.core.job import SCHEMA, JobSpec, Repository, new_job_id
+from train_classifier.worker.jobs import recover
+from train_classifier.worker.slurm_node import node_job
+from train_classifier.worker.state.files import write_json
+from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.system import host as system_host
+from train_classifier.worker.system.host import Host
+from train_classifier.worker.transfer import workspace_copy
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A node with its own state folder."""
+    # The folder of the test may lie in a container.
+    monkeypatch.setattr(system_host, "refuse_unsafe", lambda path: None)
+    return Host(configured_state_dir=f"{tmp_path}/node/{{user}}", queue_dir=tmp_path / "queue")
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Job:
+    """A job in the shared folder, which another host submitted."""
+    spec = JobSpec(new_job_id(), "look", Repository("look", "0" * 16))
+    job = Job(tmp_path / "shared" / "jobs" / spec.id)
+    job.workspace.mkdir(parents=True)
+    write_json(job.dir / "spec.json", spec.to_dict())
+    there = {"boot_id": "of the submit host", "submitted_uptime": 1e9, "launcher": "slurm"}
+    write_json(
+        job.dir / "status.json", {"schema": SCHEMA, "id": job.id, "version": 3, "state": "submitted", **there}
+    )
+    return job
+
+
+def bring_in(shared: Job, node: Host) -> Job:
+    account = node.caller()
+    local = node_job.bring_in(shared, node, account, shared.status())
+    workspace_copy.wait(local, lambda: None)
+    return local
+
+
+def test_job_that_comes_in_is_not_taken_for_one_whose_worker_died(node: Host, shared: Job) -> None:
+    """Each job of the account that ends on this node finishes those without a worker."""
+    local = bring_in(shared, node)
+    recover.finish_dead_jobs(Store.of(local.dir), node)
+    assert local.result() is None and local.status()["state"] == "submitted"
+
+
+def test_earlier_start_that_still_runs_is_not_disturbed(node: Host, shared: Job) -> None:
+    local = bring_in(shared, node)
+    with locks.hold(local.lock), pytest.raises(NotReady, match="earlier start still runs"):
+        bring_in(shared, node)
+    assert local.status()["state"] == "submitted"
