@@ -80,6 +80,11 @@ class Console:
         """The columns of standard output, None where it is no terminal."""
         return shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
 
+    @property
+    def error_width(self) -> int | None:
+        """The columns of standard error, None where it is no terminal."""
+        return shutil.get_terminal_size().columns if is_terminal(sys.stderr) else None
+
     # The Reporter's side.
 
     def log(self, data: bytes) -> None:
@@ -150,12 +155,19 @@ class Console:
         with self._lock:
             self._line(words, colour)
 
+    def show_live(self, phase: str, message: str) -> None:
+        """Show a phase and a message on the live line; nothing where there is none."""
+        with self._lock:
+            if phase != self._phase:
+                self._enter(phase)
+            self._message = text.clean(message)
+
     def error(self, error: TrainClassifierError) -> None:
         """Show a failure: the reason, the tool's own lines, what to do next."""
         with self._lock:
             self.finish()
             fields = error.to_dict()
-            width = shutil.get_terminal_size().columns if is_terminal(sys.stderr) else None
+            width = self.error_width
             for problem in fields["problems"] or [fields["reason"]]:
                 self._line(text.hanging("", problem, width), "red", always=True)
             for line in text.clean(fields["detail"] or "").splitlines():

@@ -1,5 +1,6 @@
 """list and status: what the jobs of all hosts do, as a table or line by line."""
 
+import collections
 import json
 import shlex
 import time
@@ -23,6 +24,9 @@ def show_list(hosts: Sequence[RemoteHost], everything: bool, all_users: bool, co
         console.out(json.dumps([{**job, "status": job.get("outcome") or job.get("state")} for job in listed]))
     elif listed:
         console.out(_table(listed, len(hosts) > 1, console.width))
+        groups = collections.Counter(job["group"] for job in listed if job.get("group"))
+        for group, count in groups.items():
+            console.say(f"group {text.clean(group)}: {count} job{'s' if count != 1 else ''} of this list")
     elif not errors:
         console.say("No jobs." if everything or all_users else "No jobs of yours.")
     for error in errors:
@@ -31,8 +35,12 @@ def show_list(hosts: Sequence[RemoteHost], everything: bool, all_users: bool, co
 
 
 def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> ExitCode:
-    """Show one job's state, its phases and, once finished, its result."""
-    located = find_jobs.find_job(hosts, job)
+    """Show one job's state, its phases and, once finished, its result; of a group, a table of its jobs."""
+    located = find_jobs.find(hosts, job)
+    if located.jobs is not None:
+        from train_classifier.cli.runs import group_jobs
+
+        return group_jobs.show_status(located, console)
     status, result = located.answer.get("status") or {}, located.answer.get("result") or {}
     if console.json_mode:
         console.out(json.dumps({**located.answer, "host": located.host.name}))

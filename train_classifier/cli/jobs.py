@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from train_classifier.cli.console import Console
+from train_classifier.cli.result_text import show_ending
 from train_classifier.controller import fetch as fetching
 from train_classifier.controller import find_jobs, steps
 from train_classifier.controller import follow as following
@@ -98,16 +99,20 @@ class Attached:
 
 def attach(
     hosts: Sequence[RemoteHost], job: str, output: Output, patience: float, console: Console
-) -> tuple[Attached, ExitCode]:
-    """Follow a job from its first byte to its end, then fetch; returns the job's own exit code."""
+) -> ExitCode:
+    """Follow a job or a group from its first byte, fetch, and show how it ended; return its exit code."""
     try:
-        located = find_jobs.find_job(hosts, job).require_started()
+        located = find_jobs.find(hosts, job)
     except KeyboardInterrupt:
         raise OutOfTouch(
             "Left before the job was found; if it runs, it runs on.",
             f"See train-classifier list{hosts[0].flags if hosts else ''}",
         ) from None
-    run = Attached(located, console)
+    if located.jobs is not None:
+        from train_classifier.cli.runs import group_jobs
+
+        return group_jobs.attach(located, output.path, patience, console)
+    run = Attached(located.require_started(), console)
     lease = (located.answer.get("spec") or {}).get("lease_s")
     try:
         answer = following.follow(located.host, located.id, run, patience=patience, lease_s=lease)
@@ -119,18 +124,38 @@ def attach(
     except KeyboardInterrupt:
         again = f"train-classifier attach {located.id}{located.host.flags}"
         run.failure = OutOfTouch("Left; the job runs on.", f"Follow it again: {again}")
-    return run, run.failure.code if run.failure else ExitCode.TRAINED
+    code = run.failure.code if run.failure else ExitCode.TRAINED
+    show_ending(run, code, console)
+    return code
 
 
 def fetch(
     hosts: Sequence[RemoteHost], job: str, output: Output, most: int | None, patience: float, console: Console
 ) -> ExitCode:
-    """Fetch the archive of a finished job, whether it succeeded or failed.
+    """Fetch the archive of a finished job, or those of a group, whether it succeeded or failed.
 
     Artefacts that stayed on the host are packed first; `most` replaces the job's own limit of bytes for that.
     """
-    located = find_jobs.find_job(hosts, job).require_started()
-    result = located.answer.get("result")
+    located = find_jobs.find(hosts, job)
+    if located.jobs is not None:
+        from train_classifier.cli.runs import group_jobs
+
+        return group_jobs.fetch(located, output.path, most, patience, console)
+    delivered = fetch_archive(located, output, most, patience, console)
+    console.finish()
+    if console.json_mode:
+        console.out(json.dumps({"id": located.id, "exit_code": 0, "artefacts": delivered}))
+    else:
+        console.say(f"{delivered['path']}: {text.show_bytes(delivered['bytes'])}")
+        console.say(f"sha256  {delivered['sha256']}")
+    return ExitCode.TRAINED
+
+
+def fetch_archive(
+    located: find_jobs.LocatedJob, output: Output, most: int | None, patience: float, console: Console
+) -> dict[str, Any]:
+    """Fetch the archive of one finished job and return {path, bytes, sha256}; pack it first if needed."""
+    result = located.require_started().answer.get("result")
     if not result:
         raise NotReady(
             f"Job {located.id} on {located.host.name} is not finished.",
@@ -161,22 +186,20 @@ def fetch(
         error.detail = result.get("detail")
         raise error
     path = archive_path(output.path, located.id, result, output.keeps_good)
-    delivered = fetching.fetch(located.host, located.id, archive, path, console, patience)
-    console.finish()
-    if console.json_mode:
-        console.out(json.dumps({"id": located.id, "exit_code": 0, "artefacts": delivered}))
-    else:
-        console.say(f"{delivered['path']}: {text.show_bytes(delivered['bytes'])}")
-        console.say(f"sha256  {delivered['sha256']}")
-    return ExitCode.TRAINED
+    return fetching.fetch(located.host, located.id, archive, path, console, patience)
 
 
 def cancel(hosts: Sequence[RemoteHost], job: str, console: Console) -> ExitCode:
     """Stop a job, running or waiting. Asking twice is harmless."""
-    located = find_jobs.find_job(hosts, job)
+    located = find_jobs.find(hosts, job)
     answer = steps.cancel(located.host, located.id, f"{user_name()}@{socket.gethostname()}")
     if console.json_mode:
-        console.out(json.dumps({"id": located.id, "exit_code": 0, "state": answer.get("state")}))
+        jobs = {} if located.jobs is None else {"jobs": answer.get("jobs")}
+        console.out(json.dumps({"id": located.id, "exit_code": 0, "state": answer.get("state"), **jobs}))
+    elif located.jobs is not None:
+        running = sum(not one.get("result") for one in located.jobs)
+        words = "are being stopped" if running != 1 else "is being stopped"
+        console.say(f"Group {located.id}: {running} of its {len(located.jobs)} jobs {words}.")
     elif located.answer.get("result"):
         console.say(f"Job {located.id} had ended already ({located.answer['result'].get('outcome')}).")
     else:

@@ -73,21 +73,24 @@ def as_text(run: Finished, console: Console) -> str:
 
 def as_json(run: Finished, code: ExitCode, console: Console) -> str:
     """Return the one JSON object of --json."""
+    return json.dumps(as_dict(run, code, console))
+
+
+def as_dict(run: Finished, code: ExitCode, console: Console) -> dict[str, Any]:
+    """Return how a job ended as JSON-ready data."""
     result = run.result or {}
-    return json.dumps(
-        {
-            "id": run.job,
-            "model": run.model,
-            "host": run.host_name,
-            "outcome": "submitted" if code == 0 and run.result is None else OUTCOMES[code],
-            "exit_code": int(code),
-            "error": run.failure.to_dict() if run.failure else None,
-            "artefacts": run.delivered,
-            "metrics": result.get("metrics"),
-            "seconds": seconds(run.result, console),
-            "result": run.result,
-        }
-    )
+    return {
+        "id": run.job,
+        "model": run.model,
+        "host": run.host_name,
+        "outcome": "submitted" if code == 0 and run.result is None else OUTCOMES[code],
+        "exit_code": int(code),
+        "error": run.failure.to_dict() if run.failure else None,
+        "artefacts": run.delivered,
+        "metrics": result.get("metrics"),
+        "seconds": seconds(run.result, console),
+        "result": run.result,
+    }
 
 
 def show_ending(run: Finished, code: ExitCode, console: Console) -> None:

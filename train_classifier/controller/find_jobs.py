@@ -19,15 +19,20 @@ AT_ONCE = 32
 
 @dataclass(frozen=True)
 class LocatedJob:
-    """One job, its host, and the worker's answer to `status`."""
+    """One job or a group of jobs, the host, and the worker's answer to `status`."""
 
     host: RemoteHost
     answer: dict[str, Any]
 
     @property
     def id(self) -> str:
-        """The job's whole id."""
+        """The whole id."""
         return str(self.answer["id"])
+
+    @property
+    def jobs(self) -> list[dict[str, Any]] | None:
+        """The answers for the jobs of a group, in order; None for a single job."""
+        return self.answer.get("jobs")
 
     def require_started(self) -> "LocatedJob":
         """Return this job. Raises NotReady when it was prepared but never started: it produces no output."""
@@ -89,7 +94,20 @@ def ask_hosts(
 
 
 def find_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
-    """Return the job by its id, a unique beginning of it, or `last` for the newest of all hosts.
+    """Return one job, as `find` does. Raises BadInput for a group, too."""
+    located = find(hosts, job)
+    jobs = located.jobs
+    if jobs is None:
+        return located
+    raise BadInput(
+        f"{located.id} is a group of {len(jobs)} jobs, and this command takes one.",
+        hint=f"Name one of them, {jobs[0]['id']} to {jobs[-1]['id']}; which is which: train-classifier "
+        f"status {located.id}{located.host.flags}",
+    )
+
+
+def find(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
+    """Return the job or group by its id, a unique beginning of it, or `last` for the newest of all hosts.
 
     Raises BadInput when no host has it or several match, and the host's own failure when the job that is
     meant might be on a host that could not be asked.
@@ -97,7 +115,8 @@ def find_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
     answers = ask_hosts(hosts, lambda host: host.call({"verb": "status", "id": job}))
     matches = [LocatedJob(host, answer) for host, answer in answers if isinstance(answer, dict)]
     errors = [(host, answer) for host, answer in answers if isinstance(answer, TrainClassifierError)]
-    if not (matches and JOB_ID.match(job)):
+    is_whole_id = JOB_ID.match(job) or any(match.id == job for match in matches)
+    if not (matches and is_whole_id):
         for host, error in errors:
             if not isinstance(error, BadInput):
                 # The newest job may be on a host that did not answer.

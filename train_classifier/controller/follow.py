@@ -132,17 +132,7 @@ def follow(
             status = answer.get("status") or {}
             if status.get("version", 0) != version:
                 version = status.get("version", 0)
-                for note in (status.get("notes") or [])[notes:]:
-                    report.event("message", level="info", text=str(note))
-                    notes += 1
-                report.event(
-                    "status",
-                    state=status.get("state"),
-                    phase=status.get("phase"),
-                    message=status.get("message"),
-                    times=status.get("times"),
-                    failed=status.get("failed_phase"),
-                )
+                notes = report_status(status, report, notes)
             elif not data:
                 # Raises in a plugin whose command line was killed: then the plugin stops renewing the lease.
                 report.event("alive")
@@ -152,6 +142,22 @@ def follow(
     finally:
         if isinstance(stream, Generator):
             stream.close()
+
+
+def report_status(status: dict[str, Any], report: Reporter, notes: int) -> int:
+    """Report a job's status and its notes after the first `notes`; return how many notes there are."""
+    for note in (status.get("notes") or [])[notes:]:
+        report.event("message", level="info", text=str(note))
+        notes += 1
+    report.event(
+        "status",
+        state=status.get("state"),
+        phase=status.get("phase"),
+        message=status.get("message"),
+        times=status.get("times"),
+        failed=status.get("failed_phase"),
+    )
+    return notes
 
 
 def log_bytes(answer: dict[str, Any]) -> bytes:

@@ -70,6 +70,11 @@ def preflight(host: RemoteHost, order: Order, report: Reporter) -> dict[str, Any
     return {**answer, "pushed": pushed}
 
 
+def prepare(host: RemoteHost, order: Order) -> bool:
+    """Have the host make the job's folder without a check; return whether it has the sources already."""
+    return bool(host.call(_prepare_request(order), timeout=_copy_timeout(order)).get("pushed"))
+
+
 def _prepare_request(order: Order) -> dict[str, Any]:
     return {
         "verb": "prepare",
@@ -120,24 +125,39 @@ def start(
     Returns the open stream of answers for `follow`; an empty one for a detached job.
     """
     with phase(report, "start"):
-        submitted_before = False
-        request: dict[str, Any] = {"verb": "submit", "id": order.spec.id, "secrets": dict(secrets)}
+        follow = None
         if not order.detach:
-            request["follow"] = following.follow_request(renew=order.spec.lease_s is not None, inline=True)
-
-        def submit() -> Iterator[dict[str, Any]]:
-            nonlocal submitted_before
-            # The first try may have succeeded, and only its answer was lost.
-            if submitted_before and _state(host, order.spec.id) in ("submitted", "running", "finished"):
-                return iter(())
-            submitted_before = True
-            answers = host.stream(request, SUBMIT_S)
-            next(answers)
-            return answers
-
-        answers: Iterator[dict[str, Any]] = _retry_before_start(host, order, submit, report)
+            follow = following.follow_request(renew=order.spec.lease_s is not None, inline=True)
+        answers = submit(host, order, secrets, report, follow)
         report.event("started", id=order.spec.id, host=host.name)
         return answers
+
+
+def submit(
+    host: RemoteHost,
+    order: Order,
+    secrets: Mapping[str, str],
+    report: Reporter,
+    follow: Mapping[str, Any] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Submit a pushed job, also after lost connections; with `follow` its answers are the stream returned."""
+    submitted_before = False
+    request: dict[str, Any] = {"verb": "submit", "id": order.spec.id, "secrets": dict(secrets)}
+    if follow is not None:
+        request["follow"] = dict(follow)
+
+    def submit_once() -> Iterator[dict[str, Any]]:
+        nonlocal submitted_before
+        # The first try may have succeeded, and only its answer was lost.
+        if submitted_before and _state(host, order.spec.id) in ("submitted", "running", "finished"):
+            return iter(())
+        submitted_before = True
+        answers = host.stream(request, SUBMIT_S)
+        next(answers)
+        return answers
+
+    answers: Iterator[dict[str, Any]] = _retry_before_start(host, order, submit_once, report)
+    return answers
 
 
 def follow(

@@ -32,6 +32,12 @@ ARCHIVE_FOLDERS = ("job", "workspace")
 MODEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}\Z")
 #: Job ids sort by time of submission, and are safe in paths, container names and unit names.
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{8}\Z")
+#: The id of a group is the beginning of its jobs' ids, which end with their numbers, 01 and so on.
+GROUP_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}\Z")
+#: Most jobs of a group: their numbers have two digits.
+MOST_GROUP = 99
+#: Names of what is swept: the model gets them as --NAME.
+SWEEP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}\Z")
 #: What `git describe --long --dirty` says: tag, commits since, commit, whether tracked files differ.
 DESCRIPTION = re.compile(
     r"(?P<tag>[^\s~^:?*\[\\]{1,200})-(?P<distance>[0-9]{1,9})-g(?P<commit>[0-9a-f]{4,64})(?P<dirty>-dirty)?\Z"
@@ -103,6 +109,26 @@ def new_job_id() -> str:
     """Return a new job id: UTC second of submission and 32 random bits."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     return f"{stamp}-{os.urandom(4).hex()}"
+
+
+def new_group_id() -> str:
+    """Return a new group id: UTC second of submission and 24 random bits."""
+    return new_job_id()[:-2]
+
+
+def job_of_group(group: str, number: int) -> str:
+    """Return the id of a group's job, counted from 1."""
+    return f"{group}{number:02d}"
+
+
+def number_in_group(job: str) -> int:
+    """Return which job of its group a job is, counted from 1."""
+    return int(job[-2:])
+
+
+def show_sweep(sweep: Mapping[str, str]) -> str:
+    """Return the choice of a sweep for people: lr=0.1 no-augment."""
+    return " ".join(f"{name}={value}" if value else name for name, value in sweep.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +213,12 @@ class JobSpec:
     nice: Optional[int] = None
     dependency: Optional[str] = None
     requeue: bool = options.default("requeue")
+    #: The group of jobs that were submitted together; None: the job was submitted alone.
+    group: Optional[str] = None
+    #: What a sweep chose for this job, by name; it is in `arguments`, too. A flag has the value "".
+    sweep: dict[str, str] = dataclasses.field(default_factory=dict)
+    #: Most jobs of the group that run at the same time; None: as many as there are GPUs for.
+    max_parallel: Optional[int] = None
     #: The submitter, as user@controller; for people.
     submitter: str = ""
     #: The pushed files, for the manifest: their number and their bytes.
@@ -236,6 +268,7 @@ class JobSpec:
         self._check_data(problems)
         problems.check(isinstance(self.allow_empty, bool), "allow_empty is not true or false")
         self._check_slurm(problems)
+        self._check_group(problems)
         return problems.sentences
 
     def _check_names(self, problems: "_Problems") -> None:
@@ -286,6 +319,21 @@ class JobSpec:
             is_word = isinstance(value, str) and bool(SLURM_WORD.match(value))
             problems.check(value is None or is_word, f"{name} {value!r} is not a word of Slurm")
         problems.check(isinstance(self.requeue, bool), "requeue is not true or false")
+
+    def _check_group(self, problems: "_Problems") -> None:
+        number = str(self.id)[-2:]
+        is_of_group = str(self.id)[:-2] == self.group and number.isdecimal() and number != "00"
+        problems.check(self.group is None or is_of_group, f"group {self.group!r} of job {self.id!r}")
+        most = self.max_parallel
+        is_count = isinstance(most, int) and not isinstance(most, bool) and 1 <= most <= MOST_GROUP
+        problems.check(most is None or is_count, f"max_parallel {most!r}")
+        if not isinstance(self.sweep, dict):
+            problems.check(False, "sweep is not a table")
+            return
+        for name, value in self.sweep.items():
+            is_name = isinstance(name, str) and bool(SWEEP_NAME.match(name))
+            problems.check(is_name, f"name of a sweep {name!r}")
+            problems.text(value, f"the value of sweep {name!r}")
 
     def _check_numbers(self, problems: "_Problems") -> None:
         for option in options.OPTIONS:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from train_classifier.ansible_bridge import inventory
 from train_classifier.ansible_bridge.inventory import Target
 from train_classifier.cli.console import Console
-from train_classifier.cli.training_run import TrainingRun
+from train_classifier.cli.runs.training_run import TrainingRun
 from train_classifier.controller.order import Order
 from train_classifier.core.errors import Cancelled, ExitCode, TrainClassifierError
 

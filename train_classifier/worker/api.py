@@ -48,6 +48,7 @@ VERBS: dict[str, Verb] = {
     "submit": _submit,
     "read": query.read,
     "follow": query.follow,
+    "follow_group": query.follow_group,
     "status": query.status,
     "list": query.list_jobs,
     "cancel": query.cancel,

@@ -88,7 +88,7 @@ def test_status_names_the_phase_once(
 ) -> None:
     status = {"state": "running", "phase": "training", "message": message}
     located = find_jobs.LocatedJob(RemoteHost("one"), {"id": OLD, "status": status})
-    monkeypatch.setattr(find_jobs, "find_job", lambda *_: located)
+    monkeypatch.setattr(find_jobs, "find", lambda *_: located)
     job_display.show_status([], OLD, Console())
     rows = [line.split()[0] for line in capfd.readouterr().out.splitlines()]
     assert ("message" in rows) is is_shown, rows

@@ -354,7 +354,7 @@ def test_a_user_without_a_name_can_cancel() -> None:
         "from train_classifier.cli import jobs\nfrom train_classifier.controller import find_jobs as finding; from train_classifier.controller import steps as training\n"
         "from train_classifier.cli.console import Console\n"
         "host = type('Host', (), {'name': 'h'})\n"
-        "finding.find_job = lambda *_: finding.LocatedJob(host, {'id': 'x'})\n"
+        "finding.find = lambda *_: finding.LocatedJob(host, {'id': 'x'})\n"
         "training.cancel = lambda host, job, by: print(by) or {}\n"
         "jobs.cancel([host], 'x', Console())\n"
     )

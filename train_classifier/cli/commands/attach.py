@@ -24,10 +24,7 @@ def attach(job: str, output: str | None, inventory: str | None, host: str | None
     from train_classifier.cli import jobs
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
-    from train_classifier.cli.result_text import show_ending
 
     destination, patience = jobs.find_output(output), parameters.patience_s()
     console = Console(json_mode=json_mode)
-    run, code = jobs.attach(hosts(inventory, host), job, destination, patience, console)
-    show_ending(run, code, console)
-    return code
+    return jobs.attach(hosts(inventory, host), job, destination, patience, console)

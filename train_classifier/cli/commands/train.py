@@ -12,18 +12,25 @@ import rich_click as click
 from train_classifier.cli import parameters
 from train_classifier.core import options, text
 from train_classifier.core.errors import BadInput, ExitCode
+from train_classifier.core.job import MODEL, JobSpec
 from train_classifier.core.options import Kind
 from train_classifier.core.text import quoted
 from train_classifier.request import precedence
-from train_classifier.request.flags import own_settings, show_own_settings
+from train_classifier.request.flags import show_own_settings
 
 if TYPE_CHECKING:
     from train_classifier.cli.console import Console
+    from train_classifier.cli.runs.group_request import GroupRequest
+    from train_classifier.request.build import Plan
 
 
 @click.command()
 @parameters.train_options
 @parameters.json_mode
+@click.option(
+    "--sweep", "sweeps", metavar="NAME=V,V", multiple=True, help="One job for each value, as lr=0.1,0.01."
+)
+@click.option("--max-parallel", metavar="N", help="Most jobs of a sweep that run at the same time.")
 @click.option("--dry-run", is_flag=True, help="Say what would be pushed and run; touch nothing.")
 @click.pass_obj
 def train(
@@ -33,6 +40,8 @@ def train(
     model: str | None,
     arguments: Sequence[str],
     json_mode: bool,
+    sweeps: Sequence[str],
+    max_parallel: str | None,
     dry_run: bool,
     **values: Any,
 ) -> int:
@@ -52,36 +61,53 @@ def train(
       train-classifier train mnist --gpus auto -- --epochs 3
       train-classifier train yolo -i hosts.yml --host gpu-1 --timeout 6h --detach
       HF_TOKEN=… train-classifier train mnist --secret HF_TOKEN --data /mnt/a:b
+      train-classifier train mnist --sweep lr=0.1,0.01 --sweep seed=1,2,3
+      train-classifier train mnist yolo
+
+    \b
+    Several models and every combination of the sweeps are jobs of one group:
+    each has a log, an archive (artefacts-JOB.tar.gz) and an end of its own. A
+    sweep's value goes to the model as --NAME VALUE, after what follows --.
     """
-    if arguments:
+    wrong = [word for word in arguments if not MODEL.match(word.rstrip("/"))]
+    if wrong:
         words = shlex.join(arguments)
         raise BadInput(
-            f"unexpected {quoted(words)}: one run trains one model; the model's own arguments go after --",
+            f"unexpected {quoted(shlex.join(wrong))}: the model's own arguments go after --",
             hint=f"train-classifier train {shlex.quote(str(model))} -- {words}",
         )
     # Flags that are not given are None, False or empty: then the environment and the settings apply.
     set_flags = {name: value for name, value in values.items() if value not in (None, False, ())}
     request = {**set_flags, "model": model, "arguments": after_dashes}
-    return run_request(request, json_mode=json_mode, dry_run=dry_run)
+    from train_classifier.cli.runs import group_request
+
+    group = group_request.resolve(request, [word.rstrip("/") for word in arguments], sweeps, max_parallel)
+    return run_request(group, json_mode=json_mode, dry_run=dry_run)
 
 
-def run_request(values: dict[str, Any], *, json_mode: bool, dry_run: bool) -> ExitCode:
-    """Check the request, then run it. Raises BadInput with every problem of the request at once."""
+def run_request(group: "GroupRequest", *, json_mode: bool, dry_run: bool) -> ExitCode:
+    """Run what was asked for: one job by the playbook, several as a group."""
     from train_classifier.cli.console import Console
-    from train_classifier.cli.training_run import TrainingRun, show_end
-    from train_classifier.request.build import TrainRequest, build
+    from train_classifier.cli.runs.training_run import TrainingRun, show_end
 
-    plan = build(TrainRequest(**values), os.environ, own_settings=own_settings(os.environ))
     console = Console(json_mode=json_mode)
-    for warning in plan.warnings:
+    for warning in group.warnings:
         console.event("message", level="warning", text=warning)
-    assert plan.look is not None
     if dry_run:
-        _describe(plan, console)
+        _describe(group, console)
         return ExitCode.TRAINED
+    plan = group.plans[0]
+    assert plan.look is not None
+    if len(group.jobs) > 1:
+        from train_classifier.cli.runs.group_run import GroupRun, show_group_end
+
+        group_run = GroupRun(group.orders(), plan.look, group.secrets(), console)
+        code = group_run.run()
+        show_group_end(group_run, code, console)
+        return code
     # A flag or a variable names the file of this run; the usual file keeps the last good archive.
     keeps_good = plan.origin.get("output") not in (precedence.FROM_FLAG, precedence.FROM_VARIABLE)
-    order = dataclasses.replace(plan.order(), keeps_good_archive=keeps_good)
+    order = dataclasses.replace(group.orders()[0], keeps_good_archive=keeps_good)
     run = TrainingRun(order, plan.look, plan.secrets, console)
     code = run.run(plan.inventory, plan.host)
     show_end(run, code, console)
@@ -116,30 +142,49 @@ def _origin(option: options.Option, origin: str | None) -> str:
     return names.get(origin or "", "default")
 
 
-def _describe(plan: Any, console: "Console") -> None:
+def _describe(group: "GroupRequest", console: "Console") -> None:
     console.finish()
-    spec = plan.spec
     if console.json_mode:
-        description = {
-            "id": None,
-            "model": spec.model,
-            "host": plan.target.name,
-            "outcome": "dry-run",
-            "exit_code": 0,
-            "spec": {**spec.to_dict(), "id": None},
-            "files": [os.fsdecode(path).encode("utf-8", "replace").decode() for path in plan.sources.paths],
-            "output": str(plan.output),
-            "warnings": plan.warnings,
-        }
-        console.out(json.dumps(description))
+        described = [_as_json(plan, spec) for plan, spec in group.jobs]
+        jobs = [{**one, "output": str(path)} for one, path in zip(described, group.outputs(), strict=True)]
+        several = {"id": None, "outcome": "dry-run", "exit_code": 0, "jobs": jobs}
+        console.out(json.dumps(described[0] if len(described) == 1 else several))
         return
+    for number, plan in enumerate(group.plans):
+        if number:
+            console.out("")
+        _describe_plan(plan, console)
+    if len(group.jobs) > 1:
+        rows = [
+            (number, spec.model, shlex.join(spec.arguments)) for number, (_, spec) in enumerate(group.jobs, 1)
+        ]
+        console.out("\n" + text.table(rows, ("#", "MODEL", "ARGUMENTS"), right=(0,), width=console.width))
+    console.say("Dry run: nothing was touched.")
+
+
+def _as_json(plan: "Plan", spec: JobSpec) -> dict[str, Any]:
+    return {
+        "id": None,
+        "model": spec.model,
+        "host": plan.target.name if plan.target else None,
+        "outcome": "dry-run",
+        "exit_code": 0,
+        "spec": {**spec.to_dict(), "id": None, "group": None},
+        "files": [os.fsdecode(path).encode("utf-8", "replace").decode() for path in plan.sources.paths],
+        "output": str(plan.output),
+        "warnings": plan.warnings,
+    }
+
+
+def _describe_plan(plan: "Plan", console: "Console") -> None:
+    spec = plan.spec
     commit = f"commit {spec.repository.commit[:12]}" if spec.repository.commit else "no commit"
     files = "1 file" if spec.source_files == 1 else f"{spec.source_files} files"
     for name, value in (
         ("model", shlex.join([spec.model, *spec.arguments])),
         ("repository", f"{plan.repository} ({commit})"),
         ("push", f"{files}, {text.show_bytes(spec.source_bytes)}"),
-        ("host", plan.target.name),
+        ("host", plan.target.name if plan.target else None),
         ("output", plan.output),
     ):
         if name in plan.origin:
@@ -153,4 +198,3 @@ def _describe(plan: Any, console: "Console") -> None:
         if value and has_effect and option.spec_field in fields:
             rows.append((option.name, value, _origin(option, plan.origin.get(option.name))))
     console.out("\n" + text.table(rows, ("SETTING", "VALUE", "FROM"), width=console.width))
-    console.say("Dry run: nothing was touched.")

@@ -19,6 +19,7 @@ MOST_JOBS = 1000
 #: Keys of an entry that only a job's state folder has; a ticket has the model.
 UNKNOWN = (
     "model", "outcome", "exit_code", "submitted", "started", "finished", "message", "commit", "metrics",
+    "group",
 )  # fmt: skip
 _UID = re.compile(r"[0-9]{1,9}\Z")
 
@@ -86,5 +87,6 @@ def _entry(
         "submitter": user,
         "gpus": gpus,
         "arguments": [],
+        "sweep": {},
         "other_user": True,
     }

@@ -142,7 +142,8 @@ def _find_resumed_job(store: Store, spec: JobSpec) -> Job:
         except TrainClassifierError:
             continue
         is_same_model = (earlier_spec.model, earlier_spec.repository.key) == (spec.model, spec.repository.key)
-        if is_same_model and job.id != spec.id and _count_checkpoints(job):
+        is_sibling = spec.group is not None and earlier_spec.group == spec.group
+        if is_same_model and not is_sibling and job.id != spec.id and _count_checkpoints(job):
             return job
     raise BadInput(f"there is no earlier job of {spec.model} with checkpoints to resume from")
 

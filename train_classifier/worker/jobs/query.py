@@ -7,7 +7,7 @@ import os
 import time
 import zlib
 from pathlib import Path
-from typing import Any, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional
 
 from train_classifier.core.errors import BadInput, Cancelled, NotReady, TrainClassifierError
 from train_classifier.core.regular_file import open_regular
@@ -22,6 +22,8 @@ from train_classifier.worker.system.host import Host
 POLL_S = 0.02
 #: Seconds between two checks in a folder that other hosts write to: each is a request to its server.
 SHARED_POLL_S = 0.2
+#: Seconds between two checks of a group of up to twenty jobs; more jobs are checked less often.
+GROUP_POLL_S = 0.2
 #: Seconds for which lines are collected while the log grows slowly.
 COLLECT_S = 0.05
 #: Seconds between two checks whether the worker still lives.
@@ -96,7 +98,7 @@ def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[s
     max_inline = number(request, "inline", 0, MAX_INLINE_BYTES)
     while True:
         answer = read(request, host, store)
-        size = len(zlib.decompress(base64.b64decode(answer["data"]))) if answer["data"] else 0
+        size = _data_size(answer)
         offset = answer["offset"] + size
         is_complete = answer["status"]["state"] == "finished" and offset >= answer["log_size"]
         if is_complete and max_inline and answer["archive"]:
@@ -171,9 +173,80 @@ def number(request: dict[str, Any], name: str, default: float, largest: float) -
     return value
 
 
+def follow_group(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str, Any]]:
+    """Yield what is new of several jobs, {"jobs": [answers of `read`]}, for `for` seconds or until all ended.
+
+    `jobs` of the request has, for each id, the `offset` and the version `seen` so far; `max` bytes of each
+    log are sent at once. One process and one connection serve all: a server allows few of them.
+    """
+    deadline = time.monotonic() + number(request, "for", 0, MAX_WAIT_S * 60)
+    wait = min(number(request, "wait", 0, MAX_WAIT_S * 60), MAX_WAIT_S)
+    jobs = request.get("jobs")
+    if not isinstance(jobs, dict) or not all(isinstance(known, dict) for known in jobs.values()):
+        raise BadInput("jobs must be an object of ids and what is known of each")
+    fields = {name: request.get(name) for name in ("renew", "inline", "max")}
+    waiting = {str(id): {**known, **fields, "id": str(id), "for": 0, "wait": 0} for id, known in jobs.items()}
+    answered = time.monotonic()
+    while True:
+        answers, size = [], 0
+        for job, query in list(waiting.items()):
+            try:
+                answer = next(follow(query, host, store))
+            except TrainClassifierError as error:
+                # `clean` removed it: the others go on.
+                del waiting[job]
+                answers.append({"id": job, "error": error.to_dict()})
+                continue
+            size = max(size, _data_size(answer))
+            offset = answer["offset"] + _data_size(answer)
+            if answer["status"]["state"] == "finished" and offset >= answer["log_size"]:
+                del waiting[job]
+            elif offset == query.get("offset", 0) and answer["status"]["version"] == query.get("seen"):
+                continue
+            else:
+                waiting[job] = {**query, "offset": offset, "seen": answer["status"]["version"]}
+            answers.append(answer)
+        now = time.monotonic()
+        if answers or now - answered >= wait:
+            answered = now
+            yield {"jobs": answers}
+        if not waiting or now >= deadline:
+            return
+        if size < PAUSE_BYTES:
+            time.sleep(max(GROUP_POLL_S, GROUP_POLL_S * len(waiting) / 20))
+
+
+def _data_size(answer: dict[str, Any]) -> int:
+    return len(zlib.decompress(base64.b64decode(answer["data"]))) if answer["data"] else 0
+
+
 def status(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
-    """Return status, result and specification of one job."""
-    job = store.find(request.get("id"))
+    """Return status, result and specification of one job; of a group, its id and all of these as `jobs`."""
+    group = store.group(request.get("id"))
+    if group:
+        return {"id": group[0].id[:-2], "jobs": list(_each(group, lambda job: _answer(job, host)))}
+    return _answer(store.find(request.get("id")), host)
+
+
+def _each(group: list[Job], ask: Callable[[Job], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the answers of a group's jobs; one that is damaged or being removed hides no other.
+
+    Raises the last failure when no job answers.
+    """
+    answers, failure = 0, None
+    for job in group:
+        try:
+            answer = ask(job)
+        except (TrainClassifierError, OSError) as error:
+            failure = error
+            continue
+        answers += 1
+        yield answer
+    if failure is not None and not answers:
+        raise failure
+
+
+def _answer(job: Job, host: Host) -> dict[str, Any]:
     recover.finish_if_dead(job, host)
     status = _status(job, host)
     return {
@@ -225,16 +298,25 @@ def _line(job: Job, host: Host) -> Optional[dict[str, Any]]:
         "gpus": [gpu.get("uuid") for gpu in result.get("gpus", [])] if result else status.get("gpus", []),
         "message": status.get("message"),
         "arguments": list(spec.arguments) if spec else [],
+        "group": spec.group if spec else None,
+        "sweep": spec.sweep if spec else {},
         "commit": spec.repository.commit if spec else None,
         "metrics": result.get("metrics") if result else None,
     }
 
 
 def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
-    """Ask a job to stop; has no effect when it has ended or was asked before.
+    """Ask a job to stop, or all of a group; has no effect when it has ended or was asked before.
 
     If its worker is gone, the job is finished here, and its container is removed.
     """
+    group = store.group(request.get("id"))
+    if group:
+        # The last first, so that none that waits for another starts meanwhile.
+        jobs = list(_each(group[::-1], lambda job: cancel({**request, "id": job.id}, host, store)))
+        states = {job["state"] for job in jobs}
+        state = states.pop() if len(states) == 1 else "cancelling"
+        return {"id": group[0].id[:-2], "state": state, "jobs": jobs[::-1]}
     job = store.find(request.get("id"))
     status = job.status()
     # A second cancel stops the packing that follows the first one.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from train_classifier.core import locks
 from train_classifier.core.errors import NoEnvironment, TrainClassifierError, TrainingFailed
+from train_classifier.core.job import job_of_group, number_in_group
 from train_classifier.worker.containers import engine, package_layers, plain_image
 from train_classifier.worker.containers.context import Context
 from train_classifier.worker.environments import environment
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 #: Seconds that the end of a job waits for an unreachable engine; longer outages were waited for before.
 CLOSING_PATIENCE_S = 60.0
+#: Seconds between two looks at the other jobs of a group.
+GROUP_POLL_S = 0.5
 
 
 class JobRun:
@@ -196,7 +199,9 @@ def build_environment(run: JobRun) -> None:
 
 
 def wait_for_gpus(run: JobRun) -> None:
-    """Wait in the host's queue until the job has its GPUs."""
+    """Wait for jobs of the same group, then in the host's queue until the job has its GPUs."""
+    if run.allocation is None and run.spec.group is not None:
+        wait_for_group(run)
     if run.gpu_count == 0:
         return
     if run.allocation is not None:
@@ -205,6 +210,45 @@ def wait_for_gpus(run: JobRun) -> None:
         run.gpus = run.ticket.wait(run.engine, run.host, run.spec.wait_s, run.say, run.watch.check)
     run.job.write_status(gpus=[gpu.uuid for gpu in run.gpus])
     results.record_facts(run.job, gpus=[gpu.to_dict() for gpu in run.gpus])
+
+
+def wait_for_group(run: JobRun) -> None:
+    """Wait until fewer earlier jobs of the group are at work than may run at the same time.
+
+    The host's queue has no limit for jobs without a GPU: of these one runs at a time, unless the caller
+    allows more. In Slurm the group's jobs depend on each other instead.
+    """
+    most = run.spec.max_parallel or (None if run.gpu_count else 1)
+    if most is None:
+        return
+    earlier = [
+        Job(run.store.jobs / job_of_group(str(run.spec.group), number))
+        for number in range(1, number_in_group(run.job.id))
+    ]
+    while True:
+        run.watch.check()
+        at_work: list[Job] = []
+        # Those that have ended are not looked at again, and no more than needed of the others.
+        while earlier and len(at_work) < most:
+            job = earlier.pop(0)
+            if is_at_work(job, run.host):
+                at_work.append(job)
+        earlier = at_work + earlier
+        if len(at_work) < most:
+            return
+        names = f"job {at_work[0].id}" if most == 1 else f"{most} jobs"
+        run.say(f"waiting for {names} of its group")
+        time.sleep(GROUP_POLL_S)
+
+
+def is_at_work(job: Job, host: Host) -> bool:
+    """Return whether a job was submitted and has not ended; a job whose worker is dead is finished here."""
+    with contextlib.suppress(TrainClassifierError, OSError):
+        recover.finish_if_dead(job, host)
+    try:
+        return job.status()["state"] in ("submitted", "running")
+    except (TrainClassifierError, OSError):
+        return False
 
 
 def check_gpus(run: JobRun) -> None:

@@ -8,7 +8,7 @@ from typing import Optional
 
 from train_classifier.core import options
 from train_classifier.core.errors import BadInput, NotReady
-from train_classifier.core.job import JOB_ID, JobSpec
+from train_classifier.core.job import JOB_ID, JobSpec, job_of_group, number_in_group
 from train_classifier.worker.slurm import commands, shared_folder
 from train_classifier.worker.slurm.commands import NAME_PREFIX, SlurmSilent
 from train_classifier.worker.state.store import Job, Store
@@ -65,9 +65,23 @@ def arguments(job: Job, spec: JobSpec, gpus: int) -> list[str]:
     for name in ("partition", "account", "qos", "constraint", "nice"):
         if getattr(spec, name) is not None:
             words.append(f"--{name}={getattr(spec, name)}")
-    if spec.dependency is not None:
-        words.append(f"--dependency={dependency(Store.of(job.dir), spec.dependency)}")
-    return words
+    conditions = dependencies(job, spec)
+    return [*words, f"--dependency={','.join(conditions)}"] if conditions else words
+
+
+def dependencies(job: Job, spec: JobSpec) -> list[str]:
+    """Return what the job waits for: what the caller names, and an earlier job of a group with a limit.
+
+    Where three jobs of a group may run at the same time, the fourth starts after the first.
+    """
+    store = Store.of(job.dir)
+    conditions = [] if spec.dependency is None else [dependency(store, spec.dependency)]
+    if spec.group is not None and spec.max_parallel is not None:
+        earlier = number_in_group(job.id) - spec.max_parallel
+        number = shared_folder.number(Job(store.jobs / job_of_group(spec.group, earlier)))
+        if earlier > 0 and number:
+            conditions.append(f"afterany:{number}")
+    return conditions
 
 
 def dependency(store: Store, text: str) -> str:

@@ -85,6 +85,8 @@ def head(job: Job, spec: JobSpec, status: dict[str, Any], result: dict[str, Any]
         "job": job.id,
         "model": spec.model,
         "arguments": list(spec.arguments),
+        "group": spec.group,
+        "sweep": spec.sweep,
         # Names only: values may be private.
         "environment_variables": sorted(spec.environment),
         "secrets": sorted(spec.secrets),

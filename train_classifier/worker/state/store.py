@@ -104,6 +104,23 @@ class Store:
             return []
         return [Job(self.jobs / name) for name in names if JOB_ID.match(name)]
 
+    def group(self, name: Any) -> list["Job"]:
+        """Return the jobs of the group that an id, a unique beginning of one, or `last` names.
+
+        Empty where it names something else. A group of which one job is left is a group.
+        """
+        if not isinstance(name, str) or not name or JOB_ID.match(name):
+            return []
+        if name == "last":
+            try:
+                name = self.find(name).id[:-2]
+            except BadInput:
+                return []
+        jobs = [job for job in self.all_jobs() if job.id.startswith(name)]
+        groups = {(read_json(job.dir / "spec.json") or {}).get("group") for job in jobs}
+        group = groups.pop() if len(groups) == 1 else None
+        return jobs if group is not None and group == jobs[0].id[:-2] and group.startswith(name) else []
+
     def find(self, name: Any) -> "Job":
         """Return the job that an id, a unique beginning of one, or `last` names.
 

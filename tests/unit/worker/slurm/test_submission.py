@@ -9,7 +9,7 @@ import pytest
 
 from train_classifier.core import options
 from train_classifier.core.errors import BadInput
-from train_classifier.core.job import JobSpec, Repository, new_job_id
+from train_classifier.core.job import JobSpec, Repository, job_of_group, new_group_id, new_job_id
 from train_classifier.worker.jobs import prepare
 from train_classifier.worker.slurm import shared_folder, submission
 from train_classifier.worker.state.store import Job, Store
@@ -84,3 +84,23 @@ def test_options_of_slurm_are_refused_on_a_plain_host(tmp_path: Path) -> None:
     assert problems[0] == "--partition is an option of Slurm, which starts no jobs on this host"
     assert prepare._slurm_problems(SPEC, Host()) == []
     assert prepare._slurm_problems(ALL, Host(engine="slurm", slurm_shared_dir=tmp_path)) == []
+
+
+def test_a_group_with_a_limit_is_as_many_chains(store: Store) -> None:
+    """Where two run at a time the third waits for the first to end, however that ends."""
+    group = new_group_id()
+    found = []
+    for number in range(1, 5):
+        spec = dataclasses.replace(
+            SPEC, id=job_of_group(group, number), group=group, max_parallel=2, dependency="afterok:7"
+        )
+        job = Job(store.jobs / spec.id)
+        job.dir.mkdir(parents=True)
+        found += [word for word in words(store, spec) if word.startswith("--dependency")]
+        shared_folder.write_number(job, str(100 + number))
+    assert found == [
+        "--dependency=afterok:7", "--dependency=afterok:7", "--dependency=afterok:7,afterany:101",
+        "--dependency=afterok:7,afterany:102",
+    ]  # fmt: skip
+    free = dataclasses.replace(SPEC, id=job_of_group(group, 3), group=group)
+    assert not [word for word in words(store, free) if word.startswith("--dependency")]

@@ -13,7 +13,7 @@ from train_classifier.ansible_bridge import playbook
 from train_classifier.ansible_bridge.inventory import Target
 from train_classifier.cli import result_text
 from train_classifier.cli.console import Console
-from train_classifier.cli.training_playbook import Play
+from train_classifier.cli.runs.training_playbook import Play
 from train_classifier.controller import follow as following
 from train_classifier.controller import steps
 from train_classifier.controller.order import Order
@@ -106,7 +106,7 @@ class TrainingRun:
 
     def run(self, inventory: str | None, limit: str | None) -> ExitCode:
         """Run the playbook on the one host and return the exit code; `failure` says why it is not 0."""
-        with self._signals():
+        with signals_as_messages(self._inbox):
             self._play = Play(self, self._inbox)
             try:
                 self._play.start(inventory, limit)
@@ -262,27 +262,28 @@ class TrainingRun:
     def _command(self, verb: str, job: str) -> str:
         return f"train-classifier {verb} {job}{self.order.flags}"
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Convert signals to messages for `_wait_for_end`; restore the old handlers at the end."""
 
-        def post(number: int, _frame: Any) -> None:
-            if number == signal.SIGHUP:
-                self._inbox.put(("hangup", None))
-            else:
-                self._inbox.put(("stop", "Ctrl-C" if number == signal.SIGINT else "SIGTERM"))
+@contextlib.contextmanager
+def signals_as_messages(inbox: "queue.SimpleQueue[tuple[str, Any]]") -> Iterator[None]:
+    """Convert signals to messages ("stop", who) and ("hangup", None); restore the old handlers at the end."""
 
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {}
-        for number in numbers:
-            # nohup: an ignored SIGHUP stays ignored.
-            if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:
-                before[number] = signal.signal(number, post)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def post(number: int, _frame: Any) -> None:
+        if number == signal.SIGHUP:
+            inbox.put(("hangup", None))
+        else:
+            inbox.put(("stop", "Ctrl-C" if number == signal.SIGINT else "SIGTERM"))
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {}
+    for number in numbers:
+        # nohup: an ignored SIGHUP stays ignored.
+        if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:
+            before[number] = signal.signal(number, post)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def show_end(run: TrainingRun, code: ExitCode, console: Console) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from train_classifier.ansible_bridge import playbook
-from train_classifier.cli.training_playbook import Play, playbook_processes
+from train_classifier.cli.runs.training_playbook import Play, playbook_processes
 from train_classifier.controller.temp_files import PREFIX
 
 

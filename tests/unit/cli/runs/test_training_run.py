@@ -14,7 +14,7 @@ import pytest
 
 from train_classifier.ansible_bridge.playbook import Outcome
 from train_classifier.cli.console import Console
-from train_classifier.cli.training_run import TrainingRun, show_end
+from train_classifier.cli.runs.training_run import TrainingRun, show_end
 from train_classifier.controller import steps as training
 from train_classifier.controller.order import Order
 from train_classifier.core.errors import BadInput, ExitCode
@@ -41,7 +41,7 @@ class Script:
 
 def code_of(run: TrainingRun, steps: Any, monkeypatch: pytest.MonkeyPatch) -> ExitCode:
     """Return the exit code of a run whose playbook is `steps`."""
-    monkeypatch.setattr("train_classifier.cli.training_run.Play", functools.partial(Script, steps))
+    monkeypatch.setattr("train_classifier.cli.runs.training_run.Play", functools.partial(Script, steps))
     return run.run(None, None)
 
 
@@ -174,7 +174,7 @@ def test_start_step_asks_before_it_submits(
     from train_classifier.ansible_bridge import event_socket
     from train_classifier.core.errors import Cancelled
 
-    path = Path(__file__).parents[3] / "plugins" / "action" / "training_start.py"
+    path = Path(__file__).parents[4] / "plugins" / "action" / "training_start.py"
     spec = importlib.util.spec_from_file_location("training_start", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

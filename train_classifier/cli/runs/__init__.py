@@ -1,0 +1,1 @@
+"""Training runs of the command line: one job by the playbook, or a group of jobs."""
