@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import tarfile
 from pathlib import Path
@@ -367,4 +369,70 @@ def test_jobs_of_other_users_are_listed_without_their_secrets(world: World) -> N
     assert world.run("logs", job, "--inventory", stranger).returncode == 2
     world.go()
     world.wait_for(lambda status: status["state"] == "finished")
+    world.assert_clean()
+
+
+def test_sweep_trains_every_combination_after_one_push(world: World, sshd: Sshd) -> None:
+    """One run fails and stops no other; without a GPU one runs at a time."""
+    model = world.model(
+        "print(*sys.argv[1:])\nopen('artefacts/seed', 'w').write(sys.argv[-1])\nsys.exit(3 * (sys.argv[-1] == '2'))\n"
+    )
+    words = ["--sweep", "lr=-0.1", "--sweep", "seed=1,2,a b", "--", "--epochs", "3"]
+    done = world.run(*world.train(model, *words, inventory=world.inventory(sshd)))
+    assert done.returncode == 4, tail(done.stderr)
+    assert done.stdout.decode().splitlines() == [
+        f"{number} | --epochs 3 --lr=-0.1 --seed {seed}" for number, seed in enumerate(("1", "2", "a b"), 1)
+    ]
+    statuses = world.statuses()
+    group = statuses[0]["id"][:-2]
+    assert [status["id"] for status in statuses] == [f"{group}0{number}" for number in (1, 2, 3)]
+    messages = done.stderr.decode()
+    assert messages.count("push: ") == 1 and f"group {group} on " in messages and "exit status 3" in messages
+    for status, seed in zip(statuses, (b"1", b"2", b"a b"), strict=True):
+        with tarfile.open(world.work / f"artefacts-{status['id']}.tar.gz") as archive:
+            member = archive.extractfile("artefacts/seed")
+            assert member and member.read() == seed
+    times = [status["times"]["training"] for status in statuses]
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(times))
+    world.assert_clean()
+
+
+def test_ctrl_c_stops_every_job_of_a_group(world: World) -> None:
+    """Of three, two run, since two may; the third waits. Two models have one group, too."""
+    program = "print('up', flush=True)\nopen('artefacts/so-far', 'w').write('x')\n" + HOLD
+    words = [world.model(program, "other"), "--max-parallel", "2", "--sweep", "seed=1,2"]
+    process = world.start(*world.train(world.model(program), *words))
+    group = wait_until(world.statuses)[0]["id"][:-2]
+
+    def phases() -> list[object]:
+        return [status["phase"] for status in world.statuses()]
+
+    wait_until(lambda: phases() == ["training", "training", "queue", "queue"])
+    shown = json.loads(world.run("status", "last", "--json", "--inventory", world.local).stdout)
+    assert shown["id"] == group and shown["jobs"][2]["status"]["message"] == "waiting for 2 jobs of its group"
+    assert [job["spec"]["model"] for job in shown["jobs"]] == ["probe", "probe", "other", "other"]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 6, tail(err)
+    assert sorted(out.splitlines()) == [b"1 | up", b"2 | up"]
+    assert [world.result(f"{group}0{number}")["exit_code"] for number in (1, 2, 3, 4)] == [6] * 4
+    assert {path.name for path in world.work.iterdir()} == {
+        f"artefacts-{group}0{number}.tar.gz" for number in (1, 2)
+    }
+    world.assert_clean()
+
+
+def test_detached_group_is_cancelled_and_fetched_by_its_id(world: World) -> None:
+    detached = world.run(
+        *world.train(world.model("print('up', flush=True)\n" + HOLD), "--sweep", "seed=1,2", "--detach")
+    )
+    group = detached.stdout.decode().strip()
+    assert detached.returncode == 0 and f"attach {group}" in detached.stderr.decode(), tail(detached.stderr)
+    wait_until(lambda: [status["phase"] for status in world.statuses()] == ["training", "queue"])
+    here = ("--inventory", world.local)
+    assert world.run("cancel", group, *here).returncode == 0
+    assert [world.result(f"{group}0{number}")["exit_code"] for number in (1, 2)] == [6, 6]
+    attached = world.run("attach", group, "--json", *here)
+    assert attached.returncode == 6, tail(attached.stderr)
+    assert [job["outcome"] for job in json.loads(attached.stdout)["jobs"]] == ["cancelled", "cancelled"]
     world.assert_clean()
