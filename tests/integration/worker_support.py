@@ -419,7 +419,7 @@ class Machine:
                 time.sleep(0.05)
         entries = {entry.name for entry in self.job_dir(job).iterdir()}
         allowed = {
-            "spec.json", "status.json", "result.json", "log.txt", "usage.csv", "manifest.json", "artefacts.tar.gz",
+            "spec.json", "status.json", "result.json", "log.txt", "usage.csv", "manifest.json", "report.html", "artefacts.tar.gz",
             "lock", "lease", "checkpoints", "resumed", "files", "stock.json", "facts.json", "cancel", "fingerprint",
         }  # fmt: skip
         assert entries <= allowed, entries - allowed

@@ -5,7 +5,8 @@ import json
 import pytest
 from worker_support import Machine, accounts, host_fixture
 
-from train_classifier.reports import chart_data, html_page, job_summary
+from train_classifier.core.report.page import document_of
+from train_classifier.reports import chart_data, job_summary
 from train_classifier.reports.archive_reader import ArchiveFiles
 from train_classifier.reports.report import Report
 
@@ -37,6 +38,12 @@ def test_10_hostile_metrics_do_not_stop_the_archive(host: Machine, text: str) ->
     assert "metrics left out" in result["remarks"][0] and "artefacts/x" in host.names(job)
 
 
+def title(report: Report) -> str:
+    document = document_of(report.page())
+    assert document
+    return str(document["title"])
+
+
 HISTORIES = {
     "denormal": "epoch,loss\n0,5e-324\n1,1e-323\n2,0\n",
     "denormal epochs": "epoch,loss\n0,1\n5e-324,2\n1e-323,3\n",
@@ -66,7 +73,7 @@ def test_10_hostile_curves_do_not_stop_the_report(name: str) -> None:
         "gpus": [],
     }
     report = Report(result=result, history=text, usage=text.replace("epoch,loss", "time_s,cpu_percent"))
-    assert "m trained" in html_page.render(report) and "m trained" in job_summary.markdown(report)
+    assert title(report) == "m trained" and "m trained" in job_summary.markdown(report)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +86,7 @@ def test_10_unusual_numbers_do_not_stop_the_report(value: object) -> None:
         "out_of_memory": {"limit_bytes": value}, "gpus": [],
     }  # fmt: skip
     report = Report(result=result)
-    assert "m failed" in html_page.render(report) and "m failed" in job_summary.markdown(report)
+    assert title(report) == "m failed" and "m failed" in job_summary.markdown(report)
     assert ("b", "1") in report.metrics()
 
 
@@ -92,10 +99,10 @@ def test_10_report_names_what_is_left_out() -> None:
     remarks = ["metrics left out: metrics.json: 'big' is not a finite number"]
     result = {"id": "20260101-000000-0123abcd", "model": "m", "exit_code": 0, "gpus": [], "remarks": remarks}
     report = Report(result=result, history="epoch,loss,bad\n1,0.5,nan\n2,0.25,1e400\n")
-    for text in (html_page.render(report), job_summary.markdown(report)):
-        assert "is not a finite number" in text and "curves without a number: bad" in text.replace(
-            "&#58;", ":"
-        )
+    text = job_summary.markdown(report)
+    assert "is not a finite number" in text
+    assert "curves without a number: bad" in text.replace("&#58;", ":")
+    assert remarks[0] in document_of(report.page())["notes"]  # type: ignore[index]
 
 
 def test_10_deep_manifest_does_not_stop_the_report() -> None:

@@ -5,11 +5,11 @@ Every example is chosen by hypothesis from a fixed seed, so that two runs are th
 
 from __future__ import annotations
 
-import html.parser
 import io
 import json
 import math
 import re
+import struct
 from typing import Any
 
 import pytest
@@ -18,12 +18,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from train_classifier.core.report import curves, document, event_files, images, log_end, page
 from train_classifier.core.text import number, short, table
 from train_classifier.github_action import slack_message, workflow_commands
-from train_classifier.reports import archive_reader, chart_data, html_page, job_summary, tracebacks
+from train_classifier.reports import archive_reader, chart_data, job_summary, tracebacks
 from train_classifier.reports.report import Report
 
 # What a model leaves.
+
+
+def framed(events: list[bytes]) -> bytes:
+    """Return records as TensorBoard frames them."""
+    return b"".join(struct.pack("<Q", len(event)) + bytes(4) + event + bytes(4) for event in events)
 
 
 @FIXED
@@ -44,8 +50,8 @@ def test_curves_are_finite(content: str) -> None:
 def test_tables_of_any_content_are_rendered_safely(head: list[str], rows: list[list[str]]) -> None:
     content = "\n".join(",".join(row) for row in [head, *rows])
     with bounded():
-        archive_reader.thinned(io.BytesIO(content.encode("utf-8", "replace")), limit=100)
-        check_page(html_page.render(Report(result={"exit_code": 0}, history=content, usage=content)))
+        curves.thinned(io.BytesIO(content.encode("utf-8", "replace")), limit=100)
+        check_page(Report(result={"exit_code": 0}, history=content, usage=content).page())
         check_markdown(job_summary.markdown(Report(result={"exit_code": 4}, history=content, usage=content)))
 
 
@@ -64,6 +70,50 @@ def test_manifest_of_any_content_is_read(content: bytes) -> None:
 def test_hostile_manifest_is_read(content: bytes) -> None:
     with bounded():
         assert isinstance(archive_reader.ArchiveFiles(manifest=content).manifest_data, dict)
+
+
+@FIXED
+@given(content=DATA | st.lists(DATA, max_size=5).map(framed))
+def test_event_files_of_any_content_are_read(content: bytes) -> None:
+    with bounded():
+        table = event_files.read(io.BytesIO(content), len(content))
+    for points in (table.lines if table else {}).values():
+        assert all(math.isfinite(value) for point in points for value in point)
+
+
+@FIXED
+@given(
+    content=DATA
+    | DATA.map(lambda data: b"\x89PNG\r\n\x1a\n" + data)
+    | DATA.map(lambda data: b"\xff\xd8\xff" + data)
+)
+def test_only_whole_images_are_shown(content: bytes) -> None:
+    with bounded():
+        assert images.check(content) is None
+
+
+@FIXED
+@given(
+    content=TEXT,
+    rows=st.lists(
+        st.dictionaries(TEXT | st.sampled_from(["epoch", "step"]), VALUES, max_size=5), max_size=20
+    ),
+)
+def test_json_lines_of_any_content_are_shown(content: str, rows: list[dict[str, Any]]) -> None:
+    lines = "\n".join([content, *(json.dumps(row, default=str) for row in rows)])
+    with bounded():
+        table = curves.from_json_lines(lines)
+        tables = [("artefacts/log.jsonl", table)] if table else []
+        check_page(page.render(document.build(document.JobRecords(result={"exit_code": 0}, tables=tables))))
+
+
+@FIXED
+@given(log=TEXT)
+def test_last_traceback_is_a_part_of_the_log(log: str) -> None:
+    with bounded():
+        lines = log_end.clean_lines(log)
+        part = log_end.traceback(lines)
+    assert part is None or 0 <= part[0] < part[1] <= len(lines)
 
 
 # What is made of it.
@@ -94,30 +144,18 @@ REPORT = st.builds(
     host=TEXT,
 )  # fmt: skip
 
-TAGS = {
-    "html": {"lang"}, "head": set(), "meta": {"charset", "http-equiv", "content", "name"}, "title": set(), "style": set(),
-    "body": set(), "h1": {"class"}, "h2": set(), "div": {"class"}, "p": set(), "table": set(), "tr": set(), "th": set(),
-    "td": {"class"}, "figure": set(), "figcaption": set(), "span": {"class"}, "b": set(), "pre": set(),
-    "svg": {"viewbox", "role", "aria-label"}, "line": {"class", "x1", "x2", "y1", "y2"},
-    "text": {"class", "x", "y", "transform"}, "polyline": {"class", "points"},
-}  # fmt: skip
 
-
-class _Tags(html.parser.HTMLParser):
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in TAGS
-        assert {name for name, _ in attrs} <= TAGS[tag]
-
-    handle_startendtag = handle_starttag
-
-    def handle_comment(self, data: str) -> None:
-        raise AssertionError(f"a comment: {data}")
-
-
-def check_page(text: str) -> None:
-    """Check that a page has our tags only."""
-    text.encode()
-    _Tags().feed(text)
+def check_page(content: bytes) -> None:
+    """Check that a page is the prebuilt one, with a document in it that cannot end its element."""
+    text = content.decode("ascii", "replace")
+    before, mark, after = text.partition(page.MARK)
+    data, end, after = after.partition(page.END)
+    prebuilt = page.PAGE.read_bytes().decode("ascii", "replace")
+    assert f"{before}{mark}null{end}{after}" == prebuilt
+    assert not re.search(r"[<>&\u2028\u2029]", data)
+    # As a browser's JSON.parse, which knows no NaN.
+    assert isinstance(json.loads(data, parse_constant=lambda name: pytest.fail(name)), dict)
+    assert len(content) <= page.MAX_PAGE
 
 
 #: As GitHub has it: HTML is allowed, tables are known.
@@ -158,9 +196,9 @@ def check_markdown(text: str) -> None:
 
 @FIXED
 @given(report=REPORT)
-def test_report_has_only_own_tags(report: Report) -> None:
+def test_page_of_a_report_is_the_prebuilt_one(report: Report) -> None:
     with bounded():
-        check_page(html_page.render(report))
+        check_page(report.page())
 
 
 @FIXED

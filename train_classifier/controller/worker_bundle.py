@@ -48,6 +48,9 @@ def bundle() -> tuple[str, dict[str, bytes]]:
     for name in PACKAGES:
         for path in sorted((package / name).rglob("*.py")):
             files[f"train_classifier/{path.relative_to(package)}"] = path.read_bytes()
+    # The page of the reports, in which the worker puts its data.
+    page = package / "core" / "report" / "page.html"
+    files[f"train_classifier/{page.relative_to(package)}"] = page.read_bytes()
     digest = hashlib.sha256()
     for name, content in sorted(files.items()):
         digest.update(f"{name}\0{len(content)}\0".encode() + content)

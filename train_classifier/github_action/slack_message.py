@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from train_classifier.core.metrics import number
+from train_classifier.core.report.metrics import number
 from train_classifier.core.text import show_seconds, without_escapes
 from train_classifier.github_action import slack_webhook
 

@@ -24,7 +24,7 @@ from train_classifier.github_action.inputs import Inputs
 from train_classifier.github_action.step_run import StepRun
 from train_classifier.github_action.workflow_commands import run_url
 from train_classifier.github_action.workflow_console import WorkflowConsole
-from train_classifier.reports import archive_reader, html_page, job_summary, tracebacks
+from train_classifier.reports import archive_reader, job_summary, tracebacks
 from train_classifier.reports.archive_reader import ArchiveFiles
 from train_classifier.reports.report import Report
 from train_classifier.request.build import build
@@ -148,7 +148,7 @@ class Step:
         report = self._attempt("the report", lambda: self._report(files, result))
         if report:
             self._attempt("the job summary", lambda: self._summary(report))
-            self._attempt("the report", lambda: self._write_report(report))
+            self._attempt("the report", lambda: self._write_report(files, report))
         if delivered and not self.failure:
             console.say(f"{delivered['path']}: {delivered['bytes']} bytes, sha256 {delivered['sha256']}")
         elif delivered:
@@ -236,8 +236,8 @@ class Step:
         if files.manifest:
             self._write("manifest", "manifest.json", files.manifest)
 
-    def _write_report(self, report: Report) -> None:
-        self._write("report", "report.html", html_page.render(report).encode())
+    def _write_report(self, files: ArchiveFiles, report: Report) -> None:
+        self._write("report", "report.html", files.report or report.page())
 
     def _write(self, output: str, name: str, content: bytes) -> None:
         base = os.environ.get("RUNNER_TEMP")

@@ -6,19 +6,18 @@ import json
 import tarfile
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from train_classifier.core.report.curves import thinned
+from train_classifier.core.report.page import MAX_PAGE
 
 #: Largest manifest that is read, in bytes.
 MAX_MANIFEST = 16 << 20
-#: Most bytes kept of a table: a chart has some sixty points, and reading a megabyte takes a second.
-MAX_TABLE = 1 << 20
-#: Most rows with the same first field that are kept together: one for each GPU of a host.
-MAX_GROUP = 64
 #: Seconds after which the rest of a large archive is not read.
 MAX_SECONDS = 60.0
 MANIFEST = "job/manifest.json"
+REPORT = "job/report.html"
 TABLES = ("job/usage.csv", "artefacts/history.csv")
 
 
@@ -29,6 +28,8 @@ class ArchiveFiles:
     manifest: bytes = b""
     usage: str = ""
     history: str = ""
+    #: The page that the host made of the job.
+    report: bytes = b""
 
     @property
     def manifest_data(self) -> dict[str, Any]:
@@ -54,47 +55,13 @@ def read(archive: Path, seconds: float = MAX_SECONDS) -> ArchiveFiles:
             # TarFile stores every member: a million of them would need a gigabyte.
             tar.members = []  # type: ignore[attr-defined]
             source = tar.extractfile(member) if member.isreg() else None
-            if source and member.name == MANIFEST and member.size <= MAX_MANIFEST:
+            if source and member.size <= {MANIFEST: MAX_MANIFEST, REPORT: MAX_PAGE}.get(member.name, -1):
                 contents[member.name] = source.read()
             elif source and member.name in TABLES:
                 contents[member.name] = thinned(source, is_late)
-            if len(contents) == 1 + len(TABLES) or is_late():
+            if len(contents) == 2 + len(TABLES) or is_late():
                 break
-    manifest, usage, history = (contents.get(name, b"") for name in (MANIFEST, *TABLES))
-    return ArchiveFiles(manifest, usage.decode("utf-8", "replace"), history.decode("utf-8", "replace"))
-
-
-def thinned(table: IO[bytes], is_late: Callable[[], bool] = lambda: False, limit: int = MAX_TABLE) -> bytes:
-    """Return a CSV file with its head and every n-th row, so that it is at most `limit` bytes or little more.
-
-    Consecutive rows with the same first field stay together: usage.csv has one for each GPU. First and last
-    row stay too. Rows after `is_late` returns True, and after a line longer than the limit, are left out.
-    """
-    head = table.readline(limit)
-    if not head.endswith(b"\n"):
-        return b"" if len(head) == limit else head
-    groups: list[list[bytes]] = []
-    group: list[bytes] = []
-    size, step, number = 0, 1, -1
-    key: bytes | None = None
-    count = 0
-    while line := table.readline(limit):
-        count += 1
-        if len(line) == limit or (count % 4096 == 0 and is_late()):
-            break
-        first = line.partition(b",")[0]
-        if first != key or len(group) == MAX_GROUP:
-            key, group = first, []
-            number += 1
-            if number % step == 0:
-                groups.append(group)
-        group.append(line)
-        if number % step == 0:
-            size += len(line)
-            if size > limit and len(groups) > 2:
-                groups = groups[::2]
-                step *= 2
-                size = sum(map(len, (line for rows in groups for line in rows)))
-    if groups and groups[-1] is not group:
-        groups.append(group)
-    return head + b"".join(line for rows in groups for line in rows)
+    manifest, report, usage, history = (contents.get(name, b"") for name in (MANIFEST, REPORT, *TABLES))
+    return ArchiveFiles(
+        manifest, usage.decode("utf-8", "replace"), history.decode("utf-8", "replace"), report
+    )

@@ -1,6 +1,5 @@
-"""Draws charts: as mermaid, which GitHub renders in a job summary, and as SVG for a separate page."""
+"""Draws charts as mermaid, which GitHub renders in a job summary."""
 
-import html
 import math
 import re
 
@@ -10,9 +9,6 @@ from train_classifier.reports.chart_data import Chart
 #: chart, which has no legend.
 COLOURS = ("#2f81f7", "#e8590c", "#2da44e", "#8957e5", "#c69026", "#8d5a3b")
 SQUARES = ("🟦", "🟧", "🟩", "🟪", "🟨", "🟫")
-
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 44
 
 
 def axis_number(value: float, span: float) -> str:
@@ -65,47 +61,3 @@ def _value_at(points: tuple[tuple[float, float], ...], x: float) -> float:
     index = min(int(position), len(points) - 2)
     before, after = points[index][1], points[index + 1][1]
     return before + (after - before) * (position - index)
-
-
-def ticks(low: float, high: float, limit: int = 6) -> list[float]:
-    """Return round numbers (1, 2 or 5 times a power of ten apart) from low to high."""
-    rough = (high - low) / limit
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def svg(chart: Chart) -> str:
-    """Return a chart as an SVG element that takes its colours from the page's style sheet."""
-    low, high = chart.range()
-    begin, end = chart.domain()
-
-    def across(x: float) -> float:
-        return LEFT + (x - begin) / (end - begin) * (WIDTH - LEFT - RIGHT)
-
-    def down(y: float) -> float:
-        return HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
-
-    names = ", ".join(series.name for series in chart.series)
-    label = html.escape(f"{chart.title}: {names} by {chart.x}")
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">']
-    for tick in ticks(low, high):
-        y = down(tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text class="end" x="{LEFT - 8}" y="{y + 4:.1f}">{axis_number(tick, high - low)}</text>'
-        )
-    for tick in ticks(begin, end, 8):
-        x, number = across(tick), axis_number(tick, end - begin)
-        parts.append(f'<text class="mid" x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}">{number}</text>')
-    centre = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="mid" x="{centre}" y="{HEIGHT - 6}">{html.escape(chart.x)}</text>')
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(
-        f'<text class="mid" transform="translate(14 {middle}) rotate(-90)">{html.escape(chart.y)}</text>'
-    )
-    for index, series in enumerate(chart.series):
-        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in series.points)
-        parts.append(f'<polyline class="line c{index}" points="{path}"/>')
-    return "".join([*parts, "</svg>"])

@@ -65,9 +65,10 @@ def pack(
     limit = spec.artefacts_max_bytes if max_bytes is None else max_bytes
     try:
         status = job.status()
-        head = results.head(job, spec, status, results.result(job, spec, status, cause))
+        result = results.result(job, spec, status, cause)
         request = {
-            "manifest": head,
+            "manifest": results.head(job, spec, status, result),
+            "result": result,
             "need_new": cause is None and not spec.allow_empty,
             "most_bytes": limit,
             "threads": _threads(spec),
@@ -119,8 +120,7 @@ def write_archive(
         for path in (job.log, job.usage):
             with contextlib.suppress(FileNotFoundError):
                 records[path.name] = stack.enter_context(open(open_regular(path), "rb")).fileno()
-        with new_file(job.manifest) as listed:
-            files["list"] = listed
+        with new_file(job.manifest) as files["list"], new_file(job.report) as files["report"]:
             request = {**request, **files, "records": records}
             answer = program.call(account, archive.pack, request, [*files.values(), *records.values()], check)
             if "too_large" in answer:
@@ -294,6 +294,8 @@ def archive_fields(answer: dict[str, Any]) -> dict[str, Any]:
         remarks.append(answer["unpacked"]["reason"])
     if answer.get("metrics_problem"):
         remarks.append(f"metrics left out: {answer['metrics_problem']}")
+    if answer.get("report_problem"):
+        remarks.append(f"report.html left out: {answer['report_problem']}")
     if answer.get("left_out"):
         remarks.append(f"results left out: {answer['left_out']}, see manifest.json")
     return {"archive": answer.get("archive"), "metrics": answer.get("metrics"), "remarks": remarks}

@@ -29,7 +29,8 @@ from train_classifier.worker.transfer import workspace_copy
 LOCAL_LAUNCHER = "slurm-node"
 #: Records that are brought back at the end; result.json and status.json come after them.
 RECORDS = (
-    "usage.csv", "facts.json", "stock.json", "packed.json", "manifest.json", "artefacts.tar.gz",
+    "usage.csv", "facts.json", "stock.json", "packed.json", "manifest.json", "report.html",
+    "artefacts.tar.gz",
 )  # fmt: skip
 #: Seconds for which the end of a job waits for a shared folder that cannot be written.
 DELIVERY_S = 1800.0

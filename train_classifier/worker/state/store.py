@@ -189,6 +189,7 @@ class Job:
         self.usage = folder / "usage.csv"
         self.archive = folder / "artefacts.tar.gz"
         self.manifest = folder / "manifest.json"
+        self.report = folder / "report.html"
         self.cancel = folder / "cancel"
         self.lease = folder / "lease"
         self.workspace = folder / "workspace"

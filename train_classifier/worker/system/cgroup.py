@@ -1,13 +1,15 @@
 """Reads a running container's counters from its control group, version 1 and 2.
 
-Files: Documentation/admin-guide/cgroup-v1/memory.rst and cgroup-v2.rst of the kernel.
+Files: Documentation/admin-guide/cgroup-v1/memory.rst, blkio-controller.rst and cgroup-v2.rst of the kernel.
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Optional
 
 MOUNT = Path("/sys/fs/cgroup")
+DEVICES = Path("/sys/dev/block")
 
 
 @dataclasses.dataclass
@@ -86,6 +88,39 @@ class ControlGroup:
             microseconds = _field(self._folders["unified"] / "cpu.stat", "usage_usec")
             return None if microseconds is None else microseconds / 1e6
         return None
+
+    def disk_bytes(self) -> tuple[Optional[int], Optional[int]]:
+        """Return the bytes that were read from disks and written to them so far."""
+        if "blkio" in self._folders:
+            # 8:0 Read 4096
+            return _disk_bytes(self._folders["blkio"] / "blkio.throttle.io_service_bytes", "Read ", "Write ")
+        if "unified" in self._folders:
+            # 8:0 rbytes=4096 wbytes=0 rios=1 …
+            return _disk_bytes(self._folders["unified"] / "io.stat", "rbytes=", "wbytes=")
+        return None, None
+
+
+def _disk_bytes(path: Path, read: str, written: str) -> tuple[Optional[int], Optional[int]]:
+    counts = {read: 0, written: 0}
+    try:
+        for line in path.read_text().splitlines():
+            device, _, fields = line.partition(" ")
+            if ":" not in device or _has_parts(device):
+                continue
+            for name in counts:
+                _, found, rest = f" {fields}".partition(f" {name}")
+                counts[name] += int(rest.split()[0]) if found else 0
+    except (OSError, ValueError, IndexError):
+        return None, None
+    return counts[read], counts[written]
+
+
+def _has_parts(device: str) -> bool:
+    """Return whether a device lies on others, as one of LVM, which count the same bytes again."""
+    try:
+        return bool(os.listdir(DEVICES / device / "slaves"))
+    except OSError:
+        return False
 
 
 def host_kills() -> Optional[int]:

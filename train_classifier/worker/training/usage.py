@@ -1,4 +1,4 @@
-"""Writes samples of a running job's usage to usage.csv: processor, memory and, if it has any, its GPUs."""
+"""Writes samples of a running job's usage to usage.csv: processor, memory, disks and its GPUs."""
 
 import csv
 import shutil
@@ -10,7 +10,10 @@ from pathlib import Path
 
 from train_classifier.worker.system.cgroup import ControlGroup
 
-COLUMNS = ("time_s", "cpu_percent", "memory_bytes", "gpu_uuid", "gpu_util_percent", "gpu_memory_mib")
+COLUMNS = (
+    "time_s", "cpu_percent", "memory_bytes", "gpu_uuid", "gpu_util_percent", "gpu_memory_mib",
+    "disk_read_bytes", "disk_written_bytes",
+)  # fmt: skip
 INTERVAL_S = 5.0
 
 
@@ -45,8 +48,10 @@ class Sampler(threading.Thread):
                     if cpu is not None and cpu_before is not None:
                         percent = f"{100 * (cpu - cpu_before) / (now - before):.1f}"
                     before, cpu_before = now, cpu
+                    disk = ["" if count is None else count for count in self.group.disk_bytes()]
                     for gpu in self._gpus() or [("", "", "")]:
-                        writer.writerow([f"{now - began:.1f}", percent, "" if used is None else used, *gpu])
+                        start = [f"{now - began:.1f}", percent, "" if used is None else used]
+                        writer.writerow([*start, *gpu, *disk])
                     file.flush()
         except OSError:
             # A full disk: the job continues without statistics.

@@ -20,15 +20,17 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Callable, Optional, cast
 
-from train_classifier.core import metrics
 from train_classifier.core.errors import OUTCOMES, ExitCode
 from train_classifier.core.regular_file import open_regular
+from train_classifier.core.report import metrics
 from train_classifier.worker.system import program
 from train_classifier.worker.transfer import artefacts, elsewhere
 from train_classifier.worker.transfer.artefacts import Artefact
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor, Future
+
+    from train_classifier.worker.transfer.report_files import ReportFiles
 
 #: Bytes that one thread compresses at a time: with 64 threads, about 64 MiB are in memory.
 BLOCK = 1 << 18
@@ -47,18 +49,23 @@ Check = Callable[[], None]
 def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]:
     """Write manifest.json and artefacts.tar.gz; `check` is called repeatedly and may raise.
 
-    The request: `manifest` (its head), `need_new` (nothing new in the folders of results means
-    nothing-delivered), `most_bytes`, `threads` (that compress), `results` (folders beside artefacts/),
-    `elsewhere` (what to do with other new files: `list`, `pack`, or nothing), and descriptors: `workspace`;
-    `stock`; `archive` and `list` (new files); `packed` and `left_out` (for lists in between); `records` (name
-    to descriptor). The answer: `new, files, bytes, left_out, metrics, metrics_problem, archive`, and
-    `elsewhere` when other files are listed; or only `too_large` (bytes on the disk and apparent).
+    The request: `manifest` (its head), `result` (for the report), `need_new` (nothing new in the folders of
+    results means nothing-delivered), `most_bytes`, `threads` (that compress), `results` (folders beside
+    artefacts/), `elsewhere` (what to do with other new files: `list`, `pack`, or nothing), and descriptors:
+    `workspace`; `stock`; `archive`, `list` and `report` (new files); `packed` and `left_out` (for lists in
+    between); `records` (name to descriptor). The answer: `new, files, bytes, left_out, metrics,
+    metrics_problem, report_problem, archive`, and `elsewhere` when other files are listed; or only
+    `too_large` (bytes on the disk and apparent).
     """
+    # Every start of the worker imports this module, and few pack.
+    from train_classifier.worker.transfer.report_files import ReportFiles
+
     workspace = request["workspace"]
     real, apparent = artefacts.measure(_entries(request, check), check)
     if real > request["most_bytes"] or apparent > HOLES * request["most_bytes"]:
         return {"too_large": [real, apparent]}
     answer: dict[str, Any] = {"new": 0, "files": 0, "bytes": 0, "left_out": 0}
+    report_files = ReportFiles()
     with contextlib.ExitStack() as stack:
         packed, left_out = (
             stack.enter_context(open(os.dup(request[name]), "w+b")) for name in ("packed", "left_out")
@@ -74,6 +81,8 @@ def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]
                 if line is None:
                     continue
                 line["new"] = is_new
+                if is_new:
+                    report_files.add(entry)
                 answer["new"] += is_new and not elsewhere.is_in_archive(entry)
                 answer["files"] += 1
                 answer["bytes"] += line["bytes"]
@@ -86,6 +95,9 @@ def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]
             head = {**head, "metrics": answer["metrics"]}
             _write_manifest(request["list"], head, packed, left_out)
             _add_record(tar, request["list"], "job/manifest.json", check)
+            answer["report_problem"] = _write_report(request, report_files, head, answer)
+            if answer["report_problem"] is None:
+                _add_record(tar, request["report"], "job/report.html", check)
             for name, descriptor in request["records"].items():
                 _add_record(tar, descriptor, f"job/{name}", check)
     answer["archive"] = {"sha256": digest.hexdigest(), "bytes": os.fstat(request["archive"]).st_size}
@@ -248,6 +260,24 @@ def _write_manifest(descriptor: int, head: dict[str, Any], packed: IO[bytes], le
             shutil.copyfileobj(lines, file)
             file.write(b"\n ]" if lines.tell() else b"]")
         file.write(b"\n}\n")
+
+
+def _write_report(
+    request: dict[str, Any], files: "ReportFiles", manifest: dict[str, Any], answer: dict[str, Any]
+) -> Optional[str]:
+    """Write report.html, and return why it could not be: the archive is made in any case."""
+    from train_classifier.worker.transfer import report_files
+
+    notes = [f"metrics left out: {answer['metrics_problem']}"] if answer["metrics_problem"] else []
+    if answer["left_out"]:
+        notes.append(f"results left out: {answer['left_out']}, see manifest.json")
+    try:
+        report_files.write(request, files, manifest, notes)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            os.ftruncate(request["report"], 0)
+        return f"{type(error).__name__}: {error}"[:500]
+    return None
 
 
 def _metrics(workspace: int) -> tuple[Optional[dict[str, float]], Optional[str]]:

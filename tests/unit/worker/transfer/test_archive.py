@@ -52,6 +52,7 @@ def packed(
     head = {"outcome": "trained", "exit_code": 0}
     request = {
         "manifest": head,
+        "result": {"id": job.name, "model": "m", **head},
         "need_new": need_new,
         "most_bytes": most_bytes,
         "threads": 2,
@@ -89,10 +90,10 @@ def test_archive_and_manifest_agree(job: Path) -> None:
     assert line["sha256"] == hashlib.sha256(b"weights" * 1000).hexdigest() and line["bytes"] == 7000
     assert names(job) == [
         "artefacts", "artefacts/metrics.json", "artefacts/sub", "artefacts/sub/model.bin",
-        "job/manifest.json", "job/log.txt",
+        "job/manifest.json", "job/report.html", "job/log.txt",
     ]  # fmt: skip
     assert sorted(path.name for path in job.iterdir()) == [
-        "artefacts.tar.gz", "log.txt", "manifest.json", "packed.json", "stock.json", "workspace",
+        "artefacts.tar.gz", "log.txt", "manifest.json", "packed.json", "report.html", "stock.json", "workspace",
     ]  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""The report of a job: what is read for it, and the page that shows it."""
