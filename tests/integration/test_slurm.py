@@ -253,3 +253,32 @@ def test_impossible_request_is_refused_in_words(caller: SlurmCaller) -> None:
     )
     done = caller.run(*caller.train("look", "--memory", "1TiB"))
     assert done.returncode == 2 and b"no node of this cluster has what the job asks for" in done.stderr
+
+
+#: Holds as LOOK does; the first of a sweep fails.
+SWEPT = LOOK.replace('"hold" in sys.argv', "True") + 'sys.exit(3 * ("1" in sys.argv))\n'
+
+
+def test_group_of_jobs_runs_as_many_at_a_time_as_it_may(caller: SlurmCaller, ready: Cluster) -> None:
+    """The third starts after the first, although that fails; a cancel of the group ends the others."""
+    caller.model("swept", SWEPT)
+    words = caller.train("swept", "--gpus", "0", "--sweep", "seed=1,2,3", "--max-parallel", "2", "--detach")
+    done = caller.run(*words)
+    assert done.returncode == 0, tail(done.stderr)
+    group = done.stdout.decode().strip()
+    first, second, third = (f"{group}0{number}" for number in (1, 2, 3))
+    for job in (first, second):
+        caller.training(job)
+    answer = json.loads(caller.run("status", group, "--json").stdout)
+    shown = [job["status"] for job in answer["jobs"]]
+    assert [job["state"] for job in shown] == ["running", "running", "submitted"]
+    assert f"afterany:{shown[0]['slurm_job']}" in str(ready.job(shown[2]["slurm_job"])["Dependency"])
+    caller.let_go(first)
+    assert caller.result(first)["exit_code"] == 4
+    caller.training(third)
+    assert caller.run("cancel", group).returncode == 0
+    attached = caller.run("attach", group, "--json")
+    assert attached.returncode == 4, tail(attached.stderr)
+    jobs = json.loads(attached.stdout)["jobs"]
+    assert [job["exit_code"] for job in jobs] == [4, 6, 6]
+    assert all(archived(Path(job["artefacts"]["path"]), "artefacts/seen") == b"seen" for job in jobs)

@@ -198,8 +198,10 @@ def cancel(hosts: Sequence[RemoteHost], job: str, console: Console) -> ExitCode:
         console.out(json.dumps({"id": located.id, "exit_code": 0, "state": answer.get("state"), **jobs}))
     elif located.jobs is not None:
         running = sum(not one.get("result") for one in located.jobs)
-        words = "are being stopped" if running != 1 else "is being stopped"
-        console.say(f"Group {located.id}: {running} of its {len(located.jobs)} jobs {words}.")
+        if running:
+            console.say(f"Group {located.id}: stopping {running} of {len(located.jobs)} jobs.")
+        else:
+            console.say(f"All jobs of group {located.id} had ended already.")
     elif located.answer.get("result"):
         console.say(f"Job {located.id} had ended already ({located.answer['result'].get('outcome')}).")
     else:

@@ -45,23 +45,30 @@ class _JobReporter:
             self._listener.job_log(self._job, data)
 
 
-def prepare(host: RemoteHost, orders: Sequence[Order], report: Reporter, go_on: Callable[[], None]) -> None:
-    """Make every job's folder on the host, and send the sources once.
+def prepare(
+    host: RemoteHost,
+    orders: Sequence[Order],
+    report: Reporter,
+    go_on: Callable[[], None],
+    require_unchanged: Callable[[Order], None],
+) -> None:
+    """Make every job's folder on the host, and send the sources once. Nothing is started.
 
-    `go_on` is called before each step and raises when the caller changed its mind. The jobs have the same
-    sources: those of the first are in the mirror. Nothing is started. Raises as `steps.preflight` and
-    `steps.push` do.
+    `go_on` is called before each step and raises when the caller changed its mind; `require_unchanged` before
+    the sources are sent again, and raises when they are not those of the first job.
+    Raises as `steps.preflight` and `steps.push` do.
     """
-    for order in orders:
+    go_on()
+    if not steps.preflight(host, orders[0], report)["pushed"]:
         go_on()
-        # The host is checked once.
-        if order is orders[0]:
-            pushed = steps.preflight(host, order, report)["pushed"]
-        else:
-            pushed = steps.prepare(host, order)
-        if not pushed:
+        steps.push(host, orders[0], report)
+    with phase(report, "prepare"):
+        for order in orders[1:]:
             go_on()
-            steps.push(host, order, report)
+            if not steps.prepare(host, order):
+                # Another command has pushed meanwhile, or a model has files of its own.
+                require_unchanged(order)
+                steps.push(host, order, report)
 
 
 def submit(

@@ -59,7 +59,7 @@ STATES = ("prepared", "pushed", "submitted", "running", "finished")
 #: The worker's phases while `running`, in order; status.json and manifest.json hold the time of each.
 PHASES = ("image", "packages", "environment", "queue", "gpu-check", "training", "artefacts")
 #: Those of a whole run: the controller's own come before and after.
-RUN_PHASES = ("preflight", "push", "start", *PHASES, "fetch")
+RUN_PHASES = ("preflight", "push", "prepare", "start", *PHASES, "fetch")
 
 
 def in_order(phases: Mapping[str, T]) -> dict[str, T]:
@@ -128,7 +128,7 @@ def number_in_group(job: str) -> int:
 
 def show_sweep(sweep: Mapping[str, str]) -> str:
     """Return the choice of a sweep for people: lr=0.1 no-augment."""
-    return " ".join(f"{name}={value}" if value else name for name, value in sweep.items())
+    return " ".join(f"{name}={value}" if value else name for name, value in sorted(sweep.items()))
 
 
 @dataclasses.dataclass(frozen=True)

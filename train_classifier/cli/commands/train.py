@@ -159,6 +159,8 @@ def _describe(group: "GroupRequest", console: "Console") -> None:
             (number, spec.model, shlex.join(spec.arguments)) for number, (_, spec) in enumerate(group.jobs, 1)
         ]
         console.out("\n" + text.table(rows, ("#", "MODEL", "ARGUMENTS"), right=(0,), width=console.width))
+        path = str(group.outputs()[0]).replace(group.jobs[0][1].id, "JOB")
+        console.out(text.hanging("archives    ", path, console.width))
     console.say("Dry run: nothing was touched.")
 
 

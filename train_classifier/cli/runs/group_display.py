@@ -3,7 +3,6 @@
 import codecs
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from train_classifier.cli import result_text
@@ -27,6 +26,8 @@ class GroupJob:
         self.sweep = dict(sweep)
         self.state = "submitted"
         self.phase: str | None = None
+        #: Why it waits.
+        self.message = ""
         self.result: dict[str, Any] | None = None
         self.delivered: dict[str, Any] | None = None
         self.failure: TrainClassifierError | None = None
@@ -47,12 +48,15 @@ class GroupJob:
 class GroupDisplay:
     """Shows a group on a Console: each line begins with the number of its job."""
 
-    def __init__(self, group: str, jobs: Sequence[GroupJob], console: Console) -> None:
-        self.group = group
+    def __init__(self, group: str, jobs: Sequence[GroupJob], console: Console, flags: str = "") -> None:
+        """`flags` are those with which another command finds the host, with a space before each."""
+        self.group, self.flags = group, flags
         self.jobs = {job.job: job for job in jobs}
         self.console = console
         self._digits = len(str(max((job.number for job in jobs), default=1)))
         self._models = len({job.model for job in jobs}) > 1
+        #: Remarks that were shown: most concern all jobs alike.
+        self._remarks: set[str] = set()
 
     def introduce(self, host: str) -> None:
         """Show the group's id and which job has which number."""
@@ -73,7 +77,10 @@ class GroupDisplay:
         one = self.jobs[job]
         if event == "message":
             colour = "yellow" if fields.get("level") == "warning" else None
-            self._say(one, text.clean(fields["text"]), colour)
+            remark = text.clean(fields["text"])
+            if remark not in self._remarks:
+                self._remarks.add(remark)
+                self._say(one, remark, colour)
         elif event == "status":
             if fields.get("phase") == "training" and one.phase != "training":
                 self._say(one, "training")
@@ -121,7 +128,7 @@ class GroupDisplay:
         return str(job.number).rjust(self._digits)
 
     def _say(self, job: GroupJob, words: str, colour: str | None = None) -> None:
-        self.console.say(f"{self._number(job)}   {words}", colour)
+        self.console.say(text.hanging(f"{self._number(job)}   ", words, self.console.error_width), colour)
 
     def _show_progress(self) -> None:
         ended = sum(job.state == "finished" for job in self.jobs.values())
@@ -152,6 +159,7 @@ class GroupDisplay:
         for job in self.jobs.values():
             metrics.update(dict.fromkeys((job.result or {}).get("metrics") or {}))
         shown = list(metrics)[:MOST_METRICS]
+        waiting = any(job.message for job in self.jobs.values())
         rows = []
         for job in self.jobs.values():
             result = job.result or {}
@@ -164,18 +172,29 @@ class GroupDisplay:
                     OUTCOMES[job.code] if job.result or job.failure else job.show_state(),
                     text.show_seconds(float(taken)) if taken is not None else "",
                     *(text.number(values[name]) if name in values else "" for name in shown),
+                    *([job.message] if waiting else ()),
                 ]
             )
-        head = ["#", "JOB", "STATUS", "TRAINING", *(text.short(name, 20) for name in shown)]
+        head = [
+            "#",
+            "JOB",
+            "STATUS",
+            "TRAINING",
+            *(text.short(name, 20) for name in shown),
+            *(["MESSAGE"] if waiting else ()),
+        ]
         return text.table(rows, head, right=(0,), width=width)
 
     def _say_archives(self, jobs: Sequence[GroupJob]) -> None:
-        paths = [Path(job.delivered["path"]) for job in jobs if job.delivered]
-        if paths:
-            size = text.show_bytes(sum(job.delivered["bytes"] for job in jobs if job.delivered))
-            names = str(paths[0]) if len(paths) == 1 else f"{paths[0]} … {paths[-1].name}"
-            files = "1 file" if len(paths) == 1 else f"{len(paths)} files"
-            self.console.say(f"artefacts: {names} ({files}, {size})")
+        delivered = [(job, job.delivered) for job in jobs if job.delivered]
+        size = text.show_bytes(sum(archive["bytes"] for _, archive in delivered))
+        files = "1 file" if len(delivered) == 1 else f"{len(delivered)} files"
+        patterns = {
+            archive["path"].replace(job.job, f"{self.group}*") if len(delivered) > 1 else archive["path"]
+            for job, archive in delivered
+        }
+        for number, pattern in enumerate(sorted(patterns)):
+            self.console.say(f"artefacts  {pattern}" + ("" if number else f" ({files}, {size})"))
 
     def _failures(self, jobs: Sequence[GroupJob]) -> list[tuple[TrainClassifierError, str]]:
         """Return each different failure, and the numbers of the jobs that ended with it."""
@@ -187,6 +206,8 @@ class GroupDisplay:
         failures = []
         for alike in same.values():
             numbers = ("job " if len(alike) == 1 else "jobs ") + ", ".join(str(job.number) for job in alike)
+            if alike[0].result:
+                numbers += f" (train-classifier logs {alike[0].job}{self.flags})"
             first = alike[0].failure
             assert first is not None
             failures.append((first, numbers))

@@ -20,7 +20,9 @@ def show_status(located: LocatedJob, console: Console) -> ExitCode:
         console.out(json.dumps({**located.answer, "host": located.host.name}))
         return ExitCode.TRAINED
     display = _display(located, console)
-    rows = [("group", located.id), ("host", located.host.name), ("jobs", len(display.jobs))]
+    ids = list(display.jobs)
+    span = f"{ids[0]} to {ids[-1]}" if len(ids) > 1 else ids[0]
+    rows = [("group", located.id), ("host", located.host.name), ("jobs", f"{len(ids)}, {span}")]
     for name, value in rows:
         console.out(f"{name.ljust(5)}  {text.clean(value)}")
     console.out("\n" + display.table(console.width))
@@ -90,10 +92,12 @@ def _display(
         if answers is None:
             job.state, job.phase = _state(answer), status.get("phase")
             job.result = answer.get("result")
+            if not job.result and status.get("message") != job.phase:
+                job.message = str(status.get("message") or "")
             if (job.result or {}).get("exit_code"):
                 job.failure = steps.error_of(job.result or {})
         shown.append(job)
-    return GroupDisplay(located.id, shown, console)
+    return GroupDisplay(located.id, shown, console, located.host.flags)
 
 
 def _state(answer: dict[str, Any]) -> str:

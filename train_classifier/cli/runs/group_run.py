@@ -15,9 +15,10 @@ from train_classifier.cli.runs.group_display import GroupDisplay, GroupJob, firs
 from train_classifier.cli.runs.training_run import signals_as_messages
 from train_classifier.controller import follow as following
 from train_classifier.controller import groups, steps
-from train_classifier.controller.order import Order
+from train_classifier.controller.order import Order, unpack_names
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput, Cancelled, ExitCode, OutOfTouch, TrainClassifierError
+from train_classifier.request import push_list
 
 
 class GroupRun:
@@ -84,7 +85,7 @@ class GroupRun:
             dataclasses.replace(order, python=target.python, state_dir=target.state_dir)
             for order in self.orders
         ]
-        groups.prepare(host, self.orders, self.console, self._go_on)
+        groups.prepare(host, self.orders, self.console, self._go_on, require_unchanged)
         with self._start_lock:
             self._go_on()
             self._submitting = True
@@ -123,7 +124,7 @@ class GroupRun:
             for order in self.orders
             if order.spec.id in submitted
         ]
-        return GroupDisplay(self.group, jobs, self.console)
+        return GroupDisplay(self.group, jobs, self.console, host.flags)
 
     def _follow(self, host: RemoteHost, submitted: Sequence[str], display: GroupDisplay) -> None:
         first = self.orders[0]
@@ -172,9 +173,7 @@ class GroupRun:
             self._stopped_by = by
             if not self._submitting:
                 raise Cancelled(f"Cancelled by {by} before the jobs were started.")
-        self.console.say(
-            f"{by}: stopping all jobs, then collecting what they left. Once more to leave at once."
-        )
+        self.console.say(f"{by}: stopping all jobs, then collecting what they left. Once more leaves.")
         self._stopping = threading.Thread(target=self._send_stop, args=(by,), daemon=True, name="stop")
         self._stopping.start()
 
@@ -231,6 +230,15 @@ class GroupRun:
     def _attach_hint(self) -> str:
         first = self.orders[0]
         return following.attach_hint(self.group, first.flags, first.spec.lease_s)
+
+
+def require_unchanged(order: Order) -> None:
+    """Raise BadInput when the sources are not those that the first job of the group has."""
+    if push_list.fingerprint(Path(order.tree), unpack_names(order.files)) != order.fingerprint:
+        raise BadInput(
+            "the repository was changed while the jobs were prepared: they would have different sources",
+            hint="nothing was started; start again",
+        )
 
 
 def show_group_end(run: GroupRun, code: ExitCode, console: Console) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +17,11 @@ from train_classifier.cli.console import Console
 from train_classifier.cli.runs import group_run
 from train_classifier.cli.runs.group_run import GroupRun
 from train_classifier.controller import groups, steps
-from train_classifier.controller.order import Order
+from train_classifier.controller.order import Order, pack_names
+from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput, Cancelled, ExitCode, NotReady, TrainingFailed
 from train_classifier.core.job import JobSpec, Repository, job_of_group
+from train_classifier.request import push_list
 
 GROUP = "20260101-000000-012345"
 JOBS = [job_of_group(GROUP, number) for number in (1, 2, 3)]
@@ -186,3 +190,35 @@ def test_the_first_failure_is_the_exit_code(site: Site, failures: dict[int, Any]
 
     site.follow = follow
     assert run.run() == code
+
+
+def test_sources_are_sent_once_and_again_only_where_they_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command of this user may push to the mirror while the jobs are prepared."""
+    (tmp_path / "file").write_text("1")
+    order = Order(
+        JobSpec(JOBS[0], "m", Repository("r", "0" * 16)), str(tmp_path), pack_names([b"file"]), "/x",
+        push_list.fingerprint(tmp_path, [b"file"]),
+    )  # fmt: skip
+    orders = [dataclasses.replace(order, spec=dataclasses.replace(order.spec, id=job)) for job in JOBS]
+    pushed: list[str] = []
+    has_sources = {JOBS[1]: True, JOBS[2]: True}
+    monkeypatch.setattr(steps, "preflight", lambda *_: {"pushed": False})
+    monkeypatch.setattr(steps, "prepare", lambda _, order: has_sources[order.spec.id])
+    monkeypatch.setattr(steps, "push", lambda _, order, __: pushed.append(order.spec.id))
+
+    def prepare() -> list[str]:
+        pushed.clear()
+        groups.prepare(
+            RemoteHost("one"), orders, Console(quiet=True), lambda: None, group_run.require_unchanged
+        )
+        return pushed
+
+    assert prepare() == JOBS[:1]
+    has_sources[JOBS[1]] = False
+    assert prepare() == JOBS[:2]
+    (tmp_path / "file").write_text("2")
+    with pytest.raises(BadInput, match="was changed while"):
+        prepare()
+    assert pushed == JOBS[:1]
