@@ -328,6 +328,8 @@ def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
             program.call(host.job_user(), files.write_part, {"path": str(job.cancel), "text": by})
         else:
             write_bytes(job.cancel, by.encode("utf-8", "replace"))
+        # Again: a submission that did not see the request has changed it before.
+        status = job.status()
         if status.get("launcher") == recover.SLURM:
             from train_classifier.worker.slurm import shared_folder
 

@@ -102,7 +102,8 @@ def finish(job: Job, host: Host, reason: Optional[str] = None) -> bool:
     """
     if job.is_foreign:
         _refuse_tampered(job)
-    program_of_job = _worker_of_other_version(job)
+    # On nodes others may be root: a submit host runs no program from the folder that it shares with them.
+    program_of_job = None if host.is_submit_host else _worker_of_other_version(job)
     if program_of_job is not None:
         return _finish_with_program(program_of_job, job)
     if job.is_foreign:

@@ -70,8 +70,10 @@ def _submit_to_slurm(job: Job, spec: JobSpec, caller: Account, secrets: dict[str
         store_secrets(job, caller, secrets, in_memory=False)
         write_bytes(job.lease, b"")
         write_bytes(job.dir / shared_folder.STOP_FILE, b"")
-        shared_folder.open_job(job)
         _set_submitted(job, count, message, shared_folder.LAUNCHER, None)
+        if job.cancel.exists():
+            # From here on a cancel reads that Slurm has the job.
+            raise Cancelled(f"job {job.id} was cancelled before it was submitted")
         number = submission.hand_over(job, spec, caller, count)
     except BaseException:
         remove_secrets(job)

@@ -202,14 +202,17 @@ class QueueLook:
             self.silence = SlurmSilent(text.strip()[-2000:])
 
 
-def recorded_state(account: Account, number: str) -> Optional[str]:
+def recorded_state(account: Account, number: str, job: str) -> Optional[str]:
     """Return the state of a job that squeue no longer lists, from the accounting; None where there is none.
 
-    Raises SlurmSilent.
+    By its own id, too: a controller that lost its state counts anew. Raises SlurmSilent.
     """
     if not shutil.which("sacct"):
         return None
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={number}", "--format=State"]
+    command = [
+        "sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={number}",
+        f"--name={NAME_PREFIX}{job}",
+    ]  # fmt: skip
     try:
         lines = run(account, command).split("\n")
     except BadInput:

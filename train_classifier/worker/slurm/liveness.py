@@ -65,7 +65,7 @@ def look(job: Job, host: Host, status: dict[str, Any], wait_s: float = PATIENCE_
 def _state_elsewhere(job: Job, host: Host) -> Optional[str]:
     """Return the state of a job that is not in the queue, None when Slurm does not know the job."""
     number = shared_folder.number(job)
-    return commands.recorded_state(host.caller(), number) if number else None
+    return commands.recorded_state(host.caller(), number, job.id) if number else None
 
 
 def has_sign_of_life(job: Job) -> bool:

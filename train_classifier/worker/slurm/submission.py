@@ -126,7 +126,7 @@ def hand_over(job: Job, spec: JobSpec, account: Account, gpus: int) -> str:
 
 def _take_back(job: Job, account: Account) -> None:
     try:
-        commands.run(account, ["scancel", f"--name={NAME_PREFIX}{job.id}"])
+        commands.run(account, ["scancel", f"--user={account.name}", f"--name={NAME_PREFIX}{job.id}"])
     except (BadInput, NotReady):
         # The worker on the node ends itself: the job's state is not `submitted`.
         return

@@ -7,8 +7,13 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from train_classifier.core import locks
+from train_classifier.core.job import SCHEMA
 from train_classifier.worker.jobs import query
+from train_classifier.worker.slurm import shared_folder
+from train_classifier.worker.state import files
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system.host import Host
 
@@ -20,6 +25,24 @@ def until_renewed(job: Job) -> None:
     while job.lease.stat().st_mtime == 1:
         assert time.monotonic() < end, "nobody renews the lease"
         time.sleep(0.01)
+
+
+def test_cancel_reaches_a_job_that_is_given_to_slurm_at_that_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    job = Job(store.jobs / "20260101-000000-0123abcd")
+    job.dir.mkdir(parents=True)
+    job.write_status(schema=SCHEMA, id=job.id, state="pushed")
+
+    def write_and_submit(path: Path, data: bytes) -> None:
+        files.write_bytes(path, data)
+        job.write_status(state="submitted", submitted=time.time(), launcher="slurm")
+
+    monkeypatch.setattr(query, "write_bytes", write_and_submit)
+    with locks.hold(job.lock):
+        query.cancel({"id": job.id, "by": "me"}, Host(), store)
+    assert (job.dir / shared_folder.STOP_FILE).read_text() == "me\n"
 
 
 def test_lease_is_renewed_while_there_is_no_news(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from train_classifier.core import locks
 from train_classifier.core.errors import ExitCode, NotReady
 from train_classifier.core.job import SCHEMA, new_job_id
+from train_classifier.worker.jobs import recover
 from train_classifier.worker.slurm import commands, liveness, shared_folder, slurm_words
 from train_classifier.worker.slurm.commands import QueueLook, SlurmSilent
 from train_classifier.worker.state.files import write_json
@@ -169,3 +171,31 @@ def test_nothing_is_made_behind_a_link_of_another_account(tmp_path: Path) -> Non
     with pytest.raises(NotReady, match="is not a folder of"):
         shared_folder.make(host, store)
     assert list(elsewhere.iterdir()) == []
+
+
+def test_folder_of_an_account_is_closed_to_others(tmp_path: Path) -> None:
+    """A model can leave a file with the account's setuid bit in its checkpoints."""
+    host = Host(engine="slurm", slurm_shared_dir=tmp_path)
+    store = Store(host.state_dir({}))
+    for _ in range(2):
+        shared_folder.make(host, store)
+        assert stat.S_IMODE(store.root.stat().st_mode) == 0o700
+        # As an earlier version left it.
+        store.root.chmod(0o711)
+
+
+def test_submit_host_runs_no_program_of_the_shared_folder(tmp_path: Path) -> None:
+    """Who is root on a node can write there as any account."""
+    host = Host(engine="slurm", slurm_shared_dir=tmp_path)
+    store = Store(host.state_dir({}))
+    worker = store.workers / "0123456789abcdef"
+    worker.mkdir(parents=True)
+    (worker / "__main__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    for number, fields in enumerate(({"schema": SCHEMA, "launcher": "setsid"}, {"schema": SCHEMA + 1})):
+        job = Job(store.jobs / f"20260101-00000{number}-0123abcd")
+        job.dir.mkdir(parents=True)
+        status = {"version": 1, "state": "running", "boot_id": "another", "worker": str(worker), **fields}
+        write_json(job.dir / "status.json", status)
+        os.utime(job.dir / "status.json", (1, 1))
+    recover.finish_dead_jobs(store, host)
+    assert not (tmp_path / "ran").exists()

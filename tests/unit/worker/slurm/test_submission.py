@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from train_classifier.core import options
-from train_classifier.core.errors import BadInput
+from train_classifier.core.errors import BadInput, Cancelled
 from train_classifier.core.job import JobSpec, Repository, job_of_group, new_group_id, new_job_id
-from train_classifier.worker.jobs import prepare
+from train_classifier.worker.jobs import prepare, submit
 from train_classifier.worker.slurm import shared_folder, submission
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system.host import Host
@@ -70,6 +70,16 @@ def test_dependency_on_jobs_of_ours_names_those_of_slurm(store: Store) -> None:
     (store.jobs / ids[0] / shared_folder.NUMBER_FILE).unlink()
     with pytest.raises(BadInput, match="never given to Slurm"):
         submission.dependency(store, text)
+
+
+def test_cancel_that_comes_during_the_submission_keeps_the_job_out_of_slurm(store: Store) -> None:
+    job = Job(store.jobs / SPEC.id)
+    job.dir.mkdir(parents=True)
+    job.copy.write_bytes(b"copied\n")
+    job.cancel.touch()
+    with pytest.raises(Cancelled, match="before it was submitted"):
+        submit._submit_to_slurm(job, dataclasses.replace(SPEC, gpus=0), Host().caller(), {})
+    assert job.status()["state"] == "pushed"
 
 
 @pytest.mark.parametrize("word", ["", "-x", "a b", "a\nb", "$(x)", "x" * 2000, "gpu'"])
