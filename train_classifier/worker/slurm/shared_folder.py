@@ -45,24 +45,18 @@ def become_service_account(host: Host) -> None:
 
 
 def make(host: Host, store: Store) -> None:
-    """Make the account's folder in the shared one, passable for the engine of a node. Raises NotReady."""
+    """Make the account's folder in the shared one, closed to others. Raises NotReady."""
     try:
         with contextlib.suppress(FileExistsError):
-            os.mkdir(store.root, 0o711)
-        # Refuses a folder or a link that another account was quicker to make, before anything is made in it.
+            os.mkdir(store.root, 0o700)
+        # Refuses a folder or a link that another account was quicker to make, before anything is done there.
         host.state_dir({})
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(store.jobs, 0o711)
+        os.chmod(store.root, 0o700)
     except OSError as error:
         raise NotReady(
             f"{store.root} cannot be created: {error.strerror}",
             f"{host.slurm_shared_dir} must be open to all accounts, as /tmp is: mode 1777",
         ) from error
-
-
-def open_job(job: Job) -> None:
-    """Let the engine of a node, which may have no rights here, pass through to the job's checkpoints."""
-    os.chmod(job.dir, 0o711)
 
 
 def copy_program(store: Store) -> Path:

@@ -72,7 +72,7 @@ def run(folder: Path, host: Host) -> int:
         if is_requeued(account, os.environ):
             return 0
         return end_unstarted(shared, account, own, Cancelled("Slurm ended the job when it began (SIGTERM)"))
-    local.checkpoints = shared.checkpoints
+    local.checkpoints, local.checkpoints_source = shared.checkpoints, open_for_engine(shared.checkpoints)
     publisher = Publisher(local, shared, own)
     publisher.start()
     try:
@@ -101,6 +101,16 @@ def take_attempt(shared: Job, variables: Mapping[str, str]) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def open_for_engine(folder: Path) -> Path:
+    """Return a path by which the engine mounts a folder that only this account can reach.
+
+    Root has often no rights in a folder of the network (root_squash). Were the way open to all instead, other
+    accounts could run what a model leaves there with this account's setuid bit. The descriptor stays open.
+    """
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    return Path(f"/proc/{os.getpid()}/fd/{descriptor}")
 
 
 def is_requeued(account: Account, variables: Mapping[str, str]) -> bool:

@@ -170,7 +170,7 @@ def _mounts(context: Context, spec: JobSpec, environment: Environment) -> list[A
     folders = data_folders.resolve(spec, context.host, context.store.root, engine_folders)
     mounts = [
         Mount(WORKSPACE, str(job.workspace), "bind"),
-        Mount("/checkpoints", str(job.checkpoints), "bind"),
+        Mount("/checkpoints", str(job.checkpoints_source), "bind"),
         Mount("/cache", str(context.store.cache / spec.repository.key), "bind"),
         Mount(f"/home/{account.name}", str(job.home), "bind"),
         Mount(RUN, str(job.run), "bind", read_only=True),

@@ -54,6 +54,14 @@ def test_job_that_comes_in_is_not_taken_for_one_whose_worker_died(node: Host, sh
     assert local.result() is None and local.status()["state"] == "submitted"
 
 
+def test_engine_reaches_checkpoints_by_a_descriptor(shared: Job) -> None:
+    shared.checkpoints.mkdir()
+    source = node_job.open_for_engine(shared.checkpoints)
+    shared.dir.rename(shared.dir.with_name("moved"))
+    (source / "epoch").touch()
+    assert (shared.dir.with_name("moved") / "checkpoints" / "epoch").exists()
+
+
 def test_earlier_start_that_still_runs_is_not_disturbed(node: Host, shared: Job) -> None:
     local = bring_in(shared, node)
     with locks.hold(local.lock), pytest.raises(NotReady, match="earlier start still runs"):
