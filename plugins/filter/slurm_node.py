@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from ipaddress import ip_address
 from typing import Any
 
 #: Slurm rejects a node with less memory than its line says, and what the kernel reports differs a little
@@ -16,6 +17,19 @@ def card_type(model: str) -> str:
     """Return a card's model as a type of GRES: `NVIDIA GeForce RTX 4090` is `rtx_4090`."""
     text = re.sub(r"^(?:nvidia|geforce|tesla|\s)+", "", model.lower())
     return re.sub(r"[^a-z0-9]+", "_", text).strip("_") or "gpu"
+
+
+def _numbers(text: str) -> dict[str, str]:
+    """The numbers in what `slurmd -C` printed."""
+    return dict(re.findall(r"(\w+)=(\d{1,12})(?!\S)", text, re.ASCII))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _cards(lines: Iterable[str]) -> list[dict[str, str]]:
@@ -43,7 +57,9 @@ def description(lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, 
     `settings` has `address`, `cpus`, `reserved_mib`, `gpus` (`auto`, or device files) and `more`.
     """
     answers = dict(line.split(" ", 1) for line in lines if " " in line)
-    hardware = dict(word.split("=", 1) for word in answers.get("hardware", "").split() if "=" in word)
+    hardware = _numbers(answers.get("hardware", ""))
+    # Root of a node must not write the controller's slurm.conf or exports by what the node answers.
+    reached = answers.get("address", "") if _is_address(answers.get("address", "")) else ""
     detected = _cards(lines)
     if settings["gpus"] == "auto":
         cards = detected
@@ -64,7 +80,7 @@ def description(lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, 
             f"its name is {answers.get('name', '')!r}, and Slurm takes letters, digits and hyphens: "
             "hostnamectl set-hostname NAME, and run again."
         )
-    elif not settings["address"] and "address" not in answers:
+    elif not settings["address"] and not reached:
         problem = (
             "there is no way from it to the controller: set slurm_controller_address to an address that "
             "nodes reach, or slurm_node_address."
@@ -82,8 +98,8 @@ def description(lines: Sequence[str], settings: Mapping[str, Any]) -> dict[str, 
         )
     return {
         "name": answers.get("name", ""),
-        "address": settings["address"] or answers.get("address", ""),
-        "version": answers.get("version", "").split()[-1] if answers.get("version") else "",
+        "address": settings["address"] or reached,
+        "version": (re.findall(r"[\d.]+", answers.get("version", "")) or [""])[-1],
         "keys": keys,
         "cards": cards,
         "problem": problem,

@@ -45,7 +45,7 @@ CHANGING = re.compile(
     r"\bapt-get (?!-s\b|[^|;&\n]*\bupdate\b)|\bapt-mark (?!showhold)|\bdpkg --(?:configure|install)|\b(?:rm|mv|cp|ln|mkdir|touch|tee|chmod|chown|truncate) "
     r"|\binstall -|\bsystemctl (?!is-|list-|show|--version)|\bdocker (?:pull|run|build|rm|rmi|load|start|restart|stop|kill)\b"
     r"|\bdocker (?:image|container|volume) (?!ls|inspect)|\bmodprobe (?!-n)|\bgpasswd\b|\b(?:user|group)(?:add|del|mod)\b|\bloginctl\b"
-    r"|\bupdate-initramfs\b|\bbuild-image\b|\bdkms (?!status)|\bsed -i|>\s*(?!/dev/null)[\"$/]"
+    r"|\bupdate-initramfs\b|\bbuild-image\b|\bexportfs -r|\bdkms (?!status)|\bsed -i|>\s*(?!/dev/null)[\"$/]"
 )
 
 

@@ -74,6 +74,25 @@ def test_what_cannot_be_a_node_is_refused_in_a_sentence(
     assert described(lines, **settings)["problem"].endswith(".")
 
 
+def test_answers_of_a_node_add_nothing_to_the_controllers_files() -> None:
+    """Whoever is root there answers what he likes."""
+    node = described(
+        [
+            "name gpu-1", "address 192.0.2.11(rw,no_root_squash) *",
+            "hardware NodeName=x CPUs=16,Foo=1 Boards=1 RealMemory=64000 Gres=gpu:9 Reason=a#b",
+            "version slurm-wlm 24.11.5 Features=x",
+            "proc 0, GPU-1 State=DOWN, NVIDIA H100 State=DOWN Weight=1",
+        ]
+    )  # fmt: skip
+    assert "no way from it" in node["problem"] and node["address"] == ""
+    lines = slurm_controller.node_lines({"gpu-1": {**node, "address": "192.0.2.11"}})
+    assert lines == [
+        "NodeName=gpu-1 NodeAddr=192.0.2.11 Boards=1 RealMemory=61952 Gres=gpu:h100_state_down_weight_1:1 State=UNKNOWN"
+    ]
+    # Read line by line by the health check of the node itself.
+    assert node["cards"][0]["uuid"] == "GPU-1 State=DOWN" and node["version"] == "24.11.5"
+
+
 def cluster(*names: str) -> dict[str, dict[str, Any]]:
     return {f"{name}.example.org": {**described(), "name": name} for name in names}
 
