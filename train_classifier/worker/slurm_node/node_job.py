@@ -61,9 +61,8 @@ def run(folder: Path, host: Host) -> int:
         "host": socket.gethostname(),
     }
     try:
-        # First: as soon as the local job is there, other processes expect that it soon has a worker.
-        granted = allocation.read(host, os.environ)
         local = bring_in(shared, host, account, status)
+        granted = allocation.read(host, os.environ)
     except Exception as error:
         return end_unstarted(shared, account, own, local_run.as_error(shared, error))
     if early_signals:
@@ -74,6 +73,7 @@ def run(folder: Path, host: Host) -> int:
         return end_unstarted(shared, account, own, Cancelled("Slurm ended the job when it began (SIGTERM)"))
     local.checkpoints, local.checkpoints_source = shared.checkpoints, open_for_engine(shared.checkpoints)
     publisher = Publisher(local, shared, own)
+    local.write_status(state="submitted", boot_id=boot_id(), submitted_uptime=uptime())
     publisher.start()
     try:
         local_run.run_job(local, granted)
@@ -152,10 +152,9 @@ def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any]) 
     write_json(local.dir / "spec.json", read_json(shared.dir / "spec.json"))
     write_bytes(local.lease, b"")
     make_folder(store.cache / spec.repository.key, 0o700, account)
-    # Slurm's launcher would have this job finished by those who ask Slurm. Until `run_job` holds its lock,
-    # other jobs of the account that end on this node take it for one that has just been submitted here.
-    here = {"launcher": LOCAL_LAUNCHER, "boot_id": boot_id(), "submitted_uptime": uptime()}
-    write_json(local.dir / "status.json", {**status, "state": "submitted", **here})
+    # Slurm's launcher would have this job finished by those who ask Slurm. Jobs of the account that end on this
+    # node finish those without a worker: this one is not submitted until `run_job` is called.
+    write_json(local.dir / "status.json", {**status, "state": "pushed", "launcher": LOCAL_LAUNCHER})
     # A next attempt needs them as well.
     store_secrets(local, account, take_secrets(shared, keep=spec.requeue))
     if shared.log.exists():

@@ -51,7 +51,7 @@ def test_job_that_comes_in_is_not_taken_for_one_whose_worker_died(node: Host, sh
     """Each job of the account that ends on this node finishes those without a worker."""
     local = bring_in(shared, node)
     recover.finish_dead_jobs(Store.of(local.dir), node)
-    assert local.result() is None and local.status()["state"] == "submitted"
+    assert local.result() is None and local.status()["state"] == "pushed"
 
 
 def test_engine_reaches_checkpoints_by_a_descriptor(shared: Job) -> None:
@@ -66,4 +66,4 @@ def test_earlier_start_that_still_runs_is_not_disturbed(node: Host, shared: Job)
     local = bring_in(shared, node)
     with locks.hold(local.lock), pytest.raises(NotReady, match="earlier start still runs"):
         bring_in(shared, node)
-    assert local.status()["state"] == "submitted"
+    assert local.status()["state"] == "pushed"
