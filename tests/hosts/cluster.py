@@ -85,7 +85,18 @@ class Network:
     def options(self, host: str) -> list[str]:
         """`docker run`'s options that put a host on the network and give it the shared folder."""
         known = [f"--add-host={name}:{address}" for name, address in self.names.items()]
-        return ["--network", self.name, "--ip", self.names[host], *known, "-v", f"{self.name}:{SHARED}"]
+        # As on a real host root may look into the processes of others: the engine mounts what a worker has opened.
+        rights = ["--cap-add", "SYS_PTRACE"]
+        return [
+            "--network",
+            self.name,
+            "--ip",
+            self.names[host],
+            *known,
+            *rights,
+            "-v",
+            f"{self.name}:{SHARED}",
+        ]
 
     def remove(self) -> None:
         """Remove network and volume; the hosts are gone."""

@@ -147,7 +147,9 @@ def test_cluster_grows_and_shrinks_while_jobs_run(site: Site, base_image: str) -
     wait_until(lambda: hosts.node_state("node2") == "idle", lambda: controller.shell("sinfo -N; sinfo -R"))
     # Without the shared folder it would fail one job after the other.
     folder = HEALTH_CHECK.replace("health-check", "shared-folder")
-    node2.shell(f"cp {folder} /root/; echo /nowhere >{folder}; {HEALTH_CHECK}; cp /root/shared-folder {folder}")
+    node2.shell(
+        f"cp {folder} /root/; echo /nowhere >{folder}; {HEALTH_CHECK}; cp /root/shared-folder {folder}"
+    )
     assert "shares is not at /nowhere" in controller.shell("sinfo -hN -n node2 -o %E")
     node2.shell(HEALTH_CHECK)
     wait_until(lambda: hosts.node_state("node2") == "idle", lambda: controller.shell("sinfo -N; sinfo -R"))

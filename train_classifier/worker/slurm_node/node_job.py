@@ -71,7 +71,7 @@ def run(folder: Path, host: Host) -> int:
         if is_requeued(account, os.environ):
             return 0
         return end_unstarted(shared, account, own, Cancelled("Slurm ended the job when it began (SIGTERM)"))
-    local.checkpoints, local.checkpoints_source = shared.checkpoints, open_for_engine(shared.checkpoints)
+    local.checkpoints, local.checkpoints_handle = shared.checkpoints, open_for_engine(shared.checkpoints)
     publisher = Publisher(local, shared, own)
     local.write_status(state="submitted", boot_id=boot_id(), submitted_uptime=uptime())
     publisher.start()
@@ -152,8 +152,8 @@ def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any]) 
     write_json(local.dir / "spec.json", read_json(shared.dir / "spec.json"))
     write_bytes(local.lease, b"")
     make_folder(store.cache / spec.repository.key, 0o700, account)
-    # Slurm's launcher would have this job finished by those who ask Slurm. Jobs of the account that end on this
-    # node finish those without a worker: this one is not submitted until `run_job` is called.
+    # Slurm's launcher would have this job finished by those who ask Slurm. Jobs of the account that end on
+    # this node finish those without a worker: this one is not submitted until `run_job` is called.
     write_json(local.dir / "status.json", {**status, "state": "pushed", "launcher": LOCAL_LAUNCHER})
     # A next attempt needs them as well.
     store_secrets(local, account, take_secrets(shared, keep=spec.requeue))

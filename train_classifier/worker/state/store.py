@@ -196,8 +196,8 @@ class Job:
         #: Locked while the mirror is copied into the workspace; holds cp's output; see `workspace_copy`.
         self.copy = folder / "copy"
         self.checkpoints = folder / "checkpoints"
-        #: By which the engine mounts the checkpoints.
-        self.checkpoints_source = self.checkpoints
+        #: A path by which the engine reaches checkpoints that are closed to it otherwise.
+        self.checkpoints_handle: Optional[Path] = None
         self.run = folder / "run"
         self.home = folder / "home"
         #: What lay in the folders of results before training.

@@ -170,7 +170,7 @@ def _mounts(context: Context, spec: JobSpec, environment: Environment) -> list[A
     folders = data_folders.resolve(spec, context.host, context.store.root, engine_folders)
     mounts = [
         Mount(WORKSPACE, str(job.workspace), "bind"),
-        Mount("/checkpoints", str(job.checkpoints_source), "bind"),
+        _checkpoints(job),
         Mount("/cache", str(context.store.cache / spec.repository.key), "bind"),
         Mount(f"/home/{account.name}", str(job.home), "bind"),
         Mount(RUN, str(job.run), "bind", read_only=True),
@@ -184,6 +184,19 @@ def _mounts(context: Context, spec: JobSpec, environment: Environment) -> list[A
             # Otherwise file systems mounted below are included, writable. The SDK has no argument for it.
             mount["BindOptions"] = {**(mount.get("BindOptions") or {}), "NonRecursive": True}
     return mounts
+
+
+def _checkpoints(job: Job) -> Any:
+    from docker.types import DriverConfig, Mount
+
+    if job.checkpoints_handle is None:
+        return Mount("/checkpoints", str(job.checkpoints), "bind")
+    # A handle can be mounted only in the mount namespace of its process: the engine does that for a volume,
+    # which is removed with its container.
+    options = {"type": "none", "o": "bind", "device": str(job.checkpoints_handle)}
+    driver = DriverConfig("local", options)
+    labels = {engine.LABEL: "1", f"{engine.LABEL}.job": job.id}
+    return Mount("/checkpoints", None, "volume", no_copy=True, labels=labels, driver_config=driver)
 
 
 def explain(error: Any) -> TrainClassifierError:
