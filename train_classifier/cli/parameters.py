@@ -27,7 +27,7 @@ def click_parameter(option: Option) -> Callable[[Any], Any]:
     """Return the click parameter of an option; a value that is not given is None, or empty."""
     if option.positional:
         many = option.kind in options.LISTS
-        complete = complete_model if option.name == "model" else None
+        complete = complete_model if option.name in ("model", "arguments") else None
         return click.argument(
             option.name,
             metavar=option.metavar,

@@ -167,9 +167,14 @@ class Delivery:
         reporters = {job: _JobReporter(job, self.listener, self._lock) for job in jobs}
         ended: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
 
+        crashes: list[BaseException] = []
+
         def fetch_ended() -> None:
-            while (item := ended.get()) is not None:
-                self.fetch(*item, reporters[item[0]])
+            try:
+                while (item := ended.get()) is not None:
+                    self.fetch(*item, reporters[item[0]])
+            except BaseException as error:
+                crashes.append(error)
 
         # Beside the following, which renews the leases of those that run.
         fetcher = threading.Thread(target=fetch_ended, daemon=True, name="fetch")
@@ -181,6 +186,8 @@ class Delivery:
         finally:
             ended.put(None)
         fetcher.join()
+        if crashes:
+            raise crashes[0]
 
     def fetch(self, job: str, answer: Mapping[str, Any], report: Reporter) -> None:
         """Fetch a finished job's archive, and record how it ended."""

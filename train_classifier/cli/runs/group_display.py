@@ -180,7 +180,7 @@ class GroupDisplay:
             "JOB",
             "STATUS",
             "TRAINING",
-            *(text.short(name, 20) for name in shown),
+            *(text.clean(text.short(name, 20)) for name in shown),
             *(["MESSAGE"] if waiting else ()),
         ]
         return text.table(rows, head, right=(0,), width=width)
