@@ -16,6 +16,7 @@ from hosts.fleet import uv_binary
 from index_server import Index, serve
 from loopback.world import World
 
+from train_classifier.starter import first_files
 from train_classifier.worker.containers import image
 
 pytestmark = pytest.mark.engine
@@ -84,20 +85,25 @@ def test_example_trains_and_goes_on(world: World) -> None:
         assert {"artefacts/model.json", "artefacts/metrics.json"} <= set(archive.getnames())
 
 
-@pytest.mark.full
-def test_pytorch_example_trains_and_goes_on(world: World, index: Index, tmp_path: Path) -> None:
-    """With the wheels that this machine's pip finds, which may be those without CUDA."""
-    requirements = "numpy\ntorch==2.13.0\n"
-    assert f"```text\n{requirements}```" in PAGE
-    (tmp_path / "requirements.txt").write_text(requirements)
+def serve_wheels(world: World, index: Index, folder: Path, requirements: str) -> None:
+    """Let the world's jobs install these from an index with the wheels that this machine's pip finds."""
+    (folder / "requirements.txt").write_text(requirements)
     # The image's Python is 3.11.
     pip = [uv_binary(), "tool", "run", "--python", "3.11", "pip", "download", "-q"]
-    subprocess.run([*pip, "-d", tmp_path / "wheels", "-r", tmp_path / "requirements.txt"], check=True)
-    index.add(*((wheel.name, wheel.read_bytes()) for wheel in (tmp_path / "wheels").iterdir()))
+    subprocess.run([*pip, "-d", folder / "wheels", "-r", folder / "requirements.txt"], check=True)
+    index.add(*((wheel.name, wheel.read_bytes()) for wheel in (folder / "wheels").iterdir()))
     world.provide_uv()
     settings = json.loads(world.host_json.read_text())
     variables = {"UV_DEFAULT_INDEX": index.url, "no_proxy": index.host}
     world.host_json.write_text(json.dumps({**settings, "environment": variables}))
+
+
+@pytest.mark.full
+def test_pytorch_example_trains_and_goes_on(world: World, index: Index, tmp_path: Path) -> None:
+    """The wheels may be those without CUDA."""
+    requirements = "numpy\ntorch==2.13.0\n"
+    assert f"```text\n{requirements}```" in PAGE
+    serve_wheels(world, index, tmp_path, requirements)
     section, outputs = follow(world, PYTORCH)
     (printed,) = re.findall(r"^```text\n(epoch .*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert re.sub(r"0\.\d+", "0", outputs[0]) == re.sub(r"0\.\d+", "0", printed)
@@ -106,6 +112,26 @@ def test_pytorch_example_trains_and_goes_on(world: World, index: Index, tmp_path
         assert {"artefacts/model.pt", "artefacts/history.csv"} <= set(archive.getnames())
         metrics = archive.extractfile("artefacts/metrics.json")
         assert metrics is not None and json.load(metrics)["accuracy"] > 0.9
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("framework", first_files.FRAMEWORKS)
+def test_model_of_init_trains_and_goes_on(world: World, index: Index, tmp_path: Path, framework: str) -> None:
+    """`init`, then `train` with nothing changed; with --resume no epoch is done again."""
+    serve_wheels(world, index, tmp_path, "\n".join(first_files.FRAMEWORKS[framework][0]))
+    variables = {"TRAIN_CLASSIFIER_INVENTORY": str(world.local)}
+    for words in (
+        ["init", "digits", "--framework", framework],
+        ["train", "digits", "--", "--epochs", "5"],
+        ["train", "digits", "--resume", "last", "--", "--epochs", "7"],
+    ):
+        done = world.run(*words, cwd=world.repo, timeout=3600, **variables)
+        assert done.returncode == 0, done.stderr.decode()
+    assert b"6/7" in done.stdout and b"5/7" not in done.stdout
+    with tarfile.open(world.repo / "artefacts.tar.gz") as archive:
+        metrics, history = map(archive.extractfile, ("artefacts/metrics.json", "artefacts/history.csv"))
+        assert metrics is not None and json.load(metrics)["val_accuracy"] > 0.8
+        assert history is not None and b"val_accuracy" in history.readline()
 
 
 def test_repository_of_others_trains(world: World) -> None:

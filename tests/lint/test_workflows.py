@@ -9,6 +9,8 @@ import pytest
 import yaml
 from test_lint import BIN, REPOSITORY, files, lint
 
+from train_classifier.starter import first_files
+
 WORKFLOWS = files(".github/workflows/*.yml", "examples/classifiers/.github/workflows/*.yml")
 #: As strict as for our own, but for names and concurrency: an example shows what matters to it.
 EXAMPLES = (BIN / "zizmor", "--offline", "--quiet")
@@ -34,6 +36,7 @@ def examples() -> list[tuple[str, str]]:
                 continue
             line = text.count("\n", 0, block.start()) + 1
             texts.append((f"{page.replace('/', '-')}-{line}", example))
+    texts.append(("init", first_files.workflow_files(["mnist", "yolo"])[first_files.WORKFLOW]))
     return texts
 
 

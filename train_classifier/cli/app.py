@@ -12,7 +12,19 @@ from train_classifier.core.text import nearest
 # A blank line between paragraphs, each of which begins with \b.
 click.rich_click.PADDING_HELPTEXT_FIRST_LINE = (0, 0, 1, 0)
 
-COMMANDS = ("train", "list", "status", "logs", "attach", "fetch", "cancel", "clean", "doctor", "provision")
+COMMANDS = (
+    "init",
+    "train",
+    "list",
+    "status",
+    "logs",
+    "attach",
+    "fetch",
+    "cancel",
+    "clean",
+    "doctor",
+    "provision",
+)
 EXIT_CODES = """\b
 Exit codes: 0 trained · 1 our own bug · 2 bad input · 3 host or engine not
 ready · 4 training failed · 5 timed out · 6 cancelled · 7 trained, but

@@ -137,6 +137,8 @@ def test_pin(checkout: Path) -> None:
     text = f"- {old} # v1.0.0\n- {{ {old}, env: {{ M: m }} }}\n- uses: actions/checkout@{'b' * 40} # v5.0.0\n"
     pages = [checkout / "README.md", checkout / "docs" / "a.md", workflows.parents[1] / "README.md"]
     pages.append(workflows / "train.yml")
+    pages.append(checkout / "train_classifier" / "starter" / "templates" / "train.yml")
+    pages[-1].parent.mkdir(parents=True)
     for page in pages:
         page.write_text(text)
     git = ["git", "-C", str(checkout)]

@@ -1,0 +1,1 @@
+"""`train-classifier init`: the first files of a repository, from templates."""
