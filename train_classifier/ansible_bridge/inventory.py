@@ -8,7 +8,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,16 +65,23 @@ def flags(inventory: str | None, host: str | None) -> str:
 
 
 def resolve(
-    inventory: str | None, environ: Mapping[str, str], cwd: Path, host: str | None = None
+    inventory: str | None,
+    environ: Mapping[str, str],
+    cwd: Path,
+    host: str | None = None,
+    own_hosts: Sequence[str] = (),
 ) -> str | None:
     """Return the inventory to use: an absolute path, a host list with a comma, or None for this machine.
 
-    A plain name of a host that ssh knows is an inventory of that host; without an inventory, so is `host`.
+    A plain name of a host that ssh knows is an inventory of that host; without an inventory, so is `host`,
+    and without both `own_hosts` are the inventory.
     Raises BadInput when there is no such file.
     """
     name = inventory if inventory is not None else environ.get(VARIABLE) or None
     if name is None:
-        return ssh_host_inventory(host) if host else None
+        if host is None or host in own_hosts:
+            return host_list(own_hosts)
+        return ssh_host_inventory(host)
     if not name.strip() or "\0" in name:
         raise BadInput("the inventory's name is empty: give a file, a folder, or hosts with a comma")
     if "," in name:
@@ -93,6 +100,17 @@ def resolve(
     if not os.access(path, os.R_OK):
         raise BadInput(f"inventory {quoted(name)} cannot be read by this user")
     return str(path)
+
+
+def host_list(names: Sequence[str]) -> str | None:
+    """Return the inventory of these hosts; None without one."""
+    return "".join(f"{name}," for name in names) or None
+
+
+def listed_hosts(inventory: str | None) -> list[str]:
+    """Return the hosts of an inventory that is a list of them; of a file or of this machine none."""
+    is_list = inventory is not None and "," in inventory
+    return [name for name in map(str.strip, (inventory or "").split(",")) if name] if is_list else []
 
 
 def ssh_host_inventory(name: str) -> str | None:

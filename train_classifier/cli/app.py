@@ -23,6 +23,7 @@ COMMANDS = (
     "cancel",
     "clean",
     "doctor",
+    "hosts",
     "provision",
 )
 EXIT_CODES = """\b
@@ -121,7 +122,7 @@ def _bad_use(error: click.ClickException) -> BadInput:
     if isinstance(error, click.NoSuchOption):
         near = nearest(error.option_name, error.possibilities or ())
         error = click.NoSuchOption(error.option_name, error.message, [near] if near else None, context)
-    if isinstance(error, click.MissingParameter):
+    if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "job":
         hint = f"JOB is a job's id, a unique beginning of it, or last; {hint}"
     if isinstance(error, click.NoSuchOption) and context is not None and context.info_name == "train":
         hint = f"The model's own flags go after --: train-classifier train MODEL -- …; ours: {hint}"

@@ -137,7 +137,8 @@ class _Builder:
         self.warnings += option_values.warnings
         # A checkout may choose among the inventory's hosts, but names no host of its own.
         from_file = option_values.origin.get("host") == precedence.FROM_FILE
-        inventory_path = self._inventory(cwd, None if from_file else option_values.values.get("host"))
+        named = None if from_file else option_values.values.get("host")
+        inventory_path = self._inventory(cwd, named, option_values.hosts)
         look = None
         if self.resolve and (inventory_path is not None or self._text("inventory") is None):
             host = option_values.values.get("host")
@@ -204,11 +205,11 @@ class _Builder:
         # A shell completes a folder with a slash.
         return name.rstrip("/") or name if name else None
 
-    def _inventory(self, cwd: Path, host: str | None) -> str | None:
+    def _inventory(self, cwd: Path, host: str | None, own_hosts: tuple[str, ...]) -> str | None:
         if not self.resolve:
             return None
         path: str | None = self._catch(
-            None, lambda: inventory.resolve(self.request.get("inventory"), self.environ, cwd, host)
+            None, lambda: inventory.resolve(self.request.get("inventory"), self.environ, cwd, host, own_hosts)
         )
         return path
 

@@ -31,6 +31,8 @@ class OptionValues:
     origin: dict[str, str] = dataclasses.field(default_factory=dict)
     problems: list[str] = dataclasses.field(default_factory=list)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    #: The hosts of the caller's own settings file.
+    hosts: tuple[str, ...] = ()
 
     def put(self, key: str, value: Any, origin: str) -> None:
         """Set a value; it overrides or extends that of a lower level."""
@@ -100,6 +102,7 @@ def _from_own_file(values: OptionValues, path: Path, repository: Path | None, mo
     except BadInput as error:
         values.problems += error.problems
         return
+    values.hosts = settings.hosts
     for key, value in settings.of(model).items():
         values.put(key, value, FROM_OWN)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from train_classifier.ansible_bridge.inventory import PLAIN_HOST
 from train_classifier.core import job, options, regular_file
 from train_classifier.core.errors import BadInput
 from train_classifier.core.options import SETTINGS, Checkout, Kind, Option
@@ -41,6 +42,8 @@ class Settings:
 
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
     models: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    #: Of the caller's own file only: the hosts where no inventory is named.
+    hosts: tuple[str, ...] = ()
 
     def of(self, model: str | None) -> dict[str, Any]:
         """Return the values for a model: its own override the defaults; tables and lists are merged."""
@@ -158,7 +161,7 @@ def parse(content: bytes, name: str = FILE) -> Settings:
     problem = _size_problem(raw)
     if problem:
         raise BadInput(f"{name}: {problem}")
-    settings, problems = _read(raw)
+    settings, problems = _read(raw, own=name != FILE)
     if problems:
         sentences = [f"{name}: {problem}" for problem in problems]
         if name == FILE:
@@ -169,12 +172,18 @@ def parse(content: bytes, name: str = FILE) -> Settings:
     return settings
 
 
-def _read(raw: dict[str, Any]) -> tuple[Settings, list[str]]:
+def _read(raw: dict[str, Any], own: bool) -> tuple[Settings, list[str]]:
     """Return the parsed settings and the problems of a whole file."""
     problems = []
+    hosts = raw.get("hosts", ()) if own else ()
+    if not isinstance(hosts, list | tuple) or not all(map(_is_host, hosts)):
+        problems.append(f'hosts is {quoted(hosts)}, wanted a list of names that ssh knows, as ["gpu-1"]')
+        hosts = ()
     tables = {"defaults": raw.get("defaults", {})}
     for key in raw:
-        if key not in _TABLES:
+        if key == "hosts" and not own:
+            problems.append(f"a repository names no hosts; {options.OWN_SETTINGS} does")
+        elif key not in _TABLES and key != "hosts":
             hint = (
                 "; put it below [defaults] or [models.NAME]"
                 if key in SETTINGS
@@ -192,7 +201,12 @@ def _read(raw: dict[str, Any]) -> tuple[Settings, list[str]]:
         problems.append(f"models is {quoted(models)}, wanted a table: write [models]")
     parsed = {name: _read_table(name, table, problems) for name, table in tables.items()}
     defaults = parsed.pop("defaults")
-    return Settings(defaults, {name.partition(".")[2]: table for name, table in parsed.items()}), problems
+    models = {name.partition(".")[2]: table for name, table in parsed.items()}
+    return Settings(defaults, models, tuple(dict.fromkeys(hosts))), problems
+
+
+def _is_host(name: Any) -> bool:
+    return isinstance(name, str) and bool(PLAIN_HOST.match(name))
 
 
 def _read_table(name: str, table: Any, problems: list[str]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from train_classifier.core.errors import BadInput, ExitCode, NotReady
 
 CHECKS = [{"name": "engine", "status": "ok", "message": "Docker 26", "hint": None, "code": None}]
 ANSWER = {
-    "worker": "w", "python": "3.11", "host": {"name": "h"}, "engine": {}, "gpus": [], "launcher": "user", "state_dir": "/s",
+    "worker": "w", "python": "3.11", "host": {"name": "h"}, "engine": {}, "gpus": [], "queued": None, "launcher": "user", "state_dir": "/s",
     "checks": CHECKS, "ready": True,
 }  # fmt: skip
 

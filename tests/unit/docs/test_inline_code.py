@@ -50,9 +50,10 @@ def test_flag_exists_and_takes_the_value(flag: str) -> None:
     name, _, value = flag.partition(" ")
     if name in FOREIGN or re.match(r"-[a-z]{2}|-e ", flag):
         return
-    parameters = {
-        option: each for command in COMMANDS.values() for each in command.params for option in each.opts
-    }
+    commands = [
+        one for command in COMMANDS.values() for one in (command, *getattr(command, "commands", {}).values())
+    ]
+    parameters = {option: each for command in commands for each in command.params for option in each.opts}
     assert name in parameters, f"no command has {name}"
     option = options.BY_NAME.get(parameters[name].name or "")
     if value and option and not PLACEHOLDER.search(value):

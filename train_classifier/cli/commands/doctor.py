@@ -65,7 +65,7 @@ def check_hosts(hosts: Sequence["RemoteHost"], gpus: int | str, console: "Consol
         if isinstance(answer, TrainClassifierError):
             code = code or answer.code
             # The same keys as those of a host that answers.
-            blank = dict.fromkeys(("worker", "python", "host", "engine", "launcher", "state_dir"))
+            blank = dict.fromkeys(("worker", "python", "host", "engine", "queued", "launcher", "state_dir"))
             failure = {"name": host.name, "ready": False, "error": answer.to_dict()}
             report.append({**blank, "gpus": [], "checks": [], **failure})
             continue

@@ -40,6 +40,7 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
         "host": host_facts(),
         "engine": None,
         "gpus": [],
+        "queued": None,
         "launcher": shared_folder.LAUNCHER,
         "state_dir": str(state) if state else None,
         "checks": [finding.to_dict() for finding in findings],

@@ -85,6 +85,7 @@ def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
             }
             for card in discovery.gpus
         ],
+        "queued": _queued(host, discovery),
         "launcher": launcher.find_launcher(host.caller()),
         "state_dir": str(state) if state else None,
         "checks": [finding.to_dict() for finding in findings],
@@ -276,6 +277,16 @@ def _users(host: Host, discovery: Discovery) -> dict[str, str]:
     except TrainClassifierError:
         # The check of the queue's folder reports this.
         return {}
+
+
+def _queued(host: Host, discovery: Discovery) -> Optional[int]:
+    """Return how many jobs of all users wait for a GPU; None where that is not known."""
+    if not discovery.gpus or not host.queue_dir.is_dir():
+        return None
+    try:
+        return sum(entry.state != "granted" for entry in gpu_queue.snapshot(host.queue_dir))
+    except TrainClassifierError:
+        return None
 
 
 def foreign_gpu_users(discovery: Discovery, users: dict[str, str]) -> list[Finding]:
