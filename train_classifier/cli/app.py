@@ -1,5 +1,6 @@
 """The command line: its commands, each imported when it is used, and how it fails."""
 
+import builtins
 import importlib
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ COMMANDS = (
     "attach",
     "fetch",
     "cancel",
+    "exec",
+    "shell",
+    "forward",
     "clean",
     "doctor",
     "hosts",
@@ -46,7 +50,7 @@ class Commands(click.RichGroup):
         if name not in COMMANDS:
             return None
         module = importlib.import_module(f"train_classifier.cli.commands.{name}")
-        command: click.Command = getattr(module, "list_" if name == "list" else name)
+        command: click.Command = getattr(module, f"{name}_" if hasattr(builtins, name) else name)
         return command
 
     def resolve_command(
@@ -136,7 +140,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:
     """
     words = list(arguments)
     command = next((word for word in words if not word.startswith("-")), None)
-    if "--" not in words or command not in ("train", "provision"):
+    if "--" not in words or command not in ("train", "provision", "exec"):
         return words, None
     place = words.index("--")
     return words[:place], words[place + 1 :]

@@ -201,6 +201,16 @@ class RemoteHost:
             is_pull=True,
         )
 
+    def exec_command(self, job: str, words: Sequence[str], terminal: bool) -> list[str]:
+        """Return the command line that runs `words` in the container of a running job, in this terminal.
+
+        The worker that answered `status` runs it.
+        """
+        kind = "terminal" if terminal else "pipe"
+        argv = self._shell(self._worker(f" exec {shlex.join([job, kind, *words])}"))
+        # ssh makes a terminal only where it is told twice that its own input may be none.
+        return [argv[0], "-tt", *argv[1:]] if terminal and self.ssh is not None else argv
+
     def _request(self, request: dict[str, Any]) -> bytes:
         if self.problem:
             raise BadInput(self.problem)

@@ -64,6 +64,8 @@ def main(arguments: Sequence[str]) -> int:
     command, parameters = arguments[0], arguments[1:]
     if command in ("receive", "send") and len(parameters) >= 3 and parameters[1] == "--":
         return _rsync(command, parameters[0], parameters[2:])
+    if command == "exec" and len(parameters) >= 3:
+        return _exec(parameters[0], parameters[1] == "terminal", parameters[2:])
     if command == "run" and len(parameters) == 1:
         return _run(Path(parameters[0]))
     if command == "finish" and len(parameters) == 1:
@@ -138,6 +140,24 @@ def _rsync(command: str, name: str, arguments: Sequence[str]) -> int:
     except Exception as error:
         description = host_faults.describe(error)
         print(json.dumps({"error": description}), file=sys.stderr, flush=True)
+        return int(description["code"])
+
+
+def _exec(name: str, terminal: bool, words: Sequence[str]) -> int:
+    """Become a command in the container of a running job of this account."""
+    try:
+        from train_classifier.worker.training import container
+
+        job = _job(_host(), name)
+        flags = ["--interactive", *(["--tty"] if terminal else [])]
+        # The engine's own client: it knows terminals, their sizes and signals.
+        os.execvp("docker", ["docker", "exec", *flags, container.name_of(job), *words])
+    except FileNotFoundError:
+        print("this host has no docker command; install docker-cli", file=sys.stderr)
+        return int(ExitCode.NOT_READY)
+    except Exception as error:
+        description = host_faults.describe(error)
+        print(description["reason"], file=sys.stderr)
         return int(description["code"])
 
 

@@ -1,0 +1,105 @@
+"""exec, shell and forward: into the container of a running job."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+
+from train_classifier.cli.console import Console, is_terminal
+from train_classifier.controller import find_jobs
+from train_classifier.controller.find_jobs import LocatedJob
+from train_classifier.controller.temp_files import private_folder
+from train_classifier.controller.transport import RemoteHost
+from train_classifier.core.errors import BadInput, ExitCode, NotReady
+
+#: The best shell of the container.
+SHELL = ("sh", "-c", "command -v bash >/dev/null && exec bash; exec sh")
+#: Runs in the container and joins its standard streams with a port there: the port may listen on the
+#: container's loopback alone, and the container needs no network.
+RELAY = """
+import os, socket, sys, threading
+port = socket.create_connection(("localhost", int(sys.argv[1])))
+def send():
+    while data := os.read(0, 65536):
+        port.sendall(data)
+    port.shutdown(socket.SHUT_WR)
+threading.Thread(target=send, daemon=True).start()
+while data := port.recv(65536):
+    while data:
+        data = data[os.write(1, data):]
+"""
+
+
+def running_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
+    """Return a job that trains now. Raises NotReady when it does not, or where it cannot be entered."""
+    located = find_jobs.find_job(hosts, job).require_started()
+    status = located.answer.get("status") or {}
+    if located.answer.get("result"):
+        raise NotReady(f"Job {located.id} has ended; there is nothing to enter.")
+    if status.get("slurm_job"):
+        raise NotReady(
+            f"Job {located.id} runs on a node of a cluster ({status.get('node') or 'none yet'}): it cannot be "
+            "entered from the submit host.",
+            f"On the node: docker exec -it tc-job-{located.id} sh",
+        )
+    if status.get("phase") != "training":
+        raise NotReady(
+            f"Job {located.id} does not train yet; it is in the phase {status.get('phase') or 'submitted'}.",
+            f"Follow it: train-classifier attach {located.id}{located.host.flags}",
+        )
+    return located
+
+
+def run_inside(hosts: Sequence[RemoteHost], job: str, words: Sequence[str]) -> int:
+    """Run a command in the job's container, with this terminal; return the command's own exit status."""
+    located = running_job(hosts, job)
+    terminal = is_terminal(sys.stdin) and is_terminal(sys.stdout)
+    argv = located.host.exec_command(located.id, words, terminal)
+    if located.host.ssh is None:
+        # The command gets the terminal's signals itself.
+        os.execvp(argv[0], argv)
+    with _ignored(signal.SIGINT):
+        return subprocess.run(argv, check=False).returncode
+
+
+@contextlib.contextmanager
+def _ignored(number: signal.Signals) -> Iterator[None]:
+    """Leave a signal of the terminal to the child."""
+    before = signal.signal(number, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def forward(hosts: Sequence[RemoteHost], job: str, port: int, local_port: int, console: Console) -> ExitCode:
+    """Make a port of the job's container one of this machine's loopback, until Ctrl-C or the job's end."""
+    located = running_job(hosts, job)
+    try:
+        listener = socket.create_server(("127.0.0.1", local_port))
+    except OSError as error:
+        raise BadInput(f"port {local_port} of this machine cannot be used: {error.strerror}") from error
+    with listener, private_folder() as folder:
+        argv = located.host.exec_command(located.id, ["python3", "-c", RELAY, str(port)], False)
+        if located.host.ssh is not None:
+            # One connection for all.
+            shared = ("ControlMaster=auto", f"ControlPath={folder}/ssh", "ControlPersist=5")
+            argv = [argv[0], *(word for each in shared for word in ("-o", each)), *argv[1:]]
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        console.say(f"{address} is port {port} of job {located.id}. Ctrl-C ends this.")
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=_relay, args=(connection, argv), daemon=True).start()
+    return ExitCode.TRAINED
+
+
+def _relay(connection: socket.socket, argv: Sequence[str]) -> None:
+    """Join a connection with the streams of the relay in the container."""
+    with connection:
+        streams = connection.fileno()
+        subprocess.run(argv, stdin=streams, stdout=streams, stderr=subprocess.DEVNULL, check=False)
