@@ -16,7 +16,7 @@ from train_classifier.controller import steps
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.order import Order
 from train_classifier.controller.transport import RemoteHost
-from train_classifier.core.errors import BadInput
+from train_classifier.core.errors import SeveralHosts
 
 
 class ActionModule(TrainingAction):
@@ -29,7 +29,7 @@ class ActionModule(TrainingAction):
         """Return the order; without a file of it, it is made from the role's variables."""
         hosts = task_vars.get("ansible_play_hosts_all") or []
         if len(hosts) > 1:
-            raise BadInput(
+            raise SeveralHosts(
                 f"{len(hosts)} hosts match, but one is needed: {', '.join(map(str, hosts[:10]))}.",
                 hint="Name one: -e training_job_host=NAME",
             )

@@ -116,7 +116,7 @@ def test_time_limit_is_exit_5_and_delivers(world: World) -> None:
     world.assert_clean()
 
 
-def test_host_must_be_named_when_there_are_two(world: World) -> None:
+def test_one_of_two_hosts_is_named_or_chosen(world: World) -> None:
     """Fault row 7 by the command, a job found on the second host, and hints that work as they are printed."""
     hosts = {
         name: {
@@ -128,7 +128,7 @@ def test_host_must_be_named_when_there_are_two(world: World) -> None:
     hosts_file = world.folder / "the lab's hosts.yml"
     hosts_file.write_text(json.dumps({"all": {"hosts": hosts}}))
     world.model(GOOD)
-    both = world.run(*world.train("probe", inventory=hosts_file))
+    both = world.run(*world.train("probe", "--host", "one:two", inventory=hosts_file))
     assert both.returncode == 2 and b"2 hosts, but one is needed: one, two" in both.stderr, tail(both.stderr)
     assert world.run(*world.train("probe", "--host", "nobody", inventory=hosts_file)).returncode == 2
     assert not list(world.folder.glob("state of *"))
@@ -147,7 +147,14 @@ def test_host_must_be_named_when_there_are_two(world: World) -> None:
     again = world.run("attach", job[:-3], "--inventory", hosts_file)
     assert (again.returncode, again.stdout) == (0, b"hello\n"), tail(again.stderr)
     assert (world.work / "artefacts.tar.gz").exists()
-    unknown = world.run("status", "20010101-000000-00000000", "-i", hosts_file)
+    # None named, and nobody waits for a GPU: the first that is ready.
+    hosts_file.write_text(
+        json.dumps({"all": {"hosts": {"none": {"ansible_host": "127.255.255.254"}, **hosts}}})
+    )
+    anywhere = world.run(*world.train("probe", inventory=hosts_file))
+    assert (anywhere.returncode, anywhere.stdout) == (0, b"hello\n"), tail(anywhere.stderr)
+    assert b"passed over: none" in anywhere.stderr and b"Host one: the first" in anywhere.stderr
+    unknown = world.run("status", "20010101-000000-00000000", "-i", hosts_file, "--host", "one")
     assert unknown.returncode == 2
     assert f"--inventory '{hosts_file}'".replace("'s hosts", "'\"'\"'s hosts").encode() in unknown.stderr, (
         tail(unknown.stderr)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train_classifier.ansible_bridge import content
-from train_classifier.core.errors import BadInput, NotReady
+from train_classifier.core.errors import BadInput, NotReady, SeveralHosts
 from train_classifier.core.options import show_option
 from train_classifier.core.text import nearest, printable, quoted
 
@@ -232,7 +232,7 @@ def _single(hosts: list[dict[str, Any]], host: str | None) -> list[dict[str, Any
         names = ", ".join(printable(target["name"]) for target in hosts[:10])
         more = f" and {len(hosts) - 10} more" if len(hosts) > 10 else ""
         match = f"{quoted(host)} matches" if host else "the inventory has"
-        raise BadInput(
+        raise SeveralHosts(
             f"{match} {len(hosts)} hosts, but one is needed: {names}{more}; name one by {show_option('host')}"
         )
     return hosts

@@ -13,23 +13,9 @@ from train_classifier.core.text import nearest
 # A blank line between paragraphs, each of which begins with \b.
 click.rich_click.PADDING_HELPTEXT_FIRST_LINE = (0, 0, 1, 0)
 
-COMMANDS = (
-    "init",
-    "train",
-    "list",
-    "status",
-    "logs",
-    "attach",
-    "fetch",
-    "cancel",
-    "exec",
-    "shell",
-    "forward",
-    "clean",
-    "doctor",
-    "hosts",
-    "provision",
-)
+#: The commands that take a job, or list them; each has a module in commands/jobs.
+JOB_COMMANDS = ("list", "status", "logs", "attach", "fetch", "cancel", "exec", "shell", "forward")
+COMMANDS = ("init", "train", *JOB_COMMANDS, "clean", "doctor", "hosts", "provision")
 EXIT_CODES = """\b
 Exit codes: 0 trained · 1 our own bug · 2 bad input · 3 host or engine not
 ready · 4 training failed · 5 timed out · 6 cancelled · 7 trained, but
@@ -49,7 +35,8 @@ class Commands(click.RichGroup):
         """Return the command of this name; None if there is none."""
         if name not in COMMANDS:
             return None
-        module = importlib.import_module(f"train_classifier.cli.commands.{name}")
+        folder = "commands.jobs" if name in JOB_COMMANDS else "commands"
+        module = importlib.import_module(f"train_classifier.cli.{folder}.{name}")
         command: click.Command = getattr(module, f"{name}_" if hasattr(builtins, name) else name)
         return command
 

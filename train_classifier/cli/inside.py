@@ -42,8 +42,8 @@ def running_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
         raise NotReady(f"Job {located.id} has ended; there is nothing to enter.")
     if status.get("slurm_job"):
         raise NotReady(
-            f"Job {located.id} runs on a node of a cluster ({status.get('node') or 'none yet'}): it cannot be "
-            "entered from the submit host.",
+            f"Job {located.id} runs on a node of a cluster ({status.get('node') or 'none yet'}), which the "
+            "submit host cannot enter.",
             f"On the node: docker exec -it tc-job-{located.id} sh",
         )
     if status.get("phase") != "training":

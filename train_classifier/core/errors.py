@@ -94,6 +94,12 @@ class AmbiguousId(BadInput):
     cause = "ambiguous-id"
 
 
+class SeveralHosts(BadInput):
+    """Several hosts match where one is needed."""
+
+    cause = "several-hosts"
+
+
 class NotReady(TrainClassifierError):
     """The host or its container engine cannot take a job."""
 
@@ -178,8 +184,8 @@ def from_dict(data: Any, host: Optional[str] = None) -> TrainClassifierError:
     if code == ExitCode.BAD_INPUT:
         problems = data.get("problems")
         problems = [str(problem) for problem in problems] if isinstance(problems, list) else []
-        bad_input = AmbiguousId if data.get("cause") == AmbiguousId.cause else BadInput
-        error = bad_input(*(problems or [reason]), hint=hint)
+        kinds = {kind.cause: kind for kind in (AmbiguousId, SeveralHosts)}
+        error = kinds.get(data.get("cause"), BadInput)(*(problems or [reason]), hint=hint)
         error.detail = detail
         return error
     kind = _CLASSES.get(code) if isinstance(code, int) else None

@@ -149,7 +149,7 @@ OPTIONS = (
         role="repository", role_default="{{ lookup('env', 'PWD') }}"),
     Option("inventory", Kind.TEXT, "Ansible inventory of the hosts.", "FILE", default_text="this machine",
         flags=("-i", "--inventory"), setting=False, input="inventory", input_default="the runner itself trains", role=None),
-    Option("host", Kind.TEXT, "The host of the inventory to train on.", "HOST", default_text="the only one",
+    Option("host", Kind.TEXT, "The host of the inventory to train on.", "HOST", default_text="the one that takes the job soonest",
         checkout=Checkout.NAME, input="host", input_default="the only one", role=None),
     Option("gpus", Kind.GPUS, "Number of GPUs, up to 64; 0 is the CPU; auto takes a GPU if the host has one.", "N|auto",
         default=1, default_text="1", least=0, most=64, input="gpus"),

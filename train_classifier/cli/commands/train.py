@@ -11,7 +11,7 @@ import rich_click as click
 
 from train_classifier.cli import parameters
 from train_classifier.core import options, text
-from train_classifier.core.errors import BadInput, ExitCode
+from train_classifier.core.errors import BadInput, ExitCode, SeveralHosts
 from train_classifier.core.job import MODEL, JobSpec
 from train_classifier.core.options import Kind
 from train_classifier.core.text import quoted
@@ -88,7 +88,6 @@ def train(
 def run_request(group: "GroupRequest", *, json_mode: bool, dry_run: bool) -> ExitCode:
     """Run what was asked for: one job by the playbook, several as a group."""
     from train_classifier.cli.console import Console
-    from train_classifier.cli.runs.training_run import TrainingRun, show_end
 
     console = Console(json_mode=json_mode)
     for warning in group.warnings:
@@ -96,22 +95,51 @@ def run_request(group: "GroupRequest", *, json_mode: bool, dry_run: bool) -> Exi
     if dry_run:
         _describe(group, console)
         return ExitCode.TRAINED
+    from train_classifier.ansible_bridge import inventory
+
     plan = group.plans[0]
-    assert plan.look is not None
+    # Of a list it is known before Ansible has read it that there are several.
+    host = plan.host
+    if host is None and len(inventory.listed_hosts(plan.inventory)) > 1:
+        host = _choose_host(plan, console)
+    run, code, show = _run(group, host, console)
+    if host is None and isinstance(run.failure, SeveralHosts):
+        run, code, show = _run(group, _choose_host(plan, console), console)
+    show(run, code, console)
+    return code
+
+
+def _run(group: "GroupRequest", host: str | None, console: "Console") -> tuple[Any, ExitCode, Any]:
+    """Run the jobs on the inventory's host of this name, None: its only one; return the run and its end."""
+    from train_classifier.ansible_bridge import inventory
+    from train_classifier.cli.runs.training_run import TrainingRun, show_end
+
+    plan = group.plans[0]
+    look = plan.look if host == plan.host else lambda: inventory.single_host(plan.inventory, host)
+    assert look is not None
     if len(group.jobs) > 1:
         from train_classifier.cli.runs.group_run import GroupRun, show_group_end
 
-        group_run = GroupRun(group.orders(), plan.look, group.secrets(), console)
-        code = group_run.run()
-        show_group_end(group_run, code, console)
-        return code
+        group_run = GroupRun(group.orders(), look, group.secrets(), console)
+        return group_run, group_run.run(), show_group_end
     # A flag or a variable names the file of this run; the usual file keeps the last good archive.
     keeps_good = plan.origin.get("output") not in (precedence.FROM_FLAG, precedence.FROM_VARIABLE)
     order = dataclasses.replace(group.orders()[0], keeps_good_archive=keeps_good)
-    run = TrainingRun(order, plan.look, plan.secrets, console)
-    code = run.run(plan.inventory, plan.host)
-    show_end(run, code, console)
-    return code
+    run = TrainingRun(order, look, plan.secrets, console)
+    return run, run.run(plan.inventory, host), show_end
+
+
+def _choose_host(plan: Any, console: "Console") -> str:
+    """Return the name of the host that takes the job soonest, and say which and why."""
+    from train_classifier.ansible_bridge import inventory
+    from train_classifier.cli.hosts import choose
+
+    hosts = [target.connect(own_session=True) for target in inventory.hosts(plan.inventory)]
+    host, reason, failures = choose(hosts, plan.spec.gpus, plan.spec.min_vram_mib)
+    for failure in failures:
+        console.event("message", level="warning", text=f"passed over: {failure.reason}")
+    console.say(f"Host {host.name}: {reason}. --host names another one.")
+    return host.name
 
 
 def _show_value(option: options.Option, value: Any) -> str:
