@@ -78,11 +78,11 @@ def refused_training(caller: Caller, *words: str) -> dict[str, Any]:
 
 
 def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> None:
-    jobs = []
-    for _ in range(2):
-        done = caller.run(*caller.train("look", "--gpus", "1", "--detach", "--", "hold"))
-        assert done.returncode == 0, tail(done.stderr)
-        jobs.append(done.stdout.decode().strip())
+    """The first two are a group, of which every job takes its own place in the queue."""
+    words = ("--gpus", "1", "--detach", "--sweep", "number=1,2", "--", "hold")
+    done = caller.run(*caller.train("look", *words))
+    assert done.returncode == 0, tail(done.stderr)
+    jobs = [f"{done.stdout.decode().strip()}0{number}" for number in (1, 2)]
     reports = {}
     for job in jobs:
         log = f"{caller.state}/jobs/{job}/log.txt"

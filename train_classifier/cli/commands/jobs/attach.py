@@ -15,7 +15,7 @@ def attach(job: str, output: str | None, inventory: str | None, host: str | None
     """Follow a job from its first byte, fetch its artefacts, and return its exit code. Ctrl-C only leaves.
 
     \b
-    JOB is a job's id, a unique beginning of it, or last, the default.
+    JOB is the id of a job or group, a beginning of it, or last, the default.
 
     \b
     Example:

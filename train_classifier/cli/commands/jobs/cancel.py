@@ -14,7 +14,7 @@ def cancel(job: str, inventory: str | None, host: str | None, json_mode: bool) -
     """Stop a job. What it wrote so far is packed and can be fetched.
 
     \b
-    JOB is a job's id, a unique beginning of it, or last.
+    JOB is the id of a job or group, a beginning of it, or last.
 
     \b
     Example:

@@ -24,7 +24,7 @@ def fetch(
     """Bring the archive of a finished job; what stayed on the host is packed first.
 
     \b
-    JOB is a job's id, a unique beginning of it, or last, the default.
+    JOB is the id of a job or group, a beginning of it, or last, the default.
 
     \b
     Example:

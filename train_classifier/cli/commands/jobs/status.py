@@ -14,7 +14,7 @@ def status(job: str, inventory: str | None, host: str | None, json_mode: bool) -
     """Show a job's state, phases and result.
 
     \b
-    JOB is a job's id, a unique beginning of it, or last, the default.
+    JOB is the id of a job or group, a beginning of it, or last, the default.
 
     \b
     Example:
