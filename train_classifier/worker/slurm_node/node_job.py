@@ -18,8 +18,8 @@ from train_classifier.worker.jobs import conclude, recover, removal
 from train_classifier.worker.jobs import run as local_run
 from train_classifier.worker.jobs.secrets import remove_secrets, store_secrets, take_secrets
 from train_classifier.worker.slurm import allocation, commands, shared_folder
+from train_classifier.worker.slurm_node import unpacked_results
 from train_classifier.worker.slurm_node.publisher import Publisher
-from train_classifier.worker.state import file_trees
 from train_classifier.worker.state.files import make_folder, new_file, read_json, write_bytes, write_json
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system.host import Account, Host, boot_id, uptime
@@ -84,7 +84,10 @@ def run(folder: Path, host: Host) -> int:
     if local.spec().requeue and is_requeued(account, os.environ):
         leave_to_next_attempt(local, shared, publisher)
     else:
-        deliver(local, shared, account, publisher)
+        deliver(local, shared, account, host, publisher)
+        if (local.result() or {}).get("unpacked") and not (shared.result() or {}).get("unpacked"):
+            # Its results are here alone.
+            return code
     removal.remove(Job(local.dir), account)
     return code
 
@@ -176,18 +179,22 @@ def end_unstarted(shared: Job, account: Account, own: dict[str, Any], cause: Tra
     return 1
 
 
-def deliver(local: Job, shared: Job, account: Account, publisher: Publisher) -> None:
+def deliver(local: Job, shared: Job, account: Account, host: Host, publisher: Publisher) -> None:
     """Bring records and results into the shared folder; the result comes last. Raises NotReady."""
     steps: list[Callable[[], Any]] = [
         publisher.publish,
         *(lambda name=name: copy_file(local.dir / name, shared.dir / name) for name in RECORDS),
-        lambda: copy_unpacked(local, shared, account),
     ]
     for step in steps:
         _repeat(step, publisher)
     result = local.result()
     if publisher.is_superseded or result is None:
         return
+    if result.get("unpacked"):
+        problem = unpacked_results.bring(local, shared, account, host, publisher)
+        if problem is not None:
+            node = allocation.node_name(os.environ)
+            result = unpacked_results.left_on_node(result, local.workspace, node, problem)
 
     def end() -> None:
         shared.write_result(result)
@@ -226,12 +233,3 @@ def copy_file(source: Path, target: Path) -> None:
             view = memoryview(block)
             while view:
                 view = view[os.write(copy, view) :]
-
-
-def copy_unpacked(local: Job, shared: Job, account: Account) -> None:
-    """Bring results that were not packed, so that `fetch` packs them on the submit host."""
-    if not (local.result() or {}).get("unpacked"):
-        return
-    file_trees.remove(account, shared.workspace)
-    make_folder(shared.workspace, 0o755)
-    file_trees.copy(account, local.workspace, shared.workspace)
