@@ -11,7 +11,7 @@ from train_classifier.core.report import curves, facts, log_end
 from train_classifier.core.report.curves import Curves, Point
 from train_classifier.core.report.images import ImageSize
 from train_classifier.core.report.metrics import number
-from train_classifier.core.text import clean, short, show_bytes
+from train_classifier.core.text import clean, short, show_bytes, without_escapes
 
 SCHEMA = 1
 #: Most points of one line and of a whole page, and the fewest that are left of a line among many.
@@ -95,7 +95,7 @@ def build(records: JobRecords) -> dict[str, Any]:
 def without_controls(value: Any) -> Any:
     """Return data whose texts have no control characters, those that turn the direction of text included."""
     if isinstance(value, str):
-        return clean(value)
+        return clean(without_escapes(value))
     if isinstance(value, dict):
         return {key: without_controls(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
