@@ -12,11 +12,14 @@ import signal
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from loopback.sshd import Sshd
 from loopback.world import HOLD, World, tail, wait_until
 from process_memory import Memory
+
+from train_classifier.core.report import page
 
 pytestmark = pytest.mark.engine
 
@@ -97,6 +100,31 @@ def test_failed_jobs_deliver_and_name_their_cause(world: World) -> None:
         assert b"Traceback" not in done.stderr
     done = world.run("status", answer["id"], "--inventory", world.local)
     assert done.returncode == 0 and answer["id"].encode() in done.stdout, tail(done.stderr)
+    check_reports(world, answer)
+
+
+def check_reports(world: World, failed: dict[str, Any]) -> None:
+    """Check the report of the first of two failed jobs, in its archive and of the host, and that of the last."""
+    archive = Path(failed["artefacts"]["path"])
+    with tarfile.open(archive) as opened:
+        source = opened.extractfile("job/report.html")
+        assert source
+        delivered = page.document_of(source.read())
+    assert delivered
+    assert delivered["title"] == "probe failed" and delivered["metrics"] == [["accuracy", "0.975"]]
+    assert delivered["log"]["lines"] == ["hello from probe"]
+    assert [name for name, _, _ in delivered["phases"]][-2:] == ["training", "artefacts"]
+    output = world.work / "report.html"
+    done = world.run("report", failed["id"], "--json", "--output", output, "--inventory", world.local)
+    # It is the job's first: nothing to compare it with.
+    assert json.loads(done.stdout) == page.document_of(output.read_bytes()) == delivered
+    assert world.run("report", archive).stdout.startswith(b"probe failed\n")
+    done = world.run("report", "last", "--inventory", world.local)
+    newest = world.statuses()[-1]["id"]
+    assert done.returncode == 0, tail(done.stderr)
+    shown = done.stdout.decode()
+    assert "ModuleNotFoundError" in shown and "Earlier runs" in shown
+    assert failed["id"] in shown and newest in shown
 
 
 def test_missing_artefacts_are_exit_7(world: World) -> None:

@@ -51,6 +51,8 @@ VERBS: dict[str, Verb] = {
     "follow_group": query.follow_group,
     "status": query.status,
     "list": query.list_jobs,
+    "report": query.report,
+    "runs": query.list_runs,
     "cancel": query.cancel,
     "pack": query.pack,
     "clean": _clean,

@@ -35,6 +35,8 @@ PAUSE_BYTES = 1 << 16
 DEFAULT_BYTES = 4 << 20
 MAX_BYTES = 16 << 20
 MAX_INLINE_BYTES = 1 << 20
+#: Most jobs that are looked at for the earlier runs of a model.
+MAX_RUNS = 1000
 
 
 def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
@@ -271,6 +273,33 @@ def list_jobs(request: dict[str, Any], host: Host, store: Store) -> dict[str, An
 
         lines += other_users.list_jobs(host, {job.id for job in store.all_jobs()})
     return {"jobs": lines}
+
+
+def report(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    """Return the answer of `status` and the page of the job's report, "" for a job that has none."""
+    job = store.find(request.get("id"))
+    answer = _answer(job, host)
+    content = b""
+    with contextlib.suppress(FileNotFoundError):
+        content = files.read_bytes(job.report, MAX_BYTES)
+    return {**answer, "page": base64.b64encode(zlib.compress(content, 1)).decode("ascii") if content else ""}
+
+
+def list_runs(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    """Return the newest `most` entries of `list` for ended jobs of `model`, up to the job `until`."""
+    model, until = request.get("model"), str(request.get("until") or "")
+    most = number(request, "most", 10, 100)
+    lines: list[dict[str, Any]] = []
+    jobs = [job for job in store.all_jobs() if job.id <= until]
+    for job in reversed(jobs[-MAX_RUNS:]):
+        if len(lines) >= most:
+            break
+        # Cheaper than the whole entry of a job of another model.
+        with contextlib.suppress(NotReady, OSError):
+            status = files.read_json(job.dir / "status.json") or {}
+            if status.get("model") == model and status.get("state") == "finished":
+                lines += filter(None, [_line(job, host)])
+    return {"runs": lines}
 
 
 def _line(job: Job, host: Host) -> Optional[dict[str, Any]]:

@@ -1,0 +1,132 @@
+"""`report` in a terminal, and the comparison with earlier runs."""
+
+import base64
+import io
+import json
+import re
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train_classifier.cli import app
+from train_classifier.cli.runs import job_report
+from train_classifier.core.errors import ExitCode
+from train_classifier.core.report import curves, document, page
+from train_classifier.reports import run_comparison, terminal_report
+
+RESULT = {
+    "id": "20260101-000000-0123abcd", "model": "m", "exit_code": 0, "outcome": "trained", "gpus": [], "metrics": {"accuracy": 0.5},
+}  # fmt: skip
+HOSTILE = "\x1b]8;;http://x\x07\x1b[31mred\u202e\r\x07"
+
+
+def sample(result: dict[str, Any] = RESULT, name: str = "loss", **more: Any) -> dict[str, Any]:
+    table = curves.from_csv(f"epoch,{name},val_loss\n1,4,3\n2,2,2\n3,1,1.5\n")
+    assert table
+    return document.build(
+        document.JobRecords(result=result, tables=[("artefacts/history.csv", table)], **more)
+    )
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("width", [None, 30, 80, 200])
+def test_report_fits_the_terminal_and_has_plots(width: int | None, colour: bool) -> None:
+    shown = terminal_report.render(sample(), width, colour, has_braille=True)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert max(map(len, plain.splitlines())) <= (max(40, width) if width and width < 80 else 80)
+    assert plain.startswith("m trained\n") and "accuracy  0.5" in plain
+    # Without colours each line has its own plot.
+    assert len(re.findall(" by epoch: ", plain)) == (1 if colour else 2)
+    assert ("\x1b[34mloss\x1b[0m" in shown) == colour
+    assert re.search("[\u2801-\u28ff]", shown)
+    assert not re.search(
+        "[\u2800-\u28ff]", terminal_report.render(sample(), width, colour, has_braille=False)
+    )
+
+
+def test_failed_report_shows_reason_and_traceback_without_control_characters() -> None:
+    log = f"start\nTraceback (most recent call last):\n  File x\nValueError: {HOSTILE}\n"
+    failed = {
+        **RESULT,
+        "exit_code": 4,
+        "outcome": "failed",
+        "reason": f"why {HOSTILE}",
+        "metrics": {HOSTILE: 1},
+    }
+    result = sample(failed, name="loss\x1b[31m\x07", log=log, manifest={"arguments": [HOSTILE]})
+    # As it may come from an archive that somebody made.
+    result["failure"].append(HOSTILE)
+    result["log"]["lines"][-1] += HOSTILE
+    result["curves"][0]["title"] = HOSTILE
+    result["facts"][0]["rows"].append([HOSTILE, HOSTILE])
+    shown = terminal_report.render(result, 80, False, has_braille=True)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", shown)
+    assert (
+        "why" in shown
+        and "\nTraceback\nTraceback (most recent call last):\n" in shown
+        and "start" not in shown
+    )
+
+
+def test_runs_are_compared_by_metrics_and_arguments() -> None:
+    runs = [
+        {"id": "2", "outcome": "trained", "metrics": {"b": 2, "a": float("nan")}, "started": 1, "finished": 61, "commit": "c" * 40, "arguments": ["--x", HOSTILE]},
+        {"id": "1", "outcome": "failed", "metrics": None, "started": None, "finished": 9, "commit": None, "arguments": []},
+    ]  # fmt: skip
+    compared = run_comparison.comparison("2", runs)
+    assert compared == {
+        "columns": ["b", "a", "seconds", "commit", "arguments"],
+        "runs": [
+            {"job": "1", "outcome": "failed", "values": [None, None, None, "", ""]},
+            {"job": "2", "outcome": "trained", "values": [2, None, 60, "c" * 12, "--x red���"]},
+        ],
+    }
+    assert run_comparison.comparison("2", runs[:1]) is None
+    shown = {**sample(), "comparison": compared}
+    assert "Earlier runs\njob  outcome" in terminal_report.render(shown, 80, False, has_braille=False)
+
+
+def archive(path: Path, content: bytes) -> str:
+    with tarfile.open(path, "w:gz") as tar:
+        member = tarfile.TarInfo("job/report.html")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+def test_report_of_an_archive_asks_no_host(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = archive(tmp_path / "a.tar.gz", page.render(sample()))
+    assert app.run(["report", path]) == 0
+    assert capfd.readouterr().out.startswith("m trained\n")
+    assert app.run(["report", path, "--json", "-o", str(tmp_path / "r.html")]) == 0
+    assert json.loads(capfd.readouterr().out)["title"] == "m trained"
+    assert page.document_of((tmp_path / "r.html").read_bytes()) == sample()
+    assert app.run(["report", path, "-o", str(tmp_path / "missing" / "r.html")]) == ExitCode.BAD_INPUT
+    assert "cannot be written: No such file or directory." in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<html>",
+        page.MARK.encode() + b"{}</script>",
+        page.MARK.encode() + b'{"title": [], "metrics": 3}</script>',
+    ],
+)
+def test_damaged_archive_is_refused_in_a_sentence(
+    content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert app.run(["report", archive(tmp_path / "a.tar.gz", content)]) == ExitCode.BAD_INPUT
+    assert re.search("holds no report|is damaged", capfd.readouterr().err)
+
+
+def test_page_that_unpacks_without_end_is_not_taken() -> None:
+    assert (
+        len(job_report._unpacked(base64.b64encode(zlib.compress(bytes(1 << 26), 1)).decode()))
+        == 2 * page.MAX_PAGE
+    )
+    assert job_report._unpacked("x") == job_report._unpacked(None) == b""

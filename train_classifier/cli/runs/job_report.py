@@ -1,0 +1,103 @@
+"""report: how a job went, as text with plots or as a page for a browser."""
+
+import base64
+import binascii
+import json
+import os
+import sys
+import webbrowser
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from train_classifier.cli.console import Console, encoding_of
+from train_classifier.controller import find_jobs
+from train_classifier.controller.transport import RemoteHost
+from train_classifier.core.errors import BadInput, ExitCode, NotReady
+from train_classifier.core.report import document, page
+from train_classifier.reports import archive_reader, run_comparison, terminal_report
+
+#: Most runs that a job is compared with, itself included.
+MOST_RUNS = 10
+
+
+def from_host(hosts: Sequence[RemoteHost], job: str) -> dict[str, Any]:
+    """Return the document of a job's report, beside the earlier runs of its model on all hosts."""
+    located = find_jobs.find_job(hosts, job).require_started()
+    answer = located.host.call({"verb": "report", "id": located.id})
+    result = answer.get("result")
+    if not result:
+        raise NotReady(
+            f"Job {located.id} on {located.host.name} is not finished.",
+            f"Wait for it: train-classifier attach {located.id}{located.host.flags}",
+        )
+    shown = page.document_of(_unpacked(answer.get("page"))) or _without_page(answer, located.host.name)
+    request = {"verb": "runs", "model": result.get("model"), "until": located.id, "most": MOST_RUNS}
+    answers = find_jobs.ask_hosts(hosts, lambda host: host.call(request))
+    runs = [run for _, each in answers if isinstance(each, dict) for run in each.get("runs", ())]
+    newest = sorted(runs, key=lambda run: str(run.get("id")))[-MOST_RUNS:]
+    return {**shown, "comparison": run_comparison.comparison(located.id, newest)}
+
+
+def _unpacked(content: Any) -> bytes:
+    """Return the page of a host's answer; a host that sends too much of it sends none."""
+    try:
+        return zlib.decompressobj().decompress(base64.b64decode(str(content or "")), 2 * page.MAX_PAGE)
+    except (binascii.Error, zlib.error, ValueError):
+        return b""
+
+
+def _without_page(answer: dict[str, Any], host: str) -> dict[str, Any]:
+    """Return what is known of a job that never came to its training, or that an earlier version packed."""
+    spec = answer.get("spec") or {}
+    manifest = {"host": {"name": host}, "times": (answer.get("status") or {}).get("times")}
+    keys = ("arguments", "submitter", "repository")
+    manifest.update({key: spec[key] for key in keys if key in spec})
+    return document.build(document.JobRecords(result=answer["result"], manifest=manifest))
+
+
+def from_archive(path: Path) -> dict[str, Any]:
+    """Return the document of the report in an archive. Raises BadInput."""
+    shown = page.document_of(archive_reader.read(path).report)
+    if shown is None:
+        raise BadInput(
+            f"{path} holds no report.",
+            hint="It is no archive of a job, or was packed by a version without reports.",
+        )
+    return shown
+
+
+def show(shown: dict[str, Any], output: str | None, is_opened: bool, console: Console) -> ExitCode:
+    """Write a report: as JSON, as a page at `output`, into a browser, or as text to standard output."""
+    if console.json_mode:
+        pictures = [{key: value for key, value in each.items() if key != "data"} for each in shown["images"]]
+        console.out(json.dumps({**shown, "images": pictures}))
+    if output or is_opened:
+        path = _write(Path(output) if output else _cache() / f"{shown['job']}.html", page.render(shown))
+        if is_opened and webbrowser.open(path.absolute().as_uri()):
+            console.say(f"{path} is opened in the browser.")
+        else:
+            console.say(f"The report is {path}")
+    elif not console.json_mode:
+        has_braille = "utf" in encoding_of(sys.stdout).lower()
+        try:
+            words = terminal_report.render(shown, console.width, console.colour_out, has_braille)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            raise BadInput("The report is damaged.", hint="Fetch the archive again.") from error
+        console.out(words)
+    return ExitCode.TRAINED
+
+
+def _cache() -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "train-classifier", "reports")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _write(path: Path, content: bytes) -> Path:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be written: {error.strerror}.") from error
+    return path
