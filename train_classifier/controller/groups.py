@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,11 +79,23 @@ def submit(
     report: Reporter,
     go_on: Callable[[], None],
 ) -> Iterator[str]:
-    """Start the jobs in their order, and yield the id of each. `secrets` has the values for each job's id."""
+    """Start the jobs in their order, and yield the id of each. `secrets` has the values for each job's id.
+
+    Nobody follows them yet: the leases of those that were started are renewed here.
+    """
+    leases = [order.spec.lease_s for order in orders if order.spec.lease_s is not None]
+    started: list[str] = []
+    renewed = time.monotonic()
     with phase(report, "start"):
         for order in orders:
             go_on()
+            if leases and started and time.monotonic() - renewed > min(leases) / 4:
+                renewed = time.monotonic()
+                jobs = {job: {"offset": 0, "seen": 0} for job in started}
+                request = {"verb": "follow_group", "for": 0, "wait": 0, "max": 1, "renew": True, "jobs": jobs}
+                host.call(request)
             steps.submit(host, order, secrets[order.spec.id], report)
+            started.append(order.spec.id)
             yield order.spec.id
 
 

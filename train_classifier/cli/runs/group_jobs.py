@@ -34,6 +34,9 @@ def attach(located: LocatedJob, output: Path, patience: float, console: Console)
     answers = [answer for answer in located.jobs or () if _state(answer) not in STATES[:2]]
     if not answers:
         raise NotReady(f"No job of group {located.id} was started.", "Start the training again.")
+    unstarted = len(located.jobs or ()) - len(answers)
+    if unstarted:
+        console.event("message", level="warning", text=f"{count(unstarted)} of this group never started.")
     display = _display(located, console, answers)
     ids = list(display.jobs)
     leases = [spec["lease_s"] for spec in (answer["spec"] for answer in answers) if spec.get("lease_s")]

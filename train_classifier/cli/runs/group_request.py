@@ -84,6 +84,8 @@ def resolve(
         problems.append("the models have different hosts in the settings file; name one by --host")
     if problems:
         raise BadInput(*dict.fromkeys(problems), hint=hint)
+    for plan in plans:
+        plan.warnings.extend(_named_twice(plan.spec.arguments, {name for one in choices for name in one}))
     if len(plans) * len(choices) == 1:
         spec = _with_choice(plans[0].spec, choices[0])
         return GroupRequest(plans, [(plans[0], spec)])
@@ -102,6 +104,14 @@ def resolve(
         for number, (plan, choice) in enumerate(pairs, 1)
     ]
     return GroupRequest(plans, jobs)
+
+
+def _named_twice(arguments: Sequence[str], names: set[str]) -> list[str]:
+    return [
+        f"the model gets --{name} twice: what --sweep gives comes after the arguments behind --"
+        for name in sorted(names)
+        if any(word == f"--{name}" or word.startswith(f"--{name}=") for word in arguments)
+    ]
 
 
 def _with_choice(spec: JobSpec, choice: dict[str, str]) -> JobSpec:

@@ -190,8 +190,12 @@ def follow_group(request: dict[str, Any], host: Host, store: Store) -> Iterator[
     waiting = {str(id): {**known, **fields, "id": str(id), "for": 0, "wait": 0} for id, known in jobs.items()}
     answered = time.monotonic()
     while True:
-        answers, size = [], 0
+        answers: list[dict[str, Any]] = []
+        size = 0
         for job, query in list(waiting.items()):
+            if size >= MAX_BYTES:
+                # The next answer begins with those that come after.
+                break
             try:
                 answer = next(follow(query, host, store))
             except TrainClassifierError as error:
@@ -199,13 +203,14 @@ def follow_group(request: dict[str, Any], host: Host, store: Store) -> Iterator[
                 del waiting[job]
                 answers.append({"id": job, "error": error.to_dict()})
                 continue
-            size = max(size, _data_size(answer))
+            size += _data_size(answer)
             offset = answer["offset"] + _data_size(answer)
             if answer["status"]["state"] == "finished" and offset >= answer["log_size"]:
                 del waiting[job]
             elif offset == query.get("offset", 0) and answer["status"]["version"] == query.get("seen"):
                 continue
             else:
+                del waiting[job]
                 waiting[job] = {**query, "offset": offset, "seen": answer["status"]["version"]}
             answers.append(answer)
         now = time.monotonic()

@@ -1,5 +1,6 @@
 """The state folder: its layout, and a job's folder."""
 
+import contextlib
 import os
 import stat
 import threading
@@ -112,14 +113,13 @@ class Store:
         if not isinstance(name, str) or not name or JOB_ID.match(name):
             return []
         if name == "last":
-            try:
+            with contextlib.suppress(BadInput):
                 name = self.find(name).id[:-2]
-            except BadInput:
-                return []
         jobs = [job for job in self.all_jobs() if job.id.startswith(name)]
-        groups = {(read_json(job.dir / "spec.json") or {}).get("group") for job in jobs}
-        group = groups.pop() if len(groups) == 1 else None
-        return jobs if group is not None and group == jobs[0].id[:-2] and group.startswith(name) else []
+        group = jobs[0].id[:-2] if jobs else ""
+        is_group = group.startswith(name) and all(job.id.startswith(group) for job in jobs)
+        # A job whose specification is damaged has its id still.
+        return jobs if is_group and any(job.group() == group for job in jobs) else []
 
     def find(self, name: Any) -> "Job":
         """Return the job that an id, a unique beginning of one, or `last` names.
@@ -245,6 +245,13 @@ class Job:
             return JobSpec.from_dict(data)
         except ValueError as error:
             raise BadInput(*str(error).splitlines()) from error
+
+    def group(self) -> Optional[str]:
+        """Return the group that the job is of, as its specification says; None where it says nothing."""
+        with contextlib.suppress(NotReady, OSError):
+            data = read_json(self.dir / "spec.json")
+            return str(data.get("group")) if isinstance(data, dict) and data.get("group") else None
+        return None
 
     def status(self) -> dict[str, Any]:
         """Return status.json. Raises BadInput when missing, NotReady when damaged or of another schema."""

@@ -159,6 +159,21 @@ def test_a_job_that_is_gone_does_not_stop_the_others(
     assert "3 | last of 03" in out and names() == [f"artefacts-{JOBS[2]}.tar.gz"]
 
 
+def test_damaged_specification_hides_no_other_job_of_the_group(group: Path, command: Any) -> None:
+    """In a folder of the last release another account could write it."""
+    for text in ("[]", '{"group": ["x"]}', "", '"x"'):
+        (group / "jobs" / JOBS[0] / "spec.json").write_text(text)
+        for name in (GROUP, "last"):
+            code, out, err = command("status", name, "--json")
+            assert code == 0, err
+            assert [job["id"] for job in json.loads(out)["jobs"]] == JOBS[1:]
+    shown = json.loads(command("list", "--json")[1])
+    assert [job["group"] for job in shown] == [None, None, GROUP, GROUP]
+    for job in JOBS[1:]:
+        (group / "jobs" / job / "spec.json").write_text("[]")
+    assert "ambiguous" in command("status", GROUP)[2]
+
+
 def test_logs_takes_one_job(group: Path, command: Any) -> None:
     for name in (GROUP, "last"):
         code, out, err = command("logs", name)

@@ -114,6 +114,15 @@ def test_one_combination_is_one_job(repo: Path, capfd: pytest.CaptureFixture[str
     assert answer["output"] == str(repo / "artefacts.tar.gz")
 
 
+def test_argument_that_is_given_twice_is_named(repo: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "mnist", "--dry-run", "--sweep", "lr=1,2", "--sweep", "seed=1,2", "--"]
+    assert app.run([*words, "--lr", "3", "--seed=4"]) == 0
+    err = capfd.readouterr().err
+    assert err.count("gets --lr twice") == err.count("gets --seed twice") == 1
+    assert app.run([*words, "--lr-decay", "3"]) == 0
+    assert "twice" not in capfd.readouterr().err
+
+
 def test_all_problems_at_once(repo: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["--sweep", "a=1,2", "--sweep", "a=3", "--sweep", "b=", "--max-parallel", "0", "--gpus", "x"]
     assert app.run(["train", "mnist", "mnist", "none", "--dry-run", *words]) == ExitCode.BAD_INPUT

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,32 @@ def test_lease_is_renewed_while_there_is_no_news(tmp_path: Path) -> None:
         job.write_status(message="news")
         reader.join(60)
         assert not reader.is_alive()
+
+
+def test_group_is_followed_in_turns_of_bounded_size(tmp_path: Path) -> None:
+    """Sixty jobs of 1 MiB each: no answer holds all, every byte comes once, and leases are renewed."""
+    store = Store(tmp_path)
+    jobs = [Job(store.jobs / f"20260101-000000-012345{number:02d}") for number in range(1, 61)]
+    for job in jobs:
+        job.dir.mkdir(parents=True)
+        job.log.write_bytes(os.urandom(1 << 20))
+        job.lease.touch()
+        os.utime(job.lease, (1, 1))
+        job.write_status(schema=SCHEMA, state="finished")
+        job.write_result({"exit_code": 0})
+    request = {
+        "jobs": {job.id: {"offset": 0, "seen": 0} for job in jobs}, "for": 60, "wait": 1, "renew": True, "max": 1 << 19,
+    }  # fmt: skip
+    logs = {job.id: b"" for job in jobs}
+    ended = set()
+    for answer in query.follow_group(request, Host(), store):
+        size = 0
+        for one in answer["jobs"]:
+            data = zlib.decompress(base64.b64decode(one["data"])) if one["data"] else b""
+            assert one["offset"] == len(logs[one["id"]])
+            logs[one["id"]] += data
+            size += len(data)
+            ended |= {one["id"]} if len(logs[one["id"]]) == one["log_size"] else set()
+        assert size <= query.MAX_BYTES + (1 << 19)
+    assert logs == {job.id: job.log.read_bytes() for job in jobs} and len(ended) == 60
+    assert all(job.lease.stat().st_mtime > 1 for job in jobs)
