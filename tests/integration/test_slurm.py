@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import documented
 from hosts.caller import Caller, archived
 from hosts.cluster import SHARED, Cluster
 from hosts.machine import TestHost
@@ -35,6 +36,33 @@ while "hold" in sys.argv and not os.path.exists("/checkpoints/go") and time.mono
     time.sleep(0.1)
 print("end")
 """
+#: Two of them average a number, as frameworks average gradients; `fail`: the second one fails, and the first notices; `hold`: both wait.
+MEET = """
+import glob, json, os, socket, sys, time
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+cards = len([path for path in glob.glob("/dev/nvidia*") if path[11:].isdigit()])
+print(json.dumps({"rank": rank, "cards": cards, "secret": os.environ["TOKEN"]}), flush=True)
+address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+if rank == 0:
+    peer = socket.create_server(address).accept()[0]
+    mean = (float(peer.recv(100)) + 1) / size
+    peer.sendall(str(mean).encode())
+else:
+    while True:
+        try:
+            peer = socket.create_connection(address)
+            break
+        except ConnectionRefusedError:
+            time.sleep(0.05)
+    peer.sendall(b"2.0")
+    mean = float(peer.recv(100))
+print("mean", mean, flush=True)
+open("artefacts/mean", "w").write(str(mean))
+if "fail" in sys.argv and rank == 1:
+    sys.exit("no gradient")
+if sys.argv[1:] and not peer.recv(1):
+    sys.exit("the other one is gone")
+"""
 
 
 def settle(host: TestHost, **settings: object) -> None:
@@ -47,7 +75,7 @@ def ready(cluster: Cluster) -> Cluster:
     """The cluster with the settings, the service account and the epilog that the roles give it."""
     account = "train-classifier"
     for node in cluster.nodes:
-        settle(node, slurm_node=True)
+        settle(node, slurm_node=True, slurm_host_network=True)
         node.shell(f"usermod -aG docker {account}")
         node.write("/etc/slurm-epilog", EPILOG, "0755")
     uid, gid = cluster.nodes[0].shell(f"id -u {account}; id -g {account}").split()
@@ -57,7 +85,7 @@ def ready(cluster: Cluster) -> Cluster:
         f"--no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin {account}; install -d /var/lib/train-classifier; "
         "echo Epilog=/etc/slurm-epilog >>/etc/slurm/slurm.conf; scontrol reconfigure"
     )
-    settle(controller, engine="slurm")
+    settle(controller, engine="slurm", slurm_host_network=True)
     return cluster
 
 
@@ -71,10 +99,11 @@ class SlurmCaller(Caller):
         self.state = f"{SHARED}/{account}"
         (self.repo / "artefacts").mkdir()
         self.model("look", LOOK)
+        self.model("meet", MEET)
 
-    def submit(self, *words: str) -> str:
+    def submit(self, *words: str, model: str = "look") -> str:
         """Submit the model and return the job's id."""
-        done = self.run(*self.train("look", "--detach", *words))
+        done = self.run(*self.train(model, "--detach", *words))
         assert done.returncode == 0, tail(done.stderr)
         return done.stdout.decode().strip()
 
@@ -125,13 +154,23 @@ def test_job_of_a_node_comes_back_as_from_a_plain_host(
     assert archived(archive, "job/log.txt") == done.stdout and archived(archive, "artefacts/seen") == b"seen"
     manifest = json.loads(archived(archive, "job/manifest.json"))
     assert manifest["limits"]["memory_bytes"] == 300 << 20 and len(manifest["gpus"]) == 1
+    entry = manifest["slurm"]
+    assert {f"slurm.{name}" for name in entry} == {
+        key.removesuffix(".NAME") for key in documented("manifest.json") if key.startswith("slurm.")
+    }
+    number = json.loads(caller.run("status", "last", "--json").stdout)["status"]["slurm_job"]
+    assert (entry["job"], entry["partition"], entry["restarts"]) == (number, "gpu", 0)
+    assert entry["account"] is None and entry["tres"]["mem"] == 300 << 20
+    assert entry["cpu_time_s"] > 0 and entry["queued_s"] >= 0
     job = json.loads(caller.run("status", "last", "--json").stdout)["id"]
     assert {entry["id"]: entry["exit_code"] for entry in json.loads(caller.run("list", "--json").stdout)}[
         job
     ] == 0
     folder = f"{caller.state}/jobs/{job}"
     status = json.loads(caller.host.shell(f"cat {folder}/status.json"))
-    assert (status["launcher"], status["state"]) == ("slurm", "finished")
+    assert (status["launcher"], status["state"]) == ("slurm", "finished") and entry["nodes"] == [
+        status["node"]
+    ]
     assert_nothing_left(ready.node(status["node"]), job)
     assert caller.host.shell(f"ls {folder}/checkpoints").split() == ["epoch"]
     # Root writes nothing there, and the node removes the secrets that it takes.
@@ -236,6 +275,79 @@ def test_job_that_slurm_starts_again_goes_on_from_its_checkpoints(
         len([line for line in lines if "started again by Slurm, on node" in line]) == 1 and lines[-1] == "end"
     )
     assert caller.host.shell(f"find {caller.state}/jobs/{job} -name '*secrets*'") == ""
+
+
+def members(caller: SlurmCaller, ready: Cluster, job: str) -> list[TestHost]:
+    """The nodes on which a container of the job runs."""
+    return [node for node in ready.nodes if node.containers(f"label=train-classifier.job={job}")]
+
+
+def test_models_of_two_nodes_meet(
+    caller: SlurmCaller, ready: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "s3cretvalue")
+    done = caller.run(*caller.train("meet", "--nodes", "2", "--gpus", "2", "--secret", "TOKEN"))
+    assert done.returncode == 0, tail(done.stderr)
+    archive = caller.work / "artefacts.tar.gz"
+    logs = [done.stdout, archived(archive, "job/log-rank1.txt")]
+    for rank, log in enumerate(logs):
+        first, last = log.decode().splitlines()
+        assert json.loads(first) == {"rank": rank, "cards": 2, "secret": "***"} and last == "mean 1.5"
+    assert archived(archive, "job/log.txt") == logs[0] and archived(archive, "artefacts/mean") == b"1.5"
+    assert archived(archive, "job/usage-rank1.csv").startswith(b"time_s,")
+    manifest = json.loads(archived(archive, "job/manifest.json"))
+    assert len(manifest["slurm"]["nodes"]) == 2 and {"MASTER_ADDR", "TF_CONFIG"} <= set(
+        manifest["environment_variables"]
+    )
+    for node in ready.nodes:
+        assert_nothing_left(node, manifest["job"])
+    folder = f"{caller.state}/jobs/{manifest['job']}"
+    assert caller.host.shell(f"find {folder} -name '*secrets*' -o -name ranks") == ""
+
+
+def test_node_that_fails_ends_the_other_and_is_named(
+    caller: SlurmCaller, ready: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "s3cretvalue")
+    done = caller.run(*caller.train("meet", "--nodes", "2", "--secret", "TOKEN", "--", "fail"))
+    assert done.returncode == 4, tail(done.stderr)
+    job = json.loads(caller.run("status", "last", "--json").stdout)["id"]
+    result = caller.result(job)
+    assert "rank 1 on node2: the model ended with exit status 1" in result["reason"]
+    assert b"no gradient" in archived_of(caller, job, "job/log-rank1.txt")
+    for node in ready.nodes:
+        assert_nothing_left(node, job)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("how", ["cancel", "worker killed", "requeue"])
+def test_both_nodes_end(
+    caller: SlurmCaller, ready: Cluster, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setenv("TOKEN", "s3cretvalue")
+    words = ("--requeue",) if how == "requeue" else ()
+    job = caller.submit("--nodes", "2", "--secret", "TOKEN", *words, "--", "hold", model="meet")
+    folder = f"{caller.state}/jobs/{job}"
+    wait_until(lambda: "mean 1.5" in caller.host.shell(f"cat {folder}/log.txt 2>/dev/null || :"), 240)
+    assert members(caller, ready, job) == ready.nodes
+    if how == "worker killed":
+        ready.nodes[1].exec("pkill", "-9", "-f", f"run {folder} 1")
+        result = caller.result(job)
+        assert result["exit_code"] == 10
+        assert result["reason"] == "the worker of rank 1 on node2 was killed or could not start"
+    else:
+        if how == "requeue":
+            number = caller.status(job)["slurm_job"]
+            ready.controller.shell(f"scontrol requeue {number}")
+            wait_until(lambda: not members(caller, ready, job), 60)
+            # Slurm waits two minutes before it starts a job again.
+            ready.controller.shell(f"scontrol update jobid={number} starttime=now", check=False)
+            log = f"cat {folder}/log.txt"
+            wait_until(lambda: caller.host.shell(log).count("mean 1.5") == 2, 240)
+        assert caller.run("cancel", job).returncode == 0
+        assert caller.result(job)["exit_code"] == 6
+    for node in ready.nodes:
+        assert_nothing_left(node, job)
 
 
 def test_node_refuses_jobs_that_do_not_come_from_slurm(ready: Cluster, tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ def test_job_files_have_the_documented_keys(host: Machine, tmp_path: Path) -> No
             assert {key.partition(".")[0].removesuffix("[]") for key in documented(name)} == set(content)
         unknown, missing = matches(all_keys, name)
         assert not unknown
-        # Jobs with cards are those of the simulated GPU host: test_gpu_jobs compares these.
-        assert {key for key in missing if not key.startswith("gpus[].")} == set()
+        # Jobs with cards are those of the simulated GPU host: test_gpu_jobs compares these; test_slurm those of Slurm.
+        assert {key for key in missing if not key.startswith(("gpus[].", "slurm."))} == set()
     trained = files["manifest.json"][0]
     assert trained["environment_variables"] == ["NAME"] and trained["secrets"] == ["TOKEN"]
     assert "private" not in json.dumps(files) and "hunter2" not in json.dumps(files)

@@ -213,6 +213,7 @@ class JobSpec:
     nice: Optional[int] = None
     dependency: Optional[str] = None
     requeue: bool = options.default("requeue")
+    nodes: Optional[int] = None
     #: The group of jobs that were submitted together; None: the job was submitted alone.
     group: Optional[str] = None
     #: What a sweep chose for this job, by name; it is in `arguments`, too. A flag has the value "".

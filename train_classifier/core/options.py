@@ -220,6 +220,8 @@ OPTIONS = (
         setting=False),
     Option("requeue", Kind.BOOLEAN, "Slurm: start again from the job's own checkpoints when its node fails or another job takes its place.",
         default=False, checkout=Checkout.NOTHING),
+    Option("nodes", Kind.WHOLE, "Slurm: nodes that train together, each with --gpus of its own; MASTER_ADDR, RANK and the like tell the model its place.", "N",
+        default_text="1", least=1, most=1024, checkout=Checkout.NOTHING),
     Option("patience", Kind.DURATION, "Give up after so long without a connection; the job runs on.", "TIME",
         default=600.0, default_text="10m", least=0, most=YEAR_S, setting=False),
     Option("detach", Kind.BOOLEAN, "Print the job's id once it is safe on the host, and leave.", flags=("-d", "--detach"),
@@ -231,7 +233,7 @@ OPTIONS = (
 )  # fmt: skip
 BY_NAME = {option.name: option for option in OPTIONS}
 #: Options that only a submit host of Slurm understands.
-SLURM = ("partition", "account", "qos", "constraint", "time", "nice", "dependency", "requeue")
+SLURM = ("partition", "account", "qos", "constraint", "time", "nice", "dependency", "requeue", "nodes")
 #: What a settings file may set, by key.
 SETTINGS = {option.name: option for option in OPTIONS if option.setting}
 

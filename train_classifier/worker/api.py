@@ -68,22 +68,22 @@ def main(arguments: Sequence[str]) -> int:
         return _rsync(command, parameters[0], parameters[2:])
     if command == "exec" and len(parameters) >= 3:
         return _exec(parameters[0], parameters[1] == "terminal", parameters[2:])
-    if command == "run" and len(parameters) == 1:
-        return _run(Path(parameters[0]))
+    if command == "run" and (len(parameters) == 1 or (len(parameters) == 2 and parameters[1].isdigit())):
+        return _run(Path(parameters[0]), int(parameters[1]) if parameters[1:] else 0)
     if command == "finish" and len(parameters) == 1:
         return _finish(Path(parameters[0]))
     print(f"unknown arguments: {' '.join(arguments)}", file=sys.stderr)
     return int(ExitCode.BAD_INPUT)
 
 
-def _run(folder: Path) -> int:
-    """Run a job, which on a node of a cluster Slurm asks for."""
+def _run(folder: Path, rank: int) -> int:
+    """Run a job, which on a node of a cluster Slurm asks for; `rank` is the place of a further node."""
     if "SLURM_JOB_ID" in os.environ:
         host = Host.load()
         if host.slurm_shared_dir is not None and host.slurm_shared_dir in folder.parents:
-            from train_classifier.worker.slurm_node import node_job
+            from train_classifier.worker.slurm_node import member_job, node_job
 
-            return node_job.run(folder, host)
+            return member_job.run(folder, rank, host) if rank else node_job.run(folder, host)
     from train_classifier.worker.jobs import run
 
     run.run_job(Job(folder))

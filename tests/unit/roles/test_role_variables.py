@@ -331,15 +331,19 @@ def test_configuration_with_nothing_left_in_it_goes_with_the_toolkit(
             {"engine": "slurm", "slurm_shared_dir": "/srv/train-classifier"},
         ),
         (
-            {"training_host_slurm_node": True, "train_classifier_shared_dir": "/shared"},
-            {"slurm_node": True, "slurm_shared_dir": "/shared"},
+            {
+                "training_host_slurm_node": True,
+                "train_classifier_shared_dir": "/shared",
+                "training_host_slurm_host_network": True,
+            },
+            {"slurm_node": True, "slurm_shared_dir": "/shared", "slurm_host_network": True},
         ),
     ],
 )
 def test_host_json_says_how_a_host_takes_its_jobs(settings: dict[str, Any], expected: dict[str, Any]) -> None:
     host = {"role_path": str(ROOT / "roles/training_host"), "__training_host_host": {"nvidia_devices": "0"}}
     written = value("training_host", "__training_host_settings", **host, **settings)
-    names = ("engine", "slurm_node", "slurm_shared_dir")
+    names = ("engine", "slurm_node", "slurm_shared_dir", "slurm_host_network")
     assert {name: written[name] for name in names if written[name] is not None} == expected
     trains = value("training_host", "__training_host_trains", **settings)
     assert trains is ("engine" not in expected)

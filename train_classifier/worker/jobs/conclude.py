@@ -29,6 +29,8 @@ from train_classifier.worker.transfer.archive import HOLES
 #: The packer's answer, and the error that ended the job, which is None after a success.
 PackResult = tuple[dict[str, Any], Optional[TrainClassifierError]]
 Check = Callable[[], None]
+#: Records of the other nodes of a job, beside log.txt and usage.csv.
+RANK_RECORDS = ("log-rank*.txt", "usage-rank*.csv")
 
 
 def record_initial_artefacts(
@@ -117,7 +119,8 @@ def write_archive(
             "left_out": stack.enter_context(tempfile.TemporaryFile(dir=job.dir)).fileno(),
         }
         records = {}
-        for path in (job.log, job.usage):
+        others = (path for pattern in RANK_RECORDS for path in sorted(job.dir.glob(pattern)))
+        for path in (job.log, job.usage, *others):
             with contextlib.suppress(FileNotFoundError):
                 records[path.name] = stack.enter_context(open(open_regular(path), "rb")).fileno()
         with new_file(job.manifest) as files["list"], new_file(job.report) as files["report"]:

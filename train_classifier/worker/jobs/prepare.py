@@ -81,9 +81,20 @@ def _refuse_node(host: Host) -> None:
 
 
 def _slurm_problems(spec: JobSpec, host: Host) -> list[str]:
-    """Return a sentence for each option that only Slurm understands, where Slurm does not start the jobs."""
-    if host.is_submit_host:
+    """Return a sentence for each option that only Slurm understands, where Slurm does not start the jobs.
+
+    On a submit host for what a job on several nodes may not have.
+    """
+    if host.is_submit_host and (spec.nodes or 1) == 1:
         return []
+    if host.is_submit_host:
+        from train_classifier.worker.slurm import allocation
+
+        problem = allocation.host_network_problem(host, spec.nodes or 1)
+        if not problem and spec.network == "none":
+            nodes, network = options.show_option("nodes"), options.show_option("network")
+            problem = f"{nodes} above 1 needs a network: {network} none cannot be had with it"
+        return [problem] if problem else []
     fields = {name: options.BY_NAME[name].spec_field for name in options.SLURM}
     return [
         f"{options.show_option(name)} is an option of Slurm, which starts no jobs on this host"

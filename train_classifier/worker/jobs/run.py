@@ -48,6 +48,8 @@ class JobRun:
         self.host = Host.load()
         self.account = self.host.job_user()
         self.watch = Watch(job, self.spec)
+        #: The other nodes of a job on several.
+        self.node_group = self.watch.node_group = allocation.node_group if allocation is not None else None
         self.secrets: dict[str, str] = {}
         self.engine: Any = None
         self.image: Any = None
@@ -275,6 +277,9 @@ def train(run: JobRun) -> None:
     conclude.record_initial_artefacts(run.job, run.spec, run.account, closed, run.watch.check)
     uuids = [gpu.uuid for gpu in run.gpus]
     options = devices.device_options(run.engine, run.gpus) if run.gpus else {}
+    if run.node_group is not None:
+        options = {**options, **container.HOST_NETWORK}
+        run.node_group.wait_ready(run.say, run.watch.check)
     model_container = container.create(run.context, run.spec, run.image, run.environment, uuids, options)
     training = Training(run.job, run.spec, run.account, run.watch, run.say)
     try:
@@ -372,6 +377,11 @@ def end_job(run: JobRun) -> None:
         with run.record_error():
             if run.ticket is not None:
                 run.ticket.release()
+        if run.node_group is not None:
+            with run.record_error():
+                run.say("waiting for the other nodes to end")
+                run.error = run.node_group.end(run.error, run.watch.check)
+            run.watch.node_group = None
         with run.record_error():
             run.watch.reset()
             answer, run.error = conclude.pack(run.job, run.spec, run.account, run.error, run.watch.check)

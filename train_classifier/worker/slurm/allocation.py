@@ -10,9 +10,11 @@ from typing import Optional
 
 from train_classifier.core.errors import NoGpu, NotReady
 from train_classifier.core.job import JobSpec
+from train_classifier.core.options import show_option
 from train_classifier.worker.gpus import devices
 from train_classifier.worker.gpus.devices import Gpu
 from train_classifier.worker.system.host import Host
+from train_classifier.worker.training.stop_reasons import NodeGroup
 
 MIB = 1 << 20
 LIMIT_S = 30.0
@@ -28,9 +30,18 @@ class Allocation:
     #: None: Slurm does not count memory here.
     memory_bytes: Optional[int]
     cpus: Optional[int]
+    #: The other nodes of the job; None: it has one.
+    node_group: Optional[NodeGroup] = None
 
     def limit(self, spec: JobSpec) -> JobSpec:
-        """Return the specification with the allocation as limits, where it names no lower ones."""
+        """Return the specification with the allocation as limits, where it names no lower ones.
+
+        Of a job on several nodes it gets the variables by which they meet, and the first node alone a lease.
+        """
+        if self.node_group is not None:
+            environment = {**self.node_group.variables, **spec.environment}
+            lease_s = None if self.node_group.rank else spec.lease_s
+            spec = dataclasses.replace(spec, environment=environment, lease_s=lease_s)
         memory = [size for size in (spec.memory_bytes, self.memory_bytes) if size is not None]
         cpus = [count for count in (spec.cpus, self.cpus) if count is not None]
         return dataclasses.replace(spec, memory_bytes=min(memory, default=None), cpus=min(cpus, default=None))
@@ -149,3 +160,13 @@ def expand_files(pattern: str) -> list[str]:
 def node_name(variables: Mapping[str, str]) -> str:
     """Return this node's name in Slurm."""
     return variables.get("SLURMD_NODENAME") or Path("/etc/hostname").read_text(encoding="ascii").strip()
+
+
+def host_network_problem(host: Host, nodes: int) -> str:
+    """Return why a job may not have so many nodes here, empty when it may."""
+    if nodes == 1 or host.slurm_host_network:
+        return ""
+    return (
+        f"{show_option('nodes')} above 1 lets containers use the network of their nodes, which the "
+        "administrator of this cluster has not allowed (training_host_slurm_host_network)"
+    )

@@ -15,7 +15,7 @@ from typing import Optional
 
 from train_classifier.core.errors import NotReady
 from train_classifier.core.regular_file import open_regular
-from train_classifier.worker.state.files import read_json, write_json
+from train_classifier.worker.state.files import new_file, read_json, write_json
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account, Host
@@ -28,6 +28,7 @@ STOP_FILE = "stop"
 NUMBER_FILE = "slurm.json"
 #: Written by the worker on the node every few seconds: its time.
 ALIVE_FILE = "alive"
+BLOCK = 1 << 20
 
 
 def become_service_account(host: Host) -> None:
@@ -88,6 +89,19 @@ def write_number(job: Job, number: str) -> None:
 def number(job: Job) -> Optional[str]:
     """Return Slurm's number of a job, None when its submission was killed before it was recorded."""
     return (read_json(job.dir / NUMBER_FILE) or {}).get("number")
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Replace a file of the shared folder by a local one or the reverse; a source that is missing is fine."""
+    try:
+        descriptor = open_regular(source)
+    except FileNotFoundError:
+        return
+    with open(descriptor, "rb") as file, new_file(target) as copy:
+        while block := file.read(BLOCK):
+            view = memoryview(block)
+            while view:
+                view = view[os.write(copy, view) :]
 
 
 def ask_to_stop(job: Job, by: str) -> None:

@@ -49,11 +49,13 @@ def arguments(job: Job, spec: JobSpec, gpus: int) -> list[str]:
         "sbatch", "--parsable", "--export=NIL", "--requeue" if spec.requeue else "--no-requeue", "--chdir=/",
         f"--job-name={NAME_PREFIX}{job.id}", f"--comment=train-classifier: {spec.model}",
         f"--output={job.dir / launcher.CRASH_FILE}", "--open-mode=append",
-        "--nodes=1", "--ntasks=1",
+        f"--nodes={spec.nodes or 1}", f"--ntasks={spec.nodes or 1}",
     ]  # fmt: skip
     # Slurm sends the signal up to a minute early: not to a job that has just begun.
     if minutes is None or minutes * 60 > warning_s + 120:
         words.append(f"--signal=B:TERM@{warning_s}")
+    if spec.nodes is not None and spec.nodes > 1:
+        words.append("--ntasks-per-node=1")
     if gpus:
         words.append(f"--gres=gpu:{gpus}")
     if spec.cpus is not None:
@@ -119,7 +121,7 @@ def hand_over(job: Job, spec: JobSpec, account: Account, gpus: int) -> str:
         _take_back(job, account)
         raise
     except BadInput as error:
-        raise _explain(error, gpus) from error
+        raise _explain(error, gpus, spec.nodes or 1) from error
     shared_folder.write_number(job, number)
     return number
 
@@ -132,11 +134,12 @@ def _take_back(job: Job, account: Account) -> None:
         return
 
 
-def _explain(error: BadInput, gpus: int) -> Exception:
+def _explain(error: BadInput, gpus: int, nodes: int) -> Exception:
     if "Requested node configuration is not available" in error.reason:
         count = f"{gpus} GPU{'s' if gpus != 1 else ''}, " if gpus else ""
+        who = "no node of this cluster has" if nodes == 1 else f"this cluster has no {nodes} nodes, each with"
         return BadInput(
-            f"no node of this cluster has what the job asks for ({count}CPUs and memory of one node)",
+            f"{who} what the job asks for ({count}CPUs and memory of one node)",
             hint=f"ask for less with {options.show_option('gpus')}, {options.show_option('cpus')} or "
             f"{options.show_option('memory')}; see sinfo on the submit host",
         )

@@ -4,6 +4,7 @@ The worker runs as the account that owns the job's folder: Slurm starts it so.
 """
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -17,10 +18,11 @@ from train_classifier.core.errors import Cancelled, NotReady, TrainClassifierErr
 from train_classifier.worker.jobs import conclude, recover, removal
 from train_classifier.worker.jobs import run as local_run
 from train_classifier.worker.jobs.secrets import remove_secrets, store_secrets, take_secrets
-from train_classifier.worker.slurm import allocation, commands, shared_folder
-from train_classifier.worker.slurm_node import unpacked_results
+from train_classifier.worker.slurm import accounting, allocation, commands, shared_folder
+from train_classifier.worker.slurm_node import node_group, unpacked_results
 from train_classifier.worker.slurm_node.publisher import Publisher
-from train_classifier.worker.state.files import make_folder, new_file, read_json, write_bytes, write_json
+from train_classifier.worker.state import file_trees, results
+from train_classifier.worker.state.files import make_folder, read_json, write_bytes, write_json
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system.host import Account, Host, boot_id, uptime
 from train_classifier.worker.transfer import workspace_copy
@@ -35,7 +37,6 @@ RECORDS = (
 #: Seconds for which the end of a job waits for a shared folder that cannot be written.
 DELIVERY_S = 1800.0
 RETRY_S = 2.0
-BLOCK = 1 << 20
 
 
 def run(folder: Path, host: Host) -> int:
@@ -61,8 +62,13 @@ def run(folder: Path, host: Host) -> int:
         "host": socket.gethostname(),
     }
     try:
-        local = bring_in(shared, host, account, status)
+        local = bring_in(shared, host, account, status, shared.log)
         granted = allocation.read(host, os.environ)
+        results.record_facts(local, slurm=accounting.read(account, os.environ))
+        meeting = node_group.arrange(shared, host, account, os.environ)
+        if meeting is not None and not early_signals:
+            leader = node_group.start(shared, local, meeting, os.environ)
+            granted = dataclasses.replace(granted, node_group=leader)
     except Exception as error:
         return end_unstarted(shared, account, own, local_run.as_error(shared, error))
     if early_signals:
@@ -71,9 +77,8 @@ def run(folder: Path, host: Host) -> int:
         if is_requeued(account, os.environ):
             return 0
         return end_unstarted(shared, account, own, Cancelled("Slurm ended the job when it began (SIGTERM)"))
-    local.checkpoints, local.checkpoints_handle = shared.checkpoints, open_for_engine(shared.checkpoints)
     publisher = Publisher(local, shared, own)
-    local.write_status(state="submitted", boot_id=boot_id(), submitted_uptime=uptime())
+    set_submitted(local, shared)
     publisher.start()
     try:
         local_run.run_job(local, granted)
@@ -97,13 +102,18 @@ def take_attempt(shared: Job, variables: Mapping[str, str]) -> bool:
 
     A requeue by Slurm is another attempt, with another count.
     """
-    number, count = variables["SLURM_JOB_ID"], variables.get("SLURM_RESTART_COUNT", "0")
-    path = shared.dir / f"attempt-{number}-{count}"
+    path = shared.dir / f"attempt-{node_group.attempt_name(variables)}"
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
     except FileExistsError:
         return False
     return True
+
+
+def set_submitted(local: Job, shared: Job) -> None:
+    """Let a job that was brought in run: its model writes checkpoints into the shared folder."""
+    local.checkpoints, local.checkpoints_handle = shared.checkpoints, open_for_engine(shared.checkpoints)
+    local.write_status(state="submitted", boot_id=boot_id(), submitted_uptime=uptime())
 
 
 def open_for_engine(folder: Path) -> Path:
@@ -128,7 +138,7 @@ def is_requeued(account: Account, variables: Mapping[str, str]) -> bool:
 
 def leave_to_next_attempt(local: Job, shared: Job, publisher: Publisher) -> None:
     """Publish the rest of this attempt's log, and have the job wait again; checkpoints are in its folder."""
-    _repeat(publisher.publish, publisher)
+    repeat(publisher.publish, publisher)
     status = read_json(local.dir / "status.json")
     waiting: dict[str, Any] = {
         "state": "submitted",
@@ -137,11 +147,14 @@ def leave_to_next_attempt(local: Job, shared: Job, publisher: Publisher) -> None
         "container": None,
         "message": "",
     }
-    _repeat(lambda: write_json(shared.dir / "status.json", {**status, **publisher.own, **waiting}), publisher)
+    repeat(lambda: write_json(shared.dir / "status.json", {**status, **publisher.own, **waiting}), publisher)
 
 
-def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any]) -> Job:
-    """Make the job in this node's own state, and begin to copy its workspace there."""
+def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any], log: Path) -> Job:
+    """Make the job in this node's own state, and begin to copy its workspace there.
+
+    `log` is that of an earlier attempt, which this one continues.
+    """
     store = Store(host.local_state_dir({})).make()
     spec = shared.spec()
     local = Job(store.jobs / shared.id)
@@ -157,14 +170,15 @@ def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any]) 
     make_folder(store.cache / spec.repository.key, 0o700, account)
     # Slurm's launcher would have this job finished by those who ask Slurm. Jobs of the account that end on
     # this node finish those without a worker: this one is not submitted until `run_job` is called.
-    write_json(local.dir / "status.json", {**status, "state": "pushed", "launcher": LOCAL_LAUNCHER})
-    # A next attempt needs them as well.
-    store_secrets(local, account, take_secrets(shared, keep=spec.requeue))
-    if shared.log.exists():
-        copy_file(shared.log, local.log)
-        with open(local.log, "ab") as log:
+    beginning: dict[str, Any] = {"state": "pushed", "phase": None, "times": {}, "message": "", "gpus": []}
+    write_json(local.dir / "status.json", {**status, **beginning, "launcher": LOCAL_LAUNCHER})
+    # A next attempt or another node needs them as well.
+    store_secrets(local, account, take_secrets(shared, keep=spec.requeue or (spec.nodes or 1) > 1))
+    if log.exists():
+        shared_folder.copy_file(log, local.log)
+        with open(local.log, "ab") as file:
             node = allocation.node_name(os.environ)
-            log.write(f"\n[train-classifier: started again by Slurm, on {node}]\n".encode())
+            file.write(f"\n[train-classifier: started again by Slurm, on {node}]\n".encode())
     workspace_copy.start(local, account, shared.workspace, None)
     return local
 
@@ -181,12 +195,14 @@ def end_unstarted(shared: Job, account: Account, own: dict[str, Any], cause: Tra
 
 def deliver(local: Job, shared: Job, account: Account, host: Host, publisher: Publisher) -> None:
     """Bring records and results into the shared folder; the result comes last. Raises NotReady."""
+    others = [path.name for pattern in conclude.RANK_RECORDS for path in local.dir.glob(pattern)]
+    names = [*others, *RECORDS]
     steps: list[Callable[[], Any]] = [
         publisher.publish,
-        *(lambda name=name: copy_file(local.dir / name, shared.dir / name) for name in RECORDS),
+        *(lambda name=name: shared_folder.copy_file(local.dir / name, shared.dir / name) for name in names),
     ]
     for step in steps:
-        _repeat(step, publisher)
+        repeat(step, publisher)
     result = local.result()
     if publisher.is_superseded or result is None:
         return
@@ -201,12 +217,13 @@ def deliver(local: Job, shared: Job, account: Account, host: Host, publisher: Pu
         status = read_json(local.dir / "status.json")
         write_json(shared.dir / "status.json", {**status, **publisher.own})
         remove_secrets(shared)
+        file_trees.remove(account, shared.dir / node_group.FOLDER)
         conclude.remove_leftovers(shared, account)
 
-    _repeat(end, publisher)
+    repeat(end, publisher)
 
 
-def _repeat(step: Callable[[], Any], publisher: Publisher) -> None:
+def repeat(step: Callable[[], Any], publisher: Publisher) -> None:
     """Do a step, again and again while the shared folder cannot be written. Raises NotReady."""
     deadline = time.monotonic() + DELIVERY_S
     while not publisher.is_superseded:
@@ -220,16 +237,3 @@ def _repeat(step: Callable[[], Any], publisher: Publisher) -> None:
         if time.monotonic() > deadline:
             raise NotReady(f"the shared folder cannot be written: {problem}") from problem
         time.sleep(RETRY_S)
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Replace a file of the shared folder by a local one, if that is there."""
-    try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    with open(descriptor, "rb") as file, new_file(target) as copy:
-        while block := file.read(BLOCK):
-            view = memoryview(block)
-            while view:
-                view = view[os.write(copy, view) :]

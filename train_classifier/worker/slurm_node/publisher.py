@@ -23,10 +23,12 @@ BLOCK = 1 << 20
 class Publisher(threading.Thread):
     """Copies log and status of a job from this node; a shared folder that fails is tried again."""
 
-    def __init__(self, local: Job, shared: Job, own: dict[str, Any]) -> None:
+    def __init__(self, local: Job, shared: Job, own: dict[str, Any], requests: Optional[Job] = None) -> None:
         super().__init__(name="publisher", daemon=True)
         self.local = local
         self.shared = shared
+        #: Its folder has the stop file.
+        self.requests = requests or shared
         #: Fields of status.json that differ in the shared folder.
         self.own = own
         #: Why publishing failed the last time; None when it worked.
@@ -103,7 +105,7 @@ class Publisher(threading.Thread):
         if now < self._next_look:
             return
         self._next_look = now + SHARED_S
-        request = shared_folder.stop_request(self.shared)
+        request = shared_folder.stop_request(self.requests)
         # A second one stops the packing that follows the first.
         if request is not None and request != self._stop:
             self._stop = request

@@ -112,6 +112,17 @@ def head(job: Job, spec: JobSpec, status: dict[str, Any], result: dict[str, Any]
         },
         "environment": facts.get("environment"),
         "host": host_facts(),
+        "slurm": _slurm(facts.get("slurm")),
         "times": status.get("times", {}),
         **{key: result[key] for key in result_keys},
     }
+
+
+def _slurm(entry: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:
+    """Return what Slurm said about the job, with what it counts until now: as sacct's Elapsed and CPUTime."""
+    if entry is None:
+        return None
+    started, cpus = entry["started"], entry["tres"].get("cpu")
+    elapsed = max(round(time.time() - started, 3), 0.0) if started is not None else None
+    cpu_time = round(elapsed * cpus, 3) if elapsed is not None and cpus else None
+    return {**entry, "elapsed_s": elapsed, "cpu_time_s": cpu_time}

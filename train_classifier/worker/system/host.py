@@ -95,6 +95,8 @@ class Host:
     slurm_shared_dir: Optional[Path] = None
     #: True on a node: only Slurm starts jobs there.
     slurm_node: bool = False
+    #: Whether the containers of a job on several nodes may use the network of their nodes.
+    slurm_host_network: bool = False
     #: Name or path of the tool that lists the GPUs.
     nvidia_smi: str = "nvidia-smi"
 
@@ -130,6 +132,7 @@ class Host:
             "build_memory_bytes": int, "build_pids": int, "build_cpus": (int, float),
             "build_timeout_s": (int, float),
             "data_roots": list, "engine": str, "slurm_shared_dir": str, "slurm_node": bool,
+            "slurm_host_network": bool,
         }  # fmt: skip
         values: dict[str, Any] = {}
         for key, value in data.items():

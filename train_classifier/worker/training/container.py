@@ -20,6 +20,8 @@ from train_classifier.worker.training import data_folders
 
 RUN = "/run/train-classifier"
 CA = f"{RUN}/ca.crt"
+#: Engine options of a job on several nodes: its processes meet under the names and addresses of their nodes.
+HOST_NETWORK = {"network_mode": "host", "hostname": None}
 #: Messages of engine, NVIDIA runtime and CDI when a GPU cannot be provided; a path may name NVIDIA too.
 GPU_REFUSALS = (
     "could not select device driver",
@@ -89,9 +91,11 @@ def create(
     image: Image,
     environment: Environment,
     gpus: Sequence[str],
-    gpu_options: Mapping[str, Any],
+    engine_options: Mapping[str, Any],
 ) -> Any:
     """Create the job's container, not started; `gpus` are the UUIDs of its cards.
+
+    `engine_options` are further ones of docker's create: cards, and the network of a job on several nodes.
 
     Raises BadInput for a data folder that no job may have, NoEnvironment when the engine refuses the image.
     """
@@ -99,7 +103,7 @@ def create(
     from docker.types import LogConfig
 
     job, account = _job(context), context.host.job_user()
-    options: dict[str, Any] = {**gpu_options, **_limits(spec)}
+    options: dict[str, Any] = {**_network(spec), **_limits(spec), **engine_options}
     variables = {
         **environment.defaults,
         **environment_of(spec, context.host, account, job),
@@ -115,12 +119,10 @@ def create(
                 ["-c", WRAPPER, "train-classifier", environment.python, "-m", spec.model, *spec.arguments],
                 entrypoint=["/bin/sh"],
                 name=name_of(job),
-                hostname=job.id,
                 user=f"{account.uid}:{account.gid}",
                 working_dir=WORKSPACE,
                 environment=variables,
                 mounts=mounts,
-                network_mode="none" if spec.network == "none" else "bridge",
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges"],
                 pids_limit=spec.pids,
@@ -145,6 +147,11 @@ def create(
 def _job(context: Context) -> Job:
     assert context.job is not None, "only a job trains"
     return context.job
+
+
+def _network(spec: JobSpec) -> dict[str, Any]:
+    """Return the network of a job as arguments of docker's create."""
+    return {"network_mode": "none" if spec.network == "none" else "bridge", "hostname": spec.id}
 
 
 def _limits(spec: JobSpec) -> dict[str, Any]:

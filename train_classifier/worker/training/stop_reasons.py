@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from typing import Any, Optional
+from typing import Any, Callable, Optional, Protocol
 
 from train_classifier.core.errors import Cancelled, TimedOut, TrainClassifierError
 from train_classifier.core.job import JobSpec
@@ -16,6 +16,29 @@ LOOK_S = 0.1
 SLURM_WARNING_S = 150.0
 
 
+class NodeGroup(Protocol):
+    """The other workers of a job that Slurm runs on several nodes."""
+
+    #: The place of this worker; that of the first node, whose results are the job's, is 0.
+    rank: int
+    #: Variables of the model by which frameworks find each other.
+    variables: dict[str, str]
+
+    def failure(self) -> Optional[TrainClassifierError]:
+        """Return the error of another worker that ended badly, None while there is none."""
+
+    def stop(self, reason: str) -> None:
+        """Ask the others to stop; idempotent."""
+
+    def wait_ready(self, say: Callable[[str], None], check: Callable[[], None]) -> None:
+        """Wait until every worker can begin to train."""
+
+    def end(
+        self, error: Optional[TrainClassifierError], check: Callable[[], None]
+    ) -> Optional[TrainClassifierError]:
+        """Wait for the end of the others, and return the error that ended the job."""
+
+
 class Watch:
     """Checks for reasons to stop; every loop of the worker calls `check`."""
 
@@ -24,6 +47,8 @@ class Watch:
         self.lease_s = spec.lease_s
         self.grace_s = spec.grace_s
         self.cause: Optional[TrainClassifierError] = None
+        #: They stop when this worker has a reason to, and one that fails is such a reason.
+        self.node_group: Optional[NodeGroup] = None
         self._signal: Optional[int] = None
         self._cancels_before: Optional[tuple[int, int]] = None
         self._looked = 0.0
@@ -61,6 +86,8 @@ class Watch:
         """Raise Cancelled when there is a reason to stop; later calls raise for the same reason."""
         if self.cause is None:
             self.cause = self._look()
+            if self.cause is not None and self.node_group is not None:
+                self.node_group.stop(self.cause.reason)
         if self.cause is not None:
             raise self.cause
 
@@ -73,7 +100,8 @@ class Watch:
         self._looked = now
         mark = self._cancel_mark()
         if mark is None or mark == self._cancels_before:
-            return self._look_at_lease(now)
+            failure = self.node_group.failure() if self.node_group is not None else None
+            return failure or self._look_at_lease(now)
         by = self.job.cancel.read_text(encoding="utf-8", errors="replace").strip()
         return Cancelled(f"cancelled by {by}" if by else "cancelled")
 

@@ -18,7 +18,7 @@ from train_classifier.worker.system.host import Host
 SPEC = JobSpec(new_job_id(), "look", Repository("look", "0" * 16))
 ALL = dataclasses.replace(
     SPEC, partition="gpu", account="lab", qos="long", constraint="a100|h100", slurm_time_s=7200.0, nice=5,
-    dependency="singleton", requeue=True,
+    dependency="singleton", requeue=True, nodes=2,
 )  # fmt: skip
 
 
@@ -39,6 +39,7 @@ def test_each_option_reaches_sbatch(store: Store) -> None:
     ]
     spec = dataclasses.replace(ALL, memory_bytes=(1 << 30) + 1, cpus=1.5)
     assert set(words(store, spec, 2)) - set(plain) == {
+        "--nodes=2", "--ntasks=2", "--ntasks-per-node=1",
         "--partition=gpu", "--account=lab", "--qos=long", "--constraint=a100|h100", "--time=120", "--nice=5",
         "--dependency=singleton", "--requeue", "--mem=1025M", "--cpus-per-task=2", "--gres=gpu:2",
     }  # fmt: skip
@@ -93,7 +94,21 @@ def test_options_of_slurm_are_refused_on_a_plain_host(tmp_path: Path) -> None:
     assert len(problems) == len(options.SLURM)
     assert problems[0] == "--partition is an option of Slurm, which starts no jobs on this host"
     assert prepare._slurm_problems(SPEC, Host()) == []
-    assert prepare._slurm_problems(ALL, Host(engine="slurm", slurm_shared_dir=tmp_path)) == []
+    allowed = Host(engine="slurm", slurm_shared_dir=tmp_path, slurm_host_network=True)
+    assert prepare._slurm_problems(ALL, allowed) == []
+
+
+def test_several_nodes_need_the_network_of_the_hosts(tmp_path: Path) -> None:
+    host = Host(engine="slurm", slurm_shared_dir=tmp_path)
+    assert prepare._slurm_problems(SPEC, host) == []
+    assert prepare._slurm_problems(dataclasses.replace(SPEC, nodes=1), host) == []
+    (problem,) = prepare._slurm_problems(ALL, host)
+    assert problem.startswith(
+        "--nodes above 1 lets containers use the network of their nodes, which the admin"
+    )
+    allowed = dataclasses.replace(host, slurm_host_network=True)
+    (problem,) = prepare._slurm_problems(dataclasses.replace(ALL, network="none"), allowed)
+    assert problem == "--nodes above 1 needs a network: --network none cannot be had with it"
 
 
 def test_a_group_with_a_limit_is_as_many_chains(store: Store) -> None:

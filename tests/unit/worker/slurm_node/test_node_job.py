@@ -42,7 +42,7 @@ def shared(tmp_path: Path) -> Job:
 
 def bring_in(shared: Job, node: Host) -> Job:
     account = node.caller()
-    local = node_job.bring_in(shared, node, account, shared.status())
+    local = node_job.bring_in(shared, node, account, shared.status(), shared.log)
     workspace_copy.wait(local, lambda: None)
     return local
 
