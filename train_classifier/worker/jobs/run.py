@@ -25,7 +25,7 @@ from train_classifier.worker.system.host import Host, boot_id
 from train_classifier.worker.training import container
 from train_classifier.worker.training.stop_reasons import Watch
 from train_classifier.worker.training.training import Training
-from train_classifier.worker.transfer import workspace_copy
+from train_classifier.worker.transfer import archive, workspace_copy
 
 if TYPE_CHECKING:
     from train_classifier.worker.slurm.allocation import Allocation
@@ -281,7 +281,7 @@ def train(run: JobRun) -> None:
         options = {**options, **container.HOST_NETWORK}
         run.node_group.wait_ready(run.say, run.watch.check)
     model_container = container.create(run.context, run.spec, run.image, run.environment, uuids, options)
-    training = Training(run.job, run.spec, run.account, run.watch, run.say)
+    training = Training(run.job, run.spec, run.account, run.watch, run.say, archive.load)
     try:
         run.job.write_status(container=model_container.id, message="training")
         training.run(model_container, run.secrets, uuids, run.host.nvidia_smi)

@@ -27,16 +27,26 @@ POLL_S = 0.1
 
 
 class Training:
-    """One run of the model; `facts` are the entries of result.json about its end."""
+    """One run of the model; `facts` are the entries of result.json about its end.
+
+    `meanwhile` is called once, when the model runs: for what a worker that waits can do in advance.
+    """
 
     def __init__(
-        self, job: Job, spec: JobSpec, account: Account, watch: Watch, say: Callable[[str], None]
+        self,
+        job: Job,
+        spec: JobSpec,
+        account: Account,
+        watch: Watch,
+        say: Callable[[str], None],
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
         self.job = job
         self.account = account
         self.spec = spec
         self.watch = watch
         self.say = say
+        self.meanwhile = meanwhile
         self.facts: dict[str, Any] = {}
         #: Number of the kernel's kills on the whole host when the model's own counters were last read.
         self._host_kills: Optional[int] = None
@@ -69,6 +79,7 @@ class Training:
             assert running.group is not None
             sampler = Sampler(self.job.usage, running.group, gpus, nvidia_smi)
             sampler.start()
+            self.meanwhile()
             stopped, memory = self._follow(running, pump)
         finally:
             if sampler is not None:

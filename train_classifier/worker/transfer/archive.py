@@ -45,6 +45,13 @@ HOLES = 4
 Check = Callable[[], None]
 
 
+def load() -> None:
+    """Import what packing needs and no start of the worker does: it takes ten milliseconds."""
+    import concurrent.futures.thread  # noqa: F401
+
+    from train_classifier.worker.transfer import report_files  # noqa: F401
+
+
 @program.checked_part
 def pack(request: dict[str, Any], check: Check = lambda: None) -> dict[str, Any]:
     """Write manifest.json and artefacts.tar.gz; `check` is called repeatedly and may raise.
