@@ -317,7 +317,7 @@
     if (typeof value !== "object" || value === null) return String(value);
     if (typeof value.time === "number") return time(value.time);
     if (value.words) return element("code", "", list(value.words).join(" "));
-    if (value.link && /^https:\/\/[A-Za-z0-9.-]+(:[0-9]{1,5})?\/[\w.~/-]+$/.test(value.link)) {
+    if (value.link && /^https:\/\/[A-Za-z0-9.-]+(:[0-9]{1,5})?\/[\w.~+/-]+$/.test(value.link)) {
       const node = element("a", "", value.text);
       node.href = value.link;
       node.rel = "noopener noreferrer";

@@ -31,7 +31,7 @@ def manifest(**more: Any) -> dict[str, Any]:
         at += seconds
     return {
         "arguments": ["--epochs", "14", "--learning-rate", "0.001"], "submitter": "ada@desk", "submitted": START - 2, "times": times,
-        "repository": {"name": "classifiers", "commit": "0c7e5a5f1f4b" + "0" * 28, "dirty": True},
+        "repository": {"name": "classifiers", "commit": "0c7e5a5f1f4b" + "0" * 28, "dirty": True, "address": "https://github.com/octocat/classifiers"},
         "data": {"images": "/srv/data/images"}, "environment_variables": ["SEED"], "secrets": ["WANDB_API_KEY"],
         "environment": {"python": "3.11.0", "packages": ["tensorflow==2.17.0", "keras==3.4.1", "numpy==1.26.4", "six==1.16"]},
         "host": {"name": "lab-1", "os": "Debian GNU/Linux 12 (bookworm)", "kernel": "6.1.0-40-amd64", "cpus": 16, "memory_bytes": 64 << 30},

@@ -42,6 +42,11 @@ SWEEP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}\Z")
 DESCRIPTION = re.compile(
     r"(?P<tag>[^\s~^:?*\[\\]{1,200})-(?P<distance>[0-9]{1,9})-g(?P<commit>[0-9a-f]{4,64})(?P<dirty>-dirty)?\Z"
 )
+#: Address of a repository in a browser: without a login, a query and what leads upwards.
+WEB_ADDRESS = re.compile(
+    r"https://(?P<host>[A-Za-z0-9][A-Za-z0-9.-]{0,253}(?::[0-9]{1,5})?)(?:/(?!\.)[\w.~+-]{1,200}){1,10}\Z",
+    re.ASCII,
+)
 #: Names of environment variables, secrets and data folders.
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 #: Names of partitions, accounts and QOS, expressions of features, and dependencies. They begin no option.
@@ -155,6 +160,8 @@ class Repository:
     dirty: Optional[bool] = None
     #: What `git describe --tags --long` says, of a package whose version comes from git.
     description: Optional[str] = None
+    #: Its address in a browser, of git's remote `origin`; None where it has none.
+    address: Optional[str] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +296,9 @@ class JobSpec:
         described = repository.description
         is_description = isinstance(described, str) and bool(DESCRIPTION.match(described))
         problems.check(described is None or is_description, "the repository's description by git")
+        address = repository.address
+        is_address = isinstance(address, str) and bool(WEB_ADDRESS.match(address))
+        problems.check(address is None or is_address, "the repository's address")
         for argument in self.arguments:
             problems.text(argument, f"argument {argument!r}")
         if self.image is not None:

@@ -26,6 +26,12 @@ SCRIPT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,99}\.(?:py|ipynb)")
 _MOST_BYTES = project_file.MOST_BYTES
 #: A clause of `requires-python`, or of Poetry's `python`.
 _BETWEEN_CLAUSES = re.compile(r",|(?<=[\w*])\s+(?=[<>=!~^v\d])")
+#: https://user:token@host:1/path, ssh://git@host:22/path and git@host:path.
+_REMOTE = re.compile(
+    r"(?P<scheme>https|ssh|git\+ssh)://(?:[^/@\s]*@)?(?P<host>[\w.-]{1,253})(?P<port>:[0-9]{1,5})?/(?P<path>[^?#\s]{1,1000})\Z"
+    r"|(?:[\w.-]{1,100}@)?(?P<short_host>[\w.-]{1,253}):(?!/)(?P<short_path>[^?#\s]{1,1000})\Z",
+    re.ASCII,
+)
 _PYTHON_CLAUSE = re.compile(r"\s*(\^|~=|~|===?|!=|<=|>=|<|>)?\s*v?(\d+)(?:\.(\d+|\*))?(?:\.(\d+|\*))?[^,]*\Z")
 
 
@@ -69,10 +75,11 @@ def describe(repository: Path, output: Path | None = None) -> tuple[job.Reposito
     name = printable(repository.name)
     if not git_state.is_checkout(repository):
         return job.Repository(name, key), []
-    commit = description = None
+    commit = description = address = None
     try:
         with git_state.opened(repository) as git:
             commit = git.commit()
+            address = web_address(git.origin)
             if git_version.is_used(repository):
                 with contextlib.suppress(git_state.GitSilent):
                     description = git.description()
@@ -86,7 +93,7 @@ def describe(repository: Path, output: Path | None = None) -> tuple[job.Reposito
         what = "the commit of this checkout"
         if commit is not None:
             what = f"whether this checkout differs from {commit[:12]}"
-        return job.Repository(name, key, commit, description=description), [
+        return job.Repository(name, key, commit, description=description, address=address), [
             f"{what} is not recorded: {silent}"
         ]
     warnings = []
@@ -95,7 +102,20 @@ def describe(repository: Path, output: Path | None = None) -> tuple[job.Reposito
             f"whether this checkout differs from {commit[:12]} is not recorded: "
             "files seem to be changed that a filter of git (such as LFS) writes, and no filter is run"
         )
-    return job.Repository(name, key, commit, dirty, description), warnings
+    return job.Repository(name, key, commit, dirty, description, address), warnings
+
+
+def web_address(origin: str) -> str | None:
+    """Return a remote's address in a browser, without its login; None for a path and for plain http."""
+    match = _REMOTE.match(origin)
+    if not match:
+        return None
+    host = match["host"] or match["short_host"]
+    if match["scheme"] == "https":
+        host += match["port"] or ""
+    path = (match["path"] or match["short_path"]).strip("/").removesuffix(".git")
+    address = f"https://{host}/{path}"
+    return address if job.WEB_ADDRESS.match(address) else None
 
 
 def _is_archive(path: Path, output: Path | None) -> bool:

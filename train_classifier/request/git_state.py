@@ -75,6 +75,8 @@ class Git:
         self._index = index
         self._deadline = deadline
         self._options: list[str] = []
+        #: The address of the remote `origin` as it is configured, with a login if it has one.
+        self.origin = ""
 
     def commit(self) -> str:
         """Return the commit that is checked out. Raises NoCommit when there is none."""
@@ -222,6 +224,8 @@ class Git:
                     extensions.append(f"\t{extension[1]} = {value}\n")
                 elif _DISK.match(key) and _WORD.match(value):
                     chosen[key] = value
+                elif key == "remote.origin.url":
+                    self.origin = value
         (self._shadow / "config").write_text("".join([_CONFIG, "[extensions]\n", *extensions]))
         if excludes is not None:
             chosen["core.excludesfile"] = excludes

@@ -314,7 +314,7 @@ def test_checkout_of_another_user_is_recorded(repo: Path, tmp_path: Path) -> Non
         env={"PATH": os.environ["PATH"], "HOME": str(home)},
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert f"commit='{commit}', dirty=False, description=None) []" in done.stdout
+    assert f"commit='{commit}', dirty=False, description=None, address=None) []" in done.stdout
 
 
 def test_git_folder_of_another_user_above_a_checkout_is_not_read(repo: Path, tmp_path: Path) -> None:
@@ -419,3 +419,31 @@ def test_forms_of_a_checkout(repo: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert (described.commit, described.dirty, warnings) == (git(repo, "rev-parse", "HEAD"), False, [])
     (repo / "line.txt").write_text("two\n")
     assert checkout.describe(repo)[0].dirty is True
+
+
+@pytest.mark.parametrize(
+    ("origin", "address"),
+    [
+        ("https://github.com/octocat/hello.git", "https://github.com/octocat/hello"),
+        ("https://octocat:ghp_secret@github.com/octocat/hello", "https://github.com/octocat/hello"),
+        ("https://git.example.org:8443/a/b/c.git/", "https://git.example.org:8443/a/b/c"),
+        ("git@github.com:octocat/hello.git", "https://github.com/octocat/hello"),
+        ("ssh://git@git.example.org:2222/octocat/hello.git", "https://git.example.org/octocat/hello"),
+        *((origin, None) for origin in (
+            "", "/srv/git/hello.git", "../hello", "file:///srv/hello", "http://github.com/a/b", "javascript:alert(1)//a",
+            "https://github.com/a/../b", "https://github.com/a/b?token=x", "https://github.com/", "https://a@b@github.com/a/b",
+            "https://github.com/a/<script>", "git@github.com:/srv/hello", "C:\\hello", "ext::sh -c x", "https://github.com/a b",
+        )),
+    ],
+)  # fmt: skip
+def test_address_in_a_browser_has_no_login(origin: str, address: str | None) -> None:
+    assert checkout.web_address(origin) == address
+
+
+def test_address_is_that_of_the_remote_origin(repo: Path) -> None:
+    git(repo, "init", "-q")
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "one")
+    assert checkout.describe(repo)[0].address is None
+    git(repo, "remote", "add", "origin", "https://user:token@github.com/octocat/hello.git")
+    assert checkout.describe(repo)[0].address == "https://github.com/octocat/hello"

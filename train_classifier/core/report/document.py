@@ -2,11 +2,12 @@
 
 import base64
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
 from train_classifier.core.errors import ExitCode
-from train_classifier.core.job import PHASES
+from train_classifier.core.job import PHASES, WEB_ADDRESS
 from train_classifier.core.report import curves, facts, log_end
 from train_classifier.core.report.curves import Curves, Point
 from train_classifier.core.report.images import ImageSize
@@ -225,10 +226,17 @@ def _filled(rows: Iterable[tuple[str, Any]]) -> list[list[Any]]:
 
 
 def _commit(origin: Mapping[str, Any]) -> Any:
-    commit = str(origin.get("commit") or "")
+    commit, address = str(origin.get("commit") or ""), origin.get("address")
     if not commit:
         return ""
-    return short(commit + (" with changes" if origin.get("dirty") else ""), 200)
+    text = short(commit + (" with changes" if origin.get("dirty") else ""), 200)
+    place = WEB_ADDRESS.match(address) if isinstance(address, str) else None
+    if not place or not re.match(r"[0-9a-f]{7,64}\Z", commit):
+        return text
+    # GitHub, Gitea and Forgejo, and most others, use the first form.
+    host = place["host"]
+    part = "-/commit" if "gitlab" in host else "commits" if "bitbucket" in host else "commit"
+    return {"link": f"{address}/{part}/{commit}", "text": text}
 
 
 def _log(log: str, is_cut: bool) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def head(job: Job, spec: JobSpec, status: dict[str, Any], result: dict[str, Any]
         "repository": {
             "name": spec.repository.name,
             "commit": spec.repository.commit,
+            "address": spec.repository.address,
             "dirty": spec.repository.dirty,
             "files": spec.source_files,
             "bytes": spec.source_bytes,

@@ -135,7 +135,8 @@ def test_curves_of_every_framework_are_found(job: Path) -> None:
 
 
 def test_failed_job_has_traceback_usage_and_reason(job: Path) -> None:
-    document = report(job, {"artefacts/w": "x"}, outcome="failed", exit_code=4)
+    repository = {"commit": "a" * 40, "address": "https://git.example.org/a/b"}
+    document = report(job, {"artefacts/w": "x"}, outcome="failed", exit_code=4, repository=repository)
     assert (document["title"], document["succeeded"], document["failure"]) == ("m failed", False, ["why"])
     start, end = document["log"]["traceback"]
     assert document["log"]["lines"][start:end][0].startswith("Traceback") and document["log"]["lines"][
@@ -146,6 +147,8 @@ def test_failed_job_has_traceback_usage_and_reason(job: Path) -> None:
     ]  # fmt: skip
     assert document["usage"][-1]["lines"][0]["y"] == [0.2] * 8
     assert document["phases"] == [["training", 0, 45]]
+    commit = dict(map(tuple, document["facts"][1]["rows"]))["Commit"]
+    assert commit == {"link": f"https://git.example.org/a/b/commit/{'a' * 40}", "text": "a" * 40}
     assert (document["curves"], document["metrics"], document["images"]) == ([], [], [])
 
 
