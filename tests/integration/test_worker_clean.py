@@ -52,6 +52,7 @@ def test_clean_keeps_unreadable_jobs(host: Machine) -> None:
     damaged, _ = host.train("open('artefacts/x','w')")
     old, _ = host.train("open('artefacts/x','w')")
     host.assert_clean(old)
+    model = host.call("status", id=old)["spec"]["model"]
     for job in (newer, damaged):
         rewrite(host.job_dir(job) / "result.json", finished=1.0)
         os.utime(host.job_dir(job) / "spec.json", (1, 1))
@@ -59,6 +60,10 @@ def test_clean_keeps_unreadable_jobs(host: Machine) -> None:
     (host.job_dir(damaged) / "status.json").write_text("{")
     done = host.call("clean", older_s=0)
     assert done["removed"]["jobs"] == 1 and not host.job_dir(old).exists()
+    # What is known of the run stays.
+    assert [(run["id"], run["outcome"]) for run in host.call("runs", model=model)["runs"]] == [
+        (old, "trained")
+    ]
     for job in (newer, damaged):
         assert (host.job_dir(job) / "artefacts.tar.gz").exists()
 

@@ -14,7 +14,20 @@ from train_classifier.core.text import nearest
 click.rich_click.PADDING_HELPTEXT_FIRST_LINE = (0, 0, 1, 0)
 
 #: The commands that take a job, or list them; each has a module in commands/jobs.
-JOB_COMMANDS = ("list", "status", "logs", "report", "attach", "fetch", "cancel", "exec", "shell", "forward")
+JOB_COMMANDS = (
+    "list",
+    "status",
+    "logs",
+    "report",
+    "attach",
+    "fetch",
+    "cancel",
+    "history",
+    "compare",
+    "exec",
+    "shell",
+    "forward",
+)
 COMMANDS = ("init", "train", *JOB_COMMANDS, "clean", "doctor", "hosts", "provision")
 EXIT_CODES = """\b
 Exit codes: 0 trained · 1 our own bug · 2 bad input · 3 host or engine not

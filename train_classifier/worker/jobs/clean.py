@@ -8,10 +8,10 @@ from typing import Any, Callable, Optional
 
 from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
 from train_classifier.worker.containers import engine
-from train_classifier.worker.jobs import recover, removal
+from train_classifier.worker.jobs import query, recover, removal
 from train_classifier.worker.jobs.query import number
 from train_classifier.worker.jobs.retention import FRESH_S, ReusableItems, children, live_jobs
-from train_classifier.worker.state import file_trees
+from train_classifier.worker.state import file_trees, run_records
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account, Host
@@ -65,7 +65,14 @@ class Cleaning:
             old = result is not None and now - float(result.get("finished", now)) >= older_s
             if old or removal.is_abandoned(job, status):
                 size = removal.disk_usage(job, self.account)
-                self.count("jobs", size, partial(removal.remove, job, self.account))
+                self.count("jobs", size, partial(self._remove_job, job, old))
+
+    def _remove_job(self, job: Job, is_run: bool) -> bool:
+        entry = query.entry_of(job, self.host) if is_run else None
+        if entry is not None:
+            # Before it goes: a run that is kept twice counts once.
+            run_records.keep(self.store, entry)
+        return removal.remove(job, self.account)
 
     def _remove_tampered(self, job: Job) -> bool:
         if self.client is None:

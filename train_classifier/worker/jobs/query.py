@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, Optional
 from train_classifier.core.errors import BadInput, Cancelled, NotReady, TrainClassifierError
 from train_classifier.core.regular_file import open_regular
 from train_classifier.worker.jobs import recover, removal
-from train_classifier.worker.state import files
+from train_classifier.worker.state import files, run_records
 from train_classifier.worker.state.files import write_bytes
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import program
@@ -269,7 +269,7 @@ def list_jobs(request: dict[str, Any], host: Host, store: Store) -> dict[str, An
 
     With `all_users` also for the unfinished jobs of others.
     """
-    lines = [line for line in (_line(job, host) for job in store.all_jobs()) if line is not None]
+    lines = [line for line in (entry_of(job, host) for job in store.all_jobs()) if line is not None]
     if not request.get("all"):
         newest = {line["id"] for line in lines[-20:]}
         lines = [line for line in lines if line["state"] != "finished" or line["id"] in newest]
@@ -291,9 +291,12 @@ def report(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
 
 
 def list_runs(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
-    """Return the newest `most` entries of `list` for ended jobs of `model`, up to the job `until`."""
-    model, until = request.get("model"), str(request.get("until") or "")
-    most = number(request, "most", 10, 100)
+    """Return the newest `most` entries of `list` for ended jobs of `model`, also of those that were cleaned.
+
+    With `until` only those up to this job.
+    """
+    model, until = request.get("model"), str(request.get("until") or "~")
+    most = number(request, "most", 10, MAX_RUNS)
     lines: list[dict[str, Any]] = []
     jobs = [job for job in store.all_jobs() if job.id <= until]
     for job in reversed(jobs[-MAX_RUNS:]):
@@ -303,11 +306,14 @@ def list_runs(request: dict[str, Any], host: Host, store: Store) -> dict[str, An
         with contextlib.suppress(NotReady, OSError):
             status = files.read_json(job.dir / "status.json") or {}
             if status.get("model") == model and status.get("state") == "finished":
-                lines += filter(None, [_line(job, host)])
-    return {"runs": lines}
+                lines += filter(None, [entry_of(job, host)])
+    there = {job.id for job in jobs}
+    lines += [run for run in run_records.kept(store, model) if run["id"] <= until and run["id"] not in there]
+    return {"runs": sorted(lines, key=lambda line: str(line["id"]))[-int(most) :]}
 
 
-def _line(job: Job, host: Host) -> Optional[dict[str, Any]]:
+def entry_of(job: Job, host: Host) -> Optional[dict[str, Any]]:
+    """Return a job's entry of `list`; None while it cannot be read."""
     try:
         # When the engine is down, the last known status is shown.
         with contextlib.suppress(NotReady):

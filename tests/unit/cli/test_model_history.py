@@ -1,0 +1,92 @@
+"""`history` and `compare`: what is shown of the answers of hosts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from train_classifier.cli.console import Console
+from train_classifier.cli.runs import model_history
+from train_classifier.controller.transport import RemoteHost
+from train_classifier.core.errors import BadInput, ExitCode, NotReady
+
+JOBS = [f"20260101-00000{number}-00000000" for number in range(3)]
+
+
+class AnsweringHost(RemoteHost):
+    """A host whose answers are known."""
+
+    def __init__(self, name: str, runs: list[dict[str, Any]] | Exception) -> None:
+        super().__init__(name, None)
+        self._runs = runs
+
+    def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
+        if isinstance(self._runs, Exception):
+            raise self._runs
+        if request["verb"] == "runs":
+            return {"runs": self._runs}
+        for run in self._runs:
+            if run["id"] == request["id"]:
+                spec = {
+                    "model": run["model"],
+                    "arguments": run["arguments"],
+                    "repository": {"commit": run["commit"]},
+                }
+                return {"id": run["id"], "spec": spec, "result": {**run, "seconds": {"training": 2.0}}}
+        raise BadInput("no such job")
+
+
+def run(number: int, metrics: Any, arguments: list[str]) -> dict[str, Any]:
+    return {
+        "id": JOBS[number], "model": "m", "outcome": "trained", "metrics": metrics, "arguments": arguments,
+        "commit": "c" * 40, "finished": 1.8e9 + number,
+    }  # fmt: skip
+
+
+HOST = AnsweringHost(
+    "gpu-1",
+    [
+        run(0, {"loss": 0.5, "val_accuracy": 0.8}, ["--lr", "1"]),
+        run(1, {"val_accuracy": float("nan"), "loss": 0.25}, ["\x1b[31m"]),
+        run(2, {"loss": 0.75, "val_accuracy": 0.9}, ["--lr", "2"]),
+    ],
+)
+
+
+def test_history_marks_the_best_of_each_kind_of_metric(capfd: pytest.CaptureFixture[str]) -> None:
+    assert model_history.show_history([HOST], "m", None, 20, Console()) == 0
+    shown = capfd.readouterr().out.splitlines()
+    assert "val_accuracy" in shown[0] and [line[:24] for line in shown[1:4]] == JOBS
+    assert [" best" in line for line in shown[1:4]] == [False, False, True]
+    assert "\x1b" not in "".join(shown)
+    assert shown[-1].endswith("▁█")
+    assert model_history.show_history([HOST], "m", "loss", 20, Console()) == 0
+    assert [" best" in line for line in capfd.readouterr().out.splitlines()[1:4]] == [False, True, False]
+    assert model_history.show_history([HOST], "m", "none", 1, Console(json_mode=True)) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert [entry["id"] for entry in answer["runs"]] == JOBS[2:] and answer["runs"][0]["best"] is False
+
+
+def test_history_of_hosts_that_fail(capfd: pytest.CaptureFixture[str]) -> None:
+    gone = AnsweringHost("gone", NotReady("no route"))
+    assert model_history.show_history([gone, HOST], "m", None, 20, Console()) == ExitCode.NOT_READY
+    captured = capfd.readouterr()
+    assert JOBS[0] in captured.out and "no route" in captured.err
+    with pytest.raises(BadInput, match="no ended run"):
+        model_history.show_history([AnsweringHost("gpu-1", [])], "m", None, 20, Console())
+
+
+def test_comparison_shows_what_differs(capfd: pytest.CaptureFixture[str]) -> None:
+    assert model_history.show_comparison([HOST], [JOBS[0], JOBS[2]], False, Console()) == 0
+    shown = capfd.readouterr().out
+    assert all(words in shown for words in ("metric loss", "0.5", "0.75", "--lr 1", "--lr 2"))
+    assert "repository.commit" not in shown
+    assert model_history.show_comparison([HOST], [JOBS[0], JOBS[2]], True, Console()) == 0
+    assert "repository.commit" in capfd.readouterr().out
+    assert model_history.show_comparison([HOST], [JOBS[0], JOBS[1]], False, Console(json_mode=True)) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert answer["jobs"] == JOBS[:2] and answer["different"]["arguments"] == [["--lr", "1"], ["\x1b[31m"]]
+    with pytest.raises(BadInput, match="two jobs"):
+        model_history.show_comparison([HOST], [JOBS[0], JOBS[0]], False, Console())

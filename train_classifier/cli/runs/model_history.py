@@ -1,0 +1,163 @@
+"""history and compare: the runs of a model, and jobs side by side."""
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from train_classifier.cli.console import Console, encoding_of
+from train_classifier.controller import find_jobs
+from train_classifier.controller.transport import RemoteHost
+from train_classifier.core import text
+from train_classifier.core.errors import BadInput, ExitCode, TrainClassifierError
+from train_classifier.core.report.metrics import number
+
+#: Parts of a metric's name for which less is better.
+LESS = ("loss", "error", "mae", "mse", "perplexity", "wer", "cer")
+BARS = "▁▂▃▄▅▆▇█"
+#: What differs between any two jobs and says nothing of them.
+_OWN = ("id", "group", "schema", "submitter", "source_bytes", "source_files", "repository.key")
+
+
+def show_history(
+    hosts: Sequence[RemoteHost], model: str, metric: str | None, most: int, console: Console
+) -> ExitCode:
+    """Show the newest runs of a model, oldest first, the best of them marked. Raises BadInput without one."""
+    request = {"verb": "runs", "model": model, "most": most}
+    answers = find_jobs.ask_hosts(hosts, lambda host: host.call(request))
+    errors = [answer for _, answer in answers if isinstance(answer, TrainClassifierError)]
+    runs = [
+        {**run, "host": host.name}
+        for host, answer in answers
+        if isinstance(answer, dict)
+        for run in answer.get("runs") or ()
+    ]
+    runs = sorted(runs, key=lambda run: str(run.get("id")))[-most:]
+    if not runs and not errors:
+        raise BadInput(f"there is no ended run of {text.quoted(model)} on these hosts")
+    metric = metric or _usual_metric(runs)
+    values = [number((run.get("metrics") or {}).get(metric)) for run in runs]
+    known = [value for value in values if value is not None]
+    best = (min if _less_is_better(metric) else max)(known) if known else None
+    if console.json_mode:
+        shown = [
+            {**run, "best": value is not None and value == best}
+            for run, value in zip(runs, values, strict=True)
+        ]
+        console.out(json.dumps({"model": model, "metric": metric, "runs": shown}))
+    elif runs:
+        rows = [
+            (
+                run.get("id"),
+                _when(run),
+                run.get("outcome"),
+                ("" if value is None else text.number(value))
+                + (" best" if value == best is not None else ""),
+                shlex.join(map(str, run.get("arguments") or ())),
+                str(run.get("commit") or "")[:12],
+            )
+            for run, value in zip(runs, values, strict=True)
+        ]
+        head = ("JOB", "ENDED", "OUTCOME", text.clean(metric or "METRIC"), "ARGUMENTS", "COMMIT")
+        console.out(text.table(rows, head, width=console.width))
+        if len(known) > 1 and "utf" in encoding_of(sys.stdout).lower():
+            console.out(f"\n{text.clean(metric)}  {_trend(known)}")
+    for error in errors:
+        console.error(error)
+    return errors[0].code if errors else ExitCode.TRAINED
+
+
+def _usual_metric(runs: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the metric of the newest run that has some; one of a validation or test first."""
+    for run in reversed(runs):
+        names = [str(name) for name in run.get("metrics") or {}]
+        if names:
+            return next((name for name in names if name.startswith(("val", "test"))), names[0])
+    return None
+
+
+def _less_is_better(metric: str | None) -> bool:
+    return any(part in (metric or "").lower() for part in LESS)
+
+
+def _when(run: Mapping[str, Any]) -> str:
+    finished = number(run.get("finished"))
+    if finished is None or not 0 <= finished < 1 << 40:
+        return ""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(finished))
+
+
+def _trend(values: Sequence[float]) -> str:
+    """Return the values as bars, the oldest first."""
+    low, high = min(values), max(values)
+    step = (high - low) / (len(BARS) - 1)
+    return "".join(BARS[round((value - low) / step) if step else 0] for value in values)
+
+
+def show_comparison(
+    hosts: Sequence[RemoteHost], names: Sequence[str], everything: bool, console: Console
+) -> ExitCode:
+    """Show what differs between jobs, one column each. Raises BadInput for fewer than two."""
+    if len(set(names)) < 2:
+        raise BadInput("two jobs are needed", hint="train-classifier compare JOB JOB")
+    located = [find_jobs.find_job(hosts, name) for name in names]
+    facts = [_facts(job.answer, job.host.name) for job in located]
+    keys = dict.fromkeys(key for each in facts for key in each)
+    different = {
+        key: [each.get(key) for each in facts]
+        for key in keys
+        if any(each.get(key) != facts[0].get(key) for each in facts)
+    }
+    same = {key: facts[0].get(key) for key in keys if key not in different}
+    if console.json_mode:
+        jobs = [job.id for job in located]
+        console.out(json.dumps({"jobs": jobs, "different": different, "same": same}))
+        return ExitCode.TRAINED
+    rows = [(key, *map(_shown, values)) for key, values in different.items()]
+    console.out(text.table(rows, ("", *(job.id for job in located)), width=console.width))
+    if everything:
+        console.out("\nThe same in all:")
+        for key, value in same.items():
+            if value not in (None, "", [], {}):
+                console.out(text.hanging(f"{text.clean(key):<24}", _shown(value), console.width))
+    else:
+        console.say(f"{len(same)} more are the same; --all shows them.")
+    return ExitCode.TRAINED
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "—"
+    if isinstance(value, list):
+        return (
+            shlex.join(map(str, value)) if all(isinstance(one, str) for one in value) else json.dumps(value)
+        )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return text.number(value) if isinstance(value, float) else str(value)
+
+
+def _facts(answer: Mapping[str, Any], host: str) -> dict[str, Any]:
+    """Return what is known of a job, flat: outcome, metrics, times, code, settings, image, cards."""
+    spec, result = answer.get("spec") or {}, answer.get("result") or {}
+    facts: dict[str, Any] = {"outcome": result.get("outcome") or (answer.get("status") or {}).get("state")}
+    for name, value in (result.get("metrics") or {}).items():
+        facts[f"metric {name}"] = value
+    facts["host"] = host
+    seconds = number((result.get("seconds") or {}).get("training"))
+    facts["training"] = None if seconds is None else text.show_seconds(seconds)
+    _flatten(facts, "", spec)
+    image = result.get("image") or {}
+    facts["image used"] = image.get("digest") or image.get("id") or image.get("reference")
+    facts["cards"] = [str(gpu.get("name")) for gpu in result.get("gpus") or () if isinstance(gpu, dict)]
+    return {key: value for key, value in facts.items() if key not in _OWN}
+
+
+def _flatten(facts: dict[str, Any], prefix: str, table: Mapping[str, Any]) -> None:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            _flatten(facts, f"{prefix}{key}.", value)
+        else:
+            facts[prefix + str(key)] = value
