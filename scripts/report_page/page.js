@@ -282,7 +282,8 @@
   }
 
   function showUsage() {
-    const phases = list(report.phases);
+    // What took no time to speak of would be a word among the others, and no piece of the bar.
+    const phases = list(report.phases).filter(([, start, end]) => end - start >= 0.05);
     const parts = [];
     if (phases.length) {
       const bar = element("div", "bar");
@@ -367,7 +368,8 @@
   showFacts();
   if (report.succeeded) showLog(section);
   showNotes();
-  page.append(element("footer", "", "Made by train-classifier. In a chart: drag to enlarge, double-click to go back, click on a name to hide its line."));
+  const hint = charts.length ? " In a chart: drag to enlarge, double-click to go back, click on a name to hide its line." : "";
+  page.append(element("footer", "", "Made by train-classifier." + hint));
 
   let waiting = 0;
   addEventListener("resize", () => {

@@ -16,6 +16,8 @@ from report_samples import HOSTILE, SAMPLES
 
 from train_classifier.core.report import page as report_page
 
+#: All in one process, which starts one browser.
+pytestmark = pytest.mark.xdist_group("report_in_browser")
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1280, "height": 900}
 #: How many pixels of each chart have a colour: lines do, axes and grid are grey.

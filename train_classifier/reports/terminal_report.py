@@ -10,7 +10,7 @@ from train_classifier.core.report.facts import mapping, words
 from train_classifier.core.report.metrics import number
 
 #: Most columns of a report, lines of a plot, plots, and lines of one plot's curve that colours distinguish.
-MAX_WIDTH, PLOT_HEIGHT, MAX_PLOTS = 80, 8, 8
+MAX_WIDTH, PLOT_HEIGHT, MAX_PLOTS = 80, 8, 6
 #: Names that plotille knows, and their codes.
 COLOURS = {"blue": 34, "yellow": 33, "green": 32, "magenta": 35, "cyan": 36, "red": 31}
 #: Columns that plotille takes beside the plot itself.

@@ -126,6 +126,9 @@ def _usage_charts(usage: Mapping[str, Mapping[str, list[Point]]], most: int) -> 
     charts = []
     for kind, title, unit, ceiling in USAGE:
         lines = [(name, points) for name, points in usage.get(kind, {}).items() if len(points) > 1]
+        if kind == "disk" and not any(y for _, points in lines for _, y in points):
+            # Most short jobs: all that they read was in memory.
+            continue
         for begin in range(0, min(len(lines), 64), MAX_CHART_LINES):
             part = lines[begin : begin + MAX_CHART_LINES]
             charts.append(_chart(title, ("seconds", unit), part, (0.0, ceiling), most))
