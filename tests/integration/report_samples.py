@@ -184,4 +184,39 @@ def wide() -> dict[str, Any]:
     )
 
 
-SAMPLES = {"good": good, "failed": failed, "bare": bare, "long": long, "wide": wide}
+def odd() -> dict[str, Any]:
+    """Return a report of numbers at the limits of what is drawn, and beyond them."""
+    rows = [
+        "1e-29,1e29,1e-29,5,0",
+        "2,-1e29,2e-29,5,0",
+        f"3,{'9' * 400},nan,5,0",
+        "inf,1,1,1,1",
+        "1e29,0,0,5,0",
+    ]
+    times = {
+        "image": [0, 1e300],
+        "queue": [-1e300, 5],
+        "gpu-check": [None, 5],
+        "training": [START, None],
+        "artefacts": "x",
+    }
+    result = {
+        "id": 5,
+        "model": None,
+        "exit_code": 0,
+        "gpus": "x",
+        "metrics": {"a": 10**400, "b": 1e308, "c": -0.0},
+        "seconds": {"training": 1e300},
+    }
+    text = "epoch,huge,tiny,flat,same\n" + "\n".join(rows)
+    return document.build(
+        document.JobRecords(
+            result=result,
+            manifest={"times": times, "submitted": 1e300},
+            tables=history(text),
+            usage=usage(20, 1),
+        )
+    )
+
+
+SAMPLES = {"good": good, "failed": failed, "bare": bare, "long": long, "wide": wide, "odd": odd}
