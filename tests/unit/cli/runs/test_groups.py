@@ -197,7 +197,7 @@ def test_lines_of_one_job_cannot_look_like_those_of_another(capfd: pytest.Captur
     display = GroupDisplay(GROUP, jobs, Console())
     display.introduce("one")
     for data in (
-        b"1\x1b[2K\r2 | won\n",
+        b"1\r2\x1b[1A | w\x9bon\n",
         b" 5%\r10%\r",
         b"99%\r\n",
         b"gr",
@@ -209,5 +209,5 @@ def test_lines_of_one_job_cannot_look_like_those_of_another(capfd: pytest.Captur
     display.job_event(JOBS[0], "ended")
     out, err = capfd.readouterr()
     lines = out.splitlines()
-    assert lines[:2] == ["1 | 2 | won", "1 | 99%"] and lines[3] == "1 | grö"
+    assert lines[:2] == ["1 | 2 | w\N{REPLACEMENT CHARACTER}on", "1 | 99%"] and lines[3] == "1 | grö"
     assert lines[2] == "3 | " + "x" * 70_000 and "\x1b" not in out + err
