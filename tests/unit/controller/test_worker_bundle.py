@@ -11,7 +11,10 @@ from train_classifier.controller.worker_bundle import INSTALLER, bundle
 
 def test_bundle_holds_only_core_and_worker() -> None:
     name, files = bundle()
-    assert len(name) == 16 and "__main__.py" in files and "train_classifier/worker/api.py" in files
+    assert len(name) == 16
+    assert {"__main__.py", "train_classifier/worker/api.py", "train_classifier/core/report/page.html"} <= set(
+        files
+    )
     # It carries nothing of the controller.
     top = {path.split("/")[1] for path in files if "/" in path}
     assert top == {"__init__.py", "core", "worker"}

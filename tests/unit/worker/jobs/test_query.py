@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from train_classifier.core import locks
-from train_classifier.core.job import SCHEMA
+from train_classifier.core.job import SCHEMA, JobSpec, Repository
 from train_classifier.worker.jobs import query
 from train_classifier.worker.slurm import shared_folder
 from train_classifier.worker.state import files
@@ -95,3 +95,56 @@ def test_group_is_followed_in_turns_of_bounded_size(tmp_path: Path) -> None:
         assert size <= query.MAX_BYTES + (1 << 19)
     assert logs == {job.id: job.log.read_bytes() for job in jobs} and len(ended) == 60
     assert all(job.lease.stat().st_mtime > 1 for job in jobs)
+
+
+def ended(
+    store: Store, number: int, model: str = "m", page: bytes | None = None, state: str = "finished"
+) -> Job:
+    """An ended job that another process will not touch any more."""
+    job = Job(store.jobs / f"20260101-{number:06}-0123abcd")
+    job.dir.mkdir(parents=True)
+    spec = JobSpec(job.id, model, Repository("digits", "0" * 16, "c" * 40), arguments=(str(number),))
+    files.write_json(job.dir / "spec.json", spec.to_dict())
+    job.write_status(schema=SCHEMA, id=job.id, model=model, state=state, started=1.0)
+    job.write_result(
+        {
+            "schema": SCHEMA,
+            "id": job.id,
+            "model": model,
+            "exit_code": 0,
+            "outcome": "trained",
+            "finished": 2.0,
+        }
+    )
+    if page is not None:
+        job.report.write_bytes(page)
+    return job
+
+
+def test_report_of_a_job_is_its_page(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    job = ended(store, 1, page=b"<html>" * 1000)
+    answer = query.report({"id": job.id}, Host(), store)
+    assert zlib.decompress(base64.b64decode(answer["page"])) == b"<html>" * 1000
+    assert (answer["result"]["outcome"], list(answer["spec"]["arguments"])) == ("trained", ["1"])
+    assert query.report({"id": ended(store, 2).id}, Host(), store)["page"] == ""
+    # It is no file of the job's: a link in its place is not followed.
+    job.report.unlink()
+    job.report.symlink_to("/etc/passwd")
+    with pytest.raises(OSError, match="symbolic link"):
+        query.report({"id": job.id}, Host(), store)
+
+
+def test_earlier_runs_are_ended_jobs_of_the_same_model(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    jobs = [ended(store, number, model="other" if number == 3 else "m") for number in range(1, 6)]
+    (store.jobs / "20260101-000004-0123abcd" / "status.json").write_text("{")
+    (store.jobs / "20260101-000009-0123abcd").mkdir()
+
+    def runs(until: int, **more: int) -> list[str]:
+        answer = query.list_runs({"model": "m", "until": jobs[until - 1].id, **more}, Host(), store)
+        return [run["arguments"][0] for run in answer["runs"]]
+
+    assert runs(5) == ["1", "2", "5"]
+    assert runs(2) == ["1", "2"]
+    assert runs(5, most=1) == ["5"]
