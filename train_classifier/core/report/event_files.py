@@ -15,7 +15,7 @@ from train_classifier.core.report.curves import Curves
 #: Larger events hold images, histograms or a graph.
 MAX_EVENT = 1 << 14
 #: Events that are read of one file; of a file with more, an even share.
-MAX_EVENTS = 20_000
+MAX_EVENTS = 10_000
 #: Bytes of a small event with its frame, from which the number of events is estimated.
 TYPICAL_EVENT = 60
 
