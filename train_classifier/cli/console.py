@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from train_classifier.cli.runs.log_progress import LogProgress
 from train_classifier.core import text
 from train_classifier.core.errors import TrainClassifierError
 from train_classifier.core.job import in_order
@@ -72,6 +73,7 @@ class Console:
         #: Seconds of each phase, in order.
         self.seconds: dict[str, float] = {}
         self.log_bytes = 0
+        self._progress = LogProgress()
         if self.live:
             threading.Thread(target=self._tick, daemon=True, name="live").start()
 
@@ -91,6 +93,7 @@ class Console:
         """Write log bytes unchanged and at once. A reader that is gone does not stop the job."""
         with self._lock:
             self.log_bytes += len(data)
+            self._progress.feed(data)
             self._clear()
             if not self.log_closed:
                 try:
@@ -247,8 +250,11 @@ class Console:
                     self._draw(drawer, self._phase)
 
     def _draw(self, drawer: "LiveLine", phase: str) -> None:
-        width = shutil.get_terminal_size().columns - 1
-        line = drawer.draw(width, phase, time.monotonic() - self._phase_start, self._bytes, self._message)
+        width, now = shutil.get_terminal_size().columns - 1, time.monotonic()
+        message = self._message
+        if phase == "training" and message in ("", phase):
+            message = self._progress.summary(now)
+        line = drawer.draw(width, phase, now - self._phase_start, self._bytes, message)
         self._write(f"\r\x1b[K{line}")
         self._drawn = True
 

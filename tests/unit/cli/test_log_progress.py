@@ -1,0 +1,83 @@
+"""How far a training is, from logs as the frameworks write them."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train_classifier.cli.runs.log_progress import TAIL, LogProgress
+
+KERAS = (
+    "Epoch 2/12\n"
+    "\x1b[1m375/375\x1b[0m \x1b[32m━━━━\x1b[0m\x1b[37m\x1b[0m \x1b[1m2s\x1b[0m 5ms/step - accuracy: 0.8 - loss: 0.6\n"
+    "Epoch 3/12\n"
+    "\r\x1b[1m  1/375\x1b[0m ━ \x1b[1m4s\x1b[0m 12ms/step - accuracy: 0.9062 - loss: 0.3541"
+    "\r\x1b[1m 45/375\x1b[0m ━━ \x1b[1m1s\x1b[0m 5ms/step - accuracy: 0.9119 - loss: 0.3187"
+)
+LIGHTNING = (
+    "Epoch 0: 100%|██████████| 100/100 [00:10<00:00,  9.5it/s, v_num=0, train_loss=0.512]\n"
+    "\rEpoch 1:  45%|████▌     | 45/100 [00:05<00:06,  9.1it/s, v_num=0, train_loss=0.304]"
+)
+TQDM = "reading\n\r 12%|█▏        | 12/100 [00:01<00:08, 10.1it/s]\r 45%|████▌     | 45/100 [00:04<00:05, 10.1it/s]"
+TRANSFORMERS = (
+    "{'loss': 0.5231, 'grad_norm': 1.2, 'learning_rate': 4.5e-05, 'epoch': 1.5}\n"
+    "\r 50%|█████     | 150/300 [01:00<01:00,  2.5it/s]"
+)
+OURS = "epoch 4/20  loss 0.312  val_loss 0.4012  val_accuracy 0.881\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "summary"),
+    [
+        (KERAS, "epoch 3/12 · step 45/375 · accuracy 0.9119 · loss 0.3187"),
+        (LIGHTNING, "epoch 1 · step 45/100 · train_loss 0.304"),
+        (TQDM, "step 45/100"),
+        (TRANSFORMERS, "epoch 1 · step 150/300 · loss 0.5231"),
+        (OURS, "epoch 4/20 · loss 0.312 · val_loss 0.4012 · val_accuracy 0.881"),
+        ("Epoch: 7, loss = 1e-05\n", "epoch 7 · loss 1e-05"),
+        ("Epoch [3/10], Step [5/8], Loss: 2.5\n", "epoch 3/10 · Loss 2.5"),
+        ("[2026-01-02 03:04:05] epoch 2 of 9\n", "epoch 2/9"),
+        ("the loss of life; see 2026/11/28 and version 1.2/3.4\n", ""),
+        ("", ""),
+    ],
+)
+def test_what_frameworks_write(log: str, summary: str) -> None:
+    progress = LogProgress()
+    for start in range(0, len(log), 7):
+        progress.feed(log[start : start + 7].encode())
+    assert progress.summary(0.0) == summary
+
+
+def test_time_left_is_that_of_the_epochs_seen() -> None:
+    progress = LogProgress()
+    progress.feed(b"epoch 5/10\n")
+    assert progress.summary(100.0) == "epoch 5/10"
+    progress.feed(b"epoch 7/10\n")
+    assert progress.summary(120.0) == "epoch 7/10 · about 30 s left"
+    assert progress.summary(125.0) == "epoch 7/10 · about 25 s left"
+    assert progress.summary(190.0) == "epoch 7/10"
+    # A second training in the same job begins again.
+    progress.feed(b"epoch 1/4\n")
+    assert progress.summary(130.0) == "epoch 1/4"
+
+
+@given(st.lists(st.binary(max_size=2000), max_size=4))
+def test_no_log_breaks_it(parts: list[bytes]) -> None:
+    progress = LogProgress()
+    for part in parts:
+        progress.feed(part)
+    assert progress.summary(1.0).isprintable()
+
+
+@pytest.mark.parametrize(
+    "piece", ["epoch ", "9", "1/", "loss: ", "val_", "'epoch': ", "\x1b[", "\r", "loss=1e", "0.0"]
+)
+def test_hostile_logs_cost_little(piece: str) -> None:
+    progress = LogProgress()
+    progress.feed((piece * TAIL).encode())
+    before = time.process_time()
+    progress.summary(1.0)
+    assert time.process_time() - before < 5
