@@ -19,6 +19,7 @@ host = click.option("--host", metavar="HOST", help="A host of the inventory.")
 json_mode = click.option(
     "--json", "json_mode", is_flag=True, help="One JSON value on standard output, all else on standard error."
 )
+watch = click.option("-w", "--watch", is_flag=True, help="Show it again every 2 seconds, until Ctrl-C.")
 job = click.argument("job", metavar="JOB")
 job_or_last = click.argument("job", metavar="[JOB]", default="last")
 

@@ -16,8 +16,16 @@ from train_classifier.cli import parameters
     help="Every job, not only those at work and the newest twenty.",
 )
 @click.option("--all-users", is_flag=True, help="Also the waiting and running jobs of other users.")
+@parameters.watch
 @parameters.json_mode
-def list_(inventory: str | None, host: str | None, everything: bool, all_users: bool, json_mode: bool) -> int:
+def list_(
+    inventory: str | None,
+    host: str | None,
+    everything: bool,
+    all_users: bool,
+    watch: bool,
+    json_mode: bool,
+) -> int:
     """List jobs of all hosts of the inventory.
 
     \b
@@ -35,4 +43,11 @@ def list_(inventory: str | None, host: str | None, everything: bool, all_users: 
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
 
-    return job_display.show_list(hosts(inventory, host), everything, all_users, Console(json_mode=json_mode))
+    targets = hosts(inventory, host)
+    if watch:
+        from train_classifier.cli.runs.watch import repeat
+
+        return repeat(
+            lambda console: job_display.show_list(targets, everything, all_users, console), json_mode
+        )
+    return job_display.show_list(targets, everything, all_users, Console(json_mode=json_mode))

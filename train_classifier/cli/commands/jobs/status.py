@@ -7,10 +7,11 @@ from train_classifier.cli import parameters
 
 @click.command()
 @parameters.job_or_last
+@parameters.watch
 @parameters.inventory
 @parameters.host
 @parameters.json_mode
-def status(job: str, inventory: str | None, host: str | None, json_mode: bool) -> int:
+def status(job: str, watch: bool, inventory: str | None, host: str | None, json_mode: bool) -> int:
     """Show a job's state, phases and result.
 
     \b
@@ -24,4 +25,9 @@ def status(job: str, inventory: str | None, host: str | None, json_mode: bool) -
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
 
-    return job_display.show_status(hosts(inventory, host), job, Console(json_mode=json_mode))
+    targets = hosts(inventory, host)
+    if watch:
+        from train_classifier.cli.runs.watch import repeat
+
+        return repeat(lambda console: job_display.show_status(targets, job, console), json_mode)
+    return job_display.show_status(targets, job, Console(json_mode=json_mode))
