@@ -233,7 +233,7 @@ def wait_for_group(run: JobRun) -> None:
         # Those that have ended are not looked at again, and no more than needed of the others.
         while earlier and len(at_work) < most:
             job = earlier.pop(0)
-            if is_at_work(job, run.host):
+            if is_at_work(job, run.host, without_gpu=run.spec.max_parallel is None):
                 at_work.append(job)
         earlier = at_work + earlier
         if len(at_work) < most:
@@ -243,14 +243,18 @@ def wait_for_group(run: JobRun) -> None:
         time.sleep(GROUP_POLL_S)
 
 
-def is_at_work(job: Job, host: Host) -> bool:
-    """Return whether a job was submitted and has not ended; a job whose worker is dead is finished here."""
+def is_at_work(job: Job, host: Host, without_gpu: bool) -> bool:
+    """Return whether a job was submitted and has not ended; a job whose worker is dead is finished here.
+
+    With `without_gpu` one that has a GPU does not count.
+    """
     with contextlib.suppress(TrainClassifierError, OSError):
         recover.finish_if_dead(job, host)
     try:
-        return job.status()["state"] in ("submitted", "running")
+        status = job.status()
     except (TrainClassifierError, OSError):
         return False
+    return status["state"] in ("submitted", "running") and not (without_gpu and status.get("gpus_wanted"))
 
 
 def check_gpus(run: JobRun) -> None:
