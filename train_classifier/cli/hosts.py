@@ -11,6 +11,7 @@ from train_classifier.controller import find_jobs
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import options, text
 from train_classifier.core.errors import NotReady, TrainClassifierError
+from train_classifier.core.report.facts import mapping
 from train_classifier.request import precedence, settings_file
 from train_classifier.request.flags import own_settings
 
@@ -63,23 +64,32 @@ def choose(
         free = _free_gpus(answer)
         if wanted and free >= wanted:
             return host, f"{free} of its GPUs {'is' if free == 1 else 'are'} free", failures
-    waiting = [(host, answer) for host, answer in ready if isinstance(answer.get("queued"), int)]
+    waiting = [(queued, host) for host, answer in ready if (queued := _queued(answer)) is not None]
     if wanted and waiting:
         # The first of those with equally many.
-        host, answer = min(waiting, key=lambda pair: pair[1]["queued"])
-        reason = f"no host has enough free GPUs, and the fewest jobs wait there: {answer['queued']}"
-        return host, reason, failures
+        queued, host = min(waiting, key=lambda pair: pair[0])
+        return host, f"no host has enough free GPUs, and the fewest jobs wait there: {queued}", failures
     return ready[0][0], "the first that is ready", failures
 
 
 def _free_gpus(answer: dict[str, Any]) -> int:
     """Return the GPUs that no job and no process has, once those that wait in the queue got theirs."""
-    free = sum(not gpu.get("busy_by") for gpu in answer.get("gpus") or ())
-    return max(0, free - (answer.get("queued") or 0))
+    gpus = answer.get("gpus")
+    free = sum(not mapping(gpu).get("busy_by") for gpu in gpus) if isinstance(gpus, list) else 0
+    return max(0, free - (_queued(answer) or 0))
+
+
+def _queued(answer: dict[str, Any]) -> int | None:
+    queued = answer.get("queued")
+    return queued if isinstance(queued, int) else None
 
 
 def _not_ready(host: RemoteHost, answer: dict[str, Any]) -> TrainClassifierError:
-    for check in answer.get("checks") or ():
+    checks = answer.get("checks")
+    for check in map(mapping, checks if isinstance(checks, list) else ()):
         if check.get("status") == "fail":
-            return NotReady(f"{host.name}: {text.clean(str(check.get('message')))}", check.get("hint"))
+            hint = check.get("hint")
+            return NotReady(
+                f"{host.name}: {text.clean(str(check.get('message')))}", str(hint) if hint else None
+            )
     return NotReady(f"{host.name} is not ready.")

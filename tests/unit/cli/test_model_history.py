@@ -78,6 +78,17 @@ def test_history_of_hosts_that_fail(capfd: pytest.CaptureFixture[str]) -> None:
         model_history.show_history([AnsweringHost("gpu-1", [])], "m", None, 20, Console())
 
 
+@pytest.mark.parametrize(
+    "odd", [None, 7, "x", [3], {"id": 1, "metrics": [1], "finished": "x", "arguments": 4}]
+)
+def test_what_a_host_says_breaks_nothing(odd: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    host = AnsweringHost("odd", [odd, run(0, {"loss": 1}, [])])
+    assert model_history.show_history([host], "m", None, 20, Console()) == 0
+    assert JOBS[0] in capfd.readouterr().out
+    assert model_history._facts({"spec": odd, "result": odd, "status": odd}, "odd")["host"] == "odd"
+    assert model_history._facts({"result": dict.fromkeys(("metrics", "gpus", "image"), odd)}, "odd")
+
+
 def test_comparison_shows_what_differs(capfd: pytest.CaptureFixture[str]) -> None:
     assert model_history.show_comparison([HOST], [JOBS[0], JOBS[2]], False, Console()) == 0
     shown = capfd.readouterr().out

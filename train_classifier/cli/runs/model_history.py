@@ -12,6 +12,7 @@ from train_classifier.controller import find_jobs
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import text
 from train_classifier.core.errors import BadInput, ExitCode, TrainClassifierError
+from train_classifier.core.report.facts import mapping, words
 from train_classifier.core.report.metrics import number
 
 #: Parts of a metric's name for which less is better.
@@ -32,13 +33,14 @@ def show_history(
         {**run, "host": host.name}
         for host, answer in answers
         if isinstance(answer, dict)
-        for run in answer.get("runs") or ()
+        for run in (answer["runs"] if isinstance(answer.get("runs"), list) else ())
+        if isinstance(run, dict)
     ]
     runs = sorted(runs, key=lambda run: str(run.get("id")))[-most:]
     if not runs and not errors:
         raise BadInput(f"there is no ended run of {text.quoted(model)} on these hosts")
     metric = metric or _usual_metric(runs)
-    values = [number((run.get("metrics") or {}).get(metric)) for run in runs]
+    values = [number(mapping(run.get("metrics")).get(metric or "")) for run in runs]
     known = [value for value in values if value is not None]
     best = (min if _less_is_better(metric) else max)(known) if known else None
     if console.json_mode:
@@ -55,7 +57,7 @@ def show_history(
                 run.get("outcome"),
                 ("" if value is None else text.number(value))
                 + (" best" if value == best is not None else ""),
-                shlex.join(map(str, run.get("arguments") or ())),
+                shlex.join(words(run.get("arguments"))),
                 str(run.get("commit") or "")[:12],
             )
             for run, value in zip(runs, values, strict=True)
@@ -72,7 +74,7 @@ def show_history(
 def _usual_metric(runs: Sequence[Mapping[str, Any]]) -> str | None:
     """Return the metric of the newest run that has some; one of a validation or test first."""
     for run in reversed(runs):
-        names = [str(name) for name in run.get("metrics") or {}]
+        names = [str(name) for name in mapping(run.get("metrics"))]
         if names:
             return next((name for name in names if name.startswith(("val", "test"))), names[0])
     return None
@@ -141,17 +143,18 @@ def _shown(value: Any) -> str:
 
 def _facts(answer: Mapping[str, Any], host: str) -> dict[str, Any]:
     """Return what is known of a job, flat: outcome, metrics, times, code, settings, image, cards."""
-    spec, result = answer.get("spec") or {}, answer.get("result") or {}
-    facts: dict[str, Any] = {"outcome": result.get("outcome") or (answer.get("status") or {}).get("state")}
-    for name, value in (result.get("metrics") or {}).items():
+    spec, result = mapping(answer.get("spec")), mapping(answer.get("result"))
+    facts: dict[str, Any] = {"outcome": result.get("outcome") or mapping(answer.get("status")).get("state")}
+    for name, value in mapping(result.get("metrics")).items():
         facts[f"metric {name}"] = value
     facts["host"] = host
-    seconds = number((result.get("seconds") or {}).get("training"))
+    seconds = number(mapping(result.get("seconds")).get("training"))
     facts["training"] = None if seconds is None else text.show_seconds(seconds)
     _flatten(facts, "", spec)
-    image = result.get("image") or {}
+    image = mapping(result.get("image"))
     facts["image used"] = image.get("digest") or image.get("id") or image.get("reference")
-    facts["cards"] = [str(gpu.get("name")) for gpu in result.get("gpus") or () if isinstance(gpu, dict)]
+    cards = result.get("gpus")
+    facts["cards"] = [str(mapping(gpu).get("name")) for gpu in cards] if isinstance(cards, list) else []
     return {key: value for key, value in facts.items() if key not in _OWN}
 
 
