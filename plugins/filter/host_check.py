@@ -151,14 +151,16 @@ SLURM_STATES = {
 def slurm_rows(lines: list[str]) -> list[dict]:
     """Rows on munge and on the host as a node of Slurm; none without lines.
 
-    `lines`: `munge ok` or what it said; on a node also `slurmd STATE` of systemd, and `state STATE|REASON` of
-    Slurm, or what sinfo said instead.
+    `lines`: `munge ok` or its error; on a node also `slurmd STATE` of systemd, and `state STATE|REASON` of
+    Slurm, or the error of sinfo.
     """
     answers = dict(line.split(" ", 1) for line in lines if " " in line)
     if not answers:
         return []
     if answers["munge"] == "ok":
         rows = [_row("munge", "ok", "munge works")]
+    elif answers["munge"] == "is not installed":
+        rows = [_row("munge", "fail", "munge, by which Slurm knows its hosts, is not installed", SITE)]
     else:
         hint = f"journalctl -u munge has its log; a clock that is minutes off does it, too. {SITE}"
         rows = [
@@ -180,6 +182,10 @@ def slurm_rows(lines: list[str]) -> list[dict]:
     elif name in SLURM_STATES:
         why = f": {reason}" if reason not in ("", "none") else ""
         hint = "once that is over, on the controller: scontrol update nodename=NODE state=resume"
+        if reason.startswith("train-classifier: "):
+            hint = (
+                "once that is over, the health check lets it take jobs again within a minute; docs/cluster.md"
+            )
         rows.append(_row("slurm-node", "fail", f"the node {SLURM_STATES[name]}{why}", hint))
     else:
         rows.append(_row("slurm-node", "ok", f"Slurm gives this node jobs ({name})"))

@@ -90,8 +90,8 @@ def partition_lines(
     `nodes` names hosts of the inventory; the other keys are Slurm's own.
     """
     lines = []
-    for name, given in partitions.items():
-        settings = dict(given or {})
+    for name, keys_of_slurm in partitions.items():
+        settings = dict(keys_of_slurm or {})
         hosts = settings.pop("nodes", None)
         unknown = [host for host in hosts or () if host not in cluster]
         members = [one["name"] for host, one in cluster.items() if hosts is None or host in hosts]

@@ -131,6 +131,28 @@ def registered(answer: Mapping[str, Any], node: Mapping[str, Any], controller: s
     return ""
 
 
+def account_problem(here: str, there: str, controller: str) -> str:
+    """Return why jobs would run as another account on a node, from lines of passwd(5); empty if they do not.
+
+    Slurm goes by numbers. An account that the controller lacks has no jobs.
+    """
+    node, submitters = (
+        dict(line.split(":")[0:3:2] for line in lines.splitlines() if line.count(":") > 2)
+        for lines in (here, there)
+    )
+    different = [
+        f"{name} (number {number} on {controller}, {node.get(name, 'missing')} here)"
+        for name, number in submitters.items()
+        if node.get(name) != number
+    ]
+    if not different:
+        return ""
+    return (
+        f"Slurm knows accounts by their numbers, which differ: {', '.join(different)}. Give each the same on "
+        "every host (usermod -u NUMBER NAME, while it runs nothing), and run again."
+    )
+
+
 def mount_unit(path: str) -> str:
     """Return the name of systemd's unit that mounts a folder: `srv-train\\x2dclassifier.mount`."""
     parts = [part for part in path.split("/") if part]
@@ -149,6 +171,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         """Return the filters by name."""
         return {
+            "slurm_node_account_problem": account_problem,
             "slurm_node_description": description,
             "slurm_node_mount_unit": mount_unit,
             "slurm_node_registered": registered,

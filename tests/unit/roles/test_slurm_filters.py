@@ -173,6 +173,19 @@ def test_why_a_node_does_not_register(stdout: str, status: int, sentence: str) -
     assert sentence in problem and (problem == "") == (sentence == "")
 
 
+def test_account_with_another_number_is_refused() -> None:
+    lines = "train-classifier:x:998:998::/:/usr/sbin/nologin\nada:x:1001:1001:,,,:/home/ada:/bin/sh\n"
+    assert slurm_node.account_problem(lines, lines, "login") == ""
+    other = lines.replace("998:998", "997:997")
+    assert "train-classifier (number 998 on login, 997 here)" in slurm_node.account_problem(
+        other, lines, "login"
+    )
+    assert "ada (number 1001 on login, missing here)" in slurm_node.account_problem(
+        lines.partition("\n")[0], lines, "login"
+    )
+    assert slurm_node.account_problem(lines, "", "login") == ""
+
+
 def test_mount_unit_is_named_as_systemd_names_it() -> None:
     assert slurm_node.mount_unit("/srv/train-classifier") == r"srv-train\x2dclassifier.mount"
     assert slurm_node.mount_unit("/shared/") == "shared.mount"
@@ -196,6 +209,8 @@ def test_host_check_says_what_slurm_thinks_of_a_node(lines: list[str], status: s
 
 
 def test_host_check_says_that_munge_fails() -> None:
+    [row] = host_check.slurm_rows(["munge is not installed"])
+    assert row["status"] == "fail" and "journalctl" not in row["hint"]
     [row] = host_check.slurm_rows(["munge STATUS: Rewound credential (16)"])
     assert row["status"] == "fail" and "Rewound" in row["message"]
     assert host_check.slurm_rows([]) == []

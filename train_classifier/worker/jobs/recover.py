@@ -12,6 +12,7 @@ from train_classifier.core import locks
 from train_classifier.core.errors import BadInput, ExitCode, Lost, NotReady, TrainClassifierError
 from train_classifier.core.job import LAST_SCHEMA, SCHEMA, JobSpec
 from train_classifier.core.options import show_option
+from train_classifier.core.regular_file import open_regular
 from train_classifier.worker.containers import engine
 from train_classifier.worker.environments import build_folder
 from train_classifier.worker.jobs import conclude, removal
@@ -86,10 +87,20 @@ def finish_slurm_job(job: Job, host: Host, cause: TrainClassifierError) -> bool:
         if not is_locked or job.status()["state"] == "finished":
             return False
         remove_secrets(job)
+        with contextlib.suppress(OSError):
+            # Why a worker could not start on its node.
+            cause.detail = cause.detail or last_text(job.crash)
         spec, account = try_spec(job), host.job_user()
         conclude.conclude(job, spec, cause, {}, {})
         conclude.remove_leftovers(job, account)
     return True
+
+
+def last_text(path: Path) -> Optional[str]:
+    """Return the end of a text file, None where it has none. Raises OSError."""
+    with open(open_regular(path), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 2000))
+        return file.read(2000).decode("utf-8", "replace").strip() or None
 
 
 def finish(job: Job, host: Host, reason: Optional[str] = None) -> bool:

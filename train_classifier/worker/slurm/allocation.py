@@ -1,6 +1,7 @@
 """What Slurm gave a job on this node: its GPUs, memory and CPUs."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import time
@@ -49,8 +50,11 @@ class Allocation:
 
 def read(host: Host, variables: Mapping[str, str]) -> Allocation:
     """Return the allocation from the variables that Slurm sets on a node. Raises NoGpu, NotReady."""
+    cpus = _number(variables, "SLURM_CPUS_ON_NODE")
+    # slurm.conf may say more than a node has (config_overrides); the engine refuses that.
+    present = os.cpu_count() or cpus
     return Allocation(
-        gpus(host, variables), memory_bytes(variables), _number(variables, "SLURM_CPUS_ON_NODE")
+        gpus(host, variables), memory_bytes(variables), min(cpus, present) if cpus and present else None
     )
 
 

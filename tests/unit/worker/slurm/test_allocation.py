@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,13 @@ def test_allocation_limits_the_job_where_it_names_no_lower_limits() -> None:
     plain = JobSpec(new_job_id(), "look", Repository("look", "0" * 16))
     assert (granted.limit(plain).memory_bytes, granted.limit(plain).cpus) == (2 << 30, 2)
     assert Allocation((), None, None).limit(plain) == plain
+
+
+def test_no_more_cpus_than_the_node_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """slurm.conf may count more; the engine would refuse the container."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert [allocation.read(Host(), {"SLURM_CPUS_ON_NODE": count}).cpus for count in ("8", "1", "")] == [
+        2,
+        1,
+        None,
+    ]

@@ -199,3 +199,13 @@ def test_submit_host_runs_no_program_of_the_shared_folder(tmp_path: Path) -> Non
         os.utime(job.dir / "status.json", (1, 1))
     recover.finish_dead_jobs(store, host)
     assert not (tmp_path / "ran").exists()
+
+
+def test_reason_why_a_worker_could_not_start_is_in_the_result(job: Job) -> None:
+    job.crash.write_text("Traceback\nNotReady: host.json cannot be read\n")
+    assert recover.finish_slurm_job(
+        job, Host(service_user="nobody"), slurm_words.ending("FAILED", "None", "node1")
+    )
+    result = job.result()
+    assert result is not None and result["exit_code"] == ExitCode.LOST
+    assert result["detail"].endswith("NotReady: host.json cannot be read")
