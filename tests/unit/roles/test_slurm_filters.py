@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
+import subprocess
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 from role_files import ROOT
 
 
@@ -214,6 +219,30 @@ def test_host_check_says_that_munge_fails() -> None:
     [row] = host_check.slurm_rows(["munge STATUS: Rewound credential (16)"])
     assert row["status"] == "fail" and "Rewound" in row["message"]
     assert host_check.slurm_rows([]) == []
+
+
+@pytest.mark.parametrize(
+    ("brought", "answer"), [(["munge", "slurmd"], True), (["slurmd"], False), (None, False)]
+)
+def test_key_of_munge_is_the_roles_only_with_the_package(
+    tmp_path: Path, brought: list[str] | None, answer: bool
+) -> None:
+    """Otherwise it may be that of another cluster, and is not replaced."""
+    [probe] = [
+        task
+        for task in yaml.safe_load((ROOT / "roles/slurm_node/tasks/look.yml").read_text())
+        if "register" in task
+    ]
+    packages = tmp_path / "packages.json"
+    if brought is not None:
+        # The role needs it either way.
+        packages.write_text(json.dumps({"brought": brought, "wanted": {"slurm_node": ["munge"]}}))
+    names = {**dict.fromkeys(probe["environment"], str(tmp_path / "nothing")), "PACKAGES": str(packages)}
+    script = probe["ansible.builtin.shell"]
+    output = subprocess.run(
+        ["bash", "-c", script], env={**os.environ, **names}, stdout=subprocess.PIPE, text=True, check=False
+    ).stdout
+    assert ("brought_munge" in output.split()) == answer
 
 
 def test_files_of_the_roles_are_where_slurm_looks_for_them() -> None:
