@@ -14,7 +14,8 @@ import pytest
 from documented import documented
 from hosts.caller import Caller, archived
 from hosts.cluster import SHARED, Cluster
-from hosts.machine import TestHost
+from hosts.fleet import uv_binary
+from hosts.machine import LABEL, TestHost, owner_label, run
 from loopback.world import tail, wait_until
 
 pytestmark = [pytest.mark.engine, pytest.mark.host]
@@ -70,9 +71,8 @@ def settle(host: TestHost, **settings: object) -> None:
     host.write(SETTINGS, json.dumps({**values, **settings, "slurm_shared_dir": SHARED}))
 
 
-@pytest.fixture(scope="module")
-def ready(cluster: Cluster) -> Cluster:
-    """The cluster with the settings, the service account and the epilog that the roles give it."""
+def set_up(cluster: Cluster) -> Cluster:
+    """Give a cluster the settings, the service account and the epilog that the roles give it."""
     account = "train-classifier"
     for node in cluster.nodes:
         settle(node, slurm_node=True, slurm_host_network=True)
@@ -87,6 +87,12 @@ def ready(cluster: Cluster) -> Cluster:
     )
     settle(controller, engine="slurm", slurm_host_network=True)
     return cluster
+
+
+@pytest.fixture(scope="module")
+def ready(cluster: Cluster) -> Cluster:
+    """The cluster as `set_up` makes it."""
+    return set_up(cluster)
 
 
 class SlurmCaller(Caller):
@@ -224,20 +230,77 @@ def test_controller_is_restarted_while_a_job_runs(caller: SlurmCaller, ready: Cl
     process = caller.start("attach", job, errors=errors)
     caller.training(job)
     ready.controller.shell("systemctl restart munge slurmctld")
+    other = caller.folder / "elsewhere"
+    other.mkdir()
+    elsewhere = SlurmCaller(ready, other, "trainer")
+    second = elsewhere.start("attach", job, errors=other / "errors")
     caller.let_go(job)
     out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, tail(errors.read_bytes())
     assert out.splitlines()[-1] == b"end"
+    out_elsewhere, _ = second.communicate(timeout=240)
+    assert out_elsewhere == out == archived(elsewhere.work / "artefacts.tar.gz", "job/log.txt")
+    archives = [where.work / "artefacts.tar.gz" for where in (caller, elsewhere)]
+    assert archives[0].read_bytes() == archives[1].read_bytes()
 
 
 def test_job_whose_worker_is_killed_is_lost_and_its_container_is_gone(caller: SlurmCaller) -> None:
     job = caller.submit("--", "hold")
     node = caller.training(job)
+    # A controller that is killed just after a start may start the same attempt again.
+    status = json.loads(node.shell(f"cat {caller.state}/jobs/{job}/status.json", user="trainer"))
+    again = ["env", f"SLURM_JOB_ID={status['slurm_job']}", "/usr/bin/python3", "-I", status["worker"], "run"]
+    node.exec(*again, f"{caller.state}/jobs/{job}", user="trainer")
+    assert len(node.containers(f"label=train-classifier.job={job}")) == 1
+    assert caller.status(job)["state"] == "running"
     node.exec("pkill", "-9", "-f", f"run {caller.state}/jobs/{job}")
     done = caller.run("attach", job)
     assert done.returncode == 10, tail(done.stderr)
     assert b"was killed or could not start on its node" in done.stderr
     wait_until(lambda: not node.containers(f"label=train-classifier.job={job}"), 60)
+
+
+@pytest.mark.full
+def test_job_of_a_node_that_lost_its_network_is_lost(caller: SlurmCaller, ready: Cluster) -> None:
+    """Slurm gives the node up after SlurmdTimeout; back on the network the worker finds that, and ends."""
+    job = caller.submit("--", "hold")
+    node = caller.training(job)
+    ready.cut_network(node.name)
+    try:
+        wait_until(lambda: caller.status(job)["state"] == "finished", 400)
+        result = caller.result(job)
+        assert result["exit_code"] == 10 and "the node of the job failed" in result["reason"]
+    finally:
+        ready.mend_network(node.name)
+    assert_nothing_left(node, job)
+    wait_until(lambda: ready.node_state(node.name) == "idle", 240)
+
+
+#: A back end that builds until it is killed.
+ENDLESS = """
+import time
+def build_wheel(folder, settings=None, metadata=None):
+    while True:
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.full
+def test_job_is_cancelled_while_its_environment_is_built(caller: SlurmCaller, ready: Cluster) -> None:
+    package = caller.repo / "endless"
+    package.mkdir()
+    project = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (package / "pyproject.toml").write_text(project + '[project]\nname = "endless"\nversion = "1"\n')
+    (package / "backend.py").write_text(ENDLESS)
+    (caller.repo / "requirements.txt").write_text("./endless\n")
+    job = caller.submit()
+    wait_until(lambda: caller.status(job).get("phase") == "environment", 120)
+    node = caller.cluster.node(caller.status(job)["node"])
+    wait_until(lambda: node.containers("label=train-classifier.kind=build"), 120)
+    assert caller.run("cancel", job).returncode == 0
+    assert caller.result(job)["exit_code"] == 6
+    assert_nothing_left(node, job)
+    wait_until(lambda: ready.job(caller.status(job)["slurm_job"])["ExitCode"] == "6:0", 60)
 
 
 @pytest.mark.full
@@ -346,8 +409,61 @@ def test_both_nodes_end(
             wait_until(lambda: caller.host.shell(log).count("mean 1.5") == 2, 240)
         assert caller.run("cancel", job).returncode == 0
         assert caller.result(job)["exit_code"] == 6
-    for node in ready.nodes:
-        assert_nothing_left(node, job)
+        for node in ready.nodes:
+            assert_nothing_left(node, job)
+    # What a killed worker leaves on its disk is removed by the next job of the account there.
+    wait_until(lambda: not members(caller, ready, job), 60)
+
+
+#: Computes the gradient on the numbers of its rank, and what the mean of all ranks must be.
+GRADIENTS = """
+import copy, torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+plain = torch.nn.Linear(4, 1)
+def gradient(model, rank):
+    model(torch.full((8, 4), rank + 1.0)).pow(2).mean().backward()
+    return list(model.parameters())[0].grad
+expected = sum(gradient(copy.deepcopy(plain), rank) for rank in range(dist.get_world_size())) / dist.get_world_size()
+own = gradient(copy.deepcopy(plain), dist.get_rank())
+found = gradient(torch.nn.parallel.DistributedDataParallel(plain), dist.get_rank())
+assert torch.allclose(found, expected) and not torch.allclose(own, expected)
+open("artefacts/averaged", "w").write("averaged")
+print("averaged over", dist.get_world_size(), flush=True)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.full
+def test_torch_averages_gradients_over_two_nodes(
+    caller: SlurmCaller, ready: Cluster, base_image: str
+) -> None:
+    """With the wheels that this machine's pip finds, which may be those without CUDA; the image's Python is 3.11."""
+    wheels, image = caller.folder / "wheels", "train-classifier-test-torch"
+    pip = [uv_binary(), "tool", "run", "--python", "3.11", "pip", "download", "-q", "-d", str(wheels)]
+    run(*pip, "torch==2.13.0", "numpy")
+    unpack = "cd /w && python3 - <<'E'\nimport glob, zipfile\nfor name in glob.glob('*.whl'):\n"
+    unpack += "    zipfile.ZipFile(name).extractall('/usr/local/lib/python3.11/dist-packages')\nE\n"
+    container = run(
+        "docker", "run", "-d", "--label", LABEL, "--label", owner_label(), base_image, "sleep", "3600"
+    ).stdout.strip()
+    try:
+        run("docker", "cp", str(wheels), f"{container}:/w")
+        run("docker", "exec", container, "sh", "-ec", unpack + "rm -r /w")
+        run("docker", "commit", container, image)
+    finally:
+        run("docker", "rm", "-f", container)
+    try:
+        for node in ready.nodes:
+            node.load_image(image)
+    finally:
+        run("docker", "rmi", image)
+    caller.model("gradients", GRADIENTS)
+    done = caller.run(*caller.train("gradients", "--nodes", "2", "--image", image, "--gpu-check", "off"))
+    assert done.returncode == 0, tail(done.stderr)
+    assert done.stdout.splitlines()[-1] == b"averaged over 2"
+    assert b"averaged over 2" in archived(caller.work / "artefacts.tar.gz", "job/log-rank1.txt")
 
 
 def test_node_refuses_jobs_that_do_not_come_from_slurm(ready: Cluster, tmp_path: Path) -> None:
