@@ -143,4 +143,7 @@ def _explain(error: BadInput, gpus: int, nodes: int) -> Exception:
             hint=f"ask for less with {options.show_option('gpus')}, {options.show_option('cpus')} or "
             f"{options.show_option('memory')}; see sinfo on the submit host",
         )
+    if "Invalid account" in error.reason or "Invalid qos" in error.reason:
+        command = "sacctmgr show associations user=$USER format=account,partition,qos"
+        error.hint = f"on the submit host, what you may use: {command}"
     return error

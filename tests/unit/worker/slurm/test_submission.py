@@ -129,3 +129,22 @@ def test_a_group_with_a_limit_is_as_many_chains(store: Store) -> None:
     ]  # fmt: skip
     free = dataclasses.replace(SPEC, id=job_of_group(group, 3), group=group)
     assert not [word for word in words(store, free) if word.startswith("--dependency")]
+
+
+@pytest.mark.parametrize(
+    "words", ["Invalid account or account/partition combination specified", "Invalid qos specification"]
+)
+def test_account_without_rights_is_refused_in_slurms_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    """As sbatch of Slurm 24.11 says it where accounts are enforced."""
+    tool = tmp_path / "bin/sbatch"
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\necho 'sbatch: error: Batch job submission failed: {words}' >&2\nexit 1\n")
+    tool.chmod(0o755)
+    variables = {"PATH": f"{tool.parent}:/usr/bin:/bin"}
+    monkeypatch.setattr(submission.commands, "environment", lambda account: variables)
+    with pytest.raises(BadInput, match=f"Slurm refused the request: {words}") as caught:
+        submission.commands.run(Host().caller(), ["sbatch"])
+    error = submission._explain(caught.value, 1, 1)
+    assert isinstance(error, BadInput) and "sacctmgr show associations" in str(error.hint)
