@@ -13,6 +13,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import json_output
 from loopback.world import wait_until
 
 from .machine import TestHost, state_dir
@@ -58,11 +59,13 @@ class Caller:
     def run(
         self, verb: str, *words: str | Path, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run our command to its end."""
-        return subprocess.run(
+        """Run our command to its end; what --json prints has its published form."""
+        done = subprocess.run(
             self.command(verb, *words), capture_output=True, stdin=subprocess.DEVNULL, timeout=240, check=False,
             cwd=cwd or self.work, env=self.environment(),
         )  # fmt: skip
+        json_output.check((verb, *words), done.stdout)
+        return done
 
     def start(self, verb: str, *words: str | Path, errors: Path) -> subprocess.Popen[bytes]:
         """Start our command; its standard error goes to the file `errors`."""

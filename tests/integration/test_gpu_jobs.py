@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import json_output
 import pytest
 from documented import documented
 from hosts.caller import Caller, archived
@@ -123,6 +124,7 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
     sees_exactly(json.loads(out), card["uuid"])
 
     manifest = json.loads(archived(caller.work / "artefacts.tar.gz", "job/manifest.json"))
+    json_output.validate("manifest", manifest)
     (recorded,) = manifest["gpus"]
     for file_name in ("manifest.json", "result.json"):
         keys = {

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import json_output
 import pytest
 from documented import documented
 from hosts.caller import Caller, archived
@@ -160,6 +161,7 @@ def test_job_of_a_node_comes_back_as_from_a_plain_host(
     assert archived(archive, "job/log.txt") == done.stdout and archived(archive, "artefacts/seen") == b"seen"
     manifest = json.loads(archived(archive, "job/manifest.json"))
     assert manifest["limits"]["memory_bytes"] == 300 << 20 and len(manifest["gpus"]) == 1
+    json_output.validate("manifest", manifest)
     entry = manifest["slurm"]
     assert {f"slurm.{name}" for name in entry} == {
         key.removesuffix(".NAME") for key in documented("manifest.json") if key.startswith("slurm.")

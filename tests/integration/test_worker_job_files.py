@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import json_output
 import pytest
 from documented import documented, keys_of, matches
 from hosts.fleet import uv_binary
@@ -61,6 +62,8 @@ def test_job_files_have_the_documented_keys(host: Machine, tmp_path: Path) -> No
         all_keys: set[str] = set()
         for content in contents:
             keys = keys_of(content, name)
+            if name == "manifest.json":
+                json_output.validate("manifest", content)
             all_keys |= keys
             # Every key is there for every outcome; one without a value is null or empty.
             assert {key.partition(".")[0].removesuffix("[]") for key in documented(name)} == set(content)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from json_output import check
 from worker_support import compiled_worker, remember_image
 
 from train_classifier.controller.worker_bundle import bundle
@@ -106,8 +107,8 @@ class World:
     def run(
         self, *arguments: str | Path, timeout: float = 300, cwd: Path | None = None, **environment: str
     ) -> subprocess.CompletedProcess[bytes]:
-        """Run our command to its end."""
-        return subprocess.run(
+        """Run our command to its end; what --json prints has its published form."""
+        done = subprocess.run(
             self.command(*arguments),
             capture_output=True,
             stdin=subprocess.DEVNULL,
@@ -116,6 +117,8 @@ class World:
             env={**self.environment, **environment},
             check=False,
         )
+        check(arguments, done.stdout)
+        return done
 
     def start(self, *arguments: str | Path, **how: Any) -> subprocess.Popen[bytes]:
         """Start our command in a session of its own."""

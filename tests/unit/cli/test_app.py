@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import json_output
 import pytest
 
 from train_classifier.ansible_bridge import event_socket
@@ -69,6 +70,7 @@ def test_wrong_use_is_bad_input_without_a_traceback(arguments: list[str]) -> Non
 )
 def test_json_is_one_object_also_on_failure(arguments: list[str]) -> None:
     done = command(*arguments)
+    json_output.check(arguments, done.stdout)
     assert done.returncode == json.loads(done.stdout)["exit_code"] == ExitCode.BAD_INPUT
 
 

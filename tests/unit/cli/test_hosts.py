@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 from typing import Any
 
+import json_output
 import pytest
 
 from train_classifier.cli.app import run
@@ -26,16 +28,26 @@ def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "train-classifier" / "config.toml"
 
 
-def test_list_grows_and_shrinks_and_the_rest_stays(own_file: Path) -> None:
+def test_list_grows_and_shrinks_and_the_rest_stays(own_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     own_file.parent.mkdir()
     mine = "# mine\n[defaults]\ngpus = 0  # cpu\n\n[models.m]\nenvironment = { A = 'b' }\n"
     own_file.write_text(mine)
     own_file.chmod(0o640)
     for name in (FIRST, SECOND, FIRST):
-        assert run(["hosts", "add", name, "--unchecked"]) == 0
+        capfd.readouterr()
+        words = ["hosts", "add", name, "--unchecked", "--json"]
+        assert run(words) == 0
+        out = capfd.readouterr().out
+        assert json.loads(out)["ready"] is None
+        json_output.check(words, out)
     assert own_file.read_text() == f'hosts = ["{FIRST}", "{SECOND}"]\n\n{mine}'
     assert settings_file.load_own(own_file).hosts == (FIRST, SECOND)
     assert stat.S_IMODE(own_file.stat().st_mode) == 0o640
+    capfd.readouterr()
+    assert run(["hosts", "list", "--json"]) == 0
+    out = capfd.readouterr().out
+    assert json.loads(out) == [FIRST, SECOND]
+    json_output.check(["hosts", "list", "--json"], out)
     for name in (FIRST, SECOND):
         assert run(["hosts", "remove", name]) == 0
     assert own_file.read_text() == mine
@@ -66,8 +78,10 @@ def test_what_is_no_host_is_refused(own_file: Path, name: str, capfd: pytest.Cap
 
 def test_host_that_is_not_ready_is_not_added(own_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     # Nothing of ours listens on the first port.
-    assert run(["hosts", "add", "127.255.255.254"]) == 3
-    assert "was not added" in capfd.readouterr().err
+    assert run(["hosts", "add", "127.255.255.254", "--json"]) == 3
+    out, err = capfd.readouterr()
+    json_output.check(["hosts", "add", "--json"], out)
+    assert "was not added" in err and not json.loads(out)["ready"]
     assert not own_file.exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import json_output
 import pytest
 
 from train_classifier.cli.app import run
@@ -23,6 +24,7 @@ def test_new_repository_has_a_model_its_settings_and_a_workflow(
             == 0
         )
         answer = json.loads(capfd.readouterr().out)
+        json_output.validate("init", answer)
         assert answer["models"] == checkout.models(repository) == [f"model_{number}"]
         assert answer["kept"] == []
         assert sorted(answer["created"]) == sorted(

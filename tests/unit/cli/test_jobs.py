@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import json_output
 import pytest
 from ordinary_user import NOBODY, as_ordinary_user
 
@@ -52,7 +53,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         monkeypatch.setattr("train_classifier.cli.hosts.hosts", lambda *_: remote_hosts)
         capfd.readouterr()
         code = app.run(words)
-        return code, *capfd.readouterr()
+        out, err = capfd.readouterr()
+        json_output.check(words, out)
+        return code, out, err
 
     return run
 

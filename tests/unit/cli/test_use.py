@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import json_output
 import pytest
 
 from train_classifier.ansible_bridge import content
@@ -46,6 +47,7 @@ def dry(capfd: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
     code = app.run(["train", "--dry-run", "--json", *words])
     out, err = capfd.readouterr()
     assert code == 0, err
+    json_output.check(["train", "--json"], out)
     answer: dict[str, Any] = json.loads(out)
     return answer
 
@@ -191,6 +193,7 @@ def examples(text: str) -> list[list[str]]:
 TEXTS = {
     **{path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")},
     "README.md": (ROOT / "README.md").read_text(),
+    "SKILL.md": (ROOT / ".agents/skills/train-classifier/SKILL.md").read_text(),
     "examples": (ROOT / "examples" / "classifiers" / "README.md").read_text(),
     "--help": str(app.app.help),
     **{f"{name} --help": str(command.help) for name, command in COMMANDS.items()},

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[3]
 #: All pages but those for developers, which name flags of many programs.
 PAGES = [
     ROOT / "README.md",
+    ROOT / ".agents/skills/train-classifier/SKILL.md",
     *(page for page in (ROOT / "docs").glob("*.md") if page.stem not in ("architecture", "performance")),
 ]
 COMMANDS = {name: app.app.get_command(click.Context(app.app), name) for name in app.COMMANDS}

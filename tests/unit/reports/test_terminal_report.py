@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import json_output
 import pytest
 
 from train_classifier.cli import app
@@ -102,7 +103,9 @@ def test_report_of_an_archive_asks_no_host(tmp_path: Path, capfd: pytest.Capture
     assert app.run(["report", path]) == 0
     assert capfd.readouterr().out.startswith("m trained\n")
     assert app.run(["report", path, "--json", "-o", str(tmp_path / "r.html")]) == 0
-    assert json.loads(capfd.readouterr().out)["title"] == "m trained"
+    shown = json.loads(capfd.readouterr().out)
+    json_output.validate("report", shown)
+    assert shown["title"] == "m trained"
     assert page.document_of((tmp_path / "r.html").read_bytes()) == sample()
     assert app.run(["report", path, "-o", str(tmp_path / "missing" / "r.html")]) == ExitCode.BAD_INPUT
     assert "cannot be written: No such file or directory." in capfd.readouterr().err

@@ -37,6 +37,9 @@ def add(name: str, unchecked: bool, json_mode: bool) -> int:
     """Add a host that ssh knows, once it is ready: `doctor` finds no fault.
 
     \b
+    With --json it prints what doctor prints; ready is null if nothing was checked.
+
+    \b
     Example:
       train-classifier hosts add gpu-1
     """
@@ -56,6 +59,8 @@ def add(name: str, unchecked: bool, json_mode: bool) -> int:
         if code:
             console.say(f"{name} was not added. Prepare it: train-classifier provision --inventory {name},")
             return code
+    elif json_mode:
+        console.out(json.dumps({"ready": None, "exit_code": 0, "hosts": []}))
     added = _change(path, lambda names: names if name in names else [*names, name])
     console.say(
         f"{name} is in {path}: train-classifier train MODEL" if added else f"{name} was there already"

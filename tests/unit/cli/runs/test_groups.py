@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import json_output
 import pytest
 
 from train_classifier.cli import app
@@ -66,7 +67,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         monkeypatch.setattr("train_classifier.cli.hosts.hosts", lambda *_: [host])
         capfd.readouterr()
         code = app.run(words)
-        return code, *capfd.readouterr()
+        out, err = capfd.readouterr()
+        json_output.check(words, out)
+        return code, out, err
 
     return run
 
@@ -211,3 +214,16 @@ def test_lines_of_one_job_cannot_look_like_those_of_another(capfd: pytest.Captur
     lines = out.splitlines()
     assert lines[:2] == ["1 | 2 | w\N{REPLACEMENT CHARACTER}on", "1 | 99%"] and lines[3] == "1 | grö"
     assert lines[2] == "3 | " + "x" * 70_000 and "\x1b" not in out + err
+
+
+def test_every_command_prints_its_published_form(group: Path, command: Any) -> None:
+    """Of the commands that ask a host, on the real worker; `command` compares each with its schema."""
+    for words in (
+        ("list", "--all-users"), ("status", ALONE), ("status", GROUP), ("fetch", JOBS[0]), ("attach", JOBS[0]), ("cancel", ALONE),
+        ("history", "mnist"), ("compare", *JOBS[:2]), ("clean", "--older", "1d", "--dry-run"), ("report", JOBS[1]),
+    ):  # fmt: skip
+        code, out, err = command(*words, "--json")
+        assert code == 0 and out, (words, err)
+    # No host has so many cards; so no container is started to look at one.
+    code, out, _ = command("doctor", "--gpus", "64", "--json")
+    assert code in (ExitCode.NOT_READY, ExitCode.NO_GPU) and json.loads(out)["hosts"][0]["checks"]
