@@ -139,6 +139,17 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
     assert NODES[card["uuid"]] in manifest["gpu_check"]["detail"]
 
 
+def test_card_that_is_not_used_is_reported_and_then_freed(caller: Caller) -> None:
+    """The stand-in says that no card is used."""
+    words = ("--gpus", "1", "--idle-warning", "1s", "--max-idle", "6s", "--", "hold")
+    done = caller.run(*caller.train("look", *words))
+    assert done.returncode == 5, tail(done.stderr)
+    assert b"the job has not used its GPU for" in done.stderr
+    assert b"stopped because it had not used its GPU for 6.0 s" in done.stderr
+    (entry, *_) = reversed(json.loads(caller.run("list", "--json").stdout))
+    assert (entry["outcome"], len(entry["gpus"])) == ("timed-out", 1)
+
+
 def test_too_many_gpus_are_refused(caller: Caller) -> None:
     answer = refused_training(caller, "--gpus", "3")
     assert "3 GPUs are asked for, this host has 2 GPUs" in answer["error"]["reason"]

@@ -188,6 +188,9 @@ class JobSpec:
     timeout_s: Optional[float] = None
     #: Seconds in the GPU queue; None: no limit.
     wait_s: Optional[float] = None
+    #: Seconds that a GPU may be unused until it is reported, and all of them until the job is stopped.
+    idle_warning_s: Optional[float] = options.default("idle_warning")
+    max_idle_s: Optional[float] = None
     #: Seconds between SIGTERM and SIGKILL.
     grace_s: float = options.default("grace")
     #: Seconds without a request from the controller after which the worker stops the job; None: never.

@@ -285,7 +285,8 @@ def train(run: JobRun) -> None:
         options = {**options, **container.HOST_NETWORK}
         run.node_group.wait_ready(run.say, run.watch.check)
     model_container = container.create(run.context, run.spec, run.image, run.environment, uuids, options)
-    training = Training(run.job, run.spec, run.account, run.watch, run.say, archive.load)
+    note = run.context.note
+    training = Training(run.job, run.spec, run.account, run.watch, run.say, note, archive.load)
     try:
         run.job.write_status(container=model_container.id, message="training")
         training.run(model_container, run.secrets, uuids, run.host.nvidia_smi)

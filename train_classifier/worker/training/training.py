@@ -8,6 +8,7 @@ from typing import Any, Callable, Optional
 from train_classifier.core.errors import Lost, TimedOut, TrainClassifierError, TrainingFailed
 from train_classifier.core.job import JobSpec
 from train_classifier.core.options import show_option
+from train_classifier.core.text import show_seconds
 from train_classifier.worker.containers.helper import KILLED_STATUS
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.cgroup import Memory, host_kills
@@ -27,7 +28,7 @@ POLL_S = 0.1
 
 
 class Training:
-    """One run of the model; `facts` are the entries of result.json about its end.
+    """One run of the model; `facts` are the entries of result.json about its end; `note` adds a remark.
 
     `meanwhile` is called once, when the model runs: for what a worker that waits can do in advance.
     """
@@ -39,6 +40,7 @@ class Training:
         account: Account,
         watch: Watch,
         say: Callable[[str], None],
+        note: Callable[[str], None],
         meanwhile: Callable[[], None] = lambda: None,
     ) -> None:
         self.job = job
@@ -46,7 +48,9 @@ class Training:
         self.spec = spec
         self.watch = watch
         self.say = say
+        self.note = note
         self.meanwhile = meanwhile
+        self._idle_is_noted = False
         self.facts: dict[str, Any] = {}
         #: Number of the kernel's kills on the whole host when the model's own counters were last read.
         self._host_kills: Optional[int] = None
@@ -80,7 +84,7 @@ class Training:
             sampler = Sampler(self.job.usage, running.group, gpus, nvidia_smi)
             sampler.start()
             self.meanwhile()
-            stopped, memory = self._follow(running, pump)
+            stopped, memory = self._follow(running, pump, sampler)
         finally:
             if sampler is not None:
                 sampler.stop()
@@ -94,7 +98,9 @@ class Training:
     def _report_log_error(self, error: OSError) -> None:
         self.say(f"the log cannot be written: {error.strerror or error}")
 
-    def _follow(self, running: Running, pump: Pump) -> tuple[Optional[TrainClassifierError], Memory]:
+    def _follow(
+        self, running: Running, pump: Pump, sampler: Sampler
+    ) -> tuple[Optional[TrainClassifierError], Memory]:
         """Wait for the end; return why this worker stopped it, if it did, and the last memory counters."""
         assert running.group is not None
         began = time.monotonic()
@@ -113,7 +119,7 @@ class Training:
                 return stopped, memory
             now = time.monotonic()
             if stopped is None:
-                stopped = self._reason_to_stop(now - began, pump)
+                stopped = self._reason_to_stop(now - began, pump) or self._look_at_gpus(sampler)
                 if stopped is not None:
                     self.say(f"stopping: {stopped.reason}")
             if stopped is not None and not terminated:
@@ -139,6 +145,26 @@ class Training:
                 f"raise {show_option('timeout')}, or go on from the checkpoints with {show_option('resume')}",
             )
         return None
+
+    def _look_at_gpus(self, sampler: Sampler) -> Optional[TrainClassifierError]:
+        """Report GPUs that the model does not use; return why the job is to end if it uses none for long."""
+        idle = sampler.idle_s()
+        limit, most = self.spec.idle_warning_s, self.spec.max_idle_s
+        if limit is not None and not self._idle_is_noted:
+            unused = [seconds for seconds in idle.values() if seconds >= limit]
+            if unused:
+                self._idle_is_noted = True
+                cards = (
+                    "its GPU" if len(sampler.gpus) == 1 else f"{len(unused)} of its {len(sampler.gpus)} GPUs"
+                )
+                self.note(f"the job has not used {cards} for {show_seconds(min(unused))}")
+        if most is None or not idle or len(idle) < len(sampler.gpus) or min(idle.values()) < most:
+            return None
+        cards = "its GPU" if len(sampler.gpus) == 1 else "any of its GPUs"
+        return TimedOut(
+            f"the job was stopped because it had not used {cards} for {show_seconds(most)}",
+            f"raise {show_option('max_idle')}, or train without a GPU: {show_option('gpus')} 0",
+        )
 
     def _raise_end(self, running: Running, stopped: Optional[TrainClassifierError], memory: Memory) -> None:
         ending = running.ending

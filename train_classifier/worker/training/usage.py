@@ -27,6 +27,7 @@ class Sampler(threading.Thread):
         self.gpus = list(gpus)
         self.nvidia_smi = shutil.which(nvidia_smi) if gpus else None
         self._stopping = threading.Event()
+        self._idle: dict[str, float] = {}
 
     def run(self) -> None:
         """Write samples periodically, until `stop`."""
@@ -47,15 +48,30 @@ class Sampler(threading.Thread):
                     percent = ""
                     if cpu is not None and cpu_before is not None:
                         percent = f"{100 * (cpu - cpu_before) / (now - before):.1f}"
+                    seconds = now - before
                     before, cpu_before = now, cpu
                     disk = ["" if count is None else count for count in self.group.disk_bytes()]
-                    for gpu in self._gpus() or [("", "", "")]:
+                    gpus = self._gpus()
+                    self._count_idle(gpus, seconds)
+                    for gpu in gpus or [("", "", "")]:
                         start = [f"{now - began:.1f}", percent, "" if used is None else used]
                         writer.writerow([*start, *gpu, *disk])
                     file.flush()
         except OSError:
             # A full disk: the job continues without statistics.
             return
+
+    def idle_s(self) -> dict[str, float]:
+        """Return for how many seconds each GPU has been unused; one whose use is unknown is missing."""
+        return dict(self._idle)
+
+    def _count_idle(self, gpus: Sequence[tuple[str, str, str]], seconds: float) -> None:
+        # Replaced as a whole: another thread reads it.
+        self._idle = {
+            uuid: self._idle.get(uuid, 0.0) + seconds if used == "0" else 0.0
+            for uuid, used, _ in gpus
+            if used
+        }
 
     def stop(self) -> None:
         """Write the last row, then end."""
