@@ -21,7 +21,7 @@ MAX_LINE_POINTS, MAX_POINTS, MIN_LINE_POINTS = 600, 40_000, 60
 MAX_CHART_LINES = 8
 MAX_CHARTS = 40
 #: Most characters of one fact, of the log's end and of one text about a failure.
-MAX_FACT, MAX_LOG, MAX_TEXT = 4000, 64 << 10, 10_000
+MAX_FACT, MAX_LOG, MAX_TEXT = 2000, 64 << 10, 10_000
 #: Most lines of the log's end.
 MAX_LOG_LINES = 400
 USAGE = (
@@ -86,7 +86,7 @@ def build(records: JobRecords) -> dict[str, Any]:
         ],
         "facts": _facts(result, manifest),
         "log": _log(records.log, records.log_is_cut),
-        "notes": [short(note, 1000) for note in notes[:50]],
+        "notes": [short(note, 500) for note in notes[:50]],
         "comparison": None,
     }
     cleaned: dict[str, Any] = without_controls(shown)
@@ -192,7 +192,7 @@ def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[dict[
         ("Model", _text(result.get("model"))),
         (
             "Arguments",
-            {"words": [short(word, 1000) for word in facts.words(manifest.get("arguments"))[:200]]},
+            {"words": _arguments(facts.words(manifest.get("arguments")))},
         ),
         ("Submitted by", _text(manifest.get("submitter"))),
         ("Submitted", {"time": number(manifest.get("submitted"))}),
@@ -217,6 +217,18 @@ def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[dict[
     ]
     groups = (("Run", run), ("Code and data", code), ("Where it ran", where))
     return [{"title": title, "rows": _filled(rows)} for title, rows in groups if _filled(rows)]
+
+
+def _arguments(arguments: Sequence[str]) -> list[str]:
+    """Return arguments of at most twice the characters of another fact; what is left out is an ellipsis."""
+    shown: list[str] = []
+    space = 2 * MAX_FACT
+    for argument in arguments:
+        space -= min(len(argument), 1000) + 1
+        if space < 0:
+            return [*shown, "…"]
+        shown.append(short(argument, 1000))
+    return shown
 
 
 def _filled(rows: Iterable[tuple[str, Any]]) -> list[list[Any]]:

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from train_classifier.core.report import document, event_files, page
+from train_classifier.core.report import curves, document, event_files, images, page
 
 ROOT = Path(__file__).parents[4]
 EVENTS = ROOT / "tests" / "unit" / "data" / "events.out.tfevents.1"
@@ -103,3 +103,27 @@ def test_scalars_of_event_files_are_read() -> None:
     assert set(table.lines) == {"Loss/train", "epoch_accuracy"}
     charts = document.build(document.JobRecords(result={}, tables=[("events", table)]))["curves"]
     assert [chart["title"] for chart in charts] == ["Loss", "Metrics"]
+
+
+def test_page_of_the_longest_texts_stays_below_its_limit() -> None:
+    """Each letter takes twelve bytes in the document."""
+    long = "\U0001f600" * 100_000
+    table = curves.Curves("epoch", {f"{n}{long[:58]}": [(x, x / 3) for x in range(3000)] for n in range(100)})
+    size = images.ImageSize("png", 1, 1)
+    manifest = {
+        "arguments": [long] * 1000, "submitter": long, "resumed_from": long, "environment_variables": [long] * 100, "secrets": [long] * 100,
+        "data": {long: long}, "repository": {"name": long, "commit": long}, "host": {"name": long, "os": long, "kernel": long},
+        "environment": {"python": long, "packages": [f"torch=={long}"]}, "image": {"reference": long}, "gpus": [{"driver": long}],
+    }  # fmt: skip
+    result = {
+        "exit_code": 4, "outcome": long, "model": long, "id": long, "reason": long, "hint": long, "detail": long, "signal": long,
+        "remarks": [long] * 100, "metrics": {f"{n}{long}": n for n in range(200)}, "gpus": [{"name": long}], "seconds": {long: 1},
+    }  # fmt: skip
+    records = document.JobRecords(
+        result=result, manifest=manifest, log=long.replace("\U0001f600" * 100, "\U0001f600" * 100 + "\n"),
+        tables=[(long, table)] * 12, images=[(long, size, bytes(75_000))] * 12, notes=[long] * 20,
+    )  # fmt: skip
+    content = page.render(document.build(records))
+    assert len(content) <= page.MAX_PAGE
+    kept = page.document_of(content)
+    assert kept and len(kept["facts"]) == 3 and kept["log"] and kept["metrics"]
