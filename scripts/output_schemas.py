@@ -234,6 +234,15 @@ def _outputs() -> dict[str, tuple[str, dict[str, Any]]]:
             jobs=array(record(each("id:string artefacts:Fetched? error:Error?"))),
         )
     )
+    waiting = record(each("id:string model:string user:string gpus:integer state:string since:number"))
+    card = record(
+        each(
+            "index:integer uuid:string name:string memory_total_mib:integer? use_percent:number? "
+            "memory_used_mib:number? temperature_c:number? power_w:number? power_limit_w:number? "
+            "others:string?",
+            job={"anyOf": [waiting, NULL]},
+        )
+    )
     cancelled = each("id:string", state={"enum": list(STATES)})
     removed = "jobs images environments caches workers containers bytes"
     checked = record(each("hosts:Checked*", ready=kind("boolean?"), exit_code=CODE))
@@ -303,6 +312,12 @@ def _outputs() -> dict[str, tuple[str, dict[str, Any]]]:
         ),
         "doctor": ("doctor and hosts add", checked),
         "hosts": ("hosts list", array({"type": "string"})),
+        "top": (
+            "top",
+            array(
+                record(each("host:string problem:string?", cards=array(card), queue=array(waiting)))
+            ),
+        ),
     }  # fmt: skip
 
 

@@ -107,6 +107,15 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
         (waiting,) = [entry for entry in listed if entry["model"] == "look" and entry["id"] not in jobs]
         assert (waiting["phase"], waiting["gpus"]) == ("queue", [])
         assert "waiting for a GPU" in waiting["message"]
+        (cards,) = json.loads(caller.run("top", "--json").stdout)
+        assert [card["job"]["id"] for card in cards["cards"]] == sorted(
+            jobs, key=lambda job: listed_before[job]["gpus"]
+        )
+        assert [job["id"] for job in cards["queue"]] == [waiting["id"]]
+        first = cards["cards"][0]
+        assert (first["use_percent"], first["memory_used_mib"], first["temperature_c"]) == (0, 354, 41)
+        shown = caller.run("top").stdout.decode()
+        assert all(job in shown for job in (*jobs, waiting["id"])) and "1 waits for a GPU" in shown
     finally:
         caller.host.shell(f"for c in {caller.state}/cache/*; do touch $c/let-go; done")
         out, _ = third.communicate(timeout=120)

@@ -50,9 +50,10 @@ context.load_cert_chain("/srv/ca.pem", "/srv/key.pem")
 server.socket = context.wrap_socket(server.socket, server_side=True)
 server.serve_forever()
 """
+#: Every host that boots has udev, whose groups stay after a purge.
 PREPARE = """
 apt-get -qq update
-DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends gnupg openssl >/dev/null
+DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends gnupg openssl udev >/dev/null
 mkdir -p /srv/simulated/pci/0000:01:00.0 /srv/simulated/proc
 cd /srv/simulated/pci/0000:01:00.0
 echo 0x10de >vendor; echo 0x20b0 >device; echo 0x030200 >class

@@ -28,7 +28,7 @@ JOB_COMMANDS = (
     "shell",
     "forward",
 )
-COMMANDS = ("init", "train", *JOB_COMMANDS, "clean", "doctor", "hosts", "provision")
+COMMANDS = ("init", "train", *JOB_COMMANDS, "clean", "top", "doctor", "hosts", "provision")
 EXIT_CODES = """\b
 Exit codes: 0 trained · 1 our own bug · 2 bad input · 3 host or engine not
 ready · 4 training failed · 5 timed out · 6 cancelled · 7 trained, but

@@ -27,6 +27,12 @@ def _check(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     return host_check.check(host, request)
 
 
+def _cards(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    from train_classifier.worker.gpus import cards
+
+    return cards.look(request, host)
+
+
 def _submit(request: dict[str, Any], host: Host, store: Store) -> Answer:
     answer = submit.submit(request, host, store)
     if not isinstance(request.get("follow"), dict):
@@ -44,6 +50,7 @@ def _clean(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
 
 VERBS: dict[str, Verb] = {
     "check": _check,
+    "cards": _cards,
     "prepare": prepare.prepare,
     "submit": _submit,
     "read": query.read,
