@@ -206,8 +206,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "examples" / "classifiers", folder / "examples" / "classifiers")
     shutil.copytree(ROOT / "inventory", folder / "inventory")
-    # The models that writing-a-model.md writes.
-    for model in ("fit", "circle"):
+    # The models that writing-a-model.md and quick-start.md write.
+    for model in ("fit", "circle", "digits"):
         models = folder / "examples" / "classifiers"
         shutil.copytree(models / "mnist", models / model)
     # Without its variables, some of which only their owner can decrypt.
