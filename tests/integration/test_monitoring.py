@@ -27,8 +27,9 @@ def job(number, **files):
             json.dump(data, file)
     return folder
 seconds = {"queue": 5.0, "gpu-check": 1.0, "training": 99.0}
-job(1, result={"model": "mnist", "outcome": "trained", "seconds": seconds, "gpus": [{}, {}]})
-job(2, result={"model": "mnist", "outcome": "failed", "seconds": {"training": 1e300, "queue": "5"}, "gpus": 3})
+# Newer than what is planted below: the newest models of an account get a label first.
+job(901, result={"model": "mnist", "outcome": "trained", "seconds": seconds, "gpus": [{}, {}]})
+job(902, result={"model": "mnist", "outcome": "failed", "seconds": {"training": 1e300, "queue": "5"}, "gpus": 3})
 job(3, status={"state": "running", "phase": "environment", "times": {"environment": [1000.0, None]}})
 job(4, result={"model": 'x"} 1\nnode_evil 1\n', "outcome": "trained"})
 for number in range(100, 200):
@@ -75,10 +76,10 @@ def scrape(host: TestHost) -> str:
 def promtool(host: TestHost, arguments: str) -> str:
     """Run promtool of the distribution, without its server."""
     host.shell(
-        "[ -e /srv/promtool ] || { mkdir -p /srv/prometheus && cd /srv/prometheus && apt-get -q update && apt-get -q download prometheus"
-        " && dpkg-deb -x prometheus_*.deb . && ln -s /srv/prometheus/usr/bin/promtool /srv/promtool; }"
+        "mkdir -p /srv/prometheus; cd /srv/prometheus; [ -e usr/bin/promtool ] || { apt-get -q update;"
+        " apt-get -q download promtool && dpkg-deb -x promtool_*.deb .; }"
     )
-    return host.shell(f"cd /srv/prometheus && {{ /srv/promtool {arguments}; }} 2>&1")
+    return host.shell(f"cd /srv/prometheus && {{ usr/bin/promtool {arguments}; }} 2>&1")
 
 
 def listing(host: TestHost) -> set[str]:
@@ -103,11 +104,9 @@ def test_metrics_over_http_and_teardown(host: TestHost) -> None:
 
     text = scrape(host)
     trainer = [line for line in text.splitlines() if 'user="trainer"' in line]
-    assert 'train_classifier_jobs_total{user="trainer",model="mnist",outcome="trained"} 1' in trainer
-    assert 'train_classifier_jobs_total{user="trainer",model="mnist",outcome="failed"} 1' in trainer
-    assert 'train_classifier_gpu_seconds_total{user="trainer",model="mnist"} 200' in text.replace(
-        "model=", "model="
-    )
+    assert 'train_classifier_jobs_total{model="mnist",outcome="trained",user="trainer"} 1' in trainer
+    assert 'train_classifier_jobs_total{model="mnist",outcome="failed",user="trainer"} 1' in trainer
+    assert 'train_classifier_gpu_seconds_total{model="mnist",user="trainer"} 200' in trainer
     assert "node_evil" not in text and "shadow" not in text
     # Twenty models have a label, and one stands for all others; outcomes that do not exist are one.
     assert len({re.search('model="([^"]*)"', line)[1] for line in trainer if "jobs_total" in line}) == 21  # type: ignore[index]

@@ -5,9 +5,9 @@
 COUNTERS is the file of its counters, METRICS the one that node-exporter reads. Root alone
 writes to their folders.
 
-The jobs of an account lie in a folder of its own. A child that has become that account reads them, so that root
-opens nothing there. A child that is nobody, in the group docker, reads the queue. What a child prints is text of
-a stranger: bounded in time and size. Known words, numbers and names of models alone become labels.
+The jobs of an account lie in a folder of its own. A child that has become that account reads them, so that
+root opens nothing there. A child that is nobody, in the group docker, reads the queue. What a child prints is
+text of a stranger: bounded in time and size. Only known words, numbers and names of models become labels.
 """
 
 import contextlib

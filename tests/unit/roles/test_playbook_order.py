@@ -116,6 +116,18 @@ def test_only_a_host_that_is_proven_gets_a_runner(site: Site) -> None:
     assert set(re.findall(r"(\w+) gets no runner", printed)) == {"unready", "unchecked"}
 
 
+def test_metrics_come_with_their_variable_alone(site: Site) -> None:
+    hosts = {"one": {"provision_monitoring": True}, "two": {}}
+    provided, torn_down, updated = (
+        site.run(book, **hosts)[0] for book in ("provision", "teardown", "update")
+    )
+    checked = [*PROVIDE, "host_check/main"]
+    assert provided == {"one": [*checked, "monitoring/main"], "two": checked}
+    assert torn_down["one"][2:4] == ["github_runner/uninstall", "monitoring/uninstall"]
+    assert "monitoring/uninstall" not in torn_down["two"]
+    assert ["monitoring/main latest" in updated[host] for host in hosts] == [True, False]
+
+
 def test_update_takes_one_host_after_the_other(site: Site) -> None:
     calls, printed = site.run("update", one={"github_runner_repository": "acme/widgets"}, two={})
     before = [f"{call} latest" for call in (FIRST, "host_check/drain", *PROVIDE)] + [
