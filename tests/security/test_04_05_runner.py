@@ -4,6 +4,7 @@ Whatever the account writes into its folder, no credential leaves for another ho
 nothing of root's changes its owner.
 """
 
+import itertools
 import json
 import urllib.parse
 from collections.abc import Callable, Iterator
@@ -169,6 +170,9 @@ def test_04_05_forged_files_and_swapped_folders(
 
     # Instances of the last release are known by the role's own description and by their entries at GitHub.
     other = host.standin.state.add_runner(REPO, "other-1", ["self-hosted", "host-gpu9"])
+    # An attacker's server knows the runner of its files: one that is refused may end before or after systemd calls it started.
+    attacker.state.ids = itertools.count(other["id"])
+    attacker.state.add_runner(REPO, "other-1", ["host-gpu9"])
     for folder in (FOLDER, THIRD):
         make_old(host, folder)
     forge_runner_files(host, attacker, other["id"])
