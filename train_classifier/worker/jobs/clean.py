@@ -69,10 +69,20 @@ class Cleaning:
 
     def _remove_job(self, job: Job, is_run: bool) -> bool:
         entry = query.entry_of(job, self.host) if is_run else None
-        if entry is not None:
-            # Before it goes: a run that is kept twice counts once.
-            run_records.keep(self.store, entry)
-        return removal.remove(job, self.account)
+        # Before it goes: a run that is kept twice counts once. On a full disk there is room only afterwards.
+        is_kept = self._keep_run(entry)
+        is_removed = removal.remove(job, self.account)
+        if is_removed and not is_kept:
+            self._keep_run(entry)
+        return is_removed
+
+    def _keep_run(self, entry: Optional[dict[str, Any]]) -> bool:
+        try:
+            if entry is not None:
+                run_records.keep(self.store, entry)
+        except OSError:
+            return False
+        return True
 
     def _remove_tampered(self, job: Job) -> bool:
         if self.client is None:

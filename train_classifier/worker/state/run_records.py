@@ -1,6 +1,7 @@
 """What is left of a job that was cleaned: its entry of `list`, one line in a file of the state folder."""
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -21,7 +22,7 @@ def _file(store: Store) -> Path:
 
 
 def keep(store: Store, entry: dict[str, Any]) -> None:
-    """Add a run. Only the account of the state folder can write there."""
+    """Add a run. Only the account of the state folder can write there. Raises OSError on a full disk."""
     line = json.dumps(entry)
     if len(line) > MOST_LINE:
         line = json.dumps({**entry, "arguments": [], "metrics": None, "message": None})
@@ -38,10 +39,18 @@ def keep(store: Store, entry: dict[str, Any]) -> None:
 
 def _append(file: Path, data: bytes) -> None:
     # The state folder of root can be entered by all.
-    with os.fdopen(
-        os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab"
-    ) as opened:
-        opened.write(data)
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        try:
+            if os.write(descriptor, data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        except OSError:
+            # No half line, which would spoil the next one.
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def kept(store: Store, model: Any) -> list[dict[str, Any]]:
