@@ -97,9 +97,9 @@ def test_report_is_drawn_and_accessible(name: str, pages: Pages, tmp_path: Path)
         photograph(tab, f"{name}-{scheme}")
         # By the debugger: the page's own policy allows no other script.
         tab.evaluate(axe)
-        found = tab.evaluate("() => axe.run()")
-        assert found["passes"]
-        serious = [fault for fault in found["violations"] if fault["impact"] in ("serious", "critical")]
+        audit = tab.evaluate("() => axe.run()")
+        assert audit["passes"]
+        serious = [fault for fault in audit["violations"] if fault["impact"] in ("serious", "critical")]
         assert not serious, [(fault["id"], fault["nodes"][0]["html"][:300]) for fault in serious]
     tab.emulate_media(color_scheme="light")
     tab.set_viewport_size(PHONE)  # type: ignore[arg-type]

@@ -431,8 +431,8 @@ def gradient(model, rank):
     return list(model.parameters())[0].grad
 expected = sum(gradient(copy.deepcopy(plain), rank) for rank in range(dist.get_world_size())) / dist.get_world_size()
 own = gradient(copy.deepcopy(plain), dist.get_rank())
-found = gradient(torch.nn.parallel.DistributedDataParallel(plain), dist.get_rank())
-assert torch.allclose(found, expected) and not torch.allclose(own, expected)
+averaged = gradient(torch.nn.parallel.DistributedDataParallel(plain), dist.get_rank())
+assert torch.allclose(averaged, expected) and not torch.allclose(own, expected)
 open("artefacts/averaged", "w").write("averaged")
 print("averaged over", dist.get_world_size(), flush=True)
 dist.destroy_process_group()

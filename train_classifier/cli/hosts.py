@@ -59,13 +59,13 @@ def choose(
             failures.append(_not_ready(host, answer))
     if not ready:
         raise failures[0]
-    wanted = 1 if gpus == "auto" else int(gpus)
+    gpu_count = 1 if gpus == "auto" else int(gpus)
     for host, answer in ready:
         free = _free_gpus(answer)
-        if wanted and free >= wanted:
+        if gpu_count and free >= gpu_count:
             return host, f"{free} of its GPUs {'is' if free == 1 else 'are'} free", failures
     waiting = [(queued, host) for host, answer in ready if (queued := _queued(answer)) is not None]
-    if wanted and waiting:
+    if gpu_count and waiting:
         # The first of those with equally many.
         queued, host = min(waiting, key=lambda pair: pair[0])
         return host, f"no host has enough free GPUs, and the fewest jobs wait there: {queued}", failures

@@ -52,7 +52,8 @@ def model_files(model: str, framework: str) -> dict[str, str]:
 def workflow_files(models: Iterable[str]) -> dict[str, str]:
     """Return the workflow that trains these models after each push: path to text."""
     text = (_TEMPLATES / "train.yml").read_text(encoding="utf-8")
-    return {WORKFLOW: text.replace("MODELS", ", ".join(models))}
+    # Quoted: a model may be called `on` or `null`.
+    return {WORKFLOW: text.replace("MODELS", ", ".join(f'"{model}"' for model in models))}
 
 
 def write(repository: Path, files: dict[str, str]) -> tuple[list[str], list[str]]:

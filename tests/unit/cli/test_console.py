@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from answering_host import AnsweringHost
 
 from train_classifier.cli import app, result_text
 from train_classifier.cli.commands.doctor import check_hosts
 from train_classifier.cli.console import Console
-from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import text
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
 
@@ -202,19 +202,6 @@ def test_numbers() -> None:
         "1e+300",
         "nan",
     ]
-
-
-class AnsweringHost(RemoteHost):
-    """A host whose every answer is known."""
-
-    def __init__(self, name: str, answer: Any) -> None:
-        super().__init__(name)
-        self._answer = answer
-
-    def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        return dict(self._answer)
 
 
 def test_doctor_says_the_same_of_every_host(capfd: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import json_output
 import pytest
+import yaml
 
 from train_classifier.cli.app import run
 from train_classifier.request import checkout, settings_file
@@ -70,10 +71,12 @@ def test_workflow_alone_names_the_models_that_are_there(
 ) -> None:
     assert run(["init", "--workflow", "--repo", str(tmp_path)]) == 2
     assert "there is no model" in capfd.readouterr().err
-    for name in ("mnist", "yolo"):
+    # YAML reads `on` as true where it is not quoted.
+    for name in ("mnist", "yolo", "on"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__main__.py").touch()
     assert run(["init", "cifar", "--workflow", "--repo", str(tmp_path)]) == 2
     assert run(["init", "--workflow", "--repo", str(tmp_path)]) == 0
-    assert "model: [mnist, yolo]" in (tmp_path / first_files.WORKFLOW).read_text()
+    workflow = yaml.safe_load((tmp_path / first_files.WORKFLOW).read_text())
+    assert workflow["jobs"]["train"]["strategy"]["matrix"] == {"model": ["mnist", "on", "yolo"]}
     assert not (tmp_path / "train-classifier.toml").exists()

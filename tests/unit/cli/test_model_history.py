@@ -6,34 +6,25 @@ import json
 from typing import Any
 
 import pytest
+from answering_host import AnsweringHost
 
 from train_classifier.cli.console import Console
 from train_classifier.cli.runs import model_history
-from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
 
 JOBS = [f"20260101-00000{number}-00000000" for number in range(3)]
 
 
-class AnsweringHost(RemoteHost):
-    """A host whose answers are known."""
-
-    def __init__(self, name: str, runs: list[dict[str, Any]] | Exception) -> None:
-        super().__init__(name, None)
-        self._runs = runs
+class HostWithRuns(AnsweringHost):
+    """A host that has known runs, and says what it knows of each."""
 
     def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
-        if isinstance(self._runs, Exception):
-            raise self._runs
-        if request["verb"] == "runs":
-            return {"runs": self._runs}
-        for run in self._runs:
+        if isinstance(self.known, Exception) or request["verb"] == "runs":
+            return super().call(request, timeout)
+        for run in self.known["runs"]:
             if run["id"] == request["id"]:
-                spec = {
-                    "model": run["model"],
-                    "arguments": run["arguments"],
-                    "repository": {"commit": run["commit"]},
-                }
+                repository = {"commit": run["commit"]}
+                spec = {"model": run["model"], "arguments": run["arguments"], "repository": repository}
                 return {"id": run["id"], "spec": spec, "result": {**run, "seconds": {"training": 2.0}}}
         raise BadInput("no such job")
 
@@ -45,13 +36,15 @@ def run(number: int, metrics: Any, arguments: list[str]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-HOST = AnsweringHost(
+HOST = HostWithRuns(
     "gpu-1",
-    [
-        run(0, {"loss": 0.5, "val_accuracy": 0.8}, ["--lr", "1"]),
-        run(1, {"val_accuracy": float("nan"), "loss": 0.25}, ["\x1b[31m"]),
-        run(2, {"loss": 0.75, "val_accuracy": 0.9}, ["--lr", "2"]),
-    ],
+    {
+        "runs": [
+            run(0, {"loss": 0.5, "val_accuracy": 0.8}, ["--lr", "1"]),
+            run(1, {"val_accuracy": float("nan"), "loss": 0.25}, ["\x1b[31m"]),
+            run(2, {"loss": 0.75, "val_accuracy": 0.9}, ["--lr", "2"]),
+        ]
+    },
 )
 
 
@@ -75,14 +68,14 @@ def test_history_of_hosts_that_fail(capfd: pytest.CaptureFixture[str]) -> None:
     captured = capfd.readouterr()
     assert JOBS[0] in captured.out and "no route" in captured.err
     with pytest.raises(BadInput, match="no ended run"):
-        model_history.show_history([AnsweringHost("gpu-1", [])], "m", None, 20, Console())
+        model_history.show_history([AnsweringHost("gpu-1", {"runs": []})], "m", None, 20, Console())
 
 
 @pytest.mark.parametrize(
     "odd", [None, 7, "x", [3], {"id": 1, "metrics": [1], "finished": "x", "arguments": 4}]
 )
 def test_what_a_host_says_breaks_nothing(odd: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    host = AnsweringHost("odd", [odd, run(0, {"loss": 1}, [])])
+    host = AnsweringHost("odd", {"runs": [odd, run(0, {"loss": 1}, [])]})
     assert model_history.show_history([host], "m", None, 20, Console()) == 0
     assert JOBS[0] in capfd.readouterr().out
     assert model_history._facts({"spec": odd, "result": odd, "status": odd}, "odd")["host"] == "odd"

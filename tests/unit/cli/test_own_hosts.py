@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
-from typing import Any
 
 import json_output
 import pytest
+from answering_host import AnsweringHost
 
 from train_classifier.cli.app import run
 from train_classifier.cli.hosts import choose, hosts
-from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import NotReady
 from train_classifier.request import settings_file
 
@@ -30,8 +29,8 @@ def own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_list_grows_and_shrinks_and_the_rest_stays(own_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     own_file.parent.mkdir()
-    mine = "# mine\n[defaults]\ngpus = 0  # cpu\n\n[models.m]\nenvironment = { A = 'b' }\n"
-    own_file.write_text(mine)
+    earlier = "# mine\n[defaults]\ngpus = 0  # cpu\n\n[models.m]\nenvironment = { A = 'b' }\n"
+    own_file.write_text(earlier)
     own_file.chmod(0o640)
     for name in (FIRST, SECOND, FIRST):
         capfd.readouterr()
@@ -40,7 +39,7 @@ def test_list_grows_and_shrinks_and_the_rest_stays(own_file: Path, capfd: pytest
         out = capfd.readouterr().out
         assert json.loads(out)["ready"] is None
         json_output.check(words, out)
-    assert own_file.read_text() == f'hosts = ["{FIRST}", "{SECOND}"]\n\n{mine}'
+    assert own_file.read_text() == f'hosts = ["{FIRST}", "{SECOND}"]\n\n{earlier}'
     assert settings_file.load_own(own_file).hosts == (FIRST, SECOND)
     assert stat.S_IMODE(own_file.stat().st_mode) == 0o640
     capfd.readouterr()
@@ -50,7 +49,7 @@ def test_list_grows_and_shrinks_and_the_rest_stays(own_file: Path, capfd: pytest
     json_output.check(["hosts", "list", "--json"], out)
     for name in (FIRST, SECOND):
         assert run(["hosts", "remove", name]) == 0
-    assert own_file.read_text() == mine
+    assert own_file.read_text() == earlier
     assert run(["hosts", "remove", FIRST]) == 2
     assert list(own_file.parent.iterdir()) == [own_file]
 
@@ -89,19 +88,6 @@ def test_repository_names_no_hosts(tmp_path: Path) -> None:
     (tmp_path / "train-classifier.toml").write_text('hosts = ["elsewhere"]\n')
     with pytest.raises(Exception, match="a repository names no hosts"):
         settings_file.load(tmp_path)
-
-
-class AnsweringHost(RemoteHost):
-    """A host whose answer to `check` is known."""
-
-    def __init__(self, name: str, answer: dict[str, Any] | Exception) -> None:
-        super().__init__(name, None)
-        self._known = answer
-
-    def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
-        if isinstance(self._known, Exception):
-            raise self._known
-        return self._known
 
 
 def host(name: str, busy: list[bool], queued: int | None = 0, ready: bool = True) -> AnsweringHost:

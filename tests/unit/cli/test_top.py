@@ -6,26 +6,13 @@ import json
 from typing import Any
 
 import pytest
+from answering_host import AnsweringHost
 
 from train_classifier.cli.console import Console
 from train_classifier.cli.runs import card_display
-from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import ExitCode, NotReady
 
 JOB = {"id": "20260101-000000-00000000", "model": "mnist", "user": "ada", "gpus": 1, "since": 0}
-
-
-class AnsweringHost(RemoteHost):
-    """A host whose answer is known."""
-
-    def __init__(self, name: str, answer: dict[str, Any] | Exception) -> None:
-        super().__init__(name, None)
-        self._known = answer
-
-    def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
-        if isinstance(self._known, Exception):
-            raise self._known
-        return self._known
 
 
 def card(index: int, **fields: Any) -> dict[str, Any]:

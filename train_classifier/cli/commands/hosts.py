@@ -141,10 +141,11 @@ def _change(path: Path, change: Callable[[list[str]], list[str]]) -> bool:
         rest = tomlkit.dumps(document).lstrip("\n")
         text += ("\n" if text and rest else "") + rest
         mode = stat.S_IMODE(real.stat().st_mode) if real.exists() else 0o600
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=real.parent, delete=False) as file:
-            file.write(text)
-            os.fchmod(file.fileno(), mode)
-        Path(file.name).replace(real)
+        with tempfile.TemporaryDirectory(dir=real.parent) as folder:
+            new = Path(folder, real.name)
+            new.write_text(text, encoding="utf-8")
+            new.chmod(mode)
+            new.replace(real)
     except OSError as error:
         raise BadInput(f"{path} cannot be written: {error.strerror}") from error
     return True

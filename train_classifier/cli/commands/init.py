@@ -49,14 +49,7 @@ def init(
     if workflow:
         if framework:
             raise BadInput("--framework belongs to a new model; --workflow writes none")
-        models = [model] if model else sorted(checkout.models(repository))
-        missing = [name for name in models if name not in checkout.models(repository)]
-        if missing or not models:
-            what = f"{missing[0]} is no model" if missing else "there is no model"
-            raise BadInput(
-                f"{what} in {repository}: a model is a folder with a __main__.py",
-                hint="train-classifier init MODEL",
-            )
+        models = _models(repository, model)
         written = first_files.workflow_files(models)
     else:
         if model is None:
@@ -64,7 +57,8 @@ def init(
         first_files.check_name(model)
         if (repository / model).exists():
             raise BadInput(
-                f"{model} is there already; name another model, or write its workflow alone: --workflow"
+                f"{model} is there already",
+                hint="name another model, or write the workflow alone: train-classifier init --workflow",
             )
         if framework is None:
             choice = click.Choice(sorted(first_files.FRAMEWORKS))

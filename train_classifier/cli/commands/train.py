@@ -129,7 +129,7 @@ def _run(group: "GroupRequest", host: str | None, console: "Console") -> tuple[A
     return run, run.run(plan.inventory, host), show_end
 
 
-def _choose_host(plan: Any, console: "Console") -> str:
+def _choose_host(plan: "Plan", console: "Console") -> str:
     """Return the name of the host that takes the job soonest, and say which and why."""
     from train_classifier.ansible_bridge import inventory
     from train_classifier.cli.hosts import choose

@@ -22,14 +22,14 @@ def show(hosts: Sequence[RemoteHost], console: Console) -> ExitCode:
     """Show the cards of all hosts, and the queues; hosts that do not answer are named."""
     answers = find_jobs.ask_hosts(hosts, lambda host: host.call({"verb": "cards"}))
     errors = [answer for _, answer in answers if isinstance(answer, TrainClassifierError)]
-    found = [(host.name, answer) for host, answer in answers if isinstance(answer, dict)]
+    answered = [(host.name, answer) for host, answer in answers if isinstance(answer, dict)]
     if console.json_mode:
-        console.out(json.dumps([{**answer, "host": name} for name, answer in found]))
+        console.out(json.dumps([{**answer, "host": name} for name, answer in answered]))
     else:
-        rows = [_row(name, card) for name, answer in found for card in _list(answer.get("cards"))]
+        rows = [_row(name, card) for name, answer in answered for card in _list(answer.get("cards"))]
         if rows:
             console.out(text.table(rows, HEAD, right=(2, 4), width=console.width))
-        for name, answer in found:
+        for name, answer in answered:
             if answer.get("problem"):
                 console.out(text.hanging(f"{name}: ", answer["problem"], console.width))
             _show_queue(name, _list(answer.get("queue")), console)

@@ -44,17 +44,17 @@ class LogProgress:
         steps = ""
         metrics: dict[str, str] = {}
         for line in self._newest_lines():
-            found = _EPOCH.search(line) or _EPOCH_OF_TABLE.search(line)
+            epoch_match = _EPOCH.search(line) or _EPOCH_OF_TABLE.search(line)
             for name, value in _METRIC.findall(line):
                 if len(metrics) < MOST_METRICS:
                     metrics.setdefault(name[:MOST_NAME], value)
-            if not steps and epoch is None and not (found and found.lastindex == 2):
+            if not steps and epoch is None and not (epoch_match and epoch_match.lastindex == 2):
                 steps = next(
                     (f"{done}/{of}" for done, of in _STEPS.findall(line) if 0 < int(of) >= int(done)), ""
                 )
-            if found:
-                epoch = int(found[1])
-                epochs = int(found[2]) if found.lastindex == 2 else None
+            if epoch_match:
+                epoch = int(epoch_match[1])
+                epochs = int(epoch_match[2]) if epoch_match.lastindex == 2 else None
                 break
         parts = []
         if epoch is not None:

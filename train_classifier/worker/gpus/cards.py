@@ -61,19 +61,13 @@ def _job(entry: QueueEntry) -> dict[str, Any]:
 
 def _readings(host: Host) -> dict[str, dict[str, Optional[float]]]:
     """Return what nvidia-smi reads of each card, by UUID; a value that a card does not report is None."""
-    command = [host.nvidia_smi, "--query-gpu=" + ",".join(FIELDS), "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=devices.TIMEOUT_S,
-            check=False,
-        )
+        query = "--query-gpu=" + ",".join(FIELDS)
+        done = devices.run_nvidia_smi(host, query, "--format=csv,noheader,nounits")
     except (OSError, subprocess.TimeoutExpired):
         return {}
     readings = {}
-    for row in csv.reader(done.stdout.decode("utf-8", "replace").splitlines(), skipinitialspace=True):
+    for row in csv.reader(done.stdout.splitlines(), skipinitialspace=True):
         if len(row) == len(FIELDS):
             readings[row[0].strip()] = dict(zip(KEYS, map(_value, row[1:])))
     return readings

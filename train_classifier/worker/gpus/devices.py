@@ -71,7 +71,8 @@ def _number(text: str) -> Optional[int]:
         return None
 
 
-def _run(host: Host, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run_nvidia_smi(host: Host, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the host's nvidia-smi. Raises OSError, and TimeoutExpired when the driver hangs."""
     return subprocess.run(
         [host.nvidia_smi, *arguments],
         stdin=subprocess.DEVNULL,
@@ -108,7 +109,7 @@ def discover(host: Host, processes: bool = True) -> Discovery:
     """Read the cards, and with `processes` their users, from nvidia-smi. A failing tool raises nothing."""
     query = ["--query-gpu=" + ",".join(FIELDS), "--format=csv,noheader,nounits"]
     try:
-        result = _run(host, *query)
+        result = run_nvidia_smi(host, *query)
     except FileNotFoundError:
         return Discovery((), "there is no nvidia-smi on this host", "run the role nvidia_driver on it")
     except PermissionError as error:
@@ -151,7 +152,7 @@ def _processes(host: Host) -> dict[str, list[Process]]:
     users: dict[str, list[Process]] = {}
     try:
         query = "--query-compute-apps=gpu_uuid,pid,process_name,used_memory"
-        result = _run(host, query, "--format=csv,noheader,nounits")
+        result = run_nvidia_smi(host, query, "--format=csv,noheader,nounits")
     except (OSError, subprocess.TimeoutExpired):
         return users
     lines = result.stdout.splitlines() if result.returncode == 0 else ()

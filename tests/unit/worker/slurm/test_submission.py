@@ -114,16 +114,16 @@ def test_several_nodes_need_the_network_of_the_hosts(tmp_path: Path) -> None:
 def test_a_group_with_a_limit_is_as_many_chains(store: Store) -> None:
     """Where two run at a time the third waits for the first to end, however that ends."""
     group = new_group_id()
-    found = []
+    dependencies = []
     for number in range(1, 5):
         spec = dataclasses.replace(
             SPEC, id=job_of_group(group, number), group=group, max_parallel=2, dependency="afterok:7"
         )
         job = Job(store.jobs / spec.id)
         job.dir.mkdir(parents=True)
-        found += [word for word in words(store, spec) if word.startswith("--dependency")]
+        dependencies += [word for word in words(store, spec) if word.startswith("--dependency")]
         shared_folder.write_number(job, str(100 + number))
-    assert found == [
+    assert dependencies == [
         "--dependency=afterok:7", "--dependency=afterok:7", "--dependency=afterok:7,afterany:101",
         "--dependency=afterok:7,afterany:102",
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""A job on several nodes: what its models are told, and which failure counts; processes stand for the steps of Slurm."""
+"""A job on several nodes: what its models are variables, and which failure counts; processes stand for the steps of Slurm."""
 
 from __future__ import annotations
 
@@ -66,16 +66,24 @@ def end(leader: Leader, rank: int, status: int, training_end: float | None = Non
 
 
 def test_model_is_told_its_place_in_the_words_of_each_framework() -> None:
-    told = rendezvous.variables(MEETING, 1, {**SLURM, "SLURM_NTASKS": "9"})
-    assert (told["MASTER_ADDR"], told["MASTER_PORT"], told["WORLD_SIZE"]) == ("127.0.0.1", "61444", "3")
-    assert [told[name] for name in ("RANK", "NODE_RANK", "LOCAL_RANK")] == ["1", "1", "0"]
-    assert json.loads(told["TF_CONFIG"]) == {
+    variables = rendezvous.variables(MEETING, 1, {**SLURM, "SLURM_NTASKS": "9"})
+    assert (variables["MASTER_ADDR"], variables["MASTER_PORT"], variables["WORLD_SIZE"]) == (
+        "127.0.0.1",
+        "61444",
+        "3",
+    )
+    assert [variables[name] for name in ("RANK", "NODE_RANK", "LOCAL_RANK")] == ["1", "1", "0"]
+    assert json.loads(variables["TF_CONFIG"]) == {
         "cluster": {"worker": ["127.0.0.1:61444", "127.0.0.2:61444", "127.0.0.3:61444"]},
         "task": {"type": "worker", "index": 1},
     }
-    assert [told[name] for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURMD_NODENAME")] == ["3", "1", "node2"]
-    assert told["SLURM_JOB_NODELIST"] == "node1,node2,node3" and told["SLURM_JOB_ID"] == "4100"
-    assert told["GLOO_SOCKET_IFNAME"] == told["NCCL_SOCKET_IFNAME"] == "lo"
+    assert [variables[name] for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURMD_NODENAME")] == [
+        "3",
+        "1",
+        "node2",
+    ]
+    assert variables["SLURM_JOB_NODELIST"] == "node1,node2,node3" and variables["SLURM_JOB_ID"] == "4100"
+    assert variables["GLOO_SOCKET_IFNAME"] == variables["NCCL_SOCKET_IFNAME"] == "lo"
     six = rendezvous.variables(Rendezvous(["a", "b"], ["::1", "::1"], 7), 0, SLURM)
     assert six["TF_CONFIG"].count("[::1]:7") == 2
 
