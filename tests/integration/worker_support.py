@@ -27,6 +27,7 @@ import pytest
 from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core.job import SCHEMA, new_job_id
 from train_classifier.worker.containers import image
+from train_classifier.worker.state import files
 from train_classifier.worker.state.store import Store
 
 IMAGE = os.environ.get("TRAIN_CLASSIFIER_TEST_IMAGE", "tc-slim:bookworm")
@@ -76,7 +77,8 @@ def remember_image(state: Path, reference: str = IMAGE) -> None:
     identity, answer = image_answer(reference)
     path = image.answer_path(Store(state), identity)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    path.write_text(answer)
+    # Whole at once: two processes of a test may share the state folder.
+    files.write_bytes(path, answer.encode(), 0o644)
 
 
 def accounts() -> list[str]:

@@ -20,13 +20,20 @@ FRAMEWORKS = {
 WORKFLOW = ".github/workflows/train.yml"
 _TEMPLATES = Path(__file__).parent / "templates"
 #: Modules that a model of the same name would hide from itself.
-_TAKEN = frozenset(sys.stdlib_module_names) | {"torch", "keras", "tensorflow", "sklearn", "joblib", "numpy"}
+_TAKEN = frozenset(sys.stdlib_module_names) | {
+    "PIL", "h5py", "jinja2", "joblib", "keras", "matplotlib", "networkx", "numpy", "pandas", "requests",
+    "scipy", "sklearn", "sympy", "tensorflow", "threadpoolctl", "torch", "torchvision", "yaml",
+}  # fmt: skip
+#: Folders of results and of generated content.
+_NO_MODELS = ("artefacts", "checkpoints", "__pycache__", "node_modules", "venv")
 
 
 def check_name(model: str) -> None:
     """Raise BadInput unless a folder of this name can be a model."""
     if not job.MODEL.match(model):
         raise BadInput(f"{quoted(model)} is not the name of a model: letters, digits and _, as digits_small")
+    if model in _NO_MODELS:
+        raise BadInput(f"{quoted(model)} is a folder of results or of generated files; take another name")
     if model in _TAKEN:
         raise BadInput(
             f"{quoted(model)} is the name of a Python module that the model would hide; take another"

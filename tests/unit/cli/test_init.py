@@ -59,7 +59,9 @@ def test_link_of_a_checkout_is_not_followed(tmp_path: Path, capfd: pytest.Captur
     assert not list(outside.iterdir())
 
 
-@pytest.mark.parametrize("name", ["os", "torch", "two words", "../up", "", "a-b", "é" * 300])
+@pytest.mark.parametrize(
+    "name", ["os", "torch", "scipy", "artefacts", "node_modules", "two words", "../up", "", "a-b", "é" * 300]
+)
 def test_names_that_are_no_model(tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["init", name, "--yes", "--repo", str(tmp_path)]) == 2
     assert "Traceback" not in capfd.readouterr().err

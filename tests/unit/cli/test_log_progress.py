@@ -60,8 +60,22 @@ def test_time_left_is_that_of_the_epochs_seen() -> None:
     assert progress.summary(125.0) == "epoch 7/10 · about 25 s left"
     assert progress.summary(190.0) == "epoch 7/10"
     # A second training in the same job begins again.
-    progress.feed(b"epoch 1/4\n")
-    assert progress.summary(130.0) == "epoch 1/4"
+    for fold, start in ((1, 200.0), (2, 300.0)):
+        progress.feed(b"epoch 1/4\n")
+        assert progress.summary(start) == "epoch 1/4", fold
+        progress.feed(b"epoch 2/4\n")
+        assert progress.summary(start + 10) == "epoch 2/4 · about 20 s left", fold
+
+
+def test_epochs_that_an_attach_shows_at_once_are_soon_forgotten() -> None:
+    progress = LogProgress()
+    for epoch in range(1, 51):
+        progress.feed(f"epoch {epoch}/100\n".encode())
+        progress.summary(epoch / 100)
+    for epoch in range(51, 56):
+        progress.feed(f"epoch {epoch}/100\n".encode())
+        shown = progress.summary(epoch * 60.0)
+    assert shown == "epoch 55/100 · about 45 min 0 s left"
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=4))

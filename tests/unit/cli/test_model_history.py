@@ -62,6 +62,15 @@ def test_history_marks_the_best_of_each_kind_of_metric(capfd: pytest.CaptureFixt
     assert [entry["id"] for entry in answer["runs"]] == JOBS[2:] and answer["runs"][0]["best"] is False
 
 
+@pytest.mark.parametrize(
+    "values", [(1.7e308, -1.7e308, 0.0), (5e-324, 0.0), (0.0, 0.0), (-1.0, -1.0), (1e-300, 1e300)]
+)
+def test_any_number_has_a_bar(values: tuple[float, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    runs = [run(number, {"score": value}, []) for number, value in enumerate(values)]
+    assert model_history.show_history([AnsweringHost("gpu-1", {"runs": runs})], "m", None, 20, Console()) == 0
+    assert len(capfd.readouterr().out.splitlines()[-1].split()[-1]) == len(values)
+
+
 def test_history_of_hosts_that_fail(capfd: pytest.CaptureFixture[str]) -> None:
     gone = AnsweringHost("gone", NotReady("no route"))
     assert model_history.show_history([gone, HOST], "m", None, 20, Console()) == ExitCode.NOT_READY

@@ -1,5 +1,6 @@
 """How far a training is, found in the end of its log: Keras, Lightning, tqdm, transformers, own lines."""
 
+import collections
 import re
 from collections.abc import Iterator
 
@@ -10,6 +11,8 @@ TAIL = 4096
 #: Characters of one line that are looked at, and of a metric's name.
 MOST_LINE, MOST_NAME = 500, 24
 MOST_METRICS = 3
+#: By so many epochs the time left is estimated.
+SEEN_EPOCHS = 4
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _EPOCH = re.compile(
     r"\bepoch[\s:=\[(#]{1,4}(\d{1,6})(?:\s{0,2}(?:/|of)\s{0,2}(\d{1,6}))?(?![\d.])", re.IGNORECASE
@@ -30,9 +33,8 @@ class LogProgress:
 
     def __init__(self) -> None:
         self._tail = b""
-        #: The first and the newest epoch that were seen, and when.
-        self._first: tuple[int, float] | None = None
-        self._latest = (0, 0.0)
+        #: The newest epochs that were seen, and when: an attach shows the earlier ones all at once.
+        self._seen: collections.deque[tuple[int, float]] = collections.deque(maxlen=SEEN_EPOCHS)
 
     def feed(self, data: bytes) -> None:
         """Take log bytes."""
@@ -81,11 +83,12 @@ class LogProgress:
         """Return the seconds to the end, by the time of the epochs that were seen to begin."""
         if epoch is None or epochs is None or epoch > epochs:
             return None
-        if self._first is None or epoch < self._first[0]:
-            self._first = self._latest = (epoch, now)
-        if epoch > self._latest[0]:
-            self._latest = (epoch, now)
-        (begun, since), (_, seen) = self._first, self._latest
-        if epoch <= begun:
+        if self._seen and epoch < self._seen[-1][0]:
+            # Another training of the same job begins.
+            self._seen.clear()
+        if not self._seen or epoch > self._seen[-1][0]:
+            self._seen.append((epoch, now))
+        (begun, since), (newest, seen) = self._seen[0], self._seen[-1]
+        if newest == begun:
             return None
-        return max(0.0, (seen - since) / (epoch - begun) * (epochs - epoch) - (now - seen))
+        return max(0.0, (seen - since) / (newest - begun) * (epochs - newest) - (now - seen))

@@ -93,9 +93,12 @@ def _when(run: Mapping[str, Any]) -> str:
 
 def _trend(values: Sequence[float]) -> str:
     """Return the values as bars, the oldest first."""
-    low, high = min(values), max(values)
+    # Of the largest: the difference of two large numbers may be beyond all numbers.
+    largest = max(map(abs, values)) or 1.0
+    parts = [value / largest for value in values]
+    low, high = min(parts), max(parts)
     step = (high - low) / (len(BARS) - 1)
-    return "".join(BARS[round((value - low) / step) if step else 0] for value in values)
+    return "".join(BARS[round((part - low) / step) if step else 0] for part in parts)
 
 
 def show_comparison(
