@@ -117,7 +117,8 @@ def test_only_a_host_that_is_proven_gets_a_runner(site: Site) -> None:
 
 
 def test_metrics_come_with_their_variable_alone(site: Site) -> None:
-    hosts = {"one": {"provision_monitoring": True}, "two": {}}
+    # The host without metrics answers first: the order of the other's roles does not follow it.
+    hosts = {"two": {}, "one": {"provision_monitoring": True}}
     provided, torn_down, updated = (
         site.run(book, **hosts)[0] for book in ("provision", "teardown", "update")
     )
@@ -125,7 +126,15 @@ def test_metrics_come_with_their_variable_alone(site: Site) -> None:
     assert provided == {"one": [*checked, "monitoring/main"], "two": checked}
     assert torn_down["one"][2:4] == ["github_runner/uninstall", "monitoring/uninstall"]
     assert "monitoring/uninstall" not in torn_down["two"]
-    assert ["monitoring/main latest" in updated[host] for host in hosts] == [True, False]
+    assert ["monitoring/main latest" in updated[host] for host in hosts] == [False, True]
+
+
+def test_teardown_takes_the_roles_that_are_named_and_refuses_unknown_ones(site: Site) -> None:
+    named = {"teardown_roles": ["docker_engine", "github_runner"]}
+    calls, printed = site.run("teardown", one=named, two={"teardown_roles": ["docker_engin"]})
+    before = [FIRST, "host_check/no_jobs"]
+    assert calls == {"one": [*before, "github_runner/uninstall", "docker_engine/uninstall"], "two": before}
+    assert "teardown_roles names docker_engin; it takes github_runner, monitoring," in printed
 
 
 def test_update_takes_one_host_after_the_other(site: Site) -> None:
