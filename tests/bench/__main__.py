@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from hosts import fleet
 from hosts.machine import CA_BUNDLE, ca_bundle, make_image, run
 
-from bench import pairs
+from bench import old_jobs, pairs
 from bench.peers import CONTESTANTS, Bench, Run
 
 EMPTY = "import pathlib\npathlib.Path('artefacts').mkdir(exist_ok=True)\npathlib.Path('artefacts/done').write_text('{}')\n"
@@ -211,9 +211,19 @@ def main() -> None:
         metavar="CHECKOUT",
         help="instead: an empty model again, by this checkout and by another one with its .venv, in turn",
     )
+    parser.add_argument(
+        "--old-jobs",
+        type=int,
+        metavar="N",
+        help="instead: the commands that look, on a host with N finished jobs",
+    )
     options = parser.parse_args()
-    if options.against:
-        figures = beside_another(options.against.resolve(), options.rounds)
+    if options.against or options.old_jobs:
+        figures: object
+        if options.against:
+            figures = beside_another(options.against.resolve(), options.rounds)
+        else:
+            figures = old_jobs.bench(options.old_jobs, options.rounds)
         if options.json:
             options.json.write_text(json.dumps(figures, indent=1))
         return

@@ -328,8 +328,13 @@ open(checkpoint, "w").write(str(epoch + 1))
 
 
 @pytest.mark.host
-def test_job_on_gpu_host_gets_one_card_and_resumes(world: World, gpu_host: TestHost) -> None:
-    """Over ssh on a simulated GPU host: one card of two, a data folder, and a second run that resumes."""
+def test_job_on_gpu_host_gets_one_card_and_resumes(
+    world: World, gpu_host: TestHost, slack: Callable[..., Slack]
+) -> None:
+    """Over ssh on a simulated GPU host: one card of two, a data folder, and a second run that resumes.
+
+    A job that uses none of its cards (the stand-in says so) is reported to Slack.
+    """
     gpu_host.write("/srv/digits/digit.txt", "seven")
     world.model(RESUMING)
     inputs = {
@@ -349,9 +354,17 @@ def test_job_on_gpu_host_gets_one_card_and_resumes(world: World, gpu_host: TestH
     # A cancel frees the cards: the next job wants both, and would not wait for them.
     inputs |= {"TRAIN_CLASSIFIER_INPUT_GPUS": "2", "TRAIN_CLASSIFIER_INPUT_WAIT": "0"}
     world.model(RUNS_ON)
-    step = world.step(**inputs)
-    eventually(lambda: "under way" in step.log or step.process.poll() is not None, 240)
+    hook = slack(200)
+    idle = {
+        "TRAIN_CLASSIFIER_INPUT_IDLE_WARNING": "1s",
+        "TRAIN_CLASSIFIER_INPUT_SLACK_WEBHOOK": hook.url,
+    }
+    step = world.step(**inputs, **idle)
+    eventually(lambda: hook.texts() or step.process.poll() is not None, 240)
     assert step.process.poll() is None, step.log
+    (text,) = hook.texts()
+    assert "Training mnist" in text and "does not use its GPU" in text, text
+    assert "the job has not used 2 of its 2 GPUs for" in text, text
     cancel(step)
     assert step.process.returncode == 6, step.log
     eventually(lambda: gpu_host.containers() == [])

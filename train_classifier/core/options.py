@@ -232,8 +232,8 @@ OPTIONS = (
         default=False, setting=False),
     Option("slack_webhook", Kind.TEXT, "Slack webhook: `T…/B…/…` or its full address. Also from `SLACK_IDENTIFIER`.",
         setting=False, input="slack-webhook", role=None, action_only=True),
-    Option("slack_notify", Kind.TEXT, "What to tell Slack beside failures: `start`, `success`, `cancelled`, or `all`; `none` for nothing.",
-        default_text="failures only", setting=False, input="slack-notify", role=None, action_only=True),
+    Option("slack_notify", Kind.TEXT, "What to tell Slack beside failures and idle GPUs: `start`, `success`, `cancelled`, or `all`; `none` for nothing.",
+        default_text="failures and idle GPUs", setting=False, input="slack-notify", role=None, action_only=True),
 )  # fmt: skip
 BY_NAME = {option.name: option for option in OPTIONS}
 #: Options that only a submit host of Slurm understands.

@@ -27,6 +27,7 @@ class Event(enum.Enum):
     SUCCEEDED = "success"
     CANCELLED = "cancelled"
     FAILED = "failure"
+    IDLE = "idle"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,17 +69,17 @@ def webhook_url(identifier: str) -> str:
 
 
 def events(setting: str | None) -> frozenset[Event]:
-    """Return the events to post: failures always, unless the input slack-notify is `none`.
+    """Return the events to post: failures and idle GPUs always, unless the input slack-notify is `none`.
 
     `setting` is that input: names of events, or `all`, by comma or space. When it is empty, as with
-    SLACK_IDENTIFIER only in the environment, it means failures only, because callers of the original action
-    post success themselves.
+    SLACK_IDENTIFIER only in the environment, nothing is added, because callers of the original action post
+    success themselves.
     Raises ValueError for an unknown word.
     """
     words = (setting or "").replace(",", " ").lower().split()
     if words in (["none"], ["false"]):
         return frozenset()
-    chosen = {Event.FAILED}
+    chosen = {Event.FAILED, Event.IDLE}
     for word in words:
         if word in ("all", "true"):
             chosen.update(Event)
@@ -139,6 +140,8 @@ def headline(notice: Notice) -> str:
         return f"Training {name} succeeded"
     if notice.event is Event.CANCELLED:
         return f"Training {name} was cancelled"
+    if notice.event is Event.IDLE:
+        return f"Training {name} does not use its GPU"
     status = "unknown" if notice.exit_status is None else notice.exit_status
     return f"Training {name} failed with exit status: {status}"
 
@@ -156,6 +159,7 @@ def message(notice: Notice) -> dict[str, Any]:
         Event.SUCCEEDED: ":white_check_mark:",
         Event.CANCELLED: ":no_entry_sign:",
         Event.FAILED: ":x:",
+        Event.IDLE: ":zzz:",
     }[notice.event]
     blocks = [_section(f"{icon} {title}" if len(title) < SECTION - 40 else f"{icon} {shortened(text, 2900)}")]
 

@@ -120,6 +120,10 @@ class Step:
         self.console.workflow.set_output("job-id", identifier)
         self._notify("start")
 
+    def idle(self, note: str) -> None:
+        """The model does not use a GPU that the job holds."""
+        self._notify("idle", note)
+
     def cancelling(self) -> None:
         """Note a cancel: from now on the time is limited."""
         self.must_end_soon = True
@@ -292,7 +296,7 @@ class Step:
     def _warn(self, message: str) -> None:
         self.console.event("message", level="warning", text=message)
 
-    def _notify(self, kind: str) -> None:
+    def _notify(self, kind: str, reason: str = "") -> None:
         """Post a notice in its own thread; each kind at most once."""
         if self.inputs is None or not self.inputs.webhook or kind in self._notices:
             return
@@ -312,7 +316,7 @@ class Step:
             job=str(result.get("id") or ""),
             phase=self._phase(result) if ended_early else "",
             exit_status=status if isinstance(status, int) else int(code),
-            reason=self.failure.reason if self.failure else "",
+            reason=self.failure.reason if self.failure else reason,
             hint=(self.failure.hint or "") if self.failure else "",
             tail=self.console.tail()[-20000:],
             seconds=time.monotonic() - self.start_time if kind != "start" else None,

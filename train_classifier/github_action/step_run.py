@@ -21,6 +21,8 @@ LEASE_S, REMOTE_LEASE_S = 600.0, 3600.0
 FETCH_S = 6.5
 #: Part of the worker's message after the end of a lease.
 LEASE_ENDED = "its controller is gone"
+#: The beginning of the worker's note about cards that the model does not use.
+GPU_IDLE = "the job has not used "
 #: Seconds that a finished run waits for the check of the previous job.
 PREVIOUS_JOB_S = 5.0
 
@@ -30,6 +32,9 @@ class Listener(Protocol):
 
     def started(self, identifier: str) -> None:
         """The job is safe on its host."""
+
+    def idle(self, note: str) -> None:
+        """The model does not use a GPU that the job holds."""
 
     def cancelling(self) -> None:
         """A cancel has come."""
@@ -56,6 +61,8 @@ class StepRun(TrainingRun):
     def event(self, event: str, **fields: Any) -> None:
         """Receive an event, and pass those that the step waits for to the step."""
         super().event(event, **fields)
+        if event == "message" and str(fields.get("text")).startswith(GPU_IDLE):
+            self._listener.idle(str(fields["text"]))
         if event == "started":
             self._listener.started(self.job)
             # In a thread, so that the training does not wait for the check of the previous job.

@@ -138,7 +138,7 @@ def test_unknown_event_of_notice() -> None:
     """An unknown word is a problem like any other, and failures are still posted."""
     step_inputs = inputs.read({"TRAIN_CLASSIFIER_INPUT_SLACK_NOTIFY": "sucess", "MODEL": "m"})
     assert "slack-notify: 'sucess'" in step_inputs.problems[0]
-    assert step_inputs.slack_events == {slack_message.Event.FAILED}
+    assert step_inputs.slack_events == {slack_message.Event.FAILED, slack_message.Event.IDLE}
 
 
 def test_bug_in_reporting_does_not_end_the_step(

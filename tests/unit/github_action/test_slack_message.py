@@ -213,12 +213,12 @@ def test_identifier_is_a_path_or_an_address() -> None:
 
 
 def test_events_of_the_setting() -> None:
-    assert events(None) == events("") == {Event.FAILED}
-    assert events("success") == {Event.FAILED, Event.SUCCEEDED}
-    assert events("start, cancelled") == {Event.FAILED, Event.STARTED, Event.CANCELLED}
+    assert events(None) == events("") == {Event.FAILED, Event.IDLE}
+    assert events("success") == {Event.FAILED, Event.IDLE, Event.SUCCEEDED}
+    assert events("start, cancelled") == {Event.FAILED, Event.IDLE, Event.STARTED, Event.CANCELLED}
     assert events("true") == events("all") == set(Event)
     assert events("none") == events("false") == frozenset()
-    with pytest.raises(ValueError, match="'sucess' is none of start, success, cancelled, failure"):
+    with pytest.raises(ValueError, match="'sucess' is none of start, success, cancelled, failure, idle"):
         events("sucess")
 
 
