@@ -111,7 +111,7 @@ def _definitions() -> dict[str, dict[str, Any]]:
         ),
         "Fetched": fetched,
         "Metrics": table("number"),
-        "Image": record(each("reference:string digest:string? id:string")),
+        "Image": record(each("reference:string digest:string? id:string"), each("base:string")),
         "GpuCheck": record(each("mode:string proven:boolean detail:string?")),
         "OutOfMemory": record(each("limit_bytes:integer? peak_bytes:integer?")),
         "Process": record(each("pid:integer name:string memory_mib:integer?")),
@@ -270,7 +270,7 @@ def _outputs() -> dict[str, tuple[str, dict[str, Any]]]:
     )
     return {
         "init": ("init", record(each("models:string* created:string* kept:string*"))),
-        "train": ("train and attach", choice(kind("Run"), ended_group, kind("DryRun"), dry_group)),
+        "train": ("train, attach and rerun", choice(kind("Run"), ended_group, kind("DryRun"), dry_group)),
         "list": ("list", array(record(ENTRY | each("status:string"), each("other_user:boolean")))),
         "status": (
             "status",
@@ -336,6 +336,7 @@ def _manifest() -> dict[str, Any]:
         | each(
             "job:string model:string arguments:string* group:string? environment_variables:string* "
             "secrets:string* resumed_from:string? submitter:string submitted:number? host:Host",
+            rerun_of=kind("string?"),
             schema={"const": job.SCHEMA},
             sweep=table("string"),
             data=table("string"),

@@ -12,7 +12,7 @@ import jsonschema
 
 FOLDER = Path(__file__).parents[1] / "docs" / "schemas"
 #: Commands whose output another one's schema describes.
-SAME = {"attach": "train"}
+SAME = {"attach": "train", "rerun": "train"}
 
 
 @functools.cache

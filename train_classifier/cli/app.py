@@ -13,22 +13,16 @@ from train_classifier.core.text import nearest
 # A blank line between paragraphs, each of which begins with \b.
 click.rich_click.PADDING_HELPTEXT_FIRST_LINE = (0, 0, 1, 0)
 
-#: The commands that take a job, or list them; each has a module in commands/jobs.
-JOB_COMMANDS = (
-    "list",
-    "status",
-    "logs",
-    "report",
-    "attach",
-    "fetch",
-    "cancel",
-    "history",
-    "compare",
-    "exec",
-    "shell",
-    "forward",
+#: The folder of commands/ that a command's module is in, where it is not commands/ itself.
+FOLDERS = {
+    **dict.fromkeys(("list", "status", "logs", "attach", "fetch", "cancel", "rerun"), "jobs"),
+    **dict.fromkeys(("report", "history", "compare"), "results"),
+    **dict.fromkeys(("exec", "shell", "forward"), "inside"),
+}
+COMMANDS = (
+    *("init", "train", "list", "status", "logs", "report", "attach", "fetch", "cancel", "rerun", "history"),
+    *("compare", "exec", "shell", "forward", "clean", "top", "doctor", "hosts", "provision"),
 )
-COMMANDS = ("init", "train", *JOB_COMMANDS, "clean", "top", "doctor", "hosts", "provision")
 EXIT_CODES = """\b
 Exit codes: 0 trained · 1 our own bug · 2 bad input · 3 host or engine not
 ready · 4 training failed · 5 timed out · 6 cancelled · 7 trained, but
@@ -48,8 +42,8 @@ class Commands(click.RichGroup):
         """Return the command of this name; None if there is none."""
         if name not in COMMANDS:
             return None
-        folder = "commands.jobs" if name in JOB_COMMANDS else "commands"
-        module = importlib.import_module(f"train_classifier.cli.{folder}.{name}")
+        folder = f"{FOLDERS[name]}." if name in FOLDERS else ""
+        module = importlib.import_module(f"train_classifier.cli.commands.{folder}{name}")
         command: click.Command = getattr(module, f"{name}_" if hasattr(builtins, name) else name)
         return command
 

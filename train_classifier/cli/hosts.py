@@ -29,13 +29,18 @@ def hosts(inventory: str | None, host: str | None) -> list[RemoteHost]:
     for warning in precedence.unread_variables(os.environ):
         Console().event("message", level="warning", text=warning)
     named_host = host
-    host = host if host is not None else os.environ.get(options.variable("host")) or None
-    own_file = own_settings(os.environ)
-    own_hosts = settings_file.load_own(own_file).hosts if own_file is not None else ()
-    inventory_path = inventories.resolve(inventory, os.environ, Path.cwd(), host, own_hosts)
+    inventory_path, host = find_inventory(inventory, host)
     flags = inventories.flags(inventory_path if inventory is not None else None, named_host)
     targets = inventories.hosts(inventory_path, host)
     return [target.connect(own_session=True, flags=flags) for target in targets]
+
+
+def find_inventory(inventory: str | None, host: str | None) -> tuple[str | None, str | None]:
+    """Return the inventory that a command uses, None: this machine, and its host or pattern, None: all."""
+    host = host if host is not None else os.environ.get(options.variable("host")) or None
+    own_file = own_settings(os.environ)
+    own_hosts = settings_file.load_own(own_file).hosts if own_file is not None else ()
+    return inventories.resolve(inventory, os.environ, Path.cwd(), host, own_hosts), host
 
 
 def choose(

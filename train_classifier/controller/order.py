@@ -17,7 +17,7 @@ class Order:
     """One run on the controller: the specification, the files to push, and the path of the archive."""
 
     spec: JobSpec
-    #: The repository's folder here.
+    #: The repository's folder here; "" where the host has the files already.
     tree: str
     #: base64 of zlib of NUL-separated relative paths, as the worker's `prepare` expects them.
     files: str

@@ -94,6 +94,11 @@ def push(host: RemoteHost, order: Order, report: Reporter) -> None:
 
     Raises NotReady and what the worker refuses; tries again after a lost connection.
     """
+    if not order.tree:
+        raise NotReady(
+            f"The files of job {order.spec.rerun_of} were replaced on {host.name} by another push just now.",
+            "Start again.",
+        )
     with phase(report, "push"):
         spec = order.spec
         names = unpack_names(order.files)

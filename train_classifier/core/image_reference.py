@@ -25,6 +25,12 @@ def problem(reference: str) -> Optional[str]:
     return f"image {reference!r} is not an image reference, such as tensorflow/tensorflow:2.17.0-gpu{hint}"
 
 
+def repository(reference: str) -> str:
+    """Return a reference without its tag and digest."""
+    name = reference.partition("@")[0]
+    return name.rpartition(":")[0] if ":" in name.rpartition("/")[2] else name
+
+
 def is_local(reference: str) -> bool:
     """Tell whether a name is one that this host gives to its own images: layers, and images of the role.
 

@@ -38,6 +38,9 @@ GROUP_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}\Z")
 MOST_GROUP = 99
 #: Names of what is swept: the model gets them as --NAME.
 SWEEP_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}\Z")
+#: What the engine calls an image, and what defines an environment.
+IMAGE_ID = re.compile(r"sha256:[0-9a-f]{64}\Z")
+ENVIRONMENT_HASH = re.compile(r"[0-9a-f]{40}\Z")
 #: What `git describe --long --dirty` says: tag, commits since, commit, whether tracked files differ.
 DESCRIPTION = re.compile(
     r"(?P<tag>[^\s~^:?*\[\\]{1,200})-(?P<distance>[0-9]{1,9})-g(?P<commit>[0-9a-f]{4,64})(?P<dirty>-dirty)?\Z"
@@ -165,6 +168,17 @@ class Repository:
 
 
 @dataclasses.dataclass(frozen=True)
+class PinnedImage:
+    """The image that a repeated job had: it is taken wherever this one is asked for by its reference."""
+
+    reference: str
+    #: The engine's id, of the image without a layer of Debian packages.
+    id: str
+    #: The registry's digest; None for an image that came from no registry.
+    digest: Optional[str] = None
+
+
+@dataclasses.dataclass(frozen=True)
 class JobSpec:
     """One training run, as asked for. None means: the host's default."""
 
@@ -208,6 +222,10 @@ class JobSpec:
     artefacts: tuple[str, ...] = ()
     #: A job id, or "last": start from a copy of that job's checkpoints.
     resume: Optional[str] = None
+    #: The job that this one repeats, and the image and the hash of the environment that it had.
+    rerun_of: Optional[str] = None
+    pinned_image: Optional[PinnedImage] = None
+    pinned_environment: Optional[str] = None
     #: True: a model that leaves no new results has not failed.
     allow_empty: bool = options.default("allow_empty")
     log_max_bytes: int = options.default("log_max")
@@ -257,6 +275,8 @@ class JobSpec:
         values = {key: value for key, value in data.items() if key in accepted}
         try:
             values["repository"] = Repository(**values["repository"])
+            if values.get("pinned_image") is not None:
+                values["pinned_image"] = PinnedImage(**values["pinned_image"])
             values["data"] = tuple(DataFolder(**folder) for folder in values.get("data", ()))
             values["arguments"] = tuple(values.get("arguments", ()))
             values["secrets"] = tuple(values.get("secrets", ()))
@@ -280,6 +300,7 @@ class JobSpec:
         problems.check(isinstance(self.allow_empty, bool), "allow_empty is not true or false")
         self._check_slurm(problems)
         self._check_group(problems)
+        self._check_rerun(problems)
         return problems.sentences
 
     def _check_names(self, problems: "_Problems") -> None:
@@ -348,6 +369,17 @@ class JobSpec:
             is_name = isinstance(name, str) and bool(SWEEP_NAME.match(name))
             problems.check(is_name, f"name of a sweep {name!r}")
             problems.text(value, f"the value of sweep {name!r}")
+
+    def _check_rerun(self, problems: "_Problems") -> None:
+        repeated, key, image = self.rerun_of, self.pinned_environment, self.pinned_image
+        problems.check(repeated is None or bool(JOB_ID.match(str(repeated))), f"rerun_of {repeated!r}")
+        is_hash = isinstance(key, str) and bool(ENVIRONMENT_HASH.match(key))
+        problems.check(key is None or is_hash, f"hash of an environment {key!r}")
+        if image is not None:
+            ids = (image.id,) if image.digest is None else (image.id, image.digest)
+            are_ids = all(isinstance(value, str) and IMAGE_ID.match(value) for value in ids)
+            problems.check(are_ids, f"ids of an image {ids!r}")
+            problems.text(image.reference, "the reference of an image")
 
     def _check_numbers(self, problems: "_Problems") -> None:
         for option in options.OPTIONS:

@@ -25,6 +25,9 @@ from train_classifier.core.text import printable
 GIT_TIMEOUT = 60.0
 #: KiB of memory that git may use: a packed object may be a thousand times larger when unpacked.
 MOST_MEMORY = 8 << 20
+#: Seconds for writing the files of a commit.
+EXPORT_S = 600.0
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 #: Most bytes that are read of HEAD and similar files.
 SMALL = 4096
 #: Most bytes that are read of another small file of git.
@@ -127,6 +130,33 @@ class Git:
             return True
         submodules = self._submodules_changed()
         return None if filtered and not submodules else submodules
+
+    def export(self, commit: str, destination: Path) -> list[bytes]:
+        """Write the files of a commit into an empty folder, and return their paths there.
+
+        Raises GitSilent when the checkout lacks the commit, or where git alone does not write what a checkout
+        of it holds: a submodule is another repository, and no filter is run.
+        """
+        if not _COMMIT.match(commit):
+            raise GitSilent(f"{printable(commit)[:80]!r} is no commit")
+        tree = Git(destination, destination, self._shadow, self._shadow / "export-index", self._deadline)
+        tree._options = self._options
+        try:
+            self._run("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}")
+        except GitSilent as error:
+            raise GitSilent(f"it has no commit {commit[:12]}") from error
+        tree._run("read-tree", commit)
+        entries = [
+            entry.partition(b"\t") for entry in tree._run("ls-files", "-s", "-z").split(b"\0") if entry
+        ]
+        if any(kind.startswith(b"160000 ") for kind, _, _ in entries):
+            raise GitSilent(f"commit {commit[:12]} has submodules")
+        tree._run("checkout-index", "--all")
+        names = [name for _, _, name in entries]
+        if filtered := tree._filtered(names):
+            name = printable(os.fsdecode(filtered[0]))
+            raise GitSilent(f"{name} of commit {commit[:12]} is written by a filter of git (such as LFS)")
+        return names
 
     def _filtered(self, names: list[bytes]) -> list[bytes]:
         """Return those of the files whose attributes name a filter."""

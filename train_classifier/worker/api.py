@@ -33,6 +33,12 @@ def _cards(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     return cards.look(request, host)
 
 
+def _rerun(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
+    from train_classifier.worker.checks import repeat
+
+    return repeat.look(request, host, store)
+
+
 def _submit(request: dict[str, Any], host: Host, store: Store) -> Answer:
     answer = submit.submit(request, host, store)
     if not isinstance(request.get("follow"), dict):
@@ -60,6 +66,7 @@ VERBS: dict[str, Verb] = {
     "list": query.list_jobs,
     "report": query.report,
     "runs": query.list_runs,
+    "rerun": _rerun,
     "cancel": query.cancel,
     "pack": query.pack,
     "clean": _clean,

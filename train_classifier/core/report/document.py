@@ -199,6 +199,7 @@ def _facts(result: Mapping[str, Any], manifest: Mapping[str, Any]) -> list[dict[
         ("Duration", facts.durations(result)),
         ("Exit", facts.ending(result)),
         ("Resumed from", _text(manifest.get("resumed_from"))),
+        ("Repeats", _text(manifest.get("rerun_of"))),
         ("Artefacts", artefacts),
         ("Job", _text(result.get("id"))),
     ]

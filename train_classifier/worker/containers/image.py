@@ -14,7 +14,7 @@ from typing import Any, Iterable, Iterator, Optional
 
 from train_classifier.core import image_reference
 from train_classifier.core.errors import BadInput, NoEnvironment
-from train_classifier.core.job import WORKSPACE, JobSpec
+from train_classifier.core.job import WORKSPACE, JobSpec, PinnedImage
 from train_classifier.core.options import show_option
 from train_classifier.core.text import printable, short
 from train_classifier.worker.containers import engine, helper, inside_answer
@@ -118,7 +118,9 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
     Raises BadInput for a malformed reference, NoEnvironment for an image that cannot be had or used.
     """
     reference = reference_for(context.host, spec, with_gpu)
-    image = find_local(context.client, reference)
+    pin = spec.pinned_image
+    image = _find_pinned(context, pin) if pin is not None and pin.reference == reference else None
+    image = image or find_local(context.client, reference)
     if image is None:
         if image_reference.is_local(reference):
             # On Docker's own registry another user could own such a name.
@@ -131,6 +133,26 @@ def resolve(context: Context, spec: JobSpec, with_gpu: bool) -> Image:
         if image is None:
             raise NoEnvironment(f"image {reference} was pulled, but the engine does not have it", BOOTSTRAP)
     return probe(context, image, reference)
+
+
+def _find_pinned(context: Context, pin: PinnedImage) -> Any:
+    """Return the image of a repeated job, pulled by its digest if it is missing; None when it cannot be had.
+
+    Raises NoEnvironment when the registry no longer has it: another image is not what was asked for.
+    """
+    image = find_local(context.client, pin.id)
+    if image is None and pin.digest is None:
+        context.note(f"image {pin.reference} of the repeated job is gone: the one of today is taken")
+    elif image is None:
+        by_digest = f"{image_reference.repository(pin.reference)}@{pin.digest}"
+        context.say(f"pulling image {by_digest}")
+        try:
+            _pull(context, by_digest)
+        except NoEnvironment as error:
+            error.hint = f"train again, with the {pin.reference} of today; {error.hint}"
+            raise
+        image = find_local(context.client, by_digest)
+    return image
 
 
 def find_local(client: Any, reference: str) -> Any:
@@ -364,9 +386,7 @@ def _validated(answer: Any, reference: str) -> dict[str, Any]:
 
 def _digest(reference: str, digests: list[str]) -> Optional[str]:
     """Return the digest under which a registry knows the image by this name."""
-    repository = reference.partition("@")[0]
-    if ":" in repository.rpartition("/")[2]:
-        repository = repository.rpartition(":")[0]
+    repository = image_reference.repository(reference)
     for prefix in ("docker.io/library/", "docker.io/"):
         repository = repository[len(prefix) :] if repository.startswith(prefix) else repository
     for entry in digests:

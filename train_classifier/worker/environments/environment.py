@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Optional
 
 from train_classifier.core import requirements_file
 from train_classifier.core.errors import BadInput, NoEnvironment
@@ -33,6 +34,7 @@ from train_classifier.worker.environments.stored_environments import (
     NoUv,
     build,
     find,
+    find_pinned,
     fitting_pythons,
     list_packages,
 )
@@ -60,6 +62,8 @@ class EnvironmentRequest:
     with_gpu: bool = False
     #: The model's variables; builds get some of them.
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    #: Hash of the environment of the job that this one repeats, with the same files.
+    pinned: Optional[str] = None
 
 
 def prepare(context: Context, image: Image, workspace: Path, request: EnvironmentRequest) -> Environment:
@@ -82,7 +86,8 @@ def prepare(context: Context, image: Image, workspace: Path, request: Environmen
         package, folder = requirements.package.name, requirements.package.folder
         context.note(f"package {package} is imported from {folder or 'the top'} of the job's own copy")
     try:
-        chosen = _choose(context, image, workspace, request, requirements)
+        chosen = _find_pinned(context, image, request)
+        chosen = chosen or _choose(context, image, workspace, request, requirements)
     except NoEnvironment as error:
         # The file may be for other purposes than this model.
         way_out = None if is_own else f"write what the model needs into {own} (empty: the image's packages)"
@@ -93,6 +98,16 @@ def prepare(context: Context, image: Image, workspace: Path, request: Environmen
     elif "." in requirements.paths:
         job_package.add_built_files(context, chosen, workspace)
     return dataclasses.replace(chosen, files=requirements.files)
+
+
+def _find_pinned(context: Context, image: Image, request: EnvironmentRequest) -> Optional[Environment]:
+    """Return the environment of the job that this one repeats; None for another job, and where it is gone."""
+    if not request.pinned:
+        return None
+    existing = find_pinned(context, image, request.pinned, request.repository)
+    if existing is None:
+        context.note("the environment of the repeated job is not here: it is made anew")
+    return existing
 
 
 def _choose(

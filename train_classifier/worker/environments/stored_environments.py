@@ -80,6 +80,20 @@ def find(context: Context, image: Image, plan: EnvironmentPlan, repository: str)
     return None
 
 
+def find_pinned(context: Context, image: Image, key: str, repository: str) -> Optional[Environment]:
+    """Return the environment of this hash, marked as used; None when it is gone or of another image.
+
+    One in which something was built is used by its own repository alone.
+    """
+    folder = context.store.envs / key
+    with hold(_lock(context.store, key), shared=True, check=context.check_cancel):
+        record = _use(folder)
+    definition = record["definition"] if record is not None else {}
+    if record is None or definition["image"] != image.id or definition["repository"] not in ("", repository):
+        return None
+    return _activated(folder, image, record)
+
+
 def build(context: Context, image: Image, plan: EnvironmentPlan, repository: str, reason: str) -> Environment:
     """Return the environment of a plan, built if it is not there. Raises NoEnvironment."""
     builder = Builder(context, image, plan, context.host.job_user())

@@ -118,7 +118,12 @@ def add_packages(run: JobRun) -> None:
         return
     results.record_facts(
         run.job,
-        image={"reference": run.image.reference, "digest": run.image.digest, "id": run.image.id},
+        image={
+            "reference": run.image.reference,
+            "digest": run.image.digest,
+            "id": run.image.id,
+            "base": run.image.base,
+        },
     )
 
 
@@ -163,7 +168,12 @@ def build_environment(run: JobRun) -> None:
     def prepare() -> Environment:
         kind = ISOLATED if run.image.plain else run.spec.environment_kind
         request = environment.EnvironmentRequest(
-            run.spec.model, run.spec.repository.key, kind, run.gpu_count > 0, run.spec.environment
+            run.spec.model,
+            run.spec.repository.key,
+            kind,
+            run.gpu_count > 0,
+            run.spec.environment,
+            run.spec.pinned_environment,
         )
         return environment.prepare(run.context, run.image, run.job.workspace, request)
 

@@ -92,6 +92,7 @@ def head(job: Job, spec: JobSpec, status: dict[str, Any], result: dict[str, Any]
         "secrets": sorted(spec.secrets),
         "data": {folder.name: folder.path for folder in spec.data},
         "resumed_from": spec.resume,
+        "rerun_of": spec.rerun_of,
         "submitter": spec.submitter,
         "submitted": status.get("submitted"),
         "repository": {

@@ -101,6 +101,14 @@ def copy_matching_mirror(job: Job, account: Account, mirror: Path, fingerprint: 
     return True
 
 
+def holds(mirror: Path, fingerprint: str) -> bool:
+    """Tell whether a mirror has just the files that `fingerprint` identifies."""
+    try:
+        return bool(fingerprint) and _fingerprint(mirror).read_text() == fingerprint
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 def _fingerprint(mirror: Path) -> Path:
     """The file with the fingerprint of the mirror's files; missing while the mirror is written."""
     return mirror / "fingerprint"

@@ -1,0 +1,194 @@
+"""`rerun`: what of a job is gone, where its files come from, and what cannot be repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from git_commands import git
+
+from train_classifier.cli.commands.jobs import rerun
+from train_classifier.controller import steps
+from train_classifier.controller.order import Order, pack_names
+from train_classifier.controller.transport import RemoteHost
+from train_classifier.core.errors import BadInput, NotReady
+from train_classifier.core.job import SCHEMA, JobSpec, PinnedImage, Repository
+from train_classifier.request import checkout, push_list
+
+JOB = "20260101-000000-00000001"
+KEY = "0123456789abcdef"
+ENVIRONMENT = "e" * 40
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A checkout with a commit that the test's job had, and a later one."""
+    folder = tmp_path / "checkout"
+    (folder / "mnist").mkdir(parents=True)
+    (folder / "mnist" / "__main__.py").write_text("print('first')\n")
+    (folder / "mnist" / "link").symlink_to("__main__.py")
+    (folder / ".trainignore").write_text("big.bin\n")
+    (folder / "big.bin").write_text("not pushed")
+    git(folder, "init", "-q")
+    git(folder, "add", "-A")
+    git(folder, "commit", "-q", "-m", "first")
+    return folder
+
+
+def pushed(folder: Path) -> tuple[Repository, list[bytes], str]:
+    """The identity of a checkout and what a push of it sends now."""
+    names = push_list.collect(folder, "mnist").paths
+    fingerprint = push_list.fingerprint(folder, names)
+    assert fingerprint
+    identity = dataclasses.replace(checkout.describe(folder)[0], key=KEY)
+    return identity, names, fingerprint
+
+
+def finished_job(state: Path, push: tuple[Repository, list[bytes], str], **changes: Any) -> JobSpec:
+    """A job's folder and its mirror, as the worker leaves them."""
+    repository, names, fingerprint = push
+    spec = JobSpec(id=JOB, model="mnist", repository=repository, gpus=0, **changes)
+    folder, mirror = state / "jobs" / JOB, state / "mirrors" / KEY
+    folder.mkdir(parents=True)
+    mirror.mkdir(parents=True)
+    (folder / "spec.json").write_text(json.dumps(spec.to_dict()))
+    (folder / "files").write_bytes(b"\0".join(names))
+    (folder / "fingerprint").write_text(fingerprint)
+    (mirror / "fingerprint").write_text(fingerprint)
+    status = {"schema": SCHEMA, "id": JOB, "model": "mnist", "version": 1, "state": "finished"}
+    (folder / "status.json").write_text(json.dumps({**status, "times": {}, "updated": 0.0}))
+    facts = {
+        "image": {
+            "reference": "train-classifier/test:none", "digest": None, "id": "sha256:" + "a" * 64,
+            "base": "sha256:" + "b" * 64,
+        },
+        "environment": {"hash": ENVIRONMENT},
+    }  # fmt: skip
+    (folder / "facts.json").write_text(json.dumps(facts))
+    return spec
+
+
+def test_files_image_and_environment_of_the_job_are_asked_for(tmp_path: Path, repo: Path) -> None:
+    spec = finished_job(
+        tmp_path / "state", pushed(repo), arguments=("--epochs", "3"), secrets=("TOKEN",),
+        max_parallel=None, lease_s=60.0, environment={"SEED": "1"},
+    )  # fmt: skip
+    host = RemoteHost("one", state_dir=str(tmp_path / "state"))
+    answer = host.call({"verb": "rerun", "id": JOB[:12]})
+    assert answer["has_files"] is True
+    assert [sentence for sentence in answer["gone"] if "environment is gone" in sentence]
+    (tmp_path / "state" / "environments" / "envs" / ENVIRONMENT).mkdir(parents=True)
+    assert not any("environment" in gone for gone in host.call({"verb": "rerun", "id": JOB})["gone"])
+    again = JobSpec.from_dict({**answer["spec"], "id": "20260102-000000-00000002"})
+    assert (again.rerun_of, again.pinned_environment, again.lease_s) == (JOB, ENVIRONMENT, None)
+    # The id below a layer of Debian packages: the layer is found by it.
+    assert again.pinned_image == PinnedImage("train-classifier/test:none", "sha256:" + "b" * 64)
+    kept = ("model", "arguments", "secrets", "environment", "gpus", "repository", "timeout_s")
+    assert [getattr(again, name) for name in kept] == [getattr(spec, name) for name in kept]
+    with rerun.sources(answer, again, "one", tmp_path / "nowhere") as files:
+        assert (files.tree, files.remark) == ("", "")
+    # Another push between the question and the start: nothing of this machine is sent in place of it.
+    order = Order(spec=again, tree=files.tree, files=files.names, output=str(tmp_path / "a.tar.gz"))
+    with pytest.raises(NotReady, match="by another push just now"):
+        steps.push(host, order, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("below", ["", "part"])
+def test_replaced_files_come_from_the_commit(tmp_path: Path, repo: Path, below: str) -> None:
+    if below:
+        (repo / below).mkdir()
+        git(repo, "mv", "mnist", ".trainignore", "big.bin", below)
+        git(repo, "commit", "-q", "-m", "moved")
+    top = repo / below
+    push = pushed(top)
+    spec = finished_job(tmp_path / "state", push)
+    (top / "mnist" / "__main__.py").write_text("print('later')\n")
+    git(repo, "commit", "-q", "-a", "-m", "second")
+    (top / "uncommitted.py").write_text("")
+    (repo / ".git" / "hooks" / "post-checkout").write_text(f"#!/bin/sh\ntouch {tmp_path}/hook\n")
+    (repo / ".git" / "hooks" / "post-checkout").chmod(0o755)
+    (tmp_path / "state" / "mirrors" / KEY / "fingerprint").write_text("another push")
+    answer = RemoteHost("one", state_dir=str(tmp_path / "state")).call({"verb": "rerun", "id": JOB})
+    assert answer["has_files"] is False
+    again = JobSpec.from_dict({**answer["spec"], "id": "20260102-000000-00000002"})
+    with rerun.sources(answer, again, "one", top) as files:
+        tree = Path(files.tree)
+        assert files.names == pack_names(push[1])
+        assert (tree / "mnist" / "__main__.py").read_text() == "print('first')\n"
+        assert (tree / "mnist" / "link").readlink() == Path("__main__.py")
+        commit = spec.repository.commit
+        assert commit and commit[:12] in files.remark and str(top) in files.remark
+    assert not tree.exists() and not (tmp_path / "hook").exists()
+    assert (top / "mnist" / "__main__.py").read_text() == "print('later')\n"
+
+
+def refusal(tmp_path: Path, push: tuple[Repository, list[bytes], str], top: Path) -> str:
+    spec = finished_job(tmp_path / "state", push)
+    answer = {"id": JOB, "has_files": False, "files": pack_names(push[1]), "gone": []}
+    again = dataclasses.replace(spec, rerun_of=JOB)
+    with pytest.raises(BadInput) as error, rerun.sources(answer, again, "gpu-1", top):
+        pass
+    assert "a later push replaced the files of job" in error.value.reason
+    return error.value.reason
+
+
+def test_files_that_are_in_no_commit_are_not_left_out(tmp_path: Path, repo: Path) -> None:
+    (repo / ".git" / "info" / "exclude").write_text("data.csv\n")
+    (repo / "data.csv").write_text("1,2\n")
+    push = pushed(repo)
+    assert push[0].dirty is False
+    assert "data.csv of it are in no commit" in refusal(tmp_path, push, repo)
+
+
+def test_uncommitted_changes_that_the_host_lacks_are_refused(tmp_path: Path, repo: Path) -> None:
+    (repo / "mnist" / "__main__.py").write_text("print('changed')\n")
+    assert "it had changes that are in no commit" in refusal(tmp_path, pushed(repo), repo)
+
+
+def test_what_git_alone_does_not_write_is_refused(tmp_path: Path, repo: Path) -> None:
+    (repo / ".gitattributes").write_text("*.csv filter=lfs\n")
+    (repo / "data.csv").write_text("1,2\n")
+    git(repo, "add", "-A")
+    git(repo, "commit", "-q", "-m", "lfs")
+    assert "data.csv of commit" in refusal(tmp_path, pushed(repo), repo)
+
+
+def test_commit_that_the_checkout_lacks_is_named(tmp_path: Path, repo: Path) -> None:
+    push = pushed(repo)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").write_text("")
+    git(other, "init", "-q")
+    git(other, "add", "-A")
+    git(other, "commit", "-q", "-m", "other")
+    assert f"it has no commit {str(push[0].commit)[:12]}" in refusal(tmp_path, push, other)
+
+
+def test_host_cannot_choose_files_of_this_machine(tmp_path: Path, repo: Path) -> None:
+    push = pushed(repo)
+    spec = dataclasses.replace(finished_job(tmp_path / "state", push), rerun_of=JOB)
+    for name in (b"../outside", os.fsencode(repo / "big.bin"), b".git/config"):
+        answer = {"id": JOB, "has_files": False, "files": pack_names([*push[1], name])}
+        with pytest.raises(BadInput, match="are in no commit"), rerun.sources(answer, spec, "one", repo):
+            pass
+    answer = {"id": JOB, "has_files": False, "files": pack_names([*push[1], b"../", b".git/"])}
+    with rerun.sources(answer, spec, "one", repo) as files:
+        assert files.names == pack_names(push[1])
+
+
+def test_secrets_are_given_again(monkeypatch: pytest.MonkeyPatch, repo: Path) -> None:
+    spec = JobSpec(id=JOB, model="mnist", repository=Repository("r", KEY), secrets=("TOKEN",))
+    answer = {"id": JOB, "spec": spec.to_dict()}
+    monkeypatch.setenv("TOKEN", "a long value")
+    with pytest.raises(BadInput) as error:
+        rerun.again(answer, ["OTHER"])
+    assert error.value.problems[:2] == [
+        f"job {JOB} had the secret TOKEN, which is kept nowhere: give --secret TOKEN",
+        f"job {JOB} had no secret OTHER",
+    ]
+    new, values = rerun.again(answer, ["TOKEN"])
+    assert values == {"TOKEN": "a long value"} and new.id != JOB

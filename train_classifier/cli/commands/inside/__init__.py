@@ -1,0 +1,1 @@
+"""The commands that enter the container of a running job."""
