@@ -14,8 +14,10 @@ Point = tuple[float, float]
 MIN_VALUE, MAX_VALUE = 1e-30, 1e30
 #: Most rows that are read; a longer file is not a learning curve.
 MAX_ROWS = 200_000
-#: Most lines of one file, and the longest name of one.
-MAX_LINES, MAX_NAME = 100, 60
+#: Most lines of one file, most names among which they are looked for, and the longest name.
+MAX_LINES, MAX_NAMES, MAX_NAME = 100, 1000, 60
+#: Most fields of a table that is made of JSON lines, and rows after which the time is looked at.
+MAX_FIELDS, LOOK_ROWS = 4_000_000, 1024
 #: Most bytes kept of a table: its rows are Python objects.
 MAX_TABLE = 1 << 20
 #: Most rows with the same first field that are kept together: one for each GPU of a host.
@@ -109,18 +111,26 @@ def from_csv(text: str, axes: Sequence[str] = AXES) -> Optional[Curves]:
     return _read_lines([name.strip() for name in next(table, [])], table, axes)
 
 
-def from_json_lines(text: str) -> Optional[Curves]:
-    """Return the lines of a file with one JSON object a line, or of transformers' trainer state."""
+def from_json_lines(text: str, is_late: Callable[[], bool] = lambda: False) -> Optional[Curves]:
+    """Return the lines of a file with one JSON object a line, or of transformers' trainer state.
+
+    Rows after `is_late` returns True are left out.
+    """
     records = _trainer_state(text) if text.startswith("{\n") else map(_json_object, text.splitlines())
     names: dict[str, None] = {}
     table = []
-    for record in itertools.islice(filter(None, records), MAX_ROWS):
+    for count, record in enumerate(itertools.islice(records, MAX_ROWS)):
+        if count % LOOK_ROWS == 0 and is_late():
+            break
         # Only what can be a line: a text may have any length.
         numbers = {name: value for name, value in record.items() if type(value) in (int, float)}
-        table.append(numbers)
+        if numbers:
+            table.append(numbers)
         if len(names) < MAX_LINES:
-            names.update(dict.fromkeys(numbers))
-    fields = ([record.get(name, "") for name in names] for record in table)
+            names.update(dict.fromkeys(itertools.islice(numbers, MAX_NAMES)))
+    # Each row gets a field for each name.
+    shown = table[: MAX_FIELDS // max(len(names), 1)]
+    fields = ([record.get(name, "") for name in names] for record in shown)
     return _read_lines(list(names), fields, AXES)
 
 
@@ -146,7 +156,7 @@ def _read_lines(names: list[str], table: Iterable[Sequence[Any]], axes: Sequence
     at = lowered.index(axis)
     columns = [
         (index, name[:MAX_NAME] or "?")
-        for index, name in enumerate(names[: 10 * MAX_LINES])
+        for index, name in enumerate(names[:MAX_NAMES])
         if index != at and lowered[index] not in axes
     ][:MAX_LINES]
     # A later value for the same x replaces the earlier one, because a resumed training writes an epoch again.

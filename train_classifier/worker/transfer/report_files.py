@@ -80,7 +80,7 @@ class ReportFiles:
         elif name.lower().endswith(TABLES):
             table = self._csv(file)
         else:
-            table = curves.from_json_lines(file.read(MAX_JSON).decode("utf-8", "replace"))
+            table = curves.from_json_lines(file.read(MAX_JSON).decode("utf-8", "replace"), self._is_late)
         if table is not None and any(len(points) > 1 for points in table.lines.values()):
             self._tables.append((name, table))
             return

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from train_classifier.core.job import JobSpec, Repository
-from train_classifier.core.report import page
+from train_classifier.core.report import curves, page
 from train_classifier.worker.jobs import conclude
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host import Account
@@ -219,13 +219,16 @@ def test_report_that_cannot_be_made_does_not_stop_the_archive(
 
 
 def test_endless_files_end_soon(job: Path) -> None:
-    """Sparse files of a terabyte, as a table, as events and as an image."""
+    """Sparse files of a terabyte, as a table, as events and as an image; many names before many short rows."""
     (job / "workspace" / "artefacts").mkdir(exist_ok=True)
+    many = json.dumps({"step": 1, **{f"k{n}": 0 for n in range(300_000)}})
+    (job / "workspace" / "artefacts" / "many.jsonl").write_text(many + '\n{"step":2}' * 300_000)
     files = report_files.ReportFiles()
-    for name in ("history.csv", "events.out.tfevents.1", "log.jsonl", "a.png"):
+    for name in ("history.csv", "events.out.tfevents.1", "log.jsonl", "a.png", "many.jsonl"):
         path = job / "workspace" / "artefacts" / name
-        with path.open("wb") as file:
-            file.truncate(1 << 40)
+        if not path.exists():
+            with path.open("wb") as file:
+                file.truncate(1 << 40)
         folder = os.open(path.parent, os.O_RDONLY)
         files.add(report_files.Artefact(f"artefacts/{name}".encode(), path.lstat(), folder))
         os.close(folder)
@@ -233,3 +236,10 @@ def test_endless_files_end_soon(job: Path) -> None:
         "history.csv has no curve: it needs a column epoch and at least two rows",
         "artefacts/a.png is not shown: it is larger than 512.0 KiB",
     ]
+
+
+def test_rows_of_json_lines_after_the_limit_of_time_are_left_out() -> None:
+    text = "".join(f'{{"step": {n}, "loss": 1}}\n' for n in range(5000))
+    answers = iter((False, False))
+    table = curves.from_json_lines(text, lambda: next(answers, True))
+    assert table is not None and len(table.lines["loss"]) == 2 * curves.LOOK_ROWS
