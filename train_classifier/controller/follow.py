@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.transport import RemoteHost, Unreachable
 from train_classifier.core import options
-from train_classifier.core.errors import OutOfTouch
+from train_classifier.core.errors import NotReady, OutOfTouch
 from train_classifier.core.text import show_seconds
 
 #: Seconds after which the host answers even without news, so that a listener that is gone is noticed.
@@ -161,6 +161,12 @@ def report_status(status: dict[str, Any], report: Reporter, notes: int) -> int:
 
 
 def log_bytes(answer: dict[str, Any]) -> bytes:
-    """Return the log bytes that an answer of `read` carries."""
+    """Return the log bytes that an answer of `read` carries, at most as many as were asked for.
+
+    Raises NotReady when they are damaged.
+    """
     data = answer.get("data")
-    return zlib.decompress(base64.b64decode(data)) if data else b""
+    try:
+        return zlib.decompressobj().decompress(base64.b64decode(data), CHUNK) if data else b""
+    except (TypeError, ValueError, zlib.error) as error:
+        raise NotReady(f"The log of job {answer.get('id')} came damaged: {error}.") from error

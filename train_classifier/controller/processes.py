@@ -15,6 +15,12 @@ from train_classifier.core.errors import NotReady
 Progress = Callable[[int], None]
 #: Bytes kept from the end of a program's standard error.
 ERRORS_BYTES = 65536
+#: Most bytes of one answer of a host; the largest lists tens of thousands of jobs.
+MOST_BYTES = 64 << 20
+
+
+class TooMuch(Exception):
+    """Raised when an answer has more than `MOST_BYTES`."""
 
 
 class NoOutput(Exception):
@@ -44,12 +50,65 @@ def start(argv: Sequence[str], own_session: bool) -> "subprocess.Popen[bytes]":
         raise NotReady(f"{argv[0]} is not installed on this machine.", f"Install {argv[0]}.") from error
 
 
+def output(process: "subprocess.Popen[bytes]", data: bytes, timeout: float) -> tuple[int, bytes, bytes]:
+    """Write a program's input; return its exit status, its output and the end of its standard error.
+
+    Raises NoOutput when it has not ended after `timeout` seconds, and TooMuch; the caller kills it then.
+    """
+    assert process.stdout
+    end = time.monotonic() + timeout
+    errors = bytearray()
+    threads = _exchange(process, data, errors)
+    printed = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while selector.select(max(0.0, end - time.monotonic())):
+            block = os.read(process.stdout.fileno(), 1 << 18)
+            if not block:
+                break
+            printed += block
+            if len(printed) > MOST_BYTES:
+                raise TooMuch
+    try:
+        status = process.wait(max(0.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise NoOutput(timeout) from None
+    for thread in threads:
+        thread.join(5)
+    return status, bytes(printed), bytes(errors)
+
+
+def _exchange(
+    process: "subprocess.Popen[bytes]", data: bytes, errors: bytearray
+) -> tuple[threading.Thread, threading.Thread]:
+    """Write a program's input and collect the end of its standard error while the caller reads its output."""
+    assert process.stdin and process.stderr
+    stdin, stderr = process.stdin, process.stderr
+
+    def write_input() -> None:
+        with contextlib.suppress(BrokenPipeError), stdin:
+            stdin.write(data)
+
+    def read_errors() -> None:
+        while block := os.read(stderr.fileno(), 65536):
+            errors.extend(block)
+            del errors[:-ERRORS_BYTES]
+
+    threads = (
+        threading.Thread(target=write_input, daemon=True),
+        threading.Thread(target=read_errors, daemon=True),
+    )
+    for thread in threads:
+        thread.start()
+    return threads
+
+
 def lines(
     process: "subprocess.Popen[bytes]", data: bytes, timeout: float
 ) -> Generator[bytes, None, tuple[int, bytes]]:
     """Write a program's input and yield its output by lines; the return value is (status, standard error).
 
-    Raises NoOutput after `timeout` seconds without output.
+    Raises NoOutput after `timeout` seconds without output, and TooMuch for a line that is too long.
     """
     assert process.stdin and process.stdout and process.stderr
     errors = bytearray()
@@ -82,6 +141,7 @@ def _printed(
     assert process.stdout and process.stderr
     out, err = process.stdout.fileno(), process.stderr.fileno()
     parts: list[bytes] = []
+    size = 0
     with selectors.DefaultSelector() as selector:
         selector.register(out, selectors.EVENT_READ)
         selector.register(err, selectors.EVENT_READ)
@@ -103,7 +163,11 @@ def _printed(
                         parts.append(piece)
                         yield b"".join(parts)
                         parts.clear()
+                        size = 0
                     parts.append(line_start)
+                    size += len(line_start)
+                    if size > MOST_BYTES:
+                        raise TooMuch
                     # Restart the time here, because the caller may take long for each line.
                     end = time.monotonic() + timeout
     if any(parts):
@@ -114,25 +178,10 @@ def run_rsync(
     process: "subprocess.Popen[bytes]", data: bytes, progress: Progress | None
 ) -> tuple[int, bytes]:
     """Write rsync's file list, read its progress, and return its exit status and standard error."""
-    assert process.stdin and process.stdout and process.stderr
-    stdin, stdout, stderr = process.stdin, process.stdout, process.stderr
+    assert process.stdout and process.stderr
+    stdout, stderr = process.stdout, process.stderr
     errors = bytearray()
-
-    def write_input() -> None:
-        with contextlib.suppress(BrokenPipeError), stdin:
-            stdin.write(data)
-
-    def read_errors() -> None:
-        while block := os.read(stderr.fileno(), 65536):
-            errors.extend(block)
-            del errors[:-ERRORS_BYTES]
-
-    threads = [
-        threading.Thread(target=write_input, daemon=True),
-        threading.Thread(target=read_errors, daemon=True),
-    ]
-    for thread in threads:
-        thread.start()
+    threads = _exchange(process, data, errors)
     try:
         line_start = b""
         while block := os.read(stdout.fileno(), 65536):

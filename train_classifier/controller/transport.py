@@ -21,6 +21,7 @@ from train_classifier.controller.temp_files import private_folder
 from train_classifier.controller.worker_bundle import INSTALLER, bundle
 from train_classifier.core import options
 from train_classifier.core.errors import BadInput, NotReady, from_dict
+from train_classifier.core.report.metrics import number
 
 #: Exit statuses of the shell command line; they differ from those of shells, ssh and Python.
 NO_WORKER = 97
@@ -42,6 +43,27 @@ SSH_OPTIONS = {
 FORCED = ("BatchMode", "RemoteCommand", "RequestTTY")
 #: What to do about a login shell that prints.
 QUIET_LOGIN = "Remove the output from its start-up files (.bashrc), or make it conditional on a terminal."
+
+#: Deepest nesting of an answer, and the bound of its counts and times.
+MOST_DEPTH, MOST_NUMBER = 30, 1e15
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_NUMBERS = (int, (int, float))
+#: The type of what has this name in an answer and in what it says of jobs; None stands for any of them.
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(("status", "result", "spec", "seconds", "times", "metrics", "sweep", "unpacked"), dict),
+    **dict.fromkeys(("jobs", "runs", "notes", "arguments"), list),
+    **dict.fromkeys(
+        ("id", "model", "state", "phase", "outcome", "reason", "message", "submitter", "group", "commit"), str
+    ),
+    **dict.fromkeys(("page", "content"), str),
+    **dict.fromkeys(("exit_code", "version", "log_size"), int),
+    **dict.fromkeys(("started", "finished", "submitted", "lease_s"), (int, float)),
+    "archive": (str, dict),
+    # Bytes of the log, and the data folders of a job.
+    "data": (str, list),
+}
+#: Parts of an answer in which these names mean the same.
+_NESTED = ("status", "result", "spec", "jobs", "runs")
 
 #: Processes of the running calls; see `kill_running_calls`.
 _RUNNING: "set[subprocess.Popen[bytes]]" = set()
@@ -89,19 +111,14 @@ class RemoteHost:
                 break
             self.install(timeout)
         self._check(status, err)
-        try:
-            answer = json.loads(_last_line(out))
-            if not isinstance(answer, dict):
-                raise ValueError
-        except ValueError:
+        answer = _parsed(_last_line(out))
+        if answer is None:
             raise Unreachable(
                 f"The worker on {self.name} did not answer '{request.get('verb')}' (exit status {status}).",
                 detail=_tail(err or out),
                 kind="no-answer",
-            ) from None
-        if answer.get("error"):
-            raise from_dict(answer["error"], self.name)
-        return answer
+            )
+        return self._checked(answer)
 
     def login_output(self) -> str:
         """Return what the login shell prints before a command, which a push would take for its own data."""
@@ -123,11 +140,8 @@ class RemoteHost:
                 try:
                     while True:
                         line = next(lines)
-                        try:
-                            answer = json.loads(line)
-                        except ValueError:
-                            answer = None
-                        if not isinstance(answer, dict):
+                        answer = _parsed(line)
+                        if answer is None:
                             # Output of a login shell may come before the first answer.
                             if answered:
                                 raise Unreachable(
@@ -136,9 +150,7 @@ class RemoteHost:
                                 )
                             continue
                         answered = True
-                        if answer.get("error"):
-                            raise from_dict(answer["error"], self.name)
-                        yield answer
+                        yield self._checked(answer)
                 except StopIteration as end:
                     status, err = end.value
             if status != NO_WORKER or attempt == 2:
@@ -257,15 +269,31 @@ class RemoteHost:
         try:
             with process:
                 try:
-                    out, err = process.communicate(data, timeout)
+                    return processes.output(process, data, timeout)
                 except BaseException:
                     process.kill()
                     raise
-        except subprocess.TimeoutExpired:
-            raise self._no_answer(timeout) from None
+        except processes.NoOutput as error:
+            raise self._no_answer(error.seconds) from None
+        except processes.TooMuch:
+            raise self._not_understood("is longer than any answer of a worker") from None
         finally:
             _RUNNING.discard(process)
-        return process.returncode, out, err
+
+    def _checked(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Return an answer of the worker. Raises the failure that it holds, and NotReady for another form."""
+        if answer.get("error"):
+            raise from_dict(answer["error"], self.name)
+        if not _is_answer(answer):
+            raise self._not_understood("has not the form of a worker's answer")
+        return answer
+
+    def _not_understood(self, problem: str) -> NotReady:
+        return NotReady(
+            f"What {self.name} answered {problem}.",
+            "Another program answers there, or its worker was changed: look at the login shell's start-up "
+            "files, and at the folder workers in the state folder.",
+        )
 
     def _no_answer(self, seconds: float) -> Unreachable:
         return Unreachable(
@@ -282,6 +310,8 @@ class RemoteHost:
             return (yield from processes.lines(processes.start(argv, self.own_session), data, answer_timeout))
         except processes.NoOutput as error:
             raise self._no_answer(error.seconds) from None
+        except processes.TooMuch:
+            raise self._not_understood("is longer than any answer of a worker") from None
 
     def _check(self, status: int, err: bytes) -> None:
         """Raise the failure that a status other than the worker's own means."""
@@ -388,6 +418,57 @@ def _last_line(out: bytes) -> bytes:
     """Return the last line, which is the answer; output of a login shell may come before it."""
     lines = out.strip().splitlines()
     return lines[-1] if lines else b""
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """Return the JSON object of a line, None for anything else."""
+    try:
+        answer = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _is_answer(answer: Any, is_typed: bool = True, depth: int = 0) -> bool:
+    """Return whether each value has the type of its name in an answer, so that no command needs to ask.
+
+    Where names are somebody's own, as below `metrics`, only the depth counts.
+    """
+    if depth > MOST_DEPTH:
+        return False
+    parts = answer.items() if isinstance(answer, dict) else ((None, each) for each in answer)
+    return all(
+        (not is_typed or key is None or each is None or _has_type(key, each))
+        and (
+            not isinstance(each, dict | list)
+            or _is_answer(each, is_typed and key in (None, *_NESTED), depth + 1)
+        )
+        for key, each in parts
+    )
+
+
+def _has_type(key: str, value: Any) -> bool:
+    kind = _TYPES.get(key, object)
+    if not isinstance(value, kind) or (kind in _NUMBERS and not _is_number(value)):
+        return False
+    if key == "id":
+        return bool(_ID.match(value))
+    if key in ("jobs", "runs"):
+        return all(isinstance(each, dict) for each in value)
+    if key == "seconds":
+        return all(map(_is_number, value.values()))
+    if key == "times":
+        return all(
+            isinstance(span, list) and len(span) == 2 and all(at is None or _is_number(at) for at in span)
+            for span in value.values()
+        )
+    if key == "archive" and isinstance(value, dict):
+        return _is_number(value.get("bytes")) and isinstance(value.get("sha256"), str)
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    return number(value) is not None and abs(value) < MOST_NUMBER
 
 
 def _tail(data: bytes) -> str | None:

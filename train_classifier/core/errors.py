@@ -180,7 +180,7 @@ def from_dict(data: Any, host: Optional[str] = None) -> TrainClassifierError:
     reason = str(data.get("reason") or "The worker failed and said nothing.")
     if host and host not in reason and host != "localhost" and code == ExitCode.NOT_READY:
         reason = f"{host}: {reason}"
-    hint, detail = data.get("hint"), data.get("detail")
+    hint, detail = (str(data[key]) if data.get(key) else None for key in ("hint", "detail"))
     if code == ExitCode.BAD_INPUT:
         problems = data.get("problems")
         problems = [str(problem) for problem in problems] if isinstance(problems, list) else []

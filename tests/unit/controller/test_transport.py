@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import pwd
 import shutil
@@ -18,7 +19,7 @@ import pytest
 from loopback.line import Line
 from loopback.sshd import Sshd, free_port
 
-from train_classifier.controller import ssh_errors, transport
+from train_classifier.controller import follow, processes, ssh_errors, transport
 from train_classifier.controller.transport import RemoteHost, Unreachable
 from train_classifier.controller.worker_bundle import bundle
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
@@ -340,3 +341,89 @@ def test_stream_does_not_wait_for_open_standard_error(tmp_path: Path) -> None:
     )
     assert list(here.stream(QUESTION, answer_timeout=120)) == [{"n": 1}]
     os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def answering(folder: Path, printed: bytes) -> RemoteHost:
+    """Return this machine with something in the worker's place that prints this, whatever it is asked."""
+    worker = folder / "state" / "workers" / bundle()[0]
+    worker.mkdir(parents=True)
+    (worker / "__main__.py").touch()
+    (folder / "printed").write_bytes(printed)
+    program = folder / "program"
+    program.write_text(f"#!/bin/sh\ncat >/dev/null\nexec cat '{folder / 'printed'}'\n")
+    program.chmod(0o755)
+    return RemoteHost("gpu1", state_dir=str(folder / "state"), python=str(program))
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        '{"status": [], "id": "1"}',
+        '{"id": "../../x"}',
+        '{"id": "\\u001b[2J"}',
+        '{"jobs": [1]}',
+        '{"jobs": {}}',
+        '{"runs": [{"id": "a", "model": 3}]}',
+        '{"result": {"seconds": {"training": "long"}}}',
+        '{"result": {"archive": {"bytes": 1}}}',
+        '{"result": {"exit_code": 1e999}}',
+        '{"status": {"times": {"training": [1]}}}',
+        '{"status": {"times": {"training": [1, NaN]}}}',
+        '{"result": {"finished": 1' + "0" * 400 + "}}",
+        '{"spec": {"environment": ' + '{"a": ' * 200 + "1" + "}" * 201 + "}",
+        '{"log_size": "8"}',
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_is_no_answer_of_a_worker_is_refused_in_a_sentence(printed: str, tmp_path: Path) -> None:
+    host = answering(tmp_path, printed.encode())
+    with pytest.raises(NotReady, match="What gpu1 answered has not the form"):
+        host.call(QUESTION)
+    with pytest.raises(NotReady, match="What gpu1 answered has not the form"):
+        list(host.stream(QUESTION, 60))
+
+
+@pytest.mark.parametrize(
+    "printed", [b"[" * 100_000, b'{"a": ' * 100_000, b"1", b"x"], ids=["list", "object", "number", "word"]
+)
+def test_what_is_no_object_is_no_answer(printed: bytes, tmp_path: Path) -> None:
+    host = answering(tmp_path, printed)
+    with pytest.raises(Unreachable, match="did not answer 'list'"):
+        host.call(QUESTION)
+    with pytest.raises(Unreachable, match="did not answer 'list'"):
+        list(host.stream(QUESTION, 60))
+
+
+def test_answer_without_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = answering(tmp_path, b"")
+    (tmp_path / "printed").unlink()
+    (tmp_path / "printed").symlink_to("/dev/zero")
+    # The limit itself takes a second to reach.
+    monkeypatch.setattr(processes, "MOST_BYTES", 1 << 20)
+    with pytest.raises(NotReady, match="longer than any answer"):
+        host.call(QUESTION)
+    with pytest.raises(NotReady, match="longer than any answer"):
+        list(host.stream(QUESTION, 60))
+
+
+def test_names_and_values_of_a_model_have_any_type(tmp_path: Path) -> None:
+    answer = {
+        "id": "20260101-000000-00000000", "status": None, "archive": "/x",
+        "result": {"metrics": {"id": 1, "jobs": 2.5}, "archive": {"bytes": 1, "sha256": "0"}, "seconds": {"queue": 0.5}},
+        "spec": {"environment": {"status": "1", "id": "/"}, "gpus": "auto"},
+    }  # fmt: skip
+    assert answering(tmp_path, json.dumps(answer).encode()).call(QUESTION) == answer
+
+
+def test_failure_of_any_form_is_a_failure(tmp_path: Path) -> None:
+    answer = {"error": {"code": 2, "hint": {"a": 1}, "detail": [1], "reason": 5, "problems": [3, "\x1b[2J"]}}
+    with pytest.raises(BadInput, match="3; "):
+        answering(tmp_path, json.dumps(answer).encode()).call(QUESTION)
+
+
+def test_log_that_unpacks_without_end_is_cut_and_a_damaged_one_refused() -> None:
+    bomb = base64.b64encode(zlib.compress(bytes(64 << 20))).decode()
+    assert len(follow.log_bytes({"data": bomb})) == follow.CHUNK
+    for data in ("x", "eHh4"):
+        with pytest.raises(NotReady, match="came damaged"):
+            follow.log_bytes({"id": "1", "data": data})

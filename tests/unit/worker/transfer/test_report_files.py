@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from train_classifier.core.job import JobSpec, Repository
-from train_classifier.core.report import curves, page
+from train_classifier.core.report import page
+from train_classifier.core.report.curves import LOOK_ROWS, from_json_lines
 from train_classifier.worker.jobs import conclude
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host import Account
@@ -241,5 +242,5 @@ def test_endless_files_end_soon(job: Path) -> None:
 def test_rows_of_json_lines_after_the_limit_of_time_are_left_out() -> None:
     text = "".join(f'{{"step": {n}, "loss": 1}}\n' for n in range(5000))
     answers = iter((False, False))
-    table = curves.from_json_lines(text, lambda: next(answers, True))
-    assert table is not None and len(table.lines["loss"]) == 2 * curves.LOOK_ROWS
+    table = from_json_lines(text, lambda: next(answers, True))
+    assert table is not None and len(table.lines["loss"]) == 2 * LOOK_ROWS
