@@ -282,7 +282,11 @@ def _outputs() -> dict[str, tuple[str, dict[str, Any]]]:
         "report": ("report", record(report)),
         "fetch": (
             "fetch",
-            choice(record(each("id:string artefacts:Fetched", exit_code={"const": 0})), fetched_group),
+            choice(
+                record(each("id:string artefacts:Fetched", exit_code={"const": 0})),
+                record(each("id:string files:Fetched*", exit_code=CODE)),
+                fetched_group,
+            ),
         ),
         "cancel": (
             "cancel",

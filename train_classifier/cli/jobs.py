@@ -15,7 +15,14 @@ from train_classifier.controller import follow as following
 from train_classifier.controller.order import archive_path
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import options, text
-from train_classifier.core.errors import BadInput, ExitCode, NotReady, OutOfTouch, TrainClassifierError
+from train_classifier.core.errors import (
+    BadInput,
+    ExitCode,
+    NothingDelivered,
+    NotReady,
+    OutOfTouch,
+    TrainClassifierError,
+)
 from train_classifier.request import checks
 from train_classifier.request.checkout import user_name
 
@@ -155,13 +162,25 @@ def fetch_archive(
     located: find_jobs.LocatedJob, output: Output, most: int | None, patience: float, console: Console
 ) -> dict[str, Any]:
     """Fetch the archive of one finished job and return {path, bytes, sha256}; pack it first if needed."""
-    result = located.require_started().answer.get("result")
+    result = _packed_result(located, most, patience, console)
+    path = archive_path(output.path, located.id, result, output.keeps_good)
+    return fetching.fetch(located.host, located.id, result["archive"], path, console, patience)
+
+
+def _packed_result(
+    located: find_jobs.LocatedJob, most: int | None, patience: float, console: Console, pack_more: bool = True
+) -> dict[str, Any]:
+    """Return the result of a finished job that has an archive; what stayed on the host is packed first.
+
+    Without `pack_more` an archive that lacks only what the model wrote elsewhere is enough.
+    """
+    result: dict[str, Any] | None = located.require_started().answer.get("result")
     if not result:
         raise NotReady(
             f"Job {located.id} on {located.host.name} is not finished.",
             f"Wait for it: train-classifier attach {located.id}{located.host.flags}",
         )
-    if result.get("unpacked"):
+    if result.get("unpacked") and (pack_more or not result.get("archive")):
         try:
             result = fetching.pack(located.host, located.id, most, console, patience)
         except (BadInput, NotReady) as failure:
@@ -172,8 +191,7 @@ def fetch_archive(
             console.event("message", level="warning", text=warning)
         else:
             steps.report_unpacked(located.host, located.id, result, console)
-    archive = result.get("archive")
-    if not archive:
+    if not result.get("archive"):
         error = BadInput(
             f"Job {located.id} left no archive ({result.get('outcome')}: {result.get('reason')})."
         )
@@ -185,8 +203,84 @@ def fetch_archive(
         )
         error.detail = result.get("detail")
         raise error
-    path = archive_path(output.path, located.id, result, output.keeps_good)
-    return fetching.fetch(located.host, located.id, archive, path, console, patience)
+    return result
+
+
+def fetch_files(
+    hosts: Sequence[RemoteHost],
+    job: str,
+    fetched: fetching.FetchedFiles,
+    most: int | None,
+    patience: float,
+    console: Console,
+) -> ExitCode:
+    """Fetch single files of a finished job. What is here already stays as it is, and is then no success."""
+    located = find_jobs.find_job(hosts, job)
+    is_elsewhere = any(path.split("/")[0] == "workspace" for path in fetched.paths)
+    _packed_result(located, most, patience, console, pack_more=is_elsewhere)
+    limit = options.default("artefacts_max") if most is None else most
+    fetching.fetch_files(located.host, located.id, fetched, limit, console, patience)
+    console.finish()
+    for name in fetched.left_out:
+        warning = f"{text.short(text.printable(name), 300)} is a link and was not fetched: name its target."
+        console.event("message", level="warning", text=warning)
+    failure = _files_failure(located, fetched)
+    if console.json_mode:
+        code = int(failure.code if failure else ExitCode.TRAINED)
+        console.out(json.dumps({"id": located.id, "exit_code": code, "files": fetched.files}))
+    else:
+        for file in fetched.files:
+            console.say(f"{text.printable(file['path'])}: {text.show_bytes(file['bytes'])}")
+    if failure is not None:
+        console.error(failure)
+        return failure.code
+    return ExitCode.TRAINED
+
+
+def _files_failure(
+    located: find_jobs.LocatedJob, fetched: fetching.FetchedFiles
+) -> TrainClassifierError | None:
+    """Return why not all of the files were delivered."""
+    problems: list[str] = []
+    alike: list[str] = []
+    for path, names in fetched.missing.items():
+        problems.append(f"job {located.id} left no {text.quoted(path)}")
+        alike += names
+    if problems:
+        listed = f"What it left: train-classifier report {located.id}{located.host.flags}"
+        shown = ", ".join(map(text.printable, alike[:3]))
+        return BadInput(*problems[:20], hint=f"Files of that name: {shown}." if alike else listed)
+    if fetched.existing:
+        shown = ", ".join(map(text.printable, fetched.existing[:3]))
+        more = f" and {len(fetched.existing) - 3} more" if len(fetched.existing) > 3 else ""
+        where = text.printable(str(fetched.folder))
+        return NothingDelivered(
+            f"{shown}{more}: there is such a file in {where} already, which was left as it is.",
+            "--force replaces it; -o DIR chooses another folder.",
+        )
+    if not fetched.files:
+        return NothingDelivered("There are no files below these paths.")
+    return None
+
+
+def find_files(paths: Sequence[str], output: str | None, replaces: bool) -> fetching.FetchedFiles:
+    """Return what single files are to be fetched, checked before any host is asked. Raises BadInput."""
+    problems, names = [], []
+    for path in paths:
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if path.startswith("/") or ".." in parts or not parts:
+            problems.append(f"{text.quoted(path)} is no path in the archive, such as artefacts/model.keras")
+        names.append("/".join(parts))
+    try:
+        folder = Path(output or ".").expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        problems.append(f"{text.quoted(output)}: {getattr(error, 'strerror', None) or error}")
+    else:
+        if folder.exists() and not folder.is_dir():
+            problems.append(f"--output {text.quoted(output)} is no folder, which files of a job go into")
+    if problems:
+        raise BadInput(*problems)
+    return fetching.FetchedFiles(list(dict.fromkeys(names)), folder, replaces)
 
 
 def cancel(hosts: Sequence[RemoteHost], job: str, console: Console) -> ExitCode:

@@ -1,25 +1,32 @@
-"""Fetches a job's archive: only a file with the right checksum is renamed to the path of the output."""
+"""Fetches a job's archive, or single files of it: only a file with the right checksum gets its name."""
 
+import base64
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.follow import PATIENCE_S, retry_while_unreachable
 from train_classifier.controller.processes import Progress
-from train_classifier.controller.transport import RemoteHost
+from train_classifier.controller.transport import RemoteHost, Unreachable
 from train_classifier.core import locks
 from train_classifier.core.errors import NothingDelivered, NotReady, OutOfTouch, TrainClassifierError
 from train_classifier.core.job import archive_name_pattern
+from train_classifier.core.text import printable
 
 BLOCK = 1 << 20
 #: Seconds without output after which the controller stops waiting for a host that packs.
 PACKING_S = 60.0
+#: Seconds without a line after which a host that sends files is given up, and most bytes in one line.
+FILES_S = 60.0
+MOST_BLOCK = 1 << 20
 #: Seconds between two progress events.
 PROGRESS_INTERVAL_S = 0.25
 
@@ -110,6 +117,101 @@ def fetch(
         error.hint = error.hint or fetch_hint
         raise
     return {"path": str(output), "bytes": size, "sha256": archive["sha256"]}
+
+
+@dataclasses.dataclass
+class FetchedFiles:
+    """Single files of a job's archive. Paths are those in the archive, and below `folder` here."""
+
+    paths: list[str]
+    folder: Path
+    #: Whether files that are here already are replaced.
+    replaces: bool = False
+    files: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    #: Here already, and left as they are.
+    existing: list[str] = dataclasses.field(default_factory=list)
+    #: Paths that the archive lacks, each with files of the same name, and links, which are not fetched.
+    missing: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    left_out: list[str] = dataclasses.field(default_factory=list)
+
+
+def fetch_files(
+    host: RemoteHost, job: str, fetched: FetchedFiles, most: int, report: Reporter, patience: float
+) -> None:
+    """Put files of a finished job's archive, of `most` bytes together, below a folder, and note which.
+
+    What is below a path that is a folder comes with it. Raises NothingDelivered when a file cannot be
+    written, OutOfTouch when the host is gone, and the worker's own failures.
+    """
+
+    def receive() -> None:
+        done = {file["path"] for file in fetched.files} | set(fetched.existing)
+        request = {"verb": "files", "id": job, "paths": fetched.paths, "most": most}
+        with contextlib.closing(host.stream(request, FILES_S)) as lines:  # type: ignore[type-var]
+            for line in lines:
+                if "file" in line:
+                    _receive_file(str(line["file"]), int(line["bytes"]), lines, fetched, job, done)
+                elif "missing" in line:
+                    fetched.missing, fetched.left_out = dict(line["missing"]), list(line["left_out"])
+
+    try:
+        retry_while_unreachable(host, job, receive, report, patience)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        raise NothingDelivered(
+            f"{printable(str(fetched.folder))} cannot be written to: {reason}.",
+            "A link in the place of a folder is not followed.",
+        ) from error
+
+
+def _receive_file(
+    path: str,
+    size: int,
+    lines: Iterator[dict[str, Any]],
+    fetched: FetchedFiles,
+    job: str,
+    done: set[str],
+) -> None:
+    """Take one file from the lines of a host; it gets its name once it is complete."""
+    is_asked = any(path == asked or path.startswith(f"{asked}/") for asked in fetched.paths)
+    parts = path.split("/")
+    if not is_asked or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        raise NothingDelivered(f"The host sent a file that nobody asked for: {printable(path)[:200]}.")
+    if path in done:
+        _read_content(lines, None, size)
+        return
+    target = fetched.folder.joinpath(*parts)
+    with _pinned_folder(target.parent) as folder, _locked_part_file(folder / part_name(target, job)) as part:
+        if os.path.lexists(folder / target.name) and not fetched.replaces:
+            _read_content(lines, None, size)
+            fetched.existing.append(path)
+            return
+        with part.open("r+b") as file:
+            file.truncate()
+            digest = _read_content(lines, file, size)
+        part.replace(folder / target.name)
+    fetched.files.append({"path": path, "bytes": size, "sha256": digest})
+
+
+def _read_content(lines: Iterator[dict[str, Any]], file: IO[bytes] | None, size: int) -> str:
+    """Read the lines of one file and return its checksum. Raises NothingDelivered if the host has another."""
+    digest, received = hashlib.sha256(), 0
+    for line in lines:
+        if "sha256" in line:
+            break
+        try:
+            data = zlib.decompressobj().decompress(base64.b64decode(line.get("data", "")), MOST_BLOCK)
+        except (ValueError, TypeError, zlib.error):
+            data = b""
+        received += len(data)
+        digest.update(data)
+        if file is not None and received <= size:
+            file.write(data)
+    else:
+        raise Unreachable("The host ended in the middle of a file.", kind="no-answer")
+    if received != size or line["sha256"] != digest.hexdigest():
+        raise NothingDelivered("A file arrived damaged: its size or checksum differs from the host's.")
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

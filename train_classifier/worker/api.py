@@ -39,6 +39,12 @@ def _rerun(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     return repeat.look(request, host, store)
 
 
+def _files(request: dict[str, Any], host: Host, store: Store) -> Answer:
+    from train_classifier.worker.transfer import archive_files
+
+    return archive_files.send(request, host, store)
+
+
 def _submit(request: dict[str, Any], host: Host, store: Store) -> Answer:
     answer = submit.submit(request, host, store)
     if not isinstance(request.get("follow"), dict):
@@ -69,6 +75,7 @@ VERBS: dict[str, Verb] = {
     "rerun": _rerun,
     "cancel": query.cancel,
     "pack": query.pack,
+    "files": _files,
     "clean": _clean,
 }
 

@@ -1,0 +1,157 @@
+"""`fetch JOB PATH`: single files of an archive, which holds what a stranger wrote, and where they land."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import json_output
+import pytest
+
+from train_classifier.cli import app
+from train_classifier.controller.transport import RemoteHost
+from train_classifier.core.errors import ExitCode
+from train_classifier.core.job import SCHEMA, JobSpec, Repository
+
+OLD = "20260101-000000-00000001"
+
+
+@pytest.fixture
+def hosts() -> Iterator[Path]:
+    """The folder of the hosts' states; the account of root's jobs must reach it."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def command(hosts: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Our command on a host of this machine."""
+    host = RemoteHost("one", state_dir=str(hosts / "one"))
+    monkeypatch.setattr("train_classifier.cli.hosts.hosts", lambda *_: [host])
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = app.run(words)
+        out, err = capfd.readouterr()
+        json_output.check(words, out)
+        return code, out, err
+
+    return run
+
+
+def pack(state_dir: Path, job: str, members: dict[str, bytes | tarfile.TarInfo]) -> None:
+    """Give a finished job an archive with these members, by name."""
+    folder = state_dir / "jobs" / job
+    folder.mkdir(parents=True)
+    state_dir.chmod(0o755)
+    spec = JobSpec(id=job, model="mnist", repository=Repository("r", "0" * 16))
+    (folder / "spec.json").write_text(json.dumps(spec.to_dict()))
+    status = {"schema": SCHEMA, "id": job, "model": "mnist", "version": 1, "state": "finished"}
+    (folder / "status.json").write_text(json.dumps({**status, "updated": 0.0, "times": {}}))
+    path = folder / "artefacts.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            if isinstance(content, tarfile.TarInfo):
+                tar.addfile(content)
+            else:
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = len(content), 0o6777
+                tar.addfile(member, io.BytesIO(content))
+    archive = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+    result = {"outcome": "trained", "exit_code": 0, "reason": None, "archive": archive, "gpus": []}
+    (folder / "result.json").write_text(json.dumps({**result, "finished": 1.0}))
+
+
+def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+def test_single_files_come_without_the_archive(
+    tmp_path: Path, hosts: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = os.urandom(3 << 20)
+    files: dict[str, bytes | tarfile.TarInfo] = {
+        "artefacts/model.keras": large, "artefacts/logs/a/events": b"a", "artefacts/logs/b": b"",
+        "artefacts/logsx": b"no", "artefacts/\udcff\x1b": b"odd", "job/manifest.json": b"{}",
+        "artefacts/last": link("artefacts/last", "model.keras"),
+        "artefacts/shadow": link("artefacts/shadow", "/etc/shadow", tarfile.LNKTYPE),
+    }  # fmt: skip
+    pack(hosts / "one", OLD, files)
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    code, out, err = command("fetch", OLD, "./artefacts/model.keras/", "artefacts/logs", "--json")
+    assert code == 0, err
+    shown = {file["path"]: file["bytes"] for file in json.loads(out)["files"]}
+    assert shown == {"artefacts/model.keras": len(large), "artefacts/logs/a/events": 1, "artefacts/logs/b": 0}
+    assert (here / "artefacts/model.keras").read_bytes() == large
+    found = {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()}
+    assert found == set(shown)
+    assert not (here / "artefacts/model.keras").stat().st_mode & 0o7111
+    # Once more: what is here stays, and is named; what is new comes.
+    (here / "artefacts/logs/b").write_text("mine")
+    code, _, err = command("fetch", OLD, "artefacts/logs", "artefacts/\udcff\x1b")
+    assert code == ExitCode.NOTHING_DELIVERED and "artefacts/logs/b" in err and "\x1b" not in err
+    assert (here / "artefacts/logs/b").read_text() == "mine"
+    assert (here / "artefacts/\udcff\x1b").read_bytes() == b"odd"
+    assert command("fetch", OLD, "artefacts/logs", "--force")[0] == 0
+    assert (here / "artefacts/logs/b").read_bytes() == b""
+    # Links are named; what is missing is said, with files of the same name.
+    code, _, err = command("fetch", OLD, "artefacts/last", "artefacts/shadow", "manifest.json", "-o", "new")
+    assert code == ExitCode.BAD_INPUT and "artefacts/last -> model.keras is a link" in err
+    assert "left no 'manifest.json'" in err and "job/manifest.json" in err
+    assert not any((here / "new").rglob("*"))
+    assert list(here.rglob("*.part")) == []
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "artefacts/../../x", "", "."])
+def test_paths_outside_of_the_archive_are_refused(hosts: Path, command: Any, path: str) -> None:
+    pack(hosts / "one", OLD, {"artefacts/x": b"x"})
+    code, _, err = command("fetch", OLD, path)
+    assert code == ExitCode.BAD_INPUT and "is no path in the archive" in err
+
+
+def test_no_link_here_is_followed(
+    tmp_path: Path, hosts: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The current folder may be somebody's checkout."""
+    pack(hosts / "one", OLD, {"artefacts/x": b"x", "artefacts/y/z": b"z"})
+    here, outside = tmp_path / "here", tmp_path / "outside"
+    (here / "artefacts").mkdir(parents=True)
+    outside.mkdir()
+    (here / "artefacts/x").symlink_to(outside / "x")
+    (here / "artefacts/y").symlink_to(outside)
+    monkeypatch.chdir(here)
+    assert command("fetch", OLD, "artefacts/y")[0] == ExitCode.NOTHING_DELIVERED
+    assert command("fetch", OLD, "artefacts/x")[0] == ExitCode.NOTHING_DELIVERED
+    assert command("fetch", OLD, "artefacts/x", "--force")[0] == 0
+    assert (here / "artefacts/x").read_bytes() == b"x" and not (here / "artefacts/x").is_symlink()
+    assert list(outside.iterdir()) == []
+
+
+def test_single_files_are_bounded_and_a_damaged_archive_is_said(
+    tmp_path: Path, hosts: Path, command: Any
+) -> None:
+    pack(hosts / "one", OLD, {"artefacts/a": b"a" * 100, "artefacts/b": os.urandom(1 << 20)})
+    where = ("-o", str(tmp_path / "new"))
+    code, _, err = command("fetch", OLD, "artefacts", "--max-size", "1000", *where)
+    assert (
+        code == ExitCode.BAD_INPUT and "artefacts/b and what comes before it have more than 1000 bytes" in err
+    )
+    archive = hosts / "one" / "jobs" / OLD / "artefacts.tar.gz"
+    os.truncate(archive, archive.stat().st_size // 2)
+    code, _, err = command("fetch", OLD, "artefacts/b", *where)
+    assert code == ExitCode.NOT_READY and "is damaged" in err
+    assert not (tmp_path / "new" / "artefacts" / "b").exists()
+    code, _, err = command("fetch", "artefacts/b")
+    assert code == ExitCode.BAD_INPUT and "fetch last artefacts/b" in err
