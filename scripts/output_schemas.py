@@ -106,7 +106,7 @@ def _definitions() -> dict[str, dict[str, Any]]:
         spec["properties"][name] = kind("string?")
     return {
         "Error": record(
-            each("reason:string hint:string? detail:string? problems:string*", code=CODE),
+            each("reason:string hint:string? detail:string? problems:string* link:string", code=CODE),
             each("cause:string"),
         ),
         "Fetched": fetched,
@@ -137,8 +137,8 @@ def _definitions() -> dict[str, dict[str, Any]]:
             | each("archive:Archive? finished:number"),
             SHARED
             | each(
-                "schema:integer id:string model:string? hint:string? detail:string? started:number? "
-                "remarks:string* unpacked:Unpacked",
+                "schema:integer id:string model:string? hint:string? detail:string? link:string? "
+                "started:number? remarks:string* unpacked:Unpacked",
                 seconds=table("number"),
             ),
         ),

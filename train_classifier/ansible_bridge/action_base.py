@@ -156,7 +156,7 @@ class TrainingAction(ActionBase):  # type: ignore[misc]  # ansible is untyped
             with contextlib.suppress(OSError):
                 report.event("error", **fields)
         problems = error.problems if isinstance(error, BadInput) else [error.reason]
-        parts = ["\n".join(problems), error.detail, f"→ {error.hint}" if error.hint else None]
+        parts = ["\n".join(problems), error.detail, f"→ {error.hint}" if error.hint else None, error.link]
         return {
             "failed": True,
             "msg": "\n".join(part for part in parts if part),

@@ -166,7 +166,7 @@ class Console:
             self._message = text.clean(message)
 
     def error(self, error: TrainClassifierError) -> None:
-        """Show a failure: the reason, the tool's own lines, what to do next."""
+        """Show a failure: the reason, the tool's own lines, what to do next, and where it is explained."""
         with self._lock:
             self.finish()
             fields = error.to_dict()
@@ -178,6 +178,7 @@ class Console:
             if fields["hint"]:
                 arrow = "→ " if self._unicode else "-> "
                 self._line(text.hanging(arrow, fields["hint"], width), "cyan", always=True)
+            self._line(f"  {fields['link']}", "dim", always=True)
 
     def out(self, words: str) -> None:
         """Write a command's result to standard output. A reader that is gone is no failure."""

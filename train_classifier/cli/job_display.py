@@ -13,7 +13,7 @@ from train_classifier.controller import fetch as fetching
 from train_classifier.controller import find_jobs
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import text
-from train_classifier.core.errors import ExitCode
+from train_classifier.core.errors import ExitCode, link_of
 from train_classifier.core.job import in_order
 
 
@@ -54,6 +54,7 @@ def show_status(hosts: Sequence[RemoteHost], job: str, console: Console) -> Exit
     if result:
         rows += [("exit code", result.get("exit_code")), ("reason", result.get("reason"))]
         rows.append(("hint", fetching.complete_hint(located.host, located.id, result.get("hint"))))
+        rows.append(("more", link_of(result)))
         unpacked = result.get("unpacked") or {}
         if unpacked and unpacked.get("reason") != result.get("reason"):
             hint = fetching.complete_hint(located.host, located.id, unpacked.get("hint"))

@@ -244,6 +244,7 @@ def error_of(result: Mapping[str, Any]) -> TrainClassifierError:
             "reason": result.get("reason") or f"The job ended: {result.get('outcome')}.",
             "hint": result.get("hint"),
             "detail": result.get("detail"),
+            "link": result.get("link"),
         }
     )
 

@@ -4,6 +4,7 @@ The worker and the plugins send errors as data; only `to_dict` and `from_dict` c
 """
 
 import enum
+import re
 from typing import Any, Optional
 
 from train_classifier.core.text import hide_logins
@@ -43,12 +44,19 @@ OUTCOMES = {
 }
 
 
+#: Where docs/ is published. The page of failures has an entry for each outcome and each topic.
+DOCS = "https://incuvers.github.io/train-classifier"
+TROUBLESHOOTING = f"{DOCS}/troubleshooting/#"
+
+
 class TrainClassifierError(Exception):
     """A failure with a reason (what happened, where), a hint (what to do next) and an exit code."""
 
     code = ExitCode.BUG
     #: Which failure of its code it is, for a caller that treats it differently; None: no caller does.
     cause: Optional[str] = None
+    #: Its entry in docs/troubleshooting.md, where that of its outcome says too little.
+    topic: Optional[str] = None
 
     def __init__(
         self,
@@ -66,6 +74,11 @@ class TrainClassifierError(Exception):
         if code is not None:
             self.code = code
 
+    @property
+    def link(self) -> str:
+        """Return the address of the entry that explains this failure."""
+        return TROUBLESHOOTING + (self.topic or OUTCOMES[self.code])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the error as JSON-ready data, the form that `from_dict` reads."""
         data = {
@@ -74,6 +87,7 @@ class TrainClassifierError(Exception):
             "hint": self.hint,
             "detail": self.detail,
             "problems": list(getattr(self, "problems", [])),
+            "link": self.link,
         }
         return {**data, "cause": self.cause} if self.cause else data
 
@@ -169,6 +183,24 @@ _CLASSES = {
 }  # fmt: skip
 
 
+def topic_of(data: Any) -> Optional[str]:
+    """Return the topic that the `link` of an error or a result names; None for any other address."""
+    link = str(data.get("link") or "")
+    match = re.fullmatch(re.escape(TROUBLESHOOTING) + r"([a-z0-9-]{1,40})", link)
+    return match[1] if match else None
+
+
+def link_of(result: Any) -> Optional[str]:
+    """Return the address of the entry that explains how a job ended; None for a success.
+
+    `result` is a result.json, which may be of an older version, or a stranger's.
+    """
+    code = result.get("exit_code")
+    if not isinstance(code, int) or code == ExitCode.TRAINED or code not in set(ExitCode):
+        return None
+    return TROUBLESHOOTING + (topic_of(result) or OUTCOMES[ExitCode(code)])
+
+
 def from_dict(data: Any, host: Optional[str] = None) -> TrainClassifierError:
     """Return the exception for `data`, which may hold anything, as it may come from another machine.
 
@@ -185,10 +217,12 @@ def from_dict(data: Any, host: Optional[str] = None) -> TrainClassifierError:
         problems = data.get("problems")
         problems = [str(problem) for problem in problems] if isinstance(problems, list) else []
         kinds = {kind.cause: kind for kind in (AmbiguousId, SeveralHosts)}
-        error = kinds.get(data.get("cause"), BadInput)(*(problems or [reason]), hint=hint)
-        error.detail = detail
-        return error
+        bad_input = kinds.get(data.get("cause"), BadInput)(*(problems or [reason]), hint=hint)
+        bad_input.detail = detail
+        return bad_input
     kind = _CLASSES.get(code) if isinstance(code, int) else None
     if kind is NotReady and data.get("cause") == JobLocked.cause:
         kind = JobLocked
-    return (kind or TrainClassifierError)(reason, hint, detail)
+    error = (kind or TrainClassifierError)(reason, hint, detail)
+    error.topic = topic_of(data)
+    return error

@@ -45,6 +45,8 @@ class Notice:
     exit_status: int | None = None
     reason: str = ""
     hint: str = ""
+    #: Address of the page that explains the failure.
+    link: str = ""
     #: Last lines of the log, with secrets already masked.
     tail: str = ""
     #: Seconds from submission to the end.
@@ -177,7 +179,9 @@ def message(notice: Notice) -> dict[str, Any]:
     if fields:
         blocks.append({"type": "section", "fields": fields})
     if notice.event is not Event.STARTED:
-        reason = "\n".join(unfenced(escape(part)) for part in (notice.reason, notice.hint) if part)
+        reason = "\n".join(
+            unfenced(escape(part)) for part in (notice.reason, notice.hint, notice.link) if part
+        )
         if reason:
             blocks.append(_section(shortened(reason, SECTION)))
     if notice.event is Event.FAILED:

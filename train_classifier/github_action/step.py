@@ -193,6 +193,7 @@ class Step:
                 "reason": self.failure.reason,
                 "hint": self.failure.hint,
                 "detail": self.failure.detail,
+                "link": self.failure.link,
             }
         if isinstance(seconds := result.get("seconds"), dict):
             result["seconds"] = job.in_order(seconds)
@@ -318,6 +319,7 @@ class Step:
             exit_status=status if isinstance(status, int) else int(code),
             reason=self.failure.reason if self.failure else reason,
             hint=(self.failure.hint or "") if self.failure else "",
+            link=self.failure.link if self.failure else "",
             tail=self.console.tail()[-20000:],
             seconds=time.monotonic() - self.start_time if kind != "start" else None,
             metrics=result.get("metrics") or {},

@@ -93,6 +93,7 @@ class WorkflowConsole(Console):
             *first_problems, last_problem = fields["problems"] or [fields["reason"]]
             if fields["hint"]:
                 last_problem += f"\n{fields['hint']}"
+            last_problem += f"\n{fields['link']}"
             for problem in (*first_problems, last_problem):
                 self._annotate(text.clean(problem))
 

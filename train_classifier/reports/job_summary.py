@@ -2,6 +2,7 @@
 
 import re
 
+from train_classifier.core.errors import link_of
 from train_classifier.core.text import short
 from train_classifier.reports.chart_drawing import SQUARES, mermaid
 from train_classifier.reports.report import Report
@@ -55,6 +56,9 @@ def markdown(report: Report, limit: int = 1 << 20) -> str:
         sections.append(
             "\n\n".join([f"**{plain_text(failure[0])}**", *(plain_text(part) for part in failure[1:])])
         )
+    link = link_of(report.result)
+    if link:
+        sections.append(f"[What this means, and what to do]({link})")
     metrics = report.metrics()
     if metrics:
         rows = (f"| {inline_code(name)} | {value} |" for name, value in metrics)

@@ -129,7 +129,7 @@ def test_a_job_that_ended_before_its_training_says_why(tmp_path: Path, command: 
     assert "logs" not in err
     code, out, err = command("status")
     rows = [line.split() for line in out.splitlines()]
-    assert [row[0] for row in rows][4:9] == ["exit", "reason", "hint", "image", "environment"], out
+    assert [row[0] for row in rows][4:10] == ["exit", "reason", "hint", "more", "image", "environment"], out
     code, out, err = command("logs")
     assert (code, out) == (0, "") and "no such package: nupmy" in err and "write numpy" in err
 

@@ -13,7 +13,7 @@ import pytest
 from train_classifier.cli import app
 
 NAMES = sorted(path.stem for path in json_output.FOLDER.glob("*.json"))
-ERROR = {"code": 2, "reason": "r", "hint": None, "detail": None, "problems": ["r"]}
+ERROR = {"code": 2, "reason": "r", "hint": None, "detail": None, "problems": ["r"], "link": "https://…"}
 
 
 def test_every_command_with_json_has_one() -> None:

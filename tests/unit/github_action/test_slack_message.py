@@ -28,6 +28,7 @@ NOTICE = Notice(
     repository="classifiers",
     phase="training",
     exit_status=1,
+    link="https://docs.example.org/#failed",
     tail="last line",
 )
 
@@ -96,6 +97,7 @@ def test_delivered() -> None:
     assert hook.paths == [f"/services/{SECRET}"]
     assert hook.bodies[0]["text"].endswith("Training mnist of classifiers failed with exit status: 1")
     assert "last line" in json.dumps(hook.bodies[0]["blocks"])
+    assert NOTICE.link in json.dumps(hook.bodies[0]["blocks"])
 
 
 @pytest.mark.parametrize(

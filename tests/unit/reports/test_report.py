@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from train_classifier.core.errors import TROUBLESHOOTING
 from train_classifier.core.report.page import document_of
 from train_classifier.reports import chart_data, chart_drawing, job_summary
 from train_classifier.reports.report import Report
@@ -43,6 +44,7 @@ FAILED = RESULT | {
     "reason": "The model failed.",
     "hint": HOSTILE,
 }
+FAILED_LINK = f"{TROUBLESHOOTING}failed"
 
 
 def drawn(markdown: str) -> list[list[float]]:
@@ -98,7 +100,9 @@ def test_summary_of_a_failed_job_shows_the_log_without_markup() -> None:
     assert "@octocat <b>" in inside
     assert fence[1] not in inside
     assert "4 (failed), the model&#39;s exit status is 1" in text
-    outside = text[: fence.start()] + re.sub(r"```mermaid\n.*?\n```", "", after, flags=re.S)
+    link = f"[What this means, and what to do]({FAILED_LINK})"
+    assert link in text[: fence.start()]
+    outside = text[: fence.start()].replace(link, "") + re.sub(r"```mermaid\n.*?\n```", "", after, flags=re.S)
     assert not re.search(r"@\w|#\d|<script|https?:|www\.|\x1b|\*\*b", re.sub(r"&#(\d+);", "", outside))
     # A mention is looked for after the entities are resolved.
     hint = outside[outside.index("**The model failed.**") :]
@@ -208,7 +212,7 @@ def test_page_of_a_job_without_an_archive_has_what_is_known() -> None:
     assert document
     text = HOSTILE.replace("\x1b[31m", "")
     assert document["title"] == f"{text} failed" and not document["succeeded"]
-    assert document["failure"] == ["The model failed.", text]
+    assert document["failure"] == ["The model failed.", text, FAILED_LINK]
     assert [line["name"] for chart in document["curves"] for line in chart["lines"]] == [
         "loss", "<img src=x onerror=alert(1)>", "accuracy",
     ]  # fmt: skip

@@ -8,13 +8,15 @@ import rich_click as click
 
 from train_classifier.cli import parameters
 from train_classifier.core import options, text
-from train_classifier.core.errors import ExitCode, TrainClassifierError
+from train_classifier.core.errors import DOCS, ExitCode, TrainClassifierError
 from train_classifier.request import flags
 
 if TYPE_CHECKING:
     from train_classifier.cli.console import Console
     from train_classifier.controller.transport import RemoteHost
 
+#: Each check, and what to do when it fails.
+CHECKS_PAGE = f"{DOCS}/hosts/#checks"
 MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "red"), "skip": ("skip", "dim")}
 
 
@@ -84,6 +86,8 @@ def check_hosts(hosts: Sequence["RemoteHost"], gpus: int | str, console: "Consol
             console.error(answer)
         else:
             _show(host.name, answer, console)
+    if code and any(each["checks"] for each in report):
+        console.out(console.paint_out(f"  {CHECKS_PAGE}", "dim"))
     return code
 
 

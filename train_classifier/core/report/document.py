@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Optional
 
-from train_classifier.core.errors import ExitCode
+from train_classifier.core.errors import ExitCode, link_of
 from train_classifier.core.job import PHASES, WEB_ADDRESS
 from train_classifier.core.report import curves, facts, log_end
 from train_classifier.core.report.curves import Curves, Point
@@ -66,7 +66,10 @@ def build(records: JobRecords) -> dict[str, Any]:
         "schema": SCHEMA,
         "title": short(facts.headline(result), 300),
         "succeeded": facts.exit_code(result) is ExitCode.TRAINED,
-        "failure": [short(part, MAX_TEXT) for part in facts.failure_texts(result)],
+        "failure": [
+            *(short(part, MAX_TEXT) for part in facts.failure_texts(result)),
+            *filter(None, (link_of(result),)),
+        ],
         "job": _text(result.get("id")),
         "model": _text(result.get("model")),
         "started": start,

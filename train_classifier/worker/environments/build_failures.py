@@ -105,7 +105,9 @@ def explain(
     circumstances = failure_causes.Circumstances(model, chosen_file=chosen)
     cause = failure_causes.find("\n".join(lines[start:]), circumstances, in_build=True)
     if cause is not None:
-        raise NotInstallable(f"{plan.file} cannot be installed: {cause.reason}", cause.hint, detail)
+        failure = NotInstallable(f"{plan.file} cannot be installed: {cause.reason}", cause.hint, detail)
+        failure.topic = cause.topic
+        raise failure
     module = re.search(r"ModuleNotFoundError: No module named '([A-Za-z0-9_]{1,100})[.']", sentence)
     if module:
         name = debian_names.distribution(module[1])

@@ -48,6 +48,7 @@ def add_cause(
     if cause is not None:
         error.reason = f"{error.reason}: {cause.reason}"
         error.hint = cause.hint
+        error.topic = cause.topic
 
 
 def _end_of_log(job: Job) -> str:

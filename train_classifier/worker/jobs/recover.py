@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core import locks
-from train_classifier.core.errors import BadInput, ExitCode, Lost, NotReady, TrainClassifierError
+from train_classifier.core.errors import BadInput, ExitCode, Lost, NotReady, TrainClassifierError, topic_of
 from train_classifier.core.job import LAST_SCHEMA, SCHEMA, JobSpec
 from train_classifier.core.options import show_option
 from train_classifier.core.regular_file import open_regular
@@ -272,6 +272,7 @@ def _pack(
         cause = TrainClassifierError(
             result["reason"], result["hint"], result["detail"], ExitCode(result["exit_code"])
         )
+        cause.topic = topic_of(result)
     elsewhere_too = result["unpacked"]["why"] == "elsewhere"
     answer, cause = conclude.pack(job, job.spec(), account, cause, check, max_bytes, elsewhere_too)
     unpacked = answer.get("unpacked")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Callable, Optional
 
-from train_classifier.core.errors import BadInput, ExitCode, Lost, TrainClassifierError
+from train_classifier.core.errors import BadInput, ExitCode, Lost, TrainClassifierError, topic_of
 from train_classifier.core.job import SCHEMA
 from train_classifier.worker.jobs.secrets import remove_secrets
 from train_classifier.worker.slurm import accounting, allocation, shared_folder
@@ -188,12 +188,14 @@ class Leader:
             return Lost(f"the worker of {place} was killed or could not start", None, output or None)
         # Not a TrainingFailed: the log of this node would be searched for its cause.
         hint = f"its log is job/log-rank{rank}.txt of the archive"
-        return TrainClassifierError(
+        error = TrainClassifierError(
             f"{place}: {result.get('reason')}",
             f"{result['hint']}; {hint}" if result.get("hint") else hint,
             result.get("detail"),
             ExitCode(result["exit_code"]),
         )
+        error.topic = topic_of(result)
+        return error
 
     def _training_end(self, rank: int) -> float:
         """Return when the model of a rank ended, by its node's clock; infinity when it never ran."""

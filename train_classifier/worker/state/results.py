@@ -45,6 +45,7 @@ def ending(error: Optional[TrainClassifierError]) -> dict[str, Any]:
         "reason": short(error.reason, MOST_CHARACTERS) if error is not None else None,
         "hint": short(error.hint, MOST_CHARACTERS) if error is not None and error.hint else None,
         "detail": error.detail[-MOST_DETAIL:] if error is not None and error.detail else None,
+        "link": error.link if error is not None else None,
     }
 
 

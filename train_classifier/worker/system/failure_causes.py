@@ -45,9 +45,9 @@ REMOVED_IN_1_24 = ("bool", "int", "float", "complex", "object", "str", "long", "
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """A recognised cause: what happened, and what to do."""
+    """A recognised cause: its topic, what happened, and what to do."""
 
-    cause: str
+    topic: str
     reason: str
     hint: str
 
@@ -99,6 +99,8 @@ class Cause:
     """One entry of the table; the docs show its title, its remedy, and the beginning of its example."""
 
     title: str
+    #: Its anchor on the page; the link to it is printed.
+    topic: str
     #: A regular expression, searched in each line.
     pattern: str
     explain: Explain
@@ -117,7 +119,7 @@ def find(output: str, circumstances: Circumstances, in_build: bool = False) -> O
             match = re.search(cause.pattern, line, re.ASCII)
             explanation = cause.explain(match, circumstances) if match else None
             if explanation is not None:
-                return Explanation(cause.title, *explanation)
+                return Explanation(cause.topic, *explanation)
     return None
 
 
@@ -412,10 +414,11 @@ def _threads(match: "re.Match[str]", job: Circumstances) -> tuple[str, str]:
     )
 
 
-SHARED_MEMORY = "Shared memory is full"
+SHARED_MEMORY = "shared-memory"
 CAUSES = (
     Cause(
         "A shared library is missing",
+        "missing-library",
         r"(?<![\w+.-])(?P<name>lib[\w+.-]{1,80}?\.so(?:\.\d{1,9}){0,4}): cannot open shared object file",
         _library,
         "ImportError: libGL.so.1: cannot open shared object file: No such file or directory",
@@ -424,6 +427,7 @@ CAUSES = (
     ),
     Cause(
         "CUDA's compiler is missing",
+        "cuda-compiler",
         (
             r"CUDA_HOME environment variable is not set|nvcc was not found|No CUDA toolset found|"
             r"Failed to find nvcc|CUDA could not be found on your system|Could NOT find CUDA|"
@@ -438,6 +442,7 @@ CAUSES = (
     ),
     Cause(
         "A C header is missing",
+        "missing-header",
         r"fatal error: (?P<name>[\w/.+-]{1,100}): No such file or directory",
         _header,
         "demo.c:1:10: fatal error: Python.h: No such file or directory",
@@ -446,6 +451,7 @@ CAUSES = (
     ),
     Cause(
         "A compiler is missing",
+        "missing-compiler",
         (
             r"Failed to find C compiler|No working C\+\+ compiler found|Unknown compiler\(s\): |"
             r"CMAKE_CXX?X?_COMPILER not set|No CMAKE_CX?X?_COMPILER could be found|linker `cc` not found"
@@ -457,6 +463,7 @@ CAUSES = (
     ),
     Cause(
         "A Rust compiler is missing",
+        "rust-compiler",
         r"can't find Rust compiler|Cargo, the Rust package manager, is not installed",
         _rust,
         "error: can't find Rust compiler",
@@ -465,6 +472,7 @@ CAUSES = (
     ),
     Cause(
         "CUDA's compiler and PyTorch differ",
+        "other-cuda",
         r"The detected CUDA version \((?P<image>[\d.]{1,10})\) mismatches the version that was used to",
         _other_cuda,
         "The detected CUDA version (11.8) mismatches the version that was used to compile",
@@ -473,6 +481,7 @@ CAUSES = (
     ),
     Cause(
         "A package has another name now",
+        "renamed-package",
         r"The '(?P<name>[a-z][a-z0-9-]{0,60})' PyPI package is deprecated, use '",
         _other_name,
         "The 'sklearn' PyPI package is deprecated, use 'scikit-learn'",
@@ -481,6 +490,7 @@ CAUSES = (
     ),
     Cause(
         "A package was built for another PyTorch",
+        "other-pytorch",
         (
             r"undefined symbol: _Z\w*(?:3c10|2at|5torch)|operator torchvision::nms does not exist|"
             r"PyTorch and \w{1,60} were compiled with different CUDA"
@@ -491,6 +501,7 @@ CAUSES = (
     ),
     Cause(
         "A package needs an older NumPy",
+        "older-numpy",
         (
             r"module 'numpy' has no attribute '(?P<name>\w{1,20})'|"
             r"`np\.\w{1,20}` was removed in the NumPy 2|"
@@ -504,6 +515,7 @@ CAUSES = (
     ),
     Cause(
         "A package was built for another TensorFlow",
+        "other-tensorflow",
         r"NotFoundError: \S{0,300}/(?P<module>tensorflow_\w{1,40})/\S{1,300}\.so: undefined symbol",
         _other_tensorflow,
         "NotFoundError: /opt/environment/tensorflow_text/python/ops/_x.so: undefined symbol: _ZN6tflite",
@@ -511,6 +523,7 @@ CAUSES = (
     ),
     Cause(
         "A package needs Keras 2",
+        "keras-2",
         r"No module named 'keras\.(?:src\.)?engine\b",
         _old_keras,
         "ModuleNotFoundError: No module named 'keras.src.engine'",
@@ -518,6 +531,7 @@ CAUSES = (
     ),
     Cause(
         "A package needs another version of one that it imports",
+        "other-version",
         (
             r"^ImportError: cannot import name '(?P<what>\w{1,100})' from '(?P<name>[\w.]{1,200})' "
             r"\((?P<path>/[^()]{1,300})\)$"
@@ -528,6 +542,7 @@ CAUSES = (
     ),
     Cause(
         "Git is missing",
+        "missing-git",
         r"Git executable not found|Bad git executable|Cannot find command 'git'",
         _git,
         "ImportError: Bad git executable.",
@@ -536,6 +551,7 @@ CAUSES = (
     ),
     Cause(
         "A program is missing",
+        "missing-program",
         (
             r"(?:error: command '|FileNotFoundError: \[Errno 2\] No such file or directory: '|: )"
             r"(?P<name>[\w/.+-]{1,100}?)"
@@ -549,6 +565,7 @@ CAUSES = (
     ),
     Cause(
         "The model cannot be started",
+        "not-a-model",
         r": No module named (?P<name>\w{1,100})(?P<main>\.__main__)?(?:;|$)",
         _not_a_model,
         "/usr/bin/python3: No module named MODEL.__main__; 'MODEL' is a package and cannot be directly "
@@ -557,6 +574,7 @@ CAUSES = (
     ),
     Cause(
         "A Python module is missing",
+        "missing-module",
         r"^(?:\w{1,100}: )?(?:ModuleNotFoundError|ImportError): No module named '(?P<name>[\w.]{1,200})'",
         _module,
         "ModuleNotFoundError: No module named 'sklearn'",
@@ -565,6 +583,7 @@ CAUSES = (
     ),
     Cause(
         "Data are not there",
+        "missing-data",
         (
             r"^(?:\w+\.){0,9}(?:FileNotFoundError: \[Errno 2\] No such file or directory: '|"
             r"NotFoundError: Could not find directory )(?P<name>[^']{1,300}?)'?$"
@@ -574,6 +593,7 @@ CAUSES = (
         "give the host's folder with `--data FOLDER:NAME`, and let the model read `/data/NAME`",
     ),
     Cause(
+        "Shared memory is full",
         SHARED_MEMORY,
         (
             r"is killed by signal: Bus error|insufficient shared memory \(shm\)|"
@@ -587,6 +607,7 @@ CAUSES = (
     ),
     Cause(
         "The GPU's memory is full",
+        "gpu-memory",
         (
             r"CUDA out of memory|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|"
             r"OOM when allocating tensor|RESOURCE_EXHAUSTED: |CUBLAS_STATUS_ALLOC_FAILED"
@@ -598,6 +619,7 @@ CAUSES = (
     ),
     Cause(
         "There is no GPU",
+        "job-without-gpu",
         r"Found no NVIDIA driver on your system|No CUDA GPUs are available|not compiled with CUDA enabled",
         _no_gpu,
         "RuntimeError: Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU",
@@ -605,6 +627,7 @@ CAUSES = (
     ),
     Cause(
         "There is no terminal",
+        "no-terminal",
         r"^EOFError: EOF when reading a line$",
         _input,
         "EOFError: EOF when reading a line",
@@ -612,6 +635,7 @@ CAUSES = (
     ),
     Cause(
         "There is no network",
+        "no-network",
         (
             r"Temporary failure in name resolution|Name or service not known|"
             r"No address associated with hostname|Network is unreachable|Could not resolve host|"
@@ -624,6 +648,7 @@ CAUSES = (
     ),
     Cause(
         "Too many processes",
+        "processes",
         r"can't start new thread|pthread_create failed|BlockingIOError: \[Errno 11\] Resource temporarily",
         _threads,
         "RuntimeError: can't start new thread",
