@@ -276,7 +276,13 @@ def _outputs() -> dict[str, tuple[str, dict[str, Any]]]:
             "status",
             choice(
                 record(each("id:string host:string status:Status result:Result? spec:Spec")),
-                record(each("id:string host:string", jobs=group_jobs)),
+                record(
+                    each(
+                        "id:string host:string",
+                        jobs=group_jobs,
+                        failures=array(record(each("id:string error:Error"))),
+                    )
+                ),
             ),
         ),
         "report": ("report", record(report)),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from train_classifier.controller.transport import RemoteHost, kill_running_calls
-from train_classifier.core.errors import AmbiguousId, BadInput, NotReady, TrainClassifierError
+from train_classifier.core.errors import AmbiguousId, BadInput, NotReady, TrainClassifierError, from_dict
 from train_classifier.core.job import JOB_ID, STATES
 
 T = TypeVar("T")
@@ -33,6 +33,12 @@ class LocatedJob:
     def jobs(self) -> list[dict[str, Any]] | None:
         """The answers for the jobs of a group, in order; None for a single job."""
         return self.answer.get("jobs")
+
+    @property
+    def failures(self) -> dict[str, TrainClassifierError]:
+        """Why jobs of a group could not be read, by their ids."""
+        failures = self.answer.get("failures") or ()
+        return {str(one.get("id")): from_dict(one.get("error"), self.host.name) for one in failures}
 
     def require_started(self) -> "LocatedJob":
         """Return this job. Raises NotReady when it was prepared but never started: it produces no output."""

@@ -51,7 +51,7 @@ _NUMBERS = (int, (int, float))
 #: The type of what has this name in an answer and in what it says of jobs; None stands for any of them.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("status", "result", "spec", "seconds", "times", "metrics", "sweep", "unpacked"), dict),
-    **dict.fromkeys(("jobs", "runs", "notes", "arguments"), list),
+    **dict.fromkeys(("jobs", "failures", "runs", "notes", "arguments"), list),
     **dict.fromkeys(
         ("id", "model", "state", "phase", "outcome", "reason", "message", "submitter", "group", "commit"), str
     ),
@@ -63,7 +63,7 @@ _TYPES: dict[str, Any] = {
     "data": (str, list),
 }
 #: Parts of an answer in which these names mean the same.
-_NESTED = ("status", "result", "spec", "jobs", "runs")
+_NESTED = ("status", "result", "spec", "jobs", "failures", "runs")
 
 #: Processes of the running calls; see `kill_running_calls`.
 _RUNNING: "set[subprocess.Popen[bytes]]" = set()
@@ -453,7 +453,7 @@ def _has_type(key: str, value: Any) -> bool:
         return False
     if key == "id":
         return bool(_ID.match(value))
-    if key in ("jobs", "runs"):
+    if key in ("jobs", "failures", "runs"):
         return all(isinstance(each, dict) for each in value)
     if key == "seconds":
         return all(map(_is_number, value.values()))

@@ -26,6 +26,7 @@ def show_status(located: LocatedJob, console: Console) -> ExitCode:
     for name, value in rows:
         console.out(f"{name.ljust(5)}  {text.clean(value)}")
     console.out("\n" + display.table(console.width))
+    _warn_of_failures(located, console)
     return ExitCode.TRAINED
 
 
@@ -45,6 +46,7 @@ def attach(located: LocatedJob, output: Path, patience: float, console: Console)
     delivery = groups.Delivery(located.host, located.id, paths, display, patience, lease)
     failure: TrainClassifierError | None = None
     display.introduce(located.host.name)
+    _warn_of_failures(located, console)
     try:
         delivery.follow(ids, console)
     except TrainClassifierError as error:
@@ -55,6 +57,9 @@ def attach(located: LocatedJob, output: Path, patience: float, console: Console)
     for job, problem in delivery.failures.items():
         display.jobs[job].failure = problem
     code = failure.code if failure else first_failure(list(display.jobs.values()))
+    if not code:
+        failure = next(iter(located.failures.values()), None)
+        code = failure.code if failure else code
     display.show_end(failure, code)
     return code
 
@@ -76,6 +81,10 @@ def fetch(located: LocatedJob, output: Path, most: int | None, patience: float, 
             code = code or error.code
             console.event("message", level="warning", text=error.reason)
         fetched.append({"id": job.id, "artefacts": delivered, "error": problem})
+    _warn_of_failures(located, console)
+    for id, failure in located.failures.items():
+        code = code or failure.code
+        fetched.append({"id": id, "artefacts": None, "error": failure.to_dict()})
     console.finish()
     if console.json_mode:
         console.out(json.dumps({"id": located.id, "exit_code": int(code), "jobs": fetched}))
@@ -83,6 +92,11 @@ def fetch(located: LocatedJob, output: Path, most: int | None, patience: float, 
         missing = sum(one["artefacts"] is None for one in fetched)
         console.say(f"{count(missing)} of {len(fetched)} brought no archive.", "yellow")
     return code
+
+
+def _warn_of_failures(located: LocatedJob, console: Console) -> None:
+    for job, error in located.failures.items():
+        console.event("message", level="warning", text=f"job {job} cannot be read: {error.reason}")
 
 
 def _display(

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from train_classifier.core.job import MOST_GROUP, SWEEP_NAME
@@ -29,9 +30,9 @@ def parse(text: str) -> tuple[Choice, ...]:
         raise ValueError(f"{quoted(name)} has no values; {_FORM}")
     else:
         choices = tuple((each, "") for each in names)
-    for choice in choices:
-        if choices.count(choice) > 1:
-            raise ValueError(f"{quoted(text)} names {quoted(choice[1] or choice[0])} twice")
+    twice = next((choice for choice, count in Counter(choices).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"{quoted(text)} names {quoted(twice[1] or twice[0])} twice")
     return choices
 
 

@@ -9,13 +9,13 @@ import zlib
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
-from train_classifier.core.errors import BadInput, Cancelled, NotReady, TrainClassifierError
+from train_classifier.core.errors import BadInput, Cancelled, NotReady, TrainClassifierError, from_dict
 from train_classifier.core.regular_file import open_regular
 from train_classifier.worker.jobs import recover, removal
 from train_classifier.worker.state import files, run_records
 from train_classifier.worker.state.files import write_bytes
 from train_classifier.worker.state.store import Job, Store
-from train_classifier.worker.system import program
+from train_classifier.worker.system import host_faults, program
 from train_classifier.worker.system.host import Host
 
 #: Seconds between two checks for changes.
@@ -228,29 +228,35 @@ def _data_size(answer: dict[str, Any]) -> int:
 
 
 def status(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
-    """Return status, result and specification of one job; of a group, its id and all of these as `jobs`."""
+    """Return status, result and specification of one job; of a group, its id and all of these as `jobs`.
+
+    `failures` has the id and the error of each job of the group that cannot be read.
+    """
     group = store.group(request.get("id"))
     if group:
-        return {"id": group[0].id[:-2], "jobs": list(_each(group, lambda job: _answer(job, host)))}
+        answers, errors = _ask_each(group, lambda job: _answer(job, host))
+        failures = [{"id": job.id, "error": host_faults.describe(error)} for job, error in errors]
+        return {"id": group[0].id[:-2], "jobs": answers, "failures": failures}
     return _answer(store.find(request.get("id")), host)
 
 
-def _each(group: list[Job], ask: Callable[[Job], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the answers of a group's jobs; one that is damaged or being removed hides no other.
+def _ask_each(
+    group: list[Job], ask: Callable[[Job], dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[tuple[Job, Exception]]]:
+    """Return the answers of a group's jobs and the errors of the others: one that is damaged hides no other.
 
-    Raises the last failure when no job answers.
+    Raises the last error when no job answers.
     """
-    answers, failure = 0, None
+    answers: list[dict[str, Any]] = []
+    errors: list[tuple[Job, Exception]] = []
     for job in group:
         try:
-            answer = ask(job)
+            answers.append(ask(job))
         except (TrainClassifierError, OSError) as error:
-            failure = error
-            continue
-        answers += 1
-        yield answer
-    if failure is not None and not answers:
-        raise failure
+            errors.append((job, error))
+    if errors and not answers:
+        raise errors[-1][1]
+    return answers, errors
 
 
 def _answer(job: Job, host: Host) -> dict[str, Any]:
@@ -348,15 +354,12 @@ def entry_of(job: Job, host: Host) -> Optional[dict[str, Any]]:
 def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     """Ask a job to stop, or all of a group; has no effect when it has ended or was asked before.
 
-    If its worker is gone, the job is finished here, and its container is removed.
+    If its worker is gone, the job is finished here, and its container is removed. Of a group all are asked,
+    then the first error is raised.
     """
     group = store.group(request.get("id"))
     if group:
-        # The last first, so that none that waits for another starts meanwhile.
-        jobs = list(_each(group[::-1], lambda job: cancel({**request, "id": job.id}, host, store)))
-        states = {job["state"] for job in jobs}
-        state = states.pop() if len(states) == 1 else "cancelling"
-        return {"id": group[0].id[:-2], "state": state, "jobs": jobs[::-1]}
+        return _cancel_group(group, request, host, store)
     job = store.find(request.get("id"))
     status = job.status()
     # A second cancel stops the packing that follows the first one.
@@ -383,6 +386,22 @@ def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
         _cancel_in_slurm(job, host, status, str(request.get("by") or "")[:200])
     recover.finish_if_dead(job, host)
     return {"id": job.id, "state": job.status()["state"]}
+
+
+def _cancel_group(
+    group: list[Job], request: dict[str, Any], host: Host, store: Store
+) -> dict[str, Any]:
+    # The last first, so that none that waits for another starts meanwhile.
+    jobs, errors = _ask_each(group[::-1], lambda job: cancel({**request, "id": job.id}, host, store))
+    for job, error in errors:
+        # A job that is not complete, or was removed meanwhile, does not run.
+        if not isinstance(error, BadInput):
+            cause = from_dict(host_faults.describe(error))
+            reason = f"job {job.id} may run on; the others of its group were asked to stop: {cause.reason}"
+            raise NotReady(reason, cause.hint, cause.detail) from error
+    states = {job["state"] for job in jobs}
+    state = states.pop() if len(states) == 1 else "cancelling"
+    return {"id": group[0].id[:-2], "state": state, "jobs": jobs[::-1]}
 
 
 def _cancel_in_slurm(job: Job, host: Host, status: dict[str, Any], by: str) -> None:

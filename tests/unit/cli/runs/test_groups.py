@@ -177,6 +177,23 @@ def test_damaged_specification_hides_no_other_job_of_the_group(group: Path, comm
     assert "ambiguous" in command("status", GROUP)[2]
 
 
+def test_job_that_cannot_be_read_is_named_by_every_command(group: Path, command: Any) -> None:
+    """Silence about it would read as: nothing is missing, and all are stopped."""
+    make_job(group, f"{GROUP}04", state="pushed")
+    (group / "jobs" / JOBS[1] / "status.json").write_text('{"schema": 2, "version": 1, "state": "?"}')
+    code, out, err = command("status", GROUP)
+    assert code == 0 and "jobs   3" in out and f"job {JOBS[1]} cannot be read" in err
+    code, out, err = command("status", GROUP, "--json")
+    assert [one["id"] for one in json.loads(out)["failures"]] == [JOBS[1]]
+    code, out, err = command("fetch", GROUP, "--json")
+    assert [one["id"] for one in json.loads(out)["jobs"] if one["error"]] == [f"{GROUP}04", JOBS[1]]
+    code, out, err = command("cancel", GROUP)
+    assert code == ExitCode.NOT_READY and f"job {JOBS[1]} may run on" in err and not out
+    assert not (group / "jobs" / f"{GROUP}04").exists()
+    code, out, err = command("attach", GROUP)
+    assert code == ExitCode.NOT_READY and "status.json is damaged" in err and "3 | last of 03" in out
+
+
 def test_logs_takes_one_job(group: Path, command: Any) -> None:
     for name in (GROUP, "last"):
         code, out, err = command("logs", name)

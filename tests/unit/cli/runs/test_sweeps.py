@@ -72,6 +72,8 @@ def test_values_of_a_sweep(text: str, values: list[str]) -> None:
         ('x="a"b', "CSV"),
         ("x=a\nb", "line break"),
         ("x=" + "9" * 200_000, "CSV"),
+        # As many as an argument may hold; compared each with each they took half a minute.
+        ("x=" + ",".join(map(str, range(22_000))) + ",0", "'0' twice"),
     ],
 )
 def test_sweeps_that_are_refused(text: str, words: str) -> None:
