@@ -388,9 +388,7 @@ def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     return {"id": job.id, "state": job.status()["state"]}
 
 
-def _cancel_group(
-    group: list[Job], request: dict[str, Any], host: Host, store: Store
-) -> dict[str, Any]:
+def _cancel_group(group: list[Job], request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     # The last first, so that none that waits for another starts meanwhile.
     jobs, errors = _ask_each(group[::-1], lambda job: cancel({**request, "id": job.id}, host, store))
     for job, error in errors:

@@ -21,7 +21,7 @@ from train_classifier.worker.slurm_node.rendezvous import Rendezvous
 from train_classifier.worker.state import results
 from train_classifier.worker.state.files import make_folder, read_bytes, read_json, write_bytes, write_json
 from train_classifier.worker.state.store import Job
-from train_classifier.worker.system import program
+from train_classifier.worker.system import host_faults, program
 from train_classifier.worker.system.host import Account, Host
 
 #: In the shared folder of a job: a folder for each attempt, with one for each further worker.
@@ -174,9 +174,9 @@ class Leader:
         return self._failure
 
     def _result(self, rank: int) -> dict[str, Any]:
-        # Opening the folder makes a network file system look at it again.
-        os.listdir(self._job(rank).dir)
-        with contextlib.suppress(TrainClassifierError):
+        with contextlib.suppress(TrainClassifierError, OSError):
+            # Opening the folder makes a network file system look at it again.
+            os.listdir(self._job(rank).dir)
             return self._job(rank).result() or {}
         return {}
 
@@ -205,17 +205,18 @@ class Leader:
         return float("inf")
 
     def stop(self, reason: str) -> None:
-        """Ask the others to stop, once."""
+        """Ask the others to stop, once; a shared folder that is full or away is tried again by `end`."""
         if not self._is_stopped:
-            self._is_stopped = True
-            shared_folder.ask_to_stop(Job(self.folder), f"rank 0 on {self.nodes[0]}: {reason}"[:900])
+            with contextlib.suppress(OSError):
+                shared_folder.ask_to_stop(Job(self.folder), f"rank 0 on {self.nodes[0]}: {reason}"[:900])
+                self._is_stopped = True
 
     def wait_ready(self, say: Callable[[str], None], check: Check) -> None:
         """Wait until every worker can begin to train: frameworks wait for each other for minutes only."""
         say("waiting for the other nodes")
         for rank in self._processes:
             wait_for_mark(self._job(rank).dir / READY_FILE, check)
-        if not self.shared.spec().requeue:
+        if not self.local.spec().requeue:
             # Each worker has read them.
             remove_secrets(self.shared)
         mark(self.folder / GO_FILE)
@@ -231,21 +232,27 @@ class Leader:
                 check()
             except TrainClassifierError as cause:
                 error = cause
-        if error is not None:
-            self.stop(error.reason)
-        deadline = time.monotonic() + self.shared.spec().grace_s + END_S
+        deadline = time.monotonic() + self.local.spec().grace_s + END_S
         while self._running() and time.monotonic() < deadline:
+            if error is not None:
+                self.stop(error.reason)
             time.sleep(LOOK_S)
         for rank in self._running():
             # Slurm ends the step.
             self._processes[rank].terminate()
-        for rank in self._processes:
-            for name in ("log.txt", "usage.csv"):
-                stem, suffix = name.split(".")
-                shared_folder.copy_file(
-                    self._job(rank).dir / name, self.local.dir / f"{stem}-rank{rank}.{suffix}"
-                )
+        self._bring_records()
         return self._with_others(own, error)
+
+    def _bring_records(self) -> None:
+        """Copy the logs of the others beside that of this one; a job does not fail for lack of them."""
+        for rank in self._processes:
+            for stem, suffix in (("log", "txt"), ("usage", "csv")):
+                name = f"{stem}-rank{rank}.{suffix}"
+                try:
+                    shared_folder.copy_file(self._job(rank).dir / f"{stem}.{suffix}", self.local.dir / name)
+                except OSError as problem:
+                    with host_faults.ignore_disk_errors():
+                        self.local.add_note(f"{name} is not in the archive: {problem.strerror}")
 
     def _running(self) -> list[int]:
         return [rank for rank, process in self._processes.items() if process.poll() is None]

@@ -209,6 +209,36 @@ def test_job_that_ends_well_waits_for_the_others(leader: Leader) -> None:
     assert shared_folder.stop_request(Job(leader.folder)) is None
 
 
+def test_shared_folder_that_fails_hides_no_cause_and_fails_no_job(leader: Leader) -> None:
+    """What cannot be written or read there now: the request to stop, and the records of another node."""
+    leader.start(0)
+    stop = leader.folder / shared_folder.STOP_FILE
+    stop.unlink()
+    stop.mkdir()
+    watch = Watch(leader.local, leader.local.spec())
+    watch.node_group = leader
+    write_bytes(leader.local.cancel, b"ada")
+    with pytest.raises(Cancelled, match="cancelled by ada") as caught:
+        watch.check()
+    end(leader, 1, ExitCode.CANCELLED)
+    stop.rmdir()
+    log = Job(leader.folder / "1").log
+    log.unlink()
+    log.mkdir()
+    running = leader._running
+
+    def run_until_asked() -> list[int]:
+        if shared_folder.stop_request(Job(leader.folder)) is not None:
+            end(leader, 2, ExitCode.CANCELLED)
+        return running()
+
+    leader._running = run_until_asked  # type: ignore[method-assign]
+    assert leader.end(caught.value, watch.check) is caught.value
+    assert (leader.local.dir / "log-rank2.txt").read_text() == "log of 2\n"
+    notes = leader.local.status()["notes"]
+    assert len(notes) == 1 and notes[0].startswith("log-rank1.txt is not in the archive: ")
+
+
 def test_host_network_is_refused_on_a_node_that_does_not_allow_it() -> None:
     node_group.refuse_host_network(Host(), 1)
     node_group.refuse_host_network(Host(slurm_host_network=True), 2)
