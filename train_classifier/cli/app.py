@@ -17,11 +17,11 @@ click.rich_click.PADDING_HELPTEXT_FIRST_LINE = (0, 0, 1, 0)
 FOLDERS = {
     **dict.fromkeys(("list", "status", "logs", "attach", "fetch", "cancel", "rerun"), "jobs"),
     **dict.fromkeys(("report", "history", "compare"), "results"),
-    **dict.fromkeys(("exec", "shell", "forward"), "inside"),
+    **dict.fromkeys(("exec", "shell", "forward", "board"), "inside"),
 }
 COMMANDS = (
     *("init", "train", "list", "status", "logs", "report", "attach", "fetch", "cancel", "rerun", "history"),
-    *("compare", "exec", "shell", "forward", "clean", "top", "doctor", "hosts", "provision"),
+    *("compare", "exec", "shell", "forward", "board", "clean", "top", "doctor", "hosts", "provision"),
 )
 EXIT_CODES = """\b
 Exit codes: 0 trained · 1 our own bug · 2 bad input · 3 host or engine not

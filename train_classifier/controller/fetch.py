@@ -178,22 +178,22 @@ def _receive_file(
     if not is_asked or "\0" in path or any(part in ("", ".", "..") for part in parts):
         raise NothingDelivered(f"The host sent a file that nobody asked for: {printable(path)[:200]}.")
     if path in done:
-        _read_content(lines, None, size)
+        read_content(lines, None, size)
         return
     target = fetched.folder.joinpath(*parts)
     with _pinned_folder(target.parent) as folder, _locked_part_file(folder / part_name(target, job)) as part:
         if os.path.lexists(folder / target.name) and not fetched.replaces:
-            _read_content(lines, None, size)
+            read_content(lines, None, size)
             fetched.existing.append(path)
             return
         with part.open("r+b") as file:
             file.truncate()
-            digest = _read_content(lines, file, size)
+            digest = read_content(lines, file, size)
         part.replace(folder / target.name)
     fetched.files.append({"path": path, "bytes": size, "sha256": digest})
 
 
-def _read_content(lines: Iterator[dict[str, Any]], file: IO[bytes] | None, size: int) -> str:
+def read_content(lines: Iterator[dict[str, Any]], file: IO[bytes] | None, size: int) -> str:
     """Read the lines of one file and return its checksum. Raises NothingDelivered if the host has another."""
     digest, received = hashlib.sha256(), 0
     for line in lines:

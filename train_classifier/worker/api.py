@@ -45,6 +45,20 @@ def _files(request: dict[str, Any], host: Host, store: Store) -> Answer:
     return archive_files.send(request, host, store)
 
 
+def _events(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str, Any]]:
+    from train_classifier.worker.transfer import event_copies
+
+    job = store.find(request.get("id"))
+    recover.finish_if_dead(job, host)
+    known, state = request.get("known"), job.status()["state"]
+    most = int(query.number(request, "most", 0, 1 << 60))
+    answer: dict[str, Any] = {"files": 0, "left_out": 0}
+    # In a folder of the last release, the job's account can put anything in the place of the archive.
+    if not job.is_foreign:
+        answer = event_copies.send(job, host.job_user(), known if isinstance(known, dict) else {}, most)
+    yield {"id": job.id, "state": state, **answer}
+
+
 def _submit(request: dict[str, Any], host: Host, store: Store) -> Answer:
     answer = submit.submit(request, host, store)
     if not isinstance(request.get("follow"), dict):
@@ -76,6 +90,7 @@ VERBS: dict[str, Verb] = {
     "cancel": query.cancel,
     "pack": query.pack,
     "files": _files,
+    "events": _events,
     "clean": _clean,
 }
 

@@ -67,10 +67,10 @@ def send_part(request: dict[str, Any]) -> dict[str, Any]:
     """Write the files of an archive to the descriptor `output`, and return what was not found."""
     with open(os.dup(request["output"]), "wb") as output, open(os.dup(request["archive"]), "rb") as archive:
         search = _Search(request["paths"], request["most"])
-        lines = _Lines(output)
+        lines = Lines(output)
         archive.seek(0)
         try:
-            source = cast("IO[bytes]", _Ticking(archive, lines))
+            source = cast("IO[bytes]", Ticking(archive, lines))
             with tarfile.open(fileobj=source, mode="r|gz", encoding="utf-8") as tar:
                 for member in tar:
                     # TarFile remembers every member: a million of them would take a gigabyte.
@@ -84,12 +84,23 @@ def send_part(request: dict[str, Any]) -> dict[str, Any]:
     return {"missing": search.missing(), "left_out": search.left_out}
 
 
-def _send_member(tar: tarfile.TarFile, member: tarfile.TarInfo, lines: "_Lines") -> None:
+def _send_member(tar: tarfile.TarFile, member: tarfile.TarInfo, lines: "Lines") -> None:
     lines.write({"file": member.name, "bytes": member.size})
-    digest = hashlib.sha256()
     source = tar.extractfile(member)
     assert source is not None
-    while data := source.read(BLOCK):
+    send_content(source, member.size, lines)
+
+
+def send_content(source: IO[bytes], size: int, lines: "Lines") -> None:
+    """Write the next bytes of a file as lines with `data`, and one with its `sha256`.
+
+    A file that shrank meanwhile is filled with zeros.
+    """
+    digest = hashlib.sha256()
+    while size:
+        count = min(size, BLOCK)
+        data = source.read(count) or bytes(count)
+        size -= len(data)
         digest.update(data)
         lines.write({"data": base64.b64encode(zlib.compress(data, 1)).decode("ascii")})
     lines.write({"sha256": digest.hexdigest()})
@@ -141,7 +152,7 @@ class _Search:
         return {path: self._alike[path] for path, is_found in self._found.items() if not is_found}
 
 
-class _Lines:
+class Lines:
     """Writes lines of JSON."""
 
     def __init__(self, output: IO[bytes]) -> None:
@@ -149,6 +160,7 @@ class _Lines:
         self._last = time.monotonic()
 
     def write(self, line: dict[str, Any]) -> None:
+        """Write a line at once."""
         self._output.write(json.dumps(line).encode("ascii") + b"\n")
         self._output.flush()
         self._last = time.monotonic()
@@ -159,12 +171,13 @@ class _Lines:
             self.write({})
 
 
-class _Ticking:
+class Ticking:
     """Reads a file, and ticks meanwhile."""
 
-    def __init__(self, file: IO[bytes], lines: _Lines) -> None:
+    def __init__(self, file: IO[bytes], lines: Lines) -> None:
         self._file, self._lines = file, lines
 
     def read(self, size: Optional[int] = -1) -> bytes:
+        """Return the next bytes of the file."""
         self._lines.tick()
         return self._file.read(-1 if size is None else size)

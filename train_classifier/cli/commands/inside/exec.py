@@ -24,9 +24,9 @@ def exec_(after_dashes: Sequence[str] | None, job: str, inventory: str | None, h
     Example:
       train-classifier exec last -- nvidia-smi
     """
-    from train_classifier.cli import inside
     from train_classifier.cli.hosts import hosts
+    from train_classifier.cli.inside import enter
 
     if not after_dashes:
         raise BadInput("no command is given", hint=f"train-classifier exec {job} -- COMMAND")
-    return inside.run_inside(hosts(inventory, host), job, after_dashes)
+    return enter.run_inside(hosts(inventory, host), job, after_dashes)

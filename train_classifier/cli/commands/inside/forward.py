@@ -32,9 +32,9 @@ def forward(job: str, ports: str, inventory: str | None, host: str | None) -> in
     Example:
       train-classifier forward last 6006
     """
-    from train_classifier.cli import inside
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
+    from train_classifier.cli.inside import enter
 
     ((port, local_port),) = parameters.parse_values(("PORT", _ports, ports))
-    return inside.forward(hosts(inventory, host), job, port, local_port, Console())
+    return enter.forward(hosts(inventory, host), job, port, local_port, Console())

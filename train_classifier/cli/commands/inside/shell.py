@@ -19,7 +19,7 @@ def shell(job: str, inventory: str | None, host: str | None) -> int:
     Example:
       train-classifier shell last
     """
-    from train_classifier.cli import inside
     from train_classifier.cli.hosts import hosts
+    from train_classifier.cli.inside import enter
 
-    return inside.run_inside(hosts(inventory, host), job, inside.SHELL)
+    return enter.run_inside(hosts(inventory, host), job, enter.SHELL)

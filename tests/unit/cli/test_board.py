@@ -1,0 +1,192 @@
+"""`board`: copies of event files that a stranger's model writes, and the TensorBoard that shows them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train_classifier.cli.console import Console
+from train_classifier.cli.inside import tensorboard
+from train_classifier.controller.transport import RemoteHost
+from train_classifier.core import locks
+from train_classifier.core.errors import BadInput, ExitCode, NotReady
+from train_classifier.core.job import SCHEMA, JobSpec, Repository
+
+JOB = "20260101-000000-00000001"
+#: Shows the files of --logdir, as TensorBoard its curves.
+SERVER = f"""#!{sys.executable}
+import functools, http.server, os, sys
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+print("words of tensorboard", flush=True)
+if os.environ.get("BROKEN"):
+    sys.exit(1)
+handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=options["--logdir"])
+http.server.ThreadingHTTPServer((options["--host"], int(options["--port"])), handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def job() -> Iterator[Path]:
+    """The folder of a job that runs: its lock is held. The account of root's jobs must reach it."""
+    with tempfile.TemporaryDirectory() as state:
+        Path(state).chmod(0o755)
+        folder = Path(state, "jobs", JOB)
+        (folder / "workspace").mkdir(parents=True)
+        spec = JobSpec(id=JOB, model="mnist", repository=Repository("r", "0" * 16))
+        (folder / "spec.json").write_text(json.dumps(spec.to_dict()))
+        set_state(folder, "running")
+        with locks.hold(folder / "lock"):
+            yield folder
+
+
+def set_state(folder: Path, state: str) -> None:
+    status = {"schema": SCHEMA, "id": JOB, "model": "mnist", "version": 1, "state": state}
+    (folder / "status.json").write_text(json.dumps({**status, "updated": 0.0, "times": {}}))
+    if state == "finished":
+        result = {"outcome": "trained", "exit_code": 0, "reason": None, "archive": None, "gpus": []}
+        (folder / "result.json").write_text(json.dumps({**result, "finished": 1.0}))
+
+
+def host_of(job: Path) -> RemoteHost:
+    return RemoteHost("one", state_dir=str(job.parents[1]))
+
+
+def copied(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_event_files_are_copied_while_they_grow_and_after_the_job(job: Path, tmp_path: Path) -> None:
+    workspace, here = job / "workspace", tmp_path / "copy"
+    logs, runs = workspace / "artefacts/logs", workspace / "runs/a"
+    for folder in (logs, runs, workspace / "node_modules"):
+        folder.mkdir(parents=True)
+    (logs / "events.out.tfevents.1").write_bytes(b"first")
+    (runs / "events.out.tfevents.2").write_bytes(b"x" * 700_000)
+    (workspace / "node_modules/tfevents").write_bytes(b"no")
+    (logs / "model.keras").write_bytes(b"no")
+    # What a model may plant.
+    (logs / "link.tfevents").symlink_to("/etc/passwd")
+    (logs / "folder.tfevents").mkdir()
+    os.mkfifo(logs / "pipe.tfevents")
+    (workspace / "away").symlink_to("/etc")
+    copy = tensorboard.EventCopy(host_of(job), JOB, here)
+    assert copy.update()["files"] == 2 and not copy.is_finished
+    names = ("artefacts/logs/events.out.tfevents.1", "runs/a/events.out.tfevents.2")
+    assert copied(here) == {names[0]: b"first", names[1]: b"x" * 700_000}
+    with (logs / "events.out.tfevents.1").open("ab") as file:
+        file.write(b", second")
+    # Only what is new comes: a change of what was copied is not seen.
+    (here / names[0]).write_bytes(b"FIRST")
+    copy.update()
+    assert copied(here)[names[0]] == b"FIRST, second"
+    # A shorter file is another one.
+    (logs / "events.out.tfevents.1").write_bytes(b"anew")
+    copy.update()
+    assert copied(here)[names[0]] == b"anew"
+    # The job ends: what was written since the last look is in the archive alone.
+    with tarfile.open(job / "artefacts.tar.gz", "w:gz") as tar:
+        for name, content in ((names[0], b"anew, last"), (f"workspace/{names[1]}", b"x" * 700_001)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    set_state(job, "finished")
+    shutil.rmtree(workspace)
+    copy.update()
+    assert copy.is_finished
+    assert copied(here) == {names[0]: b"anew, last", names[1]: b"x" * 700_001}
+
+
+class LyingHost(RemoteHost):
+    """A host that answers what it likes."""
+
+    def __init__(self, *lines: dict[str, Any]) -> None:
+        super().__init__("liar")
+        self.lines = lines
+
+    def stream(self, request: dict[str, Any], answer_timeout: float) -> Iterator[dict[str, Any]]:
+        yield from self.lines
+
+
+@pytest.mark.parametrize(
+    ("path", "offset"),
+    [
+        ("../tfevents", 0),
+        ("/tmp/tfevents", 0),
+        ("a/../../tfevents", 0),
+        (".bashrc", 0),
+        ("tfevents", 1 << 40),
+    ],
+)
+def test_host_cannot_write_elsewhere(tmp_path: Path, path: str, offset: int) -> None:
+    host = LyingHost({"file": path, "offset": offset, "bytes": 1}, {"data": ""}, {"sha256": ""})
+    copy = tensorboard.EventCopy(host, JOB, tmp_path / "copy")
+    with pytest.raises(NotReady, match="no event file"):
+        copy.update()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_job_without_event_files_and_machine_without_tensorboard(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotReady, match="no tensorboard") as error:
+        tensorboard.show([host_of(job)], ["last"], None, Console())
+    assert "uvx" in str(error.value.hint)
+    (tmp_path / "tensorboard").write_text(SERVER)
+    (tmp_path / "tensorboard").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    set_state(job, "finished")
+    with pytest.raises(BadInput, match="left no event files"):
+        tensorboard.show([host_of(job)], ["last"], None, Console())
+    set_state(job, "running")
+    (job / "workspace").mkdir(exist_ok=True)
+    monkeypatch.setenv("BROKEN", "1")
+    with pytest.raises(NotReady, match="did not start") as error:
+        tensorboard.show([host_of(job)], ["last"], None, Console())
+    assert error.value.detail == "words of tensorboard"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_tensorboard_shows_the_copies_and_ends_with_the_command(
+    job: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    (job / "workspace" / "tfevents").write_bytes(b"curve")
+    (tmp_path / "tensorboard").write_text(SERVER)
+    (tmp_path / "tensorboard").chmod(0o755)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    program = (
+        "import sys\nfrom train_classifier.cli.console import Console\n"
+        "from train_classifier.cli.inside import tensorboard\n"
+        "from train_classifier.controller.transport import RemoteHost\n"
+        "host = RemoteHost('one', state_dir=sys.argv[1])\n"
+        "sys.exit(tensorboard.show([host], ['last'], None, Console()))\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(job.parents[1])],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(temporary)},
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        address = process.stderr.readline().split()[0]
+        with urllib.request.urlopen(f"{address}{JOB}/tfevents", timeout=60) as answer:
+            assert answer.read() == b"curve"
+        process.send_signal(number)
+        assert process.wait(60) == ExitCode.TRAINED
+    with pytest.raises(OSError):
+        urllib.request.urlopen(address, timeout=10)
+    assert list(temporary.iterdir()) == []

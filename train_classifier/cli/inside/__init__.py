@@ -1,0 +1,1 @@
+"""What enters a running job, or shows what it writes."""
