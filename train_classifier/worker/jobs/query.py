@@ -362,28 +362,29 @@ def cancel(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
         return _cancel_group(group, request, host, store)
     job = store.find(request.get("id"))
     status = job.status()
+    by = str(request.get("by") or "")[:200]
+    is_told = True
     # A second cancel stops the packing that follows the first one.
     is_packing = status.get("phase") == "artefacts"
     if status["state"] != "finished" and (is_packing or not os.path.lexists(job.cancel)):
         # Written first, so that a push or a submission in progress sees it too.
-        by = str(request.get("by") or "")[:200]
         if job.is_foreign:
             program.call(host.job_user(), files.write_part, {"path": str(job.cancel), "text": by})
         else:
-            write_bytes(job.cancel, by.encode("utf-8", "replace"))
+            _write_request(job, by)
         # Again: a submission that did not see the request has changed it before.
         status = job.status()
         if status.get("launcher") == recover.SLURM:
             from train_classifier.worker.slurm import shared_folder
 
             # Also without a controller: the worker on the node reads it.
-            shared_folder.ask_to_stop(job, by)
+            is_told = shared_folder.try_to_stop(job, by)
     if status["state"] in ("prepared", "pushed") and removal.remove(
         job, host.job_user(), unless_submitted=True
     ):
         return {"id": job.id, "state": "removed"}
     if status.get("launcher") == recover.SLURM and status["state"] in ("submitted", "running"):
-        _cancel_in_slurm(job, host, status, str(request.get("by") or "")[:200])
+        _cancel_in_slurm(job, host, status, by, is_told)
     recover.finish_if_dead(job, host)
     return {"id": job.id, "state": job.status()["state"]}
 
@@ -402,11 +403,25 @@ def _cancel_group(group: list[Job], request: dict[str, Any], host: Host, store: 
     return {"id": group[0].id[:-2], "state": state, "jobs": jobs[::-1]}
 
 
-def _cancel_in_slurm(job: Job, host: Host, status: dict[str, Any], by: str) -> None:
+def _write_request(job: Job, by: str) -> None:
+    """Write who cancels a job; a full disk has room for an empty file, which says enough."""
+    try:
+        write_bytes(job.cancel, by.encode("utf-8", "replace"))
+    except OSError as error:
+        if not host_faults.of_disk(error):
+            raise
+        os.close(os.open(job.cancel, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+        os.utime(job.cancel)
+
+
+def _cancel_in_slurm(job: Job, host: Host, status: dict[str, Any], by: str, is_told: bool) -> None:
+    """Take a waiting job out of Slurm's queue; have Slurm signal one that could not be told by a file."""
     from train_classifier.worker.slurm import liveness
 
     if liveness.cancel_waiting(job, host, status):
         recover.finish_slurm_job(job, host, Cancelled(f"cancelled by {by}" if by else "cancelled"))
+    elif not is_told:
+        liveness.signal_worker(job, host)
 
 
 def pack(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str, Any]]:

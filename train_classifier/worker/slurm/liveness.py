@@ -116,3 +116,9 @@ def cancel_waiting(job: Job, host: Host, status: dict[str, Any]) -> bool:
         return False
     # It may have started at this moment: then the stop file ends it.
     return after is None or after.state == "CANCELLED"
+
+
+def signal_worker(job: Job, host: Host) -> None:
+    """Have Slurm end a running job in order. Raises NotReady, BadInput."""
+    number = shared_folder.number(job) or str(job.status().get("slurm_job"))
+    commands.run(host.caller(), ["scancel", "--signal=TERM", "--batch", number])

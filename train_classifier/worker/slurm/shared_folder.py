@@ -17,7 +17,7 @@ from train_classifier.core.errors import NotReady
 from train_classifier.core.regular_file import open_regular
 from train_classifier.worker.state.files import new_file, read_json, write_json
 from train_classifier.worker.state.store import Job, Store
-from train_classifier.worker.system import program
+from train_classifier.worker.system import host_faults, program
 from train_classifier.worker.system.host import Account, Host
 
 #: The launcher in status.json of a job that Slurm starts.
@@ -112,6 +112,17 @@ def ask_to_stop(job: Job, by: str) -> None:
         os.write(descriptor, (by or "somebody").encode("utf-8", "replace") + b"\n")
     finally:
         os.close(descriptor)
+
+
+def try_to_stop(job: Job, by: str) -> bool:
+    """Do `ask_to_stop`; return False when the shared folder is full, or the quota of the account."""
+    try:
+        ask_to_stop(job, by)
+    except OSError as error:
+        if not host_faults.of_disk(error):
+            raise
+        return False
+    return True
 
 
 def stop_request(job: Job) -> Optional[tuple[bytes, int]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
+import subprocess
 import threading
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ import pytest
 from train_classifier.core import locks
 from train_classifier.core.job import SCHEMA, JobSpec, Repository
 from train_classifier.worker.jobs import query
-from train_classifier.worker.slurm import shared_folder
+from train_classifier.worker.slurm import commands, shared_folder
 from train_classifier.worker.state import files
 from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system.host import Host
@@ -45,6 +48,47 @@ def test_cancel_reaches_a_job_that_is_given_to_slurm_at_that_moment(
     with locks.hold(job.lock):
         query.cancel({"id": job.id, "by": "me"}, Host(), store)
     assert (job.dir / shared_folder.STOP_FILE).read_text() == "me\n"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a disk of its own."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting wants root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("launcher", ["setsid", "slurm"])
+def test_cancel_works_on_a_full_disk(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str
+) -> None:
+    """It may be the job itself that fills it. A worker of Slurm, which reads another file, gets a signal."""
+    store = Store(small_disk)
+    job = Job(store.jobs / "20260101-000000-0123abcd")
+    job.dir.mkdir(parents=True)
+    state = {"state": "running", "launcher": launcher, "submitted": time.time() - 60}
+    job.write_status(schema=SCHEMA, id=job.id, **state)
+    shared_folder.write_number(job, "12")
+    (job.dir / shared_folder.STOP_FILE).touch()
+    tools = {"squeue": f"echo 'tc-{job.id}|12|RUNNING|N/A|node1|gpu|None'", "scancel": 'echo "$@" >$0.log'}
+    for name, script in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    monkeypatch.setattr(commands, "environment", lambda account: variables)
+    with contextlib.suppress(OSError), open(small_disk / "fill", "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    is_alive = locks.hold(job.lock) if launcher == "setsid" else contextlib.nullcontext()
+    with is_alive:
+        assert query.cancel({"id": job.id, "by": "me"}, Host(), store)["state"] == "running"
+    assert job.cancel.read_bytes() == b""
+    if launcher == "slurm":
+        assert (tmp_path / "scancel.log").read_text() == "--signal=TERM --batch 12\n"
 
 
 def test_lease_is_renewed_while_there_is_no_news(tmp_path: Path) -> None:
