@@ -13,7 +13,6 @@ from train_classifier.worker.slurm_node import node_group, node_job
 from train_classifier.worker.slurm_node.publisher import Publisher
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host import Account, Host
-from train_classifier.worker.transfer import workspace_copy
 
 
 def run(folder: Path, rank: int, host: Host) -> int:
@@ -40,7 +39,6 @@ def run(folder: Path, rank: int, host: Host) -> int:
         if early_signals:
             raise Cancelled("Slurm ended the job when it began (SIGTERM)")
     except Exception as error:
-        workspace_copy.stop(local)
         removal.remove(Job(local.dir), account)
         return _end(own, shared, local_run.as_error(own, error))
     return _train(local, own, granted, Job(group_folder), account)

@@ -10,7 +10,7 @@ import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -63,16 +63,10 @@ def run(folder: Path, host: Host) -> int:
     }
     try:
         local = bring_in(shared, host, account, status, shared.log)
-        granted = allocation.read(host, os.environ)
-        results.record_facts(local, slurm=accounting.read(account, os.environ))
-        meeting = node_group.arrange(shared, host, account, os.environ)
-        if meeting is not None and not early_signals:
-            leader = node_group.start(shared, local, meeting, os.environ)
-            granted = dataclasses.replace(granted, node_group=leader)
+        granted = take_allocation(shared, local, host, account, early_signals)
     except Exception as error:
         return end_unstarted(shared, account, own, local_run.as_error(shared, error))
     if early_signals:
-        workspace_copy.stop(local)
         removal.remove(local, account)
         if is_requeued(account, os.environ):
             return 0
@@ -95,6 +89,26 @@ def run(folder: Path, host: Host) -> int:
             return code
     removal.remove(Job(local.dir), account)
     return code
+
+
+def take_allocation(
+    shared: Job, local: Job, host: Host, account: Account, early_signals: Sequence[int]
+) -> allocation.Allocation:
+    """Return what Slurm gave the job here; of one on several nodes the other workers are started.
+
+    Removes the local job before it raises: it has the job's secrets.
+    """
+    try:
+        granted = allocation.read(host, os.environ)
+        results.record_facts(local, slurm=accounting.read(account, os.environ))
+        meeting = node_group.arrange(shared, host, account, os.environ)
+        if meeting is None or early_signals:
+            return granted
+        leader = node_group.start(shared, local, meeting, os.environ)
+        return dataclasses.replace(granted, node_group=leader)
+    except BaseException:
+        removal.remove(Job(local.dir), account)
+        raise
 
 
 def take_attempt(shared: Job, variables: Mapping[str, str]) -> bool:
@@ -156,7 +170,6 @@ def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any], 
     `log` is that of an earlier attempt, which this one continues.
     """
     store = Store(host.local_state_dir({})).make()
-    spec = shared.spec()
     local = Job(store.jobs / shared.id)
     if local.dir.exists():
         # An earlier attempt on this node, whose worker was killed.
@@ -165,9 +178,21 @@ def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any], 
         if not removal.remove(local, account):
             raise NotReady("the worker of the job's earlier start still runs on this node", "submit it again")
     local.make(account)
+    try:
+        fill(local, shared, account, status, log)
+    except BaseException:
+        removal.remove(local, account)
+        raise
+    workspace_copy.start(local, account, shared.workspace, None)
+    return local
+
+
+def fill(local: Job, shared: Job, account: Account, status: dict[str, Any], log: Path) -> None:
+    """Write what the local job has of the shared one, beside the workspace."""
+    spec = shared.spec()
     write_json(local.dir / "spec.json", read_json(shared.dir / "spec.json"))
     write_bytes(local.lease, b"")
-    make_folder(store.cache / spec.repository.key, 0o700, account)
+    make_folder(Store.of(local.dir).cache / spec.repository.key, 0o700, account)
     # Slurm's launcher would have this job finished by those who ask Slurm. Jobs of the account that end on
     # this node finish those without a worker: this one is not submitted until `run_job` is called.
     beginning: dict[str, Any] = {"state": "pushed", "phase": None, "times": {}, "message": "", "gpus": []}
@@ -179,8 +204,6 @@ def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any], 
         with open(local.log, "ab") as file:
             node = allocation.node_name(os.environ)
             file.write(f"\n[train-classifier: started again by Slurm, on {node}]\n".encode())
-    workspace_copy.start(local, account, shared.workspace, None)
-    return local
 
 
 def end_unstarted(shared: Job, account: Account, own: dict[str, Any], cause: TrainClassifierError) -> int:

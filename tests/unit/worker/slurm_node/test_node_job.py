@@ -10,6 +10,7 @@ from train_classifier.core import locks
 from train_classifier.core.errors import NotReady
 from train_classifier.core.job import SCHEMA, JobSpec, Repository, new_job_id
 from train_classifier.worker.jobs import recover
+from train_classifier.worker.jobs.secrets import store_secrets, take_secrets
 from train_classifier.worker.slurm_node import node_job
 from train_classifier.worker.state.files import write_json
 from train_classifier.worker.state.store import Job, Store
@@ -52,6 +53,28 @@ def test_job_that_comes_in_is_not_taken_for_one_whose_worker_died(node: Host, sh
     local = bring_in(shared, node)
     recover.finish_dead_jobs(Store.of(local.dir), node)
     assert local.result() is None and local.status()["state"] == "pushed"
+
+
+def test_job_that_cannot_begin_leaves_nothing_on_the_node(
+    node: Host, shared: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its secrets are there, and the copy of its workspace goes on."""
+    account = node.caller()
+    store_secrets(shared, account, {"TOKEN": "s3cret"}, in_memory=False)
+    local = node_job.bring_in(shared, node, account, shared.status(), shared.log)
+    stored = take_secrets(local, keep=True)
+    assert stored == {"TOKEN": "s3cret"}
+    # A node without slurmd cannot say which card is the first one.
+    for name, value in {"PATH": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_GPUS": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(NotReady, match="slurmd does not list"):
+        node_job.take_allocation(shared, local, node, account, [])
+    assert not local.dir.exists() and take_secrets(local) == {}
+    # Damaged meanwhile.
+    shared.log.mkdir()
+    with pytest.raises(OSError):
+        node_job.bring_in(shared, node, account, shared.status(), shared.log)
+    assert not local.dir.exists()
 
 
 def test_engine_reaches_checkpoints_by_a_descriptor(shared: Job) -> None:
