@@ -14,7 +14,13 @@ from train_classifier.starter import first_files
 WORKFLOWS = files(".github/workflows/*.yml", "examples/classifiers/.github/workflows/*.yml")
 #: As strict as for our own, but for names and concurrency: an example shows what matters to it.
 EXAMPLES = (BIN / "zizmor", "--offline", "--quiet")
-PAGES = ("README.md", "docs/action.md", "docs/from-the-original-action.md", "examples/classifiers/README.md")
+PAGES = (
+    "README.md",
+    "docs/action.md",
+    "docs/from-the-original-action.md",
+    "docs/trackers.md",
+    "examples/classifiers/README.md",
+)
 #: What a reader puts around an example that is only steps, or only jobs.
 HEAD = "on: push\npermissions: { contents: read }\n"
 JOB = "jobs:\n  train:\n    runs-on: [self-hosted, linux, docker, X64]\n    steps:\n"
