@@ -185,7 +185,13 @@ class Console:
         with self._lock:
             self._clear()
             with contextlib.suppress(OSError):
-                _write_all(1, (words + "\n").encode("utf-8", "replace"))
+                self.write_out(words + "\n")
+
+    def write_out(self, words: str) -> None:
+        """Write to standard output. Raises OSError when nobody reads it."""
+        # A terminal shows what its locale says; in a file or a pipe it is UTF-8 everywhere.
+        encoding = encoding_of(sys.stdout) if is_terminal(sys.stdout) else "utf-8"
+        _write_all(1, words.encode(encoding, "replace"))
 
     def finish(self) -> None:
         """End the live line; what follows is plain."""

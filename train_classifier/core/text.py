@@ -119,6 +119,11 @@ def clean(text: object) -> str:
     return _CONTROL.sub("�", str(text))
 
 
+def _cell(value: object) -> str:
+    """Return a cell of a table: one line, whatever a name in it holds."""
+    return "" if value is None else clean(value).replace("\n", " ").replace("\t", " ")
+
+
 def table(
     rows: Sequence[Sequence[object]],
     head: Optional[Sequence[str]] = None,
@@ -129,8 +134,7 @@ def table(
 
     Where the lines would be longer than `width`, the widest columns after the first are shortened.
     """
-    cells = [[clean(cell) if cell is not None else "" for cell in row] for row in rows]
-    every = ([list(head)] if head else []) + cells
+    every = [list(map(_cell, row)) for row in ([head] if head else []) + list(rows)]
     if not every:
         return ""
     widths = [max(len(row[column]) for row in every) for column in range(len(every[0]))]

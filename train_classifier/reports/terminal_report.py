@@ -65,7 +65,7 @@ def _comparison(comparison: Mapping[str, Any], width: int) -> list[str]:
         for run in comparison["runs"][-MAX_ROWS:]
     ]
     head = ["job", "outcome", *words(comparison["columns"])]
-    return _section("Earlier runs", text.table(rows, [text.clean(name) for name in head], width=width))
+    return _section("Earlier runs", text.table(rows, head, width=width))
 
 
 def _cell(value: Any) -> str:

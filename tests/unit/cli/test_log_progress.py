@@ -40,6 +40,8 @@ OURS = "epoch 4/20  loss 0.312  val_loss 0.4012  val_accuracy 0.881\n"
         ("Epoch: 7, loss = 1e-05\n", "epoch 7 · loss 1e-05"),
         ("Epoch [3/10], Step [5/8], Loss: 2.5\n", "epoch 3/10 · Loss 2.5"),
         ("[2026-01-02 03:04:05] epoch 2 of 9\n", "epoch 2/9"),
+        # Other letters and digits may be wide, or turn the direction of the line.
+        ("epoch ٣/٩ loss_\u05d0\u05d1: ٤ loss: 1\n", "loss 1"),
         ("the loss of life; see 2026/11/28 and version 1.2/3.4\n", ""),
         ("", ""),
     ],

@@ -118,13 +118,45 @@ def test_report_of_an_archive_asks_no_host(tmp_path: Path, capfd: pytest.Capture
         b"<html>",
         page.MARK.encode() + b"{}</script>",
         page.MARK.encode() + b'{"title": [], "metrics": 3}</script>',
+        page.MARK.encode() + b'{"title": "x", "metrics": [["a", 1e999]], "curves": [{"lines": [{"x": [1e999]}]}]}</script>',
+        page.MARK.encode() + b'{"title": "x", "metrics": [], "images": [1], "notes": 3, "log": "' + bytes(3 << 20).replace(b"\0", b"x") + b'"}</script>',
+        page.MARK.encode() + b'{"title": ' + b"[" * 900 + b"]" * 900 + b"}</script>",
     ],
-)
+    ids=range(7),
+)  # fmt: skip
+@pytest.mark.parametrize("words", [(), ("--json",), ("-o", "r.html")], ids=["text", "json", "page"])
 def test_damaged_archive_is_refused_in_a_sentence(
-    content: bytes, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    content: bytes,
+    words: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    assert app.run(["report", archive(tmp_path / "a.tar.gz", content)]) == ExitCode.BAD_INPUT
-    assert re.search("holds no report|is damaged", capfd.readouterr().err)
+    monkeypatch.chdir(tmp_path)
+    code = app.run(["report", archive(tmp_path / "a.tar.gz", content), *words])
+    out, err = capfd.readouterr()
+    if code == 0:
+        # A page shows what it can.
+        assert page.document_of((tmp_path / "r.html").read_bytes()) is not None
+    else:
+        assert code == ExitCode.BAD_INPUT and re.search("holds no report|is damaged", err)
+        assert json.loads(out)["exit_code"] == 2 if out else "--json" not in words
+        assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize("job", ["../../x", "/x", 3, None, "a\0b", RESULT["id"]])
+def test_page_for_the_browser_goes_into_the_cache_whatever_its_job_is_called(
+    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    path = archive(tmp_path / "a.tar.gz", page.render({**sample(), "job": job}))
+    assert app.run(["report", path, "--open"]) == 0
+    (written,) = (tmp_path / "cache").rglob("*.html")
+    assert written.parent == tmp_path / "cache" / "train-classifier" / "reports"
+    assert written.stem == (job if job == RESULT["id"] else "report") and opened == [written.as_uri()]
+    assert {each.name for each in tmp_path.iterdir()} == {"cache", "a.tar.gz"}
 
 
 def test_page_that_unpacks_without_end_is_not_taken() -> None:

@@ -15,6 +15,7 @@ from train_classifier.cli.console import Console, encoding_of
 from train_classifier.controller import find_jobs
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
+from train_classifier.core.job import JOB_ID
 from train_classifier.core.report import document, page
 from train_classifier.reports import archive_reader, run_comparison, terminal_report
 
@@ -35,7 +36,7 @@ def from_host(hosts: Sequence[RemoteHost], job: str) -> dict[str, Any]:
     shown = page.document_of(_unpacked(answer.get("page"))) or _without_page(answer, located.host.name)
     request = {"verb": "runs", "model": result.get("model"), "until": located.id, "most": MOST_RUNS}
     answers = find_jobs.ask_hosts(hosts, lambda host: host.call(request))
-    runs = [run for _, each in answers if isinstance(each, dict) for run in each.get("runs", ())]
+    runs = [run for _, each in answers if isinstance(each, dict) for run in each.get("runs") or ()]
     newest = sorted(runs, key=lambda run: str(run.get("id")))[-MOST_RUNS:]
     return {**shown, "comparison": run_comparison.comparison(located.id, newest)}
 
@@ -69,35 +70,45 @@ def from_archive(path: Path) -> dict[str, Any]:
 
 
 def show(shown: dict[str, Any], output: str | None, is_opened: bool, console: Console) -> ExitCode:
-    """Write a report: as JSON, as a page at `output`, into a browser, or as text to standard output."""
-    if console.json_mode:
-        pictures = [{key: value for key, value in each.items() if key != "data"} for each in shown["images"]]
-        console.out(json.dumps({**shown, "images": pictures}))
-    if output or is_opened:
-        path = _write(Path(output) if output else _cache() / f"{shown['job']}.html", page.render(shown))
+    """Write a report: as JSON, as a page at `output`, into a browser, or as text to standard output.
+
+    Raises BadInput for a document that no worker made: it may come from anybody's host or archive.
+    """
+    is_page = bool(output) or is_opened
+    words, content = [], b""
+    try:
+        if console.json_mode:
+            pictures = [
+                {key: value for key, value in each.items() if key != "data"} for each in shown["images"]
+            ]
+            words.append(json.dumps({**shown, "images": pictures}, allow_nan=False))
+        if is_page:
+            content = page.render(shown)
+        elif not console.json_mode:
+            has_braille = "utf" in encoding_of(sys.stdout).lower()
+            words.append(terminal_report.render(shown, console.width, console.colour_out, has_braille))
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise BadInput("The report is damaged.", hint="Fetch the archive again.") from error
+    if is_page:
+        path = Path(output) if output else _cached(shown.get("job"))
+        try:
+            if not output:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise BadInput(f"{path} cannot be written: {reason}.") from error
         if is_opened and webbrowser.open(path.absolute().as_uri()):
             console.say(f"{path} is opened in the browser.")
         else:
             console.say(f"The report is {path}")
-    elif not console.json_mode:
-        has_braille = "utf" in encoding_of(sys.stdout).lower()
-        try:
-            words = terminal_report.render(shown, console.width, console.colour_out, has_braille)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            raise BadInput("The report is damaged.", hint="Fetch the archive again.") from error
-        console.out(words)
+    for each in words:
+        console.out(each)
     return ExitCode.TRAINED
 
 
-def _cache() -> Path:
+def _cached(job: Any) -> Path:
+    """Return where the page of a job goes that is only looked at."""
+    name = job if isinstance(job, str) and JOB_ID.match(job) else "report"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "train-classifier", "reports")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _write(path: Path, content: bytes) -> Path:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise BadInput(f"{path} cannot be written: {error.strerror}.") from error
-    return path
+    return folder / f"{name}.html"

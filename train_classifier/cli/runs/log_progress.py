@@ -15,16 +15,16 @@ MOST_METRICS = 3
 SEEN_EPOCHS = 4
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _EPOCH = re.compile(
-    r"\bepoch[\s:=\[(#]{1,4}(\d{1,6})(?:\s{0,2}(?:/|of)\s{0,2}(\d{1,6}))?(?![\d.])", re.IGNORECASE
+    r"\bepoch[\s:=\[(#]{1,4}(\d{1,6})(?:\s{0,2}(?:/|of)\s{0,2}(\d{1,6}))?(?![\d.])", re.IGNORECASE | re.ASCII
 )
 #: transformers: {'loss': 0.52, 'learning_rate': 1e-05, 'epoch': 1.5}
-_EPOCH_OF_TABLE = re.compile(r"['\"]epoch['\"]: ?'?(\d{1,6})(?:\.\d{0,12})?")
+_EPOCH_OF_TABLE = re.compile(r"['\"]epoch['\"]: ?'?(\d{1,6})(?:\.\d{0,12})?", re.ASCII)
 #: 45/375 of Keras and tqdm, with what stands around it.
-_STEPS = re.compile(r"(?:^|\s|\|)(\d{1,9})/(\d{1,9})(?=\s|$|\[)")
+_STEPS = re.compile(r"(?:^|\s|\|)(\d{1,9})/(\d{1,9})(?=\s|$|\[)", re.ASCII)
 _METRIC = re.compile(
     r"(?<![\w.])['\"]?((?:val|test|train)?_?(?:loss|acc|accuracy|auc|f1|mae|mse|rmse|iou|map|bleu|perplexity|error)\w{0,12})['\"]?"
     r" {0,3}[:= ] {0,3}'?(-?\d{1,9}(?:\.\d{1,17})?(?:e[-+]?\d{1,3})?)(?![\w.])",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 
 

@@ -62,7 +62,7 @@ def show_history(
             )
             for run, value in zip(runs, values, strict=True)
         ]
-        head = ("JOB", "ENDED", "OUTCOME", text.clean(metric or "METRIC"), "ARGUMENTS", "COMMIT")
+        head = ("JOB", "ENDED", "OUTCOME", metric or "METRIC", "ARGUMENTS", "COMMIT")
         console.out(text.table(rows, head, width=console.width))
         if len(known) > 1 and "utf" in encoding_of(sys.stdout).lower():
             console.out(f"\n{text.clean(metric)}  {_trend(known)}")

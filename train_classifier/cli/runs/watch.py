@@ -4,7 +4,9 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from rich.cells import cell_len
 
 from train_classifier.cli.console import Console, is_terminal
 from train_classifier.core import text
@@ -45,7 +47,7 @@ def repeat(show: Callable[[Console], ExitCode], json_mode: bool) -> ExitCode:
     """
     if json_mode or not is_terminal(sys.stdout):
         raise BadInput("--watch needs a terminal" + (", and no --json" if json_mode else ""))
-    above = 0
+    shown: list[str] = []
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             page = Page()
@@ -54,16 +56,24 @@ def repeat(show: Callable[[Console], ExitCode], json_mode: bool) -> ExitCode:
             except NotReady as error:
                 page.error(error)
             columns, rows = shutil.get_terminal_size()
-            lines = [f"{time.strftime('%H:%M:%S')}  every {PAUSE_S:.0f} s; Ctrl-C ends this", *page.lines]
-            if len(lines) >= rows > 4:
+            # Over the earlier page, whose lines a terminal that was resized has broken anew. Its first line
+            # is out of reach once the terminal has scrolled.
+            above = min(_height(shown, columns), rows - 1)
+            shown = [f"{time.strftime('%H:%M:%S')}  every {PAUSE_S:.0f} s; Ctrl-C ends this", *page.lines]
+            if len(shown) >= rows > 4:
                 # The head of a table, and its newest lines.
-                missing = len(lines) - rows + 2
-                lines = [*lines[:2], f"… {missing} more", *lines[2 + missing :]]
-            # Over the earlier page; its first line is out of reach once the terminal has scrolled.
+                missing = len(shown) - rows + 2
+                shown = [*shown[:2], f"… {missing} more", *shown[2 + missing :]]
             start = f"\x1b[{above}F" if above else ""
-            sys.stdout.write(start + "\x1b[J" + "\n".join(lines) + "\n")
-            sys.stdout.flush()
-            broken = sum((len(text.without_escapes(line)) - 1) // columns for line in lines if line)
-            above = min(len(lines) + broken, rows - 1)
+            try:
+                page.write_out(start + "\x1b[J" + "\n".join(shown) + "\n")
+            except OSError:
+                # The terminal is gone.
+                break
             time.sleep(PAUSE_S)
     return ExitCode.TRAINED
+
+
+def _height(lines: Sequence[str], columns: int) -> int:
+    """Return how many rows of a terminal the lines take."""
+    return sum(max(1, -(-cell_len(text.without_escapes(line)) // columns)) for line in lines)
