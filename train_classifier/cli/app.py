@@ -51,7 +51,7 @@ class Commands(click.RichGroup):
         self, context: click.Context, words: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that is called. Raises UsageError with the nearest name."""
-        near = nearest(words[0], COMMANDS)
+        near = nearest(words[0], COMMANDS) if words[0] != "help" else "--help"
         if near and words[0] not in COMMANDS:
             raise click.UsageError(f"No such command '{words[0]}'. Did you mean '{near}'?", context)
         return super().resolve_command(context, words)
@@ -105,6 +105,8 @@ def run(arguments: Sequence[str]) -> int:
     except TrainClassifierError as error:
         return _fail(error, json_mode)
     except (KeyboardInterrupt, click.Abort):
+        # Below the ^C of the terminal.
+        sys.stderr.write("\n" if sys.stderr is not None and sys.stderr.isatty() else "")
         return ExitCode.CANCELLED
     except click.ClickException as error:
         return _fail(_bad_use(error), json_mode)
@@ -122,6 +124,8 @@ def _bad_use(error: click.ClickException) -> BadInput:
         error = click.NoSuchOption(error.option_name, error.message, [near] if near else None, context)
     if isinstance(error, click.MissingParameter) and error.param is not None and error.param.name == "job":
         hint = f"JOB is a job's id, a unique beginning of it, or last; {hint}"
+    if context is not None and context.info_name == "exec":
+        hint = f"The command goes after --: train-classifier exec JOB -- COMMAND; {hint}"
     if isinstance(error, click.NoSuchOption) and context is not None and context.info_name == "train":
         hint = f"The model's own flags go after --: train-classifier train MODEL -- …; ours: {hint}"
     return BadInput(str(error.format_message()), hint=hint)

@@ -12,6 +12,7 @@ from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import options, text
 from train_classifier.core.errors import NotReady, TrainClassifierError
 from train_classifier.core.report.facts import mapping
+from train_classifier.core.report.metrics import number
 from train_classifier.request import precedence, settings_file
 from train_classifier.request.flags import own_settings
 
@@ -66,7 +67,7 @@ def choose(
         raise failures[0]
     gpu_count = 1 if gpus == "auto" else int(gpus)
     for host, answer in ready:
-        free = _free_gpus(answer)
+        free = _free_gpus(answer, min_vram_mib or 0)
         if gpu_count and free >= gpu_count:
             return host, f"{free} of its GPUs {'is' if free == 1 else 'are'} free", failures
     waiting = [(queued, host) for host, answer in ready if (queued := _queued(answer)) is not None]
@@ -77,10 +78,17 @@ def choose(
     return ready[0][0], "the first that is ready", failures
 
 
-def _free_gpus(answer: dict[str, Any]) -> int:
-    """Return the GPUs that no job and no process has, once those that wait in the queue got theirs."""
+def _free_gpus(answer: dict[str, Any], min_vram_mib: int) -> int:
+    """Return the GPUs that no job and no process has, once those that wait in the queue got theirs.
+
+    Only those with as much free memory count.
+    """
     gpus = answer.get("gpus")
-    free = sum(not mapping(gpu).get("busy_by") for gpu in gpus) if isinstance(gpus, list) else 0
+    cards = map(mapping, gpus) if isinstance(gpus, list) else ()
+    free = sum(
+        not card.get("busy_by") and (number(card.get("memory_free_mib")) or 0) >= min_vram_mib
+        for card in cards
+    )
     return max(0, free - (_queued(answer) or 0))
 
 

@@ -20,7 +20,7 @@ from train_classifier.controller.ssh_errors import Unreachable
 from train_classifier.controller.temp_files import private_folder
 from train_classifier.controller.worker_bundle import INSTALLER, bundle
 from train_classifier.core import options
-from train_classifier.core.errors import BadInput, NotReady, from_dict
+from train_classifier.core.errors import BadInput, ExitCode, NotReady, from_dict
 from train_classifier.core.report.metrics import number
 
 #: Exit statuses of the shell command line; they differ from those of shells, ssh and Python.
@@ -51,7 +51,7 @@ _NUMBERS = (int, (int, float))
 #: The type of what has this name in an answer and in what it says of jobs; None stands for any of them.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("status", "result", "spec", "seconds", "times", "metrics", "sweep", "unpacked"), dict),
-    **dict.fromkeys(("jobs", "failures", "runs", "notes", "arguments"), list),
+    **dict.fromkeys(("jobs", "failures", "runs", "checks", "notes", "arguments"), list),
     **dict.fromkeys(
         ("id", "model", "state", "phase", "outcome", "reason", "message", "submitter", "group", "commit"), str
     ),
@@ -455,6 +455,8 @@ def _has_type(key: str, value: Any) -> bool:
         return bool(_ID.match(value))
     if key in ("jobs", "failures", "runs"):
         return all(isinstance(each, dict) for each in value)
+    if key == "checks":
+        return all(map(_is_check, value))
     if key == "seconds":
         return all(map(_is_number, value.values()))
     if key == "times":
@@ -465,6 +467,12 @@ def _has_type(key: str, value: Any) -> bool:
     if key == "archive" and isinstance(value, dict):
         return _is_number(value.get("bytes")) and isinstance(value.get("sha256"), str)
     return True
+
+
+def _is_check(value: Any) -> bool:
+    if not isinstance(value, dict) or value.get("code") not in (None, *ExitCode):
+        return False
+    return all(isinstance(value.get(key), str) for key in ("name", "status", "message"))
 
 
 def _is_number(value: Any) -> bool:

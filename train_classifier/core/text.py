@@ -129,15 +129,20 @@ def table(
     head: Optional[Sequence[str]] = None,
     right: Sequence[int] = (),
     width: Optional[int] = None,
+    shortened_first: Optional[int] = None,
 ) -> str:
     """Return rows as aligned columns; those numbered in `right` are flush right.
 
-    Where the lines would be longer than `width`, the widest columns after the first are shortened.
+    Where the lines would be longer than `width`, the widest columns after the first are shortened, the one
+    of the number `shortened_first` before all others.
     """
     every = [list(map(_cell, row)) for row in ([head] if head else []) + list(rows)]
     if not every:
         return ""
     widths = [max(len(row[column]) for row in every) for column in range(len(every[0]))]
+    if width is not None and shortened_first is not None:
+        room = widths[shortened_first] + width - table_width(widths)
+        widths[shortened_first] = min(max(room, LEAST_COLUMN), widths[shortened_first])
     while width is not None and table_width(widths) > width and max(widths[1:], default=0) > LEAST_COLUMN:
         widths[widths.index(max(widths[1:]), 1)] -= 1
     lines = []

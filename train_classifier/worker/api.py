@@ -184,10 +184,14 @@ def _rsync(command: str, name: str, arguments: Sequence[str]) -> int:
 def _exec(name: str, terminal: bool, words: Sequence[str]) -> int:
     """Become a command in the container of a running job of this account."""
     try:
+        from train_classifier.worker.containers import engine
         from train_classifier.worker.training import container
 
         job = _job(_host(), name)
         flags = ["--interactive", *(["--tty"] if terminal else [])]
+        # The engine that runs the jobs, also where the account's client has another one as its context.
+        os.environ.pop("DOCKER_CONTEXT", None)
+        os.environ["DOCKER_HOST"] = os.environ.get("DOCKER_HOST") or f"unix://{engine.SOCKET}"
         # The engine's own client: it knows terminals, their sizes and signals.
         os.execvp("docker", ["docker", "exec", *flags, container.name_of(job), *words])
     except FileNotFoundError:

@@ -57,12 +57,19 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["train", "--no-such-flag"], ["no-such-command"], ["cancel"]])
+@pytest.mark.parametrize(
+    "arguments", [["train", "--no-such-flag"], ["no-such-command"], ["cancel"], ["help"]]
+)
 def test_wrong_use_is_bad_input_without_a_traceback(arguments: list[str]) -> None:
     done = command(*arguments)
     assert done.returncode == ExitCode.BAD_INPUT
     assert done.stdout == ""
     assert "--help" in done.stderr and "Traceback" not in done.stderr
+    assert ("Did you mean" in done.stderr) == (arguments == ["help"])
+
+
+def test_command_of_exec_without_dashes_gets_the_hint() -> None:
+    assert "after --: train-classifier exec JOB -- COMMAND" in command("exec", "last", "ls").stderr
 
 
 @pytest.mark.parametrize(
@@ -195,6 +202,8 @@ def test_control_characters_of_others_reach_no_terminal() -> None:
 
 def test_table_is_aligned() -> None:
     assert text.table([("a", "1.0 s"), ("long", "10.0 s")], right=(1,)) == "a      1.0 s\nlong  10.0 s"
+    # A name of somebody's makes no row of its own.
+    assert text.table([("a\nb", "c\td\x1b")], ("x\ny", None)) == "x y\na b  c d�"
 
 
 def test_table_and_text_hold_a_width() -> None:

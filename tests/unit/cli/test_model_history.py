@@ -57,9 +57,24 @@ def test_history_marks_the_best_of_each_kind_of_metric(capfd: pytest.CaptureFixt
     assert shown[-1].endswith("▁█")
     assert model_history.show_history([HOST], "m", "loss", 20, Console()) == 0
     assert [" best" in line for line in capfd.readouterr().out.splitlines()[1:4]] == [False, True, False]
-    assert model_history.show_history([HOST], "m", "none", 1, Console(json_mode=True)) == 0
+    assert model_history.show_history([HOST], "m", "loss", 1, Console(json_mode=True)) == 0
     answer = json.loads(capfd.readouterr().out)
-    assert [entry["id"] for entry in answer["runs"]] == JOBS[2:] and answer["runs"][0]["best"] is False
+    assert [entry["id"] for entry in answer["runs"]] == JOBS[2:] and answer["runs"][0]["best"] is True
+    with pytest.raises(BadInput, match="has the metric 'los'") as caught:
+        model_history.show_history([HOST], "m", "los", 20, Console())
+    assert str(caught.value.hint) == "They have 'loss', 'val_accuracy'."
+
+
+def test_value_and_outcome_stay_whole_in_a_narrow_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train_classifier.cli.console.Console.width", 80)
+    arguments = ["--epochs", "30", "--learning-rate", "0.001"]
+    runs = [run(number, {"val_accuracy": 0.123456 + number}, arguments) for number in range(3)]
+    assert model_history.show_history([AnsweringHost("gpu-1", {"runs": runs})], "m", None, 20, Console()) == 0
+    *_, best, _, trend = capfd.readouterr().out.splitlines()
+    assert len(best) <= 80 and "trained  2.12346 best  --epochs" in best and best.endswith("…")
+    assert trend.startswith("val_accuracy  ")
 
 
 @pytest.mark.parametrize(

@@ -44,12 +44,16 @@ def test_list_grows_and_shrinks_and_the_rest_stays(own_file: Path, capfd: pytest
     assert stat.S_IMODE(own_file.stat().st_mode) == 0o640
     capfd.readouterr()
     assert run(["hosts", "list", "--json"]) == 0
-    out = capfd.readouterr().out
-    assert json.loads(out) == [FIRST, SECOND]
+    out, err = capfd.readouterr()
+    assert json.loads(out) == [FIRST, SECOND] and not err
     json_output.check(["hosts", "list", "--json"], out)
     for name in (FIRST, SECOND):
         assert run(["hosts", "remove", name]) == 0
     assert own_file.read_text() == earlier
+    capfd.readouterr()
+    assert run(["hosts", "list"]) == 0
+    out, err = capfd.readouterr()
+    assert not out and "hosts add HOST" in err
     assert run(["hosts", "remove", FIRST]) == 2
     assert list(own_file.parent.iterdir()) == [own_file]
 
@@ -68,10 +72,13 @@ def test_every_command_uses_them(own_file: Path, monkeypatch: pytest.MonkeyPatch
     assert [host.name for host in hosts(None, None)] == ["127.0.0.4"]
 
 
-@pytest.mark.parametrize("name", ["-oProxyCommand=x", "a,b", "no such", "nowhere.invalid", "localhost", "*"])
+@pytest.mark.parametrize(
+    "name", ["-oProxyCommand=x", "me@gpu-1", "a,b", "no such", "nowhere.invalid", "localhost", "*"]
+)
 def test_what_is_no_host_is_refused(own_file: Path, name: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["hosts", "add", "--unchecked", "--", name]) == 2
-    assert "Traceback" not in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "Traceback" not in err and ("~/.ssh/config" in err) == ("@" in name)
     assert not own_file.exists()
 
 
@@ -92,7 +99,7 @@ def test_repository_names_no_hosts(tmp_path: Path) -> None:
 
 def host(name: str, busy: list[bool], queued: int | None = 0, ready: bool = True) -> AnsweringHost:
     checks = [] if ready else [{"status": "fail", "message": "the disk is full", "hint": None}]
-    gpus = [{"busy_by": "a job" if each else None} for each in busy]
+    gpus = [{"busy_by": "a job" if each else None, "memory_free_mib": 8000} for each in busy]
     return AnsweringHost(name, {"ready": ready, "gpus": gpus, "queued": queued, "checks": checks})
 
 
@@ -110,6 +117,9 @@ def test_free_gpu_wins_then_the_shortest_queue_then_the_first() -> None:
     # A free card that a waiting job gets is not free.
     assert choose([busy, waited_for], "auto", None)[0].name == "w"
     assert choose([busy, free], 2, None)[0].name == "free"
+    # Nor is one with less memory than was asked for.
+    assert choose([free], 1, 8000)[1] == "1 of its GPUs is free"
+    assert "the fewest jobs wait there" in choose([free], 1, 9000)[1]
     assert "the fewest jobs wait there: 0" in choose([busy, free], 2, None)[1]
     assert choose([host("cpu", [], None), busy], 0, None)[0].name == "cpu"
     assert choose([host("cluster", [], None)], 1, None)[1] == "the first that is ready"

@@ -70,6 +70,8 @@ def shown_until(program: str, word: bytes, **variables: str) -> str:
             shown += data
     os.close(ours)
     assert process.wait(60) == 0
+    # The shell's prompt comes below the page.
+    assert shown.endswith(b"\r\n\r\n")
     return shown.decode(variables.get("PYTHONIOENCODING", "utf-8"))
 
 

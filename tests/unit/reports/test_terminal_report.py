@@ -144,6 +144,11 @@ def test_damaged_archive_is_refused_in_a_sentence(
         assert not (tmp_path / "r.html").exists()
 
 
+def test_archive_that_is_not_there_is_named(capfd: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["report", "missing.tar.gz"]) == ExitCode.BAD_INPUT
+    assert "there is no file missing.tar.gz" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("job", ["../../x", "/x", 3, None, "a\0b", RESULT["id"]])
 def test_page_for_the_browser_goes_into_the_cache_whatever_its_job_is_called(
     job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -56,7 +56,7 @@ def check_hosts(hosts: Sequence["RemoteHost"], gpus: int | str, console: "Consol
         if output:
             message = f"the login shell prints text of its own: {text.short(output.splitlines()[0], 60)}"
             fields = {"name": "login-shell", "status": "fail", "message": message, "hint": QUIET_LOGIN}
-            answer["checks"].append({**fields, "code": int(ExitCode.NOT_READY)})
+            answer.setdefault("checks", []).append({**fields, "code": int(ExitCode.NOT_READY)})
             answer["ready"] = False
         return answer
 

@@ -48,7 +48,10 @@ def add(name: str, unchecked: bool, json_mode: bool) -> int:
     from train_classifier.cli.console import Console
 
     if not inventory.PLAIN_HOST.match(name):
-        raise BadInput(f"{quoted(name)} is not the name of one host")
+        hint = "Who logs in, and on which port, belongs into ~/.ssh/config: Host NAME, then User and Port."
+        raise BadInput(
+            f"{quoted(name)} is not the name of one host", hint=hint if set("@:") & set(name) else None
+        )
     if inventory.ssh_host_inventory(name) is None:
         raise BadInput(f"ssh knows no host {name}, in its configuration or by DNS", hint=f"try: ssh {name}")
     path = _own_file()
@@ -57,7 +60,10 @@ def add(name: str, unchecked: bool, json_mode: bool) -> int:
         targets = inventory.hosts(f"{name},", name)
         code = check_hosts([target.connect(own_session=True) for target in targets], "auto", console)
         if code:
-            console.say(f"{name} was not added. Prepare it: train-classifier provision --inventory {name},")
+            console.say(
+                f"{name} was not added. A host that can be reached becomes ready by: "
+                f"train-classifier provision --inventory {name},"
+            )
             return code
     elif json_mode:
         console.out(json.dumps({"ready": None, "exit_code": 0, "hosts": []}))
@@ -104,6 +110,8 @@ def list_(json_mode: bool) -> int:
         console.out(json.dumps(list(names)))
     for name in () if json_mode else names:
         console.out(name)
+    if not names:
+        console.say("No hosts: jobs run on this machine. Add one: train-classifier hosts add HOST")
     return ExitCode.TRAINED
 
 

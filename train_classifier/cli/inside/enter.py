@@ -14,6 +14,7 @@ from train_classifier.controller import find_jobs
 from train_classifier.controller.find_jobs import LocatedJob
 from train_classifier.controller.temp_files import private_folder
 from train_classifier.controller.transport import RemoteHost
+from train_classifier.core import text
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
 
 #: The best shell of the container.
@@ -22,7 +23,10 @@ SHELL = ("sh", "-c", "command -v bash >/dev/null && exec bash; exec sh")
 #: container's loopback alone, and the container needs no network.
 RELAY = """
 import os, socket, sys, threading
-port = socket.create_connection(("localhost", int(sys.argv[1])))
+try:
+    port = socket.create_connection(("localhost", int(sys.argv[1])))
+except OSError as error:
+    sys.exit(error.strerror)
 def send():
     while data := os.read(0, 65536):
         port.sendall(data)
@@ -77,7 +81,7 @@ def _ignored(number: signal.Signals) -> Iterator[None]:
 
 
 def forward(hosts: Sequence[RemoteHost], job: str, port: int, local_port: int, console: Console) -> ExitCode:
-    """Make a port of the job's container one of this machine's loopback, until Ctrl-C or the job's end."""
+    """Make a port of the job's container one of this machine's loopback, until Ctrl-C."""
     located = running_job(hosts, job)
     try:
         listener = socket.create_server(("127.0.0.1", local_port))
@@ -91,15 +95,32 @@ def forward(hosts: Sequence[RemoteHost], job: str, port: int, local_port: int, c
             argv = [argv[0], *(word for each in shared for word in ("-o", each)), *argv[1:]]
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         console.say(f"{address} is port {port} of job {located.id}. Ctrl-C ends this.")
+        problems: set[str] = set()
+
+        def relay(connection: socket.socket) -> None:
+            problem = _relay(connection, argv)
+            # A browser tries again and again.
+            if problem and problem not in problems:
+                problems.add(problem)
+                console.say(f"Port {port} of the job cannot be reached: {problem}", "yellow")
+
         with contextlib.suppress(KeyboardInterrupt):
             while True:
                 connection, _ = listener.accept()
-                threading.Thread(target=_relay, args=(connection, argv), daemon=True).start()
+                threading.Thread(target=relay, args=(connection,), daemon=True).start()
     return ExitCode.TRAINED
 
 
-def _relay(connection: socket.socket, argv: Sequence[str]) -> None:
-    """Join a connection with the streams of the relay in the container."""
+def _relay(connection: socket.socket, argv: Sequence[str]) -> str:
+    """Join a connection with the streams of the relay in the container; return why that failed, or ""."""
     with connection:
         streams = connection.fileno()
-        subprocess.run(argv, stdin=streams, stdout=streams, stderr=subprocess.DEVNULL, check=False)
+        with subprocess.Popen(argv, stdin=streams, stdout=streams, stderr=subprocess.PIPE) as process:
+            assert process.stderr
+            status = process.wait()
+            # Not until its end: the master process of the shared connection keeps it open.
+            os.set_blocking(process.stderr.fileno(), False)
+            with contextlib.suppress(BlockingIOError):
+                lines = os.read(process.stderr.fileno(), 4096).decode("utf-8", "replace").split("\n")
+                return text.clean(next(filter(None, map(str.strip, lines)), "")) if status else ""
+    return ""

@@ -60,6 +60,8 @@ def _without_page(answer: dict[str, Any], host: str) -> dict[str, Any]:
 
 def from_archive(path: Path) -> dict[str, Any]:
     """Return the document of the report in an archive. Raises BadInput."""
+    if not path.is_file():
+        raise BadInput(f"there is no file {path}")
     shown = page.document_of(archive_reader.read(path).report)
     if shown is None:
         raise BadInput(

@@ -18,6 +18,8 @@ from train_classifier.core.report.metrics import number
 #: Parts of a metric's name for which less is better.
 LESS = ("loss", "error", "mae", "mse", "perplexity", "wer", "cer")
 BARS = "▁▂▃▄▅▆▇█"
+#: Columns of a terminal from which commits are shown.
+COMMIT_WIDTH = 100
 #: What differs between any two jobs and says nothing of them.
 _OWN = ("id", "group", "schema", "submitter", "source_bytes", "source_files", "repository.key")
 
@@ -25,7 +27,10 @@ _OWN = ("id", "group", "schema", "submitter", "source_bytes", "source_files", "r
 def show_history(
     hosts: Sequence[RemoteHost], model: str, metric: str | None, most: int, console: Console
 ) -> ExitCode:
-    """Show the newest runs of a model, oldest first, the best of them marked. Raises BadInput without one."""
+    """Show the newest runs of a model, oldest first, the best of them marked.
+
+    Raises BadInput without a run, and for a metric that none has.
+    """
     request = {"verb": "runs", "model": model, "most": most}
     answers = find_jobs.ask_hosts(hosts, lambda host: host.call(request))
     errors = [answer for _, answer in answers if isinstance(answer, TrainClassifierError)]
@@ -39,6 +44,13 @@ def show_history(
     runs = sorted(runs, key=lambda run: str(run.get("id")))[-most:]
     if not runs and not errors:
         raise BadInput(f"there is no ended run of {text.quoted(model)} on these hosts")
+    known_metrics = dict.fromkeys(str(name) for run in runs for name in mapping(run.get("metrics")))
+    if metric is not None and runs and metric not in known_metrics:
+        names = ", ".join(map(text.quoted, list(known_metrics)[:20]))
+        raise BadInput(
+            f"none of these runs of {text.quoted(model)} has the metric {text.quoted(metric)}",
+            hint=f"They have {names}." if names else "They have no metric: no model left a metrics.json.",
+        )
     metric = metric or _usual_metric(runs)
     values = [number(mapping(run.get("metrics")).get(metric or "")) for run in runs]
     known = [value for value in values if value is not None]
@@ -50,25 +62,32 @@ def show_history(
         ]
         console.out(json.dumps({"model": model, "metric": metric, "runs": shown}))
     elif runs:
-        rows = [
-            (
-                run.get("id"),
-                _when(run),
-                run.get("outcome"),
-                ("" if value is None else text.number(value))
-                + (" best" if value == best is not None else ""),
-                shlex.join(words(run.get("arguments"))),
-                str(run.get("commit") or "")[:12],
-            )
-            for run, value in zip(runs, values, strict=True)
-        ]
-        head = ("JOB", "ENDED", "OUTCOME", metric or "METRIC", "ARGUMENTS", "COMMIT")
-        console.out(text.table(rows, head, width=console.width))
-        if len(known) > 1 and "utf" in encoding_of(sys.stdout).lower():
-            console.out(f"\n{text.clean(metric)}  {_trend(known)}")
+        _show_runs(runs, values, best, metric, console)
     for error in errors:
         console.error(error)
     return errors[0].code if errors else ExitCode.TRAINED
+
+
+def _show_runs(
+    runs: Sequence[Mapping[str, Any]],
+    values: Sequence[float | None],
+    best: float | None,
+    metric: str | None,
+    console: Console,
+) -> None:
+    """Show a line for each run, and the trend of the metric's values."""
+    commits = [str(run.get("commit") or "")[:12] for run in runs]
+    has_commits = any(commits) and (console.width or COMMIT_WIDTH) >= COMMIT_WIDTH
+    head = ["JOB", "ENDED", "OUTCOME", metric or "METRIC", *["COMMIT"] * has_commits, "ARGUMENTS"]
+    rows = []
+    for run, value, commit in zip(runs, values, commits, strict=True):
+        shown = "" if value is None else text.number(value) + (" best" if value == best else "")
+        row = [run.get("id"), _when(run), run.get("outcome"), shown, *[commit] * has_commits]
+        rows.append([*row, shlex.join(words(run.get("arguments")))])
+    console.out(text.table(rows, head, width=console.width, shortened_first=len(head) - 1))
+    known = [value for value in values if value is not None]
+    if len(known) > 1 and "utf" in encoding_of(sys.stdout).lower():
+        console.out(f"\n{text.clean(metric)}  {_trend(known)}")
 
 
 def _usual_metric(runs: Sequence[Mapping[str, Any]]) -> str | None:

@@ -48,7 +48,7 @@ def repeat(show: Callable[[Console], ExitCode], json_mode: bool) -> ExitCode:
     if json_mode or not is_terminal(sys.stdout):
         raise BadInput("--watch needs a terminal" + (", and no --json" if json_mode else ""))
     shown: list[str] = []
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         while True:
             page = Page()
             try:
@@ -71,6 +71,10 @@ def repeat(show: Callable[[Console], ExitCode], json_mode: bool) -> ExitCode:
                 # The terminal is gone.
                 break
             time.sleep(PAUSE_S)
+    except KeyboardInterrupt:
+        # Below the ^C of the terminal.
+        with contextlib.suppress(OSError):
+            Page().write_out("\n")
     return ExitCode.TRAINED
 
 

@@ -36,7 +36,8 @@ def report(
     from train_classifier.cli.hosts import hosts
     from train_classifier.cli.runs import job_report
 
-    is_archive = "." in job and Path(job).is_file()
+    # No id has these.
+    is_archive = bool(set("./") & set(job))
     shown = (
         job_report.from_archive(Path(job))
         if is_archive
