@@ -348,6 +348,17 @@
     section("Compared with earlier runs", scrolled(element("div", "card wide", table("", head, rows)), "Compared with earlier runs"));
   }
 
+  function showDifferences() {
+    const jobs = list(report.jobs);
+    if (!jobs.length) return;
+    const parts = [];
+    const rows = list(report.different).map(list);
+    if (rows.length) parts.push(scrolled(element("div", "card wide", table("texts", ["", ...jobs], rows)), "Differences"));
+    const same = list(report.same).map(list);
+    if (same.length) parts.push(details("The same in all jobs", false, table("facts", null, same)));
+    section(rows.length ? "Differences" : "No differences", ...parts);
+  }
+
   function showNotes() {
     const notes = list(report.notes);
     if (!notes.length) return;
@@ -362,6 +373,7 @@
   if (!report.succeeded) showLog(section);
   showMetrics();
   showComparison();
+  showDifferences();
   showCharts("Learning curves", report.curves, false);
   showUsage();
   showImages();

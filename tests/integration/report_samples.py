@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from train_classifier.core.report import curves, document, images
+from train_classifier.reports import run_comparison
 
 PAPERS = Path(__file__).parents[1] / "unit" / "data" / "job-summary"
 HOSTILE = "</script><script>window.attacked=1</script><img src=x onerror=window.attacked=1> &lt; \u2028 \u202e \ud800 'x' \"y\" `z`"
@@ -219,4 +220,24 @@ def odd() -> dict[str, Any]:
     )
 
 
-SAMPLES = {"good": good, "failed": failed, "bare": bare, "long": long, "wide": wide, "odd": odd}
+def compared() -> dict[str, Any]:
+    """Return nine jobs side by side, one of which failed and says what a stranger likes."""
+    first, second = good(), failed()
+    documents = [(f"2026112{n}-141500-1a2b3c4d", second if n == 4 else first) for n in range(9)]
+    different = {
+        "metric val_accuracy": [str(0.9 + n / 100) for n in range(9)],
+        "arguments": ["--lr 0.1 --name " + "x" * 300, *[HOSTILE] * 8],
+    }
+    same = {"gpus": "1", "repository.commit": "0c7e5a5f1f4b", HOSTILE: HOSTILE}
+    return run_comparison.side_by_side(documents, different, same, ["job x is not finished"])
+
+
+SAMPLES = {
+    "compared": compared,
+    "good": good,
+    "failed": failed,
+    "bare": bare,
+    "long": long,
+    "wide": wide,
+    "odd": odd,
+}

@@ -132,6 +132,7 @@ def test_text_of_a_job_runs_nothing(pages: Pages, tmp_path: Path) -> None:
         "columns": [HOSTILE],
         "runs": [{"job": HOSTILE, "outcome": HOSTILE, "values": [HOSTILE]}],
     }
+    document |= {"jobs": [HOSTILE], "different": [[HOSTILE, HOSTILE], HOSTILE], "same": [[HOSTILE, HOSTILE]]}
     tab = pages.show(document, tmp_path)
     assert tab.evaluate("() => window.attacked") is None
     assert tab.locator("img").count() == 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from answering_host import AnsweringHost
 from train_classifier.cli.console import Console
 from train_classifier.cli.runs import model_history
 from train_classifier.core.errors import BadInput, ExitCode, NotReady
+from train_classifier.core.report import document, page
 
 JOBS = [f"20260101-00000{number}-00000000" for number in range(3)]
 
@@ -118,3 +122,61 @@ def test_comparison_shows_what_differs(capfd: pytest.CaptureFixture[str]) -> Non
     assert answer["jobs"] == JOBS[:2] and answer["different"]["arguments"] == [["--lr", "1"], ["\x1b[31m"]]
     with pytest.raises(BadInput, match="two jobs"):
         model_history.show_comparison([HOST], [JOBS[0], JOBS[0]], False, Console())
+
+
+CHART = {
+    "title": "Loss", "x": "epoch", "y": "loss", "file": "artefacts/history.csv", "ends": [None, None], "note": "",
+    "lines": [{"name": name, "x": [0, 1], "y": [1.0, 0.5], "values": [1, 0, 1, 1, 0, 0.5]} for name in ("loss", "mae")],
+}  # fmt: skip
+
+
+class HostWithPages(HostWithRuns):
+    """A host that also has the page of each run, with these charts."""
+
+    def __init__(self, charts: Any) -> None:
+        super().__init__("gpu-1", HOST.known)
+        self.charts = charts
+
+    def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
+        answer = super().call(request, timeout)
+        if request["verb"] != "report":
+            return answer
+        shown = document.build(document.JobRecords(result=answer["result"]))
+        content = page.render({**shown, "curves": self.charts, "model": "m"})
+        return {**answer, "page": base64.b64encode(zlib.compress(content)).decode()}
+
+
+def test_comparison_is_a_page_with_common_charts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "compared.html"
+    host = HostWithPages([CHART, {**CHART, "file": "artefacts/logs/events.out.tfevents.17.host"}])
+    assert model_history.show_comparison([host], JOBS, False, Console(), str(path)) == 0
+    captured = capfd.readouterr()
+    assert captured.out == "" and str(path) in captured.err
+    shown = page.document_of(path.read_bytes())
+    assert shown is not None
+    assert shown["title"] == "3 jobs of m" and shown["jobs"] == JOBS
+    assert [len(row) for row in shown["different"]] == [4] * len(shown["different"])
+    assert any(row[0] == "arguments" and row[1] == "--lr 1" for row in shown["different"])
+    assert "\x1b" not in path.read_text()
+    places = [(chart["title"], chart["file"]) for chart in shown["curves"]]
+    assert places == [
+        ("loss", "artefacts/history.csv"), ("mae", "artefacts/history.csv"),
+        ("loss", "artefacts/logs"), ("mae", "artefacts/logs"),
+    ]  # fmt: skip
+    assert all([line["name"] for line in chart["lines"]] == JOBS for chart in shown["curves"])
+    with pytest.raises(BadInput, match="cannot be written"):
+        model_history.show_comparison([host], JOBS, False, Console(), str(tmp_path / "no" / "folder"))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None, 7, [7], [{"lines": 7}], [{**CHART, "ends": ["x"]}], [{**CHART, "lines": [{"name": "a"}]}],
+        [{**CHART, "lines": [{"name": "a", "x": [0, 1], "y": ["</script>", 1], "values": []}]}],
+    ],
+)  # fmt: skip
+def test_page_of_a_host_breaks_no_comparison(tmp_path: Path, odd: Any) -> None:
+    path = tmp_path / "compared.html"
+    assert model_history.show_comparison([HostWithPages(odd)], JOBS[:2], False, Console(), str(path)) == 0
+    shown = page.document_of(path.read_bytes())
+    assert shown is not None and "</script>" not in json.dumps(shown)

@@ -26,19 +26,26 @@ MOST_RUNS = 10
 def from_host(hosts: Sequence[RemoteHost], job: str) -> dict[str, Any]:
     """Return the document of a job's report, beside the earlier runs of its model on all hosts."""
     located = find_jobs.find_job(hosts, job).require_started()
-    answer = located.host.call({"verb": "report", "id": located.id})
-    result = answer.get("result")
-    if not result:
+    shown = document_of(located)
+    if shown is None:
         raise NotReady(
             f"Job {located.id} on {located.host.name} is not finished.",
             f"Wait for it: train-classifier attach {located.id}{located.host.flags}",
         )
-    shown = page.document_of(_unpacked(answer.get("page"))) or _without_page(answer, located.host.name)
-    request = {"verb": "runs", "model": result.get("model"), "until": located.id, "most": MOST_RUNS}
+    model = (located.answer.get("result") or {}).get("model") or shown.get("model")
+    request = {"verb": "runs", "model": model, "until": located.id, "most": MOST_RUNS}
     answers = find_jobs.ask_hosts(hosts, lambda host: host.call(request))
     runs = [run for _, each in answers if isinstance(each, dict) for run in each.get("runs") or ()]
     newest = sorted(runs, key=lambda run: str(run.get("id")))[-MOST_RUNS:]
     return {**shown, "comparison": run_comparison.comparison(located.id, newest)}
+
+
+def document_of(located: find_jobs.LocatedJob) -> dict[str, Any] | None:
+    """Return the document of the report that the host made of a job, or could make; None before its end."""
+    answer = located.host.call({"verb": "report", "id": located.id})
+    if not answer.get("result"):
+        return None
+    return page.document_of(_unpacked(answer.get("page"))) or _without_page(answer, located.host.name)
 
 
 def _unpacked(content: Any) -> bytes:
@@ -92,14 +99,7 @@ def show(shown: dict[str, Any], output: str | None, is_opened: bool, console: Co
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise BadInput("The report is damaged.", hint="Fetch the archive again.") from error
     if is_page:
-        path = Path(output) if output else _cached(shown.get("job"))
-        try:
-            if not output:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise BadInput(f"{path} cannot be written: {reason}.") from error
+        path = write(Path(output) if output else _cached(shown.get("job")), content, makes_folder=not output)
         if is_opened and webbrowser.open(path.absolute().as_uri()):
             console.say(f"{path} is opened in the browser.")
         else:
@@ -114,3 +114,15 @@ def _cached(job: Any) -> Path:
     name = job if isinstance(job, str) and JOB_ID.match(job) else "report"
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "train-classifier", "reports")
     return folder / f"{name}.html"
+
+
+def write(path: Path, content: bytes, makes_folder: bool = False) -> Path:
+    """Write a page and return its path. Raises BadInput where it cannot be written."""
+    try:
+        if makes_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadInput(f"{path} cannot be written: {reason}.") from error
+    return path

@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from train_classifier.cli.console import Console, encoding_of
@@ -22,6 +23,8 @@ BARS = "▁▂▃▄▅▆▇█"
 COMMIT_WIDTH = 100
 #: What differs between any two jobs and says nothing of them.
 _OWN = ("id", "group", "schema", "submitter", "source_bytes", "source_files", "repository.key")
+#: How a repeated job takes what it had.
+_PINNED = "pinned_"
 
 
 def show_history(
@@ -121,9 +124,13 @@ def _trend(values: Sequence[float]) -> str:
 
 
 def show_comparison(
-    hosts: Sequence[RemoteHost], names: Sequence[str], everything: bool, console: Console
+    hosts: Sequence[RemoteHost],
+    names: Sequence[str],
+    everything: bool,
+    console: Console,
+    html: str | None = None,
 ) -> ExitCode:
-    """Show what differs between jobs, one column each. Raises BadInput for fewer than two."""
+    """Show what differs between jobs, one column each, or write it as a page. Raises BadInput below two."""
     if len(set(names)) < 2:
         raise BadInput("two jobs are needed", hint="train-classifier compare JOB JOB")
     located = [find_jobs.find_job(hosts, name) for name in names]
@@ -135,12 +142,17 @@ def show_comparison(
         if any(each.get(key) != facts[0].get(key) for each in facts)
     }
     same = {key: facts[0].get(key) for key in keys if key not in different}
+    if html is not None:
+        shown_same = {key: _shown(value) for key, value in same.items() if value not in (None, "", [], {})}
+        rows = {key: [*map(_shown, values)] for key, values in different.items()}
+        _write_page(Path(html), located, rows, shown_same, console)
     if console.json_mode:
         jobs = [job.id for job in located]
         console.out(json.dumps({"jobs": jobs, "different": different, "same": same}))
+    if console.json_mode or html is not None:
         return ExitCode.TRAINED
-    rows = [(key, *map(_shown, values)) for key, values in different.items()]
-    console.out(text.table(rows, ("", *(job.id for job in located)), width=console.width))
+    table = [(key, *map(_shown, values)) for key, values in different.items()]
+    console.out(text.table(table, ("", *(job.id for job in located)), width=console.width))
     if everything:
         console.out("\nThe same in all:")
         for key, value in same.items():
@@ -149,6 +161,29 @@ def show_comparison(
     else:
         console.say(f"{len(same)} more are the same; --all shows them.")
     return ExitCode.TRAINED
+
+
+def _write_page(
+    path: Path,
+    located: Sequence[find_jobs.LocatedJob],
+    different: Mapping[str, Sequence[str]],
+    same: Mapping[str, str],
+    console: Console,
+) -> None:
+    """Write the comparison as one HTML page, with the curves of the jobs in common charts."""
+    from train_classifier.cli.runs import job_report
+    from train_classifier.core.report import page
+    from train_classifier.reports import run_comparison
+
+    documents = []
+    notes = []
+    for job in located:
+        shown = job_report.document_of(job)
+        documents.append((job.id, shown or {}))
+        if shown is None:
+            notes.append(f"job {job.id} is not finished: its curves are missing")
+    job_report.write(path, page.render(run_comparison.side_by_side(documents, different, same, notes)))
+    console.say(f"The comparison is {path}")
 
 
 def _shown(value: Any) -> str:
@@ -177,7 +212,7 @@ def _facts(answer: Mapping[str, Any], host: str) -> dict[str, Any]:
     facts["image used"] = image.get("digest") or image.get("id") or image.get("reference")
     cards = result.get("gpus")
     facts["cards"] = [str(mapping(gpu).get("name")) for gpu in cards] if isinstance(cards, list) else []
-    return {key: value for key, value in facts.items() if key not in _OWN}
+    return {key: value for key, value in facts.items() if key not in _OWN and not key.startswith(_PINNED)}
 
 
 def _flatten(facts: dict[str, Any], prefix: str, table: Mapping[str, Any]) -> None:

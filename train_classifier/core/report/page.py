@@ -5,6 +5,7 @@ in the document alone, where it cannot end the element, and the script writes it
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Optional
 
@@ -49,10 +50,16 @@ def document_of(page: bytes) -> Optional[dict[str, Any]]:
     if not mark or not end:
         return None
     try:
-        document = json.loads(content, parse_int=_integer, parse_constant=lambda _: None)
+        document = json.loads(content, parse_int=_integer, parse_float=_finite, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
+
+
+def _finite(digits: str) -> Optional[float]:
+    # 1e999 is infinite, which JSON cannot hold.
+    value = float(digits)
+    return value if math.isfinite(value) else None
 
 
 def _integer(digits: str) -> Optional[int]:

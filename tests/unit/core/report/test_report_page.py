@@ -72,6 +72,9 @@ def test_document_comes_back_as_it_was() -> None:
     hostile = "</script><!-- \u2028\u2029 \ud800 & \0"
     shown = {"title": hostile, "notes": [hostile]}
     assert page.document_of(page.render(shown)) == shown
+    # Numbers that no page of ours has, and that no JSON can hold.
+    odd = page.document_of(page.MARK.encode() + b'{"y":[1e999,-1e999,NaN,1.5]}</script>')
+    assert odd == {"y": [None, None, None, 1.5]} and page.document_of(page.render(odd)) == odd
     for other in (
         b"",
         b"<html>",
