@@ -56,8 +56,9 @@ _TYPES: dict[str, Any] = {
         ("id", "model", "state", "phase", "outcome", "reason", "message", "submitter", "group", "commit"), str
     ),
     **dict.fromkeys(("page", "content"), str),
-    **dict.fromkeys(("exit_code", "version", "log_size"), int),
-    **dict.fromkeys(("started", "finished", "submitted", "lease_s"), (int, float)),
+    **dict.fromkeys(("exit_code", "log_size"), int),
+    # What Slurm says of a job that waits makes a fraction of a version.
+    **dict.fromkeys(("version", "started", "finished", "submitted", "lease_s"), (int, float)),
     "archive": (str, dict),
     # Bytes of the log, and the data folders of a job.
     "data": (str, list),

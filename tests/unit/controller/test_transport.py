@@ -406,9 +406,9 @@ def test_answer_without_end_is_not_read(tmp_path: Path, monkeypatch: pytest.Monk
         list(host.stream(QUESTION, 60))
 
 
-def test_names_and_values_of_a_model_have_any_type(tmp_path: Path) -> None:
+def test_names_and_values_of_a_model_have_any_type_and_versions_a_fraction(tmp_path: Path) -> None:
     answer = {
-        "id": "20260101-000000-00000000", "status": None, "archive": "/x",
+        "id": "20260101-000000-00000000", "status": {"version": 4.25}, "archive": "/x",
         "result": {"metrics": {"id": 1, "jobs": 2.5}, "archive": {"bytes": 1, "sha256": "0"}, "seconds": {"queue": 0.5}},
         "spec": {"environment": {"status": "1", "id": "/"}, "gpus": "auto"},
     }  # fmt: skip
