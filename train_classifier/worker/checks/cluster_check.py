@@ -1,5 +1,6 @@
 """The check of a submit host of a Slurm cluster: what it needs itself, and what Slurm says of its nodes."""
 
+import collections
 import os
 import platform
 from pathlib import Path
@@ -13,6 +14,9 @@ from train_classifier.worker.state.store import Store
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Host
 from train_classifier.worker.system.host_facts import host_facts
+
+#: Most nodes that are named one by one.
+MOST_NAMES = 8
 
 
 def check(host: Host, request: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +78,15 @@ def _slurm(host: Host) -> tuple[list[list[str]], Finding]:
         return [], fail(
             "slurm", "this cluster of Slurm has no nodes", "add hosts to slurm_nodes, run site.yml"
         )
-    return nodes, ok("slurm", f"Slurm answers; nodes: {', '.join(f'{row[0]} {row[1]}' for row in nodes)}")
+    return nodes, ok("slurm", f"Slurm answers; {show_nodes(nodes)}")
+
+
+def show_nodes(nodes: list[list[str]]) -> str:
+    """Return the state of each node in words; of many nodes, how many have each state."""
+    if len(nodes) <= MOST_NAMES:
+        return f"nodes: {', '.join(f'{row[0]} {row[1]}' for row in nodes)}"
+    counts = collections.Counter(row[1] for row in nodes).most_common()
+    return f"{len(nodes)} nodes: {', '.join(f'{count} {state}' for state, count in counts)}"
 
 
 def _gpus(node: list[str]) -> int:

@@ -13,6 +13,7 @@ import pytest
 from train_classifier.core import locks
 from train_classifier.core.errors import ExitCode, NotReady
 from train_classifier.core.job import SCHEMA, new_job_id
+from train_classifier.worker.checks import cluster_check
 from train_classifier.worker.jobs import recover
 from train_classifier.worker.slurm import commands, liveness, shared_folder, slurm_words
 from train_classifier.worker.slurm.commands import QueueLook, SlurmSilent
@@ -149,6 +150,12 @@ def test_expected_start_is_shown() -> None:
     message = slurm_words.waiting_message("Resources", None, start)
     assert message.endswith(f"; expected start: {time.strftime('%H:%M', time.localtime(start))}")
     assert "expected" not in slurm_words.waiting_message("Resources", None, 1000.0)
+
+
+def test_nodes_of_a_large_cluster_are_counted() -> None:
+    nodes = [[f"gpu-{number}", "idle" if number else "drained*", "gpu:2", "none"] for number in range(300)]
+    assert cluster_check.show_nodes(nodes) == "300 nodes: 299 idle, 1 drained*"
+    assert cluster_check.show_nodes(nodes[:2]) == "nodes: gpu-0 drained*, gpu-1 idle"
 
 
 def test_folder_of_another_account_is_refused(tmp_path: Path) -> None:
