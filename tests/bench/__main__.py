@@ -19,11 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 
 from hosts import fleet
 from hosts.machine import CA_BUNDLE, ca_bundle, make_image, run
 
-from bench import old_jobs, pairs
+from bench import cluster, cluster_sizes, old_jobs, pairs
 from bench.peers import CONTESTANTS, Bench, Run
 
 EMPTY = "import pathlib\npathlib.Path('artefacts').mkdir(exist_ok=True)\npathlib.Path('artefacts/done').write_text('{}')\n"
@@ -217,13 +218,28 @@ def main() -> None:
         metavar="N",
         help="instead: the commands that look, on a host with N finished jobs",
     )
+    parser.add_argument(
+        "--cluster",
+        type=int,
+        metavar="JOBS",
+        help="instead: the makespan of JOBS jobs on a Slurm cluster of three nodes, beside bare sbatch",
+    )
+    parser.add_argument(
+        "--cluster-sizes",
+        action="store_true",
+        help="instead: the commands that ask a cluster of 1, 4 and 16 nodes",
+    )
     options = parser.parse_args()
-    if options.against or options.old_jobs:
+    if options.against or options.old_jobs or options.cluster or options.cluster_sizes:
         figures: object
         if options.against:
             figures = beside_another(options.against.resolve(), options.rounds)
-        else:
+        elif options.old_jobs:
             figures = old_jobs.bench(options.old_jobs, options.rounds)
+        elif options.cluster:
+            figures = cluster.bench(options.cluster)
+        else:
+            figures = cluster_sizes.bench(options.rounds)
         if options.json:
             options.json.write_text(json.dumps(figures, indent=1))
         return
