@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,8 @@ from typing import Any
 import pytest
 
 PROGRAM = Path(__file__).parents[3] / "roles/host_check/files/jobs.py"
-# One for each test: they run side by side, and the program looks at the whole machine.
-PACKING, STARTING, QUEUED, READ = (f"20260101-000000-0000000{n}" for n in (1, 2, 3, 4))
+# One for each test of each run: they run side by side, and the program looks at the whole machine.
+PACKING, STARTING, QUEUED, READ = (f"20260101-000000-{os.getpid():07x}{n}" for n in (1, 2, 3, 4))
 HOLD = "import sys, time; held = open(sys.argv[1], 'w'); print(flush=True); time.sleep(100)"
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -50,6 +51,7 @@ def start() -> Iterator[Start]:
 @pytest.mark.parametrize(
     ("job", "path"),
     [(PACKING, f"of somebody/jobs/{PACKING}/lock"), (QUEUED, f"queue/000000000007-{QUEUED}.json")],
+    ids=["packing", "queued"],
 )
 def test_job_without_container_is_found_in_any_state_folder(
     tmp_path: Path, start: Start, job: str, path: str

@@ -1,5 +1,6 @@
 """The report in the archive: what the packer takes for it from files that a model wrote."""
 
+import itertools
 import json
 import os
 import pwd
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from train_classifier.core.errors import TROUBLESHOOTING
 from train_classifier.core.job import JobSpec, Repository
 from train_classifier.core.report import page
 from train_classifier.core.report.curves import LOOK_ROWS, from_json_lines
@@ -138,7 +140,8 @@ def test_curves_of_every_framework_are_found(job: Path) -> None:
 def test_failed_job_has_traceback_usage_and_reason(job: Path) -> None:
     repository = {"commit": "a" * 40, "address": "https://git.example.org/a/b"}
     document = report(job, {"artefacts/w": "x"}, outcome="failed", exit_code=4, repository=repository)
-    assert (document["title"], document["succeeded"], document["failure"]) == ("m failed", False, ["why"])
+    assert (document["title"], document["succeeded"]) == ("m failed", False)
+    assert document["failure"] == ["why", TROUBLESHOOTING + "failed"]
     start, end = document["log"]["traceback"]
     assert document["log"]["lines"][start:end][0].startswith("Traceback") and document["log"]["lines"][
         end - 1
@@ -156,7 +159,8 @@ def test_failed_job_has_traceback_usage_and_reason(job: Path) -> None:
 def test_nothing_new_is_said_in_the_report(job: Path) -> None:
     document = report(job, {})
     assert document["title"] == "m trained, but delivered no artefacts"
-    assert document["failure"] == ["the model succeeded, but wrote nothing new into its folders of results"]
+    reason = "the model succeeded, but wrote nothing new into its folders of results"
+    assert document["failure"] == [reason, TROUBLESHOOTING + "nothing-delivered"]
 
 
 def test_only_new_whole_and_moderate_images_are_shown(job: Path) -> None:
@@ -195,6 +199,20 @@ def test_many_images_and_tables_stay_within_the_limits(job: Path) -> None:
     assert len(document["images"]) == 4 and "4 of 30 images are shown" in document["notes"]
     assert len(document["curves"]) == 40
     assert any("more than 12 files" in note for note in document["notes"])
+
+
+def test_time_for_packing_is_not_taken_from_the_report(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds may pass between two files, as on a busy host or with a large model among them."""
+    seconds = itertools.count(0, 60)
+    monkeypatch.setattr(report_files.time, "monotonic", lambda: float(next(seconds)))
+    document = report(job, {"artefacts/history.csv": "epoch,loss\n1,2\n2,1\n", "artefacts/roc.png": png()})
+    assert len(document["curves"]) == 1 and len(document["images"]) == 1
+
+
+def test_files_that_are_not_read_are_counted(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report_files, "MAX_SECONDS", 0.0)
+    document = report(job, {f"artefacts/{n}.png": png() for n in range(5)})
+    assert len(document["images"]) == 1 and "4 more tables and images are not shown" in document["notes"]
 
 
 def test_ten_thousand_epochs_keep_spike_and_ends(job: Path) -> None:
