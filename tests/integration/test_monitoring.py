@@ -96,6 +96,9 @@ def test_metrics_over_http_and_teardown(host: TestHost) -> None:
         f"systemd-run -q --unit tickets --uid trainer python3 -u /srv/tickets.py {host.facts['gpus'][0]}"
     )
     host.shell("until journalctl -q -u tickets -o cat | grep -q ready; do sleep 0.2; done", timeout=60)
+    # The folder of another service, whose account could write any metric there.
+    host.shell("install -d -o trainer /var/lib/another; install -d -o trainer /var/lib/another/node-exporter")
+    host.shell("echo 'node_evil 1' >/var/lib/another/node-exporter/evil.prom", user="trainer")
     before = listing(host)
 
     assert play(host, "monitoring", check=True).changed > 0

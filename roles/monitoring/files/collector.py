@@ -345,8 +345,11 @@ def add_account(metrics, user, answer, now):
             metrics.add(f"state_{key}_bytes", value, user=user)
 
 
-def add_queue(metrics, answer, uuids, now):
-    """Add the queue for GPUs, and which job has which card; `uuids` are the cards that exist."""
+def add_queue(metrics, answer, uuids, now, accounts):
+    """Add the queue for GPUs, and which job has which card.
+
+    `uuids` are the cards that exist, `accounts` the counters of each account, which have its models.
+    """
     tickets = items(answer, "tickets", MOST_TICKETS)
     states = [word(ticket.get("state"), TICKET_STATES) for ticket in tickets]
     for state in TICKET_STATES:
@@ -360,10 +363,9 @@ def add_queue(metrics, answer, uuids, now):
             if isinstance(uuid, str) and uuid in uuids:
                 owners.setdefault(uuid, ticket)
     for uuid, ticket in sorted(owners.items()):
-        model = ticket.get("model")
-        is_model = isinstance(model, str) and MODEL.match(model)
         user = account_name(ticket.get("uid"))
-        metrics.add("gpu_job", 1, uuid=uuid, user=user, model=model if is_model else OTHER)
+        model = label_of_model(accounts[user], ticket.get("model")) if user in accounts else OTHER
+        metrics.add("gpu_job", 1, uuid=uuid, user=user, model=model)
 
 
 def account_name(uid):
@@ -513,7 +515,7 @@ def collect(counters_file, metrics_file):
     request = {"queue": queue if isinstance(queue, str) else str(ROOT / "queue")}
     answer = ask("queue", request, pwd.getpwnam("nobody").pw_uid, docker.gr_gid) if docker else None
     if answer is not None:
-        add_queue(metrics, answer, uuids, now)
+        add_queue(metrics, answer, uuids, now, kept)
     add_host(metrics, settings, now)
     # First the counters: a run that is killed in between shows them late, and counts nothing twice.
     write(counters_file, json.dumps({"schema": 1, "accounts": kept}), 0o600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import fnmatch
 import importlib.util
 import json
 import os
@@ -138,7 +139,7 @@ def test_what_a_child_prints_never_becomes_another_line(
     metrics = collector.Metrics()
     collector.add_account(metrics, 'a"\\\nb', answer, NOW)
     collector.add_counters(metrics, 'a"\\\nb', counters)
-    collector.add_queue(metrics, answer, ["GPU-a"], NOW)
+    collector.add_queue(metrics, answer, ["GPU-a"], NOW, {"root": counters})
     for line in metrics.text().splitlines():
         assert line.startswith("# ") or LINE.match(line), line
     assert "\nevil" not in metrics.text()
@@ -158,13 +159,42 @@ def test_queue_has_tickets_whose_worker_lives(tmp_path: Path) -> None:
     for descriptor in held[:2]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     metrics = collector.Metrics()
-    collector.add_queue(metrics, collector.list_tickets(tmp_path), ["GPU-a"], NOW)
+    user = collector.account_name(os.geteuid())
+    accounts = {user: collector.empty_counters()}
+    collector.add_queue(metrics, collector.list_tickets(tmp_path), ["GPU-a"], NOW, accounts)
     for descriptor in held:
         os.close(descriptor)
     text = metrics.text()
     assert 'train_classifier_queue_jobs{state="waiting"} 1' in text
     assert "train_classifier_queue_wait_seconds 100" in text
-    assert text.count("train_classifier_gpu_job{") == 1 and 'uuid="GPU-a"' in text
+    assert f'train_classifier_gpu_job{{uuid="GPU-a",user="{user}",model="mnist"}} 1' in text
+    assert text.count("train_classifier_gpu_job{") == 1
+
+
+def test_models_of_jobs_that_hold_a_card_are_bounded_over_time() -> None:
+    """Each label that was ever shown stays in Prometheus."""
+    accounts = {"root": collector.empty_counters()}
+    shown = set()
+    for number in range(100):
+        ticket = {"model": f"m{number}", "state": "granted", "gpus": ["GPU-a"], "uid": 0}
+        metrics = collector.Metrics()
+        collector.add_queue(metrics, {"tickets": [ticket]}, ["GPU-a"], NOW, accounts)
+        shown |= set(re.findall(r'gpu_job\{.*model="([^"]+)"', metrics.text()))
+    assert len(shown) == collector.MOST_MODELS + 1 and collector.OTHER in shown
+    metrics = collector.Metrics()
+    collector.add_queue(metrics, {"tickets": [{**ticket, "uid": 65533}]}, ["GPU-a"], NOW, accounts)
+    assert f'user="65533",model="{collector.OTHER}"' in metrics.text()
+
+
+def test_node_exporter_reads_no_folder_of_another_service() -> None:
+    values = yaml.safe_load((ROOT / "roles/monitoring/vars/main.yml").read_text())
+    pattern = values["__monitoring_metrics_pattern"]
+    for name, is_read in (
+        ("prometheus", True), ("train-classifier", True), ("github-runner", False), ("postgresql", False),
+        ("jenkins", False), ("redis", False), ("tomcat9", False), ("private", False), ("tftpboot", False),
+        ("pgadmin", False), ("plexmediaserver", False), ("tor", False), ("grafana", False),
+    ):  # fmt: skip
+        assert fnmatch.fnmatchcase(f"/var/lib/{name}/node-exporter", pattern) is is_read, name
 
 
 @pytest.mark.parametrize("program", ["while True: print('x' * 65536)", "import time; time.sleep(600)"])
