@@ -185,7 +185,7 @@ class Console:
         with self._lock:
             self._clear()
             with contextlib.suppress(OSError):
-                self.write_out(words + "\n")
+                self.write_out(text.clean_coloured(words) + "\n")
 
     def write_out(self, words: str) -> None:
         """Write to standard output. Raises OSError when nobody reads it."""
@@ -231,7 +231,8 @@ class Console:
         if not self._at_start and is_terminal(sys.stderr):
             words = "\n" + words
         self._at_start = True
-        self._write(self.paint(words, colour) + "\n")
+        # Whatever of a stranger's is in it, and however it came there.
+        self._write(text.clean_coloured(self.paint(words, colour)) + "\n")
 
     def _write(self, words: str) -> None:
         if self._output_closed:

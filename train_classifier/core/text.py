@@ -11,6 +11,10 @@ SHORTEST_S = 0.05
 LEAST_COLUMN = 6
 #: Control characters that must not reach a terminal in untrusted text, those of bidirectional text too.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+#: The same, but for the colours that we set.
+_CONTROL_BUT_COLOURS = re.compile(
+    r"\x1b(?!\[[0-9;]{1,8}m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 #: Terminal escape sequences: colours and cursor movements, window titles and links, short ones.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 #: A login in the address of a server: all up to the last @ before the path, or a password that has a slash;
@@ -117,6 +121,11 @@ def _without_tokens(address: "re.Match[str]") -> str:
 def clean(text: object) -> str:
     """Return text without control characters; newlines and tabs stay."""
     return _CONTROL.sub("�", str(text))
+
+
+def clean_coloured(text: str) -> str:
+    """Return text without control characters; colours, newlines and tabs stay."""
+    return _CONTROL_BUT_COLOURS.sub("�", text)
 
 
 def _cell(value: object) -> str:

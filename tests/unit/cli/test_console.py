@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 import pytest
 from answering_host import AnsweringHost
 
-from train_classifier.cli import app, result_text
+from train_classifier.cli import app, jobs, result_text
 from train_classifier.cli.commands.doctor import check_hosts
 from train_classifier.cli.console import Console
 from train_classifier.core import text
@@ -248,3 +249,22 @@ def test_unusable_host_does_not_hide_the_others(tmp_path: Path, capfd: pytest.Ca
     assert "host 'windows' uses connection 'winrm'" in err and "host 'password' is reached with" in err
     assert app.run(["status", "last", "-i", str(where)]) == ExitCode.BAD_INPUT
     assert "You have no job on here, windows, password" in capfd.readouterr().err
+
+
+def test_what_a_host_says_moves_no_cursor(capfd: pytest.CaptureFixture[str]) -> None:
+    """However it comes to the terminal: an outcome, a value of a metric, a digest, a count of `clean`."""
+    evil = "\x1b]0;title\x07\x1b[2Jx\r\x9b1A\u202e"
+
+    class Run:
+        job, model, host_name, failure = "20260101-000000-00000000", "m", "gpu-1", None
+        result: ClassVar = {"outcome": evil, "metrics": {"a": evil}}
+        delivered: ClassVar = {"path": "p", "bytes": 1, "sha256": evil}
+
+    console = Console()
+    console.colour = True
+    result_text.show_ending(Run(), ExitCode.TRAINED, console)
+    jobs.clean([AnsweringHost("gpu-1", {"removed": {evil: 2, "bytes": 1}})], None, None, False, console)
+    out, err = capfd.readouterr()
+    assert "]0;title" in out and "]0;title" in err
+    for shown in (out, err.replace("\x1b[32m", "").replace("\x1b[0m", "")):
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown), repr(shown)

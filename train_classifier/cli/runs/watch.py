@@ -26,11 +26,11 @@ class Page(Console):
 
     def out(self, words: str) -> None:
         """Keep a result."""
-        self.lines += words.split("\n")
+        self.lines += text.clean_coloured(words).split("\n")
 
     def say(self, words: str, colour: str | None = None) -> None:
         """Keep a remark."""
-        self.lines += self.paint_out(words, colour).split("\n")
+        self.out(self.paint_out(words, colour))
 
     def error(self, error: TrainClassifierError) -> None:
         """Keep a failure."""
