@@ -222,8 +222,15 @@ def odd() -> dict[str, Any]:
 
 def compared() -> dict[str, Any]:
     """Return nine jobs side by side, one of which failed and says what a stranger likes."""
-    first, second = good(), failed()
-    documents = [(f"2026112{n}-141500-1a2b3c4d", second if n == 4 else first) for n in range(9)]
+    second = failed()
+
+    def other(number: int) -> dict[str, Any]:
+        shown = good()
+        for line in (line for chart in shown["curves"] for line in chart["lines"]):
+            line["y"] = [value * (1 + number / 20) for value in line["y"]]
+        return shown
+
+    documents = [(f"2026112{n}-141500-1a2b3c4d", second if n == 4 else other(n)) for n in range(9)]
     different = {
         "metric val_accuracy": [str(0.9 + n / 100) for n in range(9)],
         "arguments": ["--lr 0.1 --name " + "x" * 300, *[HOSTILE] * 8],

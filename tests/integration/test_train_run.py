@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from git_commands import git
 from loopback.sshd import Sshd
 from loopback.world import HOLD, World, tail, wait_until
 from process_memory import Memory
@@ -48,8 +49,12 @@ def test_train_delivers_archive_and_log(world: World, sshd: Sshd) -> None:
     # Nothing is on the host yet, the worker neither.
     shutil.rmtree(world.state)
     model = world.model(GOOD)
+    git(world.repo, "init", "-q")
+    git(world.repo, "add", "-A")
+    git(world.repo, "commit", "-q", "-m", "first")
     before = hashes(world.repo)
-    done = world.run(*world.train(model, "--", "--epochs", "3", inventory=world.inventory(sshd)))
+    inventory = world.inventory(sshd)
+    done = world.run(*world.train(model, "--", "--epochs", "3", inventory=inventory))
     assert done.returncode == 0, tail(done.stderr)
     assert done.stdout == b"hello from probe --epochs 3\n"
     archive = world.work / "artefacts.tar.gz"
@@ -61,6 +66,43 @@ def test_train_delivers_archive_and_log(world: World, sshd: Sshd) -> None:
     assert hashes(world.repo) == before
     assert b"\x1b" not in done.stderr
     world.assert_clean()
+    check_single_files(world, inventory)
+    check_repeats(world, inventory)
+    world.assert_clean()
+
+
+def check_single_files(world: World, inventory: Path) -> None:
+    """One file of the archive comes over ssh, and nothing else."""
+    here = world.work / "single"
+    here.mkdir()
+    done = world.run("fetch", "last", "artefacts/weights.bin", "job", "-i", inventory, cwd=here)
+    assert done.returncode == 0, tail(done.stderr)
+    assert (here / "artefacts/weights.bin").read_bytes() == bytes(range(256)) * 100
+    assert json.loads((here / "job/manifest.json").read_text())["model"] == "probe"
+    assert [path.name for path in (here / "artefacts").iterdir()] == ["weights.bin"]
+    assert world.run("fetch", "last", "job/log.txt", "-i", inventory, cwd=here).returncode == 7
+    shutil.rmtree(here)
+
+
+def check_repeats(world: World, inventory: Path) -> None:
+    """A repeat takes what the host still has, then what the commit has, and never what the checkout has now."""
+    first = world.jobs()[-1]["id"]
+    (world.repo / "probe" / "__main__.py").write_text("raise SystemExit('changed')\n")
+    done = world.run("rerun", first, "-i", inventory)
+    assert (done.returncode, done.stdout) == (0, b"hello from probe --epochs 3\n"), tail(done.stderr)
+    assert b"but" not in done.stderr
+    (mirror,) = (world.state / "mirrors").iterdir()
+    (mirror / "fingerprint").write_text("of another push")
+    # Without a checkout that has the commit nothing starts; with it, the commit is pushed.
+    refused = world.run("rerun", first, "-i", inventory)
+    assert refused.returncode == 2 and b"a later push replaced the files of job" in refused.stderr
+    done = world.run("rerun", first, "-i", inventory, "--repo", world.repo, "--json")
+    assert done.returncode == 0, tail(done.stderr)
+    assert b"hello from probe --epochs 3" in done.stderr and b"taken from commit" in done.stderr
+    assert json.loads(done.stdout)["metrics"] == {"accuracy": 0.975}
+    manifest = json.loads((world.state / "jobs" / world.jobs()[-1]["id"] / "manifest.json").read_text())
+    assert (manifest["rerun_of"], manifest["repository"]["dirty"]) == (first, False)
+    assert "changed" in (world.repo / "probe" / "__main__.py").read_text()
 
 
 def test_json_is_one_object_and_the_log_goes_to_standard_error(world: World) -> None:
