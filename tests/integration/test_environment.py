@@ -41,6 +41,11 @@ def test_requirements_become_importable_and_are_built_once(
     monkeypatch.setattr(environment_build.helper, "run_helper", refuse)
     # The order of the lines, comments and code elsewhere in the repository define nothing.
     assert site.prepare("# again\nattrs\nsix\n") == environment
+    # A repeated job takes the environment that it had, whatever its lines would mean today.
+    assert site.prepare("idna\n", pinned=environment.hash).packages == environment.packages
+    with pytest.raises(AssertionError, match="a container was started"):
+        site.prepare("idna\n", pinned="0" * 40)
+    assert any("the environment of the repeated job is not here" in line for line in site.messages)
 
 
 def test_distutils_works_without_requirements(site: Site) -> None:

@@ -65,7 +65,7 @@ def registry(ssh_host: TestHost, base_image: str) -> Iterator[str]:
 
 
 def test_private_image_is_pulled_with_the_users_login(
-    ssh_host: TestHost, registry: str, tmp_path: Path
+    ssh_host: TestHost, registry: str, base_image: str, tmp_path: Path
 ) -> None:
     caller = Caller(ssh_host, tmp_path)
     caller.model(
@@ -85,6 +85,24 @@ def test_private_image_is_pulled_with_the_users_login(
     manifest = json.loads(archived(caller.work / "artefacts.tar.gz", "job/manifest.json"))
     assert manifest["image"]["reference"] == IMAGE
     assert manifest["image"]["digest"] == registry
+
+    # The name gets another image, and the host loses the one of a job: a repeat gets that one by its digest.
+    made = (
+        f"c=$(docker create {base_image}) && docker commit -q -c 'LABEL moved=1' $c {IMAGE} && docker rm $c"
+    )
+    ssh_host.shell(f"{LOGIN}; {made}; docker push -q {IMAGE}")
+    assert caller.run(*words).returncode == 0
+    first = json.loads(archived(caller.work / "artefacts.tar.gz", "job/manifest.json"))["image"]
+    assert first["digest"] not in (registry, None)
+    ssh_host.shell(
+        f"docker rmi {IMAGE}; docker tag {base_image} {IMAGE}; docker push -q {IMAGE}; docker rmi {IMAGE}"
+    )
+    repeated = caller.run("rerun", "last")
+    assert repeated.returncode == 0, tail(repeated.stderr)
+    assert f"image {IMAGE} is gone: it is pulled again by its digest" in repeated.stderr.decode()
+    assert json.loads(archived(caller.work / "artefacts.tar.gz", "job/manifest.json"))["image"] == first
+    ssh_host.shell(f"docker rmi {IMAGE.rpartition(':')[0]}@{first['digest']}; docker logout {ADDRESS}")
+    assert caller.run(*words).returncode == 0
 
     # An image on the host is not pulled again: the registry need not answer.
     ssh_host.shell("systemctl stop tc-registry")

@@ -46,7 +46,10 @@ def test_job_end_to_end(host: Machine, tmp_path: Path) -> None:
         "json.dump({'loss': 0.5}, open('artefacts/metrics.json','w'))\n"
     )
     before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
-    job = host.start_tree(tree, arguments=["--x", "a b", "$HOME", "é\n"])
+    # As a repeated job gets it: the name leads nowhere any more, and the image is still here.
+    name = f"registry.invalid/moved/{IMAGE}"
+    pin = {"reference": name, "id": docker("image", "inspect", "-f", "{{.Id}}", IMAGE), "digest": None}
+    job = host.start_tree(tree, arguments=["--x", "a b", "$HOME", "é\n"], image=name, pinned_image=pin)
     result = host.wait(job)
     assert (result["outcome"], result["exit_code"], result["reason"]) == ("trained", 0, None)
     assert result["training_exit_status"] == 0 and result["metrics"] == {"loss": 0.5}
@@ -62,7 +65,7 @@ def test_job_end_to_end(host: Machine, tmp_path: Path) -> None:
     assert [place["path"] for place in result["unpacked"]["places"]] == ["model/beside"]
     manifest = host.manifest(job)
     assert manifest["outcome"] == "trained" and manifest["arguments"] == ["--x", "a b", "$HOME", "é\n"]
-    assert manifest["image"]["reference"] == IMAGE
+    assert (manifest["image"]["reference"], manifest["image"]["base"]) == (name, pin["id"])
     assert [line["path"] for line in manifest["artefacts"] if line["new"]] == [
         "artefacts/metrics.json", "artefacts/sub/out.bin",
     ]  # fmt: skip

@@ -90,13 +90,14 @@ class Site:
         check: Callable[[], None] = lambda: None,
         repository: str = "0" * 16,
         kind: str = "auto",
+        pinned: str | None = None,
     ) -> Environment:
         # Replaced atomically: two jobs of a test may share the workspace.
         temporary = self.workspace / "m" / f".requirements.{os.getpid()}"
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(self.workspace / "m" / "requirements.txt")
         base = self.find(reference)
-        request = environment.EnvironmentRequest("m", repository, kind)
+        request = environment.EnvironmentRequest("m", repository, kind, pinned=pinned)
         return environment.prepare(self.context(check), base, self.workspace, request)
 
     def layer(
