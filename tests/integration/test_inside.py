@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +17,7 @@ from loopback.sshd import Sshd
 from loopback.world import World, wait_until
 
 pytestmark = pytest.mark.engine
+EVENTS = Path(__file__).parents[1] / "unit/data/events.out.tfevents.1"
 
 #: Listens on the container's loopback alone, until the test writes a file.
 SERVER = """
@@ -22,6 +25,7 @@ import http.server, pathlib, threading, time
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 6006), http.server.SimpleHTTPRequestHandler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 pathlib.Path("artefacts/answer").write_text("42")
+pathlib.Path("artefacts/events.out.tfevents.1").write_bytes(pathlib.Path("events").read_bytes())
 print("listening", flush=True)
 while not pathlib.Path("/checkpoints/end").exists():
     time.sleep(0.05)
@@ -53,6 +57,7 @@ def typed(argv: list[str], world: World, text: bytes) -> tuple[int, bytes]:
 def test_into_a_running_job(world: World, sshd: Sshd, connection: str) -> None:
     inventory: Path = world.inventory(sshd) if connection == "ssh" else world.local
     where = ("-i", inventory)
+    (world.repo / "events").write_bytes(EVENTS.read_bytes())
     job = world.run(*world.train(world.model(SERVER), "--network", "none", "--detach", inventory=inventory))
     name = job.stdout.decode().strip()
     assert job.returncode == 0, job.stderr.decode()
@@ -80,10 +85,32 @@ def test_into_a_running_job(world: World, sshd: Sshd, connection: str) -> None:
             assert answer.read() == b"42"
     forward.send_signal(signal.SIGINT)
     assert forward.wait(60) == 0
+    if connection == "ssh":
+        check_board(world, name, *where)
     world.run("exec", name, *where, "--", "touch", "/checkpoints/end")
     assert world.run("attach", name, *where).returncode == 0
     ended = world.run("exec", name, *where, "--", "true")
     assert ended.returncode == 3 and b"has ended" in ended.stderr
+
+
+def check_board(world: World, job: str, *where: str | Path) -> None:
+    """TensorBoard itself reads the curves of the running job, and ends with the command."""
+    if not (shutil.which("tensorboard") or shutil.which("uvx")):
+        pytest.skip("no tensorboard and no uvx")
+    board = world.start("board", job, *where)
+    assert board.stderr is not None
+    address = board.stderr.readline().decode().split()[0]
+
+    def tags() -> dict[str, dict[str, object]]:
+        with urllib.request.urlopen(f"{address}data/plugin/scalars/tags", timeout=120) as answer:
+            found: dict[str, dict[str, object]] = json.load(answer)
+            return found
+
+    assert set(wait_until(tags)[f"{job}/artefacts"]) == {"epoch_accuracy", "Loss/train"}
+    board.send_signal(signal.SIGTERM)
+    assert board.wait(60) == 0
+    with pytest.raises(OSError):
+        tags()
 
 
 def free_port() -> int:

@@ -88,9 +88,9 @@ def test_private_image_is_pulled_with_the_users_login(
 
     # The name gets another image, and the host loses the one of a job: a repeat gets that one by its digest.
     made = (
-        f"c=$(docker create {base_image}) && docker commit -q -c 'LABEL moved=1' $c {IMAGE} && docker rm $c"
+        f"c=$(docker create {base_image} true) && docker commit -c 'LABEL moved=1' $c {IMAGE} && docker rm $c"
     )
-    ssh_host.shell(f"{LOGIN}; {made}; docker push -q {IMAGE}")
+    ssh_host.shell(f"{LOGIN} && {made} && docker push -q {IMAGE}")
     assert caller.run(*words).returncode == 0
     first = json.loads(archived(caller.work / "artefacts.tar.gz", "job/manifest.json"))["image"]
     assert first["digest"] not in (registry, None)
