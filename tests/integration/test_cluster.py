@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+from hosts import fleet
+from hosts.caller import Caller, archived
 from hosts.cluster import Cluster, start_hosts
 from hosts.fleet import simulate_gpus
 from hosts.gpu.world import UUIDS, world
-from hosts.machine import make_image
+from hosts.machine import TestHost, make_image, run
 from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
 
 pytestmark = [pytest.mark.engine, pytest.mark.host]
@@ -166,3 +171,91 @@ def test_cluster_grows_and_shrinks_while_jobs_run(site: Site, base_image: str) -
     wait_until(
         lambda: {state_of(site, job) for job in running} == {"COMPLETED"}, lambda: controller.shell("squeue")
     )
+
+
+#: Brings the image that a registry would have.
+IMAGE = """
+- hosts: slurm_nodes
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role: {name: docker_engine}
+    - ansible.builtin.command: docker load -q -i /srv/slim.tar
+"""
+
+
+def inventory_variables(host: TestHost) -> dict[str, str]:
+    """Return the variables by which Ansible reaches a test host."""
+    line = host.inventory("root").read_text().splitlines()[1]
+    return dict(word.split("=", 1) for word in shlex.split(line)[1:])
+
+
+def example_inventory(hosts: Cluster, folder: Path) -> Path:
+    """Copy inventory/cluster, with these hosts in place of its own."""
+    inventory = folder / "mycluster"
+    shutil.copytree(ROOT / "inventory/cluster", inventory)
+    content = yaml.safe_load((inventory / "hosts.yml").read_text())
+    groups = content["training"]["children"]
+    for group, members in (("slurm_controller", [hosts.controller]), ("slurm_nodes", hosts.nodes)):
+        groups[group]["hosts"] = {host.name: inventory_variables(host) for host in members}
+    (inventory / "hosts.yml").write_text(yaml.safe_dump(content))
+    return inventory
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_example_inventory_trains_from_bare_hosts_on(
+    _hosts_possible: None, base_image: str, tmp_path: Path
+) -> None:
+    """By site.yml, with accounting: who has no right to an account is told so, and trains when they have it."""
+    hosts = start_hosts(tmp_path / "hosts", ["gpu-1", "gpu-2"], make_image("trixie", "--bare"))
+    try:
+        inventory = example_inventory(hosts, tmp_path)
+        variables = {
+            **fleet.role_variables(base_image),
+            "training_host_images": {"cpu": base_image, "gpu": base_image},
+            "ansible_user": "root",
+            "train_classifier_shared_nfs": False,
+            "slurm_controller_cgroups": False,
+            "slurm_controller_settings": {"AccountingStorageEnforce": "limits"},
+        }
+
+        def play(book: Path) -> str:
+            command = [ANSIBLE_PLAYBOOK, "-i", inventory, "-e", json.dumps(variables), book]
+            environment = ansible_environment(ANSIBLE_ROLES_PATH=str(ROOT / "roles"))
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+            return done.stdout
+
+        tar = run(ROOT / "tests/hosts/make-image", "--tar", "slim").stdout.split()[1]
+        for host in hosts.hosts:
+            fleet.place_uv(host)
+        for node in hosts.nodes:
+            run("docker", "cp", tar, f"{node.container}:/srv/slim.tar")
+        (tmp_path / "image.yml").write_text(IMAGE)
+        play(tmp_path / "image.yml")
+        for node in hosts.nodes:
+            simulate_gpus(node)
+        assert "3 of 3 hosts ready for training" in play(ROOT / "site.yml")
+        rights = "sacctmgr -i add user {} account=lab"
+        hosts.controller.shell("sacctmgr -i add account lab; " + rights.format("trainer"))
+        for user in ("trainer", "root"):
+            (tmp_path / user).mkdir()
+            caller = Caller(hosts.controller, tmp_path / user, user)
+            caller.model("look", "open('artefacts/seen', 'w').write('seen')\n")
+            words = caller.train("look", "--account", "lab", "--gpu-check", "device")
+            done = caller.run(*words)
+            if user == "root":
+                # The service account submits for root.
+                assert done.returncode == 2, done.stderr.decode()[-3000:]
+                assert b"Slurm refused the request: Invalid account" in done.stderr
+                assert b"sacctmgr show associations" in done.stderr
+                hosts.controller.shell(rights.format("train-classifier"))
+                done = caller.run(*words)
+            assert done.returncode == 0, done.stderr.decode()[-3000:]
+            manifest = json.loads(archived(caller.work / "artefacts.tar.gz", "job/manifest.json"))
+            assert manifest["outcome"] == "trained" and manifest["slurm"]["account"] == "lab"
+            assert len(manifest["gpus"]) == 1
+    finally:
+        hosts.remove()
