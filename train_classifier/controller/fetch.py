@@ -27,6 +27,8 @@ PACKING_S = 60.0
 #: Seconds without a line after which a host that sends files is given up, and most bytes in one line.
 FILES_S = 60.0
 MOST_BLOCK = 1 << 20
+#: Most single files of one archive.
+MOST_FILES = 100_000
 #: Seconds between two progress events.
 PROGRESS_INTERVAL_S = 0.25
 
@@ -147,9 +149,13 @@ def fetch_files(
     def receive() -> None:
         done = {file["path"] for file in fetched.files} | set(fetched.existing)
         request = {"verb": "files", "id": job, "paths": fetched.paths, "most": most}
+        count, left = 0, most
         with contextlib.closing(host.stream(request, FILES_S)) as lines:  # type: ignore[type-var]
             for line in lines:
                 if "file" in line:
+                    count, left = count + 1, left - max(int(line["bytes"]), 0)
+                    if count > MOST_FILES or left < 0:
+                        raise NothingDelivered(f"{host.name} sent more than was asked for.")
                     _receive_file(str(line["file"]), int(line["bytes"]), lines, fetched, job, done)
                 elif "missing" in line:
                     fetched.missing, fetched.left_out = dict(line["missing"]), list(line["left_out"])

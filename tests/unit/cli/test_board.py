@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_job_without_event_files_and_machine_without_tensorboard(
     assert error.value.detail == "words of tensorboard"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_tensorboard_shows_the_copies_and_ends_with_the_command(
     job: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -186,7 +187,18 @@ def test_tensorboard_shows_the_copies_and_ends_with_the_command(
         with urllib.request.urlopen(f"{address}{JOB}/tfevents", timeout=60) as answer:
             assert answer.read() == b"curve"
         process.send_signal(number)
-        assert process.wait(60) == ExitCode.TRAINED
-    with pytest.raises(OSError):
-        urllib.request.urlopen(address, timeout=10)
-    assert list(temporary.iterdir()) == []
+        assert process.wait(60) == (-number if number == signal.SIGKILL else ExitCode.TRAINED)
+    end = time.monotonic() + 60
+    while is_shown(address):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    # The next command removes the folder of a killed one.
+    assert number == signal.SIGKILL or list(temporary.iterdir()) == []
+
+
+def is_shown(address: str) -> bool:
+    try:
+        urllib.request.urlopen(address, timeout=10).close()
+    except OSError:
+        return False
+    return True

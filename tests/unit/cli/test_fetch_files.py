@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
 import os
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,10 @@ import json_output
 import pytest
 
 from train_classifier.cli import app
+from train_classifier.cli.console import Console
+from train_classifier.controller import fetch
 from train_classifier.controller.transport import RemoteHost
-from train_classifier.core.errors import ExitCode
+from train_classifier.core.errors import ExitCode, NothingDelivered
 from train_classifier.core.job import SCHEMA, JobSpec, Repository
 
 OLD = "20260101-000000-00000001"
@@ -155,3 +159,27 @@ def test_single_files_are_bounded_and_a_damaged_archive_is_said(
     assert not (tmp_path / "new" / "artefacts" / "b").exists()
     code, _, err = command("fetch", "artefacts/b")
     assert code == ExitCode.BAD_INPUT and "fetch last artefacts/b" in err
+
+
+class LyingHost(RemoteHost):
+    """A host that answers what it likes."""
+
+    def __init__(self, *lines: dict[str, Any]) -> None:
+        super().__init__("liar")
+        self.lines = lines
+
+    def stream(self, request: dict[str, Any], answer_timeout: float) -> Iterator[dict[str, Any]]:
+        yield from self.lines
+
+
+@pytest.mark.parametrize(
+    ("path", "size"),
+    [("artefacts/../x", 1), ("/etc/x", 1), ("artefactsx", 1), ("artefacts//x", 1), ("artefacts/x", 11), ("artefacts/x", -1)],
+)  # fmt: skip
+def test_host_sends_only_what_was_asked_for(tmp_path: Path, path: str, size: int) -> None:
+    data = base64.b64encode(zlib.compress(b"xx")).decode()
+    host = LyingHost({"file": path, "bytes": size}, {"data": data}, {"sha256": "0" * 64})
+    fetched = fetch.FetchedFiles(["artefacts"], tmp_path)
+    with pytest.raises(NothingDelivered):
+        fetch.fetch_files(host, OLD, fetched, 10, Console(), 1)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()] and not fetched.files

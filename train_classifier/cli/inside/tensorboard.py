@@ -22,12 +22,16 @@ from train_classifier.core.text import clean, show_bytes
 COPY_S = 5.0
 #: Most bytes of one job's event files.
 MOST_BYTES = 2 << 30
+#: Most files of one job that are kept here.
+MOST_FILES = 10_000
 #: Seconds that TensorBoard may take to start: the first start by uvx fetches it.
 START_S = 300.0
 #: Seconds that it may take to end.
 END_S = 10.0
 #: TensorBoard's own port, and how many after it are tried.
 PORT, MOST_PORTS = 6006, 100
+#: Runs TensorBoard for as long as it and this program live: its standard input ends with us, also by SIGKILL.
+TOGETHER = '{ "$@" </dev/null; kill -TERM 0; } & cat >/dev/null; kill -TERM 0'
 INSTALL = "Install it: pipx install tensorboard, or uv tool install tensorboard. With uv alone, uvx runs it."
 
 
@@ -59,6 +63,10 @@ class EventCopy:
         is_wrong = "\0" in path or any(part in ("", ".", "..") for part in parts)
         if is_wrong or "tfevents" not in parts[-1] or not 0 <= offset <= self.known.get(path, 0):
             raise NotReady(f"{self.host.name} sent a file that is no event file: {clean(path)[:200]}.")
+        # Files that are gone there are still here, so this may be somewhat more than a host sends at once.
+        total = sum(self.known.values()) - self.known.get(path, 0) + offset + size
+        if total > 2 * MOST_BYTES or len(self.known) > MOST_FILES:
+            raise NotReady(f"{self.host.name} sent more event files than are shown.")
         target = self._folder.joinpath(*parts)
         # The folder is ours alone, and nothing in it is a link.
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -160,10 +168,10 @@ def _running(
     flags = ["--logdir", str(events), "--host", "127.0.0.1", "--port", str(port), "--reload_interval", "5"]
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
-            [*program, *flags],
+            ["/bin/sh", "-c", TOGETHER, "board", *program, *flags],
             # uvx reads settings in the current folder, which may be a checkout, and in those above it.
             cwd=Path.home() if Path.home().is_dir() else "/",
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -181,6 +189,8 @@ def _running(
                 os.killpg(process.pid, number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(END_S)
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def _listens(port: int) -> bool:

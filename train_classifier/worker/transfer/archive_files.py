@@ -27,6 +27,8 @@ BLOCK = 1 << 18
 QUIET_S = 1.0
 #: Most paths of a request, and names of an answer.
 MOST_PATHS, MOST_NAMES = 1000, 50
+#: Most files that are sent, as fetch.MOST_FILES.
+MOST_FILES = 100_000
 
 
 def send(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str, Any]]:
@@ -114,17 +116,19 @@ class _Search:
         #: Paths that are folders may have more to come.
         self._files: set[str] = set()
         self._most = self._left = most
-        self._alike: dict[str, list[str]] = {path: [] for path in paths}
+        self._alike: dict[str, list[str]] = {}
+        self._names = {path.rpartition("/")[2] for path in paths}
+        self._count = 0
         self.left_out: list[str] = []
 
     def wants(self, member: tarfile.TarInfo) -> bool:
         """Tell whether a member is to be sent. Raises BadInput when that would be too much."""
         name = member.name
-        matches = [path for path in self._found if name == path or name.startswith(f"{path}/")]
-        for path in [] if matches else self._alike:
-            is_alike = name.rpartition("/")[2] == path.rpartition("/")[2]
-            if is_alike and len(self._alike[path]) < 3:
-                self._alike[path].append(name)
+        matches = [path for path in _with_parents(name) if path in self._found]
+        base = name.rpartition("/")[2]
+        if not matches and base in self._names:
+            alike = self._alike.setdefault(base, [])
+            alike += [name] if len(alike) < 3 else []
         for path in matches:
             self._found[path] = True
         if not matches or member.isdir():
@@ -135,6 +139,11 @@ class _Search:
             return False
         self._files.update({name} & set(matches))
         self._left -= member.size
+        self._count += 1
+        if self._count > MOST_FILES:
+            raise BadInput(
+                f"there are more than {MOST_FILES} files below these paths: fetch the whole archive"
+            )
         if self._left < 0:
             raise BadInput(
                 f"{short(printable(name), 200)} and what comes before it have more than "
@@ -149,7 +158,15 @@ class _Search:
 
     def missing(self) -> dict[str, list[str]]:
         """Return the paths that the archive lacks, each with a few files of the same name."""
-        return {path: self._alike[path] for path, is_found in self._found.items() if not is_found}
+        missing = [path for path, is_found in self._found.items() if not is_found]
+        return {path: self._alike.get(path.rpartition("/")[2], []) for path in missing}
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    """Yield a path and the folders that it is in."""
+    while name:
+        yield name
+        name = name.rpartition("/")[0]
 
 
 class Lines:

@@ -16,6 +16,7 @@ from train_classifier.cli import parameters
 from train_classifier.core import options
 from train_classifier.core.errors import BadInput, NotReady
 from train_classifier.core.job import JobSpec, new_job_id
+from train_classifier.core.text import printable
 
 #: Most files that a message names.
 MOST_NAMES = 3
@@ -149,13 +150,14 @@ def sources(answer: Mapping[str, Any], spec: JobSpec, host: str, repo: Path) -> 
     with private_folder() as folder:
         (folder / "tree").mkdir()
         top = checkout.resolve(repo)
+        shown = printable(str(top))
         try:
             with git_state.opened(top, time.monotonic() + git_state.EXPORT_S) as git:
                 exported = git.export(commit, folder / "tree")
                 below = top.relative_to(git.top)
         except git_state.GitSilent as silent:
             raise BadInput(
-                f"{replaced}, and {top} does not give those of its commit: {silent}",
+                f"{replaced}, and {shown} does not give those of its commit: {silent}",
                 hint=f"Name a checkout that has the commit by --repo. {hint}",
             ) from silent
         prefix = b"" if below == Path() else os.fsencode(below) + b"/"
@@ -168,7 +170,7 @@ def sources(answer: Mapping[str, Any], spec: JobSpec, host: str, repo: Path) -> 
         # A folder that holds no file of the commit was empty.
         kept = [name for name in pushed if name in written or name in folders]
         tree = folder / "tree" / below
-        remark = f"{host} no longer has its files: they are taken from commit {commit[:12]} of {top}"
+        remark = f"{host} no longer has its files: they are taken from commit {commit[:12]} of {shown}"
         yield Files(str(tree), pack_names(kept), push_list.fingerprint(tree, kept), remark)
 
 
@@ -193,7 +195,5 @@ def _folders(names: Iterable[bytes]) -> set[bytes]:
 
 
 def _some(names: Sequence[bytes]) -> str:
-    from train_classifier.core.text import printable
-
     shown = ", ".join(printable(os.fsdecode(name)) for name in names[:MOST_NAMES])
     return shown + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
