@@ -185,6 +185,13 @@ def test_job_of_a_node_comes_back_as_from_a_plain_host(
     assert caller.host.shell(f"find {SHARED} -mindepth 1 -user root; find {folder} -name '*secrets*'") == ""
     # What a model leaves there, perhaps with a setuid bit, is out of the reach of other accounts.
     assert caller.host.shell(f"stat -c %a {caller.state}").strip() == "700"
+    # Again, with the same files, which the submit host still has, and the image that the node had.
+    repeated = caller.run("rerun", job, "--secret", "TOKEN")
+    assert repeated.returncode == 0, tail(repeated.stderr)
+    again = json.loads(archived(archive, "job/manifest.json"))
+    assert (again["rerun_of"], again["image"]) == (job, manifest["image"])
+    assert caller.run("fetch", job, "artefacts/seen").returncode == 0
+    assert (caller.work / "artefacts/seen").read_bytes() == b"seen"
 
 
 def test_waiting_job_is_explained_and_cancelled(caller: SlurmCaller, ready: Cluster) -> None:
