@@ -86,7 +86,16 @@
     const words = [report.job, typeof report.started === "number" ? time(report.started) : ""].filter(Boolean);
     if (words.length) page.append(element("p", "about", words.join(" · ")));
     const failure = list(report.failure);
-    if (failure.length) page.append(element("div", "card failure", ...failure.map((text) => element("p", "", text))));
+    if (failure.length) page.append(element("div", "card failure", ...failure.map((text) => element("p", "", explanation(text)))));
+  }
+
+  // The address of our own page on a failure is a link, and no other address.
+  function explanation(text) {
+    if (!/^https:\/\/incuvers\.github\.io\/train-classifier\/[a-z-]+\/#[a-z0-9-]+$/.test(text)) return text;
+    const node = element("a", "", text);
+    node.href = text;
+    node.rel = "noreferrer";
+    return node;
   }
 
   function pre(lines, label) {
@@ -277,7 +286,6 @@
       card.append(values(chart));
       grid.append(card);
       charts.push(entry);
-      draw(entry);
     }
   }
 
@@ -382,6 +390,9 @@
   showNotes();
   const hint = charts.length ? " In a chart: drag to enlarge, double-click to go back, click on a name to hide its line." : "";
   page.append(element("footer", "", "Made by train-classifier." + hint));
+
+  // Only now does each card have its width.
+  redraw();
 
   let waiting = 0;
   addEventListener("resize", () => {

@@ -14,6 +14,7 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 from report_samples import HOSTILE, SAMPLES
 
+from train_classifier.core.errors import TROUBLESHOOTING
 from train_classifier.core.report import page as report_page
 
 #: All in one process, which starts one browser.
@@ -87,6 +88,10 @@ def test_report_is_drawn_and_accessible(name: str, pages: Pages, tmp_path: Path)
     counts = tab.evaluate(DRAWN)
     assert len(counts) == len(document["curves"]) + len(document["usage"])
     assert all(count > 30 for count in counts), counts
+    # No chart is wider than its card, over which it would be drawn.
+    assert tab.evaluate(
+        "() => [...document.querySelectorAll('.uplot')].every((plot) => plot.offsetWidth <= plot.parentElement.offsetWidth)"
+    )
     assert tab.locator("img").count() == len(document["images"])
     assert tab.evaluate(
         "() => [...document.images].every((image) => image.complete && image.naturalWidth > 0)"
@@ -138,7 +143,7 @@ def test_text_of_a_job_runs_nothing(pages: Pages, tmp_path: Path) -> None:
     assert tab.locator("img").count() == 0
     links = tab.locator("a").evaluate_all("links => links.map((link) => link.href)")
     commit = "https://github.com/octocat/classifiers/commit/0c7e5a5f1f4b" + "0" * 28
-    assert links == [commit, "https://example.org/a/commit/1"]
+    assert links == [f"{TROUBLESHOOTING}failed", commit, "https://example.org/a/commit/1"]
     assert tab.locator("script").count() == 3
     # The policy holds for a script that gets into the page in any way.
     tab.evaluate(
