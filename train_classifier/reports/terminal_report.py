@@ -65,7 +65,11 @@ def _comparison(comparison: Mapping[str, Any], width: int) -> list[str]:
         for run in comparison["runs"][-MAX_ROWS:]
     ]
     head = ["job", "outcome", *words(comparison["columns"])]
-    return _section("Earlier runs", text.table(rows, head, width=width))
+    filled = [column for column in range(len(head)) if column < 2 or any(row[column] for row in rows)]
+    head, *rows = ([row[column] for column in filled] for row in (head, *rows))
+    # Metrics keep their digits as long as there are arguments to be shortened.
+    arguments = head.index("arguments") if "arguments" in head else None
+    return _section("Earlier runs", text.table(rows, head, width=width, shortened_first=arguments))
 
 
 def _cell(value: Any) -> str:
