@@ -253,15 +253,32 @@ def test_controller_is_restarted_while_a_job_runs(caller: SlurmCaller, ready: Cl
     assert archives[0].read_bytes() == archives[1].read_bytes()
 
 
+@pytest.mark.full
+def test_controller_that_is_killed_just_after_a_start_runs_no_job_twice(
+    caller: SlurmCaller, ready: Cluster
+) -> None:
+    """It has forgotten the start, unless it was killed late: then it ends the job, and launches it again."""
+    job = caller.submit("--", "hold")
+    folder = f"{caller.state}/jobs/{job}"
+    wait_until(lambda: "attempt-" in caller.host.shell(f"ls {folder}"), 120)
+    number = json.loads(caller.host.shell(f"cat {folder}/slurm.json"))["number"]
+    ready.controller.shell("systemctl kill --signal=KILL slurmctld; systemctl start slurmctld")
+    wait_until(lambda: ready.job(number)["JobState"] == "RUNNING", 120)
+    caller.training(job)
+    label = f"label=train-classifier.job={job}"
+    assert sum(len(node.containers(label)) for node in ready.nodes) <= 1
+    caller.let_go(job)
+    done = caller.run("attach", job)
+    assert done.returncode == 0, tail(done.stderr)
+    lines = done.stdout.decode().splitlines()
+    assert lines[-1] == "end" and sum("started again by Slurm" in line for line in lines) <= 1
+    wait_until(lambda: ready.job(number)["ExitCode"] == "0:0", 60)
+    wait_until(lambda: not any(node.containers(label) for node in ready.nodes), 60)
+
+
 def test_job_whose_worker_is_killed_is_lost_and_its_container_is_gone(caller: SlurmCaller) -> None:
     job = caller.submit("--", "hold")
     node = caller.training(job)
-    # A controller that is killed just after a start may start the same attempt again.
-    status = json.loads(node.shell(f"cat {caller.state}/jobs/{job}/status.json", user="trainer"))
-    again = ["env", f"SLURM_JOB_ID={status['slurm_job']}", "/usr/bin/python3", "-I", status["worker"], "run"]
-    node.exec(*again, f"{caller.state}/jobs/{job}", user="trainer")
-    assert len(node.containers(f"label=train-classifier.job={job}")) == 1
-    assert caller.status(job)["state"] == "running"
     node.exec("pkill", "-9", "-f", f"run {caller.state}/jobs/{job}")
     done = caller.run("attach", job)
     assert done.returncode == 10, tail(done.stderr)

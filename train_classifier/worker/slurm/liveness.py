@@ -16,7 +16,7 @@ from train_classifier.worker.system.host import Host
 #: Seconds that a command waits for Slurm's answer where nobody follows a log.
 PATIENCE_S = 15.0
 #: Seconds after its last sign of life for which a worker counts as alive although Slurm's job is gone: a
-#: second launch of the same job ended, or its result is not visible here yet.
+#: result may not be visible here yet.
 SIGN_OF_LIFE_S = 40.0
 
 _looks: dict[int, QueueLook] = {}

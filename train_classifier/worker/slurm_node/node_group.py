@@ -6,6 +6,7 @@ messages between them are files that exist from the start and are written in pla
 
 import contextlib
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -122,6 +123,8 @@ class Leader:
     def start(self, gpus: int) -> None:
         """Start a worker on each further node."""
         make_folder(self.folder.parent, 0o700)
+        # Slurm may have launched the attempt before; that launch has ended.
+        shutil.rmtree(self.folder, ignore_errors=True)
         make_folder(self.folder, 0o700)
         write_json(self.folder / MEETING_FILE, self._meeting.to_dict())
         for name in (GO_FILE, shared_folder.STOP_FILE):

@@ -19,7 +19,7 @@ from train_classifier.worker.jobs import conclude, recover, removal
 from train_classifier.worker.jobs import run as local_run
 from train_classifier.worker.jobs.secrets import remove_secrets, store_secrets, take_secrets
 from train_classifier.worker.slurm import accounting, allocation, commands, shared_folder
-from train_classifier.worker.slurm_node import node_group, unpacked_results
+from train_classifier.worker.slurm_node import attempt, node_group, unpacked_results
 from train_classifier.worker.slurm_node.publisher import Publisher
 from train_classifier.worker.state import file_trees, results
 from train_classifier.worker.state.files import make_folder, read_json, write_bytes, write_json
@@ -50,8 +50,9 @@ def run(folder: Path, host: Host) -> int:
     # Until the job itself heeds signals: one that Slurm sends now must not leave half of a job.
     early_signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: early_signals.append(number))
-    if not take_attempt(shared, os.environ):
-        return 0
+    if not attempt.take(shared, os.environ, lambda: bool(early_signals)):
+        # What another launch of it came to.
+        return int((shared.result() or {}).get("exit_code") or 0)
     status = shared.status()
     if status["state"] not in ("submitted", "running") or shared.result() is not None:
         return 0
@@ -109,19 +110,6 @@ def take_allocation(
     except BaseException:
         removal.remove(Job(local.dir), account)
         raise
-
-
-def take_attempt(shared: Job, variables: Mapping[str, str]) -> bool:
-    """Tell whether this process may run the job: a controller that was killed may start it twice.
-
-    A requeue by Slurm is another attempt, with another count.
-    """
-    path = shared.dir / f"attempt-{node_group.attempt_name(variables)}"
-    try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        return False
-    return True
 
 
 def set_submitted(local: Job, shared: Job) -> None:
@@ -198,7 +186,10 @@ def fill(local: Job, shared: Job, account: Account, status: dict[str, Any], log:
     beginning: dict[str, Any] = {"state": "pushed", "phase": None, "times": {}, "message": "", "gpus": []}
     write_json(local.dir / "status.json", {**status, **beginning, "launcher": LOCAL_LAUNCHER})
     # A next attempt or another node needs them as well.
-    store_secrets(local, account, take_secrets(shared, keep=spec.requeue or (spec.nodes or 1) > 1))
+    secrets = take_secrets(shared, keep=spec.requeue or (spec.nodes or 1) > 1)
+    if spec.secrets and not secrets:
+        raise NotReady("an earlier start of the job has taken its secrets", "submit it again")
+    store_secrets(local, account, secrets)
     if log.exists():
         shared_folder.copy_file(log, local.log)
         with open(local.log, "ab") as file:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from train_classifier.core.job import SCHEMA, new_job_id
 from train_classifier.worker.slurm import shared_folder
-from train_classifier.worker.slurm_node import node_job
+from train_classifier.worker.slurm_node import attempt
 from train_classifier.worker.slurm_node.publisher import Publisher
 from train_classifier.worker.state.files import write_bytes, write_json
 from train_classifier.worker.state.store import Job
@@ -79,8 +83,72 @@ def test_job_that_the_submit_host_ended_stops_and_publishes_nothing_more(publish
     assert not shared.log.exists()
 
 
-def test_second_launch_of_an_attempt_does_not_run_the_job(publisher: Publisher) -> None:
+FIRST = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "node1"}
+
+
+def launch(job: Job, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Another process takes the attempt, says so, and lives until its standard input ends."""
+    code = (
+        "import json, pathlib, sys\nfrom train_classifier.worker.slurm_node import attempt\n"
+        "from train_classifier.worker.state.store import Job\n"
+        "attempt.take(Job(pathlib.Path(sys.argv[1])), json.loads(sys.argv[2]), lambda: False)\n"
+        "print('taken', flush=True)\nsys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", code, str(job.dir), json.dumps(variables)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"taken\n"
+    return process
+
+
+def looks(process: subprocess.Popen[bytes], after: int, action: Callable[[], object]) -> Callable[[], bool]:
+    """Return a question that does something at this look at the other launch, and answers no."""
+    count = 0
+
+    def look() -> bool:
+        nonlocal count
+        count += 1
+        assert count <= after or process.poll() is not None, "it does not wait for the other launch"
+        if count == after:
+            action()
+        return False
+
+    return look
+
+
+def test_second_launch_of_an_attempt_waits_for_the_first(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes over from one that was killed, has nothing to do after one with a result, and heeds Slurm."""
+    monkeypatch.setattr(attempt, "LOOK_S", 0.01)
     job = publisher.shared
-    assert node_job.take_attempt(job, {"SLURM_JOB_ID": "7"})
-    assert not node_job.take_attempt(job, {"SLURM_JOB_ID": "7"})
-    assert node_job.take_attempt(job, {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"})
+    process = launch(job, FIRST)
+
+    def kill() -> None:
+        process.kill()
+        process.wait()
+
+    assert attempt.take(job, {**FIRST, "SLURM_RESTART_COUNT": "1"}, lambda: False)
+    assert not attempt.take(job, FIRST, lambda: True)
+    assert attempt.take(job, FIRST, looks(process, 3, kill))
+    job.write_result({"exit_code": 0})
+    assert not attempt.take(job, FIRST, lambda: False)
+
+
+def test_launch_on_another_node_counts_as_ended_when_it_is_silent(
+    publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "LOOK_S", 0.01)
+    monkeypatch.setattr(attempt, "SILENCE_S", 0.3)
+    job = publisher.shared
+    process = launch(job, FIRST)
+    signs = iter(range(60))
+
+    def give_sign() -> bool:
+        number = next(signs, None)
+        if number is not None:
+            write_json(job.dir / shared_folder.ALIVE_FILE, {"time": float(number)})
+        return False
+
+    with process:
+        assert attempt.take(job, {**FIRST, "SLURMD_NODENAME": "node2"}, give_sign)
+    assert next(signs, None) is None
