@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from answering_host import AnsweringHost
 
 from train_classifier.cli.inside import enter
 from train_classifier.controller.transport import RemoteHost
@@ -37,7 +40,7 @@ def test_relay_carries_bytes_both_ways_and_says_why_it_cannot() -> None:
     server.close()
     # Now nothing listens there.
     for program, problem in (
-        (argv, "Connection refused"),
+        (argv, "nothing listens there"),
         (["sh", "-c", "echo '\033[2Jbad' >&2; exit 1"], "\ufffd[2Jbad"),
     ):
         ours, theirs = socket.socketpair()
@@ -69,3 +72,16 @@ def test_exec_asks_the_engine_of_the_jobs(address: str | None, tmp_path: Path) -
     unknown = host.exec_command(JOB.replace("1", "2"), ["true"], False)
     done = subprocess.run(unknown, env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "there is no job" in done.stderr and not done.stdout
+
+
+class SignalledHost(AnsweringHost):
+    """A host whose connection is ended by a signal."""
+
+    def exec_command(self, job: str, words: Sequence[str], terminal: bool) -> list[str]:
+        return ["sh", "-c", "kill -TERM $$"]
+
+
+def test_exit_status_of_a_connection_that_a_signal_ended() -> None:
+    host = SignalledHost("gpu-1", {"id": JOB, "status": {"state": "running", "phase": "training"}})
+    host.ssh = ["ssh", "gpu-1"]
+    assert enter.run_inside([host], JOB, ["true"]) == 128 + signal.SIGTERM

@@ -25,8 +25,9 @@ RELAY = """
 import os, socket, sys, threading
 try:
     port = socket.create_connection(("localhost", int(sys.argv[1])))
-except OSError as error:
-    sys.exit(error.strerror)
+except OSError:
+    # The error is that of the last address of several.
+    sys.exit("nothing listens there")
 def send():
     while data := os.read(0, 65536):
         port.sendall(data)
@@ -67,7 +68,9 @@ def run_inside(hosts: Sequence[RemoteHost], job: str, words: Sequence[str]) -> i
         # The command gets the terminal's signals itself.
         os.execvp(argv[0], argv)
     with _ignored(signal.SIGINT):
-        return subprocess.run(argv, check=False).returncode
+        status = subprocess.run(argv, check=False).returncode
+    # As a shell says it, where a signal ended ssh.
+    return status if status >= 0 else 128 - status
 
 
 @contextlib.contextmanager
