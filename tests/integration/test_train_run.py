@@ -90,7 +90,7 @@ def check_repeats(world: World, inventory: Path) -> None:
     (world.repo / "probe" / "__main__.py").write_text("raise SystemExit('changed')\n")
     done = world.run("rerun", first, "-i", inventory)
     assert (done.returncode, done.stdout) == (0, b"hello from probe --epochs 3\n"), tail(done.stderr)
-    assert b"but" not in done.stderr
+    assert b"is repeated, with its files, of commit" in done.stderr
     (mirror,) = (world.state / "mirrors").iterdir()
     (mirror / "fingerprint").write_text("of another push")
     # Without a checkout that has the commit nothing starts; with it, the commit is pushed.

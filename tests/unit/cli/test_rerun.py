@@ -12,6 +12,7 @@ import pytest
 from git_commands import git
 
 from train_classifier.cli.commands.jobs import rerun
+from train_classifier.cli.console import Console
 from train_classifier.controller import steps
 from train_classifier.controller.order import Order, pack_names
 from train_classifier.controller.transport import RemoteHost
@@ -72,7 +73,9 @@ def finished_job(state: Path, push: tuple[Repository, list[bytes], str], **chang
     return spec
 
 
-def test_files_image_and_environment_of_the_job_are_asked_for(tmp_path: Path, repo: Path) -> None:
+def test_files_image_and_environment_of_the_job_are_asked_for(
+    tmp_path: Path, repo: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     spec = finished_job(
         tmp_path / "state", pushed(repo), arguments=("--epochs", "3"), secrets=("TOKEN",),
         max_parallel=None, lease_s=60.0, environment={"SEED": "1"},
@@ -91,6 +94,14 @@ def test_files_image_and_environment_of_the_job_are_asked_for(tmp_path: Path, re
     assert [getattr(again, name) for name in kept] == [getattr(spec, name) for name in kept]
     with rerun.sources(answer, again, "one", tmp_path / "nowhere") as files:
         assert (files.tree, files.remark) == ("", "")
+    for dirty, words in ((False, "its files, of commit"), (True, "with changes that are in no commit")):
+        repository = dataclasses.replace(again.repository, dirty=dirty)
+        changed = dataclasses.replace(again, repository=repository)
+        rerun.show_remarks({"gone": []}, changed, files, Console())
+        assert words in capfd.readouterr().err
+    rerun.show_remarks({"gone": ["image x is gone", "\x1b[2J"]}, again, files, Console())
+    shown = capfd.readouterr().err
+    assert f"Job {JOB} is repeated, but image x is gone;" in shown and "\x1b" not in shown
     # Another push between the question and the start: nothing of this machine is sent in place of it.
     order = Order(spec=again, tree=files.tree, files=files.names, output=str(tmp_path / "a.tar.gz"))
     with pytest.raises(NotReady, match="by another push just now"):

@@ -8,7 +8,7 @@ import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import rich_click as click
 
@@ -17,6 +17,9 @@ from train_classifier.core import options
 from train_classifier.core.errors import BadInput, NotReady
 from train_classifier.core.job import JobSpec, new_job_id
 from train_classifier.core.text import printable
+
+if TYPE_CHECKING:
+    from train_classifier.cli.console import Console
 
 #: Most files that a message names.
 MOST_NAMES = 3
@@ -69,10 +72,7 @@ def rerun(
     spec, values = again(answer, secrets)
     with contextlib.ExitStack() as stack:
         files = stack.enter_context(sources(answer, spec, located.host.name, Path(repo or ".")))
-        gone = [*map(str, answer.get("gone") or ()), *([files.remark] if files.remark else [])]
-        if gone:
-            text = f"Job {located.id} is repeated, but {'; '.join(gone)}."
-            console.event("message", level="warning", text=text)
+        show_remarks(answer, spec, files, console)
         order = Order(
             spec=spec,
             tree=files.tree,
@@ -113,6 +113,19 @@ def again(answer: Mapping[str, Any], named: Sequence[str]) -> tuple[JobSpec, dic
     if problems or wrong:
         raise BadInput(*problems, *wrong)
     return spec, values
+
+
+def show_remarks(answer: Mapping[str, Any], spec: JobSpec, files: "Files", console: "Console") -> None:
+    """Say what is repeated, or what of it is gone, before the job starts."""
+    gone = [*map(str, answer.get("gone") or ()), *([files.remark] if files.remark else [])]
+    if gone:
+        text = f"Job {spec.rerun_of} is repeated, but {'; '.join(gone)}."
+        console.event("message", level="warning", text=text)
+        return
+    commit = spec.repository.commit
+    name = "its files" if commit is None else f"its files, of commit {printable(commit)[:12]}"
+    changes = " with changes that are in no commit" if commit and spec.repository.dirty else ""
+    console.say(f"Job {spec.rerun_of} is repeated, with {name}{changes}, its environment and its image.")
 
 
 class Files(NamedTuple):
