@@ -50,7 +50,7 @@ def choose(
     """Return the host for a job, why it is this one, and the failures of hosts that were passed over.
 
     The first that has enough free GPUs now, else the one with the fewest jobs that wait, else the first that
-    is ready. All are asked at once. Raises the first host's failure when none is ready.
+    is ready. All are asked at once. Raises a failure with the code of the first host's when none is ready.
     """
     request = {"verb": "check", "gpus": gpus, "min_vram_mib": min_vram_mib, "image": None, "deep": False}
     answers = find_jobs.ask_hosts(hosts, lambda host: host.call(request, timeout=CHOICE_S))
@@ -64,7 +64,12 @@ def choose(
         else:
             failures.append(_not_ready(host, answer))
     if not ready:
-        raise failures[0]
+        reasons = " ".join(failure.reason for failure in failures)
+        raise TrainClassifierError(
+            f"None of the {len(hosts)} hosts can take the job: {reasons}",
+            failures[0].hint,
+            code=failures[0].code,
+        )
     gpu_count = 1 if gpus == "auto" else int(gpus)
     for host, answer in ready:
         free = _free_gpus(answer, min_vram_mib or 0)

@@ -12,7 +12,7 @@ from answering_host import AnsweringHost
 
 from train_classifier.cli.app import run
 from train_classifier.cli.hosts import choose, hosts
-from train_classifier.core.errors import NotReady
+from train_classifier.core.errors import ExitCode, NotReady, TrainClassifierError
 from train_classifier.request import settings_file
 
 #: Names that need no name service.
@@ -123,5 +123,8 @@ def test_free_gpu_wins_then_the_shortest_queue_then_the_first() -> None:
     assert "the fewest jobs wait there: 0" in choose([busy, free], 2, None)[1]
     assert choose([host("cpu", [], None), busy], 0, None)[0].name == "cpu"
     assert choose([host("cluster", [], None)], 1, None)[1] == "the first that is ready"
-    with pytest.raises(NotReady, match="dead does not answer"):
+    with pytest.raises(
+        TrainClassifierError, match=r"None of the 2 .*: dead does not answer full: the disk"
+    ) as caught:
         choose([dead, full], 1, None)
+    assert caught.value.code == ExitCode.NOT_READY

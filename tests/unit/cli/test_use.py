@@ -153,6 +153,13 @@ def test_dry_run_shows_what_has_an_effect(repo: Path, capfd: pytest.CaptureFixtu
     for gpus, is_shown in (("0", False), ("1", True)):
         assert app.run(["train", "mnist", "--dry-run", "--gpus", gpus]) == 0
         assert ("min_vram" in capfd.readouterr().out) is is_shown
+    # Which of several hosts takes the job is known when it starts.
+    assert app.run(["train", "mnist", "--dry-run", "--inventory", "127.0.0.1,127.0.0.2"]) == 0
+    assert re.search("host +the one of several that is free first", capfd.readouterr().out)
+    assert app.run(["train", "mnist", "--dry-run", "--json", "--inventory", "127.0.0.1,127.0.0.2"]) == 0
+    assert json.loads(capfd.readouterr().out)["host"] is None
+    words = ["train", "mnist", "--dry-run", "--inventory", "127.0.0.1,127.0.0.2", "--host", "all"]
+    assert app.run(words) == ExitCode.BAD_INPUT
 
 
 def test_every_problem_of_a_command_is_reported_at_once(

@@ -192,11 +192,21 @@ def _describe(group: "GroupRequest", console: "Console") -> None:
     console.say("Dry run: nothing was touched.")
 
 
+def _host_name(plan: "Plan") -> str | None:
+    """Return the name of the host, None where it is chosen among several when the job starts."""
+    try:
+        return plan.target.name if plan.target else None
+    except SeveralHosts:
+        if plan.host is not None:
+            raise
+        return None
+
+
 def _as_json(plan: "Plan", spec: JobSpec) -> dict[str, Any]:
     return {
         "id": None,
         "model": spec.model,
-        "host": plan.target.name if plan.target else None,
+        "host": _host_name(plan),
         "outcome": "dry-run",
         "exit_code": 0,
         "spec": {**spec.to_dict(), "id": None, "group": None},
@@ -214,7 +224,7 @@ def _describe_plan(plan: "Plan", console: "Console") -> None:
         ("model", shlex.join([spec.model, *spec.arguments])),
         ("repository", f"{plan.repository} ({commit})"),
         ("push", f"{files}, {text.show_bytes(spec.source_bytes)}"),
-        ("host", plan.target.name if plan.target else None),
+        ("host", _host_name(plan) or "the one of several that is free first; train asks them"),
         ("output", plan.output),
     ):
         if name in plan.origin:
