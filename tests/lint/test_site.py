@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -76,3 +77,18 @@ def test_links_lead_somewhere(site: Path) -> None:
 
 def test_no_page_loads_fonts_from_elsewhere(site: Path) -> None:
     assert not [path for path in site.rglob("*.html") if "fonts.g" in path.read_text()]
+
+
+def test_pictures_are_small_shown_and_load_nothing() -> None:
+    pages = "\n".join(
+        path.read_text() for path in [REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")]
+    )
+    pictures = list((REPOSITORY / "docs" / "pictures").iterdir())
+    assert pictures and sum(path.stat().st_size for path in pictures) < 600_000
+    for picture in pictures:
+        assert f"pictures/{picture.name})" in pages, picture
+        if picture.suffix == ".svg":
+            text = picture.read_text()
+            assert "<script" not in text and not re.search(r"url\((?!#)|href=|@font-face|@import", text), (
+                picture
+            )

@@ -65,7 +65,13 @@ def _comparison(comparison: Mapping[str, Any], width: int) -> list[str]:
         for run in comparison["runs"][-MAX_ROWS:]
     ]
     head = ["job", "outcome", *words(comparison["columns"])]
-    filled = [column for column in range(len(head)) if column < 2 or any(row[column] for row in rows)]
+    # What no run has tells them not apart, nor does a commit that all have.
+    filled = [
+        column
+        for column, name in enumerate(head)
+        if column < 2
+        or (len({row[column] for row in rows}) > 1 if name == "commit" else any(row[column] for row in rows))
+    ]
     head, *rows = ([row[column] for column in filled] for row in (head, *rows))
     # Metrics keep their digits as long as there are arguments to be shortened.
     arguments = head.index("arguments") if "arguments" in head else None

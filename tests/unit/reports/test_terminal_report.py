@@ -92,7 +92,9 @@ def test_runs_are_compared_by_metrics_and_arguments() -> None:
 
 def test_earlier_runs_fit_80_columns_with_all_digits_of_their_metrics() -> None:
     job, arguments = "20260131-120000-0123abcd", "--epochs 60 --learning-rate 0.001"
-    runs = [{"job": job, "outcome": "trained", "values": [0.980556, 0.0463879, 85.4, "", arguments]}] * 2
+    runs = [
+        {"job": job, "outcome": "trained", "values": [0.980556, 0.0463879, 85.4, "c" * 12, arguments]}
+    ] * 2
     compared = {"columns": ["val_accuracy", "val_loss", "seconds", "commit", "arguments"], "runs": runs}
     text = terminal_report.render({**sample(), "comparison": compared}, 80, False, has_braille=False)
     head, row, _ = text.partition("Earlier runs\n")[2].splitlines()[:3]
