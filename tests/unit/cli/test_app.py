@@ -29,7 +29,21 @@ from train_classifier.core.errors import (
     from_dict,
 )
 
-COMMANDS = ["train", "list", "status", "logs", "attach", "fetch", "cancel", "clean", "doctor", "provision"]
+COMMANDS = [
+    "train",
+    "list",
+    "status",
+    "logs",
+    "attach",
+    "fetch",
+    "cancel",
+    "rerun",
+    "board",
+    "compare",
+    "clean",
+    "doctor",
+    "provision",
+]
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

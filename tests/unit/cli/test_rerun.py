@@ -168,6 +168,14 @@ def test_what_git_alone_does_not_write_is_refused(tmp_path: Path, repo: Path) ->
     assert "data.csv of commit" in refusal(tmp_path, pushed(repo), repo)
 
 
+def test_submodules_are_refused(tmp_path: Path, repo: Path) -> None:
+    (repo / "sub").mkdir()
+    git(repo, "update-index", "--add", "--cacheinfo", f"160000,{git(repo, 'rev-parse', 'HEAD')},sub")
+    git(repo, "commit", "-q", "-m", "submodule")
+    push = pushed(repo)
+    assert push[0].dirty is False and "has submodules" in refusal(tmp_path, push, repo)
+
+
 def test_commit_that_the_checkout_lacks_is_named(tmp_path: Path, repo: Path) -> None:
     push = pushed(repo)
     other = tmp_path / "other"
