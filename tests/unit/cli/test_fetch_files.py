@@ -173,13 +173,18 @@ class LyingHost(RemoteHost):
 
 
 @pytest.mark.parametrize(
-    ("path", "size"),
-    [("artefacts/../x", 1), ("/etc/x", 1), ("artefactsx", 1), ("artefacts//x", 1), ("artefacts/x", 11), ("artefacts/x", -1)],
+    ("path", "size", "words"),
+    [
+        *((path, 2, "nobody asked for") for path in ("artefacts/../x", "/etc/x", "artefactsx", "artefacts//x")),
+        ("artefacts/x", 11, "more than was asked for"), ("artefacts/x", -1, "damaged"),
+    ],
 )  # fmt: skip
-def test_host_sends_only_what_was_asked_for(tmp_path: Path, path: str, size: int) -> None:
-    data = base64.b64encode(zlib.compress(b"xx")).decode()
-    host = LyingHost({"file": path, "bytes": size}, {"data": data}, {"sha256": "0" * 64})
+def test_host_sends_only_what_was_asked_for(tmp_path: Path, path: str, size: int, words: str) -> None:
+    content = b"x" * max(size, 0)
+    data = base64.b64encode(zlib.compress(content)).decode()
+    digest = hashlib.sha256(content).hexdigest()
+    host = LyingHost({"file": path, "bytes": size}, {"data": data}, {"sha256": digest})
     fetched = fetch.FetchedFiles(["artefacts"], tmp_path)
-    with pytest.raises(NothingDelivered):
+    with pytest.raises(NothingDelivered, match=words):
         fetch.fetch_files(host, OLD, fetched, 10, Console(), 1)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()] and not fetched.files
