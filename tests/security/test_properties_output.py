@@ -18,6 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from train_classifier.core.errors import TROUBLESHOOTING
 from train_classifier.core.report import curves, document, event_files, images, log_end, page
 from train_classifier.core.text import number, short, table
 from train_classifier.github_action import slack_message, workflow_commands
@@ -163,6 +164,11 @@ MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethro
 BLOCKS = {"<details open><summary>End of the log</summary>\n", "</details>", "</details>\n"}
 
 
+OUR_LINK = re.escape(TROUBLESHOOTING) + "[a-z0-9-]+"
+#: The end of a link has no address.
+LINK_END = TROUBLESHOOTING + "end"
+
+
 def check_markdown(text: str) -> None:
     """Check that a summary has our headings, tables and blocks only."""
     assert len(text.encode()) <= 1 << 20
@@ -177,6 +183,10 @@ def check_markdown(text: str) -> None:
                 )
         elif token.type == "inline":
             for child in token.children or []:
+                if child.type in ("link_open", "link_close"):
+                    # Our own page about the outcome.
+                    assert re.fullmatch(OUR_LINK, str(child.attrs.get("href", LINK_END)))
+                    continue
                 assert child.type in (
                     "text", "text_special", "softbreak", "strong_open", "strong_close", "em_open", "em_close",
                     "html_inline", "code_inline",
@@ -184,7 +194,7 @@ def check_markdown(text: str) -> None:
                 if child.type == "html_inline":
                     assert child.content in ("<code>", "</code>")
             # What GitHub makes a link of without any markup.
-            outside = re.sub(r"<code>.*?</code>", "", token.content)
+            outside = re.sub(rf"<code>.*?</code>|\]\({OUR_LINK}\)", "", token.content)
             assert not re.search(
                 r"(?i)https?:|www\.|@|#\w", re.sub(r"&#\d+;", "", outside).replace("&#64;", "")
             )

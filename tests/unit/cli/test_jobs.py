@@ -145,6 +145,11 @@ def test_list_fits_its_terminal(tmp_path: Path, command: Any, monkeypatch: pytes
     (folder / "result.json").write_text(json.dumps(result))
     listed = json.loads(command("list", "--json")[1])[0]
     assert (listed["arguments"], listed["metrics"]) == (["--epochs", "3 4"], {"loss": 0.25})
+    # A model names up to a thousand, and `list` has the jobs of years.
+    many = {f"m{number}": 0.5 for number in range(1000)}
+    (folder / "result.json").write_text(json.dumps({**result, "metrics": many}))
+    assert len(json.dumps(json.loads(command("list", "--json")[1])[0])) < 10_000
+    (folder / "result.json").write_text(json.dumps(result))
     shown = {}
     for width in (60, 80, 200):
         monkeypatch.setattr("train_classifier.cli.console.Console.width", width)

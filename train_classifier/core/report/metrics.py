@@ -12,6 +12,8 @@ from typing import Any, Optional
 MOST_BYTES = 1 << 20
 #: Most metrics of one job, and the longest name.
 MOST, MOST_NAME = 1000, 200
+#: Most bytes of all names together as they stand in records, which answers about many jobs hold.
+MOST_NAMES = 64 << 10
 #: Whole numbers up to here are exact for every reader of JSON.
 EXACT = 1 << 53
 
@@ -53,9 +55,21 @@ def _parse_integer(digits: str) -> Optional[float]:
     return int(digits) if len(digits) <= 400 else None
 
 
+def first(metrics: Optional[dict[str, float]], most_bytes: int) -> Optional[dict[str, float]]:
+    """Return as many of the metrics, from the first on, as have at most that many bytes as JSON."""
+    chosen: dict[str, float] = {}
+    for name, value in (metrics or {}).items():
+        most_bytes -= len(json.dumps({name: value}))
+        if most_bytes < 0:
+            break
+        chosen[name] = value
+    return None if metrics is None else chosen
+
+
 def _chosen(pairs: Iterable[tuple[str, Any]]) -> tuple[Optional[dict[str, float]], Optional[str]]:
     chosen: dict[str, float] = {}
     problems = []
+    space = MOST_NAMES
     for name, raw in pairs:
         value = number(raw)
         if not name.isprintable() or len(name) > MOST_NAME:
@@ -64,11 +78,12 @@ def _chosen(pairs: Iterable[tuple[str, Any]]) -> tuple[Optional[dict[str, float]
             problems.append(f"{name[:80]!r} is not a finite number")
         elif name in chosen:
             problems.append(f"{name[:80]!r} is there twice")
-        elif len(chosen) == MOST:
-            problems.append(f"there are more than {MOST}")
+        elif len(chosen) == MOST or len(json.dumps(name)) > space:
+            problems.append(f"there are more than {MOST}, or their names are too long together")
             break
         else:
             chosen[name] = value
+            space -= len(json.dumps(name))
     if not problems:
         return chosen, None
     more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""

@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator, Optional
 
 from train_classifier.core.errors import BadInput, Cancelled, NotReady, TrainClassifierError, from_dict
 from train_classifier.core.regular_file import open_regular
+from train_classifier.core.report import metrics
 from train_classifier.worker.jobs import recover, removal
 from train_classifier.worker.state import files, run_records
 from train_classifier.worker.state.files import write_bytes
@@ -37,6 +38,8 @@ MAX_BYTES = 16 << 20
 MAX_INLINE_BYTES = 1 << 20
 #: Most jobs that are looked at for the earlier runs of a model.
 MAX_RUNS = 1000
+#: Most bytes of the metrics in one entry of `list`, which has one for each job.
+MAX_METRICS = 8 << 10
 
 
 def read(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
@@ -347,7 +350,7 @@ def entry_of(job: Job, host: Host) -> Optional[dict[str, Any]]:
         "group": spec.group if spec else None,
         "sweep": spec.sweep if spec else {},
         "commit": spec.repository.commit if spec else None,
-        "metrics": result.get("metrics") if result else None,
+        "metrics": metrics.first(result.get("metrics"), MAX_METRICS) if result else None,
     }
 
 
