@@ -112,8 +112,9 @@ def _plot(chart: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], width: i
     low, high = min(ys), max(ys)
     if 0 < low < high / 2:
         low = 0.0
-    figure.set_x_limits(min(xs), _above(min(xs), max(xs)))
-    figure.set_y_limits(low, _above(low, high))
+    # Each Braille sign has 2 x 4 dots.
+    figure.set_x_limits(min(xs), _above(min(xs), max(xs), 2 * figure.width))
+    figure.set_y_limits(low, _above(low, high, 4 * figure.height))
     for line, name in zip(lines, COLOURS, strict=False):
         figure.plot(line["x"], line["y"], lc=name if colour else None)
     names = []
@@ -126,9 +127,11 @@ def _plot(chart: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], width: i
     return "\n".join(["", f"{text.clean(title)} by {text.clean(chart['x'])}: {'  '.join(names)}", *rows])
 
 
-def _above(low: float, high: float) -> float:
-    """Return the upper end of an axis, which must differ from the lower one."""
-    return high if high - low > 1e-9 * max(abs(high), 1e-9) else high + (abs(high) or 1.0) / 10
+def _above(low: float, high: float, dots: int) -> float:
+    """Return the upper end of an axis of so many dots: plotille draws nothing that lies at the end itself."""
+    if high - low > 1e-9 * max(abs(high), 1e-9):
+        return high + (high - low) * 1.5 / dots
+    return high + (abs(high) or 1.0) / 10
 
 
 def _tick(value: float, chars: int, delta: Any = None, left: bool = False) -> str:

@@ -90,6 +90,18 @@ def test_runs_are_compared_by_metrics_and_arguments() -> None:
     assert "Earlier runs\njob  outcome" in terminal_report.render(shown, 80, False, has_braille=False)
 
 
+def test_a_line_is_drawn_to_its_last_and_highest_point() -> None:
+    shown = sample()
+    x, y = [0.0, 5.0, 10.0, 15.0], [0.0, 281.0, 281.9, 282.0]
+    chart = {"title": "Memory", "x": "seconds", "y": "MiB", "lines": [{"name": "memory", "x": x, "y": y}]}
+    rows = terminal_report.render(
+        {**shown, "curves": [chart], "usage": []}, 80, False, has_braille=True
+    ).splitlines()
+    plot = [row.partition("| ")[2] for row in rows if re.search("[\u2801-\u28ff]", row)]
+    assert max(len(row.rstrip("\u2800")) for row in plot[1:]) < max(map(len, plot)) / 2
+    assert len(plot[0].rstrip("\u2800")) >= max(map(len, plot)) - 1
+
+
 def test_earlier_runs_fit_80_columns_with_all_digits_of_their_metrics() -> None:
     job, arguments = "20260131-120000-0123abcd", "--epochs 60 --learning-rate 0.001"
     runs = [
