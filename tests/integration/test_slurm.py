@@ -87,6 +87,10 @@ def set_up(cluster: Cluster) -> Cluster:
         "echo Epilog=/etc/slurm-epilog >>/etc/slurm/slurm.conf; scontrol reconfigure"
     )
     settle(controller, engine="slurm", slurm_host_network=True)
+    # As where the shared folder comes by NFS with root_squash: root may do there what everybody may.
+    limits = "[Service]\nCapabilityBoundingSet=~CAP_DAC_OVERRIDE CAP_DAC_READ_SEARCH\n"
+    controller.write("/etc/systemd/system/ssh.service.d/squash.conf", limits)
+    controller.shell("systemctl daemon-reload; systemctl restart ssh")
     return cluster
 
 
