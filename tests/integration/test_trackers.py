@@ -169,7 +169,8 @@ def test_recipe_trains_in_a_container_without_network(
     world: World, index: Index, tmp_path: Path, tracker: str, result: str
 ) -> None:
     files = recipe(tracker)
-    serve_wheels(world, index, tmp_path, files["fit/requirements.txt"])
+    # Isolated environments get setuptools.
+    serve_wheels(world, index, tmp_path, files["fit/requirements.txt"] + "setuptools<82\n")
     (world.repo / "fit").mkdir()
     for name, text in files.items():
         (world.repo / name).write_text(text)
