@@ -146,6 +146,23 @@ class HostWithPages(HostWithRuns):
         return {**answer, "page": base64.b64encode(zlib.compress(content)).decode()}
 
 
+def test_long_values_are_whole_in_a_narrow_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs and arguments often differ only at their end."""
+    monkeypatch.setattr("train_classifier.cli.console.Console.width", 80)
+    rates = ["0.02", "0.0002", "0.5"]
+    runs = [
+        run(n, {"loss": 1.0}, ["--epochs", "30", "--learning-rate", rate]) for n, rate in enumerate(rates)
+    ]
+    assert model_history.show_comparison([HostWithRuns("gpu-1", {"runs": runs})], JOBS, False, Console()) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = "\n".join(lines)
+    assert all(rate in shown for rate in rates) and all(job.rpartition("-")[2] in shown for job in JOBS)
+    assert "…" not in shown
+
+
 def test_comparison_is_a_page_with_common_charts(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "compared.html"
     host = HostWithPages([CHART, {**CHART, "file": "artefacts/logs/events.out.tfevents.17.host"}])

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from train_classifier.core.report.metrics import number
 #: Parts of a metric's name for which less is better.
 LESS = ("loss", "error", "mae", "mse", "perplexity", "wer", "cer")
 BARS = "▁▂▃▄▅▆▇█"
+#: Fewest columns of a value that is folded, and the most lines of it.
+LEAST_FOLD, MOST_FOLDS = 12, 8
 #: Columns of a terminal from which commits are shown.
 COMMIT_WIDTH = 100
 #: What differs between any two jobs and says nothing of them.
@@ -151,8 +154,12 @@ def show_comparison(
         console.out(json.dumps({"jobs": jobs, "different": different, "same": same}))
     if console.json_mode or html is not None:
         return ExitCode.TRAINED
-    table = [(key, *map(_shown, values)) for key, values in different.items()]
-    console.out(text.table(table, ("", *(job.id for job in located)), width=console.width))
+    table = [["", *(job.id for job in located)]]
+    table += [[key, *map(_shown, values)] for key, values in different.items()]
+    if console.width is not None:
+        room = console.width - max((len(key) for key in different), default=0)
+        table = [line for row in table for line in _folded(row, room // len(located) - 2)]
+    console.out(text.table(table, width=console.width))
     if everything:
         console.out("\nThe same in all:")
         for key, value in same.items():
@@ -161,6 +168,17 @@ def show_comparison(
     else:
         console.say(f"{len(same)} more are the same; --all shows them.")
     return ExitCode.TRAINED
+
+
+def _folded(row: Sequence[str], width: int) -> list[list[str]]:
+    """Return a row as several whose values have at most `width` columns: they may differ at their end."""
+    parts = [
+        textwrap.wrap(text.clean(value), max(width, LEAST_FOLD))[:MOST_FOLDS] or [""] for value in row[1:]
+    ]
+    return [
+        [row[0] if number == 0 else "", *(lines[number] if number < len(lines) else "" for lines in parts)]
+        for number in range(max(map(len, parts)))
+    ]
 
 
 def _write_page(
