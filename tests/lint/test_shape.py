@@ -91,3 +91,9 @@ def test_public_functions_say_what_they_do() -> None:
             if isinstance(node, ast.FunctionDef) and node.name[0] != "_" and not ast.get_docstring(node):
                 silent.append(f"{module}: {node.name}")
     assert silent == []
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    # Without packages pytest imports each by its name alone, and collects the second of two names nowhere.
+    names = collections.Counter(path.name for path in (PACKAGE.parent / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []

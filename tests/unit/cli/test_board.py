@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts.machine import free_port
 
 from train_classifier.cli.console import Console
 from train_classifier.cli.inside import tensorboard
@@ -144,19 +145,19 @@ def test_job_without_event_files_and_machine_without_tensorboard(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotReady, match="no tensorboard") as error:
-        tensorboard.show([host_of(job)], ["last"], None, Console())
+        tensorboard.show([host_of(job)], ["last"], free_port(), Console())
     assert "uvx" in str(error.value.hint)
     (tmp_path / "tensorboard").write_text(SERVER)
     (tmp_path / "tensorboard").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     set_state(job, "finished")
     with pytest.raises(BadInput, match="left no event files"):
-        tensorboard.show([host_of(job)], ["last"], None, Console())
+        tensorboard.show([host_of(job)], ["last"], free_port(), Console())
     set_state(job, "running")
     (job / "workspace").mkdir(exist_ok=True)
     monkeypatch.setenv("BROKEN", "1")
     with pytest.raises(NotReady, match="did not start") as error:
-        tensorboard.show([host_of(job)], ["last"], None, Console())
+        tensorboard.show([host_of(job)], ["last"], free_port(), Console())
     assert error.value.detail == "words of tensorboard"
 
 
@@ -174,10 +175,11 @@ def test_tensorboard_shows_the_copies_and_ends_with_the_command(
         "from train_classifier.cli.inside import tensorboard\n"
         "from train_classifier.controller.transport import RemoteHost\n"
         "host = RemoteHost('one', state_dir=sys.argv[1])\n"
-        "sys.exit(tensorboard.show([host], ['last'], None, Console()))\n"
+        "sys.exit(tensorboard.show([host], ['last'], int(sys.argv[2]), Console()))\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(job.parents[1])],
+        # Not the default port, which another test may have.
+        [sys.executable, "-c", program, str(job.parents[1]), str(free_port())],
         stderr=subprocess.PIPE,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(temporary)},
         text=True,
