@@ -43,7 +43,8 @@ http.server.ThreadingHTTPServer((options["--host"], int(options["--port"])), han
 @pytest.fixture
 def job() -> Iterator[Path]:
     """The folder of a job that runs: its lock is held. The account of root's jobs must reach it."""
-    with tempfile.TemporaryDirectory() as state:
+    # The worker of a look that was interrupted may write its program there for a moment.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as state:
         Path(state).chmod(0o755)
         folder = Path(state, "jobs", JOB)
         (folder / "workspace").mkdir(parents=True)
@@ -185,7 +186,9 @@ def test_tensorboard_shows_the_copies_and_ends_with_the_command(
         text=True,
     ) as process:
         assert process.stderr is not None
-        address = process.stderr.readline().split()[0]
+        line = process.stderr.readline()
+        assert line.startswith("http"), line + process.stderr.read()
+        address = line.split()[0]
         with urllib.request.urlopen(f"{address}{JOB}/tfevents", timeout=60) as answer:
             assert answer.read() == b"curve"
         process.send_signal(number)

@@ -101,8 +101,8 @@ def show(hosts: Sequence[RemoteHost], names: Sequence[str], port: int | None, co
         port = _free_port(port)
         with _running(program, events, port, folder) as process:
             shown = copies[0].job if len(copies) == 1 else f"{len(copies)} jobs"
-            console.say(f"http://127.0.0.1:{port}/ shows {shown} in TensorBoard. Ctrl-C ends this.")
             with contextlib.suppress(KeyboardInterrupt):
+                console.say(f"http://127.0.0.1:{port}/ shows {shown} in TensorBoard. Ctrl-C ends this.")
                 _keep_up_to_date(copies, process, console)
                 raise NotReady("TensorBoard has ended.", detail=_output(folder))
     return ExitCode.TRAINED
