@@ -286,7 +286,7 @@ class RemoteHost:
         if answer.get("error"):
             raise from_dict(answer["error"], self.name)
         if not _is_answer(answer):
-            raise self._not_understood("has not the form of a worker's answer")
+            raise self._not_understood("does not have the form of a worker's answer")
         return answer
 
     def _not_understood(self, problem: str) -> NotReady:

@@ -1,7 +1,8 @@
-"""A host that is asked by no connection."""
+"""Hosts that are asked by no connection."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from train_classifier.controller.transport import RemoteHost
@@ -18,3 +19,14 @@ class AnsweringHost(RemoteHost):
         if isinstance(self.known, Exception):
             raise self.known
         return dict(self.known)
+
+
+class LyingHost(RemoteHost):
+    """A host that answers what it likes."""
+
+    def __init__(self, *lines: dict[str, Any]) -> None:
+        super().__init__("liar")
+        self.lines = lines
+
+    def stream(self, request: dict[str, Any], answer_timeout: float) -> Iterator[dict[str, Any]]:
+        yield from self.lines

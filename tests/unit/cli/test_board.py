@@ -15,9 +15,9 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from answering_host import LyingHost
 from hosts.machine import free_port
 
 from train_classifier.cli.console import Console
@@ -112,15 +112,18 @@ def test_event_files_are_copied_while_they_grow_and_after_the_job(job: Path, tmp
     assert copied(here) == {names[0]: b"anew, last", names[1]: b"x" * 700_001}
 
 
-class LyingHost(RemoteHost):
-    """A host that answers what it likes."""
-
-    def __init__(self, *lines: dict[str, Any]) -> None:
-        super().__init__("liar")
-        self.lines = lines
-
-    def stream(self, request: dict[str, Any], answer_timeout: float) -> Iterator[dict[str, Any]]:
-        yield from self.lines
+def test_damaged_archive_is_named(job: Path, tmp_path: Path) -> None:
+    archive = job / "artefacts.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        member = tarfile.TarInfo("artefacts/tfevents")
+        member.size = 1_000_000
+        tar.addfile(member, io.BytesIO(os.urandom(member.size)))
+    # In the middle of the content, which is read after the member was found.
+    os.truncate(archive, archive.stat().st_size // 2)
+    set_state(job, "finished")
+    shutil.rmtree(job / "workspace")
+    with pytest.raises(NotReady, match="is damaged"):
+        tensorboard.EventCopy(host_of(job), JOB, tmp_path / "copy").update()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any
 
 import json_output
 import pytest
+from answering_host import LyingHost
 
 from train_classifier.cli import app
 from train_classifier.cli.console import Console
@@ -99,8 +100,8 @@ def test_single_files_come_without_the_archive(
     shown = {file["path"]: file["bytes"] for file in json.loads(out)["files"]}
     assert shown == {"artefacts/model.keras": len(large), "artefacts/logs/a/events": 1, "artefacts/logs/b": 0}
     assert (here / "artefacts/model.keras").read_bytes() == large
-    found = {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()}
-    assert found == set(shown)
+    files = (path for path in here.rglob("*") if path.is_file())
+    assert {str(path.relative_to(here)) for path in files} == set(shown)
     assert not (here / "artefacts/model.keras").stat().st_mode & 0o7111
     # Once more: what is here stays, and is named; what is new comes.
     (here / "artefacts/logs/b").write_text("mine")
@@ -159,17 +160,6 @@ def test_single_files_are_bounded_and_a_damaged_archive_is_said(
     assert not (tmp_path / "new" / "artefacts" / "b").exists()
     code, _, err = command("fetch", "artefacts/b")
     assert code == ExitCode.BAD_INPUT and "fetch last artefacts/b" in err
-
-
-class LyingHost(RemoteHost):
-    """A host that answers what it likes."""
-
-    def __init__(self, *lines: dict[str, Any]) -> None:
-        super().__init__("liar")
-        self.lines = lines
-
-    def stream(self, request: dict[str, Any], answer_timeout: float) -> Iterator[dict[str, Any]]:
-        yield from self.lines
 
 
 @pytest.mark.parametrize(

@@ -377,9 +377,9 @@ def answering(folder: Path, printed: bytes) -> RemoteHost:
 )
 def test_what_is_no_answer_of_a_worker_is_refused_in_a_sentence(printed: str, tmp_path: Path) -> None:
     host = answering(tmp_path, printed.encode())
-    with pytest.raises(NotReady, match="What gpu1 answered has not the form"):
+    with pytest.raises(NotReady, match="What gpu1 answered does not have the form"):
         host.call(QUESTION)
-    with pytest.raises(NotReady, match="What gpu1 answered has not the form"):
+    with pytest.raises(NotReady, match="What gpu1 answered does not have the form"):
         list(host.stream(QUESTION, 60))
 
 

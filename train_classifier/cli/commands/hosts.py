@@ -48,7 +48,7 @@ def add(name: str, unchecked: bool, json_mode: bool) -> int:
     from train_classifier.cli.console import Console
 
     if not inventory.PLAIN_HOST.match(name):
-        hint = "Who logs in, and on which port, belongs into ~/.ssh/config: Host NAME, then User and Port."
+        hint = "Who logs in, and on which port, belongs in ~/.ssh/config: Host NAME, then User and Port."
         raise BadInput(
             f"{quoted(name)} is not the name of one host", hint=hint if set("@:") & set(name) else None
         )

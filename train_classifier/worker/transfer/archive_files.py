@@ -5,6 +5,7 @@ written on the host.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -70,20 +71,33 @@ def send_part(request: dict[str, Any]) -> dict[str, Any]:
     with open(os.dup(request["output"]), "wb") as output, open(os.dup(request["archive"]), "rb") as archive:
         search = _Search(request["paths"], request["most"])
         lines = Lines(output)
-        archive.seek(0)
-        try:
-            source = cast("IO[bytes]", Ticking(archive, lines))
-            with tarfile.open(fileobj=source, mode="r|gz", encoding="utf-8") as tar:
-                for member in tar:
-                    # TarFile remembers every member: a million of them would take a gigabyte.
-                    tar.members = []  # type: ignore[attr-defined]
-                    if search.wants(member):
-                        _send_member(tar, member, lines)
-                    if search.is_complete():
-                        break
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise NotReady(f"the archive of the job is damaged: {error}") from error
+        with damage_named():
+            for tar, member in members(archive, lines):
+                if search.wants(member):
+                    _send_member(tar, member, lines)
+                if search.is_complete():
+                    break
     return {"missing": search.missing(), "left_out": search.left_out}
+
+
+@contextlib.contextmanager
+def damage_named() -> Iterator[None]:
+    """Have a damaged archive, found while its members or their content are read, end in NotReady."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise NotReady(f"the archive of the job is damaged: {error}") from error
+
+
+def members(archive: IO[bytes], lines: "Lines") -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield each member of an archive from its beginning; the content is to be read before the next one."""
+    archive.seek(0)
+    source = cast("IO[bytes]", Ticking(archive, lines))
+    with tarfile.open(fileobj=source, mode="r|gz", encoding="utf-8") as tar:
+        for member in tar:
+            # TarFile remembers every member: a million of them would take a gigabyte.
+            tar.members = []  # type: ignore[attr-defined]
+            yield tar, member
 
 
 def _send_member(tar: tarfile.TarFile, member: tarfile.TarInfo, lines: "Lines") -> None:

@@ -4,21 +4,19 @@ The model owns the workspace and may change it at any time: it is walked as the 
 descriptors, no link is followed, and nothing in it is changed.
 """
 
+import functools
 import os
 import stat
-import tarfile
 import time
-import zlib
 from collections.abc import Iterator
-from typing import IO, Any, Callable, Optional, cast
+from typing import IO, Any, Callable, Optional
 
-from train_classifier.core.errors import NotReady
 from train_classifier.core.regular_file import open_regular
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account
 from train_classifier.worker.transfer import elsewhere
-from train_classifier.worker.transfer.archive_files import Lines, Ticking, send_content
+from train_classifier.worker.transfer.archive_files import Lines, damage_named, members, send_content
 
 #: What the name of an event file has.
 EVENTS = b"tfevents"
@@ -58,7 +56,7 @@ def send(job: Job, account: Account, known: dict[str, int], most: int) -> dict[s
 @program.part
 def send_part(request: dict[str, Any]) -> dict[str, Any]:
     """Write what is new of the event files to the descriptor `output`."""
-    with open(os.dup(request["output"]), "wb") as output:
+    with open(os.dup(request["output"]), "wb") as output, damage_named():
         lines = Lines(output)
         answer = {"files": 0, "left_out": 0}
         left = request["most"]
@@ -95,20 +93,12 @@ _Found = tuple[str, int, Callable[[], Optional[IO[bytes]]]]
 
 def _in_archive(archive: int, lines: Lines) -> Iterator[_Found]:
     with open(os.dup(archive), "rb") as file:
-        file.seek(0)
-        try:
-            source = cast("IO[bytes]", Ticking(file, lines))
-            with tarfile.open(fileobj=source, mode="r|gz", encoding="utf-8") as tar:
-                for member in tar:
-                    # TarFile remembers every member: a million of them would take a gigabyte.
-                    tar.members = []  # type: ignore[attr-defined]
-                    name = os.fsencode(member.name)
-                    if member.isreg() and EVENTS in name.rpartition(b"/")[2]:
-                        # By the same name as while the job ran.
-                        path = name[len(elsewhere.FOLDER) :] if name.startswith(elsewhere.FOLDER) else name
-                        yield os.fsdecode(path), member.size, lambda: tar.extractfile(member)  # noqa: B023
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            raise NotReady(f"the archive of the job is damaged: {error}") from error
+        for tar, member in members(file, lines):
+            name = os.fsencode(member.name)
+            if member.isreg() and EVENTS in name.rpartition(b"/")[2]:
+                # By the same name as while the job ran.
+                path = name[len(elsewhere.FOLDER) :] if name.startswith(elsewhere.FOLDER) else name
+                yield os.fsdecode(path), member.size, functools.partial(tar.extractfile, member)
 
 
 def _in_workspace(workspace: int, lines: Lines) -> Iterator[_Found]:
