@@ -97,7 +97,6 @@ def forward(hosts: Sequence[RemoteHost], job: str, port: int, local_port: int, c
             shared = ("ControlMaster=auto", f"ControlPath={folder}/ssh", "ControlPersist=5")
             argv = [argv[0], *(word for each in shared for word in ("-o", each)), *argv[1:]]
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        console.say(f"{address} is port {port} of job {located.id}. Ctrl-C ends this.")
         problems: set[str] = set()
 
         def relay(connection: socket.socket) -> None:
@@ -108,6 +107,7 @@ def forward(hosts: Sequence[RemoteHost], job: str, port: int, local_port: int, c
                 console.say(f"Port {port} of the job cannot be reached: {problem}", "yellow")
 
         with contextlib.suppress(KeyboardInterrupt):
+            console.say(f"{address} is port {port} of job {located.id}. Ctrl-C ends this.")
             while True:
                 connection, _ = listener.accept()
                 threading.Thread(target=relay, args=(connection,), daemon=True).start()
