@@ -19,6 +19,8 @@ from train_classifier.worker.training.stop_reasons import NodeGroup
 
 MIB = 1 << 20
 LIMIT_S = 30.0
+#: Least share of a further node in the limit of the log, as the option has it.
+LEAST_LOG_BYTES = 4096
 #: Seconds for which slurmd may list nothing: its files are replaced when the cluster is reconfigured.
 RECONFIGURATION_S = 20.0
 
@@ -37,12 +39,15 @@ class Allocation:
     def limit(self, spec: JobSpec) -> JobSpec:
         """Return the specification with the allocation as limits, where it names no lower ones.
 
-        Of a job on several nodes it gets the variables by which they meet, and the first node alone a lease.
+        Of a job on several nodes it gets the variables by which they meet; the first node alone has a lease,
+        and the logs of the others, which all come into the archive, may together be as large as its own.
         """
         if self.node_group is not None:
             environment = {**self.node_group.variables, **spec.environment}
-            lease_s = None if self.node_group.rank else spec.lease_s
-            spec = dataclasses.replace(spec, environment=environment, lease_s=lease_s)
+            spec = dataclasses.replace(spec, environment=environment)
+            if self.node_group.rank:
+                share = max(spec.log_max_bytes // max((spec.nodes or 1) - 1, 1), LEAST_LOG_BYTES)
+                spec = dataclasses.replace(spec, lease_s=None, log_max_bytes=share)
         memory = [size for size in (spec.memory_bytes, self.memory_bytes) if size is not None]
         cpus = [count for count in (spec.cpus, self.cpus) if count is not None]
         return dataclasses.replace(spec, memory_bytes=min(memory, default=None), cpus=min(cpus, default=None))

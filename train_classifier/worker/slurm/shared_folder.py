@@ -9,6 +9,7 @@ a minute.
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 from typing import Optional
@@ -29,6 +30,8 @@ NUMBER_FILE = "slurm.json"
 #: Written by the worker on the node every few seconds: its time.
 ALIVE_FILE = "alive"
 BLOCK = 1 << 20
+#: Where every account may make folders, on no disk.
+MEMORY = Path("/dev/shm")
 
 
 def become_service_account(host: Host) -> None:
@@ -139,11 +142,28 @@ def stop_request(job: Job) -> Optional[tuple[bytes, int]]:
 def local_lock(account: Account, job: Job) -> Path:
     """Return the lock under which this submit host finishes a job: on its own disk, in memory.
 
-    Raises NotReady when another account has made the folder.
+    Everybody may make folders beside it. One of another account with its usual name is passed over, and since
+    no one can make a folder that belongs to this account, all processes find the same one.
     """
-    folder = Path(f"/dev/shm/train-classifier-{account.uid}")
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder, 0o700)
-    if os.lstat(folder).st_uid != account.uid or folder.is_symlink():
-        raise NotReady(f"{folder} is not a folder of {account.name}", "have the administrator remove it")
-    return folder / f"{job.id}.lock"
+    name = f"train-classifier-{account.uid}"
+
+    def own_folders() -> list[Path]:
+        names = sorted(found for found in os.listdir(MEMORY) if f"{found}.".startswith(f"{name}."))
+        return [MEMORY / found for found in names if _is_own_folder(MEMORY / found, account)]
+
+    folders = own_folders()
+    if not folders:
+        try:
+            os.mkdir(MEMORY / name, 0o700)
+        except FileExistsError:
+            tempfile.mkdtemp(prefix=f"{name}.", dir=MEMORY)
+        folders = own_folders()
+    return folders[0] / f"{job.id}.lock"
+
+
+def _is_own_folder(path: Path, account: Account) -> bool:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == account.uid

@@ -216,3 +216,30 @@ def test_reason_why_a_worker_could_not_start_is_in_the_result(job: Job) -> None:
     result = job.result()
     assert result is not None and result["exit_code"] == ExitCode.LOST
     assert result["detail"].endswith("NotReady: host.json cannot be read")
+
+
+def test_folders_of_others_do_not_keep_a_dead_job_from_being_finished(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each account of the submit host can make any folder in memory, also before this one does."""
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setattr(shared_folder, "MEMORY", memory)
+    account = Host().caller()
+    usual = memory / f"train-classifier-{account.uid}"
+    (memory / f"{usual.name}0").mkdir()
+    usual.symlink_to(tmp_path / "elsewhere")
+    (memory / f"{usual.name}.0").write_text("")
+    if os.geteuid() == 0:
+        usual.unlink()
+        usual.mkdir(mode=0o777)
+        os.chown(usual, 12345, 12345)
+    ended = slurm_words.ending("NODE_FAIL", "None", "node1")
+    assert recover.finish_slurm_job(job, Host(service_user="nobody"), ended)
+    assert job.status()["state"] == "finished"
+    lock = shared_folder.local_lock(account, job)
+    assert lock.exists() and stat.S_IMODE(lock.parent.stat().st_mode) == 0o700
+    assert not (tmp_path / "elsewhere").exists() and len(list(memory.iterdir())) == 4
+    # The usual name is free again: others still find the same lock.
+    usual.rmdir() if os.geteuid() == 0 else usual.unlink()
+    assert shared_folder.local_lock(account, job) == lock

@@ -98,6 +98,14 @@ def test_variables_of_the_request_win_and_the_first_node_has_the_lease(leader: L
     assert Allocation((), None, None, member).limit(spec).lease_s is None
 
 
+def test_logs_of_the_further_nodes_are_together_as_large_as_that_of_the_first(leader: Leader) -> None:
+    member = Member(leader.folder, 2, leader.local, {})
+    for size, share in ((1 << 20, (1 << 20) // 4), (4096, 4096)):
+        spec = JobSpec(new_job_id(), "look", Repository("look", "0" * 16), nodes=5, log_max_bytes=size)
+        assert Allocation((), None, None, leader).limit(spec).log_max_bytes == size
+        assert Allocation((), None, None, member).limit(spec).log_max_bytes == share
+
+
 def test_each_further_node_is_a_step_of_the_job(leader: Leader, tmp_path: Path) -> None:
     leader.start(2)
     try:
