@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -15,6 +17,14 @@ REASON = re.compile(
 )
 #: Characters of a reason in a message.
 MOST_OF_REASON = 600
+
+
+def python_problem(need: str) -> str:
+    """Return why this controller's Python cannot run the roles; empty if it can."""
+    # ansible-core refuses an older one, but not the release candidate of 3.11 that Ubuntu 22.04 packages.
+    if sys.version_info >= (3, 11, 0, "final"):
+        return ""
+    return f"This controller has Python {platform.python_version()}, {need}"
 
 
 def apt_login(address: str) -> str:
@@ -125,6 +135,7 @@ class FilterModule:
             "common_apt_login": apt_login,
             "common_fetch_reason": fetch_reason,
             "common_apt_problem": apt_problem,
+            "common_python_problem": python_problem,
             "common_release": release,
             "common_unsupported": unsupported,
             "common_without_login": without_login,

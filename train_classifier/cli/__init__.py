@@ -9,6 +9,12 @@ from train_classifier.cli.early_signals import resend_lost_interrupts
 def main() -> None:
     """Run the command and exit with its code."""
     _make_streams_usable()
+    # pip takes the release candidate that Ubuntu 22.04 packages for 3.11.
+    if sys.version_info < (3, 11, 0, "final"):
+        print(
+            "train-classifier needs Python 3.11 or newer, as released: this is", sys.version, file=sys.stderr
+        )
+        sys.exit(3)
     resend_lost_interrupts()
     from train_classifier.cli.app import run
 

@@ -62,6 +62,17 @@ def test_help_of_every_command_has_an_example(name: str, capsys: pytest.CaptureF
     assert f"train-classifier {name}" in capsys.readouterr().out
 
 
+def test_release_candidate_of_python_is_refused() -> None:
+    """Ubuntu 22.04's package python3.11, for which pip installs the package."""
+    program = (
+        "import sys; sys.version_info = (3, 11, 0, 'candidate', 1); sys.argv[1:] = ['--version']\n"
+        "from train_classifier.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("train-classifier needs Python 3.11 or newer")
+
+
 def test_help_loads_nothing_heavy() -> None:
     program = (
         "import sys; from train_classifier.cli.app import run; run(['train', '--help']);"

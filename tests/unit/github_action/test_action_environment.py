@@ -117,7 +117,11 @@ def test_no_python(tmp_path: Path) -> None:
     for name in ("dirname", "grep", "od", "rm"):
         (tmp_path / name).symlink_to(f"/usr/bin/{name}")
     (tmp_path / "python3").write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "python3").chmod(0o755)
+    # That of Ubuntu 22.04's package python3.11.
+    candidate = "import sys; sys.version_info = (3, 11, 0, 'candidate', 1); exec(sys.argv[1])"
+    (tmp_path / "python3.11").write_text(f'#!/bin/sh\nexec {sys.executable} -c "{candidate}" "$4"\n')
+    for name in ("python3", "python3.11"):
+        (tmp_path / name).chmod(0o755)
     (tmp_path / "work").mkdir()
     archive, outputs = tmp_path / "work" / "artefacts.tar.gz", tmp_path / "outputs"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -245,18 +246,22 @@ def test_paths_on_hosts_do_not_change() -> None:
     assert sorted(listed - here) == []
 
 
-def test_older_ansible_is_refused_in_a_sentence() -> None:
+def test_older_controller_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the collection says that it needs a newer one, Ansible itself only warns."""
     required = load(ROOT / "meta/runtime.yml")["requires_ansible"]
     for full, refused in [("2.18.19", True), (required.removeprefix(">="), False), ("2.20.1", False)]:
-        problem = value("common", "__common_old_ansible", ansible_version={"full": full})
+        problem = value("common", "__common_old_controller", ansible_version={"full": full})
         assert bool(problem) == refused
         assert not refused or problem.startswith(
             "This controller has ansible-core 2.18.19, and the roles need"
         )
+    monkeypatch.setattr(sys, "version_info", (3, 11, 0, "candidate", 1))
+    problem = value("common", "__common_old_controller", ansible_version={"full": "2.19.0"})
+    monkeypatch.undo()
+    assert problem.startswith("This controller has Python 3.") and "need 3.11 or newer" in problem
     first = load(ROOT / "roles/common/tasks/facts.yml")[0]
     assert first["ansible.builtin.import_tasks"] == "require_ansible.yml"
-    assert load(ROOT / "roles/common/tasks/require_ansible.yml")[0]["when"] == "__common_old_ansible != ''"
+    assert load(ROOT / "roles/common/tasks/require_ansible.yml")[0]["when"] == "__common_old_controller != ''"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+from pathlib import Path
 from typing import Any, Optional
 
 from train_classifier.core.errors import NotReady
@@ -14,6 +15,8 @@ from train_classifier.worker.containers import engine
 TIMEOUT_S = 20.0
 #: The oldest tested version, that of Debian 12.
 LEAST = (20, 10)
+#: Y where the kernel has AppArmor; Docker uses it only where its parser is installed.
+APPARMOR = Path("/sys/module/apparmor/parameters/enabled")
 
 
 def ask() -> tuple[dict[str, Any], str]:
@@ -96,7 +99,22 @@ def _findings(info: dict[str, Any], server: str) -> list[Finding]:
                 f"the kernel cannot limit the memory of containers: {show_option('memory')} has no effect",
             )
         )
+    if "name=apparmor" not in options and _kernel_has_apparmor():
+        findings.append(
+            warn(
+                "engine-apparmor",
+                "this kernel has AppArmor, but the engine does not confine containers by it",
+                "on the host: apt-get install apparmor, then restart the engine while no job runs",
+            )
+        )
     return findings
+
+
+def _kernel_has_apparmor() -> bool:
+    try:
+        return APPARMOR.read_text().strip() == "Y"
+    except OSError:
+        return False
 
 
 def summary(info: Optional[dict[str, Any]]) -> Optional[dict[str, Any]]:

@@ -377,3 +377,26 @@ def test_engines_that_cannot_be_used(info: dict[str, Any], server: str, words: s
     assert [(one.status, one.code) for one in findings] == [("fail", 3)]
     assert words in findings[0].message
     assert findings[0].hint
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options", "found"),
+    [
+        ("Y\n", ["name=seccomp,profile=default"], ["ok", "warn"]),
+        ("Y\n", ["name=apparmor", "name=seccomp,profile=default"], ["ok"]),
+        ("N\n", [], ["ok"]),
+        (None, None, ["ok"]),
+    ],
+)
+def test_engine_without_the_apparmor_of_its_kernel(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: str | None,
+    options: list[str] | None,
+    found: list[str],
+) -> None:
+    monkeypatch.setattr(engine_check, "APPARMOR", tmp_path / "enabled")
+    if kernel is not None:
+        engine_check.APPARMOR.write_text(kernel)
+    findings = engine_check._findings({"ServerVersion": "28.1", "SecurityOptions": options}, "Docker")
+    assert [one.status for one in findings] == found
