@@ -5,6 +5,7 @@ In CI a scenario leaves out what another test of the same run proves, and goes t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -39,6 +40,9 @@ WHOLE = ["check", "converge", "idempotence", "check", "verify", "side_effect"]
 ALL = [(name, release) for name in (*ROLES, "host") for release in RELEASES]
 ALL.remove(("host_check", "bookworm"))
 
+# The same scenario may run in another checkout beside this one.
+PREFIX = f"tc-molecule-{hashlib.sha256(bytes(ROOT)).hexdigest()[:6]}"
+
 pytestmark = [pytest.mark.engine, pytest.mark.host, pytest.mark.timeout(3600)]
 
 
@@ -50,6 +54,7 @@ def molecule(scenario: str, release: str, steps: list[str], long: bool) -> None:
         **load_once(),
         # Molecule calls ansible-config and its kin by name.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MOLECULE_HOST_PREFIX": PREFIX,
         "MOLECULE_RELEASES": release,
         "MOLECULE_LONG": "1" if long else "",
         "MOLECULE_SEQUENCE": f"[{', '.join(steps)}]",
@@ -74,8 +79,7 @@ def molecule(scenario: str, release: str, steps: list[str], long: bool) -> None:
         checked = checked.partition(f"[{scenario} > check] Executed")[0]
         recap = re.findall(r"^\S+ .*changed=(\d+) .*failed=(\d+)", checked, re.M)
         assert recap and set(recap) == {("0", "0")}, "\n".join(re.findall(r"TASK .*\nchanged: .*", checked))
-    prefix = os.environ.get("MOLECULE_HOST_PREFIX", "tc-molecule")
-    query = ["docker", "ps", "-aq", "--filter", f"name=^{prefix}-{scenario.replace('_', '-')}-debian"]
+    query = ["docker", "ps", "-aq", "--filter", f"name=^{PREFIX}-{scenario.replace('_', '-')}-debian"]
     assert not subprocess.run(query, capture_output=True, text=True, check=True).stdout
 
 
