@@ -55,7 +55,7 @@ class Cleaning:
                 result = job.result()
             except BadInput:
                 # The job was only partly created, by a controller that is gone.
-                status, result = {"state": "prepared", "updated": job.created()}, None
+                status, result = {"state": "prepared", "updated": self.store.created(job.id)}, None
             except NotReady:
                 # The job is of another version, or damaged: a job that cannot be read is not removed.
                 continue

@@ -15,7 +15,7 @@ from train_classifier.core.report import metrics
 from train_classifier.worker.jobs import recover, removal
 from train_classifier.worker.state import files, run_records
 from train_classifier.worker.state.files import write_bytes
-from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.state.store import Job, Store, is_settled
 from train_classifier.worker.system import host_faults, program
 from train_classifier.worker.system.host import Host
 
@@ -36,6 +36,8 @@ PAUSE_BYTES = 1 << 16
 DEFAULT_BYTES = 4 << 20
 MAX_BYTES = 16 << 20
 MAX_INLINE_BYTES = 1 << 20
+#: Ended jobs in the list that is not of all.
+NEWEST_JOBS = 20
 #: Most jobs that are looked at for the earlier runs of a model.
 MAX_RUNS = 1000
 #: Most bytes of the metrics in one entry of `list`, which has one for each job.
@@ -278,14 +280,20 @@ def list_jobs(request: dict[str, Any], host: Host, store: Store) -> dict[str, An
 
     With `all_users` also for the unfinished jobs of others.
     """
-    lines = [line for line in (entry_of(job, host) for job in store.all_jobs()) if line is not None]
-    if not request.get("all"):
-        newest = {line["id"] for line in lines[-20:]}
-        lines = [line for line in lines if line["state"] != "finished" or line["id"] in newest]
+    ids = store.job_ids()
+    lines: list[dict[str, Any]] = []
+    for job_id in reversed(ids):
+        is_old = len(lines) >= NEWEST_JOBS and not request.get("all")
+        if is_old and is_settled(os.path.join(store.jobs, job_id)):
+            continue
+        line = entry_of(Job(store.jobs / job_id), host)
+        if line is not None and not (is_old and line["state"] == "finished"):
+            lines.append(line)
+    lines.reverse()
     if request.get("all_users"):
         from train_classifier.worker.jobs import other_users
 
-        lines += other_users.list_jobs(host, {job.id for job in store.all_jobs()})
+        lines += other_users.list_jobs(host, set(ids))
     return {"jobs": lines}
 
 
@@ -307,16 +315,17 @@ def list_runs(request: dict[str, Any], host: Host, store: Store) -> dict[str, An
     model, until = request.get("model"), str(request.get("until") or "~")
     most = number(request, "most", 10, MAX_RUNS)
     lines: list[dict[str, Any]] = []
-    jobs = [job for job in store.all_jobs() if job.id <= until]
-    for job in reversed(jobs[-MAX_RUNS:]):
+    ids = [job_id for job_id in store.job_ids() if job_id <= until]
+    for job_id in reversed(ids[-MAX_RUNS:]):
         if len(lines) >= most:
             break
         # Cheaper than the whole entry of a job of another model.
         with contextlib.suppress(NotReady, OSError):
-            status = files.read_json(job.dir / "status.json") or {}
-            if status.get("model") == model and status.get("state") == "finished":
-                lines += filter(None, [entry_of(job, host)])
-    there = {job.id for job in jobs}
+            status = files.read_json(store.jobs / job_id / "status.json")
+            is_run = isinstance(status, dict) and status.get("state") == "finished"
+            if is_run and status.get("model") == model:
+                lines += filter(None, [entry_of(Job(store.jobs / job_id), host)])
+    there = set(ids)
     lines += [run for run in run_records.kept(store, model) if run["id"] <= until and run["id"] not in there]
     return {"runs": sorted(lines, key=lambda line: str(line["id"]))[-int(most) :]}
 
@@ -324,12 +333,13 @@ def list_runs(request: dict[str, Any], host: Host, store: Store) -> dict[str, An
 def entry_of(job: Job, host: Host) -> Optional[dict[str, Any]]:
     """Return a job's entry of `list`; None while it cannot be read."""
     try:
-        # When the engine is down, the last known status is shown.
-        with contextlib.suppress(NotReady):
-            recover.finish_if_dead(job, host)
+        if not is_settled(job.dir):
+            # When the engine is down, the last known status is shown.
+            with contextlib.suppress(NotReady):
+                recover.finish_if_dead(job, host)
         status = _status(job, host)
         result = job.result() if status["state"] == "finished" else None
-        spec = recover.try_spec(job)
+        asked = _asked(job)
     except (TrainClassifierError, OSError):
         # The job is partly created or removed, damaged, or of another version of this program.
         return None
@@ -346,11 +356,29 @@ def entry_of(job: Job, host: Host) -> Optional[dict[str, Any]]:
         "finished": result.get("finished") if result else None,
         "gpus": [gpu.get("uuid") for gpu in result.get("gpus", [])] if result else status.get("gpus", []),
         "message": status.get("message"),
-        "arguments": list(spec.arguments) if spec else [],
-        "group": spec.group if spec else None,
-        "sweep": spec.sweep if spec else {},
-        "commit": spec.repository.commit if spec else None,
+        **asked,
         "metrics": metrics.first(result.get("metrics"), MAX_METRICS) if result else None,
+    }
+
+
+def _asked(job: Job) -> dict[str, Any]:
+    """Return what an entry of `list` has from the job's specification.
+
+    Only the kinds of these values are checked: to check a whole specification takes longer than the rest.
+    """
+    spec: Any = None
+    with contextlib.suppress(NotReady):
+        spec = files.read_json(job.dir / "spec.json")
+
+    def of_kind(data: Any, name: str, default: Any) -> Any:
+        value = data.get(name) if isinstance(data, dict) else None
+        return value if isinstance(value, type(default)) else default
+
+    return {
+        "arguments": list(map(str, of_kind(spec, "arguments", []))),
+        "group": of_kind(spec, "group", "") or None,
+        "sweep": {name: str(value) for name, value in of_kind(spec, "sweep", {}).items()},
+        "commit": of_kind(of_kind(spec, "repository", {}), "commit", "") or None,
     }
 
 

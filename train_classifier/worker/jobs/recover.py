@@ -19,7 +19,7 @@ from train_classifier.worker.jobs import conclude, removal
 from train_classifier.worker.jobs.secrets import remove_secrets
 from train_classifier.worker.state import results
 from train_classifier.worker.state.files import O_FOLDER, read_json
-from train_classifier.worker.state.store import Job, Store
+from train_classifier.worker.state.store import Job, Store, is_settled
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Account, Host, boot_id, uptime
 from train_classifier.worker.training.log import LogFile
@@ -357,7 +357,10 @@ def remove_unfinished_environments(store: Store, account: Account) -> None:
 def finish_dead_jobs(store: Store, host: Host) -> None:
     """Finish the dead jobs of this state folder, and remove those that were never submitted."""
     account = host.job_user()
-    for job in store.all_jobs():
+    for job_id in store.job_ids():
+        if is_settled(os.path.join(store.jobs, job_id)):
+            continue
+        job = Job(store.jobs / job_id)
         try:
             if _is_of_another_schema_and_dead(job):
                 finish(job, host)

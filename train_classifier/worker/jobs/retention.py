@@ -37,7 +37,8 @@ class ReusableItem:
 
 def live_jobs(store: Store) -> list[Job]:
     """Return the jobs that have not ended."""
-    return [job for job in store.all_jobs() if not (job.dir / "result.json").exists()]
+    ids = [job_id for job_id in store.job_ids() if not (store.jobs / job_id / "result.json").exists()]
+    return [Job(store.jobs / job_id) for job_id in ids]
 
 
 def is_fresh(path: Path) -> bool:

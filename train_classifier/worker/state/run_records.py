@@ -56,9 +56,11 @@ def _append(file: Path, data: bytes) -> None:
 def kept(store: Store, model: Any) -> list[dict[str, Any]]:
     """Return the runs of a model that were kept, each once, oldest first; what cannot be read is left out."""
     runs: dict[str, dict[str, Any]] = {}
+    name = json.dumps(model).encode("ascii")
     for line in _lines(_file(store)):
+        # Most lines are of other models: finding that is cheaper than reading them as JSON.
         with contextlib.suppress(ValueError):
-            run = json.loads(line)
+            run = json.loads(line) if name in line else None
             if isinstance(run, dict) and run.get("model") == model and JOB_ID.match(str(run.get("id"))):
                 runs[run["id"]] = run
     return [runs[job] for job in sorted(runs)]

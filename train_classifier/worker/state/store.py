@@ -6,7 +6,7 @@ import stat
 import threading
 import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from train_classifier.core import locks
 from train_classifier.core.errors import AmbiguousId, BadInput, ExitCode, NotReady
@@ -97,13 +97,16 @@ class Store:
             raise BadInput(f"there is no job {job_id!r} in {self.jobs}", hint="see the list of jobs")
         return Job(self.jobs / job_id)
 
-    def all_jobs(self) -> list["Job"]:
-        """Return every job, oldest first."""
+    def job_ids(self) -> list[str]:
+        """Return the id of every job, oldest first."""
         try:
-            names = sorted(os.listdir(self.jobs))
+            return sorted(filter(JOB_ID.match, os.listdir(self.jobs)))
         except FileNotFoundError:
             return []
-        return [Job(self.jobs / name) for name in names if JOB_ID.match(name)]
+
+    def all_jobs(self) -> list["Job"]:
+        """Return every job, oldest first."""
+        return [Job(self.jobs / name) for name in self.job_ids()]
 
     def group(self, name: Any) -> list["Job"]:
         """Return the jobs of the group that an id, a unique beginning of one, or `last` names.
@@ -115,7 +118,7 @@ class Store:
         if name == "last":
             with contextlib.suppress(BadInput):
                 name = self.find(name).id[:-2]
-        jobs = [job for job in self.all_jobs() if job.id.startswith(name)]
+        jobs = [Job(self.jobs / job_id) for job_id in self.job_ids() if job_id.startswith(name)]
         group = jobs[0].id[:-2] if jobs else ""
         is_group = group.startswith(name) and all(job.id.startswith(group) for job in jobs)
         # A job whose specification is damaged has its id still.
@@ -129,23 +132,43 @@ class Store:
         hint = "see the list of jobs; the jobs of other users are not shown"
         if not isinstance(name, str) or not name:
             raise BadInput(f"job id {name!r}", hint=hint)
-        jobs = self.all_jobs()
+        ids = self.job_ids()
         if name == "last":
-            for job in sorted(jobs, key=lambda job: (job.created(), job.id), reverse=True):
+            for job_id in sorted(ids, key=lambda job_id: (self.created(job_id), job_id), reverse=True):
                 # An interrupted push leaves a folder that is not a job.
-                state = (read_json(job.dir / "status.json") or {}).get("state")
+                state = (read_json(self.jobs / job_id / "status.json") or {}).get("state")
                 if state and state not in STATES[:2]:
-                    return job
+                    return Job(self.jobs / job_id)
             raise BadInput(f"there is no job in {self.jobs}", hint=hint)
-        matches = [job for job in jobs if job.id.startswith(name)]
+        matches = [job_id for job_id in ids if job_id.startswith(name)]
         if not matches:
             raise BadInput(f"there is no job {name!r} in {self.jobs}", hint=hint)
         if len(matches) > 1:
-            names = ", ".join(job.id for job in matches[:5]) + (", …" if len(matches) > 5 else "")
+            names = ", ".join(matches[:5]) + (", …" if len(matches) > 5 else "")
             raise AmbiguousId(
                 f"job id {name!r} is ambiguous: {names}", hint="enter more characters of the id"
             )
-        return matches[0]
+        return Job(self.jobs / matches[0])
+
+    def created(self, job_id: str) -> float:
+        """Return when a job was made, in seconds since the epoch."""
+        try:
+            return os.lstat(os.path.join(self.jobs, job_id, "spec.json")).st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+
+def is_settled(folder: Union[Path, str]) -> bool:
+    """Tell by the entries of a job's folder whether it ended and has nothing left to remove; `run` goes last.
+
+    No file is read: a host has many old jobs. False in a folder of another account, which can feign this.
+    """
+    try:
+        os.lstat(os.path.join(folder, "result.json"))
+        is_own = os.lstat(folder).st_uid == os.geteuid()
+    except OSError:
+        return False
+    return is_own and not os.path.lexists(os.path.join(folder, "run"))
 
 
 def take_over(mirror: Path, account: Account) -> None:
@@ -308,10 +331,3 @@ class Job:
     def write_result(self, result: dict[str, Any]) -> None:
         """Write result.json."""
         write_json(self.dir / "result.json", result)
-
-    def created(self) -> float:
-        """Return when the job was made, in seconds since the epoch."""
-        try:
-            return os.lstat(self.dir / "spec.json").st_mtime
-        except FileNotFoundError:
-            return 0.0

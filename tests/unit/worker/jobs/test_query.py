@@ -16,7 +16,7 @@ import pytest
 
 from train_classifier.core import locks
 from train_classifier.core.job import SCHEMA, JobSpec, Repository
-from train_classifier.worker.jobs import query
+from train_classifier.worker.jobs import query, recover
 from train_classifier.worker.slurm import commands, shared_folder
 from train_classifier.worker.state import files
 from train_classifier.worker.state.store import Job, Store
@@ -192,3 +192,62 @@ def test_earlier_runs_are_ended_jobs_of_the_same_model(tmp_path: Path) -> None:
     assert runs(5) == ["1", "2", "5"]
     assert runs(2) == ["1", "2"]
     assert runs(5, most=1) == ["5"]
+
+
+def test_list_has_unfinished_jobs_and_the_newest_twenty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of old jobs that have ended nothing is read: a host has thousands of them."""
+    store, host = Store(tmp_path), Host(queue_dir=tmp_path / "queue")
+    jobs = [ended(store, number) for number in range(60)]
+    waiting, left_over = jobs[3], jobs[5]
+    (waiting.dir / "result.json").unlink()
+    waiting.write_status(state="prepared")
+    # The worker of this one is between its last two steps.
+    left_over.run.mkdir()
+    (jobs[7].dir / "status.json").write_text("{")
+    (jobs[50].dir / "status.json").write_text("{")
+    opened: list[str] = []
+    open_regular = files.open_regular
+    monkeypatch.setattr(files, "open_regular", lambda path: opened.append(str(path)) or open_regular(path))
+
+    def listed(**more: bool) -> list[int]:
+        answer = query.list_jobs({"verb": "list", **more}, host, store)
+        return [int(job["id"][9:15]) for job in answer["jobs"]]
+
+    with locks.hold(left_over.lock):
+        assert listed() == [3, *range(39, 50), *range(51, 60)]
+        looked_at = {Path(path).parent.name for path in opened}
+        assert looked_at == {job.id for job in (waiting, left_over, *jobs[39:])}
+        assert listed(all=True) == [number for number in range(60) if number not in (7, 50)]
+
+
+def test_commands_that_name_a_job_read_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, host = Store(tmp_path), Host(queue_dir=tmp_path / "queue")
+    jobs = [ended(store, number) for number in range(30)]
+    opened: list[str] = []
+    open_regular = files.open_regular
+    monkeypatch.setattr(files, "open_regular", lambda path: opened.append(str(path)) or open_regular(path))
+    for name, job in (("last", jobs[-1]), (jobs[4].id[:15], jobs[4])):
+        assert query.status({"id": name}, host, store)["id"] == job.id
+        assert {Path(path).parent.name for path in opened} == {job.id}
+        opened.clear()
+    # A worker does this at the end of each job.
+    recover.finish_dead_jobs(store, host)
+    assert opened == []
+
+
+def test_entry_of_a_damaged_specification_has_what_is_right(tmp_path: Path) -> None:
+    store, host = Store(tmp_path), Host(queue_dir=tmp_path / "queue")
+    job = ended(store, 1)
+    empty = {"arguments": [], "group": None, "sweep": {}, "commit": None}
+    for content, differences in (
+        ("{", {}),
+        ("[]", {}),
+        ('{"arguments": "x", "repository": [], "group": 1, "sweep": [], "schema": 9}', {}),
+        ('{"arguments": ["--rate", 1], "repository": {"commit": 7}, "sweep": {"rate": 1}}',
+         {"arguments": ["--rate", "1"], "sweep": {"rate": "1"}}),
+    ):  # fmt: skip
+        (job.dir / "spec.json").write_text(content)
+        (entry,) = query.list_jobs({}, host, store)["jobs"]
+        assert {name: entry[name] for name in empty} == {**empty, **differences}
