@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import base64
+import contextlib
 import functools
 import json
 import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -60,36 +60,51 @@ def kernel_module(version: str) -> bytes:
     return elf + info + names + b"".join(sections)
 
 
-@functools.cache
-def _gnupg() -> Path:
-    """The home of a key that signs the archives of this test run."""
-    home = Path(tempfile.mkdtemp(prefix="tc-archive-key-"))
-    _gpg(home, "--quick-gen-key", "Stand-in <tests@example.org>", "ed25519", "sign", "never")
-    atexit.register(shutil.rmtree, home, ignore_errors=True)
-    atexit.register(run, "gpgconf", "--homedir", home, "--kill", "all", check=False)
-    return home
-
-
-def _gpg(home: Path, *arguments: str, text: str = "") -> bytes:
+@contextlib.contextmanager
+def _gnupg() -> Iterator[Callable[..., bytes]]:
+    """Run gpg in a home of its own; its agent ends with the block: it would outlive a worker of pytest-xdist."""
     if not shutil.which("gpg"):
         raise HostError("gpg signs the stand-in archives: apt-get install gnupg")
-    command = [
-        "gpg",
-        "--homedir",
-        str(home),
-        "--batch",
-        "--quiet",
-        "--passphrase",
-        "",
-        "--pinentry-mode",
-        "loopback",
-    ]
-    return subprocess.run([*command, *arguments], input=text.encode(), capture_output=True, check=True).stdout
+    with tempfile.TemporaryDirectory(prefix="tc-archive-key-", ignore_cleanup_errors=True) as home:
+        command = [
+            "gpg",
+            "--homedir",
+            home,
+            "--batch",
+            "--quiet",
+            "--passphrase",
+            "",
+            "--pinentry-mode",
+            "loopback",
+        ]
+
+        def gpg(*arguments: str, data: bytes = b"") -> bytes:
+            done = subprocess.run([*command, *arguments], input=data, capture_output=True, check=True)
+            return done.stdout
+
+        try:
+            yield gpg
+        finally:
+            run("gpgconf", "--homedir", home, "--kill", "all")
+
+
+@functools.cache
+def _keys() -> tuple[bytes, bytes]:
+    """The public and the secret key that sign the archives of this test run."""
+    with _gnupg() as gpg:
+        gpg("--quick-gen-key", "Stand-in <tests@example.org>", "ed25519", "sign", "never")
+        return gpg("--armor", "--export"), gpg("--export-secret-keys")
 
 
 def signing_key() -> bytes:
     """The public key of the archives, as apt reads it."""
-    return _gpg(_gnupg(), "--armor", "--export")
+    return _keys()[0]
+
+
+def _sign(text: str) -> str:
+    with _gnupg() as gpg:
+        gpg("--import", data=_keys()[1])
+        return gpg("--clearsign", data=text.encode()).decode()
 
 
 def make(
@@ -110,8 +125,7 @@ def make(
     host.write("/srv/make-archive", MAKE.read_text())
     command = ("python3", "/srv/make-archive", folder, suite, origin)
     release = host.exec(*command, input=json.dumps(table)).stdout.strip()
-    signed = _gpg(_gnupg(), "--clearsign", text=host.shell(f"cat {release}"))
-    host.write(str(Path(release).with_name("InRelease")), signed.decode())
+    host.write(str(Path(release).with_name("InRelease")), _sign(host.shell(f"cat {release}")))
 
 
 def publish(host: TestHost, packages: Iterable[Package], suite: str = "noble") -> None:
