@@ -6,11 +6,12 @@ import dataclasses
 import errno
 import hashlib
 import os
+import shlex
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from train_classifier.controller.events import Reporter
 from train_classifier.controller.follow import PATIENCE_S, retry_while_unreachable
@@ -21,6 +22,7 @@ from train_classifier.core.errors import NothingDelivered, NotReady, OutOfTouch,
 from train_classifier.core.job import archive_name_pattern
 from train_classifier.core.text import printable
 
+T = TypeVar("T")
 BLOCK = 1 << 20
 #: Seconds without output after which the controller stops waiting for a host that packs.
 PACKING_S = 60.0
@@ -29,6 +31,8 @@ FILES_S = 60.0
 MOST_BLOCK = 1 << 20
 #: Most single files of one archive.
 MOST_FILES = 100_000
+#: Most bytes of a file's name (NAME_MAX).
+MOST_NAME = 255
 #: Seconds between two progress events.
 PROGRESS_INTERVAL_S = 0.25
 
@@ -50,11 +54,31 @@ def pack(
         return result
 
     try:
-        result = retry_while_unreachable(host, job, request_packing, report, patience)
+        result = _retry(host, job, request_packing, report, patience)
     except TrainClassifierError as error:
         error.hint = complete_hint(host, job, error.hint)
         raise
     return result
+
+
+def _retry(
+    host: RemoteHost,
+    job: str,
+    action: Callable[[], T],
+    report: Reporter,
+    patience: float,
+    paths: Sequence[str] = (),
+) -> T:
+    """Return what `action` returns, as `retry_while_unreachable` does; the hint is that of an ended job."""
+    try:
+        return retry_while_unreachable(host, job, action, report, patience)
+    except OutOfTouch as error:
+        command = shlex.join(["train-classifier", "fetch", job, *paths])
+        cause = getattr(error.__cause__, "hint", None)
+        error.hint = f"The job has ended, and what it left is still on {host.name}: {command}{host.flags}" + (
+            f" ({cause})" if cause else ""
+        )
+        raise
 
 
 def complete_hint(host: RemoteHost, job: str, hint: str | None) -> str | None:
@@ -88,9 +112,7 @@ def fetch(
                 if attempt == 1 and _is_complete(part, archive):
                     report_progress(int(archive["bytes"]))
                     break
-                retry_while_unreachable(
-                    host, job, lambda: host.pull(job, part, report_progress), report, patience
-                )
+                _retry(host, job, lambda: host.pull(job, part, report_progress), report, patience)
                 if _sha256(part) == archive["sha256"]:
                     break
                 if attempt == 2:
@@ -152,21 +174,27 @@ def fetch_files(
         count, left = 0, most
         with contextlib.closing(host.stream(request, FILES_S)) as lines:  # type: ignore[type-var]
             for line in lines:
-                if "file" in line:
-                    count, left = count + 1, left - max(int(line["bytes"]), 0)
+                if line.get("file"):
+                    size = line.get("bytes") or 0
+                    count, left = count + 1, left - max(size, 0)
                     if count > MOST_FILES or left < 0:
                         raise NothingDelivered(f"{host.name} sent more than was asked for.")
-                    _receive_file(str(line["file"]), int(line["bytes"]), lines, fetched, job, done)
+                    _receive_file(line["file"], size, lines, fetched, job, done)
                 elif "missing" in line:
-                    fetched.missing, fetched.left_out = dict(line["missing"]), list(line["left_out"])
+                    left_out = line.get("left_out")
+                    fetched.missing = line["missing"] or {}
+                    fetched.left_out = left_out if isinstance(left_out, list) else []
 
     try:
-        retry_while_unreachable(host, job, receive, report, patience)
+        _retry(host, job, receive, report, patience, fetched.paths)
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+        is_link = error.errno in (errno.ENOTDIR, errno.ELOOP)
         raise NothingDelivered(
             f"{printable(str(fetched.folder))} cannot be written to: {reason}.",
-            "A link in the place of a folder is not followed.",
+            "A link in the place of a folder is not followed."
+            if is_link
+            else "-o DIR chooses another folder.",
         ) from error
 
 
@@ -180,8 +208,8 @@ def _receive_file(
 ) -> None:
     """Take one file from the lines of a host; it gets its name once it is complete."""
     is_asked = any(path == asked or path.startswith(f"{asked}/") for asked in fetched.paths)
-    parts = path.split("/")
-    if not is_asked or "\0" in path or any(part in ("", ".", "..") for part in parts):
+    parts = parts_of(path)
+    if not is_asked or not parts:
         raise NothingDelivered(f"The host sent a file that nobody asked for: {printable(path)[:200]}.")
     if path in done:
         read_content(lines, None, size)
@@ -197,6 +225,16 @@ def _receive_file(
             digest = read_content(lines, file, size)
         part.replace(folder / target.name)
     fetched.files.append({"path": path, "bytes": size, "sha256": digest})
+
+
+def parts_of(path: str) -> list[str]:
+    """Return the parts of a path below a folder; none of a path that may lead elsewhere, or is no name."""
+    parts = path.split("/")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return []
+    return [] if "\0" in path or any(part in ("", ".", "..") for part in parts) else parts
 
 
 def read_content(lines: Iterator[dict[str, Any]], file: IO[bytes] | None, size: int) -> str:
@@ -256,7 +294,10 @@ def write_part_file(output: Path, job: str, content: bytes) -> None:
 
 def part_name(output: Path, job: str) -> str:
     """Return the name of the file beside `output` that holds the received part of a job's archive."""
-    return f".{output.name}.{job}.part"
+    name = f".{output.name}.{job}.part"
+    if len(os.fsencode(name)) > MOST_NAME:
+        name = f".{hashlib.sha256(os.fsencode(output.name)).hexdigest()}.{job}.part"
+    return name
 
 
 def remove_old_part_files(output: Path) -> None:

@@ -32,7 +32,7 @@ class LocatedJob:
     @property
     def jobs(self) -> list[dict[str, Any]] | None:
         """The answers for the jobs of a group, in order; None for a single job."""
-        return self.answer.get("jobs")
+        return self.answer.get("jobs") or None
 
     @property
     def failures(self) -> dict[str, TrainClassifierError]:
@@ -118,7 +118,7 @@ def find(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
     Raises BadInput when no host has it or several match, and the host's own failure when the job that is
     meant might be on a host that could not be asked.
     """
-    answers = ask_hosts(hosts, lambda host: host.call({"verb": "status", "id": job}))
+    answers = ask_hosts(hosts, lambda host: _ask(host, job))
     matches = [LocatedJob(host, answer) for host, answer in answers if isinstance(answer, dict)]
     errors = [(host, answer) for host, answer in answers if isinstance(answer, TrainClassifierError)]
     is_whole_id = JOB_ID.match(job) or any(match.id == job for match in matches)
@@ -150,6 +150,13 @@ def find(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
         hint=f"Your jobs there: train-classifier list --all{flags}. The jobs of other users are not shown; "
         "for other hosts name their inventory by --inventory.",
     )
+
+
+def _ask(host: RemoteHost, job: str) -> dict[str, Any]:
+    answer = host.call({"verb": "status", "id": job})
+    if not answer.get("id"):
+        raise NotReady(f"{host.name} answered without the id of a job.")
+    return answer
 
 
 def _hint_with_another_host(hint: str | None, hosts: Sequence[RemoteHost], without: RemoteHost) -> str | None:

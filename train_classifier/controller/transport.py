@@ -46,22 +46,26 @@ QUIET_LOGIN = "Remove the output from its start-up files (.bashrc), or make it c
 
 #: Deepest nesting of an answer, and the bound of its counts and times.
 MOST_DEPTH, MOST_NUMBER = 30, 1e15
-_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
+_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")
 _NUMBERS = (int, (int, float))
 #: The type of what has this name in an answer and in what it says of jobs; None stands for any of them.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("status", "result", "spec", "seconds", "times", "metrics", "sweep", "unpacked"), dict),
-    **dict.fromkeys(("jobs", "failures", "runs", "checks", "notes", "arguments"), list),
+    **dict.fromkeys(("jobs", "failures", "runs", "checks", "notes", "arguments", "gone"), list),
     **dict.fromkeys(
         ("id", "model", "state", "phase", "outcome", "reason", "message", "submitter", "group", "commit"), str
     ),
-    **dict.fromkeys(("page", "content"), str),
-    **dict.fromkeys(("exit_code", "log_size"), int),
+    **dict.fromkeys(("page", "content", "file", "sha256", "fingerprint"), str),
+    **dict.fromkeys(("exit_code", "log_size", "bytes", "offset"), int),
     # What Slurm says of a job that waits makes a fraction of a version.
     **dict.fromkeys(("version", "started", "finished", "submitted", "lease_s"), (int, float)),
     "archive": (str, dict),
     # Bytes of the log, and the data folders of a job.
     "data": (str, list),
+    # Of single files: a list, and names; of event files: numbers.
+    "files": (str, int),
+    "left_out": (int, list),
+    "missing": dict,
 }
 #: Parts of an answer in which these names mean the same.
 _NESTED = ("status", "result", "spec", "jobs", "failures", "runs")
@@ -424,7 +428,8 @@ def _last_line(out: bytes) -> bytes:
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """Return the JSON object of a line, None for anything else."""
     try:
-        answer = json.loads(line)
+        # No number of JSON: what is printed of an answer must be JSON, too.
+        answer = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
         return None
     return answer if isinstance(answer, dict) else None
@@ -455,7 +460,11 @@ def _has_type(key: str, value: Any) -> bool:
     if key == "id":
         return bool(_ID.match(value))
     if key in ("jobs", "failures", "runs"):
-        return all(isinstance(each, dict) for each in value)
+        return all(isinstance(each, dict) and "id" in each for each in value)
+    if key == "missing":
+        return all(map(_are_texts, value.values()))
+    if isinstance(value, list) and key in ("left_out", "gone"):
+        return _are_texts(value)
     if key == "checks":
         return all(map(_is_check, value))
     if key == "seconds":
@@ -468,6 +477,10 @@ def _has_type(key: str, value: Any) -> bool:
     if key == "archive" and isinstance(value, dict):
         return _is_number(value.get("bytes")) and isinstance(value.get("sha256"), str)
     return True
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _is_check(value: Any) -> bool:

@@ -59,6 +59,8 @@ DATA_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 #: Most bytes of one argument or variable, with its end; the kernel's limit (MAX_ARG_STRLEN, 32 pages).
 MOST_STRING = 131072
 
+#: Above the bytes of any checkout.
+MOST_BYTES = 1 << 60
 #: No job may read these: credentials, devices, sockets of services, other processes' files.
 SYSTEM_FOLDERS = ("/proc", "/sys", "/dev", "/run", "/etc", "/boot")
 
@@ -395,6 +397,12 @@ class JobSpec:
                 or (option.kind is Kind.GPUS and value == "auto"),
                 f"{option.spec_field} is {value!r}, wanted a number from {bounds}",
             )
+
+        for name in ("source_files", "source_bytes"):
+            value = getattr(self, name)
+            is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST_BYTES
+            problems.check(is_count, f"{name} is {value!r}, wanted a number of at least 0")
+        problems.text(self.submitter, "the submitter")
 
     def _check_environment(self, problems: "_Problems") -> None:
         problems.check(isinstance(self.environment, dict), "environment is not a table")

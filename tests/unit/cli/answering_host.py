@@ -29,4 +29,4 @@ class LyingHost(RemoteHost):
         self.lines = lines
 
     def stream(self, request: dict[str, Any], answer_timeout: float) -> Iterator[dict[str, Any]]:
-        yield from self.lines
+        yield from map(self._checked, self.lines)

@@ -134,6 +134,7 @@ def test_damaged_archive_is_named(job: Path, tmp_path: Path) -> None:
         ("a/../../tfevents", 0),
         (".bashrc", 0),
         ("tfevents", 1 << 40),
+        ("tfevents\ud800", 0),
     ],
 )
 def test_host_cannot_write_elsewhere(tmp_path: Path, path: str, offset: int) -> None:

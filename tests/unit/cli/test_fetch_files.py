@@ -14,11 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import json_output
 import pytest
 from answering_host import LyingHost
 
-from train_classifier.cli import app
 from train_classifier.cli.console import Console
 from train_classifier.controller import fetch
 from train_classifier.controller.transport import RemoteHost
@@ -34,22 +32,6 @@ def hosts() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
-
-
-@pytest.fixture
-def command(hosts: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Our command on a host of this machine."""
-    host = RemoteHost("one", state_dir=str(hosts / "one"))
-    monkeypatch.setattr("train_classifier.cli.hosts.hosts", lambda *_: [host])
-
-    def run(*words: str) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = app.run(words)
-        out, err = capfd.readouterr()
-        json_output.check(words, out)
-        return code, out, err
-
-    return run
 
 
 def pack(state_dir: Path, job: str, members: dict[str, bytes | tarfile.TarInfo]) -> None:
@@ -119,6 +101,41 @@ def test_single_files_come_without_the_archive(
     assert list(here.rglob("*.part")) == []
 
 
+def test_longest_names_are_fetched_and_what_cannot_be_written_is_said(
+    tmp_path: Path, hosts: Path, command: Any
+) -> None:
+    """A file that is not complete yet has a longer name, which must not be too long."""
+    longest = "x" * 255
+    pack(hosts / "one", OLD, {f"artefacts/{longest}": b"x", "artefacts/a": b"a"})
+    where = ("-o", str(tmp_path / "new"))
+    assert command("fetch", OLD, "artefacts", *where)[0] == 0
+    assert sorted(path.name for path in (tmp_path / "new/artefacts").iterdir()) == ["a", longest]
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file/artefacts").write_text("")
+    code, _, err = command("fetch", OLD, "artefacts/a", "-o", str(tmp_path / "file"))
+    assert code == ExitCode.NOTHING_DELIVERED and "Not a directory" in err
+
+
+def test_answer_without_what_belongs_to_it_is_no_bug(
+    hosts: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack(hosts / "one", OLD, {"artefacts/a": b"a"})
+
+    class Forgetful(LyingHost):
+        def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
+            return RemoteHost("one", state_dir=str(hosts / "one")).call(request, timeout)
+
+    for lines in ([{"missing": None}], [{"missing": {}, "left_out": 3}]):
+        code, _, err = command("fetch", OLD, "artefacts/a", on=[Forgetful(*lines)])
+        assert code == ExitCode.NOTHING_DELIVERED, err
+    # The job is said to have ended: it is not to be followed again.
+    monkeypatch.setenv("TRAIN_CLASSIFIER_PATIENCE", "0.1s")
+    code, _, err = command("fetch", OLD, "artefacts/a", on=[Forgetful({"file": "artefacts/a"})])
+    assert (
+        code == ExitCode.OUT_OF_TOUCH and f"is still on liar: train-classifier fetch {OLD} artefacts/a" in err
+    )
+
+
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x", "artefacts/../../x", "", "."])
 def test_paths_outside_of_the_archive_are_refused(hosts: Path, command: Any, path: str) -> None:
     pack(hosts / "one", OLD, {"artefacts/x": b"x"})
@@ -165,7 +182,7 @@ def test_single_files_are_bounded_and_a_damaged_archive_is_said(
 @pytest.mark.parametrize(
     ("path", "size", "words"),
     [
-        *((path, 2, "nobody asked for") for path in ("artefacts/../x", "/etc/x", "artefactsx", "artefacts//x")),
+        *((path, 2, "nobody asked for") for path in ("artefacts/../x", "/etc/x", "artefactsx", "artefacts//x", "artefacts/\ud800")),
         ("artefacts/x", 11, "more than was asked for"), ("artefacts/x", -1, "damaged"),
     ],
 )  # fmt: skip

@@ -9,12 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import json_output
 import pytest
+from answering_host import AnsweringHost
 from ordinary_user import NOBODY, as_ordinary_user
 
 from train_classifier.ansible_bridge import inventory as inventories
@@ -44,34 +43,18 @@ def make_job(state_dir: Path, job: str, state: str = "finished") -> None:
         (folder / "result.json").write_text(json.dumps({**result, "finished": 1.0}))
 
 
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Our command on hosts of this machine, each with its own state folder, whatever the inventory."""
-
-    def run(*words: str, hosts: Sequence[str] = ("one",)) -> tuple[int, str, str]:
-        remote_hosts = [RemoteHost(name, state_dir=str(tmp_path / name)) for name in hosts]
-        monkeypatch.setattr("train_classifier.cli.hosts.hosts", lambda *_: remote_hosts)
-        capfd.readouterr()
-        code = app.run(words)
-        out, err = capfd.readouterr()
-        json_output.check(words, out)
-        return code, out, err
-
-    return run
-
-
 def test_last_is_the_newest_that_was_started_on_any_host(tmp_path: Path, command: Any) -> None:
     make_job(tmp_path / "one", OLD)
     make_job(tmp_path / "two", NEW)
     # An interrupted push leaves this.
     make_job(tmp_path / "one", NEWEST, "prepared")
-    code, out, err = command("status", "last", "--json", hosts=("one", "two"))
+    code, out, err = command("status", "last", "--json", on=("one", "two"))
     assert code == 0, err
     answer = json.loads(out)
     assert (answer["id"], answer["host"]) == (NEW, "two")
     assert command("logs", "last") == (0, OLD + "\n", "")
     make_job(tmp_path / "three", OLD, "pushed")
-    assert command("status", "last", hosts=["three"])[0] == ExitCode.BAD_INPUT
+    assert command("status", "last", on=["three"])[0] == ExitCode.BAD_INPUT
 
 
 @pytest.mark.parametrize("state", ["prepared", "pushed"])
@@ -266,3 +249,12 @@ def test_job_of_another_user_is_neither_shown_nor_cancelled() -> None:
     )
     assert all("he jobs of other users are not shown" in answer for answer in answers[:2])
     assert all(answer.startswith("3 ") for answer in answers[2:]), answers
+
+
+@pytest.mark.parametrize("answer", [{}, {"id": OLD, "jobs": []}, {"id": OLD, "jobs": [{"id": OLD}]}], ids=str)
+@pytest.mark.parametrize("words", ["status", "attach", "cancel", "logs", "fetch", "report", "rerun", "board"])
+def test_host_that_says_less_than_a_worker_meets_a_sentence(
+    command: Any, words: str, answer: dict[str, Any]
+) -> None:
+    code, _, err = command(words, "last", on=[AnsweringHost("liar", answer)])
+    assert code != ExitCode.BUG, err

@@ -194,9 +194,36 @@ def test_host_cannot_choose_files_of_this_machine(tmp_path: Path, repo: Path) ->
         answer = {"id": JOB, "has_files": False, "files": pack_names([*push[1], name])}
         with pytest.raises(BadInput, match="are in no commit"), rerun.sources(answer, spec, "one", repo):
             pass
+    # What is in the commit, but is never pushed.
+    (repo / "deploy.key").write_text("-----BEGIN PRIVATE KEY-----\nx\n")
+    (repo / "artefacts").mkdir()
+    (repo / "artefacts" / "base.txt").write_text("tracked")
+    git(repo, "add", "-A")
+    git(repo, "commit", "-q", "-m", "key")
+    push = pushed(repo)
+    assert b"artefacts/base.txt" in push[1]
+    spec = dataclasses.replace(spec, repository=push[0])
+    for name in (b"deploy.key", b"big.bin"):
+        answer = {"id": JOB, "has_files": False, "files": pack_names([*push[1], name])}
+        words = f"a push of its commit leaves out {name.decode()}"
+        with pytest.raises(BadInput, match=words), rerun.sources(answer, spec, "one", repo):
+            pass
+    for names in (pack_names(push[1])[:-8], "", "x", pack_names([b"a"] * (rerun.MOST_FILES + 2))):
+        answer = {"id": JOB, "has_files": False, "files": names}
+        with pytest.raises(NotReady, match="damaged list"), rerun.sources(answer, spec, "one", repo):
+            pass
     answer = {"id": JOB, "has_files": False, "files": pack_names([*push[1], b"../", b".git/"])}
     with rerun.sources(answer, spec, "one", repo) as files:
         assert files.names == pack_names(push[1])
+
+
+@pytest.mark.parametrize(
+    "change", [{"source_bytes": "1"}, {"source_files": -1}, {"submitter": 3}, {"source_bytes": 1e300}]
+)
+def test_specification_of_a_host_is_checked(change: dict[str, Any]) -> None:
+    spec = JobSpec(id=JOB, model="mnist", repository=Repository("r", KEY))
+    with pytest.raises(ValueError, match=next(iter(change))):
+        JobSpec.from_dict({**spec.to_dict(), **change})
 
 
 def test_secrets_are_given_again(monkeypatch: pytest.MonkeyPatch, repo: Path) -> None:

@@ -368,10 +368,18 @@ def answering(folder: Path, printed: bytes) -> RemoteHost:
         '{"result": {"archive": {"bytes": 1}}}',
         '{"result": {"exit_code": 1e999}}',
         '{"status": {"times": {"training": [1]}}}',
-        '{"status": {"times": {"training": [1, NaN]}}}',
+        '{"status": {"times": {"training": [1, 1e999]}}}',
         '{"result": {"finished": 1' + "0" * 400 + "}}",
         '{"spec": {"environment": ' + '{"a": ' * 200 + "1" + "}" * 201 + "}",
         '{"log_size": "8"}',
+        '{"id": ".."}',
+        '{"jobs": [{}]}',
+        '{"file": 1}',
+        '{"bytes": "1"}',
+        '{"offset": 1e999}',
+        '{"missing": {"a": [1]}}',
+        '{"left_out": [{}]}',
+        '{"gone": 1}',
     ],
     ids=lambda text: text[:30],
 )
@@ -413,6 +421,11 @@ def test_names_and_values_of_a_model_have_any_type_and_versions_a_fraction(tmp_p
         "spec": {"environment": {"status": "1", "id": "/"}, "gpus": "auto"},
     }  # fmt: skip
     assert answering(tmp_path, json.dumps(answer).encode()).call(QUESTION) == answer
+
+
+def test_what_is_no_number_of_json_becomes_null(tmp_path: Path) -> None:
+    host = answering(tmp_path, b'{"result": {"metrics": {"loss": NaN, "gain": -Infinity}}}')
+    assert host.call(QUESTION)["result"]["metrics"] == {"loss": None, "gain": None}
 
 
 def test_failure_of_any_form_is_a_failure(tmp_path: Path) -> None:

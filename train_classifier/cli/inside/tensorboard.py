@@ -50,7 +50,7 @@ class EventCopy:
         request = {"verb": "events", "id": self.job, "known": self.known, "most": MOST_BYTES}
         with contextlib.closing(self.host.stream(request, fetch.FILES_S)) as lines:  # type: ignore[type-var]
             for line in lines:
-                if "file" in line:
+                if line.get("file"):
                     self._receive(line, lines)
                 elif "state" in line:
                     self.is_finished = line["state"] == "finished"
@@ -58,10 +58,9 @@ class EventCopy:
         raise NotReady(f"{self.host.name} ended in the middle of an answer.")
 
     def _receive(self, line: dict[str, Any], lines: Iterator[dict[str, Any]]) -> None:
-        path, offset, size = str(line["file"]), int(line["offset"]), int(line["bytes"])
-        parts = path.split("/")
-        is_wrong = "\0" in path or any(part in ("", ".", "..") for part in parts)
-        if is_wrong or "tfevents" not in parts[-1] or not 0 <= offset <= self.known.get(path, 0):
+        path, offset, size = line["file"], line.get("offset") or 0, line.get("bytes") or 0
+        parts = fetch.parts_of(path)
+        if not parts or "tfevents" not in parts[-1] or not 0 <= offset <= self.known.get(path, 0):
             raise NotReady(f"{self.host.name} sent a file that is no event file: {clean(path)[:200]}.")
         # Files that are gone there are still here, so this may be somewhat more than a host sends at once.
         total = sum(self.known.values()) - self.known.get(path, 0) + offset + size

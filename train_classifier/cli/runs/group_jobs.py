@@ -40,7 +40,8 @@ def attach(located: LocatedJob, output: Path, patience: float, console: Console)
         console.event("message", level="warning", text=f"{count(unstarted)} of this group never started.")
     display = _display(located, console, answers)
     ids = list(display.jobs)
-    leases = [spec["lease_s"] for spec in (answer["spec"] for answer in answers) if spec.get("lease_s")]
+    specs = [answer.get("spec") or {} for answer in answers]
+    leases = [spec["lease_s"] for spec in specs if spec.get("lease_s")]
     paths = groups.archive_paths(output, ids)
     lease = min(leases, default=None)
     delivery = groups.Delivery(located.host, located.id, paths, display, patience, lease)

@@ -9,13 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import json_output
 import pytest
 
-from train_classifier.cli import app
 from train_classifier.cli.console import Console
 from train_classifier.cli.runs.group_display import GroupDisplay, GroupJob
-from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import ExitCode
 from train_classifier.core.job import SCHEMA, JobSpec, Repository
 
@@ -55,23 +52,12 @@ def names(folder: str = ".") -> list[str]:
     return sorted(path.name for path in Path(folder).iterdir())
 
 
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Our command on one host; the archives go to the current folder."""
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder, which archives go to."""
     monkeypatch.delenv("TRAIN_CLASSIFIER_OUTPUT", raising=False)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-
-    def run(*words: str) -> tuple[int, str, str]:
-        host = RemoteHost("one", state_dir=str(tmp_path / "one"))
-        monkeypatch.setattr("train_classifier.cli.hosts.hosts", lambda *_: [host])
-        capfd.readouterr()
-        code = app.run(words)
-        out, err = capfd.readouterr()
-        json_output.check(words, out)
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

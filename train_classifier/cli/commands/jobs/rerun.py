@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 #: Most files that a message names.
 MOST_NAMES = 3
-#: Most bytes of the list of a job's files.
-MOST_LIST = 1 << 30
+#: Most bytes of the list of a job's files, and most files in it.
+MOST_LIST, MOST_FILES = 1 << 30, 5_000_000
 
 
 @click.command()
@@ -179,21 +179,36 @@ def sources(answer: Mapping[str, Any], spec: JobSpec, host: str, repo: Path) -> 
         missing = [name for name in pushed if not name.endswith(b"/") and name not in written]
         if missing:
             raise BadInput(f"{replaced}, and {_some(missing)} of it are in no commit", hint=hint)
+        tree = folder / "tree" / below
+        # A host names the files: none that a push of the commit leaves out, such as a private key.
+        sendable = {*push_list.collect(tree).paths, *_below_artefacts(written)}
+        left_out = [name for name in pushed if name in written and name not in sendable]
+        if left_out:
+            raise BadInput(f"{replaced}, and a push of its commit leaves out {_some(left_out)}", hint=hint)
         folders = _folders(written)
         # A folder that holds no file of the commit was empty.
         kept = [name for name in pushed if name in written or name in folders]
-        tree = folder / "tree" / below
         remark = f"{host} no longer has its files: they are taken from commit {commit[:12]} of {shown}"
         yield Files(str(tree), pack_names(kept), push_list.fingerprint(tree, kept), remark)
 
 
 def _unpacked(names: str, host: str) -> list[bytes]:
     """Return the list of files that a host answered. Raises NotReady."""
+    damaged = f"{host} answered with a damaged list of files."
+    unpacker = zlib.decompressobj()
     try:
-        data = zlib.decompressobj().decompress(base64.b64decode(names, validate=True), MOST_LIST)
+        data = unpacker.decompress(base64.b64decode(names, validate=True), MOST_LIST)
     except (ValueError, zlib.error) as error:
-        raise NotReady(f"{host} answered with a damaged list of files.") from error
+        raise NotReady(damaged) from error
+    # A job with a part of its files would be another one.
+    if not unpacker.eof or data.count(b"\0") > MOST_FILES:
+        raise NotReady(damaged)
     return [name for name in data.split(b"\0") if name]
+
+
+def _below_artefacts(names: Iterable[bytes]) -> list[bytes]:
+    """Return the files of artefacts/: a push sends those of git, which a plain folder does not tell."""
+    return [name for name in names if name.startswith(b"artefacts/")]
 
 
 def _folders(names: Iterable[bytes]) -> set[bytes]:
