@@ -161,6 +161,13 @@ def _definitions() -> dict[str, dict[str, Any]]:
             )
         ),
         "Entry": record(ENTRY, ENTRY_MORE),
+        "Figures": record(
+            each(
+                "progress:string cpu_percent:number? memory_bytes:number?",
+                history=table("number"),
+                gpus=array(record(each("uuid:string percent:number? memory_mib:number?"))),
+            )
+        ),
         "Run": record(
             each(
                 "id:string? model:string host:string error:Error? artefacts:Fetched? metrics:Metrics? "
@@ -271,11 +278,17 @@ def _outputs() -> dict[str, tuple[str, dict[str, Any]]]:
     return {
         "init": ("init", record(each("models:string* created:string* kept:string*"))),
         "train": ("train, attach and rerun", choice(kind("Run"), ended_group, kind("DryRun"), dry_group)),
-        "list": ("list", array(record(ENTRY | each("status:string"), each("other_user:boolean")))),
+        "list": (
+            "list",
+            array(record(ENTRY | each("status:string"), each("other_user:boolean figures:Figures"))),
+        ),
         "status": (
             "status",
             choice(
-                record(each("id:string host:string status:Status result:Result? spec:Spec")),
+                record(
+                    each("id:string host:string status:Status result:Result? spec:Spec"),
+                    each("figures:Figures"),
+                ),
                 record(
                     each(
                         "id:string host:string",

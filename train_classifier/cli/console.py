@@ -74,6 +74,7 @@ class Console:
         self.seconds: dict[str, float] = {}
         self.log_bytes = 0
         self._progress = LogProgress()
+        self._figures: Mapping[str, Any] = {}
         if self.live:
             threading.Thread(target=self._tick, daemon=True, name="live").start()
 
@@ -135,6 +136,9 @@ class Console:
             if not self.live:
                 self._line(f"{phase or fields.get('state')}: {message}")
         self._message = message
+
+    def _on_figures(self, fields: Mapping[str, Any]) -> None:
+        self._figures = fields["figures"]
 
     def _on_message(self, fields: Mapping[str, Any]) -> None:
         # A job's note is also its message at that time.
@@ -261,7 +265,7 @@ class Console:
         width, now = shutil.get_terminal_size().columns - 1, time.monotonic()
         message = self._message
         if phase == "training" and message in ("", phase):
-            message = self._progress.summary(now)
+            message = self._progress.summary(now, self._figures)
         line = drawer.draw(width, phase, now - self._phase_start, self._bytes, message)
         self._write(f"\r\x1b[K{line}")
         self._drawn = True

@@ -122,7 +122,9 @@ def attach(
     run = Attached(located.require_started(), console)
     lease = (located.answer.get("spec") or {}).get("lease_s")
     try:
-        answer = following.follow(located.host, located.id, run, patience=patience, lease_s=lease)
+        answer = following.follow(
+            located.host, located.id, run, patience=patience, lease_s=lease, figures=console.live
+        )
         result = answer["result"]
         path = archive_path(output.path, located.id, result, output.keeps_good)
         steps.fetch(located.host, located.id, result, path, run, patience)

@@ -11,6 +11,7 @@ class Reporter(Protocol):
 
     Events: `phase` {phase, state: start|end, seconds, failed}, `progress` {phase, done, total} in bytes,
     `status` {state, phase, message, times, failed: the phase that failed},
+    `figures` {figures: what a model in training uses and has measured},
     `message` {level: info|warning, text}, `started` {id}, `result` {result},
     `delivered` {path, bytes, sha256}, `error` {code, reason, hint, detail, problems}.
     """

@@ -112,13 +112,14 @@ def find_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
     )
 
 
-def find(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
+def find(hosts: Sequence[RemoteHost], job: str, figures: bool = False) -> LocatedJob:
     """Return the job or group by its id, a unique beginning of it, or `last` for the newest of all hosts.
 
-    Raises BadInput when no host has it or several match, and the host's own failure when the job that is
-    meant might be on a host that could not be asked.
+    With `figures` the answer about a job in training says what it uses and has measured. Raises BadInput when
+    no host has it or several match, and the host's own failure when the job that is meant might be on a host
+    that could not be asked.
     """
-    answers = ask_hosts(hosts, lambda host: _ask(host, job))
+    answers = ask_hosts(hosts, lambda host: _ask(host, job, figures))
     matches = [LocatedJob(host, answer) for host, answer in answers if isinstance(answer, dict)]
     errors = [(host, answer) for host, answer in answers if isinstance(answer, TrainClassifierError)]
     is_whole_id = JOB_ID.match(job) or any(match.id == job for match in matches)
@@ -152,8 +153,8 @@ def find(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
     )
 
 
-def _ask(host: RemoteHost, job: str) -> dict[str, Any]:
-    answer = host.call({"verb": "status", "id": job})
+def _ask(host: RemoteHost, job: str, figures: bool) -> dict[str, Any]:
+    answer = host.call({"verb": "status", "id": job, "figures": figures})
     if not answer.get("id"):
         raise NotReady(f"{host.name} answered without the id of a job.")
     return answer

@@ -79,7 +79,7 @@ def retry_while_unreachable(
 
 
 def follow_request(
-    offset: int = 0, version: int = 0, renew: bool = False, inline: bool = False
+    offset: int = 0, version: int = 0, renew: bool = False, inline: bool = False, figures: bool = False
 ) -> dict[str, Any]:
     """Return the request for the worker's `follow`, without the job's id. `version` is the last status's."""
     return {
@@ -90,6 +90,7 @@ def follow_request(
         "seen": version,
         "renew": renew,
         "inline": INLINE if inline else 0,
+        "figures": figures,
     }
 
 
@@ -101,12 +102,14 @@ def follow(
     patience: float = PATIENCE_S,
     lease_s: float | None = None,
     inline: bool = False,
+    figures: bool = False,
     answers: Iterator[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Pass the log and every change of status to `report` until the job is finished.
 
     A missing answer does not end it: only the worker's own result does. `lease_s` is the job's lease, which
-    is renewed; `inline` requests a small archive with the result; `answers` is an open stream from the job's
+    is renewed; `inline` requests a small archive with the result, `figures` what the model uses and has
+    measured while it trains, for a live line; `answers` is an open stream from the job's
     beginning. Returns the last answer of `follow`, with `result` and `archive`.
     Raises OutOfTouch after `patience` seconds without a connection, and the worker's own failures.
     """
@@ -117,7 +120,7 @@ def follow(
         nonlocal stream
         answer = next(stream, None)
         if answer is None:
-            fields = follow_request(offset, version, lease_s is not None, inline)
+            fields = follow_request(offset, version, lease_s is not None, inline, figures)
             stream = host.stream({"verb": "follow", "id": job, **fields}, POLL_S + 30)
             answer = next(stream)
         return answer
@@ -136,6 +139,8 @@ def follow(
             elif not data:
                 # Raises in a plugin whose command line was killed: then the plugin stops renewing the lease.
                 report.event("alive")
+            if answer.get("figures"):
+                report.event("figures", figures=answer["figures"])
             if answer.get("result") is not None and offset >= int(answer.get("log_size", 0)):
                 report.event("result", result=answer["result"])
                 return answer

@@ -36,6 +36,8 @@ class Order:
     detach: bool = False
     #: A failed job's archive goes to a file of its own, so that the last good one stays.
     keeps_good_archive: bool = False
+    #: Somebody watches a live line, which shows what the model uses and has measured.
+    is_watched: bool = False
 
     def archive_path(self, result: Mapping[str, Any]) -> Path:
         """Return where the archive of the job goes, which ended with `result`."""

@@ -132,7 +132,8 @@ def start(
     with phase(report, "start"):
         follow = None
         if not order.detach:
-            follow = following.follow_request(renew=order.spec.lease_s is not None, inline=True)
+            renew = order.spec.lease_s is not None
+            follow = following.follow_request(renew=renew, inline=True, figures=order.is_watched)
         answers = submit(host, order, secrets, report, follow)
         report.event("started", id=order.spec.id, host=host.name)
         return answers
@@ -179,6 +180,7 @@ def follow(
         patience=order.patience_s,
         lease_s=order.spec.lease_s,
         inline=True,
+        figures=order.is_watched,
         answers=answers,
     )
     result: dict[str, Any] = answer["result"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import json_output
 import pytest
 from answering_host import AnsweringHost
 from ordinary_user import NOBODY, as_ordinary_user
@@ -21,8 +23,11 @@ from train_classifier.cli import app, job_display
 from train_classifier.cli.console import Console
 from train_classifier.controller import find_jobs, steps
 from train_classifier.controller.transport import RemoteHost
+from train_classifier.core import locks
 from train_classifier.core.errors import BadInput, ExitCode, NotReady, TrainClassifierError
 from train_classifier.core.job import SCHEMA, JobSpec, Repository
+from train_classifier.worker.state.store import Job
+from train_classifier.worker.training.usage import COLUMNS
 
 OLD, NEW, NEWEST = "20260101-000000-00000001", "20260102-000000-00000002", "20260103-000000-00000003"
 GONE = RemoteHost("gone", ["ssh", "-F", "/dev/null", "-p", "1", "127.0.0.1"])
@@ -74,10 +79,68 @@ def test_status_names_the_phase_once(
 ) -> None:
     status = {"state": "running", "phase": "training", "message": message}
     located = find_jobs.LocatedJob(RemoteHost("one"), {"id": OLD, "status": status})
-    monkeypatch.setattr(find_jobs, "find", lambda *_: located)
+    monkeypatch.setattr(find_jobs, "find", lambda *_, **__: located)
     job_display.show_status([], OLD, Console())
     rows = [line.split()[0] for line in capfd.readouterr().out.splitlines()]
     assert ("message" in rows) is is_shown, rows
+
+
+def test_status_and_list_say_how_far_a_training_is(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A job of root is one of another account, whose process reads what the model writes."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        state = Path(folder, "state")
+        Path(folder).chmod(0o755)
+        make_job(state, OLD, "running")
+        job = Job(state / "jobs" / OLD)
+        settings = Path(folder, "host.json")
+        settings.write_text('{"service_user": "nobody"}')
+        settings.chmod(0o644)
+        monkeypatch.setenv("TRAIN_CLASSIFIER_HOST_JSON", str(settings))
+        remote_host = RemoteHost("one", state_dir=str(state))
+        monkeypatch.setattr("train_classifier.cli.hosts.hosts", lambda *_: [remote_host])
+
+        def shown(*words: str) -> str:
+            capfd.readouterr()
+            assert app.run(words) == 0, capfd.readouterr().err
+            out = capfd.readouterr().out
+            json_output.check(words, out)
+            return out
+
+        # The worker's own lock says that the job lives.
+        with locks.hold(job.lock):
+            job.write_status(phase="training", times={"training": [time.time() - 100, None]}, gpus=["GPU-1"])
+            (job.workspace / "artefacts").mkdir(parents=True)
+            (job.workspace / "artefacts/history.csv").write_text("epoch,loss\n1,0.5\n2,0.25\n")
+            job.usage.write_text(",".join(COLUMNS) + "\n5.0,80.0,1024,GPU-1,87,5300,,\n")
+            job.log.write_bytes(b"x" * 9000 + b"\nepoch 3/12 loss 9.9\n")
+            progress = re.search(r"^progress +(.*)$", shown("status"), re.MULTILINE)
+            assert progress and re.fullmatch(
+                r"epoch 3/12 · about 8 min \d+ s left · GPU 87 % 5\.2 GiB · loss 0\.25", progress[1]
+            )
+            for width, words in (
+                (200, ["epoch 3/12 · GPU 87 % 5.2 GiB · loss 0.25"]),
+                (100, ["epoch 3/12 · GPU"]),
+                (80, []),
+            ):
+                monkeypatch.setattr(Console, "width", width)
+                lines = shown("list").splitlines()
+                assert ("PROGRESS" in lines[0]) is bool(words) and all(one in lines[1] for one in words), (
+                    lines
+                )
+                assert max(map(len, lines)) <= width
+            (entry,) = json.loads(shown("list", "--json"))
+            answer = json.loads(shown("status", "--json"))
+            gpus = [{"uuid": "GPU-1", "percent": 87, "memory_mib": 5300}]
+            for figures in (entry["figures"], answer["figures"]):
+                assert figures["progress"].startswith("epoch 3/12 · ") and figures["gpus"] == gpus
+                assert figures["history"] == {"epoch": 2, "loss": 0.25} and figures["cpu_percent"] == 80
+        # Its worker is gone, and the next look says so.
+        job.write_status(state="finished")
+        job.write_result({"exit_code": 0, "outcome": "trained"})
+        assert "figures" not in json.loads(shown("list", "--json"))[0]
+        assert "progress" not in shown("status")
 
 
 def test_beginning_of_an_id_needs_an_answer_of_every_host(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -78,6 +79,48 @@ def test_epochs_that_an_attach_shows_at_once_are_soon_forgotten() -> None:
         progress.feed(f"epoch {epoch}/100\n".encode())
         shown = progress.summary(epoch * 60.0)
     assert shown == "epoch 55/100 · about 45 min 0 s left"
+
+
+CARD = {"uuid": "GPU-1", "percent": 80, "memory_mib": 1024}
+
+
+@pytest.mark.parametrize(
+    ("figures", "summary"),
+    [
+        ({}, "epoch 4/20 · loss 0.312 · val_loss 0.4012 · val_accuracy 0.881"),
+        # What is in history.csv comes before what stands in the log.
+        ({"history": {"epoch": 3, "loss": 0.5}}, "epoch 4/20 · loss 0.5"),
+        ({"gpus": [CARD]}, "epoch 4/20 · GPU 80 % 1.0 GiB · loss 0.312 · val_loss 0.4012 · val_accuracy 0.881"),
+        (
+            {"gpus": [CARD, {**CARD, "percent": 40}, {**CARD, "percent": None}], "history": {"f1": 1}},
+            "epoch 4/20 · 3 GPUs 60 % 3.0 GiB · f1 1",
+        ),
+        ({"gpus": [{**CARD, "memory_mib": None}], "history": {"f1": 1}}, "epoch 4/20 · GPU 80 % · f1 1"),
+        ({"gpus": [{"uuid": "GPU-1", "percent": None, "memory_mib": None}], "history": {"f1": 1}}, "epoch 4/20 · f1 1"),
+        # A host may answer what it likes.
+        ({"history": {"a\x1b[2J": 1, "\u05d0": 2, "b": "3", "c": True, "d" * 99: 0.25}}, "epoch 4/20 · " + "d" * 23 + "… 0.25"),
+        ({"history": [1], "gpus": {"a": 1}}, "epoch 4/20 · loss 0.312 · val_loss 0.4012 · val_accuracy 0.881"),
+        ({"history": {"loss": 1}, "gpus": [7, {"percent": "1"}, {"percent": 10**400}, {"memory_mib": 1e299}]}, "epoch 4/20 · loss 1"),
+    ],
+)  # fmt: skip
+def test_figures_of_the_host(figures: dict[str, Any], summary: str) -> None:
+    progress = LogProgress()
+    progress.feed(OURS.encode())
+    assert progress.summary(0.0, figures) == summary
+
+
+def test_epoch_is_that_of_the_history_where_the_log_has_none() -> None:
+    assert LogProgress().summary(0.0, {"history": {"epoch": 7.0, "loss": 1}}) == "epoch 7 · loss 1"
+
+
+@pytest.mark.parametrize(
+    ("log", "left"),
+    [("epoch 3/12", " · about 8 min 20 s left"), ("epoch 1/12", ""), ("epoch 3", ""), ("epoch 13/12", "")],
+)
+def test_time_left_at_one_look_is_by_the_beginning_of_the_training(log: str, left: str) -> None:
+    progress = LogProgress()
+    progress.feed(log.encode() + b"\n")
+    assert progress.summary(1100.0, began=1000.0) == log + left
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=4))

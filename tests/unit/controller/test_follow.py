@@ -62,6 +62,24 @@ def test_each_note_of_a_job_is_reported_once() -> None:
     ]
 
 
+def test_figures_are_reported_as_they_come() -> None:
+    status = {"version": 1, "state": "running"}
+    answers = [
+        {"status": status, "figures": {"gpus": []}},
+        {"status": status},
+        {"status": status, "figures": None},
+        {"status": {**status, "version": 2}, "result": {"exit_code": 0}},
+    ]
+    events = []
+
+    class Recorder(MessageReporter):
+        def event(self, event: str, **fields: Any) -> None:
+            events.append((event, fields.get("figures")))
+
+    follow.follow(HOST, "id", Recorder(), answers=iter(answers))
+    assert [fields for event, fields in events if event == "figures"] == [{"gpus": []}]
+
+
 @pytest.mark.parametrize("kind", ["host-key", "key-permissions", "passphrase"])
 def test_final_error_is_not_retried(kind: str) -> None:
     def action() -> None:

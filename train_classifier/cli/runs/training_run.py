@@ -39,7 +39,7 @@ class TrainingRun:
         self, order: Order, look: Callable[[], Target], secrets: Mapping[str, str], console: Console
     ) -> None:
         """Store the order. The playbook reports its host; `look` reads the inventory when that fails."""
-        self.order = order
+        self.order = dataclasses.replace(order, is_watched=console.live)
         self._look = look
         self._host: RemoteHost | None = None
         self.console = console

@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import json
+import math
 import os
 import time
 import zlib
@@ -31,11 +32,16 @@ COLLECT_S = 0.05
 ALIVE_CHECK_S = 1.0
 #: Seconds between two renewals of the lease, and between two progress lines of `pack`.
 RENEW_S = 1.0
+#: Seconds between two looks at what a model uses; it is measured as often.
+LOOK_S = 5.0
 MAX_WAIT_S = 60.0
 PAUSE_BYTES = 1 << 16
 DEFAULT_BYTES = 4 << 20
 MAX_BYTES = 16 << 20
 MAX_INLINE_BYTES = 1 << 20
+LOG_END_BYTES = 4 << 10
+#: Most jobs in training of which `list` tells what they use.
+MOST_FIGURES = 64
 #: Ended jobs in the list that is not of all.
 NEWEST_JOBS = 20
 #: Most jobs that are looked at for the earlier runs of a model.
@@ -99,14 +105,22 @@ def follow(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[s
     """Yield the answers of `read`, for `for` seconds or until the whole log of a finished job was sent.
 
     One process serves many answers. With `renew` the lease is renewed at each of them. The last answer holds
-    the archive itself, as `content`, if the archive has at most `inline` bytes.
+    the archive itself, as `content`, if the archive has at most `inline` bytes. With `figures` an answer has
+    what the model uses and has measured, every few seconds.
     """
+    next_look = math.inf
     deadline = time.monotonic() + number(request, "for", 0, MAX_WAIT_S * 60)
     max_inline = number(request, "inline", 0, MAX_INLINE_BYTES)
     while True:
         answer = read(request, host, store)
         size = _data_size(answer)
         offset = answer["offset"] + size
+        if request.get("figures") and _is_training(answer["status"]):
+            # Not at once: a short training would wait for it.
+            next_look = min(next_look, time.monotonic() + LOOK_S)
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + LOOK_S
+                answer["figures"] = _figures([Job(store.jobs / answer["id"])], host).get(answer["id"])
         is_complete = answer["status"]["state"] == "finished" and offset >= answer["log_size"]
         if is_complete and max_inline and answer["archive"]:
             content = _inline_content(answer["archive"], max_inline)
@@ -135,6 +149,16 @@ def log_size(job: Job) -> int:
         return os.lstat(job.log).st_size
     except FileNotFoundError:
         return 0
+
+
+def log_end(job: Job) -> str:
+    """Return the end of the log, which says how far a training is."""
+    try:
+        with open(open_regular(job.log), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_END_BYTES))
+            return file.read(LOG_END_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def shared_log_size(job: Job) -> int:
@@ -242,7 +266,11 @@ def status(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
         answers, errors = _ask_each(group, lambda job: _answer(job, host))
         failures = [{"id": job.id, "error": host_faults.describe(error)} for job, error in errors]
         return {"id": group[0].id[:-2], "jobs": answers, "failures": failures}
-    return _answer(store.find(request.get("id")), host)
+    job = store.find(request.get("id"))
+    answer = _answer(job, host)
+    if request.get("figures") and _is_training(answer["status"]):
+        answer["figures"] = _figures([job], host).get(job.id)
+    return answer
 
 
 def _ask_each(
@@ -278,7 +306,7 @@ def _answer(job: Job, host: Host) -> dict[str, Any]:
 def list_jobs(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:
     """Return one entry for each unfinished job and the newest twenty; with `all`, for every job.
 
-    With `all_users` also for the unfinished jobs of others.
+    With `all_users` also for the unfinished jobs of others. One in training has `figures`.
     """
     ids = store.job_ids()
     lines: list[dict[str, Any]] = []
@@ -290,11 +318,36 @@ def list_jobs(request: dict[str, Any], host: Host, store: Store) -> dict[str, An
         if line is not None and not (is_old and line["state"] == "finished"):
             lines.append(line)
     lines.reverse()
+    jobs = [Job(store.jobs / line["id"]) for line in lines if _is_training(line)][-MOST_FIGURES:]
+    figures = _figures(jobs, host)
+    lines = [{**line, "figures": figures[line["id"]]} if line["id"] in figures else line for line in lines]
     if request.get("all_users"):
         from train_classifier.worker.jobs import other_users
 
         lines += other_users.list_jobs(host, set(ids))
     return {"jobs": lines}
+
+
+def _is_training(status: dict[str, Any]) -> bool:
+    return status["state"] == "running" and status.get("phase") == "training"
+
+
+def _figures(jobs: list[Job], host: Host) -> dict[str, dict[str, Any]]:
+    """Return by its id what each job in training uses and has measured, and the end of its log.
+
+    A job of which that cannot be read, or that has just ended, is left out.
+    """
+    # In a folder of the last release, the job's account can put anything in the place of these files.
+    jobs = [job for job in jobs if not job.is_foreign]
+    if not jobs:
+        return {}
+    from train_classifier.worker.training import live_figures
+
+    try:
+        figures = live_figures.look([(job, job.status()) for job in jobs], host.job_user())
+    except (TrainClassifierError, OSError):
+        return {}
+    return {job.id: {**one, "log_end": log_end(job)} for job, one in zip(jobs, figures)}
 
 
 def report(request: dict[str, Any], host: Host, store: Store) -> dict[str, Any]:

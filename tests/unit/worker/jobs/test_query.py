@@ -141,6 +141,29 @@ def test_group_is_followed_in_turns_of_bounded_size(tmp_path: Path) -> None:
     assert all(job.lease.stat().st_mtime > 1 for job in jobs)
 
 
+def test_follower_who_asks_is_told_what_the_model_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "LOOK_S", 0.0)
+    # Jobs of root belong to another account, which need not exist here.
+    monkeypatch.setattr(Host, "job_user", Host.caller)
+    store, host = Store(tmp_path), Host()
+    job = Job(store.jobs / "20260101-000000-0123abcd")
+    job.dir.mkdir(parents=True)
+    job.usage.write_text("time_s,cpu_percent,memory_bytes\n5,50.0,1024,,,,,\n")
+    with locks.hold(job.lock, timeout=10):
+        for phase, asks, is_told in (
+            ("training", True, True),
+            ("training", False, False),
+            ("artefacts", True, False),
+        ):
+            job.write_status(schema=SCHEMA, id=job.id, state="running", phase=phase)
+            request = {"id": job.id, "seen": 0, "for": 0, "figures": asks}
+            (answer,) = query.follow(request, host, store)
+            assert bool(answer.get("figures")) is is_told, (phase, asks)
+            assert not is_told or answer["figures"]["cpu_percent"] == 50
+
+
 def ended(
     store: Store, number: int, model: str = "m", page: bytes | None = None, state: str = "finished"
 ) -> Job:
