@@ -9,6 +9,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -107,6 +109,9 @@ def check_board(world: World, job: str, *where: str | Path) -> None:
             return found
 
     assert set(wait_until(tags)[f"{job}/artefacts"]) == {"epoch_accuracy", "Loss/train"}
+    # Other accounts of this machine do not know the path.
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(urllib.parse.urljoin(address, "/data/plugin/scalars/tags"), timeout=120)
     board.send_signal(signal.SIGTERM)
     assert board.wait(60) == 0
     with pytest.raises(OSError):

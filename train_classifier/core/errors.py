@@ -4,6 +4,7 @@ The worker and the plugins send errors as data; only `to_dict` and `from_dict` c
 """
 
 import enum
+import errno
 import re
 from typing import Any, Optional
 
@@ -44,6 +45,8 @@ OUTCOMES = {
 }
 
 
+#: Numbers of errors that are the fault of a disk, not of a program.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 #: Where docs/ is published. The page of failures has an entry for each outcome and each topic.
 DOCS = "https://incuvers.github.io/train-classifier"
 TROUBLESHOOTING = f"{DOCS}/troubleshooting/#"

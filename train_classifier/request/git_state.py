@@ -12,11 +12,11 @@ import re
 import shutil
 import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from train_classifier.controller.temp_files import private_folder
 from train_classifier.core import regular_file
 from train_classifier.core.job import DESCRIPTION
 from train_classifier.core.text import printable
@@ -283,9 +283,10 @@ def opened(folder: Path, deadline: float | None = None) -> Iterator[Git]:
         raise GitSilent("it is no git checkout")
     own, common = _git_folders(place, folder)
     deadline = time.monotonic() + GIT_TIMEOUT if deadline is None else deadline
-    with tempfile.TemporaryDirectory(prefix="train-classifier-git-") as name:
-        shadow = Path(name)
+    with private_folder() as private:
+        shadow = private / "git"
         try:
+            shadow.mkdir()
             (shadow / "HEAD").write_bytes(regular_file.start(own / "HEAD", SMALL))
             (shadow / "config").write_text(_CONFIG)
             (shadow / "info").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -16,7 +17,7 @@ import pytest
 from train_classifier.ansible_bridge import event_socket
 from train_classifier.cli.app import run
 from train_classifier.controller import find_jobs
-from train_classifier.controller.temp_files import private_folder, remove_old_folders
+from train_classifier.controller.temp_files import bug_error, private_folder, remove_old_folders
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core import text
 from train_classifier.core.errors import (
@@ -303,6 +304,43 @@ def test_folders_of_killed_runs_are_removed(tmp_path: Path, monkeypatch: pytest.
     with private_folder() as own:
         remove_old_folders(tmp_path)
         assert {path.name for path in tmp_path.iterdir()} == {own.name, foreign.name}
+
+
+def test_machine_without_room_for_temporary_files_ends_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    (tmp_path / "mnist" / "__main__.py").write_text("")
+    # As a disk that is full: no file can get a byte.
+    command = 'ulimit -f 0; exec "$@"'
+    argv = [
+        "/bin/sh",
+        "-c",
+        command,
+        "sh",
+        sys.executable,
+        "-m",
+        "train_classifier",
+        "train",
+        "mnist",
+        "--gpus",
+        "0",
+    ]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.NOT_READY, done.stderr
+    assert "no room for temporary files" in done.stderr and "TMPDIR" in done.stderr
+
+
+def test_bug_is_told_also_where_no_file_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkstemp", full)
+    try:
+        raise ZeroDivisionError
+    except ZeroDivisionError as bug:
+        error = bug_error(bug)
+    assert "ZeroDivisionError" in error.reason and "Traceback" in str(error.detail)
+    error = bug_error(OSError(errno.ENOSPC, "No space left on device", "/tmp/\x1b[2J"))
+    assert (error.code, error.reason) == (3, "/tmp/\\x1b[2J cannot be used: No space left on device.")
 
 
 def test_all_hosts_are_asked_and_one_failure_hides_no_other(tmp_path: Path) -> None:

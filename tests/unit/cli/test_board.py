@@ -7,11 +7,14 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,14 +31,19 @@ from train_classifier.core.errors import BadInput, ExitCode, NotReady
 from train_classifier.core.job import SCHEMA, JobSpec, Repository
 
 JOB = "20260101-000000-00000001"
-#: Shows the files of --logdir, as TensorBoard its curves.
+#: Shows the files of --logdir below the path of --flagfile, as TensorBoard its curves.
 SERVER = f"""#!{sys.executable}
-import functools, http.server, os, sys
+import functools, http.server, os, pathlib, sys
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 print("words of tensorboard", flush=True)
 if os.environ.get("BROKEN"):
     sys.exit(1)
-handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=options["--logdir"])
+name, _, prefix = pathlib.Path(options["--flagfile"]).read_text().strip().partition("=")
+class Handler(http.server.SimpleHTTPRequestHandler):
+    def translate_path(self, path):
+        known, below = path.startswith(prefix + "/"), path.removeprefix(prefix)
+        return super().translate_path(below if known and name == "--path_prefix" else "/none")
+handler = functools.partial(Handler, directory=options["--logdir"])
 http.server.ThreadingHTTPServer((options["--host"], int(options["--port"])), handler).serve_forever()
 """
 
@@ -178,6 +186,8 @@ def test_tensorboard_shows_the_copies_and_ends_with_the_command(
     program = (
         "import sys\nfrom train_classifier.cli.console import Console\n"
         "from train_classifier.cli.inside import tensorboard\n"
+        # pytest's own folders may be too long for a socket: the run would go to /tmp.
+        "from train_classifier.controller import temp_files\ntemp_files.MAX_PATH = 4096\n"
         "from train_classifier.controller.transport import RemoteHost\n"
         "host = RemoteHost('one', state_dir=sys.argv[1])\n"
         "sys.exit(tensorboard.show([host], ['last'], int(sys.argv[2]), Console()))\n"
@@ -189,20 +199,40 @@ def test_tensorboard_shows_the_copies_and_ends_with_the_command(
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(temporary)},
         text=True,
     ) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert line.startswith("http"), line + process.stderr.read()
-        address = line.split()[0]
-        with urllib.request.urlopen(f"{address}{JOB}/tfevents", timeout=60) as answer:
-            assert answer.read() == b"curve"
-        process.send_signal(number)
-        assert process.wait(60) == (-number if number == signal.SIGKILL else ExitCode.TRAINED)
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            assert line.startswith("http"), line + process.stderr.read()
+            address = line.split()[0]
+            with urllib.request.urlopen(f"{address}{JOB}/tfevents", timeout=60) as answer:
+                assert answer.read() == b"curve"
+            # Other accounts can connect, too; they see command lines, and what is open to all.
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(urllib.parse.urljoin(address, f"/{JOB}/tfevents"), timeout=60)
+            secret = urllib.parse.urlsplit(address).path.strip("/")
+            arguments = subprocess.run(["ps", "axww"], capture_output=True, text=True, check=True).stdout
+            assert len(secret) > 20 and "--flagfile" in arguments and secret not in arguments
+            assert [stat.S_IMODE(each.stat().st_mode) for each in temporary.iterdir()] == [0o700]
+            process.send_signal(number)
+            assert process.wait(60) == (-number if number == signal.SIGKILL else ExitCode.TRAINED)
+        finally:
+            process.kill()
     end = time.monotonic() + 60
     while is_shown(address):
         assert time.monotonic() < end
         time.sleep(0.05)
     # The next command removes the folder of a killed one.
     assert number == signal.SIGKILL or list(temporary.iterdir()) == []
+
+
+def test_copy_that_cannot_be_written_here_is_said(job: Path, tmp_path: Path) -> None:
+    """As on a full disk: a folder is in the place of the file."""
+    (job / "workspace" / "tfevents").write_bytes(b"curve")
+    copy = tensorboard.EventCopy(host_of(job), JOB, tmp_path)
+    (tmp_path / "tfevents").mkdir()
+    with pytest.raises(NotReady, match=f"tfevents of job {JOB} cannot be written here") as error:
+        copy.update()
+    assert "TMPDIR" in str(error.value.hint)
 
 
 def is_shown(address: str) -> bool:

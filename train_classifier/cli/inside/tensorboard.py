@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 
 from train_classifier.cli.console import Console
 from train_classifier.controller import fetch, find_jobs
-from train_classifier.controller.temp_files import private_folder
+from train_classifier.controller.temp_files import ROOM_HINT, private_folder
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import BadInput, ExitCode, NotReady, TrainClassifierError
 from train_classifier.core.text import clean, show_bytes
@@ -66,7 +67,14 @@ class EventCopy:
         total = sum(self.known.values()) - self.known.get(path, 0) + offset + size
         if total > 2 * MOST_BYTES or len(self.known) > MOST_FILES:
             raise NotReady(f"{self.host.name} sent more event files than are shown.")
-        target = self._folder.joinpath(*parts)
+        try:
+            self._write(self._folder.joinpath(*parts), offset, size, lines)
+        except OSError as error:
+            name = f"{clean(path)[:200]} of job {self.job}"
+            raise NotReady(f"{name} cannot be written here: {error.strerror}.", ROOM_HINT) from error
+        self.known[path] = offset + size
+
+    def _write(self, target: Path, offset: int, size: int, lines: Iterator[dict[str, Any]]) -> None:
         # The folder is ours alone, and nothing in it is a link.
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -75,7 +83,6 @@ class EventCopy:
                 file.truncate()
             file.seek(offset)
             fetch.read_content(lines, file, size)
-        self.known[path] = offset + size
 
 
 def show(hosts: Sequence[RemoteHost], names: Sequence[str], port: int | None, console: Console) -> ExitCode:
@@ -98,10 +105,13 @@ def show(hosts: Sequence[RemoteHost], names: Sequence[str], port: int | None, co
                 console.event("message", level="warning", text=f"{text}, or more than {most} of them.")
         events.mkdir(exist_ok=True)
         port = _free_port(port)
-        with _running(program, events, port, folder) as process:
+        # Every account of this machine can connect to the port: only who knows this sees a page.
+        path = secrets.token_urlsafe(16)
+        with _running(program, events, port, path, folder) as process:
             shown = copies[0].job if len(copies) == 1 else f"{len(copies)} jobs"
             with contextlib.suppress(KeyboardInterrupt):
-                console.say(f"http://127.0.0.1:{port}/ shows {shown} in TensorBoard. Ctrl-C ends this.")
+                address = f"http://127.0.0.1:{port}/{path}/"
+                console.say(f"{address} shows {shown} in TensorBoard. Ctrl-C ends this.")
                 _keep_up_to_date(copies, process, console)
                 raise NotReady("TensorBoard has ended.", detail=_output(folder))
     return ExitCode.TRAINED
@@ -161,15 +171,23 @@ def _free_port(wanted: int | None) -> int:
 
 @contextlib.contextmanager
 def _running(
-    program: Sequence[str], events: Path, port: int, folder: Path
+    program: Sequence[str], events: Path, port: int, path: str, folder: Path
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Yield TensorBoard once it listens; it is ended afterwards. Raises NotReady when it does not start."""
+    """Yield TensorBoard once it listens; it is ended afterwards. Raises NotReady when it does not start.
+
+    Its pages are below `path`, which no other account sees: neither in its arguments nor in what it writes.
+    """
+    (folder / "flags").write_text(f"--path_prefix=/{path}\n")
     flags = ["--logdir", str(events), "--host", "127.0.0.1", "--port", str(port), "--reload_interval", "5"]
+    # Its faster reader of files is a server of its own, on a port that answers everybody.
+    flags += ["--load_fast", "false", "--flagfile", str(folder / "flags")]
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
             ["/bin/sh", "-c", TOGETHER, "board", *program, *flags],
             # uvx reads settings in the current folder, which may be a checkout, and in those above it.
             cwd=Path.home() if Path.home().is_dir() else "/",
+            # It writes there what it shows and where, for all to read.
+            env={**os.environ, "TMPDIR": str(folder)},
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,

@@ -1,21 +1,18 @@
 """Translates faults of the host into errors: a full or broken disk, an engine that is down or refuses."""
 
 import contextlib
-import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
-from train_classifier.core.errors import NotReady, TrainClassifierError
+from train_classifier.core.errors import DISK_ERRORS, NotReady, TrainClassifierError
 
-#: Error numbers that are the fault of a disk, not of a program.
-FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 DISK_HINT = "check the permissions of the host's state folder and the space on its disk"
 
 
 def of_disk(error: BaseException) -> bool:
     """Tell whether a disk is at fault."""
-    return isinstance(error, OSError) and error.errno in FULL_OR_BROKEN
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 @contextlib.contextmanager
