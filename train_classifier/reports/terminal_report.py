@@ -15,6 +15,8 @@ MAX_WIDTH, PLOT_HEIGHT, MAX_PLOTS = 80, 8, 6
 COLOURS = {"blue": 34, "yellow": 33, "green": 32, "magenta": 35, "cyan": 36, "red": 31}
 #: Columns that plotille takes beside the plot itself.
 PLOT_MARGIN = 16
+#: Columns from tick to tick of the x axis, and how much wider a plot may be for whole numbers there.
+TICK, MOST_WIDER = 10, 1.2
 #: Most lines of a traceback, and rows of a table.
 MAX_TRACEBACK, MAX_ROWS = 30, 40
 
@@ -113,7 +115,11 @@ def _plot(chart: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], width: i
     if 0 < low < high / 2:
         low = 0.0
     # Each Braille sign has 2 x 4 dots.
-    figure.set_x_limits(min(xs), _above(min(xs), max(xs), 2 * figure.width))
+    right = _above(min(xs), max(xs), 2 * figure.width)
+    if chart["x"] != "seconds" and all(x.is_integer() for x in xs):
+        figure.register_label_formatter(float, _whole_tick)
+        right = min(xs) + _whole_step((right - min(xs)) * TICK / figure.width) * figure.width / TICK
+    figure.set_x_limits(min(xs), right)
     figure.set_y_limits(low, _above(low, high, 4 * figure.height))
     for line, name in zip(lines, COLOURS, strict=False):
         figure.plot(line["x"], line["y"], lc=name if colour else None)
@@ -123,6 +129,9 @@ def _plot(chart: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], width: i
         names.append(f"{f'{chr(27)}[{code}m{name}{chr(27)}[0m' if colour else name} {_cell(line['y'][-1])}")
     # The names of the axes, which make rows longer, stand in the title.
     rows = [row.rstrip().removesuffix(" ()") for row in figure.show().split("\n")[1:]]
+    if len(rows[-1]) > width:
+        # The last number of the axis, which may stand beyond the plot.
+        rows[-1] = rows[-1][:width].rpartition(" ")[0].rstrip()
     title = chart["title"] if chart["x"] != "seconds" else f"{chart['title']}, {chart['y']}"
     return "\n".join(["", f"{text.clean(title)} by {text.clean(chart['x'])}: {'  '.join(names)}", *rows])
 
@@ -134,7 +143,27 @@ def _above(low: float, high: float, dots: int) -> float:
     return high + (abs(high) or 1.0) / 10
 
 
+def _whole_step(least: float) -> float:
+    """Return a step from tick to tick, not much larger than the least, at which whole numbers come.
+
+    They come at each tick, at every second, third or fourth, or, where they are few, at rarer ones.
+    """
+    unit = 10 ** max(math.floor(math.log10(least)) - 1, 0)
+    steps = [math.ceil(least * parts / unit) * unit / parts for parts in (1, 2, 3, 4)]
+    near = [step for step in steps if step <= least * MOST_WIDER]
+    return near[0] if near else 1 / math.floor(1 / least) if least < 0.5 else steps[-1]
+
+
+def _whole_tick(value: float, chars: int, delta: Any = None, left: bool = False) -> str:
+    """As `_tick`; of the ticks of the x axis, which stand left, only whole numbers are shown."""
+    if left and math.isfinite(value):
+        value = round(value) if abs(value - round(value)) < 1e-6 * max(abs(value), 1) else math.nan
+    return _tick(value, chars, delta, left)
+
+
 def _tick(value: float, chars: int, delta: Any = None, left: bool = False) -> str:
     """Return a number of an axis in at most `chars` columns, as plotille asks for it."""
-    shown = f"{value:.4g}" if math.isfinite(value) else ""
+    shown = ""
+    if math.isfinite(value):
+        shown = f"{value:.0f}" if 1000 <= abs(value) < 1e7 else f"{value:.4g}"
     return shown[:chars].ljust(chars) if left else shown[:chars].rjust(chars)

@@ -29,6 +29,7 @@ class HostWithRuns(AnsweringHost):
             if run["id"] == request["id"]:
                 repository = {"commit": run["commit"]}
                 spec = {"model": run["model"], "arguments": run["arguments"], "repository": repository}
+                spec.update(shm_bytes=2 << 30, timeout_s=[None, 3600, 60][JOBS.index(run["id"])])
                 return {"id": run["id"], "spec": spec, "result": {**run, "seconds": {"training": 2.0}}}
         raise BadInput("no such job")
 
@@ -116,12 +117,32 @@ def test_comparison_shows_what_differs(capfd: pytest.CaptureFixture[str]) -> Non
     assert all(words in shown for words in ("metric loss", "0.5", "0.75", "--lr 1", "--lr 2"))
     assert "repository.commit" not in shown
     assert model_history.show_comparison([HOST], [JOBS[0], JOBS[2]], True, Console()) == 0
-    assert "repository.commit" in capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "repository.commit" in shown
+    rows = [line.split("  ") for line in shown.splitlines()]
+    values = {row[0]: [cell.strip() for cell in row[1:] if cell] for row in rows}
+    assert (values["timeout"], values["training"], values["shm"]) == (
+        ["—", "1 min 0 s"],
+        ["2.0 s"],
+        ["2.0 GiB"],
+    )
     assert model_history.show_comparison([HOST], [JOBS[0], JOBS[1]], False, Console(json_mode=True)) == 0
     answer = json.loads(capfd.readouterr().out)
     assert answer["jobs"] == JOBS[:2] and answer["different"]["arguments"] == [["--lr", "1"], ["\x1b[31m"]]
+    assert answer["same"]["training_s"] == 2.0
     with pytest.raises(BadInput, match="two jobs"):
         model_history.show_comparison([HOST], [JOBS[0], JOBS[0]], False, Console())
+
+
+def test_two_names_of_one_job_are_no_comparison() -> None:
+    class Abbreviating(HostWithRuns):
+        def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
+            return super().call({**request, "id": JOBS[0]}, timeout)
+
+    with pytest.raises(BadInput, match=f"names of one job, {JOBS[0]}"):
+        model_history.show_comparison(
+            [Abbreviating("gpu-1", HOST.known)], [JOBS[0], "last"], False, Console()
+        )
 
 
 CHART = {

@@ -48,6 +48,37 @@ def test_report_fits_the_terminal_and_has_plots(width: int | None, colour: bool)
     )
 
 
+@pytest.mark.parametrize(
+    ("first", "last", "ticks"),
+    [
+        (1, 5, "1 3 5"), (1, 30, "1 6 11 16 21 26 31"), (0, 1, "0 1"), (5, 7, "5 6 7"),
+        (0, 200_000, "0 32000 64000 96000 128000 160000 192000"),
+    ],
+)  # fmt: skip
+def test_epochs_are_whole_numbers_on_the_axis(first: int, last: int, ticks: str) -> None:
+    rows = "\n".join(f"{epoch},{1 / (epoch + 1)}" for epoch in sorted({first, (first + last) // 2, last}))
+    table = curves.from_csv(f"epoch,loss\n{rows}\n")
+    assert table
+    records = document.JobRecords(result=RESULT, tables=[("artefacts/history.csv", table)])
+    lines = terminal_report.render(document.build(records), 80, False, has_braille=True).splitlines()
+    axis = next(number for number, line in enumerate(lines) if line.startswith("-----------|-|"))
+    assert lines[axis + 1].split("|")[1].split() == ticks.split()
+
+
+@pytest.mark.parametrize("width", range(40, 81, 3))
+def test_numbers_of_an_axis_fit_the_terminal(width: int) -> None:
+    shown = document.build(document.JobRecords(result=RESULT))
+    for x in ([0.5, 123456.5], [0, 999_999_999]):
+        chart = {
+            "title": "Loss",
+            "x": "step",
+            "y": "loss",
+            "lines": [{"name": "loss", "x": x, "y": [1.0, 0.5]}],
+        }
+        text = terminal_report.render({**shown, "curves": [chart]}, width, False, has_braille=True)
+        assert max(map(len, text.splitlines())) <= width
+
+
 def test_failed_report_shows_reason_and_traceback_without_control_characters() -> None:
     log = f"start\nTraceback (most recent call last):\n  File x\nValueError: {HOSTILE}\n"
     failed = {

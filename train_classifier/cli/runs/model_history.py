@@ -26,6 +26,8 @@ LEAST_FOLD, MOST_FOLDS = 12, 8
 COMMIT_WIDTH = 100
 #: What differs between any two jobs and says nothing of them.
 _OWN = ("id", "group", "schema", "submitter", "source_bytes", "source_files", "repository.key")
+#: How a setting is shown whose name ends so.
+UNITS = {"_s": text.show_seconds, "_bytes": text.show_bytes}
 #: How a repeated job takes what it had.
 _PINNED = "pinned_"
 
@@ -136,7 +138,11 @@ def show_comparison(
     """Show what differs between jobs, one column each, or write it as a page. Raises BadInput below two."""
     if len(set(names)) < 2:
         raise BadInput("two jobs are needed", hint="train-classifier compare JOB JOB")
-    located = [find_jobs.find_job(hosts, name) for name in names]
+    located = list({job.id: job for job in (find_jobs.find_job(hosts, name) for name in names)}.values())
+    if len(located) < 2:
+        raise BadInput(
+            f"these are names of one job, {located[0].id}", hint="train-classifier compare JOB JOB"
+        )
     facts = [_facts(job.answer, job.host.name) for job in located]
     keys = dict.fromkeys(key for each in facts for key in each)
     different = {
@@ -145,26 +151,25 @@ def show_comparison(
         if any(each.get(key) != facts[0].get(key) for each in facts)
     }
     same = {key: facts[0].get(key) for key in keys if key not in different}
+    rows = dict(_row(key, values) for key, values in different.items())
+    same_rows = dict(_row(key, [value]) for key, value in same.items() if value not in (None, "", [], {}))
     if html is not None:
-        shown_same = {key: _shown(value) for key, value in same.items() if value not in (None, "", [], {})}
-        rows = {key: [*map(_shown, values)] for key, values in different.items()}
-        _write_page(Path(html), located, rows, shown_same, console)
+        _write_page(Path(html), located, rows, {key: value for key, (value,) in same_rows.items()}, console)
     if console.json_mode:
         jobs = [job.id for job in located]
         console.out(json.dumps({"jobs": jobs, "different": different, "same": same}))
     if console.json_mode or html is not None:
         return ExitCode.TRAINED
     table = [["", *(job.id for job in located)]]
-    table += [[key, *map(_shown, values)] for key, values in different.items()]
+    table += [[key, *values] for key, values in rows.items()]
     if console.width is not None:
-        room = console.width - max((len(key) for key in different), default=0)
+        room = console.width - max(map(len, rows), default=0)
         table = [line for row in table for line in _folded(row, room // len(located) - 2)]
     console.out(text.table(table, width=console.width))
     if everything:
         console.out("\nThe same in all:")
-        for key, value in same.items():
-            if value not in (None, "", [], {}):
-                console.out(text.hanging(f"{text.clean(key):<24}", _shown(value), console.width))
+        for key, (value,) in same_rows.items():
+            console.out(text.hanging(f"{text.clean(key):<24}", value, console.width))
     else:
         console.say(f"{len(same)} more are the same; --all shows them.")
     return ExitCode.TRAINED
@@ -204,6 +209,16 @@ def _write_page(
     console.say(f"The comparison is {path}")
 
 
+def _row(key: str, values: Sequence[Any]) -> tuple[str, list[str]]:
+    """Return the label and the values of a row: times and sizes as people read them."""
+    for ending, show in UNITS.items():
+        known = [value for value in values if value is not None]
+        is_setting = key.endswith(ending) and not key.startswith("metric ")
+        if is_setting and known and all(number(value) is not None for value in known):
+            return key.removesuffix(ending), ["—" if value is None else show(value) for value in values]
+    return key, [*map(_shown, values)]
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return "—"
@@ -224,7 +239,7 @@ def _facts(answer: Mapping[str, Any], host: str) -> dict[str, Any]:
         facts[f"metric {name}"] = value
     facts["host"] = host
     seconds = number(mapping(result.get("seconds")).get("training"))
-    facts["training"] = None if seconds is None else text.show_seconds(seconds)
+    facts["training_s"] = seconds
     _flatten(facts, "", spec)
     image = mapping(result.get("image"))
     facts["image used"] = image.get("digest") or image.get("id") or image.get("reference")
