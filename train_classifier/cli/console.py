@@ -143,7 +143,7 @@ class Console:
     def _on_message(self, fields: Mapping[str, Any]) -> None:
         # A job's note is also its message at that time.
         self._last_message = text.clean(fields["text"])
-        self._line(self._last_message, "yellow" if fields.get("level") == "warning" else None)
+        self._line(self._wrapped(self._last_message), "yellow" if fields.get("level") == "warning" else None)
 
     def _on_started(self, fields: Mapping[str, Any]) -> None:
         self._line(f"job {fields['id']} on {fields['host']}", "bold")
@@ -158,9 +158,9 @@ class Console:
     # Our side.
 
     def say(self, words: str, colour: str | None = None) -> None:
-        """Show one line of this program."""
+        """Show a sentence of this program, or lines that fit a terminal as they are."""
         with self._lock:
-            self._line(words, colour)
+            self._line(words if "\n" in words else self._wrapped(words), colour)
 
     def show_live(self, phase: str, message: str) -> None:
         """Show a phase and a message on the live line; nothing where there is none."""
@@ -227,6 +227,12 @@ class Console:
             mark = (self.paint("✗", "red") if failed else self.paint("✓", "green")) + " "
         after = "failed after " if failed else ""
         self._line(f"{mark}{phase}: {after}{text.show_seconds(seconds)}{sent}")
+
+    def _wrapped(self, words: str) -> str:
+        """Return a sentence, on a terminal in lines that are broken between words."""
+        width = self.error_width
+        fits = width is None or len(words) <= width or "\x1b" in words
+        return words if fits else text.hanging("", words, width)
 
     def _line(self, words: str, colour: str | None = None, always: bool = False) -> None:
         if self._output_closed or (self.quiet and not always):

@@ -26,6 +26,9 @@ from train_classifier.core.errors import (
 from train_classifier.request import checks
 from train_classifier.request.checkout import user_name
 
+#: Most files that a hint names.
+MOST_NAMED = 5
+
 
 class Output(NamedTuple):
     """Where an archive goes."""
@@ -232,7 +235,8 @@ def fetch_files(
         console.out(json.dumps({"id": located.id, "exit_code": code, "files": fetched.files}))
     else:
         for file in fetched.files:
-            console.say(f"{text.printable(file['path'])}: {text.show_bytes(file['bytes'])}")
+            path = Path(fetched.named, file["path"])
+            console.say(f"{text.printable(str(path))}: {text.show_bytes(file['bytes'])}")
     if failure is not None:
         console.error(failure)
         return failure.code
@@ -249,9 +253,7 @@ def _files_failure(
         problems.append(f"job {located.id} left no {text.quoted(path)}")
         alike += names
     if problems:
-        listed = f"What it left: train-classifier report {located.id}{located.host.flags}"
-        shown = ", ".join(map(text.printable, alike[:3]))
-        return BadInput(*problems[:20], hint=f"Files of that name: {shown}." if alike else listed)
+        return BadInput(*problems[:20], hint=_left_instead(alike, fetched))
     if fetched.existing:
         shown = ", ".join(map(text.printable, fetched.existing[:3]))
         more = f" and {len(fetched.existing) - 3} more" if len(fetched.existing) > 3 else ""
@@ -263,6 +265,19 @@ def _files_failure(
     if not fetched.files:
         return NothingDelivered("There are no files below these paths.")
     return None
+
+
+def _left_instead(alike: Sequence[str], fetched: fetching.FetchedFiles) -> str:
+    """Return what a job left instead of the paths that are missing."""
+    near = text.nearest(next(iter(fetched.missing)), fetched.names)
+    names = alike or ([near] if near else fetched.names)
+    shown = ", ".join(text.short(text.printable(name), 100) for name in names[:MOST_NAMED])
+    more = ", …" if len(names) > MOST_NAMED else ""
+    if alike:
+        return f"Files of that name: {shown}{more}"
+    if near:
+        return f"A file with a similar name: {shown}"
+    return f"It left {shown}{more}. A folder brings all that is in it." if names else "It left no files."
 
 
 def find_files(paths: Sequence[str], output: str | None, replaces: bool) -> fetching.FetchedFiles:
@@ -282,7 +297,7 @@ def find_files(paths: Sequence[str], output: str | None, replaces: bool) -> fetc
             problems.append(f"--output {text.quoted(output)} is no folder, which files of a job go into")
     if problems:
         raise BadInput(*problems)
-    return fetching.FetchedFiles(list(dict.fromkeys(names)), folder, replaces)
+    return fetching.FetchedFiles(list(dict.fromkeys(names)), folder, replaces, output or ".")
 
 
 def cancel(hosts: Sequence[RemoteHost], job: str, console: Console) -> ExitCode:

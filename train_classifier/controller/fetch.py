@@ -151,11 +151,15 @@ class FetchedFiles:
     folder: Path
     #: Whether files that are here already are replaced.
     replaces: bool = False
+    #: The folder as the caller names it.
+    named: str = "."
     files: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     #: Here already, and left as they are.
     existing: list[str] = dataclasses.field(default_factory=list)
     #: Paths that the archive lacks, each with files of the same name, and links, which are not fetched.
     missing: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    #: Where the archive lacks a path: its first files.
+    names: list[str] = dataclasses.field(default_factory=list)
     left_out: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -182,7 +186,7 @@ def fetch_files(
                     _receive_file(line["file"], size, lines, fetched, job, done)
                 elif "missing" in line:
                     left_out = line.get("left_out")
-                    fetched.missing = line["missing"] or {}
+                    fetched.missing, fetched.names = line["missing"] or {}, line.get("names") or []
                     fetched.left_out = left_out if isinstance(left_out, list) else []
 
     try:

@@ -51,7 +51,7 @@ _NUMBERS = (int, (int, float))
 #: The type of what has this name in an answer and in what it says of jobs; None stands for any of them.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(("status", "result", "spec", "seconds", "times", "metrics", "sweep", "unpacked"), dict),
-    **dict.fromkeys(("jobs", "failures", "runs", "checks", "notes", "arguments", "gone"), list),
+    **dict.fromkeys(("jobs", "failures", "runs", "checks", "notes", "arguments", "gone", "names"), list),
     **dict.fromkeys(
         ("id", "model", "state", "phase", "outcome", "reason", "message", "submitter", "group", "commit"), str
     ),
@@ -463,7 +463,7 @@ def _has_type(key: str, value: Any) -> bool:
         return all(isinstance(each, dict) and "id" in each for each in value)
     if key == "missing":
         return all(map(_are_texts, value.values()))
-    if isinstance(value, list) and key in ("left_out", "gone"):
+    if isinstance(value, list) and key in ("left_out", "gone", "names"):
         return _are_texts(value)
     if key == "checks":
         return all(map(_is_check, value))

@@ -115,11 +115,12 @@ def _plot(chart: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], width: i
     if 0 < low < high / 2:
         low = 0.0
     # Each Braille sign has 2 x 4 dots.
-    right = _above(min(xs), max(xs), 2 * figure.width)
-    if chart["x"] != "seconds" and all(x.is_integer() for x in xs):
+    left, right = min(xs), _above(min(xs), max(xs), 2 * figure.width)
+    if chart["x"] != "seconds" and all(x.is_integer() for x in xs) and max(xs) > left:
         figure.register_label_formatter(float, _whole_tick)
-        right = min(xs) + _whole_step((right - min(xs)) * TICK / figure.width) * figure.width / TICK
-    figure.set_x_limits(min(xs), right)
+        # A little more than the lines need: plotille draws nothing that lies at the end itself.
+        right = left + _whole_step((max(xs) - left) * 1.0001 * TICK / figure.width) * figure.width / TICK
+    figure.set_x_limits(left, right)
     figure.set_y_limits(low, _above(low, high, 4 * figure.height))
     for line, name in zip(lines, COLOURS, strict=False):
         figure.plot(line["x"], line["y"], lc=name if colour else None)

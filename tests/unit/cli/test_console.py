@@ -60,11 +60,15 @@ def test_each_stream_has_its_own_colours(person: str) -> None:
 FAILURE = """
 from train_classifier.cli.console import Console
 from train_classifier.core.errors import NotReady
-Console().error(NotReady("no engine " + "a word " * 10, "start it, " + "another " * 10))
+console = Console()
+console.event("message", level="warning", text="the note " + "of a host " * 10)
+console.say("what we say " + "of it " * 10)
+console.say("a table\\n" + "that fits")
+console.error(NotReady("no engine " + "a word " * 10, "start it, " + "another " * 10))
 """
 
 
-def test_long_failures_are_wrapped_between_words_on_a_terminal_alone() -> None:
+def test_long_sentences_are_wrapped_between_words_on_a_terminal_alone() -> None:
     master, slave = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "NO_COLOR": "1", "GITHUB_ACTIONS": "", "COLUMNS": "60"}
     command = [sys.executable, "-c", FAILURE]
@@ -74,11 +78,17 @@ def test_long_failures_are_wrapped_between_words_on_a_terminal_alone() -> None:
     lines = os.read(master, 65536).decode().splitlines()
     os.close(master)
     *lines, link = lines
+    assert lines[:2] == [
+        "the note of a host of a host of a host of a host of a host",
+        "of a host of a host of a host of a host of a host",
+    ]
+    assert lines[4:6] == ["a table", "that fits"]
+    lines = lines[:4] + lines[6:]
     # An address stays in one piece.
     assert link.strip() == NotReady("").link and piped.splitlines()[-1] == link
-    assert max(map(len, lines)) <= 60 and len(lines) == 4
-    assert lines[2].startswith("→ start it, another") and lines[3].startswith("  another")
-    assert len(piped.splitlines()) == 3
+    assert max(map(len, lines)) <= 60 and len(lines) == 8
+    assert lines[6].startswith("→ start it, another") and lines[7].startswith("  another")
+    assert len(piped.splitlines()) == 7
 
 
 def test_a_slow_reader_of_a_non_blocking_stream_gets_every_byte() -> None:

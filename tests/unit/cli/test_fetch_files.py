@@ -175,8 +175,24 @@ def test_single_files_are_bounded_and_a_damaged_archive_is_said(
     code, _, err = command("fetch", OLD, "artefacts/b", *where)
     assert code == ExitCode.NOT_READY and "is damaged" in err
     assert not (tmp_path / "new" / "artefacts" / "b").exists()
-    code, _, err = command("fetch", "artefacts/b")
-    assert code == ExitCode.BAD_INPUT and "fetch last artefacts/b" in err
+    for path in ("artefacts/b", "b.keras"):
+        code, _, err = command("fetch", path)
+        assert code == ExitCode.BAD_INPUT and f"fetch last {path}" in err
+
+
+def test_what_a_job_left_is_named_where_a_path_is_missing(tmp_path: Path, hosts: Path, command: Any) -> None:
+    files = {f"artefacts/{number}.csv": b"1" for number in range(100)}
+    pack(hosts / "one", OLD, {**files, "artefacts/model.keras": b"m", "job/log.txt": b"l"})
+    where = ("-o", str(tmp_path / "new"))
+    for path, words in (
+        ("artefacts/17.cvs", "A file with a similar name: artefacts/17.csv"),
+        ("weights", "It left artefacts/0.csv, artefacts/1.csv, artefacts/2.csv"),
+    ):
+        code, _, err = command("fetch", OLD, path, *where)
+        assert code == ExitCode.BAD_INPUT and words in err
+    # Where it landed.
+    code, _, err = command("fetch", OLD, "artefacts/model.keras", *where)
+    assert code == 0 and f"{tmp_path}/new/artefacts/model.keras: 1 byte" in err
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,13 @@ def test_files_image_and_environment_of_the_job_are_asked_for(
         repository = dataclasses.replace(again.repository, dirty=dirty)
         changed = dataclasses.replace(again, repository=repository)
         rerun.show_remarks({"gone": []}, changed, files, Console())
-        assert words in capfd.readouterr().err
+        shown = capfd.readouterr().err
+        assert words in shown and shown.endswith(", its environment and its image.\n")
+        # A job that was stopped while it waited had neither.
+        early = dataclasses.replace(changed, pinned_image=None, pinned_environment=None)
+        rerun.show_remarks({"gone": []}, early, files, Console())
+        shown = capfd.readouterr().err
+        assert words in shown and "image" not in shown
     rerun.show_remarks({"gone": ["image x is gone", "\x1b[2J"]}, again, files, Console())
     shown = capfd.readouterr().err
     assert f"Job {JOB} is repeated, but image x is gone;" in shown and "\x1b" not in shown

@@ -51,7 +51,7 @@ def test_report_fits_the_terminal_and_has_plots(width: int | None, colour: bool)
 @pytest.mark.parametrize(
     ("first", "last", "ticks"),
     [
-        (1, 5, "1 3 5"), (1, 30, "1 6 11 16 21 26 31"), (0, 1, "0 1"), (5, 7, "5 6 7"),
+        (1, 5, "1 3 5"), (1, 20, "1 4 7 10 13 16 19"), (1, 30, "1 6 11 16 21 26 31"), (0, 1, "0 1"), (5, 7, "5 6 7"),
         (0, 200_000, "0 32000 64000 96000 128000 160000 192000"),
     ],
 )  # fmt: skip

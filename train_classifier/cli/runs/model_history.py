@@ -51,7 +51,10 @@ def show_history(
     ]
     runs = sorted(runs, key=lambda run: str(run.get("id")))[-most:]
     if not runs and not errors:
-        raise BadInput(f"there is no ended run of {text.quoted(model)} on these hosts")
+        raise BadInput(
+            f"there is no ended run of {text.quoted(model)} on these hosts",
+            hint="Your jobs and their models: train-classifier list --all",
+        )
     known_metrics = dict.fromkeys(str(name) for run in runs for name in mapping(run.get("metrics")))
     if metric is not None and runs and metric not in known_metrics:
         names = ", ".join(map(text.quoted, list(known_metrics)[:20]))

@@ -37,7 +37,8 @@ def send(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str
 
     A file is one line with its path and size, lines with `data` (base64 of zlib), and one with its `sha256`.
     The last answer: `id`; `missing`: for each path that the archive lacks, files of that name elsewhere in
-    it; `left_out`: links, which are not sent. Raises BadInput for more than `most` bytes, NotReady.
+    it; `names`: where it lacks any, its first files; `left_out`: links, which are not sent.
+    Raises BadInput for more than `most` bytes, NotReady.
     """
     job = store.find(request.get("id"))
     paths, most = request.get("paths"), request.get("most")
@@ -77,7 +78,8 @@ def send_part(request: dict[str, Any]) -> dict[str, Any]:
                     _send_member(tar, member, lines)
                 if search.is_complete():
                     break
-    return {"missing": search.missing(), "left_out": search.left_out}
+    missing = search.missing()
+    return {"missing": missing, "names": search.names if missing else [], "left_out": search.left_out}
 
 
 @contextlib.contextmanager
@@ -134,10 +136,14 @@ class _Search:
         self._names = {path.rpartition("/")[2] for path in paths}
         self._count = 0
         self.left_out: list[str] = []
+        #: The first files, but for the records of the job.
+        self.names: list[str] = []
 
     def wants(self, member: tarfile.TarInfo) -> bool:
         """Tell whether a member is to be sent. Raises BadInput when that would be too much."""
         name = member.name
+        if member.isreg() and not name.startswith("job/") and len(self.names) < MOST_NAMES:
+            self.names.append(name)
         matches = [path for path in _with_parents(name) if path in self._found]
         base = name.rpartition("/")[2]
         if not matches and base in self._names:

@@ -44,7 +44,8 @@ def fetch(
     from train_classifier.cli.console import Console
     from train_classifier.cli.hosts import hosts
 
-    if "/" in job:
+    # No id has these.
+    if set("./") & set(job):
         raise BadInput(
             f"{job} is no job", hint=f"Name the job before the path: train-classifier fetch last {job}"
         )

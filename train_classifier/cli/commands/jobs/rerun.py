@@ -125,7 +125,12 @@ def show_remarks(answer: Mapping[str, Any], spec: JobSpec, files: "Files", conso
     commit = spec.repository.commit
     name = "its files" if commit is None else f"its files, of commit {printable(commit)[:12]}"
     changes = " with changes that are in no commit" if commit and spec.repository.dirty else ""
-    console.say(f"Job {spec.rerun_of} is repeated, with {name}{changes}, its environment and its image.")
+    # A job that did not come so far, or has no packages, had none.
+    had = [f"{name}{changes}"]
+    had += ["its environment"] if spec.pinned_environment else []
+    had += ["its image"] if spec.pinned_image else []
+    listed = ", ".join(had[:-1]) + (" and " if had[:-1] else "") + had[-1]
+    console.say(f"Job {spec.rerun_of} is repeated, with {listed}.")
 
 
 class Files(NamedTuple):
