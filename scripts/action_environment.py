@@ -53,8 +53,10 @@ def caches() -> Iterator[Path]:
     for variable in ("RUNNER_TOOL_CACHE", "AGENT_TOOLSDIRECTORY"):
         if os.environ.get(variable):
             yield Path(os.environ[variable], "train-classifier")
-    home = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("HOME") or "/nonexistent") + "/.cache"
-    yield Path(home, "train-classifier", "action")
+    if os.environ.get("XDG_CACHE_HOME"):
+        yield Path(os.environ["XDG_CACHE_HOME"], "train-classifier", "action")
+    elif os.environ.get("HOME"):
+        yield Path(os.environ["HOME"], ".cache", "train-classifier", "action")
     if os.environ.get("RUNNER_TEMP"):
         yield Path(os.environ["RUNNER_TEMP"], "train-classifier-environment")
 
@@ -107,7 +109,7 @@ def make(name: str) -> Path:
             problems.append(str(error))
     raise Refused(
         "No folder can hold the action's Python packages: "
-        + "; ".join(problems)
+        + ("; ".join(problems) or "RUNNER_TOOL_CACHE, XDG_CACHE_HOME, HOME and RUNNER_TEMP name none")
         + ". Give the runner a tool cache that is writable and has room."
     )
 

@@ -309,6 +309,17 @@ def test_no_folder(tmp_path: Path, action: Path) -> None:
     assert list(action.rglob("*.pyc")) == []
 
 
+def test_nothing_names_a_folder(action: Path) -> None:
+    """Root without a home makes none: /nonexistent would become the home of all accounts that have none."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-B", str(action / "scripts" / LAUNCHER.name)], env={"PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "RUNNER_TEMP name none. Give the runner a tool cache" in done.stderr
+    assert not Path("/nonexistent").exists()
+
+
 SETTINGS = {
     "nothing": "",
     "defaults": '[defaults]\noutput = "results.tar.gz"\n',
