@@ -34,11 +34,11 @@ while not pathlib.Path("/checkpoints/end").exists():
 """
 
 
-def typed(argv: list[str], world: World, text: bytes) -> tuple[int, bytes]:
+def typed(argv: list[str], environment: dict[str, str], text: bytes) -> tuple[int, bytes]:
     """Run a command on a terminal, type a text, and return its exit status and what it showed."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        argv, stdin=theirs, stdout=theirs, stderr=theirs, env=world.environment, start_new_session=True
+        argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
     )
     os.close(theirs)
     os.write(ours, text)
@@ -72,7 +72,7 @@ def test_into_a_running_job(world: World, sshd: Sshd, connection: str) -> None:
     uid, folder, text = out.decode().splitlines()
     assert uid != "0" and (folder, text) == ("/workspace", "typed")
     status, shown = typed(
-        world.command("shell", name, *where), world, b"cat /checkpoints/written; tty; exit 3\n"
+        world.command("shell", name, *where), world.environment, b"cat /checkpoints/written; tty; exit 3\n"
     )
     assert status == 3 and b"  a  b" in shown and b"/dev/pts/" in shown
     # A port of the container's loopback, of a job that has no network.

@@ -6,6 +6,9 @@ The shared folder is a volume of this machine: what a network file system does t
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from hosts.cluster import SHARED, Cluster
 from hosts.fleet import uv_binary
 from hosts.machine import LABEL, TestHost, owner_label, run
 from loopback.world import tail, wait_until
+from test_inside import free_port, typed
 
 pytestmark = [pytest.mark.engine, pytest.mark.host]
 
@@ -217,6 +221,16 @@ def test_running_job_is_cancelled_without_a_controller(caller: SlurmCaller, read
     job = caller.submit("--", "hold")
     node = caller.training(job)
     number = caller.status(job)["slurm_job"]
+    # Into its container, whose command gets bytes as they are, and whose exit status is returned.
+    command = ("sh", "-c", "ls /dev/nvidia?; cat; echo error >&2; exit 7")
+    process = subprocess.run(
+        [*caller.command("exec", job), "--", *command], input=b"\0no line", capture_output=True, timeout=120,
+        env=caller.environment(),
+    )  # fmt: skip
+    assert (process.returncode, process.stderr) == (7, b"error\n"), tail(process.stderr)
+    card, _, rest = process.stdout.partition(b"\n")
+    assert [card.decode()] == json.loads(caller.run("logs", job).stdout.splitlines()[0])["nodes"][:1]
+    assert rest == b"\0no line"
     ready.controller.shell("systemctl stop slurmctld")
     assert "Slurm does not answer" in caller.status(job)["message"]
     assert json.loads(caller.run("logs", job).stdout.splitlines()[0])["nodes"]
@@ -234,6 +248,34 @@ def archived_of(caller: SlurmCaller, job: str, name: str) -> bytes:
     output = caller.folder / f"{job}.tar.gz"
     caller.run("fetch", job, "--output", output)
     return archived(output, name)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("user", ["trainer", "root"])
+def test_terminal_and_port_of_a_job_on_a_node(ready: Cluster, tmp_path: Path, user: str) -> None:
+    caller = SlurmCaller(ready, tmp_path, user)
+    job = caller.submit("--network", "none", "--", "hold")
+    caller.training(job)
+    status, shown = typed(caller.command("shell", job), caller.environment(), b"tty; hostname; exit 3\n")
+    assert status == 3 and b"/dev/pts/" in shown, shown
+    serve = "echo 42 >answer; python3 -m http.server 6006 --bind 127.0.0.1 >/dev/null 2>&1 &"
+    assert caller.run("exec", job, "--", "sh", "-c", serve).returncode == 0
+    errors = tmp_path / "errors"
+    forward = caller.start("forward", job, f"{free_port()}:6006", errors=errors)
+    address = wait_until(lambda: errors.read_text().partition(" ")[0], 60)
+    for _ in range(2):
+        with urllib.request.urlopen(f"{address}/answer", timeout=120) as answer:
+            assert answer.read() == b"42\n"
+    forward.send_signal(signal.SIGINT)
+    assert forward.wait(60) == 0
+    # A shell that nobody leaves does not keep the job.
+    left = caller.start("exec", job, "--", "sh", "-c", "echo there; exec sleep 600", errors=errors)
+    assert left.stdout is not None and left.stdout.readline() == b"there\n"
+    caller.let_go(job)
+    assert caller.result(job)["exit_code"] == 0
+    number = caller.status(job)["slurm_job"]
+    wait_until(lambda: ready.job(number)["JobState"] == "COMPLETED", 90)
+    assert left.wait(120) != 0
 
 
 @pytest.mark.full

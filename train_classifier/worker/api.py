@@ -104,6 +104,8 @@ def main(arguments: Sequence[str]) -> int:
         return _rsync(command, parameters[0], parameters[2:])
     if command == "exec" and len(parameters) >= 3:
         return _exec(parameters[0], parameters[1] == "terminal", parameters[2:])
+    if command == "exec-on-node" and len(parameters) >= 3:
+        return _exec(parameters[0], parameters[1] == "terminal", parameters[2:], is_on_node=True)
     if command == "run" and (len(parameters) == 1 or (len(parameters) == 2 and parameters[1].isdigit())):
         return _run(Path(parameters[0]), int(parameters[1]) if parameters[1:] else 0)
     if command == "finish" and len(parameters) == 1:
@@ -181,13 +183,22 @@ def _rsync(command: str, name: str, arguments: Sequence[str]) -> int:
         return int(description["code"])
 
 
-def _exec(name: str, terminal: bool, words: Sequence[str]) -> int:
-    """Become a command in the container of a running job of this account."""
+def _exec(name: str, terminal: bool, words: Sequence[str], is_on_node: bool = False) -> int:
+    """Become a command in the container of a running job of this account.
+
+    Where Slurm starts the jobs, the node of the job is asked: `is_on_node`.
+    """
     try:
         from train_classifier.worker.containers import engine
         from train_classifier.worker.training import container
 
-        job = _job(_host(), name)
+        host = _host()
+        job = _job(host, name)
+        if host.is_submit_host and not is_on_node:
+            from train_classifier.worker.slurm import job_step
+
+            arguments = ["exec-on-node", job.id, "terminal" if terminal else "pipe", *words]
+            job_step.become_step(job, host.caller(), arguments, terminal)
         flags = ["--interactive", *(["--tty"] if terminal else [])]
         # The engine that runs the jobs, also where the account's client has another one as its context.
         os.environ.pop("DOCKER_CONTEXT", None)

@@ -45,12 +45,6 @@ def running_job(hosts: Sequence[RemoteHost], job: str) -> LocatedJob:
     status = located.answer.get("status") or {}
     if located.answer.get("result"):
         raise NotReady(f"Job {located.id} has ended; there is nothing to enter.")
-    if status.get("slurm_job"):
-        raise NotReady(
-            f"Job {located.id} runs on a node of a cluster ({status.get('node') or 'none yet'}), which the "
-            "submit host cannot enter.",
-            f"On the node: docker exec -it tc-job-{located.id} sh",
-        )
     if status.get("phase") != "training":
         raise NotReady(
             f"Job {located.id} does not train yet; it is in the phase {status.get('phase') or 'submitted'}.",

@@ -123,7 +123,8 @@ def _copies(hosts: Sequence[RemoteHost], name: str, folder: Path) -> list[EventC
     if ((located.answer.get("status") or {}).get("slurm_job")) and not located.answer.get("result"):
         raise NotReady(
             f"Job {located.id} runs on a node of a cluster, where its files are until it ends.",
-            f"Wait for it: train-classifier attach {located.id}{located.host.flags}",
+            f"Wait for it (train-classifier attach {located.id}{located.host.flags}), or start a TensorBoard "
+            "in its container by exec, and see that by forward.",
         )
     return [EventCopy(located.host, job, folder / job) for job in jobs]
 
