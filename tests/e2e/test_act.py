@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hosts.cluster import Cluster
+from test_slurm import set_up
 
 from .conftest import Slack, eventually
 from .world import GOOD, NOBODY, PLAIN_PATH, ROOT, World
@@ -101,6 +103,32 @@ def test_original_action_workflow_trains_and_reports_failure(
     assert "training" in hook.texts()[0]
     assert "github.com/octo/classifiers" in hook.texts()[0]
     world.assert_clean("artefacts.tar.gz")
+
+
+@pytest.mark.host
+@pytest.mark.full
+def test_original_action_workflow_trains_on_a_cluster(
+    world: World, cluster: Cluster, slack: Callable[..., Slack]
+) -> None:
+    """The runner's environment names the submit host; the workflow does not change."""
+    set_up(cluster)
+    where = {"TRAIN_CLASSIFIER_INVENTORY": str(cluster.controller.inventory("trainer"))}
+    hook = slack(200)
+    world.model(GOOD)
+    world.workflow(ORIGINAL_WORKFLOW)
+    done = world.act(secrets={"SLACK_IDENTIFIER": hook.url}, **where)
+    assert done.status == 0 and "hello from mnist []" in done.log, done.log
+    archive = world.uploads / "artefacts" / "artefacts.tar.gz"
+    assert {"artefacts/weights.bin", "job/manifest.json", "job/log.txt"} <= members(archive)
+    manifest = json.loads(next((world.uploads / "temp").glob("*/manifest.json")).read_text())
+    assert manifest["slurm"]["partition"] == "gpu" and len(manifest["gpus"]) == 1
+    world.model(GOOD + "\nsys.exit(3)\n")
+    world.git("commit", "-qam", "Fail")
+    done = world.act(secrets={"SLACK_IDENTIFIER": hook.url}, **where)
+    assert done.status == 1 and len(hook.received) == 1, done.log
+    assert "failed with exit status: 3" in hook.texts()[0]
+    world.assert_clean("artefacts.tar.gz")
+    assert not any(node.containers() for node in cluster.nodes)
 
 
 def test_runner_of_ordinary_user_without_uv_trains(ordinary: World, slack: Callable[..., Slack]) -> None:

@@ -19,6 +19,7 @@ from documented import documented
 from hosts.caller import Caller, archived
 from hosts.cluster import SHARED, Cluster
 from hosts.fleet import uv_binary
+from hosts.gpu.world import world
 from hosts.machine import LABEL, TestHost, owner_label, run
 from loopback.world import tail, wait_until
 from test_inside import free_port, typed
@@ -88,7 +89,7 @@ def set_up(cluster: Cluster) -> Cluster:
     controller.shell(
         f"getent group {account} || groupadd --gid {gid} {account}; id {account} || useradd --uid {uid} --gid {gid} "
         f"--no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin {account}; install -d /var/lib/train-classifier; "
-        "echo Epilog=/etc/slurm-epilog >>/etc/slurm/slurm.conf; scontrol reconfigure"
+        "grep -q slurm-epilog /etc/slurm/slurm.conf || echo Epilog=/etc/slurm-epilog >>/etc/slurm/slurm.conf; scontrol reconfigure"
     )
     settle(controller, engine="slurm", slurm_host_network=True)
     # As where the shared folder comes by NFS with root_squash: root may do there what everybody may.
@@ -556,6 +557,27 @@ def test_impossible_request_is_refused_in_words(caller: SlurmCaller) -> None:
     )
     done = caller.run(*caller.train("look", "--memory", "1TiB"))
     assert done.returncode == 2 and b"no node of this cluster has what the job asks for" in done.stderr
+
+
+@pytest.mark.full
+def test_card_that_its_node_has_no_longer_is_named(caller: SlurmCaller, ready: Cluster) -> None:
+    """Slurm gives out what gres.conf says, here until the health check of the roles looks."""
+    node, other = ready.nodes
+    node.write("/etc/simulated-gpus.json", world(gpus=json.loads(world())["gpus"][:1]))
+    ready.controller.shell(f"scontrol update nodename={other.name} state=drain reason=test")
+    try:
+        done = caller.run(*caller.train("look", "--gpus", "2"))
+        assert done.returncode == 8, tail(done.stderr)
+        assert (
+            b"Slurm gave this job GPU 1 of gres.conf (/dev/nvidia1), and nvidia-smi lists no" in done.stderr
+        )
+        # The other card still works.
+        done = caller.run(*caller.train("look"))
+        assert done.returncode == 0, tail(done.stderr)
+    finally:
+        node.write("/etc/simulated-gpus.json", world())
+        ready.controller.shell(f"scontrol update nodename={other.name} state=resume")
+    ready.wait_ready()
 
 
 #: Holds as LOOK does; the first of a sweep fails.
