@@ -10,6 +10,9 @@ from train_classifier.worker.state.files import write_bytes
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host import Account
 
+#: Where every account may make files, on no disk.
+MEMORY = "/dev/shm"
+
 
 def store_secrets(job: Job, account: Account, secrets: dict[str, str], in_memory: bool = True) -> None:
     """Write the secrets to a file that only this account can read, in memory if possible.
@@ -18,11 +21,16 @@ def store_secrets(job: Job, account: Account, secrets: dict[str, str], in_memory
     """
     if not secrets:
         return
-    memory_folders = (f"/run/user/{account.uid}" if account.uid else "/run", "/dev/shm")
-    usable = (folder for folder in memory_folders if in_memory and os.access(folder, os.W_OK))
-    folder = next(usable, job.dir)
-    path = Path(folder, f"train-classifier-{job.id}.secrets")
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    folders = [f"/run/user/{account.uid}" if account.uid else "/run", MEMORY] if in_memory else []
+    descriptor = -1
+    for folder in [*(folder for folder in folders if os.access(folder, os.W_OK)), str(job.dir)]:
+        path = Path(folder, f"train-classifier-{job.id}.secrets")
+        # In MEMORY another account may have a file of this name.
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+            break
+    if descriptor < 0:
+        raise NotReady(f"{path} exists already", "submit the job again")
     with open(descriptor, "wb") as file:
         file.write(json.dumps(secrets).encode())
     write_bytes(job.dir / "secrets-at", os.fsencode(path))
