@@ -77,7 +77,7 @@ def ending(state: Optional[str], reason: str, nodes: str) -> TrainClassifierErro
     # %r of an ended job is often None or the reason for which it waited.
     why = f": {reason}" if reason not in ("", "None", "NonZeroExitCode") and reason not in REASONS else ""
     if state == "CANCELLED":
-        return Cancelled(f"the job was cancelled in Slurm (scancel, or its administrator){why}")
+        return Cancelled(f"the job was cancelled in Slurm (scancel, its administrator, or Slurm itself){why}")
     if state in ("TIMEOUT", "DEADLINE"):
         return TimedOut(f"Slurm ended the job at its time limit{place}", again)
     sentences = {
