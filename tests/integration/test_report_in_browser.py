@@ -85,6 +85,11 @@ def test_report_is_drawn_and_accessible(name: str, pages: Pages, tmp_path: Path)
     document = SAMPLES[name]()
     tab = pages.show(document, tmp_path)
     assert tab.locator("h1").text_content() == document["title"] == tab.title()
+    # Also where the lines of one kind take several charts.
+    titles = [
+        (chart.get("file"), chart["title"], chart["x"]) for chart in document["curves"] + document["usage"]
+    ]
+    assert len(titles) == len(set(titles)), titles
     counts = tab.evaluate(DRAWN)
     assert len(counts) == len(document["curves"]) + len(document["usage"])
     assert all(count > 30 for count in counts), counts

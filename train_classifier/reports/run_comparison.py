@@ -8,6 +8,7 @@ from train_classifier.core.report.document import (
     MAX_CHARTS,
     MAX_FACT,
     SCHEMA,
+    part_title,
     without_controls,
 )
 from train_classifier.core.report.facts import mapping, words
@@ -104,7 +105,8 @@ def _common_charts(jobs: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[di
         place, name, axis = key
         for begin in range(0, len(lines[key]), MAX_CHART_LINES):
             some = lines[key][begin : begin + MAX_CHART_LINES]
-            shown = {"title": short(name, 200), "x": short(axis, 100), "y": short(name, 200), "note": ""}
+            title = part_title(short(name, 200), begin, len(lines[key]))
+            shown = {"title": title, "x": short(axis, 100), "y": short(name, 200), "note": ""}
             yield {**shown, "file": short(place, 200), "ends": ends[key], "lines": some}
 
 

@@ -120,7 +120,8 @@ def _curve_charts(name: str, table: Curves, most: int) -> list[dict[str, Any]]:
         ends = (0.0, 1.0) if kind == "score" else (None, None)
         for begin in range(0, len(names), MAX_CHART_LINES):
             part = [(title, lines[title]) for title in names[begin : begin + MAX_CHART_LINES]]
-            charts.append(_chart(titles.get(kind, kind), (table.axis, kind), part, ends, most))
+            shown = part_title(titles.get(kind, kind), begin, len(names))
+            charts.append(_chart(shown, (table.axis, kind), part, ends, most))
             charts[-1]["file"] = short(name, 200)
     return charts
 
@@ -132,10 +133,18 @@ def _usage_charts(usage: Mapping[str, Mapping[str, list[Point]]], most: int) -> 
         if kind == "disk" and not any(y for _, points in lines for _, y in points):
             # Most short jobs: all that they read was in memory.
             continue
-        for begin in range(0, min(len(lines), 64), MAX_CHART_LINES):
+        count = min(len(lines), 64)
+        for begin in range(0, count, MAX_CHART_LINES):
             part = lines[begin : begin + MAX_CHART_LINES]
-            charts.append(_chart(title, ("seconds", unit), part, (0.0, ceiling), most))
+            shown = part_title(title, begin, count)
+            charts.append(_chart(shown, ("seconds", unit), part, (0.0, ceiling), most))
     return charts
+
+
+def part_title(title: str, begin: int, count: int) -> str:
+    """Return the title of the chart that has the lines from `begin` on, of so many in several charts."""
+    charts = -(-count // MAX_CHART_LINES)
+    return f"{title} ({begin // MAX_CHART_LINES + 1} of {charts})" if charts > 1 else title
 
 
 def _chart(
