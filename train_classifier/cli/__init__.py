@@ -16,9 +16,14 @@ def main() -> None:
         )
         sys.exit(3)
     resend_lost_interrupts()
-    from train_classifier.cli.app import run
+    try:
+        from train_classifier.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        # While modules are imported. As ExitCode.CANCELLED, whose import may be what was interrupted.
+        code = 6
+    sys.exit(code)
 
 
 def _make_streams_usable() -> None:

@@ -269,8 +269,10 @@ def _files_failure(
 
 def _left_instead(alike: Sequence[str], fetched: fetching.FetchedFiles) -> str:
     """Return what a job left instead of the paths that are missing."""
-    near = text.nearest(next(iter(fetched.missing)), fetched.names)
-    names = alike or ([near] if near else fetched.names)
+    # Most paths have their first part in common.
+    bases = {name.rpartition("/")[2]: name for name in fetched.names}
+    near = text.nearest(next(iter(fetched.missing)).rpartition("/")[2], bases)
+    names = alike or ([bases[near]] if near else fetched.names)
     shown = ", ".join(text.short(text.printable(name), 100) for name in names[:MOST_NAMED])
     more = ", …" if len(names) > MOST_NAMED else ""
     if alike:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import train_classifier
+from train_classifier.core.errors import ExitCode
 
 LOST = """
 import signal, sys, time, weakref
@@ -61,3 +66,11 @@ def test_other_errors_are_reported_as_before() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "ZeroDivisionError" in done.stderr
+
+
+def test_interrupt_while_modules_are_imported_leaves_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "rich_click.py").write_text("raise KeyboardInterrupt\n")
+    command = [sys.executable, "-m", "train_classifier", "list"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(train_classifier.__file__).parents[1]}"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (ExitCode.CANCELLED, "", "")

@@ -186,7 +186,7 @@ def test_what_a_job_left_is_named_where_a_path_is_missing(tmp_path: Path, hosts:
     where = ("-o", str(tmp_path / "new"))
     for path, words in (
         ("artefacts/17.cvs", "A file with a similar name: artefacts/17.csv"),
-        ("weights", "It left artefacts/0.csv, artefacts/1.csv, artefacts/2.csv"),
+        ("artefacts/weights", "It left artefacts/0.csv, artefacts/1.csv, artefacts/2.csv"),
     ):
         code, _, err = command("fetch", OLD, path, *where)
         assert code == ExitCode.BAD_INPUT and words in err

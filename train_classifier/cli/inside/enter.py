@@ -83,7 +83,8 @@ def forward(hosts: Sequence[RemoteHost], job: str, port: int, local_port: int, c
     try:
         listener = socket.create_server(("127.0.0.1", local_port))
     except OSError as error:
-        raise BadInput(f"port {local_port} of this machine cannot be used: {error.strerror}") from error
+        reason = os.strerror(error.errno or 0)
+        raise BadInput(f"port {local_port} of this machine cannot be used: {reason}") from error
     with listener, private_folder() as folder:
         argv = located.host.exec_command(located.id, ["python3", "-c", RELAY, str(port)], False)
         if located.host.ssh is not None:

@@ -106,7 +106,7 @@ def show(hosts: Sequence[RemoteHost], names: Sequence[str], port: int | None, co
         events.mkdir(exist_ok=True)
         port = _free_port(port)
         # Every account of this machine can connect to the port: only who knows this sees a page.
-        path = secrets.token_urlsafe(16)
+        path = secrets.token_hex(16)
         with _running(program, events, port, path, folder) as process:
             shown = copies[0].job if len(copies) == 1 else f"{len(copies)} jobs"
             with contextlib.suppress(KeyboardInterrupt):
@@ -166,7 +166,7 @@ def _free_port(wanted: int | None) -> int:
             with socket.create_server(("127.0.0.1", port)):
                 return port
         except OSError as error:
-            reason = error.strerror
+            reason = os.strerror(error.errno or 0)
     raise BadInput(f"port {port} of this machine cannot be used: {reason}")
 
 
