@@ -167,6 +167,12 @@
     context.restore();
   }
 
+  // Where jobs are compared, each has its own colour in all charts.
+  function place(line, index) {
+    const job = list(report.jobs).indexOf(line.name);
+    return job < 0 ? index : job;
+  }
+
   function options(chart, width, isUsage) {
     const [low, high] = list(chart.ends);
     const axis = {
@@ -193,7 +199,7 @@
         ...list(chart.lines).map((line, index) => ({
           // Many points make a line a band, through which others must be seen.
           label: line.name,
-          stroke: color("c" + (index % 8)) + (line.x.length > 300 ? "b0" : ""),
+          stroke: color("c" + (place(line, index) % 8)) + (line.x.length > 300 ? "b0" : ""),
           width: line.x.length > 300 ? 1 : 1.75,
           spanGaps: true,
           points: { show: line.x.length < 40, size: 5 },

@@ -182,3 +182,20 @@ def test_chart_reacts(pages: Pages, tmp_path: Path) -> None:
     photograph(tab, "good-print")
     tab.emulate_media(media="screen")
     assert pages.messages == []
+
+
+def test_compared_job_has_one_colour_in_all_charts(pages: Pages, tmp_path: Path) -> None:
+    chart = {"x": "epoch", "y": "loss", "file": "", "note": "", "ends": [None, None]}
+    lines = [
+        {"name": job, "x": [0, 1], "y": [1.0, 0.5], "values": [1, 0, 1, 1, 0, 0.5]} for job in ("a", "b")
+    ]
+    document = SAMPLES["good"]() | {"jobs": ["a", "b"], "different": [["loss", "1", "2"]], "same": []}
+    document["curves"] = [
+        {**chart, "title": "of both", "lines": lines},
+        {**chart, "title": "of b", "lines": lines[1:]},
+    ]
+    tab = pages.show(document, tmp_path)
+    markers = tab.locator(".u-series", has_text="b").locator(".u-marker")
+    colours = markers.evaluate_all("nodes => nodes.map((node) => getComputedStyle(node).borderTopColor)")
+    assert len(colours) == 2 and len(set(colours)) == 1
+    assert pages.messages == []
