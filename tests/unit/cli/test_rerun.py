@@ -23,6 +23,7 @@ from train_classifier.request import checkout, push_list
 JOB = "20260101-000000-00000001"
 KEY = "0123456789abcdef"
 ENVIRONMENT = "e" * 40
+ONE = RemoteHost("one", flags=" --host one")
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_files_image_and_environment_of_the_job_are_asked_for(
     assert again.pinned_image == PinnedImage("train-classifier/test:none", "sha256:" + "b" * 64)
     kept = ("model", "arguments", "secrets", "environment", "gpus", "repository", "timeout_s")
     assert [getattr(again, name) for name in kept] == [getattr(spec, name) for name in kept]
-    with rerun.sources(answer, again, "one", tmp_path / "nowhere") as files:
+    with rerun.sources(answer, again, ONE, tmp_path / "nowhere") as files:
         assert (files.tree, files.remark) == ("", "")
     for dirty, words in ((False, "its files, of commit"), (True, "with changes that are in no commit")):
         repository = dataclasses.replace(again.repository, dirty=dirty)
@@ -132,7 +133,7 @@ def test_replaced_files_come_from_the_commit(tmp_path: Path, repo: Path, below: 
     answer = RemoteHost("one", state_dir=str(tmp_path / "state")).call({"verb": "rerun", "id": JOB})
     assert answer["has_files"] is False
     again = JobSpec.from_dict({**answer["spec"], "id": "20260102-000000-00000002"})
-    with rerun.sources(answer, again, "one", top) as files:
+    with rerun.sources(answer, again, ONE, top) as files:
         tree = Path(files.tree)
         assert files.names == pack_names(push[1])
         assert (tree / "mnist" / "__main__.py").read_text() == "print('first')\n"
@@ -147,9 +148,10 @@ def refusal(tmp_path: Path, push: tuple[Repository, list[bytes], str], top: Path
     spec = finished_job(tmp_path / "state", push)
     answer = {"id": JOB, "has_files": False, "files": pack_names(push[1]), "gone": []}
     again = dataclasses.replace(spec, rerun_of=JOB)
-    with pytest.raises(BadInput) as error, rerun.sources(answer, again, "gpu-1", top):
+    with pytest.raises(BadInput) as error, rerun.sources(answer, again, ONE, top):
         pass
     assert "a later push replaced the files of job" in error.value.reason
+    assert str(error.value.hint).endswith("train-classifier train mnist --host one")
     return error.value.reason
 
 
@@ -198,7 +200,7 @@ def test_host_cannot_choose_files_of_this_machine(tmp_path: Path, repo: Path) ->
     spec = dataclasses.replace(finished_job(tmp_path / "state", push), rerun_of=JOB)
     for name in (b"../outside", os.fsencode(repo / "big.bin"), b".git/config"):
         answer = {"id": JOB, "has_files": False, "files": pack_names([*push[1], name])}
-        with pytest.raises(BadInput, match="are in no commit"), rerun.sources(answer, spec, "one", repo):
+        with pytest.raises(BadInput, match="are in no commit"), rerun.sources(answer, spec, ONE, repo):
             pass
     # What is in the commit, but is never pushed.
     (repo / "deploy.key").write_text("-----BEGIN PRIVATE KEY-----\nx\n")
@@ -212,14 +214,14 @@ def test_host_cannot_choose_files_of_this_machine(tmp_path: Path, repo: Path) ->
     for name in (b"deploy.key", b"big.bin"):
         answer = {"id": JOB, "has_files": False, "files": pack_names([*push[1], name])}
         words = f"a push of its commit leaves out {name.decode()}"
-        with pytest.raises(BadInput, match=words), rerun.sources(answer, spec, "one", repo):
+        with pytest.raises(BadInput, match=words), rerun.sources(answer, spec, ONE, repo):
             pass
     for names in (pack_names(push[1])[:-8], "", "x", pack_names([b"a"] * (rerun.MOST_FILES + 2))):
         answer = {"id": JOB, "has_files": False, "files": names}
-        with pytest.raises(NotReady, match="damaged list"), rerun.sources(answer, spec, "one", repo):
+        with pytest.raises(NotReady, match="damaged list"), rerun.sources(answer, spec, ONE, repo):
             pass
     answer = {"id": JOB, "has_files": False, "files": pack_names([*push[1], b"../", b".git/"])}
-    with rerun.sources(answer, spec, "one", repo) as files:
+    with rerun.sources(answer, spec, ONE, repo) as files:
         assert files.names == pack_names(push[1])
 
 
@@ -238,9 +240,14 @@ def test_secrets_are_given_again(monkeypatch: pytest.MonkeyPatch, repo: Path) ->
     monkeypatch.setenv("TOKEN", "a long value")
     with pytest.raises(BadInput) as error:
         rerun.again(answer, ["OTHER"])
-    assert error.value.problems[:2] == [
+    assert error.value.problems == [
         f"job {JOB} had the secret TOKEN, which is kept nowhere: give --secret TOKEN",
         f"job {JOB} had no secret OTHER",
     ]
+    monkeypatch.delenv("TOKEN")
+    with pytest.raises(BadInput) as error:
+        rerun.again(answer, ["TOKEN"])
+    assert error.value.problems == ["secret TOKEN is not set in the environment: export it"]
+    monkeypatch.setenv("TOKEN", "a long value")
     new, values = rerun.again(answer, ["TOKEN"])
     assert values == {"TOKEN": "a long value"} and new.id != JOB

@@ -20,6 +20,7 @@ from train_classifier.core.text import printable
 
 if TYPE_CHECKING:
     from train_classifier.cli.console import Console
+    from train_classifier.controller.transport import RemoteHost
 
 #: Most files that a message names.
 MOST_NAMES = 3
@@ -71,7 +72,7 @@ def rerun(
     answer = located.host.call({"verb": "rerun", "id": located.id}, timeout=120)
     spec, values = again(answer, secrets)
     with contextlib.ExitStack() as stack:
-        files = stack.enter_context(sources(answer, spec, located.host.name, Path(repo or ".")))
+        files = stack.enter_context(sources(answer, spec, located.host, Path(repo or ".")))
         show_remarks(answer, spec, files, console)
         order = Order(
             spec=spec,
@@ -109,9 +110,12 @@ def again(answer: Mapping[str, Any], named: Sequence[str]) -> tuple[JobSpec, dic
         if name not in named
     ]
     problems += [f"job {answer.get('id')} had no secret {name}" for name in named if name not in spec.secrets]
-    values, wrong = checks.secrets({"secrets": tuple(named), "environment": spec.environment}, os.environ)
-    if problems or wrong:
-        raise BadInput(*problems, *wrong)
+    given = tuple(name for name in named if name in spec.secrets)
+    values, wrong = checks.secrets({"secrets": given, "environment": spec.environment}, os.environ)
+    # The job had it: it cannot be left out.
+    problems += [problem.removesuffix(", or leave it out") for problem in wrong]
+    if problems:
+        raise BadInput(*problems)
     return spec, values
 
 
@@ -146,7 +150,7 @@ class Files(NamedTuple):
 
 
 @contextlib.contextmanager
-def sources(answer: Mapping[str, Any], spec: JobSpec, host: str, repo: Path) -> Iterator[Files]:
+def sources(answer: Mapping[str, Any], spec: JobSpec, host: "RemoteHost", repo: Path) -> Iterator[Files]:
     """Yield the files of the job that `spec` repeats: those that the host has, else those of its commit.
 
     Raises BadInput when they cannot be had as they were.
@@ -160,8 +164,8 @@ def sources(answer: Mapping[str, Any], spec: JobSpec, host: str, repo: Path) -> 
         yield Files("", names, str(answer.get("fingerprint")))
         return
     commit = spec.repository.commit
-    replaced = f"a later push replaced the files of job {spec.rerun_of} on {host}"
-    hint = f"What is here now: train-classifier train {spec.model}"
+    replaced = f"a later push replaced the files of job {spec.rerun_of} on {host.name}"
+    hint = f"What is here now: train-classifier train {spec.model}{host.flags}"
     if commit is None or spec.repository.dirty is not False:
         why = "it was trained outside of git" if commit is None else "it had changes that are in no commit"
         raise BadInput(f"{replaced}, and {why}: it cannot be repeated", hint=hint)
@@ -180,7 +184,7 @@ def sources(answer: Mapping[str, Any], spec: JobSpec, host: str, repo: Path) -> 
             ) from silent
         prefix = b"" if below == Path() else os.fsencode(below) + b"/"
         written = {name.removeprefix(prefix) for name in exported if name.startswith(prefix)}
-        pushed = _unpacked(names, host)
+        pushed = _unpacked(names, host.name)
         missing = [name for name in pushed if not name.endswith(b"/") and name not in written]
         if missing:
             raise BadInput(f"{replaced}, and {_some(missing)} of it are in no commit", hint=hint)
@@ -193,7 +197,7 @@ def sources(answer: Mapping[str, Any], spec: JobSpec, host: str, repo: Path) -> 
         folders = _folders(written)
         # A folder that holds no file of the commit was empty.
         kept = [name for name in pushed if name in written or name in folders]
-        remark = f"{host} no longer has its files: they are taken from commit {commit[:12]} of {shown}"
+        remark = f"{host.name} no longer has its files: they are taken from commit {commit[:12]} of {shown}"
         yield Files(str(tree), pack_names(kept), push_list.fingerprint(tree, kept), remark)
 
 
