@@ -13,7 +13,7 @@ import shutil
 import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from train_classifier.controller.temp_files import private_folder
@@ -131,8 +131,8 @@ class Git:
         submodules = self._submodules_changed()
         return None if filtered and not submodules else submodules
 
-    def export(self, commit: str, destination: Path) -> list[bytes]:
-        """Write the files of a commit into an empty folder, and return their paths there.
+    def export(self, commit: str, destination: Path, wanted: Collection[bytes]) -> list[bytes]:
+        """Write those of the wanted files that a commit has into an empty folder, and return their paths.
 
         Raises GitSilent when the checkout lacks the commit, or where git alone does not write what a checkout
         of it holds: a submodule is another repository, and no filter is run.
@@ -151,8 +151,8 @@ class Git:
         ]
         if any(kind.startswith(b"160000 ") for kind, _, _ in entries):
             raise GitSilent(f"commit {commit[:12]} has submodules")
-        tree._run("checkout-index", "--all")
-        names = [name for _, _, name in entries]
+        names = [name for _, _, name in entries if name in wanted]
+        tree._run("checkout-index", "-z", "--stdin", data=b"".join(name + b"\0" for name in names))
         if filtered := tree._filtered(names):
             name = printable(os.fsdecode(filtered[0]))
             raise GitSilent(f"{name} of commit {commit[:12]} is written by a filter of git (such as LFS)")

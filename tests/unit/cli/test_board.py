@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -223,6 +225,22 @@ def test_tensorboard_shows_the_copies_and_ends_with_the_command(
         time.sleep(0.05)
     # The next command removes the folder of a killed one.
     assert number == signal.SIGKILL or list(temporary.iterdir()) == []
+
+
+def test_port_that_something_else_took_meanwhile_is_not_shown(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job / "workspace" / "tfevents").write_bytes(b"curve")
+    (tmp_path / "tensorboard").write_text(SERVER)
+    (tmp_path / "tensorboard").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        monkeypatch.setattr(tensorboard, "_free_port", lambda _: other.server_port)
+        with pytest.raises(NotReady, match="did not start") as error:
+            tensorboard.show([host_of(job)], ["last"], None, Console())
+        other.shutdown()
+    assert "Address already in use" in str(error.value.detail)
 
 
 def test_copy_that_cannot_be_written_here_is_said(job: Path, tmp_path: Path) -> None:

@@ -176,6 +176,19 @@ def test_what_git_alone_does_not_write_is_refused(tmp_path: Path, repo: Path) ->
     assert "data.csv of commit" in refusal(tmp_path, pushed(repo), repo)
 
 
+def test_large_files_that_were_not_pushed_are_not_needed(tmp_path: Path, repo: Path) -> None:
+    """Data in LFS are mostly left out by .trainignore."""
+    (repo / ".gitattributes").write_text("*.bin filter=lfs\n")
+    git(repo, "add", "-A")
+    git(repo, "commit", "-q", "-m", "lfs")
+    push = pushed(repo)
+    spec = dataclasses.replace(finished_job(tmp_path / "state", push), rerun_of=JOB)
+    answer = {"id": JOB, "has_files": False, "files": pack_names(push[1])}
+    with rerun.sources(answer, spec, ONE, repo) as files:
+        assert files.names == pack_names(push[1])
+        assert not (Path(files.tree) / "big.bin").exists()
+
+
 def test_submodules_are_refused(tmp_path: Path, repo: Path) -> None:
     (repo / "sub").mkdir()
     git(repo, "update-index", "--add", "--cacheinfo", f"160000,{git(repo, 'rev-parse', 'HEAD')},sub")

@@ -1,6 +1,7 @@
 """board: the user's own TensorBoard on copies of the event files of jobs."""
 
 import contextlib
+import http.client
 import os
 import secrets
 import shutil
@@ -174,7 +175,7 @@ def _free_port(wanted: int | None) -> int:
 def _running(
     program: Sequence[str], events: Path, port: int, path: str, folder: Path
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """Yield TensorBoard once it listens; it is ended afterwards. Raises NotReady when it does not start.
+    """Yield TensorBoard once it answers; it is ended afterwards. Raises NotReady when it does not start.
 
     Its pages are below `path`, which no other account sees: neither in its arguments nor in what it writes.
     """
@@ -196,7 +197,7 @@ def _running(
         )
     try:
         end = time.monotonic() + START_S
-        while not _listens(port):
+        while not _answers(port, path):
             if process.poll() is not None or time.monotonic() > end:
                 raise NotReady("TensorBoard did not start.", INSTALL, _output(folder))
             time.sleep(0.1)
@@ -211,12 +212,16 @@ def _running(
         process.stdin.close()
 
 
-def _listens(port: int) -> bool:
+def _answers(port: int, path: str) -> bool:
+    """Tell whether our TensorBoard answers: something else may have taken the port meanwhile."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
+        connection.request("GET", f"/{path}/")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
-    return True
+    finally:
+        connection.close()
 
 
 def _output(folder: Path) -> str | None:

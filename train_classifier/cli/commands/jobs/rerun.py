@@ -158,6 +158,7 @@ def sources(answer: Mapping[str, Any], spec: JobSpec, host: "RemoteHost", repo: 
     from train_classifier.controller.order import pack_names
     from train_classifier.controller.temp_files import private_folder
     from train_classifier.request import checkout, git_state, push_list
+    from train_classifier.request.trainignore import FILE as IGNORE_FILE
 
     names = str(answer.get("files") or "")
     if answer.get("has_files"):
@@ -173,18 +174,20 @@ def sources(answer: Mapping[str, Any], spec: JobSpec, host: "RemoteHost", repo: 
         (folder / "tree").mkdir()
         top = checkout.resolve(repo)
         shown = printable(str(top))
+        pushed = _unpacked(names, host.name)
         try:
             with git_state.opened(top, time.monotonic() + git_state.EXPORT_S) as git:
-                exported = git.export(commit, folder / "tree")
                 below = top.relative_to(git.top)
+                prefix = b"" if below == Path() else os.fsencode(below) + b"/"
+                # A commit may have more, and larger ones: what .trainignore leaves out.
+                wanted = {prefix + name for name in (*pushed, IGNORE_FILE.encode())}
+                exported = git.export(commit, folder / "tree", wanted)
         except git_state.GitSilent as silent:
             raise BadInput(
                 f"{replaced}, and {shown} does not give those of its commit: {silent}",
                 hint=f"Name a checkout that has the commit by --repo. {hint}",
             ) from silent
-        prefix = b"" if below == Path() else os.fsencode(below) + b"/"
-        written = {name.removeprefix(prefix) for name in exported if name.startswith(prefix)}
-        pushed = _unpacked(names, host.name)
+        written = {name.removeprefix(prefix) for name in exported}
         missing = [name for name in pushed if not name.endswith(b"/") and name not in written]
         if missing:
             raise BadInput(f"{replaced}, and {_some(missing)} of it are in no commit", hint=hint)
