@@ -167,6 +167,11 @@ console.event("progress", phase="push", done=1 << 20, total=4 << 20)
 while console.live and not console._drawn:
     time.sleep(0.05)
 console.event("phase", phase="push", state="end", seconds=0.6)
+console.event("phase", phase="training", state="start")
+console.event("figures", figures={"gpus": [{"percent": 80, "memory_mib": 1024}], "history": {"epoch": 3, "loss": 0.5}})
+while console.live and not console._drawn:
+    time.sleep(0.05)
+console.event("phase", phase="training", state="end", seconds=0.6)
 console.event("status", state="running", phase="queue", message="waits for GPU 0: job X", times={})
 time.sleep(0.6)
 console.log(b"one\\ntwo")
@@ -179,6 +184,7 @@ console.finish()
 def test_live_line_on_a_terminal() -> None:
     shown = on_a_terminal(SHOW)
     assert "1.0 MiB of 4.0 MiB" in shown
+    assert "epoch 3 · GPU 80 % 1.0 GiB · loss 0.5" in shown
     assert "waits for GPU 0: job X" in shown
     # A line of the log that is not finished is never drawn over.
     assert "two more\r\n" in shown

@@ -6,6 +6,7 @@ import base64
 import fcntl
 import hashlib
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from train_classifier.controller import fetch, follow, order, steps
 from train_classifier.controller.ssh_errors import Unreachable
 from train_classifier.controller.transport import RemoteHost
 from train_classifier.core.errors import ExitCode, NothingDelivered, NotReady, OutOfTouch
+from train_classifier.core.job import JobSpec, Repository
 
 HOST = RemoteHost("gpu1")
 
@@ -78,6 +80,25 @@ def test_figures_are_reported_as_they_come() -> None:
 
     follow.follow(HOST, "id", Recorder(), answers=iter(answers))
     assert [fields for event, fields in events if event == "figures"] == [{"gpus": []}]
+
+
+@pytest.mark.parametrize("is_watched", [True, False])
+def test_host_is_asked_for_figures_where_somebody_watches(is_watched: bool) -> None:
+    """Without a live line nothing on the host looks at the model's files."""
+    requests = []
+
+    class Host(RemoteHost):
+        def stream(self, request: dict[str, Any], answer_timeout: float) -> Iterator[dict[str, Any]]:
+            requests.append(request["follow"] if request["verb"] == "submit" else request)
+            status = {"version": 1, "state": "finished"}
+            yield {"id": "id"} if request["verb"] == "submit" else {"status": status, "result": {}}
+
+    spec = JobSpec("20260101-000000-00000000", "m", Repository("r", "0" * 16))
+    one = order.Order(spec, "/r", "", "/r/artefacts.tar.gz", is_watched=is_watched)
+    answers = steps.start(Host("gpu1"), one, {}, MessageReporter())
+    # The connection was cut: another stream is asked for.
+    assert steps.follow(Host("gpu1"), one, answers, MessageReporter()) == {}
+    assert [request["figures"] for request in requests] == [is_watched] * 2
 
 
 @pytest.mark.parametrize("kind", ["host-key", "key-permissions", "passphrase"])
