@@ -89,6 +89,7 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
         log = f"{caller.state}/jobs/{job}/log.txt"
         line = wait_until(lambda log=log: caller.host.shell(f"head -n1 {log} 2>/dev/null || :"), 90)
         reports[job] = json.loads(line)
+        wait_until(lambda job=job: "354" in caller.host.shell(f"cat {caller.state}/jobs/{job}/usage.csv"), 90)
     listed = {entry["id"]: entry for entry in json.loads(caller.run("list", "--json").stdout)}
     assigned = [listed[job]["gpus"] for job in jobs]
     assert sorted(assigned) == sorted([uuid] for uuid in UUIDS)
@@ -107,6 +108,10 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
         (waiting,) = [entry for entry in listed if entry["model"] == "look" and entry["id"] not in jobs]
         assert (waiting["phase"], waiting["gpus"]) == ("queue", [])
         assert "waiting for a GPU" in waiting["message"]
+        training = [entry for entry in listed if entry["id"] in jobs]
+        for (uuid,), figures in [(entry["gpus"], entry["figures"]) for entry in training]:
+            assert figures["gpus"] == [{"uuid": uuid, "percent": 0, "memory_mib": 354}]
+            assert "GPU 0 % 354.0 MiB" in figures["progress"]
         (cards,) = json.loads(caller.run("top", "--json").stdout)
         assert [card["job"]["id"] for card in cards["cards"]] == sorted(
             jobs, key=lambda job: listed_before[job]["gpus"]
