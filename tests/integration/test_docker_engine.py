@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.host]
 CONFIG = "/etc/docker/daemon.json"
 JOB = "20260101-000000-0000000a"
 MARKER = "/run/train-classifier/engine-restart-pending"
+PROXIES = "/etc/docker/train-classifier.environment"
 
 
 #: The host's own mirror, that refuses the first two requests and sends each later one to the real mirror.
@@ -107,7 +108,10 @@ def test_role_waits_for_apt_lock_retries_mirror_and_repairs_dpkg(host: TestHost)
 
 def test_edits_by_hand_are_kept_and_restart_waits_for_a_running_job(host: TestHost, base_image: str) -> None:
     edit(host, **{"dns": ["192.0.2.53"], "live-restore": False})
-    done = play(host, "docker_engine", docker_engine_daemon_options={"max-concurrent-downloads": 5})
+    done = play(
+        host, "docker_engine", docker_engine_daemon_options={"max-concurrent-downloads": 5},
+        docker_engine_environment={"HTTPS_PROXY": "http://somebody:planted@127.0.0.1:9"},
+    )  # fmt: skip
     assert "live-restore as edited by hand" in done.output
     settings = config(host)
     assert (settings["dns"], settings["live-restore"], settings["max-concurrent-downloads"]) == (
@@ -115,6 +119,9 @@ def test_edits_by_hand_are_kept_and_restart_waits_for_a_running_job(host: TestHo
         False,
         5,
     )
+    # The role has restarted the engine, and no other account reads the proxy's password.
+    assert host.docker("info", "--format", "{{.HTTPSProxy}}").strip().endswith("@127.0.0.1:9")
+    assert host.shell(f"stat -c '%a %U' {PROXIES}").strip() == "600 root"
     edit(host, **{"live-restore": True})
     host.shell("systemctl restart docker")
     host.load_image(base_image)
@@ -124,6 +131,7 @@ def test_edits_by_hand_are_kept_and_restart_waits_for_a_running_job(host: TestHo
     done = play(host, "docker_engine")
     # An option that the role wrote is removed with its variable.
     assert "max-concurrent-downloads" not in config(host)
+    assert host.exec("test", "-e", PROXIES, check=False).returncode == 1
     assert config(host)["dns"] == ["192.0.2.53"]
     assert "waits for its restart, since 1 job(s) run on it (the container job)" in done.output
     assert started(host) == before
