@@ -106,7 +106,7 @@ def fetch(
     try:
         with (
             _pinned_folder(output.parent) as folder,
-            _locked_part_file(folder / part_name(output, job)) as part,
+            _locked_part_file(folder / part_name(output, job)) as (part, descriptor),
         ):
             for attempt in (1, 2):
                 if attempt == 1 and _is_complete(part, archive):
@@ -123,7 +123,7 @@ def fetch(
                 report.event(
                     "message", level="warning", text=f"{output.name} arrived damaged: it is fetched again."
                 )
-                part.write_bytes(b"")
+                os.ftruncate(descriptor, 0)
             size = part.stat().st_size
             part.replace(folder / output.name)
             _sync_folder(folder)
@@ -219,12 +219,16 @@ def _receive_file(
         read_content(lines, None, size)
         return
     target = fetched.folder.joinpath(*parts)
-    with _pinned_folder(target.parent) as folder, _locked_part_file(folder / part_name(target, job)) as part:
+    with (
+        _pinned_folder(target.parent) as folder,
+        _locked_part_file(folder / part_name(target, job)) as (part, descriptor),
+    ):
         if os.path.lexists(folder / target.name) and not fetched.replaces:
             read_content(lines, None, size)
             fetched.existing.append(path)
             return
-        with part.open("r+b") as file:
+        # Not by its name again: others may write to the folder, and put a link there.
+        with os.fdopen(os.dup(descriptor), "wb") as file:
             file.truncate()
             digest = read_content(lines, file, size)
         part.replace(folder / target.name)
@@ -320,10 +324,11 @@ def remove_old_part_files(output: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked_part_file(part: Path) -> Iterator[Path]:
+def _locked_part_file(part: Path) -> Iterator[tuple[Path, int]]:
     """Create the part file as the caller, keep the bytes of an earlier try, and remove the file at the end.
 
-    Its lock distinguishes a part that is being written from one whose writer was killed.
+    Yields it with its descriptor. Its lock distinguishes a part that is being written from one whose writer
+    was killed.
     """
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
@@ -332,7 +337,7 @@ def _locked_part_file(part: Path) -> Iterator[Path]:
                 f"{part.name} is being written by another fetch of this job.", "Wait for it, or stop it."
             )
         try:
-            yield part
+            yield part, descriptor
         finally:
             part.unlink(missing_ok=True)
     finally:

@@ -161,6 +161,26 @@ def test_no_link_here_is_followed(
     assert list(outside.iterdir()) == []
 
 
+def test_link_that_comes_in_place_of_a_part_is_not_followed(
+    tmp_path: Path, hosts: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may write to the folder while a file is fetched."""
+    pack(hosts / "one", OLD, {"artefacts/x": b"x"})
+    victim, here = tmp_path / "victim", tmp_path / "here"
+    victim.write_text("mine")
+    lock = fetch.locks.try_lock
+
+    def swap(descriptor: int) -> bool:
+        for part in here.rglob("*.part"):
+            part.unlink()
+            part.symlink_to(victim)
+        return lock(descriptor)
+
+    monkeypatch.setattr(fetch.locks, "try_lock", swap)
+    command("fetch", OLD, "artefacts/x", "-o", str(here))
+    assert victim.read_text() == "mine"
+
+
 def test_single_files_are_bounded_and_a_damaged_archive_is_said(
     tmp_path: Path, hosts: Path, command: Any
 ) -> None:
