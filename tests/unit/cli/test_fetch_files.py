@@ -195,6 +195,30 @@ def test_single_files_are_bounded_and_a_damaged_archive_is_said(
     code, _, err = command("fetch", OLD, "artefacts/b", *where)
     assert code == ExitCode.NOT_READY and "is damaged" in err
     assert not (tmp_path / "new" / "artefacts" / "b").exists()
+
+
+def test_byte_that_differs_from_what_was_packed_is_found(tmp_path: Path, hosts: Path, command: Any) -> None:
+    content = os.urandom(1 << 20)
+    pack(hosts / "one", OLD, {"artefacts/a": b"a" * 100, "artefacts/b": content})
+    folder, where = hosts / "one" / "jobs" / OLD, ("-o", str(tmp_path / "new"))
+    files = [{"path": "artefacts/a", "sha256": None}]
+    files.append({"path": "artefacts/b", "sha256": hashlib.sha256(content).hexdigest()})
+    (folder / "manifest.json").write_text(json.dumps({"artefacts": files}))
+    assert command("fetch", OLD, "artefacts", *where)[0] == 0
+    archive = folder / "artefacts.tar.gz"
+    damaged = bytearray(archive.read_bytes())
+    damaged[len(damaged) // 2] ^= 4
+    archive.write_bytes(damaged)
+    code, _, err = command("fetch", OLD, "artefacts/b", "--force", *where)
+    assert code == ExitCode.NOT_READY and "is damaged: the checksum" in err
+    assert (tmp_path / "new/artefacts/b").read_bytes() == content
+    # A manifest that is no help keeps nothing back.
+    for text in ("[]", "{", '{"artefacts": [1]}', '{"artefacts": {}}'):
+        (folder / "manifest.json").write_text(text)
+        assert command("fetch", OLD, "artefacts/a", "--force", *where)[0] == 0
+
+
+def test_job_is_named_before_its_paths(command: Any) -> None:
     for path in ("artefacts/b", "b.keras"):
         code, _, err = command("fetch", path)
         assert code == ExitCode.BAD_INPUT and f"fetch last {path}" in err

@@ -15,10 +15,11 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any, Optional, cast
 
-from train_classifier.core.errors import BadInput, NotReady
+from train_classifier.core.errors import BadInput, NotReady, TrainClassifierError
 from train_classifier.core.regular_file import open_regular
 from train_classifier.core.text import printable, short, show_bytes
-from train_classifier.worker.state.store import Store
+from train_classifier.worker.state import files
+from train_classifier.worker.state.store import Job, Store
 from train_classifier.worker.system import program
 from train_classifier.worker.system.host import Host
 
@@ -58,12 +59,26 @@ def send(request: dict[str, Any], host: Host, store: Store) -> Iterator[dict[str
     # The part's own standard output is its answer.
     output = os.dup(1)
     try:
-        question = {"archive": archive, "output": output, "paths": paths, "most": most}
+        question: dict[str, Any] = {"archive": archive, "output": output, "paths": paths, "most": most}
+        question["checksums"] = _checksums(job, set(paths))
         answer = program.call(host.job_user(), send_part, question, [archive, output])
     finally:
         os.close(output)
         os.close(archive)
     yield {"id": job.id, **answer}
+
+
+def _checksums(job: Job, paths: set[str]) -> dict[str, str]:
+    """Return the checksums of the manifest for the files at and below these paths; {} where it has none.
+
+    A damaged byte in the archive may unpack to another one, which its own format does not notice.
+    """
+    try:
+        manifest = files.read_json(job.manifest)
+        packed = {str(each["path"]): str(each["sha256"]) for each in manifest["artefacts"] if each["sha256"]}
+    except (TrainClassifierError, OSError, LookupError, TypeError):
+        return {}
+    return {path: packed[path] for path in packed if not paths.isdisjoint(_with_parents(path))}
 
 
 @program.part
@@ -75,7 +90,7 @@ def send_part(request: dict[str, Any]) -> dict[str, Any]:
         with damage_named():
             for tar, member in members(archive, lines):
                 if search.wants(member):
-                    _send_member(tar, member, lines)
+                    _send_member(tar, member, lines, request["checksums"].get(member.name))
                 if search.is_complete():
                     break
     missing = search.missing()
@@ -102,17 +117,19 @@ def members(archive: IO[bytes], lines: "Lines") -> Iterator[tuple[tarfile.TarFil
             yield tar, member
 
 
-def _send_member(tar: tarfile.TarFile, member: tarfile.TarInfo, lines: "Lines") -> None:
+def _send_member(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, lines: "Lines", checksum: Optional[str]
+) -> None:
     lines.write({"file": member.name, "bytes": member.size})
     source = tar.extractfile(member)
     assert source is not None
-    send_content(source, member.size, lines)
+    send_content(source, member.size, lines, checksum)
 
 
-def send_content(source: IO[bytes], size: int, lines: "Lines") -> None:
+def send_content(source: IO[bytes], size: int, lines: "Lines", checksum: Optional[str] = None) -> None:
     """Write the next bytes of a file as lines with `data`, and one with its `sha256`.
 
-    A file that shrank meanwhile is filled with zeros.
+    A file that shrank meanwhile is filled with zeros. Raises NotReady for another checksum than a given one.
     """
     digest = hashlib.sha256()
     while size:
@@ -121,6 +138,10 @@ def send_content(source: IO[bytes], size: int, lines: "Lines") -> None:
         size -= len(data)
         digest.update(data)
         lines.write({"data": base64.b64encode(zlib.compress(data, 1)).decode("ascii")})
+    if checksum not in (None, digest.hexdigest()):
+        raise NotReady(
+            "the archive of the job is damaged: the checksum of a file is not that of the manifest"
+        )
     lines.write({"sha256": digest.hexdigest()})
 
 
