@@ -89,7 +89,8 @@ def test_each_job_gets_its_own_card_and_the_next_job_waits(caller: Caller) -> No
         log = f"{caller.state}/jobs/{job}/log.txt"
         line = wait_until(lambda log=log: caller.host.shell(f"head -n1 {log} 2>/dev/null || :"), 90)
         reports[job] = json.loads(line)
-        wait_until(lambda job=job: "354" in caller.host.shell(f"cat {caller.state}/jobs/{job}/usage.csv"), 90)
+        usage = f"{caller.state}/jobs/{job}/usage.csv"
+        wait_until(lambda usage=usage: caller.host.shell(f"grep 354 {usage} 2>/dev/null || :"), 90)
     listed = {entry["id"]: entry for entry in json.loads(caller.run("list", "--json").stdout)}
     assigned = [listed[job]["gpus"] for job in jobs]
     assert sorted(assigned) == sorted([uuid] for uuid in UUIDS)
