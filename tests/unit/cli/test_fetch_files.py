@@ -117,9 +117,10 @@ def test_longest_names_are_fetched_and_what_cannot_be_written_is_said(
 
 
 def test_answer_without_what_belongs_to_it_is_no_bug(
-    hosts: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, hosts: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack(hosts / "one", OLD, {"artefacts/a": b"a"})
+    monkeypatch.chdir(tmp_path)
 
     class Forgetful(LyingHost):
         def call(self, request: dict[str, Any], timeout: float = 60.0) -> dict[str, Any]:
