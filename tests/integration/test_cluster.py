@@ -21,6 +21,8 @@ from hosts.gpu.world import UUIDS, world
 from hosts.machine import TestHost, make_image, run
 from hosts.play import ANSIBLE_PLAYBOOK, ROOT, ansible_environment
 
+from train_classifier.worker.slurm_node.person_half import START
+
 pytestmark = [pytest.mark.engine, pytest.mark.host]
 
 LIMIT_S = 240
@@ -43,6 +45,7 @@ class Site:
             "slurm_controller_cgroups": False,
             "slurm_controller_settings": {"SlurmdParameters": "config_overrides"},
             "slurm_node_cpus": 8,
+            "slurm_node_people": "people",
         }
         groups = {
             "training": [lines[name] for name in ("controller", *nodes)],
@@ -82,6 +85,11 @@ def site(_hosts_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Ite
     try:
         for node in hosts.nodes:
             simulate_gpus(node)
+            # Role training_host, which does not run here, installs the worker's program.
+            node.shell(
+                "groupadd people; usermod -aG people trainer; cd /var/lib; "
+                "mkdir -p train-classifier/worker; touch train-classifier/worker/__main__.py"
+            )
         yield Site(hosts, folder)
     finally:
         hosts.remove()
@@ -103,6 +111,13 @@ def test_cluster_grows_and_shrinks_while_jobs_run(site: Site, base_image: str) -
     node2 = hosts.node("node2")
     _, output = site.run("node1")
     assert controller.shell("base64 -w 20 /etc/munge/munge.key").split()[0] not in output
+    sudoers = "/etc/sudoers.d/train-classifier"
+    node1 = hosts.node("node1")
+    assert (
+        node1.shell(f"visudo -cq; stat -c '%a %U %G' {sudoers} {START}") == "440 root root\n755 root root\n"
+    )
+    rule = f"(train-classifier) NOSETENV: NOPASSWD: {START} ^[0-9]+$"
+    assert rule in node1.exec("sudo", "-n", "-l", user="trainer").stdout
     card = f"#!/bin/sh\necho \"$SLURM_JOB_GPUS\" >>{hosts.shared}/card; exec sh -c 'while [ ! -e {hosts.shared}/go ]; do sleep 0.5; done'\n"
     running = [hosts.sbatch("--gres=gpu:rtx_4090:1", "--output=/dev/null", script=card) for _ in range(2)]
     waiting = hosts.sbatch("--gres=gpu:1", "--output=/dev/null", script=card)
@@ -162,9 +177,10 @@ def test_cluster_grows_and_shrinks_while_jobs_run(site: Site, base_image: str) -
     node2.shell(HEALTH_CHECK)
     assert controller.shell("sinfo -hN -n node2 -o '%T %E'") == "drained dust\n"
 
-    # The node leaves; the jobs of the other one still run.
-    changed, _ = site.run("node1")
-    assert changed["node1"] == 0
+    # The node leaves, and nobody trains there without Docker rights any more; the jobs of the other one still run.
+    changed, _ = site.run("node1", options=("-e", "slurm_node_people="))
+    assert changed["node1"] == 1
+    assert node1.exec("ls", sudoers, str(START), check=False).stdout == ""
     assert controller.shell("sinfo -hN -o %N").split() == ["node1"]
     assert {state_of(site, job) for job in running} == {"RUNNING"}
     controller.shell(f"touch {hosts.shared}/go")

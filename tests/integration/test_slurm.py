@@ -27,11 +27,6 @@ from test_inside import free_port, typed
 pytestmark = [pytest.mark.engine, pytest.mark.host]
 
 SETTINGS = "/var/lib/train-classifier/host.json"
-#: Removes what a killed worker left, as that of role slurm_node does.
-EPILOG = """#!/bin/sh
-containers=$(docker ps -aq --filter "label=train-classifier.slurm=$SLURM_JOB_ID")
-[ -z "$containers" ] || docker rm -fv $containers
-"""
 #: Prints what it sees; with `hold` it goes on when the test lets it.
 LOOK = """
 import glob, json, os, sys, time
@@ -78,18 +73,16 @@ def settle(host: TestHost, **settings: object) -> None:
 
 
 def set_up(cluster: Cluster) -> Cluster:
-    """Give a cluster the settings, the service account and the epilog that the roles give it."""
+    """Give a cluster the settings and the service account that the roles give it."""
     account = "train-classifier"
     for node in cluster.nodes:
         settle(node, slurm_node=True, slurm_host_network=True)
         node.shell(f"usermod -aG docker {account}")
-        node.write("/etc/slurm-epilog", EPILOG, "0755")
     uid, gid = cluster.nodes[0].shell(f"id -u {account}; id -g {account}").split()
     controller = cluster.controller
     controller.shell(
         f"getent group {account} || groupadd --gid {gid} {account}; id {account} || useradd --uid {uid} --gid {gid} "
-        f"--no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin {account}; install -d /var/lib/train-classifier; "
-        "grep -q slurm-epilog /etc/slurm/slurm.conf || echo Epilog=/etc/slurm-epilog >>/etc/slurm/slurm.conf; scontrol reconfigure"
+        f"--no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin {account}; install -d /var/lib/train-classifier"
     )
     settle(controller, engine="slurm", slurm_host_network=True)
     # As where the shared folder comes by NFS with root_squash: root may do there what everybody may.

@@ -108,6 +108,10 @@ def main(arguments: Sequence[str]) -> int:
         return _exec(parameters[0], parameters[1] == "terminal", parameters[2:], is_on_node=True)
     if command == "run" and (len(parameters) == 1 or (len(parameters) == 2 and parameters[1].isdigit())):
         return _run(Path(parameters[0]), int(parameters[1]) if parameters[1:] else 0)
+    if command == "person" and len(parameters) == 1:
+        from train_classifier.worker.slurm_node import service_half
+
+        return service_half.main(parameters[0])
     if command == "finish" and len(parameters) == 1:
         return _finish(Path(parameters[0]))
     print(f"unknown arguments: {' '.join(arguments)}", file=sys.stderr)
@@ -117,7 +121,9 @@ def main(arguments: Sequence[str]) -> int:
 def _run(folder: Path, rank: int) -> int:
     """Run a job, which on a node of a cluster Slurm asks for; `rank` is the place of a further node."""
     if "SLURM_JOB_ID" in os.environ:
-        host = Host.load()
+        from train_classifier.worker.slurm_node import person_half
+
+        host = person_half.host_of(folder) if person_half.is_needed() else Host.load()
         if host.slurm_shared_dir is not None and host.slurm_shared_dir in folder.parents:
             from train_classifier.worker.slurm_node import member_job, node_job
 
@@ -192,6 +198,10 @@ def _exec(name: str, terminal: bool, words: Sequence[str], is_on_node: bool = Fa
         from train_classifier.worker.containers import engine
         from train_classifier.worker.training import container
 
+        if is_on_node:
+            from train_classifier.worker.slurm_node import person_half
+
+            person_half.require_docker_rights()
         host = _host()
         job = _job(host, name)
         if host.is_submit_host and not is_on_node:

@@ -332,8 +332,8 @@ def test_configuration_with_nothing_left_in_it_goes_with_the_toolkit(
     [
         ({}, {}),
         (
-            {"training_host_engine": "slurm"},
-            {"engine": "slurm", "slurm_shared_dir": "/srv/train-classifier"},
+            {"training_host_engine": "slurm", "train_classifier_slurm_people": "students"},
+            {"engine": "slurm", "slurm_shared_dir": "/srv/train-classifier", "slurm_people": "students"},
         ),
         (
             {
@@ -348,7 +348,7 @@ def test_configuration_with_nothing_left_in_it_goes_with_the_toolkit(
 def test_host_json_says_how_a_host_takes_its_jobs(settings: dict[str, Any], expected: dict[str, Any]) -> None:
     host = {"role_path": str(ROOT / "roles/training_host"), "__training_host_host": {"nvidia_devices": "0"}}
     written = value("training_host", "__training_host_settings", **host, **settings)
-    names = ("engine", "slurm_node", "slurm_shared_dir", "slurm_host_network")
+    names = ("engine", "slurm_node", "slurm_shared_dir", "slurm_host_network", "slurm_people")
     assert {name: written[name] for name in names if written[name] is not None} == expected
     trains = value("training_host", "__training_host_trains", **settings)
     assert trains is ("engine" not in expected)

@@ -79,9 +79,9 @@ def pack(
         }
         answer = write_archive(job, account, request, cause.to_dict() if cause else None, check)
     except TooLarge as error:
-        return _too_large(job, limit, error, cause, is_artefacts=not (elsewhere_too or spec.artefacts))
+        return _too_large(spec, limit, error, cause, is_artefacts=not (elsewhere_too or spec.artefacts))
     except Cancelled as error:
-        hint = f"the results stay on the host: train-classifier fetch {job.id} packs them"
+        hint = f"the results stay on the host: train-classifier fetch {spec.id} packs them"
         error.hint = f"{error.hint}; {hint}" if error.hint else hint
         return _unpacked("stopped", f"packing was stopped: {error.reason}", hint), cause or error
     except (TrainClassifierError, OSError) as error:
@@ -89,11 +89,11 @@ def pack(
         failure = NothingDelivered(
             "the artefacts could not be packed",
             "check whether the disk of the host is full; the artefacts stay there: free some space, then run "
-            f"train-classifier fetch {job.id}",
+            f"train-classifier fetch {spec.id}",
             f"{error}\n{detail or ''}".strip(),
         )
         return _unpacked("failed", failure.reason, failure.hint), cause or failure
-    return _judge(job, spec, answer, cause)
+    return _judge(spec, answer, cause)
 
 
 def write_archive(
@@ -173,7 +173,7 @@ def _unpacked(why: str, reason: str, hint: Optional[str], **more: Any) -> dict[s
 
 
 def _too_large(
-    job: Job, limit: int, excess: TooLarge, cause: Optional[TrainClassifierError], is_artefacts: bool
+    spec: JobSpec, limit: int, excess: TooLarge, cause: Optional[TrainClassifierError], is_artefacts: bool
 ) -> PackResult:
     """Return the answer and the error for results over the limit, which may be artefacts/ alone."""
     real, apparent = excess.real, excess.apparent
@@ -182,7 +182,7 @@ def _too_large(
     holes = f" ({show_bytes(apparent)} with its holes)" if apparent > 2 * real else ""
     error = NothingDelivered(
         f"{hold} {show_bytes(real)}{holes}, more than the limit of {show_bytes(limit)}: {stay} on the host",
-        f"to pack it: train-classifier fetch {job.id} --max-size {-(-size // (1 << 20))}MiB; the limit of a "
+        f"to pack it: train-classifier fetch {spec.id} --max-size {-(-size // (1 << 20))}MiB; the limit of a "
         f"job is {show_option('artefacts_max')}",
     )
     return _unpacked(
@@ -201,12 +201,10 @@ def earlier_packing(job: Job, spec: JobSpec) -> Optional[PackResult]:
         return None
     ending = answer.get("ending")
     cause = errors.from_dict(ending) if ending else None
-    return _judge(job, spec, answer, cause)
+    return _judge(spec, answer, cause)
 
 
-def _judge(
-    job: Job, spec: JobSpec, answer: dict[str, Any], cause: Optional[TrainClassifierError]
-) -> PackResult:
+def _judge(spec: JobSpec, answer: dict[str, Any], cause: Optional[TrainClassifierError]) -> PackResult:
     """Return the packer's answer, with `unpacked` for files elsewhere, and the error that ended the job.
 
     A file elsewhere is listed only where `cause` is None, so `error` is then the one that is made here.
@@ -225,7 +223,7 @@ def _judge(
     names = [place["path"].rstrip("/") for place in answer["elsewhere"]["places"][:3]]
     example = ", ".join(short(name, 60) for name in names if name not in ("", "."))
     hint = (
-        f"train-classifier fetch {job.id} gets these files; {show_option('artefacts')} names folders and "
+        f"train-classifier fetch {spec.id} gets these files; {show_option('artefacts')} names folders and "
         f"files that always count as results{f' (here {example})' if example else ''}"
     )
     if error is not None:

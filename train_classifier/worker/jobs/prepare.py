@@ -83,13 +83,14 @@ def _refuse_node(host: Host) -> None:
 def _slurm_problems(spec: JobSpec, host: Host) -> list[str]:
     """Return a sentence for each option that only Slurm understands, where Slurm does not start the jobs.
 
-    On a submit host for what a job on several nodes may not have.
+    On a submit host for what a job on several nodes, or of a person without Docker rights, may not have.
     """
-    if host.is_submit_host and (spec.nodes or 1) == 1:
-        return []
     if host.is_submit_host:
-        from train_classifier.worker.slurm import allocation
+        from train_classifier.worker.slurm import allocation, people
 
+        problems = people.problems(spec) if people.has_caller(host) else []
+        if problems or (spec.nodes or 1) == 1:
+            return problems
         problem = allocation.host_network_problem(host, spec.nodes or 1)
         if not problem and spec.network == "none":
             nodes, network = options.show_option("nodes"), options.show_option("network")

@@ -19,7 +19,7 @@ from train_classifier.worker.jobs import conclude, recover, removal
 from train_classifier.worker.jobs import run as local_run
 from train_classifier.worker.jobs.secrets import remove_secrets, store_secrets, take_secrets
 from train_classifier.worker.slurm import accounting, allocation, commands, shared_folder
-from train_classifier.worker.slurm_node import attempt, node_group, unpacked_results
+from train_classifier.worker.slurm_node import attempt, node_group, person_half, unpacked_results
 from train_classifier.worker.slurm_node.publisher import Publisher
 from train_classifier.worker.state import file_trees, results
 from train_classifier.worker.state.files import make_folder, read_json, write_bytes, write_json
@@ -30,10 +30,7 @@ from train_classifier.worker.transfer import workspace_copy
 #: The launcher of the local job, for which its lock says whether it lives.
 LOCAL_LAUNCHER = "slurm-node"
 #: Records that are brought back at the end; result.json and status.json come after them.
-RECORDS = (
-    "usage.csv", "facts.json", "stock.json", "packed.json", "manifest.json", "report.html",
-    "artefacts.tar.gz",
-)  # fmt: skip
+RECORDS = person_half.RECORDS
 #: Seconds for which the end of a job waits for a shared folder that cannot be written.
 DELIVERY_S = 1800.0
 RETRY_S = 2.0
@@ -62,29 +59,42 @@ def run(folder: Path, host: Host) -> int:
         "node": allocation.node_name(os.environ),
         "host": socket.gethostname(),
     }
-    try:
-        local = bring_in(shared, host, account, status, shared.log)
-        granted = take_allocation(shared, local, host, account, early_signals)
-    except Exception as error:
-        return end_unstarted(shared, account, own, local_run.as_error(shared, error))
-    if early_signals:
-        removal.remove(local, account)
-        if is_requeued(account, os.environ):
-            return 0
-        return end_unstarted(shared, account, own, Cancelled("Slurm ended the job when it began (SIGTERM)"))
+    with person_half.temporary_state() as state:
+        try:
+            local = bring_in(shared, host, account, status, shared.log, state)
+            granted = None if state else take_allocation(shared, local, host, account, early_signals)
+        except Exception as error:
+            return end_unstarted(shared, account, own, local_run.as_error(shared, error))
+        if early_signals:
+            removal.remove(local, account)
+            if is_requeued(account, os.environ):
+                return 0
+            cause = Cancelled("Slurm ended the job when it began (SIGTERM)")
+            return end_unstarted(shared, account, own, cause)
+        return _run(local, shared, host, granted, own)
+
+
+def _run(
+    local: Job, shared: Job, host: Host, granted: Optional[allocation.Allocation], own: dict[str, Any]
+) -> int:
+    """Run the job that was brought in; without an allocation the service account does so."""
+    account = host.caller()
     publisher = Publisher(local, shared, own)
     set_submitted(local, shared)
     publisher.start()
     try:
-        local_run.run_job(local, granted)
+        if granted is None:
+            person_half.PersonHalf(local, shared, host).run(account, person_half.command(own["slurm_job"]))
+        else:
+            local_run.run_job(local, granted)
     finally:
         publisher.finish()
     # `--dependency afterok` and the accounting go by the exit status.
     code = int((local.result() or {}).get("exit_code") or 0)
-    if local.spec().requeue and is_requeued(account, os.environ):
+    if granted is not None and local.spec().requeue and is_requeued(account, os.environ):
         leave_to_next_attempt(local, shared, publisher)
     else:
-        deliver(local, shared, account, host, publisher)
+        deliver(local, shared, account, host, publisher, is_complete=granted is None)
         if (local.result() or {}).get("unpacked") and not (shared.result() or {}).get("unpacked"):
             # Its results are here alone.
             return code
@@ -152,12 +162,20 @@ def leave_to_next_attempt(local: Job, shared: Job, publisher: Publisher) -> None
     repeat(lambda: write_json(shared.dir / "status.json", {**status, **publisher.own, **waiting}), publisher)
 
 
-def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any], log: Path) -> Job:
+def bring_in(
+    shared: Job,
+    host: Host,
+    account: Account,
+    status: dict[str, Any],
+    log: Path,
+    temporary: Optional[Path] = None,
+) -> Job:
     """Make the job in this node's own state, and begin to copy its workspace there.
 
-    `log` is that of an earlier attempt, which this one continues.
+    `log` is that of an earlier attempt, which this one continues. In a temporary state folder the job gets no
+    workspace: another account runs it.
     """
-    store = Store(host.local_state_dir({})).make()
+    store = Store(temporary or host.local_state_dir({})).make()
     local = Job(store.jobs / shared.id)
     if local.dir.exists():
         # An earlier attempt on this node, whose worker was killed.
@@ -171,7 +189,8 @@ def bring_in(shared: Job, host: Host, account: Account, status: dict[str, Any], 
     except BaseException:
         removal.remove(local, account)
         raise
-    workspace_copy.start(local, account, shared.workspace, None)
+    if temporary is None:
+        workspace_copy.start(local, account, shared.workspace, None)
     return local
 
 
@@ -207,10 +226,17 @@ def end_unstarted(shared: Job, account: Account, own: dict[str, Any], cause: Tra
     return 1
 
 
-def deliver(local: Job, shared: Job, account: Account, host: Host, publisher: Publisher) -> None:
-    """Bring records and results into the shared folder; the result comes last. Raises NotReady."""
+def deliver(
+    local: Job, shared: Job, account: Account, host: Host, publisher: Publisher, is_complete: bool = False
+) -> None:
+    """Bring records and results into the shared folder; the result comes last. Raises NotReady.
+
+    `is_complete`: unpacked results are there already.
+    """
     others = [path.name for pattern in conclude.RANK_RECORDS for path in local.dir.glob(pattern)]
-    names = [*others, *RECORDS]
+    # That of a workspace which is there already is there, too, and must be older.
+    has_stock = is_complete and shared.stock.exists()
+    names = [*others, *(name for name in RECORDS if not (has_stock and name == shared.stock.name))]
     steps: list[Callable[[], Any]] = [
         publisher.publish,
         *(lambda name=name: shared_folder.copy_file(local.dir / name, shared.dir / name) for name in names),
@@ -220,7 +246,7 @@ def deliver(local: Job, shared: Job, account: Account, host: Host, publisher: Pu
     result = local.result()
     if publisher.is_superseded or result is None:
         return
-    if result.get("unpacked"):
+    if result.get("unpacked") and not is_complete:
         problem = unpacked_results.bring(local, shared, account, host, publisher)
         if problem is not None:
             node = allocation.node_name(os.environ)

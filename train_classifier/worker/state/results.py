@@ -56,7 +56,8 @@ def result(
     facts = read_facts(job)
     return {
         "schema": SCHEMA,
-        "id": job.id,
+        # The folder of a job has another name where the service account runs it for a person.
+        "id": spec.id if spec is not None else job.id,
         "model": spec.model if spec is not None else status.get("model"),
         **ending(error),
         "training_exit_status": None,
@@ -83,7 +84,7 @@ def head(job: Job, spec: JobSpec, status: dict[str, Any], result: dict[str, Any]
     )  # fmt: skip
     return {
         "schema": SCHEMA,
-        "job": job.id,
+        "job": spec.id,
         "model": spec.model,
         "arguments": list(spec.arguments),
         "group": spec.group,

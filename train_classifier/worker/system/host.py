@@ -97,6 +97,8 @@ class Host:
     slurm_node: bool = False
     #: Whether the containers of a job on several nodes may use the network of their nodes.
     slurm_host_network: bool = False
+    #: The group of people without Docker rights on the nodes.
+    slurm_people: Optional[str] = None
     #: Name or path of the tool that lists the GPUs.
     nvidia_smi: str = "nvidia-smi"
 
@@ -132,7 +134,7 @@ class Host:
             "build_memory_bytes": int, "build_pids": int, "build_cpus": (int, float),
             "build_timeout_s": (int, float),
             "data_roots": list, "engine": str, "slurm_shared_dir": str, "slurm_node": bool,
-            "slurm_host_network": bool,
+            "slurm_host_network": bool, "slurm_people": str,
         }  # fmt: skip
         values: dict[str, Any] = {}
         for key, value in data.items():

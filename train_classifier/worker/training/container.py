@@ -46,14 +46,14 @@ def name_of(job: Job) -> str:
     return f"tc-job-{job.id}"
 
 
-def environment_of(spec: JobSpec, host: Host, account: Account, job: Job) -> dict[str, str]:
+def environment_of(spec: JobSpec, host: Host, account: Account) -> dict[str, str]:
     """Return the environment of the model: this program's, then the host's, then the request's variables."""
     variables = {
         "HOME": f"/home/{account.name}",
         "USER": account.name,
         "LOGNAME": account.name,
         "MODEL": spec.model,
-        "TRAIN_CLASSIFIER_JOB": job.id,
+        "TRAIN_CLASSIFIER_JOB": spec.id,
         "TRAIN_CHECKPOINT_DIR": "/checkpoints",
         "KERAS_HOME": "/cache/keras",
         "HF_HOME": "/cache/huggingface",
@@ -106,7 +106,7 @@ def create(
     options: dict[str, Any] = {**_network(spec), **_limits(spec), **engine_options}
     variables = {
         **environment.defaults,
-        **environment_of(spec, context.host, account, job),
+        **environment_of(spec, context.host, account),
         **environment.variables,
         **helper.no_gpu_variables(options),
     }

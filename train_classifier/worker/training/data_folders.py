@@ -60,7 +60,7 @@ def examine(
             continue
         if reason is not None:
             problems.append(f"{subject}{target} {reason}; no job may read it")
-        elif folder.from_checkout and not _is_offered(real, host.data_roots):
+        elif folder.from_checkout and not is_offered(real, host.data_roots):
             problems.append(_refusal_to_checkout(folder, target, host.data_roots))
         else:
             point = next((point for point, _ in mounts() if point.startswith(real + "/")), None)
@@ -87,7 +87,8 @@ def _refusal_to_checkout(folder: DataFolder, target: str, roots: Iterable[str]) 
     )
 
 
-def _is_offered(real: str, roots: Iterable[str]) -> bool:
+def is_offered(real: str, roots: Iterable[str]) -> bool:
+    """Tell whether a real path lies below one of the host's data_roots."""
     return any(_is_below(real, os.path.realpath(root)) for root in roots)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import grp
+import os
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,15 @@ def test_options_of_slurm_are_refused_on_a_plain_host(tmp_path: Path) -> None:
     assert prepare._slurm_problems(SPEC, Host()) == []
     allowed = Host(engine="slurm", slurm_shared_dir=tmp_path, slurm_host_network=True)
     assert prepare._slurm_problems(ALL, allowed) == []
+
+
+def test_people_without_docker_rights_are_told_at_once(tmp_path: Path) -> None:
+    group = grp.getgrgid(os.getegid()).gr_name
+    asked = dataclasses.replace(SPEC, nodes=2, requeue=True)
+    for name, count in ((group, 2), ("nobody-of-this-name", 0), (None, 0)):
+        host = Host(engine="slurm", slurm_shared_dir=tmp_path, slurm_host_network=True, slurm_people=name)
+        problems = prepare._slurm_problems(asked, host)
+        assert len(problems) == count and all("needs Docker rights on the nodes" in line for line in problems)
 
 
 def test_several_nodes_need_the_network_of_the_hosts(tmp_path: Path) -> None:
