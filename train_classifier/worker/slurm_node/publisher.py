@@ -37,7 +37,7 @@ class Publisher(threading.Thread):
         self.is_superseded = False
         self._version: Optional[int] = None
         self._lease: Optional[int] = None
-        self._stop: Optional[tuple[bytes, int]] = None
+        self._stop_request: Optional[tuple[bytes, int]] = None
         self._next_look = self._next_sign = float("-inf")
         self._ending = threading.Event()
 
@@ -107,8 +107,8 @@ class Publisher(threading.Thread):
         self._next_look = now + SHARED_S
         request = shared_folder.stop_request(self.requests)
         # A second one stops the packing that follows the first.
-        if request is not None and request != self._stop:
-            self._stop = request
+        if request is not None and request != self._stop_request:
+            self._stop_request = request
             write_bytes(self.local.cancel, request[0])
         if os.path.lexists(self.shared.dir / "result.json"):
             self.is_superseded = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,16 @@ def test_log_and_status_are_published(publisher: Publisher) -> None:
     local.write_status(state="finished")
     assert publisher.publish()
     assert shared.status()["state"] == "running"
+
+
+def test_thread_publishes_until_it_is_finished(publisher: Publisher) -> None:
+    """It has no attribute by whose name Thread of an older Python ends, as 3.12 and before do by `_stop`."""
+    publisher.local.log.write_bytes(b"one\n")
+    publisher.start()
+    publisher.finish()
+    assert not publisher.is_alive() and publisher.problem is None
+    names = {*dir(threading.Thread), *vars(threading.Thread()), "_stop"}
+    assert not {*vars(publisher)} - {*vars(threading.Thread())} & names
 
 
 def test_each_request_to_stop_reaches_the_node(publisher: Publisher) -> None:
