@@ -56,7 +56,7 @@ def show_logs(
         data = following.log_bytes(answer)
         console.log(data)
         offset += len(data)
-        if not data or offset >= int(answer.get("log_size", 0)) or console.log_closed:
+        if not data or offset >= int(answer.get("log_size") or 0) or console.log_closed:
             break
     result = located.answer.get("result") or {}
     if not offset and result.get("exit_code"):
@@ -345,12 +345,9 @@ def clean(
         for host, answer in answered:
             removed = dict(answer.get("removed") or {})
             freed = int(removed.pop("bytes", 0) or 0)
-            counts = {
-                name: len(value) if isinstance(value, list) else value for name, value in removed.items()
-            }
             parts = [
                 f"{count} {name.removesuffix('s') if count == 1 else name}"
-                for name, count in counts.items()
+                for name, count in removed.items()
                 if count
             ]
             verb = "would remove" if dry_run else "removed"

@@ -141,7 +141,7 @@ def follow(
                 report.event("alive")
             if answer.get("figures"):
                 report.event("figures", figures=answer["figures"])
-            if answer.get("result") is not None and offset >= int(answer.get("log_size", 0)):
+            if answer.get("result") is not None and offset >= int(answer.get("log_size") or 0):
                 report.event("result", result=answer["result"])
                 return answer
     finally:

@@ -154,7 +154,7 @@ def _take_answer(answer: dict[str, Any], state: dict[str, Any], report: Reporter
     if status.get("version", 0) != state["seen"]:
         state["seen"] = status.get("version", 0)
         state["notes"] = following.report_status(status, report, state["notes"])
-    return answer.get("result") is not None and state["offset"] >= int(answer.get("log_size", 0))
+    return answer.get("result") is not None and state["offset"] >= int(answer.get("log_size") or 0)
 
 
 @dataclasses.dataclass

@@ -50,7 +50,21 @@ _ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")
 _NUMBERS = (int, (int, float))
 #: The type of what has this name in an answer and in what it says of jobs; None stands for any of them.
 _TYPES: dict[str, Any] = {
-    **dict.fromkeys(("status", "result", "spec", "seconds", "times", "metrics", "sweep", "unpacked"), dict),
+    **dict.fromkeys(
+        (
+            "status",
+            "result",
+            "spec",
+            "seconds",
+            "times",
+            "metrics",
+            "sweep",
+            "unpacked",
+            "removed",
+            "missing",
+        ),
+        dict,
+    ),
     **dict.fromkeys(("jobs", "failures", "runs", "checks", "notes", "arguments", "gone", "names"), list),
     **dict.fromkeys(
         ("id", "model", "state", "phase", "outcome", "reason", "message", "submitter", "group", "commit"), str
@@ -65,7 +79,6 @@ _TYPES: dict[str, Any] = {
     # Of single files: a list, and names; of event files: numbers.
     "files": (str, int),
     "left_out": (int, list),
-    "missing": dict,
 }
 #: Parts of an answer in which these names mean the same.
 _NESTED = ("status", "result", "spec", "jobs", "failures", "runs")
@@ -467,7 +480,7 @@ def _has_type(key: str, value: Any) -> bool:
         return _are_texts(value)
     if key == "checks":
         return all(map(_is_check, value))
-    if key == "seconds":
+    if key in ("seconds", "removed"):
         return all(map(_is_number, value.values()))
     if key == "times":
         return all(
