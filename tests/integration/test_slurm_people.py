@@ -147,6 +147,8 @@ def test_sudo_starts_the_callers_own_job_and_nothing_else(caller: SlurmCaller, r
     job = caller.submit("--", "hold")
     node = caller.training(job)
     number = caller.status(job)["slurm_job"]
+    # By the id containers are found and removed: hers, which others know, is none of the node's.
+    assert not node.containers(f"label=train-classifier.job={job}")
     # Another person, and a second start.
     assert "is not yours" in as_service(node, "eve", number)[1]
     assert "is being run already" in as_service(node, "ada", number)[1]
