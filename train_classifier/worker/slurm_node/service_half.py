@@ -56,9 +56,13 @@ def main(number: str) -> int:
     # Whoever starts this chooses all of these.
     os.chdir("/")
     os.environ.clear()
+    # With a mask of theirs sudo would let them close the folders that all these people share.
+    os.umask(0o022)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     # Ignored, it would make each child look as if it had succeeded.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # A terminal sends it to both halves, and the person's one says so.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Nothing else that is printed may get between the messages.
     pipe = Pipe(os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -191,7 +195,11 @@ class ServiceHalf:
         problems = []
         for folder in spec.data:
             subject = f"data folder {folder.path} (/data/{folder.name})"
-            real = Path(os.path.realpath(folder.path))
+            try:
+                real = Path(os.path.realpath(folder.path))
+            except (OSError, ValueError) as error:
+                problems.append(f"{subject} cannot be used: {getattr(error, 'strerror', None) or 'no path'}")
+                continue
             if not data_folders.is_offered(str(real), roots):
                 problems.append(
                     f"{subject}: this node offers {offer} to accounts without Docker rights "

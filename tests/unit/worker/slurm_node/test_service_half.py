@@ -113,6 +113,8 @@ def test_folder_that_others_could_replace_is_refused(service: Service) -> None:
     # It may be made before the next look at it.
     with pytest.raises(BadInput, match="cannot be used"):
         service.run(header(**data_folder(folder / "missing" / "below")))
+    with pytest.raises(BadInput, match="cannot be used"):
+        service.run(header(**data_folder("/\ud800")))
 
 
 @pytest.mark.parametrize(
@@ -188,3 +190,35 @@ def test_who_is_not_started_by_sudo_as_the_service_account_gets_nothing(caller: 
         [sys.executable, "-c", code], env=environment, input=b"", capture_output=True, check=False
     )
     assert done.returncode == 1 and b"sudo starts this as train-classifier" in done.stdout, done.stderr
+
+
+def test_mask_and_interrupts_of_the_person_are_not_those_of_the_service_account(tmp_path: Path) -> None:
+    """Folders that the first of these people makes on a node are of all; sudo lets a mask be stricter."""
+    code = """
+import os, signal, sys
+os.umask(0o777)
+from train_classifier.worker.slurm_node import service_half
+status = service_half.main('7')
+os.kill(os.getpid(), signal.SIGINT)
+os.makedirs(sys.argv[1])
+sys.exit(status)
+"""
+    made = tmp_path / "state" / "people"
+    environment = {"PATH": os.environ["PATH"], "SUDO_UID": "1000"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, made], env=environment, input=b"", capture_output=True, check=False
+    )
+    assert done.returncode == 1 and not done.stderr, done.stderr
+    assert made.parent.stat().st_mode & 0o777 == 0o755
+
+
+def test_program_finds_nothing_by_the_path_of_the_person(tmp_path: Path) -> None:
+    """Where an administrator took secure_path away, sudo leaves PATH as it is."""
+    for name in ("readlink", "python3", "sh"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho ran >{tmp_path}/ran\n")
+        (tmp_path / name).chmod(0o755)
+    program = Path(__file__).parents[4] / "roles/slurm_node/files/run-job"
+    subprocess.run(
+        ["/bin/sh", program, "7"], env={"PATH": str(tmp_path)}, input=b"", capture_output=True, check=False
+    )
+    assert not (tmp_path / "ran").exists()
