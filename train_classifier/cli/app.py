@@ -1,6 +1,7 @@
 """The command line: its commands, each imported when it is used, and how it fails."""
 
 import builtins
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -150,6 +151,8 @@ def _fail(error: TrainClassifierError, json_mode: bool) -> int:
 
     console = Console(json_mode=json_mode)
     if json_mode:
-        console.out(error_json(error))
+        # Where its disk is full, standard error still says why.
+        with contextlib.suppress(TrainClassifierError):
+            console.out(error_json(error))
     console.error(error)
     return int(error.code)

@@ -3,7 +3,7 @@
 On a terminal one live line below the log shows the phase, its time and why it waits; in a pipe, plain lines.
 """
 
-import contextlib
+import errno
 import os
 import select
 import shutil
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from train_classifier.cli.runs.log_progress import LogProgress
 from train_classifier.core import text
-from train_classifier.core.errors import TrainClassifierError
+from train_classifier.core.errors import NotReady, TrainClassifierError
 from train_classifier.core.job import in_order
 
 if TYPE_CHECKING:
@@ -185,11 +185,18 @@ class Console:
             self._line(f"  {fields['link']}", "dim", always=True)
 
     def out(self, words: str) -> None:
-        """Write a command's result to standard output. A reader that is gone is no failure."""
+        """Write a command's result to standard output. A reader that is gone is no failure.
+
+        Raises NotReady when its disk is full.
+        """
         with self._lock:
             self._clear()
-            with contextlib.suppress(OSError):
+            try:
                 self.write_out(text.clean_coloured(words) + "\n")
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    reason = f"Standard output cannot be written: {error.strerror}."
+                    raise NotReady(reason, "Free some space, then run the command again.") from error
 
     def write_out(self, words: str) -> None:
         """Write to standard output. Raises OSError when nobody reads it."""

@@ -91,6 +91,17 @@ def test_long_sentences_are_wrapped_between_words_on_a_terminal_alone() -> None:
     assert len(piped.splitlines()) == 7
 
 
+@pytest.mark.parametrize("words", ["hosts list --json", "list --all x --json"])
+def test_result_that_a_full_disk_does_not_take_is_a_failure(words: str) -> None:
+    command = [sys.executable, "-m", "train_classifier", *words.split()]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == (ExitCode.BAD_INPUT if "x" in words else ExitCode.NOT_READY), done.stderr
+    assert "Traceback" not in done.stderr and (
+        "x" in words or "Standard output cannot be written" in done.stderr
+    )
+
+
 def test_a_slow_reader_of_a_non_blocking_stream_gets_every_byte() -> None:
     """What shares our standard output may have made it non-blocking: a full pipe is no reader that went away."""
     program = (
