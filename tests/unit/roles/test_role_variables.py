@@ -132,6 +132,16 @@ def test_packages_of_the_runner_differ_in_versions_alone() -> None:
         assert sorted(re.sub(r"\d+(t64)?$", "", name) for name in names) == expected, path.stem
 
 
+def test_ubuntu_has_debians_names_where_no_release_has_others() -> None:
+    """Containers of Debian run what its file says; no test runs a role with Ubuntu's."""
+    same = [
+        path.parent.parent.name
+        for path in sorted((ROOT / "roles").glob("*/vars/ubuntu.yml"))
+        if load(path) == load(path.with_name("debian.yml"))
+    ]
+    assert same == ["docker_engine", "monitoring", "slurm_controller", "slurm_node", "training_host"]
+
+
 def test_teardown_knows_every_folder_of_the_worker() -> None:
     """A name that is missing stays on the host for ever."""
     store = (ROOT / "train_classifier/worker/state/store.py").read_text()
