@@ -36,6 +36,27 @@ sys.exit(int(sys.argv[1]))
 """
 
 
+#: A half of a person's own making: it names another person's job, says nothing after that, and reads nothing.
+OWN_HALF = """
+import socket, subprocess, sys, time
+sys.path.insert(0, "/var/lib/train-classifier/worker")
+from train_classifier.core.job import JobSpec, Repository
+from train_classifier.worker.slurm_node import person_half, pipe
+number, job = sys.argv[1:]
+own, other = socket.socketpair()
+subprocess.Popen(person_half.command(number), stdin=other, stdout=other)
+there = pipe.Pipe(own.makefile("rb"), own.makefile("wb"))
+spec = JobSpec(job, "look", Repository("look", "0" * 16), arguments=("hold",))
+there.send({"protocol": person_half.PROTOCOL, "spec": spec.to_dict(), "secrets": {}})
+model = b"import time\\nwhile True: print('a' * 1000)\\n"
+there.send({"path": "look.py", "mode": 0o644})
+there.send_block(model)
+for _ in range(2):
+    there.send({"end": True})
+time.sleep(1000)
+"""
+
+
 def let_people_train(node: TestHost) -> None:
     """Do what role slurm_node does for `slurm_node_people` and role training_host for the worker's program."""
     name, files = bundle()
@@ -196,6 +217,30 @@ def test_sudo_starts_the_callers_own_job_and_nothing_else(caller: SlurmCaller, r
     assert archived(output, "artefacts/seen") == b"seen"
     assert_nothing_left(node)
     assert "does not run" in as_service(node, "ada", number)[1]
+
+
+def test_half_from_elsewhere_ends_with_slurms_job_and_disturbs_no_other(
+    caller: SlurmCaller, ready: Cluster
+) -> None:
+    """Its process is none of Slurm's job, which alone gives it a card."""
+    job = caller.submit("--", "hold")
+    node = caller.training(job)
+    (hers,) = node.containers("label=train-classifier.kind=job")
+    options = ("--job-name=tc-20260101-000000-00000000", "--gres=gpu:1", f"--nodelist={node.name}")
+    script = "#!/bin/sh\nexec sleep 1000\n"
+    number = ready.sbatch(*options, "--output=/dev/null", user="eve", script=script)
+    wait_until(lambda: ready.job(number)["JobState"] == "RUNNING", 60)
+    node.write("/tmp/own-half.py", OWN_HALF)
+    node.shell(f"setsid -f python3 /tmp/own-half.py {number} {job} >/dev/null 2>&1 </dev/null", user="eve")
+    label = f"label=train-classifier.slurm={number}"
+    wait_until(lambda: node.containers("label=train-classifier.kind=job", label), 120)
+    ready.controller.exec("scancel", number, user="eve")
+    wait_until(lambda: not node.containers(label), 60)
+    pattern = f"workers/.* person {number}$"
+    wait_until(lambda: node.exec("pgrep", "-f", pattern, check=False).returncode == 1, 60)
+    assert node.containers("label=train-classifier.kind=job") == [hers]
+    assert caller.run("cancel", job).returncode == 0
+    assert caller.result(job)["exit_code"] == 6
 
 
 @pytest.mark.parametrize("victim", ["person", "service"])
