@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Optional
 
 from train_classifier.core.errors import NoEnvironment
+from train_classifier.core.options import show_option
 from train_classifier.core.text import hide_logins
 from train_classifier.worker.containers import inside_answer
 from train_classifier.worker.containers.context import Context
@@ -205,7 +206,10 @@ def _check_limits(group: Optional[ControlGroup], limits: Limits) -> None:
 
 def _memory_limit(limits: Limits) -> LimitReached:
     memory = f"{limits.memory_bytes >> 20} MiB of memory"
-    return LimitReached(f"{limits.purpose} needs more than {memory}", "build_memory_bytes")
+    error = LimitReached(f"{limits.purpose} needs more than {memory}", "build_memory_bytes")
+    if limits.has_memory_of_job:
+        error.hint = f"Slurm gave the job no more: {show_option('memory')}"
+    return error
 
 
 def final_state(container: Any, on_outage: Optional[Callable[[], None]] = None) -> dict[str, Any]:

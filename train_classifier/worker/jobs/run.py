@@ -45,7 +45,7 @@ class JobRun:
         #: What Slurm gave the job; None: the job takes its GPUs from the queue of this host.
         self.allocation = allocation
         self.spec = job.spec() if allocation is None else allocation.limit(job.spec())
-        self.host = Host.load()
+        self.host = Host.load() if allocation is None else allocation.limit_host(Host.load())
         self.account = self.host.job_user()
         self.watch = Watch(job, self.spec)
         #: The other nodes of a job on several.

@@ -35,6 +35,21 @@ class Allocation:
     cpus: Optional[int]
     #: The other nodes of the job; None: it has one.
     node_group: Optional[NodeGroup] = None
+    #: Whether the job's builds and checks have no more of the node either.
+    limits_builds: bool = False
+
+    def limit_host(self, host: Host) -> Host:
+        """Return the host with the limits that builds and checks of this job have there."""
+        if not self.limits_builds:
+            return host
+        own = host.limits("")
+        memory, cpus = self.memory_bytes or own.memory_bytes, self.cpus or own.cpus
+        return dataclasses.replace(
+            host,
+            build_memory_bytes=min(own.memory_bytes, memory),
+            build_cpus=min(own.cpus, cpus),
+            has_memory_of_job=memory < own.memory_bytes,
+        )
 
     def limit(self, spec: JobSpec) -> JobSpec:
         """Return the specification with the allocation as limits, where it names no lower ones.

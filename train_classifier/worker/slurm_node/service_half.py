@@ -220,7 +220,8 @@ class ServiceHalf:
 
     def _fill(self, job: Job, spec: JobSpec, secrets: dict[str, str]) -> allocation.Allocation:
         """Write the job's files, and receive its sources; return what Slurm gave it."""
-        granted = allocation.read(self.host, os.environ)
+        # Who may not use the engine has no more of the node than Slurm gave.
+        granted = dataclasses.replace(allocation.read(self.host, os.environ), limits_builds=True)
         write_json(job.dir / "spec.json", spec.to_dict())
         write_bytes(job.lease, b"")
         make_folder(self.store.cache / spec.repository.key, 0o700)

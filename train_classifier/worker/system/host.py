@@ -61,6 +61,8 @@ class Limits:
     pids: int
     cpus: float
     timeout_s: float
+    #: The memory is what Slurm gave the job, less than the host lets builds have.
+    has_memory_of_job: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Host:
     slurm_people: Optional[str] = None
     #: Name or path of the tool that lists the GPUs.
     nvidia_smi: str = "nvidia-smi"
+    #: See `Limits`; no setting.
+    has_memory_of_job: bool = False
 
     @classmethod
     def load(cls) -> "Host":
@@ -182,6 +186,7 @@ class Host:
             self.build_pids,
             min(self.build_cpus or cpus, cpus),
             self.build_timeout_s,
+            self.has_memory_of_job,
         )
 
     def caller(self) -> Account:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from train_classifier.core.errors import NoGpu, NotReady
 from train_classifier.core.job import JobSpec, Repository, new_job_id
+from train_classifier.worker.containers import helper
 from train_classifier.worker.slurm import allocation
 from train_classifier.worker.slurm.allocation import Allocation
 from train_classifier.worker.system.host import Host
@@ -116,6 +118,18 @@ def test_allocation_limits_the_job_where_it_names_no_lower_limits() -> None:
     plain = JobSpec(new_job_id(), "look", Repository("look", "0" * 16))
     assert (granted.limit(plain).memory_bytes, granted.limit(plain).cpus) == (2 << 30, 2)
     assert Allocation((), None, None).limit(plain) == plain
+
+
+def test_allocation_limits_builds_of_a_person_without_docker_rights() -> None:
+    """Else code of a build takes three quarters of the node's memory from the jobs of others."""
+    host = Host(build_memory_bytes=4 << 30, build_cpus=1)
+    assert Allocation((), 1 << 30, 2).limit_host(host) == host
+    limits = Allocation((), 1 << 30, 2, limits_builds=True).limit_host(host).limits("a build")
+    assert (limits.memory_bytes, limits.cpus, limits.has_memory_of_job) == (1 << 30, 1, True)
+    limits = Allocation((), 8 << 30, None, limits_builds=True).limit_host(host).limits("a build")
+    assert (limits.memory_bytes, limits.cpus, limits.has_memory_of_job) == (4 << 30, 1, False)
+    assert "--memory" in str(helper._memory_limit(dataclasses.replace(limits, has_memory_of_job=True)).hint)
+    assert "build_memory_bytes" in str(helper._memory_limit(limits).hint)
 
 
 def test_no_more_cpus_than_the_node_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,21 @@ def test_job_of_a_half_that_was_killed_is_removed_and_no_other(service: Service)
         subprocess.run(["rm", "-r", folder], check=True)
 
 
+def test_builds_of_the_job_get_what_slurm_gave_it(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_MEM_PER_NODE", "300")
+    job = Job(service.store.jobs / new_job_id())
+    job.make(service.host.caller())
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for _ in ("workspace", "checkpoints"):
+            Pipe(ours.makefile("rb"), ours.makefile("wb")).send({"end": True})
+        pipe = Pipe(theirs.makefile("rb"), theirs.makefile("wb"))
+        half = ServiceHalf(pipe, service.host, service.store, service.host.caller())
+        granted = half._fill(job, JobSpec.from_dict(header()["spec"]), {})
+    assert granted.limit_host(service.host).limits("a build").memory_bytes == 300 << 20
+    subprocess.run(["rm", "-r", job.dir], check=True)
+
+
 @pytest.mark.parametrize("caller", [None, "0", str(os.getuid()), "x", "1000"])
 def test_who_is_not_started_by_sudo_as_the_service_account_gets_nothing(caller: str | None) -> None:
     """Each account can run the program itself, with variables of its own."""
