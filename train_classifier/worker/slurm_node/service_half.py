@@ -64,7 +64,8 @@ def main(number: str) -> int:
     # A terminal sends it to both halves, and the person's one says so.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Nothing else that is printed may get between the messages.
-    pipe = Pipe(os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb"))
+    sink = os.fdopen(os.dup(1), "wb")
+    pipe = Pipe(os.fdopen(os.dup(0), "rb"), sink)
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.dup2(2, 1)
     try:
@@ -94,6 +95,10 @@ def main(number: str) -> int:
         with contextlib.suppress(OSError):
             pipe.send({"error": host_faults.describe(error)})
         return 1
+    finally:
+        # Else Python reports what it cannot write at its end.
+        with contextlib.suppress(OSError):
+            sink.close()
     return 0
 
 

@@ -237,3 +237,15 @@ def test_program_finds_nothing_by_the_path_of_the_person(tmp_path: Path) -> None
         ["/bin/sh", program, "7"], env={"PATH": str(tmp_path)}, input=b"", capture_output=True, check=False
     )
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("descriptors", ["1<&0", "1>/dev/full", "0>&1 1>/dev/null", "2>&1"])
+def test_person_who_hands_over_odd_files_gets_no_traceback(descriptors: str) -> None:
+    """Python 3.13 says always what 3.11 says in its development mode."""
+    code = "import sys; from train_classifier.worker.slurm_node import service_half; sys.exit(service_half.main('7'))"
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" </dev/null {descriptors}', "bash", sys.executable, "-X", "dev", "-c", code],
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1 and b"Traceback" not in done.stderr, done.stderr
