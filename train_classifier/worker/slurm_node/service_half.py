@@ -14,12 +14,13 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Optional
 
 from train_classifier.core import locks
 from train_classifier.core.errors import BadInput, Cancelled, NotReady, TrainClassifierError
 from train_classifier.core.job import NAME, SCHEMA, JobSpec, new_job_id
 from train_classifier.core.regular_file import open_regular
-from train_classifier.core.text import short
+from train_classifier.core.text import printable, short
 from train_classifier.worker.containers import engine
 from train_classifier.worker.jobs import removal
 from train_classifier.worker.jobs import run as local_run
@@ -213,6 +214,7 @@ class ServiceHalf:
                 continue
             try:
                 open_folder = next(filter(_is_open, real.parents), None)
+                place = _shared_place(real)
             except OSError as error:
                 problems.append(f"{subject} cannot be used: {error.strerror}")
                 continue
@@ -220,6 +222,11 @@ class ServiceHalf:
                 # The engine mounts it by its path, as root.
                 problems.append(
                     f"{subject}: accounts other than root can change {open_folder}, and so what it names"
+                )
+            elif place is not None:
+                problems.append(
+                    f"{subject}: accounts other than root can write in {short(printable(place), 200)}, "
+                    "which is only for folders that root alone can write"
                 )
         return problems
 
@@ -305,6 +312,34 @@ class ServiceHalf:
             self.pipe.send({"tree": name})
             tree_stream.send_tree(self.pipe, job.dir / name, self._check)
         self.pipe.send({"done": True})
+
+
+def _shared_place(folder: Path) -> Optional[str]:
+    """Return a place in a folder where an account other than root can have a socket; None when there is none.
+
+    Through one, which a read-only mount does not close, a process of the person would hand the model a folder
+    of the host, and the model has the rights of the service account there. Files are not looked at: a data
+    set has many. Raises OSError for a folder that cannot be looked into and may be entered.
+    """
+    stack = [str(folder)]
+    while stack:
+        place = stack.pop()
+        if _is_open(Path(place)):
+            return place
+        try:
+            entries = os.scandir(place)
+        except PermissionError:
+            if os.stat(place).st_mode & 0o011:
+                raise
+            # The model cannot enter it either.
+            continue
+        with entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    stack.append(entry.path)
+                elif not (entry.is_symlink() or entry.is_file(follow_symlinks=False)):
+                    return entry.path
+    return None
 
 
 def _is_open(folder: Path) -> bool:

@@ -117,6 +117,26 @@ def test_folder_that_others_could_replace_is_refused(service: Service) -> None:
         service.run(header(**data_folder("/\ud800")))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes folders of root")
+def test_folder_in_which_a_person_could_listen_is_refused(tmp_path: Path) -> None:
+    """A person's process would hand the model a folder of the host by a socket, also on a read-only mount."""
+    folder = tmp_path / "data"
+    (folder / "train" / "cats").mkdir(parents=True)
+    (folder / "train" / "cats" / "1.png").write_text("")
+    assert service_half._shared_place(folder) is None
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.chdir(folder / "train")
+        listener.bind("s")
+        os.chdir("/")
+        assert service_half._shared_place(folder) == str(folder / "train" / "s")
+        (folder / "train" / "s").unlink()
+    (folder / "train" / "cats").chmod(0o2775)
+    assert service_half._shared_place(folder) == str(folder / "train" / "cats")
+    (folder / "train" / "cats").chmod(0o755)
+    os.chown(folder / "train" / "cats", 5000, 0)
+    assert service_half._shared_place(folder) == str(folder / "train" / "cats")
+
+
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
