@@ -50,7 +50,8 @@ def small(user: str, options: str) -> Iterator[Machine]:
 
 @pytest.fixture(params=accounts())
 def host(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    with small(request.param, "size=64m,nr_inodes=400") as new_host:
+    # The worker alone has two hundred files and folders.
+    with small(request.param, "size=64m,nr_inodes=800") as new_host:
         yield new_host
 
 
