@@ -10,7 +10,6 @@ from test_archive import manifest, names, packed, record_initial_artefacts
 from train_classifier.core.errors import NothingDelivered
 from train_classifier.core.job import JobSpec, Repository
 from train_classifier.worker.jobs import conclude
-from train_classifier.worker.state.store import Job
 from train_classifier.worker.transfer import elsewhere
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -119,7 +118,7 @@ def test_file_in_place_of_another_folder_of_results_is_a_result(job: Path) -> No
 def test_message_names_all_places_of_results(results: tuple[str, ...], expected: str) -> None:
     spec = JobSpec("20260101-000000-00000000", "m", Repository("r", "0" * 16), artefacts=results)
     answer = {"new": 0, "elsewhere": None}
-    error = conclude._judge(Job(Path("x")), spec, answer, None)[1]
+    error = conclude._judge(spec, answer, None)[1]
     assert error is not None and error.reason.endswith(f"wrote nothing new into {expected}")
 
 
@@ -190,11 +189,11 @@ def test_reason_names_the_files_and_the_way_to_them(job: Path, allow_empty: bool
     answer = packed(job, elsewhere="list")
     repository = Repository("digits", "0" * 16)
     specification = JobSpec("20260101-000000-00000000", "m", repository, allow_empty=allow_empty)
-    answer, error = conclude._judge(Job(job), specification, answer, None)
+    answer, error = conclude._judge(specification, answer, None)
     unpacked = answer["unpacked"]
     assert unpacked["why"] == "elsewhere" and "outputs/model.h5 (2.0 KiB)" in unpacked["reason"]
     assert (
-        f"train-classifier fetch {job.name} gets these files" in unpacked["hint"]
+        f"train-classifier fetch {specification.id} gets these files" in unpacked["hint"]
         and "--artefacts" in unpacked["hint"]
         and unpacked["hint"].endswith("(here outputs/model.h5)")
     )
