@@ -148,12 +148,9 @@ def assert_nothing_left(node: TestHost, job: str) -> None:
     wait_until(lambda: not node.shell(f"ls -d {folder} 2>/dev/null || :"), 60)
 
 
-@pytest.mark.parametrize("user", ["trainer", "root"])
-def test_job_of_a_node_comes_back_as_from_a_plain_host(
-    ready: Cluster, tmp_path: Path, user: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def train_with_secret(caller: SlurmCaller, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Train with a secret, a limit and a card; return the manifest, when log and archive are as on any host."""
     monkeypatch.setenv("TOKEN", "s3cretvalue")
-    caller = SlurmCaller(ready, tmp_path, user)
     done = caller.run(*caller.train("look", "--secret", "TOKEN", "--memory", "300MiB"))
     assert done.returncode == 0, tail(done.stderr)
     assert b"s3cretvalue" not in done.stdout + done.stderr
@@ -161,8 +158,17 @@ def test_job_of_a_node_comes_back_as_from_a_plain_host(
     assert len(json.loads(first)["nodes"]) == 1 and json.loads(first)["secret"] == "***" and end == "end"
     archive = caller.work / "artefacts.tar.gz"
     assert archived(archive, "job/log.txt") == done.stdout and archived(archive, "artefacts/seen") == b"seen"
-    manifest = json.loads(archived(archive, "job/manifest.json"))
+    manifest: dict[str, Any] = json.loads(archived(archive, "job/manifest.json"))
     assert manifest["limits"]["memory_bytes"] == 300 << 20 and len(manifest["gpus"]) == 1
+    return manifest
+
+
+@pytest.mark.parametrize("user", ["trainer", "root"])
+def test_job_of_a_node_comes_back_as_from_a_plain_host(
+    ready: Cluster, tmp_path: Path, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = SlurmCaller(ready, tmp_path, user)
+    manifest = train_with_secret(caller, monkeypatch)
     json_output.validate("manifest", manifest)
     entry = manifest["slurm"]
     assert {f"slurm.{name}" for name in entry} == {
@@ -190,7 +196,7 @@ def test_job_of_a_node_comes_back_as_from_a_plain_host(
     # Again, with the same files, which the submit host still has, and the image that the node had.
     repeated = caller.run("rerun", job, "--secret", "TOKEN")
     assert repeated.returncode == 0, tail(repeated.stderr)
-    again = json.loads(archived(archive, "job/manifest.json"))
+    again = json.loads(archived(caller.work / "artefacts.tar.gz", "job/manifest.json"))
     assert (again["rerun_of"], again["image"]) == (job, manifest["image"])
     assert caller.run("fetch", job, "artefacts/seen").returncode == 0
     assert (caller.work / "artefacts/seen").read_bytes() == b"seen"
@@ -222,8 +228,8 @@ def test_running_job_is_cancelled_without_a_controller(caller: SlurmCaller, read
         env=caller.environment(),
     )  # fmt: skip
     assert process.returncode == 7, tail(process.stderr)
-    told = f"srun: error: {node.name}: task 0: Exited with exit code 7".encode()
-    assert sorted(process.stderr.splitlines()) == [b"error", told]
+    of_srun = f"srun: error: {node.name}: task 0: Exited with exit code 7".encode()
+    assert sorted(process.stderr.splitlines()) == [b"error", of_srun]
     card, _, rest = process.stdout.partition(b"\n")
     assert [card.decode()] == json.loads(caller.run("logs", job).stdout.splitlines()[0])["nodes"][:1]
     assert rest == b"\0no line"

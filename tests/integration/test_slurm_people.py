@@ -14,7 +14,7 @@ from hosts.cluster import Cluster
 from hosts.machine import TestHost
 from hosts.play import ROOT
 from loopback.world import tail, wait_until
-from test_slurm import SETTINGS, SlurmCaller, set_up, settle
+from test_slurm import SETTINGS, SlurmCaller, set_up, settle, train_with_secret
 
 from train_classifier.controller.worker_bundle import INSTALLER, bundle
 from train_classifier.worker.slurm_node.person_half import START
@@ -125,18 +125,9 @@ def assert_nothing_left(node: TestHost) -> None:
 def test_job_comes_back_as_with_docker_rights(
     caller: SlurmCaller, ready: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TOKEN", "s3cretvalue")
-    done = caller.run(*caller.train("look", "--secret", "TOKEN", "--memory", "300MiB"))
-    assert done.returncode == 0, tail(done.stderr)
-    assert b"s3cretvalue" not in done.stdout + done.stderr
-    first, end = done.stdout.decode().splitlines()
-    assert len(json.loads(first)["nodes"]) == 1 and json.loads(first)["secret"] == "***" and end == "end"
-    archive = caller.work / "artefacts.tar.gz"
-    assert archived(archive, "job/log.txt") == done.stdout and archived(archive, "artefacts/seen") == b"seen"
-    manifest = json.loads(archived(archive, "job/manifest.json"))
+    manifest = train_with_secret(caller, monkeypatch)
     shown = json.loads(caller.run("status", "last", "--json").stdout)
     assert manifest["job"] == shown["id"] and manifest["slurm"]["job"] == shown["status"]["slurm_job"]
-    assert manifest["limits"]["memory_bytes"] == 300 << 20 and len(manifest["gpus"]) == 1
     entry = manifest["slurm"]
     assert (entry["partition"], entry["cluster"], entry["tres"]["mem"]) == ("gpu", "test", 300 << 20)
     folder = f"{caller.state}/jobs/{shown['id']}"

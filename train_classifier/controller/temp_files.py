@@ -47,9 +47,7 @@ def _make_folder() -> tuple[Path, int]:
     except OSError as error:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
-        raise NotReady(
-            f"This machine has no room for temporary files: {error.strerror}.", ROOM_HINT
-        ) from error
+        raise NotReady(f"This machine cannot hold temporary files: {error.strerror}.", ROOM_HINT) from error
     return folder, descriptor
 
 

@@ -131,8 +131,8 @@ class Git:
         submodules = self._submodules_changed()
         return None if filtered and not submodules else submodules
 
-    def export(self, commit: str, destination: Path, wanted: Collection[bytes]) -> list[bytes]:
-        """Write those of the wanted files that a commit has into an empty folder, and return their paths.
+    def export(self, commit: str, destination: Path, paths: Collection[bytes]) -> list[bytes]:
+        """Write those of the files that a commit has into an empty folder, and return their paths.
 
         Raises GitSilent when the checkout lacks the commit, or where git alone does not write what a checkout
         of it holds: a submodule is another repository, and no filter is run.
@@ -151,7 +151,7 @@ class Git:
         ]
         if any(kind.startswith(b"160000 ") for kind, _, _ in entries):
             raise GitSilent(f"commit {commit[:12]} has submodules")
-        names = [name for _, _, name in entries if name in wanted]
+        names = [name for _, _, name in entries if name in paths]
         tree._run("checkout-index", "-z", "--stdin", data=b"".join(name + b"\0" for name in names))
         if filtered := tree._filtered(names):
             name = printable(os.fsdecode(filtered[0]))

@@ -332,7 +332,7 @@ def test_machine_without_room_for_temporary_files_ends_in_a_sentence(tmp_path: P
     ]
     done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.NOT_READY, done.stderr
-    assert "no room for temporary files" in done.stderr and "TMPDIR" in done.stderr
+    assert "cannot hold temporary files" in done.stderr and "TMPDIR" in done.stderr
 
 
 def test_bug_is_told_also_where_no_file_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:

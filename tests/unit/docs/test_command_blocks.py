@@ -67,13 +67,13 @@ def blocks(text: str) -> list[tuple[str, str]]:
 
 def command_lines(text: str) -> list[str]:
     """Return the lines of the command blocks, without comments and what continues a line."""
-    found = []
+    commands = []
     for language, block in blocks(text):
         lines = re.sub(r"\\\n\s*", "", block).splitlines() if language == "sh" else []
         # Variables of one command stand before it.
         lines = [re.sub(r"^\s*([A-Z][A-Z_]*=\S+ )*", "", line) for line in lines]
-        found += [line for line in lines if line and not line.startswith("#")]
-    return found
+        commands += [line for line in lines if line and not line.startswith("#")]
+    return commands
 
 
 def test_each_command_is_run_or_says_why_not() -> None:

@@ -18,15 +18,15 @@ PAGE = PAGES[0]
 
 def commands() -> list[str]:
     """Every command line of the pages for such an inventory, in order; `…` stands for what the table's first row says."""
-    found = []
+    lines = []
     for page in PAGES:
         blocks = re.findall(r"^    (\S.*?)(?: {2,}\S.*)?$", page, re.M)
         cells = re.findall(r"^\| [^|]* \| `([^`]*)` \|$", page, re.M)
-        found += [
+        lines += [
             line.replace("… playbooks", "ansible-playbook -i inventory/mylab playbooks")
             for line in [*blocks, *cells]
         ]
-    return [line for line in found if re.search(r"inventory/my(lab|cluster)", line)]
+    return [line for line in lines if re.search(r"inventory/my(lab|cluster)", line)]
 
 
 def test_every_play_asks_for_the_password_of_sudo() -> None:

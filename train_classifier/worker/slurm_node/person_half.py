@@ -30,7 +30,7 @@ from train_classifier.worker.slurm_node import tree_stream
 from train_classifier.worker.slurm_node.pipe import Malformed, Pipe
 from train_classifier.worker.slurm_node.tree_stream import Room
 from train_classifier.worker.state import file_trees
-from train_classifier.worker.state.files import make_folder, new_file
+from train_classifier.worker.state.files import change_mark, make_folder, new_file
 from train_classifier.worker.state.store import MOST_NOTES, Job
 from train_classifier.worker.system.host import Account, Host
 
@@ -176,17 +176,17 @@ class PersonHalf:
             )
             for folder in (self.shared.workspace, self.shared.checkpoints):
                 tree_stream.send_tree(pipe, folder, lambda: None)
-            lease = _mark(local.lease)
+            lease = change_mark(local.lease)
             while not self._ended.wait(LOOK_S):
                 if self._is_asked_to_end and not is_signalled:
                     is_signalled = True
                     pipe.send({"signal": True})
-                if _mark(local.cancel) != cancel:
-                    cancel = _mark(local.cancel)
+                if change_mark(local.cancel) != cancel:
+                    cancel = change_mark(local.cancel)
                     by = local.cancel.read_text(encoding="utf-8", errors="replace")
                     pipe.send({"cancel": short(by, 1000)})
-                if _mark(local.lease) != lease:
-                    lease = _mark(local.lease)
+                if change_mark(local.lease) != lease:
+                    lease = change_mark(local.lease)
                     pipe.send({"lease": True})
 
     def _receive(self, pipe: Pipe, first: dict[str, Any]) -> None:
@@ -287,14 +287,6 @@ class _Log:
 
 def _is_newer(path: Path, other: Path) -> bool:
     return os.stat(path).st_ctime_ns > os.stat(other).st_ctime_ns
-
-
-def _mark(path: Path) -> Optional[tuple[int, int]]:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns
 
 
 def checked_status(data: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from train_classifier.core.errors import Cancelled, NotReady, TrainClassifierErr
 from train_classifier.core.text import show_bytes
 from train_classifier.worker.slurm_node.publisher import Publisher
 from train_classifier.worker.state import file_trees
-from train_classifier.worker.state.files import make_folder
+from train_classifier.worker.state.files import change_mark, make_folder
 from train_classifier.worker.state.store import Job
 from train_classifier.worker.system.host import Account, Host
 
@@ -21,11 +21,11 @@ def bring(local: Job, shared: Job, account: Account, host: Host, publisher: Publ
     """
     signals: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
-    earlier_request = _mark(local.cancel)
+    earlier_request = change_mark(local.cancel)
 
     def check() -> None:
         publisher.publish()
-        if signals or publisher.is_superseded or _mark(local.cancel) != earlier_request:
+        if signals or publisher.is_superseded or change_mark(local.cancel) != earlier_request:
             raise Cancelled("the job was asked to end")
 
     try:
@@ -57,11 +57,3 @@ def left_on_node(result: dict[str, Any], folder: Path, node: str, why: str) -> d
 def _empty(folder: Path, account: Account) -> None:
     file_trees.remove(account, folder)
     make_folder(folder, 0o755)
-
-
-def _mark(path: Path) -> Optional[tuple[int, int]]:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_ino, status.st_mtime_ns

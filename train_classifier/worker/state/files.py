@@ -51,6 +51,15 @@ def new_file(path: Path, mode: int = 0o600, sync: bool = True) -> Iterator[int]:
         raise
 
 
+def change_mark(path: Path) -> Optional[tuple[int, int]]:
+    """Return what another content of a file changes; None while it is missing."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
 @contextlib.contextmanager
 def opened_folder(path: Path) -> Iterator[int]:
     """Yield a descriptor of a folder; raises OSError for a link."""

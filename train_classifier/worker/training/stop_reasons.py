@@ -8,6 +8,7 @@ from typing import Any, Callable, Optional, Protocol
 from train_classifier.core.errors import Cancelled, TimedOut, TrainClassifierError
 from train_classifier.core.job import JobSpec
 from train_classifier.core.options import show_option
+from train_classifier.worker.state.files import change_mark
 from train_classifier.worker.state.store import Job
 
 #: Seconds between two checks of the job's folder.
@@ -71,16 +72,8 @@ class Watch:
             return
         # A missing controller may have ended the training; the end of the job needs no controller.
         self.cause = self._signal = self.lease_s = None
-        self._cancels_before = self._cancel_mark()
+        self._cancels_before = change_mark(self.job.cancel)
         self._looked = 0.0
-
-    def _cancel_mark(self) -> Optional[tuple[int, int]]:
-        """Return a value that distinguishes requests to cancel; None without a request."""
-        try:
-            status = os.stat(self.job.cancel)
-        except FileNotFoundError:
-            return None
-        return status.st_ino, status.st_mtime_ns
 
     def check(self) -> None:
         """Raise Cancelled when there is a reason to stop; later calls raise for the same reason."""
@@ -98,7 +91,7 @@ class Watch:
         if now - self._looked < LOOK_S:
             return None
         self._looked = now
-        mark = self._cancel_mark()
+        mark = change_mark(self.job.cancel)
         if mark is None or mark == self._cancels_before:
             failure = self.node_group.failure() if self.node_group is not None else None
             return failure or self._look_at_lease(now)

@@ -47,18 +47,20 @@ class Halves:
         self.account = self.host.caller()
         self.other = folder / "other"
         self.other.mkdir()
-        given = JobSpec(new_job_id(), "look", Repository("look", "0" * 16), log_max_bytes=1 << 20, **spec)
-        self.shared = Job(folder / "shared" / "jobs" / given.id)
+        asked_spec = JobSpec(
+            new_job_id(), "look", Repository("look", "0" * 16), log_max_bytes=1 << 20, **spec
+        )
+        self.shared = Job(folder / "shared" / "jobs" / asked_spec.id)
         for name in (self.shared.workspace, self.shared.checkpoints):
             name.mkdir(parents=True)
         (self.shared.workspace / "look.py").write_text("print()")
         (self.shared.checkpoints / "epoch").write_text("1")
-        write_json(self.shared.dir / "spec.json", given.to_dict())
+        write_json(self.shared.dir / "spec.json", asked_spec.to_dict())
         write_json(
             self.shared.dir / "status.json",
-            {"schema": SCHEMA, "id": given.id, "version": 3, "state": "submitted", "model": "look"},
+            {"schema": SCHEMA, "id": asked_spec.id, "version": 3, "state": "submitted", "model": "look"},
         )
-        store_secrets(self.shared, self.account, dict.fromkeys(given.secrets, "s3cret"), in_memory=False)
+        store_secrets(self.shared, self.account, dict.fromkeys(asked_spec.secrets, "s3cret"), in_memory=False)
         self.local = node_job.bring_in(
             self.shared, self.host, self.account, self.shared.status(), self.shared.log, folder / "local"
         )

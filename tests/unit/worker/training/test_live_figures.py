@@ -94,8 +94,8 @@ def test_use_is_that_of_the_newest_rows_of_all_cards(job: Job) -> None:
     ]
     # The last row is being written.
     job.usage.write_text(HEAD + "".join(rows) + "15,15,15000,GPU-0")
-    found = figures(job)
-    assert (found["cpu_percent"], found["memory_bytes"]) == (10, 10_000)
-    assert found["gpus"] == [{"uuid": f"GPU-{card}", "percent": card, "memory_mib": 10} for card in range(64)]
+    usage = figures(job)
+    assert (usage["cpu_percent"], usage["memory_bytes"]) == (10, 10_000)
+    assert usage["gpus"] == [{"uuid": f"GPU-{card}", "percent": card, "memory_mib": 10} for card in range(64)]
     job.usage.write_text(HEAD + "5,1,1,GPU-0,,,,\n")
     assert figures(job)["gpus"] == [{"uuid": "GPU-0", "percent": None, "memory_mib": None}]

@@ -110,8 +110,8 @@ def again(answer: Mapping[str, Any], named: Sequence[str]) -> tuple[JobSpec, dic
         if name not in named
     ]
     problems += [f"job {answer.get('id')} had no secret {name}" for name in named if name not in spec.secrets]
-    given = tuple(name for name in named if name in spec.secrets)
-    values, wrong = checks.secrets({"secrets": given, "environment": spec.environment}, os.environ)
+    secret_names = tuple(name for name in named if name in spec.secrets)
+    values, wrong = checks.secrets({"secrets": secret_names, "environment": spec.environment}, os.environ)
     # The job had it: it cannot be left out.
     problems += [problem.removesuffix(", or leave it out") for problem in wrong]
     if problems:
@@ -180,8 +180,8 @@ def sources(answer: Mapping[str, Any], spec: JobSpec, host: "RemoteHost", repo: 
                 below = top.relative_to(git.top)
                 prefix = b"" if below == Path() else os.fsencode(below) + b"/"
                 # A commit may have more, and larger ones: what .trainignore leaves out.
-                wanted = {prefix + name for name in (*pushed, IGNORE_FILE.encode())}
-                exported = git.export(commit, folder / "tree", wanted)
+                paths = {prefix + name for name in (*pushed, IGNORE_FILE.encode())}
+                exported = git.export(commit, folder / "tree", paths)
         except git_state.GitSilent as silent:
             raise BadInput(
                 f"{replaced}, and {shown} does not give those of its commit: {silent}",
