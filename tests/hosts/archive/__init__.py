@@ -61,22 +61,13 @@ def kernel_module(version: str) -> bytes:
 
 
 @contextlib.contextmanager
-def _gnupg() -> Iterator[Callable[..., bytes]]:
+def gnupg() -> Iterator[Callable[..., bytes]]:
     """Run gpg in a home of its own; its agent ends with the block: it would outlive a worker of pytest-xdist."""
     if not shutil.which("gpg"):
         raise HostError("gpg signs the stand-in archives: apt-get install gnupg")
     with tempfile.TemporaryDirectory(prefix="tc-archive-key-", ignore_cleanup_errors=True) as home:
-        command = [
-            "gpg",
-            "--homedir",
-            home,
-            "--batch",
-            "--quiet",
-            "--passphrase",
-            "",
-            "--pinentry-mode",
-            "loopback",
-        ]
+        options = ["--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase"]
+        command = ["gpg", "--homedir", home, *options, ""]
 
         def gpg(*arguments: str, data: bytes = b"") -> bytes:
             done = subprocess.run([*command, *arguments], input=data, capture_output=True, check=True)
@@ -91,7 +82,7 @@ def _gnupg() -> Iterator[Callable[..., bytes]]:
 @functools.cache
 def _keys() -> tuple[bytes, bytes]:
     """The public and the secret key that sign the archives of this test run."""
-    with _gnupg() as gpg:
+    with gnupg() as gpg:
         gpg("--quick-gen-key", "Stand-in <tests@example.org>", "ed25519", "sign", "never")
         return gpg("--armor", "--export"), gpg("--export-secret-keys")
 
@@ -102,7 +93,7 @@ def signing_key() -> bytes:
 
 
 def _sign(text: str) -> str:
-    with _gnupg() as gpg:
+    with gnupg() as gpg:
         gpg("--import", data=_keys()[1])
         return gpg("--clearsign", data=text.encode()).decode()
 

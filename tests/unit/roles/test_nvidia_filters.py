@@ -7,13 +7,13 @@ import hashlib
 import importlib.util
 import itertools
 import shutil
-import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from hosts.archive import gnupg
 
 ROOT = Path(__file__).parents[3]
 
@@ -228,32 +228,11 @@ def test_ranges_of_the_table_do_not_overlap() -> None:
 
 @pytest.mark.skipif(not shutil.which("gpg"), reason="gpg makes the keys to compare with")
 @pytest.mark.parametrize("algorithm", ["ed25519", "rsa2048"])
-def test_fingerprint_equals_that_of_gpg(tmp_path: Path, algorithm: str) -> None:
-    home = tmp_path / "g"
-    home.mkdir(mode=0o700)
-    gpg = [
-        "gpg",
-        "--homedir",
-        str(home),
-        "--batch",
-        "--quiet",
-        "--passphrase",
-        "",
-        "--pinentry-mode",
-        "loopback",
-    ]
-    try:
-        subprocess.run(
-            [*gpg, "--quick-gen-key", "t <t@example.org>", algorithm, "sign"], check=True, capture_output=True
-        )
-        armoured = subprocess.run(
-            [*gpg, "--armor", "--export"], check=True, capture_output=True, text=True
-        ).stdout
-        listed = subprocess.run(
-            [*gpg, "--with-colons", "--list-keys"], check=True, capture_output=True, text=True
-        ).stdout
-    finally:
-        subprocess.run(["gpgconf", "--homedir", str(home), "--kill", "all"], check=True)
+def test_fingerprint_equals_that_of_gpg(algorithm: str) -> None:
+    with gnupg() as gpg:
+        gpg("--quick-gen-key", "t <t@example.org>", algorithm, "sign")
+        armoured = gpg("--armor", "--export").decode()
+        listed = gpg("--with-colons", "--list-keys").decode()
     expected = next(line.split(":")[9] for line in listed.splitlines() if line.startswith("fpr"))
     assert toolkit.fingerprint(armoured) == expected
 
